@@ -1,0 +1,335 @@
+"""Hyper-parameters of every LTX-2 part, read from the checkpoint's own metadata.
+
+Knows what each key of the official ``config`` JSON means to this build: a field that is used, a value that is fixed,
+or a key that says nothing at inference. Any other key, and any other value of a fixed one, stops the load by name.
+"""
+
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import ClassVar, Mapping
+
+from mlx_video.types import Modality
+
+
+class LTXModelType(Enum):
+    """Which streams of the transformer are built."""
+
+    VideoOnly = "VideoOnly"
+    AudioOnly = "AudioOnly"
+    AudioVideo = "AudioVideo"
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        return {
+            LTXModelType.VideoOnly: (Modality.VIDEO,),
+            LTXModelType.AudioOnly: (Modality.AUDIO,),
+            LTXModelType.AudioVideo: (Modality.VIDEO, Modality.AUDIO),
+        }[self]
+
+
+class LTXRopeType(Enum):
+    """How rotary pairs are laid out in a head: halves (split) or neighbours (interleaved)."""
+
+    SPLIT = "split"
+    INTERLEAVED = "interleaved"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of every part's configuration.
+
+    ``FIXED`` names keys of which this build implements one value; ``UNUSED`` names keys that mean nothing to the part.
+    """
+
+    FIXED: ClassVar[Mapping[str, object]] = {}
+    UNUSED: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "Config":
+        """Build from the official JSON block; raises ``ValueError`` naming each key it cannot honour."""
+        names = {field.name for field in fields(cls)}
+        for key, value in data.items():
+            if key in cls.FIXED and value != cls.FIXED[key]:
+                raise ValueError(
+                    f"{cls.__name__}: {key} = {value!r} is not implemented by this version of mlx-video, "
+                    f"which knows only {cls.FIXED[key]!r}. The checkpoint may need a newer mlx-video."
+                )
+        if unknown := sorted(data.keys() - names - cls.FIXED.keys() - cls.UNUSED):
+            raise ValueError(
+                f"{cls.__name__}: unknown keys {', '.join(unknown)}; this version of mlx-video cannot tell what they "
+                "change. The checkpoint may need a newer mlx-video."
+            )
+        try:
+            return cls(**{key: _freeze(data[key]) for key in names & data.keys()})
+        except TypeError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from None
+
+
+def _freeze(value):
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
+
+
+_CONNECTOR_KEYS = frozenset(
+    {
+        "connector_attention_head_dim",
+        "connector_num_attention_heads",
+        "connector_num_layers",
+        "connector_num_learnable_registers",
+        "connector_positional_embedding_max_pos",
+        "connector_norm_output",
+        "connector_apply_gated_attention",
+        "connector_learnable_registers_std",
+        "audio_connector_attention_head_dim",
+        "audio_connector_num_attention_heads",
+        "use_embeddings_connector",
+    }
+)
+
+# What LTX-2.3 and 2.5 switch on in the transformer block. Each gets its code when those checkpoints are supported.
+_NEWER_TRANSFORMER = {
+    "apply_gated_attention": False,
+    "cross_attention_adaln": False,
+    "use_prompt_adaln_single": False,
+    "caption_proj_before_connector": False,
+    "caption_projection_first_linear": True,
+    "caption_projection_second_linear": True,
+    "caption_proj_input_norm": False,
+    "ff_bias": True,
+    "use_keyframes_abs_pos_embedding": False,
+}
+
+
+@dataclass(frozen=True)
+class LTXModelConfig(Config):
+    """The diffusion transformer: block ``transformer`` of the metadata. Widths are heads x head dimension."""
+
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    cross_attention_dim: int
+    audio_num_attention_heads: int = 32
+    audio_attention_head_dim: int = 64
+    audio_cross_attention_dim: int = 2048
+    in_channels: int = 128
+    out_channels: int = 128
+    audio_in_channels: int = 128
+    audio_out_channels: int = 128
+    caption_channels: int = 3840
+    norm_eps: float = 1e-6
+    positional_embedding_theta: float = 10000.0
+    positional_embedding_max_pos: tuple[int, ...] = (20, 2048, 2048)
+    audio_positional_embedding_max_pos: tuple[int, ...] = (20,)
+    use_middle_indices_grid: bool = True
+    timestep_scale_multiplier: float = 1000.0
+    av_ca_timestep_scale_multiplier: float = 1.0
+    rope_type: LTXRopeType = LTXRopeType.INTERLEAVED
+    double_precision_rope: bool = False
+    model_type: LTXModelType = LTXModelType.AudioVideo
+
+    FIXED: ClassVar = {
+        "_class_name": "AVTransformer3DModel",
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_type": "default",
+        "av_cross_ada_norm": True,
+        "causal_temporal_positioning": True,
+        "double_self_attention": False,
+        "norm_elementwise_affine": False,
+        "only_cross_attention": False,
+        "positional_embedding_type": "rope",
+        "qk_norm": "rms_norm",
+        "share_ff": False,
+        "standardization_norm": "rms_norm",
+        "upcast_attention": False,
+        "use_audio_video_cross_attention": True,
+        **_NEWER_TRANSFORMER,
+    }
+    UNUSED: ClassVar = _CONNECTOR_KEYS | {
+        "_diffusers_version",
+        "cross_attention_norm",
+        "dropout",
+        "norm_num_groups",
+        "num_embeds_ada_norm",
+        "num_vector_embeds",
+        "text_encoder_norm_type",
+        "use_linear_projection",
+    }
+
+    @classmethod
+    def from_dict(
+        cls,
+        data: Mapping[str, object],
+        model_type: LTXModelType = LTXModelType.AudioVideo,
+    ) -> "LTXModelConfig":
+        """Read the ``transformer`` block; ``model_type`` says which of the checkpoint's streams to build."""
+        data = dict(data, model_type=model_type)
+        if "rope_type" in data:
+            data["rope_type"] = LTXRopeType(data["rope_type"])
+        if "frequencies_precision" in data:
+            data["double_precision_rope"] = (
+                data.pop("frequencies_precision") == "float64"
+            )
+        return super().from_dict(data)
+
+    def heads(self, modality: Modality) -> tuple[int, int]:
+        """(number of heads, head dimension) of a stream."""
+        if modality is Modality.VIDEO:
+            return self.num_attention_heads, self.attention_head_dim
+        return self.audio_num_attention_heads, self.audio_attention_head_dim
+
+    def width(self, modality: Modality) -> int:
+        heads, head_dim = self.heads(modality)
+        return heads * head_dim
+
+
+@dataclass(frozen=True)
+class ConnectorConfig(Config):
+    """The text connectors: the ``connector_*`` keys of block ``transformer``."""
+
+    connector_num_layers: int
+    connector_num_attention_heads: int
+    connector_attention_head_dim: int
+    connector_num_learnable_registers: int
+    connector_positional_embedding_max_pos: tuple[int, ...] = (4096,)
+    caption_channels: int = 3840
+    norm_eps: float = 1e-6
+    positional_embedding_theta: float = 10000.0
+    rope_type: LTXRopeType = LTXRopeType.INTERLEAVED
+    double_precision_rope: bool = False
+
+    FIXED: ClassVar = {
+        "connector_norm_output": True,
+        "connector_apply_gated_attention": False,
+        "use_embeddings_connector": True,
+        "caption_proj_before_connector": False,
+        "text_encoder_norm_type": None,
+    }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "ConnectorConfig":
+        names = {field.name for field in fields(cls)} | cls.FIXED.keys()
+        data = dict(data)
+        if "frequencies_precision" in data:
+            data["double_precision_rope"] = data["frequencies_precision"] == "float64"
+        if "rope_type" in data:
+            data["rope_type"] = LTXRopeType(data["rope_type"])
+        # The rest of the block is the transformer's, which checks it.
+        return super().from_dict({key: data[key] for key in names & data.keys()})
+
+
+@dataclass(frozen=True)
+class VideoVAEConfig(Config):
+    """Video autoencoder: block ``vae``. Both block lists are in encoder order, as (name, parameters) pairs."""
+
+    encoder_blocks: tuple
+    decoder_blocks: tuple
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 128
+    patch_size: int = 4
+    encoder_base_channels: int = 128
+    decoder_base_channels: int = 128
+    norm_layer: str = "pixel_norm"
+    latent_log_var: str = "uniform"
+    causal_decoder: bool = False
+    timestep_conditioning: bool = False
+    encoder_spatial_padding_mode: str = "zeros"
+    decoder_spatial_padding_mode: str = "reflect"
+
+    FIXED: ClassVar = {
+        "_class_name": "CausalVideoAutoencoder",
+        "dims": 3,
+        "normalize_latent_channels": False,
+        "scaling_factor": 1.0,
+        "use_quant_conv": False,
+    }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "VideoVAEConfig":
+        data = dict(data)
+        if mode := data.pop("spatial_padding_mode", None):
+            data.setdefault("encoder_spatial_padding_mode", mode)
+            data.setdefault("decoder_spatial_padding_mode", mode)
+        return super().from_dict(data)
+
+
+@dataclass(frozen=True)
+class AudioVAEConfig(Config):
+    """Audio autoencoder and its mel front end: block ``audio_vae``, flattened. Rates in Hz, lengths in samples."""
+
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    z_channels: int
+    in_channels: int
+    out_ch: int
+    mel_bins: int
+    sampling_rate: int
+    filter_length: int
+    hop_length: int
+    win_length: int
+    mel_fmin: float
+    mel_fmax: float
+
+    FIXED: ClassVar = {
+        "attn_resolutions": (),
+        "causal": True,
+        "causality_axis": "height",
+        "double_z": True,
+        "downsample_time": False,
+        "mid_block_add_attention": False,
+        "norm_type": "pixel",
+        "stereo": True,
+    }
+    UNUSED: ClassVar = frozenset(
+        {
+            "causal_padding",
+            "dropout",
+            "duration",
+            "embed_dim",
+            "max_wav_value",
+            "n_mel_channels",
+            "resolution",
+        }
+    )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "AudioVAEConfig":
+        return super().from_dict(_flatten(data))
+
+
+def _flatten(block: Mapping[str, object]) -> dict[str, object]:
+    flat = {}
+    for key, value in block.items():
+        flat |= _flatten(value) if isinstance(value, Mapping) else {key: _freeze(value)}
+    return flat
+
+
+@dataclass(frozen=True)
+class VocoderConfig(Config):
+    """HiFi-GAN vocoder: block ``vocoder``. Its hop is the product of ``upsample_rates``, in samples per mel frame."""
+
+    upsample_initial_channel: int
+    upsample_rates: tuple[int, ...]
+    upsample_kernel_sizes: tuple[int, ...]
+    resblock_kernel_sizes: tuple[int, ...]
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...]
+    stereo: bool = True
+    output_sample_rate: int = 24000
+
+    FIXED: ClassVar = {"resblock": "1", "vocoder": None, "bwe": None}
+
+
+@dataclass(frozen=True)
+class UpsamplerConfig(Config):
+    """Latent upsampler: the flat config of its own file."""
+
+    in_channels: int
+    mid_channels: int
+    num_blocks_per_stage: int
+    spatial_upsample: bool
+    temporal_upsample: bool
+    spatial_scale: float = 2.0
+    rational_resampler: bool = False
+
+    FIXED: ClassVar = {"_class_name": "LatentUpsampler", "dims": 3}

@@ -1,0 +1,178 @@
+"""The objects that travel through the package, and the geometry that relates them.
+
+Axis letters: B batch, C channels, F latent frames, H W latent rows and columns,
+N tokens, D width, L prompt tokens, T audio latent frames, M mel bins.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Callable, Generic, Iterator, NamedTuple, TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+X = TypeVar("X")
+
+
+class Modality(Enum):
+    """The two streams of an audio-video model."""
+
+    VIDEO = "video"
+    AUDIO = "audio"
+
+
+@dataclass(frozen=True)
+class AV(Generic[X]):
+    """One value for video and one for audio; ``None`` where a modality is absent."""
+
+    video: X | None = None
+    audio: X | None = None
+
+    def __getitem__(self, modality: Modality) -> X | None:
+        return self.audio if modality is Modality.AUDIO else self.video
+
+    @property
+    def present(self) -> tuple[Modality, ...]:
+        """The modalities that have a value, video first."""
+        return tuple(m for m in Modality if self[m] is not None)
+
+    @property
+    def values(self) -> tuple[X, ...]:
+        """The values there are, video first."""
+        return tuple(self[m] for m in self.present)
+
+    def map(self, fn: Callable, *others: "AV") -> "AV":
+        """Apply ``fn`` to each present modality, with the matching value of each ``other``."""
+
+        def one(modality: Modality):
+            x = self[modality]
+            return None if x is None else fn(x, *(other[modality] for other in others))
+
+        return AV(one(Modality.VIDEO), one(Modality.AUDIO))
+
+
+class VideoPixelShape(NamedTuple):
+    """A clip in pixel space: ``frames`` at ``fps`` Hz, ``height`` x ``width`` pixels."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.fps
+
+    def scaled(self, scale: float) -> "VideoPixelShape":
+        """The same clip with height and width multiplied by ``scale``."""
+        return self._replace(
+            height=round(self.height * scale), width=round(self.width * scale)
+        )
+
+
+class VideoScale(NamedTuple):
+    """Pixels per latent cell along each axis. LTX-2: 8 frames, 32 rows, 32 columns."""
+
+    time: int = 8
+    height: int = 32
+    width: int = 32
+
+    def check(self, shape: VideoPixelShape, shrink: int = 1) -> None:
+        """Raise ``ValueError``, naming the nearest valid size, if ``shape`` has no latent grid.
+
+        ``shrink`` is how many times smaller than ``shape`` the smallest stage is.
+        """
+        rows, columns = self.height * shrink, self.width * shrink
+        frames = max(0, round((shape.frames - 1) / self.time)) * self.time + 1
+        height = max(1, round(shape.height / rows)) * rows
+        width = max(1, round(shape.width / columns)) * columns
+        if (frames, height, width) != shape[:3]:
+            raise ValueError(
+                f"Cannot lay {shape.frames} frames of {shape.width}x{shape.height} on the latent grid: "
+                f"frames must be 1 + {self.time}k, width a multiple of {columns} and height of {rows}. "
+                f"Nearest: {frames} frames of {width}x{height}."
+            )
+        if not 0 < shape.fps < float("inf"):
+            raise ValueError(
+                f"fps must be a positive number of frames per second; got {shape.fps}. The usual value is 24."
+            )
+
+
+class VideoLatentShape(NamedTuple):
+    """Video latents, (B, C, F, H, W)."""
+
+    batch: int
+    channels: int
+    frames: int
+    height: int
+    width: int
+
+    @classmethod
+    def from_pixels(
+        cls, shape: VideoPixelShape, scale: VideoScale = VideoScale(), channels=128
+    ) -> "VideoLatentShape":
+        """The causal VAE codes the first frame alone, then ``scale.time`` frames at a time."""
+        frames = (shape.frames - 1) // scale.time + 1
+        return cls(
+            1,
+            channels,
+            frames,
+            shape.height // scale.height,
+            shape.width // scale.width,
+        )
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.height * self.width
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """Text context for the transformer: (B, L, D) per modality."""
+
+    positive: AV[mx.array]
+    negative: AV[mx.array] | None = None
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Samples in [-1, 1], (channels, n), float32, at ``sample_rate`` Hz."""
+
+    samples: mx.array
+    sample_rate: int
+
+    @property
+    def seconds(self) -> float:
+        return self.samples.shape[1] / self.sample_rate
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a generation hands back: uint8 RGB frames (H, W, 3), in order, and their sound.
+
+    ``frames`` is an iterator: frames are decoded as they are taken, and only once.
+    """
+
+    frames: Iterator[np.ndarray]
+    shape: VideoPixelShape
+    audio: Waveform | None = None
+
+    @property
+    def fps(self) -> float:
+        return self.shape.fps
+
+
+class Step(NamedTuple):
+    """Progress: ``index`` of ``total`` units of ``phase`` are done; 0 announces the phase.
+
+    Phases, in order: "load", "encode", "stage 1", "stage 2", ... and "decode"; ``sigma`` is the noise level reached.
+    """
+
+    phase: str
+    index: int
+    total: int
+    sigma: float | None = None
