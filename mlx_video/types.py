@@ -176,3 +176,15 @@ class Step(NamedTuple):
     index: int
     total: int
     sigma: float | None = None
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What a guided pass leaves out of the transformer; the default leaves out nothing.
+
+    skip_self_attention  blocks whose self-attention only passes its values through (STG)
+    isolate              no audio-video cross-attention in any block (modality guidance)
+    """
+
+    skip_self_attention: frozenset[int] = frozenset()
+    isolate: bool = False
