@@ -1,0 +1,87 @@
+"""How each checkpoint is meant to be sampled. Data only: every default number of a generation stands here."""
+
+from dataclasses import dataclass, replace
+
+from mlx_video.sampling.guidance import Guidance
+from mlx_video.sampling.schedules import (
+    STAGE_1_SIGMAS,
+    STAGE_2_SIGMAS,
+    ltx2_scheduler,
+)
+from mlx_video.types import AV
+
+SEED = 10
+FPS = 24.0
+FRAMES = 121
+HEIGHT, WIDTH = 512, 768
+IMAGE_CRF = 33  # H.264 constant rate factor of the official training images
+MAX_PROMPT_TOKENS = 1024
+
+# Official strengths of the 19B dev model (Lightricks/LTX-2, ltx_pipelines/utils/constants.py).
+VIDEO_GUIDANCE = Guidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, stg_blocks=(29,))
+AUDIO_GUIDANCE = replace(VIDEO_GUIDANCE, cfg=7.0)
+STEPS = 40
+
+DEFAULT_NEGATIVE_PROMPT = (
+    "blurry picture, low quality, low contrast, washed-out or oversaturated colours, compression blocks, "
+    "flicker, jitter, ghosting, distorted anatomy, extra fingers, melting faces, warped objects, "
+    "frozen motion, unnatural movement, subtitles, captions, watermark, logo, "
+    "muffled voice, robotic speech, lips out of sync, clipping, hiss, hum, silence"
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass of sampling.
+
+    sigmas          noise levels, descending to 0; the first is how much noise the stage starts from
+    scale           of the requested height and width
+    guidance        strengths per modality
+    distilled_lora  strength of the distilled LoRA fused into the transformer, 0 = none
+    """
+
+    sigmas: tuple[float, ...]
+    scale: float = 1.0
+    guidance: AV[Guidance] = AV(Guidance(), Guidance())
+    distilled_lora: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The stages of a generation, each starting from the one before, upsampled.
+
+    variant  which transformer checkpoint it is for: "distilled" or "dev"
+    """
+
+    variant: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def shrink(self) -> int:
+        """How many times smaller than the clip the smallest stage is."""
+        return round(1 / min(stage.scale for stage in self.stages))
+
+    @property
+    def guided(self) -> bool:
+        """Whether any stage goes away from a negative prompt."""
+        return any(g.cfg != 1.0 for stage in self.stages for g in stage.guidance.values)
+
+
+def distilled() -> Recipe:
+    """Eight steps at half size, then three at full size on the upsampled latents."""
+    return Recipe(
+        "distilled", (Stage(STAGE_1_SIGMAS, scale=0.5), Stage(STAGE_2_SIGMAS))
+    )
+
+
+def dev(
+    steps: int = STEPS,
+    guidance: AV[Guidance] = AV(VIDEO_GUIDANCE, AUDIO_GUIDANCE),
+    two_stage: bool = False,
+) -> Recipe:
+    """One guided pass at full size; or at half size, followed by the distilled refinement."""
+    sigmas = tuple(ltx2_scheduler(steps).tolist())
+    if not two_stage:
+        return Recipe("dev", (Stage(sigmas, 1.0, guidance),))
+    refinement = Stage(STAGE_2_SIGMAS, distilled_lora=1.0)
+    return Recipe("dev", (Stage(sigmas, 0.5, guidance), refinement))
