@@ -1,0 +1,99 @@
+"""Rotary position embeddings (Su et al., 2021) over continuous positions, one frequency band per axis.
+
+Knows how positions become angles and how angles turn queries and keys; not what the axes mean.
+"""
+
+from typing import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_video.models.ltx.config import LTXRopeType
+
+Rope = tuple[mx.array, mx.array]  # (cos, sin)
+
+
+def precompute_freqs_cis(
+    indices_grid: mx.array,
+    dim: int,
+    theta: float = 10000.0,
+    max_pos: Sequence[float] = (20, 2048, 2048),
+    use_middle_indices_grid: bool = False,
+    num_attention_heads: int = 32,
+    rope_type: LTXRopeType = LTXRopeType.INTERLEAVED,
+    double_precision: bool = False,
+) -> Rope:
+    """(cos, sin) of the angles by which each token's features turn, float32 whatever the grid's dtype.
+
+    indices_grid             (B, axes, N, 2) [start, end) of each token on each axis, or (B, axes, N) points
+    dim                      width of all heads together
+    max_pos                  extent of each axis, in the grid's units: positions 0..max_pos map to -1..1
+    use_middle_indices_grid  a token stands at the middle of its bounds; otherwise at their start
+    double_precision         take the powers of ``theta`` in float64
+
+    Split tables are (B, heads, N, dim / heads / 2), one angle a pair; interleaved ones (B, N, dim), each angle twice.
+    Raises ``ValueError`` where ``max_pos`` does not name one extent per axis.
+    """
+    axes = indices_grid.shape[1]
+    if len(max_pos) != axes:
+        raise ValueError(
+            f"max_pos must hold one extent for each of the {axes} axes of the positions; got {tuple(max_pos)}."
+        )
+    points = _points(indices_grid.astype(mx.float32), use_middle_indices_grid)
+    frequencies = _frequencies(theta, dim // (2 * axes), double_precision)
+    angles = _angles(points, max_pos, frequencies)
+    # Widths that the axes do not divide keep their first pairs unturned.
+    angles = mx.pad(angles, ((0, 0), (0, 0), (dim // 2 - angles.shape[-1], 0)))
+    if rope_type is LTXRopeType.INTERLEAVED:
+        angles = mx.repeat(angles, 2, axis=-1)  # (B, N, dim)
+    else:
+        angles = split_heads(angles, num_attention_heads)  # (B, H, N, head_dim / 2)
+    return mx.cos(angles), mx.sin(angles)
+
+
+def apply_rotary(x: mx.array, rope: Rope, rope_type: LTXRopeType) -> mx.array:
+    """Turn the feature pairs of every head: (B, H, N, head_dim) -> the same shape and dtype, computed in float32.
+
+    A pair is features i and i + head_dim / 2 (split), or 2i and 2i + 1 (interleaved).
+    """
+    if rope_type is LTXRopeType.SPLIT:
+        return mx.concatenate(_turn(*mx.split(x, 2, axis=-1), *rope), axis=-1)
+    cos, sin = (split_heads(table[..., ::2], x.shape[1]) for table in rope)
+    return mx.stack(_turn(x[..., ::2], x[..., 1::2], cos, sin), axis=-1).flatten(-2)
+
+
+def split_heads(x: mx.array, heads: int) -> mx.array:
+    """(B, N, heads * D) -> (B, heads, N, D)."""
+    return mx.unflatten(x, -1, (heads, -1)).swapaxes(1, 2)
+
+
+@mx.compile
+def _turn(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array):
+    """The plane vectors (a, b) turned; float32 only inside the one fused kernel."""
+    a32, b32 = a.astype(mx.float32), b.astype(mx.float32)
+    turned = a32 * cos - b32 * sin, b32 * cos + a32 * sin
+    return tuple(t.astype(a.dtype) for t in turned)
+
+
+def _points(grid: mx.array, middle: bool) -> mx.array:
+    """One position per token, (B, axes, N), from bounds or points."""
+    if grid.ndim == 3:
+        return grid
+    return grid.mean(axis=-1) if middle else grid[..., 0]
+
+
+def _frequencies(theta: float, count: int, double_precision: bool) -> mx.array:
+    """``theta ** linspace(0, 1, count) * pi / 2``, (count,) float32."""
+    dtype = np.float64 if double_precision else np.float32
+    powers = np.power(dtype(theta), np.linspace(0, 1, count, dtype=dtype))
+    return mx.array((powers * dtype(np.pi / 2)).astype(np.float32))
+
+
+def _angles(
+    points: mx.array, max_pos: Sequence[float], frequencies: mx.array
+) -> mx.array:
+    """(B, axes, N) -> (B, N, frequencies * axes), frequencies slowest."""
+    extents = mx.array(max_pos, dtype=mx.float32)[:, None]
+    signed = points / extents * 2 - 1
+    angles = signed.swapaxes(1, 2)[:, :, None, :] * frequencies[:, None]
+    return angles.flatten(-2)
