@@ -130,7 +130,9 @@ def _passes(
             )
         passes["uncond"] = (prompt.negative, Perturbation())
     if any(g.stg != 0.0 for g in wanted):
-        blocks = frozenset(block for g in wanted for block in g.stg_blocks)
+        blocks = frozenset(
+            block for g in wanted if g.stg != 0.0 for block in g.stg_blocks
+        )
         passes["perturbed"] = (prompt.positive, Perturbation(blocks))
     if any(g.modality != 1.0 for g in wanted) and len(wanted) > 1:
         passes["isolated"] = (prompt.positive, Perturbation(isolate=True))

@@ -1,0 +1,383 @@
+"""The one path from a request to a clip. Every door walks it; it owns order and lifetime, and no mathematics."""
+
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Generator, Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_video import health, media, postprocess
+from mlx_video.conditioning.latent import (
+    Condition,
+    LatentState,
+    VideoConditionByKeyframe,
+    VideoConditionByLatentIndex,
+    apply_conditioning,
+)
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
+from mlx_video.models.ltx.patchify import (
+    AUDIO_LATENT_CHANNELS,
+    AUDIO_MEL_BINS,
+    compute_audio_frames,
+    create_audio_position_grid,
+    keyframe_positions,
+    patchify_audio,
+    patchify_video,
+    unpatchify_audio,
+    unpatchify_video,
+    video_positions,
+)
+from mlx_video.models.ltx.upsampler import upsample_normalized
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
+from mlx_video.recipes import (
+    DEFAULT_NEGATIVE_PROMPT,
+    IMAGE_CRF,
+    MAX_PROMPT_TOKENS,
+    SEED,
+    Recipe,
+    Stage,
+)
+from mlx_video.sampling.guidance import guided
+from mlx_video.sampling.samplers import euler
+from mlx_video.types import (
+    AV,
+    Clip,
+    PromptEmbeddings,
+    Step,
+    VideoLatentShape,
+    VideoPixelShape,
+    VideoScale,
+    Waveform,
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture that the clip shows at ``frame`` (0 or a multiple of 8); ``strength`` 1 keeps it, 0 ignores it."""
+
+    path: str
+    frame: int = 0
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, in the user's units.
+
+    seed     of all noise, 0 to 2^32 - 1
+    audio    whether the clip has sound
+    enhance  whether Gemma rewrites the prompt first
+    tiling   how the video is decoded: auto, none, default, aggressive or conservative
+    """
+
+    prompt: str
+    shape: VideoPixelShape
+    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    seed: int = SEED
+    audio: bool = False
+    images: tuple[Image, ...] = ()
+    enhance: bool = False
+    tiling: str = "auto"
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded."""
+        if not self.prompt.strip():
+            raise ValueError(
+                "The prompt is empty; say what to show, for example 'a cat on a red sofa'."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(
+                f"seed must be from 0 to {2**32 - 1}; got {self.seed}. The usual one is {SEED}."
+            )
+        VideoScale().check(self.shape, recipe.shrink)
+        if self.audio and compute_audio_frames(self.shape.frames, self.shape.fps) < 1:
+            raise ValueError(
+                f"{self.shape.frames} frames at {self.shape.fps:g} fps are too short for sound. Try 9 frames at 24 fps."
+            )
+        TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
+        self._check_images()
+
+    def _check_images(self) -> None:
+        for image in self.images:
+            media.load_image(image.path)
+            if image.frame % 8 or not 0 <= image.frame < self.shape.frames:
+                nearest = min(max(0, round(image.frame / 8) * 8), self.shape.frames - 1)
+                raise ValueError(
+                    f"An image can stand at frame 0, 8, 16, ... below {self.shape.frames}; got {image.frame} for "
+                    f"{image.path}. Nearest: {nearest}."
+                )
+            if not 0 <= image.strength <= 1:
+                raise ValueError(
+                    f"An image's strength is from 0 to 1; got {image.strength} for {image.path}."
+                )
+        frames = [image.frame for image in self.images]
+        if len(set(frames)) < len(frames):
+            raise ValueError(
+                f"Two images stand at the same frame; frames given: {', '.join(map(str, frames))}."
+            )
+
+
+class Pipeline:
+    """Generate clips with a checkpoint's ``components``, sampled by ``recipe``.
+
+    One large component is resident at a time: each is loaded when its turn comes and freed after it.
+
+    health   look at what each phase made and raise ``HealthError`` when it is garbage
+    batched  run the guided passes in one batch: faster where memory allows it
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        recipe: Recipe,
+        *,
+        health: bool = True,
+        batched: bool = False,
+    ):
+        self.components = components
+        self.recipe = recipe
+        self.health = health
+        self.batched = batched
+
+    def __call__(self, request: Request) -> Clip:
+        """The clip of ``request``; its frames are decoded as they are taken."""
+        *_, clip = self.stream(request)
+        return clip
+
+    def stream(
+        self, request: Request, latents_path: Path | None = None
+    ) -> Iterator[Step | Clip]:
+        """Yield ``Step``s as the work goes on, and last the ``Clip``.
+
+        latents_path  where to save the latents before they are decoded; ``load_latents`` and ``decode`` go on from it
+        Raises ``ValueError`` or ``FileNotFoundError`` before anything is loaded, ``HealthError`` later.
+        """
+        request.check(self.recipe)
+        embeddings, prompt = yield from self._encode_prompt(request)
+        conditions = yield from self._encode_images(request)
+        latents = yield from self._sample(request, embeddings, conditions)
+        if latents_path is not None:
+            save_latents(latents_path, latents)
+        yield replace(
+            self.decode(latents, request.shape, request.tiling), prompt=prompt
+        )
+
+    def decode(
+        self, latents: AV[mx.array], shape: VideoPixelShape, tiling: str = "auto"
+    ) -> Clip:
+        """A clip of latents (B, 128, F, H, W) and (B, 8, T, 16): the sound at once, the frames as they are taken."""
+        sound = None if latents.audio is None else self._decode_audio(latents.audio)
+        return Clip(self._decode_video(latents.video, shape, tiling), shape, sound)
+
+    # Phases, in the order of the path. Each generator yields its Steps and returns what it made.
+
+    def _encode_prompt(
+        self, request: Request
+    ) -> Generator[Step, None, tuple[PromptEmbeddings, str]]:
+        yield Step("load text encoder", 0, 1)
+        with self.components.text_encoder() as encoder:
+            yield Step("load text encoder", 1, 1)
+            yield Step("encode prompt", 0, 2)
+            prompt = self._enhanced(request, encoder)
+            texts = [prompt, request.negative_prompt]
+            texts = texts if self.recipe.guided else texts[:1]
+            for text in texts:
+                _check_prompt_length(text, encoder.count_tokens(text))
+            hidden_states, mask = encoder.features(texts)
+            mx.eval(hidden_states, mask)
+        yield Step("encode prompt", 1, 2)
+        with self.components.connectors() as connectors:
+            both = connectors(hidden_states, mask, self._modalities(request))
+            mx.eval(both.values)
+        embeddings = PromptEmbeddings(
+            both.map(lambda x: x[:1]),
+            both.map(lambda x: x[1:]) if self.recipe.guided else None,
+        )
+        if self.health:
+            health.check_embeddings(embeddings.positive)
+        yield Step("encode prompt", 2, 2)
+        return embeddings, prompt
+
+    def _enhanced(self, request: Request, encoder) -> str:
+        if not request.enhance:
+            return request.prompt
+        enhance = enhance_i2v if request.images else enhance_t2v
+        return "".join(enhance(encoder, request.prompt, seed=request.seed))
+
+    def _encode_images(
+        self, request: Request
+    ) -> Generator[Step, None, list[list[Condition]]]:
+        """The conditions of each stage, from the images at that stage's size."""
+        stages = self.recipe.stages
+        if not request.images:
+            return [[] for _ in stages]
+        yield Step("encode images", 0, len(stages))
+        conditions = []
+        with self.components.video_encoder() as encoder:
+            for number, stage in enumerate(stages, start=1):
+                shape = request.shape.scaled(stage.scale)
+                conditions.append(
+                    [
+                        _image_condition(encoder, image, shape)
+                        for image in request.images
+                    ]
+                )
+                mx.eval([condition.tokens for condition in conditions[-1]])
+                yield Step("encode images", number, len(stages))
+        return conditions
+
+    def _sample(
+        self,
+        request: Request,
+        embeddings: PromptEmbeddings,
+        conditions: list[list[Condition]],
+    ) -> Generator[Step, None, AV[mx.array]]:
+        """Walk the stages; neighbours that use the same weights share one load of the transformer."""
+        model_type = (
+            LTXModelType.AudioVideo if request.audio else LTXModelType.VideoOnly
+        )
+        keys = mx.random.split(mx.random.key(request.seed), len(self.recipe.stages))
+        latents, numbered = AV(), enumerate(self.recipe.stages)
+        for lora, group in groupby(numbered, key=lambda item: item[1].distilled_lora):
+            yield Step("load transformer", 0, 1)
+            with self.components.transformer(model_type, lora) as predict:
+                yield Step("load transformer", 1, 1)
+                for index, stage in group:
+                    shape = request.shape.scaled(stage.scale)
+                    if index > 0:
+                        latents = yield from self._upsample(latents)
+                    states = initial_states(
+                        shape, latents, conditions[index], request.audio
+                    )
+                    states = noised(states, stage.sigmas[0], keys[index])
+                    states = yield from self._denoise(
+                        f"stage {index + 1}", stage, states, embeddings, predict
+                    )
+                    latents = unpatchify(states, shape)
+                    if self.health:
+                        health.check_latents(latents, f"stage {index + 1}")
+        return latents
+
+    def _denoise(
+        self, name: str, stage: Stage, states: AV, embeddings: PromptEmbeddings, predict
+    ) -> Generator[Step, None, AV[LatentState]]:
+        total = len(stage.sigmas) - 1
+        strengths = states.map(lambda _, guidance: guidance, stage.guidance)
+        denoise = guided(predict, embeddings, strengths, batched=self.batched)
+        yield Step(name, 0, total, stage.sigmas[0])
+        steps = euler(denoise, states, stage.sigmas)
+        for index, (states, sigma) in enumerate(steps, start=1):
+            mx.eval([state.latent for state in states.values])
+            yield Step(name, index, total, sigma)
+        return states
+
+    def _upsample(self, latents: AV[mx.array]) -> Generator[Step, None, AV[mx.array]]:
+        """Twice the rows and columns for the video; the sound goes on as it is."""
+        yield Step("upsample", 0, 1)
+        with (
+            self.components.upsampler() as upsampler,
+            self.components.video_statistics() as statistics,
+        ):
+            video = upsample_normalized(upsampler, statistics, latents.video)
+            mx.eval(video)
+        yield Step("upsample", 1, 1)
+        return AV(video, latents.audio)
+
+    def _decode_audio(self, latent: mx.array) -> Waveform:
+        with self.components.audio_decoder() as decoder:
+            log_mel = decoder(latent)
+            mx.eval(log_mel)
+        with self.components.vocoder() as vocoder:
+            waveform = Waveform(vocoder(log_mel)[0], vocoder.sample_rate)
+            mx.eval(waveform.samples)
+        if self.health:
+            health.check_waveform(waveform)
+        return waveform
+
+    def _decode_video(
+        self, latent: mx.array, shape: VideoPixelShape, tiling: str
+    ) -> Iterator[np.ndarray]:
+        config = TilingConfig.named(tiling, shape.height, shape.width, shape.frames)
+        with self.components.video_decoder() as decoder:
+            chunks = decode_stream(decoder, latent, config)
+            if self.health:
+                frames = postprocess.frames(map(health.check_pixels, chunks))
+                yield from health.watched(frames)
+            else:
+                yield from postprocess.frames(chunks)
+
+    def _modalities(self, request: Request):
+        return AV(True, True if request.audio else None).present
+
+
+def _check_prompt_length(text: str, tokens: int) -> None:
+    if tokens > MAX_PROMPT_TOKENS:
+        raise ValueError(
+            f"The prompt '{text[:40]}...' has {tokens} tokens and the model reads {MAX_PROMPT_TOKENS}. Shorten it."
+        )
+
+
+def _image_condition(encoder, image: Image, shape: VideoPixelShape) -> Condition:
+    """An image at the first frame replaces the first latent; later ones are keyframe tokens behind the clip's own."""
+    picture = media.compress_like_video(media.load_image(image.path), IMAGE_CRF)
+    latent = encoder(media.fit_image(picture, shape.height, shape.width))
+    tokens = patchify_video(latent.astype(mx.float32))
+    if image.frame == 0:
+        return VideoConditionByLatentIndex(tokens, 0, image.strength)
+    grid = VideoLatentShape.from_pixels(shape)
+    positions = keyframe_positions(grid, image.frame, shape.fps)
+    return VideoConditionByKeyframe(tokens, positions, image.strength)
+
+
+def initial_states(
+    shape: VideoPixelShape,
+    latents: AV[mx.array],
+    conditions: list[Condition],
+    audio: bool,
+) -> AV[LatentState]:
+    """States of a stage before the noise: ``latents`` of the stage before, zeros where there is none, conditioned."""
+    grid = VideoLatentShape.from_pixels(shape)
+    if latents.video is None:
+        video = mx.zeros((1, grid.tokens, grid.channels))
+    else:
+        video = patchify_video(latents.video)
+    video = LatentState.fresh(video, video_positions(shape))
+    video = apply_conditioning(video, conditions, grid.tokens_per_frame)
+    if not audio:
+        return AV(video)
+    T = compute_audio_frames(shape.frames, shape.fps)
+    if latents.audio is None:
+        sound = mx.zeros((1, T, AUDIO_LATENT_CHANNELS * AUDIO_MEL_BINS))
+    else:
+        sound = patchify_audio(latents.audio)
+    return AV(video, LatentState.fresh(sound, create_audio_position_grid(1, T)))
+
+
+def noised(states: AV[LatentState], sigma: float, key: mx.array) -> AV[LatentState]:
+    """``states`` with Gaussian noise mixed in to level ``sigma``, another for each modality."""
+    keys = AV(*mx.random.split(key))
+    return states.map(
+        lambda state, key: state.noised(
+            sigma, mx.random.normal(state.latent.shape, key=key)
+        ),
+        keys,
+    )
+
+
+def unpatchify(states: AV[LatentState], shape: VideoPixelShape) -> AV[mx.array]:
+    """Latents of finished states: (B, 128, F, H, W) and (B, 8, T, 16)."""
+    video = unpatchify_video(states.video.latent, VideoLatentShape.from_pixels(shape))
+    audio = None if states.audio is None else unpatchify_audio(states.audio.latent)
+    return AV(video, audio)
+
+
+def save_latents(path: Path, latents: AV[mx.array]) -> None:
+    """Write latents as a safetensors file with tensors "video" and "audio"; aside, then renamed."""
+    tensors = {modality.value: latents[modality] for modality in latents.present}
+    aside = path.with_name(f".{path.name}.partial.safetensors")
+    mx.save_safetensors(str(aside), tensors)
+    aside.replace(path)

@@ -1,0 +1,122 @@
+"""Guidance formulas against the official numbers, and the passes that strengths ask for."""
+
+import mlx.core as mx
+import pytest
+
+from mlx_video.conditioning.latent import LatentState
+from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
+from mlx_video.sampling.guidance import (
+    Guidance,
+    apg_delta,
+    cfg_delta,
+    cfg_star_delta,
+    guided,
+    stg_delta,
+)
+from mlx_video.types import AV, PromptEmbeddings
+from tests.reference import error, vectors
+
+OFFICIAL = vectors("sampling")
+COND, UNCOND, PERTURBED, ISOLATED = (
+    OFFICIAL[f"guid.{name}"] for name in ("cond", "uncond", "perturbed", "modality")
+)
+
+
+@pytest.mark.parametrize(
+    "guidance, name",
+    [(VIDEO_GUIDANCE, "guid.video_default"), (AUDIO_GUIDANCE, "guid.audio_default")],
+)
+def test_default_strengths_combine_as_the_official_code_does(guidance, name):
+    combined = guidance.combine(COND, UNCOND, PERTURBED, ISOLATED)
+    assert error(combined, OFFICIAL[name]) < 1e-6
+
+
+def test_cfg_alone():
+    assert (
+        error(Guidance(cfg=4.0).combine(COND, UNCOND), OFFICIAL["guid.cfg_only"]) < 1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "delta, name",
+    [
+        (cfg_delta(COND, UNCOND, 3.0), "cfg_delta"),
+        (cfg_star_delta(COND, UNCOND, 3.0), "cfg_star_delta"),
+        (stg_delta(COND, PERTURBED, 1.0), "stg_delta"),
+        (apg_delta(COND, UNCOND, 3.0, eta=0.5, norm_threshold=2.0), "apg_delta"),
+    ],
+)
+def test_deltas_are_the_official_ones(delta, name):
+    assert error(delta, OFFICIAL[f"guid.{name}"]) < 1e-5
+
+
+def test_cfg_delta_keeps_the_dtype():
+    half = COND.astype(mx.bfloat16)
+    assert cfg_delta(half, half, 4.0).dtype == mx.bfloat16
+
+
+PROMPT = PromptEmbeddings(
+    AV(mx.full((1, 4, 8), 1.0), mx.full((1, 4, 8), 2.0)),
+    AV(mx.full((1, 4, 8), -1.0), mx.full((1, 4, 8), -2.0)),
+)
+STATES = AV(
+    *(
+        LatentState.fresh(
+            mx.random.normal((1, n, 3), key=mx.random.key(n)), mx.zeros((1, 1, n, 2))
+        )
+        for n in (5, 7)
+    )
+)
+
+
+def spy(calls):
+    """A model whose prediction depends on everything a pass may change."""
+
+    def predict(states, context, sigma, perturbations):
+        calls.append(perturbations)
+        offsets = mx.array(
+            [10.0 * len(p.skip_self_attention) + 3.0 * p.isolate for p in perturbations]
+        )[:, None, None]
+        return states.map(
+            lambda state, text: state.latent * text.mean(axis=(1, 2), keepdims=True)
+            + offsets,
+            context,
+        )
+
+    return predict
+
+
+def test_no_guidance_is_one_pass():
+    calls = []
+    guided(spy(calls), PROMPT, AV(Guidance(), Guidance()))(STATES, 0.5)
+    assert len(calls) == 1
+
+
+def test_a_pass_that_one_modality_needs_is_run_for_both():
+    calls = []
+    strengths = AV(Guidance(), Guidance(stg=1.0, stg_blocks=(1, 2)))
+    x0 = guided(spy(calls), PROMPT, strengths)(STATES, 0.5)
+    assert [p.skip_self_attention for (p,) in calls] == [frozenset(), frozenset({1, 2})]
+    assert error(x0.video, STATES.video.latent) < 1e-6  # strength 0 leaves video alone
+
+
+def test_batched_passes_equal_passes_in_turn():
+    strengths = AV(VIDEO_GUIDANCE, AUDIO_GUIDANCE)
+    calls = []
+    in_turn = guided(spy([]), PROMPT, strengths)(STATES, 0.5)
+    batched = guided(spy(calls), PROMPT, strengths, batched=True)(STATES, 0.5)
+    assert len(calls) == 1 and len(calls[0]) == 4
+    for a, b in zip(batched.values, in_turn.values):
+        assert error(a, b) < 1e-6
+
+
+def test_video_alone_needs_no_modality_pass():
+    calls = []
+    prompt = PromptEmbeddings(AV(PROMPT.positive.video), AV(PROMPT.negative.video))
+    guided(spy(calls), prompt, AV(VIDEO_GUIDANCE))(AV(STATES.video), 0.5)
+    assert len(calls) == 3
+
+
+def test_cfg_without_a_negative_prompt_is_refused():
+    with pytest.raises(ValueError, match="cfg 4.0 needs a negative prompt"):
+        guided(spy([]), PromptEmbeddings(PROMPT.positive), AV(Guidance(cfg=4.0)))
