@@ -130,6 +130,17 @@ class VideoLatentShape(NamedTuple):
         return self.height * self.width
 
 
+class TextFeatures(NamedTuple):
+    """What the language model made of a batch of prompts, before the connectors.
+
+    hidden_states  (layers + 1, B, T, D): the embeddings, then every layer's output
+    mask           (B, L), 1 = token, 0 = padding on the left; L >= T, and what ``hidden_states`` lacks is padding
+    """
+
+    hidden_states: mx.array
+    mask: mx.array
+
+
 @dataclass(frozen=True)
 class PromptEmbeddings:
     """Text context for the transformer: (B, L, D) per modality."""

@@ -184,7 +184,11 @@ class LTXModelConfig(Config):
 
 @dataclass(frozen=True)
 class ConnectorConfig(Config):
-    """The text connectors: the ``connector_*`` keys of block ``transformer``."""
+    """The text connectors: the ``connector_*`` keys of block ``transformer``.
+
+    No checkpoint states ``text_layers``, how many layers the language model has; the width of the feature projection
+    does (``TextConnectors.fit``). 48 is Gemma 3 12B.
+    """
 
     connector_num_layers: int
     connector_num_attention_heads: int
@@ -192,6 +196,7 @@ class ConnectorConfig(Config):
     connector_num_learnable_registers: int
     connector_positional_embedding_max_pos: tuple[int, ...] = (4096,)
     caption_channels: int = 3840
+    text_layers: int = 48
     norm_eps: float = 1e-6
     positional_embedding_theta: float = 10000.0
     rope_type: LTXRopeType = LTXRopeType.INTERLEAVED
