@@ -1,0 +1,178 @@
+"""Which MLX backend is installed, and the fast BLAS put under it; knows packages and shared libraries, not arrays.
+
+On Linux `mlx` has no backend of its own: `mlx-cpu`, `mlx-cuda-12` and `mlx-cuda-13` each bring the same file,
+`mlx/lib/libmlx.so`, so exactly one of them may be installed. `python -m mlx_video.backend` reports and switches.
+"""
+
+import ctypes
+import logging
+import os
+import sys
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
+
+BACKENDS = {
+    "cpu": "mlx-cpu",
+    "cuda12": "mlx-cuda-12",
+    "cuda13": "mlx-cuda-13",
+    "metal": "mlx-metal",
+}
+OPENBLAS = {"x86_64": "ngsolve-openblas", "aarch64": "cmeel-openblas"}
+SWITCH = "python -m mlx_video.backend"
+
+log = logging.getLogger(__name__)
+
+
+def prepare() -> None:
+    """Make `import mlx.core` find one whole backend, and on Linux a fast BLAS; `mlx_video` calls it first of all.
+
+    ImportError says in one sentence what to install. The switch itself must start where no backend is.
+    """
+    if "mlx_video.backend" in sys.orig_argv:
+        return
+    load_blas()
+    require_backend()
+
+
+def installed() -> list[str]:
+    """The backends whose packages are installed, by the names of `BACKENDS`; more than one is a fault."""
+    return [name for name, package in BACKENDS.items() if _version(package)]
+
+
+def require_backend() -> None:
+    """ImportError in one sentence unless exactly one backend is installed, whole and loadable."""
+    names = installed()
+    if len(names) > 1:
+        packages = " and ".join(BACKENDS[name] for name in names)
+        raise ImportError(
+            f"{packages} are installed together and overwrite each other's files: "
+            f"keep one with `{SWITCH} {names[-1]}` (or {names[0]})."
+        )
+    library = _libmlx()
+    if library is None:
+        _require_core()
+    elif names and names[0].startswith("cuda"):
+        _require_cuda(names[0], library)
+
+
+def _libmlx() -> Path | None:
+    """MLX's shared library beside the installed `mlx`, found without importing it."""
+    spec = util.find_spec("mlx")
+    folders = spec.submodule_search_locations if spec else []
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    paths = (Path(folder, "lib", f"libmlx.{suffix}") for folder in folders or [])
+    return next((path for path in paths if path.exists()), None)
+
+
+def _require_core() -> None:
+    """A build from source may keep its library elsewhere: only the import itself can tell."""
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:
+        remedy = (
+            "install it with `python -m pip install --force-reinstall mlx mlx-metal`"
+            if sys.platform == "darwin"
+            else f"install mlx-cpu with `{SWITCH} cpu`, or for an NVIDIA GPU "
+            f"mlx-cuda-13 or mlx-cuda-12 with `{SWITCH} cuda13` or `cuda12`"
+        )
+        raise ImportError(f"MLX has no backend here: {remedy}.") from error
+
+
+def _require_cuda(name: str, library: Path) -> None:
+    """Load CUDA's library now, where a missing driver can still be told in a sentence; mlx.core finds it loaded."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        remedy = (
+            "install the NVIDIA driver"
+            if "libcuda.so" in str(error)
+            else f"install NVIDIA's libraries with `{SWITCH} {name}`"
+        )
+        raise ImportError(
+            f"{BACKENDS[name]} cannot load ({error}): {remedy}, "
+            f"or go back to the CPU with `{SWITCH} cpu`."
+        ) from error
+
+
+@cache
+def load_blas() -> str | None:
+    """On Linux, load OpenBLAS for every library to come; its path, or None where MLX keeps its own BLAS.
+
+    MLX's Linux wheels carry the reference BLAS, 20 to 40 times slower in float32, and bind its functions by their
+    plain names, so a library loaded globally before `mlx.core` takes its place. CUDA's wheels bind alike and use it
+    in operations placed on the CPU; only a CPU backend is warned about when it is missing.
+    """
+    if sys.platform != "linux":
+        return None
+    if hasattr(ctypes.CDLL(None), "cblas_sgemm"):
+        return "one loaded before mlx_video"
+    try:
+        if "mlx.core" in sys.modules:
+            raise OSError("mlx was imported first: import mlx_video before it")
+        return _load_openblas()
+    except OSError as error:
+        if installed() == ["cpu"]:
+            log.warning("Float32 runs 20 to 40 times slower than it could: %s.", error)
+        return None
+
+
+def _load_openblas() -> str:
+    """Load the OpenBLAS of the first package that has one, for all to see; OSError says what to install."""
+    path = next(filter(None, map(_openblas, OPENBLAS.values())), None)
+    if path is None:
+        package = OPENBLAS.get(os.uname().machine, "an OpenBLAS with plain symbols")
+        raise OSError(f"install {package}")
+    try:
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        if "libgfortran" not in str(error):
+            raise
+        _lend_libgfortran()
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    return str(path)
+
+
+def _openblas(package: str) -> Path | None:
+    """The shared library in an installed package, which is not imported."""
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        return None
+    found = (file for file in files if file.match("libopenblas*.so*"))
+    return next((Path(file.locate()) for file in found), None)
+
+
+def _lend_libgfortran() -> None:
+    """Load the libgfortran of MLX's wheel under the name that OpenBLAS asks for, libgfortran.so.5.
+
+    Wheels rename the libraries they carry (libgfortran-f7379c93.so.5.0.0), and the loader goes by the name written
+    inside the file, so a copy in memory gets the common name back. OSError where there is nothing to lend.
+    """
+    library = next(_carried("libgfortran-"), None)
+    if library is None:
+        raise OSError("OpenBLAS needs libgfortran.so.5: install libgfortran5")
+    for helper in _carried("libquadmath-"):
+        ctypes.CDLL(str(helper))
+    ours = library.name.encode() + b"\0"
+    plain = b"libgfortran.so.5".ljust(len(ours), b"\0")
+    copy = os.memfd_create("libgfortran.so.5")  # stays open: its path is its identity
+    os.write(copy, library.read_bytes().replace(ours, plain))
+    ctypes.CDLL(f"/proc/self/fd/{copy}")
+
+
+def _carried(prefix: str):
+    """Libraries of that name which the installed backends carry along."""
+    for name in installed():
+        package = BACKENDS[name]
+        folder = metadata.distribution(package).locate_file(
+            package.replace("-", "_") + ".libs"
+        )
+        yield from Path(folder).glob(f"{prefix}*.so*")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,124 @@
+"""Door: report on the MLX backend in use, or replace it; whole packages only, through pip or uv.
+
+`python -m mlx_video.backend` prints what a bug report needs; `python -m mlx_video.backend cuda13` switches.
+"""
+
+import argparse
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+from mlx_video import __version__
+from mlx_video.backend import (
+    BACKENDS,
+    OPENBLAS,
+    SWITCH,
+    installed,
+    load_blas,
+    require_backend,
+)
+
+CHOICES = ("cpu", "cuda12", "cuda13")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0, or 1 where the backend cannot run, or 2 where the request makes no sense here."""
+    parser = argparse.ArgumentParser(
+        prog=SWITCH,
+        description="Show which MLX backend runs here, or install another in its place (Linux).",
+        epilog="Further options go to the installer (pip or uv pip), such as --no-deps or --index-url.",
+    )
+    parser.add_argument("backend", nargs="?", choices=CHOICES)
+    args, options = parser.parse_known_args(argv)
+    if args.backend is None:
+        return report()
+    try:
+        switch(args.backend, options)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"{SWITCH}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, OSError) else 1
+    return subprocess.call([sys.executable, "-m", "mlx_video.backend"])
+
+
+def report() -> int:
+    """Print versions, the loaded library, the device and the BLAS; 1 with the reason where MLX cannot run."""
+    print(f"mlx_video    {__version__}, {platform.platform()}")
+    print(f"python       {platform.python_version()}, {sys.executable}")
+    packages = ["mlx", *(BACKENDS[name] for name in installed()), *OPENBLAS.values()]
+    print(f"packages     {', '.join(filter(None, map(_named, packages)))}")
+    blas = load_blas()
+    try:
+        require_backend()
+        import mlx.core as mx
+    except ImportError as error:
+        print(f"problem      {error}")
+        return 1
+    print(f"library      {_loaded_library()}")
+    print(f"device       {mx.default_device()}")
+    print(f"BLAS         {blas or 'the one MLX brings'}")
+    return 0
+
+
+def switch(backend: str, options: list[str]) -> None:
+    """Leave `backend` as the only one installed, whole, at the version of the installed mlx.
+
+    The backends share files, so removing one tears holes into another. Hence three steps: install the new one
+    (a failed download changes nothing), remove the others, lay the new one's files again.
+    """
+    if sys.platform != "linux":
+        raise OSError("on macOS MLX always runs on Metal: there is nothing to switch")
+    package = f"{BACKENDS[backend]}=={metadata.version('mlx')}"
+    others = [BACKENDS[name] for name in installed() if name != backend]
+    _pip("install", package, *options)
+    if others:
+        _pip("uninstall", "-y", *others)
+    whole = [*options, *({"--no-deps"} - set(options))]
+    _pip("install", "--force-reinstall", package, *whole)
+    if backend != "cpu" and _is_uv_environment():
+        print(
+            "Note: `uv run` and `uv sync` put the locked CPU backend back. "
+            "Use `uv run --no-sync`, or set UV_NO_SYNC=1.",
+            file=sys.stderr,
+        )
+
+
+def _pip(*arguments: str) -> None:
+    """Run this interpreter's pip, or `uv pip` where uv made an environment without one."""
+    if util.find_spec("pip"):
+        command = [sys.executable, "-m", "pip", *arguments]
+    elif uv := shutil.which("uv"):
+        command = [uv, "pip", *arguments, "--python", sys.executable]
+    else:
+        raise OSError("neither pip nor uv is here: `python -m ensurepip` brings pip")
+    print("+", *command, file=sys.stderr)
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def _is_uv_environment() -> bool:
+    """uv writes its version into the environments it makes."""
+    settings = Path(sys.prefix, "pyvenv.cfg")
+    return settings.exists() and "\nuv = " in settings.read_text()
+
+
+def _named(package: str) -> str | None:
+    """A package with its version, or None where it is not installed."""
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _loaded_library() -> str:
+    """The MLX library mapped into this process."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():  # macOS, where only one can be
+        return str(Path(sys.modules["mlx.core"].__file__).parent / "lib/libmlx.dylib")
+    paths = (line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines())
+    return next((path for path in paths if "libmlx" in path), "inside mlx.core")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
