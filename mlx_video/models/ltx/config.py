@@ -34,6 +34,11 @@ class LTXRopeType(Enum):
     INTERLEAVED = "interleaved"
 
 
+def named(modality: Modality, name: str) -> str:
+    """What a stream's setting, module or tensor is called in the checkpoint: audio's bear a prefix."""
+    return f"audio_{name}" if modality is Modality.AUDIO else name
+
+
 @dataclass(frozen=True)
 class Config:
     """Base of every part's configuration.
@@ -170,6 +175,10 @@ class LTXModelConfig(Config):
                 data.pop("frequencies_precision") == "float64"
             )
         return super().from_dict(data)
+
+    def of(self, modality: Modality, name: str):
+        """A setting of one stream, by the name that it has for video."""
+        return getattr(self, named(modality, name))
 
     def heads(self, modality: Modality) -> tuple[int, int]:
         """(number of heads, head dimension) of a stream."""

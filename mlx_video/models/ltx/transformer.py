@@ -1,0 +1,254 @@
+"""One block of the dual-stream diffusion transformer, and what it reads of each modality.
+
+Knows how the two streams attend to themselves, to the text and to each other; not where its inputs come from.
+Each rule is written once: the video modules bear the plain names, the audio ones the prefix ``audio_``.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_video.models.ltx.adaln import add_table, gated, modulate
+from mlx_video.models.ltx.attention import Attention, FeedForward
+from mlx_video.models.ltx.config import LTXModelConfig, named
+from mlx_video.models.ltx.rope import Rope
+from mlx_video.types import AV, Modality
+
+MODALITIES = AV(Modality.VIDEO, Modality.AUDIO)
+OTHER = AV(Modality.AUDIO, Modality.VIDEO)
+
+
+class Timesteps(NamedTuple):
+    """The noise levels of one modality's tokens, each distinct level once.
+
+    values  (B, K) float32 in [0, 1]; B may be 1 for a whole batch
+    index   (N,) which of the K levels each token has; ``None`` where there is only one
+    sigma   (B,) float32, the level of the modality as a whole: what the other one's gate hears
+    """
+
+    values: mx.array
+    index: mx.array | None
+    sigma: mx.array
+
+    @classmethod
+    def from_tokens(cls, timesteps: mx.array, sigma: mx.array | float) -> "Timesteps":
+        """From the level of every token, (B, N) or (B, N, 1); reads them, so they must not be under a gradient."""
+        tokens = np.array(timesteps.astype(mx.float32)).reshape(timesteps.shape[:2])
+        values, index = np.unique(tokens, axis=1, return_inverse=True)
+        index = mx.array(index.reshape(-1)) if values.shape[1] > 1 else None
+        sigma = mx.broadcast_to(mx.array(sigma, mx.float32), tokens.shape[:1])
+        return cls(mx.array(values), index, sigma)
+
+    @classmethod
+    def from_mask(cls, sigma: mx.array | float, mask: mx.array) -> "Timesteps":
+        """``sigma``, a number or (B,), times a denoise mask (B, N, 1)."""
+        return cls.from_tokens(mask, 1.0).scaled(sigma)
+
+    def scaled(self, sigma: mx.array | float) -> "Timesteps":
+        """Every level times ``sigma``, a number or (B,)."""
+        if isinstance(sigma, mx.array):
+            return self._replace(
+                values=self.values * sigma[:, None], sigma=self.sigma * sigma
+            )
+        return self._replace(values=self.values * sigma, sigma=self.sigma * sigma)
+
+    def of_tokens(self, levels: mx.array) -> mx.array:
+        """Per level to per token, (B, K, ...) -> (B, N, ...); (B, 1, ...) where all tokens have one level."""
+        return levels if self.index is None else mx.take(levels, self.index, axis=1)
+
+
+class RopeTables(NamedTuple):
+    """Rotary tables of one modality's tokens: among themselves, and towards the other modality."""
+
+    tokens: Rope
+    cross: Rope | None = None
+
+
+@dataclass(frozen=True)
+class ModalityInput:
+    """One modality as the transformer sees it.
+
+    latent   (B, N, C), in the dtype to compute in
+    context  (B, L, D), the prompt after ``LTXModel.project_context``
+    enabled  ``False``: the stream stays as it enters, but the other one still attends to it
+    """
+
+    latent: mx.array
+    timesteps: Timesteps
+    context: mx.array
+    rope: RopeTables
+    enabled: bool = True
+
+
+class Conditioning(NamedTuple):
+    """What the blocks and the output read of one modality besides its tokens; rows as ``AdaLNSingle`` gives them.
+
+    rows        (B, K, 6, D)  shift, scale, gate of self-attention, then of the feed-forward network
+    embedded    (B, K, D)     what the output adds to its own shift and scale
+    cross_rows  (B, K, 4, D)  scale, shift where audio flows to video, then where video flows to audio
+    cross_gate  (B, 1, 1, D)  how loud the other modality is
+    """
+
+    timesteps: Timesteps
+    context: mx.array
+    rope: RopeTables
+    enabled: bool
+    rows: mx.array
+    embedded: mx.array
+    cross_rows: mx.array | None = None
+    cross_gate: mx.array | None = None
+
+
+Rule = Callable[[Modality, mx.array, Conditioning], mx.array]
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, text attention, exchange between the streams, feed-forward."""
+
+    def __init__(self, config: LTXModelConfig):
+        super().__init__()
+        self.norm_eps = config.norm_eps
+        modalities = config.model_type.modalities
+        for modality in modalities:
+            self._build_stream(config, modality)
+            if len(modalities) > 1:
+                self._build_exchange(config, modality)
+
+    def _build_stream(self, config: LTXModelConfig, modality: Modality):
+        width = config.width(modality)
+        context_dim = config.of(modality, "cross_attention_dim")
+        attention = _attention(config, modality, width)
+        self[named(modality, "attn1")] = attention(context_dim=width)
+        self[named(modality, "attn2")] = attention(context_dim=context_dim)
+        self[named(modality, "ff")] = FeedForward(width)
+        self[named(modality, "scale_shift_table")] = mx.zeros((6, width))
+
+    def _build_exchange(self, config: LTXModelConfig, modality: Modality):
+        """How ``modality`` attends to the other one, in heads of the audio stream's size."""
+        width, other = config.width(modality), config.width(OTHER[modality])
+        attention = _attention(config, Modality.AUDIO, width)
+        self[_exchange_attention(modality)] = attention(context_dim=other)
+        self[_exchange_table(modality)] = mx.zeros((5, width))
+
+    def __call__(
+        self,
+        x: AV[mx.array],
+        conditioning: AV[Conditioning],
+        attending: mx.array | bool = True,
+        crossing: mx.array | bool = True,
+    ) -> AV[mx.array]:
+        """Tokens (B, N, D) of each stream -> the same shapes.
+
+        attending  whether self-attention runs or only passes its values through
+        crossing   whether the streams attend to each other; both may be (B, 1, 1), one answer per batch item
+        """
+        x = _advance(partial(self._attend, attending=attending), x, conditioning)
+        if crossing is not False and len(x.present) > 1:
+            x = self._exchange(x, conditioning, crossing)
+        return _advance(self._feed_forward, x, conditioning)
+
+    def _attend(
+        self,
+        modality: Modality,
+        x: mx.array,
+        c: Conditioning,
+        attending: mx.array | bool,
+    ) -> mx.array:
+        """Attention to the stream's own tokens, then to its text."""
+        shift, scale, gate = self._modulation(modality, x, c)[:3]
+        update = self[named(modality, "attn1")](
+            modulate(self._norm(x), shift, scale),
+            rope=c.rope.tokens,
+            attending=attending,
+        )
+        x = gated(x, update, gate)
+        return x + self[named(modality, "attn2")](self._norm(x), c.context)
+
+    def _exchange(
+        self,
+        x: AV[mx.array],
+        conditioning: AV[Conditioning],
+        crossing: mx.array | bool,
+    ) -> AV[mx.array]:
+        """Each stream attends to the other as it was before either changed."""
+        normed = x.map(self._norm)
+
+        def listen(modality: Modality, x: mx.array, c: Conditioning) -> mx.array:
+            other = OTHER[modality]
+            query, context = (
+                self._cross_modulated(m, normed[m], conditioning[m], into=modality)
+                for m in (modality, other)
+            )
+            update = self[_exchange_attention(modality)](
+                query,
+                context,
+                rope=c.rope.cross,
+                context_rope=conditioning[other].rope.cross,
+            )
+            table = self[_exchange_table(modality)][4:]
+            (gate,) = add_table(table, c.cross_gate, x.dtype)
+            return gated(x, update, gate if crossing is True else gate * crossing)
+
+        return _advance(listen, x, conditioning)
+
+    def _feed_forward(
+        self, modality: Modality, x: mx.array, c: Conditioning
+    ) -> mx.array:
+        shift, scale, gate = self._modulation(modality, x, c)[3:]
+        update = self[named(modality, "ff")](modulate(self._norm(x), shift, scale))
+        return gated(x, update, gate)
+
+    def _norm(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, None, self.norm_eps)
+
+    def _modulation(
+        self, modality: Modality, x: mx.array, c: Conditioning
+    ) -> list[mx.array]:
+        """The six rows of a stream, each (B, 1 or N, D)."""
+        table = self[named(modality, "scale_shift_table")]
+        rows = add_table(table, c.rows, x.dtype)
+        return [c.timesteps.of_tokens(row) for row in rows]
+
+    def _cross_modulated(
+        self, modality: Modality, normed: mx.array, c: Conditioning, into: Modality
+    ) -> mx.array:
+        """A stream's normed tokens as the attention ``into`` a modality wants them, be it query or context."""
+        first = 0 if into is Modality.VIDEO else 2
+        table = self[_exchange_table(modality)][first : first + 2]
+        rows = c.cross_rows[:, :, first : first + 2]
+        scale, shift = map(c.timesteps.of_tokens, add_table(table, rows, normed.dtype))
+        return modulate(normed, shift, scale)
+
+
+def _advance(rule: Rule, x: AV[mx.array], conditioning: AV[Conditioning]):
+    """Each stream after ``rule``; one that is not enabled stays as it is."""
+
+    def one(x: mx.array, modality: Modality, c: Conditioning) -> mx.array:
+        return rule(modality, x, c) if c.enabled else x
+
+    return x.map(one, MODALITIES, conditioning)
+
+
+def _attention(config: LTXModelConfig, modality: Modality, dim: int):
+    """A constructor of attentions with the heads of ``modality`` and queries of ``dim`` features."""
+    heads, head_dim = config.heads(modality)
+    return partial(
+        Attention,
+        dim,
+        heads=heads,
+        head_dim=head_dim,
+        norm_eps=config.norm_eps,
+        rope_type=config.rope_type,
+    )
+
+
+def _exchange_attention(modality: Modality) -> str:
+    return f"{OTHER[modality].value}_to_{modality.value}_attn"
+
+
+def _exchange_table(modality: Modality) -> str:
+    return f"scale_shift_table_a2v_ca_{modality.value}"
