@@ -4,7 +4,7 @@ The only room that knows mlx-lm and tokenizers. What becomes of the hidden state
 """
 
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Callable, ClassVar, Iterator, Sequence
 
 import mlx.core as mx
 from mlx_lm import stream_generate
@@ -48,7 +48,11 @@ class GemmaTextEncoder:
         model = GemmaModel(GemmaArgs.from_dict(config))
         mode = config.get("quantization", {}).get("mode", "affine")
         weights.load(
-            model, model.sanitize(tensors), dtype=dtype, mode=mode, source=str(path)
+            model,
+            GemmaModel.sanitize(tensors),
+            dtype=dtype,
+            mode=mode,
+            source=str(path),
         )
         return cls(model, tokenizer)
 
@@ -143,7 +147,7 @@ class GemmaTextEncoder:
             return self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True
             )
-        return self._encode(
+        return self.tokenizer.encode(
             f"{START_OF_TURN}user\n{instructions}\n\n{request}{END_OF_TURN}\n{START_OF_TURN}model\n"
         )
 
@@ -151,27 +155,37 @@ class GemmaTextEncoder:
 class GemmaModel(gemma3_text.Model):
     """mlx-lm's Gemma 3 language model, which finds its tensors under every name they are published with."""
 
-    LANGUAGE = {
+    LANGUAGE: ClassVar[dict[str, str]] = {
         "language_model.model.": "model.",  # hub files of 2025, mlx-lm, mlx-vlm
-        "language_model.lm_head.": "lm_head.",
         "model.language_model.": "model.",  # transformers 5
         "model.": "model.",  # text-only models
-        "lm_head.": "lm_head.",
     }
-    UNUSED = (
+    UNUSED: ClassVar[tuple[str, ...]] = (
         "vision_tower.",
         "multi_modal_projector.",
         "model.vision_tower.",
         "model.multi_modal_projector.",
+        "lm_head.",  # a copy of the embeddings, where a file has one
+        "language_model.lm_head.",
     )
 
-    def sanitize(self, tensors: Weights) -> Weights:
-        """The language model's tensors, under the names mlx-lm gives them in a text-only model."""
-        kept = {k: v for k, v in tensors.items() if not k.startswith(self.UNUSED)}
-        return super().sanitize({self._rename(k): v for k, v in kept.items()})
+    def __init__(self, args: "GemmaArgs"):
+        super().__init__(args)
+        self.pop("lm_head")
+        self.tie_word_embeddings = True
 
-    def _rename(self, key: str) -> str:
-        for old, new in self.LANGUAGE.items():
+    @classmethod
+    def sanitize(cls, tensors: Weights) -> Weights:
+        """The language model's tensors, under the names mlx-lm gives them in a text-only model."""
+        return {
+            cls.rename(key): value
+            for key, value in tensors.items()
+            if not key.startswith(cls.UNUSED)
+        }
+
+    @classmethod
+    def rename(cls, key: str) -> str:
+        for old, new in cls.LANGUAGE.items():
             if key.startswith(old):
                 return new + key.removeprefix(old)
         return key
@@ -180,7 +194,7 @@ class GemmaModel(gemma3_text.Model):
 class GemmaArgs(gemma3_text.ModelArgs):
     """mlx-lm's arguments, read from any Gemma 3 ``config.json``."""
 
-    FIXED = {
+    FIXED: ClassVar[dict[str, object]] = {
         "attention_bias": False,
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
