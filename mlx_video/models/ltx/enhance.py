@@ -1,0 +1,117 @@
+"""Prompt enhancement: a short idea becomes the kind of description that LTX-2 was trained on.
+
+Knows how such a description reads. The model that writes it is the text encoder's Gemma.
+"""
+
+from typing import Callable, Iterator
+
+from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
+
+STYLE = """\
+Write one flowing paragraph of plain English in the present tense, at most 200 words, without headings, lists or
+line breaks. Tell events in the order in which they happen, joined by words such as "then", "while" and "as". Give
+each person, animal or thing a few visible traits (age, clothes, colour, material) and call it by the same words
+throughout. Say what moves and how: small, concrete, visible actions, and feelings only as faces and bodies show them.
+Weave in where the camera stands and how it moves, the kind of shot, the light, the colours and the place. Describe the
+sound as it occurs: voices, noises, weather, music, or silence; put spoken words in quotation marks and name who says
+them and in which tone. Use only what a camera and a microphone can record.
+
+Keep everything the user asked for: subjects, actions, order, spoken words, style, numbers and names. Add detail where
+there is none, but no new characters, no change of scene and no written text unless the user wants them. A few seconds
+pass, so let little happen, and let it happen fully. If the user names a style, begin with it.
+
+Answer with the paragraph alone: no title, no introduction, no remark about these instructions."""
+
+FROM_TEXT = f"""\
+You write descriptions for a model that makes short videos with sound. The user sends you an idea; you answer with the
+description of the finished video.
+
+{STYLE}"""
+
+FROM_IMAGE = f"""\
+You write descriptions for a model that makes short videos with sound. The video begins with a picture that the user has
+and you cannot see. The user tells you what shall happen; you answer with the description of what changes from that first
+moment on.
+
+Take what the user says of the picture as certain and contradict none of it. Do not invent looks, clothes, colours,
+light or places that the picture might not show; speak of "the woman" or "the street" rather than of details you would
+have to guess. Spend your words on motion, on the camera and on sound, where detail is free. Begin with the first
+movement, and do not introduce the still picture.
+
+{STYLE}"""
+
+PLAIN = str.maketrans(
+    {"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "―": "-"}
+)
+
+
+def enhance_t2v(
+    encoder: GemmaTextEncoder,
+    prompt: str,
+    *,
+    max_tokens: int = 512,
+    temperature: float = 0.7,
+    seed: int = 10,
+    on_text: Callable[[str], None] | None = None,
+) -> str:
+    """A fuller prompt for a video made from text alone.
+
+    ``on_text`` is given each piece as it is written, uncleaned. The same seed gives the same text. Raises
+    ``ValueError`` if the model writes no word.
+    """
+    pieces = encoder.generate(
+        FROM_TEXT,
+        f"The idea: {prompt.strip()}",
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    return _collect(pieces, on_text)
+
+
+def enhance_i2v(
+    encoder: GemmaTextEncoder,
+    prompt: str,
+    *,
+    max_tokens: int = 512,
+    temperature: float = 0.7,
+    seed: int = 10,
+    on_text: Callable[[str], None] | None = None,
+) -> str:
+    """A fuller prompt for a video that begins with an image; otherwise as ``enhance_t2v``.
+
+    The image itself is not looked at. The official code shows it to Gemma's vision tower, which mlx-lm does not have;
+    here Gemma knows of it only what the prompt says, and is told to describe change and to guess nothing.
+    """
+    pieces = encoder.generate(
+        FROM_IMAGE,
+        f"The idea: {prompt.strip()}",
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    return _collect(pieces, on_text)
+
+
+def clean_prompt(text: str) -> str:
+    """One line with straight quotes and plain hyphens that begins with a letter.
+
+    >>> clean_prompt('**“A cat” — it’s grey.\\n')
+    'A cat" - it\\'s grey.'
+    """
+    text = " ".join(text.translate(PLAIN).split())
+    start = next((i for i, c in enumerate(text) if c.isalpha()), len(text))
+    return text[start:]
+
+
+def _collect(pieces: Iterator[str], on_text: Callable[[str], None] | None) -> str:
+    text = ""
+    for piece in pieces:
+        text += piece
+        if on_text is not None:
+            on_text(piece)
+    if prompt := clean_prompt(text):
+        return prompt
+    raise ValueError(
+        f"Gemma wrote no word to enhance the prompt with, only {text!r}. Try another seed, or do without enhancement."
+    )
