@@ -1,0 +1,141 @@
+"""Short sampling loops against the official code: model, conditions, guidance and sampler together."""
+
+from dataclasses import replace
+from functools import cache
+
+import mlx.core as mx
+import pytest
+
+from mlx_video.conditioning.latent import (
+    LatentState,
+    VideoConditionByKeyframe,
+    VideoConditionByLatentIndex,
+    apply_conditioning,
+)
+from mlx_video.models.ltx.config import LTXModelConfig
+from mlx_video.models.ltx.ltx import LTXModel, X0Model
+from mlx_video.models.ltx.patchify import (
+    create_audio_position_grid,
+    keyframe_positions,
+    patchify_audio,
+    patchify_video,
+    unpatchify_audio,
+    unpatchify_video,
+    video_positions,
+)
+from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
+from mlx_video.sampling.guidance import Guidance, guided
+from mlx_video.sampling.samplers import euler
+from mlx_video.types import AV, PromptEmbeddings, VideoLatentShape, VideoPixelShape
+from tests.reference import LOOP_TOLERANCE, checkpoint, error, vectors
+
+LOOPS = vectors("loops")
+# Where the official releases differ, the newest one's numbers are ours.
+HEAD = {**LOOPS, **vectors("head_variants")}
+SHAPE = VideoPixelShape(17, 64, 96, 24.0)
+IMAGE = patchify_video(LOOPS["i2v.image_latent"])
+PROMPT = PromptEmbeddings(
+    AV(LOOPS["ctx.video_pos"], LOOPS["ctx.audio_pos"]),
+    AV(LOOPS["ctx.video_neg"], LOOPS["ctx.audio_neg"]),
+)
+PLAIN = AV(Guidance(), Guidance())
+
+
+@cache
+def predict() -> X0Model:
+    weights, config = checkpoint()
+    model = LTXModel(LTXModelConfig.from_dict(config["transformer"]))
+    model.load_weights(list(LTXModel.sanitize(weights).items()))
+    return X0Model(model)
+
+
+def keyframe() -> VideoConditionByKeyframe:
+    grid = VideoLatentShape.from_pixels(SHAPE)
+    return VideoConditionByKeyframe(IMAGE, keyframe_positions(grid, 16, 24.0))
+
+
+def start(loop: str, shape=SHAPE, latents=AV(), conditions=()) -> AV[LatentState]:
+    """The states of a loop, with its own noise mixed in."""
+    grid = VideoLatentShape.from_pixels(shape)
+    video = (
+        mx.zeros((1, grid.tokens, 128))
+        if latents.video is None
+        else patchify_video(latents.video)
+    )
+    audio = (
+        mx.zeros((1, 18, 128))
+        if latents.audio is None
+        else patchify_audio(latents.audio)
+    )
+    video = LatentState.fresh(video, video_positions(shape))
+    video = apply_conditioning(video, conditions, grid.tokens_per_frame)
+    sound = LatentState.fresh(audio, create_audio_position_grid(1, 18))
+    sigma = LOOPS[f"{loop}.sigmas"][0].item()
+    return AV(
+        video.noised(sigma, LOOPS[f"{loop}.noise_video"]),
+        sound.noised(sigma, LOOPS[f"{loop}.noise_audio"]),
+    )
+
+
+def run(loop: str, states: AV[LatentState], guidance=PLAIN, batched=False):
+    denoise = guided(predict(), PROMPT, guidance, batched=batched)
+    *_, (states, _) = euler(denoise, states, LOOPS[f"{loop}.sigmas"].tolist())
+    return states
+
+
+def check(loop: str, states: AV[LatentState], shape=SHAPE):
+    grid = VideoLatentShape.from_pixels(shape)
+    video = unpatchify_video(states.video.latent, grid)
+    assert error(video, HEAD[f"{loop}.final_video"]) < LOOP_TOLERANCE
+    audio = unpatchify_audio(states.audio.latent)
+    assert error(audio, HEAD[f"{loop}.final_audio"]) < LOOP_TOLERANCE
+
+
+CONDITIONS = {
+    "t2v4": [],
+    "t2v8": [],
+    "i2v4": [VideoConditionByLatentIndex(IMAGE)],
+    "i2v4_s08": [VideoConditionByLatentIndex(IMAGE, strength=0.8)],
+    "kf4": [VideoConditionByLatentIndex(IMAGE), keyframe()],
+}
+
+
+@pytest.mark.parametrize("loop", CONDITIONS)
+def test_a_loop_ends_where_the_official_one_does(loop):
+    states = start(loop, conditions=CONDITIONS[loop])
+    for modality in states.present:
+        official = LOOPS[f"{loop}.init_{modality.value}_tokens"]
+        assert error(states[modality].latent, official) < 1e-6
+    check(loop, run(loop, states))
+
+
+@pytest.mark.parametrize("loop", ["t2v4", "t2v8"])
+def test_the_first_prediction_is_the_official_one(loop):
+    x0 = predict()(start(loop), PROMPT.positive, LOOPS[f"{loop}.sigmas"][0].item())
+    for modality in x0.present:
+        official = LOOPS[f"{loop}.step0_denoised_{modality.value}"]
+        assert error(x0[modality], official) < LOOP_TOLERANCE
+
+
+def test_the_second_stage_refines_what_the_first_left():
+    shape = SHAPE.scaled(2)
+    latents = AV(LOOPS["stage2.upsampled"], LOOPS["t2v8.final_audio"])
+    states = start("stage2", shape, latents)
+    assert error(states.video.latent, LOOPS["stage2.init_video_tokens"]) < 1e-6
+    assert error(states.audio.latent, LOOPS["stage2.init_audio_tokens"]) < 1e-6
+    check("stage2", run("stage2", states), shape)
+
+
+def with_blocks(*blocks: int, **strengths) -> AV[Guidance]:
+    change = {"stg_blocks": blocks, **strengths}
+    return AV(replace(VIDEO_GUIDANCE, **change), replace(AUDIO_GUIDANCE, **change))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_guided_loop_with_every_pass(batched):
+    check("guided4", run("guided4", start("guided4"), with_blocks(1), batched))
+
+
+def test_a_guided_loop_without_stg():
+    guidance = with_blocks(1, stg=0.0)
+    check("guided4_nostg", run("guided4_nostg", start("guided4_nostg"), guidance))
