@@ -1,0 +1,111 @@
+"""Video encoder: pixels to latents. Knows its blocks in order, not how tall a clip may be to fit in memory."""
+
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_video.models.ltx.config import VideoVAEConfig
+from mlx_video.models.ltx.video_vae.base import (
+    STRIDES,
+    Block,
+    PerChannelStatistics,
+    VideoVAEPart,
+    compression,
+    read_blocks,
+    stride_of,
+)
+from mlx_video.models.ltx.video_vae.convolution import CausalConv3d
+from mlx_video.models.ltx.video_vae.resnet import (
+    MidBlock3D,
+    ResnetBlock3D,
+    make_norm,
+)
+from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify
+from mlx_video.types import VideoPixelShape
+
+
+class VideoEncoder(VideoVAEPart):
+    """The causal encoder: a frame's latent depends on no later frame, so an image is a clip of one frame."""
+
+    OFFICIAL: ClassVar = {
+        "vae.encoder.": "",
+        "vae.per_channel_statistics.": "per_channel_statistics.",
+    }
+
+    def __init__(self, config: VideoVAEConfig):
+        super().__init__()
+        self.config = config
+        self.scale = compression(config.encoder_blocks, config.patch_size)
+        self.per_channel_statistics = PerChannelStatistics(config.latent_channels)
+
+        padding_mode = config.encoder_spatial_padding_mode
+        channels = config.encoder_base_channels
+        self.conv_in = CausalConv3d(
+            config.in_channels * config.patch_size**2,
+            channels,
+            padding_mode=padding_mode,
+        )
+        self.down_blocks = []
+        for block in read_blocks(config.encoder_blocks):
+            module, channels = _down_block(block, channels, config)
+            self.down_blocks.append(module)
+        self.conv_norm_out = make_norm(config.norm_layer, channels)
+        self.conv_out = CausalConv3d(
+            channels, _out_channels(config), padding_mode=padding_mode
+        )
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        """Pixels (B, 3, F, H, W) in [-1, 1] -> normalised latent means (B, 128, F', H', W').
+
+        Raises ``ValueError``, naming the nearest size, where F is not 1 + 8k or H or W no multiple of 32
+        (for the compression of LTX-2; others follow from their config).
+        """
+        self.scale.check(VideoPixelShape(*pixels.shape[2:], fps=1))
+        x = patchify(pixels.astype(self.conv_in.weight.dtype), self.config.patch_size)
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.conv_out(nn.silu(self.conv_norm_out(x)))
+        means = x[..., : self.config.latent_channels]
+        return self.per_channel_statistics.normalize(mx.moveaxis(means, -1, 1))
+
+
+def _down_block(
+    block: Block, channels: int, config: VideoVAEConfig
+) -> tuple[nn.Module, int]:
+    """A block of the encoder for an input of ``channels``, and the channels it returns."""
+    name, parameters = block
+    wider = channels * parameters.get("multiplier", 2)
+    padding = {"padding_mode": config.encoder_spatial_padding_mode}
+    style = {"norm_layer": config.norm_layer, **padding}
+    match name:
+        case "res_x":
+            return MidBlock3D(channels, parameters["num_layers"], **style), channels
+        case "res_x_y":
+            return ResnetBlock3D(channels, wider, **style), wider
+        case "compress_time" | "compress_space" | "compress_all":
+            stride = STRIDES[name]
+            return CausalConv3d(channels, channels, stride=stride, **padding), channels
+        case "compress_all_x_y":
+            stride = stride_of(name)
+            return CausalConv3d(channels, wider, stride=stride, **padding), wider
+        case "compress_time_res" | "compress_space_res" | "compress_all_res":
+            stride = stride_of(name)
+            return SpaceToDepthDownsample(channels, wider, stride, **padding), wider
+    raise ValueError(f"Video VAE encoder block {name!r} is not implemented.")
+
+
+def _out_channels(config: VideoVAEConfig) -> int:
+    """The latent means, and as many log-variances as the checkpoint carries; those are not used."""
+    log_variances = {
+        "none": 0,
+        "uniform": 1,
+        "constant": 1,
+        "per_channel": config.latent_channels,
+    }
+    if config.latent_log_var not in log_variances:
+        raise ValueError(
+            f"latent_log_var must be one of {', '.join(log_variances)}; got {config.latent_log_var!r}."
+        )
+    return config.latent_channels + log_variances[config.latent_log_var]
