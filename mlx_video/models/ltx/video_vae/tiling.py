@@ -1,0 +1,381 @@
+"""Decode and encode a clip in overlapping tiles, so that memory follows the tile. Knows cells, ramps and masks only.
+
+A clip is cut along time, rows and columns; a tile is one ``Cut`` of each. Neighbours overlap, each fading in as the
+other fades out. Since the grid is regular, blending columns into strips, strips into frames and frames into the clip
+equals summing every weighted tile and dividing by the sum of weights.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, Iterable, Iterator, NamedTuple
+
+import mlx.core as mx
+
+from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
+from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
+from mlx_video.types import VideoScale
+
+Coder = Callable[[mx.array], mx.array]
+OnFramesReady = Callable[[mx.array, int], None]
+
+MODES = ("auto", "none", "default", "aggressive", "conservative")
+ENCODE_OVERLAP = 2
+"""Fewest cells that tiles share when encoding: each gives up its outermost one, which saw padding, not pixels."""
+
+
+@dataclass(frozen=True)
+class SpatialTilingConfig:
+    """Tiles along the longer side of a frame, in pixels; along the shorter side they shrink with it."""
+
+    tile_size_in_pixels: int
+    tile_overlap_in_pixels: int = 0
+
+    def __post_init__(self):
+        _check_tile("pixels", 32, self.tile_size_in_pixels, self.tile_overlap_in_pixels)
+
+
+@dataclass(frozen=True)
+class TemporalTilingConfig:
+    """Tiles along time, in pixel frames."""
+
+    tile_size_in_frames: int
+    tile_overlap_in_frames: int = 0
+
+    def __post_init__(self):
+        _check_tile("frames", 8, self.tile_size_in_frames, self.tile_overlap_in_frames)
+
+
+def _check_tile(unit: str, cell: int, size: int, overlap: int) -> None:
+    if size % cell or size < 2 * cell:
+        raise ValueError(
+            f"A tile's {unit} must be a multiple of {cell}, at least {2 * cell}; got {size}. "
+            f"Nearest: {max(2, round(size / cell)) * cell}."
+        )
+    if overlap % cell or not 0 <= overlap < size:
+        nearest = min(max(0, round(overlap / cell)) * cell, size - cell)
+        raise ValueError(
+            f"A tile's overlap must be a multiple of {cell} {unit} below the tile's {size}; got {overlap}. "
+            f"Nearest: {nearest}."
+        )
+
+
+@dataclass(frozen=True)
+class TilingConfig:
+    """How large the tiles are in space and in time; ``None`` leaves the frame, or the time axis, whole."""
+
+    spatial_config: SpatialTilingConfig | None = None
+    temporal_config: TemporalTilingConfig | None = None
+
+    @classmethod
+    def default(cls) -> "TilingConfig":
+        """512 pixels and 64 frames, the official sizes."""
+        return cls(SpatialTilingConfig(512, 64), TemporalTilingConfig(64, 24))
+
+    @classmethod
+    def aggressive(cls) -> "TilingConfig":
+        """256 pixels and 32 frames: the least memory, the most time."""
+        return cls(SpatialTilingConfig(256, 64), TemporalTilingConfig(32, 8))
+
+    @classmethod
+    def conservative(cls) -> "TilingConfig":
+        """768 pixels and 96 frames: more memory, fewer seams."""
+        return cls(SpatialTilingConfig(768, 64), TemporalTilingConfig(96, 24))
+
+    @classmethod
+    def auto(cls, height: int, width: int, num_frames: int) -> "TilingConfig | None":
+        """No tiles for a clip that is no larger than one conservative tile, else the default."""
+        whole = height * width * num_frames <= 768 * 768 * 96
+        return None if whole else cls.default()
+
+    @classmethod
+    def named(
+        cls, mode: str, height: int, width: int, num_frames: int
+    ) -> "TilingConfig | None":
+        """The tiling that ``mode``, one of ``MODES``, means for a clip of this size in pixels."""
+        if mode not in MODES:
+            raise ValueError(f"tiling must be one of {', '.join(MODES)}; got {mode!r}.")
+        if mode == "auto":
+            return cls.auto(height, width, num_frames)
+        return None if mode == "none" else getattr(cls, mode)()
+
+
+def decode_stream(
+    decoder: VideoDecoder, latents: mx.array, tiling: TilingConfig | None = None
+) -> Iterator[mx.array]:
+    """Pixels of ``latents`` (B, 128, F, H, W) in order, (B, 3, f, 32*H, 32*W) at a time, each evaluated.
+
+    Without tiling it is one chunk, else one for each tile of time; no more than a chunk and a tile are held.
+    """
+    return iterate_decode(decoder, latents, tiling, decoder.scale)
+
+
+def decode_with_tiling(
+    decoder_fn: Callable[..., mx.array],
+    latents: mx.array,
+    tiling_config: TilingConfig | None,
+    spatial_scale: int = 32,
+    temporal_scale: int = 8,
+    causal: bool | None = None,
+    on_frames_ready: OnFramesReady | None = None,
+    return_output: bool = True,
+) -> mx.array | None:
+    """``decode_stream`` for any ``decoder_fn(latents, causal=causal)``, handing chunks to a callback.
+
+    ``on_frames_ready(frames, start)`` gets each final frame (B, 3, f, H, W) once and in order, ``start`` being the
+    index of the first of them. Returns the whole clip, or ``None`` where ``return_output`` is false.
+    """
+    decode = partial(decoder_fn, causal=causal)
+    scale = VideoScale(temporal_scale, spatial_scale, spatial_scale)
+    chunks, start = [], 0
+    for frames in iterate_decode(decode, latents, tiling_config, scale):
+        if on_frames_ready is not None:
+            on_frames_ready(frames, start)
+        if return_output:
+            chunks.append(frames)
+        start += frames.shape[2]
+    return mx.concatenate(chunks, axis=2) if return_output else None
+
+
+def iterate_decode(
+    decode: Coder,
+    latents: mx.array,
+    tiling: TilingConfig | None,
+    scale: VideoScale = VideoScale(),
+) -> Iterator[mx.array]:
+    """``decode_stream`` for any function from latents to pixels that are ``scale`` times larger."""
+    return _run_tiles(decode, latents, decode_grid(latents.shape[2:], tiling, scale))
+
+
+def encode_with_tiling(
+    encoder: VideoEncoder, pixels: mx.array, tiling: TilingConfig | None
+) -> mx.array:
+    """``encoder`` applied to tiles of ``pixels`` (B, 3, F, H, W); their latents are joined, not blended.
+
+    Tiles overlap by 64 pixels and 16 frames at least, whatever ``tiling`` says.
+    """
+    time, height, width = encoder.scale
+    frames, rows, columns = pixels.shape[2:]
+    cells = ((frames - 1) // time + 1, rows // height, columns // width)
+    grid = encode_grid(cells, tiling, encoder.scale)
+    return mx.concatenate(list(_run_tiles(encoder, pixels, grid)), axis=2)
+
+
+class Interval(NamedTuple):
+    """Latent cells [start, stop) of one axis, of which ``left`` and ``right`` are shared with the neighbours."""
+
+    start: int
+    stop: int
+    left: int = 0
+    right: int = 0
+
+
+class Cut(NamedTuple):
+    """One tile along one axis: the cells it reads, those it writes, and the weight of each of those."""
+
+    source: slice
+    target: slice
+    mask: mx.array
+
+
+Grid = tuple[list[Cut], list[Cut], list[Cut]]
+
+
+def decode_grid(
+    cells: tuple[int, int, int], tiling: TilingConfig | None, scale: VideoScale
+) -> Grid:
+    """Cuts from latent frames, rows and columns to pixels."""
+    tiling = tiling or TilingConfig()
+    intervals = (
+        _time_intervals(cells[0], tiling.temporal_config, scale),
+        *_frame_intervals(cells[1:], tiling.spatial_config, scale),
+    )
+    cuts = (_decode_time_cut, _decode_space_cut, _decode_space_cut)
+    return tuple(
+        [cut(interval, size) for interval in axis]
+        for cut, axis, size in zip(cuts, intervals, scale)
+    )
+
+
+def encode_grid(
+    cells: tuple[int, int, int], tiling: TilingConfig | None, scale: VideoScale
+) -> Grid:
+    """Cuts from pixels to latent frames, rows and columns."""
+    tiling = tiling or TilingConfig()
+    rows, columns = cells[1:]
+    intervals = (
+        _time_intervals(cells[0], tiling.temporal_config, scale, ENCODE_OVERLAP),
+        *(
+            _side_intervals(length, tiling.spatial_config, size, ENCODE_OVERLAP)
+            for length, size in zip((rows, columns), scale[1:])
+        ),
+    )
+    frames = [
+        _encode_cut(i, slice(i.start * scale.time, (i.stop - 1) * scale.time + 1))
+        for i in intervals[0]
+    ]
+    sides = [
+        [_encode_cut(i, slice(i.start * size, i.stop * size)) for i in axis]
+        for axis, size in zip(intervals[1:], scale[1:])
+    ]
+    return frames, *sides
+
+
+def split(length: int, size: int, overlap: int) -> list[Interval]:
+    """Cover [0, length) by intervals of ``size``, the last one shorter, that share ``overlap`` cells."""
+    if length <= size:
+        return [Interval(0, length)]
+    count = -(-(length - overlap) // (size - overlap))
+    starts = [i * (size - overlap) for i in range(count)]
+    return [
+        Interval(
+            start,
+            min(start + size, length),
+            left=overlap if start else 0,
+            right=overlap if start != starts[-1] else 0,
+        )
+        for start in starts
+    ]
+
+
+def split_time(length: int, size: int, overlap: int) -> list[Interval]:
+    """``split``, each tile after the first one cell earlier: its first cell stands for one frame, not a whole step."""
+    first, *others = split(length, size, overlap)
+    return [first] + [
+        Interval(start - 1, stop, left + 1, right)
+        for start, stop, left, right in others
+    ]
+
+
+def _time_intervals(cells, config, scale, least_overlap=0) -> list[Interval]:
+    if config is None:
+        return [Interval(0, cells)]
+    size = config.tile_size_in_frames // scale.time
+    overlap = max(least_overlap, config.tile_overlap_in_frames // scale.time)
+    return split_time(cells, max(size, overlap + 1), overlap)
+
+
+def _frame_intervals(sides, config, scale) -> list[list[Interval]]:
+    """Tiles of the frame's proportions: the longer side has the config's size."""
+    if config is None:
+        return [[Interval(0, side)] for side in sides]
+    return [
+        _side_intervals(side, config, size, shrink=side / max(sides))
+        for side, size in zip(sides, scale[1:])
+    ]
+
+
+def _side_intervals(cells, config, cell, least_overlap=0, shrink=1.0) -> list[Interval]:
+    if config is None:
+        return [Interval(0, cells)]
+    overlap = max(least_overlap, config.tile_overlap_in_pixels // cell)
+    size = round(config.tile_size_in_pixels // cell * shrink)
+    return split(cells, max(2, overlap + 1, size), overlap)
+
+
+def _decode_space_cut(interval: Interval, cell: int) -> Cut:
+    start, stop, left, right = interval
+    length = (stop - start) * cell
+    mask = compute_trapezoidal_mask_1d(length, left * cell, right * cell)
+    return Cut(slice(start, stop), slice(start * cell, stop * cell), mask)
+
+
+def _decode_time_cut(interval: Interval, cell: int) -> Cut:
+    """As in space, but a tile's first cell makes one frame; after the first tile that frame has weight 0."""
+    start, stop, left, right = interval
+    length = (stop - 1 - start) * cell + 1
+    left = (left - 1) * cell + 1 if left else 0
+    mask = compute_trapezoidal_mask_1d(length, left, right * cell, True)
+    return Cut(slice(start, stop), slice(start * cell, start * cell + length), mask)
+
+
+def _encode_cut(interval: Interval, source: slice) -> Cut:
+    """Of the shared cells a tile keeps the last on its left, and all but the last on its right."""
+    start, stop, left, right = interval
+    index = mx.arange(stop - start)
+    kept = (index >= left - 1) & (index < stop - start - min(right, 1))
+    return Cut(source, slice(start, stop), kept.astype(mx.float32))
+
+
+def compute_trapezoidal_mask_1d(
+    length: int, ramp_left: int, ramp_right: int, left_starts_from_0: bool = False
+) -> mx.array:
+    """Weights (length,): 1, but rising along the first ``ramp_left`` cells and falling along the last ``ramp_right``.
+
+    Ramps are linear and meet neither 0 nor 1; only the left one starts at 0 if asked to.
+    """
+    if length <= 0:
+        raise ValueError(f"A mask's length must be positive; got {length}.")
+    index = mx.arange(length, dtype=mx.float32)
+    rising = (
+        index / max(ramp_left, 1)
+        if left_starts_from_0
+        else (index + 1) / (ramp_left + 1)
+    )
+    falling = (length - index) / (ramp_right + 1)
+    one = mx.ones(length)
+    left = mx.where(index < ramp_left, rising, one)
+    return left * mx.where(index >= length - ramp_right, falling, one)
+
+
+def _run_tiles(code: Coder, x: mx.array, grid: Grid) -> Iterator[mx.array]:
+    """Blended output of ``code`` for the tiles of ``grid``, one piece for each cut of time."""
+    times, rows, columns = grid
+
+    def tile(time: Cut, row: Cut, column: Cut) -> mx.array:
+        y = code(x[:, :, time.source, row.source, column.source])
+        mx.eval(y)
+        return y
+
+    def strip(time: Cut, row: Cut) -> mx.array:
+        return _join((tile(time, row, column) for column in columns), columns, axis=4)
+
+    def frames(time: Cut) -> mx.array:
+        return _join((strip(time, row) for row in rows), rows, axis=3)
+
+    return _blend((frames(time) for time in times), times, axis=2)
+
+
+def _join(tiles: Iterable[mx.array], cuts: list[Cut], axis: int) -> mx.array:
+    y = mx.concatenate(list(_blend(tiles, cuts, axis)), axis=axis)
+    mx.eval(y)
+    return y
+
+
+def _blend(tiles: Iterable[mx.array], cuts: list[Cut], axis: int) -> Iterator[mx.array]:
+    """Weighted sum of overlapping ``tiles``: each yields what the next one does not reach, and hands on the rest.
+
+    The sum is float32 and its pieces have the tiles' dtype. A single tile passes unchanged.
+    """
+    if len(cuts) == 1:
+        yield from tiles
+        return
+    tiles, rest = iter(tiles), None
+    ends = [cut.target.start for cut in cuts[1:]] + [cuts[-1].target.stop]
+    for cut, weight, end in zip(cuts, _weights(cuts), ends):
+        # No name is left on a tile or on yielded cells, so that they are free while the next tile is computed.
+        done, rest = _add(next(tiles), weight, rest, end - cut.target.start, axis)
+        yield done
+        del done
+
+
+def _add(
+    tile: mx.array, weight: mx.array, rest: mx.array | None, count: int, axis: int
+) -> tuple[mx.array, mx.array]:
+    """The weighted ``tile`` on top of the ``rest`` before it: its first ``count`` cells, and its rest."""
+    total = tile * mx.expand_dims(weight, list(range(1, tile.ndim - axis)))
+    if rest is not None:
+        front, back = mx.split(total, [rest.shape[axis]], axis=axis)
+        total = mx.concatenate([front + rest, back], axis=axis)
+    done, rest = mx.split(total, [count], axis=axis)
+    # Copies, since a slice would keep the whole sum alive.
+    done, rest = mx.contiguous(done.astype(tile.dtype)), mx.contiguous(rest)
+    mx.eval(done, rest)
+    return done, rest
+
+
+def _weights(cuts: list[Cut]) -> list[mx.array]:
+    """The masks of all cuts of an axis, divided by their sum at each cell."""
+    total = mx.zeros(cuts[-1].target.stop)
+    for cut in cuts:
+        total[cut.target] = total[cut.target] + cut.mask
+    return [cut.mask / total[cut.target] for cut in cuts]
