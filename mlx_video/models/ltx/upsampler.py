@@ -1,0 +1,189 @@
+"""Latent upsampler: a clip's latents at a finer grid in space or in time. Knows un-normalised latents, no statistics."""
+
+from fractions import Fraction
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_video.models.ltx.config import UpsamplerConfig
+from mlx_video.models.ltx.video_vae.base import PerChannelStatistics
+from mlx_video.models.ltx.video_vae.convolution import conv3d
+from mlx_video.models.ltx.video_vae.sampling import depth_to_space
+from mlx_video.weights import Weights, channels_last
+
+NORM_GROUPS = 32
+NORM_EPS = 1e-5
+
+
+def upsample_normalized(
+    upsampler: "LatentUpsampler", statistics: PerChannelStatistics, latent: mx.array
+) -> mx.array:
+    """``upsampler`` for latents as the transformer knows them: (B, C, F, H, W), normalised by ``statistics``."""
+    return statistics.normalize(upsampler(statistics.un_normalize(latent)))
+
+
+class LatentUpsampler(nn.Module):
+    """Residual blocks at the coarse grid, a shuffle to the finer one, and as many residual blocks there."""
+
+    OFFICIAL: ClassVar = {"": ""}  # a file of its own, whose names have no prefix
+    RENAMED: ClassVar[dict[str, str]] = {
+        "initial_conv.": "conv_in.",
+        "initial_norm.": "norm_in.",
+        "final_conv.": "conv_out.",
+        "upsampler.0.": "resample.conv.",
+        "upsampler.conv.": "resample.conv.",
+        "upsampler.blur_down.": "resample.blur.",
+        "post_upsample_res_blocks.": "fine_blocks.",
+        "res_blocks.": "coarse_blocks.",
+    }
+
+    def __init__(self, config: UpsamplerConfig):
+        super().__init__()
+        channels = config.mid_channels
+        self.conv_in = Conv3d(config.in_channels, channels)
+        self.norm_in = _norm(channels)
+        self.coarse_blocks = _blocks(config)
+        self.resample = _resampler(config)
+        self.fine_blocks = _blocks(config)
+        self.conv_out = Conv3d(channels, config.in_channels)
+
+    def __call__(self, latent: mx.array) -> mx.array:
+        """Un-normalised latents (B, C, F, H, W) -> the same at the finer grid; doubled in time, F becomes 2F - 1."""
+        x = mx.moveaxis(latent, 1, -1).astype(self.conv_in.weight.dtype)
+        x = nn.silu(self.norm_in(self.conv_in(x)))
+        for block in self.coarse_blocks:
+            x = block(x)
+        x = self.resample(x)
+        for block in self.fine_blocks:
+            x = block(x)
+        return mx.moveaxis(self.conv_out(x), -1, 1)
+
+    @classmethod
+    def rename(cls, key: str) -> str:
+        """Our name of an official ``key``."""
+        for old, new in cls.RENAMED.items():
+            if key.startswith(old):
+                return new + key.removeprefix(old)
+        raise ValueError(f"LatentUpsampler: unknown tensor {key!r}.")
+
+    @classmethod
+    def sanitize(cls, weights: Weights) -> Weights:
+        """An official file's tensors renamed and channels last; ours, which know no "initial_conv", unchanged."""
+        if "initial_conv.weight" not in weights:
+            return weights
+        return {
+            cls.rename(key): channels_last(value) if value.ndim >= 4 else value
+            for key, value in weights.items()
+        }
+
+
+class Conv3d(nn.Module):
+    """3x3x3 convolution that keeps the size, with zeros around the clip on all sides."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        bound = (27 * in_channels) ** -0.5
+        self.weight = mx.random.uniform(
+            -bound, bound, (out_channels, 3, 3, 3, in_channels)
+        )
+        self.bias = mx.zeros(out_channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = mx.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0), (0, 0)])
+        return conv3d(x, self.weight, self.bias, padding=(1, 1))
+
+
+class ResBlock(nn.Module):
+    """Convolution, group norm, SiLU, convolution, group norm; SiLU again after the input is added."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = Conv3d(channels, channels)
+        self.norm1 = _norm(channels)
+        self.conv2 = Conv3d(channels, channels)
+        self.norm2 = _norm(channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        h = nn.silu(self.norm1(self.conv1(x)))
+        return nn.silu(x + self.norm2(self.conv2(h)))
+
+
+class SpatialUpsample(nn.Module):
+    """``up`` times as many rows and columns, frame by frame; ``blur_down`` of 2 then keeps every second, smoothed.
+
+    ``has_blur`` says that the checkpoint carries the kernel, which a factor of 1 leaves unused.
+    """
+
+    def __init__(self, channels: int, up: int, blur_down: int, has_blur: bool):
+        super().__init__()
+        self.up = up
+        self.conv = nn.Conv2d(channels, channels * up**2, 3, padding=1)
+        if has_blur:
+            self.blur = Blur(blur_down)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        # A kernel of one frame: the 2-D convolution of each.
+        x = conv3d(x, self.conv.weight[:, None], self.conv.bias, padding=(1, 1))
+        x = depth_to_space(x, (1, self.up, self.up))
+        return self.blur(x) if "blur" in self else x
+
+
+class Blur(nn.Module):
+    """Smooth each channel of each frame by a 5x5 binomial kernel and keep every ``stride``-th cell."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+        row = mx.array([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+        self.kernel = (row[:, None] * row)[None, ..., None]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.stride == 1:
+            return x
+        B, F, H, W, C = x.shape
+        kernel = mx.broadcast_to(self.kernel, (C, 5, 5, 1)).astype(x.dtype)
+        x = x.reshape(B * F, H, W, C)
+        x = mx.conv2d(x, kernel, stride=self.stride, padding=2, groups=C)
+        return x.reshape(B, F, *x.shape[1:])
+
+
+class TemporalUpsample(nn.Module):
+    """Twice as many frames, less the first: it stood before the clip."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = Conv3d(channels, 2 * channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return depth_to_space(self.conv(x), (2, 1, 1))[:, 1:]
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Statistics over a group's channels and the whole clip, summed in float32."""
+    return nn.GroupNorm(NORM_GROUPS, channels, NORM_EPS, pytorch_compatible=True)
+
+
+def _blocks(config: UpsamplerConfig) -> list[ResBlock]:
+    return [ResBlock(config.mid_channels) for _ in range(config.num_blocks_per_stage)]
+
+
+def _resampler(config: UpsamplerConfig) -> nn.Module:
+    """What the config asks for; raises ``ValueError`` for a combination that no LTX-2 checkpoint uses."""
+    space, time = config.spatial_upsample, config.temporal_upsample
+    if time and not space:
+        return TemporalUpsample(config.mid_channels)
+    scale = Fraction(config.spatial_scale)
+    known = (1.5, 2.0) if config.rational_resampler else (2.0,)
+    if not space or time or config.spatial_scale not in known:
+        raise ValueError(
+            f"LatentUpsampler: spatial_upsample = {space}, temporal_upsample = {time}, "
+            f"spatial_scale = {config.spatial_scale}, rational_resampler = {config.rational_resampler} "
+            "is not implemented; known are x2 and rational x1.5 in space, and x2 in time."
+        )
+    return SpatialUpsample(
+        config.mid_channels,
+        up=scale.numerator,
+        blur_down=scale.denominator,
+        has_blur=config.rational_resampler,
+    )
