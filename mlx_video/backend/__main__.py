@@ -74,7 +74,7 @@ def switch(backend: str, options: list[str]) -> None:
     others = [BACKENDS[name] for name in installed() if name != backend]
     _pip("install", package, *options)
     if others:
-        _pip("uninstall", "-y", *others)
+        _pip("uninstall", *others)
     whole = [*options, *({"--no-deps"} - set(options))]
     _pip("install", "--force-reinstall", package, *whole)
     if backend != "cpu" and _is_uv_environment():
@@ -85,16 +85,17 @@ def switch(backend: str, options: list[str]) -> None:
         )
 
 
-def _pip(*arguments: str) -> None:
-    """Run this interpreter's pip, or `uv pip` where uv made an environment without one."""
+def _pip(command: str, *arguments: str) -> None:
+    """Run a command of this interpreter's pip, or of `uv pip` where uv made an environment without one."""
     if util.find_spec("pip"):
-        command = [sys.executable, "-m", "pip", *arguments]
+        unasked = ["--yes"] if command == "uninstall" else []
+        line = [sys.executable, "-m", "pip", command, *unasked, *arguments]
     elif uv := shutil.which("uv"):
-        command = [uv, "pip", *arguments, "--python", sys.executable]
+        line = [uv, "pip", command, "--python", sys.executable, *arguments]
     else:
         raise OSError("neither pip nor uv is here: `python -m ensurepip` brings pip")
-    print("+", *command, file=sys.stderr)
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    print("+", *line, file=sys.stderr)
+    subprocess.run(line, check=True, stdout=sys.stderr)
 
 
 def _is_uv_environment() -> bool:
