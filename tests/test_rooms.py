@@ -1,0 +1,135 @@
+"""Who may import whom: each module knows only its own floor and the floors below it."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from itertools import permutations
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "mlx_video"
+
+# Ground first. A new module gets a place here before it gets a test.
+FLOORS = [
+    {"types", "backend"},
+    {"weights", "hub", "lora", "conditioning"},
+    {"models", "sampling", "media", "postprocess", "health"},
+    {"recipes", "memory"},
+    {"pipeline"},
+    {"names", "job", "arguments", "report", "cli", "convert"},
+    {"generate", "generate_dev", "generate_av"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# On the floor of the crafts, these groups do not know of each other.
+CRAFTS = [{"models"}, {"sampling"}, {"media", "postprocess", "health"}]
+
+TALKERS = FLOORS[-1] | {"cli", "arguments", "report", "convert", "backend.__main__"}
+LANGUAGE = {"models.ltx.text_encoder", "models.ltx.enhance"}
+ONLY_IN = {
+    "huggingface_hub": {"hub"},
+    "av": {"media"},
+    "PIL": {"media"},
+    "mlx_lm": LANGUAGE,
+    "tokenizers": LANGUAGE,
+    "transformers": LANGUAGE,
+    "tqdm": TALKERS,
+    "argparse": TALKERS,
+}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Each module's name below `mlx_video` ("models.ltx.rope") and its syntax; `__init__` goes by its folder."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts).removesuffix("__init__").removesuffix(".")
+        if name:  # the package itself is the front door: it knows every room
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Every module imported anywhere in a file, dotted; `from mlx_video import media` counts as `mlx_video.media`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute here"
+            whole = node.module == "mlx_video"
+            yield from (
+                (f"mlx_video.{alias.name}" for alias in node.names)
+                if whole
+                else [node.module]
+            )
+
+
+def neighbours(tree: ast.Module) -> Iterator[str]:
+    """The rooms of this package that a file imports; a name such as `__version__` is none."""
+    for name in imports(tree):
+        top, _, rest = name.partition(".")
+        room = rest.partition(".")[0]
+        if top == "mlx_video" and room in FLOOR:
+            yield room
+
+
+def talks(tree: ast.Module) -> Iterator[str]:
+    """What only a door may do: print, or end the process."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="print")):
+                yield "prints"
+            case ast.Attribute(value=ast.Name(id="sys"), attr="exit"):
+                yield "exits"
+            case ast.Name(id="SystemExit" | "exit" | "quit"):
+                yield "exits"
+
+
+def test_every_module_has_a_floor():
+    homeless = [name for name, _ in modules() if name.split(".")[0] not in FLOOR]
+    assert not homeless, f"give them a floor in FLOORS: {homeless}"
+
+
+def test_imports_go_down():
+    bad = [
+        f"{name} imports {target}"
+        for name, tree in modules()
+        for target in neighbours(tree)
+        if FLOOR[target] > FLOOR.get(name.split(".")[0], len(FLOORS))
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def test_crafts_are_strangers():
+    forbidden = {
+        (a, b) for one, other in permutations(CRAFTS, 2) for a in one for b in other
+    }
+    bad = [
+        f"{name} imports {target}"
+        for name, tree in modules()
+        for target in neighbours(tree)
+        if (name.split(".")[0], target) in forbidden
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def test_outside_packages_stay_in_their_rooms():
+    bad = [
+        f"{name} imports {target}"
+        for name, tree in modules()
+        for target in imports(tree)
+        if name not in ONLY_IN.get(target.partition(".")[0], {name})
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def test_types_need_only_mlx_and_numpy():
+    roots = {name.partition(".")[0] for name in imports(dict(modules())["types"])}
+    assert roots - sys.stdlib_module_names <= {"mlx", "numpy"}
+
+
+def test_only_doors_talk():
+    bad = [
+        f"{name} {what}"
+        for name, tree in modules()
+        for what in talks(tree)
+        if name not in TALKERS
+    ]
+    assert not bad, "\n".join(bad)
