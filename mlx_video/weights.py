@@ -1,13 +1,139 @@
-"""Checkpoint files: find, read, name and load their tensors. Knows formats and names, not what a network computes."""
+"""Checkpoint files: read, name, dequantize, load and save their tensors. Knows formats and names, not networks.
 
-from typing import Mapping
+Everything stays lazy: a tensor's bytes leave the disk when it is first evaluated, so what nobody uses is never read.
+"""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterable, Iterator, Mapping, NamedTuple, TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
 
+X = TypeVar("X")
 Weights = dict[str, mx.array]
 
+GB = 10**9
+SHARD_BYTES = 5 * GB
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
 
-def strip_prefixes(weights: Weights, prefixes: Mapping[str, str]) -> Weights | None:
+# Stays as precise as it is stored: the official code adds these float32 rows to activations before it rounds.
+KEPT_PRECISION = "scale_shift_table"
+
+
+class Header(NamedTuple):
+    """The table of contents of a safetensors file: name -> {dtype, shape, data_offsets}, and free-form strings."""
+
+    tensors: dict[str, dict]
+    metadata: dict[str, str]
+
+
+# Reading
+
+
+def read(path: Path) -> tuple[Weights, dict[str, str]]:
+    """Lazy tensors and metadata of one safetensors file, or of a folder of shards.
+
+    Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, where a file is absent, damaged or foreign.
+    """
+    weights, metadata = {}, {}
+    for file in tensor_files(path):
+        metadata |= read_header(file).metadata
+        try:
+            weights |= mx.load(str(file))
+        except RuntimeError as error:
+            raise ValueError(f"MLX cannot read {file}: {error}.") from None
+    return weights, metadata
+
+
+def read_config(path: Path) -> dict:
+    """What ``path`` says of itself: a folder's ``config.json``, or a file's ``config`` metadata; empty if nothing."""
+    path = Path(path)
+    if path.is_dir():
+        return _read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    try:
+        return json.loads(read_header(path).metadata.get("config", "{}"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The config inside {path} is not JSON: {error}.") from None
+
+
+def tensor_files(path: Path) -> list[Path]:
+    """``path`` itself if it is a file; of a folder, the shards its index names, or else every safetensors file."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no file or folder {path}.")
+    if (path / INDEX).is_file():
+        shards = sorted(set(_read_json(path / INDEX)["weight_map"].values()))
+        if absent := [name for name in shards if not (path / name).is_file()]:
+            raise FileNotFoundError(
+                f"{path} lacks {some(absent)}, named in its {INDEX}: the download or copy did not finish. Fetch it again."
+            )
+        return [path / name for name in shards]
+    if found := sorted(path.glob("*.safetensors")):
+        return found
+    raise FileNotFoundError(f"There is no safetensors file in {path}.")
+
+
+def read_header(file: Path) -> Header:
+    """The header of ``file``, checked against the file's size.
+
+    MLX reads tensors lazily and would meet a cut-off file only in the middle of a run.
+    """
+    size = os.path.getsize(file)
+    if size == 0:
+        raise ValueError(
+            f"{file} is empty: the download did not finish. Fetch it again."
+        )
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        text = stream.read(min(length, size))
+    if text[:1] != b"{":
+        raise ValueError(
+            f"{file} is not a safetensors file: it does not begin with a table of contents. "
+            "If it is a Git LFS pointer or a web page, fetch the file it stands for."
+        )
+    if len(text) < length:
+        raise _wrong_size(file, size, 8 + length)
+    try:
+        tensors = json.loads(text)
+        metadata = tensors.pop("__metadata__", None) or {}  # MLX writes null
+        ends = [entry["data_offsets"][1] for entry in tensors.values()]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise ValueError(
+            f"{file} is damaged: its table of contents cannot be read. Fetch it again."
+        ) from None
+    if size != (wanted := 8 + length + max(ends, default=0)):
+        raise _wrong_size(file, size, wanted)
+    return Header(tensors, metadata)
+
+
+def _wrong_size(file: Path, size: int, wanted: int) -> ValueError:
+    state = "cut off" if size < wanted else "damaged"
+    return ValueError(
+        f"{file} is {state}: it is {size:,} bytes long, its table of contents asks for {wanted:,}. Fetch it again."
+    )
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}.") from None
+
+
+# Naming
+
+
+def strip_prefixes(
+    weights: Mapping[str, X], prefixes: Mapping[str, str]
+) -> dict[str, X] | None:
     """The tensors under any of ``prefixes``, renamed by them; ``None`` if there is none.
 
     ``None`` tells a ``sanitize`` that the weights already bear this package's names.
@@ -24,3 +150,177 @@ def strip_prefixes(weights: Weights, prefixes: Mapping[str, str]) -> Weights | N
 def channels_last(weight: mx.array) -> mx.array:
     """A PyTorch convolution weight in MLX's order: (O, I, ...) -> (O, ..., I)."""
     return mx.moveaxis(weight, 1, -1)
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """The first few names and how many more there are, for a sentence."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+# Loading
+
+
+def dequantize_fp8(weights: Weights, dtype: mx.Dtype = mx.bfloat16) -> Weights:
+    """The tensors with official fp8 Linears made dense: E4M3 ``weight`` times float32 ``weight_scale``.
+
+    MLX gives E4M3 bytes as uint8. ``input_scale`` serves fp8 arithmetic, which MLX has not, and is dropped.
+    """
+    dense = {}
+    for key, value in weights.items():
+        if key.endswith((".weight_scale", ".input_scale")):
+            continue
+        scale = weights.get(f"{key}_scale")
+        if scale is not None:
+            value = mx.from_fp8(value, mx.float32) * scale.reshape(-1, 1)
+            value = value.astype(dtype)
+        dense[key] = value
+    return dense
+
+
+def load(
+    module: nn.Module,
+    weights: Weights,
+    *,
+    dtype: mx.Dtype | None = None,
+    mode: str = "affine",
+    source: str = "The checkpoint",
+) -> None:
+    """Give ``module`` its ``weights`` (in this package's names), all of them and no others.
+
+    A Linear is quantized where the weights hold its ``.scales``. Floating tensors become ``dtype``, except the
+    ``scale_shift_table`` rows; ``None`` keeps every dtype. Raises ``ValueError`` naming what does not fit in ``source``.
+    """
+    _quantize_like(module, weights, mode, source)
+    expected = dict(tree_flatten(module.parameters()))
+    if problems := _problems(expected, weights):
+        raise ValueError(
+            f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}."
+        )
+    module.load_weights([(k, _cast(k, v, dtype)) for k, v in weights.items()])
+
+
+def materialize(module: nn.Module, batch_bytes: int = GB) -> None:
+    """Read and compute every parameter of ``module``, a batch at a time so that temporary copies stay few."""
+    batch, size = [], 0
+    for _, value in tree_flatten(module.parameters()):
+        batch.append(value)
+        size += value.nbytes
+        if size >= batch_bytes:
+            mx.eval(batch)
+            batch, size = [], 0
+    mx.eval(batch)
+
+
+def _cast(key: str, value: mx.array, dtype: mx.Dtype | None) -> mx.array:
+    keep = dtype is None or KEPT_PRECISION in key or not _is_float(value)
+    return value if keep else value.astype(dtype)
+
+
+def _is_float(value: mx.array) -> bool:
+    return mx.issubdtype(value.dtype, mx.floating)
+
+
+def _quantize_like(module: nn.Module, weights: Weights, mode: str, source: str):
+    """Quantize the layers of which ``weights`` holds ``.scales``, with the bits and group size their shapes tell."""
+
+    def layout(path: str, layer: nn.Module) -> bool | dict:
+        packed, scales = (
+            weights.get(f"{path}.{name}") for name in ("weight", "scales")
+        )
+        if packed is None or scales is None or not hasattr(layer, "to_quantized"):
+            return False
+        width = layer.weight.shape[-1]
+        return {
+            "bits": 32 * packed.shape[-1] // width,
+            "group_size": width // scales.shape[-1],
+            "mode": mode,
+        }
+
+    try:
+        nn.quantize(module, class_predicate=layout)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{source} is quantized in a way MLX cannot read: {error}"
+        ) from None
+
+
+def _problems(expected: Weights, given: Weights) -> list[str]:
+    """What keeps ``given`` from filling ``expected``, in words."""
+    common = expected.keys() & given.keys()
+    kinds = {
+        "missing": [key for key in expected if key not in given],
+        "unexpected": [key for key in given if key not in expected],
+        "of the wrong shape": [
+            f"{key} {given[key].shape} instead of {expected[key].shape}"
+            for key in sorted(common)
+            if given[key].shape != expected[key].shape
+        ],
+        "of the wrong type": [
+            f"{key} {given[key].dtype}"
+            for key in sorted(common)
+            if _is_float(given[key]) != _is_float(expected[key])
+        ],
+    }
+    return [
+        f"{len(names)} {kind} ({some(names)})" for kind, names in kinds.items() if names
+    ]
+
+
+# Saving
+
+
+def save(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
+    """Write ``weights`` and ``config`` as a folder of shards with an index, whole or not at all.
+
+    Empties ``weights`` as it goes: a shard's memory is free once it is on disk.
+    """
+    with aside(Path(folder)) as scratch:
+        shards = _shards(weights)
+        index = {
+            "metadata": {"total_size": sum(v.nbytes for v in weights.values())},
+            "weight_map": {},
+        }
+        for number, keys in enumerate(shards, start=1):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            shard = {key: weights.pop(key) for key in keys}
+            mx.save_safetensors(str(scratch / name), shard, {"format": "mlx"})
+            index["weight_map"] |= dict.fromkeys(keys, name)
+        _write_json(scratch / INDEX, index)
+        _write_json(scratch / CONFIG, config)
+
+
+def _shards(weights: Weights) -> list[list[str]]:
+    """Names in order, cut so that no shard of several tensors exceeds ``SHARD_BYTES``."""
+    shards, size = [[]], 0
+    for key, value in weights.items():
+        size += value.nbytes
+        if size > SHARD_BYTES and shards[-1]:
+            shards.append([])
+            size = value.nbytes
+        shards[-1].append(key)
+    return shards
+
+
+def _write_json(file: Path, data: Mapping[str, object]) -> None:
+    file.write_text(json.dumps(data, indent=2) + "\n")
+
+
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes ``folder`` if the block ends well and vanishes if it does not.
+
+    Raises ``ValueError`` if ``folder`` already holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} already exists and is not an empty folder: name a new one, or remove it first."
+        )
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
