@@ -1,0 +1,161 @@
+"""The Hugging Face hub: which files a repository must give, how large they are, and where they lie once fetched.
+
+The only room that knows huggingface_hub, which resumes, verifies and caches. Knows repositories, not tensors.
+"""
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import filter as matching
+from pathlib import Path
+from typing import Callable, Iterator, Mapping, Sequence
+
+import huggingface_hub as hf
+from huggingface_hub import errors
+
+MODEL_REPO = "Lightricks/LTX-2"
+MODEL_FILE = "ltx-2-19b-{variant}.safetensors"
+UPSAMPLER_FILE = "ltx-2-spatial-upscaler-x2-1.0.safetensors"
+DISTILLED_LORA_FILE = "ltx-2-19b-distilled-lora-384.safetensors"
+
+# Not gated. The repositories that end in -8bit and -4bit hold the same model, smaller.
+TEXT_ENCODER_REPO = "mlx-community/gemma-3-12b-it-bf16"
+TEXT_ENCODER_FILES = ("*.json", "*.safetensors", "tokenizer*")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What must be downloaded before the files of ``repo`` that match ``patterns`` are all in the cache.
+
+    missing  name -> bytes of each file to download; empty if all are there
+    """
+
+    repo: str
+    patterns: tuple[str, ...]
+    missing: Mapping[str, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.missing.values())
+
+    def __str__(self) -> str:
+        if not self.missing:
+            return f"{self.repo}: everything needed is in the cache"
+        files = ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in self.missing.items())
+        return f"{self.repo}: {self.bytes / 1e9:.2f} GB to download ({files})"
+
+    def fetch(self) -> Path:
+        """Download what is missing and return the snapshot's folder. A fetch that was interrupted resumes."""
+        with _explained(self.repo, self.patterns):
+            folder = hf.snapshot_download(
+                self.repo,
+                allow_patterns=list(self.patterns),
+                local_files_only=not self.missing,
+            )
+        return Path(folder)
+
+
+def resolve(
+    model: str | Path,
+    patterns: Sequence[str],
+    announce: Callable[[Plan], None] = lambda plan: None,
+) -> Path:
+    """``model`` itself if it is a path; else the snapshot of the repository of that name, fetched as far as needed.
+
+    ``announce`` hears the plan before anything is downloaded. Raises as ``plan`` does.
+    """
+    if Path(model).exists():
+        return Path(model)
+    files = plan(str(model), patterns)
+    if files.missing:
+        announce(files)
+    return files.fetch()
+
+
+def resolve_file(
+    file: str | Path, announce: Callable[[Plan], None] = lambda plan: None
+) -> Path:
+    """``file`` itself if it is a path; else the one called owner/repository/name.safetensors, fetched if need be."""
+    if Path(file).exists():
+        return Path(file)
+    repo, _, name = str(file).rpartition("/")
+    return resolve(repo, [name], announce) / name
+
+
+def plan(repo: str, patterns: Sequence[str]) -> Plan:
+    """What fetching the files of ``repo`` that match ``patterns`` would download.
+
+    The network is asked only if the cache lacks something. Raises ``FileNotFoundError`` where there is no such
+    repository or file or it cannot be reached, ``ValueError`` where the repository is gated.
+    """
+    patterns = tuple(patterns)
+    if _is_cached(repo, patterns):
+        return Plan(repo, patterns, {})
+    with _explained(repo, patterns):
+        files = hf.snapshot_download(repo, allow_patterns=list(patterns), dry_run=True)
+    names = [file.filename for file in files]
+    if absent := [p for p in patterns if not matching(names, p)]:
+        raise FileNotFoundError(
+            f"The Hugging Face repository {repo} has no file {', '.join(absent)}."
+        )
+    missing = {f.filename: f.file_size or 0 for f in files if f.will_download}
+    return Plan(repo, patterns, missing)
+
+
+def _is_cached(repo: str, patterns: Sequence[str]) -> bool:
+    """Whether the cached snapshot has a file for each pattern, and every shard that the indices among them name."""
+    try:
+        with _explained(repo, patterns):
+            folder = hf.snapshot_download(
+                repo, allow_patterns=list(patterns), local_files_only=True
+            )
+    except FileNotFoundError:
+        return False
+    folder = Path(folder)
+    names = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
+    found = [matching(names, pattern) for pattern in patterns]
+    indices = {folder / n for ns in found for n in ns if n.endswith(".index.json")}
+    shards = {index.parent / name for index in indices for name in _shards(index)}
+    return all(found) and all(shard.is_file() for shard in shards)
+
+
+def _shards(index: Path) -> set[str]:
+    return set(json.loads(index.read_text())["weight_map"].values())
+
+
+_UNREACHABLE = (
+    errors.HTTPError,
+    errors.DryRunError,
+    errors.LocalEntryNotFoundError,
+    ConnectionError,
+)
+
+
+@contextmanager
+def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one sentence that says what to do."""
+    try:
+        yield
+    except errors.HFValidationError:
+        raise FileNotFoundError(
+            f"{repo} is neither a file or folder here nor the name of a Hugging Face repository such as {MODEL_REPO}."
+        ) from None
+    except _UNREACHABLE as error:
+        raise _explanation(repo, patterns, error.__cause__ or error) from error
+
+
+def _explanation(
+    repo: str, patterns: Sequence[str], cause: BaseException
+) -> ValueError | FileNotFoundError:
+    if isinstance(cause, errors.GatedRepoError):
+        return ValueError(
+            f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in with `hf auth login`."
+        )
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        return FileNotFoundError(
+            f"There is no file or folder {repo} here, and no Hugging Face repository of that name that you may read."
+        )
+    return FileNotFoundError(
+        f"{repo} is not here: the cache lacks {', '.join(patterns)}, and Hugging Face cannot be reached. "
+        "Connect and run again, or give the path of a file or folder."
+    )
