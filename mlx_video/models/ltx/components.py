@@ -1,0 +1,410 @@
+"""LTX-2's parts, lent one at a time: found when opened, read when lent, freed when given back.
+
+Knows where parts lie and how they become modules; not what they compute, nor in which order they are needed.
+"""
+
+import logging
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, ContextManager, Iterable, Iterator, Mapping, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_video import hub, lora
+from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.layouts import (
+    DISTILLED_LORA_FILES,
+    PARTS,
+    VARIANTS,
+    Layout,
+    Source,
+    identify,
+    newest,
+    part_config,
+)
+from mlx_video.models.ltx.ltx import X0Model
+from mlx_video.weights import (
+    CONFIG,
+    INDEX,
+    Weights,
+    dequantize_fp8,
+    load,
+    materialize,
+    read,
+    read_header,
+    some,
+    tensor_files,
+)
+
+log = logging.getLogger(__name__)
+
+Announce = Callable[[hub.Plan], None]
+
+DISTILLED_LORA = "distilled_lora"  # not a part, but it too can be needed
+LORA_TARGETS = ("transformer", "connectors")
+
+
+class LoRA(NamedTuple):
+    """A LoRA file (path, or owner/repository/file on the hub) and how strongly it is fused."""
+
+    file: str | Path
+    strength: float = 1.0
+
+
+class Fusion(NamedTuple):
+    """That a LoRA was fused into a part, and how well it matched."""
+
+    file: Path
+    part: str
+    report: lora.Report
+
+
+class Components:
+    """The parts of one checkpoint; at most one large part is resident at a time.
+
+    sources         where each part lies
+    dtype           of the floating-point weights
+    loras           fused into every part that they concern
+    distilled_lora  the LoRA of the two-stage dev recipe; ``None`` if there is none
+    resident        names of the parts on loan
+    fusions         what was fused so far, oldest first
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        dtype: mx.Dtype,
+        loras: Iterable[LoRA] = (),
+        distilled_lora: Path | None = None,
+    ):
+        self.sources = dict(sources)
+        self.dtype = dtype
+        self.loras = tuple(loras)
+        self.distilled_lora = distilled_lora
+        self.resident: list[str] = []
+        self.fusions: list[Fusion] = []
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path = hub.MODEL_REPO,
+        *,
+        variant: str | None = None,
+        text_encoder: str | Path | None = None,
+        upsampler: str | Path | None = None,
+        loras: Iterable[tuple[str | Path, float]] = (),
+        distilled_lora: str | Path | None = None,
+        dtype: mx.Dtype | None = None,
+        needs: Iterable[str] = tuple(PARTS),
+        announce: Announce = lambda plan: log.info("%s", plan),
+    ) -> "Components":
+        """Find every needed part and read its config; no tensor is read.
+
+        model         official file, folder with one, folder that ``convert`` wrote, or hub repository
+        variant       "distilled" or "dev": which checkpoint of a folder or repository
+        text_encoder  Gemma 3 folder or repository;  ``None`` looks beside the model, then on the hub
+        upsampler     file or folder, likewise; so is ``distilled_lora``
+        dtype         ``None`` is bfloat16 on a GPU and float32 on a CPU
+        needs         the parts to find, and "distilled_lora"; nothing else is fetched
+        announce      hears what is about to be downloaded
+        Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, for whatever would stop a run later.
+        """
+        needs = tuple(needs)
+        layout = identify(_find_model(model, variant, needs, announce), variant)
+        sources = dict(layout.sources)
+        if text_encoder or "text_encoder" in set(needs) - sources.keys():
+            sources["text_encoder"] = _find_text_encoder(text_encoder, announce)
+        if upsampler or "upsampler" in set(needs) - sources.keys():
+            sources["upsampler"] = _find_upsampler(upsampler, announce)
+        _check(layout, sources, needs)
+        if distilled_lora or DISTILLED_LORA in needs:
+            distilled_lora = _find_distilled_lora(distilled_lora, layout.path, announce)
+        loras = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
+        _check_loras(loras)
+        return cls(sources, dtype or default_dtype(), loras, distilled_lora)
+
+    # Lending
+
+    @contextmanager
+    def lend(
+        self,
+        name: str,
+        model_type: LTXModelType = LTXModelType.AudioVideo,
+        loras: Iterable[LoRA] = (),
+    ) -> Iterator[nn.Module]:
+        """Load a part, lend it for the length of the ``with`` block, and free it.
+
+        Only the part's own tensors are read; of the transformer only the streams of ``model_type``. ``loras`` are
+        fused in addition to the checkpoint's. The module is empty afterwards, whoever still holds it.
+        """
+        larges = [other for other in (*self.resident, name) if PARTS[other].large]
+        assert len(larges) < 2, f"{name} must wait until {larges[0]} is given back"
+        self.resident.append(name)
+        network = None
+        try:
+            lent, network = self._load(name, model_type, (*self.loras, *loras))
+            materialize(network)
+            yield lent
+        finally:
+            self.resident.remove(name)
+            if network is not None:
+                network.clear()
+            mx.clear_cache()
+
+    @contextmanager
+    def transformer(
+        self,
+        model_type: LTXModelType = LTXModelType.AudioVideo,
+        distilled_lora: float = 0.0,
+    ) -> Iterator[X0Model]:
+        """Lend the transformer as a sampler sees it (``X0Model``), the distilled LoRA fused at the given strength."""
+        loras = []
+        if distilled_lora and self.distilled_lora is None:
+            raise ValueError(
+                f"The refinement needs the distilled LoRA: put {hub.DISTILLED_LORA_FILE} beside the model or name it with "
+                "--distilled-lora."
+            )
+        if distilled_lora:
+            loras = [LoRA(self.distilled_lora, distilled_lora)]
+        with self.lend("transformer", model_type, loras) as model:
+            yield X0Model(model)
+
+    @contextmanager
+    def video_statistics(self) -> Iterator[nn.Module]:
+        """Lend the video latents' per-channel statistics, the only tensors of the decoder that the upsampler needs."""
+        decoder, _ = self._load("video_decoder")
+        yield decoder.per_channel_statistics
+
+    def connectors(self) -> ContextManager[nn.Module]:
+        return self.lend("connectors")
+
+    def video_encoder(self) -> ContextManager[nn.Module]:
+        return self.lend("video_encoder")
+
+    def video_decoder(self) -> ContextManager[nn.Module]:
+        return self.lend("video_decoder")
+
+    def audio_encoder(self) -> ContextManager[nn.Module]:
+        return self.lend("audio_encoder")
+
+    def audio_decoder(self) -> ContextManager[nn.Module]:
+        return self.lend("audio_decoder")
+
+    def vocoder(self) -> ContextManager[nn.Module]:
+        return self.lend("vocoder")
+
+    def upsampler(self) -> ContextManager[nn.Module]:
+        return self.lend("upsampler")
+
+    def text_encoder(self) -> ContextManager["GemmaTextEncoder"]:
+        return self.lend("text_encoder")
+
+    # Loading
+
+    def _load(
+        self,
+        name: str,
+        model_type: LTXModelType = LTXModelType.AudioVideo,
+        loras: Iterable[LoRA] = (),
+    ) -> tuple[nn.Module, nn.Module]:
+        """What to lend and the network in it, the same but for the text encoder; nothing is read yet."""
+        source = self.sources[name]
+        if name == "text_encoder":
+            encoder = PARTS[name].module.load(source.path, self.dtype)
+            return encoder, encoder.model
+        module = build(name, source, self.dtype, model_type)
+        self._fuse(name, module, loras)
+        return module, module
+
+    def _fuse(self, name: str, module: nn.Module, loras: Iterable[LoRA]) -> None:
+        for file, strength in loras:
+            weights, _ = read(file)
+            if not lora.concerns(weights, type(module)):
+                continue
+            report = lora.fuse(module, weights, strength, str(file))
+            self.fusions.append(Fusion(file, name, report))
+            log.info(
+                "%s at %g: %d layers of the %s, %d names skipped, %d layers no longer quantized",
+                *(file, strength, len(report.matched), name),
+                *(len(report.skipped), len(report.dense)),
+            )
+
+
+def build(
+    name: str,
+    source: Source,
+    dtype: mx.Dtype | None,
+    model_type: LTXModelType = LTXModelType.AudioVideo,
+) -> nn.Module:
+    """A part's module with its weights, all lazy: what is not evaluated is never read.
+
+    ``dtype`` ``None`` keeps the stored ones. Raises ``ValueError`` where the tensors do not fit the config.
+    """
+    part, config = PARTS[name].module, part_config(name, source)
+    weights = part_weights(name, source, dtype or mx.bfloat16)
+    if name == "transformer":
+        config = replace(config, model_type=model_type)
+    if name == "connectors":
+        config = part.fit(config, weights)
+    module = part(config)
+    if name == "transformer":
+        weights = module.select(weights)
+    mode = source.quantization.get("mode", "affine")
+    load(module, weights, dtype=dtype, mode=mode, source=str(source.path))
+    return module
+
+
+def part_weights(name: str, source: Source, dtype: mx.Dtype = mx.bfloat16) -> Weights:
+    """The lazy tensors of one part under our names; ``dtype`` is what fp8 ones become."""
+    weights, _ = read(source.path)
+    return PARTS[name].module.sanitize(dequantize_fp8(weights, dtype))
+
+
+def default_dtype() -> mx.Dtype:
+    return mx.bfloat16 if mx.default_device() == mx.gpu else mx.float32
+
+
+# Finding
+
+
+def _find_model(
+    model: str | Path, variant: str | None, needs: tuple[str, ...], announce: Announce
+) -> Path:
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if path.suffix == ".safetensors":
+        return hub.resolve_file(model, announce)
+    if str(model) == hub.MODEL_REPO:
+        file = hub.MODEL_FILE.format(variant=variant or VARIANTS[0])
+        return hub.resolve(model, [file], announce) / file
+    names = [name for name in needs if name in PARTS and PARTS[name].block]
+    files = (CONFIG, INDEX, "*.safetensors")
+    return hub.resolve(
+        model, [f"{n}/{file}" for n in names for file in files], announce
+    )
+
+
+def _find_text_encoder(given: str | Path | None, announce: Announce) -> Source:
+    folder = hub.resolve(
+        given or hub.TEXT_ENCODER_REPO, hub.TEXT_ENCODER_FILES, announce
+    )
+    return Source.folder(folder)
+
+
+def _find_upsampler(given: str | Path | None, announce: Announce) -> Source:
+    file = hub.resolve_file(given or f"{hub.MODEL_REPO}/{hub.UPSAMPLER_FILE}", announce)
+    layout = identify(file)
+    if "upsampler" not in layout.sources:
+        raise ValueError(f"{file} is no upsampler but a {layout.name}.")
+    return layout.sources["upsampler"]
+
+
+def _find_distilled_lora(
+    given: str | Path | None, model: Path, announce: Announce
+) -> Path:
+    folder = model if model.is_dir() else model.parent
+    beside = None if given else newest(folder, DISTILLED_LORA_FILES)
+    given = given or beside or f"{hub.MODEL_REPO}/{hub.DISTILLED_LORA_FILE}"
+    return hub.resolve_file(given, announce)
+
+
+def _check(layout: Layout, sources: Mapping[str, Source], needs: tuple[str, ...]):
+    """Raise ``ValueError`` where a needed part is absent or has a config that this version cannot honour."""
+    if layout.refusal:
+        raise ValueError(f"{layout.path} is a {layout.name}: {layout.refusal}.")
+    if absent := [name for name in needs if name in PARTS and name not in sources]:
+        raise ValueError(
+            f"{layout.path} is a {layout.name} without {some(absent)}. Give a single file of {hub.MODEL_REPO}, or a "
+            "folder that `mlx-video convert` wrote."
+        )
+    for name in needs:
+        if name in PARTS and PARTS[name].config is not None:
+            part_config(name, sources[name])
+        for file in tensor_files(sources[name].path) if name in PARTS else ():
+            read_header(file)
+
+
+def _check_loras(loras: Iterable[LoRA]) -> None:
+    """Raise ``ValueError`` where a file is not a LoRA, or is one for another model."""
+    for file, _ in loras:
+        weights, _ = read(file)
+        if not any(lora.concerns(weights, PARTS[n].module) for n in LORA_TARGETS):
+            raise ValueError(
+                f"{file} names no layer of LTX-2; its tensors are called {some(weights)}."
+            )
+
+
+# Describing
+
+
+class PartSummary(NamedTuple):
+    """What a file holds of one part; ``dtypes`` are those of its tensors, most bytes first."""
+
+    tensors: int
+    bytes: int
+    dtypes: tuple[str, ...]
+    quantization: Mapping[str, object]
+
+
+class Description(NamedTuple):
+    """What a path is, for a person to read.
+
+    version   of the model, "2.0" where a checkpoint states none; empty where there is no checkpoint
+    missing   part -> how to get it, of the parts that a full run needs and nothing here provides
+    refusals  why this version cannot run it, in the config's own words; empty if it can
+    """
+
+    path: Path
+    layout: str
+    version: str
+    parts: Mapping[str, PartSummary]
+    missing: Mapping[str, str]
+    refusals: tuple[str, ...]
+
+
+# Where the parts come from that an official file lacks.
+PROVIDED_BY = {
+    "upsampler": f"put {hub.UPSAMPLER_FILE} beside it, or let it be fetched from {hub.MODEL_REPO} (1.0 GB)",
+    "text_encoder": "put a Gemma 3 12B folder named text_encoder or gemma-3-12b-it-... beside it, or let it be fetched "
+    f"from {hub.TEXT_ENCODER_REPO} (24 GB)",
+}
+
+
+def describe(path: str | Path, variant: str | None = None) -> Description:
+    """Say what ``path`` is and holds, from headers and configs. Raises as ``identify`` does."""
+    layout = identify(Path(path).expanduser(), variant)
+    refusals = [layout.refusal] if layout.refusal else []
+    parts = {}
+    for name, source in layout.sources.items():
+        try:
+            if PARTS[name].config is not None:
+                part_config(name, source)
+            parts[name] = _summary(name, source)
+        except ValueError as error:
+            refusals.append(str(error))
+    missing = {
+        name: PROVIDED_BY.get(name, f"use a single file of {hub.MODEL_REPO}")
+        for name in PARTS
+        if name not in layout.sources
+    }
+    return Description(
+        layout.path, layout.name, layout.version, parts, missing, tuple(refusals)
+    )
+
+
+def _summary(name: str, source: Source) -> PartSummary:
+    weights, _ = read(source.path)
+    if name != "text_encoder":
+        weights = PARTS[name].module.sanitize(weights)
+    sizes = Counter()
+    for value in weights.values():
+        # MLX shows float8 as the bytes it is made of.
+        sizes[
+            str(value.dtype).split(".")[-1].replace("uint8", "float8")
+        ] += value.nbytes
+    dtypes = tuple(name for name, _ in sizes.most_common())
+    return PartSummary(len(weights), sizes.total(), dtypes, source.quantization)
