@@ -1,0 +1,201 @@
+"""An official checkpoint written as a folder of MLX parts, in another dtype or quantized if asked.
+
+python -m mlx_video.convert --hf-path Lightricks/LTX-2 --mlx-path ltx-2-8bit -q
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Callable, Mapping, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_video import hub
+from mlx_video.models.ltx.components import Announce, Components, build
+from mlx_video.models.ltx.layouts import PARTS, QUANTIZATION, VARIANTS, Source
+from mlx_video.weights import Weights, aside, save
+
+DTYPES = ("bfloat16", "float16", "float32")
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+
+# The layers that hold nearly all of the weights. The few around them set scales and are cheap to keep exact.
+QUANTIZED = "transformer_blocks."
+
+
+def convert(
+    hf_path: str | Path,
+    mlx_path: str | Path,
+    dtype: mx.Dtype | None = None,
+    quantize: bool = False,
+    q_bits: int = 8,
+    q_group_size: int = 64,
+    *,
+    variant: str | None = None,
+    announce: Announce = lambda plan: None,
+    on_part: Callable[[str], None] = lambda name: None,
+) -> Path:
+    """Write each part of ``hf_path`` into a folder of its own under ``mlx_path``, which must not hold anything yet.
+
+    hf_path   official file, folder with one, converted folder, or hub repository; ``variant`` chooses among several
+    dtype     of floating tensors; ``None`` keeps the stored ones (bfloat16 for fp8)
+    quantize  the Linears of the transformer's blocks, to ``q_bits`` bits in groups of ``q_group_size`` weights
+    on_part   hears the name of each part before it is written
+    The upscaler and Gemma beside the model go along, Gemma as it is. Memory stays near one shard (5 GB); a conversion
+    that fails leaves nothing behind. Raises ``ValueError`` or ``FileNotFoundError`` in one sentence.
+    """
+    quantization = _quantization(q_bits, q_group_size) if quantize else {}
+    target = Path(mlx_path).expanduser().absolute()
+    with aside(target) as folder:
+        needs = [name for name, part in PARTS.items() if part.block is not None]
+        components = Components.open(
+            hf_path, variant=variant, needs=needs, announce=announce
+        )
+        for name, source in components.sources.items():
+            on_part(name)
+            if name == "text_encoder":
+                _copy_gemma(source.path, folder / name)
+            else:
+                asked = quantization if name == "transformer" else {}
+                _convert_part(name, source, folder / name, dtype, asked)
+    return target
+
+
+def _quantization(bits: int, group_size: int) -> dict[str, int | str]:
+    if bits not in BITS or group_size not in GROUP_SIZES:
+        raise ValueError(
+            f"Weights are quantized to {', '.join(map(str, BITS))} bits in groups of {', '.join(map(str, GROUP_SIZES))}; "
+            f"got {bits} bits in groups of {group_size}. The usual choice is 8 bits in groups of 64."
+        )
+    return {"group_size": group_size, "bits": bits, "mode": "affine"}
+
+
+def _convert_part(
+    name: str,
+    source: Source,
+    folder: Path,
+    dtype: mx.Dtype | None,
+    quantization: Mapping[str, int | str],
+) -> None:
+    """Write one part; lazily, so that tensors pass through memory a shard at a time."""
+    quantization = quantization or source.quantization
+    config = dict(source.config)
+    if quantization:
+        config[QUANTIZATION] = dict(quantization)
+    save(folder, _tensors(name, source, dtype, quantization), config)
+
+
+def _tensors(
+    name: str,
+    source: Source,
+    dtype: mx.Dtype | None,
+    quantization: Mapping[str, int | str],
+) -> Weights:
+    """All lazy tensors of a part, checked against its network. The network itself is gone when this returns."""
+    module = build(name, source, dtype)
+    if quantization:
+        quantize_blocks(module, **quantization)
+    return dict(tree_flatten(module.parameters()))
+
+
+def quantize_blocks(
+    module: nn.Module, group_size: int, bits: int, mode: str = "affine"
+) -> None:
+    """Quantize the Linears of ``module``'s transformer blocks whose width the groups divide."""
+
+    def chosen(path: str, layer: nn.Module) -> bool:
+        return (
+            path.startswith(QUANTIZED)
+            and isinstance(layer, nn.Linear)
+            and layer.weight.shape[-1] % group_size == 0
+        )
+
+    nn.quantize(module, group_size, bits, mode=mode, class_predicate=chosen)
+
+
+def _copy_gemma(source: Path, target: Path) -> None:
+    """The text encoder's own files, and its tokenizer if that lies beside it."""
+    target.mkdir()
+    folders = [
+        folder for folder in (source.parent / "tokenizer", source) if folder.is_dir()
+    ]
+    for folder in folders:
+        for pattern in hub.TEXT_ENCODER_FILES:
+            for file in folder.glob(pattern):
+                shutil.copyfile(file, target / file.name)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of mlx-lm's convert that apply here."""
+    parser.add_argument(
+        "--hf-path",
+        default=hub.MODEL_REPO,
+        help="official .safetensors, folder with one, or hub repository (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mlx-path",
+        default="mlx_model",
+        help="new folder to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--variant",
+        choices=VARIANTS,
+        help="which checkpoint, where there are several (hub default: distilled)",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the weights (default: as stored)"
+    )
+    parser.add_argument(
+        "-q",
+        "--quantize",
+        action="store_true",
+        help="quantize the transformer's blocks",
+    )
+    parser.add_argument(
+        "--q-bits",
+        type=int,
+        default=8,
+        help="bits per weight: %(default)s costs no visible quality, 4 costs some (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--q-group-size",
+        type=int,
+        default=64,
+        help="weights that share a scale (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Convert as parsed arguments say; progress goes to stderr."""
+    return convert(
+        args.hf_path,
+        args.mlx_path,
+        None if args.dtype is None else getattr(mx, args.dtype),
+        args.quantize,
+        args.q_bits,
+        args.q_group_size,
+        variant=args.variant,
+        announce=lambda plan: print(plan, file=sys.stderr),
+        on_part=lambda name: print(f"converting {name}", file=sys.stderr),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 for bad input with one sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mlx_video.convert", description=__doc__.splitlines()[0]
+    )
+    add_arguments(parser)
+    try:
+        print(run(parser.parse_args(argv)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
