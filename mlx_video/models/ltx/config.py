@@ -311,6 +311,16 @@ class AudioVAEConfig(Config):
     def from_dict(cls, data: Mapping[str, object]) -> "AudioVAEConfig":
         return super().from_dict(_flatten(data))
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels at each resolution, highest first."""
+        return tuple(self.ch * multiplier for multiplier in self.ch_mult)
+
+    @property
+    def latent_bins(self) -> int:
+        """Mel bins of a latent frame: each resolution after the first halves them."""
+        return self.mel_bins >> (len(self.ch_mult) - 1)
+
 
 def _flatten(block: Mapping[str, object]) -> dict[str, object]:
     flat = {}

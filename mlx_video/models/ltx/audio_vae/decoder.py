@@ -1,0 +1,63 @@
+"""The audio decoder: latent to log-mel spectrogram."""
+
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_video.models.ltx.audio_vae.base import AudioVAEPart, PerChannelStatistics
+from mlx_video.models.ltx.audio_vae.resnet import (
+    CausalConv2d,
+    MidBlock,
+    Upsample,
+    norm_silu,
+    resnet_blocks,
+)
+from mlx_video.models.ltx.config import AudioVAEConfig
+
+
+class UpLevel(nn.Module):
+    """Residual blocks at one resolution, and the step to the next higher one if there is one."""
+
+    def __init__(self, in_channels: int, out_channels: int, count: int, last: bool):
+        super().__init__()
+        self.block = resnet_blocks(in_channels, out_channels, count)
+        if not last:
+            self.upsample = Upsample(out_channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for block in self.block:
+            x = block(x)
+        return self.upsample(x) if "upsample" in self else x
+
+
+class AudioDecoder(AudioVAEPart):
+    """Normalised latent (B, 8, T, 16), 25 frames a second -> log-mel spectrogram (B, 2, 4T - 3, 64)."""
+
+    OFFICIAL: ClassVar = {
+        "audio_vae.decoder.": "",
+        "audio_vae.per_channel_statistics.": "per_channel_statistics.",
+    }
+
+    def __init__(self, config: AudioVAEConfig):
+        super().__init__()
+        widths = config.widths
+        self.per_channel_statistics = PerChannelStatistics(
+            config.z_channels, config.latent_bins
+        )
+        self.conv_in = CausalConv2d(config.z_channels, widths[-1])
+        self.mid = MidBlock(widths[-1])
+        # In the checkpoint's order, highest resolution first; run from the last to the first.
+        self.up = [
+            UpLevel(before, width, config.num_res_blocks + 1, last=i == 0)
+            for i, (before, width) in enumerate(zip((*widths[1:], widths[-1]), widths))
+        ]
+        self.conv_out = CausalConv2d(widths[0], config.out_ch)
+
+    def __call__(self, latent: mx.array) -> mx.array:
+        x = latent.astype(self.conv_in.weight.dtype)
+        x = self.per_channel_statistics.un_normalize(x).transpose(0, 2, 3, 1)
+        x = self.mid(self.conv_in(x))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(norm_silu(x)).transpose(0, 3, 1, 2)
