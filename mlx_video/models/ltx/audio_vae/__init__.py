@@ -1,0 +1,8 @@
+"""The audio autoencoder over log-mel spectrograms, its mel front end and the vocoder behind it."""
+
+from mlx_video.models.ltx.audio_vae.decoder import AudioDecoder
+from mlx_video.models.ltx.audio_vae.encoder import AudioEncoder
+from mlx_video.models.ltx.audio_vae.mel import log_mel
+from mlx_video.models.ltx.audio_vae.vocoder import Vocoder
+
+__all__ = ["AudioDecoder", "AudioEncoder", "Vocoder", "log_mel"]
