@@ -1,0 +1,142 @@
+"""The latent upsampler against Lightricks' numbers, in every form that a checkpoint has."""
+
+import json
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_video.models.ltx.config import UpsamplerConfig
+from mlx_video.models.ltx.upsampler import LatentUpsampler, upsample_normalized
+from tests.models.ltx.video_vae.tiny import VECTORS, encoder
+from tests.reference import (
+    FIXTURES,
+    MODULE_TOLERANCE,
+    UPSCALER,
+    checkpoint,
+    error,
+    manifest,
+)
+
+
+def upsampler(dtype=mx.float32) -> LatentUpsampler:
+    weights, config = checkpoint(UPSCALER)
+    model = LatentUpsampler(UpsamplerConfig.from_dict(config))
+    weights = LatentUpsampler.sanitize(weights)
+    model.load_weights([(k, v.astype(dtype)) for k, v in weights.items()])
+    return model
+
+
+def small(**changes) -> LatentUpsampler:
+    options = {
+        "in_channels": 4,
+        "mid_channels": 32,
+        "num_blocks_per_stage": 1,
+        "spatial_upsample": True,
+        "temporal_upsample": False,
+    }
+    return LatentUpsampler(UpsamplerConfig.from_dict(options | changes))
+
+
+X2 = {"rational_resampler": False}
+X2_RATIONAL = {"rational_resampler": True}
+X15 = {"spatial_scale": 1.5, "rational_resampler": True}
+TIME = {"spatial_upsample": False, "temporal_upsample": True, "spatial_scale": 1.0}
+
+
+def test_upsample():
+    out = upsampler()(VECTORS["ups.raw_in"])
+    assert error(out, VECTORS["ups.raw_out"]) < MODULE_TOLERANCE
+
+
+def test_upsample_normalized():
+    statistics = encoder().per_channel_statistics
+    out = upsample_normalized(upsampler(), statistics, VECTORS["ups.in"])
+    assert error(out, VECTORS["ups.out"]) < MODULE_TOLERANCE
+
+
+def test_bfloat16_batch():
+    latents = mx.concatenate([VECTORS["ups.raw_in"]] * 2).astype(mx.bfloat16)
+    out = upsampler(mx.bfloat16)(latents)
+    assert out.shape == (2, 128, 2, 4, 6)
+    assert out.dtype == mx.bfloat16
+    assert error(out[:1], VECTORS["ups.raw_out"]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "options, shape",
+    [
+        (X2, (3, 8, 12)),
+        (X2_RATIONAL, (3, 8, 12)),
+        (X15, (3, 6, 9)),
+        (TIME, (5, 4, 6)),
+    ],
+)
+def test_sizes(options, shape):
+    out = small(**options)(mx.random.normal((2, 4, 3, 4, 6)))
+    assert out.shape == (2, 4, *shape)
+    assert mx.isfinite(out).all()
+
+
+def test_blur_keeps_every_second_cell_of_a_binomial_mean():
+    blur = small(**X15).resample.blur
+    x = mx.random.normal((2, 1, 7, 8, 3))
+    row = mx.array([1, 4, 6, 4, 1]) / 16
+    padded = mx.pad(x, [(0, 0), (0, 0), (2, 2), (2, 2), (0, 0)])
+    expected = sum(
+        row[i] * row[j] * padded[:, :, i : i + 7 : 2, j : j + 8 : 2]
+        for i in range(5)
+        for j in range(5)
+    )
+    assert error(blur(x), expected) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ltx-2-spatial-upscaler-x2-1.0", "ltx-2-temporal-upscaler-x2-1.0"],
+)
+def test_full_size(name):
+    configs = FIXTURES / "manifests" / "ltx-2-upscalers.config.json"
+    config = json.loads(configs.read_text())[f"{name}.safetensors"]["config"]
+    model = LatentUpsampler(UpsamplerConfig.from_dict(config))
+    official = {key: mx.zeros(shape) for key, shape in manifest(name).items()}
+    sanitized = LatentUpsampler.sanitize(official)
+    ours = {key: x.shape for key, x in tree_flatten(model.parameters())}
+    assert {key: x.shape for key, x in sanitized.items()} == ours
+    assert LatentUpsampler.sanitize(sanitized) == sanitized
+
+
+def test_names_of_the_plain_x2():
+    """``upsampler.0``, the layout of LTX-2.3, is the same convolution without a blur."""
+    weights, config = checkpoint(UPSCALER)
+    plain = {
+        key.replace("upsampler.conv.", "upsampler.0."): value
+        for key, value in weights.items()
+        if "blur_down" not in key
+    }
+    config = UpsamplerConfig.from_dict(config | {"rational_resampler": False})
+    model = LatentUpsampler(config)
+    model.load_weights(list(LatentUpsampler.sanitize(plain).items()))
+    out = model(VECTORS["ups.raw_in"])
+    assert error(out, VECTORS["ups.raw_out"]) < MODULE_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temporal_upsample": True},
+        {"spatial_upsample": False},
+        {"spatial_scale": 4.0, "rational_resampler": True},
+        {"spatial_scale": 1.5},
+    ],
+)
+def test_refuses_other_resamplers(options):
+    with pytest.raises(ValueError, match="is not implemented; known are x2 and"):
+        small(**options)
+
+
+def test_refuses_unknown_tensors():
+    with pytest.raises(ValueError, match="unknown tensor 'extra.weight'"):
+        LatentUpsampler.sanitize(
+            {"initial_conv.weight": mx.zeros((1,) * 5), "extra.weight": mx.zeros(1)}
+        )

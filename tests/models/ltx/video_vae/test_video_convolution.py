@@ -1,0 +1,86 @@
+"""Convolution over video: what surrounds the clip, and that no call is too large."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_video.models.ltx.video_vae import convolution
+from mlx_video.models.ltx.video_vae.convolution import CausalConv3d, conv3d
+from tests.models.ltx.video_vae.tiny import VECTORS, decoder, encoder
+from tests.reference import error
+
+
+def by_hand(x, weight, bias, causal, mode, stride=(1, 1, 1)):
+    """Sum over taps of a clip padded by NumPy."""
+    reach = weight.shape[1] // 2
+    time = (2 * reach, 0) if causal else (reach, reach)
+    x = np.pad(np.array(x), [(0, 0), time, (0, 0), (0, 0), (0, 0)], mode="edge")
+    space = [(0, 0), (0, 0), (reach, reach), (reach, reach), (0, 0)]
+    x = np.pad(x, space, mode="reflect" if mode == "reflect" else "constant")
+    w = np.array(weight)
+    k = w.shape[1]
+    F, H, W = (n - k + 1 for n in x.shape[1:4])
+    y = sum(
+        x[:, f : f + F, h : h + H, c : c + W] @ w[:, f, h, c].T
+        for f in range(k)
+        for h in range(k)
+        for c in range(k)
+    )
+    return mx.array(y[:, :: stride[0], :: stride[1], :: stride[2]]) + bias
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize(
+    "kernel, stride", [(3, (1, 1, 1)), (5, (1, 1, 1)), (1, (1, 1, 1)), (3, (2, 2, 2))]
+)
+def test_padding(causal, mode, kernel, stride):
+    conv = CausalConv3d(4, 6, kernel, stride, mode)
+    conv.bias = mx.arange(6.0)
+    x = mx.random.normal((2, 5, 4, 6, 4))
+    expected = by_hand(x, conv.weight, conv.bias, causal, mode, stride)
+    assert error(conv(x, causal), expected) < 1e-5
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("frames", [3, 8, 9])
+@pytest.mark.parametrize("limit", [400, 700, 2000])
+def test_pieces_equal_the_whole(monkeypatch, stride, frames, limit):
+    x, weight = mx.random.normal((1, frames, 4, 5, 6)), mx.random.normal(
+        (8, 3, 3, 3, 6)
+    )
+    whole = conv3d(x, weight, stride=stride, padding=(1, 1))
+    sizes = spy(monkeypatch, limit)
+    pieces = conv3d(x, weight, stride=stride, padding=(1, 1))
+    assert error(pieces, whole) < 1e-5
+    assert max(sizes) <= limit
+    assert len(sizes) > 2 or x.size < limit  # (input, output) of more than one call
+
+
+def spy(monkeypatch, limit: int) -> list[int]:
+    """Set the limit; the list receives the size of every convolution's input and output."""
+    sizes, original = [], mx.conv3d
+
+    def counted(x, *args, **kwargs):
+        y = original(x, *args, **kwargs)
+        sizes.extend((x.size, y.size))
+        return y
+
+    monkeypatch.setattr(convolution, "MAX_CONV_ELEMENTS", limit)
+    monkeypatch.setattr(mx, "conv3d", counted)
+    return sizes
+
+
+def test_the_autoencoder_in_pieces(monkeypatch):
+    pixels, latent = VECTORS["enc.in"], VECTORS["dec.in"]
+    expected = encoder()(pixels), decoder()(latent)
+    sizes = spy(monkeypatch, 90_000)
+    assert error(encoder()(pixels), expected[0]) < 1e-5
+    assert error(decoder()(latent), expected[1]) < 1e-5
+    assert max(sizes) <= 90_000
+
+
+def test_a_frame_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(convolution, "MAX_CONV_ELEMENTS", 300)
+    with pytest.raises(ValueError, match="5x4 cells .* 6 -> 8 .* smaller spatial til"):
+        conv3d(mx.zeros((1, 9, 4, 5, 6)), mx.zeros((8, 3, 3, 3, 6)), padding=(1, 1))

@@ -1,0 +1,284 @@
+"""Tiles against Lightricks' slices, masks and pixels; memory and order of streamed frames; every refusal."""
+
+import json
+from itertools import product
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_video.models.ltx.video_vae import tiling
+from mlx_video.models.ltx.video_vae.tiling import (
+    SpatialTilingConfig,
+    TemporalTilingConfig,
+    TilingConfig,
+    compute_trapezoidal_mask_1d,
+    decode_grid,
+    decode_stream,
+    decode_with_tiling,
+    encode_grid,
+    encode_with_tiling,
+    iterate_decode,
+)
+from mlx_video.types import VideoScale
+from tests.models.ltx.video_vae.tiny import VECTORS, decoder, encoder
+from tests.reference import MODULE_TOLERANCE, TINY, error
+
+SPACE, TIME = SpatialTilingConfig(64, 32), TemporalTilingConfig(24, 8)
+BOTH = TilingConfig(SPACE, TIME)
+LATENT = VECTORS["tiled.in"]
+SCALE = VideoScale()
+
+
+# Lightricks' numbers
+
+
+@pytest.mark.parametrize(
+    "file, cells, config",
+    [
+        ("tiles_64_32_24_8", (5, 4, 5), BOTH),
+        ("tiles_default_121x544x960", (16, 17, 30), TilingConfig.default()),
+    ],
+)
+def test_slices_and_masks(file, cells, config):
+    expected = json.loads((TINY / f"{file}.json").read_text())
+    tiles = list(product(*decode_grid(cells, config, SCALE)))
+    assert len(tiles) == len(expected)
+    for tile, official in zip(tiles, expected):
+        assert [ends(cut.source) for cut in tile] == official["in"][2:]
+        assert [ends(cut.target) for cut in tile] == official["out"][2:]
+        for cut, mask in zip(tile, official.get("masks", [])[2:]):
+            assert mx.allclose(cut.mask, mx.array(mask), atol=1e-6)
+
+
+def ends(s: slice) -> list[int]:
+    return [s.start, s.stop]
+
+
+@pytest.mark.parametrize(
+    "name, config, lengths",
+    [
+        ("whole", None, [33]),
+        ("out", BOTH, [8, 25]),
+        ("spatial_only", TilingConfig(SPACE, TemporalTilingConfig(64)), [33]),
+        ("spatial_only", TilingConfig(spatial_config=SPACE), [33]),
+        ("temporal_only", TilingConfig(temporal_config=TIME), [8, 25]),
+    ],
+)
+def test_decode(name, config, lengths):
+    chunks = list(decode_stream(decoder(), LATENT, config))
+    assert [chunk.shape[2] for chunk in chunks] == lengths
+    pixels = mx.concatenate(chunks, axis=2)[:, :, ::4, ::4, ::4]
+    assert error(pixels, VECTORS[f"tiled.{name}_sub"]) < MODULE_TOLERANCE
+
+
+def test_encode():
+    pixels = resize_nearest(VECTORS["enc.in"], 128, 160)
+    assert mx.array_equal(pixels[:, :, :1], VECTORS["tiled_encode.in"])
+    config = TilingConfig(SpatialTilingConfig(96, 64))
+    latents = encode_with_tiling(encoder(), pixels, config)
+    assert error(latents, VECTORS["tiled_encode.out"]) < MODULE_TOLERANCE
+
+
+def resize_nearest(pixels: mx.array, height: int, width: int) -> mx.array:
+    rows = mx.arange(height) * pixels.shape[3] // height
+    columns = mx.arange(width) * pixels.shape[4] // width
+    return mx.take(mx.take(pixels, rows, axis=3), columns, axis=4)
+
+
+# Blending, with a decoder that has no borders: tiled must equal whole
+
+
+def grow(latents: mx.array, causal=None) -> mx.array:
+    """Repeat each cell 8 x 32 x 32 times, the first in time once: what a perfect decoder would do."""
+    x = mx.repeat(mx.repeat(latents, 32, axis=3), 32, axis=4)
+    return mx.concatenate([x[:, :, :1], mx.repeat(x[:, :, 1:], 8, axis=2)], axis=2)
+
+
+CONFIGS = [
+    BOTH,
+    TilingConfig(SpatialTilingConfig(64, 0), TemporalTilingConfig(16, 0)),
+    TilingConfig(SpatialTilingConfig(96, 64), TemporalTilingConfig(32, 24)),
+    TilingConfig.aggressive(),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_tiles_of_a_perfect_decoder_equal_the_whole(config):
+    # Constant in time: a tile's first frame stands for 8, so a step there is not the whole clip's.
+    latents = mx.repeat(mx.random.normal((2, 1, 1, 9, 10)), 9, axis=2)
+    chunks = list(iterate_decode(grow, latents, config))
+    assert error(mx.concatenate(chunks, axis=2), grow(latents)) < 1e-6
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_weights_of_every_pixel_sum_to_one(config):
+    for cuts in decode_grid((11, 9, 11), config, SCALE):
+        total = np.zeros(cuts[-1].target.stop)
+        for cut, weight in zip(cuts, tiling._weights(cuts)):
+            total[cut.target] += np.array(weight)
+        assert np.allclose(total, 1)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_latent_is_kept_from_one_tile(config):
+    for cuts in encode_grid((11, 9, 11), config, SCALE):
+        total = np.zeros(cuts[-1].target.stop)
+        for cut in cuts:
+            total[cut.target] += np.array(cut.mask)
+        assert (total == 1).all()
+
+
+def test_tiled_encoding_in_time_keeps_what_is_far_from_a_cut():
+    pixels = mx.random.normal((1, 3, 81, 64, 64))
+    config = TilingConfig(temporal_config=TemporalTilingConfig(64, 48))
+    whole, tiled = encoder()(pixels), encode_with_tiling(encoder(), pixels, config)
+    assert tiled.shape == whole.shape
+    assert error(tiled[:, :, :7], whole[:, :, :7]) < 1e-5
+
+
+def test_without_tiles_nothing_is_touched():
+    whole = decoder()(LATENT)
+    (chunk,) = decode_stream(decoder(), LATENT)
+    assert mx.array_equal(chunk, whole)
+
+
+def test_tiles_keep_the_dtype():
+    latents = LATENT[:, :3].astype(mx.bfloat16)
+    for chunk in iterate_decode(grow, latents, BOTH):
+        assert chunk.dtype == mx.bfloat16
+
+
+# Streaming
+
+
+def test_callback_gets_each_frame_once_in_order():
+    seen = []
+    latents = mx.random.normal((1, 3, 9, 4, 5))
+    out = decode_with_tiling(
+        grow, latents, BOTH, on_frames_ready=lambda x, start: seen.append((x, start))
+    )
+    lengths = [frames.shape[2] for frames, _ in seen]
+    assert len(seen) > 2 and sum(lengths) == 65
+    assert [start for _, start in seen] == list(np.cumsum([0] + lengths[:-1]))
+    assert mx.array_equal(mx.concatenate([x for x, _ in seen], axis=2), out)
+
+
+def test_callback_without_output():
+    seen = []
+    out = decode_with_tiling(
+        grow,
+        LATENT[:, :3],
+        BOTH,
+        on_frames_ready=lambda *x: seen.append(x),
+        return_output=False,
+    )
+    assert out is None and len(seen) == 2
+
+
+def test_causal_and_scales_reach_the_decoder():
+    asked = []
+
+    def half(latents, causal):
+        asked.append(causal)
+        return grow(latents)[:, :, :, ::2, ::2]
+
+    out = decode_with_tiling(half, LATENT[:, :3], BOTH, spatial_scale=16, causal=True)
+    assert out.shape == (1, 3, 33, 64, 80)
+    assert set(asked) == {True}
+
+
+def test_frames_are_ready_before_the_next_tile_is_decoded():
+    events = []
+
+    def logged(latents):
+        events.append("tile")
+        return grow(latents)
+
+    for _ in iterate_decode(logged, LATENT[:, :3], TilingConfig(temporal_config=TIME)):
+        events.append("frames")
+    assert events == ["tile", "frames", "tile", "frames"]
+
+
+def test_memory_does_not_follow_the_length():
+    """While a tile is decoded, no more is held than the latents and the shared frames of the tile before."""
+    held = []
+
+    def watched(latents):
+        held.append(mx.get_active_memory())
+        return grow(latents)
+
+    latents = mx.zeros((1, 3, 41, 2, 2))
+    mx.eval(latents)
+    config = TilingConfig(temporal_config=TemporalTilingConfig(64, 8))
+    before = mx.get_active_memory()
+    for frames in iterate_decode(watched, latents, config):
+        del frames
+    overlap = 3 * 9 * 64 * 64 * 4  # channels, frames shared, rows, columns, float32
+    assert len(held) > 4
+    assert max(held) - before < 2 * overlap
+
+
+# Masks and modes
+
+
+def test_mask():
+    assert compute_trapezoidal_mask_1d(4, 0, 0).tolist() == [1, 1, 1, 1]
+    assert compute_trapezoidal_mask_1d(6, 3, 1).tolist() == [0.25, 0.5, 0.75, 1, 1, 0.5]
+    assert compute_trapezoidal_mask_1d(4, 2, 0, True).tolist() == [0, 0.5, 1, 1]
+    both = compute_trapezoidal_mask_1d(3, 3, 3)
+    assert mx.allclose(both, mx.array([0.25 * 0.75, 0.25, 0.75 * 0.25]))
+    with pytest.raises(ValueError, match="must be positive; got 0"):
+        compute_trapezoidal_mask_1d(0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "mode, pixels, frames",
+    [("default", 512, 64), ("aggressive", 256, 32), ("conservative", 768, 96)],
+)
+def test_named(mode, pixels, frames):
+    config = TilingConfig.named(mode, 512, 768, 121)
+    assert config.spatial_config.tile_size_in_pixels == pixels
+    assert config.temporal_config.tile_size_in_frames == frames
+
+
+def test_none_and_auto():
+    assert TilingConfig.named("none", 2160, 3840, 481) is None
+    assert TilingConfig.named("auto", 512, 768, 121) is None
+    assert TilingConfig.auto(1024, 1536, 121) == TilingConfig.default()
+
+
+def test_a_larger_tile_is_decoded_less_often():
+    tiles = [
+        len(list(product(*decode_grid((16, 32, 48), config, SCALE))))
+        for config in (
+            None,
+            TilingConfig.conservative(),
+            TilingConfig.default(),
+            TilingConfig.aggressive(),
+        )
+    ]
+    assert tiles == sorted(set(tiles)) and tiles[0] == 1
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: TilingConfig.named("fast", 64, 64, 9),
+            "auto, none, default, aggressive, conservative; got 'fast'",
+        ),
+        (lambda: SpatialTilingConfig(500), "multiple of 32.*got 500. Nearest: 512"),
+        (lambda: SpatialTilingConfig(32), "at least 64; got 32. Nearest: 64"),
+        (
+            lambda: SpatialTilingConfig(64, 64),
+            "below the tile's 64; got 64. Nearest: 32",
+        ),
+        (lambda: SpatialTilingConfig(64, -32), "got -32. Nearest: 0"),
+        (lambda: TemporalTilingConfig(20), "frames must be a mult.*Nearest: 16"),
+        (lambda: TemporalTilingConfig(64, 20), "overlap must be.*got 20. Nearest: 16"),
+    ],
+)
+def test_refuses(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

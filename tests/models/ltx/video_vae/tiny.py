@@ -1,0 +1,50 @@
+"""The tiny video autoencoder, and configurations of other shapes."""
+
+from functools import cache
+
+import mlx.core as mx
+
+from mlx_video.models.ltx.config import VideoVAEConfig
+from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
+from tests.reference import checkpoint, vectors
+
+VECTORS = vectors("video_vae")
+
+
+def config() -> VideoVAEConfig:
+    return VideoVAEConfig.from_dict(checkpoint()[1]["vae"])
+
+
+@cache
+def encoder(dtype=mx.float32) -> VideoEncoder:
+    return load(VideoEncoder(config()), dtype)
+
+
+@cache
+def decoder(dtype=mx.float32) -> VideoDecoder:
+    return load(VideoDecoder(config()), dtype)
+
+
+def load(part, dtype=mx.float32):
+    weights = part.sanitize(checkpoint()[0])
+    part.load_weights([(k, v.astype(dtype)) for k, v in weights.items()])
+    return part
+
+
+def small_config(encoder_blocks=(), decoder_blocks=(), **changes) -> VideoVAEConfig:
+    """4 latent channels, patches of 2, 32 channels at full resolution (as many as a group norm has groups)."""
+    return VideoVAEConfig.from_dict(
+        {
+            "encoder_blocks": encoder_blocks,
+            "decoder_blocks": decoder_blocks,
+            "latent_channels": 4,
+            "patch_size": 2,
+            "encoder_base_channels": 32,
+            "decoder_base_channels": 32,
+        }
+        | changes
+    )
+
+
+def channels_first(x: mx.array) -> mx.array:
+    return mx.moveaxis(x, -1, 1)
