@@ -43,6 +43,11 @@ log = logging.getLogger(__name__)
 
 Announce = Callable[[hub.Plan], None]
 
+
+def announce_to_log(plan: hub.Plan) -> None:
+    log.info("%s", plan)
+
+
 DISTILLED_LORA = "distilled_lora"  # not a part, but it too can be needed
 LORA_TARGETS = ("transformer", "connectors")
 
@@ -99,7 +104,7 @@ class Components:
         distilled_lora: str | Path | None = None,
         dtype: mx.Dtype | None = None,
         needs: Iterable[str] = tuple(PARTS),
-        announce: Announce = lambda plan: log.info("%s", plan),
+        announce: Announce = announce_to_log,
     ) -> "Components":
         """Find every needed part and read its config; no tensor is read.
 
