@@ -135,8 +135,8 @@ class TestBlas:
             path=tmp_path,
         )
         assert done.stdout.strip() == "None"
-        assert done.stderr.count("Float32 runs 20 to 40 times slower") == 1
-        assert "openblas" in done.stderr
+        assert done.stderr.count("Float32 is 20 to 40 times slower") == 1
+        assert "pip install" in done.stderr and "openblas" in done.stderr
 
     def test_a_blas_loaded_before_is_kept(self):
         done = python(
@@ -162,7 +162,7 @@ class TestReport:
         done = python("-m", "mlx_video.backend")
         lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
         assert done.returncode == 0 and done.stderr == ""
-        assert lines["library"].endswith(f"mlx/lib/{LIBRARY}")
+        assert f"mlx/lib/{LIBRARY} (" in lines["library"]
         assert lines["device"].startswith("Device(")
 
     def test_tells_the_problem_where_the_package_cannot_be_imported(self, tmp_path):

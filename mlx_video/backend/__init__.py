@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
@@ -49,14 +50,14 @@ def require_backend() -> None:
             f"{packages} are installed together and overwrite each other's files: "
             f"keep one with `{SWITCH} {names[-1]}` (or {names[0]})."
         )
-    library = _libmlx()
+    library = libmlx()
     if library is None:
         _require_core()
     elif names and names[0].startswith("cuda"):
         _require_cuda(names[0], library)
 
 
-def _libmlx() -> Path | None:
+def libmlx() -> Path | None:
     """MLX's shared library beside the installed `mlx`, found without importing it."""
     spec = util.find_spec("mlx")
     folders = spec.submodule_search_locations if spec else []
@@ -109,11 +110,11 @@ def load_blas() -> str | None:
         return "one loaded before mlx_video"
     try:
         if "mlx.core" in sys.modules:
-            raise OSError("mlx was imported first: import mlx_video before it")
+            raise OSError("mlx came first, import mlx_video before it")
         return _load_openblas()
     except OSError as error:
         if installed() == ["cpu"]:
-            log.warning("Float32 runs 20 to 40 times slower than it could: %s.", error)
+            log.warning("Float32 is 20 to 40 times slower than it could be: %s.", error)
         return None
 
 
@@ -122,7 +123,7 @@ def _load_openblas() -> str:
     path = next(filter(None, map(_openblas, OPENBLAS.values())), None)
     if path is None:
         package = OPENBLAS.get(os.uname().machine, "an OpenBLAS with plain symbols")
-        raise OSError(f"install {package}")
+        raise OSError(f"pip install {package}")
     try:
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
@@ -151,7 +152,7 @@ def _lend_libgfortran() -> None:
     """
     library = next(_carried("libgfortran-"), None)
     if library is None:
-        raise OSError("OpenBLAS needs libgfortran.so.5: install libgfortran5")
+        raise OSError("OpenBLAS needs the system package libgfortran5")
     for helper in _carried("libquadmath-"):
         ctypes.CDLL(str(helper))
     ours = library.name.encode() + b"\0"
@@ -161,7 +162,7 @@ def _lend_libgfortran() -> None:
     ctypes.CDLL(f"/proc/self/fd/{copy}")
 
 
-def _carried(prefix: str):
+def _carried(prefix: str) -> Iterator[Path]:
     """Libraries of that name which the installed backends carry along."""
     for name in installed():
         package = BACKENDS[name]

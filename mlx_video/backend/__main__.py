@@ -17,6 +17,7 @@ from mlx_video.backend import (
     OPENBLAS,
     SWITCH,
     installed,
+    libmlx,
     load_blas,
     require_backend,
 )
@@ -49,17 +50,17 @@ def report() -> int:
     print(f"python       {platform.python_version()}, {sys.executable}")
     packages = ["mlx", *(BACKENDS[name] for name in installed()), *OPENBLAS.values()]
     print(f"packages     {', '.join(filter(None, map(_named, packages)))}")
-    blas = load_blas()
+    print(f"BLAS         {load_blas() or 'the one MLX brings'}")
     try:
         require_backend()
         import mlx.core as mx
-    except ImportError as error:
-        print(f"problem      {error}")
-        return 1
+
+        verdict, status = f"device       {mx.default_device()}", 0
+    except (ImportError, RuntimeError) as error:
+        verdict, status = f"problem      {error}", 1
     print(f"library      {_loaded_library()}")
-    print(f"device       {mx.default_device()}")
-    print(f"BLAS         {blas or 'the one MLX brings'}")
-    return 0
+    print(verdict)
+    return status
 
 
 def switch(backend: str, options: list[str]) -> None:
@@ -113,12 +114,12 @@ def _named(package: str) -> str | None:
 
 
 def _loaded_library() -> str:
-    """The MLX library mapped into this process."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():  # macOS, where only one can be
-        return str(Path(sys.modules["mlx.core"].__file__).parent / "lib/libmlx.dylib")
-    paths = (line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines())
-    return next((path for path in paths if "libmlx" in path), "inside mlx.core")
+    """The MLX library mapped into this process, with its size: CUDA's lies where the CPU's does, ten times as large."""
+    path, maps = libmlx(), Path("/proc/self/maps")
+    if maps.exists():
+        files = (line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines())
+        path = next((Path(file) for file in files if "libmlx" in file), None)
+    return f"{path} ({path.stat().st_size / 1e6:.0f} MB)" if path else "none"
 
 
 if __name__ == "__main__":
