@@ -1,0 +1,300 @@
+"""One forward of the full 19B transformer with sound, bfloat16, random weights: this package beside diffusers.
+
+    python benchmarks/dit_forward.py [--compile] [--json PATH] [--tiny]
+
+Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. A forward is what a
+sampler calls once per step: diffusers computes rotary tables and caption projections in every one, this package once
+per stage and prompt, before. Peak memory includes the weights.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Callable, Iterator, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "tests" / "fixtures" / "manifests" / "ltx-2-19b.config.json"
+SIGMA = 0.725
+FPS = 24.0
+TINY = {
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "attention_head_dim": 16,
+    "cross_attention_dim": 64,
+    "audio_num_attention_heads": 4,
+    "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 32,
+    "caption_channels": 48,
+}
+
+
+class Clip(NamedTuple):
+    """A clip in pixels, its sound in latents, its prompt in tokens."""
+
+    frames: int
+    height: int
+    width: int
+    audio_tokens: int = 126
+    text_tokens: int = 1024
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns."""
+        return (self.frames - 1) // 8 + 1, self.height // 32, self.width // 32
+
+    @property
+    def video_tokens(self) -> int:
+        frames, rows, columns = self.grid
+        return frames * rows * columns
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}x{self.frames}"
+
+
+CLIPS = [Clip(121, 512, 768), Clip(121, 1024, 1536)]
+TINY_CLIPS = [Clip(9, 64, 96, 9, 16), Clip(17, 128, 192, 18, 16)]
+
+
+class Result(NamedTuple):
+    """One framework on one clip: milliseconds of each forward, bytes at the peak (``None`` where it cannot tell)."""
+
+    framework: str
+    clip: str
+    video_tokens: int
+    milliseconds: list[float]
+    peak_bytes: int | None
+    finite: bool
+
+
+def timed(forward: Callable[[], None], repeats: int, warmup: int = 2) -> list[float]:
+    """Milliseconds of each of ``repeats`` forwards, which return when the device is done."""
+    times = []
+    for _ in range(warmup + repeats):
+        start = time.perf_counter()
+        forward()
+        times.append(1000 * (time.perf_counter() - start))
+    return times[warmup:]
+
+
+# This package
+
+
+def run_mlx(clips: list[Clip], tiny: bool, repeats: int) -> Iterator[Result]:
+    import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
+    import mlx.core as mx
+
+    from mlx_video.models.ltx.config import LTXModelConfig
+    from mlx_video.models.ltx.ltx import LTXModel
+
+    mx.random.seed(0)
+    block = json.loads(CONFIG.read_text())["config"]["transformer"]
+    config = LTXModelConfig.from_dict(block)
+    model = LTXModel(replace(config, **TINY) if tiny else config)
+    draw_mlx_weights(model)
+    for clip in clips:
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        inputs = mlx_inputs(model, clip)
+        outputs = []
+
+        def forward():
+            outputs[:] = model(inputs).values
+            mx.eval(outputs)
+
+        times = timed(forward, repeats)
+        peak = mx.get_peak_memory()
+        finite = all(mx.isfinite(x).all().item() for x in outputs)
+        yield Result("mlx-video", str(clip), clip.video_tokens, times, peak, finite)
+
+
+def draw_mlx_weights(model) -> None:
+    """Random weights made on the device one by one; tables in float32, as in the real file."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    weights = []
+    for name, parameter in tree_flatten(model.parameters()):
+        dtype = mx.float32 if "scale_shift_table" in name else mx.bfloat16
+        scale = parameter.shape[-1] ** -0.5
+        weights.append((name, mx.random.normal(parameter.shape, dtype, scale=scale)))
+        mx.eval(weights[-1][1])
+    model.load_weights(weights)
+
+
+def mlx_inputs(model, clip: Clip):
+    """AV[ModalityInput] of noise at one noise level, everything evaluated."""
+    import mlx.core as mx
+
+    from mlx_video.models.ltx import patchify
+    from mlx_video.models.ltx.transformer import ModalityInput, Timesteps
+    from mlx_video.types import AV
+
+    config = model.config
+
+    def noise(tokens: int, channels: int) -> mx.array:
+        return mx.random.normal((1, tokens, channels), mx.bfloat16)
+
+    latents = AV(
+        noise(clip.video_tokens, config.in_channels),
+        noise(clip.audio_tokens, config.audio_in_channels),
+    )
+    contexts = model.project_context(
+        latents.map(lambda _: noise(clip.text_tokens, config.caption_channels))
+    )
+    ropes = model.rope(
+        AV(
+            patchify.create_position_grid(1, *clip.grid, fps=FPS),
+            patchify.create_audio_position_grid(1, clip.audio_tokens),
+        )
+    )
+    levels = latents.map(
+        lambda x: Timesteps.from_mask(SIGMA, mx.ones((*x.shape[:2], 1)))
+    )
+    mx.eval(latents.values, contexts.values, ropes.values)
+    return latents.map(ModalityInput, levels, contexts, ropes)
+
+
+# Diffusers
+
+
+def run_diffusers(
+    clips: list[Clip], tiny: bool, repeats: int, *, compiled: bool = False
+) -> Iterator[Result]:
+    import torch
+    from diffusers import LTX2VideoTransformer3DModel
+
+    cuda = torch.cuda.is_available()
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if cuda else "cpu"):
+        sizes = TINY if tiny else {}  # its defaults are the 19B model
+        model = LTX2VideoTransformer3DModel(**sizes, rope_type="split").eval()
+        inputs = [diffusers_inputs(model.config, clip) for clip in clips]
+    for parameter in model.parameters():
+        parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    if compiled:
+        model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    for clip, given in zip(clips, inputs):
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        outputs = []
+
+        def forward():
+            outputs[:] = model(**given)
+            if cuda:
+                torch.cuda.synchronize()
+
+        times = timed(forward, repeats)
+        peak = torch.cuda.max_memory_allocated() if cuda else None
+        finite = all(x.isfinite().all().item() for x in outputs)
+        name = "diffusers, torch.compile" if compiled else "diffusers, eager"
+        yield Result(name, str(clip), clip.video_tokens, times, peak, finite)
+
+
+def diffusers_inputs(config, clip: Clip) -> dict:
+    import torch
+
+    frames, height, width = clip.grid
+    return {
+        "hidden_states": torch.randn(1, clip.video_tokens, config.in_channels),
+        "audio_hidden_states": torch.randn(
+            1, clip.audio_tokens, config.audio_in_channels
+        ),
+        "encoder_hidden_states": torch.randn(
+            1, clip.text_tokens, config.caption_channels
+        ),
+        "audio_encoder_hidden_states": torch.randn(
+            1, clip.text_tokens, config.caption_channels
+        ),
+        "timestep": torch.tensor([1000 * SIGMA], dtype=torch.float32),
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "fps": FPS,
+        "audio_num_frames": clip.audio_tokens,
+        "return_dict": False,
+    }
+
+
+def run_diffusers_compiled(
+    clips: list[Clip], tiny: bool, repeats: int
+) -> Iterator[Result]:
+    return run_diffusers(clips, tiny, repeats, compiled=True)
+
+
+# The run
+
+RUNNERS = {
+    "mlx": run_mlx,
+    "diffusers": run_diffusers,
+    "diffusers-compiled": run_diffusers_compiled,
+}
+
+
+def run_apart(name: str, arguments: argparse.Namespace) -> Iterator[Result]:
+    """What runner ``name`` measures in a process of its own."""
+    command = [sys.executable, __file__, "--only", name]
+    command += ["--repeats", str(arguments.repeats)] + ["--tiny"] * arguments.tiny
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("{"):
+                yield Result(**json.loads(line))
+    if process.returncode:
+        print(f"{name} stopped with exit code {process.returncode}", file=sys.stderr)
+
+
+def table(results: list[Result]) -> str:
+    lines = [
+        "| framework | clip | video tokens | median ms | min - max | peak GiB | finite |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        ms = r.milliseconds
+        peak = "?" if r.peak_bytes is None else f"{r.peak_bytes / 2**30:.2f}"
+        lines.append(
+            f"| {r.framework} | {r.clip} | {r.video_tokens:,} | {median(ms):,.1f} "
+            f"| {min(ms):,.1f} - {max(ms):,.1f} | {peak} | {'yes' if r.finite else 'NO'} |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--compile", action="store_true", help="also diffusers with torch.compile"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="timed forwards (5)")
+    parser.add_argument("--json", type=Path, help="write every time here")
+    parser.add_argument("--tiny", action="store_true", help="a miniature, for the CPU")
+    parser.add_argument("--only", choices=RUNNERS, help="one framework, as JSON lines")
+    arguments = parser.parse_args()
+    if arguments.only:
+        clips = TINY_CLIPS if arguments.tiny else CLIPS
+        runner = RUNNERS[arguments.only]
+        for result in runner(clips, arguments.tiny, arguments.repeats):
+            print(json.dumps(result._asdict()), flush=True)
+        return
+    names = list(RUNNERS)[: 3 if arguments.compile else 2]
+    results = [result for name in names for result in run_apart(name, arguments)]
+    print(table(results))
+    if arguments.json:
+        rows = [result._asdict() for result in results]
+        arguments.json.write_text(json.dumps(rows, indent=1))
+    if len(results) < len(names) * len(CLIPS):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
