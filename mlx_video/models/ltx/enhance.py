@@ -29,9 +29,9 @@ description of the finished video.
 {STYLE}"""
 
 FROM_IMAGE = f"""\
-You write descriptions for a model that makes short videos with sound. The video begins with a picture that the user has
-and you cannot see. The user tells you what shall happen; you answer with the description of what changes from that first
-moment on.
+You write descriptions for a model that makes short videos with sound. The video begins with a picture that the user
+has and you cannot see. The user tells you what shall happen; you answer with the description of what changes from that
+first moment on.
 
 Take what the user says of the picture as certain and contradict none of it. Do not invent looks, clothes, colours,
 light or places that the picture might not show; speak of "the woman" or "the street" rather than of details you would

@@ -33,7 +33,9 @@ class GemmaTextEncoder:
         self.tokenizer = tokenizer
 
     @classmethod
-    def load(cls, path: str | Path, dtype: mx.Dtype | None = None):
+    def load(
+        cls, path: str | Path, dtype: mx.Dtype | None = None
+    ) -> "GemmaTextEncoder":
         """Open a Gemma 3 folder in transformers' or mlx-lm's format, quantized or not.
 
         Tensors stay on disk until they are first used, so counting tokens costs no memory. A vision tower is never
@@ -42,18 +44,14 @@ class GemmaTextEncoder:
         ``ValueError`` where the model is not a Gemma 3 that this version implements.
         """
         path = Path(path)
-        tokenizer = load_tokenizer(_tokenizer_folder(path))
-        tokenizer.add_eos_token(END_OF_TURN)
-        config, (tensors, _) = weights.read_config(path), weights.read(path)
+        tensors, _ = weights.read(path)
+        config = weights.read_config(path)
         model = GemmaModel(GemmaArgs.from_dict(config))
         mode = config.get("quantization", {}).get("mode", "affine")
-        weights.load(
-            model,
-            GemmaModel.sanitize(tensors),
-            dtype=dtype,
-            mode=mode,
-            source=str(path),
-        )
+        tensors = GemmaModel.sanitize(tensors)
+        weights.load(model, tensors, dtype=dtype, mode=mode, source=str(path))
+        tokenizer = load_tokenizer(_tokenizer_folder(path))
+        tokenizer.add_eos_token(END_OF_TURN)
         return cls(model, tokenizer)
 
     def features(
@@ -83,7 +81,7 @@ class GemmaTextEncoder:
             if len(row) > max_length:
                 raise ValueError(
                     f"The prompt has {len(row)} tokens and may have {max_length} at most; it begins "
-                    f"{text.strip()[:40]!r}. Shorten it by about {len(row) - max_length} words."
+                    f"{text.strip()[:40]!r}. Shorten it by {len(row) - max_length}; a word is one or two."
                 )
         padding = [max_length - len(row) for row in rows]
         ids = [[PAD] * n + row for n, row in zip(padding, rows)]
@@ -206,9 +204,10 @@ class GemmaArgs(gemma3_text.ModelArgs):
     def from_dict(cls, config: dict) -> "GemmaArgs":
         """Transformers fills in what the file leaves out; here its terms become mlx-lm's."""
         text = config.get("text_config", config)
-        if text.get("model_type") != "gemma3_text":
+        kind = text.get("model_type")
+        if kind != "gemma3_text":
             raise ValueError(
-                f"The text encoder must be a Gemma 3 (model_type gemma3 or gemma3_text); got {config.get('model_type')}. "
+                f"The text encoder must be a Gemma 3; its config.json tells of {kind or 'no language model'}. "
                 "LTX-2 was trained with google/gemma-3-12b-it."
             )
         text = Gemma3TextConfig(**text)

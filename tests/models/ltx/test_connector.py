@@ -36,7 +36,7 @@ def connectors() -> TextConnectors:
 
 
 def official(prompt: str) -> dict[str, mx.array]:
-    """The vectors of one prompt; of the hidden states, what padding holds is replaced by nonsense."""
+    """The vectors of one prompt; of the hidden states, what padding holds is replaced by large nonsense."""
     found = {
         key.removeprefix(f"{prompt}."): value
         for key, value in vectors("text").items()
@@ -44,7 +44,13 @@ def official(prompt: str) -> dict[str, mx.array]:
     }
     valid = found["attention_mask"][None, :, :, None] > 0
     states = found["gemma_hidden_states"]
-    return found | {"gemma_hidden_states": mx.where(valid, states, 1e6)}
+    nonsense = mx.where(states > 0, 1e6, -1e6)
+    return found | {"gemma_hidden_states": mx.where(valid, states, nonsense)}
+
+
+def real_config() -> ConnectorConfig:
+    header = json.loads((FIXTURES / "manifests/ltx-2-19b.config.json").read_text())
+    return ConnectorConfig.from_dict(header["config"]["transformer"])
 
 
 # Official numbers
@@ -80,6 +86,17 @@ def test_embeddings(connectors, prompt):
     context = connectors(v["gemma_hidden_states"], v["attention_mask"])
     assert error(context.video, v["video_embeds"]) < MODULE_TOLERANCE
     assert error(context.audio, v["audio_embeds"]) < MODULE_TOLERANCE
+
+
+def test_rotary_tables_of_the_real_connector():
+    connector = TextConnectors(real_config()).audio_embeddings_connector
+    rows = mx.array([0, 1, 5, 1023])
+    cos, sin = (table[:, :, rows] for table in connector.rope(1024))
+    assert error(cos, vectors("rope")["real.connector_cos"]) < 1e-5
+    assert error(sin, vectors("rope")["real.connector_sin"]) < 1e-5
+
+    connector.config = replace(connector.config, positional_embedding_theta=100.0)
+    assert error(connector.rope(1024)[0][:, :, rows], cos) > 0.1
 
 
 # Equivalences
@@ -154,8 +171,7 @@ def test_length_must_suit_the_registers(connectors, length, nearest):
 
 def test_full_size_takes_every_tensor_of_the_real_file():
     tensors = {key: mx.zeros(shape) for key, shape in manifest("ltx-2-19b").items()}
-    header = json.loads((FIXTURES / "manifests/ltx-2-19b.config.json").read_text())
-    config = ConnectorConfig.from_dict(header["config"]["transformer"])
+    config = real_config()
     assert TextConnectors.fit(config, tensors) == config
 
     given = TextConnectors.sanitize(tensors)

@@ -14,6 +14,7 @@ from mlx_video.models.ltx.text_encoder import (
     GemmaArgs,
     GemmaModel,
     GemmaTextEncoder,
+    _attention_mask,
 )
 from tests.reference import MODULE_TOLERANCE, error, manifest, vectors
 from tests.tiny_tokenizer import (
@@ -111,6 +112,18 @@ def test_bfloat16_rounds_the_embedding_scale(folder):
     assert mx.array_equal(states[0, 0, 5], embedding * 6.9375)  # not sqrt(48) = 6.9282
 
 
+def test_who_sees_whom():
+    full = _attention_mask(mx.array([[0, 1, 1, 1]]))[0, 0]
+    assert full.astype(mx.int32).tolist() == [
+        [1, 0, 0, 0],  # padding sees itself alone, and nobody else sees it
+        [0, 1, 0, 0],
+        [0, 1, 1, 0],
+        [0, 1, 1, 1],
+    ]
+    sliding = _attention_mask(mx.array([[0, 1, 1, 1]]), window=2)[0, 0]
+    assert sliding[-1].tolist() == [False, False, True, True]
+
+
 # Folders
 
 
@@ -121,6 +134,7 @@ def rewritten(folder, target, rename=lambda key: key, config=lambda config: conf
     tensors = {rename(key): value for key, value in tensors.items()}
     tensors |= {"vision_tower.patch.weight": mx.zeros((4, 4))}
     tensors |= {"model.multi_modal_projector.weight": mx.zeros((4, 4))}
+    tensors |= {"lm_head.weight": mx.zeros((300, 48))}
     (target / "model.safetensors").unlink()
     shards = [dict(list(tensors.items())[i::2]) for i in range(2)]
     names = [f"model-0000{i + 1}-of-00002.safetensors" for i in range(2)]
@@ -170,7 +184,8 @@ def test_config_as_transformers_5_writes_it(folder, tmp_path):
     assert official_error(GemmaTextEncoder.load(other, mx.float32)) < MODULE_TOLERANCE
 
 
-def test_quantized_folder(folder, tmp_path):
+@pytest.mark.parametrize("mode", ["affine", "mxfp8"])
+def test_quantized_folder(folder, tmp_path, mode):
     """As mlx-lm writes it: packed weights, and a config that says so. Widths 64 and 96 can hold groups of 32."""
     encoder = GemmaTextEncoder.load(folder)
     model = encoder.model
@@ -178,6 +193,7 @@ def test_quantized_folder(folder, tmp_path):
         model,
         bits=8,
         group_size=32,
+        mode=mode,
         class_predicate=lambda path, m: hasattr(m, "to_quantized")
         and m.weight.shape[-1] % 32 == 0,
     )
@@ -186,13 +202,13 @@ def test_quantized_folder(folder, tmp_path):
     tensors = {f"language_model.{key}": value for key, value in tensors.items()}
     mx.save_safetensors(str(target / "model.safetensors"), tensors)
     config = json.loads((target / "config.json").read_text())
-    config["quantization"] = {"bits": 8, "group_size": 32}
+    config["quantization"] = {"bits": 8, "group_size": 32, "mode": mode}
     (target / "config.json").write_text(json.dumps(config))
 
     quantized = GemmaTextEncoder.load(target, mx.float32)
     layer = quantized.model.model.layers[0]
     assert (layer.self_attn.o_proj.bits, layer.self_attn.o_proj.group_size) == (8, 32)
-    assert 1e-5 < official_error(quantized) < 0.05
+    assert 1e-5 < official_error(quantized) < 0.1
 
 
 def test_tokenizer_beside_the_folder(folder, tmp_path):
@@ -223,7 +239,7 @@ def test_missing_tensor_is_an_error(folder, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"model_type": "llama"}, "must be a Gemma 3 .* got llama"),
+        ({"model_type": "llama"}, "must be a Gemma 3; .* llama"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
     ],
@@ -232,6 +248,11 @@ def test_other_models_are_refused(change, words):
     text = GEMMA_3_12B["text_config"] | change
     with pytest.raises(ValueError, match=words):
         GemmaArgs.from_dict(text)
+
+
+def test_absent_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file or folder .*nowhere"):
+        GemmaTextEncoder.load(tmp_path / "nowhere")
 
 
 def test_full_size_takes_every_language_tensor_of_the_real_file():
@@ -299,8 +320,9 @@ def write(encoder, temperature=0.7, seed=1, max_tokens=12):
     )
 
 
-def test_temperature_zero_ignores_the_seed(encoder):
+def test_temperature_zero_takes_the_likeliest(encoder):
     assert write(encoder, 0, seed=1) == write(encoder, 0, seed=2) != ""
+    assert write(encoder, 0, seed=1) == write(encoder, 1e-4, seed=1)
     assert write(encoder, 1, seed=1) != write(encoder, 1, seed=2)
 
 
