@@ -18,6 +18,7 @@ from mlx_video.models.ltx.components import Announce, Components, build
 from mlx_video.models.ltx.layouts import PARTS, QUANTIZATION, VARIANTS, Source
 from mlx_video.weights import Weights, aside, save
 
+BAD_INPUT = 2  # exit code
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -193,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(run(parser.parse_args(argv)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     return 0
 
 

@@ -119,16 +119,19 @@ class Components:
         """
         needs = tuple(needs)
         layout = identify(_find_model(model, variant, needs, announce), variant)
+        _check_layout(layout, needs)
         sources = dict(layout.sources)
         if text_encoder or "text_encoder" in set(needs) - sources.keys():
             sources["text_encoder"] = _find_text_encoder(text_encoder, announce)
         if upsampler or "upsampler" in set(needs) - sources.keys():
             sources["upsampler"] = _find_upsampler(upsampler, announce)
-        _check(layout, sources, needs)
+        for name in sources.keys() & set(needs):
+            _check_source(name, sources[name])
         if distilled_lora or DISTILLED_LORA in needs:
             distilled_lora = _find_distilled_lora(distilled_lora, layout.path, announce)
         loras = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
-        _check_loras(loras)
+        for lora_file, _ in loras:
+            _check_lora(lora_file)
         return cls(sources, dtype or default_dtype(), loras, distilled_lora)
 
     # Lending
@@ -294,18 +297,25 @@ def _find_model(
 
 
 def _find_text_encoder(given: str | Path | None, announce: Announce) -> Source:
-    folder = hub.resolve(
-        given or hub.TEXT_ENCODER_REPO, hub.TEXT_ENCODER_FILES, announce
+    source = Source.of(
+        hub.resolve(given or hub.TEXT_ENCODER_REPO, hub.TEXT_ENCODER_FILES, announce)
     )
-    return Source.folder(folder)
+    if not source.is_gemma:
+        raise ValueError(
+            f"{source.path} is no Gemma folder: its config.json names no Gemma model. Give one such as {hub.TEXT_ENCODER_REPO}."
+        )
+    return source
 
 
 def _find_upsampler(given: str | Path | None, announce: Announce) -> Source:
-    file = hub.resolve_file(given or f"{hub.MODEL_REPO}/{hub.UPSAMPLER_FILE}", announce)
-    layout = identify(file)
-    if "upsampler" not in layout.sources:
-        raise ValueError(f"{file} is no upsampler but a {layout.name}.")
-    return layout.sources["upsampler"]
+    source = Source.of(
+        hub.resolve_file(given or f"{hub.MODEL_REPO}/{hub.UPSAMPLER_FILE}", announce)
+    )
+    if not source.is_upsampler:
+        raise ValueError(
+            f"{source.path} is no upsampler. Give {hub.UPSAMPLER_FILE} of {hub.MODEL_REPO}."
+        )
+    return source
 
 
 def _find_distilled_lora(
@@ -317,30 +327,37 @@ def _find_distilled_lora(
     return hub.resolve_file(given, announce)
 
 
-def _check(layout: Layout, sources: Mapping[str, Source], needs: tuple[str, ...]):
-    """Raise ``ValueError`` where a needed part is absent or has a config that this version cannot honour."""
+def _check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` where the model is of no use, before anything is fetched to go with it."""
     if layout.refusal:
-        raise ValueError(f"{layout.path} is a {layout.name}: {layout.refusal}.")
-    if absent := [name for name in needs if name in PARTS and name not in sources]:
         raise ValueError(
-            f"{layout.path} is a {layout.name} without {some(absent)}. Give a single file of {hub.MODEL_REPO}, or a "
-            "folder that `mlx-video convert` wrote."
+            f"{layout.path} ({layout.name}) cannot be used: {layout.refusal}."
         )
-    for name in needs:
-        if name in PARTS and PARTS[name].config is not None:
-            part_config(name, sources[name])
-        for file in tensor_files(sources[name].path) if name in PARTS else ():
-            read_header(file)
+    parts = [name for name in needs if name in PARTS and PARTS[name].block]
+    if absent := [name for name in parts if name not in layout.sources]:
+        raise ValueError(
+            f"{layout.path} ({layout.name}) has no {some(absent)}. Give a single file of {hub.MODEL_REPO}, or a folder "
+            "that `mlx-video convert` wrote."
+        )
+    for name in parts:
+        part_config(name, layout.sources[name])
 
 
-def _check_loras(loras: Iterable[LoRA]) -> None:
-    """Raise ``ValueError`` where a file is not a LoRA, or is one for another model."""
-    for file, _ in loras:
-        weights, _ = read(file)
-        if not any(lora.concerns(weights, PARTS[n].module) for n in LORA_TARGETS):
-            raise ValueError(
-                f"{file} names no layer of LTX-2; its tensors are called {some(weights)}."
-            )
+def _check_source(name: str, source: Source) -> None:
+    """Raise ``ValueError`` where a part's config cannot be honoured, or a file is damaged or missing."""
+    if PARTS[name].config is not None:
+        part_config(name, source)
+    for file in tensor_files(source.path):
+        read_header(file)
+
+
+def _check_lora(file: Path) -> None:
+    """Raise ``ValueError`` where ``file`` is no LoRA, or is one for another model."""
+    weights, _ = read(file)
+    if not any(lora.concerns(weights, PARTS[name].module) for name in LORA_TARGETS):
+        raise ValueError(
+            f"{file} names no layer of LTX-2; its tensors are called {some(weights)}."
+        )
 
 
 # Describing

@@ -91,10 +91,18 @@ class Source:
     quantization: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def folder(cls, path: Path) -> "Source":
-        """A folder with a ``config.json`` of its own."""
+    def of(cls, path: Path) -> "Source":
+        """A file or folder that holds one part and its config."""
         config = read_config(path)
         return cls(path, config, config.pop(QUANTIZATION, {}))
+
+    @property
+    def is_upsampler(self) -> bool:
+        return self.config.get("_class_name") == UpsamplerConfig.FIXED["_class_name"]
+
+    @property
+    def is_gemma(self) -> bool:
+        return str(self.config.get("model_type")).startswith("gemma")
 
 
 def part_config(name: str, source: Source) -> Config:
@@ -148,8 +156,8 @@ def _identify_file(file: Path) -> Layout:
     names = header.tensors.keys()
     if any(".lora_" in name for name in names):
         return Layout(LORA, "", file, metadata=header.metadata)
-    if config.get("_class_name") == UpsamplerConfig.FIXED["_class_name"]:
-        source = Source(file, config)
+    source = Source(file, config)
+    if source.is_upsampler:
         return Layout(UPSCALER, "", file, {"upsampler": source}, header.metadata)
     if not any(name.startswith("model.diffusion_model.") for name in names):
         return Layout(
@@ -191,7 +199,7 @@ def _foreign(folder: Path) -> tuple[str, str] | None:
 
 def _identify_converted(folder: Path) -> Layout | None:
     sources = {
-        name: Source.folder(folder / name)
+        name: Source.of(folder / name)
         for name in PARTS
         if (folder / name / CONFIG).is_file()
     }
@@ -200,12 +208,10 @@ def _identify_converted(folder: Path) -> Layout | None:
 
 
 def _identify_gemma(folder: Path) -> Layout | None:
-    if _is_gemma(folder):
-        return Layout(GEMMA, "", folder, {"text_encoder": Source.folder(folder)})
-
-
-def _is_gemma(folder: Path) -> bool:
-    return str(read_config(folder).get("model_type")).startswith("gemma")
+    source = Source.of(folder)
+    return (
+        Layout(GEMMA, "", folder, {"text_encoder": source}) if source.is_gemma else None
+    )
 
 
 def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
@@ -248,9 +254,9 @@ def neighbours(folder: Path) -> dict[str, Source]:
     """The upscaler and Gemma in ``folder``, under the names they are published with."""
     found = {}
     if upscaler := newest(folder, UPSCALER_FILES):
-        found["upsampler"] = Source(upscaler, read_config(upscaler))
+        found["upsampler"] = Source.of(upscaler)
     if gemma := newest(folder, [f"{name}/{CONFIG}" for name in TEXT_ENCODER_FOLDERS]):
-        found["text_encoder"] = Source.folder(gemma.parent)
+        found["text_encoder"] = Source.of(gemma.parent)
     return found
 
 
