@@ -1,0 +1,53 @@
+"""Copies of the tiny checkpoint to open, change and break."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Callable
+
+import mlx.core as mx
+
+from tests.reference import CHECKPOINT, TINY, UPSCALER
+from tests.tiny_tokenizer import make_text_encoder_folder
+
+MODEL = "ltx-2-tiny.safetensors"
+
+
+def tiny_folder(folder: Path) -> Path:
+    """A folder as a user has it: the single file, its upscaler and Gemma."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(CHECKPOINT, folder / MODEL)
+    shutil.copy(UPSCALER, folder)
+    make_text_encoder_folder(folder / "text_encoder")
+    return folder
+
+
+def rewrite(
+    file: Path,
+    weights: Callable[[dict], None] = lambda weights: None,
+    config: Callable[[dict], None] = lambda config: None,
+    metadata: Callable[[dict], None] = lambda metadata: None,
+) -> Path:
+    """Change a file's tensors, config or metadata in place."""
+    tensors, header = mx.load(str(file), return_metadata=True)
+    mx.eval(tensors)
+    block = json.loads(header["config"])
+    weights(tensors)
+    config(block)
+    header["config"] = json.dumps(block)
+    metadata(header)
+    mx.save_safetensors(str(file), tensors, header)
+    return file
+
+
+def write_raw(file: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> Path:
+    """A safetensors file with dtypes that MLX cannot write: name -> (dtype, shape, bytes)."""
+    header, data = {}, b""
+    for name, (dtype, shape, raw) in tensors.items():
+        offsets = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        data += raw
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return file

@@ -1,0 +1,480 @@
+"""Parts found in every layout, refused in words where they cannot be used, and lent one at a time."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_video import hub
+from mlx_video.convert import convert
+from mlx_video.models.ltx.components import Components, build, describe
+from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.layouts import PARTS, choose_checkpoint, identify
+from tests.checkpoints import MODEL, rewrite, tiny_folder
+from tests.reference import CHECKPOINT, FIXTURES, UPSCALER, checkpoint
+
+IN_SINGLE_FILE = [name for name, part in PARTS.items() if part.block]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tiny_folder(tmp_path / "model")
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """Whoever asks the hub finds it out of reach and its cache empty."""
+
+    def plan(repo, patterns):
+        raise FileNotFoundError(f"{repo} is not here: the cache lacks {patterns[0]}")
+
+    monkeypatch.setattr(hub, "plan", plan)
+
+
+def parameters(module) -> dict[str, mx.array]:
+    return dict(tree_flatten(module.parameters()))
+
+
+def single(folder: Path, **changes) -> Path:
+    return rewrite(folder / MODEL, **changes)
+
+
+# Finding
+
+
+def test_opens_a_file_or_its_folder(folder):
+    for path in (folder, folder / MODEL, str(folder)):
+        components = Components.open(path)
+        assert components.sources.keys() == PARTS.keys()
+        assert components.sources["vocoder"].path == folder / MODEL
+        assert components.sources["text_encoder"].path == folder / "text_encoder"
+
+
+def test_given_files_go_before_those_beside(folder, tmp_path):
+    other = shutil.copytree(folder / "text_encoder", tmp_path / "gemma")
+    upscaler = shutil.copy(UPSCALER, tmp_path / "x2.safetensors")
+    components = Components.open(folder, text_encoder=other, upsampler=upscaler)
+    assert components.sources["text_encoder"].path == other
+    assert components.sources["upsampler"].path == upscaler
+
+
+def test_the_newest_upscaler_beside_is_taken(folder):
+    (old,) = folder.glob("*upscaler*")
+    for name in (
+        "spatial-upscaler-x2-1.0",
+        "spatial-upscaler-x2-1.1",
+        "temporal-upscaler-x2-1.2",
+    ):
+        shutil.copy(UPSCALER, folder / f"ltx-2-{name}.safetensors")
+    old.unlink()
+    path = Components.open(folder).sources["upsampler"].path
+    assert path.name == "ltx-2-spatial-upscaler-x2-1.1.safetensors"
+
+
+def test_what_is_not_beside_is_sought_on_the_hub(folder):
+    for file in folder.glob("*upscaler*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {hub.UPSAMPLER_FILE}"):
+        Components.open(folder)
+    shutil.rmtree(folder / "text_encoder")
+    with pytest.raises(FileNotFoundError, match="gemma-3-12b-it-bf16 is not here"):
+        Components.open(folder)
+    assert Components.open(folder, needs=["vocoder"])
+
+
+def test_a_repository_gives_only_what_is_needed(folder, monkeypatch):
+    asked = []
+
+    def resolve(repo, patterns, announce):
+        asked.append((repo, *patterns))
+        shutil.copy(folder / MODEL, folder / "ltx-2-19b-dev.safetensors")
+        return folder
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    Components.open(variant="dev", needs=["vocoder"])
+    assert asked == [("Lightricks/LTX-2", "ltx-2-19b-dev.safetensors")]
+    Components.open("me/my-ltx", needs=["vocoder"], variant="dev")
+    assert asked[1][:2] == ("me/my-ltx", "vocoder/config.json")
+
+
+def test_nothing_there():
+    with pytest.raises(FileNotFoundError, match="nope/at-all is not here"):
+        Components.open("nope/at-all")
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint of LTX-2 in"):
+        Components.open(tmp_path)
+
+
+def test_several_checkpoints_are_told_apart_by_variant(folder):
+    for name in ("dev", "dev-fp8", "distilled"):
+        shutil.copy(CHECKPOINT, folder / f"ltx-2-19b-{name}.safetensors")
+    (folder / MODEL).unlink()
+    (folder / "ltx-2-19b-distilled-lora-384.safetensors").write_bytes(b"")
+    for variant in ("dev", "distilled"):
+        file = choose_checkpoint(folder, variant)
+        assert file.name == f"ltx-2-19b-{variant}.safetensors"
+    with pytest.raises(ValueError) as error:
+        Components.open(folder)
+    assert str(error.value) == (
+        f"{folder} holds several checkpoints: ltx-2-19b-dev-fp8.safetensors, ltx-2-19b-dev.safetensors, "
+        "ltx-2-19b-distilled.safetensors. Give the path of one of them."
+    )
+    (folder / "ltx-2-19b-distilled.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no distilled checkpoint of LTX-2 in"):
+        Components.open(folder, variant="distilled")
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda f: (f / "model_index.json").write_text("{}"),
+            r"\(diffusers folder\) cannot be used: .* Use the single file ltx-2-19b",
+        ),
+        (
+            lambda f: (f / "text_projections").mkdir(),
+            r"\(MLX pack\) cannot be used: packs such as prince-canuma",
+        ),
+    ],
+)
+def test_layouts_of_others_are_named(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Components.open(tmp_path)
+    assert describe(tmp_path).refusals
+
+
+def test_files_that_are_no_checkpoint_are_named(tmp_path, folder):
+    unified = tmp_path / "unified.safetensors"
+    mx.save_safetensors(str(unified), {"transformer.patchify_proj.weight": mx.zeros(1)})
+    with pytest.raises(
+        ValueError,
+        match=r"of unknown origin\) cannot be used: its tensors do not bear Lightricks",
+    ):
+        Components.open(unified)
+    with pytest.raises(
+        ValueError, match=r"\(upscaler file\) has no transformer, connectors"
+    ):
+        Components.open(next(folder.glob("*upscaler*")), needs=PARTS)
+    with pytest.raises(ValueError, match=f"{MODEL} is no upsampler. Give ltx-2-"):
+        Components.open(folder, upsampler=folder / MODEL)
+    with pytest.raises(ValueError, match="vocoder is no Gemma folder"):
+        (tmp_path / "vocoder").mkdir()
+        Components.open(folder, text_encoder=tmp_path / "vocoder")
+    bare = single(
+        folder, metadata=lambda metadata: metadata.update(config='{"vae": {}}')
+    )
+    with pytest.raises(
+        ValueError,
+        match="no config of audio_vae, transformer, vocoder: it was repacked",
+    ):
+        Components.open(bare)
+
+
+# Refusing
+
+
+def test_unknown_and_unimplemented_keys_are_refused_before_anything_is_read(folder):
+    single(folder, config=lambda config: config["transformer"].update(new_trick=1))
+    with pytest.raises(
+        ValueError, match=f"{MODEL}: LTXModelConfig: unknown keys new_trick"
+    ):
+        Components.open(folder)
+    single(
+        folder,
+        config=lambda config: config["transformer"].pop("new_trick"),
+    )
+    single(folder, config=lambda config: config["vae"].update(dims=2))
+    with pytest.raises(ValueError, match="VideoVAEConfig: dims = 2 is not implemented"):
+        Components.open(folder)
+
+
+def test_newer_generations_are_refused_by_their_own_words(folder):
+    newer = dict(apply_gated_attention=True, cross_attention_adaln=True)
+    file = single(
+        folder,
+        config=lambda config: config["transformer"].update(newer),
+        metadata=lambda metadata: metadata.update(model_version="2.3.0"),
+    )
+    with pytest.raises(
+        ValueError, match="apply_gated_attention = True is not implemented"
+    ):
+        Components.open(file)
+    description = describe(file)
+    assert description.version == "2.3.0"
+    assert any("apply_gated_attention" in words for words in description.refusals)
+    assert "vocoder" in description.parts and "transformer" not in description.parts
+
+
+def test_damaged_files_are_refused_when_opened(folder):
+    file = folder / MODEL
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{MODEL} is cut off"):
+        Components.open(file)
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{MODEL} is empty"):
+        Components.open(folder)
+
+
+NORM = "vae.decoder.conv_in.conv.bias"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda w: w.pop(NORM),
+            r"does not fit VideoDecoder: 1 missing \(conv_in.bias\)",
+        ),
+        (
+            lambda w: w.update({"vae.decoder.extra": mx.zeros(2)}),
+            r"1 unexpected \(extra\)",
+        ),
+        (
+            lambda w: w.update({NORM: mx.zeros(2)}),
+            r"conv_in.bias \(2,\) instead of \(32,\)",
+        ),
+    ],
+)
+def test_tensors_must_fit(folder, change, message):
+    components = Components.open(single(folder, weights=change))
+    with pytest.raises(ValueError, match=f"{MODEL} {message}|{message}"):
+        with components.lend("video_decoder"):
+            pass
+    assert components.resident == []
+    with components.lend("video_encoder"):
+        pass
+
+
+# Lending
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name != "text_encoder"])
+def test_lends_the_official_tensors(folder, name):
+    source = UPSCALER if name == "upsampler" else CHECKPOINT
+    expected = PARTS[name].module.sanitize(checkpoint(source)[0])
+    with Components.open(folder, dtype=mx.float32).lend(name) as module:
+        held = parameters(module)
+        assert held.keys() == expected.keys()
+        assert all(mx.array_equal(held[key], expected[key]) for key in held)
+
+
+@pytest.mark.parametrize("name", ["video_decoder", "audio_decoder", "upsampler"])
+def test_reads_no_tensor_but_the_parts_own(folder, name):
+    components = Components.open(folder, dtype=mx.bfloat16)
+    mx.synchronize()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    with components.lend(name) as module:
+        own = sum(value.nbytes for value in parameters(module).values())
+        assert mx.get_active_memory() - before <= own + 10_000
+    assert mx.get_peak_memory() - before < 1.2 * own + 10_000
+    assert own < 0.4 * (folder / MODEL).stat().st_size
+
+
+def test_a_video_only_transformer_reads_no_sound(folder):
+    components = Components.open(folder, dtype=mx.float32)
+    with components.transformer(LTXModelType.VideoOnly) as denoise:
+        names = parameters(denoise.model).keys()
+        assert not any("audio" in name for name in names) and len(names) > 50
+    with components.transformer() as denoise:
+        assert any("audio" in name for name in parameters(denoise.model))
+
+
+def test_lends_the_text_encoder(folder):
+    components = Components.open(folder, dtype=mx.float32)
+    with components.text_encoder() as encoder:
+        states, _ = encoder.features(["a cat"], max_length=8)
+        assert states.dtype == mx.float32 and len(states) == 8
+    assert not encoder.model.parameters()
+
+
+def test_frees_what_comes_back_though_a_name_outlives_the_block(folder):
+    components = Components.open(folder)
+    before = mx.get_active_memory()
+    with components.lend("video_decoder") as decoder:
+        assert components.resident == ["video_decoder"]
+        assert mx.get_active_memory() > before + 500_000
+    assert components.resident == []
+    assert mx.get_active_memory() < before + 10_000
+    assert decoder.parameters() == {}
+
+
+def test_frees_a_part_whose_user_failed(folder):
+    components = Components.open(folder)
+    with pytest.raises(RuntimeError), components.lend("vocoder"):
+        raise RuntimeError
+    assert components.resident == []
+
+
+def test_two_large_parts_are_never_resident(folder):
+    components = Components.open(folder)
+    with components.lend("transformer"):
+        with components.lend("upsampler"):
+            assert components.resident == ["transformer", "upsampler"]
+        with pytest.raises(
+            AssertionError, match="text_encoder must wait until transformer"
+        ):
+            with components.lend("text_encoder"):
+                pass
+
+
+def test_statistics_come_without_their_decoder(folder):
+    before = mx.get_active_memory()
+    with Components.open(folder, dtype=mx.float32).video_statistics() as statistics:
+        weights, _ = checkpoint()
+        mean = weights["vae.per_channel_statistics.mean-of-means"]
+        assert mx.array_equal(statistics.mean, mean)
+        assert mx.get_active_memory() - before < 10_000
+
+
+def test_the_dtype_is_float32_on_a_cpu_and_spares_the_tables(folder):
+    with Components.open(folder).lend("transformer") as model:
+        assert all(value.dtype == mx.float32 for value in parameters(model).values())
+    with Components.open(folder, dtype=mx.bfloat16).lend("transformer") as model:
+        for key, value in parameters(model).items():
+            assert value.dtype == (
+                mx.float32 if "scale_shift_table" in key else mx.bfloat16
+            )
+
+
+# LoRA
+
+
+def write_lora(file: Path, *names: str) -> Path:
+    weights = {}
+    for name, width in zip(names, (64, 64)):
+        weights[f"{name}.lora_A.weight"] = mx.ones((2, width))
+        weights[f"{name}.lora_B.weight"] = mx.ones((width, 2))
+    mx.save_safetensors(str(file), weights)
+    return file
+
+
+LAYER = "transformer_blocks.1.attn1.to_q"
+
+
+def test_loras_are_fused_and_reported(folder, tmp_path):
+    file = write_lora(tmp_path / "style.safetensors", f"diffusion_model.{LAYER}")
+    components = Components.open(folder, loras=[(file, 0.25)])
+    before = checkpoint()[0][f"model.diffusion_model.{LAYER}.weight"]
+    with components.transformer() as denoise:
+        weight = denoise.model.transformer_blocks[1].attn1.to_q.weight
+        assert mx.allclose(weight, before + 0.5)
+    (fusion,) = components.fusions
+    assert (fusion.file, fusion.part) == (file, "transformer")
+    assert fusion.report.matched == (LAYER,)
+    with components.lend("connectors"):
+        assert len(components.fusions) == 1
+
+
+def test_the_distilled_lora_serves_one_loan(folder):
+    write_lora(folder / "tiny-distilled-lora.safetensors", f"diffusion_model.{LAYER}")
+    components = Components.open(folder, needs=(*PARTS, "distilled_lora"))
+    before = checkpoint()[0][f"model.diffusion_model.{LAYER}.weight"]
+    for strength in (1.0, 0.0):
+        with components.transformer(distilled_lora=strength) as denoise:
+            weight = denoise.model.transformer_blocks[1].attn1.to_q.weight
+            assert mx.allclose(weight, before + 2 * strength)
+    with pytest.raises(ValueError, match="needs the distilled LoRA"):
+        with Components.open(folder).transformer(distilled_lora=1.0):
+            pass
+
+
+def test_a_file_that_is_no_lora_for_ltx_is_refused_when_opened(folder, tmp_path):
+    other = write_lora(tmp_path / "other.safetensors", "vae.x")
+    mx.save_safetensors(str(other), {"unet.weight": mx.zeros(1)})
+    with pytest.raises(
+        ValueError, match="names no layer of LTX-2; its tensors are called unet.weight"
+    ):
+        Components.open(folder, loras=[(other, 1.0)])
+    with pytest.raises(FileNotFoundError):
+        Components.open(folder, loras=[(tmp_path / "none.safetensors", 1.0)])
+
+
+# fp8
+
+
+def test_official_fp8_files_are_read_dense(folder, tmp_path):
+    names = [
+        f"model.diffusion_model.transformer_blocks.1.attn1.{x}"
+        for x in ("to_q", "to_k")
+    ]
+    dense = {}
+
+    def quantize(weights):
+        for name in names:
+            weight = weights[f"{name}.weight"]
+            scale = mx.abs(weight).max().astype(mx.float32) / 448
+            packed = mx.to_fp8((weight / scale).astype(mx.float32))
+            dense[name] = mx.from_fp8(packed, mx.float32) * scale
+            weights[f"{name}.weight"] = packed
+            weights[f"{name}.weight_scale"] = scale
+            weights[f"{name}.input_scale"] = mx.array(1.0)
+
+    file = single(folder, weights=quantize)
+    assert "float8" in describe(file).parts["transformer"].dtypes
+    source = identify(file).sources["transformer"]
+    attention = build("transformer", source, mx.float32).transformer_blocks[1].attn1
+    assert mx.array_equal(attention.to_q.weight, dense[names[0]])
+    assert mx.array_equal(attention.to_k.weight, dense[names[1]])
+    assert (
+        build("transformer", source, None).transformer_blocks[1].attn1.to_q.weight.dtype
+        == mx.bfloat16
+    )
+
+
+# Describing
+
+
+def test_describes_a_complete_folder(folder):
+    said = describe(folder)
+    assert (said.layout, said.version) == ("official single file", "2.0")
+    assert said.parts.keys() == PARTS.keys()
+    assert said.missing == {} and said.refusals == ()
+    assert said.parts["transformer"].dtypes == ("bfloat16", "float32")
+    assert (
+        sum(said.parts[name].tensors for name in IN_SINGLE_FILE)
+        == 668 - 3 + 4  # without 3 unused, and with 4 statistics that serve two parts
+    )
+
+
+def test_says_what_is_missing_and_where_it_is(folder):
+    for name in ("text_encoder",):
+        shutil.rmtree(folder / name)
+    missing = describe(folder).missing
+    assert missing.keys() == {"text_encoder"}
+    assert "mlx-community/gemma-3-12b-it-bf16 (24 GB)" in missing["text_encoder"]
+    said = describe(next(folder.glob("*upscaler*")))
+    assert said.layout == "upscaler file" and said.version == ""
+    assert said.parts.keys() == {"upsampler"} and len(said.missing) == 8
+
+
+def test_describes_converted_folders_gemma_and_loras(folder, tmp_path):
+    convert(folder, tmp_path / "mlx", quantize=True, q_group_size=32)
+    said = describe(tmp_path / "mlx")
+    assert said.layout == "converted folder" and said.parts.keys() == PARTS.keys()
+    assert said.parts["transformer"].quantization == dict(
+        group_size=32, bits=8, mode="affine"
+    )
+    assert describe(folder / "text_encoder").layout == "Gemma folder"
+    file = write_lora(tmp_path / "style.safetensors", LAYER)
+    assert describe(file).layout == "LoRA file"
+    with pytest.raises(FileNotFoundError, match="There is no file or folder"):
+        describe(tmp_path / "none")
+
+
+def test_every_block_of_the_real_config_is_accepted(folder):
+    real = json.loads((FIXTURES / "manifests/ltx-2-19b.config.json").read_text())[
+        "config"
+    ]
+
+    def replace(config):
+        config.clear()
+        config.update(real)
+
+    assert Components.open(single(folder, config=replace))

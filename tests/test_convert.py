@@ -1,0 +1,205 @@
+"""Conversion: the same tensors as a direct load, bit for bit, whole or not at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_video import convert as door
+from mlx_video import weights
+from mlx_video.convert import convert, main, quantize_blocks
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.layouts import PARTS
+from tests.checkpoints import MODEL, rewrite, tiny_folder
+from tests.reference import CHECKPOINT, checkpoint
+
+NETWORKS = [name for name in PARTS if name != "text_encoder"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("convert") / "model")
+
+
+def tensors(path: Path, name: str, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """A part's parameters, evaluated copies that outlive the loan."""
+    with Components.open(path, dtype=dtype).lend(name) as module:
+        return dict(tree_flatten(module.parameters()))
+
+
+def assert_same(a: dict[str, mx.array], b: dict[str, mx.array]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert a[key].dtype == b[key].dtype and mx.array_equal(a[key], b[key]), key
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_loads_as_the_official_files_do(folder, tmp_path, dtype):
+    convert(folder, tmp_path / "mlx")
+    for name in NETWORKS:
+        assert_same(
+            tensors(tmp_path / "mlx", name, dtype), tensors(folder, name, dtype)
+        )
+
+
+def test_each_part_keeps_its_official_config(folder, tmp_path):
+    convert(folder, tmp_path / "mlx")
+    _, config = checkpoint(CHECKPOINT)
+    for name in NETWORKS:
+        written = json.loads((tmp_path / "mlx" / name / "config.json").read_text())
+        if PARTS[name].block:
+            assert written == config[PARTS[name].block]
+    assert {f.name for f in (tmp_path / "mlx").iterdir()} == PARTS.keys()
+
+
+def test_gemma_goes_along_with_its_tokenizer(folder, tmp_path):
+    convert(folder, tmp_path / "mlx")
+    with Components.open(tmp_path / "mlx").text_encoder() as encoder:
+        assert encoder.count_tokens("a cat") == 3
+    source, target = folder / "text_encoder", tmp_path / "mlx" / "text_encoder"
+    assert {f.name for f in target.iterdir()} == {f.name for f in source.iterdir()}
+
+
+def test_a_tokenizer_beside_gemma_moves_in(tmp_path):
+    model = tiny_folder(tmp_path / "model")
+    (model / "tokenizer").mkdir()
+    for file in (model / "text_encoder").glob("tokenizer*"):
+        file.rename(model / "tokenizer" / file.name)
+    convert(model, tmp_path / "mlx")
+    assert (tmp_path / "mlx" / "text_encoder" / "tokenizer.json").is_file()
+
+
+def test_writes_only_what_there_is(tmp_path):
+    shutil.copy(CHECKPOINT, tmp_path / MODEL)
+    convert(tmp_path / MODEL, tmp_path / "mlx")
+    written = {f.name for f in (tmp_path / "mlx").iterdir()}
+    assert written == {name for name, part in PARTS.items() if part.block}
+
+
+def test_another_dtype_rounds_all_but_the_tables(folder, tmp_path):
+    convert(folder, tmp_path / "mlx", dtype=mx.float16)
+    stored, _ = weights.read(tmp_path / "mlx" / "transformer")
+    for key, value in stored.items():
+        table = "scale_shift_table" in key
+        assert value.dtype == (mx.float32 if table else mx.float16)
+
+
+@pytest.mark.parametrize("bits, group_size", [(8, 32), (4, 64)])
+def test_quantized_is_what_mlx_makes_of_the_loaded_module(
+    folder, tmp_path, bits, group_size
+):
+    convert(
+        folder, tmp_path / "mlx", quantize=True, q_bits=bits, q_group_size=group_size
+    )
+    with Components.open(folder, dtype=mx.bfloat16).lend("transformer") as model:
+        quantize_blocks(model, group_size, bits)
+        expected = dict(tree_flatten(model.parameters()))
+        mx.eval(expected)
+    assert_same(tensors(tmp_path / "mlx", "transformer", mx.bfloat16), expected)
+    config = json.loads((tmp_path / "mlx" / "transformer" / "config.json").read_text())
+    assert config["quantization"] == dict(
+        group_size=group_size, bits=bits, mode="affine"
+    )
+    for name in set(NETWORKS) - {"transformer"}:
+        assert_same(
+            tensors(tmp_path / "mlx", name, mx.bfloat16),
+            tensors(folder, name, mx.bfloat16),
+        )
+
+
+def test_only_linears_of_the_blocks_are_quantized(folder):
+    with Components.open(folder).lend("transformer") as model:
+        quantize_blocks(model, 32, 8)
+        kinds = {
+            path: isinstance(layer, nn.QuantizedLinear)
+            for path, layer in model.named_modules()
+            if isinstance(layer, (nn.Linear, nn.QuantizedLinear))
+        }
+    assert {
+        path.startswith("transformer_blocks.") for path, q in kinds.items() if q
+    } == {True}
+    assert all(q for path, q in kinds.items() if path.startswith("transformer_blocks."))
+    assert not kinds["patchify_proj"] and not kinds["proj_out"]
+
+
+def test_a_quantized_folder_converts_again(folder, tmp_path):
+    convert(folder, tmp_path / "q", quantize=True, q_group_size=32)
+    convert(tmp_path / "q", tmp_path / "again")
+    assert_same(
+        tensors(tmp_path / "again", "transformer", mx.bfloat16),
+        tensors(tmp_path / "q", "transformer", mx.bfloat16),
+    )
+
+
+def test_memory_stays_near_one_shard(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHARD_BYTES", 100_000)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    convert(folder, tmp_path / "mlx")
+    assert mx.get_peak_memory() - before < 1_500_000  # of 5.2 million bytes
+    assert mx.get_active_memory() - before < 10_000
+    assert len(list((tmp_path / "mlx" / "transformer").glob("*.safetensors"))) > 5
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    model = tiny_folder(tmp_path / "model")
+    rewrite(model / MODEL, weights=lambda w: w.pop("vocoder.conv_pre.weight"))
+    with pytest.raises(
+        ValueError, match=r"does not fit Vocoder: 1 missing \(conv_pre.weight\)"
+    ):
+        convert(model, tmp_path / "mlx")
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+# The door
+
+
+def test_the_command_converts(folder, tmp_path, capsys):
+    target = tmp_path / "mlx"
+    flags = f"--hf-path {folder} --mlx-path {target} --dtype bfloat16 -q --q-bits 8 --q-group-size 32"
+    assert main(flags.split()) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{target}\n" and "converting transformer\n" in err
+    assert Components.open(target)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            "--hf-path no/such/thing --mlx-path {tmp}/mlx",
+            "no/such/thing is neither a file or folder here",
+        ),
+        (
+            "--hf-path {tmp}/empty --mlx-path {tmp}/mlx",
+            "There is no checkpoint of LTX-2 in {tmp}/empty",
+        ),
+        (
+            "--hf-path {model} --mlx-path {model}",
+            "{model} already exists and is not an empty folder",
+        ),
+        (
+            "--hf-path {model} --mlx-path {tmp}/mlx -q --q-bits 7",
+            "got 7 bits in groups of 64. The usual choice is 8",
+        ),
+        (
+            "--hf-path {model} --mlx-path {tmp}/mlx -q --q-group-size 48",
+            "got 8 bits in groups of 48",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    folder, tmp_path, capsys, flags, message
+):
+    (tmp_path / "empty").mkdir()
+    names = dict(tmp=tmp_path, model=folder)
+    assert main(flags.format(**names).split()) == door.BAD_INPUT == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("error: ") and message.format(**names) in err
+    assert [f.name for f in tmp_path.iterdir()] == ["empty"]
