@@ -1,0 +1,307 @@
+"""Files in and out: pictures, clips and sound. Knows containers and codecs, not how a clip is made.
+
+The only room with PyAV and Pillow. What it writes is written aside and renamed when it is complete.
+"""
+
+import math
+import os
+import wave
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import repeat
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, Mapping
+
+import av
+import mlx.core as mx
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from PIL import Image, ImageOps
+
+from mlx_video.postprocess import to_pcm16
+from mlx_video.types import Clip, VideoPixelShape, Waveform
+
+CRF = 18  # constant rate factor of libx264, 0 to 51: visually lossless
+AUDIO_BIT_RATE = 192_000
+IMAGE_FORMATS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
+FRAME_PATTERN = "frame_*.png"
+LAYOUTS = {1: "mono", 2: "stereo"}
+
+
+# Writing
+
+
+def save(
+    clip: Clip,
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    crf: int = CRF,
+    overwrite: bool = False,
+    on_frame: Callable[[int], None] | None = None,
+) -> None:
+    """Write ``clip`` as H.264 and AAC in one mp4, taking its frames one by one; the sound is cut or padded to fit.
+
+    metadata  strings kept under their keys in the file; ``metadata(path)`` reads them back
+    crf       libx264's constant rate factor: 0 lossless, 51 worst
+    on_frame  called with the number of frames written so far
+    Raises ``FileExistsError`` unless ``overwrite``, and ``ValueError`` if a frame is missing or not of the clip's size.
+    """
+    options = {"movflags": "+faststart+use_metadata_tags"}
+    with written_aside(path, overwrite) as partial:
+        with av.open(str(partial), "w", format="mp4", container_options=options) as mp4:
+            mp4.metadata.update(metadata or {})
+            video = _add_video(mp4, clip.shape, crf)
+            sound = clip.audio and _add_sound(mp4, clip.audio)
+            pairs = zip(_checked_frames(clip), _sound_per_frame(clip))
+            for count, (pixels, samples) in enumerate(pairs, start=1):
+                mp4.mux(video.encode(_video_frame(pixels)))
+                if sound:
+                    mp4.mux(sound.encode(samples))
+                if on_frame:
+                    on_frame(count)
+            for stream in mp4.streams:
+                mp4.mux(stream.encode(None))
+
+
+def save_wav(waveform: Waveform, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write sound as 16-bit PCM. Raises ``FileExistsError`` unless ``overwrite``."""
+    pcm = to_pcm16(waveform)
+    with written_aside(path, overwrite) as partial:
+        with wave.open(str(partial), "wb") as wav:
+            wav.setnchannels(pcm.shape[1])
+            wav.setsampwidth(pcm.itemsize)
+            wav.setframerate(waveform.sample_rate)
+            wav.writeframes(pcm.astype("<i2").tobytes())
+
+
+def save_frames(
+    frames: Iterable[np.ndarray], folder: str | Path, *, overwrite: bool = False
+) -> Iterator[np.ndarray]:
+    """Pass ``frames`` on, each written as ``folder``/frame_0000.png, frame_0001.png, ... when it is taken.
+
+    Raises ``FileExistsError``, at once, if the folder already holds such frames; ``overwrite`` removes them first.
+    """
+    folder = Path(folder)
+    if any(folder.glob(FRAME_PATTERN)) and not overwrite:
+        raise FileExistsError(
+            f"{folder} already holds frames; choose another folder, or allow overwriting."
+        )
+    return _writing_frames(frames, folder)
+
+
+def _writing_frames(frames: Iterable[np.ndarray], folder: Path) -> Iterator[np.ndarray]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(FRAME_PATTERN):
+        old.unlink()
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"frame_{index:04d}.png")
+        yield frame
+
+
+@contextmanager
+def written_aside(path: str | Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed to it if the block ends well and removed if it does not."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {path.parent} to write {path.name} in."
+        )
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{path} already exists; choose another name, or allow overwriting."
+        )
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def frame_rate(fps: float) -> Fraction:
+    """``fps`` as an exact fraction; 23.976, 29.97 and 59.94 stand for NTSC's 24000/1001, 30000/1001 and 60000/1001."""
+    ntsc = Fraction(round(fps * 1.001) * 1000, 1001)
+    if math.isclose(fps, ntsc, rel_tol=1e-5):
+        return ntsc
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _add_video(
+    mp4: av.container.OutputContainer, shape: VideoPixelShape, crf: int
+) -> av.VideoStream:
+    """An H.264 stream in 4:2:0, with its colours marked as those of HD television (BT.709), as browsers expect."""
+    stream = mp4.add_stream(
+        "libx264", rate=frame_rate(shape.fps), options={"crf": str(crf)}
+    )
+    stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, "yuv420p"
+    codec = stream.codec_context
+    codec.colorspace = Colorspace.ITU709
+    codec.color_range = ColorRange.MPEG
+    codec.color_primaries = ColorPrimaries.BT709
+    codec.color_trc = ColorTrc.BT709
+    return stream
+
+
+def _add_sound(mp4: av.container.OutputContainer, sound: Waveform) -> av.AudioStream:
+    stream = mp4.add_stream("aac", rate=sound.sample_rate)
+    stream.layout = LAYOUTS[sound.samples.shape[0]]
+    stream.bit_rate = AUDIO_BIT_RATE
+    return stream
+
+
+def _checked_frames(clip: Clip) -> Iterator[np.ndarray]:
+    """The clip's frames, whose size and number must be those it promises."""
+    shape, count = clip.shape, 0
+    for count, frame in enumerate(clip.frames, start=1):
+        if count > shape.frames:
+            break
+        if frame.shape != (shape.height, shape.width, 3):
+            raise ValueError(
+                f"The clip promised {shape.width}x{shape.height} pixels; frame {count - 1} has "
+                f"{frame.shape[1]}x{frame.shape[0]}."
+            )
+        yield frame
+    if count != shape.frames:
+        given = "more" if count > shape.frames else count
+        raise ValueError(f"The clip promised {shape.frames} frames; it gave {given}.")
+
+
+def _sound_per_frame(clip: Clip) -> Iterator[av.AudioFrame | None]:
+    """For each picture the samples that sound while it shows: together exactly as long as the clip."""
+    if clip.audio is None:
+        yield from repeat(None, clip.shape.frames)
+        return
+    rate = clip.audio.sample_rate / frame_rate(clip.fps)
+    edges = [round(frame * rate) for frame in range(clip.shape.frames + 1)]
+    samples = np.array(clip.audio.samples.astype(mx.float32))[:, : edges[-1]]
+    samples = np.pad(samples, ((0, 0), (0, edges[-1] - samples.shape[1])))
+    for start, end in zip(edges, edges[1:]):
+        yield _audio_frame(samples[:, start:end], start, clip.audio.sample_rate)
+
+
+def _video_frame(pixels: np.ndarray) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+
+
+def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioFrame:
+    """With its time, without which the encoder's delay of 1,024 samples is heard as one."""
+    frame = av.AudioFrame.from_ndarray(
+        np.ascontiguousarray(samples), format="fltp", layout=LAYOUTS[len(samples)]
+    )
+    frame.sample_rate, frame.pts = sample_rate, start
+    frame.time_base = Fraction(1, sample_rate)
+    return frame
+
+
+# Reading
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """The strings that ``save`` put into a media file, and what else it says of itself."""
+    with _opened(path) as container:
+        return dict(container.metadata)
+
+
+def load_image(path: str | Path) -> np.ndarray:
+    """A picture as uint8 RGB (H, W, 3), turned upright as its EXIF data says; what is transparent becomes black.
+
+    Raises ``FileNotFoundError``, or ``ValueError`` if it is no picture.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no image {path}.")
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                black = Image.new("RGBA", image.size, "black")
+                image = Image.alpha_composite(black, image)
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} is not an image that can be read ({error}); give a {IMAGE_FORMATS} file."
+        ) from None
+
+
+def load_audio(path: str | Path, sample_rate: int = 16000) -> Waveform:
+    """The first sound track of a file, made stereo and resampled to ``sample_rate`` Hz.
+
+    Raises ``FileNotFoundError``, or ``ValueError`` if there is no sound in it.
+    """
+    with _opened(path) as container:
+        if not container.streams.audio:
+            raise ValueError(
+                f"{path} holds no sound; give a WAV, FLAC, MP3, M4A or MP4 file with sound."
+            )
+        resampler = av.AudioResampler("fltp", "stereo", sample_rate)
+        pieces = [
+            piece.to_ndarray()
+            for frame in (*container.decode(audio=0), None)
+            for piece in resampler.resample(frame)
+        ]
+    samples = np.concatenate(pieces, axis=1) if pieces else np.zeros((2, 0))
+    return Waveform(mx.array(samples, dtype=mx.float32), sample_rate)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[av.container.InputContainer]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"{path} is not a media file that can be read ({error.strerror})."
+        ) from None
+
+
+# Pictures as the video encoder wants them
+
+
+def compress_like_video(image: np.ndarray, crf: int = 33) -> np.ndarray:
+    """A picture after a trip through H.264, as one frame: uint8 (H, W, 3) of even size, the odd edge cut off.
+
+    The model learned from video frames; a picture without their traces makes it freeze. Official settings.
+    """
+    height, width = (side // 2 * 2 for side in image.shape[:2])
+    if not height or not width:
+        raise ValueError(
+            f"the image is {image.shape[1]}x{image.shape[0]} pixels; it must be at least 2x2."
+        )
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.time_base = Fraction(1)
+    encoder.options = {"crf": str(crf), "preset": "veryfast"}
+    decoder = av.CodecContext.create("h264", "r")
+    even = np.ascontiguousarray(image[:height, :width])
+    frame = av.VideoFrame.from_ndarray(even, format="rgb24")
+    packets = encoder.encode(frame) + encoder.encode(None)
+    frames = [out for packet in (*packets, None) for out in decoder.decode(packet)]
+    return frames[0].to_ndarray(format="rgb24")
+
+
+def fit_image(image: np.ndarray, height: int, width: int) -> mx.array:
+    """Scale a picture to cover ``height`` x ``width`` and cut out the middle: (1, 3, 1, height, width) in [-1, 1].
+
+    Plain bilinear, as in the official code; Pillow's would smooth what it shrinks.
+    """
+    rows, columns = image.shape[:2]
+    scale = max(height / rows, width / columns)
+    image = _resize_rows(image.astype(np.float32), math.ceil(rows * scale), height)
+    image = image.swapaxes(0, 1)
+    image = _resize_rows(image, math.ceil(columns * scale), width)
+    return mx.array(image.T[None, :, None]) / 127.5 - 1
+
+
+def _resize_rows(image: np.ndarray, total: int, kept: int) -> np.ndarray:
+    """The middle ``kept`` of ``total`` rows, each between the two rows of ``image`` about it (pixel centres at 1/2)."""
+    rows = len(image)
+    wanted = np.arange(kept) + (total - kept) // 2
+    at = np.maximum((wanted + 0.5) * rows / total - 0.5, 0)
+    low = at.astype(int)
+    high = np.minimum(low + 1, rows - 1)
+    share = (at - low).astype(np.float32)[:, None, None]
+    return image[low] * (1 - share) + image[high] * share
