@@ -68,8 +68,9 @@ def convert(
 def _quantization(bits: int, group_size: int) -> dict[str, int | str]:
     if bits not in BITS or group_size not in GROUP_SIZES:
         raise ValueError(
-            f"Weights are quantized to {', '.join(map(str, BITS))} bits in groups of {', '.join(map(str, GROUP_SIZES))}; "
-            f"got {bits} bits in groups of {group_size}. The usual choice is 8 bits in groups of 64."
+            f"Weights are quantized to {', '.join(map(str, BITS))} bits in groups of "
+            f"{', '.join(map(str, GROUP_SIZES))}; got {bits} bits in groups of {group_size}. "
+            "The usual choice is 8 bits in groups of 64."
         )
     return {"group_size": group_size, "bits": bits, "mode": "affine"}
 

@@ -55,29 +55,32 @@ class Plan:
         return Path(folder)
 
 
+Announce = Callable[[Plan], None]
+
+
 def resolve(
     model: str | Path,
     patterns: Sequence[str],
-    announce: Callable[[Plan], None] = lambda plan: None,
+    announce: Announce = lambda plan: None,
 ) -> Path:
     """``model`` itself if it is a path; else the snapshot of the repository of that name, fetched as far as needed.
 
     ``announce`` hears the plan before anything is downloaded. Raises as ``plan`` does.
     """
-    if Path(model).exists():
-        return Path(model)
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
     files = plan(str(model), patterns)
     if files.missing:
         announce(files)
     return files.fetch()
 
 
-def resolve_file(
-    file: str | Path, announce: Callable[[Plan], None] = lambda plan: None
-) -> Path:
+def resolve_file(file: str | Path, announce: Announce = lambda plan: None) -> Path:
     """``file`` itself if it is a path; else the one called owner/repository/name.safetensors, fetched if need be."""
-    if Path(file).exists():
-        return Path(file)
+    path = Path(file).expanduser()
+    if path.exists():
+        return path
     repo, _, name = str(file).rpartition("/")
     return resolve(repo, [name], announce) / name
 

@@ -73,7 +73,7 @@ def tensor_files(path: Path) -> list[Path]:
         shards = sorted(set(_read_json(path / INDEX)["weight_map"].values()))
         if absent := [name for name in shards if not (path / name).is_file()]:
             raise FileNotFoundError(
-                f"{path} lacks {some(absent)}, named in its {INDEX}: the download or copy did not finish. Fetch it again."
+                f"{path} lacks {some(absent)}, named in its {INDEX}: the download did not finish. Fetch it again."
             )
         return [path / name for name in shards]
     if found := sorted(path.glob("*.safetensors")):
@@ -190,7 +190,7 @@ def load(
     """Give ``module`` its ``weights`` (in this package's names), all of them and no others.
 
     A Linear is quantized where the weights hold its ``.scales``. Floating tensors become ``dtype``, except the
-    ``scale_shift_table`` rows; ``None`` keeps every dtype. Raises ``ValueError`` naming what does not fit in ``source``.
+    ``scale_shift_table`` rows; ``None`` keeps every dtype. Raises ``ValueError`` naming what of ``source`` misfits.
     """
     _quantize_like(module, weights, mode, source)
     expected = dict(tree_flatten(module.parameters()))

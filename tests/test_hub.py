@@ -138,7 +138,7 @@ def test_resolve_announces_before_it_downloads(remote):
         (
             http_error(errors.GatedRepoError),
             ValueError,
-            "someone/ltx is gated: accept its licence at https://huggingface.co/someone/ltx, then log in with `hf auth login`",
+            "someone/ltx is gated: accept its licence at https://huggingface.co/someone/ltx, then log in with `hf auth",
         ),
         (
             http_error(errors.RepositoryNotFoundError),

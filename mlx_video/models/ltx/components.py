@@ -1,6 +1,6 @@
 """LTX-2's parts, lent one at a time: found when opened, read when lent, freed when given back.
 
-Knows where parts lie and how they become modules; not what they compute, nor in which order they are needed.
+Knows how files become modules and for how long; not what they compute, nor in which order they are needed.
 """
 
 import logging
@@ -8,40 +8,42 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, ContextManager, Iterable, Iterator, Mapping, NamedTuple
+from typing import (
+    TYPE_CHECKING,
+    ContextManager,
+    Iterable,
+    Iterator,
+    Mapping,
+    NamedTuple,
+)
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video import hub, lora
+from mlx_video.models.ltx import find
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.layouts import (
-    DISTILLED_LORA_FILES,
     PARTS,
-    VARIANTS,
-    Layout,
     Source,
     identify,
-    newest,
     part_config,
 )
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.weights import (
-    CONFIG,
-    INDEX,
     Weights,
     dequantize_fp8,
     load,
     materialize,
     read,
-    read_header,
-    some,
-    tensor_files,
 )
+
+if TYPE_CHECKING:  # it imports a tokenizer library, which takes seconds
+    from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 
 log = logging.getLogger(__name__)
 
-Announce = Callable[[hub.Plan], None]
+Announce = hub.Announce
 
 
 def announce_to_log(plan: hub.Plan) -> None:
@@ -49,7 +51,6 @@ def announce_to_log(plan: hub.Plan) -> None:
 
 
 DISTILLED_LORA = "distilled_lora"  # not a part, but it too can be needed
-LORA_TARGETS = ("transformer", "connectors")
 
 
 class LoRA(NamedTuple):
@@ -110,7 +111,7 @@ class Components:
 
         model         official file, folder with one, folder that ``convert`` wrote, or hub repository
         variant       "distilled" or "dev": which checkpoint of a folder or repository
-        text_encoder  Gemma 3 folder or repository;  ``None`` looks beside the model, then on the hub
+        text_encoder  Gemma 3 folder or repository; ``None`` looks beside the model, then on the hub
         upsampler     file or folder, likewise; so is ``distilled_lora``
         dtype         ``None`` is bfloat16 on a GPU and float32 on a CPU
         needs         the parts to find, and "distilled_lora"; nothing else is fetched
@@ -118,20 +119,22 @@ class Components:
         Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, for whatever would stop a run later.
         """
         needs = tuple(needs)
-        layout = identify(_find_model(model, variant, needs, announce), variant)
-        _check_layout(layout, needs)
+        layout = identify(find.find_model(model, variant, needs, announce), variant)
+        find.check_layout(layout, needs)
         sources = dict(layout.sources)
         if text_encoder or "text_encoder" in set(needs) - sources.keys():
-            sources["text_encoder"] = _find_text_encoder(text_encoder, announce)
+            sources["text_encoder"] = find.find_text_encoder(text_encoder, announce)
         if upsampler or "upsampler" in set(needs) - sources.keys():
-            sources["upsampler"] = _find_upsampler(upsampler, announce)
+            sources["upsampler"] = find.find_upsampler(upsampler, announce)
         for name in sources.keys() & set(needs):
-            _check_source(name, sources[name])
+            find.check_source(name, sources[name])
         if distilled_lora or DISTILLED_LORA in needs:
-            distilled_lora = _find_distilled_lora(distilled_lora, layout.path, announce)
+            distilled_lora = find.find_distilled_lora(
+                distilled_lora, layout.path, announce
+            )
         loras = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
         for lora_file, _ in loras:
-            _check_lora(lora_file)
+            find.check_lora(lora_file)
         return cls(sources, dtype or default_dtype(), loras, distilled_lora)
 
     # Lending
@@ -172,8 +175,8 @@ class Components:
         loras = []
         if distilled_lora and self.distilled_lora is None:
             raise ValueError(
-                f"The refinement needs the distilled LoRA: put {hub.DISTILLED_LORA_FILE} beside the model or name it with "
-                "--distilled-lora."
+                f"The refinement needs the distilled LoRA: put {hub.DISTILLED_LORA_FILE} beside the model, or name it "
+                "with --distilled-lora."
             )
         if distilled_lora:
             loras = [LoRA(self.distilled_lora, distilled_lora)]
@@ -273,91 +276,6 @@ def part_weights(name: str, source: Source, dtype: mx.Dtype = mx.bfloat16) -> We
 
 def default_dtype() -> mx.Dtype:
     return mx.bfloat16 if mx.default_device() == mx.gpu else mx.float32
-
-
-# Finding
-
-
-def _find_model(
-    model: str | Path, variant: str | None, needs: tuple[str, ...], announce: Announce
-) -> Path:
-    path = Path(model).expanduser()
-    if path.exists():
-        return path
-    if path.suffix == ".safetensors":
-        return hub.resolve_file(model, announce)
-    if str(model) == hub.MODEL_REPO:
-        file = hub.MODEL_FILE.format(variant=variant or VARIANTS[0])
-        return hub.resolve(model, [file], announce) / file
-    names = [name for name in needs if name in PARTS and PARTS[name].block]
-    files = (CONFIG, INDEX, "*.safetensors")
-    return hub.resolve(
-        model, [f"{n}/{file}" for n in names for file in files], announce
-    )
-
-
-def _find_text_encoder(given: str | Path | None, announce: Announce) -> Source:
-    source = Source.of(
-        hub.resolve(given or hub.TEXT_ENCODER_REPO, hub.TEXT_ENCODER_FILES, announce)
-    )
-    if not source.is_gemma:
-        raise ValueError(
-            f"{source.path} is no Gemma folder: its config.json names no Gemma model. Give one such as {hub.TEXT_ENCODER_REPO}."
-        )
-    return source
-
-
-def _find_upsampler(given: str | Path | None, announce: Announce) -> Source:
-    source = Source.of(
-        hub.resolve_file(given or f"{hub.MODEL_REPO}/{hub.UPSAMPLER_FILE}", announce)
-    )
-    if not source.is_upsampler:
-        raise ValueError(
-            f"{source.path} is no upsampler. Give {hub.UPSAMPLER_FILE} of {hub.MODEL_REPO}."
-        )
-    return source
-
-
-def _find_distilled_lora(
-    given: str | Path | None, model: Path, announce: Announce
-) -> Path:
-    folder = model if model.is_dir() else model.parent
-    beside = None if given else newest(folder, DISTILLED_LORA_FILES)
-    given = given or beside or f"{hub.MODEL_REPO}/{hub.DISTILLED_LORA_FILE}"
-    return hub.resolve_file(given, announce)
-
-
-def _check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` where the model is of no use, before anything is fetched to go with it."""
-    if layout.refusal:
-        raise ValueError(
-            f"{layout.path} ({layout.name}) cannot be used: {layout.refusal}."
-        )
-    parts = [name for name in needs if name in PARTS and PARTS[name].block]
-    if absent := [name for name in parts if name not in layout.sources]:
-        raise ValueError(
-            f"{layout.path} ({layout.name}) has no {some(absent)}. Give a single file of {hub.MODEL_REPO}, or a folder "
-            "that `mlx-video convert` wrote."
-        )
-    for name in parts:
-        part_config(name, layout.sources[name])
-
-
-def _check_source(name: str, source: Source) -> None:
-    """Raise ``ValueError`` where a part's config cannot be honoured, or a file is damaged or missing."""
-    if PARTS[name].config is not None:
-        part_config(name, source)
-    for file in tensor_files(source.path):
-        read_header(file)
-
-
-def _check_lora(file: Path) -> None:
-    """Raise ``ValueError`` where ``file`` is no LoRA, or is one for another model."""
-    weights, _ = read(file)
-    if not any(lora.concerns(weights, PARTS[name].module) for name in LORA_TARGETS):
-        raise ValueError(
-            f"{file} names no layer of LTX-2; its tensors are called {some(weights)}."
-        )
 
 
 # Describing

@@ -162,8 +162,8 @@ def _identify_file(file: Path) -> Layout:
     if not any(name.startswith("model.diffusion_model.") for name in names):
         return Layout(
             "single file of unknown origin",
-            "its tensors do not bear Lightricks' names, as in unified MLX files (notapalindrome/ltx2-mlx-av) and files of "
-            f"one component. Use a file of {hub.MODEL_REPO}",
+            "its tensors do not bear Lightricks' names, as in unified MLX files (notapalindrome/ltx2-mlx-av) and files "
+            f"of one component. Use a file of {hub.MODEL_REPO}",
             file,
         )
     return _identify_official(file, config, header.metadata)
@@ -225,8 +225,9 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
     files = _of_variant(files, variant)
     if not files:
         raise FileNotFoundError(
-            f"There is no {f'{variant} ' if variant else ''}checkpoint of LTX-2 in {folder}. It should hold a single file of "
-            f"{hub.MODEL_REPO}, such as {hub.MODEL_FILE.format(variant=variant or 'distilled')}, or what `mlx-video convert` wrote."
+            f"There is no {f'{variant} ' if variant else ''}checkpoint of LTX-2 in {folder}. It should hold a single "
+            f"file of {hub.MODEL_REPO}, such as {hub.MODEL_FILE.format(variant=variant or VARIANTS[0])}, or what "
+            "`mlx-video convert` wrote."
         )
     if len(files) > 1:
         raise ValueError(
@@ -236,7 +237,7 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
 
 
 def _of_variant(files: list[Path], variant: str | None) -> list[Path]:
-    """Those named after ``variant``, at best at the end: fp8 and other remakes add to the name. Or the nameless ones."""
+    """Those named after ``variant``, at best at the end, since remakes such as fp8 add to the name; or the nameless."""
     if variant is None:
         return files
     return (
