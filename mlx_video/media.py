@@ -47,7 +47,11 @@ def save(
     on_frame  called with the number of frames written so far
     Raises ``FileExistsError`` unless ``overwrite``, and ``ValueError`` if a frame is missing or not of the clip's size.
     """
-    options = {"movflags": "+faststart+use_metadata_tags"}
+    options = {
+        "movflags": "+faststart+use_metadata_tags",
+        # Ticks a second of the file's own clock: a whole number for each frame, which its milliseconds are not.
+        "movie_timescale": str(100 * frame_rate(clip.fps).numerator),
+    }
     with written_aside(path, overwrite) as partial:
         with av.open(str(partial), "w", format="mp4", container_options=options) as mp4:
             mp4.metadata.update(metadata or {})
