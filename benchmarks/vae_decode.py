@@ -1,0 +1,208 @@
+"""Decode and encode a clip with the full video autoencoder, bfloat16, random weights: this package beside diffusers.
+
+    python benchmarks/vae_decode.py [--json PATH] [--tiny]
+
+Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. Decoding is timed
+whole, as diffusers does, and here also in the default tiles. Peak memory includes the weights, the encoder's too.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Iterator, NamedTuple
+
+from dit_forward import timed
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "tests" / "fixtures" / "manifests" / "ltx-2-19b.config.json"
+TINY_CHANNELS = 8
+
+
+class Clip(NamedTuple):
+    """A clip in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns."""
+        return (self.frames - 1) // 8 + 1, self.height // 32, self.width // 32
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}x{self.frames}"
+
+
+CLIPS = [Clip(121, 512, 768), Clip(121, 1024, 1536)]
+TINY_CLIPS = [Clip(9, 64, 96), Clip(17, 128, 192)]
+
+
+class Result(NamedTuple):
+    """One framework's work on one clip: milliseconds of each run, bytes at the peak (``None`` where it cannot tell)."""
+
+    framework: str
+    work: str
+    clip: str
+    milliseconds: list[float]
+    peak_bytes: int | None
+    finite: bool
+
+
+def run_mlx(clips: list[Clip], tiny: bool, repeats: int) -> Iterator[Result]:
+    import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
+    import mlx.core as mx
+
+    from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
+
+    mx.random.seed(0)
+    encoder, decoder = mlx_models(tiny)
+    channels = decoder.config.latent_channels
+    for clip in clips:
+        latent = mx.random.normal((1, channels, *clip.grid), mx.bfloat16)
+        pixels = mx.random.uniform(-1, 1, (1, 3, *clip), mx.bfloat16)
+        mx.eval(latent, pixels)
+
+        def decode_tiles():
+            return list(decode_stream(decoder, latent, TilingConfig.default()))
+
+        works = {
+            "decode": lambda: [decoder(latent)],
+            "decode, default tiles": decode_tiles,
+            "encode": lambda: [encoder(pixels)],
+        }
+        for name, work in works.items():
+            mx.clear_cache()
+            mx.reset_peak_memory()
+            times = timed(lambda: mx.eval(work()), repeats)
+            peak = mx.get_peak_memory()
+            finite = all(mx.isfinite(x).all().item() for x in work())
+            yield Result("mlx-video", name, str(clip), times, peak, finite)
+
+
+def mlx_models(tiny: bool):
+    """VideoEncoder and VideoDecoder, evaluated in bfloat16."""
+    import mlx.core as mx
+
+    from mlx_video.models.ltx.config import VideoVAEConfig
+    from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
+
+    block = json.loads(CONFIG.read_text())["config"]["vae"]
+    config = VideoVAEConfig.from_dict(block)
+    if tiny:
+        names = "latent_channels", "encoder_base_channels", "decoder_base_channels"
+        config = replace(config, **dict.fromkeys(names, TINY_CHANNELS))
+    models = VideoEncoder(config), VideoDecoder(config)
+    for model in models:
+        model.set_dtype(mx.bfloat16)
+        mx.eval(model.parameters())
+    return models
+
+
+def run_diffusers(clips: list[Clip], tiny: bool, repeats: int) -> Iterator[Result]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_device("cuda" if cuda else "cpu")
+    model = diffusers_model(tiny)
+    for clip in clips:
+        latent = torch.randn(1, model.config.latent_channels, *clip.grid)
+        pixels = torch.rand(1, 3, *clip) * 2 - 1
+        works = {
+            "decode": lambda: model.decode(latent).sample,
+            "encode": lambda: model.encode(pixels).latent_dist.mode(),
+        }
+        for name, work in works.items():
+            if cuda:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+
+            def run():
+                work()
+                if cuda:
+                    torch.cuda.synchronize()
+
+            times = timed(run, repeats)
+            peak = torch.cuda.max_memory_allocated() if cuda else None
+            finite = work().isfinite().all().item()
+            yield Result("diffusers, eager", name, str(clip), times, peak, finite)
+
+
+def diffusers_model(tiny: bool):
+    """AutoencoderKLLTX2Video: its defaults are LTX-2's sizes, but for the causality of the decoder."""
+    from diffusers import AutoencoderKLLTX2Video
+
+    sizes = {}
+    if tiny:
+        sizes = {
+            "latent_channels": TINY_CHANNELS,
+            "block_out_channels": tuple(TINY_CHANNELS * n for n in (2, 4, 8, 16)),
+            "decoder_block_out_channels": tuple(TINY_CHANNELS * n for n in (2, 4, 8)),
+        }
+    return AutoencoderKLLTX2Video(decoder_causal=False, **sizes).eval()
+
+
+RUNNERS = {"mlx": run_mlx, "diffusers": run_diffusers}
+
+
+def run_apart(name: str, arguments: argparse.Namespace) -> Iterator[Result]:
+    """What runner ``name`` measures in a process of its own."""
+    command = [sys.executable, __file__, "--only", name]
+    command += ["--repeats", str(arguments.repeats)] + ["--tiny"] * arguments.tiny
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("{"):
+                yield Result(**json.loads(line))
+    if process.returncode:
+        sys.exit(f"{name} stopped with exit code {process.returncode}")
+
+
+def table(results: list[Result]) -> str:
+    lines = [
+        "| framework | work | clip | median ms | min - max | peak GiB | finite |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        ms = r.milliseconds
+        peak = "?" if r.peak_bytes is None else f"{r.peak_bytes / 2**30:.2f}"
+        lines.append(
+            f"| {r.framework} | {r.work} | {r.clip} | {median(ms):,.1f} "
+            f"| {min(ms):,.1f} - {max(ms):,.1f} | {peak} | {'yes' if r.finite else 'NO'} |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs (5)")
+    parser.add_argument("--json", type=Path, help="write every time here")
+    parser.add_argument("--tiny", action="store_true", help="a miniature, for the CPU")
+    parser.add_argument("--only", choices=RUNNERS, help="one framework, as JSON lines")
+    arguments = parser.parse_args()
+    if arguments.only:
+        clips = TINY_CLIPS if arguments.tiny else CLIPS
+        runner = RUNNERS[arguments.only]
+        for result in runner(clips, arguments.tiny, arguments.repeats):
+            print(json.dumps(result._asdict()), flush=True)
+        return
+    results = [result for name in RUNNERS for result in run_apart(name, arguments)]
+    print(table(results))
+    if arguments.json:
+        rows = [result._asdict() for result in results]
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
