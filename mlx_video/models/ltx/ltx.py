@@ -132,7 +132,9 @@ class LTXModel(nn.Module):
         )
         return self._freqs_cis(Modality.AUDIO, bounds[:, :1], (extent,))
 
-    def _freqs_cis(self, heads_of: Modality, bounds: mx.array, extent) -> Rope:
+    def _freqs_cis(
+        self, heads_of: Modality, bounds: mx.array, extent: tuple[float, ...]
+    ) -> Rope:
         config = self.config
         return precompute_freqs_cis(
             bounds,
@@ -277,7 +279,9 @@ class X0Model:
                 f"There is a latent but no text context for {absent[0]}; give one for each modality."
             )
 
-        def one(state: LatentState, context, rope, levels: Timesteps) -> ModalityInput:
+        def one(
+            state: LatentState, context: mx.array, rope: RopeTables, levels: Timesteps
+        ) -> ModalityInput:
             latent = state.latent.astype(self.model.dtype)
             return ModalityInput(latent, levels.scaled(sigma), context, rope)
 
@@ -294,8 +298,8 @@ class X0Model:
 
 
 def to_x0(latent: mx.array, velocity: mx.array, timesteps: mx.array) -> mx.array:
-    """Where the flow through ``latent`` started, float32: latent - velocity * timestep, per token (B, N, 1)."""
-    return latent.astype(mx.float32) - velocity.astype(mx.float32) * timesteps
+    """Where the flow through ``latent`` began: latent - velocity * timestep, float32 as the timesteps (B, N, 1) are."""
+    return latent - velocity * timesteps
 
 
 def _levels(masks: AV[mx.array]) -> AV[Timesteps]:

@@ -50,11 +50,8 @@ class Timesteps(NamedTuple):
 
     def scaled(self, sigma: mx.array | float) -> "Timesteps":
         """Every level times ``sigma``, a number or (B,)."""
-        if isinstance(sigma, mx.array):
-            return self._replace(
-                values=self.values * sigma[:, None], sigma=self.sigma * sigma
-            )
-        return self._replace(values=self.values * sigma, sigma=self.sigma * sigma)
+        per_item = sigma[:, None] if isinstance(sigma, mx.array) else sigma
+        return self._replace(values=self.values * per_item, sigma=self.sigma * sigma)
 
     def of_tokens(self, levels: mx.array) -> mx.array:
         """Per level to per token, (B, K, ...) -> (B, N, ...); (B, 1, ...) where all tokens have one level."""
@@ -224,7 +221,9 @@ class TransformerBlock(nn.Module):
         return modulate(normed, shift, scale)
 
 
-def _advance(rule: Rule, x: AV[mx.array], conditioning: AV[Conditioning]):
+def _advance(
+    rule: Rule, x: AV[mx.array], conditioning: AV[Conditioning]
+) -> AV[mx.array]:
     """Each stream after ``rule``; one that is not enabled stays as it is."""
 
     def one(x: mx.array, modality: Modality, c: Conditioning) -> mx.array:
@@ -233,7 +232,9 @@ def _advance(rule: Rule, x: AV[mx.array], conditioning: AV[Conditioning]):
     return x.map(one, MODALITIES, conditioning)
 
 
-def _attention(config: LTXModelConfig, modality: Modality, dim: int):
+def _attention(
+    config: LTXModelConfig, modality: Modality, dim: int
+) -> Callable[..., Attention]:
     """A constructor of attentions with the heads of ``modality`` and queries of ``dim`` features."""
     heads, head_dim = config.heads(modality)
     return partial(

@@ -1,5 +1,6 @@
 """The tiny transformer, and the inputs that its vectors were computed from."""
 
+from dataclasses import replace
 from functools import cache
 
 import mlx.core as mx
@@ -25,6 +26,13 @@ def model(model_type=LTXModelType.AudioVideo, dtype=mx.float32) -> LTXModel:
     weights = model.select(LTXModel.sanitize(checkpoint()[0]))
     model.load_weights([(k, v.astype(dtype)) for k, v in weights.items()])
     return model
+
+
+def fresh_model(**changes):
+    """A tiny model of its own, with some settings changed."""
+    some = LTXModel(replace(config(), **changes))
+    some.load_weights(list(LTXModel.sanitize(checkpoint()[0]).items()))
+    return some
 
 
 def av(name: str, source=DIT) -> AV[mx.array]:

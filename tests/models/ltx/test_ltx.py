@@ -26,6 +26,7 @@ from tests.models.ltx.dit import (
     av,
     config,
     errors,
+    fresh_model,
     inputs,
     model,
     twice,
@@ -145,6 +146,21 @@ def test_x0_is_float32_from_a_bfloat16_model():
     assert errors(x0, av("av_uniform.x0_{}")) < 2e-2
 
 
+def test_x0_model_casts_at_the_edge():
+    x0_model = X0Model(model(dtype=mx.bfloat16))
+    for stream in x0_model._inputs(states(), CONTEXTS, SIGMA).values:
+        assert stream.latent.dtype == stream.context.dtype == mx.bfloat16
+        assert (
+            stream.timesteps.values.dtype == stream.rope.tokens[0].dtype == mx.float32
+        )
+
+
+def test_x0_of_video_alone_takes_a_prompt_for_both():
+    x0 = X0Model(model(VideoOnly))(AV(states().video), CONTEXTS, SIGMA)
+    assert x0.audio is None
+    assert error(x0.video, DIT["av_mod.x0_video"]) < MODULE_TOLERANCE
+
+
 def test_guided_passes_share_masks_and_positions():
     """Latents and prompts in a batch of two, masks and positions of one item, as a batched guided step sends them."""
     x0_model = X0Model(model())
@@ -197,25 +213,23 @@ def test_batched_perturbations_equal_single_ones():
         assert errors(together.map(lambda x: x[item : item + 1]), alone) < 1e-5
 
 
+class Forbidden(nn.Module):
+    def __call__(self, x):
+        raise AssertionError("computed in vain")
+
+
 def test_what_all_leave_out_is_not_computed():
-    """Work that nobody wants is skipped, not masked: its weights are not even read."""
-    poisoned = fresh_model()
-    block = poisoned.transformer_blocks[1]
-    for attention in (block.attn1, block.audio_to_video_attn):
-        attention.to_q.bias = attention.to_q.bias * float("nan")
+    some = fresh_model()
+    block = some.transformer_blocks[1]
+    block.attn1.to_q = block.audio_to_video_attn.to_v = Forbidden()
     skip = Perturbation(frozenset({1}), isolate=True)
-    assert mx.isfinite(poisoned(inputs(poisoned), (skip,)).video).all()
-    assert mx.isnan(poisoned(inputs(poisoned)).video).all()
+    assert mx.isfinite(some(inputs(some), (skip,)).video).all()
+    for half in (Perturbation(frozenset({1})), ISOLATED):
+        with pytest.raises(AssertionError, match="in vain"):
+            some(inputs(some), (half,))
 
 
 # Names
-
-
-def fresh_model(**changes):
-    """A tiny model of its own, with some settings changed."""
-    some = LTXModel(replace(config(), **changes))
-    some.load_weights(list(LTXModel.sanitize(checkpoint()[0]).items()))
-    return some
 
 
 def real_config(model_type=LTXModelType.AudioVideo):

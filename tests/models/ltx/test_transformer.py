@@ -1,5 +1,7 @@
 """One block, its modulation and its noise levels, against Lightricks' numbers."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -7,14 +9,24 @@ import pytest
 from mlx_video.models.ltx.adaln import add_table, gated, modulate, timestep_embedding
 from mlx_video.models.ltx.transformer import MODALITIES, Timesteps
 from mlx_video.types import AV, Modality
-from tests.models.ltx.dit import DIT, PER_TOKEN, UNIFORM, av, errors, inputs, model
+from tests.models.ltx.dit import (
+    DIT,
+    PER_TOKEN,
+    SIGMA,
+    UNIFORM,
+    av,
+    errors,
+    fresh_model,
+    inputs,
+    model,
+)
 from tests.reference import MODULE_TOLERANCE, error, vectors
 
 
-def conditioning(timesteps):
-    streams = inputs(model(), timesteps)
+def conditioning(timesteps, some=model(), sigma=SIGMA):
+    streams = inputs(some, timesteps, sigma=sigma)
     swapped = AV(streams.audio, streams.video)
-    return streams.map(model()._conditioning, MODALITIES, swapped)
+    return streams.map(some._conditioning, MODALITIES, swapped)
 
 
 def test_timestep_embedding():
@@ -56,6 +68,40 @@ def test_gate_hears_the_other_modality():
     for timesteps in (UNIFORM, PER_TOKEN):
         gate = conditioning(timesteps).video.cross_gate
         assert error(gate[:, 0, 0], expected[:, 0]) < MODULE_TOLERANCE
+
+
+def test_gates_are_crossed():
+    """Where the modalities are at different noise levels, each gate takes that of the other."""
+    levels = AV(0.2, 0.8).map(
+        lambda sigma: Timesteps.from_mask(sigma, mx.ones((1, 4, 1)))
+    )
+    streams = inputs(model()).map(lambda s, t: replace(s, timesteps=t), levels)
+    c = streams.map(model()._conditioning, MODALITIES, AV(streams.audio, streams.video))
+    for modality, sigma in ((Modality.VIDEO, 0.8), (Modality.AUDIO, 0.2)):
+        expected = conditioning(UNIFORM, sigma=sigma)[modality].cross_gate
+        assert error(c[modality].cross_gate, expected) < 1e-6
+
+
+def test_gate_has_a_timescale_of_its_own():
+    slow = fresh_model(av_ca_timestep_scale_multiplier=250.0)
+    assert (
+        error(
+            conditioning(UNIFORM, slow, sigma=0.8).audio.cross_gate,
+            conditioning(UNIFORM, sigma=0.2).audio.cross_gate,
+        )
+        < 1e-6
+    )
+
+
+def test_modalities_share_the_longer_of_their_timescales():
+    tables, of_short_sound = (
+        inputs(some).video.rope
+        for some in (
+            model(),
+            fresh_model(audio_positional_embedding_max_pos=(10,)),
+        )
+    )
+    assert mx.array_equal(tables.cross[0], of_short_sound.cross[0])
 
 
 @pytest.mark.parametrize("modality", Modality)
