@@ -1,4 +1,4 @@
-"""Latent upsampler: a clip's latents at a finer grid in space or in time. Knows un-normalised latents, no statistics."""
+"""Latent upsampler: a clip's latents at a finer grid in space or in time. Knows nothing of pixels."""
 
 from fractions import Fraction
 from typing import ClassVar

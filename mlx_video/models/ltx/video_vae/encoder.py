@@ -61,7 +61,7 @@ class VideoEncoder(VideoVAEPart):
         Raises ``ValueError``, naming the nearest size, where F is not 1 + 8k or H or W no multiple of 32
         (for the compression of LTX-2; others follow from their config).
         """
-        self.scale.check(VideoPixelShape(*pixels.shape[2:], fps=1))
+        self.check(pixels)
         x = patchify(pixels.astype(self.conv_in.weight.dtype), self.config.patch_size)
         x = self.conv_in(x)
         for block in self.down_blocks:
@@ -69,6 +69,10 @@ class VideoEncoder(VideoVAEPart):
         x = self.conv_out(nn.silu(self.conv_norm_out(x)))
         means = x[..., : self.config.latent_channels]
         return self.per_channel_statistics.normalize(mx.moveaxis(means, -1, 1))
+
+    def check(self, pixels: mx.array) -> None:
+        """Raise ``ValueError`` where pixels (B, 3, F, H, W) have no latent grid."""
+        self.scale.check(VideoPixelShape(*pixels.shape[2:], fps=1))
 
 
 def _down_block(

@@ -153,6 +153,7 @@ def encode_with_tiling(
 
     Tiles overlap by 64 pixels and 16 frames at least, whatever ``tiling`` says.
     """
+    encoder.check(pixels)
     time, height, width = encoder.scale
     frames, rows, columns = pixels.shape[2:]
     cells = ((frames - 1) // time + 1, rows // height, columns // width)
@@ -183,41 +184,46 @@ Grid = tuple[list[Cut], list[Cut], list[Cut]]
 def decode_grid(
     cells: tuple[int, int, int], tiling: TilingConfig | None, scale: VideoScale
 ) -> Grid:
-    """Cuts from latent frames, rows and columns to pixels."""
-    tiling = tiling or TilingConfig()
-    intervals = (
-        _time_intervals(cells[0], tiling.temporal_config, scale),
-        *_frame_intervals(cells[1:], tiling.spatial_config, scale),
-    )
-    cuts = (_decode_time_cut, _decode_space_cut, _decode_space_cut)
-    return tuple(
-        [cut(interval, size) for interval in axis]
-        for cut, axis, size in zip(cuts, intervals, scale)
+    """Cuts from latent frames, rows and columns to pixels; tiles have the proportions of the frame."""
+    longest = max(cells[1:])
+    times, rows, columns = _intervals(cells, tiling, scale, (longest, longest))
+    return (
+        [_decode_time_cut(interval, scale.time) for interval in times],
+        [_decode_space_cut(interval, scale.height) for interval in rows],
+        [_decode_space_cut(interval, scale.width) for interval in columns],
     )
 
 
 def encode_grid(
     cells: tuple[int, int, int], tiling: TilingConfig | None, scale: VideoScale
 ) -> Grid:
-    """Cuts from pixels to latent frames, rows and columns."""
-    tiling = tiling or TilingConfig()
-    rows, columns = cells[1:]
-    intervals = (
-        _time_intervals(cells[0], tiling.temporal_config, scale, ENCODE_OVERLAP),
-        *(
-            _side_intervals(length, tiling.spatial_config, size, ENCODE_OVERLAP)
-            for length, size in zip((rows, columns), scale[1:])
-        ),
+    """Cuts from pixels to latent frames, rows and columns; tiles have the same size along both sides."""
+    sides = cells[1:]
+    times, rows, columns = _intervals(cells, tiling, scale, sides, ENCODE_OVERLAP)
+    return (
+        [_encode_time_cut(interval, scale.time) for interval in times],
+        [_encode_space_cut(interval, scale.height) for interval in rows],
+        [_encode_space_cut(interval, scale.width) for interval in columns],
     )
-    frames = [
-        _encode_cut(i, slice(i.start * scale.time, (i.stop - 1) * scale.time + 1))
-        for i in intervals[0]
+
+
+def _intervals(
+    cells: tuple[int, int, int],
+    tiling: TilingConfig | None,
+    scale: VideoScale,
+    longest: tuple[int, int],
+    least_overlap: int = 0,
+) -> list[list[Interval]]:
+    """Tiles along time, rows and columns; of its full size where a side has ``longest`` cells, else in proportion."""
+    tiling = tiling or TilingConfig()
+    frames, *sides = cells
+    along_time = _time_intervals(
+        frames, tiling.temporal_config, scale.time, least_overlap
+    )
+    return [along_time] + [
+        _side_intervals(side, most, tiling.spatial_config, cell, least_overlap)
+        for side, most, cell in zip(sides, longest, scale[1:])
     ]
-    sides = [
-        [_encode_cut(i, slice(i.start * size, i.stop * size)) for i in axis]
-        for axis, size in zip(intervals[1:], scale[1:])
-    ]
-    return frames, *sides
 
 
 def split(length: int, size: int, overlap: int) -> list[Interval]:
@@ -246,54 +252,77 @@ def split_time(length: int, size: int, overlap: int) -> list[Interval]:
     ]
 
 
-def _time_intervals(cells, config, scale, least_overlap=0) -> list[Interval]:
+def _time_intervals(
+    cells: int,
+    config: TemporalTilingConfig | None,
+    cell: int,
+    least_overlap: int,
+) -> list[Interval]:
     if config is None:
         return [Interval(0, cells)]
-    size = config.tile_size_in_frames // scale.time
-    overlap = max(least_overlap, config.tile_overlap_in_frames // scale.time)
-    return split_time(cells, max(size, overlap + 1), overlap)
+    overlap = max(least_overlap, config.tile_overlap_in_frames // cell)
+    size = max(overlap + 1, config.tile_size_in_frames // cell)
+    return split_time(cells, size, overlap)
 
 
-def _frame_intervals(sides, config, scale) -> list[list[Interval]]:
-    """Tiles of the frame's proportions: the longer side has the config's size."""
-    if config is None:
-        return [[Interval(0, side)] for side in sides]
-    return [
-        _side_intervals(side, config, size, shrink=side / max(sides))
-        for side, size in zip(sides, scale[1:])
-    ]
-
-
-def _side_intervals(cells, config, cell, least_overlap=0, shrink=1.0) -> list[Interval]:
+def _side_intervals(
+    cells: int,
+    longest: int,
+    config: SpatialTilingConfig | None,
+    cell: int,
+    least_overlap: int,
+) -> list[Interval]:
     if config is None:
         return [Interval(0, cells)]
     overlap = max(least_overlap, config.tile_overlap_in_pixels // cell)
-    size = round(config.tile_size_in_pixels // cell * shrink)
+    size = round(config.tile_size_in_pixels // cell * cells / longest)
     return split(cells, max(2, overlap + 1, size), overlap)
 
 
 def _decode_space_cut(interval: Interval, cell: int) -> Cut:
-    start, stop, left, right = interval
-    length = (stop - start) * cell
-    mask = compute_trapezoidal_mask_1d(length, left * cell, right * cell)
-    return Cut(slice(start, stop), slice(start * cell, stop * cell), mask)
+    cells, pixels = _space_slices(interval, cell)
+    left, right = interval.left * cell, interval.right * cell
+    mask = compute_trapezoidal_mask_1d(pixels.stop - pixels.start, left, right)
+    return Cut(cells, pixels, mask)
 
 
 def _decode_time_cut(interval: Interval, cell: int) -> Cut:
     """As in space, but a tile's first cell makes one frame; after the first tile that frame has weight 0."""
-    start, stop, left, right = interval
-    length = (stop - 1 - start) * cell + 1
-    left = (left - 1) * cell + 1 if left else 0
-    mask = compute_trapezoidal_mask_1d(length, left, right * cell, True)
-    return Cut(slice(start, stop), slice(start * cell, start * cell + length), mask)
+    cells, frames = _time_slices(interval, cell)
+    left = (interval.left - 1) * cell + 1 if interval.left else 0
+    mask = compute_trapezoidal_mask_1d(
+        frames.stop - frames.start, left, interval.right * cell, left_starts_from_0=True
+    )
+    return Cut(cells, frames, mask)
 
 
-def _encode_cut(interval: Interval, source: slice) -> Cut:
-    """Of the shared cells a tile keeps the last on its left, and all but the last on its right."""
+def _encode_space_cut(interval: Interval, cell: int) -> Cut:
+    cells, pixels = _space_slices(interval, cell)
+    return Cut(pixels, cells, _kept(interval))
+
+
+def _encode_time_cut(interval: Interval, cell: int) -> Cut:
+    cells, frames = _time_slices(interval, cell)
+    return Cut(frames, cells, _kept(interval))
+
+
+def _space_slices(interval: Interval, cell: int) -> tuple[slice, slice]:
+    start, stop = interval.start, interval.stop
+    return slice(start, stop), slice(start * cell, stop * cell)
+
+
+def _time_slices(interval: Interval, cell: int) -> tuple[slice, slice]:
+    """The first cell stands for the one frame at its end, every other for ``cell`` frames."""
+    start, stop = interval.start, interval.stop
+    return slice(start, stop), slice(start * cell, (stop - 1) * cell + 1)
+
+
+def _kept(interval: Interval) -> mx.array:
+    """1 for the cells that an encoded tile keeps: of the shared ones, the last on its left, all but one on its right."""
     start, stop, left, right = interval
     index = mx.arange(stop - start)
     kept = (index >= left - 1) & (index < stop - start - min(right, 1))
-    return Cut(source, slice(start, stop), kept.astype(mx.float32))
+    return kept.astype(mx.float32)
 
 
 def compute_trapezoidal_mask_1d(

@@ -33,6 +33,14 @@ def test_causal():
     assert error(pixels, VECTORS["dec.out_causal_sub"]) < MODULE_TOLERANCE
 
 
+def test_causality_by_config():
+    blocks = [["res_x", 1], ["compress_time", {}]]
+    causal = VideoDecoder(small_config(decoder_blocks=blocks, causal_decoder=True))
+    latent = mx.random.normal((1, 4, 3, 2, 2))
+    assert mx.array_equal(causal(latent), causal(latent, causal=True))
+    assert not mx.allclose(causal(latent), causal(latent, causal=False))
+
+
 def test_every_stage():
     model = decoder()
     denormalised = model.per_channel_statistics.un_normalize(LATENT)
@@ -99,6 +107,12 @@ def test_blocks(block, scale, width, padding):
     size = 2 * scale.time + 1, 4 * scale.height, 5 * scale.width
     assert pixels.shape == (2, 3, *size)
     assert mx.isfinite(pixels).all()
+
+
+def test_only_compress_all_reads_residual():
+    blocks = [[f"compress_{kind}", {"residual": True}] for kind in ("all", "space")]
+    space, both = VideoDecoder(small_config(decoder_blocks=blocks)).up_blocks
+    assert (space.repeats, both.repeats) == (0, 8)
 
 
 def test_a_changed_width_is_projected():

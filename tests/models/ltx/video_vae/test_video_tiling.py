@@ -80,6 +80,11 @@ def test_encode():
     assert error(latents, VECTORS["tiled_encode.out"]) < MODULE_TOLERANCE
 
 
+def test_encode_refuses_a_clip_off_the_grid():
+    with pytest.raises(ValueError, match="Nearest: 9 frames of 96x64"):
+        encode_with_tiling(encoder(), mx.zeros((1, 3, 10, 64, 96)), BOTH)
+
+
 def resize_nearest(pixels: mx.array, height: int, width: int) -> mx.array:
     rows = mx.arange(height) * pixels.shape[3] // height
     columns = mx.arange(width) * pixels.shape[4] // width
@@ -127,6 +132,19 @@ def test_every_latent_is_kept_from_one_tile(config):
         for cut in cuts:
             total[cut.target] += np.array(cut.mask)
         assert (total == 1).all()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_no_latent_is_kept_from_the_rim_of_a_tile(config):
+    for cuts in encode_grid((11, 9, 11), config, SCALE):
+        for cut, next_cut in zip(cuts, cuts[1:]):
+            assert cut.mask[-1] == 0 and next_cut.mask[0] == 0
+
+
+def test_tiles_have_the_proportions_of_the_frame():
+    _, rows, columns = decode_grid((1, 19, 24), TilingConfig.default(), SCALE)
+    assert ends(columns[0].source) == [0, 16]
+    assert ends(rows[0].source) == [0, 13]  # 16 x 19 / 24 = 12.7
 
 
 def test_tiled_encoding_in_time_keeps_what_is_far_from_a_cut():
