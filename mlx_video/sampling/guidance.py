@@ -1,7 +1,7 @@
 """Guidance: combine several predictions of the clean sample into one. Knows which passes to ask for, not the model."""
 
 from dataclasses import dataclass
-from typing import Callable, Sequence
+from typing import Callable, Collection, Sequence
 
 import mlx.core as mx
 
@@ -11,6 +11,8 @@ from mlx_video.types import AV, Perturbation, PromptEmbeddings
 Predict = Callable[
     [AV[LatentState], AV[mx.array], float, Sequence[Perturbation]], AV[mx.array]
 ]
+
+Pass = tuple[AV[mx.array], Perturbation]
 
 
 @dataclass(frozen=True)
@@ -105,21 +107,20 @@ def guided(
     Raises ``ValueError`` when a ``cfg`` other than 1 has no negative prompt to go away from.
     """
     passes = _passes(prompt, guidance)
-    run = _run_batched if batched and len(passes) > 1 else _run_in_turn
+    together = batched and len(passes) > 1
+    run = (_run_together if together else _run_in_turn)(predict, passes.values())
 
     def denoise(states: AV[LatentState], sigma: float) -> AV[mx.array]:
-        predictions = dict(zip(passes, run(predict, states, sigma, passes.values())))
+        predictions = run(states, sigma)
         return guidance.map(
             lambda strength, *x0s: strength.combine(**dict(zip(passes, x0s))),
-            *predictions.values(),
+            *predictions,
         )
 
     return denoise
 
 
-def _passes(
-    prompt: PromptEmbeddings, guidance: AV[Guidance]
-) -> dict[str, tuple[AV[mx.array], Perturbation]]:
+def _passes(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pass]:
     """Context and perturbation of each pass that is needed, by the name ``Guidance.combine`` gives it."""
     wanted = guidance.values
     passes = {"cond": (prompt.positive, Perturbation())}
@@ -139,23 +140,32 @@ def _passes(
     return passes
 
 
-def _run_in_turn(predict, states, sigma, passes):
-    return [
-        predict(states, context, sigma, (perturbation,))
-        for context, perturbation in passes
-    ]
+def _run_in_turn(predict: Predict, passes: Collection[Pass]):
+    """One call of the model for each pass."""
+
+    def run(states: AV[LatentState], sigma: float) -> list[AV[mx.array]]:
+        return [
+            predict(states, context, sigma, (perturbation,))
+            for context, perturbation in passes
+        ]
+
+    return run
 
 
-def _run_batched(predict, states, sigma, passes):
+def _run_together(predict: Predict, passes: Collection[Pass]):
     """One call with the passes stacked along the batch axis, then taken apart; masks and positions are shared."""
     contexts, perturbations = zip(*passes)
-    count, batch = len(contexts), states.values[0].latent.shape[0]
-    stacked = contexts[0].map(lambda *each: mx.concatenate(each), *contexts[1:])
-    repeated = states.map(
-        lambda state: state._replace(latent=mx.concatenate([state.latent] * count))
-    )
-    per_item = [perturbation for perturbation in perturbations for _ in range(batch)]
-    parts = predict(repeated, stacked, sigma, per_item).map(
-        lambda x: mx.split(x, count)
-    )
-    return [parts.map(lambda part: part[i]) for i in range(count)]
+    context = contexts[0].map(lambda *each: mx.concatenate(each), *contexts[1:])
+    count = len(contexts)
+
+    def run(states: AV[LatentState], sigma: float) -> list[AV[mx.array]]:
+        batch = states.values[0].latent.shape[0]
+        repeated = states.map(
+            lambda state: state._replace(latent=mx.concatenate([state.latent] * count))
+        )
+        per_item = [p for p in perturbations for _ in range(batch)]
+        x0s = predict(repeated, context, sigma, per_item)
+        parts = x0s.map(lambda x0: mx.split(x0, count))
+        return [parts.map(lambda part: part[i]) for i in range(count)]
+
+    return run
