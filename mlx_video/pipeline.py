@@ -1,8 +1,7 @@
 """The one path from a request to a clip. Every door walks it; it owns order and lifetime, and no mathematics."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Generator, Iterator
 
 import mlx.core as mx
@@ -18,7 +17,8 @@ from mlx_video.conditioning.latent import (
 )
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
+from mlx_video.models.ltx.connector import embed_prompts
+from mlx_video.models.ltx.layouts import part_config
 from mlx_video.models.ltx.patchify import (
     AUDIO_LATENT_CHANNELS,
     AUDIO_MEL_BINS,
@@ -36,7 +36,6 @@ from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
 from mlx_video.recipes import (
     DEFAULT_NEGATIVE_PROMPT,
     IMAGE_CRF,
-    MAX_PROMPT_TOKENS,
     SEED,
     Recipe,
     Stage,
@@ -47,6 +46,7 @@ from mlx_video.types import (
     AV,
     Clip,
     PromptEmbeddings,
+    Sample,
     Step,
     VideoLatentShape,
     VideoPixelShape,
@@ -101,6 +101,15 @@ class Request:
         TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
         self._check_images()
 
+    def needs(self, recipe: Recipe) -> tuple[str, ...]:
+        """Names of the parts that this request takes when it is sampled by ``recipe``."""
+        unused = set()
+        if not self.audio:
+            unused |= {"audio_decoder", "vocoder"}
+        if not self.images:
+            unused |= {"video_encoder"}
+        return tuple(name for name in recipe.needs if name not in unused)
+
     def _check_images(self) -> None:
         for image in self.images:
             media.load_image(image.path)
@@ -138,6 +147,8 @@ class Pipeline:
         health: bool = True,
         batched: bool = False,
     ):
+        transformer = part_config("transformer", components.sources["transformer"])
+        recipe.check(transformer.num_layers)
         self.components = components
         self.recipe = recipe
         self.health = health
@@ -148,23 +159,17 @@ class Pipeline:
         *_, clip = self.stream(request)
         return clip
 
-    def stream(
-        self, request: Request, latents_path: Path | None = None
-    ) -> Iterator[Step | Clip]:
-        """Yield ``Step``s as the work goes on, and last the ``Clip``.
+    def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
+        """Yield ``Step``s as the work goes on, then the ``Sample``, worth saving, and last the ``Clip``.
 
-        latents_path  where to save the latents before they are decoded; ``load_latents`` and ``decode`` go on from it
         Raises ``ValueError`` or ``FileNotFoundError`` before anything is loaded, ``HealthError`` later.
         """
         request.check(self.recipe)
         embeddings, prompt = yield from self._encode_prompt(request)
         conditions = yield from self._encode_images(request)
         latents = yield from self._sample(request, embeddings, conditions)
-        if latents_path is not None:
-            save_latents(latents_path, latents)
-        yield replace(
-            self.decode(latents, request.shape, request.tiling), prompt=prompt
-        )
+        yield Sample(latents, prompt)
+        yield self.decode(latents, request.shape, request.tiling)
 
     def decode(
         self, latents: AV[mx.array], shape: VideoPixelShape, tiling: str = "auto"
@@ -184,19 +189,12 @@ class Pipeline:
             yield Step("encode prompt", 0, 2)
             prompt = self._enhanced(request, encoder)
             texts = [prompt, request.negative_prompt]
-            texts = texts if self.recipe.guided else texts[:1]
-            for text in texts:
-                _check_prompt_length(text, encoder.count_tokens(text))
-            hidden_states, mask = encoder.features(texts)
-            mx.eval(hidden_states, mask)
+            features = encoder.features(texts if self.recipe.guided else texts[:1])
         yield Step("encode prompt", 1, 2)
         with self.components.connectors() as connectors:
-            both = connectors(hidden_states, mask, self._modalities(request))
-            mx.eval(both.values)
-        embeddings = PromptEmbeddings(
-            both.map(lambda x: x[:1]),
-            both.map(lambda x: x[1:]) if self.recipe.guided else None,
-        )
+            modalities = AV(True, request.audio or None).present
+            embeddings = embed_prompts(connectors, features, modalities)
+            mx.eval(_arrays(embeddings))
         if self.health:
             health.check_embeddings(embeddings.positive)
         yield Step("encode prompt", 2, 2)
@@ -205,8 +203,11 @@ class Pipeline:
     def _enhanced(self, request: Request, encoder) -> str:
         if not request.enhance:
             return request.prompt
+        # mlx-lm takes seconds to import, and comes with the text encoder.
+        from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
+
         enhance = enhance_i2v if request.images else enhance_t2v
-        return "".join(enhance(encoder, request.prompt, seed=request.seed))
+        return enhance(encoder, request.prompt, seed=request.seed)
 
     def _encode_images(
         self, request: Request
@@ -310,15 +311,10 @@ class Pipeline:
             else:
                 yield from postprocess.frames(chunks)
 
-    def _modalities(self, request: Request):
-        return AV(True, True if request.audio else None).present
 
-
-def _check_prompt_length(text: str, tokens: int) -> None:
-    if tokens > MAX_PROMPT_TOKENS:
-        raise ValueError(
-            f"The prompt '{text[:40]}...' has {tokens} tokens and the model reads {MAX_PROMPT_TOKENS}. Shorten it."
-        )
+def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:
+    both = (embeddings.positive, embeddings.negative or AV())
+    return [array for prompt in both for array in prompt.values]
 
 
 def _image_condition(encoder, image: Image, shape: VideoPixelShape) -> Condition:
@@ -373,11 +369,3 @@ def unpatchify(states: AV[LatentState], shape: VideoPixelShape) -> AV[mx.array]:
     video = unpatchify_video(states.video.latent, VideoLatentShape.from_pixels(shape))
     audio = None if states.audio is None else unpatchify_audio(states.audio.latent)
     return AV(video, audio)
-
-
-def save_latents(path: Path, latents: AV[mx.array]) -> None:
-    """Write latents as a safetensors file with tensors "video" and "audio"; aside, then renamed."""
-    tensors = {modality.value: latents[modality] for modality in latents.present}
-    aside = path.with_name(f".{path.name}.partial.safetensors")
-    mx.save_safetensors(str(aside), tensors)
-    aside.replace(path)

@@ -15,7 +15,6 @@ FPS = 24.0
 FRAMES = 121
 HEIGHT, WIDTH = 512, 768
 IMAGE_CRF = 33  # H.264 constant rate factor of the official training images
-MAX_PROMPT_TOKENS = 1024
 
 # Official strengths of the 19B dev model (Lightricks/LTX-2, ltx_pipelines/utils/constants.py).
 VIDEO_GUIDANCE = Guidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, stg_blocks=(29,))
@@ -62,9 +61,29 @@ class Recipe:
         return round(1 / min(stage.scale for stage in self.stages))
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the parts that any request may take."""
+        parts = ["text_encoder", "connectors", "video_encoder", "transformer"]
+        if len(self.stages) > 1:
+            parts.append("upsampler")
+        if any(stage.distilled_lora for stage in self.stages):
+            parts.append("distilled_lora")
+        return (*parts, "video_decoder", "audio_decoder", "vocoder")
+
+    @property
     def guided(self) -> bool:
         """Whether any stage goes away from a negative prompt."""
         return any(g.cfg != 1.0 for stage in self.stages for g in stage.guidance.values)
+
+    def check(self, num_layers: int) -> None:
+        """Raise ``ValueError`` where guidance perturbs a block that a transformer of ``num_layers`` lacks."""
+        strengths = [g for stage in self.stages for g in stage.guidance.values if g.stg]
+        for block in {block for g in strengths for block in g.stg_blocks}:
+            if not 0 <= block < num_layers:
+                raise ValueError(
+                    f"Guidance perturbs block {block}, and this transformer has {num_layers} blocks, counted from 0. "
+                    f"Try --stg-blocks {num_layers // 2}."
+                )
 
 
 def distilled() -> Recipe:

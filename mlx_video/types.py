@@ -177,10 +177,23 @@ class Clip:
         return self.shape.fps
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What sampling made, before it is decoded.
+
+    latents  video (B, 128, F, H, W) and audio (B, 8, T, 16), normalised
+    prompt   the one that was encoded: the request's, or what enhancement made of it
+    """
+
+    latents: AV[mx.array]
+    prompt: str
+
+
 class Step(NamedTuple):
     """Progress: ``index`` of ``total`` units of ``phase`` are done; 0 announces the phase.
 
-    Phases, in order: "load", "encode", "stage 1", "stage 2", ... and "decode"; ``sigma`` is the noise level reached.
+    Phases are named for a person: "load text encoder", "encode prompt", "stage 1", ...; ``sigma`` is the noise level
+    reached, where the phase has one.
     """
 
     phase: str
