@@ -5,3 +5,28 @@ from mlx_video.backend import prepare
 prepare()  # before anything imports mlx.core
 
 __version__ = "0.1.0"
+__all__ = ["AV", "Clip", "Image", "Pipeline", "Request", "Step", "VideoPixelShape"] + [
+    "load",
+    "save",
+]
+
+_HOMES = {
+    "AV": "types",
+    "Clip": "types",
+    "Step": "types",
+    "VideoPixelShape": "types",
+    "Image": "pipeline",
+    "Pipeline": "pipeline",
+    "Request": "pipeline",
+    "load": "job",
+    "save": "media",
+}
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used, so that ``import mlx_video`` stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mlx_video' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f"mlx_video.{_HOMES[name]}"), name)

@@ -1,0 +1,349 @@
+"""What can be typed: argument groups with their defaults, and the job that the typed arguments ask for."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Sequence
+
+from mlx_video import recipes
+from mlx_video.job import Files, Job
+from mlx_video.pipeline import Image, Request
+from mlx_video.sampling.guidance import Guidance
+from mlx_video.types import AV, VideoPixelShape
+
+
+def add_generate_arguments(
+    parser: argparse.ArgumentParser, *, variant: str | None, audio: bool
+) -> None:
+    """The arguments of a door. ``variant`` fixes the model's kind; ``None`` lets the user choose with --variant."""
+    group = add_prompt(parser)
+    _add_negative(group)
+    _add_size(parser)
+    _add_image(parser)
+    if variant != "distilled":
+        _add_guidance(parser)
+    _add_model(parser, variant)
+    _add_output(parser, audio)
+
+
+def add_prompt(parser: argparse.ArgumentParser):
+    """--prompt and --seed; returns their group."""
+    group = parser.add_argument_group("prompt")
+    group.add_argument("--prompt", "-p", help="what to show and to be heard")
+    group.add_argument(
+        "--seed",
+        "-s",
+        type=int,
+        default=recipes.SEED,
+        help="of all chance (default: %(default)s)",
+    )
+    return group
+
+
+def _add_negative(group) -> None:
+    group.add_argument(
+        "--negative-prompt",
+        default=recipes.DEFAULT_NEGATIVE_PROMPT,
+        help="what guidance goes away from; unused without guidance (default: a list of common faults)",
+    )
+    group.add_argument(
+        "--enhance-prompt",
+        action="store_true",
+        help="let the text encoder rewrite the prompt first",
+    )
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("size")
+    for name, short, default in (
+        ("height", "-H", recipes.HEIGHT),
+        ("width", "-W", recipes.WIDTH),
+    ):
+        group.add_argument(
+            f"--{name}",
+            short,
+            type=int,
+            default=default,
+            help="pixels, a multiple of 32, of 64 in two stages (default: %(default)s)",
+        )
+    group.add_argument(
+        "--num-frames",
+        "--frames",
+        "-n",
+        type=int,
+        default=recipes.FRAMES,
+        help="1 + a multiple of 8 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--fps",
+        "--frame-rate",
+        type=float,
+        default=recipes.FPS,
+        help="frames per second (default: %(default)g)",
+    )
+
+
+def _add_image(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("image")
+    group.add_argument(
+        "--image",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar=("PATH", "FRAME STRENGTH"),
+        help="picture to show at FRAME (0 or a multiple of 8; default 0), kept by STRENGTH (0 to 1; default 1); "
+        "repeatable",
+    )
+
+
+def _add_guidance(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("guidance (dev model)")
+    video, audio = recipes.VIDEO_GUIDANCE, recipes.AUDIO_GUIDANCE
+    group.add_argument(
+        "--steps", type=int, help=f"denoising steps (default: {recipes.STEPS})"
+    )
+    group.add_argument(
+        "--cfg-scale",
+        type=float,
+        help=f"away from the negative prompt, 1 = off (default: {video.cfg:g})",
+    )
+    group.add_argument(
+        "--audio-cfg-scale",
+        type=float,
+        help=f"the same for the sound (default: {audio.cfg:g})",
+    )
+    group.add_argument(
+        "--stg-scale",
+        type=float,
+        help=f"spatiotemporal guidance, 0 = off (default: {video.stg:g})",
+    )
+    group.add_argument(
+        "--stg-blocks",
+        type=int,
+        nargs="+",
+        metavar="BLOCK",
+        help=f"transformer blocks it perturbs (default: {' '.join(map(str, video.stg_blocks))})",
+    )
+    group.add_argument(
+        "--modality-scale",
+        type=float,
+        help=f"agreement of picture and sound, 1 = off (default: {video.modality:g})",
+    )
+    group.add_argument(
+        "--rescale",
+        type=float,
+        help=f"pull the contrast back, 0 = off, 1 = fully (default: {video.rescale:g})",
+    )
+    group.add_argument(
+        "--two-stage",
+        action="store_true",
+        default=None,
+        help="half size first, then refine with the distilled LoRA",
+    )
+    group.add_argument(
+        "--batch-guidance",
+        action="store_true",
+        help="run the guided passes at once: faster where memory allows it",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser, variant: str | None) -> None:
+    group = add_model_files(parser)
+    if variant is None:
+        group.add_argument(
+            "--variant",
+            choices=("distilled", "dev"),
+            default="distilled",
+            help="distilled: few steps; dev: guided, many steps (default: %(default)s)",
+        )
+    group.add_argument(
+        "--upsampler", metavar="PATH", help="latent upsampler .safetensors"
+    )
+    group.add_argument(
+        "--lora",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar=("PATH", "STRENGTH"),
+        help="LoRA to fuse into the transformer by STRENGTH (default 1); repeatable",
+    )
+    group.add_argument(
+        "--distilled-lora", metavar="PATH", help="LoRA of the two-stage refinement"
+    )
+
+
+def add_model_files(parser: argparse.ArgumentParser):
+    """--model, --text-encoder and --dtype; returns their group."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        "--model-repo",
+        default=Files().model,
+        help="official .safetensors, converted folder, or hub repository (default: %(default)s)",
+    )
+    group.add_argument(
+        "--text-encoder", metavar="PATH", help="Gemma 3 folder or hub repository"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="of the weights (default: bfloat16 on a GPU, float32 on a CPU)",
+    )
+    return group
+
+
+def _add_output(parser: argparse.ArgumentParser, audio: bool) -> None:
+    group = parser.add_argument_group("memory and output")
+    add_tiling(group, default="auto")
+    group.add_argument(
+        "--audio",
+        action=argparse.BooleanOptionalAction,
+        default=audio,
+        help="with or without sound",
+    )
+    add_output_arguments(group, default=Path("output.mp4"))
+    group.add_argument(
+        "--from-record",
+        metavar="FILE",
+        help="make the clip of a .json record, or of an .mp4 made here, again",
+    )
+
+
+def add_tiling(group, default: str | None) -> None:
+    group.add_argument(
+        "--tiling",
+        choices=("auto", "none", "default", "aggressive", "conservative"),
+        default=default,
+        help="decode in tiles: aggressive needs least memory"
+        + (" (default: %(default)s)" if default else " (default: as the run had it)"),
+    )
+
+
+def add_output_arguments(group, default: Path | None) -> None:
+    """Where and how files are written: for every command that ends in a clip."""
+    group.add_argument(
+        "--output-path",
+        "--output",
+        "-o",
+        type=Path,
+        default=default,
+        help="mp4 to write"
+        + (" (default: %(default)s)" if default else " (default: named after LATENTS)"),
+    )
+    group.add_argument(
+        "--output-audio", type=Path, metavar="WAV", help="also write the sound here"
+    )
+    group.add_argument(
+        "--save-frames", type=Path, metavar="FOLDER", help="also write PNG frames here"
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace files that exist"
+    )
+    group.add_argument(
+        "--no-health-check",
+        dest="health",
+        action="store_false",
+        help="write the clip even if it looks like garbage",
+    )
+    group.add_argument("--quiet", action="store_true", help="print the path only")
+
+
+def job_from(args: argparse.Namespace, variant: str | None) -> Job:
+    """The job that the arguments of a generating door ask for."""
+    if args.from_record:
+        return Job.from_record(args.from_record)
+    if args.prompt is None:
+        raise ValueError("Say what to show: --prompt 'a cat on a red sofa'.")
+    request = Request(
+        prompt=args.prompt,
+        shape=VideoPixelShape(args.num_frames, args.height, args.width, args.fps),
+        negative_prompt=args.negative_prompt,
+        seed=args.seed,
+        audio=args.audio,
+        images=tuple(image_from(words) for words in args.image),
+        enhance=args.enhance_prompt,
+        tiling=args.tiling,
+    )
+    recipe = recipe_from(args, variant or args.variant)
+    return Job(request, recipe, files_from(args))
+
+
+def files_from(args: argparse.Namespace) -> Files:
+    """The files that the arguments of any command name."""
+    return Files(
+        model=args.model,
+        text_encoder=args.text_encoder,
+        upsampler=getattr(args, "upsampler", None),
+        loras=tuple(_lora_from(words) for words in getattr(args, "lora", ())),
+        distilled_lora=getattr(args, "distilled_lora", None),
+        dtype=args.dtype,
+    )
+
+
+def recipe_from(args: argparse.Namespace, variant: str) -> recipes.Recipe:
+    """The recipe of ``variant`` with the strengths that were given."""
+    given = {
+        name: value
+        for name in _GUIDANCE_FLAGS
+        if (value := getattr(args, name, None)) is not None
+    }
+    if variant == "distilled":
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(
+                f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {flags}, "
+                "or use the dev model (--variant dev, or python -m mlx_video.generate_dev)."
+            )
+        return recipes.distilled()
+    strengths = {_GUIDANCE_FLAGS[name]: value for name, value in given.items()}
+    return recipes.dev(
+        steps=strengths.pop("steps", recipes.STEPS),
+        two_stage=strengths.pop("two_stage", False),
+        guidance=_guidance_from(strengths),
+    )
+
+
+_GUIDANCE_FLAGS = {
+    "steps": "steps",
+    "two_stage": "two_stage",
+    "cfg_scale": "cfg",
+    "audio_cfg_scale": "audio_cfg",
+    "stg_scale": "stg",
+    "stg_blocks": "stg_blocks",
+    "modality_scale": "modality",
+    "rescale": "rescale",
+}
+
+
+def _guidance_from(strengths: dict) -> AV[Guidance]:
+    audio_cfg = strengths.pop("audio_cfg", recipes.AUDIO_GUIDANCE.cfg)
+    if "stg_blocks" in strengths:
+        strengths["stg_blocks"] = tuple(strengths["stg_blocks"])
+    video = replace(recipes.VIDEO_GUIDANCE, **strengths)
+    return AV(video, replace(video, cfg=audio_cfg))
+
+
+def image_from(words: Sequence[str]) -> Image:
+    """PATH [FRAME] [STRENGTH] as typed."""
+    path, *rest = words
+    try:
+        frame, strength = (rest + ["0", "1"][len(rest) :])[:2]
+        if len(rest) > 2:
+            raise ValueError
+        return Image(path, int(frame), float(strength))
+    except ValueError:
+        raise ValueError(
+            f"--image takes PATH [FRAME] [STRENGTH]; got '{' '.join(words)}'. For example: --image cat.png 0 0.9."
+        ) from None
+
+
+def _lora_from(words: Sequence[str]) -> tuple[str, float]:
+    path, strength = (list(words) + ["1"])[:2]
+    try:
+        if len(words) > 2:
+            raise ValueError
+        return path, float(strength)
+    except ValueError:
+        raise ValueError(
+            f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
+        ) from None

@@ -1,0 +1,281 @@
+"""The ``mlx-video`` command, and what every door does with a job: run it, write its files, answer for failures."""
+
+import argparse
+import os
+import sys
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Callable, Sequence
+
+import mlx.core as mx
+
+from mlx_video import convert, media
+from mlx_video.arguments import (
+    add_generate_arguments,
+    add_model_files,
+    add_output_arguments,
+    add_prompt,
+    add_tiling,
+    files_from,
+    job_from,
+)
+from mlx_video.health import HealthError
+from mlx_video.hub import Plan
+from mlx_video.job import Job, load_latents, open_components, save_latents
+from mlx_video.models.ltx.components import describe
+from mlx_video.recipes import distilled
+from mlx_video.report import Report, describe_text
+from mlx_video.types import Clip, Sample, Step
+
+DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own machine."
+BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 2, 3, 130
+CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse
+
+
+@dataclass(frozen=True)
+class Output:
+    """The files that a run may write. The latents and the record lie beside the mp4."""
+
+    path: Path
+    audio: Path | None = None
+    frames: Path | None = None
+    overwrite: bool = False
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Output":
+        return cls(
+            args.output_path, args.output_audio, args.save_frames, args.overwrite
+        )
+
+    @property
+    def record(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    @property
+    def latents(self) -> Path:
+        return self.path.with_suffix(".latents.safetensors")
+
+    def check(self, audio: bool) -> None:
+        """Raise for what could not be written after a long run: a wrong suffix, folder or permission, a file in the way."""
+        if self.audio and not audio:
+            raise ValueError(
+                f"--output-audio {self.audio} asks for sound of a clip without; add --audio."
+            )
+        for path, suffix in ((self.path, ".mp4"), (self.audio, ".wav")):
+            if path is not None:
+                _check_target(path, suffix, self.overwrite)
+        if self.frames and self.frames.exists() and not self.frames.is_dir():
+            raise ValueError(f"--save-frames {self.frames} is a file; name a folder.")
+        if self.record.exists() and not self.overwrite:
+            raise FileExistsError(_in_the_way(self.record))
+
+
+def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
+    if path.suffix != suffix:
+        raise ValueError(
+            f"{path} does not end in {suffix}; try {path.with_suffix(suffix)}."
+        )
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {folder} to write {path.name} into; make it first."
+        )
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"The folder {folder} cannot be written to.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(_in_the_way(path))
+
+
+def _in_the_way(path: Path) -> str:
+    return f"{path} exists; choose another --output-path, or add --overwrite to replace it."
+
+
+def make(
+    job: Job,
+    output: Output,
+    *,
+    health: bool = True,
+    batched: bool = False,
+    quiet: bool = True,
+) -> Path:
+    """Run ``job`` and write its files; returns the mp4's path. The latents stay if anything fails after sampling."""
+    job.check()
+    output.check(job.request.audio)
+    if output.latents.exists() and not output.overwrite:
+        raise FileExistsError(
+            f"{output.latents} was left by a run that did not finish; decode it with "
+            f"`mlx-video decode {output.latents}`, or add --overwrite to start anew."
+        )
+    mx.set_cache_limit(CACHE_LIMIT)
+    pipeline = job.pipeline(
+        health=health, batched=batched, announce=lambda plan: quiet or announce(plan)
+    )
+    with closing(Report(quiet)) as report:
+        for event in pipeline.stream(job.request):
+            if isinstance(event, Step):
+                report.show(event)
+            elif isinstance(event, Sample):
+                job = job.with_prompt(event.prompt)
+                save_latents(output.latents, event, job)
+                report.show(Step("decode", 0, job.request.shape.frames))
+            else:
+                write(event, output, job, report)
+    return output.path
+
+
+def write(clip: Clip, output: Output, job: Job, report: "Report") -> None:
+    """Write the clip and its record, and remove the latents, which are no longer needed."""
+    total = clip.shape.frames
+    if output.frames:
+        frames = media.save_frames(
+            clip.frames, output.frames, overwrite=output.overwrite
+        )
+        clip = replace(clip, frames=frames)
+    record = job.record()
+    media.save(
+        clip,
+        output.path,
+        metadata={"mlx_video": record},
+        overwrite=output.overwrite,
+        on_frame=lambda count: report.show(Step("decode", count, total)),
+    )
+    if output.audio:
+        media.save_wav(clip.audio, output.audio, overwrite=output.overwrite)
+    output.record.write_text(record + "\n")
+    output.latents.unlink(missing_ok=True)
+
+
+def door(
+    description: str, variant: str, *, audio: bool, argv: Sequence[str] | None
+) -> int:
+    """The exit code of a generating door; the path of its clip goes to stdout."""
+    parser = argparse.ArgumentParser(description=description)
+    add_generate_arguments(parser, variant=variant, audio=audio)
+    args = parser.parse_args(argv)
+    return guarded(lambda: generate(args, variant))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The ``mlx-video`` command."""
+    parser = argparse.ArgumentParser(prog="mlx-video", description=DESCRIPTION)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (add_arguments, run, about) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about)
+        add_arguments(command)
+        command.set_defaults(run=run)
+    args = parser.parse_args(argv)
+    return guarded(lambda: args.run(args))
+
+
+def generate(args: argparse.Namespace, variant: str | None = None) -> None:
+    job = job_from(args, variant)
+    path = make(
+        job,
+        Output.of(args),
+        health=args.health,
+        batched=getattr(args, "batch_guidance", False),
+        quiet=args.quiet,
+    )
+    print(path)
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Finish a run from the latents it left."""
+    job = Job.from_record(args.latents)
+    latents = load_latents(args.latents)
+    output = Output.of(args)
+    if output.path is None:
+        name = args.latents.name.removesuffix(".latents.safetensors")
+        output = replace(output, path=args.latents.with_name(f"{name}.mp4"))
+    output.check(job.request.audio)
+    tiling = args.tiling or job.request.tiling
+    pipeline = job.pipeline(health=args.health, announce=announce)
+    with closing(Report(args.quiet)) as report:
+        report.show(Step("decode", 0, job.request.shape.frames))
+        clip = pipeline.decode(latents, job.request.shape, tiling)
+        write(clip, output, job, report)
+    args.latents.unlink(missing_ok=True)
+    print(output.path)
+
+
+def enhance(args: argparse.Namespace) -> None:
+    """Print the enhanced prompt as it is written."""
+    if not args.prompt.strip():
+        raise ValueError("The prompt is empty; give a few words to start from.")
+    # mlx-lm takes seconds to import.
+    from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
+
+    rewrite = enhance_i2v if args.image else enhance_t2v
+    stream = partial(print, end="", flush=True) if sys.stdout.isatty() else None
+    components = open_components(
+        files_from(args), distilled(), ["text_encoder"], announce
+    )
+    with components.text_encoder() as encoder:
+        text = rewrite(encoder, args.prompt, seed=args.seed, on_text=stream)
+    print("" if stream else text)
+
+
+def announce(plan: Plan) -> None:
+    """Say what is about to be downloaded, and how large it is."""
+    print(plan, file=sys.stderr)
+
+
+def info(args: argparse.Namespace) -> None:
+    print(describe_text(describe(args.path)))
+
+
+def guarded(run: Callable[[], None]) -> int:
+    """The exit code of ``run``: 0, 2 for bad input, 3 for garbage, 130 for Ctrl-C; a failure is one line on stderr."""
+    try:
+        run()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except HealthError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_OUTPUT
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _add_decode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("latents", type=Path, help="the .latents.safetensors of a run")
+    add_tiling(parser, default=None)
+    add_output_arguments(parser, default=None)
+
+
+def _add_enhance(parser: argparse.ArgumentParser) -> None:
+    add_prompt(parser)
+    parser.add_argument(
+        "--image", action="store_true", help="the clip begins with a picture"
+    )
+    add_model_files(parser)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="file or folder")
+
+
+COMMANDS = {
+    "generate": (
+        lambda parser: add_generate_arguments(parser, variant=None, audio=True),
+        generate,
+        "make a clip from a prompt, with or without a picture, with or without sound",
+    ),
+    "decode": (_add_decode, decode, "finish a run from the latents it left"),
+    "enhance": (_add_enhance, enhance, "let the text encoder rewrite a prompt"),
+    "convert": (
+        convert.add_arguments,
+        convert.run,
+        "turn an official checkpoint into a folder, smaller if wanted",
+    ),
+    "info": (_add_info, info, "say what a file or folder holds and what is missing"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Make video with the distilled model, at half size and then refined: ``python -m mlx_video.generate``."""
+
+import sys
+from pathlib import Path
+from typing import Sequence
+
+from mlx_video import cli, recipes
+from mlx_video.job import Files, Job
+from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
+from mlx_video.pipeline import Image, Request
+from mlx_video.types import VideoPixelShape
+
+
+def generate_video(
+    prompt: str,
+    output_path: str | Path = "output.mp4",
+    *,
+    height: int = recipes.HEIGHT,
+    width: int = recipes.WIDTH,
+    num_frames: int = recipes.FRAMES,
+    fps: float = recipes.FPS,
+    seed: int = recipes.SEED,
+    images: Sequence[Image] = (),
+    audio: bool = False,
+    tiling: str = "auto",
+    files: Files = Files(),
+    overwrite: bool = False,
+) -> Path:
+    """Write a clip of ``prompt`` to ``output_path`` (mp4) with the distilled model; returns the path.
+
+    height, width  pixels, multiples of 64
+    num_frames     1 + a multiple of 8, at ``fps`` per second
+    images         pictures that the clip shows
+    tiling         how the video is decoded, as in ``Request``
+    Raises ``ValueError`` or ``OSError`` for what cannot be done, ``HealthError`` for a result that is garbage.
+    """
+    shape = VideoPixelShape(num_frames, height, width, fps)
+    request = Request(
+        prompt, shape, seed=seed, images=tuple(images), audio=audio, tiling=tiling
+    )
+    job = Job(request, recipes.distilled(), files)
+    return cli.make(job, cli.Output(Path(output_path), overwrite=overwrite))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.door(__doc__, "distilled", audio=False, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

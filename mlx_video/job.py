@@ -1,0 +1,188 @@
+"""A job: everything needed to make a clip, and to make it again, as data. Knows files and records, no mathematics."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Iterable, Mapping
+
+import mlx.core as mx
+
+import mlx_video
+from mlx_video import media, weights
+from mlx_video.hub import MODEL_REPO
+from mlx_video.models.ltx.components import Announce, Components, announce_to_log
+from mlx_video.pipeline import Image, Pipeline, Request
+from mlx_video.recipes import Recipe, Stage, distilled
+from mlx_video.sampling.guidance import Guidance
+from mlx_video.types import AV, Sample, VideoPixelShape
+
+RECORD_KEY = "mlx_video"  # of the record in a file's metadata
+
+
+@dataclass(frozen=True)
+class Files:
+    """Which checkpoint files to use; a ``None`` is found beside the model, or in its hub repository.
+
+    model           official file, folder that ``convert`` wrote, or hub repository
+    loras           (file, strength) pairs to fuse into the transformer
+    distilled_lora  for the refinement of the two-stage dev recipe
+    dtype           of the weights: "bfloat16", "float16" or "float32"; ``None`` is bfloat16 on a GPU, float32 on a CPU
+    """
+
+    model: str = MODEL_REPO
+    text_encoder: str | None = None
+    upsampler: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    distilled_lora: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request, how to sample it and with which files."""
+
+    request: Request
+    recipe: Recipe
+    files: Files = Files()
+
+    def check(self) -> None:
+        """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded."""
+        self.request.check(self.recipe)
+
+    def pipeline(
+        self,
+        *,
+        health: bool = True,
+        batched: bool = False,
+        announce: Announce = announce_to_log,
+    ) -> Pipeline:
+        """Find the files and build the pipeline; downloads what the hub must give, and loads no weights.
+
+        announce  hears what is about to be downloaded
+        """
+        needs = self.request.needs(self.recipe)
+        components = open_components(self.files, self.recipe, needs, announce)
+        return Pipeline(components, self.recipe, health=health, batched=batched)
+
+    def with_prompt(self, prompt: str) -> "Job":
+        """The same job with ``prompt``, which is not to be enhanced again."""
+        return replace(
+            self, request=replace(self.request, prompt=prompt, enhance=False)
+        )
+
+    def record(self) -> str:
+        """The job as JSON, with the versions that ran it."""
+        versions = {"mlx_video": mlx_video.__version__, "mlx": mx.__version__}
+        device = str(mx.default_device())
+        return json.dumps(
+            {"versions": versions, "device": device, "job": asdict(self)}, indent=2
+        )
+
+    @classmethod
+    def from_record(cls, path: str | Path) -> "Job":
+        """The job of a record: the JSON file, or the mp4 or latents file it travels in."""
+        text = read_record(Path(path))
+        try:
+            job = json.loads(text)["job"]
+            return cls(
+                _request(job["request"]), _recipe(job["recipe"]), _files(job["files"])
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} holds no record of this version of mlx-video ({error}); give the .json or .mp4 that it wrote."
+            ) from None
+
+
+def load(
+    model: str = MODEL_REPO,
+    recipe: Recipe | None = None,
+    *,
+    files: Files | None = None,
+    health: bool = True,
+) -> Pipeline:
+    """A pipeline over ``model``: official file, folder that ``convert`` wrote, or hub repository.
+
+    recipe  how to sample, ``recipes.distilled()`` by default; ``recipes.dev()`` wants the dev checkpoint
+    files   the model with what goes with it, where it does not lie beside it; replaces ``model``
+    Finds the files, downloading what is missing from the hub; weights are read when their turn comes.
+    """
+    recipe = recipe or distilled()
+    components = open_components(files or Files(model), recipe, recipe.needs)
+    return Pipeline(components, recipe, health=health)
+
+
+def open_components(
+    files: Files,
+    recipe: Recipe,
+    needs: Iterable[str],
+    announce: Announce = announce_to_log,
+) -> Components:
+    """The parts that ``needs`` names, found and identified where ``files`` says."""
+    return Components.open(
+        files.model,
+        variant=recipe.variant,
+        text_encoder=files.text_encoder,
+        upsampler=files.upsampler,
+        loras=files.loras,
+        distilled_lora=files.distilled_lora,
+        dtype=None if files.dtype is None else getattr(mx, files.dtype),
+        needs=needs,
+        announce=announce,
+    )
+
+
+def save_latents(path: Path, sample: Sample, job: Job) -> None:
+    """Write a sample beside its record, so that ``decode`` can finish it: tensors "video" and "audio", float32."""
+    latents = sample.latents
+    tensors = {modality.value: latents[modality] for modality in latents.present}
+    aside = path.with_name(f".{path.stem}.partial.safetensors")
+    record = job.with_prompt(sample.prompt).record()
+    mx.save_safetensors(str(aside), tensors, {RECORD_KEY: record})
+    aside.replace(path)
+
+
+def load_latents(path: Path) -> AV[mx.array]:
+    """The latents that ``save_latents`` wrote."""
+    tensors, _ = weights.read(path)
+    if "video" not in tensors:
+        raise ValueError(
+            f"{path} holds no video latents; give the .latents.safetensors that a run left."
+        )
+    return AV(tensors["video"], tensors.get("audio"))
+
+
+def read_record(path: Path) -> str:
+    """The JSON text of a record file, or of the one inside an mp4 or latents file."""
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if path.suffix == ".json":
+        return path.read_text()
+    metadata = (
+        weights.read(path)[1] if path.suffix == ".safetensors" else media.metadata(path)
+    )
+    return metadata.get(RECORD_KEY, "{}")
+
+
+def _request(data: Mapping) -> Request:
+    shape = VideoPixelShape(*data["shape"])
+    images = tuple(Image(**image) for image in data["images"])
+    return Request(**{**data, "shape": shape, "images": images})
+
+
+def _recipe(data: Mapping) -> Recipe:
+    return Recipe(data["variant"], tuple(_stage(stage) for stage in data["stages"]))
+
+
+def _stage(data: Mapping) -> Stage:
+    guidance = AV(**{name: _guidance(g) for name, g in data["guidance"].items()})
+    return Stage(**{**data, "sigmas": tuple(data["sigmas"]), "guidance": guidance})
+
+
+def _guidance(data: Mapping | None) -> Guidance | None:
+    if data is None:
+        return None
+    return Guidance(**{**data, "stg_blocks": tuple(data["stg_blocks"])})
+
+
+def _files(data: Mapping) -> Files:
+    return Files(**{**data, "loras": tuple(map(tuple, data["loras"]))})

@@ -1,0 +1,80 @@
+"""What a person sees while waiting: a bar per phase, and a table of seconds and memory at the end; all on stderr."""
+
+import sys
+import time
+
+import mlx.core as mx
+from tqdm import tqdm
+
+from mlx_video.models.ltx.components import Description, PartSummary
+from mlx_video.types import Step
+
+GB = 1e9
+
+
+class Report:
+    """A progress bar a phase on stderr, and at the end seconds and peak memory of each."""
+
+    def __init__(self, quiet: bool):
+        self.quiet = quiet
+        self.phases: list[tuple[str, float, int]] = []
+        self.bar: tqdm | None = None
+        self.phase: str | None = None
+
+    def show(self, step: Step) -> None:
+        if step.phase != self.phase:
+            self._end_phase()
+            self._begin_phase(step)
+        self.bar.n = step.index
+        if step.sigma is not None:
+            self.bar.set_postfix(sigma=f"{step.sigma:.3f}", refresh=False)
+        self.bar.refresh()
+
+    def close(self) -> None:
+        """End the last phase and print the table."""
+        self._end_phase()
+        if self.quiet or not self.phases:
+            return
+        print(f"\n{'phase':<20}{'seconds':>9}{'peak GB':>9}", file=sys.stderr)
+        for name, seconds, peak in self.phases:
+            print(f"{name:<20}{seconds:>9.1f}{peak / GB:>9.2f}", file=sys.stderr)
+        seconds = sum(phase[1] for phase in self.phases)
+        peak = max(phase[2] for phase in self.phases)
+        print(f"{'total':<20}{seconds:>9.1f}{peak / GB:>9.2f}", file=sys.stderr)
+
+    def _begin_phase(self, step: Step) -> None:
+        self.phase, self.started = step.phase, time.perf_counter()
+        mx.reset_peak_memory()
+        self.bar = tqdm(
+            total=step.total,
+            desc=f"{step.phase:<18}",
+            disable=self.quiet,
+            bar_format="{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}{postfix}",
+        )
+
+    def _end_phase(self) -> None:
+        if self.bar is None:
+            return
+        self.bar.close()
+        seconds = time.perf_counter() - self.started
+        self.phases.append((self.phase, seconds, mx.get_peak_memory()))
+        self.bar = self.phase = None
+
+
+def describe_text(found: Description) -> str:
+    """What a file or folder holds, for a person to read."""
+    lines = [str(found.path), f"layout      {found.layout}"]
+    if found.version:
+        lines.append(f"version     LTX-{found.version}")
+    lines += [_part_line(name, part) for name, part in found.parts.items()]
+    lines += [f"missing     {name}: {how}" for name, how in found.missing.items()]
+    lines += [f"not usable  {why}" for why in found.refusals]
+    return "\n".join(lines)
+
+
+def _part_line(name: str, part: PartSummary) -> str:
+    quantized = part.quantization.get("bits")
+    return (
+        f"{name:<16}{part.tensors:>6} tensors {part.bytes / GB:>8.2f} GB  {', '.join(part.dtypes)}"
+        + (f"  {quantized}-bit" if quantized else "")
+    )

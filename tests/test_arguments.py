@@ -1,0 +1,95 @@
+"""What typed arguments come to, and what is said of those that make no sense."""
+
+import argparse
+
+import pytest
+
+from mlx_video import recipes
+from mlx_video.arguments import add_generate_arguments, job_from
+from mlx_video.job import Files
+from mlx_video.pipeline import Image
+
+
+def job(*words: str, variant: str | None = "dev", audio: bool = False):
+    parser = argparse.ArgumentParser()
+    add_generate_arguments(parser, variant=variant, audio=audio)
+    return job_from(parser.parse_args(words), variant)
+
+
+def test_a_prompt_is_enough():
+    made = job("-p", "a cat", variant="distilled")
+    assert made.recipe == recipes.distilled() and made.files == Files()
+    assert made.request.shape == (121, 512, 768, 24.0) and not made.request.audio
+
+
+@pytest.mark.parametrize(
+    "long, short",
+    [
+        (("--height", "64"), ("-H", "64")),
+        (("--width", "64"), ("-W", "64")),
+        (("--num-frames", "9"), ("-n", "9")),
+        (("--num-frames", "9"), ("--frames", "9")),
+        (("--fps", "25"), ("--frame-rate", "25")),
+        (("--seed", "3"), ("-s", "3")),
+        (("--model", "x"), ("--model-repo", "x")),
+    ],
+)
+def test_aliases_mean_the_same(long, short):
+    assert job("-p", "a cat", *long) == job("--prompt", "a cat", *short)
+
+
+def test_images_take_a_frame_and_a_strength():
+    words = [
+        "--image",
+        "a.png",
+        "--image",
+        "b.png",
+        "8",
+        "--image",
+        "c.png",
+        "16",
+        ".5",
+    ]
+    assert job("-p", "a cat", *words).request.images == (
+        Image("a.png"),
+        Image("b.png", 8),
+        Image("c.png", 16, 0.5),
+    )
+
+
+def test_dev_strengths_reach_both_modalities_but_cfg():
+    strengths = ["--cfg-scale", "4", "--stg-blocks", "1", "2", "--rescale", "0"]
+    guidance = job("-p", "a cat", "--steps", "7", *strengths).recipe.stages[0].guidance
+    assert (guidance.video.cfg, guidance.audio.cfg) == (4.0, 7.0)
+    for strength in guidance.values:
+        assert strength.stg_blocks == (1, 2) and strength.rescale == 0.0
+
+
+def test_two_stages_end_in_the_distilled_refinement():
+    first, second = job("-p", "a cat", "--two-stage", "--steps", "7").recipe.stages
+    assert len(first.sigmas) == 8 and first.scale == 0.5
+    assert second.sigmas == recipes.STAGE_2_SIGMAS and second.distilled_lora == 1.0
+
+
+def test_loras_take_a_strength():
+    files = job("-p", "a cat", "--lora", "a", "--lora", "b", "0.5").files
+    assert files.loras == (("a", 1.0), ("b", 0.5))
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ([], "Say what to show: --prompt"),
+        (
+            ["-p", "x", "--image", "a.png", "late"],
+            "--image takes PATH .* got 'a.png late'",
+        ),
+        (["-p", "x", "--image", "a", "0", "1", "2"], "--image takes PATH"),
+        (["-p", "x", "--lora", "a", "b", "c"], "--lora takes PATH .* got 'a b c'"),
+        (["-p", "x", "--steps", "9"], "fixed schedule.*leave out --steps"),
+        (["-p", "x", "--from-record", "no.json"], "There is no file no.json"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_sentence(words, sentence):
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        job(*words, variant=None)

@@ -1,0 +1,104 @@
+"""Each check is fed the failure it is for, and what must pass."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_video import health
+from mlx_video.health import HealthError
+from mlx_video.types import AV, Waveform
+
+GOOD = mx.random.normal((1, 4, 8), key=mx.random.key(0))
+
+
+def moving(count=5, shape=(32, 48, 3)):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, shape, dtype=np.uint8) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "bad, seen",
+    [
+        (GOOD.at[0, 0, 0].add(mx.nan), "NaN or infinite values in the audio prompt"),
+        (mx.full((1, 4, 8), 2.0), "nothing in the audio prompt embedding"),
+    ],
+)
+def test_embeddings(bad, seen):
+    health.check_embeddings(AV(GOOD, GOOD))
+    with pytest.raises(HealthError, match=seen):
+        health.check_embeddings(AV(GOOD, bad))
+
+
+@pytest.mark.parametrize(
+    "bad, seen",
+    [
+        (GOOD * mx.inf, "NaN or infinite values in the video latent after stage 2"),
+        (mx.zeros((1, 4, 8)), "nothing in the video latent after stage 2"),
+        (GOOD * 1000, "video latent after stage 2 reaches .* lower --cfg-scale"),
+    ],
+)
+def test_latents(bad, seen):
+    health.check_latents(AV(GOOD), "stage 2")
+    with pytest.raises(HealthError, match=seen):
+        health.check_latents(AV(bad), "stage 2")
+
+
+def test_bfloat16_latents_are_judged_too():
+    health.check_latents(AV(GOOD.astype(mx.bfloat16)), "stage 1")
+
+
+@pytest.mark.parametrize(
+    "samples, seen",
+    [
+        (mx.zeros((2, 100)), "silence .* where sound was asked for"),
+        (mx.full((2, 100), mx.nan), "NaN or infinite samples"),
+    ],
+)
+def test_waveform(samples, seen):
+    health.check_waveform(Waveform(0.1 * GOOD.reshape(2, -1), 24000))
+    with pytest.raises(HealthError, match=seen):
+        health.check_waveform(Waveform(samples, 24000))
+
+
+def test_pixels():
+    assert health.check_pixels(GOOD) is GOOD
+    with pytest.raises(HealthError, match="NaN or infinite pixels"):
+        health.check_pixels(GOOD * mx.nan)
+
+
+def one_colour_each(count=5):
+    """Flat frames that do differ from each other."""
+    return [np.full((32, 48, 3), 40 * i, np.uint8) for i in range(1, count + 1)]
+
+
+@pytest.mark.parametrize(
+    "frames, seen",
+    [
+        ([np.zeros((32, 48, 3), np.uint8)] * 5, "All 5 frames are black"),
+        (one_colour_each(), "All 5 frames have one colour"),
+        ([moving()[0]] * 5, "All 5 frames are the same picture"),
+        ([], "made no frames"),
+    ],
+)
+def test_frames(frames, seen):
+    shown = []
+    with pytest.raises(HealthError, match=seen):
+        for frame in health.watched(iter(frames)):
+            shown.append(frame)
+    assert len(shown) == len(frames)  # judged when all are seen, none withheld
+
+
+def test_healthy_frames_pass_unchanged():
+    frames = moving()
+    assert all(a is b for a, b in zip(health.watched(iter(frames)), frames))
+
+
+def test_a_dark_clip_with_something_to_see_passes():
+    frames = [np.zeros((64, 64, 3), np.uint8) for _ in range(3)]
+    for i, frame in enumerate(frames):
+        frame[8 * i : 8 * i + 16, 8:24] = 60
+    assert len(list(health.watched(iter(frames)))) == 3
+
+
+def test_a_single_frame_is_no_still():
+    assert len(list(health.watched(iter(moving(1))))) == 1

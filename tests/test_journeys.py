@@ -1,0 +1,372 @@
+"""What a user types, from the tiny checkpoint to files on disk: every door, every command, every mistake."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+import mlx_video
+from mlx_video import (
+    cli,
+    convert,
+    generate,
+    generate_av,
+    generate_dev,
+    health,
+    media,
+    recipes,
+)
+from mlx_video.job import Files, Job
+from mlx_video.pipeline import Image as Picture
+from mlx_video.pipeline import Request
+from mlx_video.types import VideoPixelShape
+from tests.checkpoints import MODEL, rewrite, tiny_folder
+from tests.media_reading import read_clip
+from tests.reference import error
+
+SIZE = ["-W", "128", "-H", "64", "-n", "9"]
+PROMPT = ["--prompt", "a red ball on a blue floor"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def picture(here) -> Path:
+    """Blue above red, larger than the clip."""
+    pixels = np.zeros((160, 320, 3), np.uint8)
+    pixels[:80, :, 2] = pixels[80:, :, 0] = 200
+    Image.fromarray(pixels).save(here / "picture.png")
+    return here / "picture.png"
+
+
+def typed(door, model: Path, *words, prompt=PROMPT, size=SIZE) -> int:
+    return door([*prompt, *size, "--model", str(model), *map(str, words)])
+
+
+def mlx_video_generate(words) -> int:
+    return cli.main(["generate", *words])
+
+
+DEV = ["--steps", "2", "--stg-blocks", "1"]
+
+
+# Doors
+
+
+@pytest.mark.parametrize(
+    "door, words, sound",
+    [
+        (generate.main, [], False),
+        (generate_av.main, ["--output-audio", "output.wav"], True),
+        (generate_dev.main, DEV, False),
+        (generate_dev.main, [*DEV, "--audio", "--batch-guidance"], True),
+        (mlx_video_generate, [], True),
+        (mlx_video_generate, ["--no-audio"], False),
+        (mlx_video_generate, ["--variant", "dev", *DEV, "--cfg-scale", "4.0"], True),
+    ],
+)
+def test_a_door_writes_a_clip_that_plays(door, words, sound, model, here, capsys):
+    assert typed(door, model, *words) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "output.mp4\n"
+    for phase in ("encode prompt", "stage 1", "decode", "total"):
+        assert phase in captured.err
+    frames, fps, audio, metadata = read_clip(here / "output.mp4")
+    assert (len(frames), frames[0].shape, fps) == (9, (64, 128, 3), 24.0)
+    assert (audio is not None) == sound
+    if sound:
+        assert audio.sample_rate == 24000 and audio.samples.shape[0] == 2
+        assert abs(audio.seconds - 9 / 24) < 0.05
+    assert json.loads(metadata["mlx_video"]) == json.loads(
+        (here / "output.json").read_text()
+    )
+    assert (here / "output.wav").exists() == ("output.wav" in words)
+    assert not list(here.glob("*latents*"))
+
+
+def test_the_shell_command_runs(model, here):
+    command = [sys.executable, "-m", "mlx_video.generate", *PROMPT, *SIZE]
+    done = subprocess.run(
+        [*command, "--model", str(model), "--quiet"],
+        capture_output=True,
+        text=True,
+        cwd=here,
+        env={"PYTHONPATH": str(Path(mlx_video.__file__).parent.parent)},
+    )
+    assert (done.returncode, done.stdout) == (0, "output.mp4\n"), done.stderr
+    assert "stage" not in done.stderr
+
+
+def test_the_same_seed_gives_the_same_clip_and_another_seed_another(model, here):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert typed(generate.main, model, "-s", seed, "-o", f"{name}.mp4") == 0
+    a, b, c = (np.stack(read_clip(here / f"{name}.mp4")[0]) for name in "abc")
+    assert np.array_equal(a, b)
+    assert np.abs(a.astype(int) - c).mean() > 1
+
+
+def test_an_image_is_kept(model, picture):
+    """Its latent reaches the decoder untouched, and nothing else of the clip is fixed by it."""
+    shape = VideoPixelShape(9, 64, 128, 24.0)
+    images = (Picture(str(picture)),)
+    pipeline = mlx_video.load(str(model))
+    *_, sample, clip = pipeline.stream(Request("a ball", shape, images=images))
+    pixels = media.compress_like_video(media.load_image(picture), 33)
+    with pipeline.components.video_encoder() as encoder:
+        image = encoder(media.fit_image(pixels, 64, 128))
+        assert error(sample.latents.video[:, :, :1], image) < 1e-5
+        assert error(sample.latents.video[:, :, 1:], image) > 0.1
+
+
+def test_an_image_in_the_middle_changes_the_clip(model, here, picture):
+    assert typed(generate.main, model) == 0
+    words = ["--image", picture, "8", "0.9", "-o", "b.mp4"]
+    assert typed(generate.main, model, *words) == 0
+    a, b = (np.stack(read_clip(here / n)[0]) for n in ("output.mp4", "b.mp4"))
+    assert not np.array_equal(a, b)
+
+
+def test_frames_are_saved_too(model, here):
+    assert typed(generate.main, model, "--save-frames", "frames") == 0
+    assert len(list((here / "frames").glob("*.png"))) == 9
+
+
+@pytest.mark.parametrize("record", ["output.json", "output.mp4"])
+def test_a_record_makes_the_clip_again(record, model, here):
+    assert typed(generate_av.main, model, "--seed", "7") == 0
+    words = ["--from-record", record, "-o", "again.mp4"]
+    assert cli.main(["generate", *words]) == 0
+    a, b = (read_clip(here / name) for name in ("output.mp4", "again.mp4"))
+    assert np.array_equal(np.stack(a[0]), np.stack(b[0]))
+    assert np.allclose(np.array(a[2].samples), np.array(b[2].samples))
+
+
+def test_an_enhanced_prompt_is_recorded_and_not_enhanced_again(model, here):
+    assert typed(generate.main, model, "--enhance-prompt") == 0
+    request = Job.from_record(here / "output.json").request
+    assert request.prompt != PROMPT[1] and not request.enhance
+
+
+def test_enhance_prints_a_prompt(model, capsys):
+    assert cli.main(["enhance", *PROMPT, "--model", str(model)]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_info_names_parts_and_what_is_missing(model, tmp_path, capsys):
+    assert cli.main(["info", str(model)]) == 0
+    told = capsys.readouterr().out
+    assert "official single file" in told and "LTX-2.0" in told
+    assert "transformer" in told and "missing" not in told
+    alone = tmp_path / MODEL
+    shutil.copy(model / MODEL, alone)
+    assert cli.main(["info", str(alone)]) == 0
+    assert "missing     upsampler: put" in capsys.readouterr().out
+
+
+def test_a_converted_folder_makes_the_same_clip(model, here):
+    assert convert.main(["--hf-path", str(model), "--mlx-path", "folder"]) == 0
+    assert typed(generate_av.main, model) == 0
+    assert typed(generate_av.main, here / "folder", "-o", "b.mp4") == 0
+    a, b = (np.stack(read_clip(here / n)[0]) for n in ("output.mp4", "b.mp4"))
+    assert np.array_equal(a, b)
+
+
+def test_a_quantized_folder_makes_a_clip(model, here):
+    words = ["convert", "--hf-path", str(model), "--mlx-path", "q", "-q"]
+    assert cli.main([*words, "--q-group-size", "32"]) == 0
+    assert typed(generate_av.main, here / "q") == 0
+    assert len(read_clip(here / "output.mp4")[0]) == 9
+
+
+# The Python interface
+
+
+def test_a_pipeline_makes_clips(model, here):
+    pipeline = mlx_video.load(str(model))
+    request = Request("a red ball", VideoPixelShape(9, 64, 128, 24.0))
+    *steps, sample, clip = pipeline.stream(request)
+    assert sample.prompt == "a red ball" and sample.latents.video.shape[2] == 2
+    assert [s.index for s in steps if s.phase == "stage 1"] == list(range(9))
+    mlx_video.save(clip, here / "clip.mp4")
+    assert len(read_clip(here / "clip.mp4")[0]) == 9
+    assert len(list(pipeline(request).frames)) == 9
+
+
+@pytest.mark.parametrize(
+    "function, options",
+    [
+        (generate.generate_video, {}),
+        (generate_dev.generate_video_dev, {"steps": 2, "cfg_scale": 4.0}),
+        (generate_av.generate_video_with_audio, {}),
+    ],
+)
+def test_functions_write_clips(function, options, model, here):
+    if function is generate_dev.generate_video_dev:
+        strength = recipes.replace(recipes.VIDEO_GUIDANCE, stg_blocks=(1,))
+        options = {**options, "guidance": mlx_video.AV(strength, strength)}
+    path = function(
+        "a red ball",
+        here / "clip.mp4",
+        height=64,
+        width=128,
+        num_frames=9,
+        files=Files(str(model)),
+        **options,
+    )
+    assert path == here / "clip.mp4" and len(read_clip(path)[0]) == 9
+
+
+# Faults
+
+
+def test_a_killed_decode_is_finished_by_decode(model, here, monkeypatch, capsys):
+    assert typed(generate_av.main, model, "-o", "whole.mp4") == 0
+    save = media.save
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "save", _interrupted)
+        assert typed(generate_av.main, model) == cli.INTERRUPTED
+    assert media.save is save
+    assert [p.name for p in sorted(here.glob("output*"))] == [
+        "output.latents.safetensors"
+    ]
+    assert typed(generate_av.main, model) == 2  # the latents are not overwritten
+    assert "mlx-video decode output.latents" in capsys.readouterr().err
+    assert cli.main(["decode", "output.latents.safetensors"]) == 0
+    a, b = (read_clip(here / name) for name in ("whole.mp4", "output.mp4"))
+    assert np.array_equal(np.stack(a[0]), np.stack(b[0]))
+    assert np.allclose(np.array(a[2].samples), np.array(b[2].samples))
+    assert not list(here.glob("*latents*"))
+
+
+def _interrupted(clip, path, **options):
+    next(clip.frames)
+    raise KeyboardInterrupt
+
+
+def test_garbage_stops_the_run_and_keeps_the_latents(model, here, monkeypatch, capsys):
+    black = lambda chunks: (np.zeros((64, 128, 3), np.uint8) for _ in range(9))
+    monkeypatch.setattr("mlx_video.postprocess.frames", black)
+    assert typed(generate.main, model) == cli.BAD_OUTPUT == 3
+    assert "All 9 frames are black" in capsys.readouterr().err
+    assert [p.name for p in here.iterdir()] == ["output.latents.safetensors"]
+    words = ["decode", "output.latents.safetensors", "--no-health-check"]
+    assert cli.main(words) == 0 and (here / "output.mp4").exists()
+
+
+def test_weights_that_make_nan_are_caught_before_decoding(model, here, capsys):
+    broken = shutil.copytree(model, here / "broken")
+
+    def spoil(weights):
+        key = "model.diffusion_model.proj_out.weight"
+        weights[key] = weights[key] * mx.nan
+
+    rewrite(broken / MODEL, spoil)
+    assert typed(generate.main, broken) == 3
+    assert "video latent after stage 1" in capsys.readouterr().err
+    assert not list(here.glob("output*"))
+
+
+# Mistakes: one sentence, exit code 2, nothing written
+
+MISTAKES = {
+    "size": (["-W", "100"], "width a multiple of 64.*Nearest: 9 frames of 128x64"),
+    "frames": (["-n", "10"], r"frames must be 1 \+ 8k.*Nearest: 9 frames"),
+    "no frames": (["-n", "-3"], r"frames must be 1 \+ 8k.*Nearest: 1 frames"),
+    "fps": (["--fps", "0"], "fps must be a positive"),
+    "seed": (["--seed", "-1"], "seed must be from 0"),
+    "prompt": (["-p", "  "], "The prompt is empty"),
+    "long prompt": (["-p", "a cat " * 700], "may have 1024 at most"),
+    "no image": (["--image", "no.png"], "no.png"),
+    "not an image": (["--image", "text.txt"], "text.txt"),
+    "image frame": (["--image", "picture.png", "3"], "Nearest: 0|Nearest: 8"),
+    "image strength": (["--image", "picture.png", "0", "2"], "strength is from 0 to 1"),
+    "two images": (["--image", "picture.png", "--image", "picture.png"], "same frame"),
+    "model": (["--model", "no/such/model"], "no/such/model"),
+    "no model": (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
+    "text encoder": (["--text-encoder", "nowhere/at/all"], "nowhere/at/all"),
+    "lora": (["--lora", "nowhere.safetensors"], "nowhere.safetensors"),
+    "suffix": (["-o", "clip.avi"], "does not end in .mp4; try clip.mp4"),
+    "folder": (["-o", "nowhere/clip.mp4"], "There is no folder nowhere"),
+    "existing": (["-o", "there.mp4"], "there.mp4 exists.*--overwrite"),
+    "sound": (["--output-audio", "a.wav", "--no-audio"], "add --audio"),
+    "frames folder": (["--save-frames", "text.txt"], "text.txt is a file"),
+    "record": (["--from-record", "text.json"], "text.json holds no record"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence(mistake, model, here, picture, capsys):
+    words, sentence = MISTAKES[mistake]
+    (here / "text.txt").write_text("not an image")
+    (here / "text.json").write_text("{}")
+    (here / "there.mp4").write_bytes(b"somebody's")
+    before = sorted(here.iterdir())
+    assert typed(generate.main, model, *words) == cli.BAD_INPUT == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert re.search(sentence, error), error
+    assert sorted(here.iterdir()) == before
+    assert (here / "there.mp4").read_bytes() == b"somebody's"
+
+
+DAMAGE = {
+    "truncated": "bytes",
+    "not safetensors": "safetensors",
+    "missing tensor": "proj_out",
+    "extra tensor": "surprise",
+    "wrong shape": "proj_out",
+    "unknown config": "sparkle",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_gets_one_sentence(damage, model, here, capsys):
+    broken = shutil.copytree(model, here / "broken")
+    _damage(broken / MODEL, damage)
+    assert typed(generate.main, broken) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and DAMAGE[damage] in error
+    assert not list(here.glob("output*"))
+
+
+def _damage(file: Path, damage: str) -> None:
+    key = "model.diffusion_model.proj_out.weight"
+    match damage:
+        case "truncated":
+            file.write_bytes(file.read_bytes()[:-1000])
+        case "not safetensors":
+            file.write_bytes(b"<!DOCTYPE html>" * 100)
+        case "missing tensor":
+            rewrite(file, weights=lambda w: w.pop(key))
+        case "extra tensor":
+            name = "model.diffusion_model.surprise.weight"
+            rewrite(file, weights=lambda w: w.update({name: mx.zeros((2, 2))}))
+        case "wrong shape":
+            rewrite(file, weights=lambda w: w.update({key: mx.zeros((2, 2))}))
+        case "unknown config":
+            rewrite(file, config=lambda c: c["transformer"].update(sparkle=True))
+
+
+def test_stg_blocks_that_the_model_lacks_are_refused(model, here, capsys):
+    assert typed(generate_dev.main, model, "--steps", "2") == 2
+    assert "has 3 blocks" in capsys.readouterr().err
+
+
+def test_health_errors_are_no_bad_input():
+    assert not issubclass(health.HealthError, (ValueError, OSError))
