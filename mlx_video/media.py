@@ -22,7 +22,6 @@ from mlx_video.postprocess import to_pcm16
 from mlx_video.types import Clip, VideoPixelShape, Waveform
 
 CRF = 18  # constant rate factor of libx264, 0 to 51: visually lossless
-AUDIO_BIT_RATE = 192_000
 IMAGE_FORMATS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
 FRAME_PATTERN = "frame_*.png"
 LAYOUTS = {1: "mono", 2: "stereo"}
@@ -50,7 +49,7 @@ def save(
     options = {
         "movflags": "+faststart+use_metadata_tags",
         # Ticks a second of the file's own clock: a whole number for each frame, which its milliseconds are not.
-        "movie_timescale": str(100 * frame_rate(clip.fps).numerator),
+        "movie_timescale": str(frame_rate(clip.fps).numerator),
     }
     with written_aside(path, overwrite) as partial:
         with av.open(str(partial), "w", format="mp4", container_options=options) as mp4:
@@ -150,7 +149,6 @@ def _add_video(
 def _add_sound(mp4: av.container.OutputContainer, sound: Waveform) -> av.AudioStream:
     stream = mp4.add_stream("aac", rate=sound.sample_rate)
     stream.layout = LAYOUTS[sound.samples.shape[0]]
-    stream.bit_rate = AUDIO_BIT_RATE
     return stream
 
 

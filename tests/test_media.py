@@ -10,6 +10,7 @@ import av
 import mlx.core as mx
 import numpy as np
 import pytest
+from av.video.reformatter import ColorRange
 from PIL import Image
 
 from mlx_video import media
@@ -72,14 +73,15 @@ def test_clip_with_sound(tmp_path, fps, rate):
 
 
 @pytest.mark.parametrize("seconds", [0.1, 5.0])
-def test_sound_is_as_long_as_the_clip(tmp_path, seconds):
+@pytest.mark.parametrize("fps", [24, 12.5, 30000 / 1001])
+def test_sound_is_as_long_as_the_clip(tmp_path, fps, seconds):
     """To the sample: too little is followed by silence, too much is cut, and no frame is lost to it."""
     path = tmp_path / "clip.mp4"
-    media.save(clip(audio=tones(seconds)), path)
+    media.save(clip(fps=fps, audio=tones(seconds)), path)
     with av.open(str(path)) as container:
         video, sound = container.streams
-        assert sound.duration * sound.time_base == Fraction(FRAMES, 24)
-        assert video.duration * video.time_base == Fraction(FRAMES, 24)
+        assert video.duration * video.time_base == FRAMES / video.average_rate
+        assert sound.duration == round(FRAMES / fps * RATE)
         assert video.frames == FRAMES
     samples = read_clip(path).audio.samples
     silent = mx.abs(samples[:, round(0.2 * RATE) : -1024]).max() < 1e-3
@@ -116,6 +118,9 @@ def test_a_browser_plays_it(tmp_path):
     assert data.index(b"moov") < data.index(b"mdat")
     with av.open(str(path)) as container:
         assert [s.codec.canonical_name for s in container.streams] == ["h264", "aac"]
+        codec = container.streams.video[0].codec_context
+        assert codec.color_range == ColorRange.MPEG
+        assert (codec.color_primaries, codec.color_trc) == (1, 1)
         frame = next(container.decode(video=0))
     assert (frame.format.name, frame.colorspace) == ("yuv420p", 1)
     luma = 16 + 219 * 0.7152
@@ -222,6 +227,7 @@ def test_wav(tmp_path):
         assert wav.getparams()[:4] == (2, 2, RATE, RATE // 2)
     again = media.load_audio(path, RATE)
     assert mx.abs(again.samples - tones(0.5).samples).max() < 1e-4
+    assert media.load_audio(path, 16000).samples.shape == (2, 8000)
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".mp4"])

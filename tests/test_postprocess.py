@@ -38,6 +38,11 @@ def test_range(value, byte, dtype):
     assert to_uint8(mx.full((3, 1, 1, 1), value, dtype)).tolist() == [[[[byte] * 3]]]
 
 
+def test_bfloat16_pixels_lose_nothing_more():
+    pixels = mx.linspace(-1, 1, 3000).astype(mx.bfloat16).reshape(3, 1000, 1, 1)
+    assert mx.array_equal(to_uint8(pixels), to_uint8(pixels.astype(mx.float32)))
+
+
 def test_pcm():
     samples = mx.array([[0.0, 1.0, -1.0, 0.5], [2.0, -2.0, 1e-6, -0.5]])
     expected = [[0, 32767], [32767, -32767], [-32767, 0], [16384, -16384]]
