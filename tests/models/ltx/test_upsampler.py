@@ -91,6 +91,16 @@ def test_blur_keeps_every_second_cell_of_a_binomial_mean():
     assert error(blur(x), expected) < 1e-6
 
 
+def test_time_drops_the_first_of_the_doubled_frames():
+    """Of channel pairs (earlier, later), the first frame's earlier half goes."""
+    resample = small(**TIME).resample
+    x = mx.random.normal((1, 3, 2, 2, 32))
+    pairs = resample.conv(x).reshape(1, 3, 2, 2, 32, 2)
+    out = resample(x)
+    assert mx.array_equal(out[:, 0::2], pairs[..., 1])
+    assert mx.array_equal(out[:, 1::2], pairs[:, 1:, ..., 0])
+
+
 @pytest.mark.parametrize(
     "name",
     ["ltx-2-spatial-upscaler-x2-1.0", "ltx-2-temporal-upscaler-x2-1.0"],

@@ -218,6 +218,15 @@ def test_frames_are_ready_before_the_next_tile_is_decoded():
     assert events == ["tile", "frames", "tile", "frames"]
 
 
+@pytest.mark.parametrize("config", [None, BOTH])
+def test_frames_are_evaluated_when_they_are_yielded(config):
+    latents = LATENT[:, :3] + 1
+    mx.eval(latents)
+    before = mx.get_active_memory()
+    frames = next(iterate_decode(grow, latents, config))
+    assert mx.get_active_memory() - before >= frames.nbytes
+
+
 def test_memory_does_not_follow_the_length():
     """While a tile is decoded, no more is held than the latents and the shared frames of the tile before."""
     held = []
