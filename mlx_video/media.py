@@ -15,7 +15,7 @@ from typing import Callable, Iterable, Iterator, Mapping
 import av
 import mlx.core as mx
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from PIL import Image, ImageOps
 
 from mlx_video.postprocess import to_pcm16
@@ -140,7 +140,6 @@ def _add_video(
     stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, "yuv420p"
     codec = stream.codec_context
     codec.colorspace = Colorspace.ITU709
-    codec.color_range = ColorRange.MPEG
     codec.color_primaries = ColorPrimaries.BT709
     codec.color_trc = ColorTrc.BT709
     return stream
