@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_video import convert as door
 from mlx_video import weights
 from mlx_video.convert import convert, main, quantize_blocks
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.components import Components, describe
 from mlx_video.models.ltx.layouts import PARTS
 from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.reference import CHECKPOINT, checkpoint
@@ -133,6 +133,7 @@ def test_a_quantized_folder_converts_again(folder, tmp_path):
         tensors(tmp_path / "again", "transformer", mx.bfloat16),
         tensors(tmp_path / "q", "transformer", mx.bfloat16),
     )
+    assert describe(tmp_path / "again").parts["transformer"].quantization["bits"] == 8
 
 
 def test_memory_stays_near_one_shard(folder, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from mlx_video.models.ltx.components import Components, build, describe
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.layouts import PARTS, choose_checkpoint, identify
 from tests.checkpoints import MODEL, rewrite, tiny_folder
-from tests.reference import CHECKPOINT, FIXTURES, UPSCALER, checkpoint
+from tests.reference import CHECKPOINT, FIXTURES, TINY, UPSCALER, checkpoint
 
 IN_SINGLE_FILE = [name for name, part in PARTS.items() if part.block]
 
@@ -72,6 +72,25 @@ def test_the_newest_upscaler_beside_is_taken(folder):
     old.unlink()
     path = Components.open(folder).sources["upsampler"].path
     assert path.name == "ltx-2-spatial-upscaler-x2-1.1.safetensors"
+
+
+def test_other_files_in_the_folder_do_not_disturb():
+    assert (
+        Components.open(TINY, needs=["vocoder"]).sources["vocoder"].path == CHECKPOINT
+    )
+
+
+def test_a_converted_folder_prefers_its_own_parts(folder, tmp_path):
+    convert(folder, tmp_path / "mlx")
+    shutil.copy(UPSCALER, tmp_path / "mlx")
+    sources = Components.open(tmp_path / "mlx").sources
+    assert sources["upsampler"].path == tmp_path / "mlx" / "upsampler"
+    shutil.rmtree(tmp_path / "mlx" / "upsampler")
+    sources = Components.open(tmp_path / "mlx").sources
+    assert sources["upsampler"].path == tmp_path / "mlx" / UPSCALER.name
+    shutil.rmtree(tmp_path / "mlx" / "vocoder")
+    with pytest.raises(ValueError, match=r"\(converted folder\) has no vocoder"):
+        Components.open(tmp_path / "mlx")
 
 
 def test_what_is_not_beside_is_sought_on_the_hub(folder):
@@ -209,6 +228,25 @@ def test_newer_generations_are_refused_by_their_own_words(folder):
     assert description.version == "2.3.0"
     assert any("apply_gated_attention" in words for words in description.refusals)
     assert "vocoder" in description.parts and "transformer" not in description.parts
+
+
+def test_a_model_of_no_use_is_refused_before_its_company_is_fetched(folder):
+    shutil.rmtree(folder / "text_encoder")
+    single(folder, config=lambda config: config["vocoder"].update(resblock="AMP1"))
+    with pytest.raises(ValueError, match="VocoderConfig: resblock = 'AMP1'"):
+        Components.open(folder)
+
+
+def test_a_damaged_text_encoder_is_refused_when_opened(folder):
+    file = folder / "text_encoder" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="model.safetensors is cut off"):
+        Components.open(folder)
+    file.unlink()
+    with pytest.raises(
+        FileNotFoundError, match="no safetensors file in .*text_encoder"
+    ):
+        Components.open(folder)
 
 
 def test_damaged_files_are_refused_when_opened(folder):
