@@ -351,9 +351,7 @@ def _run_tiles(code: Coder, x: mx.array, grid: Grid) -> Iterator[mx.array]:
     times, rows, columns = grid
 
     def tile(time: Cut, row: Cut, column: Cut) -> mx.array:
-        y = code(x[:, :, time.source, row.source, column.source])
-        mx.eval(y)
-        return y
+        return code(x[:, :, time.source, row.source, column.source])
 
     def strip(time: Cut, row: Cut) -> mx.array:
         return _join((tile(time, row, column) for column in columns), columns, axis=4)
@@ -365,6 +363,7 @@ def _run_tiles(code: Coder, x: mx.array, grid: Grid) -> Iterator[mx.array]:
 
 
 def _join(tiles: Iterable[mx.array], cuts: list[Cut], axis: int) -> mx.array:
+    """The whole of an axis, evaluated."""
     y = mx.concatenate(list(_blend(tiles, cuts, axis)), axis=axis)
     mx.eval(y)
     return y
