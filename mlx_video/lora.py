@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from mlx_video.linear import dense_weight
 from mlx_video.weights import Weights, some, strip_prefixes
 
 # What may stand before the name of a transformer's layer; a bare name is one of the transformer's too.
@@ -168,14 +169,7 @@ def _dense(layer: nn.Module) -> nn.Linear:
     if isinstance(layer, nn.Linear):
         return layer
     dense = nn.Linear(1, 1, bias="bias" in layer)
-    dense.weight = mx.dequantize(
-        layer.weight,
-        layer.scales,
-        layer.get("biases"),
-        group_size=layer.group_size,
-        bits=layer.bits,
-        mode=layer.mode,
-    )
+    dense.weight = dense_weight(layer)
     if "bias" in layer:
         dense.bias = layer.bias
     return dense

@@ -6,6 +6,7 @@ Knows projections, norms and heads; not modulation, residuals or modalities.
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.linear import Linear
 from mlx_video.models.ltx.config import LTXRopeType
 from mlx_video.models.ltx.rope import Rope, apply_rotary, split_heads
 
@@ -27,10 +28,10 @@ class Attention(nn.Module):
         super().__init__()
         inner, context_dim = heads * head_dim, context_dim or dim
         self.heads, self.rope_type = heads, rope_type
-        self.to_q = nn.Linear(dim, inner)
-        self.to_k = nn.Linear(context_dim, inner)
-        self.to_v = nn.Linear(context_dim, inner)
-        self.to_out = nn.Linear(inner, dim)
+        self.to_q = Linear(dim, inner)
+        self.to_k = Linear(context_dim, inner)
+        self.to_v = Linear(context_dim, inner)
+        self.to_out = Linear(inner, dim)
         self.q_norm = nn.RMSNorm(inner, eps=norm_eps)
         self.k_norm = nn.RMSNorm(inner, eps=norm_eps)
 
@@ -75,8 +76,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, mult: int = 4):
         super().__init__()
-        self.proj_in = nn.Linear(dim, mult * dim)
-        self.proj_out = nn.Linear(mult * dim, dim)
+        self.proj_in = Linear(dim, mult * dim)
+        self.proj_out = Linear(mult * dim, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.proj_out(gelu(self.proj_in(x)))
