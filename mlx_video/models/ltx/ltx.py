@@ -74,9 +74,9 @@ class LTXModel(nn.Module):
 
     @property
     def dtype(self) -> mx.Dtype:
-        """The dtype to compute in: that of the norms, which are never quantized."""
+        """The dtype to compute in: that of the first layer, which is never quantized."""
         first, *_ = self.config.model_type.modalities
-        return self.transformer_blocks[0][named(first, "attn1")].q_norm.weight.dtype
+        return self[named(first, "patchify_proj")].weight.dtype
 
     # Names
 
