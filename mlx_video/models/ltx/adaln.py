@@ -4,9 +4,12 @@ Knows levels and rows; not tokens, blocks or what a row is used for.
 """
 
 import math
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from mlx_video.models.ltx.kernels import gated, norm_modulate
 
 EMBEDDING_WIDTH = 256
 
@@ -39,10 +42,43 @@ def timestep_embedding(timesteps: mx.array, dim: int) -> mx.array:
     return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
 
 
-def add_table(table: mx.array, rows: mx.array, dtype: mx.Dtype) -> list[mx.array]:
-    """A block's own rows (R, D) plus the shared ones (B, K, R, D): R arrays (B, K, D) in ``dtype``."""
-    total = _sum(table, rows).astype(dtype)
-    return [total[:, :, row] for row in range(table.shape[0])]
+class Modulation(NamedTuple):
+    """Shifts, scales and gates of a stream's tokens.
+
+    rows   (B, K, R, D), R rows for each distinct noise level, in the dtype of the tokens; B may be 1 for a whole batch
+    index  (N,) which of the K levels each token has; ``None`` where there is only one
+    """
+
+    rows: mx.array
+    index: mx.array | None
+
+    @classmethod
+    def of(cls, table: mx.array, rows: mx.array, index: mx.array | None, dtype):
+        """A block's own rows (R, D) plus the shared ones (B, K, R, D)."""
+        return cls(_sum(table, rows).astype(dtype), index)
+
+    def norm(self, x: mx.array, eps: float, *, shift: int, scale: int) -> mx.array:
+        """RMS-normed tokens (B, N, D), scaled and shifted by the rows of these numbers."""
+
+        def plain(x: mx.array, rows: mx.array) -> mx.array:
+            at = self._replace(rows=rows)
+            normed = mx.fast.rms_norm(x, None, eps)
+            return modulate(normed, at.row(shift), at.row(scale))
+
+        return norm_modulate(plain, x, self.rows, self.index, eps, shift, scale)
+
+    def gated(self, x: mx.array, update: mx.array, *, gate: int) -> mx.array:
+        """Tokens (B, N, D) plus ``update`` times the row of this number."""
+
+        def plain(x: mx.array, update: mx.array, rows: mx.array) -> mx.array:
+            return add_gated(x, update, self._replace(rows=rows).row(gate))
+
+        return gated(plain, x, update, self.rows, self.index, gate)
+
+    def row(self, number: int) -> mx.array:
+        """One row of every token, (B, N, D); (B, 1, D) where all tokens have one level."""
+        row = self.rows[:, :, number]
+        return row if self.index is None else mx.take(row, self.index, axis=1)
 
 
 @mx.compile
@@ -58,7 +94,7 @@ def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
 
 
 @mx.compile
-def gated(x: mx.array, update: mx.array, gate: mx.array) -> mx.array:
+def add_gated(x: mx.array, update: mx.array, gate: mx.array) -> mx.array:
     """``x + update * gate``, float32 inside the one fused kernel."""
     x32, update, gate = (a.astype(mx.float32) for a in (x, update, gate))
     return (x32 + update * gate).astype(x.dtype)

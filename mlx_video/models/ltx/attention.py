@@ -8,6 +8,7 @@ import mlx.nn as nn
 
 from mlx_video.linear import Linear
 from mlx_video.models.ltx.config import LTXRopeType
+from mlx_video.models.ltx.kernels import norm_rotate
 from mlx_video.models.ltx.rope import Rope, apply_rotary, split_heads
 
 
@@ -67,8 +68,15 @@ class Attention(nn.Module):
         self, linear: nn.Module, norm: nn.Module, x: mx.array, rope: Rope | None
     ) -> mx.array:
         """Queries or keys, (B, H, N, head_dim)."""
-        heads = split_heads(norm(linear(x)), self.heads)
-        return heads if rope is None else apply_rotary(heads, rope, self.rope_type)
+
+        def plain(x: mx.array, weight: mx.array) -> mx.array:
+            heads = split_heads(mx.fast.rms_norm(x, weight, norm.eps), self.heads)
+            return heads if rope is None else apply_rotary(heads, rope, self.rope_type)
+
+        x = linear(x)
+        if rope is None or self.rope_type is not LTXRopeType.SPLIT:
+            return plain(x, norm.weight)
+        return norm_rotate(plain, x, norm.weight, *rope, norm.eps)
 
 
 class FeedForward(nn.Module):

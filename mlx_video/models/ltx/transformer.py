@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_video.models.ltx.adaln import add_table, gated, modulate
+from mlx_video.models.ltx.adaln import Modulation
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.config import LTXModelConfig, named
 from mlx_video.models.ltx.rope import Rope
@@ -52,10 +52,6 @@ class Timesteps(NamedTuple):
         """Every level times ``sigma``, a number or (B,)."""
         per_item = sigma[:, None] if isinstance(sigma, mx.array) else sigma
         return self._replace(values=self.values * per_item, sigma=self.sigma * sigma)
-
-    def of_tokens(self, levels: mx.array) -> mx.array:
-        """Per level to per token, (B, K, ...) -> (B, N, ...); (B, 1, ...) where all tokens have one level."""
-        return levels if self.index is None else mx.take(levels, self.index, axis=1)
 
 
 class RopeTables(NamedTuple):
@@ -101,6 +97,12 @@ class Conditioning(NamedTuple):
 
 
 Rule = Callable[[Modality, mx.array, Conditioning], mx.array]
+Pace = Callable[[AV[mx.array]], AV[mx.array]]
+
+
+def at_once(x: AV[mx.array]) -> AV[mx.array]:
+    """The pace of a graph that is built whole before any of it runs."""
+    return x
 
 
 class TransformerBlock(nn.Module):
@@ -137,16 +139,19 @@ class TransformerBlock(nn.Module):
         conditioning: AV[Conditioning],
         attending: mx.array | bool = True,
         crossing: mx.array | bool = True,
+        pace: Pace = at_once,
     ) -> AV[mx.array]:
         """Tokens (B, N, D) of each stream -> the same shapes.
 
         attending  whether self-attention runs or only passes its values through
         crossing   whether the streams attend to each other; both may be (B, 1, 1), one answer per batch item
+        pace       sees the tokens after each third of the block
         """
-        x = _advance(partial(self._attend, attending=attending), x, conditioning)
+        attend = partial(self._attend, attending=attending)
+        x = pace(_advance(attend, x, conditioning))
         if crossing is not False and len(x.present) > 1:
-            x = self._exchange(x, conditioning, crossing)
-        return _advance(self._feed_forward, x, conditioning)
+            x = pace(self._exchange(x, conditioning, crossing))
+        return pace(_advance(self._feed_forward, x, conditioning))
 
     def _attend(
         self,
@@ -156,14 +161,15 @@ class TransformerBlock(nn.Module):
         attending: mx.array | bool,
     ) -> mx.array:
         """Attention to the stream's own tokens, then to its text."""
-        shift, scale, gate = self._modulation(modality, x, c)[:3]
+        modulation = self._modulation(modality, x, c)
         update = self[named(modality, "attn1")](
-            modulate(self._norm(x), shift, scale),
+            modulation.norm(x, self.norm_eps, shift=0, scale=1),
             rope=c.rope.tokens,
             attending=attending,
         )
-        x = gated(x, update, gate)
-        return x + self[named(modality, "attn2")](self._norm(x), c.context)
+        x = modulation.gated(x, update, gate=2)
+        normed = mx.fast.rms_norm(x, None, self.norm_eps)
+        return x + self[named(modality, "attn2")](normed, c.context)
 
     def _exchange(
         self,
@@ -172,53 +178,51 @@ class TransformerBlock(nn.Module):
         crossing: mx.array | bool,
     ) -> AV[mx.array]:
         """Each stream attends to the other as it was before either changed."""
-        normed = x.map(self._norm)
+        before = x.map(self._cross_modulation, MODALITIES, conditioning)
 
-        def listen(modality: Modality, x: mx.array, c: Conditioning) -> mx.array:
-            other = OTHER[modality]
-            query, context = (
-                self._cross_modulated(m, normed[m], conditioning[m], into=modality)
-                for m in (modality, other)
+        def normed(modality: Modality, into: Modality) -> mx.array:
+            """A stream's tokens as the attention ``into`` a modality wants them, be it query or context."""
+            scale = 0 if into is Modality.VIDEO else 2
+            return before[modality].norm(
+                x[modality], self.norm_eps, scale=scale, shift=scale + 1
             )
+
+        def listen(modality: Modality, tokens: mx.array, c: Conditioning) -> mx.array:
+            other = OTHER[modality]
             update = self[_exchange_attention(modality)](
-                query,
-                context,
+                normed(modality, into=modality),
+                normed(other, into=modality),
                 rope=c.rope.cross,
                 context_rope=conditioning[other].rope.cross,
             )
+            if crossing is not True:
+                update = update * crossing.astype(update.dtype)
             table = self[_exchange_table(modality)][4:]
-            (gate,) = add_table(table, c.cross_gate, x.dtype)
-            return gated(x, update, gate if crossing is True else gate * crossing)
+            gate = Modulation.of(table, c.cross_gate, None, tokens.dtype)
+            return gate.gated(tokens, update, gate=0)
 
         return _advance(listen, x, conditioning)
 
     def _feed_forward(
         self, modality: Modality, x: mx.array, c: Conditioning
     ) -> mx.array:
-        shift, scale, gate = self._modulation(modality, x, c)[3:]
-        update = self[named(modality, "ff")](modulate(self._norm(x), shift, scale))
-        return gated(x, update, gate)
-
-    def _norm(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, None, self.norm_eps)
+        modulation = self._modulation(modality, x, c)
+        normed = modulation.norm(x, self.norm_eps, shift=3, scale=4)
+        return modulation.gated(x, self[named(modality, "ff")](normed), gate=5)
 
     def _modulation(
         self, modality: Modality, x: mx.array, c: Conditioning
-    ) -> list[mx.array]:
-        """The six rows of a stream, each (B, 1 or N, D)."""
+    ) -> Modulation:
+        """The six rows of a stream: shift, scale and gate of self-attention, then of the feed-forward network."""
         table = self[named(modality, "scale_shift_table")]
-        rows = add_table(table, c.rows, x.dtype)
-        return [c.timesteps.of_tokens(row) for row in rows]
+        return Modulation.of(table, c.rows, c.timesteps.index, x.dtype)
 
-    def _cross_modulated(
-        self, modality: Modality, normed: mx.array, c: Conditioning, into: Modality
-    ) -> mx.array:
-        """A stream's normed tokens as the attention ``into`` a modality wants them, be it query or context."""
-        first = 0 if into is Modality.VIDEO else 2
-        table = self[_exchange_table(modality)][first : first + 2]
-        rows = c.cross_rows[:, :, first : first + 2]
-        scale, shift = map(c.timesteps.of_tokens, add_table(table, rows, normed.dtype))
-        return modulate(normed, shift, scale)
+    def _cross_modulation(
+        self, x: mx.array, modality: Modality, c: Conditioning
+    ) -> Modulation:
+        """The four rows of a stream: scale and shift where audio flows to video, then where video flows to audio."""
+        table = self[_exchange_table(modality)][:4]
+        return Modulation.of(table, c.cross_rows, c.timesteps.index, x.dtype)
 
 
 def _advance(

@@ -6,7 +6,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video.models.ltx.adaln import add_table, gated, modulate, timestep_embedding
+from mlx_video.models.ltx.adaln import (
+    Modulation,
+    add_gated,
+    modulate,
+    timestep_embedding,
+)
 from mlx_video.models.ltx.transformer import MODALITIES, Timesteps
 from mlx_video.types import AV, Modality
 from tests.models.ltx.dit import (
@@ -29,6 +34,11 @@ def conditioning(timesteps, some=model(), sigma=SIGMA):
     return streams.map(some._conditioning, MODALITIES, swapped)
 
 
+def of_tokens(levels: mx.array, timesteps: Timesteps) -> mx.array:
+    """What every token has of (B, K, ...)."""
+    return Modulation(levels[:, :, None], timesteps.index).row(0)
+
+
 def test_timestep_embedding():
     rope = vectors("rope")
     ours = timestep_embedding(rope["timesteps"], 256)
@@ -44,7 +54,7 @@ def test_rows_of_each_level_reach_its_tokens(name):
         (c.cross_rows, "cross_scale_shift_timestep"),
     ):
         expected = DIT[f"int.{name}.video_{official}"]
-        ours = c.timesteps.of_tokens(ours.flatten(2))
+        ours = of_tokens(ours.flatten(2), c.timesteps)
         ours = mx.broadcast_to(ours, expected.shape)
         assert error(ours, expected) < MODULE_TOLERANCE
 
@@ -137,7 +147,7 @@ def test_levels_reproduce_every_token():
     timesteps = Timesteps.from_mask(0.5, some_mask())
     assert timesteps.values.shape == (2, 4)  # 0, 1, 0.5 and the one that differs
     assert timesteps.values.dtype == mx.float32
-    tokens = timesteps.of_tokens(timesteps.values)
+    tokens = of_tokens(timesteps.values, timesteps)
     assert mx.array_equal(tokens, some_mask()[..., 0] * 0.5)
     assert timesteps.sigma.tolist() == [0.5, 0.5]
 
@@ -152,15 +162,15 @@ def test_a_mask_of_one_item_takes_the_noise_levels_of_many():
     sigma = mx.array([0.2, 0.4])
     timesteps = Timesteps.from_mask(sigma, some_mask()[:1])
     assert mx.array_equal(timesteps.sigma, sigma)
-    tokens = timesteps.of_tokens(timesteps.values)
+    tokens = of_tokens(timesteps.values, timesteps)
     assert mx.allclose(tokens, some_mask()[:1, :, 0] * sigma[:, None])
 
 
 def test_levels_from_tokens_equal_levels_from_a_mask():
     mask = some_mask()
-    of_tokens = Timesteps.from_tokens(mask * 0.5, 0.5)
+    of_levels = Timesteps.from_tokens(mask * 0.5, 0.5)
     of_mask = Timesteps.from_mask(0.5, mask)
-    for ours, expected in zip(of_tokens, of_mask):
+    for ours, expected in zip(of_levels, of_mask):
         assert mx.array_equal(ours, expected)
 
 
@@ -173,7 +183,7 @@ def test_elementwise_rules_round_once(dtype):
     x64, y64, row64 = (np.array(a.astype(mx.float32)) for a in (x, y, row))
     for ours, exact in (
         (modulate(x, row, row), x64 * (1 + row64) + row64),
-        (gated(x, y, row), x64 + y64 * row64),
+        (add_gated(x, y, row), x64 + y64 * row64),
     ):
         assert ours.dtype == dtype
         assert mx.allclose(ours, mx.array(exact).astype(dtype), rtol=1e-6, atol=1e-6)
@@ -182,6 +192,6 @@ def test_elementwise_rules_round_once(dtype):
 def test_tables_are_added_in_float32():
     table = mx.full((2, 4), 1 / 3)
     rows = mx.full((1, 1, 2, 4), 256.0).astype(mx.bfloat16)
-    first, _ = add_table(table, rows, mx.float32)
+    first = Modulation.of(table, rows, None, mx.float32).row(0)
     assert first.shape == (1, 1, 4)
     assert mx.allclose(first, mx.array(256 + 1 / 3), atol=1e-4)

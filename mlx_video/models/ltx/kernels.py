@@ -1,0 +1,203 @@
+"""CUDA kernels for the passes over tokens between the matrix products.
+
+Knows rows and registers; what each pass means is said by the plain MLX that it is given with, which runs on every other
+backend, and whose gradient is this one's. One kernel in place of several moves every token through memory once.
+"""
+
+from functools import cache
+from typing import Callable, Sequence
+
+import mlx.core as mx
+
+WARP = 32
+WIDTH = 8  # features a thread loads at once: 16 bytes of bfloat16
+MAX_THREADS = 1024
+
+HEADER = """
+template <typename T>
+struct alignas(sizeof(T) * 8) Pack { T at[8]; };
+
+template <typename T>
+__device__ Pack<T> load(const T* p) { return *reinterpret_cast<const Pack<T>*>(p); }
+
+template <typename T>
+__device__ void store(T* p, const Pack<T>& v) { *reinterpret_cast<Pack<T>*>(p) = v; }
+
+// The sum of every thread's value, known to every thread of the block.
+__device__ float block_sum(float value) {
+  __shared__ float partial[32];
+  for (int lane = 16; lane > 0; lane >>= 1)
+    value += __shfl_xor_sync(0xffffffff, value, lane);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  float total = 0;
+  for (int warp = 0; warp < blockDim.x / 32; ++warp) total += partial[warp];
+  return total;
+}
+"""
+
+# One block a token, one thread for WIDTH features. The rows of its noise level begin at `row`.
+TOKEN = """
+  const int token = blockIdx.x, feature = threadIdx.x * 8, N = x_shape[1];
+  const int batch = ROWS_BATCH == 1 ? 0 : token / N;
+  const int level = LEVELS == 1 ? 0 : levels[token % N];
+  const T* row = rows + size_t(batch * LEVELS + level) * R * D + feature;
+  const size_t at = size_t(token) * D + feature;
+  auto v = load(x + at);
+"""
+
+NORM_MODULATE = """
+  float squares = 0;
+  for (int i = 0; i < 8; ++i) squares += float(v.at[i]) * float(v.at[i]);
+  const float inverse = rsqrtf(block_sum(squares) / D + EPS);
+  const auto shift = load(row + SHIFT * D), scale = load(row + SCALE * D);
+  for (int i = 0; i < 8; ++i)
+    v.at[i] = T(float(T(float(v.at[i]) * inverse)) * (1.0f + float(scale.at[i])) + float(shift.at[i]));
+  store(out + at, v);
+"""
+
+GATED = """
+  const auto u = load(update + at), gate = load(row + GATE * D);
+  for (int i = 0; i < 8; ++i)
+    v.at[i] = T(float(v.at[i]) + float(u.at[i]) * float(gate.at[i]));
+  store(out + at, v);
+"""
+
+# One thread for WIDTH features of a head's first half and the WIDTH of its second half that they are turned with.
+NORM_ROTATE = """
+  const int token = blockIdx.x, N = x_shape[1];
+  const int head = threadIdx.x * 8 / HALF, pair = threadIdx.x * 8 % HALF;
+  const int feature = head * 2 * HALF + pair;
+  const size_t at = size_t(token) * D + feature;
+  auto a = load(x + at), b = load(x + at + HALF);
+  float squares = 0;
+  for (int i = 0; i < 8; ++i)
+    squares += float(a.at[i]) * float(a.at[i]) + float(b.at[i]) * float(b.at[i]);
+  const float inverse = rsqrtf(block_sum(squares) / D + EPS);
+  const auto wa = load(weight + feature), wb = load(weight + feature + HALF);
+  const size_t batch = TABLE_BATCH == 1 ? 0 : token / N;
+  const size_t turn = ((batch * (D / HALF / 2) + head) * N + token % N) * HALF + pair;
+  const auto c = load(cos + turn), s = load(sin + turn);
+  for (int i = 0; i < 8; ++i) {
+    const float p = float(T(float(a.at[i]) * inverse * float(wa.at[i])));
+    const float q = float(T(float(b.at[i]) * inverse * float(wb.at[i])));
+    a.at[i] = T(p * c.at[i] - q * s.at[i]);
+    b.at[i] = T(q * c.at[i] + p * s.at[i]);
+  }
+  store(out + at, a);
+  store(out + at + HALF, b);
+"""
+
+
+def norm_modulate(
+    plain: Callable[[mx.array, mx.array], mx.array],
+    x: mx.array,
+    rows: mx.array,
+    index: mx.array | None,
+    eps: float,
+    shift: int,
+    scale: int,
+) -> mx.array:
+    """``plain(x, rows)``: RMS norm of x (B, N, D), then ``* (1 + scale) + shift`` with rows (B, K, R, D)."""
+    if not _fits(x, WIDTH):
+        return plain(x, rows)
+    source = TOKEN + NORM_MODULATE.replace("EPS", f"{eps}f")
+    kernel = _kernel("norm_modulate", ("x", "rows", "levels"), source)
+
+    def run(x: mx.array, rows: mx.array) -> mx.array:
+        inputs = [x, rows, _levels(index)]
+        constants = [*_of_rows(rows), ("SHIFT", shift), ("SCALE", scale)]
+        return _launch(kernel, inputs, constants, x, WIDTH)
+
+    return _with_gradient(run, plain)(x, rows)
+
+
+def gated(
+    plain: Callable[[mx.array, mx.array, mx.array], mx.array],
+    x: mx.array,
+    update: mx.array,
+    rows: mx.array,
+    index: mx.array | None,
+    gate: int,
+) -> mx.array:
+    """``plain(x, update, rows)``: x + update * gate, with rows (B, K, R, D)."""
+    if not _fits(x, WIDTH):
+        return plain(x, update, rows)
+    kernel = _kernel("gated", ("x", "update", "rows", "levels"), TOKEN + GATED)
+
+    def run(x: mx.array, update: mx.array, rows: mx.array) -> mx.array:
+        inputs = [x, update, rows, _levels(index)]
+        return _launch(kernel, inputs, [*_of_rows(rows), ("GATE", gate)], x, WIDTH)
+
+    return _with_gradient(run, plain)(x, update, rows)
+
+
+def norm_rotate(
+    plain: Callable[[mx.array, mx.array], mx.array],
+    x: mx.array,
+    weight: mx.array,
+    cos: mx.array,
+    sin: mx.array,
+    eps: float,
+) -> mx.array:
+    """``plain(x, weight)``: x (B, N, H * D) normed over all heads, turned in split halves -> (B, H, N, D)."""
+    half = cos.shape[-1]
+    if half % WIDTH or not _fits(x, 2 * WIDTH):
+        return plain(x, weight)
+    source = NORM_ROTATE.replace("EPS", f"{eps}f")
+    kernel = _kernel("norm_rotate", ("x", "weight", "cos", "sin"), source)
+
+    def run(x: mx.array, weight: mx.array) -> mx.array:
+        inputs = [x, weight, cos, sin]
+        constants = [("HALF", half), ("TABLE_BATCH", cos.shape[0])]
+        out = _launch(kernel, inputs, constants, x, 2 * WIDTH)
+        return mx.unflatten(out, -1, (-1, 2 * half)).swapaxes(1, 2)
+
+    return _with_gradient(run, plain)(x, weight)
+
+
+def _fits(x: mx.array, features: int) -> bool:
+    """Whether this is CUDA, and a block of whole warps covers a token with ``features`` a thread."""
+    threads, rest = divmod(x.shape[-1], features)
+    whole = rest == 0 and threads % WARP == 0 and threads <= MAX_THREADS
+    return whole and mx.default_device() == mx.gpu and mx.cuda.is_available()
+
+
+def _launch(kernel, inputs: list, constants: list, x: mx.array, features: int):
+    """One block for each token of x (B, N, D), of as many threads as share its features."""
+    threads = x.shape[-1] // features
+    return kernel(
+        inputs=inputs,
+        template=[("T", x.dtype), ("D", x.shape[-1]), *constants],
+        grid=(threads * x.shape[0] * x.shape[1], 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[x.shape],
+        output_dtypes=[x.dtype],
+    )[0]
+
+
+def _of_rows(rows: mx.array) -> list[tuple[str, int]]:
+    B, K, R, _ = rows.shape
+    return [("ROWS_BATCH", B), ("LEVELS", K), ("R", R)]
+
+
+def _levels(index: mx.array | None) -> mx.array:
+    return mx.zeros(1, mx.int32) if index is None else index.astype(mx.int32)
+
+
+@cache
+def _kernel(name: str, inputs: Sequence[str], source: str):
+    return mx.fast.cuda_kernel(
+        name=name,
+        input_names=list(inputs),
+        output_names=["out"],
+        source=source,
+        header=HEADER,
+    )
+
+
+def _with_gradient(run: Callable, plain: Callable) -> Callable:
+    """``run`` with the gradient of ``plain``."""
+    function = mx.custom_function(run)
+    function.vjp(lambda primals, cotangents, _: mx.vjp(plain, primals, cotangents)[1])
+    return function
