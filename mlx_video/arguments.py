@@ -196,6 +196,18 @@ def _add_output(parser: argparse.ArgumentParser, audio: bool) -> None:
     group = parser.add_argument_group("memory and output")
     add_tiling(group, default="auto")
     group.add_argument(
+        "--quantize",
+        type=int,
+        choices=(8, 4),
+        help="bits of the transformer's weights in memory: 8 takes half of it, 4 a quarter at some cost in quality "
+        "(default: as they are stored)",
+    )
+    group.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="read the transformer's weights from the file in each step, under 3 GiB at a time: slower",
+    )
+    group.add_argument(
         "--audio",
         action=argparse.BooleanOptionalAction,
         default=audio,
@@ -277,6 +289,8 @@ def files_from(args: argparse.Namespace) -> Files:
         loras=tuple(_lora_from(words) for words in getattr(args, "lora", ())),
         distilled_lora=getattr(args, "distilled_lora", None),
         dtype=args.dtype,
+        quantize=getattr(args, "quantize", None),
+        low_memory=getattr(args, "low_memory", False),
     )
 
 

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_video import hub
-from mlx_video.models.ltx.components import Announce, Components, build
+from mlx_video.models.ltx.components import (
+    Announce,
+    Components,
+    build,
+    quantize_blocks,
+)
 from mlx_video.models.ltx.layouts import PARTS, QUANTIZATION, VARIANTS, Source
 from mlx_video.weights import Weights, aside, save
 
@@ -22,9 +26,6 @@ BAD_INPUT = 2  # exit code
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-
-# The layers that hold nearly all of the weights. The few around them set scales and are cheap to keep exact.
-QUANTIZED = "transformer_blocks."
 
 
 def convert(
@@ -101,21 +102,6 @@ def _tensors(
     if quantization:
         quantize_blocks(module, **quantization)
     return dict(tree_flatten(module.parameters()))
-
-
-def quantize_blocks(
-    module: nn.Module, group_size: int, bits: int, mode: str = "affine"
-) -> None:
-    """Quantize the Linears of ``module``'s transformer blocks whose width the groups divide."""
-
-    def chosen(path: str, layer: nn.Module) -> bool:
-        return (
-            path.startswith(QUANTIZED)
-            and isinstance(layer, nn.Linear)
-            and layer.weight.shape[-1] % group_size == 0
-        )
-
-    nn.quantize(module, group_size, bits, mode=mode, class_predicate=chosen)
 
 
 def _copy_gemma(source: Path, target: Path) -> None:

@@ -27,6 +27,8 @@ class Files:
     loras           (file, strength) pairs to fuse into the transformer
     distilled_lora  for the refinement of the two-stage dev recipe
     dtype           of the weights: "bfloat16", "float16" or "float32"; ``None`` is bfloat16 on a GPU, float32 on a CPU
+    quantize        bits of the transformer's blocks in memory, 8 or 4; ``None`` keeps them as they are stored
+    low_memory      whether the transformer's blocks are read in each step instead of kept
     """
 
     model: str = MODEL_REPO
@@ -35,6 +37,8 @@ class Files:
     loras: tuple[tuple[str, float], ...] = ()
     distilled_lora: str | None = None
     dtype: str | None = None
+    quantize: int | None = None
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ def open_components(
         loras=files.loras,
         distilled_lora=files.distilled_lora,
         dtype=None if files.dtype is None else getattr(mx, files.dtype),
+        quantize=files.quantize,
+        low_memory=files.low_memory,
         needs=needs,
         announce=announce,
     )

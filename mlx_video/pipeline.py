@@ -136,7 +136,8 @@ class Pipeline:
     One large component is resident at a time: each is loaded when its turn comes and freed after it.
 
     health   look at what each phase made and raise ``HealthError`` when it is garbage
-    batched  run the guided passes in one batch: faster where memory allows it
+    batched  run the guided passes in one batch: faster where memory allows it; blocks that are read in each step are
+             always shared by its passes
     """
 
     def __init__(
@@ -268,7 +269,8 @@ class Pipeline:
     ) -> Generator[Step, None, AV[LatentState]]:
         total = len(stage.sigmas) - 1
         strengths = states.map(lambda _, guidance: guidance, stage.guidance)
-        denoise = guided(predict, embeddings, strengths, batched=self.batched)
+        batched = self.batched or self.components.low_memory
+        denoise = guided(predict, embeddings, strengths, batched=batched)
         yield Step(name, 0, total, stage.sigmas[0])
         steps = euler(denoise, states, stage.sigmas)
         for index, (states, sigma) in enumerate(steps, start=1):

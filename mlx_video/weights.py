@@ -201,7 +201,7 @@ def load(
     module.load_weights([(k, _cast(k, v, dtype)) for k, v in weights.items()])
 
 
-def materialize(module: nn.Module, batch_bytes: int = GB) -> None:
+def materialize(module: nn.Module, batch_bytes: int = GB // 4) -> None:
     """Read and compute every parameter of ``module``, a batch at a time so that temporary copies stay few."""
     batch, size = [], 0
     for _, value in tree_flatten(module.parameters()):

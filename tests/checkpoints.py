@@ -8,7 +8,7 @@ from typing import Callable
 
 import mlx.core as mx
 
-from tests.reference import CHECKPOINT, TINY, UPSCALER
+from tests.reference import CHECKPOINT, UPSCALER
 from tests.tiny_tokenizer import make_text_encoder_folder
 
 MODEL = "ltx-2-tiny.safetensors"
@@ -50,4 +50,14 @@ def write_raw(file: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> P
         data += raw
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return file
+
+
+def write_lora(file: Path, *names: str) -> Path:
+    """A LoRA of rank 2 that adds 2 to every weight of some layers of 64 by 64."""
+    weights = {}
+    for name in names:
+        weights[f"{name}.lora_A.weight"] = mx.ones((2, 64))
+        weights[f"{name}.lora_B.weight"] = mx.ones((64, 2))
+    mx.save_safetensors(str(file), weights)
     return file

@@ -76,6 +76,11 @@ def test_loras_take_a_strength():
     assert files.loras == (("a", 1.0), ("b", 0.5))
 
 
+def test_weights_take_less_memory_where_asked():
+    assert job("-p", "a cat", "--quantize", "4").files == Files(quantize=4)
+    assert job("-p", "a cat", "--low-memory").files == Files(low_memory=True)
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [

@@ -11,8 +11,12 @@ from mlx.utils import tree_flatten
 
 from mlx_video import convert as door
 from mlx_video import weights
-from mlx_video.convert import convert, main, quantize_blocks
-from mlx_video.models.ltx.components import Components, describe
+from mlx_video.convert import convert, main
+from mlx_video.models.ltx.components import (
+    Components,
+    describe,
+    quantize_blocks,
+)
 from mlx_video.models.ltx.layouts import PARTS
 from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.reference import CHECKPOINT, checkpoint

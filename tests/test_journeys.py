@@ -76,6 +76,8 @@ DEV = ["--steps", "2", "--stg-blocks", "1"]
         (generate_av.main, ["--output-audio", "output.wav"], True),
         (generate_dev.main, DEV, False),
         (generate_dev.main, [*DEV, "--audio", "--batch-guidance"], True),
+        (generate_dev.main, [*DEV, "--audio", "--low-memory"], True),
+        (generate.main, ["--quantize", "8"], False),
         (mlx_video_generate, [], True),
         (mlx_video_generate, ["--no-audio"], False),
         (mlx_video_generate, ["--variant", "dev", *DEV, "--cfg-scale", "4.0"], True),
@@ -194,6 +196,15 @@ def test_a_quantized_folder_makes_a_clip(model, here):
     assert len(read_clip(here / "output.mp4")[0]) == 9
 
 
+def test_low_memory_makes_the_same_clip_and_is_recorded(model, here):
+    assert typed(generate_dev.main, model, *DEV, "--batch-guidance") == 0
+    assert typed(generate_dev.main, model, *DEV, "--low-memory", "-o", "b.mp4") == 0
+    a, b = (np.stack(read_clip(here / n)[0]) for n in ("output.mp4", "b.mp4"))
+    assert np.array_equal(a, b)
+    files = Job.from_record(here / "b.mp4").files
+    assert files == Files(str(model), low_memory=True)
+
+
 # The Python interface
 
 
@@ -301,6 +312,7 @@ MISTAKES = {
     "no model": (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
     "text encoder": (["--text-encoder", "nowhere/at/all"], "nowhere/at/all"),
     "lora": (["--lora", "nowhere.safetensors"], "nowhere.safetensors"),
+    "two savings": (["--quantize", "8", "--low-memory"], "leave out one of them"),
     "suffix": (["-o", "clip.avi"], "does not end in .mp4; try clip.mp4"),
     "folder": (["-o", "nowhere/clip.mp4"], "There is no folder nowhere"),
     "existing": (["-o", "there.mp4"], "there.mp4 exists.*--overwrite"),

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -30,6 +31,7 @@ from mlx_video.models.ltx.layouts import (
     part_config,
 )
 from mlx_video.models.ltx.ltx import X0Model
+from mlx_video.models.ltx.streaming import BlockStream
 from mlx_video.weights import (
     Weights,
     dequantize_fp8,
@@ -52,6 +54,10 @@ def announce_to_log(plan: hub.Plan) -> None:
 
 DISTILLED_LORA = "distilled_lora"  # not a part, but it too can be needed
 
+# The layers that hold nearly all of the weights. The few around them set scales and are cheap to keep exact.
+QUANTIZED = "transformer_blocks."
+GROUP_SIZE = 64  # weights that share a scale
+
 
 class LoRA(NamedTuple):
     """A LoRA file (path, or owner/repository/file on the hub) and how strongly it is fused."""
@@ -64,8 +70,16 @@ class Fusion(NamedTuple):
     """That a LoRA was fused into a part, and how well it matched."""
 
     file: Path
+    strength: float
     part: str
     report: lora.Report
+
+    def __str__(self) -> str:
+        matched, skipped, dense = map(len, self.report)
+        return (
+            f"{self.file} at {self.strength:g}: {matched} layers of the {self.part}, {skipped} names skipped, "
+            f"{dense} layers no longer quantized"
+        )
 
 
 class Components:
@@ -75,6 +89,8 @@ class Components:
     dtype           of the floating-point weights
     loras           fused into every part that they concern
     distilled_lora  the LoRA of the two-stage dev recipe; ``None`` if there is none
+    quantize        bits to which the transformer's blocks are quantized as they are loaded; ``None`` leaves them
+    low_memory      whether the transformer's blocks are read as they are used instead of kept
     resident        names of the parts on loan
     fusions         what was fused so far, oldest first
     """
@@ -85,11 +101,15 @@ class Components:
         dtype: mx.Dtype,
         loras: Iterable[LoRA] = (),
         distilled_lora: Path | None = None,
+        quantize: int | None = None,
+        low_memory: bool = False,
     ):
         self.sources = dict(sources)
         self.dtype = dtype
         self.loras = tuple(loras)
         self.distilled_lora = distilled_lora
+        self.quantize = quantize
+        self.low_memory = low_memory
         self.resident: list[str] = []
         self.fusions: list[Fusion] = []
 
@@ -104,6 +124,8 @@ class Components:
         loras: Iterable[tuple[str | Path, float]] = (),
         distilled_lora: str | Path | None = None,
         dtype: mx.Dtype | None = None,
+        quantize: int | None = None,
+        low_memory: bool = False,
         needs: Iterable[str] = tuple(PARTS),
         announce: Announce = announce_to_log,
     ) -> "Components":
@@ -114,6 +136,8 @@ class Components:
         text_encoder  Gemma 3 folder or repository; ``None`` looks beside the model, then on the hub
         upsampler     file or folder, likewise; so is ``distilled_lora``
         dtype         ``None`` is bfloat16 on a GPU and float32 on a CPU
+        quantize      bits of the transformer's blocks in memory, from weights that are not quantized yet
+        low_memory    read the transformer's blocks from the file in each step instead of keeping them
         needs         the parts to find, and "distilled_lora"; nothing else is fetched
         announce      hears what is about to be downloaded
         Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, for whatever would stop a run later.
@@ -128,6 +152,8 @@ class Components:
             sources["upsampler"] = find.find_upsampler(upsampler, announce)
         for name in sources.keys() & set(needs):
             find.check_source(name, sources[name])
+        if "transformer" in needs:
+            find.check_residency(sources["transformer"], quantize, low_memory)
         if distilled_lora or DISTILLED_LORA in needs:
             distilled_lora = find.find_distilled_lora(
                 distilled_lora, layout.path, announce
@@ -135,7 +161,8 @@ class Components:
         loras = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
         for lora_file, _ in loras:
             find.check_lora(lora_file)
-        return cls(sources, dtype or default_dtype(), loras, distilled_lora)
+        dtype = dtype or default_dtype()
+        return cls(sources, dtype, loras, distilled_lora, quantize, low_memory)
 
     # Lending
 
@@ -226,22 +253,36 @@ class Components:
         if name == "text_encoder":
             encoder = PARTS[name].module.load(source.path, self.dtype)
             return encoder, encoder.model
-        module = build(name, source, self.dtype, model_type)
-        self._fuse(name, module, loras)
+        network = partial(self._network, name, model_type, tuple(loras))
+        module, fusions = network()
+        self.fusions += fusions
+        for fusion in fusions:
+            log.info("%s", fusion)
+        if name == "transformer" and self.low_memory:
+            blocks = lambda: network()[0].transformer_blocks
+            module.transformer_blocks = BlockStream(blocks)
         return module, module
 
-    def _fuse(self, name: str, module: nn.Module, loras: Iterable[LoRA]) -> None:
-        for file, strength in loras:
-            weights, _ = read(file)
-            if not lora.concerns(weights, type(module)):
-                continue
+    def _network(
+        self, name: str, model_type: LTXModelType, loras: tuple[LoRA, ...]
+    ) -> tuple[nn.Module, list[Fusion]]:
+        """A part as it is to compute, all of it lazy, and what was fused into it."""
+        module = build(name, self.sources[name], self.dtype, model_type)
+        fusions = fuse(name, module, loras)
+        if name == "transformer" and self.quantize:
+            quantize_blocks(module, GROUP_SIZE, self.quantize)
+        return module, fusions
+
+
+def fuse(name: str, module: nn.Module, loras: Iterable[LoRA]) -> list[Fusion]:
+    """Fuse those of ``loras`` that concern part ``name`` into it, lazily."""
+    fusions = []
+    for file, strength in loras:
+        weights, _ = read(file)
+        if lora.concerns(weights, type(module)):
             report = lora.fuse(module, weights, strength, str(file))
-            self.fusions.append(Fusion(file, name, report))
-            log.info(
-                "%s at %g: %d layers of the %s, %d names skipped, %d layers no longer quantized",
-                *(file, strength, len(report.matched), name),
-                *(len(report.skipped), len(report.dense)),
-            )
+            fusions.append(Fusion(file, strength, name, report))
+    return fusions
 
 
 def build(
@@ -272,6 +313,21 @@ def part_weights(name: str, source: Source, dtype: mx.Dtype = mx.bfloat16) -> We
     """The lazy tensors of one part under our names; ``dtype`` is what fp8 ones become."""
     weights, _ = read(source.path)
     return PARTS[name].module.sanitize(dequantize_fp8(weights, dtype))
+
+
+def quantize_blocks(
+    module: nn.Module, group_size: int, bits: int, mode: str = "affine"
+) -> None:
+    """Quantize the Linears of ``module``'s transformer blocks whose width the groups divide, lazily."""
+
+    def chosen(path: str, layer: nn.Module) -> bool:
+        return (
+            path.startswith(QUANTIZED)
+            and isinstance(layer, nn.Linear)
+            and layer.weight.shape[-1] % group_size == 0
+        )
+
+    nn.quantize(module, group_size, bits, mode=mode, class_predicate=chosen)
 
 
 def default_dtype() -> mx.Dtype:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,7 +14,8 @@ from mlx_video.convert import convert
 from mlx_video.models.ltx.components import Components, build, describe
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.layouts import PARTS, choose_checkpoint, identify
-from tests.checkpoints import MODEL, rewrite, tiny_folder
+from mlx_video.weights import materialize
+from tests.checkpoints import MODEL, rewrite, tiny_folder, write_lora
 from tests.reference import CHECKPOINT, FIXTURES, TINY, UPSCALER, checkpoint
 
 IN_SINGLE_FILE = [name for name, part in PARTS.items() if part.block]
@@ -384,15 +386,6 @@ def test_the_dtype_is_float32_on_a_cpu_and_spares_the_tables(folder):
 # LoRA
 
 
-def write_lora(file: Path, *names: str) -> Path:
-    weights = {}
-    for name, width in zip(names, (64, 64)):
-        weights[f"{name}.lora_A.weight"] = mx.ones((2, width))
-        weights[f"{name}.lora_B.weight"] = mx.ones((width, 2))
-    mx.save_safetensors(str(file), weights)
-    return file
-
-
 LAYER = "transformer_blocks.1.attn1.to_q"
 
 
@@ -516,3 +509,67 @@ def test_every_block_of_the_real_config_is_accepted(folder):
         config.update(real)
 
     assert Components.open(single(folder, config=replace))
+
+
+# Quantizing on load
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_on_load_is_converted_then_loaded(folder, tmp_path, bits):
+    convert(folder, tmp_path / "q", quantize=True, q_bits=bits)
+    held = {}
+    for path, asked in ((folder, bits), (tmp_path / "q", None)):
+        components = Components.open(path, dtype=mx.bfloat16, quantize=asked)
+        with components.lend("transformer") as model:
+            held[path] = parameters(model)
+    ours, converted = held.values()
+    assert ours.keys() == converted.keys()
+    assert all(mx.array_equal(ours[key], converted[key]) for key in ours)
+    # Groups of 64 do not divide the sound's 32 channels.
+    assert "transformer_blocks.0.attn1.to_q.scales" in ours
+    assert "transformer_blocks.0.audio_attn1.to_q.scales" not in ours
+
+
+def test_loras_are_fused_before_quantizing(folder, tmp_path):
+    file = write_lora(tmp_path / "style.safetensors", f"diffusion_model.{LAYER}")
+    before = checkpoint()[0][f"model.diffusion_model.{LAYER}.weight"]
+    components = Components.open(folder, loras=[(file, 0.25)], quantize=8)
+    with components.lend("transformer") as model:
+        layer = model.transformer_blocks[1].attn1.to_q
+        expected = mx.quantize(before + 0.5, 64, 8)
+        for name, value in zip(("weight", "scales", "biases"), expected):
+            assert mx.allclose(layer[name], value)
+    assert components.fusions[0].report.dense == ()
+
+
+def test_quantizing_touches_the_transformer_alone(folder):
+    with Components.open(folder, quantize=8).lend("connectors") as connectors:
+        assert not any("scales" in name for name in parameters(connectors))
+
+
+def test_dense_weights_are_never_whole_in_memory(large, monkeypatch):
+    by_block = partial(materialize, batch_bytes=1_000_000)
+    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", by_block)
+    quantized, dense = (
+        peak_of_a_loan(Components({"transformer": large}, mx.float32, quantize=bits))
+        for bits in (4, None)
+    )
+    assert quantized < 0.5 * dense
+
+
+def peak_of_a_loan(components: Components) -> int:
+    mx.synchronize()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    with components.transformer():
+        return mx.get_peak_memory() - before
+
+
+def test_quantizing_twice_is_refused(folder, tmp_path):
+    convert(folder, tmp_path / "q", quantize=True, q_bits=4)
+    with pytest.raises(
+        ValueError,
+        match="transformer is quantized already, to 4 bits; leave out --quantize",
+    ):
+        Components.open(tmp_path / "q", quantize=8)
+    assert Components.open(tmp_path / "q", quantize=8, needs=["vocoder"])
