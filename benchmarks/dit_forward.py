@@ -1,6 +1,6 @@
 """One forward of the full 19B transformer with sound, bfloat16, random weights: this package beside diffusers.
 
-    python benchmarks/dit_forward.py [--compile] [--json PATH] [--tiny]
+    python benchmarks/dit_forward.py [--compile] [--quantize 8 4 mxfp8 mxfp4 nvfp4] [--json PATH] [--tiny]
 
 Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. A forward is what a
 sampler calls once per step: diffusers computes rotary tables and caption projections in every one, this package once
@@ -14,9 +14,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Callable, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple, Sequence
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tests" / "fixtures" / "manifests" / "ltx-2-19b.config.json"
@@ -57,12 +61,30 @@ class Clip(NamedTuple):
         return f"{self.height}x{self.width}x{self.frames}"
 
 
+class Format(NamedTuple):
+    """How weights are quantized: MLX's mode, bits, and weights that share a scale."""
+
+    mode: str
+    bits: int
+    group_size: int
+
+
+FORMATS = {
+    "8": Format("affine", 8, 64),
+    "4": Format("affine", 4, 64),
+    "mxfp8": Format("mxfp8", 8, 32),
+    "mxfp4": Format("mxfp4", 4, 32),
+    "nvfp4": Format("nvfp4", 4, 16),
+}
 CLIPS = [Clip(121, 512, 768), Clip(121, 1024, 1536)]
 TINY_CLIPS = [Clip(9, 64, 96, 9, 16), Clip(17, 128, 192, 18, 16)]
 
 
 class Result(NamedTuple):
-    """One framework on one clip: milliseconds of each forward, bytes at the peak (``None`` where it cannot tell)."""
+    """One framework on one clip: milliseconds of each forward, bytes at the peak (``None`` where it cannot tell).
+
+    error  of the velocities beside those of bfloat16 weights; ``None`` for the weights as they are
+    """
 
     framework: str
     clip: str
@@ -70,6 +92,7 @@ class Result(NamedTuple):
     milliseconds: list[float]
     peak_bytes: int | None
     finite: bool
+    error: float | None = None
 
 
 def timed(forward: Callable[[], None], repeats: int, warmup: int = 2) -> list[float]:
@@ -85,8 +108,33 @@ def timed(forward: Callable[[], None], repeats: int, warmup: int = 2) -> list[fl
 # This package
 
 
-def run_mlx(clips: list[Clip], tiny: bool, repeats: int) -> Iterator[Result]:
+def run_mlx(
+    clips: list[Clip], tiny: bool, repeats: int, formats: Sequence[str] = ()
+) -> Iterator[Result]:
     import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
+    import mlx.core as mx
+
+    model = mlx_model(tiny)
+    exact = []
+    for clip in clips:
+        result, velocity = time_mlx("mlx-video", model, clip, repeats)
+        exact.append(velocity)
+        yield result
+    for name in formats:
+        del model
+        mx.clear_cache()
+        model = mlx_model(tiny)
+        try:
+            quantize_mlx(model, FORMATS[name])
+            for clip, reference in zip(clips, exact):
+                result, velocity = time_mlx(f"mlx-video, {name}", model, clip, repeats)
+                yield result._replace(error=distance(velocity, reference))
+        except (RuntimeError, ValueError) as error:
+            print(f"{name} is not to be had here: {error}", file=sys.stderr)
+
+
+def mlx_model(tiny: bool):
+    """The transformer with random weights, the same in every call."""
     import mlx.core as mx
 
     from mlx_video.models.ltx.config import LTXModelConfig
@@ -97,20 +145,48 @@ def run_mlx(clips: list[Clip], tiny: bool, repeats: int) -> Iterator[Result]:
     config = LTXModelConfig.from_dict(block)
     model = LTXModel(replace(config, **TINY) if tiny else config)
     draw_mlx_weights(model)
-    for clip in clips:
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        inputs = mlx_inputs(model, clip)
-        outputs = []
+    return model
 
-        def forward():
-            outputs[:] = model(inputs).values
-            mx.eval(outputs)
 
-        times = timed(forward, repeats)
-        peak = mx.get_peak_memory()
-        finite = all(mx.isfinite(x).all().item() for x in outputs)
-        yield Result("mlx-video", str(clip), clip.video_tokens, times, peak, finite)
+def time_mlx(
+    name: str, model, clip: Clip, repeats: int
+) -> tuple[Result, list["mx.array"]]:
+    """What a forward takes, and the velocities it gives."""
+    import mlx.core as mx
+
+    from mlx_video.models.ltx.ltx import Pacer
+
+    inputs = mlx_inputs(model, clip)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    outputs = []
+
+    def forward():
+        outputs[:] = model(inputs, pace=Pacer()).values
+        mx.eval(outputs)
+
+    times = timed(forward, repeats)
+    peak = mx.get_peak_memory()
+    finite = all(mx.isfinite(x).all().item() for x in outputs)
+    return Result(name, str(clip), clip.video_tokens, times, peak, finite), outputs
+
+
+def quantize_mlx(model, kind: Format) -> None:
+    from mlx_video.models.ltx.components import quantize_blocks
+    from mlx_video.weights import materialize
+
+    quantize_blocks(model, kind.group_size, kind.bits, kind.mode)
+    materialize(model)
+
+
+def distance(a: list["mx.array"], b: list["mx.array"]) -> float:
+    """|a - b| / |b| over all the arrays."""
+    import mlx.core as mx
+
+    def square(arrays) -> float:
+        return sum(mx.square(x.astype(mx.float32)).sum().item() for x in arrays)
+
+    return (square([x - y for x, y in zip(a, b)]) / square(b)) ** 0.5
 
 
 def draw_mlx_weights(model) -> None:
@@ -128,13 +204,14 @@ def draw_mlx_weights(model) -> None:
 
 
 def mlx_inputs(model, clip: Clip):
-    """AV[ModalityInput] of noise at one noise level, everything evaluated."""
+    """AV[ModalityInput] of noise at one noise level, everything evaluated; the same in every call."""
     import mlx.core as mx
 
     from mlx_video.models.ltx import patchify
     from mlx_video.models.ltx.transformer import ModalityInput, Timesteps
     from mlx_video.types import AV
 
+    mx.random.seed(1)
     config = model.config
 
     def noise(tokens: int, channels: int) -> mx.array:
@@ -242,6 +319,8 @@ RUNNERS = {
 def run_apart(name: str, arguments: argparse.Namespace) -> Iterator[Result]:
     """What runner ``name`` measures in a process of its own."""
     command = [sys.executable, __file__, "--only", name]
+    if arguments.quantize:
+        command += ["--quantize", *arguments.quantize]
     command += ["--repeats", str(arguments.repeats)] + ["--tiny"] * arguments.tiny
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -257,15 +336,16 @@ def run_apart(name: str, arguments: argparse.Namespace) -> Iterator[Result]:
 
 def table(results: list[Result]) -> str:
     lines = [
-        "| framework | clip | video tokens | median ms | min - max | peak GiB | finite |",
-        "|---|---|---|---|---|---|---|",
+        "| framework | clip | video tokens | median ms | min - max | peak GiB | finite | error |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         ms = r.milliseconds
+        error = "" if r.error is None else f"{r.error:.2%}"
         peak = "?" if r.peak_bytes is None else f"{r.peak_bytes / 2**30:.2f}"
         lines.append(
             f"| {r.framework} | {r.clip} | {r.video_tokens:,} | {median(ms):,.1f} "
-            f"| {min(ms):,.1f} - {max(ms):,.1f} | {peak} | {'yes' if r.finite else 'NO'} |"
+            f"| {min(ms):,.1f} - {max(ms):,.1f} | {peak} | {'yes' if r.finite else 'NO'} | {error} |"
         )
     return "\n".join(lines)
 
@@ -275,6 +355,13 @@ def main():
     parser.add_argument(
         "--compile", action="store_true", help="also diffusers with torch.compile"
     )
+    parser.add_argument(
+        "--quantize",
+        nargs="+",
+        choices=FORMATS,
+        default=[],
+        help="also this package with its blocks' weights in these formats",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed forwards (5)")
     parser.add_argument("--json", type=Path, help="write every time here")
     parser.add_argument("--tiny", action="store_true", help="a miniature, for the CPU")
@@ -283,6 +370,8 @@ def main():
     if arguments.only:
         clips = TINY_CLIPS if arguments.tiny else CLIPS
         runner = RUNNERS[arguments.only]
+        if arguments.only == "mlx":
+            runner = partial(runner, formats=arguments.quantize)
         for result in runner(clips, arguments.tiny, arguments.repeats):
             print(json.dumps(result._asdict()), flush=True)
         return
