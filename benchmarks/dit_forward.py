@@ -154,7 +154,7 @@ def time_mlx(
     """What a forward takes, and the velocities it gives."""
     import mlx.core as mx
 
-    from mlx_video.models.ltx.ltx import Pacer
+    from mlx_video.models.ltx.pacing import piece_by_piece
 
     inputs = mlx_inputs(model, clip)
     mx.clear_cache()
@@ -162,7 +162,8 @@ def time_mlx(
     outputs = []
 
     def forward():
-        outputs[:] = model(inputs, pace=Pacer()).values
+        with piece_by_piece():
+            outputs[:] = model(inputs).values
         mx.eval(outputs)
 
     times = timed(forward, repeats)

@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx_video.linear import Linear
 from mlx_video.models.ltx.config import LTXRopeType
 from mlx_video.models.ltx.kernels import norm_rotate
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.rope import Rope, apply_rotary, split_heads
 
 
@@ -57,6 +58,7 @@ class Attention(nn.Module):
             return self.to_out(values)
         q = self._project(self.to_q, self.q_norm, x, rope)
         k = self._project(self.to_k, self.k_norm, context, context_rope or rope)
+        q, k, values = end_piece(q, k, values)
         v = split_heads(values, self.heads)
         out = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
         out = out.swapaxes(1, 2).flatten(-2)  # (B, N, inner)
@@ -88,7 +90,7 @@ class FeedForward(nn.Module):
         self.proj_out = Linear(mult * dim, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.proj_out(gelu(self.proj_in(x)))
+        return self.proj_out(end_piece(gelu(self.proj_in(x))))
 
 
 @mx.compile

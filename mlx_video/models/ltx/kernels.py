@@ -36,12 +36,13 @@ __device__ float block_sum(float value) {
 }
 """
 
-# One block a token, one thread for WIDTH features. The rows of its noise level begin at `row`.
+# One block a token, one thread for WIDTH features. The rows of its noise level begin at `row`. Sizes and row numbers
+# are read when the kernel runs: compiling one takes seconds.
 TOKEN = """
-  const int token = blockIdx.x, feature = threadIdx.x * 8, N = x_shape[1];
-  const int batch = ROWS_BATCH == 1 ? 0 : token / N;
-  const int level = LEVELS == 1 ? 0 : levels[token % N];
-  const T* row = rows + size_t(batch * LEVELS + level) * R * D + feature;
+  const int token = blockIdx.x, feature = threadIdx.x * 8, N = x_shape[1], D = x_shape[2];
+  const int batch = rows_shape[0] == 1 ? 0 : token / N, K = rows_shape[1];
+  const int level = K == 1 ? 0 : levels[token % N];
+  const T* row = rows + size_t(batch * K + level) * rows_shape[2] * D + feature;
   const size_t at = size_t(token) * D + feature;
   auto v = load(x + at);
 """
@@ -50,14 +51,14 @@ NORM_MODULATE = """
   float squares = 0;
   for (int i = 0; i < 8; ++i) squares += float(v.at[i]) * float(v.at[i]);
   const float inverse = rsqrtf(block_sum(squares) / D + EPS);
-  const auto shift = load(row + SHIFT * D), scale = load(row + SCALE * D);
+  const auto shift = load(row + number[0] * D), scale = load(row + number[1] * D);
   for (int i = 0; i < 8; ++i)
     v.at[i] = T(float(T(float(v.at[i]) * inverse)) * (1.0f + float(scale.at[i])) + float(shift.at[i]));
   store(out + at, v);
 """
 
 GATED = """
-  const auto u = load(update + at), gate = load(row + GATE * D);
+  const auto u = load(update + at), gate = load(row + number[0] * D);
   for (int i = 0; i < 8; ++i)
     v.at[i] = T(float(v.at[i]) + float(u.at[i]) * float(gate.at[i]));
   store(out + at, v);
@@ -65,18 +66,18 @@ GATED = """
 
 # One thread for WIDTH features of a head's first half and the WIDTH of its second half that they are turned with.
 NORM_ROTATE = """
-  const int token = blockIdx.x, N = x_shape[1];
-  const int head = threadIdx.x * 8 / HALF, pair = threadIdx.x * 8 % HALF;
-  const int feature = head * 2 * HALF + pair;
+  const int token = blockIdx.x, N = x_shape[1], D = x_shape[2], half = cos_shape[3];
+  const int head = threadIdx.x * 8 / half, pair = threadIdx.x * 8 % half;
+  const int feature = head * 2 * half + pair;
   const size_t at = size_t(token) * D + feature;
-  auto a = load(x + at), b = load(x + at + HALF);
+  auto a = load(x + at), b = load(x + at + half);
   float squares = 0;
   for (int i = 0; i < 8; ++i)
     squares += float(a.at[i]) * float(a.at[i]) + float(b.at[i]) * float(b.at[i]);
   const float inverse = rsqrtf(block_sum(squares) / D + EPS);
-  const auto wa = load(weight + feature), wb = load(weight + feature + HALF);
-  const size_t batch = TABLE_BATCH == 1 ? 0 : token / N;
-  const size_t turn = ((batch * (D / HALF / 2) + head) * N + token % N) * HALF + pair;
+  const auto wa = load(weight + feature), wb = load(weight + feature + half);
+  const size_t batch = cos_shape[0] == 1 ? 0 : token / N;
+  const size_t turn = ((batch * cos_shape[1] + head) * N + token % N) * half + pair;
   const auto c = load(cos + turn), s = load(sin + turn);
   for (int i = 0; i < 8; ++i) {
     const float p = float(T(float(a.at[i]) * inverse * float(wa.at[i])));
@@ -85,7 +86,7 @@ NORM_ROTATE = """
     b.at[i] = T(q * c.at[i] + p * s.at[i]);
   }
   store(out + at, a);
-  store(out + at + HALF, b);
+  store(out + at + half, b);
 """
 
 
@@ -102,12 +103,11 @@ def norm_modulate(
     if not _fits(x, WIDTH):
         return plain(x, rows)
     source = TOKEN + NORM_MODULATE.replace("EPS", f"{eps}f")
-    kernel = _kernel("norm_modulate", ("x", "rows", "levels"), source)
+    kernel = _kernel("norm_modulate", ("x", "rows", "levels", "number"), source)
 
     def run(x: mx.array, rows: mx.array) -> mx.array:
-        inputs = [x, rows, _levels(index)]
-        constants = [*_of_rows(rows), ("SHIFT", shift), ("SCALE", scale)]
-        return _launch(kernel, inputs, constants, x, WIDTH)
+        inputs = [x, rows, _levels(index), _numbers(shift, scale)]
+        return _launch(kernel, inputs, x, WIDTH)
 
     return _with_gradient(run, plain)(x, rows)
 
@@ -123,11 +123,12 @@ def gated(
     """``plain(x, update, rows)``: x + update * gate, with rows (B, K, R, D)."""
     if not _fits(x, WIDTH):
         return plain(x, update, rows)
-    kernel = _kernel("gated", ("x", "update", "rows", "levels"), TOKEN + GATED)
+    names = ("x", "update", "rows", "levels", "number")
+    kernel = _kernel("gated", names, TOKEN + GATED)
 
     def run(x: mx.array, update: mx.array, rows: mx.array) -> mx.array:
-        inputs = [x, update, rows, _levels(index)]
-        return _launch(kernel, inputs, [*_of_rows(rows), ("GATE", gate)], x, WIDTH)
+        inputs = [x, update, rows, _levels(index), _numbers(gate)]
+        return _launch(kernel, inputs, x, WIDTH)
 
     return _with_gradient(run, plain)(x, update, rows)
 
@@ -148,9 +149,7 @@ def norm_rotate(
     kernel = _kernel("norm_rotate", ("x", "weight", "cos", "sin"), source)
 
     def run(x: mx.array, weight: mx.array) -> mx.array:
-        inputs = [x, weight, cos, sin]
-        constants = [("HALF", half), ("TABLE_BATCH", cos.shape[0])]
-        out = _launch(kernel, inputs, constants, x, 2 * WIDTH)
+        out = _launch(kernel, [x, weight, cos, sin], x, 2 * WIDTH)
         return mx.unflatten(out, -1, (-1, 2 * half)).swapaxes(1, 2)
 
     return _with_gradient(run, plain)(x, weight)
@@ -163,12 +162,12 @@ def _fits(x: mx.array, features: int) -> bool:
     return whole and mx.default_device() == mx.gpu and mx.cuda.is_available()
 
 
-def _launch(kernel, inputs: list, constants: list, x: mx.array, features: int):
+def _launch(kernel, inputs: list[mx.array], x: mx.array, features: int) -> mx.array:
     """One block for each token of x (B, N, D), of as many threads as share its features."""
     threads = x.shape[-1] // features
     return kernel(
         inputs=inputs,
-        template=[("T", x.dtype), ("D", x.shape[-1]), *constants],
+        template=[("T", x.dtype)],
         grid=(threads * x.shape[0] * x.shape[1], 1, 1),
         threadgroup=(threads, 1, 1),
         output_shapes=[x.shape],
@@ -176,13 +175,13 @@ def _launch(kernel, inputs: list, constants: list, x: mx.array, features: int):
     )[0]
 
 
-def _of_rows(rows: mx.array) -> list[tuple[str, int]]:
-    B, K, R, _ = rows.shape
-    return [("ROWS_BATCH", B), ("LEVELS", K), ("R", R)]
-
-
 def _levels(index: mx.array | None) -> mx.array:
-    return mx.zeros(1, mx.int32) if index is None else index.astype(mx.int32)
+    return _numbers(0) if index is None else index.astype(mx.int32)
+
+
+@cache
+def _numbers(*numbers: int) -> mx.array:
+    return mx.array(numbers, mx.int32)
 
 
 @cache
@@ -199,5 +198,10 @@ def _kernel(name: str, inputs: Sequence[str], source: str):
 def _with_gradient(run: Callable, plain: Callable) -> Callable:
     """``run`` with the gradient of ``plain``."""
     function = mx.custom_function(run)
-    function.vjp(lambda primals, cotangents, _: mx.vjp(plain, primals, cotangents)[1])
+
+    @function.vjp
+    def gradient(primals, cotangent, _):
+        given = primals if isinstance(primals, (list, tuple)) else [primals]
+        return tuple(mx.vjp(plain, list(given), [cotangent])[1])
+
     return function

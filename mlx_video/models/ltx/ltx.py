@@ -12,16 +12,15 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx.adaln import AdaLNSingle, Modulation, modulate
 from mlx_video.models.ltx.attention import gelu
 from mlx_video.models.ltx.config import LTXModelConfig, named
+from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
 from mlx_video.models.ltx.transformer import (
     MODALITIES,
     Conditioning,
     ModalityInput,
-    Pace,
     RopeTables,
     Timesteps,
     TransformerBlock,
-    at_once,
 )
 from mlx_video.types import AV, Modality, Perturbation
 from mlx_video.weights import Weights, strip_prefixes
@@ -162,19 +161,17 @@ class LTXModel(nn.Module):
         self,
         inputs: AV[ModalityInput],
         perturbations: Sequence[Perturbation] = (),
-        pace: Pace = at_once,
     ) -> AV[mx.array]:
         """The velocity of each modality, (B, N, C), in the dtype of its latent.
 
         perturbations  one per batch item, or one for all of them; what all leave out is not computed
-        pace           sees the tokens on their way, and may evaluate them
         """
         self._check(inputs, perturbations)
         other = AV(inputs.audio, inputs.video)
         conditioning = inputs.map(self._conditioning, MODALITIES, other)
         x = inputs.map(self._patchify, MODALITIES)
         for index, block in enumerate(self.transformer_blocks):
-            x = block(x, conditioning, *_perturbed(index, perturbations), pace)
+            x = block(x, conditioning, *_perturbed(index, perturbations))
         return x.map(self._velocity, MODALITIES, conditioning)
 
     def _patchify(self, stream: ModalityInput, modality: Modality) -> mx.array:
@@ -273,7 +270,8 @@ class X0Model:
         Latents and contexts must share one batch size; that of masks and positions may also be 1.
         """
         inputs = self._inputs(states, context, sigma)
-        velocity = self.model(inputs, perturbations, Pacer())
+        with piece_by_piece():
+            velocity = self.model(inputs, perturbations)
         return states.map(
             lambda state, v: to_x0(state.latent, v, state.denoise_mask * sigma),
             velocity,
@@ -303,23 +301,6 @@ class X0Model:
     def _project(self, context: AV[mx.array]) -> AV[mx.array]:
         dtype = self.model.dtype
         return self.model.project_context(context.map(lambda x: x.astype(dtype)))
-
-
-class Pacer:
-    """Lets one piece of the network run while the next is prepared, and no more wait.
-
-    So memory holds what two pieces need instead of what the whole network does, and no GPU command runs for seconds,
-    which macOS would stop.
-    """
-
-    def __init__(self):
-        self.running: AV[mx.array] = AV()
-
-    def __call__(self, x: AV[mx.array]) -> AV[mx.array]:
-        mx.async_eval(x.values)
-        mx.eval(self.running.values)
-        self.running = x
-        return x
 
 
 def to_x0(latent: mx.array, velocity: mx.array, timesteps: mx.array) -> mx.array:

@@ -15,6 +15,7 @@ import numpy as np
 from mlx_video.models.ltx.adaln import Modulation
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.config import LTXModelConfig, named
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.rope import Rope
 from mlx_video.types import AV, Modality
 
@@ -97,12 +98,6 @@ class Conditioning(NamedTuple):
 
 
 Rule = Callable[[Modality, mx.array, Conditioning], mx.array]
-Pace = Callable[[AV[mx.array]], AV[mx.array]]
-
-
-def at_once(x: AV[mx.array]) -> AV[mx.array]:
-    """The pace of a graph that is built whole before any of it runs."""
-    return x
 
 
 class TransformerBlock(nn.Module):
@@ -139,19 +134,16 @@ class TransformerBlock(nn.Module):
         conditioning: AV[Conditioning],
         attending: mx.array | bool = True,
         crossing: mx.array | bool = True,
-        pace: Pace = at_once,
     ) -> AV[mx.array]:
         """Tokens (B, N, D) of each stream -> the same shapes.
 
         attending  whether self-attention runs or only passes its values through
         crossing   whether the streams attend to each other; both may be (B, 1, 1), one answer per batch item
-        pace       sees the tokens after each third of the block
         """
-        attend = partial(self._attend, attending=attending)
-        x = pace(_advance(attend, x, conditioning))
+        x = _advance(partial(self._attend, attending=attending), x, conditioning)
         if crossing is not False and len(x.present) > 1:
-            x = pace(self._exchange(x, conditioning, crossing))
-        return pace(_advance(self._feed_forward, x, conditioning))
+            x = self._exchange(x, conditioning, crossing)
+        return _advance(self._feed_forward, x, conditioning)
 
     def _attend(
         self,
@@ -167,7 +159,7 @@ class TransformerBlock(nn.Module):
             rope=c.rope.tokens,
             attending=attending,
         )
-        x = modulation.gated(x, update, gate=2)
+        x = end_piece(modulation.gated(x, update, gate=2))
         normed = mx.fast.rms_norm(x, None, self.norm_eps)
         return x + self[named(modality, "attn2")](normed, c.context)
 
@@ -231,7 +223,7 @@ def _advance(
     """Each stream after ``rule``; one that is not enabled stays as it is."""
 
     def one(x: mx.array, modality: Modality, c: Conditioning) -> mx.array:
-        return rule(modality, x, c) if c.enabled else x
+        return end_piece(rule(modality, x, c)) if c.enabled else x
 
     return x.map(one, MODALITIES, conditioning)
 
