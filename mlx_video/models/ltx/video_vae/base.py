@@ -79,6 +79,11 @@ class VideoVAEPart(nn.Module):
         }
     )
 
+    @property
+    def streams(self) -> bool:
+        """Whether a clip may pass in pieces: a group norm's statistics are over all of its frames."""
+        return not any(isinstance(part, nn.GroupNorm) for part in self.modules())
+
     @staticmethod
     def rename(key: str) -> str:
         """Our name of an official ``key`` without its prefix."""

@@ -1,12 +1,18 @@
 """Convolution over video, (B, F, H, W, C). Knows padding and how large one call may be, not what a block computes."""
 
+from typing import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+
+from mlx_video.models.ltx.video_vae.stream import Stream
 
 MAX_CONV_ELEMENTS = 1_500_000_000
 """Most elements one convolution may read or write. Metal's kernels returned zeros near 2e9 (ml-explore/mlx#3979)."""
 
 Triple = tuple[int, int, int]
+Form = Callable[[mx.array, mx.array, Triple, tuple[int, int]], mx.array]
 
 
 def conv3d(
@@ -16,27 +22,66 @@ def conv3d(
     *,
     stride: Triple = (1, 1, 1),
     padding: tuple[int, int] = (0, 0),
+    form: Form | None = None,
 ) -> mx.array:
     """Convolve (B, F, H, W, I) with (O, kF, kH, kW, I); ``padding`` is rows and columns of zeros, time has none.
 
-    Every 3-D convolution of the package is this call. One that would pass ``MAX_CONV_ELEMENTS`` is computed in
-    pieces over time that share input frames, so the result is the same. Raises ``ValueError`` where a single output
-    frame is too large.
+    Every 3-D convolution of the package is this call, in the ``form`` that suits the machine unless one is named. One
+    that would pass ``MAX_CONV_ELEMENTS`` is computed in pieces over time that share input frames, so the result is
+    the same. Raises ``ValueError`` where a single output frame is too large.
     """
+    form = form or preferred_form()
     step, taps = stride[0], weight.shape[1]
     frames = (x.shape[1] - taps) // step + 1
     size = _frames_per_call(x.shape, weight.shape, stride, padding)
     pieces = [
-        mx.conv3d(
+        form(
             x[:, i * step : (min(i + size, frames) - 1) * step + taps],
             weight,
-            stride=stride,
-            padding=(0, *padding),
+            stride,
+            padding,
         )
         for i in range(0, frames, size)
     ]
     y = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
-    return y if bias is None else y + bias
+    return y if bias is None else total(y, bias)
+
+
+def preferred_form() -> Form:
+    """``by_volume`` on CUDA, where cuDNN has kernels for it.
+
+    ``by_frames`` on Metal, where it was reported 2 to 5 times faster, and on the CPU, where it is 1.2 to 1.8 times.
+    """
+    cuda = mx.cuda.is_available() and mx.default_device() == mx.gpu
+    return by_volume if cuda else by_frames
+
+
+def by_volume(
+    x: mx.array, weight: mx.array, stride: Triple, padding: tuple[int, int]
+) -> mx.array:
+    """MLX's own 3-D convolution."""
+    return mx.conv3d(x, weight, stride=stride, padding=(0, *padding))
+
+
+def by_frames(
+    x: mx.array, weight: mx.array, stride: Triple, padding: tuple[int, int]
+) -> mx.array:
+    """The same as a sum of 2-D convolutions, one for each frame of the kernel."""
+    step, taps = stride[0], weight.shape[1]
+    B, frames = x.shape[0], (x.shape[1] - taps) // step + 1
+
+    def one(tap: int) -> mx.array:
+        images = x[:, tap : tap + (frames - 1) * step + 1 : step].flatten(0, 1)
+        return mx.conv2d(images, weight[:, tap], stride=stride[1:], padding=padding)
+
+    return mx.unflatten(total(*map(one, range(taps))), 0, (B, frames))
+
+
+@mx.compile
+def total(*terms: mx.array) -> mx.array:
+    """The sum of arrays that broadcast, in one pass over them."""
+    first, *others = terms
+    return sum(others, first)
 
 
 def _frames_per_call(x: Triple, weight: Triple, stride: Triple, padding) -> int:
@@ -58,9 +103,7 @@ def _frames_per_call(x: Triple, weight: Triple, stride: Triple, padding) -> int:
 class CausalConv3d(nn.Module):
     """Convolution with a cubic kernel that keeps the size (over its stride), padded by the clip itself in time.
 
-    Causal, the first frame is repeated before the clip, so that no frame sees a later one; otherwise half as many
-    repeats of the first and last frame surround it. ``padding_mode`` says what lies around a frame: ``"zeros"`` or
-    ``"reflect"`` (mirrored about the outermost cell).
+    ``padding_mode`` says what lies around a frame: ``"zeros"`` or ``"reflect"`` (mirrored about the outermost cell).
     """
 
     def __init__(
@@ -84,35 +127,31 @@ class CausalConv3d(nn.Module):
         self.stride = stride
         self.padding_mode = padding_mode
 
-    def __call__(self, x: mx.array, causal: bool = True) -> mx.array:
+    def __call__(self, x: mx.array, stream: Stream) -> mx.array:
+        return total(self.linear(x, stream), self.bias)
+
+    def linear(self, x: mx.array, stream: Stream) -> mx.array:
+        """Without the bias, for a caller that adds more to it in the same pass."""
         reach = self.kernel_size // 2
         padding = (reach, reach)
+        x = stream.extend(self, x, self.kernel_size, self.stride[0])
         if self.padding_mode == "reflect":
-            x = reflect(reflect(x, 2, reach), 3, reach)
-            padding = (0, 0)
-        before, after = (2 * reach, 0) if causal else (reach, reach)
-        x = repeat_ends(x, before, after)
-        return conv3d(x, self.weight, self.bias, stride=self.stride, padding=padding)
+            x, padding = reflect(x, reach), (0, 0)
+        return conv3d(x, self.weight, stride=self.stride, padding=padding)
 
 
-# Both by concatenation: mx.pad's "edge" and "reflect" copy the whole clip once for every side they fill.
-
-
-def repeat_ends(x: mx.array, before: int, after: int) -> mx.array:
-    """Repeat the first frame ``before`` times in front and the last ``after`` times behind: axis 1."""
-    return mx.concatenate([x[:, :1]] * before + [x] + [x[:, -1:]] * after, axis=1)
-
-
-def reflect(x: mx.array, axis: int, count: int) -> mx.array:
-    """Mirror ``count`` cells about the first and the last cell of ``axis``. It must be longer than ``count``."""
+def reflect(x: mx.array, count: int) -> mx.array:
+    """Mirror ``count`` cells about the outermost rows and columns, in one copy. There must be more than ``count``."""
     if count == 0:
         return x
-    if x.shape[axis] <= count:
+    B, F, H, W, C = x.shape
+    if min(H, W) <= count:
         raise ValueError(
-            f"Reflect padding by {count} needs more than {count} cells on a side; got {x.shape[axis]}. "
+            f"Reflect padding by {count} needs more than {count} cells on a side; got {min(H, W)}. "
             "Frames must be at least 2 latent cells (64 pixels) high and wide."
         )
-    n = x.shape[axis]
-    left = mx.take(x, mx.arange(count, 0, -1), axis=axis)
-    right = mx.take(x, mx.arange(n - 2, n - 2 - count, -1), axis=axis)
-    return mx.concatenate([left, x, right], axis=axis)
+    images = mx.arange(B * F)[:, None, None]
+    rows = mx.array(np.pad(np.arange(H), count, mode="reflect"))[:, None]
+    columns = mx.array(np.pad(np.arange(W), count, mode="reflect"))
+    cells = (images * H + rows) * W + columns
+    return x.reshape(-1, C)[cells.flatten()].reshape(B, F, *cells.shape[1:], C)

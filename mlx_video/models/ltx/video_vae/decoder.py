@@ -1,7 +1,8 @@
 """Video decoder: latents to pixels. Knows its blocks in order, not how a long clip is cut into tiles."""
 
 import math
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,7 +17,10 @@ from mlx_video.models.ltx.video_vae.base import (
     compression,
     read_blocks,
 )
-from mlx_video.models.ltx.video_vae.convolution import CausalConv3d
+from mlx_video.models.ltx.video_vae.convolution import (
+    MAX_CONV_ELEMENTS,
+    CausalConv3d,
+)
 from mlx_video.models.ltx.video_vae.resnet import (
     MidBlock3D,
     ResnetBlock3D,
@@ -26,6 +30,7 @@ from mlx_video.models.ltx.video_vae.resnet import (
     split_key,
 )
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
+from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces, widest
 
 # What a timestep-conditioned decoder is given unless told otherwise: it undoes a little noise as it decodes.
 DECODE_NOISE_SCALE = 0.025
@@ -81,18 +86,50 @@ class VideoDecoder(VideoVAEPart):
         key       draws the noise that such a decoder expects on its latent, and what its blocks inject; without one,
                   neither is added
         """
+        pieces = self.stream(latent, MAX_CONV_ELEMENTS, causal, timestep, key)
+        return mx.concatenate(list(pieces), axis=2)
+
+    def stream(
+        self,
+        latent: mx.array,
+        elements: int,
+        causal: bool | None = None,
+        timestep: mx.array | None = None,
+        key: mx.array | None = None,
+    ) -> Iterator[mx.array]:
+        """The same pixels in consecutive pieces, for whose sake no convolution touches more than about ``elements``.
+
+        Evaluate each piece before the next is taken, and memory follows ``elements`` and the size of a frame, not the
+        length of the clip. A group norm needs the whole clip at once: there is one piece then.
+        """
         if causal is None:
             causal = self.config.causal_decoder
         key, *keys = split_key(key, 1 + len(self.up_blocks))
-        timestep = self._timestep(timestep, latent.shape[0])
+        stages = self._stages(self._timestep(timestep, latent.shape[0]), keys)
+        if not self.streams:
+            elements = latent.size * max(stage.width for stage in stages)
+        x = self._enter(latent, key)
+        pieces = in_pieces(stages, x, Stream(causal), elements)
+        del x
+        yield from map(partial(unpatchify, size=self.config.patch_size), pieces)
 
+    def _enter(self, latent: mx.array, key: mx.array | None) -> mx.array:
         latent = self.per_channel_statistics.un_normalize(self._add_noise(latent, key))
-        x = mx.moveaxis(latent, 1, -1).astype(self.conv_in.weight.dtype)
-        x = self.conv_in(x, causal)
-        for block, key in zip(self.up_blocks, keys):
-            x = _run(block, x, causal, timestep, key)
-        x = self.conv_out(self._activate(self.conv_norm_out(x), timestep), causal)
-        return unpatchify(x, self.config.patch_size)
+        return mx.moveaxis(latent, 1, -1).astype(self.conv_in.weight.dtype)
+
+    def _stages(self, timestep: mx.array | None, keys: list) -> list[Stage]:
+        def finish(x: mx.array, stream: Stream) -> mx.array:
+            return self.conv_out(
+                self._activate(self.conv_norm_out(x), timestep), stream
+            )
+
+        blocks = [
+            Stage(layer, widest(block))
+            for block, key in zip(self.up_blocks, keys)
+            for layer in _layers(block, timestep, key)
+        ]
+        first = Stage(self.conv_in, widest(self.conv_in))
+        return [first, *blocks, Stage(finish, widest(self.conv_out))]
 
     def _timestep(self, timestep: mx.array | None, batch: int) -> mx.array | None:
         if not self.config.timestep_conditioning:
@@ -115,13 +152,13 @@ class VideoDecoder(VideoVAEPart):
         return nn.silu(modulate(x, shift, scale))
 
 
-def _run(block, x, causal, timestep, key):
+def _layers(block: nn.Module, timestep: mx.array | None, key: mx.array | None):
     match block:
         case MidBlock3D():
-            return block(x, causal, timestep, key)
+            return block.layers(timestep, key)
         case ResnetBlock3D():
-            return block(x, causal, key=key)
-    return block(x, causal)
+            return [partial(block, key=key)]
+    return [block]
 
 
 def _narrowing(block: Block) -> int:

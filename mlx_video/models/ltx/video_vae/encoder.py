@@ -1,6 +1,6 @@
 """Video encoder: pixels to latents. Knows its blocks in order, not how tall a clip may be to fit in memory."""
 
-from typing import ClassVar
+from typing import ClassVar, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,13 +15,17 @@ from mlx_video.models.ltx.video_vae.base import (
     read_blocks,
     stride_of,
 )
-from mlx_video.models.ltx.video_vae.convolution import CausalConv3d
+from mlx_video.models.ltx.video_vae.convolution import (
+    MAX_CONV_ELEMENTS,
+    CausalConv3d,
+)
 from mlx_video.models.ltx.video_vae.resnet import (
     MidBlock3D,
     ResnetBlock3D,
     make_norm,
 )
 from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify
+from mlx_video.models.ltx.video_vae.stream import Stream, widest
 from mlx_video.types import VideoPixelShape
 
 
@@ -61,12 +65,36 @@ class VideoEncoder(VideoVAEPart):
         Raises ``ValueError``, naming the nearest size, where F is not 1 + 8k or H or W no multiple of 32
         (for the compression of LTX-2; others follow from their config).
         """
+        return mx.concatenate(list(self.stream(pixels, MAX_CONV_ELEMENTS)), axis=2)
+
+    def stream(self, pixels: mx.array, elements: int) -> Iterator[mx.array]:
+        """The same latents in consecutive pieces, for whose sake no convolution touches more than about ``elements``.
+
+        Evaluate each piece before the next is taken, and memory follows ``elements`` and the size of a frame, not the
+        length of the clip. A group norm needs the whole clip at once: there is one piece then.
+        """
         self.check(pixels)
+        stream = Stream()
+        *others, final = self._cut(pixels, elements)
+        for piece in [*others, final]:
+            stream.last = piece is final
+            yield self._encode(piece, stream)
+
+    def _cut(self, pixels: mx.array, elements: int) -> list[mx.array]:
+        """Pieces of a multiple of 8 frames (as the compression has it), the first of one more."""
+        B, _, F, H, W = pixels.shape
+        cells = B * (H // self.config.patch_size) * (W // self.config.patch_size)
+        step = self.scale.time
+        size = elements // (cells * widest(self.conv_in)) // step * step
+        size = max(step, size) if self.streams else F
+        return mx.split(pixels, list(range(1 + size, F, size)), axis=2)
+
+    def _encode(self, pixels: mx.array, stream: Stream) -> mx.array:
         x = patchify(pixels.astype(self.conv_in.weight.dtype), self.config.patch_size)
-        x = self.conv_in(x)
+        x = self.conv_in(x, stream)
         for block in self.down_blocks:
-            x = block(x)
-        x = self.conv_out(nn.silu(self.conv_norm_out(x)))
+            x = block(x, stream)
+        x = self.conv_out(nn.silu(self.conv_norm_out(x)), stream)
         means = x[..., : self.config.latent_channels]
         return self.per_channel_statistics.normalize(mx.moveaxis(means, -1, 1))
 

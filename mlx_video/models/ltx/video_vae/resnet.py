@@ -1,5 +1,8 @@
 """Residual blocks of the video autoencoder. Knows norms, noise and timesteps inside a block, not the blocks' order."""
 
+from functools import partial
+from typing import Callable, Iterator
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -8,7 +11,8 @@ from mlx_video.models.ltx.adaln import (
     modulate,
     timestep_embedding,
 )
-from mlx_video.models.ltx.video_vae.convolution import CausalConv3d
+from mlx_video.models.ltx.video_vae.convolution import CausalConv3d, total
+from mlx_video.models.ltx.video_vae.stream import Stream
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
@@ -85,32 +89,34 @@ class ResnetBlock3D(nn.Module):
     def __call__(
         self,
         x: mx.array,
-        causal: bool = True,
+        stream: Stream,
         embedding: mx.array | None = None,
         key: mx.array | None = None,
     ) -> mx.array:
         """``embedding`` (B, 4*C) of the timestep, where the block is conditioned; ``key`` for its noise, if any."""
         shift1, scale1, shift2, scale2 = self._modulation(embedding)
         key1, key2 = split_key(key, 2)
-        h = self.conv1(_activate(self.norm1(x), shift1, scale1), causal)
-        h = self._add_noise(h, "per_channel_scale1", key1)
-        h = self.conv2(_activate(self.norm2(h), shift2, scale2), causal)
-        h = self._add_noise(h, "per_channel_scale2", key2)
+        skip = stream.delay(self, x, 2)
+        h = self.conv1.linear(_activate(self.norm1(x), shift1, scale1), stream)
+        h = total(h, self.conv1.bias, *self._noise(h, "per_channel_scale1", key1))
+        h = self.conv2.linear(_activate(self.norm2(h), shift2, scale2), stream)
+        noise = self._noise(h, "per_channel_scale2", key2)
         if "conv_shortcut" in self:
-            x = self.conv_shortcut(self.norm3(x))
-        return x + h
+            skip = self.conv_shortcut(self.norm3(skip), stream)
+        return total(h, self.conv2.bias, *noise, skip)
 
     def _modulation(self, embedding: mx.array | None) -> list[mx.array | None]:
         if "scale_shift_table" not in self:
             return [None] * 4
         return modulation(embedding, self.scale_shift_table)
 
-    def _add_noise(self, x: mx.array, scale: str, key: mx.array | None) -> mx.array:
-        """One noise image for all frames and channels, as strong in each channel as the block learned."""
-        if key is None or scale not in self:
-            return x
-        noise = mx.random.normal((*x.shape[2:4], 1), x.dtype, key=key)
-        return x + noise * self[scale]
+    def _noise(
+        self, x: mx.array, scale: str, key: mx.array | None
+    ) -> Iterator[mx.array]:
+        """One noise image for all frames and channels, as strong in each channel as the block learned; or none."""
+        if key is not None and scale in self:
+            image = mx.random.normal((*x.shape[2:4], 1), x.dtype, key=key)
+            yield image * self[scale]
 
 
 def _activate(x: mx.array, shift: mx.array | None, scale: mx.array | None) -> mx.array:
@@ -148,11 +154,21 @@ class MidBlock3D(nn.Module):
     def __call__(
         self,
         x: mx.array,
-        causal: bool = True,
+        stream: Stream,
         timestep: mx.array | None = None,
         key: mx.array | None = None,
     ) -> mx.array:
-        embedding = self.time_embedder(timestep) if "time_embedder" in self else None
-        for block, key in zip(self.res_blocks, split_key(key, len(self.res_blocks))):
-            x = block(x, causal, embedding, key)
+        for layer in self.layers(timestep, key):
+            x = layer(x, stream)
         return x
+
+    def layers(
+        self, timestep: mx.array | None, key: mx.array | None
+    ) -> list[Callable[[mx.array, Stream], mx.array]]:
+        """The residual blocks, told the ``timestep`` (B,) and what draws their noise."""
+        embedding = self.time_embedder(timestep) if "time_embedder" in self else None
+        keys = split_key(key, len(self.res_blocks))
+        return [
+            partial(block, embedding=embedding, key=key)
+            for block, key in zip(self.res_blocks, keys)
+        ]

@@ -8,8 +8,9 @@ import mlx.nn as nn
 from mlx_video.models.ltx.video_vae.convolution import (
     CausalConv3d,
     Triple,
-    repeat_ends,
+    total,
 )
+from mlx_video.models.ltx.video_vae.stream import Stream
 
 
 def patchify(pixels: mx.array, size: int) -> mx.array:
@@ -68,12 +69,22 @@ class SpaceToDepthDownsample(nn.Module):
             padding_mode=padding_mode,
         )
 
-    def __call__(self, x: mx.array, causal: bool = True) -> mx.array:
-        x = repeat_ends(x, before=self.stride[0] - 1, after=0)
-        skip = mx.unflatten(
-            space_to_depth(x, self.stride), -1, (self.out_channels, -1)
-        ).mean(axis=-1)
-        return space_to_depth(self.conv(x, causal), self.stride) + skip
+    def __call__(self, x: mx.array, stream: Stream) -> mx.array:
+        """Pieces after the first must have a multiple of the stride in frames."""
+        if stream.begins(self):
+            x = mx.concatenate([x[:, :1]] * (self.stride[0] - 1) + [x], axis=1)
+        y = space_to_depth(self.conv(x, stream), self.stride)
+        skip = space_to_depth(x, self.stride)
+        skip = mx.unflatten(skip, -1, (self.out_channels, -1))
+        # Summed as arrays: reducing an axis of 2 or 4 would cost more than all the rest.
+        return _plus_mean(y, *(skip[..., i] for i in range(skip.shape[-1])))
+
+
+@mx.compile
+def _plus_mean(x: mx.array, *terms: mx.array) -> mx.array:
+    """``x`` and the mean of ``terms``, which is taken in float32."""
+    mean = sum(term.astype(mx.float32) for term in terms) / len(terms)
+    return x + mean.astype(x.dtype)
 
 
 class DepthToSpaceUpsample(nn.Module):
@@ -100,11 +111,14 @@ class DepthToSpaceUpsample(nn.Module):
             padding_mode=padding_mode,
         )
 
-    def __call__(self, x: mx.array, causal: bool = True) -> mx.array:
-        y = self._shuffle(self.conv(x, causal))
+    def __call__(self, x: mx.array, stream: Stream) -> mx.array:
+        skip = stream.delay(self, x, 1)
+        y, bias = self.conv.linear(x, stream), self.conv.bias
         if self.repeats:
-            y = y + mx.tile(self._shuffle(x), self.repeats)
-        return y
-
-    def _shuffle(self, x: mx.array) -> mx.array:
-        return depth_to_space(x, self.stride)[:, self.stride[0] - 1 :]
+            # The shuffle moves whole channels, so what is tiled after it may as well be added before it.
+            y, bias = (mx.unflatten(a, -1, (self.repeats, -1)) for a in (y, bias))
+            y = total(y, bias, skip[..., None, :]).flatten(-2)
+        else:
+            y = total(y, bias)
+        y = depth_to_space(y, self.stride)
+        return y[:, self.stride[0] - 1 :] if stream.begins(self) else y

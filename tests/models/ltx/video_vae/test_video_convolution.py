@@ -1,11 +1,18 @@
-"""Convolution over video: what surrounds the clip, and that no call is too large."""
+"""Convolution over video: what surrounds the clip, its two forms, and that no call is too large."""
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_video.models.ltx.video_vae import convolution
-from mlx_video.models.ltx.video_vae.convolution import CausalConv3d, conv3d
+from mlx_video.models.ltx.video_vae.convolution import (
+    CausalConv3d,
+    by_frames,
+    by_volume,
+    conv3d,
+    preferred_form,
+)
+from mlx_video.models.ltx.video_vae.stream import Stream
 from tests.models.ltx.video_vae.tiny import VECTORS, decoder, encoder
 from tests.reference import error
 
@@ -39,19 +46,49 @@ def test_padding(causal, mode, kernel, stride):
     conv.bias = mx.arange(6.0)
     x = mx.random.normal((2, 5, 4, 6, 4))
     expected = by_hand(x, conv.weight, conv.bias, causal, mode, stride)
-    assert error(conv(x, causal), expected) < 1e-5
+    assert error(conv(x, Stream(causal)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (2, 1, 3)])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1)])
+def test_frames_equal_the_volume(stride, kernel, padding):
+    x, weight = mx.random.normal((2, 6, 5, 6, 4)), mx.random.normal((3, *kernel, 4))
+    volume = by_volume(x, weight, stride, padding)
+    assert error(by_frames(x, weight, stride, padding), volume) < 1e-5
+
+
+def test_a_form_may_be_named():
+    x, weight = mx.random.normal((1, 4, 3, 3, 2)), mx.random.normal((2, 3, 3, 3, 2))
+    asked = []
+
+    def form(*arguments):
+        asked.append(arguments[2:])
+        return by_volume(*arguments)
+
+    conv3d(x, weight, padding=(1, 1), form=form)
+    assert asked == [((1, 1, 1), (1, 1))]
+
+
+@pytest.mark.parametrize("device", [mx.cpu, mx.gpu])
+@pytest.mark.parametrize("cuda", [True, False])
+def test_only_cuda_prefers_the_volume(monkeypatch, device, cuda):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
+    assert (preferred_form() is by_volume) == (cuda and device == mx.gpu)
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (2, 2, 2)])
 @pytest.mark.parametrize("frames", [3, 8, 9])
 @pytest.mark.parametrize("limit", [400, 700, 2000])
-def test_pieces_equal_the_whole(monkeypatch, stride, frames, limit):
-    x, weight = mx.random.normal((1, frames, 4, 5, 6)), mx.random.normal(
-        (8, 3, 3, 3, 6)
-    )
-    whole = conv3d(x, weight, stride=stride, padding=(1, 1))
+@pytest.mark.parametrize("form", [by_frames, by_volume])
+def test_pieces_equal_the_whole(monkeypatch, stride, frames, limit, form):
+    x = mx.random.normal((1, frames, 4, 5, 6))
+    weight = mx.random.normal((8, 3, 3, 3, 6))
+    options = {"stride": stride, "padding": (1, 1), "form": form}
+    whole = conv3d(x, weight, **options)
     sizes = spy(monkeypatch, limit)
-    pieces = conv3d(x, weight, stride=stride, padding=(1, 1))
+    pieces = conv3d(x, weight, **options)
     assert error(pieces, whole) < 1e-5
     assert max(sizes) <= limit
     assert len(sizes) > 2 or x.size < limit  # (input, output) of more than one call
@@ -59,15 +96,19 @@ def test_pieces_equal_the_whole(monkeypatch, stride, frames, limit):
 
 def spy(monkeypatch, limit: int) -> list[int]:
     """Set the limit; the list receives the size of every convolution's input and output."""
-    sizes, original = [], mx.conv3d
+    sizes = []
 
-    def counted(x, *args, **kwargs):
-        y = original(x, *args, **kwargs)
-        sizes.extend((x.size, y.size))
-        return y
+    def counted(convolve):
+        def call(x, *args, **kwargs):
+            y = convolve(x, *args, **kwargs)
+            sizes.extend((x.size, y.size))
+            return y
+
+        return call
 
     monkeypatch.setattr(convolution, "MAX_CONV_ELEMENTS", limit)
-    monkeypatch.setattr(mx, "conv3d", counted)
+    monkeypatch.setattr(mx, "conv2d", counted(mx.conv2d))
+    monkeypatch.setattr(mx, "conv3d", counted(mx.conv3d))
     return sizes
 
 

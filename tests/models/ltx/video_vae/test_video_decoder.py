@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlx_video.models.ltx.video_vae import VideoDecoder
+from mlx_video.models.ltx.video_vae.stream import Stream
 from mlx_video.types import VideoScale
 from tests.models.ltx.video_vae.tiny import (
     VECTORS,
@@ -45,10 +46,10 @@ def test_every_stage():
     model = decoder()
     denormalised = model.per_channel_statistics.un_normalize(LATENT)
     stages = {"denorm": denormalised}
-    x = model.conv_in(mx.moveaxis(denormalised, 1, -1), causal=False)
+    x = model.conv_in(mx.moveaxis(denormalised, 1, -1), Stream(causal=False))
     stages["conv_in"] = channels_first(x)
     for index, block in enumerate(model.up_blocks):
-        x = block(x, causal=False)
+        x = block(x, Stream(causal=False))
         stages[f"up{index}"] = channels_first(x)
 
     asked = ["denorm", "conv_in", "up0", "up1", "up2", "up3", "up4"]
@@ -124,7 +125,7 @@ def test_a_changed_width_is_projected():
     mean, variance = x.mean(), x.var()  # over the whole clip, as official: one group
     shortcut = (x - mean) * mx.rsqrt(variance + 1e-6)
     shortcut = shortcut @ block.conv_shortcut.weight.reshape(32, 64).T
-    assert error(block(x), shortcut + 2) < 1e-5
+    assert error(block(x, Stream()), shortcut + 2) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -200,9 +201,11 @@ def test_the_latent_is_mixed_with_noise():
 def test_noise_is_one_image_for_all_frames_and_channels():
     block = conditioned(inject_noise=True).up_blocks[0].res_blocks[0]
     x = mx.zeros((2, 3, 5, 6, 32))
-    noise = block._add_noise(x, "per_channel_scale2", KEY) / block.per_channel_scale2
-    assert mx.allclose(noise, mx.broadcast_to(noise[:1, :1, ..., :1], x.shape))
-    assert mx.std(noise[0, 0, ..., 0]) > 0.5
+    (noise,) = block._noise(x, "per_channel_scale2", KEY)
+    noise = noise / block.per_channel_scale2
+    assert noise.shape == (5, 6, 32)
+    assert mx.allclose(noise, mx.broadcast_to(noise[..., :1], noise.shape))
+    assert mx.std(noise[..., 0]) > 0.5
 
 
 def test_without_conditioning_a_key_changes_nothing():
@@ -214,6 +217,6 @@ def test_the_official_formula_of_a_conditioned_block():
     block = conditioned().up_blocks[0].res_blocks[0]
     x, embedding = mx.random.normal((1, 2, 3, 3, 32)), mx.random.normal((1, 128))
     shift1, scale1, shift2, scale2 = block.scale_shift_table + embedding.reshape(4, 32)
-    h = block.conv1(nn.silu(block.norm1(x) * (1 + scale1) + shift1))
-    h = block.conv2(nn.silu(block.norm2(h) * (1 + scale2) + shift2))
-    assert error(block(x, embedding=embedding), x + h) < 1e-5
+    h = block.conv1(nn.silu(block.norm1(x) * (1 + scale1) + shift1), Stream())
+    h = block.conv2(nn.silu(block.norm2(h) * (1 + scale2) + shift2), Stream())
+    assert error(block(x, Stream(), embedding), x + h) < 1e-5

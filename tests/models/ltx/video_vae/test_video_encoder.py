@@ -5,6 +5,7 @@ import pytest
 
 from mlx_video.models.ltx.video_vae import VideoEncoder
 from mlx_video.models.ltx.video_vae.sampling import patchify
+from mlx_video.models.ltx.video_vae.stream import Stream
 from mlx_video.types import VideoScale
 from tests.models.ltx.video_vae.tiny import (
     VECTORS,
@@ -30,12 +31,13 @@ def test_every_stage():
     model = encoder()
     x = patchify(PIXELS, model.config.patch_size)
     stages = {"patchified_frame0": channels_first(x)[:, :, 0]}
-    x = model.conv_in(x)
+    x = model.conv_in(x, Stream())
     stages["conv_in_frame0"] = channels_first(x)[:, :, 0]
     for index, block in enumerate(model.down_blocks):
-        x = block(x)
+        x = block(x, Stream())
         stages[f"down{index}"] = channels_first(x)
-    x = model.conv_out(mx.sigmoid(y := model.conv_norm_out(x)) * y)
+    y = model.conv_norm_out(x)
+    x = model.conv_out(mx.sigmoid(y) * y, Stream())
     stages["raw"] = channels_first(x)
 
     asked = {key[4:] for key in VECTORS if key.startswith("enc.")} - {
@@ -108,9 +110,9 @@ def test_strided_convolution_keeps_every_second_cell():
     model = VideoEncoder(small_config([["compress_all", {}]]))
     conv = model.down_blocks[0]
     x = mx.random.normal((1, 5, 6, 8, 32))
-    strided = conv(x)
+    strided = conv(x, Stream())
     conv.stride = (1, 1, 1)
-    assert error(strided, conv(x)[:, ::2, ::2, ::2]) < 1e-5
+    assert error(strided, conv(x, Stream())[:, ::2, ::2, ::2]) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""A clip on its way through a network, whole or in pieces with the same result. Knows frames, not what is done to them.
+
+A convolution over time that sees later frames lags behind its input: what it cannot finish yet waits for the next
+piece, and the clip's last piece sets it free. So pieces shift as they pass, and nothing is computed twice.
+"""
+
+from contextlib import suppress
+from typing import Callable, Iterator, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class Incomplete(Exception):
+    """No frame can be finished with the pieces so far: go on with the next one."""
+
+
+class Stream:
+    """What the modules of a network remember of one clip, (B, F, H, W, C), between its pieces.
+
+    causal  no frame sees a later one
+    last    the frames under way are the clip's last; whoever cuts the clip says so before each piece
+
+    A module may be called once for each piece, the pieces in order. Results hold all that is remembered, so it is
+    evaluated with them and nothing keeps a whole piece alive.
+    """
+
+    def __init__(self, causal: bool = True):
+        self.causal = causal
+        self.last = True
+        self._kept: dict[int, mx.array] = {}
+        self._begun: set[int] = set()
+
+    def begins(self, module: nn.Module) -> bool:
+        """Whether ``module`` asks for the first time: it has the clip's first frames."""
+        first = id(module) not in self._begun
+        self._begun.add(id(module))
+        return first
+
+    def extend(
+        self, module: nn.Module, x: mx.array, kernel: int, stride: int = 1
+    ) -> mx.array:
+        """``x`` between the frames that a convolution's ``kernel`` needs around it.
+
+        Before the clip its first frame is repeated, and after it its last one unless ``causal``, so that as many
+        frames leave the convolution as enter it. Raises ``Incomplete`` where there are fewer than ``kernel``.
+        """
+        before, after = (kernel - 1, 0) if self.causal else (kernel // 2, kernel // 2)
+        if kernel == 1:
+            return x
+        kept = self._kept.pop(id(module), None)
+        front = [x[:, :1]] * before if kept is None else [kept]
+        back = [x[:, -1:]] * after if self.last else []
+        x = mx.concatenate([*front, x, *back], axis=1)
+        finished = max(0, (x.shape[1] - kernel) // stride + 1)
+        x = self._keep(module, x, x[:, finished * stride :])
+        if not finished:
+            raise Incomplete
+        return x
+
+    def delay(self, module: nn.Module, x: mx.array, frames: int) -> mx.array:
+        """``x`` as many ``frames`` late as the convolutions beside it, that neither repeat nor drop any."""
+        if self.causal:
+            return x
+        kept = self._kept.pop(id(module), None)
+        x = x if kept is None else mx.concatenate([kept, x], axis=1)
+        if self.last:
+            return x
+        ready = max(0, x.shape[1] - frames)
+        return self._keep(module, x[:, :ready], x[:, ready:])
+
+    def _keep(self, module: nn.Module, x: mx.array, frames: mx.array) -> mx.array:
+        """Remember a copy of ``frames``; it is made when ``x`` is."""
+        if self.last:
+            return x
+        self._kept[id(module)] = mx.contiguous(frames)
+        return mx.depends(x, self._kept[id(module)])
+
+
+class Stage(NamedTuple):
+    """A step of a network, and the most channels that one of its convolutions reads or writes."""
+
+    run: Callable[[mx.array, Stream], mx.array]
+    width: int
+
+
+def in_pieces(
+    stages: list[Stage], x: mx.array, stream: Stream, elements: int
+) -> Iterator[mx.array]:
+    """What ``stages`` make of a clip ``x`` one after the other, in consecutive pieces.
+
+    Before each stage the frames are cut so that its convolutions touch about ``elements``, a frame at least. Early
+    stages, whose frames are small, thus work on many at once, and the late ones on few.
+    """
+    if not stages:
+        yield x
+        return
+    stage, last = stages[0], stream.last
+    pieces = cut(x, elements // stage.width)
+    del x  # Here and below no name is left on a piece, so that it is free as soon as it is used.
+    while pieces:
+        stream.last = last and len(pieces) == 1
+        with suppress(Incomplete):
+            y = in_pieces(
+                stages[1:], stage.run(pieces.pop(0), stream), stream, elements
+            )
+            yield from y
+
+
+def cut(x: mx.array, cells: int) -> list[mx.array]:
+    """(B, F, H, W, C) in pieces of about equal length, of at most ``cells`` cells or of one frame."""
+    B, F, H, W, _ = x.shape
+    count = -(-F // max(1, cells // (B * H * W)))
+    return mx.split(x, [F * i // count for i in range(1, count)], axis=1)
+
+
+def widest(module: nn.Module) -> int:
+    """The most channels that a convolution in ``module`` reads or writes."""
+    return max(
+        max(part.weight.shape[0], part.weight.shape[-1])
+        for part in module.modules()
+        if "weight" in part and part.weight.ndim == 5
+    )
