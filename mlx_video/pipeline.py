@@ -32,7 +32,11 @@ from mlx_video.models.ltx.patchify import (
     video_positions,
 )
 from mlx_video.models.ltx.upsampler import upsample_normalized
-from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
+from mlx_video.models.ltx.video_vae.tiling import (
+    TilingConfig,
+    choose_tiling,
+    decode_stream,
+)
 from mlx_video.recipes import (
     DEFAULT_NEGATIVE_PROMPT,
     IMAGE_CRF,
@@ -304,9 +308,9 @@ class Pipeline:
     def _decode_video(
         self, latent: mx.array, shape: VideoPixelShape, tiling: str
     ) -> Iterator[np.ndarray]:
-        config = TilingConfig.named(tiling, shape.height, shape.width, shape.frames)
         with self.components.video_decoder() as decoder:
-            chunks = decode_stream(decoder, latent, config)
+            plan = choose_tiling(tiling, decoder, latent, shape)
+            chunks = decode_stream(decoder, latent, plan)
             if self.health:
                 frames = postprocess.frames(map(health.check_pixels, chunks))
                 yield from health.watched(frames)

@@ -1,4 +1,6 @@
-"""Decode and encode a clip in overlapping tiles, so that memory follows the tile. Knows cells, ramps and masks only.
+"""Decode and encode a clip in overlapping tiles that are blended. Knows cells, ramps and masks only.
+
+``exact`` does without: what tiles save in memory, streaming saves too, and it changes no pixel.
 
 A clip is cut along time, rows and columns; a tile is one ``Cut`` of each. Neighbours overlap, each fading in as the
 other fades out. Since the grid is regular, blending columns into strips, strips into frames and frames into the clip
@@ -13,7 +15,8 @@ import mlx.core as mx
 
 from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
-from mlx_video.types import VideoScale
+from mlx_video.models.ltx.video_vae.exact import Exact, decode_exactly, fitting
+from mlx_video.types import VideoPixelShape, VideoScale
 
 Coder = Callable[[mx.array], mx.array]
 OnFramesReady = Callable[[mx.array, int], None]
@@ -91,7 +94,7 @@ class TilingConfig:
     def named(
         cls, mode: str, height: int, width: int, num_frames: int
     ) -> "TilingConfig | None":
-        """The tiling that ``mode``, one of ``MODES``, means for a clip of this size in pixels."""
+        """The tiles that ``mode``, one of ``MODES``, means for a clip of this size in pixels."""
         if mode not in MODES:
             raise ValueError(f"tiling must be one of {', '.join(MODES)}; got {mode!r}.")
         if mode == "auto":
@@ -99,14 +102,36 @@ class TilingConfig:
         return None if mode == "none" else getattr(cls, mode)()
 
 
+Tiling = TilingConfig | Exact
+
+
+def choose_tiling(
+    mode: str,
+    decoder: VideoDecoder,
+    latents: mx.array,
+    shape: VideoPixelShape,
+    budget: float | None = None,
+) -> Tiling:
+    """How to decode the ``latents`` of a clip of this ``shape`` in ``mode``, one of ``MODES``.
+
+    None streams exactly, and so does auto, in pieces and tiles that take at most ``budget`` bytes beside the weights
+    (by default what the device has left). Where none are small enough, auto is what ``TilingConfig.auto`` says.
+    """
+    plan = fitting(decoder, latents, budget) if mode == "auto" else None
+    return plan or TilingConfig.named(mode, *shape[1:3], shape.frames) or Exact()
+
+
 def decode_stream(
-    decoder: VideoDecoder, latents: mx.array, tiling: TilingConfig | None = None
+    decoder: VideoDecoder, latents: mx.array, tiling: Tiling | None = None
 ) -> Iterator[mx.array]:
     """Pixels of ``latents`` (B, 128, F, H, W) in order, (B, 3, f, 32*H, 32*W) at a time, each evaluated.
 
-    Without tiling it is one chunk, else one for each tile of time; no more than a chunk and a tile are held.
+    Without tiling exactly, as ``Exact()`` says, else one chunk for each tile of time; no more than a chunk and a tile
+    are held.
     """
-    return iterate_decode(decoder, latents, tiling, decoder.scale)
+    if isinstance(tiling, TilingConfig):
+        return iterate_decode(decoder, latents, tiling, decoder.scale)
+    return decode_exactly(decoder, latents, tiling or Exact())
 
 
 def decode_with_tiling(
