@@ -4,7 +4,8 @@
 
 Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. A forward is what a
 sampler calls once per step: diffusers computes rotary tables and caption projections in every one, this package once
-per stage and prompt, before. Peak memory includes the weights.
+per stage and prompt, before. "Image to video" has a first latent frame without noise; a guided step is four forwards.
+Peak memory includes the weights.
 """
 
 import argparse
@@ -56,6 +57,11 @@ class Clip(NamedTuple):
     def video_tokens(self) -> int:
         frames, rows, columns = self.grid
         return frames * rows * columns
+
+    @property
+    def tokens_per_frame(self) -> int:
+        _, rows, columns = self.grid
+        return rows * columns
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}x{self.frames}"
@@ -117,9 +123,14 @@ def run_mlx(
     model = mlx_model(tiny)
     exact = []
     for clip in clips:
-        result, velocity = time_mlx("mlx-video", model, clip, repeats)
+        forward = mlx_forward(model, clip)
+        result, velocity = time_mlx("mlx-video", forward, clip, repeats)
         exact.append(velocity)
         yield result
+        forward = mlx_forward(model, clip, pinned=clip.tokens_per_frame)
+        yield time_mlx("mlx-video, image to video", forward, clip, repeats)[0]
+        forward = mlx_guided_step(model, clip)
+        yield time_mlx("mlx-video, guided step", forward, clip, repeats)[0]
     for name in formats:
         del model
         mx.clear_cache()
@@ -127,7 +138,10 @@ def run_mlx(
         try:
             quantize_mlx(model, FORMATS[name])
             for clip, reference in zip(clips, exact):
-                result, velocity = time_mlx(f"mlx-video, {name}", model, clip, repeats)
+                forward = mlx_forward(model, clip)
+                result, velocity = time_mlx(
+                    f"mlx-video, {name}", forward, clip, repeats
+                )
                 yield result._replace(error=distance(velocity, reference))
         except (RuntimeError, ValueError) as error:
             print(f"{name} is not to be had here: {error}", file=sys.stderr)
@@ -149,27 +163,63 @@ def mlx_model(tiny: bool):
 
 
 def time_mlx(
-    name: str, model, clip: Clip, repeats: int
+    name: str, forward: Callable[[], Sequence], clip: Clip, repeats: int
 ) -> tuple[Result, list["mx.array"]]:
-    """What a forward takes, and the velocities it gives."""
+    """What a forward takes, and the arrays it gives."""
     import mlx.core as mx
 
-    from mlx_video.models.ltx.pacing import piece_by_piece
-
-    inputs = mlx_inputs(model, clip)
     mx.clear_cache()
     mx.reset_peak_memory()
     outputs = []
 
-    def forward():
-        with piece_by_piece():
-            outputs[:] = model(inputs).values
+    def evaluated():
+        outputs[:] = forward()
         mx.eval(outputs)
 
-    times = timed(forward, repeats)
+    times = timed(evaluated, repeats)
     peak = mx.get_peak_memory()
     finite = all(mx.isfinite(x).all().item() for x in outputs)
     return Result(name, str(clip), clip.video_tokens, times, peak, finite), outputs
+
+
+def mlx_forward(model, clip: Clip, pinned: int = 0) -> Callable[[], Sequence]:
+    """One forward, piece by piece as a sampler has it run; the first ``pinned`` video tokens have no noise."""
+    from mlx_video.models.ltx.pacing import piece_by_piece
+
+    inputs = mlx_inputs(model, clip, pinned)
+
+    def forward():
+        with piece_by_piece():
+            return model(inputs).values
+
+    return forward
+
+
+def mlx_guided_step(model, clip: Clip) -> Callable[[], Sequence]:
+    """A step with every guided pass in turn: prompt, negative prompt, STG and the modalities apart."""
+    import mlx.core as mx
+
+    from mlx_video.conditioning.latent import LatentState
+    from mlx_video.models.ltx.ltx import X0Model
+    from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
+    from mlx_video.sampling.guidance import guided
+    from mlx_video.types import AV, PromptEmbeddings
+
+    shape = (1, clip.text_tokens, model.config.caption_channels)
+    prompt, negative = (
+        AV(mx.random.normal(shape), mx.random.normal(shape)) for _ in range(2)
+    )
+    positions = mlx_positions(clip)
+    states = AV(
+        LatentState.fresh(noise(clip.video_tokens, 128), positions.video),
+        LatentState.fresh(noise(clip.audio_tokens, 128), positions.audio),
+    )
+    block = model.config.num_layers * 29 // 48
+    strengths = AV(VIDEO_GUIDANCE, AUDIO_GUIDANCE).map(
+        lambda strength: replace(strength, stg_blocks=(block,))
+    )
+    step = guided(X0Model(model), PromptEmbeddings(prompt, negative), strengths)
+    return lambda: step(states, SIGMA).values
 
 
 def quantize_mlx(model, kind: Format) -> None:
@@ -204,20 +254,15 @@ def draw_mlx_weights(model) -> None:
     model.load_weights(weights)
 
 
-def mlx_inputs(model, clip: Clip):
-    """AV[ModalityInput] of noise at one noise level, everything evaluated; the same in every call."""
+def mlx_inputs(model, clip: Clip, pinned: int = 0):
+    """AV[ModalityInput] of noise, everything evaluated; the same in every call."""
     import mlx.core as mx
 
-    from mlx_video.models.ltx import patchify
     from mlx_video.models.ltx.transformer import ModalityInput, Timesteps
     from mlx_video.types import AV
 
     mx.random.seed(1)
     config = model.config
-
-    def noise(tokens: int, channels: int) -> mx.array:
-        return mx.random.normal((1, tokens, channels), mx.bfloat16)
-
     latents = AV(
         noise(clip.video_tokens, config.in_channels),
         noise(clip.audio_tokens, config.audio_in_channels),
@@ -225,17 +270,28 @@ def mlx_inputs(model, clip: Clip):
     contexts = model.project_context(
         latents.map(lambda _: noise(clip.text_tokens, config.caption_channels))
     )
-    ropes = model.rope(
-        AV(
-            patchify.create_position_grid(1, *clip.grid, fps=FPS),
-            patchify.create_audio_position_grid(1, clip.audio_tokens),
-        )
-    )
-    levels = latents.map(
-        lambda x: Timesteps.from_mask(SIGMA, mx.ones((*x.shape[:2], 1)))
-    )
+    ropes = model.rope(mlx_positions(clip))
+    masks = latents.map(lambda x: mx.ones((*x.shape[:2], 1)))
+    masks.video[:, :pinned] = 0
+    levels = masks.map(lambda mask: Timesteps.from_mask(SIGMA, mask))
     mx.eval(latents.values, contexts.values, ropes.values)
     return latents.map(ModalityInput, levels, contexts, ropes)
+
+
+def noise(tokens: int, channels: int):
+    import mlx.core as mx
+
+    return mx.random.normal((1, tokens, channels), mx.bfloat16)
+
+
+def mlx_positions(clip: Clip):
+    from mlx_video.models.ltx import patchify
+    from mlx_video.types import AV
+
+    return AV(
+        patchify.create_position_grid(1, *clip.grid, fps=FPS),
+        patchify.create_audio_position_grid(1, clip.audio_tokens),
+    )
 
 
 # Diffusers
