@@ -1,0 +1,154 @@
+"""The whole distilled job at full size with random weights, bfloat16: seconds and peak memory of each phase.
+
+    python benchmarks/job.py [--size 512x768x121] [--runs 2] [--json PATH] [--tiny]
+
+Gemma 3 12B, connectors, two stages of the 19B transformer with sound, upsampler, audio and video decoders, up to frames
+in host memory; the tokenizer is the tests'. Weights are drawn on the device where a run would read them from a file, so
+the load phases are not those of a disk. The last of the runs is reported: by then every kernel is compiled.
+"""
+
+import argparse
+import json
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import mlx_video  # noqa: E402,F401  isort: skip  first: it chooses MLX's backend
+
+import mlx.core as mx  # noqa: E402
+from mlx.utils import tree_flatten  # noqa: E402
+
+from mlx_video.models.ltx.components import Components  # noqa: E402
+from mlx_video.models.ltx.layouts import PARTS, Source  # noqa: E402
+from mlx_video.models.ltx.ltx import X0Model  # noqa: E402
+from mlx_video.models.ltx.text_encoder import (  # noqa: E402
+    GemmaArgs,
+    GemmaModel,
+    GemmaTextEncoder,
+)
+from mlx_video.pipeline import Pipeline, Request  # noqa: E402
+from mlx_video.recipes import distilled  # noqa: E402
+from mlx_video.types import Sample, Step, VideoPixelShape  # noqa: E402
+
+FIXTURES = ROOT / "tests" / "fixtures"
+TINY = FIXTURES / "ltx2_tiny"
+GEMMA = {
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 1024,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "vocab_size": 262208,
+    },
+}
+PROMPT = "a red ball rolls along a blue floor in the warm light of the evening"
+
+
+class RandomComponents(Components):
+    """Parts of the real sizes whose weights are drawn when they are lent."""
+
+    def _load(self, name, model_type=None, loras=()):
+        if name == "text_encoder":
+            tokenizer = GemmaTextEncoder.load(TINY / "text_encoder").tokenizer
+            network = GemmaModel(GemmaArgs.from_dict(self.sources[name].config))
+            draw(network, self.dtype)
+            return GemmaTextEncoder(network, tokenizer), network
+        config = PARTS[name].config.from_dict(self.sources[name].config)
+        if name == "connectors":
+            gemma = self.sources["text_encoder"].config["text_config"]
+            config = replace(config, text_layers=gemma["num_hidden_layers"])
+        network = PARTS[name].module(config)
+        draw(network, self.dtype)
+        return network, network
+
+    @contextmanager
+    def transformer(self, *_):
+        with self.lend("transformer") as model:
+            yield X0Model(model)
+
+
+def draw(network, dtype: mx.Dtype) -> None:
+    """Random weights of a scale that keeps activations near 1, a tensor at a time."""
+    for name, parameter in tree_flatten(network.parameters()):
+        fan_in = max(1, parameter.size // parameter.shape[0])
+        kind = mx.float32 if "scale_shift_table" in name else dtype
+        value = mx.random.normal(parameter.shape, kind, scale=fan_in**-0.5)
+        network.load_weights([(name, value)], strict=False)
+        mx.eval(value)
+
+
+def components(tiny: bool) -> RandomComponents:
+    manifests = FIXTURES / "manifests"
+    config = json.loads((manifests / "ltx-2-19b.config.json").read_text())["config"]
+    files = json.loads((manifests / "ltx-2-upscalers.config.json").read_text())
+    upscaler = files["ltx-2-spatial-upscaler-x2-1.0.safetensors"]["config"]
+    blocks = {p.name: config.get(p.block, upscaler) for p in PARTS.values()}
+    blocks["text_encoder"] = GEMMA
+    if tiny:
+        opened = Components.open(TINY / "ltx-2-tiny.safetensors")
+        blocks = {name: source.config for name, source in opened.sources.items()}
+    sources = {name: Source(TINY, block) for name, block in blocks.items()}
+    return RandomComponents(sources, mx.float32 if tiny else mx.bfloat16)
+
+
+def run(pipeline: Pipeline, request: Request) -> list[tuple[str, float, float]]:
+    """(phase, seconds, peak GiB) of one job."""
+    phases, started = [], time.perf_counter()
+
+    def end(phase: str) -> None:
+        nonlocal started
+        now = time.perf_counter()
+        phases.append((phase, now - started, mx.get_peak_memory() / 2**30))
+        mx.reset_peak_memory()
+        started = now
+
+    mx.reset_peak_memory()
+    for event in pipeline.stream(request):
+        if isinstance(event, Step):
+            if event.index == event.total:
+                end(event.phase)
+        elif not isinstance(event, Sample):
+            end("decode sound")
+            frames = sum(1 for _ in event.frames)
+            end(f"decode {frames} frames")
+    return phases
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="512x768x121", help="height x width x frames")
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--tiny", action="store_true", help="the tests' checkpoint")
+    args = parser.parse_args()
+    height, width, frames = map(int, args.size.split("x"))
+    shape = VideoPixelShape(frames, height, width, 24.0)
+    request = Request(PROMPT, shape, audio=True, tiling="auto")
+    pipeline = Pipeline(components(args.tiny), distilled(), health=False)
+    for _ in range(args.runs):
+        phases = run(pipeline, request)
+    loads = sum(seconds for phase, seconds, _ in phases if phase.startswith("load"))
+    total = sum(seconds for _, seconds, _ in phases)
+    print("| phase | seconds | peak GiB |\n|---|---|---|")
+    for phase, seconds, peak in phases:
+        print(f"| {phase} | {seconds:.2f} | {peak:.2f} |")
+    peak = max(peak for *_, peak in phases)
+    print(f"| all | {total:.2f}, without loads {total - loads:.2f} | {peak:.2f} |")
+    if args.json:
+        args.json.write_text(json.dumps(phases))
+
+
+if __name__ == "__main__":
+    main()
