@@ -11,7 +11,7 @@ from typing import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_video import convert, media
+from mlx_video import convert
 from mlx_video.arguments import (
     add_generate_arguments,
     add_model_files,
@@ -127,6 +127,8 @@ def make(
 
 def write(clip: Clip, output: Output, job: Job, report: "Report") -> None:
     """Write the clip and its record, and remove the latents, which are no longer needed."""
+    from mlx_video import media  # with codecs, which only a finished clip needs
+
     total = clip.shape.frames
     if output.frames:
         frames = media.save_frames(

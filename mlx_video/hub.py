@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Callable, Iterator, Mapping, Sequence
 
 import huggingface_hub as hf
-from huggingface_hub import errors
 
 MODEL_REPO = "Lightricks/LTX-2"
 MODEL_FILE = "ltx-2-19b-{variant}.safetensors"
@@ -126,30 +125,34 @@ def _shards(index: Path) -> set[str]:
     return set(json.loads(index.read_text())["weight_map"].values())
 
 
-_UNREACHABLE = (
-    errors.HTTPError,
-    errors.DryRunError,
-    errors.LocalEntryNotFoundError,
-    ConnectionError,
-)
-
-
 @contextmanager
 def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
     """Turn what huggingface_hub raises into one sentence that says what to do."""
+    from huggingface_hub import (  # with an HTTP client, which local files need not
+        errors,
+    )
+
+    unreachable = (
+        errors.HTTPError,
+        errors.DryRunError,
+        errors.LocalEntryNotFoundError,
+        ConnectionError,
+    )
     try:
         yield
     except errors.HFValidationError:
         raise FileNotFoundError(
             f"{repo} is neither a file or folder here nor the name of a Hugging Face repository such as {MODEL_REPO}."
         ) from None
-    except _UNREACHABLE as error:
+    except unreachable as error:
         raise _explanation(repo, patterns, error.__cause__ or error) from error
 
 
 def _explanation(
     repo: str, patterns: Sequence[str], cause: BaseException
 ) -> ValueError | FileNotFoundError:
+    from huggingface_hub import errors
+
     if isinstance(cause, errors.GatedRepoError):
         return ValueError(
             f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in with `hf auth login`."

@@ -8,7 +8,7 @@ from typing import Iterable, Mapping
 import mlx.core as mx
 
 import mlx_video
-from mlx_video import media, weights
+from mlx_video import weights
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
 from mlx_video.pipeline import Image, Pipeline, Request
@@ -163,6 +163,8 @@ def read_record(path: Path) -> str:
         raise FileNotFoundError(f"There is no file {path}.")
     if path.suffix == ".json":
         return path.read_text()
+    from mlx_video import media  # with codecs, which only a clip's file needs
+
     metadata = (
         weights.read(path)[1] if path.suffix == ".safetensors" else media.metadata(path)
     )

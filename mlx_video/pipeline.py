@@ -7,7 +7,7 @@ from typing import Generator, Iterator
 import mlx.core as mx
 import numpy as np
 
-from mlx_video import health, media, postprocess
+from mlx_video import health, postprocess
 from mlx_video.conditioning.latent import (
     Condition,
     LatentState,
@@ -115,6 +115,8 @@ class Request:
         return tuple(name for name in recipe.needs if name not in unused)
 
     def _check_images(self) -> None:
+        from mlx_video import media  # with codecs, which only pictures need
+
         for image in self.images:
             media.load_image(image.path)
             if image.frame % 8 or not 0 <= image.frame < self.shape.frames:
@@ -325,6 +327,8 @@ def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:
 
 def _image_condition(encoder, image: Image, shape: VideoPixelShape) -> Condition:
     """An image at the first frame replaces the first latent; later ones are keyframe tokens behind the clip's own."""
+    from mlx_video import media
+
     picture = media.compress_like_video(media.load_image(image.path), IMAGE_CRF)
     latent = encoder(media.fit_image(picture, shape.height, shape.width))
     tokens = patchify_video(latent.astype(mx.float32))

@@ -1,0 +1,47 @@
+"""What a start leaves unimported: `import mlx_video` and `mlx-video --help` wait for nothing that they do not need."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CODECS = {"av", "PIL"}
+LANGUAGE = {"mlx_lm", "transformers", "tokenizers"}
+NETWORK = {"huggingface_hub.errors"}  # an HTTP client comes with it
+ARRAYS = {"mlx.core", "numpy"}
+
+
+def imported(code: str) -> set[str]:
+    """Every module there is after a fresh Python ran ``code``."""
+    code = f"import sys\ntry:\n    {code}\nfinally:\n    print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_package_alone_imports_no_library():
+    modules = imported("import mlx_video")
+    assert "mlx_video" in modules
+    assert not modules & (
+        ARRAYS | CODECS | LANGUAGE | NETWORK | {"huggingface_hub", "tqdm"}
+    )
+
+
+@pytest.mark.parametrize(
+    "door, words",
+    [
+        ("cli", ["--help"]),
+        ("cli", ["generate", "--help"]),
+        ("generate", ["--help"]),
+        ("generate_dev", ["--help"]),
+        ("generate_av", ["--help"]),
+        ("convert", ["--help"]),
+    ],
+)
+def test_help_imports_no_codec_language_model_or_network(door, words):
+    modules = imported(f"from mlx_video.{door} import main; main({words})")
+    assert f"mlx_video.{door}" in modules
+    assert not modules & (CODECS | LANGUAGE | NETWORK)
