@@ -160,7 +160,8 @@ def _fused(layer: nn.Module, delta: Delta, strength: float, name: str) -> nn.Lin
             f"{name} changes a weight of shape {shape} with factors {up.shape} and {down.shape}; the layer's is "
             f"{layer.weight.shape}. The LoRA was made for another model."
         )
-    weight = layer.weight.astype(mx.float32) + strength * delta.scale * (up @ down)
+    weight = layer.weight.astype(mx.float32)
+    weight = mx.addmm(weight, up, down, alpha=strength * delta.scale)
     layer.weight = weight.astype(layer.weight.dtype)
     return layer
 
