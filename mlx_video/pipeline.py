@@ -67,6 +67,22 @@ class Image:
     frame: int = 0
     strength: float = 1.0
 
+    def check(self, frames: int) -> None:
+        """Raise where this picture cannot be read, or cannot stand in a clip of ``frames``."""
+        from mlx_video import media  # with codecs, which only pictures need
+
+        media.load_image(self.path)
+        if self.frame % 8 or not 0 <= self.frame < frames:
+            nearest = min(max(0, round(self.frame / 8) * 8), frames - 1)
+            raise ValueError(
+                f"An image can stand at frame 0, 8, 16, ... below {frames}; got {self.frame} for {self.path}. "
+                f"Nearest: {nearest}."
+            )
+        if not 0 <= self.strength <= 1:
+            raise ValueError(
+                f"An image's strength is from 0 to 1; got {self.strength} for {self.path}."
+            )
+
 
 @dataclass(frozen=True)
 class Request:
@@ -115,20 +131,8 @@ class Request:
         return tuple(name for name in recipe.needs if name not in unused)
 
     def _check_images(self) -> None:
-        from mlx_video import media  # with codecs, which only pictures need
-
         for image in self.images:
-            media.load_image(image.path)
-            if image.frame % 8 or not 0 <= image.frame < self.shape.frames:
-                nearest = min(max(0, round(image.frame / 8) * 8), self.shape.frames - 1)
-                raise ValueError(
-                    f"An image can stand at frame 0, 8, 16, ... below {self.shape.frames}; got {image.frame} for "
-                    f"{image.path}. Nearest: {nearest}."
-                )
-            if not 0 <= image.strength <= 1:
-                raise ValueError(
-                    f"An image's strength is from 0 to 1; got {image.strength} for {image.path}."
-                )
+            image.check(self.shape.frames)
         frames = [image.frame for image in self.images]
         if len(set(frames)) < len(frames):
             raise ValueError(
