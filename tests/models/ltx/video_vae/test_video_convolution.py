@@ -71,11 +71,11 @@ def test_a_form_may_be_named():
 
 
 @pytest.mark.parametrize("device", [mx.cpu, mx.gpu])
-@pytest.mark.parametrize("cuda", [True, False])
-def test_only_cuda_prefers_the_volume(monkeypatch, device, cuda):
+@pytest.mark.parametrize("metal", [True, False])
+def test_only_metal_prefers_frames(monkeypatch, device, metal):
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
-    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
-    assert (preferred_form() is by_volume) == (cuda and device == mx.gpu)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    assert (preferred_form() is by_frames) == (metal and device == mx.gpu)
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (2, 2, 2)])
