@@ -2,8 +2,11 @@
 
     python benchmarks/vae_decode.py [--json PATH] [--tiny]
 
-Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. Decoding is timed
-whole, as diffusers does, and here also in the default tiles. Peak memory includes the weights, the encoder's too.
+Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. "Whole" is the clip
+at once, as diffusers does it; "streamed" is what the pipeline does, each piece dropped once it is made, and a clip of
+four times the length shows what that takes; "by frames" has each convolution as a sum of 2-D ones. Peak memory
+includes the input and the weights: here those of the part at work, since the pipeline loads one at a time; diffusers'
+model holds both parts.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 from dit_forward import timed
 
@@ -40,7 +43,9 @@ class Clip(NamedTuple):
 
 
 CLIPS = [Clip(121, 512, 768), Clip(121, 1024, 1536)]
+LONG_CLIP = Clip(481, 512, 768)
 TINY_CLIPS = [Clip(9, 64, 96), Clip(17, 128, 192)]
+TINY_LONG_CLIP = Clip(65, 64, 96)
 
 
 class Result(NamedTuple):
@@ -51,60 +56,123 @@ class Result(NamedTuple):
     clip: str
     milliseconds: list[float]
     peak_bytes: int | None
+    weights_bytes: int
     finite: bool
 
 
-def run_mlx(clips: list[Clip], tiny: bool, repeats: int) -> Iterator[Result]:
+def run_mlx(tiny: bool, repeats: int) -> Iterator[Result]:
     import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
     import mlx.core as mx
 
-    from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
+    from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 
     mx.random.seed(0)
-    encoder, decoder = mlx_models(tiny)
-    channels = decoder.config.latent_channels
-    for clip in clips:
-        latent = mx.random.normal((1, channels, *clip.grid), mx.bfloat16)
-        pixels = mx.random.uniform(-1, 1, (1, 3, *clip), mx.bfloat16)
-        mx.eval(latent, pixels)
-
-        def decode_tiles():
-            return list(decode_stream(decoder, latent, TilingConfig.default()))
-
-        works = {
-            "decode": lambda: [decoder(latent)],
-            "decode, default tiles": decode_tiles,
-            "encode": lambda: [encoder(pixels)],
-        }
-        for name, work in works.items():
-            mx.clear_cache()
-            mx.reset_peak_memory()
-            times = timed(lambda: mx.eval(work()), repeats)
-            peak = mx.get_peak_memory()
-            finite = all(mx.isfinite(x).all().item() for x in work())
-            yield Result("mlx-video", name, str(clip), times, peak, finite)
+    for part, works, draw in (
+        (VideoDecoder, decode_works, draw_latent),
+        (VideoEncoder, encode_works, draw_pixels),
+    ):
+        model = mlx_model(part, tiny)
+        for clip in TINY_CLIPS if tiny else CLIPS:
+            yield from measured(model, works(model), clip, draw(model, clip), repeats)
+        clip = TINY_LONG_CLIP if tiny else LONG_CLIP
+        streamed = {k: v for k, v in works(model).items() if k.endswith("streamed")}
+        yield from measured(model, streamed, clip, draw(model, clip), 2)
+        del model
 
 
-def mlx_models(tiny: bool):
-    """VideoEncoder and VideoDecoder, evaluated in bfloat16."""
+def measured(model, works: dict, clip: Clip, x, repeats: int) -> Iterator[Result]:
+    """The results of works, functions from ``x`` to the pieces of what is made of it."""
+    import mlx.core as mx
+    from mlx.utils import tree_reduce
+
+    weights = tree_reduce(lambda n, p: n + p.nbytes, model.parameters(), 0)
+    for name, work in works.items():
+
+        def run():
+            for piece in work(x):
+                mx.eval(piece)
+
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        times = timed(run, repeats)
+        peak = mx.get_peak_memory()
+        finite = all(mx.isfinite(piece).all().item() for piece in work(x))
+        yield Result("mlx-video", name, str(clip), times, peak, weights, finite)
+
+
+def decode_works(decoder) -> dict:
+    from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
+
+    return {
+        "decode, streamed": lambda x: decode_stream(decoder, x),
+        "decode, whole": lambda x: map(decoder, [x]),
+        "decode, streamed by frames": by_frames(lambda x: decode_stream(decoder, x)),
+        "decode, default tiles": lambda x: decode_stream(
+            decoder, x, TilingConfig.default()
+        ),
+    }
+
+
+def encode_works(encoder) -> dict:
+    from mlx_video.models.ltx.video_vae.exact import encode_exactly
+
+    return {
+        "encode, streamed": lambda x: encode_exactly(encoder, x),
+        "encode, whole": lambda x: map(encoder, [x]),
+        "encode, streamed by frames": by_frames(lambda x: encode_exactly(encoder, x)),
+    }
+
+
+def by_frames(work: Callable) -> Callable:
+    """The same work with the other form of convolution."""
+    from mlx_video.models.ltx.video_vae import convolution
+
+    def run(x):
+        preferred = convolution.preferred_form
+        convolution.preferred_form = lambda: convolution.by_frames
+        try:
+            yield from work(x)
+        finally:
+            convolution.preferred_form = preferred
+
+    return run
+
+
+def draw_latent(decoder, clip: Clip):
+    import mlx.core as mx
+
+    shape = 1, decoder.config.latent_channels, *clip.grid
+    latent = mx.random.normal(shape, mx.bfloat16)
+    mx.eval(latent)
+    return latent
+
+
+def draw_pixels(encoder, clip: Clip):
+    import mlx.core as mx
+
+    pixels = mx.random.uniform(-1, 1, (1, 3, *clip), mx.bfloat16)
+    mx.eval(pixels)
+    return pixels
+
+
+def mlx_model(part, tiny: bool):
+    """A VideoEncoder or VideoDecoder, evaluated in bfloat16."""
     import mlx.core as mx
 
     from mlx_video.models.ltx.config import VideoVAEConfig
-    from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 
     block = json.loads(CONFIG.read_text())["config"]["vae"]
     config = VideoVAEConfig.from_dict(block)
     if tiny:
         names = "latent_channels", "encoder_base_channels", "decoder_base_channels"
         config = replace(config, **dict.fromkeys(names, TINY_CHANNELS))
-    models = VideoEncoder(config), VideoDecoder(config)
-    for model in models:
-        model.set_dtype(mx.bfloat16)
-        mx.eval(model.parameters())
-    return models
+    model = part(config)
+    model.set_dtype(mx.bfloat16)
+    mx.eval(model.parameters())
+    return model
 
 
-def run_diffusers(clips: list[Clip], tiny: bool, repeats: int) -> Iterator[Result]:
+def run_diffusers(tiny: bool, repeats: int) -> Iterator[Result]:
     import torch
 
     cuda = torch.cuda.is_available()
@@ -113,12 +181,13 @@ def run_diffusers(clips: list[Clip], tiny: bool, repeats: int) -> Iterator[Resul
     torch.set_default_dtype(torch.bfloat16)
     torch.set_default_device("cuda" if cuda else "cpu")
     model = diffusers_model(tiny)
-    for clip in clips:
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    for clip in TINY_CLIPS if tiny else CLIPS:
         latent = torch.randn(1, model.config.latent_channels, *clip.grid)
         pixels = torch.rand(1, 3, *clip) * 2 - 1
         works = {
-            "decode": lambda: model.decode(latent).sample,
-            "encode": lambda: model.encode(pixels).latent_dist.mode(),
+            "decode, whole": lambda: model.decode(latent).sample,
+            "encode, whole": lambda: model.encode(pixels).latent_dist.mode(),
         }
         for name, work in works.items():
             if cuda:
@@ -133,7 +202,9 @@ def run_diffusers(clips: list[Clip], tiny: bool, repeats: int) -> Iterator[Resul
             times = timed(run, repeats)
             peak = torch.cuda.max_memory_allocated() if cuda else None
             finite = work().isfinite().all().item()
-            yield Result("diffusers, eager", name, str(clip), times, peak, finite)
+            yield Result(
+                "diffusers, eager", name, str(clip), times, peak, weights, finite
+            )
 
 
 def diffusers_model(tiny: bool):
@@ -171,15 +242,16 @@ def run_apart(name: str, arguments: argparse.Namespace) -> Iterator[Result]:
 
 def table(results: list[Result]) -> str:
     lines = [
-        "| framework | work | clip | median ms | min - max | peak GiB | finite |",
-        "|---|---|---|---|---|---|---|",
+        "| framework | work | clip | median ms | min - max | peak GiB | weights GiB | finite |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         ms = r.milliseconds
         peak = "?" if r.peak_bytes is None else f"{r.peak_bytes / 2**30:.2f}"
         lines.append(
             f"| {r.framework} | {r.work} | {r.clip} | {median(ms):,.1f} "
-            f"| {min(ms):,.1f} - {max(ms):,.1f} | {peak} | {'yes' if r.finite else 'NO'} |"
+            f"| {min(ms):,.1f} - {max(ms):,.1f} | {peak} | {r.weights_bytes / 2**30:.2f} "
+            f"| {'yes' if r.finite else 'NO'} |"
         )
     return "\n".join(lines)
 
@@ -192,9 +264,7 @@ def main():
     parser.add_argument("--only", choices=RUNNERS, help="one framework, as JSON lines")
     arguments = parser.parse_args()
     if arguments.only:
-        clips = TINY_CLIPS if arguments.tiny else CLIPS
-        runner = RUNNERS[arguments.only]
-        for result in runner(clips, arguments.tiny, arguments.repeats):
+        for result in RUNNERS[arguments.only](arguments.tiny, arguments.repeats):
             print(json.dumps(result._asdict()), flush=True)
         return
     results = [result for name in RUNNERS for result in run_apart(name, arguments)]
