@@ -95,16 +95,16 @@ def in_pieces(
     if not stages:
         yield x
         return
-    stage, last = stages[0], stream.last
+    (stage, *later), last = stages, stream.last
     pieces = cut(x, elements // stage.width)
     del x  # Here and below no name is left on a piece, so that it is free as soon as it is used.
     while pieces:
         stream.last = last and len(pieces) == 1
         with suppress(Incomplete):
-            y = in_pieces(
-                stages[1:], stage.run(pieces.pop(0), stream), stream, elements
-            )
-            yield from y
+            y = stage.run(pieces.pop(0), stream)
+            rest = in_pieces(later, y, stream, elements)
+            del y
+            yield from rest
 
 
 def cut(x: mx.array, cells: int) -> list[mx.array]:
