@@ -106,7 +106,7 @@ def guided(
     batched  all passes in one call: faster where memory allows it, equal in result
     Raises ``ValueError`` when a ``cfg`` other than 1 has no negative prompt to go away from.
     """
-    passes = _passes(prompt, guidance)
+    passes = passes_of(prompt, guidance)
     together = batched and len(passes) > 1
     run = (_run_together if together else _run_in_turn)(predict, passes.values())
 
@@ -120,7 +120,7 @@ def guided(
     return denoise
 
 
-def _passes(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pass]:
+def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pass]:
     """Context and perturbation of each pass that is needed, by the name ``Guidance.combine`` gives it."""
     wanted = guidance.values
     passes = {"cond": (prompt.positive, Perturbation())}

@@ -240,6 +240,12 @@ class Components:
     def text_encoder(self) -> ContextManager["GemmaTextEncoder"]:
         return self.lend("text_encoder")
 
+    def sketch(
+        self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
+    ) -> nn.Module:
+        """A part as it is lent, but lazy, and with all blocks: what it weighs is known before anything is read."""
+        return self._network(name, model_type, self.loras)[0]
+
     # Loading
 
     def _load(

@@ -1,0 +1,188 @@
+"""How many bytes each part of LTX-2 takes while it is lent, and while it computes. Knows sizes; reads no tensor.
+
+A part that computes holds so many arrays of its widest size at once. How many follows from the code, and
+``benchmarks/plan.py`` measures it. They are more on a CPU, where MLX unfolds what it convolves and keeps the scores of
+an attention.
+"""
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
+from mlx_video.models.ltx.layouts import part_config
+from mlx_video.models.ltx.patchify import AUDIO_DOWNSAMPLE
+from mlx_video.models.ltx.video_vae.exact import LIVE_PIECES, decode_bytes
+from mlx_video.models.ltx.video_vae.tiling import (
+    TilingConfig,
+    choose_tiling,
+    decode_grid,
+)
+from mlx_video.types import AV, Modality, VideoLatentShape, VideoPixelShape
+from mlx_video.weights import read
+
+FLOAT32 = 4  # bytes
+CONTEXT = 1024  # tokens of a prompt with its registers, as the text encoder pads it
+VISION = ("vision", "multi_modal", "lm_head")  # in names of Gemma's that are not read
+STREAMED_BLOCKS = 2  # of the transformer in memory at a time
+
+
+class Live(NamedTuple):
+    """How many arrays of a part's widest size are alive at once; ``scores`` are those of an attention."""
+
+    tokens: float
+    scores: float
+    hidden_states: float
+    image: float
+    video: float
+    upsample: float
+    spectrogram: float
+    sound: float
+
+
+CPU = Live(12, 1, 4, 212, 100, 110, 90, 96)
+GPU = Live(14, 0, 4, 21, LIVE_PIECES, 8, 16, 16)
+
+
+def live() -> Live:
+    return GPU if mx.default_device() == mx.gpu else CPU
+
+
+class Footprint:
+    """Bytes of the parts of ``components``, each of which is laid out once, lazily.
+
+    model_type  the streams of the transformer that are lent
+    """
+
+    def __init__(self, components: Components, model_type: LTXModelType):
+        sources = components.sources
+        self.components = components
+        self.live = live()
+        self.itemsize = components.dtype.size
+        self.part = cache(lambda name: components.sketch(name, model_type))
+        self.config = cache(lambda name: part_config(name, sources[name]))
+        self.weights = cache(self._weights)
+
+    def _weights(self, name: str) -> int:
+        """Of a part while it is lent."""
+        if name == "text_encoder":
+            return self._language_model()
+        part = self.part(name)
+        if name == "transformer" and self.components.low_memory:
+            blocks = [nbytes(block) for block in part.transformer_blocks]
+            return nbytes(part) - sum(blocks) + STREAMED_BLOCKS * max(blocks)
+        return nbytes(part)
+
+    def _language_model(self) -> int:
+        """From the names in its files alone: the module takes seconds to import."""
+        tensors, _ = read(self.components.sources["text_encoder"].path)
+        kept = [v for k, v in tensors.items() if not any(word in k for word in VISION)]
+        floats = [v for v in kept if mx.issubdtype(v.dtype, mx.floating)]
+        stored = sum(v.nbytes for v in kept) - sum(v.nbytes for v in floats)
+        return stored + sum(v.size for v in floats) * self.itemsize
+
+    # While a part computes
+
+    def hidden_states(self, rows: int) -> float:
+        """Of the text encoder for ``rows`` tokens: every layer's, alone and stacked, and what one layer makes."""
+        width, inputs = self.part("connectors").aggregate_embed.weight.shape
+        return rows * (2 * inputs + 16 * width) * self.itemsize
+
+    def contexts(self, rows: int, prompts: int) -> float:
+        """Of the connectors for ``rows`` tokens in so many ``prompts``."""
+        width, inputs = self.part("connectors").aggregate_embed.weight.shape
+        heads = self.config("connectors").connector_num_attention_heads
+        # Both connectors' scores wait at once: nothing paces them.
+        each = self.live.tokens * width + 3.5 * self.live.scores * heads * CONTEXT
+        connected = prompts * CONTEXT * each * self.itemsize
+        normalized = rows * inputs * FLOAT32 * self.live.hidden_states
+        return rows * inputs * self.itemsize + max(connected, normalized)
+
+    def image(self, height: int, width: int) -> float:
+        """Of the video encoder for one picture."""
+        config = self.config("video_encoder")
+        cells = height * width / config.patch_size**2
+        return self.live.image * cells * config.encoder_base_channels * self.itemsize
+
+    def held(self, tokens: AV[int], passes: int) -> float:
+        """From step to step of a stage: float32 rotary tables, and the contexts of its passes."""
+        config = self.config("transformer")
+        angles = 1 + (config.rope_type is LTXRopeType.INTERLEAVED)
+        cross = config.width(Modality.AUDIO) if len(tokens.present) > 1 else 0
+        total = 0
+        for modality in tokens.present:
+            width = config.width(modality)
+            total += tokens[modality] * (width + cross) * angles * FLOAT32
+            total += (passes + 4) * CONTEXT * width * self.itemsize
+        return total
+
+    def forward(self, tokens: AV[int]) -> float:
+        """Of the transformer for one pass."""
+        config = self.config("transformer")
+        moving = scores = 0
+        for modality in tokens.present:
+            count, (heads, head_dim) = tokens[modality], config.heads(modality)
+            moving += count * heads * head_dim
+            scores = max(scores, heads * count * max(count, CONTEXT))
+        elements = self.live.tokens * moving + self.live.scores * scores
+        return elements * self.itemsize
+
+    def operations(self, tokens: AV[int]) -> float:
+        """Floating-point operations of one pass, in matrix products of the video stream."""
+        config, N = self.config("transformer"), tokens.video
+        D = config.width(Modality.VIDEO)
+        cross = config.width(Modality.AUDIO) if len(tokens.present) > 1 else 0
+        each = 2 * (14 * D**2 + 4 * D * cross) + 4 * D * (N + CONTEXT)
+        return config.num_layers * N * each
+
+    def upsample(self, tokens: int) -> float:
+        """Of the upsampler for so many video tokens at the finer grid."""
+        width = self.config("upsampler").mid_channels
+        return self.live.upsample * tokens * width * self.itemsize
+
+    def spectrogram(self, frames: int) -> float:
+        """Of the audio decoder for so many latent frames."""
+        config = self.config("audio_decoder")
+        cells = AUDIO_DOWNSAMPLE * frames * config.mel_bins
+        return self.live.spectrogram * cells * config.ch * self.itemsize
+
+    def sound(self, frames: int) -> float:
+        """Of the vocoder, which computes in float32, likewise."""
+        config = self.config("vocoder")
+        samples = AUDIO_DOWNSAMPLE * frames * math.prod(config.upsample_rates)
+        width = config.upsample_initial_channel >> len(config.upsample_rates)
+        return self.live.sound * samples * width * FLOAT32
+
+    def video(self, shape: VideoPixelShape, mode: str, limit: float) -> float:
+        """Of the video decoder in a tiling ``mode``, where that leaves it a choice within ``limit``."""
+        decoder, grid = self.part("video_decoder"), VideoLatentShape.from_pixels(shape)
+        budget = decode_budget(limit - self.weights("video_decoder"))
+        tiling = choose_tiling(mode, decoder, mx.zeros(grid), shape, budget)
+        if isinstance(tiling, TilingConfig):
+            cuts = decode_grid(grid[2:], tiling, decoder.scale)
+            tile = [max(c.source.stop - c.source.start for c in axis) for axis in cuts]
+            return self._whole(*tile)
+        pieces = decode_bytes(decoder, grid, tiling)
+        return min(self._whole(*grid[2:]), pieces * self.live.video / LIVE_PIECES)
+
+    def _whole(self, frames: int, rows: int, columns: int) -> float:
+        """Of the video decoder for so many latent frames, rows and columns at once."""
+        decoder = self.part("video_decoder")
+        config, (time, height, width) = decoder.config, decoder.scale
+        pixels = ((frames - 1) * time + 1) * rows * height * columns * width
+        array = pixels / config.patch_size**2 * config.decoder_base_channels
+        return self.live.video * array * self.itemsize
+
+
+def decode_budget(free: float) -> float:
+    """What ``choose_tiling``, which counts as on a GPU, may plan with where so many bytes are ``free``."""
+    return free * LIVE_PIECES / live().video
+
+
+def nbytes(module: nn.Module) -> int:
+    return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
