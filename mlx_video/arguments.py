@@ -208,6 +208,13 @@ def _add_output(parser: argparse.ArgumentParser, audio: bool) -> None:
         help="read the transformer's weights from the file in each step, under 3 GiB at a time: slower",
     )
     group.add_argument(
+        "--memory-limit",
+        type=_gigabytes,
+        metavar="GB",
+        help="fit into so much, with the transformer quantized or read in each step if it must be, or refuse "
+        "(default: what the machine has)",
+    )
+    group.add_argument(
         "--audio",
         action=argparse.BooleanOptionalAction,
         default=audio,
@@ -219,6 +226,14 @@ def _add_output(parser: argparse.ArgumentParser, audio: bool) -> None:
         metavar="FILE",
         help="make the clip of a .json record, or of an .mp4 made here, again",
     )
+
+
+def _gigabytes(word: str) -> float:
+    """Bytes."""
+    size = float(word)
+    if not 0 < size < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, such as 24; got {word}")
+    return size * 1e9
 
 
 def add_tiling(group, default: str | None) -> None:

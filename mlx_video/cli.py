@@ -26,7 +26,7 @@ from mlx_video.hub import Plan
 from mlx_video.job import Job, load_latents, open_components, save_latents
 from mlx_video.models.ltx.components import describe
 from mlx_video.recipes import distilled
-from mlx_video.report import Report, describe_text
+from mlx_video.report import Report, describe_text, plan_line, plan_text
 from mlx_video.types import Clip, Sample, Step
 
 DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own machine."
@@ -99,8 +99,12 @@ def make(
     health: bool = True,
     batched: bool = False,
     quiet: bool = True,
+    memory_limit: float | None = None,
 ) -> Path:
-    """Run ``job`` and write its files; returns the mp4's path. The latents stay if anything fails after sampling."""
+    """Run ``job`` and write its files; returns the mp4's path. The latents stay if anything fails after sampling.
+
+    memory_limit  bytes to fit into, by default what the machine has; ``ValueError`` where that cannot be
+    """
     job.check()
     output.check(job.request.audio)
     if output.latents.exists() and not output.overwrite:
@@ -108,10 +112,16 @@ def make(
             f"{output.latents} was left by a run that did not finish; decode it with "
             f"`mlx-video decode {output.latents}`, or add --overwrite to start anew."
         )
-    mx.set_cache_limit(CACHE_LIMIT)
-    pipeline = job.pipeline(
-        health=health, batched=batched, announce=lambda plan: quiet or announce(plan)
-    )
+    foreseen = job.plan(
+        batched=batched,
+        limit=memory_limit,
+        announce=lambda download: quiet or announce(download),
+    ).check()
+    if not quiet:
+        print(plan_line(foreseen), file=sys.stderr)
+    job = job.planned(foreseen)
+    mx.set_cache_limit(min(CACHE_LIMIT, foreseen.spare))
+    pipeline = job.pipeline(health=health, batched=batched, plan=foreseen)
     with closing(Report(quiet)) as report:
         for event in pipeline.stream(job.request):
             if isinstance(event, Step):
@@ -179,8 +189,20 @@ def generate(args: argparse.Namespace, variant: str | None = None) -> None:
         health=args.health,
         batched=getattr(args, "batch_guidance", False),
         quiet=args.quiet,
+        memory_limit=args.memory_limit,
     )
     print(path)
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Say what a run would take, and whether it fits."""
+    job = job_from(args, args.variant)
+    job.check()
+    foreseen = job.plan(
+        batched=args.batch_guidance, limit=args.memory_limit, announce=announce
+    )
+    print(plan_text(foreseen))
+    foreseen.check()
 
 
 def decode(args: argparse.Namespace) -> None:
@@ -267,6 +289,11 @@ COMMANDS = {
         lambda parser: add_generate_arguments(parser, variant=None, audio=True),
         generate,
         "make a clip from a prompt, with or without a picture, with or without sound",
+    ),
+    "plan": (
+        lambda parser: add_generate_arguments(parser, variant=None, audio=True),
+        plan,
+        "say how much memory a run would take, without running it",
     ),
     "decode": (_add_decode, decode, "finish a run from the latents it left"),
     "enhance": (_add_enhance, enhance, "let the text encoder rewrite a prompt"),

@@ -8,7 +8,7 @@ from typing import Iterable, Mapping
 import mlx.core as mx
 
 import mlx_video
-from mlx_video import weights
+from mlx_video import memory, weights
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
 from mlx_video.pipeline import Image, Pipeline, Request
@@ -17,6 +17,7 @@ from mlx_video.sampling.guidance import Guidance
 from mlx_video.types import AV, Sample, VideoPixelShape
 
 RECORD_KEY = "mlx_video"  # of the record in a file's metadata
+LETTERS_PER_TOKEN = 3  # of a prompt, at least, in most languages
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,57 @@ class Job:
         health: bool = True,
         batched: bool = False,
         announce: Announce = announce_to_log,
+        plan: memory.Plan | None = None,
     ) -> Pipeline:
         """Find the files and build the pipeline; downloads what the hub must give, and loads no weights.
 
         announce  hears what is about to be downloaded
+        plan      has found the parts, and says what decoding may take
         """
+        return Pipeline(
+            plan.components if plan else self.components(announce),
+            self.recipe,
+            health=health,
+            batched=batched,
+            memory=plan.limit if plan else None,
+        )
+
+    def components(self, announce: Announce = announce_to_log) -> Components:
+        """The parts that the job takes, found and identified."""
         needs = self.request.needs(self.recipe)
-        components = open_components(self.files, self.recipe, needs, announce)
-        return Pipeline(components, self.recipe, health=health, batched=batched)
+        return open_components(self.files, self.recipe, needs, announce)
+
+    def plan(
+        self,
+        *,
+        batched: bool = False,
+        limit: float | None = None,
+        announce: Announce = announce_to_log,
+    ) -> memory.Plan:
+        """What the job will take, made to fit into ``limit`` bytes or else the machine; loads no weights."""
+        return memory.plan(self.components(announce), self.work(batched), limit)
+
+    def work(self, batched: bool = False) -> memory.Work:
+        """What memory must know of the job."""
+        request = self.request
+        letters = max(map(len, (request.prompt, request.negative_prompt)))
+        tokens = memory.CONTEXT if request.enhance else letters // LETTERS_PER_TOKEN + 2
+        return memory.Work(
+            request.shape,
+            self.recipe,
+            request.audio,
+            images=len(request.images),
+            keyframes=sum(image.frame > 0 for image in request.images),
+            prompt_tokens=min(tokens, memory.CONTEXT),
+            tiling=request.tiling,
+            batched=batched,
+        )
+
+    def planned(self, plan: memory.Plan) -> "Job":
+        """The same job, in whose record stands the residency that ``plan`` chose."""
+        lent = plan.components
+        files = replace(self.files, quantize=lent.quantize, low_memory=lent.low_memory)
+        return replace(self, files=files)
 
     def with_prompt(self, prompt: str) -> "Job":
         """The same job with ``prompt``, which is not to be enhanced again."""

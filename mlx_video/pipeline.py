@@ -18,6 +18,7 @@ from mlx_video.conditioning.latent import (
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
+from mlx_video.models.ltx.footprint import decode_budget
 from mlx_video.models.ltx.layouts import part_config
 from mlx_video.models.ltx.patchify import (
     AUDIO_LATENT_CHANNELS,
@@ -148,6 +149,7 @@ class Pipeline:
     health   look at what each phase made and raise ``HealthError`` when it is garbage
     batched  run the guided passes in one batch: faster where memory allows it; blocks that are read in each step are
              always shared by its passes
+    memory   bytes that decoding may bring the whole to; by default what the device has
     """
 
     def __init__(
@@ -157,6 +159,7 @@ class Pipeline:
         *,
         health: bool = True,
         batched: bool = False,
+        memory: float | None = None,
     ):
         transformer = part_config("transformer", components.sources["transformer"])
         recipe.check(transformer.num_layers)
@@ -164,6 +167,7 @@ class Pipeline:
         self.recipe = recipe
         self.health = health
         self.batched = batched
+        self.memory = memory
 
     def __call__(self, request: Request) -> Clip:
         """The clip of ``request``; its frames are decoded as they are taken."""
@@ -315,7 +319,8 @@ class Pipeline:
         self, latent: mx.array, shape: VideoPixelShape, tiling: str
     ) -> Iterator[np.ndarray]:
         with self.components.video_decoder() as decoder:
-            plan = choose_tiling(tiling, decoder, latent, shape)
+            budget = self.memory and decode_budget(self.memory - mx.get_active_memory())
+            plan = choose_tiling(tiling, decoder, latent, shape, budget)
             chunks = decode_stream(decoder, latent, plan)
             if self.health:
                 frames = postprocess.frames(map(health.check_pixels, chunks))

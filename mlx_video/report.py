@@ -6,6 +6,7 @@ import time
 import mlx.core as mx
 from tqdm import tqdm
 
+from mlx_video.memory import Phase, Plan
 from mlx_video.models.ltx.components import Description, PartSummary
 from mlx_video.types import Step
 
@@ -59,6 +60,30 @@ class Report:
         seconds = time.perf_counter() - self.started
         self.phases.append((self.phase, seconds, mx.get_peak_memory()))
         self.bar = self.phase = None
+
+
+def plan_line(plan: Plan) -> str:
+    """What a run will take, in a line."""
+    largest = plan.largest
+    times = [phase.seconds for phase in plan.phases if phase.seconds]
+    seconds = f", about {sum(times):.0f} s of sampling" if times else ""
+    chosen = f", with the {plan.chosen}" if plan.chosen else ""
+    return (
+        f"plan: at most {largest.peak / GB:.2f} GB, for {largest.name}, of {plan.limit / GB:.2f} GB"
+        f"{seconds}{chosen}"
+    )
+
+
+def plan_text(plan: Plan) -> str:
+    """What a run will take, phase by phase."""
+    head = f"{'phase':<20}{'weights GB':>11}{'peak GB':>9}{'seconds':>9}"
+    return "\n".join([head, *map(_phase_line, plan.phases), plan_line(plan)])
+
+
+def _phase_line(phase: Phase) -> str:
+    seconds = "" if phase.seconds is None else f"{phase.seconds:>9.1f}"
+    weights, peak = phase.weights / GB, phase.peak / GB
+    return f"{phase.name:<20}{weights:>11.2f}{peak:>9.2f}{seconds}"
 
 
 def describe_text(found: Description) -> str:
