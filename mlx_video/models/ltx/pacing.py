@@ -4,6 +4,7 @@ MLX builds a graph as long as nobody evaluates it, and on a GPU keeps every inte
 network marks where a piece of its work ends, and whoever runs it may have the pieces evaluated as they come.
 """
 
+from collections import deque
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Iterator
@@ -11,25 +12,29 @@ from typing import Iterator
 import mlx.core as mx
 
 SMALL = 8 * 2**20  # bytes; a piece that ends in less joins the next
+QUEUED = (
+    384 * 2**20
+)  # bytes that unfinished pieces may end in; a larger one runs while the next is queued
 
 
 class Pacer:
-    """Lets one piece run while the next is prepared and queued, and no more wait.
+    """Lets a few pieces wait behind the one that runs; of large ones, one.
 
-    So memory holds what two pieces need instead of what the whole network does, the device is never idle, and no GPU
-    command runs for seconds, which macOS would stop.
+    So memory holds what they need instead of what the whole network does, the device is never idle, and no GPU command
+    runs for seconds, which macOS would stop.
     """
 
     def __init__(self):
-        self.running: mx.array | None = None
+        self.queue: deque[tuple[mx.array, int]] = deque()
 
     def __call__(self, *arrays: mx.array) -> None:
-        if sum(array.nbytes for array in arrays) < SMALL:
+        size = sum(array.nbytes for array in arrays)
+        if size < SMALL:
             return
         mx.async_eval(*arrays)
-        if self.running is not None:
-            mx.eval(self.running)
-        self.running = arrays[0]
+        self.queue.append((arrays[0], size))
+        while len(self.queue) > 1 and sum(size for _, size in self.queue) > QUEUED:
+            mx.eval(self.queue.popleft()[0])
 
 
 _pacer: ContextVar[Pacer | None] = ContextVar("pacer", default=None)
@@ -43,6 +48,16 @@ def piece_by_piece() -> Iterator[None]:
         yield
     finally:
         _pacer.reset(token)
+
+
+def each_piece_by_piece(items: Iterator[mx.array]) -> Iterator[mx.array]:
+    """``items``, each made as within ``piece_by_piece``; what is done between them is not."""
+    while True:
+        with piece_by_piece():
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
 
 
 def end_piece(*arrays: mx.array) -> mx.array | tuple[mx.array, ...]:

@@ -4,7 +4,11 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.models.ltx import pacing
-from mlx_video.models.ltx.pacing import end_piece, piece_by_piece
+from mlx_video.models.ltx.pacing import (
+    each_piece_by_piece,
+    end_piece,
+    piece_by_piece,
+)
 from tests.models.ltx.dit import inputs, model
 
 
@@ -17,7 +21,8 @@ def evaluated(monkeypatch) -> list[mx.array]:
     return waited
 
 
-def test_a_piece_is_waited_for_when_the_next_is_queued(evaluated):
+def test_a_large_piece_is_waited_for_when_the_next_is_queued(monkeypatch, evaluated):
+    monkeypatch.setattr(pacing, "QUEUED", 0)
     first, second, third = (mx.array(float(i)) for i in range(3))
     with piece_by_piece():
         assert end_piece(first) is first and evaluated == []
@@ -25,6 +30,25 @@ def test_a_piece_is_waited_for_when_the_next_is_queued(evaluated):
         assert [x is first for x in evaluated] == [True]
         end_piece(third)
         assert [x is second for x in evaluated[1:]] == [True]
+
+
+def test_small_pieces_may_wait_together(monkeypatch, evaluated):
+    monkeypatch.setattr(pacing, "QUEUED", 8)
+    pieces = [mx.array(float(i)) for i in range(4)]  # of 4 bytes
+    with piece_by_piece():
+        for piece in pieces:
+            end_piece(piece)
+    assert [x.item() for x in evaluated] == [0.0, 1.0]
+
+
+def test_what_lies_between_items_keeps_no_pace(evaluated):
+    def items():
+        for i in range(3):
+            yield end_piece(mx.array(float(i)))
+
+    for item in each_piece_by_piece(items()):
+        end_piece(item)
+    assert evaluated == []  # a new item begins anew
 
 
 def test_nothing_is_evaluated_unasked(evaluated):

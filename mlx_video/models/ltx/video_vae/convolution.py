@@ -4,7 +4,6 @@ from typing import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from mlx_video.models.ltx.video_vae.stream import Stream
 
@@ -138,17 +137,16 @@ class CausalConv3d(nn.Module):
 
 
 def reflect(x: mx.array, count: int) -> mx.array:
-    """Mirror ``count`` cells about the outermost rows and columns, in one copy. There must be more than ``count``."""
-    if count == 0:
-        return x
-    B, F, H, W, C = x.shape
-    if min(H, W) <= count:
+    """Mirror ``count`` cells about the outermost rows and columns. There must be more than ``count`` of each."""
+    if count and min(x.shape[2:4]) <= count:
         raise ValueError(
-            f"Reflect padding by {count} needs more than {count} cells on a side; got {min(H, W)}. "
+            f"Reflect padding by {count} needs more than {count} cells on a side; got {min(x.shape[2:4])}. "
             "Frames must be at least 2 latent cells (64 pixels) high and wide."
         )
-    images = mx.arange(B * F)[:, None, None]
-    rows = mx.array(np.pad(np.arange(H), count, mode="reflect"))[:, None]
-    columns = mx.array(np.pad(np.arange(W), count, mode="reflect"))
-    cells = (images * H + rows) * W + columns
-    return x.reshape(-1, C)[cells.flatten()].reshape(B, F, *cells.shape[1:], C)
+    for axis in (2, 3) if count else ():
+        n = x.shape[axis]
+        left = mx.take(x, mx.arange(count, 0, -1), axis=axis)
+        right = mx.take(x, mx.arange(n - 2, n - 2 - count, -1), axis=axis)
+        # By concatenation: mx.pad copies the clip once a side, and a gather of all cells was slower on an H200.
+        x = mx.concatenate([left, x, right], axis=axis)
+    return x

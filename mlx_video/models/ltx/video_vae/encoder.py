@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.config import VideoVAEConfig
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.video_vae.base import (
     STRIDES,
     Block,
@@ -93,7 +94,7 @@ class VideoEncoder(VideoVAEPart):
         x = patchify(pixels.astype(self.conv_in.weight.dtype), self.config.patch_size)
         x = self.conv_in(x, stream)
         for block in self.down_blocks:
-            x = block(x, stream)
+            x = end_piece(block(x, stream))
         x = self.conv_out(nn.silu(self.conv_norm_out(x)), stream)
         means = x[..., : self.config.latent_channels]
         return self.per_channel_statistics.normalize(mx.moveaxis(means, -1, 1))

@@ -11,6 +11,7 @@ from typing import Iterator, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.models.ltx.pacing import each_piece_by_piece
 from mlx_video.models.ltx.video_vae.convolution import CausalConv3d
 from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
@@ -47,7 +48,7 @@ def decode_exactly(
     for start, stop, first, last in spans(length, plan.tiles, reach(decoder)):
         tile = _part(latents, axis, start, stop)
         keep = (first - start) * cell, (last - start) * cell
-        pieces = decoder.stream(tile, plan.elements)
+        pieces = each_piece_by_piece(decoder.stream(tile, plan.elements))
         streams.append(map(partial(_kept, axis=axis, keep=keep), pieces))
     yield from map(partial(_joined, axis=axis), zip(*streams, strict=True))
 
@@ -73,7 +74,7 @@ def encode_exactly(
     encoder: VideoEncoder, pixels: mx.array, elements: int = PIECE
 ) -> Iterator[mx.array]:
     """Latents of ``pixels`` (B, 3, F, H, W) in order, (B, 128, f, H/32, W/32) at a time, each evaluated."""
-    for latents in encoder.stream(pixels, elements):
+    for latents in each_piece_by_piece(encoder.stream(pixels, elements)):
         mx.eval(latents)
         yield latents
 

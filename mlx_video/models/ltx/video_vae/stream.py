@@ -10,6 +10,8 @@ from typing import Callable, Iterator, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.models.ltx.pacing import end_piece
+
 
 class Incomplete(Exception):
     """No frame can be finished with the pieces so far: go on with the next one."""
@@ -101,7 +103,7 @@ def in_pieces(
     while pieces:
         stream.last = last and len(pieces) == 1
         with suppress(Incomplete):
-            y = stage.run(pieces.pop(0), stream)
+            y = end_piece(stage.run(pieces.pop(0), stream))
             rest = in_pieces(later, y, stream, elements)
             del y
             yield from rest
