@@ -132,7 +132,7 @@ def run_mlx(
         forward = mlx_guided_step(model, clip)
         yield time_mlx("mlx-video, guided step", forward, clip, repeats)[0]
     for name in formats:
-        del model
+        del model, forward  # which holds it
         mx.clear_cache()
         model = mlx_model(tiny)
         try:
