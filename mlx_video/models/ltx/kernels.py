@@ -76,8 +76,8 @@ NORM_ROTATE = """
     squares += float(a.at[i]) * float(a.at[i]) + float(b.at[i]) * float(b.at[i]);
   const float inverse = rsqrtf(block_sum(squares) / D + EPS);
   const auto wa = load(weight + feature), wb = load(weight + feature + half);
-  const size_t batch = cos_shape[0] == 1 ? 0 : token / N;
-  const size_t turn = ((batch * cos_shape[1] + head) * N + token % N) * half + pair;
+  const size_t place = cos_shape[0] == 1 ? token % N : token;
+  const size_t turn = (place * cos_shape[2] + head) * half + pair;
   const auto c = load(cos + turn), s = load(sin + turn);
   for (int i = 0; i < 8; ++i) {
     const float p = float(T(float(a.at[i]) * inverse * float(wa.at[i])));
@@ -149,7 +149,9 @@ def norm_rotate(
     kernel = _kernel("norm_rotate", ("x", "weight", "cos", "sin"), source)
 
     def run(x: mx.array, weight: mx.array) -> mx.array:
-        out = _launch(kernel, [x, weight, cos, sin], x, 2 * WIDTH)
+        # Token by token, as the tables lie in memory: a copy in another order would cost more than the rotation.
+        tables = [cos.swapaxes(1, 2), sin.swapaxes(1, 2)]
+        out = _launch(kernel, [x, weight, *tables], x, 2 * WIDTH)
         return mx.unflatten(out, -1, (-1, 2 * half)).swapaxes(1, 2)
 
     return _with_gradient(run, plain)(x, weight)
