@@ -26,7 +26,8 @@ from mlx_video.types import (
 
 GB = 10**9
 OFFERED = 0.95  # of a machine's memory; the rest is the system's
-SPEED = {"NVIDIA H200": 6e14}  # floating-point operations per second, by device
+# Floating-point operations per second of the transformer, by device: those of docs/performance.md.
+SPEED = {"NVIDIA H200": 5.8e14}
 
 
 class Work(NamedTuple):
@@ -157,7 +158,7 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
             upsample = held + footprint.upsample(tokens.video)
             yield phase("upsample", upsample, "transformer", "upsampler")
         together = work.batched or footprint.components.low_memory
-        forward = footprint.forward(tokens) * (passes if together else 1)
+        forward = footprint.forward(tokens, passes if together else 1)
         done = phase(f"stage {number}", held + forward, "transformer")
         forwards = passes * (len(stage.sigmas) - 1)
         yield done._replace(seconds=_seconds(forwards * footprint.operations(tokens)))

@@ -12,7 +12,7 @@ from mlx_video import cli, recipes, weights
 from mlx_video.job import Files, Job
 from mlx_video.memory import GB, Plan, Work, machine_bytes, plan
 from mlx_video.models.ltx import footprint
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.components import Components, quantize_blocks
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import CPU, GPU, Footprint
 from mlx_video.models.ltx.layouts import PARTS, Source, part_config
@@ -40,8 +40,6 @@ class Laid(Components):
         cast = [(k, v.astype(self.dtype)) for k, v in tree_flatten(module.parameters())]
         module.load_weights(cast)
         if name == "transformer" and self.quantize:
-            from mlx_video.models.ltx.components import quantize_blocks
-
             quantize_blocks(module, 64, self.quantize)
         return module, []
 
@@ -69,11 +67,21 @@ def test_a_forward_of_the_full_model(full):
     found = Footprint(full, LTXModelType.AudioVideo)
     tokens = AV(6144, 126)
     streams = 6144 * 4096 + 126 * 2048
-    assert found.forward(tokens) == GPU.tokens * streams * 2
+    assert found.forward(tokens) == GPU.tokens * streams * 2 + GPU.queued
     tables = 4 * (6144 * (4096 + 2048) + 126 * (2048 + 2048))
+    assert found.forward(tokens, 4) == 4 * GPU.tokens * streams * 2 + GPU.queued
     contexts = 5 * 1024 * (4096 + 2048) * 2
     assert found.held(tokens, 1) == tables + contexts
     assert found.held(AV(6144), 1) == 4 * 6144 * 4096 + 5 * 1024 * 4096 * 2
+
+
+@pytest.mark.parametrize("tokens, peak", [(6144, 36.6), (24576, 39.7)])
+def test_a_forward_of_the_full_model_on_an_h200(full, tokens, peak):
+    """GiB measured with its weights (docs/performance.md), of which 35.16 are weights; to 10 % of the rest."""
+    found = Footprint(full, LTXModelType.AudioVideo)
+    size = AV(tokens, 126)
+    above = (peak - 35.16) * 2**30
+    assert found.held(size, 1) + found.forward(size) == pytest.approx(above, rel=0.1)
 
 
 def test_a_cpu_keeps_the_scores(full, monkeypatch):
@@ -95,6 +103,14 @@ def test_the_other_parts(full):
     assert found.image(512, 768) == GPU.image * 128 * 192 * 128 * 2
     assert found.spectrogram(126) == GPU.spectrogram * 4 * 126 * 64 * 128 * 2
     assert found.sound(126) == GPU.sound * 4 * 126 * 240 * 32 * 4
+
+
+def test_named_tiles_take_what_one_does(full):
+    """The longer side has 16 cells a tile, the other in proportion 11; the second tile of 64 frames begins earlier."""
+    found = Footprint(full, LTXModelType.VideoOnly)
+    tile = (8 * 8 + 1) * (11 * 32) * (16 * 32) / 4**2 * 128 * 2
+    shape = VideoPixelShape(121, 1024, 1536, 24.0)
+    assert found.video(shape, "default", 80 * GB) == GPU.video * tile
 
 
 def test_weights_are_those_of_the_files(model):
@@ -129,11 +145,10 @@ def test_streamed_and_quantized_blocks(full):
 
 
 def test_the_tiny_model_takes_what_was_foreseen(model, tmp_path, monkeypatch):
-    """Its phases are small: to 24 MB, which is what waits unpaced."""
+    """Its stages are small: to 24 MB, three pieces that pacing lets wait."""
     monkeypatch.chdir(tmp_path)
-    shape = VideoPixelShape(25, 256, 256, 24.0)
-    images = ()
-    request = Request("a ball", shape, audio=True, images=images)
+    shape = VideoPixelShape(9, 256, 256, 24.0)
+    request = Request("a ball", shape, audio=True)
     job = Job(request, recipes.distilled(), Files(str(model)))
     foreseen = {phase.name: phase.peak for phase in job.plan().phases}
     measured, phase = {}, None
@@ -202,7 +217,7 @@ def test_batched_passes_and_keyframes_take_more(full):
         steps = plan(full, work, 80 * GB).phases
         return next(phase for phase in steps if phase.name == "stage 1").activations
 
-    assert stage(batched=True) > 2.5 * stage()
+    assert stage(batched=True) > 2 * stage()
     assert stage(images=1, keyframes=1) > stage() == stage(images=1)
 
 

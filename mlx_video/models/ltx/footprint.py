@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
 from mlx_video.models.ltx.layouts import part_config
+from mlx_video.models.ltx.pacing import QUEUED
 from mlx_video.models.ltx.patchify import AUDIO_DOWNSAMPLE
 from mlx_video.models.ltx.video_vae.exact import LIVE_PIECES, decode_bytes
 from mlx_video.models.ltx.video_vae.tiling import (
@@ -33,20 +34,26 @@ STREAMED_BLOCKS = 2  # of the transformer in memory at a time
 
 
 class Live(NamedTuple):
-    """How many arrays of a part's widest size are alive at once; ``scores`` are those of an attention."""
+    """How many arrays of a part's widest size are alive at once; ``scores`` are those of an attention.
+
+    queued  bytes of work that the transformer's pacing lets wait
+    video   of a clip decoded whole; ``piece`` of one that is decoded in pieces, which overlap
+    """
 
     tokens: float
     scores: float
+    queued: int
     hidden_states: float
     image: float
     video: float
+    piece: float
     upsample: float
     spectrogram: float
     sound: float
 
 
-CPU = Live(12, 1, 4, 212, 100, 110, 90, 96)
-GPU = Live(14, 0, 4, 21, LIVE_PIECES, 8, 16, 16)
+CPU = Live(12, 1, 0, 4, 212, 78, 100, 110, 90, 96)
+GPU = Live(19, 0, QUEUED, 4, 20, 20, LIVE_PIECES, 8, 16, 16)
 
 
 def live() -> Live:
@@ -121,8 +128,8 @@ class Footprint:
             total += (passes + 4) * CONTEXT * width * self.itemsize
         return total
 
-    def forward(self, tokens: AV[int]) -> float:
-        """Of the transformer for one pass."""
+    def forward(self, tokens: AV[int], passes: int = 1) -> float:
+        """Of the transformer for so many passes at once."""
         config = self.config("transformer")
         moving = scores = 0
         for modality in tokens.present:
@@ -130,7 +137,7 @@ class Footprint:
             moving += count * heads * head_dim
             scores = max(scores, heads * count * max(count, CONTEXT))
         elements = self.live.tokens * moving + self.live.scores * scores
-        return elements * self.itemsize
+        return passes * elements * self.itemsize + self.live.queued
 
     def operations(self, tokens: AV[int]) -> float:
         """Floating-point operations of one pass, in matrix products of the video stream."""
@@ -166,22 +173,29 @@ class Footprint:
         if isinstance(tiling, TilingConfig):
             cuts = decode_grid(grid[2:], tiling, decoder.scale)
             tile = [max(c.source.stop - c.source.start for c in axis) for axis in cuts]
-            return self._whole(*tile)
-        pieces = decode_bytes(decoder, grid, tiling)
-        return min(self._whole(*grid[2:]), pieces * self.live.video / LIVE_PIECES)
+            return self.live.video * self._decoded(*tile)
+        # In pieces of as many cells as ``elements`` are where the decoder is widest, a frame at least.
+        config, (rows, columns) = decoder.config, grid[3:]
+        pixels = config.out_channels * config.patch_size**2
+        share = min(1, config.decoder_base_channels / pixels)
+        frame = self._decoded(1, rows, columns) / tiling.tiles
+        piece = max(tiling.elements * share * self.itemsize, frame)
+        unfolded = (self.live.piece - LIVE_PIECES) * piece
+        pieces = decode_bytes(decoder, grid, tiling) + unfolded
+        return min(self.live.video * self._decoded(*grid[2:]), pieces)
 
-    def _whole(self, frames: int, rows: int, columns: int) -> float:
-        """Of the video decoder for so many latent frames, rows and columns at once."""
+    def _decoded(self, frames: int, rows: int, columns: int) -> float:
+        """The widest array that the video decoder makes of so many latent frames, rows and columns."""
         decoder = self.part("video_decoder")
         config, (time, height, width) = decoder.config, decoder.scale
         pixels = ((frames - 1) * time + 1) * rows * height * columns * width
-        array = pixels / config.patch_size**2 * config.decoder_base_channels
-        return self.live.video * array * self.itemsize
+        cells = pixels / config.patch_size**2
+        return cells * config.decoder_base_channels * self.itemsize
 
 
 def decode_budget(free: float) -> float:
     """What ``choose_tiling``, which counts as on a GPU, may plan with where so many bytes are ``free``."""
-    return free * LIVE_PIECES / live().video
+    return free * LIVE_PIECES / live().piece
 
 
 def nbytes(module: nn.Module) -> int:
