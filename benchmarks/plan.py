@@ -1,0 +1,227 @@
+"""The plan beside the truth: predicted and measured peak memory of each part at work, over a grid of clips.
+
+    python benchmarks/plan.py [--full] [--dtype bfloat16] [--json PATH]
+
+Random weights, of a middling size, or with --full of the 19B model's widths and two blocks, which a GPU does in a
+minute. A row ends with "off" where the prediction is more than 15 % and 50 MB away from the truth.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Iterator, NamedTuple
+
+import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from mlx_video.conditioning.latent import LatentState
+from mlx_video.models.ltx import patchify
+from mlx_video.models.ltx.components import Components, default_dtype
+from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.connector import embed_prompts
+from mlx_video.models.ltx.footprint import Footprint, decode_budget
+from mlx_video.models.ltx.layouts import PARTS, Source, part_config
+from mlx_video.models.ltx.ltx import X0Model
+from mlx_video.models.ltx.pacing import SMALL
+from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
+from mlx_video.types import AV, TextFeatures, VideoLatentShape, VideoPixelShape
+
+ROOT = Path(__file__).resolve().parents[1]
+MANIFESTS = ROOT / "tests" / "fixtures" / "manifests"
+CLIPS = [(9, 128, 192), (25, 256, 256), (49, 256, 384), (49, 512, 512)]
+FULL_CLIPS = [(49, 512, 768), (121, 512, 768), (121, 1024, 1536)]
+FPS = 24.0
+PROMPT, CONTEXT = 128, 1024  # tokens
+TEXT_LAYERS = 12
+LIMIT = 16e9  # bytes that decoding may choose to take
+TOLERANCE, FLOOR = 0.15, 50e6
+
+# Of the 19B model's config, made middling.
+TRANSFORMER = {
+    "num_attention_heads": 8,
+    "attention_head_dim": 64,
+    "cross_attention_dim": 512,
+    "audio_num_attention_heads": 8,
+    "audio_attention_head_dim": 32,
+    "audio_cross_attention_dim": 256,
+    "caption_channels": 512,
+    "connector_num_attention_heads": 8,
+    "connector_attention_head_dim": 64,
+}
+VAE = {"encoder_base_channels": 32, "decoder_base_channels": 32}
+
+
+class Result(NamedTuple):
+    """Bytes beside the weights while a part works on a clip."""
+
+    part: str
+    clip: str
+    predicted: float
+    measured: int
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1
+
+    @property
+    def off(self) -> bool:
+        distance = abs(self.predicted - self.measured)
+        return abs(self.error) > TOLERANCE and distance > FLOOR
+
+
+class RandomComponents(Components):
+    """Parts with random weights, as they would be lent from files."""
+
+    def _network(self, name, model_type, loras):
+        config = part_config(name, self.sources[name])
+        if name == "transformer":
+            config = replace(config, model_type=model_type)
+        if name == "connectors":
+            config = replace(config, text_layers=TEXT_LAYERS)
+        module = PARTS[name].module(config)
+        module.update(tree_map(self._cast, module.parameters()))
+        return module, []
+
+    def _cast(self, value: mx.array) -> mx.array:
+        floating = mx.issubdtype(value.dtype, mx.floating)
+        return value.astype(self.dtype) if floating else value
+
+
+def components(full: bool, dtype: mx.Dtype) -> Components:
+    def read(name: str) -> dict:
+        return json.loads((MANIFESTS / f"{name}.config.json").read_text())
+
+    blocks = read("ltx-2-19b")["config"]
+    blocks["transformer"]["num_layers"] = 2
+    upsampler = read("ltx-2-upscalers")["ltx-2-spatial-upscaler-x2-1.0.safetensors"]
+    if not full:
+        blocks["transformer"] |= TRANSFORMER
+        blocks["vae"] |= VAE
+        blocks["vocoder"]["upsample_initial_channel"] = 256
+        blocks["audio_vae"]["model"]["params"]["ddconfig"]["ch"] = 32
+        upsampler["config"]["mid_channels"] = 256
+    sources = {
+        part.name: Source(Path("random"), blocks[part.block])
+        for part in PARTS.values()
+        if part.block
+    }
+    sources["upsampler"] = Source(Path("random"), upsampler["config"])
+    return RandomComponents(sources, dtype)
+
+
+class Bench:
+    """Every part at work on one clip, and what its footprint said before."""
+
+    def __init__(self, lent: Components, shape: VideoPixelShape):
+        self.lent, self.shape = lent, shape
+        self.grid = VideoLatentShape.from_pixels(shape)
+        self.frames = patchify.compute_audio_frames(shape.frames, shape.fps)
+        self.footprint = Footprint(lent, LTXModelType.AudioVideo)
+
+    def run(self) -> Iterator[Result]:
+        foot, shape = self.footprint, self.shape
+        tokens = AV(self.grid.tokens, self.frames)
+        forward = foot.held(tokens, 1) + foot.forward(tokens)
+        sound = foot.spectrogram(self.frames), foot.sound(self.frames)
+        works = {
+            "connectors": (foot.contexts(PROMPT, 1), self.connect),
+            "video_encoder": (foot.image(*shape[1:3]), self.encode),
+            "transformer": (forward, self.denoise),
+            "upsampler": (foot.upsample(4 * tokens.video), self.upsample),
+            "audio_decoder": (sound[0], self.decode_spectrogram),
+            "vocoder": (sound[1], self.decode_sound),
+            "video_decoder": (foot.video(shape, "auto", LIMIT), self.decode_video),
+        }
+        for name, (predicted, work) in works.items():
+            with self.lent.lend(name) as part:
+                measured = peak(*work(part))
+            clip = f"{shape.height}x{shape.width}x{shape.frames}"
+            yield Result(name, clip, predicted + SMALL, measured)
+
+    # Each gives a function and its inputs, which are there before.
+
+    def connect(self, part: nn.Module):
+        width, inputs = part.aggregate_embed.weight.shape
+        states = noise(inputs // width, 1, PROMPT, width, dtype=self.lent.dtype)
+        mask = mx.arange(CONTEXT)[None] >= CONTEXT - PROMPT
+        features = TextFeatures(states, mask.astype(mx.int32))
+        return lambda x: embed_prompts(part, x).positive.values, features
+
+    def encode(self, part: nn.Module):
+        return part, noise(1, 3, 1, *self.shape[1:3])
+
+    def denoise(self, part: nn.Module):
+        predict = X0Model(part)
+        audio = patchify.create_audio_position_grid(1, self.frames)
+        positions = AV(patchify.video_positions(self.shape), audio)
+        states = positions.map(
+            lambda p: LatentState.fresh(noise(1, p.shape[2], 128), p)
+        )
+        width = part.config.caption_channels
+        context = positions.map(lambda _: noise(1, CONTEXT, width))
+        return lambda x: predict(x, context, 0.7).values, states
+
+    def upsample(self, part: nn.Module):
+        return part, noise(*self.grid)
+
+    def decode_spectrogram(self, part: nn.Module):
+        return part, noise(1, 8, self.frames, 16)
+
+    def decode_sound(self, part: nn.Module):
+        return part, noise(1, 2, 4 * self.frames, 64)
+
+    def decode_video(self, part: nn.Module):
+        budget = decode_budget(LIMIT - self.footprint.weights("video_decoder"))
+
+        def decode(latents: mx.array) -> None:
+            tiling = choose_tiling("auto", part, latents, self.shape, budget)
+            for _ in decode_stream(part, latents, tiling):
+                pass
+
+        return decode, noise(*self.grid)
+
+
+def noise(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
+    x = mx.random.normal(shape, dtype)
+    mx.eval(x)
+    return x
+
+
+def peak(function: Callable, inputs) -> int:
+    """Bytes at the peak of ``function(inputs)``, above those before."""
+    mx.eval(inputs if isinstance(inputs, mx.array) else [])
+    mx.synchronize()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(function(inputs))
+    mx.synchronize()
+    return mx.get_peak_memory() - before
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="the 19B model's widths")
+    parser.add_argument("--dtype", help="of the weights (the device's own)")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    arguments = parser.parse_args()
+    dtype = getattr(mx, arguments.dtype) if arguments.dtype else default_dtype()
+    lent = components(arguments.full, dtype)
+    print(
+        "| part | clip | predicted MB | measured MB | error | |\n|---|---|---|---|---|---|"
+    )
+    results = []
+    for clip in FULL_CLIPS if arguments.full else CLIPS:
+        for r in Bench(lent, VideoPixelShape(*clip, FPS)).run():
+            results.append(r)
+            row = f"{r.predicted / 1e6:.0f} | {r.measured / 1e6:.0f} | {r.error:+.0%}"
+            print(f"| {r.part} | {r.clip} | {row} | {'off' * r.off} |", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([r._asdict() for r in results], indent=1))
+
+
+if __name__ == "__main__":
+    main()
