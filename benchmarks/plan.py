@@ -8,9 +8,16 @@ minute. A row ends with "off" where the prediction is more than 15 % and 50 MB a
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Callable, Iterator, NamedTuple
+
+try:
+    import huggingface_hub  # noqa: F401
+except ImportError:  # a GPU machine may lack it, and nothing is fetched here
+    sys.modules["huggingface_hub"] = ModuleType("huggingface_hub")
 
 import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
 import mlx.core as mx
