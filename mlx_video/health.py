@@ -3,7 +3,7 @@
 Knows numbers, not models. Every check raises ``HealthError``; none returns a verdict that could be overlooked.
 """
 
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -11,15 +11,26 @@ import numpy as np
 from mlx_video.types import AV, Waveform
 
 # Pixel levels of 0 to 255. Real black frames carry codec and decoder noise well above these.
-BLACK_LEVEL = 2.0  # brightest pixel's share of a clip that shows nothing
+BLACK_LEVEL = 2  # what nearly all of a clip that shows nothing stays within
+LIT_SHARE = 0.001  # of a frame's values above it, from which the frame shows something
 FLAT_LEVEL = 0.5  # standard deviation over the pixels of a frame that has one colour
+LIVELY_LEVEL = (
+    8.0  # standard deviation of a picture from which no fade gets to one colour at once
+)
 STILL_LEVEL = 0.02  # mean change of a pixel over a clip in which nothing moves
+EVERY = 8  # which rows and columns are looked at: a 64th of the work, and garbage does not hide from it
+DEAD_FRAMES, DEAD_SHARE = (
+    8,
+    0.25,
+)  # in a row, and of the clip, that a failed tile leaves
+
 SILENCE = 1e-5  # root mean square of samples in [-1, 1]: -100 dB
 FLAT_LATENT = 1e-4  # standard deviation; healthy latents are near 1
 WILD_LATENT = 100.0  # largest magnitude; healthy latents stay below 20
 
 RELOAD = "Check the files with `mlx-video info`, then run again"
-DECODE_AGAIN = "The latents are kept: try `mlx-video decode` with --tiling aggressive"
+DECODE_AGAIN = "Try --tiling aggressive, then --dtype float32"
+SOUND_AGAIN = "Try --dtype float32, and check the files with `mlx-video info`"
 
 
 class HealthError(RuntimeError):
@@ -49,7 +60,7 @@ def check_waveform(waveform: Waveform) -> None:
     samples = waveform.samples
     if not mx.isfinite(samples).all().item():
         raise HealthError(
-            f"Decoding made sound with NaN or infinite samples. {DECODE_AGAIN}."
+            f"Decoding made sound with NaN or infinite samples. {SOUND_AGAIN}."
         )
     if (level := mx.sqrt(mx.square(samples).mean()).item()) < SILENCE:
         raise HealthError(
@@ -77,34 +88,84 @@ def check_pixels(chunk: mx.array) -> mx.array:
     return chunk
 
 
-def watched(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def watched(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """The same uint8 frames (H, W, 3), and after the last a judgement of them all.
 
-    Raises ``HealthError`` when they were all black, all of one colour, or all the same picture.
+    Raises ``HealthError`` when they were all black, all of one colour, or all the same picture; or when the picture
+    died: at least 8 frames in a row, and a quarter of the clip, in which all pixels are exactly equal. Decoder noise
+    keeps real frames from that, but at the ends of the range clipping hides it, so that a fade may end in exact black
+    or white: such frames count only if they follow a lively picture at once, as no fade does. Dark scenes pass.
     """
-    brightest, liveliest, motion, first = 0.0, 0.0, 0.0, None
-    count = 0
+    seen = _Seen()
     for frame in frames:
-        # Every 4th row and column: a sixteenth of the work, and garbage does not hide from it.
-        sample = frame[::4, ::4].astype(np.float32)
-        first = sample if first is None else first
-        brightest = max(brightest, np.percentile(sample, 99.9))
-        liveliest = max(liveliest, sample.std(axis=(0, 1)).max())
-        motion = max(motion, np.abs(sample - first).mean())
-        count += 1
+        seen.look(frame)
         yield frame
-    if count == 0:
-        raise HealthError(f"Decoding made no frames. {DECODE_AGAIN}.")
-    if brightest <= BLACK_LEVEL:
-        raise HealthError(
-            f"All {count} frames are black (brightest pixel {brightest:.0f} of 255). {DECODE_AGAIN}."
+    seen.judge()
+
+
+class _Seen:
+    """What the frames of a clip have shown so far. Each question is asked until a frame answers it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.lit = self.moves = False
+        self.deviation = (
+            0.0  # the largest of any frame, up to the first that is not flat
         )
-    if liveliest < FLAT_LEVEL:
-        raise HealthError(
-            f"All {count} frames have one colour (pixels vary by {liveliest:.2f} of 255). {DECODE_AGAIN}."
-        )
-    if count > 1 and motion < STILL_LEVEL:
-        raise HealthError(
-            f"All {count} frames are the same picture. Try another --seed or a prompt that says what moves, "
-            "or --no-health-check if a still is what you want."
-        )
+        self.run = self.dead = 0  # frames that died: in a row just now, and at most
+        self.first: np.ndarray | None = None
+        self.last: np.ndarray | None = None
+
+    def look(self, frame: np.ndarray) -> None:
+        sample = np.ascontiguousarray(frame[::EVERY, ::EVERY])
+        if self.first is None:
+            self.first = sample
+        self.count += 1
+        self.lit = self.lit or (sample > BLACK_LEVEL).mean() > LIT_SHARE
+        if self.deviation < FLAT_LEVEL:
+            self.deviation = max(self.deviation, _deviation(sample))
+        self.moves = self.moves or _change(self.first, sample) >= STILL_LEVEL
+        self.run = self.run + 1 if self._died(frame, sample) else 0
+        self.dead = max(self.dead, self.run)
+        self.last = sample
+
+    def _died(self, frame: np.ndarray, sample: np.ndarray) -> bool:
+        """Whether this frame is of exactly one colour, and no fade can have made it so."""
+        colour = sample[0, 0]
+        if (sample != colour).any() or (frame != colour).any():
+            return False
+        clipped = ((colour == 0) | (colour == 255)).all()
+        if self.run or not clipped:
+            return True
+        return self.last is not None and _deviation(self.last) >= LIVELY_LEVEL
+
+    def judge(self) -> None:
+        """Raise ``HealthError`` if the clip is garbage."""
+        if self.count == 0:
+            raise HealthError(f"Decoding made no frames. {DECODE_AGAIN}.")
+        if not self.lit:
+            raise HealthError(f"All {self.count} frames are black. {DECODE_AGAIN}.")
+        if self.deviation < FLAT_LEVEL:
+            raise HealthError(
+                f"All {self.count} frames have one colour (pixels vary by {self.deviation:.2f} of 255). {DECODE_AGAIN}."
+            )
+        if self.dead >= max(DEAD_FRAMES, DEAD_SHARE * self.count):
+            raise HealthError(
+                f"The picture dies: {self.dead} of {self.count} frames in a row have exactly one colour. "
+                f"{DECODE_AGAIN}; or --no-health-check if that is what the prompt wants."
+            )
+        if self.count > 1 and not self.moves:
+            raise HealthError(
+                f"All {self.count} frames are the same picture. Try another --seed or a prompt that says what moves, "
+                "or --no-health-check if a still is what you want."
+            )
+
+
+def _deviation(sample: np.ndarray) -> float:
+    """Standard deviation over the pixels (h, w, 3), of the colour channel where it is largest."""
+    return float(sample.std(axis=(0, 1), dtype=np.float32).max())
+
+
+def _change(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean difference of two uint8 pictures."""
+    return float(np.abs(a.astype(np.int16) - b).mean())

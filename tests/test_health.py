@@ -102,3 +102,86 @@ def test_a_dark_clip_with_something_to_see_passes():
 
 def test_a_single_frame_is_no_still():
     assert len(list(health.watched(iter(moving(1))))) == 1
+
+
+def picture(rng, level=255):
+    return rng.integers(0, level + 1, (64, 64, 3), dtype=np.uint8)
+
+
+def plain(colour, count):
+    return [np.full((64, 64, 3), colour, np.uint8)] * count
+
+
+def died(alive=9, dead=112, colour=0):
+    rng = np.random.default_rng(0)
+    return [picture(rng) for _ in range(alive)] + plain(colour, dead)
+
+
+def blended_into_grey():
+    """A failed tile of zeros, blended over the frames that it shares with a good one."""
+    rng = np.random.default_rng(0)
+    shares = np.linspace(1, 0, 16, endpoint=False)
+    blend = [127 + share * (picture(rng) - 127.0) for share in shares]
+    return died(9, 0) + [frame.astype(np.uint8) for frame in blend] + plain(127, 24)
+
+
+@pytest.mark.parametrize(
+    "frames, dead, count",
+    [
+        (died(), 112, 121),
+        (died(24, 8), 8, 32),
+        (died(9, 40, colour=255), 40, 49),
+        (died(9, 40, colour=127), 40, 49),
+        (died(9, 112) + died(9, 0), 112, 130),
+        (blended_into_grey(), 24, 49),
+        (died(0, 40, colour=127) + died(9, 0), 40, 49),
+    ],
+)
+def test_a_clip_that_dies_fails(frames, dead, count):
+    with pytest.raises(HealthError, match=f"dies: {dead} of {count} frames in a row"):
+        list(health.watched(iter(frames)))
+
+
+def faded(steps, black=30):
+    """A fade that ends in black which the 8 bits cannot tell from zero."""
+    rng = np.random.default_rng(0)
+    shares = np.linspace(1, 0, steps, endpoint=False)
+    fade = [(share * picture(rng)).astype(np.uint8) for share in shares]
+    return died(5, 0) + fade + plain(0, black)
+
+
+def dim(count=121, level=6):
+    rng = np.random.default_rng(0)
+    return [picture(rng, level) for _ in range(count)]
+
+
+def black_but_for_a_speck():
+    """Found by no sampled pixel."""
+    frames = [frame.copy() for frame in plain(0, 112)]
+    for frame in frames:
+        frame[3, 3] = 90
+    return died(9, 0) + frames
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        faded(12),
+        faded(24),
+        faded(12)[::-1],
+        dim(),
+        died(9, 0) + dim(112, level=1),  # cut to black, with a decoder's noise
+        died(30, 7),
+        died(31, 8),
+        died(112, 9),
+        black_but_for_a_speck(),
+    ],
+)
+def test_fades_dark_scenes_and_short_blanks_pass(frames):
+    assert len(list(health.watched(iter(frames)))) == len(frames)
+
+
+def test_sound_is_not_told_to_tile():
+    with pytest.raises(HealthError, match="--dtype float32") as failure:
+        health.check_waveform(Waveform(mx.full((2, 100), mx.nan), 24000))
+    assert "tiling" not in str(failure.value)
