@@ -3,30 +3,32 @@
 from dataclasses import replace
 from functools import cache
 
-import mlx.core as mx
 import pytest
 
 from mlx_video.conditioning.latent import (
     LatentState,
     VideoConditionByKeyframe,
     VideoConditionByLatentIndex,
-    apply_conditioning,
 )
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.ltx import LTXModel, X0Model
 from mlx_video.models.ltx.patchify import (
-    create_audio_position_grid,
     keyframe_positions,
-    patchify_audio,
     patchify_video,
     unpatchify_audio,
     unpatchify_video,
-    video_positions,
 )
+from mlx_video.pipeline import initial_states
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import Guidance, guided
 from mlx_video.sampling.samplers import euler
-from mlx_video.types import AV, PromptEmbeddings, VideoLatentShape, VideoPixelShape
+from mlx_video.types import (
+    AV,
+    Modality,
+    PromptEmbeddings,
+    VideoLatentShape,
+    VideoPixelShape,
+)
 from tests.reference import LOOP_TOLERANCE, checkpoint, error, vectors
 
 LOOPS = vectors("loops")
@@ -55,26 +57,25 @@ def keyframe() -> VideoConditionByKeyframe:
 
 
 def start(loop: str, shape=SHAPE, latents=AV(), conditions=()) -> AV[LatentState]:
-    """The states of a loop, with its own noise mixed in."""
-    grid = VideoLatentShape.from_pixels(shape)
-    video = (
-        mx.zeros((1, grid.tokens, 128))
-        if latents.video is None
-        else patchify_video(latents.video)
-    )
-    audio = (
-        mx.zeros((1, 18, 128))
-        if latents.audio is None
-        else patchify_audio(latents.audio)
-    )
-    video = LatentState.fresh(video, video_positions(shape))
-    video = apply_conditioning(video, conditions, grid.tokens_per_frame)
-    sound = LatentState.fresh(audio, create_audio_position_grid(1, 18))
+    """The states of a loop as the pipeline makes them, with the loop's own noise mixed in."""
+    states = initial_states(shape, latents, list(conditions), audio=True)
+    noise = AV(LOOPS[f"{loop}.noise_video"], LOOPS[f"{loop}.noise_audio"])
     sigma = LOOPS[f"{loop}.sigmas"][0].item()
-    return AV(
-        video.noised(sigma, LOOPS[f"{loop}.noise_video"]),
-        sound.noised(sigma, LOOPS[f"{loop}.noise_audio"]),
-    )
+    return states.map(lambda state, noise: state.noised(sigma, noise), noise)
+
+
+def check_start(loop: str, states: AV[LatentState]):
+    for modality in Modality:
+        official = LOOPS[f"{loop}.init_{modality.value}_tokens"]
+        assert error(states[modality].latent, official) < 1e-6
+
+
+def check_first_prediction(loop: str, states: AV[LatentState], guidance=PLAIN):
+    """Before pinned tokens are put back."""
+    x0 = guided(predict(), PROMPT, guidance)(states, LOOPS[f"{loop}.sigmas"][0].item())
+    for modality in Modality:
+        official = LOOPS[f"{loop}.step0_denoised_{modality.value}"]
+        assert error(x0[modality], official) < LOOP_TOLERANCE
 
 
 def run(loop: str, states: AV[LatentState], guidance=PLAIN, batched=False):
@@ -100,29 +101,28 @@ CONDITIONS = {
 }
 
 
+# The first predictions of `i2v4`, `i2v4_s08` and `kf4` are the February release's, whose gates hear a stream's own noise
+# levels, and so is `guided4`'s, whose STG leaves out the residual: the newest release's numbers are of the ends only.
+
+
 @pytest.mark.parametrize("loop", CONDITIONS)
 def test_a_loop_ends_where_the_official_one_does(loop):
     states = start(loop, conditions=CONDITIONS[loop])
-    for modality in states.present:
-        official = LOOPS[f"{loop}.init_{modality.value}_tokens"]
-        assert error(states[modality].latent, official) < 1e-6
+    check_start(loop, states)
     check(loop, run(loop, states))
 
 
 @pytest.mark.parametrize("loop", ["t2v4", "t2v8"])
 def test_the_first_prediction_is_the_official_one(loop):
-    x0 = predict()(start(loop), PROMPT.positive, LOOPS[f"{loop}.sigmas"][0].item())
-    for modality in x0.present:
-        official = LOOPS[f"{loop}.step0_denoised_{modality.value}"]
-        assert error(x0[modality], official) < LOOP_TOLERANCE
+    check_first_prediction(loop, start(loop))
 
 
 def test_the_second_stage_refines_what_the_first_left():
     shape = SHAPE.scaled(2)
     latents = AV(LOOPS["stage2.upsampled"], LOOPS["t2v8.final_audio"])
     states = start("stage2", shape, latents)
-    assert error(states.video.latent, LOOPS["stage2.init_video_tokens"]) < 1e-6
-    assert error(states.audio.latent, LOOPS["stage2.init_audio_tokens"]) < 1e-6
+    check_start("stage2", states)
+    check_first_prediction("stage2", states)
     check("stage2", run("stage2", states), shape)
 
 
@@ -133,9 +133,14 @@ def with_blocks(*blocks: int, **strengths) -> AV[Guidance]:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_guided_loop_with_every_pass(batched):
-    check("guided4", run("guided4", start("guided4"), with_blocks(1), batched))
+    states = start("guided4")
+    check_start("guided4", states)
+    check("guided4", run("guided4", states, with_blocks(1), batched))
 
 
 def test_a_guided_loop_without_stg():
     guidance = with_blocks(1, stg=0.0)
-    check("guided4_nostg", run("guided4_nostg", start("guided4_nostg"), guidance))
+    states = start("guided4_nostg")
+    check_start("guided4_nostg", states)
+    check_first_prediction("guided4_nostg", states, guidance)
+    check("guided4_nostg", run("guided4_nostg", states, guidance))

@@ -37,13 +37,14 @@ def test_strength_leaves_a_pinned_frame_partly_free():
     assert error(after.denoise_mask[:, :4], mx.full((1, 4, 1), 0.2)) < 1e-6
 
 
-def test_a_keyframe_is_appended_with_its_mask():
+@pytest.mark.parametrize("frame", [0, 9])
+def test_a_keyframe_is_appended_with_its_mask(frame):
     positions = mx.ones((1, 3, 4, 2))
     keyframe = VideoConditionByKeyframe(IMAGE, positions, strength=0.8)
     after = apply_conditioning(state(), [keyframe], 4)
     assert after.latent.shape == (1, 16, 8) and after.positions.shape == (1, 3, 16, 2)
     assert mx.array_equal(after.positions[:, :, 12:], positions)
-    official = vectors("sampling")["pos.keyframe_frame0_mask"]
+    official = vectors("sampling")[f"pos.keyframe_frame{frame}_mask"]
     assert error(after.denoise_mask, official) < 1e-6
 
 

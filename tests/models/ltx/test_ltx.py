@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
-from mlx_video.models.ltx.ltx import LTXModel, X0Model, streams_of
+from mlx_video.models.ltx.ltx import LTXModel, X0Model, streams_of, to_x0
 from mlx_video.models.ltx.transformer import Timesteps
 from mlx_video.types import AV, Modality, Perturbation
 from tests.models.ltx.dit import (
@@ -31,7 +31,14 @@ from tests.models.ltx.dit import (
     model,
     twice,
 )
-from tests.reference import FIXTURES, MODULE_TOLERANCE, checkpoint, error, manifest
+from tests.reference import (
+    FIXTURES,
+    MODULE_TOLERANCE,
+    checkpoint,
+    error,
+    manifest,
+    vectors,
+)
 
 STG = Perturbation(skip_self_attention=frozenset({1}))
 ISOLATED = Perturbation(isolate=True)
@@ -84,6 +91,8 @@ def test_disabled_sound_stays_but_is_heard():
     enabled = AV(True, False)
     velocity = model()(inputs(model(), enabled=enabled))
     assert errors(velocity, av("av_audio_disabled.velocity_{}")) < MODULE_TOLERANCE
+    x0 = LATENTS.map(to_x0, velocity, UNIFORM)
+    assert errors(x0, av("av_audio_disabled.x0_{}")) < MODULE_TOLERANCE
 
 
 def test_batch_of_two_noise_levels_and_prompts():
@@ -114,6 +123,12 @@ def test_sound_alone_is_the_isolated_sound():
 
 
 # X0Model
+
+
+def test_x0_of_a_velocity():
+    official = vectors("sampling")
+    x0 = to_x0(official["euler.sample"], official["x0.velocity"], mx.array(SIGMA))
+    assert error(x0, official["x0.out"]) < 1e-6
 
 
 def states(mask=AV(mx.ones((1, 48, 1)), mx.ones((1, 18, 1)))):
