@@ -6,6 +6,7 @@ import pytest
 import mlx_video.generate
 import mlx_video.generate_av
 import mlx_video.generate_dev
+from mlx_video import cli
 
 DOORS = [mlx_video.generate, mlx_video.generate_dev, mlx_video.generate_av]
 
@@ -42,3 +43,16 @@ def test_each_door_has_its_function():
     assert callable(mlx_video.generate.generate_video)
     assert callable(mlx_video.generate_dev.generate_video_dev)
     assert callable(mlx_video.generate_av.generate_video_with_audio)
+
+
+def test_a_function_asks_for_what_it_was_given(monkeypatch):
+    jobs = []
+    monkeypatch.setattr(cli, "make", lambda job, output: jobs.append(job))
+    mlx_video.generate_dev.generate_video_dev("a cat", negative_prompt="dogs", seed=7)
+    (job,) = jobs
+    request = job.request
+    assert (request.prompt, request.negative_prompt, request.seed) == (
+        "a cat",
+        "dogs",
+        7,
+    )

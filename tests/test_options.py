@@ -1,0 +1,61 @@
+"""Options of the commands that change what a run does, but nothing that its record tells."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlx_video import cli, media
+from mlx_video.pipeline import Pipeline
+from tests.checkpoints import tiny_folder
+
+LATENTS = "output.latents.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def generate(model: Path, *words: str) -> int:
+    size = ["-W", "128", "-H", "64", "-n", "9", "--no-audio"]
+    made = ["generate", "-p", "a red ball", *size, "--model", str(model), *words]
+    return cli.main(made)
+
+
+def test_a_clip_that_is_not_looked_at_may_be_black(model, here, monkeypatch):
+    black = lambda chunks: (np.zeros((64, 128, 3), np.uint8) for _ in range(9))
+    monkeypatch.setattr("mlx_video.postprocess.frames", black)
+    assert generate(model, "-o", "looked-at.mp4") == cli.BAD_OUTPUT
+    assert not (here / "looked-at.mp4").exists()
+    assert generate(model, "--no-health-check") == 0
+    assert (here / "output.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    "words, tiling", [([], "default"), (["--tiling", "aggressive"], "aggressive")]
+)
+def test_decode_tiles_as_told_or_as_the_run_was(
+    words, tiling, model, here, monkeypatch
+):
+    def interrupted(clip, path, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "save", interrupted)
+        assert generate(model, "--tiling", "default") == cli.INTERRUPTED
+    tilings, decode = [], Pipeline.decode
+
+    def recorded(self, latents, shape, tiling="auto"):
+        tilings.append(tiling)
+        return decode(self, latents, shape, tiling)
+
+    monkeypatch.setattr(Pipeline, "decode", recorded)
+    assert cli.main(["decode", LATENTS, *words]) == 0
+    assert tilings == [tiling]

@@ -1,0 +1,308 @@
+"""The path from a request to a clip, seen from inside: what the transformer is lent with, and what it is asked."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from mlx_video import recipes
+from mlx_video.conditioning.latent import LatentState
+from mlx_video.health import HealthError
+from mlx_video.models.ltx import enhance
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.pipeline import Image, Pipeline, Request
+from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE, Recipe, Stage
+from mlx_video.types import AV, Sample, VideoPixelShape, Waveform
+from tests.checkpoints import tiny_folder
+from tests.reference import error
+
+# At half size it has as many video tokens as audio tokens, 18, so that noise from one key would be the same for both.
+SHAPE = VideoPixelShape(17, 128, 192, 24.0)
+HALF_TOKENS, TOKENS = 18, 72
+
+# Pure noise at first, and so little in the second stage that what it starts from shows through.
+LITTLE = 0.1
+TWO_STAGES = Recipe(
+    "distilled", (Stage((1.0, 0.5, 0.0), scale=0.5), Stage((LITTLE, 0.05, 0.0)))
+)
+ONE_STAGE = Recipe("distilled", (Stage((1.0, 0.0), scale=0.5),))
+DEV = recipes.dev(
+    steps=1,
+    guidance=AV(
+        replace(VIDEO_GUIDANCE, stg_blocks=(1,)),
+        replace(AUDIO_GUIDANCE, stg_blocks=(1,)),
+    ),
+    two_stage=True,
+)
+USERS, DISTILLED = (f"transformer_blocks.{block}.attn1.to_q" for block in (0, 1))
+
+
+class Call(NamedTuple):
+    """One question to the transformer, and its answer."""
+
+    states: AV[LatentState]
+    context: AV[mx.array]
+    sigma: float
+    x0: AV[mx.array]
+
+
+class Loan(NamedTuple):
+    """The transformer while it was lent: ``weights`` are those of two layers."""
+
+    model_type: LTXModelType
+    weights: dict[str, mx.array]
+    calls: list[Call]
+
+
+class Recorded(Components):
+    """Components that write down what the transformer is asked."""
+
+    loans: list[Loan]
+
+    @contextmanager
+    def transformer(self, model_type=LTXModelType.AudioVideo, distilled_lora=0.0):
+        with super().transformer(model_type, distilled_lora) as x0_model:
+            layers = dict(x0_model.model.named_modules())
+            weights = {path: layers[path].weight for path in (USERS, DISTILLED)}
+            loan = Loan(model_type, weights, [])
+            self.loans.append(loan)
+
+            def predict(states, context, sigma, perturbations=()):
+                x0 = x0_model(states, context, sigma, perturbations)
+                loan.calls.append(Call(states, context, sigma, x0))
+                return x0
+
+            yield predict
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def pipeline(model: Path, recipe: Recipe = TWO_STAGES, health=True, **files):
+    components = Recorded.open(model, **files)
+    components.loans = []
+    return Pipeline(components, recipe, health=health)
+
+
+def request(**changes) -> Request:
+    return Request(**{"prompt": "a red ball", "shape": SHAPE, "audio": True, **changes})
+
+
+def sample(pipeline: Pipeline, request: Request) -> Sample:
+    """What is sampled; nothing is decoded."""
+    return next(e for e in pipeline.stream(request) if isinstance(e, Sample))
+
+
+def loans(pipeline: Pipeline, request: Request) -> list[Loan]:
+    sample(pipeline, request)
+    return pipeline.components.loans
+
+
+def likeness(a: mx.array, b: mx.array) -> float:
+    """Correlation, 1 for the same and about 0 for unrelated noise."""
+    return float(np.corrcoef(np.array(a).ravel(), np.array(b).ravel())[0, 1])
+
+
+def is_noise(x: mx.array) -> bool:
+    return abs(x.mean().item()) < 0.1 and abs(mx.std(x).item() - 1) < 0.1
+
+
+# Noise, and what a stage starts from
+
+
+def test_each_modality_and_each_stage_has_noise_of_its_own(model):
+    (loan,) = loans(pipeline(model), request())
+    first, last, second = loan.calls[0], loan.calls[1], loan.calls[2]
+    assert (first.sigma, last.sigma, second.sigma) == (1.0, 0.5, LITTLE)
+    video, audio = (state.latent for state in first.states.values)
+    assert video.shape == audio.shape == (1, HALF_TOKENS, 128)
+    assert is_noise(video) and is_noise(audio)
+    assert abs(likeness(video, audio)) < 0.1
+    again = (second.states.audio.latent - (1 - LITTLE) * last.x0.audio) / LITTLE
+    assert is_noise(again)
+    assert abs(likeness(again, audio)) < 0.1
+
+
+def test_the_second_stage_goes_on_with_the_sound_of_the_first(model):
+    (loan,) = loans(pipeline(model), request())
+    last, second = loan.calls[1:3]
+    assert second.states.video.latent.shape == (1, TOKENS, 128)
+    assert likeness(second.states.audio.latent, last.x0.audio) > 0.9
+
+
+def test_the_seed_decides_the_noise(model):
+    starts = [
+        loans(pipeline(model, ONE_STAGE), request(seed=seed))[0].calls[0].states
+        for seed in (1, 1, 2)
+    ]
+    for modality in starts[0].present:
+        a, b, c = (start[modality].latent for start in starts)
+        assert mx.array_equal(a, b) and abs(likeness(a, c)) < 0.1
+
+
+def test_without_sound_the_transformer_has_no_stream_for_it(model):
+    silent = pipeline(model, ONE_STAGE)
+    assert sample(silent, request(audio=False)).latents.audio is None
+    (loan,) = silent.components.loans
+    assert loan.model_type is LTXModelType.VideoOnly
+    assert loan.calls[0].states.audio is None
+
+
+# Images
+
+
+def picture(file: Path, color: tuple[int, int, int]) -> str:
+    pixels = np.full((128, 192, 3), color, np.uint8)
+    pixels[::2] //= 2
+    Picture.fromarray(pixels).save(file)
+    return str(file)
+
+
+def test_images_stand_at_their_frames_as_strongly_as_asked(model, tmp_path):
+    images = (
+        Image(picture(tmp_path / "red.png", (220, 0, 0)), strength=0.75),
+        Image(picture(tmp_path / "blue.png", (0, 0, 220)), frame=8, strength=0.5),
+    )
+    asked = request(shape=SHAPE._replace(fps=30.0), images=images)
+    (loan,) = loans(pipeline(model), asked)
+    for call, own in ((loan.calls[0], HALF_TOKENS), (loan.calls[2], TOKENS)):
+        frame, state = own // 3, call.states.video
+        mask = state.denoise_mask[0, :, 0]
+        assert mask.tolist() == [0.25] * frame + [1.0] * (own - frame) + [0.5] * frame
+        seconds = state.positions[0, 0, own:]
+        assert error(seconds, mx.array([[8 / 30, 9 / 30]] * frame)) < 1e-6
+        assert error(state.positions[0, 1:, own:], state.positions[0, 1:, :frame]) == 0
+        first, keyframe = state.clean_latent[:, :frame], state.clean_latent[:, own:]
+        assert error(first, keyframe) > 0.1
+
+
+# Prompts
+
+
+def test_the_negative_prompt_is_what_the_guided_pass_goes_away_from(model):
+    one = replace(DEV, stages=DEV.stages[:1])
+    contexts = []
+    for negative in ("blurry", "a green cube"):
+        (loan,) = loans(pipeline(model, one), request(negative_prompt=negative))
+        contexts.append([call.context.video for call in loan.calls])
+    changed = [not mx.array_equal(a, b) for a, b in zip(*contexts)]
+    assert changed == [False, True, False, False]
+
+
+@pytest.mark.parametrize("with_image", [False, True])
+def test_the_prompt_is_enhanced_for_what_goes_with_it(
+    with_image, model, tmp_path, monkeypatch
+):
+    calls = []
+
+    def writes(name):
+        def enhanced(encoder, prompt, *, seed):
+            calls.append((name, prompt, seed))
+            return f"{prompt} by {name}"
+
+        return enhanced
+
+    for name in ("enhance_t2v", "enhance_i2v"):
+        monkeypatch.setattr(enhance, name, writes(name))
+    images = (Image(picture(tmp_path / "red.png", (220, 0, 0))),) if with_image else ()
+    name = "enhance_i2v" if with_image else "enhance_t2v"
+    for seed in (3, 4):
+        asked = request(enhance=True, seed=seed, images=images)
+        made = sample(pipeline(model, ONE_STAGE), asked)
+        assert made.prompt == f"a red ball by {name}"
+    assert calls == [(name, "a red ball", 3), (name, "a red ball", 4)]
+
+
+# LoRAs
+
+
+def write_lora(file: Path, layer: str, seed: int) -> mx.array:
+    """A file of rank 1 for one layer of 64 by 64; returns what it adds at strength 1."""
+    down, up = mx.random.normal((2, 64), key=mx.random.key(seed))
+    name = f"diffusion_model.{layer}"
+    weights = {
+        f"{name}.lora_A.weight": down[None],
+        f"{name}.lora_B.weight": up[:, None],
+    }
+    mx.save_safetensors(str(file), weights)
+    return mx.outer(up, down)
+
+
+def test_the_users_lora_stays_beside_the_distilled_one(model, tmp_path):
+    users, distilled = (
+        tmp_path / "users.safetensors",
+        tmp_path / "distilled.safetensors",
+    )
+    added = {
+        USERS: 0.5 * write_lora(users, USERS, seed=1),
+        DISTILLED: write_lora(distilled, DISTILLED, seed=2),
+    }
+    (plain,) = loans(pipeline(model, ONE_STAGE), request())
+    tuned = pipeline(model, DEV, loras=[(users, 0.5)], distilled_lora=distilled)
+    first, second = loans(tuned, request())
+    for loan, fused in ((first, [USERS]), (second, [USERS, DISTILLED])):
+        for layer, weight in plain.weights.items():
+            change = added[layer] if layer in fused else mx.zeros((64, 64))
+            assert mx.allclose(loan.weights[layer], weight + change, atol=1e-5), layer
+    told = [(fusion.file, fusion.strength) for fusion in tuned.components.fusions]
+    assert told == [(users, 0.5), (users, 0.5), (distilled, 1.0)]
+
+
+# Health: each phase is looked at
+
+
+class Spoiled:
+    """A part whose output is spoiled."""
+
+    def __init__(self, part, spoil):
+        self.part, self.spoil = part, spoil
+
+    def __getattr__(self, name):
+        return getattr(self.part, name)
+
+    def __call__(self, *inputs):
+        return self.spoil(self.part(*inputs))
+
+
+def spoiled(model: Path, name: str, spoil, health=True) -> Pipeline:
+    made = pipeline(model, ONE_STAGE, health)
+    lend = getattr(made.components, name)
+
+    @contextmanager
+    def lend_spoiled():
+        with lend() as part:
+            yield Spoiled(part, spoil)
+
+    setattr(made.components, name, lend_spoiled)
+    return made
+
+
+def nan_in_sound(context: AV[mx.array]) -> AV[mx.array]:
+    return AV(context.video, context.audio * mx.nan)
+
+
+def test_prompt_embeddings_are_looked_at_before_sampling(model):
+    broken = spoiled(model, "connectors", nan_in_sound)
+    with pytest.raises(HealthError, match="in the audio prompt embedding"):
+        sample(broken, request())
+    assert broken.components.loans == []
+
+
+def test_the_sound_is_looked_at(model):
+    broken = spoiled(model, "vocoder", mx.zeros_like)
+    with pytest.raises(HealthError, match="silence"):
+        broken(request())
+
+
+def test_nothing_is_looked_at_where_that_is_not_wanted(model):
+    clip = spoiled(model, "vocoder", mx.zeros_like, health=False)(request())
+    assert isinstance(clip.audio, Waveform)
+    assert not mx.any(clip.audio.samples)
