@@ -30,3 +30,7 @@ def __getattr__(name: str):
     from importlib import import_module
 
     return getattr(import_module(f"mlx_video.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

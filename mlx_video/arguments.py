@@ -1,6 +1,7 @@
 """What can be typed: argument groups with their defaults, and the job that the typed arguments ask for."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Sequence
@@ -275,10 +276,17 @@ def add_output_arguments(group, default: Path | None) -> None:
     group.add_argument("--quiet", action="store_true", help="print the path only")
 
 
+def typed_flags(argv: Sequence[str] | None) -> frozenset[str]:
+    """The options among the words of a command line."""
+    words = sys.argv[1:] if argv is None else argv
+    flags = (word.partition("=")[0] for word in words if word.startswith("-"))
+    return frozenset(f if f.startswith("--") else f[:2] for f in flags)
+
+
 def job_from(args: argparse.Namespace, variant: str | None) -> Job:
     """The job that the arguments of a generating door ask for."""
     if args.from_record:
-        return Job.from_record(args.from_record)
+        return _job_again(args)
     if args.prompt is None:
         raise ValueError("Say what to show: --prompt 'a cat on a red sofa'.")
     request = Request(
@@ -295,18 +303,53 @@ def job_from(args: argparse.Namespace, variant: str | None) -> Job:
     return Job(request, recipe, files_from(args))
 
 
+# Flags that may go with a record: where its files lie now, and what makes no other clip.
+_WITH_RECORD = {
+    "--model": "model",
+    "--model-repo": "model",
+    "--text-encoder": "text_encoder",
+    "--upsampler": "upsampler",
+    "--distilled-lora": "distilled_lora",
+    "--lora": "loras",
+}
+_BESIDE_RECORD = frozenset(
+    "--from-record --output-path --output -o --output-audio --save-frames --overwrite --no-health-check --quiet "
+    "--memory-limit".split()
+)
+
+
+def _job_again(args: argparse.Namespace) -> Job:
+    """The job of a record, with its files where they were typed to be."""
+    if others := sorted(args.typed - _WITH_RECORD.keys() - _BESIDE_RECORD):
+        raise ValueError(
+            f"--from-record makes a clip again as it was; leave out {', '.join(others)}."
+        )
+    job, typed = Job.from_record(args.from_record), files_from(args)
+    moved = {
+        name: getattr(typed, name)
+        for f, name in _WITH_RECORD.items()
+        if f in args.typed
+    }
+    return replace(job, files=replace(job.files, **moved))
+
+
 def files_from(args: argparse.Namespace) -> Files:
-    """The files that the arguments of any command name."""
+    """The files that the arguments of any command name; those that are here by their full path, for the record."""
     return Files(
-        model=args.model,
-        text_encoder=args.text_encoder,
-        upsampler=getattr(args, "upsampler", None),
+        model=_full(args.model),
+        text_encoder=_full(args.text_encoder),
+        upsampler=_full(getattr(args, "upsampler", None)),
         loras=tuple(_lora_from(words) for words in getattr(args, "lora", ())),
-        distilled_lora=getattr(args, "distilled_lora", None),
+        distilled_lora=_full(getattr(args, "distilled_lora", None)),
         dtype=args.dtype,
         quantize=getattr(args, "quantize", None),
         low_memory=getattr(args, "low_memory", False),
     )
+
+
+def _full(path: str | None) -> str | None:
+    here = path is not None and Path(path).expanduser().exists()
+    return str(Path(path).expanduser().resolve()) if here else path
 
 
 def recipe_from(args: argparse.Namespace, variant: str) -> recipes.Recipe:
@@ -317,6 +360,8 @@ def recipe_from(args: argparse.Namespace, variant: str) -> recipes.Recipe:
         if (value := getattr(args, name, None)) is not None
     }
     if variant == "distilled":
+        for name in ("distilled_lora", "batch_guidance"):
+            given |= {name: True} if getattr(args, name, None) else {}
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(
@@ -359,7 +404,7 @@ def image_from(words: Sequence[str]) -> Image:
         frame, strength = (rest + ["0", "1"][len(rest) :])[:2]
         if len(rest) > 2:
             raise ValueError
-        return Image(path, int(frame), float(strength))
+        return Image(_full(path), int(frame), float(strength))
     except ValueError:
         raise ValueError(
             f"--image takes PATH [FRAME] [STRENGTH]; got '{' '.join(words)}'. For example: --image cat.png 0 0.9."
@@ -371,7 +416,7 @@ def _lora_from(words: Sequence[str]) -> tuple[str, float]:
     try:
         if len(words) > 2:
             raise ValueError
-        return path, float(strength)
+        return _full(path), float(strength)
     except ValueError:
         raise ValueError(
             f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."

@@ -2,16 +2,18 @@
 
 import argparse
 import os
+import signal
 import sys
-from contextlib import closing
+import tempfile
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, Iterator, Sequence
 
 import mlx.core as mx
 
-from mlx_video import convert
+from mlx_video import __version__, convert
 from mlx_video.arguments import (
     add_generate_arguments,
     add_model_files,
@@ -20,10 +22,11 @@ from mlx_video.arguments import (
     add_tiling,
     files_from,
     job_from,
+    typed_flags,
 )
 from mlx_video.health import HealthError
 from mlx_video.hub import Plan
-from mlx_video.job import Job, load_latents, open_components, save_latents
+from mlx_video.job import Job, decoder_of, load_latents, open_components, save_latents
 from mlx_video.models.ltx.components import describe
 from mlx_video.recipes import distilled
 from mlx_video.report import Report, describe_text, plan_line, plan_text
@@ -31,6 +34,7 @@ from mlx_video.types import Clip, Sample, Step
 
 DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own machine."
 BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 2, 3, 130
+LONGEST_NAME = 200  # bytes of a file name, so that the files beside it can be named too
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse
 
 
@@ -63,13 +67,16 @@ class Output:
             raise ValueError(
                 f"--output-audio {self.audio} asks for sound of a clip without; add --audio."
             )
-        for path, suffix in ((self.path, ".mp4"), (self.audio, ".wav")):
+        targets = ((self.path, ".mp4"), (self.record, ".json"), (self.audio, ".wav"))
+        for path, suffix in targets:
             if path is not None:
                 _check_target(path, suffix, self.overwrite)
         if self.frames and self.frames.exists() and not self.frames.is_dir():
             raise ValueError(f"--save-frames {self.frames} is a file; name a folder.")
-        if self.record.exists() and not self.overwrite:
-            raise FileExistsError(_in_the_way(self.record))
+        if self.frames and any(self.frames.glob("*.png")) and not self.overwrite:
+            raise FileExistsError(
+                f"{self.frames} holds PNG files; choose another --save-frames, or add --overwrite to replace them."
+            )
 
 
 def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
@@ -82,14 +89,22 @@ def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
         raise FileNotFoundError(
             f"There is no folder {folder} to write {path.name} into; make it first."
         )
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"The folder {folder} cannot be written to.")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise PermissionError(
+            f"The folder {folder} cannot be written to: {error.strerror}."
+        ) from None
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise ValueError(
+            f"{path.name[:40]}... is too long a name; use at most {LONGEST_NAME} bytes."
+        )
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; choose another --output-path.")
     if path.exists() and not overwrite:
-        raise FileExistsError(_in_the_way(path))
-
-
-def _in_the_way(path: Path) -> str:
-    return f"{path} exists; choose another --output-path, or add --overwrite to replace it."
+        raise FileExistsError(
+            f"{path} exists; choose another name, or add --overwrite to replace it."
+        )
 
 
 def make(
@@ -122,21 +137,47 @@ def make(
     job = job.planned(foreseen)
     mx.set_cache_limit(min(CACHE_LIMIT, foreseen.spare))
     pipeline = job.pipeline(health=health, batched=batched, plan=foreseen)
-    with closing(Report(quiet)) as report:
+    with _latents_named(output.latents), closing(Report(quiet)) as report:
         for event in pipeline.stream(job.request):
             if isinstance(event, Step):
                 report.show(event)
+                report.tell(map(str, pipeline.components.fusions))
             elif isinstance(event, Sample):
+                if job.request.enhance and not quiet:
+                    print(f"prompt: {event.prompt}", file=sys.stderr)
                 job = job.with_prompt(event.prompt)
-                save_latents(output.latents, event, job)
+                _save_latents(output.latents, event, job)
                 report.show(Step("decode", 0, job.request.shape.frames))
             else:
                 write(event, output, job, report)
+        output.latents.unlink(missing_ok=True)
     return output.path
 
 
+def _save_latents(path: Path, sample: Sample, job: Job) -> None:
+    """Go on without, where they cannot be saved: the clip may still be made."""
+    try:
+        save_latents(path, sample, job)
+    except OSError as error:
+        print(f"warning: {error}", file=sys.stderr)
+
+
+@contextmanager
+def _latents_named(latents: Path) -> Iterator[None]:
+    """Say, if a run fails here, that what was sampled is not lost."""
+    try:
+        yield
+    except BaseException:
+        if latents.exists():
+            print(
+                f"The latents are kept: finish with `mlx-video decode {latents}`.",
+                file=sys.stderr,
+            )
+        raise
+
+
 def write(clip: Clip, output: Output, job: Job, report: "Report") -> None:
-    """Write the clip and its record, and remove the latents, which are no longer needed."""
+    """Write the clip and its record."""
     from mlx_video import media  # with codecs, which only a finished clip needs
 
     total = clip.shape.frames
@@ -155,29 +196,37 @@ def write(clip: Clip, output: Output, job: Job, report: "Report") -> None:
     )
     if output.audio:
         media.save_wav(clip.audio, output.audio, overwrite=output.overwrite)
-    output.record.write_text(record + "\n")
-    output.latents.unlink(missing_ok=True)
+    with media.written_aside(output.record, output.overwrite) as aside:
+        aside.write_text(record + "\n")
 
 
 def door(
     description: str, variant: str, *, audio: bool, argv: Sequence[str] | None
 ) -> int:
     """The exit code of a generating door; the path of its clip goes to stdout."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     add_generate_arguments(parser, variant=variant, audio=audio)
     args = parser.parse_args(argv)
+    args.typed = typed_flags(argv)
     return guarded(lambda: generate(args, variant))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The ``mlx-video`` command."""
     parser = argparse.ArgumentParser(prog="mlx-video", description=DESCRIPTION)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {__version__}"
+    )
+    parser.set_defaults(run=lambda _: parser.print_help())
+    commands = parser.add_subparsers(metavar="COMMAND")
     for name, (add_arguments, run, about) in COMMANDS.items():
-        command = commands.add_parser(name, help=about, description=about)
+        command = commands.add_parser(
+            name, help=about, description=about, allow_abbrev=False
+        )
         add_arguments(command)
         command.set_defaults(run=run)
     args = parser.parse_args(argv)
+    args.typed = typed_flags(argv)
     return guarded(lambda: args.run(args))
 
 
@@ -207,15 +256,15 @@ def plan(args: argparse.Namespace) -> None:
 
 def decode(args: argparse.Namespace) -> None:
     """Finish a run from the latents it left."""
-    job = Job.from_record(args.latents)
     latents = load_latents(args.latents)
+    job = Job.from_record(args.latents)
     output = Output.of(args)
     if output.path is None:
         name = args.latents.name.removesuffix(".latents.safetensors")
         output = replace(output, path=args.latents.with_name(f"{name}.mp4"))
     output.check(job.request.audio)
     tiling = args.tiling or job.request.tiling
-    pipeline = job.pipeline(health=args.health, announce=announce)
+    pipeline = decoder_of(job, health=args.health, announce=announce)
     with closing(Report(args.quiet)) as report:
         report.show(Step("decode", 0, job.request.shape.frames))
         clip = pipeline.decode(latents, job.request.shape, tiling)
@@ -226,8 +275,8 @@ def decode(args: argparse.Namespace) -> None:
 
 def enhance(args: argparse.Namespace) -> None:
     """Print the enhanced prompt as it is written."""
-    if not args.prompt.strip():
-        raise ValueError("The prompt is empty; give a few words to start from.")
+    if not (args.prompt or "").strip():
+        raise ValueError("Say what to start from: --prompt 'a fox in snow'.")
     # mlx-lm takes seconds to import.
     from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
 
@@ -251,7 +300,11 @@ def info(args: argparse.Namespace) -> None:
 
 
 def guarded(run: Callable[[], None]) -> int:
-    """The exit code of ``run``: 0, 2 for bad input, 3 for garbage, 130 for Ctrl-C; a failure is one line on stderr."""
+    """The exit code of ``run``: 0, 2 for bad input, 3 for garbage, 130 for Ctrl-C; a failure is one line on stderr.
+
+    A request to terminate ends a run as Ctrl-C does.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run()
     except (ValueError, OSError, ImportError) as error:
@@ -299,7 +352,7 @@ COMMANDS = {
     "enhance": (_add_enhance, enhance, "let the text encoder rewrite a prompt"),
     "convert": (
         convert.add_arguments,
-        convert.run,
+        lambda args: print(convert.run(args)),
         "turn an official checkpoint into a folder, smaller if wanted",
     ),
     "info": (_add_info, info, "say what a file or folder holds and what is missing"),

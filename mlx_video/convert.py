@@ -56,6 +56,10 @@ def convert(
         components = Components.open(
             hf_path, variant=variant, needs=needs, announce=announce
         )
+        if quantize and components.sources["transformer"].quantization:
+            raise ValueError(
+                f"{hf_path} is quantized already; convert the checkpoint it was made from, or leave out -q."
+            )
         for name, source in components.sources.items():
             on_part(name)
             if name == "text_encoder":
@@ -145,26 +149,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--q-bits",
         type=int,
-        default=8,
-        help="bits per weight: %(default)s costs no visible quality, 4 costs some (default: %(default)s)",
+        help="bits per weight: 8 costs no visible quality, 4 costs some (default: 8)",
     )
     parser.add_argument(
         "--q-group-size",
         type=int,
-        default=64,
-        help="weights that share a scale (default: %(default)s)",
+        help="weights that share a scale (default: 64)",
     )
 
 
 def run(args: argparse.Namespace) -> Path:
     """Convert as parsed arguments say; progress goes to stderr."""
+    if (args.q_bits or args.q_group_size) and not args.quantize:
+        raise ValueError("--q-bits and --q-group-size say how to quantize; add -q.")
     return convert(
         args.hf_path,
         args.mlx_path,
         None if args.dtype is None else getattr(mx, args.dtype),
         args.quantize,
-        args.q_bits,
-        args.q_group_size,
+        args.q_bits or 8,
+        args.q_group_size or 64,
         variant=args.variant,
         announce=lambda plan: print(plan, file=sys.stderr),
         on_part=lambda name: print(f"converting {name}", file=sys.stderr),

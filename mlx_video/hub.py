@@ -69,6 +69,10 @@ def resolve(
     path = Path(model).expanduser()
     if path.exists():
         return path
+    if "/" not in str(model):
+        raise FileNotFoundError(
+            f"There is no file or folder {model}, and a hub repository is named owner/name, such as {MODEL_REPO}."
+        )
     files = plan(str(model), patterns)
     if files.missing:
         announce(files)

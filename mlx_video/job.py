@@ -1,6 +1,7 @@
 """A job: everything needed to make a clip, and to make it again, as data. Knows files and records, no mathematics."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Iterable, Mapping
@@ -181,14 +182,30 @@ def open_components(
     )
 
 
+def decoder_of(job: Job, *, health: bool, announce: Announce) -> Pipeline:
+    """A pipeline that can finish ``job``: it has found the decoders and nothing else."""
+    needs = ["video_decoder"]
+    needs += ["audio_decoder", "vocoder"] if job.request.audio else []
+    components = open_components(job.files, job.recipe, needs, announce)
+    return Pipeline(components, job.recipe, health=health)
+
+
 def save_latents(path: Path, sample: Sample, job: Job) -> None:
-    """Write a sample beside its record, so that ``decode`` can finish it: tensors "video" and "audio", float32."""
+    """Write a sample beside its record, so that ``decode`` can finish it: tensors "video" and "audio", float32.
+
+    Raises ``OSError`` where that cannot be; nothing is left then.
+    """
     latents = sample.latents
     tensors = {modality.value: latents[modality] for modality in latents.present}
-    aside = path.with_name(f".{path.stem}.partial.safetensors")
+    aside = path.with_name(f".{os.getpid()}.partial.safetensors")
     record = job.with_prompt(sample.prompt).record()
-    mx.save_safetensors(str(aside), tensors, {RECORD_KEY: record})
-    aside.replace(path)
+    try:
+        mx.save_safetensors(str(aside), tensors, {RECORD_KEY: record})
+        aside.replace(path)
+    except RuntimeError as error:
+        raise OSError(f"{path} could not be written: {error}") from None
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def load_latents(path: Path) -> AV[mx.array]:

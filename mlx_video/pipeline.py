@@ -110,6 +110,10 @@ class Request:
             raise ValueError(
                 "The prompt is empty; say what to show, for example 'a cat on a red sofa'."
             )
+        if not self.prompt.isprintable() and any(
+            "\ud800" <= c <= "\udfff" for c in self.prompt
+        ):
+            raise ValueError("The prompt is not valid text; type it in UTF-8.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(
                 f"seed must be from 0 to {2**32 - 1}; got {self.seed}. The usual one is {SEED}."
@@ -161,8 +165,6 @@ class Pipeline:
         batched: bool = False,
         memory: float | None = None,
     ):
-        transformer = part_config("transformer", components.sources["transformer"])
-        recipe.check(transformer.num_layers)
         self.components = components
         self.recipe = recipe
         self.health = health
@@ -179,7 +181,7 @@ class Pipeline:
 
         Raises ``ValueError`` or ``FileNotFoundError`` before anything is loaded, ``HealthError`` later.
         """
-        request.check(self.recipe)
+        self._check(request)
         embeddings, prompt = yield from self._encode_prompt(request)
         conditions = yield from self._encode_images(request)
         latents = yield from self._sample(request, embeddings, conditions)
@@ -193,6 +195,18 @@ class Pipeline:
         sound = None if latents.audio is None else self._decode_audio(latents.audio)
         return Clip(self._decode_video(latents.video, shape, tiling), shape, sound)
 
+    def _check(self, request: Request) -> None:
+        """Everything that can be known to be wrong before weights are read."""
+        request.check(self.recipe)
+        transformer = self.components.sources["transformer"]
+        self.recipe.check(part_config("transformer", transformer).num_layers)
+        needs = request.needs(self.recipe)
+        self.components.check(needs, self._texts(request, request.prompt))
+
+    def _texts(self, request: Request, prompt: str) -> list[str]:
+        """What the text encoder reads."""
+        return [prompt, request.negative_prompt] if self.recipe.guided else [prompt]
+
     # Phases, in the order of the path. Each generator yields its Steps and returns what it made.
 
     def _encode_prompt(
@@ -203,8 +217,7 @@ class Pipeline:
             yield Step("load text encoder", 1, 1)
             yield Step("encode prompt", 0, 2)
             prompt = self._enhanced(request, encoder)
-            texts = [prompt, request.negative_prompt]
-            features = encoder.features(texts if self.recipe.guided else texts[:1])
+            features = encoder.features(self._texts(request, prompt))
         yield Step("encode prompt", 1, 2)
         with self.components.connectors() as connectors:
             modalities = AV(True, request.audio or None).present

@@ -1,5 +1,6 @@
 """How each checkpoint is meant to be sampled. Data only: every default number of a generation stands here."""
 
+import math
 from dataclasses import dataclass, replace
 
 from mlx_video.sampling.guidance import Guidance
@@ -76,8 +77,15 @@ class Recipe:
         return any(g.cfg != 1.0 for stage in self.stages for g in stage.guidance.values)
 
     def check(self, num_layers: int) -> None:
-        """Raise ``ValueError`` where guidance perturbs a block that a transformer of ``num_layers`` lacks."""
-        strengths = [g for stage in self.stages for g in stage.guidance.values if g.stg]
+        """Raise ``ValueError`` for a strength that is no number, or a perturbed block that ``num_layers`` lack."""
+        strengths = [g for stage in self.stages for g in stage.guidance.values]
+        for strength in strengths:
+            numbers = (strength.cfg, strength.stg, strength.modality, strength.rescale)
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError(
+                    f"Guidance strengths must be finite numbers; got {numbers}. The usual cfg is {VIDEO_GUIDANCE.cfg:g}."
+                )
+        strengths = [strength for strength in strengths if strength.stg]
         for block in {block for g in strengths for block in g.stg_blocks}:
             if not 0 <= block < num_layers:
                 raise ValueError(

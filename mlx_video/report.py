@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Iterable
 
 import mlx.core as mx
 from tqdm import tqdm
@@ -21,6 +22,7 @@ class Report:
         self.phases: list[tuple[str, float, int]] = []
         self.bar: tqdm | None = None
         self.phase: str | None = None
+        self.told: set[str] = set()
 
     def show(self, step: Step) -> None:
         if step.phase != self.phase:
@@ -30,6 +32,13 @@ class Report:
         if step.sigma is not None:
             self.bar.set_postfix(sigma=f"{step.sigma:.3f}", refresh=False)
         self.bar.refresh()
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Print those of ``lines`` that were not told yet."""
+        for line in lines:
+            if line not in self.told and not self.quiet:
+                print(line, file=sys.stderr)
+            self.told.add(line)
 
     def close(self) -> None:
         """End the last phase and print the table."""
@@ -49,7 +58,7 @@ class Report:
         self.bar = tqdm(
             total=step.total,
             desc=f"{step.phase:<18}",
-            disable=self.quiet,
+            disable=self.quiet or not sys.stderr.isatty(),
             bar_format="{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}{postfix}",
         )
 

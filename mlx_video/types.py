@@ -92,9 +92,9 @@ class VideoScale(NamedTuple):
                 f"frames must be 1 + {self.time}k, width a multiple of {columns} and height of {rows}. "
                 f"Nearest: {frames} frames of {width}x{height}."
             )
-        if not 0 < shape.fps < float("inf"):
+        if not 1 <= shape.fps <= 240:
             raise ValueError(
-                f"fps must be a positive number of frames per second; got {shape.fps}. The usual value is 24."
+                f"fps must be from 1 to 240 frames per second; got {shape.fps}. The usual value is 24."
             )
 
 

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from mlx_video import recipes
-from mlx_video.arguments import add_generate_arguments, job_from
+from mlx_video.arguments import add_generate_arguments, job_from, typed_flags
 from mlx_video.job import Files
 from mlx_video.pipeline import Image
 
@@ -13,7 +13,9 @@ from mlx_video.pipeline import Image
 def job(*words: str, variant: str | None = "dev", audio: bool = False):
     parser = argparse.ArgumentParser()
     add_generate_arguments(parser, variant=variant, audio=audio)
-    return job_from(parser.parse_args(words), variant)
+    args = parser.parse_args(words)
+    args.typed = typed_flags(words)
+    return job_from(args, variant)
 
 
 def test_a_prompt_is_enough():
@@ -92,7 +94,8 @@ def test_weights_take_less_memory_where_asked():
         (["-p", "x", "--image", "a", "0", "1", "2"], "--image takes PATH"),
         (["-p", "x", "--lora", "a", "b", "c"], "--lora takes PATH .* got 'a b c'"),
         (["-p", "x", "--steps", "9"], "fixed schedule.*leave out --steps"),
-        (["-p", "x", "--from-record", "no.json"], "There is no file no.json"),
+        (["--from-record", "no.json"], "There is no file no.json"),
+        (["-p", "x", "--from-record", "a.json"], "leave out -p"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(words, sentence):

@@ -30,7 +30,7 @@ from mlx_video.pipeline import Request
 from mlx_video.types import VideoPixelShape
 from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.media_reading import read_clip
-from tests.reference import error
+from tests.reference import UPSCALER, error
 
 SIZE = ["-W", "128", "-H", "64", "-n", "9"]
 PROMPT = ["--prompt", "a red ball on a blue floor"]
@@ -145,6 +145,37 @@ def test_an_image_in_the_middle_changes_the_clip(model, here, picture):
     assert not np.array_equal(a, b)
 
 
+def lora_file(path: Path) -> Path:
+    """Rank 1, for one layer, and one name that no layer bears."""
+    layer = "diffusion_model.transformer_blocks.0.attn1"
+    factors = {
+        f"{layer}.{name}.lora_{factor}.weight": mx.ones(shape) * 0.3
+        for name in ("to_q", "to_nothing")
+        for factor, shape in (("A", (1, 64)), ("B", (64, 1)))
+    }
+    mx.save_safetensors(str(path), factors)
+    return path
+
+
+def test_a_lora_changes_the_clip_and_says_what_it_matched(model, here, capsys):
+    assert typed(generate.main, model) == 0
+    words = ["--lora", lora_file(here / "style.safetensors"), "0.5", "-o", "b.mp4"]
+    assert typed(generate.main, model, *words) == 0
+    assert re.search(
+        r"style.safetensors at 0.5: 1 layers.*1 names skipped", capsys.readouterr().err
+    )
+    a, b = (np.stack(read_clip(here / n)[0]) for n in ("output.mp4", "b.mp4"))
+    assert not np.array_equal(a, b)
+
+
+def test_the_dev_model_is_refined_with_the_distilled_lora(model, here, capsys):
+    lora = lora_file(here / "distilled.safetensors")
+    words = [*DEV, "--two-stage", "--distilled-lora", lora]
+    assert typed(generate_dev.main, model, *words) == 0
+    told = capsys.readouterr().err
+    assert "distilled.safetensors at 1: 1 layers" in told and "stage 2" in told
+
+
 def test_frames_are_saved_too(model, here):
     assert typed(generate.main, model, "--save-frames", "frames") == 0
     assert len(list((here / "frames").glob("*.png"))) == 9
@@ -160,6 +191,21 @@ def test_a_record_makes_the_clip_again(record, model, here):
     assert np.allclose(np.array(a[2].samples), np.array(b[2].samples))
 
 
+def test_a_record_finds_its_model_elsewhere_and_refuses_to_make_another_clip(
+    model, here, capsys
+):
+    shutil.copytree(model, here / "old")
+    assert typed(generate.main, Path("old"), "--seed", "7") == 0
+    shutil.move(here / "old", here / "new")
+    again = ["generate", "--from-record", "output.mp4", "-o", "again.mp4"]
+    assert cli.main(again) == 2
+    assert cli.main([*again, "--seed", "8", "-W", "64"]) == 2
+    assert "leave out --seed, -W" in capsys.readouterr().err
+    assert cli.main([*again, "--model", "new"]) == 0
+    a, b = (np.stack(read_clip(here / n)[0]) for n in ("output.mp4", "again.mp4"))
+    assert np.array_equal(a, b)
+
+
 def test_an_enhanced_prompt_is_recorded_and_not_enhanced_again(model, here):
     assert typed(generate.main, model, "--enhance-prompt") == 0
     request = Job.from_record(here / "output.json").request
@@ -169,6 +215,19 @@ def test_an_enhanced_prompt_is_recorded_and_not_enhanced_again(model, here):
 def test_enhance_prints_a_prompt(model, capsys):
     assert cli.main(["enhance", *PROMPT, "--model", str(model)]) == 0
     assert capsys.readouterr().out.strip()
+
+
+def test_enhance_needs_the_text_encoder_alone(model, capsys):
+    words = ["--text-encoder", str(model / "text_encoder")]
+    assert cli.main(["enhance", *PROMPT, *words]) == 0
+    assert capsys.readouterr().out.strip()
+    assert cli.main(["enhance"]) == 2
+    assert "Say what to start from" in capsys.readouterr().err
+
+
+def test_the_bare_command_helps(capsys):
+    assert cli.main([]) == 0
+    assert "generate" in capsys.readouterr().out
 
 
 def test_info_names_parts_and_what_is_missing(model, tmp_path, capsys):
@@ -262,6 +321,7 @@ def test_a_killed_decode_is_finished_by_decode(model, here, monkeypatch, capsys)
     assert [p.name for p in sorted(here.glob("output*"))] == [
         "output.latents.safetensors"
     ]
+    assert "finish with `mlx-video decode output.latents" in capsys.readouterr().err
     assert typed(generate_av.main, model) == 2  # the latents are not overwritten
     assert "mlx-video decode output.latents" in capsys.readouterr().err
     assert cli.main(["decode", "output.latents.safetensors"]) == 0
@@ -305,7 +365,7 @@ MISTAKES = {
     "size": (["-W", "100"], "width a multiple of 64.*Nearest: 9 frames of 128x64"),
     "frames": (["-n", "10"], r"frames must be 1 \+ 8k.*Nearest: 9 frames"),
     "no frames": (["-n", "-3"], r"frames must be 1 \+ 8k.*Nearest: 1 frames"),
-    "fps": (["--fps", "0"], "fps must be a positive"),
+    "fps": (["--fps", "0"], "fps must be from 1 to 240"),
     "seed": (["--seed", "-1"], "seed must be from 0"),
     "prompt": (["-p", "  "], "The prompt is empty"),
     "long prompt": (["-p", "a cat " * 700], "may have 1024 at most"),
@@ -324,7 +384,14 @@ MISTAKES = {
     "existing": (["-o", "there.mp4"], "there.mp4 exists.*--overwrite"),
     "sound": (["--output-audio", "a.wav", "--no-audio"], "add --audio"),
     "frames folder": (["--save-frames", "text.txt"], "text.txt is a file"),
-    "record": (["--from-record", "text.json"], "text.json holds no record"),
+    "frames there": (["--save-frames", "."], "holds PNG files"),
+    "typo": (["--model", "typofolder"], "There is no file or folder typofolder"),
+    "unused LoRA": (["--distilled-lora", "x"], "leave out --distilled-lora"),
+    "record": (["--from-record", "text.json"], "leave out --prompt, -H, -W, -n"),
+    "a folder": (["-o", "folder.mp4", "--overwrite"], "folder.mp4 is a folder"),
+    "long name": (["-o", "x" * 210 + ".mp4"], "too long a name"),
+    "not text": (["-p", "\udcff"], "not valid text"),
+    "speed": (["--fps", "0.0003"], "fps must be from 1 to 240"),
 }
 
 
@@ -334,6 +401,7 @@ def test_a_mistake_gets_one_sentence(mistake, model, here, picture, capsys):
     (here / "text.txt").write_text("not an image")
     (here / "text.json").write_text("{}")
     (here / "there.mp4").write_bytes(b"somebody's")
+    (here / "folder.mp4").mkdir()
     before = sorted(here.iterdir())
     assert typed(generate.main, model, *words) == cli.BAD_INPUT == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -341,6 +409,56 @@ def test_a_mistake_gets_one_sentence(mistake, model, here, picture, capsys):
     assert re.search(sentence, error), error
     assert sorted(here.iterdir()) == before
     assert (here / "there.mp4").read_bytes() == b"somebody's"
+
+
+def test_a_prompt_is_counted_and_tensors_are_compared_before_weights_are_read(
+    model, here, monkeypatch, capsys
+):
+    broken = shutil.copytree(model, here / "broken")
+    key = "vae.decoder.conv_out.conv.bias"
+    rewrite(broken / MODEL, weights=lambda w: w.pop(key))
+    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    assert typed(generate.main, broken) == 2
+    assert "conv_out.bias" in capsys.readouterr().err
+    assert typed(generate.main, model, "-p", "a cat " * 700) == 2
+    assert "may have 1024 at most" in capsys.readouterr().err
+
+
+def test_a_model_named_after_the_other_variant_is_refused(model, here, capsys):
+    (here / "m").mkdir()
+    file = shutil.copy(model / MODEL, here / "m" / "ltx-2-19b-distilled.safetensors")
+    words = ["--model", str(file), "--text-encoder", str(model / "text_encoder")]
+    assert generate_dev.main([*PROMPT, *SIZE, *DEV, *words]) == 2
+    assert "is the distilled model by its name" in capsys.readouterr().err
+
+
+def test_decode_needs_the_decoders_alone_and_touches_no_other_latents(
+    model, here, monkeypatch
+):
+    alone = here / "alone"
+    alone.mkdir()
+    shutil.copytree(model, alone / "all")
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "save", _interrupted)
+        assert typed(generate_av.main, alone / "all") == cli.INTERRUPTED
+    shutil.rmtree(alone / "all" / "text_encoder")
+    (alone / "all" / UPSCALER.name).unlink()
+    other = here / "b.latents.safetensors"
+    other.write_bytes(b"another run's")
+    assert cli.main(["decode", "output.latents.safetensors", "-o", "b.mp4"]) == 0
+    assert other.exists() and not (here / "output.latents.safetensors").exists()
+
+
+def test_latents_that_cannot_be_saved_do_not_end_the_run(
+    model, here, monkeypatch, capsys
+):
+    def full(*_):
+        raise RuntimeError("No space left")
+
+    monkeypatch.setattr("mlx_video.job.mx.save_safetensors", full)
+    assert typed(generate.main, model) == 0
+    assert "could not be written: No space left" in capsys.readouterr().err
+    assert len(read_clip(here / "output.mp4")[0]) == 9
 
 
 DAMAGE = {
@@ -379,6 +497,29 @@ def _damage(file: Path, damage: str) -> None:
             rewrite(file, weights=lambda w: w.update({key: mx.zeros((2, 2))}))
         case "unknown config":
             rewrite(file, config=lambda c: c["transformer"].update(sparkle=True))
+
+
+def test_a_strength_that_is_no_number_is_refused(model, here, capsys):
+    assert typed(generate_dev.main, model, "--cfg-scale", "nan") == 2
+    assert "must be finite numbers" in capsys.readouterr().err
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--q-bits", "4"], "add -q"),
+        (["-q", "--q-bits", "7"], "got 7 bits"),
+        (["--mlx-path", "."], "picture.png|not empty|exists"),
+    ],
+)
+def test_a_conversion_that_makes_no_sense_is_refused(
+    words, sentence, model, here, picture, capsys
+):
+    base = ["--hf-path", str(model), "--mlx-path", "folder"]
+    assert convert.main([*base, *words]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not (here / "folder").exists()
 
 
 def test_stg_blocks_that_the_model_lacks_are_refused(model, here, capsys):

@@ -16,7 +16,7 @@ FLOORS = [
     {"recipes", "memory"},
     {"pipeline"},
     {"names", "job", "arguments", "report", "cli", "convert"},
-    {"generate", "generate_dev", "generate_av"},
+    {"generate", "generate_dev", "generate_av", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -16,6 +16,7 @@ from typing import (
     Iterator,
     Mapping,
     NamedTuple,
+    Sequence,
 )
 
 import mlx.core as mx
@@ -143,8 +144,13 @@ class Components:
         Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, for whatever would stop a run later.
         """
         needs = tuple(needs)
+        dtype = dtype or default_dtype()
+        if needs == ("text_encoder",) and (text_encoder or model == hub.MODEL_REPO):
+            source = find.find_text_encoder(text_encoder, announce)
+            return cls({"text_encoder": source}, dtype)
         layout = identify(find.find_model(model, variant, needs, announce), variant)
         find.check_layout(layout, needs)
+        find.check_variant(layout, variant)
         sources = dict(layout.sources)
         if text_encoder or "text_encoder" in set(needs) - sources.keys():
             sources["text_encoder"] = find.find_text_encoder(text_encoder, announce)
@@ -161,8 +167,16 @@ class Components:
         loras = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
         for lora_file, _ in loras:
             find.check_lora(lora_file)
-        dtype = dtype or default_dtype()
         return cls(sources, dtype, loras, distilled_lora, quantize, low_memory)
+
+    def check(self, needs: Iterable[str], prompts: Sequence[str] = ()) -> None:
+        """Raise ``ValueError`` where tensors of the needed parts do not fit, or a prompt is too long; reads no weights."""
+        for name in needs:
+            if name in PARTS and name != "text_encoder":
+                build(name, self.sources[name], self.dtype)
+        if prompts:
+            encoder, _ = self._load("text_encoder")
+            encoder.tokenize(prompts)
 
     # Lending
 
@@ -179,7 +193,10 @@ class Components:
         fused in addition to the checkpoint's. The module is empty afterwards, whoever still holds it.
         """
         larges = [other for other in (*self.resident, name) if PARTS[other].large]
-        assert len(larges) < 2, f"{name} must wait until {larges[0]} is given back"
+        if len(larges) > 1:
+            raise RuntimeError(
+                f"The {name} must wait until the {larges[0]} is given back: close the stream that still holds it."
+            )
         self.resident.append(name)
         network = None
         try:
@@ -282,6 +299,8 @@ class Components:
 
 def fuse(name: str, module: nn.Module, loras: Iterable[LoRA]) -> list[Fusion]:
     """Fuse those of ``loras`` that concern part ``name`` into it, lazily."""
+    if name not in find.LORA_TARGETS:
+        return []
     fusions = []
     for file, strength in loras:
         weights, _ = read(file)

@@ -57,11 +57,17 @@ def find_upsampler(given: str | Path | None, announce: hub.Announce) -> Source:
     source = Source.of(
         hub.resolve_file(given or f"{hub.MODEL_REPO}/{hub.UPSAMPLER_FILE}", announce)
     )
-    if not source.is_upsampler:
+    if not source.is_upsampler or not _doubles(source):
         raise ValueError(
-            f"{source.path} is no upsampler. Give {hub.UPSAMPLER_FILE} of {hub.MODEL_REPO}."
+            f"{source.path} does not double rows and columns. Give {hub.UPSAMPLER_FILE} of {hub.MODEL_REPO}."
         )
     return source
+
+
+def _doubles(upsampler: Source) -> bool:
+    config = part_config("upsampler", upsampler)
+    in_space = config.spatial_upsample and not config.temporal_upsample
+    return in_space and config.spatial_scale == 2.0
 
 
 def find_distilled_lora(
@@ -87,6 +93,17 @@ def check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
         )
     for name in parts:
         part_config(name, layout.sources[name])
+
+
+def check_variant(layout: Layout, variant: str | None) -> None:
+    """Raise ``ValueError`` where a single file is named after the other variant than the one to sample."""
+    name = layout.path.stem
+    others = [other for other in VARIANTS if other != variant and other in name]
+    if variant and layout.path.is_file() and others and variant not in name:
+        raise ValueError(
+            f"{layout.path.name} is the {others[0]} model by its name, and the {variant} one is to be sampled. "
+            f"Give {hub.MODEL_FILE.format(variant=variant)}, or choose --variant {others[0]}."
+        )
 
 
 def check_source(name: str, source: Source) -> None:
