@@ -62,8 +62,13 @@ def test_waveform(samples, seen):
 
 def test_pixels():
     assert health.check_pixels(GOOD) is GOOD
-    with pytest.raises(HealthError, match="NaN or infinite pixels"):
-        health.check_pixels(GOOD * mx.nan)
+    for bad in (mx.nan, mx.inf, -mx.inf):
+        with pytest.raises(HealthError, match="NaN or infinite pixels"):
+            health.check_pixels(GOOD.at[0, 1, 2].add(bad))
+
+
+def test_pixels_of_half_precision_do_not_overflow():
+    health.check_pixels(mx.full((1, 3, 2, 64, 1536), -1.0, mx.float16))
 
 
 def one_colour_each(count=5):
