@@ -214,7 +214,7 @@ def load_image(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f"There is no image {path}.")
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
+            image = _eight_bit(ImageOps.exif_transpose(image))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 black = Image.new("RGBA", image.size, "black")
@@ -224,6 +224,20 @@ def load_image(path: str | Path) -> np.ndarray:
         raise ValueError(
             f"{path} is not an image that can be read ({error}); give a {IMAGE_FORMATS} file."
         ) from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Deeper greyscale (modes I;16, I and F) scaled to mode L, which Pillow would clip to white; others as they are.
+
+    White is 65535 in I;16; elsewhere the least of 1 (F alone), 255, 65535 or 2^31 - 1 that nothing exceeds.
+    """
+    if image.mode[0] not in "IF":
+        return image
+    levels = np.nan_to_num(np.asarray(image).astype(np.float64))
+    whites = (1, 255, 65535, 2**31 - 1)[image.mode != "F" :]
+    held = (white for white in whites if levels.max() <= white)
+    white = 65535 if image.mode.startswith("I;16") else next(held, levels.max())
+    return Image.fromarray(np.rint(levels.clip(0) / white * 255).astype(np.uint8))
 
 
 def load_audio(path: str | Path, sample_rate: int = 16000) -> Waveform:

@@ -297,6 +297,29 @@ def test_load_image_of_any_mode(tmp_path, mode):
     assert (media.load_image(tmp_path / name) == 255).all()
 
 
+@pytest.mark.parametrize(
+    "dtype, white, name",
+    [
+        (np.uint16, 65535, "ramp.png"),
+        (np.uint16, 65535, "ramp.tif"),
+        (np.int32, 65535, "ramp.tif"),
+        (np.int32, 255, "ramp.tif"),
+        (np.float32, 1, "ramp.tif"),
+        (np.float32, 255, "ramp.tif"),
+    ],
+)
+def test_load_image_scales_deep_greyscale(tmp_path, dtype, white, name):
+    ramp = np.tile(np.linspace(0, white, 256).astype(dtype), (4, 1))
+    Image.fromarray(ramp).save(tmp_path / name)
+    expected = np.tile(np.arange(256)[:, None], (4, 1, 3))
+    np.testing.assert_array_equal(media.load_image(tmp_path / name), expected)
+
+
+def test_load_image_keeps_a_dark_16_bit_picture_dark(tmp_path):
+    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "dark.png")
+    assert media.load_image(tmp_path / "dark.png").max() == 1
+
+
 def test_load_image_lays_transparency_on_black(tmp_path):
     Image.new("RGBA", (2, 2), (200, 100, 50, 128)).save(tmp_path / "a.png")
     expected = [[[100, 50, 25]] * 2] * 2
