@@ -15,6 +15,8 @@ def generate_video(
     prompt: str,
     output_path: str | Path = "output.mp4",
     *,
+    negative_prompt: str = recipes.DEFAULT_NEGATIVE_PROMPT,
+    enhance_prompt: bool = False,
     height: int = recipes.HEIGHT,
     width: int = recipes.WIDTH,
     num_frames: int = recipes.FRAMES,
@@ -22,24 +24,42 @@ def generate_video(
     seed: int = recipes.SEED,
     images: Sequence[Image] = (),
     audio: bool = False,
+    output_audio: str | Path | None = None,
     tiling: str = "auto",
     files: Files = Files(),
     overwrite: bool = False,
+    quiet: bool = True,
 ) -> Path:
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the distilled model; returns the path.
 
-    height, width  pixels, multiples of 64
-    num_frames     1 + a multiple of 8, at ``fps`` per second
-    images         pictures that the clip shows
-    tiling         how the video is decoded, as in ``Request``
+    negative_prompt  what to go away from, where there is guidance: this model has none, the record keeps it
+    enhance_prompt   whether the text encoder rewrites the prompt first
+    height, width    pixels, multiples of 64
+    num_frames       1 + a multiple of 8, at ``fps`` per second
+    images           pictures that the clip shows
+    audio            whether the clip has sound; ``output_audio`` names a wav file to write it to as well
+    tiling           how the video is decoded, as in ``Request``
+    quiet            whether nothing is said of the progress on stderr
     Raises ``ValueError`` or ``OSError`` for what cannot be done, ``HealthError`` for a result that is garbage.
     """
     shape = VideoPixelShape(num_frames, height, width, fps)
     request = Request(
-        prompt, shape, seed=seed, images=tuple(images), audio=audio, tiling=tiling
+        prompt,
+        shape,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        audio=audio,
+        images=tuple(images),
+        enhance=enhance_prompt,
+        tiling=tiling,
     )
     job = Job(request, recipes.distilled(), files)
-    return cli.make(job, cli.Output(Path(output_path), overwrite=overwrite))
+    output = cli.Output(
+        Path(output_path),
+        audio=None if output_audio is None else Path(output_audio),
+        overwrite=overwrite,
+    )
+    return cli.make(job, output, quiet=quiet)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

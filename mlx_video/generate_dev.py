@@ -18,27 +18,38 @@ def generate_video_dev(
     output_path: str | Path = "output.mp4",
     *,
     negative_prompt: str = recipes.DEFAULT_NEGATIVE_PROMPT,
+    enhance_prompt: bool = False,
     height: int = recipes.HEIGHT,
     width: int = recipes.WIDTH,
     num_frames: int = recipes.FRAMES,
     fps: float = recipes.FPS,
     seed: int = recipes.SEED,
     steps: int = recipes.STEPS,
-    cfg_scale: float = recipes.VIDEO_GUIDANCE.cfg,
+    cfg_scale: float | None = None,
     guidance: AV[Guidance] = AV(recipes.VIDEO_GUIDANCE, recipes.AUDIO_GUIDANCE),
     two_stage: bool = False,
     images: Sequence[Image] = (),
     audio: bool = False,
+    output_audio: str | Path | None = None,
     tiling: str = "auto",
     files: Files = Files(),
     overwrite: bool = False,
+    quiet: bool = True,
 ) -> Path:
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the dev model; returns the path.
 
-    height, width  pixels, multiples of 32, of 64 in two stages
-    num_frames     1 + a multiple of 8, at ``fps`` per second
-    cfg_scale      of the video; ``guidance`` has every other strength
-    two_stage      half size first, then refined with the distilled LoRA
+    negative_prompt  what guidance goes away from
+    enhance_prompt   whether the text encoder rewrites the prompt first
+    height, width    pixels, multiples of 32, of 64 in two stages
+    num_frames       1 + a multiple of 8, at ``fps`` per second
+    steps            denoising steps
+    guidance         every strength, per modality
+    cfg_scale        replaces ``guidance.video.cfg``; ``None`` keeps it
+    two_stage        half size first, then refined with the distilled LoRA
+    images           pictures that the clip shows
+    audio            whether the clip has sound; ``output_audio`` names a wav file to write it to as well
+    tiling           how the video is decoded, as in ``Request``
+    quiet            whether nothing is said of the progress on stderr
     Raises ``ValueError`` or ``OSError`` for what cannot be done, ``HealthError`` for a result that is garbage.
     """
     request = Request(
@@ -46,13 +57,20 @@ def generate_video_dev(
         VideoPixelShape(num_frames, height, width, fps),
         negative_prompt=negative_prompt,
         seed=seed,
-        images=tuple(images),
         audio=audio,
+        images=tuple(images),
+        enhance=enhance_prompt,
         tiling=tiling,
     )
-    guidance = AV(replace(guidance.video, cfg=cfg_scale), guidance.audio)
+    if cfg_scale is not None:
+        guidance = AV(replace(guidance.video, cfg=cfg_scale), guidance.audio)
     job = Job(request, recipes.dev(steps, guidance, two_stage), files)
-    return cli.make(job, cli.Output(Path(output_path), overwrite=overwrite))
+    output = cli.Output(
+        Path(output_path),
+        audio=None if output_audio is None else Path(output_audio),
+        overwrite=overwrite,
+    )
+    return cli.make(job, output, quiet=quiet)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,18 @@
 """What users import from the doors, as they call it."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 
 import mlx_video.generate
 import mlx_video.generate_av
 import mlx_video.generate_dev
-from mlx_video import cli
+from mlx_video import cli, recipes
+from mlx_video.job import Files
+from mlx_video.pipeline import Image
+from mlx_video.types import AV
 
 DOORS = [mlx_video.generate, mlx_video.generate_dev, mlx_video.generate_av]
 
@@ -45,14 +51,74 @@ def test_each_door_has_its_function():
     assert callable(mlx_video.generate_av.generate_video_with_audio)
 
 
-def test_a_function_asks_for_what_it_was_given(monkeypatch):
-    jobs = []
-    monkeypatch.setattr(cli, "make", lambda job, output: jobs.append(job))
-    mlx_video.generate_dev.generate_video_dev("a cat", negative_prompt="dogs", seed=7)
-    (job,) = jobs
-    request = job.request
-    assert (request.prompt, request.negative_prompt, request.seed) == (
-        "a cat",
-        "dogs",
-        7,
+FUNCTIONS = [
+    mlx_video.generate.generate_video,
+    mlx_video.generate_dev.generate_video_dev,
+    mlx_video.generate_av.generate_video_with_audio,
+]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Calls a function with arguments, and returns the job, output and options that it would have run."""
+    calls = []
+
+    def make(job, output, **options):
+        calls.append((job, output, options))
+        return output.path
+
+    monkeypatch.setattr(cli, "make", make)
+
+    def call(function, *args, **kwargs):
+        assert isinstance(function(*args, **kwargs), Path)
+        return calls.pop()
+
+    return call
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_arguments_reach_the_job(made, function):
+    image, files = Image("a.png", 8, 0.5), Files("somewhere")
+    job, output, options = made(
+        function,
+        "a fox",
+        "fox.mp4",
+        negative_prompt="rain",
+        enhance_prompt=True,
+        height=128,
+        width=192,
+        num_frames=17,
+        fps=30.0,
+        seed=3,
+        images=[image],
+        output_audio="fox.wav",
+        tiling="none",
+        files=files,
+        overwrite=True,
+        quiet=False,
     )
+    request = job.request
+    assert (request.prompt, request.negative_prompt) == ("a fox", "rain")
+    assert request.shape == (17, 128, 192, 30.0)
+    assert request.enhance and request.images == (image,)
+    assert (request.seed, request.tiling, job.files) == (3, "none", files)
+    assert output == cli.Output(Path("fox.mp4"), Path("fox.wav"), overwrite=True)
+    assert options == {"quiet": False}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_prompt_is_enough(made, function):
+    job, output, options = made(function, "a fox")
+    assert job.request.negative_prompt == recipes.DEFAULT_NEGATIVE_PROMPT
+    assert not job.request.enhance
+    assert job.request.audio is (function is FUNCTIONS[2])
+    assert output == cli.Output(Path("output.mp4")) and options == {"quiet": True}
+
+
+@pytest.mark.parametrize("given, cfg", [(None, 5.0), (2.0, 2.0), (1.0, 1.0)])
+def test_cfg_scale_replaces_that_of_the_guidance_only_if_given(made, given, cfg):
+    strength = replace(recipes.VIDEO_GUIDANCE, cfg=5.0, stg=0.25)
+    guidance = AV(strength, recipes.AUDIO_GUIDANCE)
+    job, _, _ = made(FUNCTIONS[1], "a fox", guidance=guidance, cfg_scale=given)
+    expected = AV(replace(strength, cfg=cfg), recipes.AUDIO_GUIDANCE)
+    assert job.recipe.stages[0].guidance == expected
