@@ -111,9 +111,7 @@ class _Seen:
     def __init__(self) -> None:
         self.count = 0
         self.lit = self.moves = False
-        self.deviation = (
-            0.0  # the largest of any frame, up to the first that is not flat
-        )
+        self.deviation = 0.0  # the largest up to the first frame that is not flat
         self.run = self.dead = 0  # frames that died: in a row just now, and at most
         self.first: np.ndarray | None = None
         self.last: np.ndarray | None = None
