@@ -2,8 +2,8 @@
 
     python benchmarks/cpu.py [--diffusers PYTHON] [--threads N] [--repeats N] [--json PATH]
 
-The prompt's way to the transformer, one forward, each decoder, and a whole job of eight steps, up to frames and sound in
-memory. Each framework runs in a process of its own, diffusers by another PYTHON if one is named, and keeps its parts
+The prompt's way to the transformer, one forward, each decoder, and a whole job of eight steps, up to frames and sound
+in memory. Each framework runs in a process of its own, diffusers by another PYTHON if one is named, and keeps its parts
 loaded. Milliseconds are the least of the calls after the first, in which MLX compiles its fused pieces with g++ unless
 the temporary folder has them: on the clock, and of work on all cores, which other processes hardly change.
 """
