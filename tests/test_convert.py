@@ -130,6 +130,13 @@ def test_only_linears_of_the_blocks_are_quantized(folder):
     assert not kinds["patchify_proj"] and not kinds["proj_out"]
 
 
+def test_a_quantized_folder_is_not_quantized_again(folder, tmp_path):
+    convert(folder, tmp_path / "q", quantize=True, q_group_size=32)
+    with pytest.raises(ValueError, match="q is quantized already; convert the"):
+        convert(tmp_path / "q", tmp_path / "again", quantize=True, q_bits=4)
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_quantized_folder_converts_again(folder, tmp_path):
     convert(folder, tmp_path / "q", quantize=True, q_group_size=32)
     convert(tmp_path / "q", tmp_path / "again")

@@ -63,6 +63,20 @@ def test_given_files_go_before_those_beside(folder, tmp_path):
     assert components.sources["upsampler"].path == upscaler
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"spatial_scale": 1.5},
+        {"spatial_upsample": False, "temporal_upsample": True},
+    ],
+)
+def test_an_upscaler_that_does_not_double_the_sides_is_refused(folder, tmp_path, other):
+    file = shutil.copy(UPSCALER, tmp_path / "other.safetensors")
+    rewrite(Path(file), config=lambda config: config.update(other))
+    with pytest.raises(ValueError, match="other.safetensors does not double rows"):
+        Components.open(folder, upsampler=file)
+
+
 def test_the_newest_upscaler_beside_is_taken(folder):
     (old,) = folder.glob("*upscaler*")
     for name in (
