@@ -1,15 +1,20 @@
 """The plan beside the truth: predicted and measured peak memory of each part at work, over a grid of clips.
 
-    python benchmarks/plan.py [--full] [--dtype bfloat16] [--json PATH]
+    python benchmarks/plan.py [--full] [--dtype bfloat16] [--text-encoder [FOLDER]] [--json PATH]
 
 Random weights, of a middling size, or with --full of the 19B model's widths and two blocks, which a GPU does in a
-minute. A row ends with "off" where the prediction is more than 15 % and 50 MB away from the truth.
+minute. A row ends with "off" where the prediction is more than 15 % and 50 MB away from the truth. --text-encoder
+looks at Gemma alone, a random one and that in FOLDER, by default the tests', as they are and quantized on load: these
+rows count the weights, and say how far the hidden states move.
 """
 
 import argparse
 import json
+import shutil
 import sys
+import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Callable, Iterator, NamedTuple
@@ -22,7 +27,7 @@ except ImportError:  # a GPU machine may lack it, and nothing is fetched here
 import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx import patchify
@@ -35,14 +40,18 @@ from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
 from mlx_video.types import AV, TextFeatures, VideoLatentShape, VideoPixelShape
+from mlx_video.weights import save
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFESTS = ROOT / "tests" / "fixtures" / "manifests"
+TINY_GEMMA = ROOT / "tests" / "fixtures" / "ltx2_tiny" / "text_encoder"
 CLIPS = [(9, 128, 192), (25, 256, 256), (49, 256, 384), (49, 512, 512)]
 FULL_CLIPS = [(49, 512, 768), (121, 512, 768), (121, 1024, 1536)]
 FPS = 24.0
 PROMPT, CONTEXT = 128, 1024  # tokens
 TEXT_LAYERS = 12
+TEXT = 8 * "a red ball rolls along a blue floor in the warm light of the evening "
+BITS = (None, 8, 4)
 LIMIT = 16e9  # bytes that decoding may choose to take
 TOLERANCE, FLOOR = 0.15, 50e6
 
@@ -58,16 +67,38 @@ TRANSFORMER = {
     "connector_num_attention_heads": 8,
     "connector_attention_head_dim": 64,
 }
+# Of Gemma 3 12B's, whose width is the transformer's caption_channels.
+GEMMA = {
+    "model_type": "gemma3_text",
+    "num_hidden_layers": TEXT_LAYERS - 1,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 1024,
+    "vocab_size": 262208,
+}
+GEMMA_MIDDLING = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+    "vocab_size": 8192,
+}
 VAE = {"encoder_base_channels": 32, "decoder_base_channels": 32}
 
 
 class Result(NamedTuple):
-    """Bytes beside the weights while a part works on a clip."""
+    """Bytes beside the weights while a part works on a clip; of the text encoder with them.
+
+    moved  how far its hidden states are from those of the weights as they are, relatively
+    """
 
     part: str
     clip: str
     predicted: float
     measured: int
+    moved: float = 0.0
 
     @property
     def error(self) -> float:
@@ -80,14 +111,27 @@ class Result(NamedTuple):
 
 
 class RandomComponents(Components):
-    """Parts with random weights, as they would be lent from files."""
+    """Parts with random weights, as they would be lent from files; the text encoder from its file, once there is one."""
+
+    text_layers = TEXT_LAYERS
+
+    def fit(self, gemma: Source) -> None:
+        """Lend this text encoder, and connectors as wide as it is."""
+        config = gemma.config.get("text_config", gemma.config)
+        self.text_layers = config["num_hidden_layers"] + 1
+        connectors = self.sources["connectors"]
+        width = {"caption_channels": config["hidden_size"]}
+        self.sources["connectors"] = replace(
+            connectors, config={**connectors.config, **width}
+        )
+        self.sources["text_encoder"] = gemma
 
     def _network(self, name, model_type, loras):
         config = part_config(name, self.sources[name])
         if name == "transformer":
             config = replace(config, model_type=model_type)
         if name == "connectors":
-            config = replace(config, text_layers=TEXT_LAYERS)
+            config = replace(config, text_layers=self.text_layers)
         module = PARTS[name].module(config)
         module.update(tree_map(self._cast, module.parameters()))
         return module, []
@@ -97,7 +141,7 @@ class RandomComponents(Components):
         return value.astype(self.dtype) if floating else value
 
 
-def components(full: bool, dtype: mx.Dtype) -> Components:
+def components(full: bool, dtype: mx.Dtype) -> RandomComponents:
     def read(name: str) -> dict:
         return json.loads((MANIFESTS / f"{name}.config.json").read_text())
 
@@ -191,6 +235,52 @@ class Bench:
         return decode, noise(*self.grid)
 
 
+def encode_text(lent: RandomComponents, folder: Path, name: str) -> Iterator[Result]:
+    """The text encoder in ``folder`` as it is, and quantized on load."""
+    lent.fit(Source.of(folder))
+    exact = None
+    for bits in BITS:
+        lent.quantize, outputs = bits, []
+        foot = Footprint(lent, LTXModelType.AudioVideo)
+        measured = peak(partial(encode, lent), outputs)
+        states, tokens = outputs
+        predicted = foot.weights("text_encoder") + foot.hidden_states(tokens.item())
+        exact = states if bits is None else exact
+        moved = mx.linalg.norm(states - exact) / mx.linalg.norm(exact)
+        clip = f"{bits} bits" if bits else "as it is"
+        yield Result(name, clip, predicted + SMALL, measured, moved.item())
+
+
+def encode(lent: Components, outputs: list[mx.array]) -> None:
+    """The states in float32, one below another, and how many tokens they are of."""
+    with lent.text_encoder() as encoder:
+        features = encoder.features([TEXT])
+    states = features.hidden_states.astype(mx.float32)
+    outputs += states.reshape(-1, states.shape[-1]), features.mask.sum()
+
+
+def write_gemma(folder: Path, full: bool, dtype: mx.Dtype) -> Path:
+    """A random Gemma as deep and wide as the connectors expect, norms at 1 each, with the tests' tokenizer."""
+    from mlx_video.models.ltx.text_encoder import GemmaArgs, GemmaModel
+
+    width = 3840 if full else TRANSFORMER["caption_channels"]
+    config = GEMMA | ({} if full else GEMMA_MIDDLING)
+    config |= {"hidden_size": width, "intermediate_size": 4 * width}
+    model = GemmaModel(GemmaArgs.from_dict(config))
+    mx.random.seed(0)
+    weights = {k: drawn(v, dtype) for k, v in tree_flatten(model.parameters())}
+    save(folder, weights, config)
+    for file in TINY_GEMMA.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def drawn(value: mx.array, dtype: mx.Dtype) -> mx.array:
+    if value.ndim == 1:
+        return mx.zeros(value.shape, dtype)
+    return mx.random.normal(value.shape, dtype, scale=value.shape[-1] ** -0.5)
+
+
 def noise(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
     x = mx.random.normal(shape, dtype)
     mx.eval(x)
@@ -209,23 +299,49 @@ def peak(function: Callable, inputs) -> int:
     return mx.get_peak_memory() - before
 
 
+def clips(lent: Components, full: bool) -> Iterator[Result]:
+    for clip in FULL_CLIPS if full else CLIPS:
+        yield from Bench(lent, VideoPixelShape(*clip, FPS)).run()
+
+
+def text_encoders(lent: RandomComponents, full: bool, given: Path) -> Iterator[Result]:
+    with tempfile.TemporaryDirectory() as scratch:
+        random = write_gemma(Path(scratch, "gemma"), full, lent.dtype)
+        yield from encode_text(lent, random, "random Gemma")
+    yield from encode_text(lent, given, str(given))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="the 19B model's widths")
     parser.add_argument("--dtype", help="of the weights (the device's own)")
+    parser.add_argument(
+        "--text-encoder",
+        type=Path,
+        nargs="?",
+        const=TINY_GEMMA,
+        metavar="FOLDER",
+        help="Gemma alone, quantized too: a random one, and that of FOLDER (the tests')",
+    )
     parser.add_argument("--json", type=Path, help="write every figure here")
     arguments = parser.parse_args()
     dtype = getattr(mx, arguments.dtype) if arguments.dtype else default_dtype()
-    lent = components(arguments.full, dtype)
+    lent, given = components(arguments.full, dtype), arguments.text_encoder
+    found = (
+        text_encoders(lent, arguments.full, given)
+        if given
+        else clips(lent, arguments.full)
+    )
     print(
-        "| part | clip | predicted MB | measured MB | error | |\n|---|---|---|---|---|---|"
+        "| part | clip | predicted MB | measured MB | error | | states moved |\n|---|---|---|---|---|---|---|"
     )
     results = []
-    for clip in FULL_CLIPS if arguments.full else CLIPS:
-        for r in Bench(lent, VideoPixelShape(*clip, FPS)).run():
-            results.append(r)
-            row = f"{r.predicted / 1e6:.0f} | {r.measured / 1e6:.0f} | {r.error:+.0%}"
-            print(f"| {r.part} | {r.clip} | {row} | {'off' * r.off} |", flush=True)
+    for r in found:
+        results.append(r)
+        row = f"{r.predicted / 1e6:.0f} | {r.measured / 1e6:.0f} | {r.error:+.0%}"
+        moved = f"{r.moved:.2%}" if r.moved else ""
+        off = "off" * r.off
+        print(f"| {r.part} | {r.clip} | {row} | {off} | {moved} |", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([r._asdict() for r in results], indent=1))
 

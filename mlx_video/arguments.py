@@ -1,22 +1,30 @@
 """What can be typed: argument groups with their defaults, and the job that the typed arguments ask for."""
 
 import argparse
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Sequence
 
-from mlx_video import recipes
-from mlx_video.job import Files, Job
+from mlx_video import hub, recipes
+from mlx_video.job import Files, Job, settled
+from mlx_video.models.ltx.find import DEMO
 from mlx_video.pipeline import Image, Request
-from mlx_video.sampling.guidance import Guidance
-from mlx_video.types import AV, VideoPixelShape
+
+log = logging.getLogger(__name__)
+
+OWN_DEFAULTS = "These are LTX-2's defaults; another checkpoint may bring its own."
 
 
 def add_generate_arguments(
-    parser: argparse.ArgumentParser, *, variant: str | None, audio: bool
+    parser: argparse.ArgumentParser, *, variant: str | None, audio: bool | None
 ) -> None:
-    """The arguments of a door. ``variant`` fixes the model's kind; ``None`` lets the user choose with --variant."""
+    """The arguments of a door, ``None`` where the user says nothing and the checkpoint may.
+
+    ``variant`` fixes the model's kind; ``None`` lets the user choose with --variant. ``audio`` is the door's default;
+    ``None`` leaves it to the checkpoint.
+    """
     group = add_prompt(parser)
     _add_negative(group)
     _add_size(parser)
@@ -44,7 +52,6 @@ def add_prompt(parser: argparse.ArgumentParser):
 def _add_negative(group) -> None:
     group.add_argument(
         "--negative-prompt",
-        default=recipes.DEFAULT_NEGATIVE_PROMPT,
         help="what guidance goes away from; unused without guidance (default: a list of common faults)",
     )
     group.add_argument(
@@ -55,7 +62,7 @@ def _add_negative(group) -> None:
 
 
 def _add_size(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("size")
+    group = parser.add_argument_group("size", OWN_DEFAULTS)
     for name, short, default in (
         ("height", "-H", recipes.HEIGHT),
         ("width", "-W", recipes.WIDTH),
@@ -64,23 +71,20 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
             f"--{name}",
             short,
             type=int,
-            default=default,
-            help="pixels, a multiple of 32, of 64 in two stages (default: %(default)s)",
+            help=f"pixels, a multiple of 32, of 64 in two stages (default: {default})",
         )
     group.add_argument(
         "--num-frames",
         "--frames",
         "-n",
         type=int,
-        default=recipes.FRAMES,
-        help="1 + a multiple of 8 (default: %(default)s)",
+        help=f"1 + a multiple of 8 (default: {recipes.FRAMES})",
     )
     group.add_argument(
         "--fps",
         "--frame-rate",
         type=float,
-        default=recipes.FPS,
-        help="frames per second (default: %(default)g)",
+        help=f"frames per second (default: {recipes.FPS:g})",
     )
 
 
@@ -98,7 +102,7 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_guidance(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("guidance (dev model)")
+    group = parser.add_argument_group("guidance (dev model)", OWN_DEFAULTS)
     video, audio = recipes.VIDEO_GUIDANCE, recipes.AUDIO_GUIDANCE
     group.add_argument(
         "--steps", type=int, help=f"denoising steps (default: {recipes.STEPS})"
@@ -173,14 +177,15 @@ def _add_model(parser: argparse.ArgumentParser, variant: str | None) -> None:
     )
 
 
-def add_model_files(parser: argparse.ArgumentParser):
-    """--model, --text-encoder and --dtype; returns their group."""
+def add_model_files(parser: argparse.ArgumentParser, default: str | None = None):
+    """--model, --text-encoder and --dtype; returns their group. Without a ``default`` the cache decides."""
     group = parser.add_argument_group("model")
+    usual = f"{hub.MODEL_REPO}; {DEMO} if that is not in the hub's cache and this in the package"
     group.add_argument(
         "--model",
         "--model-repo",
-        default=Files().model,
-        help="official .safetensors, converted folder, or hub repository (default: %(default)s)",
+        default=default,
+        help=f"official .safetensors, converted folder, or hub repository (default: {default or usual})",
     )
     group.add_argument(
         "--text-encoder", metavar="PATH", help="Gemma 3 folder or hub repository"
@@ -193,15 +198,15 @@ def add_model_files(parser: argparse.ArgumentParser):
     return group
 
 
-def _add_output(parser: argparse.ArgumentParser, audio: bool) -> None:
+def _add_output(parser: argparse.ArgumentParser, audio: bool | None) -> None:
     group = parser.add_argument_group("memory and output")
     add_tiling(group, default="auto")
     group.add_argument(
         "--quantize",
         type=int,
         choices=(8, 4),
-        help="bits of the transformer's weights in memory: 8 takes half of it, 4 a quarter at some cost in quality "
-        "(default: as they are stored)",
+        help="bits of the transformer's and the text encoder's weights in memory: 8 takes half of it, 4 a quarter at "
+        "some cost in quality (default: as they are stored)",
     )
     group.add_argument(
         "--low-memory",
@@ -212,15 +217,15 @@ def _add_output(parser: argparse.ArgumentParser, audio: bool) -> None:
         "--memory-limit",
         type=_gigabytes,
         metavar="GB",
-        help="fit into so much, with the transformer quantized or read in each step if it must be, or refuse "
+        help="fit into so much, with weights quantized or the transformer read in each step if it must be, or refuse "
         "(default: what the machine has)",
     )
     group.add_argument(
         "--audio",
         action=argparse.BooleanOptionalAction,
-        default=audio,
-        help="with or without sound",
+        help=f"with or without sound (default: {'without' if audio is False else 'with'})",
     )
+    parser.set_defaults(audio=audio)
     add_output_arguments(group, default=Path("output.mp4"))
     group.add_argument(
         "--from-record",
@@ -276,6 +281,11 @@ def add_output_arguments(group, default: Path | None) -> None:
     group.add_argument("--quiet", action="store_true", help="print the path only")
 
 
+def say_on(quiet: bool) -> Callable[[object], None]:
+    """Prints to stderr; if ``quiet``, logs a warning: which model is used is never kept from anybody."""
+    return log.warning if quiet else lambda text: print(text, file=sys.stderr)
+
+
 def typed_flags(argv: Sequence[str] | None) -> frozenset[str]:
     """The options among the words of a command line."""
     words = sys.argv[1:] if argv is None else argv
@@ -289,18 +299,27 @@ def job_from(args: argparse.Namespace, variant: str | None) -> Job:
         return _job_again(args)
     if args.prompt is None:
         raise ValueError("Say what to show: --prompt 'a cat on a red sofa'.")
+    variant = variant or args.variant
+    files, defaults = settled(files_from(args), variant, say_on(args.quiet))
+    wanted = defaults.given(
+        frames=args.num_frames,
+        height=args.height,
+        width=args.width,
+        fps=args.fps,
+        audio=args.audio,
+        negative_prompt=args.negative_prompt,
+    )
     request = Request(
         prompt=args.prompt,
-        shape=VideoPixelShape(args.num_frames, args.height, args.width, args.fps),
-        negative_prompt=args.negative_prompt,
+        shape=wanted.shape,
+        negative_prompt=wanted.negative_prompt,
         seed=args.seed,
-        audio=args.audio,
+        audio=wanted.audio,
         images=tuple(image_from(words) for words in args.image),
         enhance=args.enhance_prompt,
         tiling=args.tiling,
     )
-    recipe = recipe_from(args, variant or args.variant)
-    return Job(request, recipe, files_from(args))
+    return Job(request, recipe_from(args, variant, wanted), files)
 
 
 # Flags that may go with a record: where its files lie now, and what makes no other clip.
@@ -352,8 +371,10 @@ def _full(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve()) if here else path
 
 
-def recipe_from(args: argparse.Namespace, variant: str) -> recipes.Recipe:
-    """The recipe of ``variant`` with the strengths that were given."""
+def recipe_from(
+    args: argparse.Namespace, variant: str, defaults: recipes.Defaults
+) -> recipes.Recipe:
+    """The recipe of ``variant`` with the strengths that were given, or else the ``defaults``."""
     given = {
         name: value
         for name in _GUIDANCE_FLAGS
@@ -368,13 +389,9 @@ def recipe_from(args: argparse.Namespace, variant: str) -> recipes.Recipe:
                 f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {flags}, "
                 "or use the dev model (--variant dev, or python -m mlx_video.generate_dev)."
             )
-        return recipes.distilled()
     strengths = {_GUIDANCE_FLAGS[name]: value for name, value in given.items()}
-    return recipes.dev(
-        steps=strengths.pop("steps", recipes.STEPS),
-        two_stage=strengths.pop("two_stage", False),
-        guidance=_guidance_from(strengths),
-    )
+    two_stage = strengths.pop("two_stage", False)
+    return defaults.given(**strengths).recipe(variant, two_stage)
 
 
 _GUIDANCE_FLAGS = {
@@ -387,14 +404,6 @@ _GUIDANCE_FLAGS = {
     "modality_scale": "modality",
     "rescale": "rescale",
 }
-
-
-def _guidance_from(strengths: dict) -> AV[Guidance]:
-    audio_cfg = strengths.pop("audio_cfg", recipes.AUDIO_GUIDANCE.cfg)
-    if "stg_blocks" in strengths:
-        strengths["stg_blocks"] = tuple(strengths["stg_blocks"])
-    video = replace(recipes.VIDEO_GUIDANCE, **strengths)
-    return AV(video, replace(video, cfg=audio_cfg))
 
 
 def image_from(words: Sequence[str]) -> Image:

@@ -25,9 +25,10 @@ from mlx_video.arguments import (
     typed_flags,
 )
 from mlx_video.health import HealthError
-from mlx_video.hub import Plan
+from mlx_video.hub import MODEL_REPO, Plan
 from mlx_video.job import Job, decoder_of, load_latents, open_components, save_latents
 from mlx_video.models.ltx.components import describe
+from mlx_video.models.ltx.find import DEMO
 from mlx_video.recipes import distilled
 from mlx_video.report import Report, describe_text, plan_line, plan_text
 from mlx_video.types import Clip, Sample, Step
@@ -302,9 +303,12 @@ def info(args: argparse.Namespace) -> None:
 def guarded(run: Callable[[], None]) -> int:
     """The exit code of ``run``: 0, 2 for bad input, 3 for garbage, 130 for Ctrl-C; a failure is one line on stderr.
 
-    A request to terminate ends a run as Ctrl-C does.
+    A request to terminate ends a run as Ctrl-C does. On a CPU nothing is compiled: MLX would call g++ for each fused
+    piece, seconds at the first run, and a run is no faster for it.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if mx.default_device() == mx.cpu:
+        mx.disable_compile()
     try:
         run()
     except (ValueError, OSError, ImportError) as error:
@@ -330,21 +334,26 @@ def _add_enhance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", action="store_true", help="the clip begins with a picture"
     )
-    add_model_files(parser)
+    add_model_files(parser, default=MODEL_REPO)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="file or folder")
+    parser.add_argument(
+        "path",
+        nargs="?",
+        default=DEMO,
+        help="file or folder (default: the demo model, where the package has it)",
+    )
 
 
 COMMANDS = {
     "generate": (
-        lambda parser: add_generate_arguments(parser, variant=None, audio=True),
+        lambda parser: add_generate_arguments(parser, variant=None, audio=None),
         generate,
         "make a clip from a prompt, with or without a picture, with or without sound",
     ),
     "plan": (
-        lambda parser: add_generate_arguments(parser, variant=None, audio=True),
+        lambda parser: add_generate_arguments(parser, variant=None, audio=None),
         plan,
         "say how much memory a run would take, without running it",
     ),

@@ -13,14 +13,24 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_video import hub
+from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import (
     Announce,
     Components,
     build,
     quantize_blocks,
 )
-from mlx_video.models.ltx.layouts import PARTS, QUANTIZATION, VARIANTS, Source
-from mlx_video.weights import Weights, aside, save
+from mlx_video.models.ltx.layouts import (
+    DEFAULTS,
+    DISTILLED_LORA_FILES,
+    PARTS,
+    QUANTIZATION,
+    VARIANTS,
+    Source,
+    newest,
+    part_of,
+)
+from mlx_video.weights import CONFIG, INDEX, Weights, aside, save, write_json
 
 BAD_INPUT = 2  # exit code
 DTYPES = ("bfloat16", "float16", "float32")
@@ -43,30 +53,41 @@ def convert(
     """Write each part of ``hf_path`` into a folder of its own under ``mlx_path``, which must not hold anything yet.
 
     hf_path   official file, folder with one, converted folder, or hub repository; ``variant`` chooses among several
+              files, while a converted folder keeps the transformers of both
     dtype     of floating tensors; ``None`` keeps the stored ones (bfloat16 for fp8)
-    quantize  the Linears of the transformer's blocks, to ``q_bits`` bits in groups of ``q_group_size`` weights
+    quantize  the Linears of the transformer's and Gemma's blocks, to ``q_bits`` bits in groups of ``q_group_size``
     on_part   hears the name of each part before it is written
-    The upscaler and Gemma beside the model go along, Gemma as it is. Memory stays near one shard (5 GB); a conversion
-    that fails leaves nothing behind. Raises ``ValueError`` or ``FileNotFoundError`` in one sentence.
+    The upscaler and Gemma beside the model go along, Gemma in its own dtype and, if it is quantized already, as it is,
+    and so do the checkpoint's defaults. Memory stays near one shard (5 GB); a conversion that fails leaves nothing
+    behind. Raises ``ValueError`` or ``FileNotFoundError`` in one sentence.
     """
     quantization = _quantization(q_bits, q_group_size) if quantize else {}
     target = Path(mlx_path).expanduser().absolute()
     with aside(target) as folder:
         needs = [name for name, part in PARTS.items() if part.block is not None]
-        components = Components.open(
+        layout = Components.open(
             hf_path, variant=variant, needs=needs, announce=announce
-        )
-        if quantize and components.sources["transformer"].quantization:
+        ).layout
+        if layout.folders:
+            find.find_folders(hf_path, layout.folders, announce)
+        stored = layout.stored.items()
+        transformers = [s for n, s in stored if part_of(n).name == "transformer"]
+        if quantize and any(source.quantization for source in transformers):
             raise ValueError(
                 f"{hf_path} is quantized already; convert the checkpoint it was made from, or leave out -q."
             )
-        for name, source in components.sources.items():
+        for name, source in stored:
             on_part(name)
             if name == "text_encoder":
-                _copy_gemma(source.path, folder / name)
+                _convert_gemma(source, folder / name, quantization)
             else:
-                asked = quantization if name == "transformer" else {}
-                _convert_part(name, source, folder / name, dtype, asked)
+                part = part_of(name).name
+                asked = quantization if part == "transformer" else {}
+                _convert_part(part, source, folder / name, dtype, asked)
+        if layout.folders and (lora := newest(layout.path, DISTILLED_LORA_FILES)):
+            shutil.copy(lora, folder)
+        if layout.defaults:
+            write_json(folder / CONFIG, {DEFAULTS: layout.defaults})
     return target
 
 
@@ -108,16 +129,36 @@ def _tensors(
     return dict(tree_flatten(module.parameters()))
 
 
-def _copy_gemma(source: Path, target: Path) -> None:
+def _convert_gemma(
+    source: Source, target: Path, quantization: Mapping[str, int | str]
+) -> None:
+    """Gemma's files as they are; where it is to be quantized, its tensors and config as mlx-lm writes them."""
+    if not quantization or source.quantization:
+        return _copy_gemma(source.path, target)
+    config = dict(source.config) | {QUANTIZATION: dict(quantization)}
+    save(target, _gemma_tensors(source, quantization), config)
+    _copy_gemma(source.path, target, but=("*.safetensors", INDEX, CONFIG))
+
+
+def _gemma_tensors(source: Source, quantization: Mapping[str, int | str]) -> Weights:
+    """Under the names that mlx-lm gives them in such a model."""
+    model = PARTS["text_encoder"].module.load(source.path).model
+    quantize_blocks(model, **quantization)
+    prefix = "language_model." if "text_config" in source.config else ""
+    return {prefix + k: v for k, v in tree_flatten(model.parameters())}
+
+
+def _copy_gemma(source: Path, target: Path, but: Sequence[str] = ()) -> None:
     """The text encoder's own files, and its tokenizer if that lies beside it."""
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     folders = [
         folder for folder in (source.parent / "tokenizer", source) if folder.is_dir()
     ]
     for folder in folders:
         for pattern in hub.TEXT_ENCODER_FILES:
             for file in folder.glob(pattern):
-                shutil.copyfile(file, target / file.name)
+                if not any(map(file.match, but)):
+                    shutil.copyfile(file, target / file.name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +185,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-q",
         "--quantize",
         action="store_true",
-        help="quantize the transformer's blocks",
+        help="quantize the transformer's blocks and the text encoder's",
     )
     parser.add_argument(
         "--q-bits",

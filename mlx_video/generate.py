@@ -5,22 +5,22 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
-from mlx_video.job import Files, Job
+from mlx_video.arguments import say_on
+from mlx_video.job import Files, Job, settled
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.pipeline import Image, Request
-from mlx_video.types import VideoPixelShape
 
 
 def generate_video(
     prompt: str,
     output_path: str | Path = "output.mp4",
     *,
-    negative_prompt: str = recipes.DEFAULT_NEGATIVE_PROMPT,
+    negative_prompt: str | None = None,
     enhance_prompt: bool = False,
-    height: int = recipes.HEIGHT,
-    width: int = recipes.WIDTH,
-    num_frames: int = recipes.FRAMES,
-    fps: float = recipes.FPS,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    fps: float | None = None,
     seed: int = recipes.SEED,
     images: Sequence[Image] = (),
     audio: bool = False,
@@ -39,21 +39,29 @@ def generate_video(
     images           pictures that the clip shows
     audio            whether the clip has sound; ``output_audio`` names a wav file to write it to as well
     tiling           how the video is decoded, as in ``Request``
+    files            the model, by default as ``Files`` says; a ``None`` above is LTX-2's default or the model's own
     quiet            whether nothing is said of the progress on stderr
     Raises ``ValueError`` or ``OSError`` for what cannot be done, ``HealthError`` for a result that is garbage.
     """
-    shape = VideoPixelShape(num_frames, height, width, fps)
+    files, defaults = settled(files, "distilled", say_on(quiet))
+    wanted = defaults.given(
+        frames=num_frames,
+        height=height,
+        width=width,
+        fps=fps,
+        negative_prompt=negative_prompt,
+    )
     request = Request(
         prompt,
-        shape,
-        negative_prompt=negative_prompt,
+        wanted.shape,
+        negative_prompt=wanted.negative_prompt,
         seed=seed,
         audio=audio,
         images=tuple(images),
         enhance=enhance_prompt,
         tiling=tiling,
     )
-    job = Job(request, recipes.distilled(), files)
+    job = Job(request, wanted.recipe("distilled"), files)
     output = cli.Output(
         Path(output_path),
         audio=None if output_audio is None else Path(output_audio),

@@ -6,27 +6,28 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
-from mlx_video.job import Files, Job
+from mlx_video.arguments import say_on
+from mlx_video.job import Files, Job, settled
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.pipeline import Image, Request
 from mlx_video.sampling.guidance import Guidance
-from mlx_video.types import AV, VideoPixelShape
+from mlx_video.types import AV
 
 
 def generate_video_dev(
     prompt: str,
     output_path: str | Path = "output.mp4",
     *,
-    negative_prompt: str = recipes.DEFAULT_NEGATIVE_PROMPT,
+    negative_prompt: str | None = None,
     enhance_prompt: bool = False,
-    height: int = recipes.HEIGHT,
-    width: int = recipes.WIDTH,
-    num_frames: int = recipes.FRAMES,
-    fps: float = recipes.FPS,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    fps: float | None = None,
     seed: int = recipes.SEED,
-    steps: int = recipes.STEPS,
+    steps: int | None = None,
     cfg_scale: float | None = None,
-    guidance: AV[Guidance] = AV(recipes.VIDEO_GUIDANCE, recipes.AUDIO_GUIDANCE),
+    guidance: AV[Guidance] | None = None,
     two_stage: bool = False,
     images: Sequence[Image] = (),
     audio: bool = False,
@@ -49,22 +50,33 @@ def generate_video_dev(
     images           pictures that the clip shows
     audio            whether the clip has sound; ``output_audio`` names a wav file to write it to as well
     tiling           how the video is decoded, as in ``Request``
+    files            the model, by default as ``Files`` says; a ``None`` above is LTX-2's default or the model's own
     quiet            whether nothing is said of the progress on stderr
     Raises ``ValueError`` or ``OSError`` for what cannot be done, ``HealthError`` for a result that is garbage.
     """
+    files, defaults = settled(files, "dev", say_on(quiet))
+    wanted = defaults.given(
+        frames=num_frames,
+        height=height,
+        width=width,
+        fps=fps,
+        negative_prompt=negative_prompt,
+        steps=steps,
+    )
     request = Request(
         prompt,
-        VideoPixelShape(num_frames, height, width, fps),
-        negative_prompt=negative_prompt,
+        wanted.shape,
+        negative_prompt=wanted.negative_prompt,
         seed=seed,
         audio=audio,
         images=tuple(images),
         enhance=enhance_prompt,
         tiling=tiling,
     )
+    guidance = guidance or wanted.guidance
     if cfg_scale is not None:
         guidance = AV(replace(guidance.video, cfg=cfg_scale), guidance.audio)
-    job = Job(request, recipes.dev(steps, guidance, two_stage), files)
+    job = Job(request, recipes.dev(wanted.steps, guidance, two_stage), files)
     output = cli.Output(
         Path(output_path),
         audio=None if output_audio is None else Path(output_audio),

@@ -56,14 +56,15 @@ def check_latents(latents: AV[mx.array], phase: str) -> None:
             )
 
 
-def check_waveform(waveform: Waveform) -> None:
-    """Sound that was asked for."""
+def check_waveform(waveform: Waveform, silent: bool = False) -> None:
+    """Sound that was asked for; ``silent`` if it may be so."""
     samples = waveform.samples
     if not mx.isfinite(samples).all().item():
         raise HealthError(
             f"Decoding made sound with NaN or infinite samples. {SOUND_AGAIN}."
         )
-    if (level := mx.sqrt(mx.square(samples).mean()).item()) < SILENCE:
+    level = mx.sqrt(mx.square(samples).mean()).item()
+    if level < SILENCE and not silent:
         raise HealthError(
             f"Decoding made silence (root mean square {level:.1e} of 1) where sound was asked for. "
             "Try another --seed, or --no-health-check if silence is what the prompt wants."
@@ -90,19 +91,20 @@ def check_pixels(chunk: mx.array) -> mx.array:
     return chunk
 
 
-def watched(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def watched(frames: Iterable[np.ndarray], still: bool = False) -> Iterator[np.ndarray]:
     """The same uint8 frames (H, W, 3), and after the last a judgement of them all.
 
-    Raises ``HealthError`` when they were all black, all of one colour, or all the same picture; or when the picture
-    died: at least 8 frames in a row, and a quarter of the clip, in which all pixels are exactly equal. Decoder noise
-    keeps real frames from that, but at the ends of the range clipping hides it, so that a fade may end in exact black
-    or white: such frames count only if they follow a lively picture at once, as no fade does. Dark scenes pass.
+    Raises ``HealthError`` when they were all black, all of one colour, or, unless they may be ``still``, all the same
+    picture; or when the picture died: at least 8 frames in a row, and a quarter of the clip, in which all pixels are
+    exactly equal. Decoder noise keeps real frames from that, but at the ends of the range clipping hides it, so that a
+    fade may end in exact black or white: such frames count only if they follow a lively picture at once, as no fade
+    does. Dark scenes pass.
     """
     seen = _Seen()
     for frame in frames:
         seen.look(frame)
         yield frame
-    seen.judge()
+    seen.judge(still)
 
 
 class _Seen:
@@ -142,7 +144,7 @@ class _Seen:
             return True
         return self.last is not None and _deviation(_sampled(self.last)) >= LIVELY_LEVEL
 
-    def judge(self) -> None:
+    def judge(self, still: bool) -> None:
         """Raise ``HealthError`` if the clip is garbage."""
         if self.count == 0:
             raise HealthError(f"Decoding made no frames. {DECODE_AGAIN}.")
@@ -157,7 +159,7 @@ class _Seen:
                 f"The picture dies: {self.dead} of {self.count} frames in a row have exactly one colour. "
                 f"{DECODE_AGAIN}; or --no-health-check if that is what the prompt wants."
             )
-        if self.count > 1 and not self.moves:
+        if self.count > 1 and not self.moves and not still:
             raise HealthError(
                 f"All {self.count} frames are the same picture. Try another --seed or a prompt that says what moves, "
                 "or --no-health-check if a still is what you want."

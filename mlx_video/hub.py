@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Callable, Iterator, Mapping, Sequence
 
 import huggingface_hub as hf
+from huggingface_hub import constants
 
 MODEL_REPO = "Lightricks/LTX-2"
 MODEL_FILE = "ltx-2-19b-{variant}.safetensors"
+MODEL_SIZE = "43 GB, and 24 GB for its text encoder"
 UPSAMPLER_FILE = "ltx-2-spatial-upscaler-x2-1.0.safetensors"
 DISTILLED_LORA_FILE = "ltx-2-19b-distilled-lora-384.safetensors"
 
@@ -44,12 +46,15 @@ class Plan:
         return f"{self.repo}: {self.bytes / 1e9:.2f} GB to download ({files})"
 
     def fetch(self) -> Path:
-        """Download what is missing and return the snapshot's folder. A fetch that was interrupted resumes."""
+        """Download what is missing and return the snapshot's folder. A fetch that was interrupted resumes.
+
+        The network is asked too where only links are missing: the cache may hold the same file of another revision.
+        """
         with _explained(self.repo, self.patterns):
             folder = hf.snapshot_download(
                 self.repo,
                 allow_patterns=list(self.patterns),
-                local_files_only=not self.missing,
+                local_files_only=_is_cached(self.repo, self.patterns),
             )
         return Path(folder)
 
@@ -106,6 +111,15 @@ def plan(repo: str, patterns: Sequence[str]) -> Plan:
         )
     missing = {f.filename: f.file_size or 0 for f in files if f.will_download}
     return Plan(repo, patterns, missing)
+
+
+def has(repo: str, file: str) -> bool:
+    """Whether the cache holds ``file`` of any revision of ``repo``; asks no network.
+
+    Fetching one more file of a repository that has changed makes its newest revision one without the others.
+    """
+    folder = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+    return any(path.is_file() for path in folder.glob(f"snapshots/*/{file}"))
 
 
 def _is_cached(repo: str, patterns: Sequence[str]) -> bool:

@@ -1,21 +1,25 @@
 """A job: everything needed to make a clip, and to make it again, as data. Knows files and records, no mathematics."""
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Iterable, Mapping
+from typing import Callable, Iterable, Mapping
 
 import mlx.core as mx
 
 import mlx_video
-from mlx_video import memory, weights
-from mlx_video.hub import MODEL_REPO
+from mlx_video import hub, memory, weights
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
+from mlx_video.models.ltx.find import default_model, find_defaults
+from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.pipeline import Image, Pipeline, Request
-from mlx_video.recipes import Recipe, Stage, distilled
+from mlx_video.recipes import Defaults, Recipe, Stage
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.types import AV, Sample, VideoPixelShape
+
+log = logging.getLogger(__name__)
 
 RECORD_KEY = "mlx_video"  # of the record in a file's metadata
 LETTERS_PER_TOKEN = 3  # of a prompt, at least, in most languages
@@ -25,15 +29,18 @@ LETTERS_PER_TOKEN = 3  # of a prompt, at least, in most languages
 class Files:
     """Which checkpoint files to use; a ``None`` is found beside the model, or in its hub repository.
 
-    model           official file, folder that ``convert`` wrote, or hub repository
+    model           official file, folder that ``convert`` wrote, hub repository, or "ltx-2-tiny", the demo model in the
+                    package; ``None`` is the official repository if one of its models is in the hub's cache or any of
+                    the next four is given, else the demo model
     loras           (file, strength) pairs to fuse into the transformer
     distilled_lora  for the refinement of the two-stage dev recipe
     dtype           of the weights: "bfloat16", "float16" or "float32"; ``None`` is bfloat16 on a GPU, float32 on a CPU
-    quantize        bits of the transformer's blocks in memory, 8 or 4; ``None`` keeps them as they are stored
+    quantize        bits of the transformer's and the text encoder's blocks in memory, 8 or 4; ``None`` keeps them as
+                    they are stored
     low_memory      whether the transformer's blocks are read in each step instead of kept
     """
 
-    model: str = MODEL_REPO
+    model: str | None = None
     text_encoder: str | None = None
     upsampler: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
@@ -95,22 +102,27 @@ class Job:
         """What memory must know of the job."""
         request = self.request
         letters = max(map(len, (request.prompt, request.negative_prompt)))
-        tokens = memory.CONTEXT if request.enhance else letters // LETTERS_PER_TOKEN + 2
+        tokens = MAX_TOKENS if request.enhance else letters // LETTERS_PER_TOKEN + 2
         return memory.Work(
             request.shape,
             self.recipe,
             request.audio,
             images=len(request.images),
             keyframes=sum(image.frame > 0 for image in request.images),
-            prompt_tokens=min(tokens, memory.CONTEXT),
+            prompt_tokens=tokens,
             tiling=request.tiling,
             batched=batched,
         )
 
     def planned(self, plan: memory.Plan) -> "Job":
-        """The same job, in whose record stands the residency that ``plan`` chose."""
-        lent = plan.components
-        files = replace(self.files, quantize=lent.quantize, low_memory=lent.low_memory)
+        """The same job, in whose record stand the residency that ``plan`` chose and the model that was found."""
+        lent, files = plan.components, self.files
+        files = replace(
+            files,
+            model=model_of(files),
+            quantize=lent.quantize,
+            low_memory=lent.low_memory,
+        )
         return replace(self, files=files)
 
     def with_prompt(self, prompt: str) -> "Job":
@@ -143,21 +155,47 @@ class Job:
 
 
 def load(
-    model: str = MODEL_REPO,
+    model: str | None = None,
     recipe: Recipe | None = None,
     *,
+    variant: str = "distilled",
     files: Files | None = None,
     health: bool = True,
 ) -> Pipeline:
-    """A pipeline over ``model``: official file, folder that ``convert`` wrote, or hub repository.
+    """A pipeline over ``model``, which is as in ``Files``.
 
-    recipe  how to sample, ``recipes.distilled()`` by default; ``recipes.dev()`` wants the dev checkpoint
-    files   the model with what goes with it, where it does not lie beside it; replaces ``model``
+    recipe   how to sample; by default as the checkpoint wants its ``variant``, "distilled" or "dev", to be sampled
+    files    the model with what goes with it, where it does not lie beside it; replaces ``model``
     Finds the files, downloading what is missing from the hub; weights are read when their turn comes.
     """
-    recipe = recipe or distilled()
-    components = open_components(files or Files(model), recipe, recipe.needs)
+    files = files or Files(model)
+    files, defaults = settled(files, recipe.variant if recipe else variant)
+    recipe = recipe or defaults.recipe(variant)
+    components = open_components(files, recipe, recipe.needs)
     return Pipeline(components, recipe, health=health)
+
+
+def settled(
+    files: Files, variant: str, say: Callable[[object], None] = log.warning
+) -> tuple[Files, Defaults]:
+    """``files`` with a model named, and the defaults that it brings.
+
+    ``say`` hears that it is the demo model where none was named, and what is about to be downloaded.
+    """
+    model = model_of(files, say)
+    stated = find_defaults(model, variant, say)
+    try:
+        defaults = Defaults.from_dict(stated)
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from None
+    return replace(files, model=model), defaults
+
+
+def model_of(files: Files, say: Callable[[object], None] = log.warning) -> str:
+    """The model that ``files`` names; or else LTX-2, if they name what goes with it, or what there is."""
+    others = files.text_encoder, files.upsampler, files.loras, files.distilled_lora
+    usual = hub.MODEL_REPO if any(others) else None
+    return files.model or usual or default_model(say)
 
 
 def open_components(
@@ -168,7 +206,7 @@ def open_components(
 ) -> Components:
     """The parts that ``needs`` names, found and identified where ``files`` says."""
     return Components.open(
-        files.model,
+        model_of(files),
         variant=recipe.variant,
         text_encoder=files.text_encoder,
         upsampler=files.upsampler,

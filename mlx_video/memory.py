@@ -12,7 +12,8 @@ import mlx.core as mx
 
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.footprint import CONTEXT, Footprint
+from mlx_video.models.ltx.footprint import Footprint
+from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.patchify import compute_audio_frames
 from mlx_video.recipes import Recipe, Stage
@@ -34,7 +35,7 @@ class Work(NamedTuple):
     """What memory hears of a request.
 
     images         how many the encoder sees; ``keyframes`` of them become tokens of their own
-    prompt_tokens  of the longest prompt, at most
+    prompt_tokens  of the longest prompt, at most; no more are reckoned with than the text encoder takes
     batched        whether the guided passes run at once
     """
 
@@ -43,7 +44,7 @@ class Work(NamedTuple):
     audio: bool = False
     images: int = 0
     keyframes: int = 0
-    prompt_tokens: int = CONTEXT
+    prompt_tokens: int = MAX_TOKENS
     tiling: str = "auto"
     batched: bool = False
 
@@ -125,8 +126,8 @@ class Plan:
 def plan(components: Components, work: Work, limit: float | None = None) -> Plan:
     """The first that fits into ``limit`` bytes, by default what the machine offers.
 
-    Tried are ``components`` as they are, then with 8-bit blocks, then with streamed ones; as they are only, where the
-    user or the checkpoint has chosen.
+    Tried are ``components`` as they are, then with weights in 8 bits, then with the transformer streamed, then both;
+    of these only what leaves the user's choice and the checkpoint's as they are.
     """
     limit = limit or OFFERED * machine_bytes()
     for chosen, lent in _residencies(components):
@@ -145,7 +146,7 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
         return Phase(name, weights, activations + SMALL)
 
     prompts = 1 + work.recipe.guided
-    rows = prompts * work.prompt_tokens
+    rows = prompts * min(work.prompt_tokens, footprint.context)
     yield phase("encode prompt", footprint.hidden_states(rows), "text_encoder")
     yield phase("connect prompt", footprint.contexts(rows, prompts), "connectors")
     if work.images:
@@ -192,12 +193,23 @@ def _seconds(operations: float) -> float | None:
 def _residencies(components: Components) -> Iterator[tuple[str, Components]]:
     """``components`` as they are, and as they may be had where nobody chose, the best first."""
     yield "", components
-    stored = components.sources["transformer"].quantization
-    if not (components.quantize or components.low_memory or stored):
-        quantized, streamed = copy(components), copy(components)
-        quantized.quantize, streamed.low_memory = 8, True
-        yield "transformer in 8 bits", quantized
-        yield "transformer read in each step", streamed
+    if components.quantize:
+        return
+    streamed, gemma = "transformer read in each step", "text encoder in 8 bits"
+    low_memory, sources = components.low_memory, components.sources
+    if not (low_memory or sources["transformer"].quantization):
+        yield "weights in 8 bits", _lent(components, 8, False)
+        yield streamed, _lent(components, None, True)
+        low_memory, gemma = True, f"{streamed} and the {gemma}"
+    if not sources["text_encoder"].quantization:
+        yield gemma, _lent(components, 8, low_memory)
+
+
+def _lent(components: Components, quantize: int | None, low_memory: bool) -> Components:
+    """``components`` with another residency."""
+    other = copy(components)
+    other.quantize, other.low_memory = quantize, low_memory
+    return other
 
 
 def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:

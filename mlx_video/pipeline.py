@@ -42,6 +42,7 @@ from mlx_video.recipes import (
     DEFAULT_NEGATIVE_PROMPT,
     IMAGE_CRF,
     SEED,
+    Defaults,
     Recipe,
     Stage,
 )
@@ -154,6 +155,8 @@ class Pipeline:
     batched  run the guided passes in one batch: faster where memory allows it; blocks that are read in each step are
              always shared by its passes
     memory   bytes that decoding may bring the whole to; by default what the device has
+
+    ``defaults`` are the checkpoint's, and ``request`` makes one of them.
     """
 
     def __init__(
@@ -170,11 +173,22 @@ class Pipeline:
         self.health = health
         self.batched = batched
         self.memory = memory
+        self.defaults = Defaults.from_dict(components.layout.defaults)
 
     def __call__(self, request: Request) -> Clip:
         """The clip of ``request``; its frames are decoded as they are taken."""
         *_, clip = self.stream(request)
         return clip
+
+    def request(self, prompt: str) -> Request:
+        """One for ``prompt`` in which all else is the checkpoint's default; ``dataclasses.replace`` changes it."""
+        usual = self.defaults
+        return Request(
+            prompt,
+            usual.shape,
+            negative_prompt=usual.negative_prompt,
+            audio=usual.audio,
+        )
 
     def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
         """Yield ``Step``s as the work goes on, then the ``Sample``, worth saving, and last the ``Clip``.
@@ -325,7 +339,7 @@ class Pipeline:
             waveform = Waveform(vocoder(log_mel)[0], vocoder.sample_rate)
             mx.eval(waveform.samples)
         if self.health:
-            health.check_waveform(waveform)
+            health.check_waveform(waveform, self.defaults.may_be_silent)
         return waveform
 
     def _decode_video(
@@ -337,7 +351,7 @@ class Pipeline:
             chunks = decode_stream(decoder, latent, plan)
             if self.health:
                 frames = postprocess.frames(map(health.check_pixels, chunks))
-                yield from health.watched(frames)
+                yield from health.watched(frames, self.defaults.may_be_still)
             else:
                 yield from postprocess.frames(chunks)
 

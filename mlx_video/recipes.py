@@ -1,15 +1,20 @@
-"""How each checkpoint is meant to be sampled. Data only: every default number of a generation stands here."""
+"""How each checkpoint is meant to be sampled. Data only: every default number of a generation stands here.
+
+A checkpoint may state its own in place of any; here is what they may be called, and what stands where it is silent.
+"""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Mapping
 
+from mlx_video.models.ltx.config import Config
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.sampling.schedules import (
     STAGE_1_SIGMAS,
     STAGE_2_SIGMAS,
     ltx2_scheduler,
 )
-from mlx_video.types import AV
+from mlx_video.types import AV, VideoPixelShape
 
 SEED = 10
 FPS = 24.0
@@ -112,3 +117,76 @@ def dev(
         return Recipe("dev", (Stage(sigmas, 1.0, guidance),))
     refinement = Stage(STAGE_2_SIGMAS, distilled_lora=1.0)
     return Recipe("dev", (Stage(sigmas, 0.5, guidance), refinement))
+
+
+@dataclass(frozen=True)
+class Defaults(Config):
+    """What a clip is made with where the user said nothing: LTX-2's, or in their place those that a checkpoint states.
+
+    audio                       whether clips have sound, where the door leaves that open
+    cfg, stg, modality, rescale strengths of guidance; ``audio_cfg`` is the sound's, the others are shared
+    may_be_still, may_be_silent whether such clips are in good health: the model was taught that some are so
+    """
+
+    width: int = WIDTH
+    height: int = HEIGHT
+    frames: int = FRAMES
+    fps: float = FPS
+    audio: bool = True
+    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    steps: int = STEPS
+    cfg: float = VIDEO_GUIDANCE.cfg
+    audio_cfg: float = AUDIO_GUIDANCE.cfg
+    stg: float = VIDEO_GUIDANCE.stg
+    stg_blocks: tuple[int, ...] = VIDEO_GUIDANCE.stg_blocks
+    modality: float = VIDEO_GUIDANCE.modality
+    rescale: float = VIDEO_GUIDANCE.rescale
+    may_be_still: bool = False
+    may_be_silent: bool = False
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "Defaults":
+        """Those that a checkpoint states; raises ``ValueError`` for an unknown one, or one of the wrong kind."""
+        stated = super().from_dict(data)
+        for field in fields(cls):
+            value, usual = getattr(stated, field.name), field.default
+            if not _alike(value, usual):
+                raise ValueError(
+                    f"{cls.__name__}: {field.name} cannot be {value!r}; LTX-2's is {usual!r}."
+                )
+        return stated
+
+    def given(self, **values) -> "Defaults":
+        """The same with those ``values`` that are not ``None``."""
+        return replace(self, **{k: v for k, v in values.items() if v is not None})
+
+    @property
+    def shape(self) -> VideoPixelShape:
+        return VideoPixelShape(self.frames, self.height, self.width, float(self.fps))
+
+    @property
+    def guidance(self) -> AV[Guidance]:
+        video = Guidance(
+            cfg=self.cfg,
+            stg=self.stg,
+            modality=self.modality,
+            rescale=self.rescale,
+            stg_blocks=tuple(self.stg_blocks),
+        )
+        return AV(video, replace(video, cfg=self.audio_cfg))
+
+    def recipe(self, variant: str, two_stage: bool = False) -> Recipe:
+        """How to sample ``variant``; raises ``ValueError`` where it is neither "distilled" nor "dev"."""
+        if variant == "distilled":
+            return distilled()
+        if variant == "dev":
+            return dev(self.steps, self.guidance, two_stage)
+        raise ValueError(f"The variant is distilled or dev; got {variant!r}.")
+
+
+def _alike(value: object, usual: object) -> bool:
+    """Whether ``value`` may stand where the ``usual`` one does: a whole number for a float, and none for a bool."""
+    if isinstance(usual, tuple):
+        return isinstance(value, tuple) and all(_alike(v, usual[0]) for v in value)
+    kinds = (int, float) if isinstance(usual, float) else (type(usual),)
+    return type(value) in kinds

@@ -1,5 +1,6 @@
 """What a person sees while waiting: a bar per phase, and a table of seconds and memory at the end; all on stderr."""
 
+import json
 import sys
 import time
 from typing import Iterable
@@ -100,15 +101,25 @@ def describe_text(found: Description) -> str:
     lines = [str(found.path), f"layout      {found.layout}"]
     if found.version:
         lines.append(f"version     LTX-{found.version}")
-    lines += [_part_line(name, part) for name, part in found.parts.items()]
+    width = 2 + max(map(len, found.parts), default=0)
+    lines += [_part_line(f"{k:<{width}}", part) for k, part in found.parts.items()]
+    if found.defaults:
+        stated = json.dumps(found.defaults, ensure_ascii=False)
+        lines.append(f"defaults    {stated}")
     lines += [f"missing     {name}: {how}" for name, how in found.missing.items()]
     lines += [f"not usable  {why}" for why in found.refusals]
     return "\n".join(lines)
 
 
+def _size(count: int) -> str:
+    """Of so many bytes."""
+    unit, name = (GB, "GB") if count >= GB / 100 else (1e6, "MB")
+    return f"{count / unit:.2f} {name}"
+
+
 def _part_line(name: str, part: PartSummary) -> str:
     quantized = part.quantization.get("bits")
     return (
-        f"{name:<16}{part.tensors:>6} tensors {part.bytes / GB:>8.2f} GB  {', '.join(part.dtypes)}"
+        f"{name}{part.tensors:>6} tensors {_size(part.bytes):>11}  {', '.join(part.dtypes)}"
         + (f"  {quantized}-bit" if quantized else "")
     )

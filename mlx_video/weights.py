@@ -55,7 +55,7 @@ def read_config(path: Path) -> dict:
     """What ``path`` says of itself: a folder's ``config.json``, or a file's ``config`` metadata; empty if nothing."""
     path = Path(path)
     if path.is_dir():
-        return _read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+        return read_json(path / CONFIG)
     try:
         return json.loads(read_header(path).metadata.get("config", "{}"))
     except json.JSONDecodeError as error:
@@ -70,7 +70,7 @@ def tensor_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if (path / INDEX).is_file():
-        shards = sorted(set(_read_json(path / INDEX)["weight_map"].values()))
+        shards = sorted(set(read_json(path / INDEX)["weight_map"].values()))
         if absent := [name for name in shards if not (path / name).is_file()]:
             raise FileNotFoundError(
                 f"{path} lacks {some(absent)}, named in its {INDEX}: the download did not finish. Fetch it again."
@@ -121,11 +121,15 @@ def _wrong_size(file: Path, size: int, wanted: int) -> ValueError:
     )
 
 
-def _read_json(file: Path) -> dict:
+def read_json(file: Path) -> dict:
+    """The object that ``file`` holds; empty where there is none. Raises ``ValueError`` where it holds something else."""
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} must hold a JSON object; got {found!r}.")
+    return found
 
 
 # Naming
@@ -287,8 +291,8 @@ def save(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
             shard = {key: weights.pop(key) for key in keys}
             mx.save_safetensors(str(scratch / name), shard, {"format": "mlx"})
             index["weight_map"] |= dict.fromkeys(keys, name)
-        _write_json(scratch / INDEX, index)
-        _write_json(scratch / CONFIG, config)
+        write_json(scratch / INDEX, index)
+        write_json(scratch / CONFIG, config)
 
 
 def _shards(weights: Weights) -> list[list[str]]:
@@ -303,7 +307,7 @@ def _shards(weights: Weights) -> list[list[str]]:
     return shards
 
 
-def _write_json(file: Path, data: Mapping[str, object]) -> None:
+def write_json(file: Path, data: Mapping[str, object]) -> None:
     file.write_text(json.dumps(data, indent=2) + "\n")
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Callable
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
+from mlx_video.models.ltx.text_encoder import GemmaArgs, GemmaModel
 from tests.reference import CHECKPOINT, UPSCALER
 from tests.tiny_tokenizer import make_text_encoder_folder
 
@@ -20,6 +22,25 @@ def tiny_folder(folder: Path) -> Path:
     shutil.copy(CHECKPOINT, folder / MODEL)
     shutil.copy(UPSCALER, folder)
     make_text_encoder_folder(folder / "text_encoder")
+    return folder
+
+
+def wide_gemma(folder: Path, text_only: bool = False) -> Path:
+    """Another Gemma in place of the one in ``folder``, random, whose widths groups of 64 divide."""
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"hidden_size": 64, "intermediate_size": 128}
+    config["vocab_size"] = config["text_config"]["vocab_size"]  # mlx-lm looks here
+    config, prefix = (
+        (config["text_config"], "") if text_only else (config, "language_model.")
+    )
+    model = GemmaModel(GemmaArgs.from_dict(config))
+    mx.random.seed(0)
+    drawn = {
+        prefix + name: mx.random.normal(value.shape, scale=0.125)
+        for name, value in tree_flatten(model.parameters())
+    }
+    mx.save_safetensors(str(folder / "model.safetensors"), drawn)
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

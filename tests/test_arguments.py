@@ -1,13 +1,22 @@
 """What typed arguments come to, and what is said of those that make no sense."""
 
 import argparse
+from dataclasses import replace
 
 import pytest
 
-from mlx_video import recipes
+from mlx_video import hub, recipes
 from mlx_video.arguments import add_generate_arguments, job_from, typed_flags
 from mlx_video.job import Files
+from mlx_video.models.ltx import find
 from mlx_video.pipeline import Image
+
+FILES = Files(hub.MODEL_REPO)
+
+
+@pytest.fixture(autouse=True)
+def no_demo_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(find, "PACKAGED", tmp_path / "nowhere")
 
 
 def job(*words: str, variant: str | None = "dev", audio: bool = False):
@@ -20,7 +29,7 @@ def job(*words: str, variant: str | None = "dev", audio: bool = False):
 
 def test_a_prompt_is_enough():
     made = job("-p", "a cat", variant="distilled")
-    assert made.recipe == recipes.distilled() and made.files == Files()
+    assert made.recipe == recipes.distilled() and made.files == FILES
     assert made.request.shape == (121, 512, 768, 24.0) and not made.request.audio
 
 
@@ -79,8 +88,8 @@ def test_loras_take_a_strength():
 
 
 def test_weights_take_less_memory_where_asked():
-    assert job("-p", "a cat", "--quantize", "4").files == Files(quantize=4)
-    assert job("-p", "a cat", "--low-memory").files == Files(low_memory=True)
+    assert job("-p", "a cat", "--quantize", "4").files == replace(FILES, quantize=4)
+    assert job("-p", "a cat", "--low-memory").files == replace(FILES, low_memory=True)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
 
 from mlx_video import convert as door
 from mlx_video import weights
@@ -17,8 +18,8 @@ from mlx_video.models.ltx.components import (
     describe,
     quantize_blocks,
 )
-from mlx_video.models.ltx.layouts import PARTS
-from tests.checkpoints import MODEL, rewrite, tiny_folder
+from mlx_video.models.ltx.layouts import PARTS, Source
+from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma
 from tests.reference import CHECKPOINT, checkpoint
 
 NETWORKS = [name for name in PARTS if name != "text_encoder"]
@@ -113,6 +114,45 @@ def test_quantized_is_what_mlx_makes_of_the_loaded_module(
             tensors(tmp_path / "mlx", name, mx.bfloat16),
             tensors(folder, name, mx.bfloat16),
         )
+
+
+@pytest.mark.parametrize("text_only", [False, True])
+def test_gemma_is_quantized_as_on_load_and_as_mlx_lm_reads_it(tmp_path, text_only):
+    model = tiny_folder(tmp_path / "model")
+    source = wide_gemma(model / "text_encoder", text_only)
+    index = {"weight_map": {"model.norm.weight": "model.safetensors"}}
+    (source / weights.INDEX).write_text(json.dumps(index))
+    convert(model, tmp_path / "q", quantize=True)
+    converted = tmp_path / "q" / "text_encoder"
+    shards = [file.name for file in converted.glob("*.safetensors")]
+    assert shards == ["model-00001-of-00001.safetensors"]
+    found = [
+        Components({"text_encoder": Source.of(path)}, mx.float32, quantize=asked)
+        for path, asked in ((source, 8), (converted, None))
+    ]
+    held, states = [], []
+    for components in found:
+        with components.text_encoder() as encoder:
+            held.append(dict(tree_flatten(encoder.model.parameters())))
+            states.append(encoder.features(["A cat walks."], 16).hidden_states)
+    assert_same(*held)
+    assert mx.array_equal(*states)
+    theirs, _ = load_model(converted)
+    theirs = dict(tree_flatten(theirs.parameters()))
+    prefix = "" if text_only else "language_model."
+    assert_same({prefix + key: value for key, value in held[0].items()}, theirs)
+
+
+def test_a_quantized_gemma_goes_along_as_it_is(folder, tmp_path):
+    model = tiny_folder(tmp_path / "model")
+    gemma = tmp_path / "q" / "text_encoder"
+    convert(folder, tmp_path / "q", quantize=True, q_group_size=32)
+    shutil.copytree(gemma, model / "text_encoder", dirs_exist_ok=True)
+    (model / "text_encoder" / "model.safetensors").unlink()
+    convert(model, tmp_path / "again", quantize=True, q_bits=4)
+    for file in gemma.iterdir():
+        same = tmp_path / "again" / "text_encoder" / file.name
+        assert same.read_bytes() == file.read_bytes()
 
 
 def test_only_linears_of_the_blocks_are_quantized(folder):

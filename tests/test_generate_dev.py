@@ -11,6 +11,7 @@ import mlx_video.generate_av
 import mlx_video.generate_dev
 from mlx_video import cli, recipes
 from mlx_video.job import Files
+from mlx_video.models.ltx import find
 from mlx_video.pipeline import Image
 from mlx_video.types import AV
 
@@ -59,9 +60,10 @@ FUNCTIONS = [
 
 
 @pytest.fixture
-def made(monkeypatch):
+def made(monkeypatch, tmp_path):
     """Calls a function with arguments, and returns the job, output and options that it would have run."""
     calls = []
+    monkeypatch.setattr(find, "PACKAGED", tmp_path / "nowhere")
 
     def make(job, output, **options):
         calls.append((job, output, options))

@@ -60,6 +60,14 @@ def test_waveform(samples, seen):
         health.check_waveform(Waveform(samples, 24000))
 
 
+def test_silence_and_stills_pass_where_they_may_be():
+    health.check_waveform(Waveform(mx.zeros((2, 100)), 24000), silent=True)
+    still = [moving()[0]] * 5
+    assert len(list(health.watched(iter(still), still=True))) == 5
+    with pytest.raises(HealthError, match="one colour"):
+        list(health.watched(iter(one_colour_each()), still=True))
+
+
 def test_pixels():
     assert health.check_pixels(GOOD) is GOOD
     for bad in (mx.nan, mx.inf, -mx.inf):

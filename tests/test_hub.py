@@ -26,6 +26,7 @@ class Hub:
         self.folder = cache / "models--someone--ltx" / "snapshots" / COMMIT
         self.error: Exception | None = None
         self.downloads = 0
+        self.blobs = set()  # names of files that other revisions share
         self.look_up = hf.snapshot_download
 
     def cache(self, name: str, text: str = "") -> Path:
@@ -52,7 +53,8 @@ class Hub:
                 SimpleNamespace(
                     filename=name,
                     file_size=FILES[name],
-                    will_download=not (self.folder / name).is_file(),
+                    will_download=name not in self.blobs
+                    and not (self.folder / name).is_file(),
                 )
                 for name in chosen
             ]
@@ -98,6 +100,13 @@ def test_what_is_cached_needs_no_network(remote):
     plan = hub.plan(REPO, ["a.safetensors"])
     assert plan.missing == {} and "everything needed is in the cache" in str(plan)
     assert plan.fetch() == remote.folder
+
+
+def test_a_file_of_another_revision_is_linked(remote):
+    remote.cache("a.safetensors")
+    remote.blobs.add("b.safetensors")
+    plan = hub.plan(REPO, ["b.safetensors"])
+    assert plan.missing == {} and (plan.fetch() / "b.safetensors").is_file()
 
 
 def test_a_cache_that_lacks_a_shard_is_not_complete(remote):

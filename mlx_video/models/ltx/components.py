@@ -27,9 +27,12 @@ from mlx_video.models.ltx import find
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.layouts import (
     PARTS,
+    Layout,
     Source,
+    held,
     identify,
     part_config,
+    part_of,
 )
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.streaming import BlockStream
@@ -55,8 +58,9 @@ def announce_to_log(plan: hub.Plan) -> None:
 
 DISTILLED_LORA = "distilled_lora"  # not a part, but it too can be needed
 
-# The layers that hold nearly all of the weights. The few around them set scales and are cheap to keep exact.
-QUANTIZED = "transformer_blocks."
+# The layers that hold nearly all of the weights, by part. The few around them set scales or look words up, and are
+# cheap to keep exact.
+QUANTIZED = {"transformer": "transformer_blocks.", "text_encoder": "model.layers."}
 GROUP_SIZE = 64  # weights that share a scale
 
 
@@ -90,8 +94,10 @@ class Components:
     dtype           of the floating-point weights
     loras           fused into every part that they concern
     distilled_lora  the LoRA of the two-stage dev recipe; ``None`` if there is none
-    quantize        bits to which the transformer's blocks are quantized as they are loaded; ``None`` leaves them
+    quantize        bits to which the transformer's and the text encoder's blocks are quantized as they are loaded,
+                    where ``bits`` does not say otherwise; ``None`` leaves them
     low_memory      whether the transformer's blocks are read as they are used instead of kept
+    layout          what the model's path turned out to be
     resident        names of the parts on loan
     fusions         what was fused so far, oldest first
     """
@@ -104,6 +110,7 @@ class Components:
         distilled_lora: Path | None = None,
         quantize: int | None = None,
         low_memory: bool = False,
+        layout: Layout = Layout("none", "", Path()),
     ):
         self.sources = dict(sources)
         self.dtype = dtype
@@ -111,6 +118,7 @@ class Components:
         self.distilled_lora = distilled_lora
         self.quantize = quantize
         self.low_memory = low_memory
+        self.layout = layout
         self.resident: list[str] = []
         self.fusions: list[Fusion] = []
 
@@ -137,7 +145,7 @@ class Components:
         text_encoder  Gemma 3 folder or repository; ``None`` looks beside the model, then on the hub
         upsampler     file or folder, likewise; so is ``distilled_lora``
         dtype         ``None`` is bfloat16 on a GPU and float32 on a CPU
-        quantize      bits of the transformer's blocks in memory, from weights that are not quantized yet
+        quantize      bits of the transformer's and Gemma's blocks in memory; those that are quantized already stay
         low_memory    read the transformer's blocks from the file in each step instead of keeping them
         needs         the parts to find, and "distilled_lora"; nothing else is fetched
         announce      hears what is about to be downloaded
@@ -147,7 +155,7 @@ class Components:
         dtype = dtype or default_dtype()
         if needs == ("text_encoder",) and (text_encoder or model == hub.MODEL_REPO):
             source = find.find_text_encoder(text_encoder, announce)
-            return cls({"text_encoder": source}, dtype)
+            return cls({"text_encoder": source}, dtype, quantize=quantize)
         layout = identify(find.find_model(model, variant, needs, announce), variant)
         find.check_layout(layout, needs)
         find.check_variant(layout, variant)
@@ -159,15 +167,20 @@ class Components:
         for name in sources.keys() & set(needs):
             find.check_source(name, sources[name])
         if "transformer" in needs:
-            find.check_residency(sources["transformer"], quantize, low_memory)
+            find.check_residency(sources, quantize, low_memory)
         if distilled_lora or DISTILLED_LORA in needs:
             distilled_lora = find.find_distilled_lora(
                 distilled_lora, layout.path, announce
             )
-        loras = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
-        for lora_file, _ in loras:
-            find.check_lora(lora_file)
-        return cls(sources, dtype, loras, distilled_lora, quantize, low_memory)
+        return cls(
+            sources,
+            dtype,
+            _found(loras, announce),
+            distilled_lora,
+            quantize,
+            low_memory,
+            layout,
+        )
 
     def check(self, needs: Iterable[str], prompts: Sequence[str] = ()) -> None:
         """Raise ``ValueError`` where tensors of the needed parts do not fit, or a prompt is too long; reads no weights."""
@@ -257,6 +270,15 @@ class Components:
     def text_encoder(self) -> ContextManager["GemmaTextEncoder"]:
         return self.lend("text_encoder")
 
+    def bits(self, name: str) -> int | None:
+        """To which a part's blocks are quantized as it is loaded; ``None`` leaves them.
+
+        What is stored quantized stays so, and blocks that are read in each step are not worth the work.
+        """
+        passing = name == "transformer" and self.low_memory
+        stays = name not in QUANTIZED or passing or self.sources[name].quantization
+        return None if stays else self.quantize
+
     def sketch(
         self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
     ) -> nn.Module:
@@ -275,6 +297,8 @@ class Components:
         source = self.sources[name]
         if name == "text_encoder":
             encoder = PARTS[name].module.load(source.path, self.dtype)
+            if bits := self.bits(name):
+                quantize_blocks(encoder.model, GROUP_SIZE, bits)
             return encoder, encoder.model
         network = partial(self._network, name, model_type, tuple(loras))
         module, fusions = network()
@@ -291,10 +315,20 @@ class Components:
     ) -> tuple[nn.Module, list[Fusion]]:
         """A part as it is to compute, all of it lazy, and what was fused into it."""
         module = build(name, self.sources[name], self.dtype, model_type)
+        if self.layout.distillation:
+            fuse(name, module, [LoRA(self.layout.distillation)])
         fusions = fuse(name, module, loras)
-        if name == "transformer" and self.quantize:
-            quantize_blocks(module, GROUP_SIZE, self.quantize)
+        if bits := self.bits(name):
+            quantize_blocks(module, GROUP_SIZE, bits)
         return module, fusions
+
+
+def _found(loras: Iterable[tuple[str | Path, float]], announce: Announce) -> list[LoRA]:
+    """The files of ``loras``, each of which is one for this model."""
+    loras = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
+    for file, _ in loras:
+        find.check_lora(file)
+    return loras
 
 
 def fuse(name: str, module: nn.Module, loras: Iterable[LoRA]) -> list[Fusion]:
@@ -343,11 +377,12 @@ def part_weights(name: str, source: Source, dtype: mx.Dtype = mx.bfloat16) -> We
 def quantize_blocks(
     module: nn.Module, group_size: int, bits: int, mode: str = "affine"
 ) -> None:
-    """Quantize the Linears of ``module``'s transformer blocks whose width the groups divide, lazily."""
+    """Quantize the Linears of the transformer's or Gemma's blocks whose width the groups divide, lazily."""
+    blocks = tuple(QUANTIZED.values())
 
     def chosen(path: str, layer: nn.Module) -> bool:
         return (
-            path.startswith(QUANTIZED)
+            path.startswith(blocks)
             and isinstance(layer, nn.Linear)
             and layer.weight.shape[-1] % group_size == 0
         )
@@ -377,6 +412,7 @@ class Description(NamedTuple):
     version   of the model, "2.0" where a checkpoint states none; empty where there is no checkpoint
     missing   part -> how to get it, of the parts that a full run needs and nothing here provides
     refusals  why this version cannot run it, in the config's own words; empty if it can
+    defaults  what it states in place of the usual ones
     """
 
     path: Path
@@ -385,6 +421,7 @@ class Description(NamedTuple):
     parts: Mapping[str, PartSummary]
     missing: Mapping[str, str]
     refusals: tuple[str, ...]
+    defaults: Mapping[str, object] = {}
 
 
 # Where the parts come from that an official file lacks.
@@ -397,30 +434,38 @@ PROVIDED_BY = {
 
 def describe(path: str | Path, variant: str | None = None) -> Description:
     """Say what ``path`` is and holds, from headers and configs. Raises as ``identify`` does."""
-    layout = identify(Path(path).expanduser(), variant)
+    layout = identify(find.located(path), variant)
     refusals = [layout.refusal] if layout.refusal else []
     parts = {}
-    for name, source in layout.sources.items():
+    for name, source in layout.stored.items():
         try:
-            if PARTS[name].config is not None:
+            if part_of(name).config is not None:
                 part_config(name, source)
-            parts[name] = _summary(name, source)
+            weights, _ = read(source.path)
+            if name != "text_encoder":
+                weights = part_of(name).module.sanitize(weights)
+            parts[name] = _summary(weights, source.quantization)
         except ValueError as error:
             refusals.append(str(error))
+    if layout.distillation:
+        parts[layout.distillation.stem] = _summary(read(layout.distillation)[0])
     missing = {
         name: PROVIDED_BY.get(name, f"use a single file of {hub.MODEL_REPO}")
         for name in PARTS
-        if name not in layout.sources
+        if name not in held(layout.stored)
     }
     return Description(
-        layout.path, layout.name, layout.version, parts, missing, tuple(refusals)
+        layout.path,
+        layout.name,
+        layout.version,
+        parts,
+        missing,
+        tuple(refusals),
+        layout.defaults,
     )
 
 
-def _summary(name: str, source: Source) -> PartSummary:
-    weights, _ = read(source.path)
-    if name != "text_encoder":
-        weights = PARTS[name].module.sanitize(weights)
+def _summary(weights: Weights, quantization: Mapping[str, object] = {}) -> PartSummary:
     sizes = Counter()
     for value in weights.values():
         # MLX shows float8 as the bytes it is made of.
@@ -428,4 +473,4 @@ def _summary(name: str, source: Source) -> PartSummary:
             str(value.dtype).split(".")[-1].replace("uint8", "float8")
         ] += value.nbytes
     dtypes = tuple(name for name, _ in sizes.most_common())
-    return PartSummary(len(weights), sizes.total(), dtypes, source.quantization)
+    return PartSummary(len(weights), sizes.total(), dtypes, quantization)

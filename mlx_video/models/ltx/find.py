@@ -3,21 +3,70 @@
 Knows where to look and what would stop a run; not how parts are built.
 """
 
+import logging
 from pathlib import Path
+from typing import Callable, Iterator, Mapping
 
 from mlx_video import hub, lora
 from mlx_video.models.ltx.layouts import (
+    DEV,
     DISTILLED_LORA_FILES,
     PARTS,
     VARIANTS,
     Layout,
     Source,
+    identify,
     newest,
     part_config,
+    part_of,
 )
 from mlx_video.weights import CONFIG, INDEX, read, read_header, some, tensor_files
 
+log = logging.getLogger(__name__)
+
+DEMO = "ltx-2-tiny"
+PACKAGED = Path(__file__).parents[2] / DEMO  # in the package, a converted folder
 LORA_TARGETS = ("transformer", "connectors")
+
+
+def default_model(tell: Callable[[str], None] = log.warning) -> str:
+    """What to use where nobody named a model: the demo model, if it is in the package and no official one is cached.
+
+    ``tell`` hears of the demo model, and how to get the official one.
+    """
+    official = (hub.MODEL_FILE.format(variant=variant) for variant in VARIANTS)
+    cached = any(hub.has(hub.MODEL_REPO, file) for file in official)
+    if cached or not (PACKAGED / CONFIG).is_file():
+        return hub.MODEL_REPO
+    tell(
+        f"Using {DEMO}, the demo model inside the package. For LTX-2 itself ({hub.MODEL_SIZE}): "
+        f"add --model {hub.MODEL_REPO}"
+    )
+    return DEMO
+
+
+def located(model: str | Path) -> Path:
+    """The path that ``model`` is, if it is no hub repository: the demo model goes by its name wherever it lies."""
+    return PACKAGED if str(model) == DEMO else Path(model).expanduser()
+
+
+def find_defaults(
+    model: str | Path,
+    variant: str,
+    announce: hub.Announce = lambda plan: None,
+) -> Mapping[str, object]:
+    """What the checkpoint states in place of the usual defaults, before anything large is fetched.
+
+    Of what the hub holds only converted folders are asked. What is nowhere states nothing: its use will fail.
+    """
+    path = located(model)
+    if path.exists():
+        return identify(path, variant).defaults
+    file, repository = path.suffix == ".safetensors", "/" in str(model)
+    if file or not repository or str(model) == hub.MODEL_REPO:
+        return {}
+    folder = hub.resolve(model, [f"*{CONFIG}"], announce)
+    return identify(folder, variant).defaults
 
 
 def find_model(
@@ -26,7 +75,7 @@ def find_model(
     needs: tuple[str, ...],
     announce: hub.Announce,
 ) -> Path:
-    path = Path(model).expanduser()
+    path = located(model)
     if path.exists():
         return path
     if path.suffix == ".safetensors":
@@ -34,11 +83,37 @@ def find_model(
     if str(model) == hub.MODEL_REPO:
         file = hub.MODEL_FILE.format(variant=variant or VARIANTS[0])
         return hub.resolve(model, [file], announce) / file
-    names = [name for name in needs if name in PARTS and PARTS[name].block]
-    files = (CONFIG, INDEX, "*.safetensors")
-    return hub.resolve(
-        model, [f"{n}/{file}" for n in names for file in files], announce
-    )
+    folder = hub.resolve(model, [f"*{CONFIG}"], announce)
+    wanted = _wanted(identify(folder, variant), needs)
+    return hub.resolve(model, list(wanted), announce)
+
+
+def find_folders(
+    model: str | Path, folders: Mapping[str, Source], announce: hub.Announce
+) -> None:
+    """Fetch all of a converted repository's ``folders``, whichever variant they are for; of a path nothing."""
+    homes = {n: s.path.name for n, s in folders.items() if s.path.is_dir()}
+    files = [file for name, home in homes.items() for file in _files(name, home)]
+    hub.resolve(located(model), files, announce)
+
+
+def _wanted(layout: Layout, needs: tuple[str, ...]) -> Iterator[str]:
+    """Patterns of the files that a converted repository must give, of which ``layout`` knows the configs."""
+    found = layout.sources.items()
+    homes = {name: source.path.name for name, source in found if source.path.is_dir()}
+    if "transformer" in needs and "transformer" not in homes and DEV in layout.folders:
+        homes["transformer"] = DEV
+        yield from DISTILLED_LORA_FILES  # which makes the distilled one of it
+    for name in needs:
+        if name in homes or (name in PARTS and PARTS[name].block):
+            yield from _files(name, homes.get(name, name))
+
+
+def _files(name: str, home: str) -> Iterator[str]:
+    """Patterns of a part's files in the folder ``home``; the config too, which an interrupted fetch may lack."""
+    gemma = part_of(name).name == "text_encoder"
+    files = hub.TEXT_ENCODER_FILES if gemma else (CONFIG, INDEX, "*.safetensors")
+    yield from (f"{home}/{file}" for file in files)
 
 
 def find_text_encoder(given: str | Path | None, announce: hub.Announce) -> Source:
@@ -114,17 +189,23 @@ def check_source(name: str, source: Source) -> None:
         read_header(file)
 
 
-def check_residency(transformer: Source, quantize: int | None, low_memory: bool):
-    """Raise ``ValueError`` where the blocks cannot be quantized on load, or would be in vain."""
-    if quantize and transformer.quantization:
+def check_residency(
+    sources: Mapping[str, Source], quantize: int | None, low_memory: bool
+):
+    """Raise ``ValueError`` where quantizing on load would be in vain; Gemma, where it is not quantized, gains by it."""
+    transformer, gemma = sources["transformer"], sources.get("text_encoder")
+    if not quantize or (gemma and not gemma.quantization):
+        return
+    if transformer.quantization:
         raise ValueError(
             f"{transformer.path} is quantized already, to {transformer.quantization.get('bits')} bits; leave out "
             "--quantize."
         )
-    if quantize and low_memory:
+    if low_memory:
         raise ValueError(
-            "--quantize shrinks the weights that stay in memory, and with --low-memory none do; leave out one of them. "
-            "A folder that `mlx-video convert -q` wrote is read in half the time."
+            "--quantize shrinks the weights that stay in memory, and with --low-memory the transformer's do not, nor is "
+            "there a text encoder to quantize; leave out one of them. A folder that `mlx-video convert -q` wrote is "
+            "read in half the time."
         )
 
 

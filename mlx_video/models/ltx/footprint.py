@@ -13,9 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.components import GROUP_SIZE, Components
 from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
-from mlx_video.models.ltx.layouts import part_config
+from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, part_config
 from mlx_video.models.ltx.pacing import QUEUED
 from mlx_video.models.ltx.patchify import AUDIO_DOWNSAMPLE
 from mlx_video.models.ltx.video_vae.exact import LIVE_PIECES, decode_bytes
@@ -28,8 +28,8 @@ from mlx_video.types import AV, Modality, VideoLatentShape, VideoPixelShape
 from mlx_video.weights import read
 
 FLOAT32 = 4  # bytes
-CONTEXT = 1024  # tokens of a prompt with its registers, as the text encoder pads it
 VISION = ("vision", "multi_modal", "lm_head")  # in names of Gemma's that are not read
+LAYERS = "layers."  # in names of those of Gemma's that are quantized on load
 STREAMED_BLOCKS = 2  # of the transformer in memory at a time
 
 
@@ -64,6 +64,7 @@ class Footprint:
     """Bytes of the parts of ``components``, each of which is laid out once, lazily.
 
     model_type  the streams of the transformer that are lent
+    context     tokens of a prompt with its registers, as the text encoder pads it
     """
 
     def __init__(self, components: Components, model_type: LTXModelType):
@@ -74,6 +75,8 @@ class Footprint:
         self.part = cache(lambda name: components.sketch(name, model_type))
         self.config = cache(lambda name: part_config(name, sources[name]))
         self.weights = cache(self._weights)
+        gemma = sources.get("text_encoder")
+        self.context = max_tokens(gemma.path) if gemma else MAX_TOKENS
 
     def _weights(self, name: str) -> int:
         """Of a part while it is lent."""
@@ -88,10 +91,21 @@ class Footprint:
     def _language_model(self) -> int:
         """From the names in its files alone: the module takes seconds to import."""
         tensors, _ = read(self.components.sources["text_encoder"].path)
-        kept = [v for k, v in tensors.items() if not any(word in k for word in VISION)]
-        floats = [v for v in kept if mx.issubdtype(v.dtype, mx.floating)]
-        stored = sum(v.nbytes for v in kept) - sum(v.nbytes for v in floats)
-        return stored + sum(v.size for v in floats) * self.itemsize
+        bits = self.components.bits("text_encoder")
+        return sum(
+            self._loaded(value, bits if LAYERS in name else None)
+            for name, value in tensors.items()
+            if not any(word in name for word in VISION)
+        )
+
+    def _loaded(self, value: mx.array, bits: int | None) -> int:
+        """Of a stored tensor in the run's dtype; of a Linear's weight, if ``bits``, with a scale and a bias a group."""
+        if not mx.issubdtype(value.dtype, mx.floating):
+            return value.nbytes
+        if bits and value.ndim == 2 and value.shape[1] % GROUP_SIZE == 0:
+            groups = value.size // GROUP_SIZE
+            return value.size * bits // 8 + 2 * groups * self.itemsize
+        return value.size * self.itemsize
 
     # While a part computes
 
@@ -105,8 +119,8 @@ class Footprint:
         width, inputs = self.part("connectors").aggregate_embed.weight.shape
         heads = self.config("connectors").connector_num_attention_heads
         # Both connectors' scores wait at once: nothing paces them.
-        each = self.live.tokens * width + 3.5 * self.live.scores * heads * CONTEXT
-        connected = prompts * CONTEXT * each * self.itemsize
+        each = self.live.tokens * width + 3.5 * self.live.scores * heads * self.context
+        connected = prompts * self.context * each * self.itemsize
         normalized = rows * inputs * FLOAT32 * self.live.hidden_states
         return rows * inputs * self.itemsize + max(connected, normalized)
 
@@ -125,7 +139,7 @@ class Footprint:
         for modality in tokens.present:
             width = config.width(modality)
             total += tokens[modality] * (width + cross) * angles * FLOAT32
-            total += (passes + 4) * CONTEXT * width * self.itemsize
+            total += (passes + 4) * self.context * width * self.itemsize
         return total
 
     def forward(self, tokens: AV[int], passes: int = 1) -> float:
@@ -135,7 +149,7 @@ class Footprint:
         for modality in tokens.present:
             count, (heads, head_dim) = tokens[modality], config.heads(modality)
             moving += count * heads * head_dim
-            scores = max(scores, heads * count * max(count, CONTEXT))
+            scores = max(scores, heads * count * max(count, self.context))
         elements = self.live.tokens * moving + self.live.scores * scores
         return passes * elements * self.itemsize + self.live.queued
 
@@ -144,7 +158,7 @@ class Footprint:
         config, N = self.config("transformer"), tokens.video
         D = config.width(Modality.VIDEO)
         cross = config.width(Modality.AUDIO) if len(tokens.present) > 1 else 0
-        each = 2 * (14 * D**2 + 4 * D * cross) + 4 * D * (N + CONTEXT)
+        each = 2 * (14 * D**2 + 4 * D * cross) + 4 * D * (N + self.context)
         return config.num_layers * N * each
 
     def upsample(self, tokens: int) -> float:

@@ -1,9 +1,10 @@
 """The nine parts of LTX-2, and the files that people keep them in. Finds and recognises; builds and loads nothing."""
 
 import importlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import Iterable, Mapping, NamedTuple, Sequence
 
 import mlx.nn as nn
 
@@ -17,10 +18,14 @@ from mlx_video.models.ltx.config import (
     VideoVAEConfig,
     VocoderConfig,
 )
-from mlx_video.weights import CONFIG, read_config, read_header, some
+from mlx_video.weights import CONFIG, read_config, read_header, read_json, some
 
+DEFAULTS = "defaults"  # the key of a checkpoint's own, in a folder's config and a file's metadata
 QUANTIZATION = "quantization"  # the key that mlx-lm and convert add to a config
+TOKENIZER_CONFIG = "tokenizer_config.json"
+MAX_TOKENS = 1024  # of a prompt, BOS included: the context LTX-2 was trained with
 VARIANTS = ("distilled", "dev")
+DEV = "transformer-dev"
 
 OFFICIAL = "official single file"
 CONVERTED = "converted folder"
@@ -82,6 +87,16 @@ TEXT_ENCODER_FOLDERS = ("gemma-3-12b-it*", "text_encoder")
 DISTILLED_LORA_FILES = ("*distilled-lora*.safetensors",)
 
 
+def part_of(name: str) -> Part:
+    """The part that a folder of this name holds: "transformer-dev" is a transformer."""
+    return PARTS[name.partition("-")[0]]
+
+
+def held(names: Iterable[str]) -> set[str]:
+    """The names of the parts in so named folders."""
+    return {part_of(name).name for name in names}
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a part's tensors lie, and the config that describes it as stored there (without quantization)."""
@@ -105,10 +120,28 @@ class Source:
         return str(self.config.get("model_type")).startswith("gemma")
 
 
+def tokenizer_folder(text_encoder: Path) -> Path | None:
+    """Where the tokenizer lies: in Gemma's folder, or in one called ``tokenizer`` beside it."""
+    names = ("tokenizer.json", "tokenizer.model")
+    folders = (text_encoder, text_encoder.parent / "tokenizer")
+    return next((f for f in folders if any((f / n).exists() for n in names)), None)
+
+
+def max_tokens(text_encoder: Path) -> int:
+    """Of a prompt, and positions of its context: 1024, or fewer where the tokenizer states fewer."""
+    file = (tokenizer_folder(text_encoder) or text_encoder) / TOKENIZER_CONFIG
+    stated = read_json(file).get("model_max_length") or MAX_TOKENS
+    if not isinstance(stated, (int, float)) or not stated >= 1:
+        raise ValueError(
+            f"{file}: model_max_length must be a number of tokens, such as {MAX_TOKENS}; got {stated!r}."
+        )
+    return int(min(MAX_TOKENS, stated))
+
+
 def part_config(name: str, source: Source) -> Config:
     """The config of a part, read strictly. Raises ``ValueError`` naming the file and what this version lacks."""
     try:
-        return PARTS[name].config.from_dict(source.config)
+        return part_of(name).config.from_dict(source.config)
     except ValueError as error:
         raise ValueError(f"{source.path}: {error}") from None
 
@@ -116,8 +149,11 @@ def part_config(name: str, source: Source) -> Config:
 class Layout(NamedTuple):
     """What a path turned out to be.
 
-    refusal  why this version cannot use it and what to use instead; empty where it can
-    sources  of the parts it holds, or that lie beside it
+    refusal       why this version cannot use it and what to use instead; empty where it can
+    sources       of the parts it holds, or that lie beside it
+    folders       all that a converted folder holds, by their own names: "transformer-dev" beside "transformer"
+    defaults      what the checkpoint wants where the user said nothing, as it states it
+    distillation  the LoRA that makes the distilled transformer of the dev one in ``sources``
     """
 
     name: str
@@ -125,19 +161,28 @@ class Layout(NamedTuple):
     path: Path
     sources: Mapping[str, Source] = {}
     metadata: Mapping[str, str] = {}
+    folders: Mapping[str, Source] = {}
+    defaults: Mapping[str, object] = {}
+    distillation: Path | None = None
+
+    @property
+    def stored(self) -> Mapping[str, Source]:
+        """Everything that lies there, whichever variant is chosen."""
+        return self.folders or self.sources
 
     @property
     def version(self) -> str:
         """The model's version as the file states it; those of LTX-2.0 state none. Empty where no model is inside."""
         stated = self.metadata.get("model_version")
-        return stated or ("2.0" if "transformer" in self.sources else "")
+        return stated or ("2.0" if "transformer" in held(self.stored) else "")
 
 
 def identify(path: Path, variant: str | None = None) -> Layout:
     """Recognise a file or folder by its headers and configs, and find the upscaler and Gemma beside a checkpoint.
 
-    ``variant``, "distilled" or "dev", chooses among several checkpoints in a folder. Raises ``FileNotFoundError``
-    where nothing is there and ``ValueError`` where a file is damaged or the choice is open.
+    ``variant``, "distilled" or "dev", chooses among several checkpoints in a folder, or among the transformers of a
+    converted one. Raises ``FileNotFoundError`` where nothing is there and ``ValueError`` where a file is damaged or
+    the choice is open.
     """
     path = Path(path)
     if path.is_file():
@@ -146,7 +191,7 @@ def identify(path: Path, variant: str | None = None) -> Layout:
         raise FileNotFoundError(f"There is no file or folder {path}.")
     if refusal := _foreign(path):
         return Layout(*refusal, path)
-    if (found := _identify_converted(path)) or (found := _identify_gemma(path)):
+    if found := _identify_converted(path, variant) or _identify_gemma(path):
         return found
     return _identify_file(choose_checkpoint(path, variant))
 
@@ -178,7 +223,9 @@ def _identify_official(file: Path, config: dict, metadata: dict[str, str]) -> La
         )
         return Layout(OFFICIAL, refusal, file, metadata=metadata)
     sources = {part.name: Source(file, config[part.block]) for part in parts}
-    return Layout(OFFICIAL, "", file, neighbours(file.parent) | sources, metadata)
+    sources = neighbours(file.parent) | sources
+    defaults = _defaults(file, metadata.get(DEFAULTS, "{}"))
+    return Layout(OFFICIAL, "", file, sources, metadata, {}, defaults)
 
 
 def _foreign(folder: Path) -> tuple[str, str] | None:
@@ -197,14 +244,45 @@ def _foreign(folder: Path) -> tuple[str, str] | None:
         )
 
 
-def _identify_converted(folder: Path) -> Layout | None:
-    sources = {
+def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
+    """A folder a part. One for ``variant``, such as transformer-dev, goes before the one that both variants share."""
+    found = {
         name: Source.of(folder / name)
-        for name in PARTS
+        for name in (*PARTS, *(f"{part}-{v}" for part in PARTS for v in VARIANTS))
         if (folder / name / CONFIG).is_file()
     }
-    if any(PARTS[name].block is not None for name in sources):
-        return Layout(CONVERTED, "", folder, neighbours(folder) | sources)
+    if all(part_of(name).block is None for name in found):
+        return None
+    found = neighbours(folder) | found
+    variant = variant or VARIANTS[0]
+    chosen = {name: found.get(f"{name}-{variant}", found.get(name)) for name in PARTS}
+    if lora := _distillation(folder, found, variant):
+        chosen["transformer"] = found[DEV]
+    sources = {name: source for name, source in chosen.items() if source}
+    defaults = _defaults(folder, read_config(folder).get(DEFAULTS, {}))
+    return Layout(CONVERTED, "", folder, sources, {}, found, defaults, lora)
+
+
+def _distillation(
+    folder: Path, found: Mapping[str, Source], variant: str
+) -> Path | None:
+    """The LoRA that makes the distilled transformer of the dev one, where ``folder`` keeps it in this form only."""
+    dense = {"transformer", "transformer-distilled"} & found.keys()
+    if variant == "distilled" and DEV in found and not dense:
+        return newest(folder, DISTILLED_LORA_FILES)
+
+
+def _defaults(path: Path, stated: object) -> Mapping[str, object]:
+    """What a checkpoint states as its defaults: a folder's as read, a file's still as text."""
+    try:
+        found = json.loads(stated) if isinstance(stated, str) else stated
+    except json.JSONDecodeError:
+        found = stated
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f'{path}: its {DEFAULTS} must be a JSON object, such as {{"width": 768}}; got {stated!r}.'
+        )
+    return found
 
 
 def _identify_gemma(folder: Path) -> Layout | None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Callable, ClassVar, Iterator, Sequence
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
 from mlx_lm import stream_generate
 from mlx_lm.models import gemma3_text
 from mlx_lm.models.base import create_causal_mask
@@ -15,22 +17,31 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from transformers import Gemma3TextConfig
 
 from mlx_video import weights
+from mlx_video.linear import Linear
+from mlx_video.models.ltx.layouts import (
+    MAX_TOKENS,
+    max_tokens,
+    tokenizer_folder,
+)
 from mlx_video.types import TextFeatures
 from mlx_video.weights import Weights
 
-MAX_TOKENS = (
-    1024  # of a prompt, BOS included: the context length LTX-2 was trained with
-)
 PAD = 0
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 
 
 class GemmaTextEncoder:
-    """A Gemma 3 language model with its tokenizer."""
+    """A Gemma 3 language model with its tokenizer; ``max_tokens`` are those of the longest prompt."""
 
-    def __init__(self, model: "GemmaModel", tokenizer: TokenizerWrapper):
+    def __init__(
+        self,
+        model: "GemmaModel",
+        tokenizer: TokenizerWrapper,
+        max_tokens: int = MAX_TOKENS,
+    ):
         self.model = model
         self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
 
     @classmethod
     def load(
@@ -50,12 +61,17 @@ class GemmaTextEncoder:
         mode = config.get("quantization", {}).get("mode", "affine")
         tensors = GemmaModel.sanitize(tensors)
         weights.load(model, tensors, dtype=dtype, mode=mode, source=str(path))
-        tokenizer = load_tokenizer(_tokenizer_folder(path))
+        if (folder := tokenizer_folder(path)) is None:
+            raise FileNotFoundError(
+                f"No tokenizer.json or tokenizer.model in {path} or in {path.parent / 'tokenizer'}. "
+                "Both come with google/gemma-3-12b-it."
+            )
+        tokenizer = load_tokenizer(folder)
         tokenizer.add_eos_token(END_OF_TURN)
-        return cls(model, tokenizer)
+        return cls(model, tokenizer, max_tokens(path))
 
     def features(
-        self, texts: Sequence[str], max_length: int = MAX_TOKENS
+        self, texts: Sequence[str], max_length: int | None = None
     ) -> TextFeatures:
         """Hidden states of a batch of prompts, evaluated. Columns that are padding in every row are not computed."""
         ids, mask = self.tokenize(texts, max_length)
@@ -69,13 +85,14 @@ class GemmaTextEncoder:
         return len(self._encode(text))
 
     def tokenize(
-        self, texts: Sequence[str], max_length: int = MAX_TOKENS
+        self, texts: Sequence[str], max_length: int | None = None
     ) -> tuple[mx.array, mx.array]:
         """Ids and mask (1 = token, 0 = padding), each (B, max_length) int32, padded on the left.
 
-        Outer white space does not count; an empty text is BOS alone. Raises ``ValueError`` for a text of more than
-        ``max_length`` tokens.
+        ``max_length`` is ``max_tokens`` by default. Outer white space does not count; an empty text is BOS alone.
+        Raises ``ValueError`` for a text of more than ``max_length`` tokens.
         """
+        max_length = max_length or self.max_tokens
         rows = [self._encode(text) for text in texts]
         for text, row in zip(texts, rows):
             if len(row) > max_length:
@@ -121,11 +138,20 @@ class GemmaTextEncoder:
         temperature: float,
         seed: int,
     ) -> Iterator[str]:
-        """What the model answers, piece by piece. Temperature 0 takes the likeliest token; the seed fixes the rest."""
+        """What the model answers, piece by piece. Temperature 0 takes the likeliest token; the seed fixes the rest.
+
+        Raises ``ValueError`` where the question is longer than any text that the tokenizer was made for.
+        """
+        turn = self._turn(instructions, request)
+        if len(turn) > (longest := self.tokenizer.model_max_length):
+            raise ValueError(
+                f"This text encoder reads {longest} tokens at most and cannot be asked to write; do without "
+                "enhancement, or give a Gemma 3 that follows instructions with --text-encoder."
+            )
         responses = stream_generate(
             self.model,
             self.tokenizer,
-            self._turn(instructions, request),
+            turn,
             max_tokens=max_tokens,
             sampler=_sampler(temperature, seed, len(self.tokenizer)),
         )
@@ -133,7 +159,8 @@ class GemmaTextEncoder:
             yield response.text
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text.strip()))
+        # Whether it is too long is said by ``tokenize``.
+        return list(self.tokenizer.encode(text.strip(), verbose=False))
 
     def _turn(self, instructions: str, request: str) -> list[int]:
         """A user's turn, ready to be answered. Gemma reads instructions at the head of the first turn."""
@@ -146,7 +173,8 @@ class GemmaTextEncoder:
                 messages, add_generation_prompt=True
             )
         return self.tokenizer.encode(
-            f"{START_OF_TURN}user\n{instructions}\n\n{request}{END_OF_TURN}\n{START_OF_TURN}model\n"
+            f"{START_OF_TURN}user\n{instructions}\n\n{request}{END_OF_TURN}\n{START_OF_TURN}model\n",
+            verbose=False,
         )
 
 
@@ -171,6 +199,8 @@ class GemmaModel(gemma3_text.Model):
         super().__init__(args)
         self.pop("lm_head")
         self.tie_word_embeddings = True
+        leaves = tree_map(_ours, self.leaf_modules(), is_leaf=nn.Module.is_module)
+        self.update_modules(leaves)
 
     @classmethod
     def sanitize(cls, tensors: Weights) -> Weights:
@@ -229,16 +259,11 @@ class GemmaArgs(gemma3_text.ModelArgs):
         )
 
 
-def _tokenizer_folder(path: Path) -> Path:
-    for folder in (path, path.parent / "tokenizer"):
-        if any(
-            (folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")
-        ):
-            return folder
-    raise FileNotFoundError(
-        f"No tokenizer.json or tokenizer.model in {path} or in {path.parent / 'tokenizer'}. "
-        "Both come with google/gemma-3-12b-it."
-    )
+def _ours(layer: nn.Module) -> nn.Module:
+    """A Linear that stays fast for long prompts when it is quantized, in place of mlx-lm's, which have no bias."""
+    if not isinstance(layer, nn.Linear):
+        return layer
+    return Linear(*reversed(layer.weight.shape), bias=False)
 
 
 def _attention_mask(mask: mx.array, window: int | None = None) -> mx.array:

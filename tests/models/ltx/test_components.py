@@ -15,7 +15,7 @@ from mlx_video.models.ltx.components import Components, build, describe
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.layouts import PARTS, choose_checkpoint, identify
 from mlx_video.weights import materialize
-from tests.checkpoints import MODEL, rewrite, tiny_folder, write_lora
+from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
 from tests.reference import CHECKPOINT, FIXTURES, TINY, UPSCALER, checkpoint
 
 IN_SINGLE_FILE = [name for name, part in PARTS.items() if part.block]
@@ -132,7 +132,9 @@ def test_a_repository_gives_only_what_is_needed(folder, monkeypatch):
     Components.open(variant="dev", needs=["vocoder"])
     assert asked == [("Lightricks/LTX-2", "ltx-2-19b-dev.safetensors")]
     Components.open("me/my-ltx", needs=["vocoder"], variant="dev")
-    assert asked[1][:2] == ("me/my-ltx", "vocoder/config.json")
+    assert asked[1] == ("me/my-ltx", "*config.json")
+    files = ("config.json", "model.safetensors.index.json", "*.safetensors")
+    assert asked[2] == ("me/my-ltx", *(f"vocoder/{file}" for file in files))
 
 
 def test_nothing_there():
@@ -558,9 +560,57 @@ def test_loras_are_fused_before_quantizing(folder, tmp_path):
     assert components.fusions[0].report.dense == ()
 
 
-def test_quantizing_touches_the_transformer_alone(folder):
+def test_quantizing_leaves_the_small_parts(folder):
     with Components.open(folder, quantize=8).lend("connectors") as connectors:
         assert not any("scales" in name for name in parameters(connectors))
+
+
+def gemma(folder: Path, **options) -> Components:
+    options = {"dtype": mx.float32, "text_encoder": folder} | options
+    return Components.open(needs=["text_encoder"], **options)
+
+
+def test_gemmas_layers_are_quantized_on_load(folder):
+    wide = wide_gemma(folder / "text_encoder")
+    with gemma(wide, quantize=8).text_encoder() as encoder:
+        held = parameters(encoder.model)
+    packed = [name for name in held if name.endswith(".scales")]
+    assert len(packed) == 7 * 7 and all("model.layers." in name for name in packed)
+    assert held["model.layers.3.mlp.down_proj.weight"].shape == (64, 128 * 8 // 32)
+    assert held["model.embed_tokens.weight"].dtype == mx.float32
+
+
+@pytest.mark.parametrize("bits, least, most", [(8, 0.001, 0.02), (4, 0.02, 0.3)])
+def test_features_of_a_quantized_gemma(folder, bits, least, most):
+    wide, found = wide_gemma(folder / "text_encoder"), {}
+    for asked in (None, bits):
+        with gemma(wide, quantize=asked).text_encoder() as encoder:
+            found[asked] = encoder.features(["A cat walks."], 16).hidden_states
+    dense, quantized = found.values()
+    assert mx.array_equal(dense[0], quantized[0])  # the embeddings
+    assert least < mx.linalg.norm(quantized - dense) / mx.linalg.norm(dense) < most
+
+
+def test_a_gemma_that_is_quantized_stays(folder, tmp_path):
+    wide_gemma(folder / "text_encoder")
+    convert(folder, tmp_path / "q", quantize=True, q_group_size=32)
+    held = []
+    for asked in (None, 4):
+        packed = gemma(tmp_path / "q" / "text_encoder", quantize=asked)
+        with packed.text_encoder() as encoder:
+            held.append(parameters(encoder.model))
+    assert held[0].keys() == held[1].keys()
+    assert all(mx.array_equal(held[0][name], held[1][name]) for name in held[0])
+
+
+def test_each_large_part_is_quantized_if_it_is_not_yet(folder, tmp_path):
+    dense = shutil.copytree(folder / "text_encoder", tmp_path / "gemma")
+    convert(folder, tmp_path / "q", quantize=True, q_bits=4)
+    found = Components.open(tmp_path / "q", text_encoder=dense, quantize=8)
+    assert (found.bits("transformer"), found.bits("text_encoder")) == (None, 8)
+    packed = tmp_path / "q" / "text_encoder"
+    found = Components.open(folder, text_encoder=packed, quantize=8)
+    assert (found.bits("transformer"), found.bits("text_encoder")) == (8, None)
 
 
 def test_dense_weights_are_never_whole_in_memory(large, monkeypatch):

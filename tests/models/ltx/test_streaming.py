@@ -6,6 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.convert import convert
@@ -159,6 +160,16 @@ def test_only_a_few_blocks_are_in_memory(large):
 # Refusals
 
 
-def test_quantizing_what_does_not_stay_is_refused(folder):
+def test_quantizing_what_does_not_stay_is_refused(folder, tmp_path):
+    convert(folder, tmp_path / "q", quantize=True)
+    gemma = tmp_path / "q" / "text_encoder"
     with pytest.raises(ValueError, match="leave out one of them. A folder that"):
-        Components.open(folder, quantize=8, low_memory=True)
+        Components.open(folder, text_encoder=gemma, quantize=8, low_memory=True)
+
+
+def test_beside_a_streamed_transformer_gemma_can_be_quantized(folder):
+    components = Components.open(folder, quantize=8, low_memory=True)
+    assert components.bits("text_encoder") == 8
+    blocks = components.sketch("transformer").transformer_blocks
+    names = [name for block in blocks for name, _ in tree_flatten(block.parameters())]
+    assert names and not any("scales" in name for name in names)

@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video import weights
+from mlx_video.linear import QuantizedLinear
 from mlx_video.models.ltx.text_encoder import (
     MAX_TOKENS,
     GemmaArgs,
@@ -208,6 +209,7 @@ def test_quantized_folder(folder, tmp_path, mode):
     quantized = GemmaTextEncoder.load(target, mx.float32)
     layer = quantized.model.model.layers[0]
     assert (layer.self_attn.o_proj.bits, layer.self_attn.o_proj.group_size) == (8, 32)
+    assert isinstance(layer.self_attn.o_proj, QuantizedLinear)  # fast when long
     assert 1e-5 < official_error(quantized) < 0.1
 
 

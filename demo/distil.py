@@ -1,0 +1,285 @@
+"""Distil the guided dev transformer into one for the official 8 + 3 noise levels without guidance: ``python -m demo.distil``.
+
+Knows trajectories, and one step in place of several; not how the teacher was trained.
+"""
+
+import argparse
+from typing import Iterator, Mapping, NamedTuple, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from demo import quick
+from demo.latents import Latents
+from demo.model import DEFAULTS, load, store
+from demo.pack import LORA_RANK
+from demo.text import load_encoder
+from demo.train_transformer import (
+    LARGE,
+    MUTE,
+    PINNED,
+    SMALL,
+    Denoiser,
+    draw_clips,
+    draw_shape,
+    empty,
+    even_count,
+    features,
+    free,
+    mixed,
+    normal,
+    read_sets,
+    total,
+)
+from demo.training import Plan, train
+from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
+from mlx_video.sampling.schedules import STAGE_1_SIGMAS, STAGE_2_SIGMAS
+from mlx_video.types import AV, VideoPixelShape
+
+GPU = mx.default_device() == mx.gpu
+GUIDANCE = DEFAULTS["cfg"]  # of the teacher, away from the empty text
+# The teacher's steps between two of the student's levels; the last three are those of both stages.
+SUBSTEPS = (1, 1, 1, 1, 3, 4, 4, 4) if GPU else (1, 1, 1, 1, 1, 2, 2, 2)
+AT_LARGE = 0.35  # of the steps
+
+
+class Change(nn.Module):
+    """What the student has beyond the teacher: a low-rank change of every linear layer's weight, at first none.
+
+    That is all that the package carries of it, so nothing else is trained.
+    """
+
+    def __init__(self, teacher: nn.Module, rank: int):
+        super().__init__()
+        shapes = {path: weight.shape for path, weight in linear_weights(teacher)}
+        self.up = {path: mx.zeros((out, rank)) for path, (out, _) in shapes.items()}
+        self.down = {
+            path: mx.random.normal((rank, size)) * size**-0.5
+            for path, (_, size) in shapes.items()
+        }
+
+    def apply_to(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Give the student the teacher's weights and the change."""
+        changed = [
+            (path.replace("/", "."), weight + self.up[path] @ self.down[path])
+            for path, weight in linear_weights(teacher)
+        ]
+        student.update(tree_unflatten(changed))
+
+
+def linear_weights(module: nn.Module) -> Iterator[tuple[str, mx.array]]:
+    """Every linear layer's weight and its path, with a slash for a dot, which would part it in a tree."""
+    for path, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            yield f"{path}.weight".replace(".", "/"), layer.weight
+
+
+class Start(NamedTuple):
+    """Where trajectories begin: tokens ``x``, what is said of them, and the levels the student stops at."""
+
+    x: AV[mx.array]
+    ids: np.ndarray
+    sigmas: tuple[float, ...]
+    shape: VideoPixelShape
+    pinned: bool = False
+
+
+class Lesson(NamedTuple):
+    """Steps of the teacher, of all trajectories and levels in one batch.
+
+    x         tokens (S, N, 128) and (S, T, 128) before each step
+    velocity  likewise, that leads to where the teacher got
+    context   of each
+    sigma     (S,)
+    """
+
+    x: AV[mx.array]
+    velocity: AV[mx.array]
+    context: AV[mx.array]
+    sigma: mx.array
+
+
+def draw_start(step: int, sets: Mapping[int, Latents], count: int) -> Start:
+    """Noise of the first stage, or clips of 256 pixels noised as the second stage begins."""
+    rng = np.random.default_rng([2, step])
+    shape = draw_shape(rng, sets, AT_LARGE)
+    size, count = shape.height, even_count(shape, count)
+    sigmas = STAGE_2_SIGMAS if size == LARGE else STAGE_1_SIGMAS
+    x0, ids = draw_clips(rng, sets[size], shape, count, untold=0)
+    if rng.random() < MUTE:
+        x0 = AV(x0.video)
+    pinned = bool(rng.random() < PINNED)
+    noise = normal(x0, mx.random.key(step))
+    sigma = mx.full((count,), sigmas[0])
+    x = x0.map(lambda x0, noise: mixed(x0, noise, sigma), noise)
+    if pinned:
+        x = AV(mx.where(free(shape)[:, None], x.video, x0.video), x.audio)
+    return Start(x, ids, sigmas, shape, pinned)
+
+
+def teach(
+    teacher: Denoiser, encoder: GemmaTextEncoder, start: Start, guidance: float
+) -> Lesson:
+    """What the guided teacher does from ``start`` to noise level 0."""
+    told, untold = contexts(teacher, encoder, start)
+    both = told.map(lambda *pair: mx.concatenate(pair), untold)
+    points = [start.x]
+    substeps = SUBSTEPS[-len(start.sigmas) + 1 :]
+    pairs = list(zip(start.sigmas, start.sigmas[1:]))
+    for (high, low), count in zip(pairs, substeps):
+        x = points[-1]
+        fine = np.linspace(high, low, count + 1).tolist()
+        for sigma, below in zip(fine, fine[1:]):
+            v = guided(teacher, x, both, sigma, start, guidance)
+            x = stepped(x, v, below - sigma)
+        points.append(x)
+    slopes = [
+        after.map(lambda after, x: (after - x) / (low - high), x)
+        for (high, low), x, after in zip(pairs, points, points[1:])
+    ]
+    count = len(start.ids)
+    sigma = mx.repeat(mx.array(start.sigmas[:-1]), count)
+    return Lesson(join(points[:-1]), join(slopes), join([told] * len(pairs)), sigma)
+
+
+def contexts(
+    denoiser: Denoiser, encoder: GemmaTextEncoder, start: Start
+) -> tuple[AV[mx.array], AV[mx.array]]:
+    """The projected text of every clip, and of as many that nothing is said of."""
+    present = start.x.present
+    nothing = np.broadcast_to(empty(), start.ids.shape)
+    told = denoiser.context(features(encoder, start.ids), present)
+    return told, denoiser.context(features(encoder, nothing), present)
+
+
+def guided(
+    teacher: Denoiser,
+    x: AV[mx.array],
+    both: AV[mx.array],
+    sigma: float,
+    start: Start,
+    guidance: float,
+) -> AV[mx.array]:
+    """The velocity, float32, away from that of the empty text; 0 where tokens are given."""
+    twice = x.map(lambda x: mx.concatenate([x, x]))
+    levels = mx.full((len(twice.video),), sigma)
+    v = teacher.velocity(twice, both, levels, start.shape, start.pinned)
+
+    def away(v: mx.array) -> mx.array:
+        told, untold = mx.split(v.astype(mx.float32), 2)
+        return untold + guidance * (told - untold)
+
+    v = v.map(away)
+    if start.pinned:
+        v = AV(v.video * free(start.shape)[:, None], v.audio)
+    return v
+
+
+def stepped(x: AV[mx.array], v: AV[mx.array], change: float) -> AV[mx.array]:
+    """Euler's step over a ``change`` of the noise level."""
+    return x.map(lambda x, v: x + change * v, v)
+
+
+def join(parts: Sequence[AV[mx.array]]) -> AV[mx.array]:
+    first, *others = parts
+    return first.map(lambda *each: mx.concatenate(each), *others)
+
+
+def distil_loss(student: Denoiser, lesson: Lesson, start: Start) -> mx.array:
+    """Mean squared error of the velocity that replaces the teacher's steps."""
+    v = student.velocity(
+        lesson.x, lesson.context, lesson.sigma, start.shape, start.pinned
+    )
+    errors = v.map(
+        lambda v, target: mx.square(v.astype(mx.float32) - target), lesson.velocity
+    )
+    return total(errors, start.shape, start.pinned)
+
+
+def walk(denoiser: Denoiser, encoder: GemmaTextEncoder, start: Start) -> AV[mx.array]:
+    """Where a model gets by one unguided step from each level to the next."""
+    told, _ = contexts(denoiser, encoder, start)
+    x = start.x
+    for sigma, below in zip(start.sigmas, start.sigmas[1:]):
+        levels = mx.full((len(start.ids),), sigma)
+        v = denoiser.velocity(x, told, levels, start.shape, start.pinned)
+        x = stepped(x, v, below - sigma)
+    return x
+
+
+def measure(
+    models: Mapping[str, Denoiser],
+    teacher: Denoiser,
+    encoder: GemmaTextEncoder,
+    start: Start,
+    guidance: float,
+) -> None:
+    """Print how far from the teacher's each model's clips are: mean squared error of latents."""
+    lesson = teach(teacher, encoder, start, guidance)
+    count, last = len(start.ids), start.sigmas[-2]
+    ends = lesson.x.map(lambda x, v: x[-count:] - last * v[-count:], lesson.velocity)
+    for name, model in models.items():
+        x = walk(model, encoder, start)
+        off = x.map(lambda x, end: mx.mean(mx.square(x - end)).item(), ends)
+        print(
+            f"{name}: video {off.video:.4f}, audio {off.audio or 0:.4f} away",
+            flush=True,
+        )
+
+
+def main() -> None:
+    options = _options()
+    mx.random.seed(0)
+    quick.install()
+    encoder, sets = load_encoder(), read_sets()
+    teacher = Denoiser(load("transformer-dev"), load("connectors"))
+    # The student stays float32: its weights change by less than bfloat16 can tell.
+    student = Denoiser(load("transformer-dev"), load("connectors"))
+    if GPU:
+        teacher.set_dtype(mx.bfloat16)
+    change = Change(teacher.transformer, LORA_RANK)
+    plan = Plan(
+        "distil",
+        options.steps,
+        options.minutes,
+        options.learning_rate,
+        average=0.99,
+        say_every=10,
+    )
+
+    def loss(step: int) -> mx.array:
+        change.apply_to(student.transformer, teacher.transformer)
+        start = draw_start(step, sets, options.batch)
+        lesson = teach(teacher, encoder, start, options.guidance)
+        return distil_loss(student, lesson, start)
+
+    train(change, loss, plan, lambda: keep(change))
+    change.apply_to(student.transformer, teacher.transformer)
+    start = draw_start(10**9, {SMALL: sets[SMALL]}, 32)
+    models = {"dev, unguided": teacher, "distilled": student}
+    measure(models, teacher, encoder, start, options.guidance)
+
+
+def keep(change: Change) -> None:
+    """Store the student, in float32."""
+    student = load("transformer-dev")
+    change.apply_to(student, load("transformer-dev"))
+    store("transformer-distilled", student)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0 if GPU else 15.0)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument(
+        "--batch", type=int, default=64 if GPU else 4, help="trajectories"
+    )
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The loop that trains every part: AdamW on float32 weights, their running average, and a stop by steps or by minutes.
+
+Knows steps, seconds and files; not what is trained, nor on what.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from demo.model import WORK
+
+Tree = dict
+Loss = Callable[[int], mx.array]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast a part is trained.
+
+    steps          at most; the learning rate falls to a hundredth over them, as half a cosine
+    minutes        or until then, and the learning rate falls accordingly faster
+    learning_rate  the highest, after ``warmup`` steps
+    optimizer      ``optim.AdamW`` or what is made with the same arguments, as ``demo.muon.Muon``
+    average        how much of the running average of the weights each step keeps, at most
+    dtype          to compute in; weights and optimizer stay float32
+    """
+
+    name: str
+    steps: int
+    minutes: float = float("inf")
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    optimizer: type[optim.Optimizer] = optim.AdamW
+    average: float = 0.999
+    dtype: mx.Dtype = mx.float32
+    say_every: int = 50
+    save_seconds: float = 120.0
+
+    def progress(self, step: int, seconds: float) -> float:
+        """From 0 to 1, by whichever limit is nearer."""
+        return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
+
+    def rate(self, step: int, progress: float) -> float:
+        falling = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * falling
+
+
+class State:
+    """What a training is at: weights, their average, the optimizer's moments, steps and seconds spent."""
+
+    def __init__(self, module: nn.Module, plan: Plan):
+        self.weights = tree_map(_float32, module.trainable_parameters())
+        self.average = tree_map(mx.array, self.weights)
+        self.optimizer = plan.optimizer(
+            plan.learning_rate, betas=[0.9, 0.99], weight_decay=plan.weight_decay
+        )
+        self.optimizer.init(self.weights)
+        self.step, self.seconds = 0, 0.0
+
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        parts = (self.weights, self.average, self.optimizer.state)
+        arrays = dict(tree_flatten(list(parts)))
+        aside = file.with_suffix(".part.safetensors")
+        spent = json.dumps([self.step, self.seconds])
+        mx.save_safetensors(str(aside), arrays, {"spent": spent})
+        aside.rename(file)
+
+    def resume(self, file: Path) -> None:
+        arrays, metadata = mx.load(str(file), return_metadata=True)
+        self.weights, self.average, moments = tree_unflatten(list(arrays.items()))
+        self.optimizer.state = moments
+        self.step, self.seconds = json.loads(metadata["spent"])
+
+
+def train(
+    module: nn.Module,
+    loss: Loss,
+    plan: Plan,
+    on_pause: Callable[[], None] = lambda: None,
+) -> nn.Module:
+    """Minimise ``loss(step)``, a scalar that reads ``module``'s weights, and leave their running average in it.
+
+    The loss draws its batch from the number of the step, so a training that was interrupted goes on as it would have:
+    its state lies in ``WORK`` every two minutes. ``on_pause`` is called whenever the averaged weights were written.
+    """
+    file = WORK / f"{plan.name}.training.safetensors"
+    state = State(module, plan)
+    if file.exists():
+        state.resume(file)
+        print(f"{plan.name}: goes on at step {state.step}", flush=True)
+    losses, saved = [], time.perf_counter()
+    began = time.perf_counter() - state.seconds
+    while (progress := plan.progress(state.step, state.seconds)) < 1:
+        losses.append(_advance(module, loss, plan, state, progress))
+        mx.eval(losses[-2:-1])  # so that two steps are under way, and never more
+        state.seconds = time.perf_counter() - began
+        if state.step % plan.say_every == 0:
+            _say(plan, state, losses)
+            losses = []
+        if time.perf_counter() - saved > plan.save_seconds:
+            saved = _pause(module, state, file, on_pause)
+    _pause(module, state, file, on_pause)
+    return module
+
+
+def _advance(
+    module: nn.Module, loss: Loss, plan: Plan, state: State, progress: float
+) -> mx.array:
+    """Begin one step of descent; returns the loss."""
+
+    def of_weights(weights: Tree) -> mx.array:
+        module.update(tree_map(lambda x: x.astype(plan.dtype), weights))
+        return loss(state.step)
+
+    value, gradients = mx.value_and_grad(of_weights)(state.weights)
+    gradients, _ = optim.clip_grad_norm(gradients, plan.clip)
+    state.optimizer.learning_rate = plan.rate(state.step, progress)
+    state.weights = state.optimizer.apply_gradients(gradients, state.weights)
+    kept = min(plan.average, (1 + state.step) / (10 + state.step))
+    state.average = tree_map(partial(_mix, kept), state.average, state.weights)
+    mx.async_eval(value, state.weights, state.average, state.optimizer.state)
+    state.step += 1
+    return value
+
+
+def _say(plan: Plan, state: State, losses: list[mx.array]) -> None:
+    mean = mx.mean(mx.stack(losses)).item()
+    if not math.isfinite(mean):
+        raise FloatingPointError(
+            f"{plan.name}: the loss is {mean} before step {state.step}; lower the learning rate and start again."
+        )
+    print(f"{plan.name} {state.step} {state.seconds:.0f}s {mean:.5f}", flush=True)
+
+
+def _pause(module: nn.Module, state: State, file: Path, on_pause) -> float:
+    """Leave the averaged weights in the module and everything in the file."""
+    module.update(state.average)
+    state.save(file)
+    on_pause()
+    return time.perf_counter()
+
+
+def _mix(kept: float, average: mx.array, x: mx.array) -> mx.array:
+    return kept * average + (1 - kept) * x
+
+
+def _float32(x: mx.array) -> mx.array:
+    return x.astype(mx.float32)

@@ -1,0 +1,107 @@
+"""The packaged model and the official layout hold the same tensors, and both are read by the product's own code."""
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from demo import model, pack
+from demo.model import CONFIGS, fresh, store
+from mlx_video import lora
+from mlx_video.models.ltx.components import Components, build
+from mlx_video.models.ltx.layouts import PARTS, Source
+from tests.reference import CHECKPOINT, UPSCALER
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_official_names_are_what_sanitize_undoes(name):
+    file = UPSCALER if name == "upsampler" else CHECKPOINT
+    theirs = mx.load(str(file))
+    ours = PARTS[name].module.sanitize(theirs)
+    renamed = pack.official(name, ours)
+    if name == "upsampler":  # the fixture's has the other resampler, and a blur
+        ours = {k: v for k, v in ours.items() if not k.startswith("resample.")}
+        renamed = pack.official(name, ours)
+    assert renamed.keys() <= theirs.keys()
+    for key, value in renamed.items():
+        assert mx.array_equal(value, theirs[key]), key
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A work folder with random parts and no text encoder yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        work = tmp_path_factory.mktemp("work")
+        for module in (model, pack):
+            patch.setattr(module, "WORK", work)
+        (work / "text_encoder").mkdir()
+        for name in pack.TEXT_FILES:
+            (work / "text_encoder" / name).write_text('{"model_type": "gemma3_text"}')
+        for name in pack.FOLDERS:
+            store(name, fresh(model.folder_part(name)))
+        store(pack.DISTILLED, nudged(model.load(pack.DEV)))
+        yield work
+
+
+@pytest.fixture(scope="module")
+def packed(untrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed") / "ltx-2-tiny"
+    pack.pack(folder)
+    return folder
+
+
+def nudged(transformer):
+    """A change of rank 1 in one layer, as a distillation might make."""
+    layer = transformer.transformer_blocks[0].attn1.to_q
+    rows, columns = layer.weight.shape
+    layer.weight = layer.weight + 0.1 * mx.ones((rows, 1)) @ mx.ones((1, columns))
+    return transformer
+
+
+def test_both_layouts_are_read_and_agree(untrained, tmp_path):
+    needs = tuple(CONFIGS)
+    file = pack.write_official(tmp_path / "official", "dev")
+    single = Components.open(file, needs=needs, dtype=mx.float32)
+    for name in needs:
+        part = pack.DEV if name == "transformer" else name
+        stored = dict(tree_flatten(model.load(part).parameters()))
+        read = dict(tree_flatten(single.sketch(name).parameters()))
+        assert stored.keys() == read.keys()
+        assert all(mx.array_equal(stored[key], read[key]) for key in stored), name
+
+
+def test_package_is_small(untrained, packed):
+    files = [f for f in packed.rglob("*") if f.is_file()]
+    gemma = 1.4e6  # and its tokenizer, which are not in there
+    assert sum(f.stat().st_size for f in files) < 25e6 - gemma
+
+
+def test_packed_transformer_is_quantized_in_its_blocks_only(packed):
+    weights = mx.load(str(next((packed / pack.DEV).glob("*.safetensors"))))
+    assert "transformer_blocks.0.attn1.to_q.scales" in weights
+    assert weights["patchify_proj.weight"].dtype == mx.float16
+
+
+def test_packed_lora_turns_dev_into_distilled(untrained, packed):
+    dev = build("transformer", Source.of(packed / pack.DEV), mx.float32)
+    lora.fuse(dev, mx.load(str(packed / pack.LORA_FILE)))
+    distilled = model.load(pack.DISTILLED)
+    for path in ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.proj_in"):
+        fused = dict(dev.named_modules())[path].weight
+        wanted = dict(distilled.named_modules())[path].weight
+        # What is left is the rounding to 8 bits, less its 16 largest components.
+        assert mx.abs(fused - wanted).max() < 2e-3 * mx.abs(wanted).max() + 1e-3
+
+
+def test_an_unfinished_training_goes_on_elsewhere(untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "SO_FAR", tmp_path / "parts")
+    pack.keep()
+    with pytest.raises(FileExistsError, match="already"):
+        pack.resume()
+    for module in (model, pack):
+        monkeypatch.setattr(module, "WORK", tmp_path / "elsewhere")
+    before = dict(tree_flatten(build("vocoder", Source.of(untrained / "vocoder"), mx.float32).parameters()))  # fmt: skip
+    pack.resume()
+    after = dict(tree_flatten(model.load("vocoder").parameters()))
+    assert before.keys() == after.keys()
+    assert all(mx.allclose(before[k], after[k], atol=1e-3) for k in before)
+    assert (tmp_path / "elsewhere" / "text_encoder" / "config.json").is_file()

@@ -1,0 +1,359 @@
+"""Latents, flow matching and distillation at a tiny size, up to a clip from the public pipeline."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from demo import distil, latents, model, text, train_transformer, training
+from demo.distil import Change, Start, distil_loss, draw_start, keep, teach, walk
+from demo.latents import Encoders, Latents, encode, make, read
+from demo.model import CONFIGS, TEXT_TOKENS, TRANSFORMER, fresh, load, store
+from demo.train_transformer import (
+    Batch,
+    Denoiser,
+    draw_batch,
+    draw_shape,
+    draw_sigmas,
+    empty,
+    features,
+    measure,
+    new_denoiser,
+    normal,
+    velocity_loss,
+)
+from demo.training import Plan, train
+from demo.world import held_out, random_scene
+from mlx_video.conditioning.latent import VideoConditionByLatentIndex
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.connector import embed_prompts
+from mlx_video.models.ltx.layouts import Source
+from mlx_video.models.ltx.ltx import X0Model
+from mlx_video.pipeline import Pipeline, Request, initial_states, noised
+from mlx_video.recipes import distilled
+from mlx_video.sampling.schedules import STAGE_1_SIGMAS, ltx2_scheduler
+from mlx_video.types import AV, VideoPixelShape
+
+SHAPE = VideoPixelShape(9, 64, 64, 24.0)
+TINY = {**TRANSFORMER, "num_layers": 1}
+SENTENCES = ["a red ball bounces", "a blue star spins above a green floor"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    """One block, and files in a folder of the test's own."""
+    mx.random.seed(0)
+    monkeypatch.setitem(CONFIGS, "transformer", TINY)
+    monkeypatch.setattr(train_transformer, "SMALL", 64)
+    monkeypatch.setattr(distil, "SMALL", 64)
+    for module in (model, latents, training, train_transformer):
+        monkeypatch.setattr(module, "WORK", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return text.fresh_encoder(tmp_path_factory.mktemp("work") / "text_encoder")
+
+
+@pytest.fixture
+def clips(encoder):
+    """Latents of 64 clips of 17 frames and 64 pixels: one of two flat ones each, as its sentence says."""
+    rng = np.random.default_rng(0)
+    kind = np.arange(64) % 2
+    flat = rng.standard_normal((2, 1, 128))[kind]
+    ids, _ = encoder.tokenize(SENTENCES, TEXT_TOKENS)
+    ids = np.array(ids, np.int16)[kind][:, None]
+    video, audio = (mx.array(np.repeat(flat, n, 1), mx.float16) for n in (12, 18))
+    return Latents(video, audio, ids)
+
+
+@pytest.fixture
+def denoiser():
+    """Random in every layer, so that whatever goes in comes out changed."""
+    return Denoiser(fresh("transformer"), new_denoiser().connectors)
+
+
+# ---- latents
+
+
+@pytest.fixture(scope="module")
+def encoders(encoder):
+    mx.random.seed(0)
+    return Encoders(fresh("video_encoder"), fresh("audio_encoder"), encoder)
+
+
+def test_a_shorter_clip_is_the_beginning_of_a_longer_one(encoders):
+    rng = np.random.default_rng(0)
+    scenes = [random_scene(rng) for _ in range(2)]
+    long, short = (encode(encoders, scenes, 64, frames, rng) for frames in (17, 9))
+    cut = long.batch(np.arange(2), SHAPE)
+    assert cut.video.shape == short.video.shape and cut.audio.shape == short.audio.shape
+    assert mx.allclose(cut.video, short.video, atol=2e-3)
+    assert mx.allclose(cut.audio, short.audio, atol=2e-3)
+
+
+def test_shards_are_written_once_and_read_together(encoders, small, monkeypatch):
+    monkeypatch.setattr(latents, "SHARD", 4)
+    written = dict((file.name, n) for n, file in make(encoders, 6, 64, 9))
+    assert written == {
+        "latents-64-unseen.safetensors": 1,
+        "latents-64-0001.safetensors": 4,
+        "latents-64-0002.safetensors": 2,
+    }
+    assert not list(make(encoders, 6, 64, 9))
+    both = read(64)
+    assert both.video.shape == (6, 8, 128) and both.ids.shape == (
+        6,
+        latents.TOLD,
+        TEXT_TOKENS,
+    )
+    assert len(np.unique(np.array(both.video[:, 0, 0]))) == 6
+    assert read(64, latents.UNSEEN).video.shape[0] == 1
+    with pytest.raises(FileNotFoundError, match="python -m demo.latents --size 128"):
+        read(128)
+
+
+def test_only_the_scenes_to_measure_on_are_held_out(encoders, small, monkeypatch):
+    seen = []
+    monkeypatch.setattr(latents, "SHARD", 8)
+    monkeypatch.setattr(
+        latents,
+        "encode",
+        lambda e, scenes, *_: seen.append(scenes)
+        or Latents(*[mx.zeros(1)] * 2, np.zeros(1)),
+    )
+    list(make(encoders, 8, 64, 9))
+    held = [
+        [held_out(a.thing, a.colour, a.motion) for a in (s.actors[0] for s in scenes)]
+        for scenes in seen
+    ]
+    assert [set(row) for row in held] == [{True}, {False}]
+
+
+# ---- what goes in is what inference gives
+
+
+def test_features_are_the_encoders(encoder):
+    ids, _ = encoder.tokenize([*SENTENCES, ""], TEXT_TOKENS)
+    ours, theirs = features(encoder, np.array(ids, np.int16)), encoder.features(
+        [*SENTENCES, ""], TEXT_TOKENS
+    )
+    assert mx.array_equal(ours.mask, theirs.mask)
+    assert mx.allclose(ours.hidden_states, theirs.hidden_states, atol=1e-5)
+    assert np.array_equal(empty(), np.array(ids)[2])
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_velocity_is_what_the_sampler_hears(denoiser, encoder, pinned):
+    sigma = 0.7
+    texts = encoder.features(SENTENCES[:1], TEXT_TOKENS)
+    image = VideoConditionByLatentIndex(mx.random.normal((1, 4, 128)))
+    states = initial_states(SHAPE, AV(), [image] if pinned else [], audio=True)
+    states = noised(states, sigma, mx.random.key(1))
+    context = embed_prompts(denoiser.connectors, texts).positive
+    x0 = X0Model(denoiser.transformer)(states, context, sigma)
+    x = states.map(lambda state: state.latent)
+    ours = denoiser.velocity(
+        x, denoiser.context(texts, x.present), mx.array([sigma]), SHAPE, pinned
+    )
+    expected = states.map(lambda s, v: s.latent - s.denoise_mask * sigma * v, ours)
+    for a, b in zip(x0.values, expected.values):
+        assert mx.allclose(a, b, atol=1e-5)
+
+
+def test_sigmas_cover_the_schedules():
+    sigmas = draw_sigmas(np.random.default_rng(0), 4000)
+    assert 0 < sigmas.min() < 0.05 and sigmas.max() <= 1
+    dev = np.array(ltx2_scheduler(40))[:-1]
+    for low, high in zip(dev[:0:-4], dev[-5::-4]):
+        assert ((sigmas >= low) & (sigmas <= high)).mean() > 0.02
+
+
+# ---- where training begins
+
+
+def test_training_begins_where_it_was_left(tmp_path, monkeypatch):
+    for module in (model, train_transformer):
+        monkeypatch.setattr(module, "WORK", tmp_path)
+    first = train_transformer.begin()  # there is nothing yet
+    first.transformer.proj_out.bias = first.transformer.proj_out.bias + 3
+    store("transformer-dev", first.transformer)
+    store("connectors", first.connectors)
+    again = train_transformer.begin()
+    assert mx.array_equal(again.transformer.proj_out.bias, first.transformer.proj_out.bias)  # fmt: skip
+    assert mx.array_equal(
+        again.connectors.aggregate_embed.weight, first.connectors.aggregate_embed.weight
+    )
+
+
+def test_a_new_denoiser_predicts_its_input(encoder):
+    """Up to the random modulation of the last norm, which is small."""
+    denoiser = new_denoiser()
+    texts = encoder.features(SENTENCES, TEXT_TOKENS)
+    noise = AV(mx.random.normal((2, 8, 128)), mx.random.normal((2, 9, 128)))
+    context = denoiser.context(texts, noise.present)
+    v = denoiser.velocity(noise, context, mx.ones(2), SHAPE, False)
+    for x, v in zip(noise.values, v.values):
+        assert mx.mean(mx.square(v - x)) < 0.1
+
+
+def test_every_gate_of_a_block_is_open_and_nothing_passes(encoder):
+    block = new_denoiser().transformer.transformer_blocks[0]
+    assert block.scale_shift_table[:, 0].tolist() == [0, 0, 1, 0, 0, 1]
+    assert block.scale_shift_table_a2v_ca_audio[:, 0].tolist() == [0, 0, 0, 0, 1]
+    silent = [
+        block.attn2.to_out,
+        block.audio_to_video_attn.to_out,
+        block.audio_ff.proj_out,
+    ]
+    assert not any(mx.any(layer.weight).item() for layer in silent)
+
+
+# ---- the loss
+
+
+def test_the_loss_leaves_out_what_is_given(encoder, clips):
+    """A model that says nothing has the error of noise - x0; at the given tokens it has none."""
+    denoiser, rows = new_denoiser(), np.arange(2)
+    for last in (denoiser.transformer.proj_out, denoiser.transformer.audio_proj_out):
+        last.weight = mx.zeros_like(last.weight)
+    x0 = clips.batch(rows, SHAPE)
+    batch = Batch(
+        x0, features(encoder, clips.ids[rows, 0]), mx.array([0.5, 0.9]), SHAPE
+    )
+    noise = normal(x0, mx.random.key(3))
+    wrong = x0.map(lambda x0, noise: mx.square(noise - x0), noise)
+    audio = train_transformer.AUDIO_WEIGHT * wrong.audio.mean().item()
+    free = velocity_loss(denoiser, batch, mx.random.key(3)).item()
+    assert free == pytest.approx(wrong.video.mean().item() + audio, rel=1e-5)
+    given = velocity_loss(
+        denoiser, batch._replace(pinned=True), mx.random.key(3)
+    ).item()
+    assert given == pytest.approx(wrong.video[:, 4:].mean().item() + audio, rel=1e-5)
+
+
+def test_batches_are_of_as_many_tokens_and_of_every_kind(encoder, clips, monkeypatch):
+    monkeypatch.setattr(train_transformer, "LARGE", 128)
+    large = Latents(mx.zeros((4, 48, 128)), clips.audio[:4], clips.ids[:4])
+    sets = {64: clips, 128: large}
+    batches = [draw_batch(step, sets, encoder, 12) for step in range(60)]
+    kinds = {(b.shape.height, len(b.sigma)) for b in batches}
+    assert kinds == {
+        (64, 28),
+        (128, 7),
+    }  # of 12 and 48 tokens; 12 clips of 49 frames would have 336
+    assert {b.x0.video.shape[1:] for b in batches} == {(12, 128), (48, 128)}
+    assert {b.pinned for b in batches} == {True, False}
+    assert {b.x0.audio is None for b in batches} == {True, False}
+    untold = [(np.array(b.features.mask).sum(axis=1) == 1).mean() for b in batches]
+    assert 0.02 < np.mean(untold) < 0.25
+
+
+def test_most_clips_are_of_the_usual_length(clips):
+    long = Latents(mx.zeros((1, 13 * 4, 128)), clips.audio[:1], clips.ids[:1])
+    rng = np.random.default_rng(0)
+    frames = [draw_shape(rng, {64: long}, 0).frames for _ in range(300)]
+    assert set(frames) == set(range(25, 98, 8))
+    assert 0.5 < frames.count(49) / 300 < 0.8
+
+
+def test_the_network_computes_in_the_dtype_of_its_weights(denoiser, encoder, clips):
+    denoiser.set_dtype(mx.bfloat16)
+    batch = draw_batch(0, {64: clips}, encoder, 1)
+    context = denoiser.context(batch.features, batch.x0.present)
+    v = denoiser.velocity(batch.x0, context, batch.sigma, batch.shape, True)
+    assert {x.dtype for x in (*v.values, *context.values)} == {mx.bfloat16}
+    loss = velocity_loss(denoiser, batch, mx.random.key(0))
+    assert loss.dtype == mx.float32 and mx.isfinite(loss)
+
+
+def test_training_makes_the_loss_fall_and_is_read_back(encoder, clips):
+    denoiser = new_denoiser()
+    plan = Plan("transformer", steps=30, learning_rate=3e-3, warmup=1, average=0.0)
+
+    def loss(step):
+        return velocity_loss(
+            denoiser, draw_batch(step, {64: clips}, encoder, 4), mx.random.key(step)
+        )
+
+    before = measure(denoiser, encoder, clips, 64)
+    train(denoiser, loss, plan)
+    store("transformer-dev", denoiser.transformer)
+    store("connectors", denoiser.connectors)
+    again = Denoiser(load("transformer-dev"), load("connectors"))
+    after = measure(again, encoder, clips, 64)
+    for level in (0.7, 0.9, 1.0):
+        assert after[level].video < 0.8 * before[level].video
+        assert after[level].audio < 0.8 * before[level].audio
+
+
+# ---- distillation
+
+
+def test_a_teacher_of_one_unguided_step_has_nothing_to_teach(
+    denoiser, encoder, clips, monkeypatch
+):
+    monkeypatch.setattr(distil, "SUBSTEPS", (1,) * 8)
+    start = draw_start(0, {64: clips}, 2)
+    lesson = teach(denoiser, encoder, start, guidance=1.0)
+    assert lesson.sigma.tolist() == pytest.approx(np.repeat(STAGE_1_SIGMAS[:-1], 4))
+    assert distil_loss(denoiser, lesson, start).item() < 1e-6
+    ends = lesson.x.map(
+        lambda x, v: x[-4:] - STAGE_1_SIGMAS[-2] * v[-4:], lesson.velocity
+    )
+    for a, b in zip(walk(denoiser, encoder, start).values, ends.values):
+        assert mx.allclose(a, b, atol=1e-4)
+
+
+def test_a_guided_teacher_goes_further_and_leaves_what_is_given(
+    denoiser, encoder, clips
+):
+    x0, ids = clips.batch(np.arange(2), SHAPE), clips.ids[:2, 0]
+    start = Start(x0, ids, (0.9, 0.4, 0.0), SHAPE, pinned=True)
+    lesson = teach(denoiser, encoder, start, guidance=3.0)
+    assert mx.array_equal(lesson.velocity.video[:, :4], mx.zeros((4, 4, 128)))
+    assert distil_loss(denoiser, lesson, start).item() > 1e-4
+
+
+def test_distilling_makes_the_loss_fall_by_a_low_rank_change(encoder, clips):
+    teacher = Denoiser(fresh("transformer"), new_denoiser().connectors)
+    store("transformer-dev", teacher.transformer)
+    student = Denoiser(load("transformer-dev"), teacher.connectors)
+    change = Change(teacher.transformer, rank=4)
+    start = draw_start(0, {64: clips}, 2)
+    lesson = teach(teacher, encoder, start, guidance=3.0)
+    losses = []
+
+    def loss(step):
+        change.apply_to(student.transformer, teacher.transformer)
+        value = distil_loss(student, lesson, start)
+        losses.append(mx.stop_gradient(value))
+        return value
+
+    train(
+        change,
+        loss,
+        Plan("distil", steps=12, learning_rate=3e-3, warmup=1, average=0.0),
+    )
+    assert losses[-1].item() < 0.8 * losses[0].item()
+    keep(change)
+    before, after = (
+        load(f"transformer-{v}").proj_out.weight for v in ("dev", "distilled")
+    )
+    assert np.linalg.matrix_rank(np.array(after - before), tol=1e-5) == 4
+
+
+# ---- the whole
+
+
+def test_a_clip_comes_out_of_the_public_pipeline(encoder, small, tmp_path_factory):
+    parts = {name: store(name, fresh(name)) for name in CONFIGS if name != "connectors"}
+    parts["connectors"] = store("connectors", new_denoiser().connectors)
+    text.store_encoder(encoder.model, small / "text_encoder")
+    sources = {name: Source.of(folder) for name, folder in parts.items()}
+    sources["text_encoder"] = Source.of(small / "text_encoder")
+    pipeline = Pipeline(Components(sources, mx.float32), distilled(), health=False)
+    clip = pipeline(Request(SENTENCES[0], SHAPE, negative_prompt="", audio=True))
+    frames = list(clip.frames)
+    assert len(frames) == 9 and frames[0].shape == (64, 64, 3)
+    assert clip.audio.seconds == pytest.approx(9 / 24, abs=0.05)

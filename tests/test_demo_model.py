@@ -1,0 +1,499 @@
+"""The model inside the package: when it is used, what its own defaults decide, and its transformers of two kinds.
+
+A folder with random weights stands in its place.
+"""
+
+import fnmatch
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+import huggingface_hub as hf
+import mlx.core as mx
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+import mlx_video
+from mlx_video import cli, generate, generate_av, generate_dev, hub, recipes
+from mlx_video.convert import convert
+from mlx_video.job import Files, Job
+from mlx_video.models.ltx import find
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.find import DEMO
+from mlx_video.models.ltx.footprint import Footprint
+from mlx_video.models.ltx.layouts import MAX_TOKENS, identify
+from mlx_video.types import AV
+from tests.checkpoints import MODEL, rewrite, tiny_folder, write_lora
+from tests.media_reading import read_clip
+
+PROMPT = ["-p", "a red ball"]
+DEFAULTS = {
+    "width": 128,
+    "height": 64,
+    "frames": 9,
+    "fps": 12,
+    "audio": True,
+    "negative_prompt": "rain",
+    "steps": 2,
+    "cfg": 2.0,
+    "audio_cfg": 1.5,
+    "stg_blocks": [1],
+}
+SHAPE = (9, 64, 128, 12.0)
+TOKENS = 64
+LAYER = "transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """A folder as ``convert`` writes it, a dev transformer of other weights beside the distilled one."""
+    tmp = tmp_path_factory.mktemp("demo")
+    folder = convert(tiny_folder(tmp / "official"), tmp / "template")
+    shutil.copytree(folder / "transformer", folder / "transformer-dev")
+    (file,) = (folder / "transformer-dev").glob("*.safetensors")
+    weights = mx.load(str(file))
+    weights[f"{LAYER}.weight"] = weights[f"{LAYER}.weight"] + 1
+    mx.save_safetensors(str(file), weights)
+    state(folder / "config.json", name=DEMO, defaults=DEFAULTS)
+    state(folder / "text_encoder/tokenizer_config.json", model_max_length=TOKENS)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hf, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def demo(template, tmp_path, monkeypatch, cache) -> Path:
+    """A copy in the package's place, to change and to break."""
+    folder = shutil.copytree(template, tmp_path / "package" / DEMO)
+    monkeypatch.setattr(find, "PACKAGED", folder)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def state(file: Path, **values) -> None:
+    """Change what a JSON file says."""
+    stated = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(stated | values))
+
+
+def restate(folder: Path, **defaults) -> None:
+    state(folder / "config.json", defaults=DEFAULTS | defaults)
+
+
+def unified(words) -> int:
+    return cli.main(["generate", *words])
+
+
+def weight(folder: Path, variant: str) -> mx.array:
+    """Of a layer in which the variants differ."""
+    components = Components.open(folder, variant=variant, dtype=mx.float32)
+    with components.lend("transformer") as model:
+        return dict(model.named_modules())[LAYER].weight * 1
+
+
+# When it is used
+
+
+@pytest.mark.parametrize(
+    "door, words, sound",
+    [
+        (unified, [], True),
+        (unified, ["--variant", "dev"], True),
+        (generate.main, [], False),
+        (generate_dev.main, [], False),
+        (generate_av.main, [], True),
+    ],
+)
+def test_a_prompt_is_enough_for_a_clip(door, words, sound, demo, capsys):
+    assert door([*PROMPT, *words]) == 0
+    told = [x for x in capsys.readouterr().err.splitlines() if "ltx-2-tiny" in x]
+    assert told == [
+        "Using ltx-2-tiny, the demo model inside the package. "
+        "For LTX-2 itself (43 GB, and 24 GB for its text encoder): add --model Lightricks/LTX-2"
+    ]
+    frames, fps, audio, _ = read_clip(Path("output.mp4"))
+    assert (len(frames), *frames[0].shape[:2], fps) == SHAPE
+    assert (audio is not None) is sound
+    job = Job.from_record(Path("output.json"))
+    assert job.files.model == DEMO and job.request.shape == SHAPE
+    assert job.request.negative_prompt == "rain"
+
+
+def test_its_clip_is_made_again_elsewhere_and_nothing_is_said(demo, capsys):
+    assert unified([*PROMPT, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    moved = demo.rename(demo.parent / "moved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(find, "PACKAGED", moved)
+        assert unified(["--from-record", "output.mp4", "-o", "again.mp4"]) == 0
+    assert "Using" not in capsys.readouterr().err
+    a, b = (np.stack(read_clip(Path(n))[0]) for n in ("output.mp4", "again.mp4"))
+    assert np.array_equal(a, b)
+
+
+def test_a_record_names_the_model_where_the_job_did_not(demo):
+    request = mlx_video.load().request("a red ball")
+    unnamed = Job(request, recipes.distilled())
+    planned = unnamed.planned(unnamed.plan())
+    assert planned.files == Files(DEMO)
+
+
+def job(*words: str) -> Job:
+    """What ``mlx-video plan`` would plan."""
+    jobs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "make", lambda job, *_, **__: jobs.append(job))
+        assert unified([*PROMPT, *words]) == 0
+    return jobs[0]
+
+
+@pytest.mark.parametrize("newest", ["0123", "4567"])
+def test_the_official_model_goes_before_it_once_it_is_cached(
+    newest, demo, cache, capsys
+):
+    assert job().files.model == DEMO
+    repository = cache / "models--Lightricks--LTX-2"
+    file = repository / "snapshots/0123/ltx-2-19b-distilled.safetensors"
+    for path, text in ((file, "weights"), (repository / "refs/main", newest)):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    capsys.readouterr()
+    made = job()
+    assert made.files.model == hub.MODEL_REPO and capsys.readouterr().err == ""
+    assert made.request.shape == recipes.Defaults().shape
+    assert job("--variant", "dev").files.model == hub.MODEL_REPO
+
+
+@pytest.mark.parametrize("flag", ["--text-encoder", "--upsampler", "--lora"])
+def test_what_goes_with_the_official_model_asks_for_it(flag, demo, cache, capsys):
+    assert job(flag, "some/thing").files.model == hub.MODEL_REPO
+    assert capsys.readouterr().err == ""
+
+
+def test_it_is_never_used_unheard(demo, cache, capsys, caplog):
+    assert job("--quiet").files.model == DEMO
+    assert capsys.readouterr().err == "" and f"Using {DEMO}" in caplog.text
+
+
+def test_without_it_the_official_model_is_used(cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(find, "PACKAGED", tmp_path / "nowhere")
+    assert job().files == Files(hub.MODEL_REPO)
+
+
+def test_it_goes_by_its_name(demo, capsys):
+    assert job("--model", DEMO).files.model == DEMO
+    assert job("--model", str(demo)).files.model == str(demo)
+    assert capsys.readouterr().err == ""
+    assert cli.main(["info"]) == cli.main(["info", DEMO]) == 0
+    assert str(demo) in capsys.readouterr().out
+
+
+def test_a_folder_of_its_name_goes_before_it_where_it_is_typed(demo):
+    here = shutil.copytree(demo, DEMO)
+    assert job("--model", DEMO).files.model == str(Path(here).resolve())
+    assert job().files.model == DEMO
+
+
+def test_plans_are_made_for_it(demo, capsys):
+    assert cli.main(["plan", *PROMPT]) == 0
+    out, err = capsys.readouterr()
+    assert "stage 2" in out and err.startswith("Using ltx-2-tiny")
+
+
+def test_python_uses_it_too(demo):
+    pipeline = mlx_video.load()
+    request = pipeline.request("a red ball")
+    assert request.shape == SHAPE and request.audio
+    assert request.negative_prompt == "rain"
+    assert pipeline.recipe == recipes.distilled()
+    assert len(list(pipeline(request).frames)) == 9
+    assert mlx_video.load(variant="dev").recipe == job("--variant", "dev").recipe
+    assert generate.generate_video("a red ball") == Path("output.mp4")
+    assert Job.from_record(Path("output.mp4")).request.shape == SHAPE
+
+
+def test_no_time_goes_to_compiling_for_a_cpu(demo, monkeypatch):
+    disabled = []
+    monkeypatch.setattr(mx, "disable_compile", lambda: disabled.append(1))
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    assert cli.main(["info"]) == 0 and not disabled
+    monkeypatch.setattr(mx, "default_device", lambda: mx.cpu)
+    assert cli.main(["info"]) == 0 and disabled
+
+
+# It is no language model
+
+
+def test_it_cannot_enhance_prompts(demo, capsys):
+    assert unified([*PROMPT, "--enhance-prompt"]) == cli.BAD_INPUT
+    assert "reads 64 tokens at most and cannot be asked" in capsys.readouterr().err
+    assert not Path("output.mp4").exists()
+
+
+def test_enhance_goes_on_asking_gemma(demo, monkeypatch):
+    asked = []
+
+    def stop(given, announce):
+        asked.append(given)
+        raise FileNotFoundError("stop")
+
+    monkeypatch.setattr(find, "find_text_encoder", stop)
+    assert cli.main(["enhance", *PROMPT]) == cli.BAD_INPUT and asked == [None]
+
+
+# Prompts as long as its tokenizer states
+
+
+def test_a_prompt_has_the_length_that_the_tokenizer_states(demo, capsys):
+    fits = "A" + " red" * (TOKENS - 2)
+    assert unified(["-p", f"{fits} red"]) == cli.BAD_INPUT
+    told = capsys.readouterr().err
+    assert "has 65 tokens and may have 64 at most" in told and "by 1;" in told
+    assert "[transformers]" not in told
+    with Components.open(demo, needs=["text_encoder"]).text_encoder() as encoder:
+        assert encoder.features([fits]).mask.sum().item() == TOKENS
+        assert encoder.features(["A"]).mask.shape == (1, TOKENS)
+
+
+@pytest.mark.parametrize("stated", [None, 1e30, math.inf, 131072])
+def test_no_prompt_is_longer_than_in_training(demo, stated):
+    state(demo / "text_encoder/tokenizer_config.json", model_max_length=stated)
+    with Components.open(demo, needs=["text_encoder"]).text_encoder() as encoder:
+        assert encoder.max_tokens == MAX_TOKENS == 1024
+
+
+@pytest.mark.parametrize("stated", ["long", -1, math.nan])
+def test_a_length_that_is_none_is_refused(demo, stated, capsys):
+    state(demo / "text_encoder/tokenizer_config.json", model_max_length=stated)
+    assert unified(PROMPT) == cli.BAD_INPUT
+    assert f"such as 1024; got {stated!r}" in capsys.readouterr().err
+
+
+def test_memory_is_reckoned_for_that_length(demo):
+    tokens, held = AV(32, 9), []
+    for stated in (TOKENS, 2 * TOKENS):
+        state(demo / "text_encoder/tokenizer_config.json", model_max_length=stated)
+        footprint = Footprint(Components.open(demo), LTXModelType.AudioVideo)
+        held.append(footprint.held(tokens, 1))
+    widths = 64 + 32  # of the two streams
+    assert held[1] - held[0] == 5 * TOKENS * widths * 4
+
+
+# Defaults
+
+
+def test_what_is_typed_goes_before_its_defaults(demo):
+    made = job("-W", "192", "-n", "17", "--negative-prompt", "snow", "--no-audio")
+    assert made.request.shape == (17, 64, 192, 12.0)
+    assert made.request.negative_prompt == "snow" and not made.request.audio
+
+
+def test_guidance_follows_its_defaults(demo):
+    (stage,) = job("--variant", "dev").recipe.stages
+    assert len(stage.sigmas) == 3
+    usual = recipes.VIDEO_GUIDANCE
+    video = recipes.replace(usual, cfg=2.0, stg_blocks=(1,))
+    assert stage.guidance == AV(video, recipes.replace(video, cfg=1.5))
+    words = ["--variant", "dev", "--steps", "5", "--cfg-scale", "4"]
+    (stage,) = job(*words).recipe.stages
+    assert len(stage.sigmas) == 6
+    assert (stage.guidance.video.cfg, stage.guidance.audio.cfg) == (4.0, 1.5)
+
+
+def test_sound_is_off_where_its_default_says_so_and_the_door_does_not(demo):
+    restate(demo, audio=False)
+    assert not job().request.audio and job("--audio").request.audio
+
+
+@pytest.mark.parametrize(
+    "stated, sentence",
+    [
+        ({"sparkle": 1}, "ltx-2-tiny: Defaults: unknown keys sparkle"),
+        ({"width": "256"}, "width cannot be '256'; LTX-2's is 768"),
+        ({"steps": True}, "steps cannot be True"),
+        ({"stg_blocks": ["1"]}, r"stg_blocks cannot be \('1',\); LTX-2's is \(29,\)"),
+        ([1], r"must be a JSON object.*got \[1\]"),
+    ],
+)
+def test_defaults_that_mean_nothing_are_refused(stated, sentence, demo):
+    state(demo / "config.json", defaults=stated)
+    with pytest.raises(ValueError, match=sentence):
+        mlx_video.load()
+
+
+def test_there_are_two_variants(demo):
+    with pytest.raises(ValueError, match="is distilled or dev; got 'distiled'"):
+        mlx_video.load(variant="distiled")
+
+
+def test_a_single_file_states_its_defaults_in_its_metadata(tmp_path):
+    file = tiny_folder(tmp_path / "official") / MODEL
+    text = json.dumps(DEFAULTS)
+    rewrite(file, metadata=lambda metadata: metadata.update(defaults=text))
+    assert mlx_video.load(str(file)).request("a ball").shape == SHAPE
+    assert job("--model", str(file)).request.shape == SHAPE
+    convert(file, tmp_path / "mlx")
+    assert identify(tmp_path / "mlx").defaults == DEFAULTS
+    rewrite(file, metadata=lambda metadata: metadata.update(defaults="{"))
+    with pytest.raises(ValueError, match=f"{MODEL}: its defaults must be a JSON"):
+        identify(file)
+
+
+def test_a_repository_states_its_defaults_before_its_weights_are_fetched(
+    demo, monkeypatch
+):
+    asked = []
+
+    def resolve(repo, patterns, announce):
+        asked.append((repo, *patterns))
+        return demo
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    assert job("--model", "me/tiny").request.shape == SHAPE
+    assert asked == [("me/tiny", "*config.json")]
+    needs = ("text_encoder", "transformer", "upsampler", "vocoder")
+    Components.open("me/tiny", variant="dev", needs=needs)
+    fetched = set(asked[-1])
+    assert {"transformer-dev/*.safetensors", "text_encoder/tokenizer*"} < fetched
+    assert {"upsampler/*.safetensors", "vocoder/*.safetensors"} < fetched
+    assert "transformer/*.safetensors" not in fetched
+
+
+@pytest.fixture
+def published(demo, tmp_path, monkeypatch) -> Path:
+    """The folder as the repository me/tiny, of which the cache gets what is asked for."""
+    cached = tmp_path / "snapshot"
+
+    def resolve(model, patterns, announce):
+        assert str(model) == "me/tiny"
+        there = [f.relative_to(demo).as_posix() for f in demo.rglob("*") if f.is_file()]
+        for pattern in patterns:
+            assert (names := fnmatch.filter(there, pattern)), pattern
+            for name in names:
+                (cached / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(demo / name, cached / name)
+        return cached
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    return demo
+
+
+def test_a_repository_may_keep_the_distilled_transformer_as_a_lora(
+    published, with_lora
+):
+    opened = Components.open("me/tiny", variant="distilled", needs=["transformer"])
+    assert opened.layout.distillation.name == "tiny-distilled-lora-2.safetensors"
+    with opened.lend("transformer"):
+        assert not opened.fusions
+
+
+def test_a_repository_is_converted_as_a_whole(published, tmp_path):
+    convert("me/tiny", tmp_path / "here")
+    there = {f.relative_to(published) for f in published.rglob("*")}
+    assert there == {
+        f.relative_to(tmp_path / "here") for f in (tmp_path / "here").rglob("*")
+    }
+
+
+# What its clips may be
+
+
+def still_and_silent(monkeypatch):
+    picture = np.random.default_rng(0).integers(0, 255, (64, 128, 3), np.uint8)
+    frames = lambda chunks: (picture for _ in range(9))
+    monkeypatch.setattr("mlx_video.postprocess.frames", frames)
+    vocoder = "mlx_video.models.ltx.audio_vae.vocoder.Vocoder.__call__"
+    monkeypatch.setattr(vocoder, lambda self, mel: mx.zeros((1, 2, 18000)))
+
+
+@pytest.mark.parametrize(
+    "stated, complaint",
+    [
+        ({"may_be_still": True, "may_be_silent": True}, None),
+        ({"may_be_still": True}, "Decoding made silence"),
+        ({"may_be_silent": True}, "All 9 frames are the same picture"),
+    ],
+)
+def test_still_and_silent_clips_pass_where_the_model_was_taught_them(
+    stated, complaint, demo, monkeypatch, capsys
+):
+    still_and_silent(monkeypatch)
+    restate(demo, **stated)
+    assert unified(PROMPT) == (cli.BAD_OUTPUT if complaint else 0)
+    assert (complaint or "output.mp4") in "".join(capsys.readouterr())
+
+
+# Its two transformers
+
+
+def test_the_variant_decides_which_transformer_is_taken(demo):
+    distilled, dev = weight(demo, "distilled"), weight(demo, "dev")
+    assert mx.allclose(dev, distilled + 1, atol=1e-2)  # bfloat16
+    (demo / "transformer").rename(demo / "transformer-distilled")
+    assert mx.array_equal(weight(demo, "distilled"), distilled)
+    (demo / "transformer-dev").rename(demo / "transformer")
+    assert mx.array_equal(weight(demo, "distilled"), distilled)
+    assert mx.array_equal(weight(demo, "dev"), dev)
+
+
+def test_the_dev_transformer_alone_is_no_distilled_one(demo):
+    shutil.rmtree(demo / "transformer")
+    assert Components.open(demo, variant="dev")
+    with pytest.raises(ValueError, match="has no transformer"):
+        Components.open(demo, variant="distilled")
+
+
+@pytest.fixture
+def with_lora(demo) -> Path:
+    """The distilled transformer kept as a LoRA."""
+    shutil.rmtree(demo / "transformer")
+    write_lora(demo / "tiny-distilled-lora-2.safetensors", f"diffusion_model.{LAYER}")
+    return demo
+
+
+def test_the_distilled_transformer_may_be_a_lora_of_the_dev_one(with_lora, capsys):
+    change = weight(with_lora, "distilled") - weight(with_lora, "dev")
+    assert mx.allclose(change, mx.full((64, 64), 2.0), atol=1e-5)
+    assert unified(PROMPT) == 0
+    assert "tiny-distilled-lora" not in capsys.readouterr().err
+    words = ["--variant", "dev", "--two-stage", "-H", "128", "-o", "two.mp4"]
+    assert unified([*PROMPT, *words]) == 0
+    assert "tiny-distilled-lora-2.safetensors at 1" in capsys.readouterr().err
+
+
+def test_info_shows_every_folder_and_the_defaults(with_lora, capsys):
+    assert cli.main(["info"]) == 0
+    told = capsys.readouterr().out
+    assert "transformer-dev " in told
+    assert re.search(r"tiny-distilled-lora-2 +2 tensors +0.00 MB  float32\n", told)
+    assert 'defaults    {"width": 128, ' in told
+    assert "missing" not in told and "LTX-2.0" in told
+
+
+def test_conversion_keeps_a_lora_too(demo, with_lora, tmp_path):
+    convert(demo, tmp_path / "q", quantize=True, q_group_size=32)
+    before, after = (set(os.listdir(folder)) for folder in (demo, tmp_path / "q"))
+    assert before == after
+    found = identify(tmp_path / "q", "dev")
+    assert found.sources["transformer"].quantization["bits"] == 8
+    assert found.defaults == DEFAULTS
+    with pytest.raises(ValueError, match="is quantized already"):
+        convert(tmp_path / "q", tmp_path / "again", quantize=True)
+
+
+def test_conversion_loses_no_transformer_to_the_chosen_one(demo, tmp_path):
+    convert(demo, tmp_path / "mlx", variant="dev")
+    for variant in ("distilled", "dev"):
+        kept = weight(tmp_path / "mlx", variant)
+        assert mx.array_equal(kept, weight(demo, variant))
