@@ -66,7 +66,10 @@ class Change(nn.Module):
             (path.replace("/", "."), weight + self.up[path] @ self.down[path])
             for path, weight in linear_weights(teacher)
         ]
-        student.update(tree_unflatten(changed))
+        dtype = student.dtype
+        student.update(
+            tree_unflatten([(path, weight.astype(dtype)) for path, weight in changed])
+        )
 
 
 def linear_weights(module: nn.Module) -> Iterator[tuple[str, mx.array]]:
@@ -235,10 +238,10 @@ def main() -> None:
     quick.install()
     encoder, sets = load_encoder(), read_sets()
     teacher = Denoiser(load("transformer-dev"), load("connectors"))
-    # The student stays float32: its weights change by less than bfloat16 can tell.
     student = Denoiser(load("transformer-dev"), load("connectors"))
     if GPU:
         teacher.set_dtype(mx.bfloat16)
+        student.set_dtype(mx.bfloat16)
     change = Change(teacher.transformer, LORA_RANK)
     plan = Plan(
         "distil",

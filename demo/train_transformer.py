@@ -41,6 +41,7 @@ SMALL, LARGE = 128, 256  # pixels, of the first stage and of the second
 AT_LARGE = 0.35 if GPU else 0.2  # of the steps
 REFINING = 0.7  # of those begin where the second stage does, the others at pure noise
 USUAL, SHORTEST = 49, 25  # frames
+STRIDE = 24 if GPU else 8  # frames; a GPU prepares its attention anew for every length
 USUALLY = 0.6  # of the steps
 PINNED = 0.2  # of the steps have a first frame that is given
 MUTE = 0.1  # of the steps have no sound
@@ -257,7 +258,7 @@ def draw_shape(
     """Any shape that there are latents of, mostly of the usual length."""
     size = LARGE if LARGE in sets and rng.random() < at_large else SMALL
     longest = longest_clip(sets[size], size)
-    frames = int(rng.choice(np.arange(min(SHORTEST, longest), longest + 1, 8)))
+    frames = int(rng.choice(np.arange(min(SHORTEST, longest), longest + 1, STRIDE)))
     if rng.random() < USUALLY:
         frames = min(USUAL, longest)
     return VideoPixelShape(frames, size, size, FPS)
@@ -366,6 +367,7 @@ def main() -> None:
             sets.update(read_sets())
 
     train(denoiser, loss, plan, keep)
+    denoiser.set_dtype(plan.dtype)
     for size, unseen in read_sets(UNSEEN).items():
         print(f"{size} pixels, sentences about combinations never seen")
         say(measure(denoiser, encoder, unseen, size))
@@ -375,7 +377,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=8.0 if GPU else 50.0)
     parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--batch", type=int, default=1024 if GPU else 16)
+    parser.add_argument("--batch", type=int, default=512 if GPU else 16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     return parser.parse_args()
 

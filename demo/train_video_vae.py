@@ -135,7 +135,7 @@ def train_pair(
     def loss(step: int) -> mx.array:
         target = training_crops(step, pixels, cuts)
         latent = pair.encoder(target.astype(plan.dtype))
-        decoded = pair.decoder(noisy(latent, mx.random.key(step)))
+        decoded = pair.decoder(noisy(latent, mx.random.key(step)).astype(plan.dtype))
         magnitude = mx.mean(mx.square(latent.astype(mx.float32)))
         return distance(decoded, target) + MAGNITUDE * magnitude
 
@@ -198,8 +198,12 @@ def main() -> None:
         for module in pair.decoder.modules():
             if isinstance(module, ResnetBlock3D):
                 module.unfreeze()
+    if options.only_decoder:
+        pair.encoder.freeze()
     plan = Plan(
-        "video_vae",
+        "video_decoder"
+        if options.only_decoder
+        else "video_vae_residual" if options.only_residual else "video_vae",
         options.steps,
         options.minutes,
         options.learning_rate or (1e-3 if options.only_residual else 3e-5),
@@ -223,6 +227,11 @@ def _options() -> argparse.Namespace:
         action="store_true",
         help="train the decoder's residual blocks alone: latents stay what they are, and the rate may be 30 times as "
         "high as what the fitted layers bear",
+    )
+    parser.add_argument(
+        "--only-decoder",
+        action="store_true",
+        help="train all of the decoder: latents stay what they are",
     )
     return parser.parse_args()
 

@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from demo.model import WORK
 
 Tree = dict
+CACHE = 2**34  # bytes of freed memory to keep at most, so that two trainings can share a GPU
 Loss = Callable[[int], mx.array]
 
 
@@ -95,6 +96,7 @@ def train(
     The loss draws its batch from the number of the step, so a training that was interrupted goes on as it would have:
     its state lies in ``WORK`` every two minutes. ``on_pause`` is called whenever the averaged weights were written.
     """
+    mx.set_cache_limit(CACHE)
     file = WORK / f"{plan.name}.training.safetensors"
     state = State(module, plan)
     if file.exists():

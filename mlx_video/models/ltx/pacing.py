@@ -12,16 +12,14 @@ from typing import Iterator
 import mlx.core as mx
 
 SMALL = 8 * 2**20  # bytes; a piece that ends in less joins the next
-QUEUED = (
-    384 * 2**20
-)  # bytes that unfinished pieces may end in; a larger one runs while the next is queued
+QUEUED = 384 * 2**20  # bytes that unfinished pieces may end in; a larger one runs alone
 
 
 class Pacer:
-    """Lets a few pieces wait behind the one that runs; of large ones, one.
+    """Lets a few pieces wait behind the one that runs; of large ones, none.
 
-    So memory holds what they need instead of what the whole network does, the device is never idle, and no GPU command
-    runs for seconds, which macOS would stop.
+    So memory holds what they need instead of what the whole network does, the device is hardly ever idle, and no GPU
+    command runs for seconds, which macOS would stop.
     """
 
     def __init__(self):
@@ -31,10 +29,10 @@ class Pacer:
         size = sum(array.nbytes for array in arrays)
         if size < SMALL:
             return
-        mx.async_eval(*arrays)
-        self.queue.append((arrays[0], size))
-        while len(self.queue) > 1 and sum(size for _, size in self.queue) > QUEUED:
+        while self.queue and size + sum(size for _, size in self.queue) > QUEUED:
             mx.eval(self.queue.popleft()[0])
+        mx.async_eval(*arrays)  # not before: what waits on the device has its memory
+        self.queue.append((arrays[0], size))
 
 
 _pacer: ContextVar[Pacer | None] = ContextVar("pacer", default=None)
