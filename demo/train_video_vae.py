@@ -201,9 +201,11 @@ def main() -> None:
     if options.only_decoder:
         pair.encoder.freeze()
     plan = Plan(
-        "video_decoder"
-        if options.only_decoder
-        else "video_vae_residual" if options.only_residual else "video_vae",
+        (
+            "video_decoder"
+            if options.only_decoder
+            else "video_vae_residual" if options.only_residual else "video_vae"
+        ),
         options.steps,
         options.minutes,
         options.learning_rate or (1e-3 if options.only_residual else 3e-5),

@@ -19,7 +19,9 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from demo.model import WORK
 
 Tree = dict
-CACHE = 2**34  # bytes of freed memory to keep at most, so that two trainings can share a GPU
+CACHE = (
+    2**34
+)  # bytes of freed memory to keep at most, so that two trainings can share a GPU
 Loss = Callable[[int], mx.array]
 
 
