@@ -127,6 +127,18 @@ def noisy(latent: mx.array, key: mx.array) -> mx.array:
     return latent + noise.astype(latent.dtype)
 
 
+def keep_trainable(pair: Autoencoder, only: str) -> None:
+    """Freeze all but the decoder (``only`` = "decoder") or its residual blocks ("residual"); nothing for "all"."""
+    if only == "all":
+        return
+    pair.encoder.freeze()
+    if only == "residual":
+        pair.decoder.freeze()
+        for module in pair.decoder.modules():
+            if isinstance(module, ResnetBlock3D):
+                module.unfreeze()
+
+
 def train_pair(
     pair: Autoencoder, plan: Plan, pixels: int, cuts: list[Cut]
 ) -> Autoencoder:
@@ -193,22 +205,12 @@ def main() -> None:
     options = _options()
     quick.install()
     pair = begin()
-    if options.only_residual:
-        pair.freeze()
-        for module in pair.decoder.modules():
-            if isinstance(module, ResnetBlock3D):
-                module.unfreeze()
-    if options.only_decoder:
-        pair.encoder.freeze()
+    keep_trainable(pair, options.only)
     plan = Plan(
-        (
-            "video_decoder"
-            if options.only_decoder
-            else "video_vae_residual" if options.only_residual else "video_vae"
-        ),
+        f"video_vae_{options.only}",
         options.steps,
         options.minutes,
-        options.learning_rate or (1e-3 if options.only_residual else 3e-5),
+        options.learning_rate or (1e-3 if options.only == "residual" else 3e-5),
         average=0.998 if GPU else 0.99,
         save_seconds=120 if GPU else 180,
         dtype=mx.bfloat16 if GPU else mx.float32,
@@ -225,15 +227,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pixels", type=int, default=PIXELS, help="a step")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument(
-        "--only-residual",
-        action="store_true",
-        help="train the decoder's residual blocks alone: latents stay what they are, and the rate may be 30 times as "
-        "high as what the fitted layers bear",
-    )
-    parser.add_argument(
-        "--only-decoder",
-        action="store_true",
-        help="train all of the decoder: latents stay what they are",
+        "--only",
+        choices=("residual", "decoder", "all"),
+        default="all",
+        help="what is trained: without the encoder latents stay what they are; the decoder's residual blocks alone bear "
+        "30 times the rate that the fitted layers do",
     )
     return parser.parse_args()
 

@@ -1,5 +1,6 @@
 """What a run will take, foreseen: by hand, beside the truth, and what is done about it."""
 
+import gc
 import json
 import re
 from dataclasses import replace
@@ -175,21 +176,23 @@ def test_streamed_and_quantized_blocks(full):
 
 
 def test_the_tiny_model_takes_what_was_foreseen(model, tmp_path, monkeypatch):
-    """Its stages are small: to 40 MB, the pieces that pacing may let wait and, by the machine's mood, does or does not."""
+    """Above what the tests before it have left in memory; to 12 MB, for its stages are small."""
     monkeypatch.chdir(tmp_path)
     shape = VideoPixelShape(9, 256, 256, 24.0)
     request = Request("a ball", shape, audio=True)
     job = Job(request, recipes.distilled(), Files(str(model)))
     foreseen = {phase.name: phase.peak for phase in job.plan().phases}
+    gc.collect()
+    held = mx.get_active_memory()
     measured, phase = {}, None
     for event in job.pipeline(health=False).stream(request):
         if getattr(event, "phase", None) not in (None, phase):
             phase = event.phase
             mx.clear_cache()
             mx.reset_peak_memory()
-        measured[phase] = mx.get_peak_memory()
+        measured[phase] = mx.get_peak_memory() - held
     for name in ("stage 1", "upsample", "stage 2"):
-        assert foreseen[name] == pytest.approx(measured[name], rel=0.15, abs=40e6), name
+        assert foreseen[name] == pytest.approx(measured[name], rel=0.15, abs=12e6), name
 
 
 # What is done about it

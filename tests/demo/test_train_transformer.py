@@ -343,6 +343,18 @@ def test_distilling_makes_the_loss_fall_by_a_low_rank_change(encoder, clips):
     assert np.linalg.matrix_rank(np.array(after - before), tol=1e-5) == 4
 
 
+def test_a_student_changes_in_its_own_dtype():
+    teacher, student = fresh("transformer"), fresh("transformer")
+    student.set_dtype(mx.bfloat16)
+    change = Change(teacher, rank=1)
+    change.up = {path: mx.ones_like(up) for path, up in change.up.items()}
+    change.apply_to(student, teacher)
+    down = change.down["proj_out/weight"]
+    wanted = (teacher.proj_out.weight + down).astype(mx.bfloat16)
+    assert student.proj_out.weight.dtype == mx.bfloat16
+    assert mx.array_equal(student.proj_out.weight, wanted)
+
+
 # ---- the whole
 
 

@@ -1,12 +1,15 @@
 """The training of the video autoencoder at its smallest: the loss falls, and what it writes is read back."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from demo import model, start_video_vae, train_video_vae, training
 from demo.muon import Muon, orthogonal
-from demo.train_video_vae import Autoencoder, Cut
+from demo.train_video_vae import Autoencoder, Cut, keep_trainable
 from demo.training import Plan
 from demo.world import draw, random_scene
 
@@ -131,6 +134,36 @@ def test_stored_latents_are_normalised_and_an_image_is_a_clips_beginning(work):
     assert mx.abs(mx.mean(latent, axis=(0, 2, 3, 4))).max() < 1e-2
     image = encoder(clips[0][:, :, :1])
     np.testing.assert_allclose(image, latent[:1, :, :1], atol=1e-3)
+
+
+def test_a_decoder_computes_in_the_plans_dtype_beside_an_exact_encoder(
+    work, monkeypatch
+):
+    pair, seen = untrained(), []
+    keep_trainable(pair, "decoder")
+
+    def distance(decoded, target):
+        seen.append(decoded.dtype)
+        return mx.mean(mx.square(decoded - target))
+
+    monkeypatch.setattr(train_video_vae, "distance", distance)
+    half = replace(plan(1), dtype=mx.bfloat16)
+    train_video_vae.train_pair(pair, half, CUT.pixels, [CUT])
+    assert seen == [mx.bfloat16]
+
+
+@pytest.mark.parametrize("only", ["residual", "decoder", "all"])
+def test_only_what_was_asked_for_is_trained(only):
+    pair = untrained()
+    everything = {k for k, _ in tree_flatten(pair.trainable_parameters())}
+    keep_trainable(pair, only)
+    trained = {k for k, _ in tree_flatten(pair.trainable_parameters())}
+    wanted = {
+        "residual": {k for k in everything if "decoder" in k and "res_blocks" in k},
+        "decoder": {k for k in everything if "decoder" in k},
+        "all": everything,
+    }
+    assert trained == wanted[only] and trained
 
 
 def test_linear_algebra_is_a_start_that_trained_parts_take_the_place_of(

@@ -32,6 +32,19 @@ def test_a_large_piece_is_waited_for_when_the_next_is_queued(monkeypatch, evalua
         assert [x is second for x in evaluated[1:]] == [True]
 
 
+def test_a_large_piece_gets_no_memory_before_the_one_before_it_is_done(monkeypatch):
+    events = []
+    monkeypatch.setattr(pacing, "SMALL", 0)
+    monkeypatch.setattr(pacing, "QUEUED", 0)
+    for name in ("eval", "async_eval"):
+        note = lambda x, name=name: events.append((name, x.item()))
+        monkeypatch.setattr(pacing.mx, name, note)
+    with piece_by_piece():
+        for i in range(2):
+            end_piece(mx.array(float(i)))
+    assert events == [("async_eval", 0.0), ("eval", 0.0), ("async_eval", 1.0)]
+
+
 def test_small_pieces_may_wait_together(monkeypatch, evaluated):
     monkeypatch.setattr(pacing, "QUEUED", 8)
     pieces = [mx.array(float(i)) for i in range(4)]  # of 4 bytes
