@@ -147,7 +147,7 @@ def train_pair(
     def loss(step: int) -> mx.array:
         target = training_crops(step, pixels, cuts)
         latent = pair.encoder(target.astype(plan.dtype))
-        decoded = pair.decoder(noisy(latent, mx.random.key(step)).astype(plan.dtype))
+        decoded = pair.decoder(noisy(latent, mx.random.key(step)))
         magnitude = mx.mean(mx.square(latent.astype(mx.float32)))
         return distance(decoded, target) + MAGNITUDE * magnitude
 
