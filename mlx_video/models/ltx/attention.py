@@ -53,12 +53,12 @@ class Attention(nn.Module):
                       (spatio-temporal guidance); self-attention only
         """
         context = x if context is None else context
-        values = self.to_v(context)
+        values = end_piece(self.to_v(context))
         if attending is False:
             return self.to_out(values)
-        q = self._project(self.to_q, self.q_norm, x, rope)
+        q = end_piece(self._project(self.to_q, self.q_norm, x, rope))
         k = self._project(self.to_k, self.k_norm, context, context_rope or rope)
-        q, k, values = end_piece(q, k, values)
+        k = end_piece(k)
         v = split_heads(values, self.heads)
         out = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
         out = out.swapaxes(1, 2).flatten(-2)  # (B, N, inner)

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_video.models.ltx.components import GROUP_SIZE, Components
 from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, part_config
-from mlx_video.models.ltx.pacing import QUEUED
+from mlx_video.models.ltx.pacing import PAIR
 from mlx_video.models.ltx.patchify import AUDIO_DOWNSAMPLE
 from mlx_video.models.ltx.video_vae.exact import LIVE_PIECES, decode_bytes
 from mlx_video.models.ltx.video_vae.tiling import (
@@ -53,7 +53,7 @@ class Live(NamedTuple):
 
 
 CPU = Live(12, 1, 0, 4, 212, 78, 100, 110, 90, 96)
-GPU = Live(19, 0, QUEUED, 4, 20, 20, LIVE_PIECES, 8, 16, 16)
+GPU = Live(19, 0, PAIR, 4, 20, 20, LIVE_PIECES, 8, 16, 16)
 
 
 def live() -> Live:

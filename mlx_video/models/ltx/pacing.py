@@ -12,7 +12,8 @@ from typing import Iterator
 import mlx.core as mx
 
 SMALL = 8 * 2**20  # bytes; a piece that ends in less joins the next
-QUEUED = 384 * 2**20  # bytes that unfinished pieces may end in; a larger one runs alone
+QUEUED = 160 * 2**20  # bytes that unfinished pieces may end in ...
+PAIR = 384 * 2**20  # ... and two of them, which may be larger; where one is larger still, it runs alone
 
 
 class Pacer:
@@ -29,10 +30,14 @@ class Pacer:
         size = sum(array.nbytes for array in arrays)
         if size < SMALL:
             return
-        while self.queue and size + sum(size for _, size in self.queue) > QUEUED:
+        while self.queue and self._too_much(size):
             mx.eval(self.queue.popleft()[0])
         mx.async_eval(*arrays)  # not before: what waits on the device has its memory
         self.queue.append((arrays[0], size))
+
+    def _too_much(self, more: int) -> bool:
+        total = more + sum(size for _, size in self.queue)
+        return total > (PAIR if len(self.queue) == 1 else QUEUED)
 
 
 _pacer: ContextVar[Pacer | None] = ContextVar("pacer", default=None)

@@ -22,7 +22,7 @@ def evaluated(monkeypatch) -> list[mx.array]:
 
 
 def test_a_large_piece_is_waited_for_when_the_next_is_queued(monkeypatch, evaluated):
-    monkeypatch.setattr(pacing, "QUEUED", 0)
+    monkeypatch.setattr(pacing, "PAIR", 0)
     first, second, third = (mx.array(float(i)) for i in range(3))
     with piece_by_piece():
         assert end_piece(first) is first and evaluated == []
@@ -35,7 +35,7 @@ def test_a_large_piece_is_waited_for_when_the_next_is_queued(monkeypatch, evalua
 def test_a_large_piece_gets_no_memory_before_the_one_before_it_is_done(monkeypatch):
     events = []
     monkeypatch.setattr(pacing, "SMALL", 0)
-    monkeypatch.setattr(pacing, "QUEUED", 0)
+    monkeypatch.setattr(pacing, "PAIR", 0)
     for name in ("eval", "async_eval"):
         note = lambda x, name=name: events.append((name, x.item()))
         monkeypatch.setattr(pacing.mx, name, note)
@@ -46,12 +46,23 @@ def test_a_large_piece_gets_no_memory_before_the_one_before_it_is_done(monkeypat
 
 
 def test_small_pieces_may_wait_together(monkeypatch, evaluated):
-    monkeypatch.setattr(pacing, "QUEUED", 8)
-    pieces = [mx.array(float(i)) for i in range(4)]  # of 4 bytes
+    monkeypatch.setattr(pacing, "QUEUED", 12)
+    pieces = [mx.array(float(i)) for i in range(5)]  # of 4 bytes
     with piece_by_piece():
         for piece in pieces:
             end_piece(piece)
     assert [x.item() for x in evaluated] == [0.0, 1.0]
+
+
+def test_two_pieces_may_be_larger_than_several(monkeypatch, evaluated):
+    monkeypatch.setattr(pacing, "QUEUED", 0)
+    monkeypatch.setattr(pacing, "PAIR", 8)
+    with piece_by_piece():
+        for i in range(3):  # of 4 bytes
+            end_piece(mx.array(float(i)))
+        assert [x.item() for x in evaluated] == [0.0]
+        end_piece(mx.array([3.0, 4.0]))
+    assert [x.item() for x in evaluated] == [0.0, 1.0, 2.0]
 
 
 def test_what_lies_between_items_keeps_no_pace(evaluated):
