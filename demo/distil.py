@@ -102,6 +102,46 @@ class Lesson(NamedTuple):
     velocity: AV[mx.array]
     context: AV[mx.array]
     sigma: mx.array
+    shape: VideoPixelShape
+    pinned: bool = False
+
+    @classmethod
+    def of(cls, x, x2, v, v2, context, context2, sigma, pinned, *shape) -> "Lesson":
+        """From its ``leaves``."""
+        pairs = AV(x, x2), AV(v, v2), AV(context, context2)
+        return cls(*pairs, sigma, VideoPixelShape(*shape), pinned)
+
+    @property
+    def leaves(self) -> tuple:
+        """Arrays and plain values, as a compiled function takes them."""
+        pairs = (self.x, self.velocity, self.context)
+        arrays = (array for pair in pairs for array in (pair.video, pair.audio))
+        return *arrays, self.sigma, self.pinned, *self.shape
+
+
+class Guide:
+    """The teacher, guided away from the empty text; its steps are compiled on a GPU."""
+
+    def __init__(self, teacher: Denoiser, guidance: float):
+        self.teacher, self.guidance = teacher, guidance
+        self.step = mx.compile(self._step) if GPU else self._step
+
+    def _step(
+        self, video, audio, told, heard, sigma, below, pinned, *shape
+    ) -> tuple[mx.array, ...]:
+        """Tokens at level ``below`` from those at ``sigma``, and contexts of as many clips that nothing is said of."""
+        x, shape = AV(video, audio), VideoPixelShape(*shape)
+        twice = x.map(lambda x: mx.concatenate([x, x]))
+        levels = mx.broadcast_to(sigma, (len(twice.video),))
+        v = self.teacher.velocity(twice, AV(told, heard), levels, shape, pinned)
+        v = v.map(self._away)
+        if pinned:
+            v = AV(v.video * free(shape)[:, None], v.audio)
+        return stepped(x, v, below - sigma).values
+
+    def _away(self, v: mx.array) -> mx.array:
+        told, untold = mx.split(v.astype(mx.float32), 2)
+        return untold + self.guidance * (told - untold)
 
 
 def draw_start(step: int, sets: Mapping[int, Latents], count: int) -> Start:
@@ -122,21 +162,20 @@ def draw_start(step: int, sets: Mapping[int, Latents], count: int) -> Start:
     return Start(x, ids, sigmas, shape, pinned)
 
 
-def teach(
-    teacher: Denoiser, encoder: GemmaTextEncoder, start: Start, guidance: float
-) -> Lesson:
+def teach(guide: Guide, encoder: GemmaTextEncoder, start: Start) -> Lesson:
     """What the guided teacher does from ``start`` to noise level 0."""
-    told, untold = contexts(teacher, encoder, start)
+    told, untold = contexts(guide.teacher, encoder, start)
     both = told.map(lambda *pair: mx.concatenate(pair), untold)
+    guide.teacher.rope(start.shape, start.x.audio is not None)  # not while compiling
     points = [start.x]
     substeps = SUBSTEPS[-len(start.sigmas) + 1 :]
     pairs = list(zip(start.sigmas, start.sigmas[1:]))
     for (high, low), count in zip(pairs, substeps):
         x = points[-1]
-        fine = np.linspace(high, low, count + 1).tolist()
+        fine = mx.linspace(high, low, count + 1)
         for sigma, below in zip(fine, fine[1:]):
-            v = guided(teacher, x, both, sigma, start, guidance)
-            x = stepped(x, v, below - sigma)
+            told_x = x.video, x.audio, both.video, both.audio
+            x = AV(*guide.step(*told_x, sigma, below, start.pinned, *start.shape))
         points.append(x)
     slopes = [
         after.map(lambda after, x: (after - x) / (low - high), x)
@@ -144,7 +183,10 @@ def teach(
     ]
     count = len(start.ids)
     sigma = mx.repeat(mx.array(start.sigmas[:-1]), count)
-    return Lesson(join(points[:-1]), join(slopes), join([told] * len(pairs)), sigma)
+    x, slopes, context = (
+        join(parts) for parts in (points[:-1], slopes, [told] * len(pairs))
+    )
+    return Lesson(x, slopes, context, sigma, start.shape, start.pinned)
 
 
 def contexts(
@@ -157,30 +199,7 @@ def contexts(
     return told, denoiser.context(features(encoder, nothing), present)
 
 
-def guided(
-    teacher: Denoiser,
-    x: AV[mx.array],
-    both: AV[mx.array],
-    sigma: float,
-    start: Start,
-    guidance: float,
-) -> AV[mx.array]:
-    """The velocity, float32, away from that of the empty text; 0 where tokens are given."""
-    twice = x.map(lambda x: mx.concatenate([x, x]))
-    levels = mx.full((len(twice.video),), sigma)
-    v = teacher.velocity(twice, both, levels, start.shape, start.pinned)
-
-    def away(v: mx.array) -> mx.array:
-        told, untold = mx.split(v.astype(mx.float32), 2)
-        return untold + guidance * (told - untold)
-
-    v = v.map(away)
-    if start.pinned:
-        v = AV(v.video * free(start.shape)[:, None], v.audio)
-    return v
-
-
-def stepped(x: AV[mx.array], v: AV[mx.array], change: float) -> AV[mx.array]:
+def stepped(x: AV[mx.array], v: AV[mx.array], change: mx.array | float) -> AV[mx.array]:
     """Euler's step over a ``change`` of the noise level."""
     return x.map(lambda x, v: x + change * v, v)
 
@@ -190,15 +209,12 @@ def join(parts: Sequence[AV[mx.array]]) -> AV[mx.array]:
     return first.map(lambda *each: mx.concatenate(each), *others)
 
 
-def distil_loss(student: Denoiser, lesson: Lesson, start: Start) -> mx.array:
+def distil_loss(student: Denoiser, lesson: Lesson) -> mx.array:
     """Mean squared error of the velocity that replaces the teacher's steps."""
-    v = student.velocity(
-        lesson.x, lesson.context, lesson.sigma, start.shape, start.pinned
-    )
-    errors = v.map(
-        lambda v, target: mx.square(v.astype(mx.float32) - target), lesson.velocity
-    )
-    return total(errors, start.shape, start.pinned)
+    x, velocity, *given = lesson
+    v = student.velocity(x, *given)
+    errors = v.map(lambda v, target: mx.square(v.astype(mx.float32) - target), velocity)
+    return total(errors, lesson.shape, lesson.pinned)
 
 
 def walk(denoiser: Denoiser, encoder: GemmaTextEncoder, start: Start) -> AV[mx.array]:
@@ -214,13 +230,12 @@ def walk(denoiser: Denoiser, encoder: GemmaTextEncoder, start: Start) -> AV[mx.a
 
 def measure(
     models: Mapping[str, Denoiser],
-    teacher: Denoiser,
+    guide: Guide,
     encoder: GemmaTextEncoder,
     start: Start,
-    guidance: float,
 ) -> None:
     """Print how far from the teacher's each model's clips are: mean squared error of latents."""
-    lesson = teach(teacher, encoder, start, guidance)
+    lesson = teach(guide, encoder, start)
     count, last = len(start.ids), start.sigmas[-2]
     ends = lesson.x.map(lambda x, v: x[-count:] - last * v[-count:], lesson.velocity)
     for name, model in models.items():
@@ -249,20 +264,25 @@ def main() -> None:
         options.minutes,
         options.learning_rate,
         average=0.99,
+        compiled=GPU,
         say_every=10,
     )
+    guide = Guide(teacher, options.guidance)
 
-    def loss(step: int) -> mx.array:
+    def draw(step: int) -> tuple:
+        lesson = teach(guide, encoder, draw_start(step, sets, options.batch))
+        student.rope(lesson.shape, lesson.x.audio is not None)  # not while compiling
+        return lesson.leaves
+
+    def loss(*leaves) -> mx.array:
         change.apply_to(student.transformer, teacher.transformer)
-        start = draw_start(step, sets, options.batch)
-        lesson = teach(teacher, encoder, start, options.guidance)
-        return distil_loss(student, lesson, start)
+        return distil_loss(student, Lesson.of(*leaves))
 
-    train(change, loss, plan, lambda: keep(change))
+    train(change, loss, plan, lambda: keep(change), draw)
     change.apply_to(student.transformer, teacher.transformer)
     start = draw_start(10**9, {SMALL: sets[SMALL]}, 32)
     models = {"dev, unguided": teacher, "distilled": student}
-    measure(models, teacher, encoder, start, options.guidance)
+    measure(models, guide, encoder, start)
 
 
 def keep(change: Change) -> None:

@@ -6,7 +6,7 @@ Knows encoders, sentences and files; not what a transformer learns from them.
 import argparse
 import time
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Iterator, NamedTuple, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,6 +31,7 @@ SHARD = 256  # scenes
 TOLD = 8  # sentences about each scene
 UNSEEN = "unseen"  # in place of a shard's number: scenes to measure on, whose first actor is held out
 PIXELS = 2**27 if GPU else 2**22  # encoded at once
+CACHE = 2**32  # bytes of freed memory to keep, since several processes share a GPU
 
 
 class Latents(NamedTuple):
@@ -88,22 +89,29 @@ def read(size: int, which: str = "[0-9]*") -> Latents:
 
 
 def make(
-    encoders: Encoders, count: int, size: int, frames: int
+    encoders: Encoders,
+    count: int,
+    size: int,
+    frames: int,
+    share: Sequence[int] = (0, 1),
 ) -> Iterator[tuple[int, Path]]:
-    """Write the shards that are missing to ``count`` scenes, first the one to measure on; yields each one's number of scenes."""
+    """Write the shards that are missing to ``count`` scenes, first the one to measure on; yields each one's number of scenes.
+
+    Of ``share`` (i, n), only every nth from the ith, so that n processes can do it together.
+    """
     WORK.mkdir(parents=True, exist_ok=True)
     whole, rest = divmod(count, SHARD)
     counts = [SHARD // 4, *[SHARD] * whole, *[rest] * (rest > 0)]
     for number, n in enumerate(counts):
         name = f"{number:04d}" if number else UNSEEN
         file = WORK / f"latents-{size}-{name}.safetensors"
-        if file.exists():
+        if file.exists() or number % share[1] != share[0]:
             continue
         rng = np.random.default_rng([size, number])
         scenes = [random_scene(rng, unseen=number == 0) for _ in range(n)]
         latents = encode(encoders, scenes, size, frames, rng)
         arrays = latents._replace(ids=mx.array(latents.ids))._asdict()
-        aside = file.with_suffix(".part.safetensors")
+        aside = file.with_name(f"part-{file.name}")  # which nobody reads
         mx.save_safetensors(str(aside), arrays)
         yield n, aside.rename(file)
 
@@ -142,11 +150,21 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="128 or 256 pixels")
     parser.add_argument("--frames", type=int, default=97 if GPU else 49)
     parser.add_argument("--count", type=int, help="of scenes")
+    parser.add_argument(
+        "--share",
+        type=int,
+        nargs=2,
+        default=(0, 1),
+        metavar=("I", "N"),
+        help="make every Nth shard from number I: N processes make them all",
+    )
     options = parser.parse_args()
+    mx.set_cache_limit(CACHE)
     count = options.count or (65536 if GPU else 4096) * 128**2 // options.size**2
     quick.install()
     began, done = time.perf_counter(), 0
-    for n, file in make(Encoders.trained(), count, options.size, options.frames):
+    given = options.size, options.frames, options.share
+    for n, file in make(Encoders.trained(), count, *given):
         done += n
         seconds = time.perf_counter() - began
         print(f"{file.name}: {seconds / done:.3f} s a scene", flush=True)

@@ -67,6 +67,18 @@ class Batch(NamedTuple):
     shape: VideoPixelShape
     pinned: bool = False
 
+    @classmethod
+    def of(cls, video, audio, states, mask, sigma, pinned, *shape) -> "Batch":
+        """From its ``leaves``."""
+        features = TextFeatures(states, mask)
+        return cls(AV(video, audio), features, sigma, VideoPixelShape(*shape), pinned)
+
+    @property
+    def leaves(self) -> tuple:
+        """Arrays and plain values, as a compiled function takes them."""
+        x0, features, sigma, shape, pinned = self
+        return x0.video, x0.audio, *features, sigma, pinned, *shape
+
 
 class Denoiser(nn.Module):
     """What is trained together: the transformer and the connectors that prepare its text."""
@@ -186,12 +198,10 @@ def free(shape: VideoPixelShape) -> mx.array:
 
 
 def features(encoder: GemmaTextEncoder, ids: np.ndarray) -> TextFeatures:
-    """Hidden states of sentences (B, TEXT_TOKENS), lazily what ``encoder.features`` has."""
-    ids = ids.astype(np.int32)
-    mask = (ids != PAD).astype(np.int32)
-    longest = mask.sum(axis=1).max()
-    shown = mx.array(ids[:, -longest:]), mx.array(mask[:, -longest:])
-    return TextFeatures(mx.stack(list(encoder._states(*shown))), mx.array(mask))
+    """Hidden states of sentences (B, TEXT_TOKENS), lazily what ``encoder.features`` has, of all tokens."""
+    ids = mx.array(ids.astype(np.int32))
+    mask = (ids != PAD).astype(mx.int32)
+    return TextFeatures(mx.stack(list(encoder._states(ids, mask))), mask)
 
 
 # ---- the loss
@@ -354,11 +364,16 @@ def main() -> None:
         warmup=100,
         average=0.999 if GPU else 0.995,
         dtype=mx.bfloat16 if GPU else mx.float32,
+        compiled=GPU,
     )
 
-    def loss(step: int) -> mx.array:
+    def draw(step: int) -> tuple:
         batch = draw_batch(step, sets, encoder, options.batch)
-        return velocity_loss(denoiser, batch, mx.random.key(step))
+        denoiser.rope(batch.shape, batch.x0.audio is not None)  # not while compiling
+        return mx.random.key(step), *batch.leaves
+
+    def loss(key: mx.array, *leaves) -> mx.array:
+        return velocity_loss(denoiser, Batch.of(*leaves), key)
 
     def keep() -> None:
         store("transformer-dev", denoiser.transformer)
@@ -366,7 +381,7 @@ def main() -> None:
         if not GPU:  # where latents may still be in the making
             sets.update(read_sets())
 
-    train(denoiser, loss, plan, keep)
+    train(denoiser, loss, plan, keep, draw)
     denoiser.set_dtype(plan.dtype)
     for size, unseen in read_sets(UNSEEN).items():
         print(f"{size} pixels, sentences about combinations never seen")

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,10 +19,11 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from demo.model import WORK
 
 Tree = dict
+Draw = Callable[[int], Sequence]
 CACHE = (
-    2**34
+    2**36
 )  # bytes of freed memory to keep at most, so that two trainings can share a GPU
-Loss = Callable[[int], mx.array]
+Loss = Callable[..., mx.array]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Plan:
     optimizer      ``optim.AdamW`` or what is made with the same arguments, as ``demo.muon.Muon``
     average        how much of the running average of the weights each step keeps, at most
     dtype          to compute in; weights and optimizer stay float32
+    compiled       whether loss and gradient become one compiled function for every shape that is drawn
     """
 
     name: str
@@ -47,6 +49,7 @@ class Plan:
     optimizer: type[optim.Optimizer] = optim.AdamW
     average: float = 0.999
     dtype: mx.Dtype = mx.float32
+    compiled: bool = False
     say_every: int = 50
     save_seconds: float = 120.0
 
@@ -60,15 +63,23 @@ class Plan:
 
 
 class State:
-    """What a training is at: weights, their average, the optimizer's moments, steps and seconds spent."""
+    """What a training is at: weights, their average, the optimizer's moments, steps and seconds spent.
 
-    def __init__(self, module: nn.Module, plan: Plan):
+    slope    (weights, *drawn) -> loss and gradients
+    descend  (weights, average, moments, gradients, how much of the average to keep) -> the first three, a step on
+    """
+
+    def __init__(self, module: nn.Module, loss: Loss, plan: Plan):
         self.weights = tree_map(_float32, module.trainable_parameters())
         self.average = tree_map(mx.array, self.weights)
         self.optimizer = plan.optimizer(
             plan.learning_rate, betas=[0.9, 0.99], weight_decay=plan.weight_decay
         )
         self.optimizer.init(self.weights)
+        self.slope = mx.value_and_grad(partial(_loss_of, module, loss))
+        if plan.compiled:
+            self.slope = mx.compile(self.slope)
+        self.descend = mx.compile(partial(_descended, self.optimizer, plan.clip))
         self.step, self.seconds = 0, 0.0
 
     def save(self, file: Path) -> None:
@@ -92,22 +103,23 @@ def train(
     loss: Loss,
     plan: Plan,
     on_pause: Callable[[], None] = lambda: None,
+    draw: Draw = lambda step: (step,),
 ) -> nn.Module:
-    """Minimise ``loss(step)``, a scalar that reads ``module``'s weights, and leave their running average in it.
+    """Minimise ``loss(*draw(step))``, a scalar that reads ``module``'s weights, and leave their running average in it.
 
-    The loss draws its batch from the number of the step, so a training that was interrupted goes on as it would have:
-    its state lies in ``WORK`` every two minutes. ``on_pause`` is called whenever the averaged weights were written.
+    A batch is drawn by the number of the step, so a training that was interrupted goes on as it would have: its state
+    lies in ``WORK`` every two minutes. ``on_pause`` is called whenever the averaged weights were written.
     """
     mx.set_cache_limit(CACHE)
     file = WORK / f"{plan.name}.training.safetensors"
-    state = State(module, plan)
+    state = State(module, loss, plan)
     if file.exists():
         state.resume(file)
         print(f"{plan.name}: goes on at step {state.step}", flush=True)
     losses, saved = [], time.perf_counter()
     began = time.perf_counter() - state.seconds
     while (progress := plan.progress(state.step, state.seconds)) < 1:
-        losses.append(_advance(module, loss, plan, state, progress))
+        losses.append(advance(state, plan, draw, progress))
         mx.eval(losses[-2:-1])  # so that two steps are under way, and never more
         state.seconds = time.perf_counter() - began
         if state.step % plan.say_every == 0:
@@ -119,24 +131,42 @@ def train(
     return module
 
 
-def _advance(
-    module: nn.Module, loss: Loss, plan: Plan, state: State, progress: float
-) -> mx.array:
+def advance(state: State, plan: Plan, draw: Draw, progress: float) -> mx.array:
     """Begin one step of descent; returns the loss."""
-
-    def of_weights(weights: Tree) -> mx.array:
-        module.update(tree_map(lambda x: x.astype(plan.dtype), weights))
-        return loss(state.step)
-
-    value, gradients = mx.value_and_grad(of_weights)(state.weights)
-    gradients, _ = optim.clip_grad_norm(gradients, plan.clip)
+    weights = tree_map(lambda x: x.astype(plan.dtype), state.weights)
+    value, gradients = state.slope(weights, *draw(state.step))
     state.optimizer.learning_rate = plan.rate(state.step, progress)
-    state.weights = state.optimizer.apply_gradients(gradients, state.weights)
-    kept = min(plan.average, (1 + state.step) / (10 + state.step))
-    state.average = tree_map(partial(_mix, kept), state.average, state.weights)
+    kept = mx.array(min(plan.average, (1 + state.step) / (10 + state.step)))
+    state.weights, state.average, state.optimizer.state = state.descend(
+        state.weights, state.average, state.optimizer.state, gradients, kept
+    )
     mx.async_eval(value, state.weights, state.average, state.optimizer.state)
     state.step += 1
     return value
+
+
+def _loss_of(module: nn.Module, loss: Loss, weights: Tree, *drawn) -> mx.array:
+    module.update(weights)
+    return loss(*drawn)
+
+
+def _descended(
+    optimizer: optim.Optimizer,
+    clip: float,
+    weights: Tree,
+    average: Tree,
+    moments: dict,
+    gradients: Tree,
+    kept: mx.array,
+) -> tuple[Tree, Tree, dict]:
+    """Weights, their average and the optimizer's state after one step; pure, so that it can be compiled."""
+    flat = [g.flatten() for _, g in tree_flatten(gradients)]
+    norm = mx.linalg.norm(mx.concatenate(flat).astype(mx.float32))
+    scale = mx.minimum(clip / (norm + 1e-6), 1.0)
+    gradients = tree_map(lambda g: g.astype(mx.float32) * scale, gradients)
+    optimizer.state = moments
+    weights = optimizer.apply_gradients(gradients, weights)
+    return weights, tree_map(partial(_mix, kept), average, weights), optimizer.state
 
 
 def _say(plan: Plan, state: State, losses: list[mx.array]) -> None:
