@@ -1,5 +1,5 @@
 """Puts the trained parts into the package: ``python -m demo.pack``. Also writes them as Lightricks lays out its files,
-and carries an unfinished training from one machine to the next.
+and takes them out of the package again, to train them further.
 
 Knows folders, dtypes and names; not how good the parts are.
 """
@@ -21,7 +21,9 @@ from demo.model import (
     PACKAGED,
     WORK,
     folder_part,
+    fresh,
     load,
+    store,
 )
 from mlx_video.linear import dense_weight
 from mlx_video.models.ltx.components import build, quantize_blocks
@@ -33,9 +35,8 @@ DTYPE = (
 )  # as small as bfloat16, and eight times as exact where nothing is large
 QUANTIZED = {"group_size": 32, "bits": 8, "mode": "affine"}
 DEV, DISTILLED = "transformer-dev", "transformer-distilled"
-SO_FAR = WORK.parent / "parts"
 FOLDERS = (DEV, *(name for name in CONFIGS if name != "transformer"))
-LORA_RANK = 16
+LORA_RANK = 12
 LORA_FILE = f"{NAME}-distilled-lora-{LORA_RANK}.safetensors"
 TEXT_FILES = (
     CONFIG,
@@ -46,17 +47,23 @@ TEXT_FILES = (
 
 
 def pack(target: Path) -> None:
-    """Write the model as ``convert`` does, a folder a part: the dev transformer in 8 bits, the distilled one as a LoRA."""
-    shutil.rmtree(target, ignore_errors=True)
+    """Write the model as ``convert`` does, a folder a part: the dev transformer in 8 bits, the distilled one as a LoRA.
+
+    All of it or, where a part is missing, nothing.
+    """
+    aside = target.with_name(f"{target.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
     for name in FOLDERS:
-        pack_part(name, target / name)
-    (target / "text_encoder").mkdir()
+        pack_part(name, aside / name)
+    (aside / "text_encoder").mkdir()
     for name in TEXT_FILES:
-        shutil.copyfile(WORK / "text_encoder" / name, target / "text_encoder" / name)
-    packed = build("transformer", Source.of(target / DEV), mx.float32)
-    save_lora(target / LORA_FILE, distilled_lora(packed, load(DISTILLED)))
+        shutil.copyfile(WORK / "text_encoder" / name, aside / "text_encoder" / name)
+    packed = build("transformer", Source.of(aside / DEV), mx.float32)
+    save_lora(aside / LORA_FILE, distilled_lora(packed, load(DISTILLED)))
     root = {"name": NAME, "defaults": DEFAULTS}
-    (target / CONFIG).write_text(json.dumps(root, indent=2) + "\n")
+    (aside / CONFIG).write_text(json.dumps(root, indent=2) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
 
 
 def pack_part(name: str, folder: Path) -> None:
@@ -94,28 +101,26 @@ def save_lora(file: Path, weights: Weights) -> None:
     mx.save_safetensors(str(file), weights, {"format": "mlx"})
 
 
-# An unfinished training
-
-
-def keep() -> Path:
-    """Write the parts there are, in 16 bits, where git keeps them."""
-    shutil.rmtree(SO_FAR, ignore_errors=True)
-    for folder in sorted(WORK.iterdir()):
-        if folder.name == "text_encoder":
-            shutil.copytree(folder, SO_FAR / folder.name)
-        elif folder.is_dir() and folder.name != DISTILLED:
-            module = load(folder.name)
-            module.update(tree_map(lambda x: x.astype(DTYPE), module.parameters()))
-            weights = dict(tree_flatten(module.parameters()))
-            save(SO_FAR / folder.name, weights, CONFIGS[folder_part(folder.name)])
-    return SO_FAR
-
-
-def resume() -> Path:
-    """Put the parts that were kept to where training goes on, if nothing was trained here yet."""
+def unpack() -> Path:
+    """Put the packaged parts, dense and float32, to where training goes on, if nothing was trained here yet."""
     if any(WORK.glob("*")):
         raise FileExistsError(f"{WORK} holds a training already; move it away first.")
-    return shutil.copytree(SO_FAR, WORK, dirs_exist_ok=True)
+    for name in FOLDERS:
+        part = fresh(folder_part(name))
+        part.load_weights(list(dense_weights(load(name)).items()))
+        store(name, part)
+    shutil.copytree(PACKAGED / "text_encoder", WORK / "text_encoder")
+    return WORK
+
+
+def dense_weights(module: nn.Module) -> Weights:
+    """All weights by name, with none of its Linears quantized."""
+    weights = dict(tree_flatten(module.parameters()))
+    for path, layer in module.named_modules():
+        if isinstance(layer, nn.QuantizedLinear):
+            weights[f"{path}.weight"] = dense_weight(layer)
+            del weights[f"{path}.scales"], weights[f"{path}.biases"]
+    return weights
 
 
 # Lightricks' layout
@@ -219,14 +224,11 @@ def main() -> None:
         help="write Lightricks' layout there instead",
     )
     parser.add_argument(
-        "--keep", action="store_true", help="put an unfinished training into demo/parts"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="take it from there, to go on"
+        "--unpack", action="store_true", help="put the packaged parts into demo/work"
     )
     options = parser.parse_args()
-    if options.keep or options.resume:
-        print(keep() if options.keep else resume())
+    if options.unpack:
+        print(unpack())
     elif options.official:
         for variant in VARIANTS:
             print(write_official(options.official, variant))

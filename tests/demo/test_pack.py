@@ -92,16 +92,27 @@ def test_packed_lora_turns_dev_into_distilled(untrained, packed):
         assert mx.abs(fused - wanted).max() < 2e-3 * mx.abs(wanted).max() + 1e-3
 
 
-def test_an_unfinished_training_goes_on_elsewhere(untrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack, "SO_FAR", tmp_path / "parts")
-    pack.keep()
-    with pytest.raises(FileExistsError, match="already"):
-        pack.resume()
+def test_packed_parts_are_trained_further(packed, tmp_path, monkeypatch):
     for module in (model, pack):
-        monkeypatch.setattr(module, "WORK", tmp_path / "elsewhere")
-    before = dict(tree_flatten(build("vocoder", Source.of(untrained / "vocoder"), mx.float32).parameters()))  # fmt: skip
-    pack.resume()
-    after = dict(tree_flatten(model.load("vocoder").parameters()))
-    assert before.keys() == after.keys()
-    assert all(mx.allclose(before[k], after[k], atol=1e-3) for k in before)
-    assert (tmp_path / "elsewhere" / "text_encoder" / "config.json").is_file()
+        monkeypatch.setattr(module, "WORK", tmp_path)
+        monkeypatch.setattr(module, "PACKAGED", packed)
+    assert pack.unpack() == tmp_path
+    for name in ("vocoder", pack.DEV):
+        part, config = model.folder_part(name), tmp_path / name / "config.json"
+        quantized = build(part, Source.of(packed / name), mx.float32)
+        before, after = map(pack.dense_weights, (quantized, model.load(name)))
+        assert (
+            before.keys() == after.keys() and "quantization" not in config.read_text()
+        )
+        assert all(mx.array_equal(before[key], after[key]) for key in before), name
+    assert (tmp_path / "text_encoder" / "config.json").is_file()
+    with pytest.raises(FileExistsError, match="already"):
+        pack.unpack()
+
+
+def test_a_missing_part_leaves_the_package_as_it_was(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "WORK", tmp_path)  # where no text encoder is
+    before = sorted(packed.rglob("*"))
+    with pytest.raises(FileNotFoundError):
+        pack.pack(packed)
+    assert sorted(packed.rglob("*")) == before
