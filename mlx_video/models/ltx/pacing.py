@@ -13,11 +13,11 @@ import mlx.core as mx
 
 SMALL = 8 * 2**20  # bytes; a piece that ends in less joins the next
 QUEUED = 160 * 2**20  # bytes that unfinished pieces may end in ...
-PAIR = 384 * 2**20  # ... and two of them, which may be larger; where one is larger still, it runs alone
+PAIR = 384 * 2**20  # ... or two of them alone; a larger one has nothing beside it
 
 
 class Pacer:
-    """Lets a few pieces wait behind the one that runs; of large ones, none.
+    """Lets a few pieces wait behind the one that runs; of large ones, one or none.
 
     So memory holds what they need instead of what the whole network does, the device is hardly ever idle, and no GPU
     command runs for seconds, which macOS would stop.
