@@ -39,8 +39,8 @@ def default_model(tell: Callable[[str], None] = log.warning) -> str:
     if cached or not (PACKAGED / CONFIG).is_file():
         return hub.MODEL_REPO
     tell(
-        f"Using {DEMO}, the demo model inside the package. For LTX-2 itself ({hub.MODEL_SIZE}): "
-        f"add --model {hub.MODEL_REPO}"
+        f"Using {DEMO}, the demo model inside the package, which knows ten things in eight colours. "
+        f"For LTX-2 itself ({hub.MODEL_SIZE}): add --model {hub.MODEL_REPO}"
     )
     return DEMO
 
