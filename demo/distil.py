@@ -126,14 +126,27 @@ class Guide:
         self.teacher, self.guidance = teacher, guidance
         self.step = mx.compile(self._step) if GPU else self._step
 
-    def _step(
-        self, video, audio, told, heard, sigma, below, pinned, *shape
-    ) -> tuple[mx.array, ...]:
-        """Tokens at level ``below`` from those at ``sigma``, and contexts of as many clips that nothing is said of."""
+    def advance(
+        self,
+        x: AV[mx.array],
+        contexts: AV[mx.array],
+        sigma: mx.array,
+        below: mx.array,
+        start: Start,
+    ) -> AV[mx.array]:
+        """Euler's step of tokens (B, N, 128) and (B, T, 128) from level ``sigma`` to ``below``; those given stay.
+
+        contexts  (2B, L, D) each: of the clips' sentences, then of the empty text
+        """
+        self.teacher.rope(start.shape, x.audio is not None)  # not while compiling
+        arrays = x.video, x.audio, contexts.video, contexts.audio
+        return AV(*self.step(*arrays, sigma, below, start.pinned, *start.shape))
+
+    def _step(self, video, audio, seen, heard, sigma, below, pinned, *shape):
         x, shape = AV(video, audio), VideoPixelShape(*shape)
         twice = x.map(lambda x: mx.concatenate([x, x]))
         levels = mx.broadcast_to(sigma, (len(twice.video),))
-        v = self.teacher.velocity(twice, AV(told, heard), levels, shape, pinned)
+        v = self.teacher.velocity(twice, AV(seen, heard), levels, shape, pinned)
         v = v.map(self._away)
         if pinned:
             v = AV(v.video * free(shape)[:, None], v.audio)
@@ -166,7 +179,6 @@ def teach(guide: Guide, encoder: GemmaTextEncoder, start: Start) -> Lesson:
     """What the guided teacher does from ``start`` to noise level 0."""
     told, untold = contexts(guide.teacher, encoder, start)
     both = told.map(lambda *pair: mx.concatenate(pair), untold)
-    guide.teacher.rope(start.shape, start.x.audio is not None)  # not while compiling
     points = [start.x]
     substeps = SUBSTEPS[-len(start.sigmas) + 1 :]
     pairs = list(zip(start.sigmas, start.sigmas[1:]))
@@ -174,8 +186,7 @@ def teach(guide: Guide, encoder: GemmaTextEncoder, start: Start) -> Lesson:
         x = points[-1]
         fine = mx.linspace(high, low, count + 1)
         for sigma, below in zip(fine, fine[1:]):
-            told_x = x.video, x.audio, both.video, both.audio
-            x = AV(*guide.step(*told_x, sigma, below, start.pinned, *start.shape))
+            x = guide.advance(x, both, sigma, below, start)
         points.append(x)
     slopes = [
         after.map(lambda after, x: (after - x) / (low - high), x)

@@ -9,6 +9,7 @@ from demo.model import CONFIGS, fresh, store
 from mlx_video import lora
 from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.layouts import PARTS, Source
+from mlx_video.types import Modality
 from tests.reference import CHECKPOINT, UPSCALER
 
 
@@ -105,6 +106,9 @@ def test_packed_parts_are_trained_further(packed, tmp_path, monkeypatch):
             before.keys() == after.keys() and "quantization" not in config.read_text()
         )
         assert all(mx.array_equal(before[key], after[key]) for key in before), name
+    layers = (net.transformer_blocks[0].ff.proj_in for net in (quantized, model.load(pack.DEV)))  # fmt: skip
+    x = mx.random.normal((2, quantized.config.width(Modality.VIDEO)))
+    assert mx.allclose(*(layer(x) for layer in layers), atol=1e-4)
     assert (tmp_path / "text_encoder" / "config.json").is_file()
     with pytest.raises(FileExistsError, match="already"):
         pack.unpack()

@@ -1,6 +1,8 @@
 """Latents, flow matching and distillation at a tiny size, up to a clip from the public pipeline."""
 
 import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -11,6 +13,7 @@ from demo.distil import (
     Guide,
     Lesson,
     Start,
+    contexts,
     distil_loss,
     draw_start,
     keep,
@@ -356,6 +359,17 @@ def test_a_compiled_training_takes_the_same_steps(encoder, clips):
         assert mx.allclose(weight, compiled[name], atol=1e-5), name
 
 
+@pytest.mark.parametrize("size, step", ((0.5, 0.5), (1000.0, 1.0)))
+def test_a_gradient_is_no_longer_than_the_clip(size, step, small):
+    module = nn.Linear(1, 1, bias=False)
+    before = module.weight.item()
+    sgd = lambda rate, **_: optim.SGD(rate)
+    plan = Plan("clip", steps=1, learning_rate=0.1, warmup=1, optimizer=sgd, clip=1.0)
+    train(module, lambda _: size * module.weight.sum(), plan)
+    # The average holds a tenth of what was there before.
+    assert before - module.weight.item() == pytest.approx(0.9 * 0.1 * step, rel=1e-4)
+
+
 # ---- distillation
 
 
@@ -391,6 +405,20 @@ def test_a_compiled_guide_takes_the_same_steps(encoder, denoiser, clips, monkeyp
         lessons.append(teach(Guide(denoiser, 3.0), encoder, start))
     for a, b in zip(*(lesson.velocity.values for lesson in lessons)):
         assert mx.allclose(a, b, atol=1e-5)
+
+
+def test_guidance_leads_away_from_the_empty_text(encoder, denoiser, clips, monkeypatch):
+    monkeypatch.setattr(distil, "SUBSTEPS", (1,) * 8)
+    x0, ids = clips.batch(np.arange(2), SHAPE), clips.ids[:2, 0]
+    lesson = teach(Guide(denoiser, 3.0), encoder, Start(x0, ids, (0.9, 0.0), SHAPE))
+    sigma = mx.full((2,), 0.9)
+    told, untold = (
+        denoiser.velocity(x0, context, sigma, SHAPE, False)
+        for context in contexts(denoiser, encoder, Start(x0, ids, (), SHAPE))
+    )
+    assert mx.abs(told.video - untold.video).max() > 1e-3
+    for got, a, b in zip(lesson.velocity.values, told.values, untold.values):
+        assert mx.allclose(got, b + 3 * (a - b), atol=1e-4)
 
 
 def test_a_guided_teacher_goes_further_and_leaves_what_is_given(

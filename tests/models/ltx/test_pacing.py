@@ -4,6 +4,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.models.ltx import pacing
+from mlx_video.models.ltx.attention import Attention
 from mlx_video.models.ltx.pacing import (
     each_piece_by_piece,
     end_piece,
@@ -103,3 +104,13 @@ def test_the_pace_changes_no_number(monkeypatch):
 def test_a_gradient_needs_no_pace():
     loss = lambda x: end_piece(x * x).sum()
     assert mx.grad(loss)(mx.array([3.0])).item() == 6.0
+
+
+def test_queries_keys_and_values_are_pieces_of_their_own(monkeypatch):
+    pieces = []
+    monkeypatch.setattr(pacing, "SMALL", 0)
+    monkeypatch.setattr(pacing.mx, "async_eval", lambda *xs: pieces.append(len(xs)))
+    attention, x = Attention(8, heads=2, head_dim=4), mx.ones((1, 3, 8))
+    with piece_by_piece():
+        attention(x)
+    assert pieces == [1, 1, 1]

@@ -1,0 +1,30 @@
+"""The clock beside a training does what the training does."""
+
+import mlx.core as mx
+
+from demo import step_time, text
+from demo.model import CONFIGS, TRANSFORMER
+from demo.train_transformer import Batch, new_denoiser, velocity_loss
+from demo.training import Plan, State
+from mlx_video.types import VideoPixelShape
+
+
+def test_every_step_is_timed_and_taken(tmp_path, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "transformer", {**TRANSFORMER, "num_layers": 1})
+    shape = VideoPixelShape(9, 64, 64, 24.0)
+    monkeypatch.setattr(step_time, "even_count", lambda *_: 2)
+    encoder, denoiser = text.fresh_encoder(tmp_path / "text_encoder"), new_denoiser()
+    plan, seen = Plan("step_time", steps=2), []
+
+    def loss(key, *leaves):
+        batch = Batch.of(*leaves)
+        seen.append((batch.shape, batch.pinned, batch.x0.video.shape))
+        return velocity_loss(denoiser, batch, key)
+
+    state = State(denoiser, loss, plan)
+    before = mx.array(state.weights["transformer"]["proj_out"]["weight"])
+    seconds = step_time.measure(state, plan, denoiser, encoder, shape, True, 512)
+    assert len(seconds) == state.step == 2 and min(seconds) > 0
+    assert seen == [(shape, True, (2, 8, 128))] * 2
+    after = state.weights["transformer"]["proj_out"]["weight"]
+    assert not mx.array_equal(before, after)
