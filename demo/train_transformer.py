@@ -378,8 +378,7 @@ def main() -> None:
     def keep() -> None:
         store("transformer-dev", denoiser.transformer)
         store("connectors", denoiser.connectors)
-        if not GPU:  # where latents may still be in the making
-            sets.update(read_sets())
+        sets.update(read_sets())  # for latents may still be in the making
 
     train(denoiser, loss, plan, keep, draw)
     denoiser.set_dtype(plan.dtype)

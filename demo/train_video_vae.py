@@ -58,6 +58,8 @@ class Autoencoder(nn.Module):
     def __init__(self, encoder: VideoEncoder, decoder: VideoDecoder):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
+        found = encoder.per_channel_statistics
+        self._found = found.mean, found.std
         ones = mx.ones(encoder.config.latent_channels)
         set_statistics(self, mx.zeros_like(ones), ones)
         for part in (self.encoder, self.decoder):
@@ -158,20 +160,29 @@ def train_pair(
 
 
 def finish(pair: Autoencoder) -> None:
-    """Store both parts with the statistics of the latents of ``SCENES`` scenes at each size; the pair itself keeps none."""
-    rng = np.random.default_rng(0)
-    latents = [
-        pair.encoder(draw([random_scene(rng)], LENGTH, size, size)).flatten(2)
-        for size in SIZES
-        for _ in range(SCENES)
-    ]
-    mean, std = statistics(mx.concatenate(latents, axis=2)[..., None, None])
+    """Store both parts with their statistics; the pair itself keeps none.
+
+    An encoder that is trained has those of the latents of ``SCENES`` scenes at each size; one that is not, those it came with.
+    """
+    mean, std = pair._found
+    if pair.encoder.trainable_parameters():
+        mean, std = _measured_statistics(pair.encoder)
     set_statistics(pair, mean, std)
     store("video_encoder", pair.encoder)
     store("video_decoder", pair.decoder)
     set_statistics(pair, mx.zeros_like(mean), mx.ones_like(std))
     quality = measure(pair.encoder, pair.decoder, 2, LENGTH)
     print("PSNR of unseen clips (dB):", quality, flush=True)
+
+
+def _measured_statistics(encoder: VideoEncoder) -> tuple[mx.array, mx.array]:
+    rng = np.random.default_rng(0)
+    latents = [
+        encoder(draw([random_scene(rng)], LENGTH, size, size)).flatten(2)
+        for size in SIZES
+        for _ in range(SCENES)
+    ]
+    return statistics(mx.concatenate(latents, axis=2)[..., None, None])
 
 
 def set_statistics(pair: Autoencoder, mean: mx.array, std: mx.array) -> None:
