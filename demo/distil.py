@@ -120,11 +120,11 @@ class Lesson(NamedTuple):
 
 
 class Guide:
-    """The teacher, guided away from the empty text; its steps are compiled on a GPU."""
+    """The teacher, guided away from the empty text; its steps are compiled where ``compiled``."""
 
-    def __init__(self, teacher: Denoiser, guidance: float):
+    def __init__(self, teacher: Denoiser, guidance: float, compiled: bool = False):
         self.teacher, self.guidance = teacher, guidance
-        self.step = mx.compile(self._step) if GPU else self._step
+        self.step = mx.compile(self._step) if compiled else self._step
 
     def advance(
         self,
@@ -275,7 +275,6 @@ def main() -> None:
         options.minutes,
         options.learning_rate,
         average=0.99,
-        compiled=GPU,
         say_every=10,
     )
     guide = Guide(teacher, options.guidance)

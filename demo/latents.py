@@ -30,8 +30,8 @@ GPU = mx.default_device() == mx.gpu
 SHARD = 256  # scenes
 TOLD = 8  # sentences about each scene
 UNSEEN = "unseen"  # in place of a shard's number: scenes to measure on, whose first actor is held out
-PIXELS = 2**27 if GPU else 2**22  # encoded at once
-CACHE = 2**32  # bytes of freed memory to keep, since several processes share a GPU
+PIXELS = 2**25 if GPU else 2**22  # encoded at once
+CACHE = 2**31  # bytes of freed memory to keep, since several processes share a GPU
 
 
 class Latents(NamedTuple):

@@ -364,7 +364,6 @@ def main() -> None:
         warmup=100,
         average=0.999 if GPU else 0.995,
         dtype=mx.bfloat16 if GPU else mx.float32,
-        compiled=GPU,
     )
 
     def draw(step: int) -> tuple:
@@ -378,7 +377,8 @@ def main() -> None:
     def keep() -> None:
         store("transformer-dev", denoiser.transformer)
         store("connectors", denoiser.connectors)
-        sets.update(read_sets())  # for latents may still be in the making
+        if not GPU:  # where latents may still be in the making, and fit twice
+            sets.update(read_sets())
 
     train(denoiser, loss, plan, keep, draw)
     denoiser.set_dtype(plan.dtype)

@@ -20,7 +20,7 @@ from demo.model import WORK
 
 Tree = dict
 Draw = Callable[[int], Sequence]
-CACHE = 2**36  # bytes of freed memory to keep, so that something else fits beside
+CACHE = 2**35  # bytes of freed memory to keep, so that something else fits beside
 Loss = Callable[..., mx.array]
 
 
