@@ -10,6 +10,7 @@ the four passes of guidance. "cold" empties the system's file cache before each 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import Callable, Iterator, NamedTuple
 
 from dit_forward import CLIPS, CONFIG, FPS, SIGMA, TINY, TINY_CLIPS, Clip
 
-import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import mlx_video  # noqa: E402,F401  isort: skip  first: it chooses MLX's backend
 import mlx.core as mx
 from mlx.utils import tree_flatten
 

@@ -24,7 +24,8 @@ try:
 except ImportError:  # a GPU machine may lack it, and nothing is fetched here
     sys.modules["huggingface_hub"] = ModuleType("huggingface_hub")
 
-import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import mlx_video  # noqa: E402,F401  isort: skip  first: it chooses MLX's backend
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
