@@ -10,6 +10,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from demo import quick
 from demo.model import WORK, fresh, load, store
@@ -165,7 +166,7 @@ def finish(pair: Autoencoder) -> None:
     An encoder that is trained has those of the latents of ``SCENES`` scenes at each size; one that is not, those it came with.
     """
     mean, std = pair._found
-    if pair.encoder.trainable_parameters():
+    if tree_flatten(pair.encoder.trainable_parameters()):
         mean, std = _measured_statistics(pair.encoder)
     set_statistics(pair, mean, std)
     store("video_encoder", pair.encoder)

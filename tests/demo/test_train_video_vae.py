@@ -134,6 +134,21 @@ def test_stored_latents_are_normalised_and_an_image_is_a_clips_beginning(work):
     np.testing.assert_allclose(image, latent[:1, :, :1], atol=1e-3)
 
 
+def test_an_encoder_that_is_not_trained_keeps_its_statistics(work):
+    train_video_vae.finish(untrained())
+    before = model.load("video_encoder").per_channel_statistics
+    before.mean = before.mean + 1
+    encoder = model.load("video_encoder")
+    encoder.per_channel_statistics.update({"mean": before.mean, "std": before.std})
+    pair = train_video_vae.Autoencoder(encoder, model.load("video_decoder"))
+    train_video_vae.keep_trainable(pair, "decoder")
+    train_video_vae.finish(pair)
+    for name in ("video_encoder", "video_decoder"):
+        after = model.load(name).per_channel_statistics
+        assert mx.array_equal(after.mean, before.mean), name
+        assert mx.array_equal(after.std, before.std), name
+
+
 @pytest.mark.parametrize("only", ["residual", "decoder", "all"])
 def test_only_what_was_asked_for_is_trained(only):
     pair = untrained()
