@@ -223,9 +223,11 @@ def _advance(
     """Each stream after ``rule``; one that is not enabled stays as it is."""
 
     def one(x: mx.array, modality: Modality, c: Conditioning) -> mx.array:
-        return end_piece(rule(modality, x, c)) if c.enabled else x
+        return rule(modality, x, c) if c.enabled else x
 
-    return x.map(one, MODALITIES, conditioning)
+    x = x.map(one, MODALITIES, conditioning)
+    end_piece(*x.values)  # together: what the small stream reads of the large one goes
+    return x
 
 
 def _attention(
