@@ -160,6 +160,7 @@ class TransformerBlock(nn.Module):
             attending=attending,
         )
         x = end_piece(modulation.gated(x, update, gate=2))
+        del update  # a name would keep it while the text is attended to
         normed = mx.fast.rms_norm(x, None, self.norm_eps)
         return x + self[named(modality, "attn2")](normed, c.context)
 
