@@ -3,6 +3,7 @@
 Knows the network and its checkpoint's names; not schedules, guidance or latents' geometry.
 """
 
+from functools import partial
 from typing import Callable, ClassVar, Sequence
 
 import mlx.core as mx
@@ -252,7 +253,9 @@ class X0Model:
 
     def __init__(self, model: LTXModel):
         self.model = model
-        self._contexts = _Memo(self._project, size=4)  # one per pass of a guided step
+        # Not a method of its own: the circle would keep model and tables until Python looks for such.
+        project = partial(_project, model)
+        self._contexts = _Memo(project, size=4)  # one per pass of a guided step
         self._ropes = _Memo(model.rope, size=1)
         self._levels = _Memo(_levels, size=1)
 
@@ -298,14 +301,14 @@ class X0Model:
             self._levels(states.map(lambda state: state.denoise_mask)),
         )
 
-    def _project(self, context: AV[mx.array]) -> AV[mx.array]:
-        dtype = self.model.dtype
-        return self.model.project_context(context.map(lambda x: x.astype(dtype)))
-
 
 def to_x0(latent: mx.array, velocity: mx.array, timesteps: mx.array) -> mx.array:
     """Where the flow through ``latent`` began: latent - velocity * timestep, float32 as the timesteps (B, N, 1) are."""
     return latent - velocity * timesteps
+
+
+def _project(model: LTXModel, context: AV[mx.array]) -> AV[mx.array]:
+    return model.project_context(context.map(lambda x: x.astype(model.dtype)))
 
 
 def _levels(masks: AV[mx.array]) -> AV[Timesteps]:

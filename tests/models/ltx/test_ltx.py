@@ -1,6 +1,8 @@
 """The whole transformer against Lightricks' numbers, its names against the real checkpoint's, and its equivalences."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import mlx.core as mx
@@ -186,6 +188,19 @@ def test_guided_passes_share_masks_and_positions():
     ):
         one = x0_model(states(), context, SIGMA, (perturbation,))
         assert errors(both.map(lambda x: x[item : item + 1]), one) < 1e-5
+
+
+def test_nothing_outlives_its_last_name():
+    """Garbage would hold weights and tables beside the next part."""
+    alone = fresh_model()
+    x0_model, gone = X0Model(alone), weakref.ref(alone)
+    mx.eval(x0_model(states(), CONTEXTS, SIGMA).values)
+    gc.disable()
+    try:
+        del alone, x0_model
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_what_does_not_change_is_computed_once(monkeypatch):
