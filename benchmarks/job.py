@@ -2,18 +2,21 @@
 
     python benchmarks/job.py [--size 512x768x121] [--runs 2] [--json PATH] [--tiny]
 
-Gemma 3 12B, connectors, two stages of the 19B transformer with sound, upsampler, audio and video decoders, up to frames
-in host memory; the tokenizer is the tests'. Weights are drawn on the device where a run would read them from a file, so
-the load phases are not those of a disk. The last of the runs is reported: by then every kernel is compiled.
+Gemma 3 12B, connectors, two stages of the 19B transformer with sound, upsampler, audio and video decoders, up to the
+written mp4, whose frames are encoded as they are decoded; the tokenizer is the tests'. Weights are drawn on the device
+where a run would read them from a file, so the load phases are not those of a disk. The last of the runs is reported:
+by then every kernel is compiled.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Iterator
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -23,6 +26,10 @@ import mlx_video  # noqa: E402,F401  isort: skip  first: it chooses MLX's backen
 import mlx.core as mx  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
 
+try:
+    from mlx_video import media  # noqa: E402
+except ImportError as error:
+    sys.exit(f"The job ends in a file, and PyAV and Pillow write it: {error}.")
 from mlx_video.models.ltx.components import Components  # noqa: E402
 from mlx_video.models.ltx.layouts import PARTS, Source  # noqa: E402
 from mlx_video.models.ltx.ltx import X0Model  # noqa: E402
@@ -106,8 +113,10 @@ def components(tiny: bool) -> RandomComponents:
     return RandomComponents(sources, mx.float32 if tiny else mx.bfloat16)
 
 
-def run(pipeline: Pipeline, request: Request) -> list[tuple[str, float, float]]:
-    """(phase, seconds, peak GiB) of one job."""
+def run(
+    pipeline: Pipeline, request: Request, path: Path
+) -> list[tuple[str, float, float]]:
+    """(phase, seconds, peak GiB) of one job, whose clip is written to ``path``."""
     phases, started = [], time.perf_counter()
 
     def end(phase: str) -> None:
@@ -117,6 +126,10 @@ def run(pipeline: Pipeline, request: Request) -> list[tuple[str, float, float]]:
         mx.reset_peak_memory()
         started = now
 
+    def taken(frames: Iterator) -> Iterator:
+        yield from frames
+        end("decode and encode frames")
+
     mx.reset_peak_memory()
     for event in pipeline.stream(request):
         if isinstance(event, Step):
@@ -124,8 +137,8 @@ def run(pipeline: Pipeline, request: Request) -> list[tuple[str, float, float]]:
                 end(event.phase)
         elif not isinstance(event, Sample):
             end("decode sound")
-            frames = sum(1 for _ in event.frames)
-            end(f"decode {frames} frames")
+            media.save(replace(event, frames=taken(event.frames)), path)
+            end("finish the file")
     return phases
 
 
@@ -140,8 +153,11 @@ def main() -> None:
     shape = VideoPixelShape(frames, height, width, 24.0)
     request = Request(PROMPT, shape, audio=True, tiling="auto")
     pipeline = Pipeline(components(args.tiny), distilled(), health=False)
-    for _ in range(args.runs):
-        phases = run(pipeline, request)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(args.runs):
+            path = Path(folder, f"{number}.mp4")
+            phases = run(pipeline, request, path)
+        written = path.stat().st_size
     loads = sum(seconds for phase, seconds, _ in phases if phase.startswith("load"))
     total = sum(seconds for _, seconds, _ in phases)
     print("| phase | seconds | peak GiB |\n|---|---|---|")
@@ -149,6 +165,7 @@ def main() -> None:
         print(f"| {phase} | {seconds:.2f} | {peak:.2f} |")
     peak = max(peak for *_, peak in phases)
     print(f"| all | {total:.2f}, without loads {total - loads:.2f} | {peak:.2f} |")
+    print(f"\nThe file has {written / 1e6:.2f} MB.")
     if args.json:
         args.json.write_text(json.dumps(phases))
 
