@@ -38,7 +38,7 @@ from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.footprint import Footprint, decode_budget
 from mlx_video.models.ltx.layouts import PARTS, Source, part_config
 from mlx_video.models.ltx.ltx import X0Model
-from mlx_video.models.ltx.pacing import SMALL
+from mlx_video.models.ltx.pacing import SMALL, piece_by_piece
 from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
 from mlx_video.types import AV, TextFeatures, VideoLatentShape, VideoPixelShape
 from mlx_video.weights import save
@@ -217,7 +217,7 @@ class Bench:
         return lambda x: predict(x, context, 0.7).values, states
 
     def upsample(self, part: nn.Module):
-        return part, noise(*self.grid)
+        return piece_by_piece()(part), noise(*self.grid)
 
     def decode_spectrogram(self, part: nn.Module):
         return part, noise(1, 8, self.frames, 16)

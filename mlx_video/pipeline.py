@@ -20,6 +20,7 @@ from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.footprint import decode_budget
 from mlx_video.models.ltx.layouts import part_config
+from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.patchify import (
     AUDIO_LATENT_CHANNELS,
     AUDIO_MEL_BINS,
@@ -325,6 +326,7 @@ class Pipeline:
         with (
             self.components.upsampler() as upsampler,
             self.components.video_statistics() as statistics,
+            piece_by_piece(),
         ):
             video = upsample_normalized(upsampler, statistics, latents.video)
             mx.eval(video)

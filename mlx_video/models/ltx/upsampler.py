@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.config import UpsamplerConfig
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.video_vae.base import PerChannelStatistics
 from mlx_video.models.ltx.video_vae.convolution import conv3d
 from mlx_video.models.ltx.video_vae.sampling import depth_to_space
@@ -54,7 +55,7 @@ class LatentUpsampler(nn.Module):
         x = nn.silu(self.norm_in(self.conv_in(x)))
         for block in self.coarse_blocks:
             x = block(x)
-        x = self.resample(x)
+        x = end_piece(self.resample(x))
         for block in self.fine_blocks:
             x = block(x)
         return mx.moveaxis(self.conv_out(x), -1, 1)
@@ -105,8 +106,8 @@ class ResBlock(nn.Module):
         self.norm2 = _norm(channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        h = nn.silu(self.norm1(self.conv1(x)))
-        return nn.silu(x + self.norm2(self.conv2(h)))
+        h = end_piece(nn.silu(self.norm1(self.conv1(x))))
+        return end_piece(nn.silu(x + self.norm2(self.conv2(h))))
 
 
 class SpatialUpsample(nn.Module):
