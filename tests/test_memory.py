@@ -16,7 +16,7 @@ from mlx_video.memory import GB, Plan, Work, machine_bytes, plan
 from mlx_video.models.ltx import footprint
 from mlx_video.models.ltx.components import Components, quantize_blocks
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.footprint import CPU, GPU, Footprint
+from mlx_video.models.ltx.footprint import CPU, GPU, QUEUED, QUEUED_FINER, Footprint
 from mlx_video.models.ltx.layouts import PARTS, Source, part_config
 from mlx_video.pipeline import Image, Request
 from mlx_video.types import AV, VideoPixelShape
@@ -76,21 +76,22 @@ def test_a_forward_of_the_full_model(full):
     found = Footprint(full, LTXModelType.AudioVideo)
     tokens = AV(6144, 126)
     streams = 6144 * 4096 + 126 * 2048
-    assert found.forward(tokens) == GPU.tokens * streams * 2 + GPU.queued
+    assert found.forward(tokens) == GPU.tokens * streams * 2 + QUEUED
     tables = 4 * (6144 * (4096 + 2048) + 126 * (2048 + 2048))
-    assert found.forward(tokens, 4) == 4 * GPU.tokens * streams * 2 + GPU.queued
+    assert found.forward(tokens, 4) == 4 * GPU.tokens * streams * 2 + QUEUED
+    assert found.forward(AV(64)) == (GPU.tokens + GPU.queued) * 64 * 4096 * 2
     contexts = 5 * 1024 * (4096 + 2048) * 2
     assert found.held(tokens, 1) == tables + contexts
     assert found.held(AV(6144), 1) == 4 * 6144 * 4096 + 5 * 1024 * 4096 * 2
 
 
-@pytest.mark.parametrize("tokens, peak", [(6144, 36.6), (24576, 39.7)])
-def test_a_forward_of_the_full_model_on_an_h200(full, tokens, peak):
-    """GiB measured with its weights (docs/performance.md), of which 35.16 are weights; to 10 % of the rest."""
+@pytest.mark.parametrize("tokens, peak", [(6144, 35.86), (24576, 37.83)])
+def test_a_forward_of_the_full_model_on_an_h100(full, tokens, peak):
+    """GiB measured with its weights (docs/performance.md), of which 35.16 are weights; to a fifth of the rest."""
     found = Footprint(full, LTXModelType.AudioVideo)
     size = AV(tokens, 126)
     above = (peak - 35.16) * 2**30
-    assert found.held(size, 1) + found.forward(size) == pytest.approx(above, rel=0.1)
+    assert found.held(size, 1) + found.forward(size) == pytest.approx(above, rel=0.2)
 
 
 def test_a_cpu_keeps_the_scores(full, monkeypatch):
@@ -108,7 +109,7 @@ def test_operations_of_the_full_model(full):
 
 def test_the_other_parts(full):
     found = Footprint(full, LTXModelType.AudioVideo)
-    assert found.upsample(6144) == GPU.upsample * 6144 * 1024 * 2
+    assert found.upsample(24576) == GPU.upsample * 24576 * 1024 * 2 + QUEUED_FINER
     assert found.image(512, 768) == GPU.image * 128 * 192 * 128 * 2
     assert found.spectrogram(126) == GPU.spectrogram * 4 * 126 * 64 * 128 * 2
     assert found.sound(126) == GPU.sound * 4 * 126 * 240 * 32 * 4

@@ -16,7 +16,6 @@ from mlx.utils import tree_flatten
 from mlx_video.models.ltx.components import GROUP_SIZE, Components
 from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, part_config
-from mlx_video.models.ltx.pacing import PAIR
 from mlx_video.models.ltx.patchify import AUDIO_DOWNSAMPLE
 from mlx_video.models.ltx.video_vae.exact import LIVE_PIECES, decode_bytes
 from mlx_video.models.ltx.video_vae.tiling import (
@@ -36,24 +35,29 @@ STREAMED_BLOCKS = 2  # of the transformer in memory at a time
 class Live(NamedTuple):
     """How many arrays of a part's widest size are alive at once; ``scores`` are those of an attention.
 
-    queued  bytes of work that the transformer's pacing lets wait
-    video   of a clip decoded whole; ``piece`` of one that is decoded in pieces, which overlap
+    queued       of the transformer and of the upsampler, what their pacing lets wait beside ``tokens`` and ``upsample``,
+                 at most ``QUEUED`` and ``QUEUED_FINER`` bytes
+    video        of a clip decoded whole; ``piece`` of one that is decoded in pieces, which overlap, and ``brief`` of one so
+                 short that its pieces are never full
     """
 
     tokens: float
     scores: float
-    queued: int
+    queued: float
+    connected: float
     hidden_states: float
     image: float
     video: float
     piece: float
+    brief: float
     upsample: float
     spectrogram: float
     sound: float
 
 
-CPU = Live(12, 1, 0, 4, 212, 78, 100, 110, 90, 96)
-GPU = Live(19, 0, PAIR, 4, 20, 20, LIVE_PIECES, 8, 16, 16)
+QUEUED, QUEUED_FINER = 230e6, 350e6
+CPU = Live(12, 1, 0, 12, 4, 212, 78, 100, 78, 110, 90, 96)
+GPU = Live(8.5, 0, 8, 110, 4, 112, 20, 20.05, 8.7, 9.4, 42, 48.6)
 
 
 def live() -> Live:
@@ -119,7 +123,8 @@ class Footprint:
         width, inputs = self.part("connectors").aggregate_embed.weight.shape
         heads = self.config("connectors").connector_num_attention_heads
         # Both connectors' scores wait at once: nothing paces them.
-        each = self.live.tokens * width + 3.5 * self.live.scores * heads * self.context
+        each = self.live.connected * width
+        each += 3.5 * self.live.scores * heads * self.context
         connected = prompts * self.context * each * self.itemsize
         normalized = rows * inputs * FLOAT32 * self.live.hidden_states
         return rows * inputs * self.itemsize + max(connected, normalized)
@@ -151,7 +156,8 @@ class Footprint:
             moving += count * heads * head_dim
             scores = max(scores, heads * count * max(count, self.context))
         elements = self.live.tokens * moving + self.live.scores * scores
-        return passes * elements * self.itemsize + self.live.queued
+        waiting = min(QUEUED, self.live.queued * moving * self.itemsize)
+        return passes * elements * self.itemsize + waiting
 
     def operations(self, tokens: AV[int]) -> float:
         """Floating-point operations of one pass, in matrix products of the video stream."""
@@ -164,7 +170,10 @@ class Footprint:
     def upsample(self, tokens: int) -> float:
         """Of the upsampler for so many video tokens at the finer grid."""
         width = self.config("upsampler").mid_channels
-        return self.live.upsample * tokens * width * self.itemsize
+        each = tokens * width * self.itemsize
+        return self.live.upsample * each + min(
+            QUEUED_FINER, 2 * self.live.queued * each
+        )
 
     def spectrogram(self, frames: int) -> float:
         """Of the audio decoder for so many latent frames."""
@@ -196,7 +205,7 @@ class Footprint:
         piece = max(tiling.elements * share * self.itemsize, frame)
         unfolded = (self.live.piece - LIVE_PIECES) * piece
         pieces = decode_bytes(decoder, grid, tiling) + unfolded
-        return min(self.live.video * self._decoded(*grid[2:]), pieces)
+        return min(self.live.brief * self._decoded(*grid[2:]), pieces)
 
     def _decoded(self, frames: int, rows: int, columns: int) -> float:
         """The widest array that the video decoder makes of so many latent frames, rows and columns."""
