@@ -247,7 +247,7 @@ def _outlines() -> dict[str, np.ndarray]:
 
 
 def _sample(thing: str) -> Actor:
-    return Actor(thing, "blue", "still", 0.22, 0.5, 0.5, 0.0, 1.0, 0.0, 1, 1.0)
+    return Actor(thing, "blue", "still", 0.22, 0.5, 0.5, 0.0, 1.0, 0.0, 1)
 
 
 def _drawn(scenes, height: int) -> np.ndarray:

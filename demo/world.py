@@ -22,17 +22,19 @@ SAMPLE_RATE = 24000
 FPS = 24.0
 
 HUES = dict(zip(COLOURS, (0, 26, 52, 128, 182, 224, 274, 324)))  # degrees
-VALUES = dict(zip(COLOURS, (0.95, 1.0, 1.0, 0.78, 0.9, 1.0, 0.9, 1.0)))  # at most
+VALUES = dict(zip(COLOURS, (0.9, 0.95, 0.95, 0.74, 0.85, 0.95, 0.85, 0.95)))
 SATURATION = 0.82  # of a thing; no background comes near it except where it is dark
 GROUND = 0.88  # where things stand and bounce, and where shadows lie
 VARIANTS = 4  # pairs of pale colours, or places of the stars
 SIZES = {"small": 0.12, "": 0.17, "big": 0.22}
-PACES = {"quick": 0.72, "": 1.0, "slow": 1.4}  # parts of PERIODS
-TWO = 0.7  # of their sizes things keep when two share the frame
+PACES = {"quick": 0.75, "": 1.0, "slow": 1.5}  # parts of PERIODS
+TWO = 0.8  # of the middle size things keep when two share the frame
+LANES = (-1, 0, 1)  # where things stand, in the room that they have
+PHASES = (0.25, 0.5, 0.75)  # gone by at time 0; a bounce begins in the air
 SPREAD = 1.1  # no place of a thing of radius 1 is farther from its centre
 PERIODS = {  # seconds: of a cycle, between knocks, or until half of a way without end is gone
-    "left-right": 1.6, "rise": 0.9, "fall": 0.9, "bounce": 0.72, "spin": 2.2,
-    "grow": 0.9, "shrink": 0.9, "circle": 2.0, "still": 1.0,
+    "left-right": 2.0, "rise": 1.2, "fall": 1.2, "bounce": 20 / 24, "spin": 2.5,
+    "grow": 1.2, "shrink": 1.2, "circle": 2.5, "still": 1.0,
 }  # fmt: skip
 SOUNDS = {
     "left-right": "steady", "rise": "rising", "fall": "falling", "bounce": "knocks", "spin": "hum",
@@ -46,7 +48,6 @@ class Actor(NamedTuple):
     ``size`` is its radius, the largest that it has. ``reach`` is the amplitude of left-right, the radius of the circle,
     the height of the bounce, or the length of the way up or down; for grow and shrink, the smallest size over the
     largest. ``phase`` is the part of the period gone by at time 0. ``direction`` is 1 or -1: a turn clockwise or not.
-    ``value`` is the brightness of its colour, a part of VALUES.
     """
 
     thing: str
@@ -59,7 +60,6 @@ class Actor(NamedTuple):
     period: float
     phase: float
     direction: int
-    value: float
 
 
 class Scene(NamedTuple):
@@ -127,46 +127,45 @@ def _combination(rng, unseen, motion) -> tuple[str, str, str]:
 
 
 def _actor(rng, thing, colour, motion, zone) -> Actor:
-    """An actor that never leaves the zone (x of its left and right) nor sinks into the ground."""
+    """An actor that never leaves the zone (x of its left and right) nor sinks into the ground.
+
+    It has few sizes, lanes, paces and phases, so that what a sentence leaves open is a choice among few.
+    """
     left, right = zone
-    size = pick(rng, list(SIZES.values())) * rng.uniform(0.96, 1.04)
-    if motion in ("grow", "shrink"):
-        size = SIZES["big"] * rng.uniform(1.0, 1.15)
-    size *= TWO if right - left < 1 else 1
-    x, y, reach = _place(rng, thing, motion, size, (left + right) / 2, right - left)
-    pace = pick(rng, list(PACES.values())) * rng.uniform(0.96, 1.04)
-    phase = rng.uniform(0.1, 0.85)  # a bounce begins in the air
-    direction, value = pick(rng, (1, -1)), rng.uniform(0.9, 1.0)
+    size = TWO * SIZES[""]
+    if right - left == 1:
+        size = pick(rng, list(SIZES.values()))
+        size = SIZES["big"] if motion in ("grow", "shrink") else size
+    lane = pick(rng, LANES)
+    x, y, reach = _place(thing, motion, size, (left + right) / 2, right - left, lane)
+    pace, phase = pick(rng, list(PACES.values())), pick(rng, PHASES)
     looks = thing, colour, motion, size
-    return Actor(*looks, x, y, reach, PERIODS[motion] * pace, phase, direction, value)
+    return Actor(*looks, x, y, reach, PERIODS[motion] * pace, phase, pick(rng, (1, -1)))
 
 
-def _place(rng, thing, motion, size, middle, width) -> tuple[float, float, float]:
+def _place(thing, motion, size, middle, width, lane) -> tuple[float, float, float]:
     """x, y and reach; ``width`` is the zone's, around ``middle``."""
     room = width / 2 - SPREAD * size - 0.01  # that the centre has on either side
     top = SPREAD * size + 0.02
     bottom = GROUND - size * (SPREAD if motion == "spin" else foot(thing))
-    aside = rng.uniform(-1, 1)
-    x, y = middle + aside * min(room, 0.22), rng.uniform((top + bottom) / 2, bottom)
+    x, between = middle + lane * min(room, 0.22), (top + bottom) / 2
     match motion:
         case "left-right":
-            reach = room * rng.uniform(0.85, 1.0)
-            return middle + aside * (room - reach), y, reach
+            return middle, (top + 3 * bottom) / 4, room
         case "circle":
-            reach = min(room, (bottom - top) / 2) * rng.uniform(0.85, 1.0)
-            y = (top + bottom) / 2 + rng.uniform(-1, 1) * ((bottom - top) / 2 - reach)
-            return middle + aside * (room - reach), y, reach
+            reach = min(room, (bottom - top) / 2)
+            return middle + lane * (room - reach), between, reach
         case "rise":
             return x, bottom, bottom - top
         case "fall":
             return x, top, bottom - top
         case "bounce":
-            return x, bottom, min(bottom - top, rng.uniform(0.38, 0.5))
+            return x, bottom, min(bottom - top, 0.36)
         case "still":
             return x, bottom, 0.0
         case "grow" | "shrink":
-            return x, y, rng.uniform(0.35, 0.45)
-    return x, y, 0.0
+            return x, between, 0.4
+    return x, between, 0.0
 
 
 # ---- movement
@@ -354,8 +353,8 @@ def _cast(scenes, frames, right) -> _Cast:
 def _row(actor, times):
     """The actor's fields of _Cast, (11, F)."""
     x, y, size, angle = path(actor, times)
-    value = actor.value * VALUES[actor.colour]
-    colour = colorsys.hsv_to_rgb(HUES[actor.colour] / 360, SATURATION, value)
+    hue, value = HUES[actor.colour] / 360, VALUES[actor.colour]
+    colour = colorsys.hsv_to_rgb(hue, SATURATION, value)
     high = GROUND - y - size * foot(actor.thing)
     table = THINGS.index(actor.thing) * GRID**2
     looks = table, RIMS.get(actor.thing, 0.27), *(2 * part for part in colour)

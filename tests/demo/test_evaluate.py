@@ -18,7 +18,7 @@ SHAPE = VideoPixelShape(9, 128, 128, 24.0)
 
 
 def still(thing, colour, x=0.5, size=0.17) -> Actor:
-    return Actor(thing, colour, "still", size, x, 0.6, 0.0, 1.0, 0.3, 1, 0.95)
+    return Actor(thing, colour, "still", size, x, 0.6, 0.0, 1.0, 0.3, 1)
 
 
 HEART = Scene((still("heart", "red"),), "meadow")

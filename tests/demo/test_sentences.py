@@ -19,8 +19,8 @@ def told():
 
 
 def scene(thing="ball", colour="red", motion="bounce", background="plain", **changes):
-    looks = dict(size=0.17, x=0.5, y=0.7, reach=0.4, period=0.72, phase=0.5)
-    actor = dict(thing=thing, colour=colour, motion=motion, direction=1, value=1.0)
+    looks = dict(size=0.17, x=0.5, y=0.7, reach=0.4, period=0.83, phase=0.5)
+    actor = dict(thing=thing, colour=colour, motion=motion, direction=1)
     actor = world.Actor(**actor | looks | changes)
     return world.Scene((actor,), background, "blue" if background == "floor" else None)
 
@@ -103,8 +103,8 @@ def test_silence_is_said_wherever_there_could_be_sound(told):
     [
         ({"size": 0.12}, "small", "big"),
         ({"size": 0.22}, "big", "small"),
-        ({"period": 0.52}, "quickly", "slowly"),
-        ({"period": 1.01}, "slowly", "quickly"),
+        ({"period": 0.62}, "quickly", "slowly"),
+        ({"period": 1.25}, "slowly", "quickly"),
     ],
 )
 def test_sizes_and_paces_are_true(changes, some, none):
