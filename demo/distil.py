@@ -41,7 +41,7 @@ from mlx_video.types import AV, VideoPixelShape
 GPU = mx.default_device() == mx.gpu
 GUIDANCE = DEFAULTS["cfg"]  # of the teacher, away from the empty text
 # The teacher's steps between two of the student's levels; the last three are those of both stages.
-SUBSTEPS = (1, 1, 1, 1, 3, 4, 4, 4) if GPU else (1, 1, 1, 1, 1, 2, 2, 2)
+SUBSTEPS = (1, 1, 1, 1, 2, 2, 2, 3) if GPU else (1, 1, 1, 1, 1, 2, 2, 2)
 AT_LARGE = 0.35  # of the steps
 
 
@@ -120,11 +120,10 @@ class Lesson(NamedTuple):
 
 
 class Guide:
-    """The teacher, guided away from the empty text; its steps are compiled where ``compiled``."""
+    """The teacher, guided away from the empty text."""
 
-    def __init__(self, teacher: Denoiser, guidance: float, compiled: bool = False):
+    def __init__(self, teacher: Denoiser, guidance: float):
         self.teacher, self.guidance = teacher, guidance
-        self.step = mx.compile(self._step) if compiled else self._step
 
     def advance(
         self,
@@ -138,19 +137,13 @@ class Guide:
 
         contexts  (2B, L, D) each: of the clips' sentences, then of the empty text
         """
-        self.teacher.rope(start.shape, x.audio is not None)  # not while compiling
-        arrays = x.video, x.audio, contexts.video, contexts.audio
-        return AV(*self.step(*arrays, sigma, below, start.pinned, *start.shape))
-
-    def _step(self, video, audio, seen, heard, sigma, below, pinned, *shape):
-        x, shape = AV(video, audio), VideoPixelShape(*shape)
         twice = x.map(lambda x: mx.concatenate([x, x]))
         levels = mx.broadcast_to(sigma, (len(twice.video),))
-        v = self.teacher.velocity(twice, AV(seen, heard), levels, shape, pinned)
+        v = self.teacher.velocity(twice, contexts, levels, start.shape, start.pinned)
         v = v.map(self._away)
-        if pinned:
-            v = AV(v.video * free(shape)[:, None], v.audio)
-        return stepped(x, v, below - sigma).values
+        if start.pinned:
+            v = AV(v.video * free(start.shape)[:, None], v.audio)
+        return stepped(x, v, below - sigma)
 
     def _away(self, v: mx.array) -> mx.array:
         told, untold = mx.split(v.astype(mx.float32), 2)
@@ -280,9 +273,7 @@ def main() -> None:
     guide = Guide(teacher, options.guidance)
 
     def draw(step: int) -> tuple:
-        lesson = teach(guide, encoder, draw_start(step, sets, options.batch))
-        student.rope(lesson.shape, lesson.x.audio is not None)  # not while compiling
-        return lesson.leaves
+        return teach(guide, encoder, draw_start(step, sets, options.batch)).leaves
 
     def loss(*leaves) -> mx.array:
         change.apply_to(student.transformer, teacher.transformer)

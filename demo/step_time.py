@@ -66,7 +66,6 @@ def measure(
 ) -> list[float]:
     """Seconds of each step on clips of ``shape``, of which there are as many as have the tokens of ``count`` usual ones."""
     latents, seconds = noise(shape, encoder), []
-    denoiser.rope(shape, True)
 
     def draw(step: int) -> tuple:
         rng = np.random.default_rng(step)
@@ -87,7 +86,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=512 if GPU else 16)
     parser.add_argument("--steps", type=int, default=6, help="of each shape")
-    parser.add_argument("--eager", action="store_true", help="compile nothing")
     options = parser.parse_args()
     quick.install()
     mx.set_cache_limit(CACHE)
@@ -96,7 +94,6 @@ def main() -> None:
         "step_time",
         options.steps,
         dtype=mx.bfloat16 if GPU else mx.float32,
-        compiled=not options.eager,
     )
 
     def loss(key: mx.array, *leaves) -> mx.array:

@@ -42,11 +42,11 @@ AT_LARGE = 0.35 if GPU else 0.2  # of the steps
 REFINING = 0.7  # of those begin where the second stage does, the others at pure noise
 USUAL, SHORTEST = 49, 25  # frames
 STRIDE = 24 if GPU else 8  # frames, between the lengths trained on
-USUALLY = 0.6  # of the steps
+USUALLY = 0.75  # of the steps
 PINNED = 0.2  # of the steps have a first frame that is given
-MUTE = 0.1  # of the steps have no sound
+MUTE = 0.05  # of the steps have no sound
 UNTOLD = 0.1  # of the clips come with the negative prompt, which is the empty text
-CENTRE, SPREAD = 1.6, 1.2  # of the noise levels' logits: the schedules dwell near 1
+CENTRE, SPREAD = 1.8, 1.5  # of the noise levels' logits: the schedules dwell near 1
 EVEN = 0.15  # of the noise levels are uniform instead
 AUDIO_WEIGHT = 0.5
 MEASURED = (0.4, 0.7, 0.9, 0.975, 1.0)  # noise levels
@@ -130,7 +130,10 @@ def begin() -> Denoiser:
     """The denoiser as training left it, or else a new one."""
     if all((WORK / name).is_dir() for name in ("transformer-dev", "connectors")):
         return Denoiser(load("transformer-dev"), load("connectors"))
-    return new_denoiser()
+    denoiser = new_denoiser()
+    if (WORK / "connectors").is_dir():
+        denoiser.connectors = load("connectors")
+    return denoiser
 
 
 def new_denoiser() -> Denoiser:
@@ -368,7 +371,6 @@ def main() -> None:
 
     def draw(step: int) -> tuple:
         batch = draw_batch(step, sets, encoder, options.batch)
-        denoiser.rope(batch.shape, batch.x0.audio is not None)  # not while compiling
         return mx.random.key(step), *batch.leaves
 
     def loss(key: mx.array, *leaves) -> mx.array:

@@ -1,6 +1,7 @@
 """The loop that trains every part: AdamW on float32 weights, their running average, and a stop by steps or by minutes.
 
-Knows steps, seconds and files; not what is trained, nor on what.
+Knows steps, seconds and files; not what is trained, nor on what. For an optimizer that looks at single numbers all
+weights are one vector: a small model's step is bound by how many operations it has, not by their size.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Callable, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from demo.model import WORK
@@ -34,7 +36,6 @@ class Plan:
     optimizer      ``optim.AdamW`` or what is made with the same arguments, as ``demo.muon.Muon``
     average        how much of the running average of the weights each step keeps, at most
     dtype          to compute in; weights and optimizer stay float32
-    compiled       whether loss and gradient become one compiled function for every shape that is drawn
     """
 
     name: str
@@ -47,7 +48,6 @@ class Plan:
     optimizer: type[optim.Optimizer] = optim.AdamW
     average: float = 0.999
     dtype: mx.Dtype = mx.float32
-    compiled: bool = False
     say_every: int = 50
     save_seconds: float = 120.0
 
@@ -60,6 +60,25 @@ class Plan:
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * falling
 
 
+class Vector:
+    """Many arrays as one, the largest first, so that where each begins is well aligned."""
+
+    def __init__(self, tree: Tree):
+        flat = sorted(tree_flatten(tree), key=lambda entry: -entry[1].size)
+        self.shapes = {name: value.shape for name, value in flat}
+        self.ends = np.cumsum([value.size for _, value in flat]).tolist()
+
+    def pack(self, tree: Tree) -> Tree:
+        arrays = dict(tree_flatten(tree))
+        return {"all": mx.concatenate([arrays[name].flatten() for name in self.shapes])}
+
+    def unpack(self, vector: Tree) -> Tree:
+        """Views, which copy nothing."""
+        parts = mx.split(vector["all"], self.ends[:-1])
+        shaped = zip(self.shapes.items(), parts)
+        return tree_unflatten([(name, x.reshape(shape)) for (name, shape), x in shaped])
+
+
 class State:
     """What a training is at: weights, their average, the optimizer's moments, steps and seconds spent.
 
@@ -68,17 +87,26 @@ class State:
     """
 
     def __init__(self, module: nn.Module, loss: Loss, plan: Plan):
-        self.weights = tree_map(_float32, module.trainable_parameters())
+        weights = tree_map(_float32, module.trainable_parameters())
+        self.vector = Vector(weights) if plan.optimizer is optim.AdamW else None
+        self.weights = self.vector.pack(weights) if self.vector else weights
         self.average = tree_map(mx.array, self.weights)
         self.optimizer = plan.optimizer(
             plan.learning_rate, betas=[0.9, 0.99], weight_decay=plan.weight_decay
         )
         self.optimizer.init(self.weights)
-        self.slope = mx.value_and_grad(partial(_loss_of, module, loss))
-        if plan.compiled:
-            self.slope = mx.compile(self.slope)
+        self.loss_and_gradients = mx.value_and_grad(partial(_loss_of, module, loss))
         self.descend = mx.compile(partial(_descended, self.optimizer, plan.clip))
         self.step, self.seconds = 0, 0.0
+
+    def slope(self, weights: Tree, *drawn) -> tuple[mx.array, Tree]:
+        """The loss and its gradients, of weights that are laid out as ``self.weights`` are."""
+        value, gradients = self.loss_and_gradients(self.tree(weights), *drawn)
+        return value, self.vector.pack(gradients) if self.vector else gradients
+
+    def tree(self, weights: Tree) -> Tree:
+        """Weights by name."""
+        return self.vector.unpack(weights) if self.vector else weights
 
     def save(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +206,7 @@ def _say(plan: Plan, state: State, losses: list[mx.array]) -> None:
 
 def _pause(module: nn.Module, state: State, file: Path, on_pause) -> float:
     """Leave the averaged weights in the module and everything in the file."""
-    module.update(state.average)
+    module.update(state.tree(state.average))
     state.save(file)
     on_pause()
     return time.perf_counter()

@@ -22,9 +22,10 @@ def test_every_step_is_timed_and_taken(tmp_path, monkeypatch):
         return velocity_loss(denoiser, batch, key)
 
     state = State(denoiser, loss, plan)
-    before = mx.array(state.weights["transformer"]["proj_out"]["weight"])
+    before = mx.array(state.weights["all"])
     seconds = step_time.measure(state, plan, denoiser, encoder, shape, True, 512)
     assert len(seconds) == state.step == 2 and min(seconds) > 0
     assert seen == [(shape, True, (2, 8, 128))] * 2
-    after = state.weights["transformer"]["proj_out"]["weight"]
-    assert not mx.array_equal(before, after)
+    proj_out = state.tree(state.weights)["transformer"]["proj_out"]["weight"]
+    assert proj_out.shape == denoiser.transformer.proj_out.weight.shape
+    assert not mx.array_equal(before, state.weights["all"])

@@ -205,7 +205,7 @@ class LTXModel(nn.Module):
         rows = c.embedded[:, :, None]
         at = Modulation.of(table, rows, c.timesteps.index, x.dtype)
         normed = mx.fast.layer_norm(x, None, None, self.config.norm_eps)
-        shifted = modulate(normed, shift=at.row(0), scale=at.row(1))
+        shifted = modulate(normed, at.row(0), at.row(1))
         return self[named(modality, "proj_out")](shifted)
 
     def _check(self, inputs: AV[ModalityInput], perturbations: Sequence[Perturbation]):
