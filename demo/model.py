@@ -24,11 +24,12 @@ TEXT_TOKENS = 64  # of a prompt; also the number of registers
 
 TRANSFORMER = {
     "_class_name": "AVTransformer3DModel",
-    "num_layers": 5,
-    # No stream is narrower than the 128 channels of its latents: a narrower one could not carry the noise through.
-    "num_attention_heads": 6,
+    "num_layers": 4,
+    # No stream is narrower than the 128 channels of its latents, whose noise it has to carry through; what the video's
+    # has beside them is for drawing.
+    "num_attention_heads": 8,
     "attention_head_dim": 32,
-    "cross_attention_dim": 192,
+    "cross_attention_dim": 256,
     "audio_num_attention_heads": 8,
     "audio_attention_head_dim": 16,
     "audio_cross_attention_dim": 128,

@@ -33,10 +33,10 @@ from mlx_video.weights import CONFIG, Weights, save
 DTYPE = (
     mx.float16
 )  # as small as bfloat16, and eight times as exact where nothing is large
-QUANTIZED = {"group_size": 32, "bits": 8, "mode": "affine"}
+QUANTIZED = {"group_size": 64, "bits": 6, "mode": "affine"}
 DEV, DISTILLED = "transformer-dev", "transformer-distilled"
 FOLDERS = (DEV, *(name for name in CONFIGS if name != "transformer"))
-LORA_RANK = 12
+LORA_RANK = 8
 LORA_FILE = f"{NAME}-distilled-lora-{LORA_RANK}.safetensors"
 TEXT_FILES = (
     CONFIG,
@@ -47,7 +47,7 @@ TEXT_FILES = (
 
 
 def pack(target: Path) -> None:
-    """Write the model as ``convert`` does, a folder a part: the dev transformer in 8 bits, the distilled one as a LoRA.
+    """Write the model as ``convert`` does, a folder a part: the dev transformer in 6 bits, the distilled one as a LoRA.
 
     All of it or, where a part is missing, nothing.
     """
@@ -58,6 +58,10 @@ def pack(target: Path) -> None:
     (aside / "text_encoder").mkdir()
     for name in TEXT_FILES:
         shutil.copyfile(WORK / "text_encoder" / name, aside / "text_encoder" / name)
+    language = mx.load(str(WORK / "text_encoder" / "model.safetensors"))
+    halved = {name: value.astype(DTYPE) for name, value in language.items()}
+    file = aside / "text_encoder" / "model.safetensors"
+    mx.save_safetensors(str(file), halved, {"format": "mlx"})
     packed = build("transformer", Source.of(aside / DEV), mx.float32)
     save_lora(aside / LORA_FILE, distilled_lora(packed, load(DISTILLED)))
     root = {"name": NAME, "defaults": DEFAULTS}

@@ -37,6 +37,8 @@ def untrained(tmp_path_factory):
         (work / "text_encoder").mkdir()
         for name in pack.TEXT_FILES:
             (work / "text_encoder" / name).write_text('{"model_type": "gemma3_text"}')
+        language = work / "text_encoder" / "model.safetensors"
+        mx.save_safetensors(str(language), {"model.norm.weight": mx.ones(4)})
         for name in pack.FOLDERS:
             store(name, fresh(model.folder_part(name)))
         store(pack.DISTILLED, nudged(model.load(pack.DEV)))
@@ -80,6 +82,8 @@ def test_packed_transformer_is_quantized_in_its_blocks_only(packed):
     weights = mx.load(str(next((packed / pack.DEV).glob("*.safetensors"))))
     assert "transformer_blocks.0.attn1.to_q.scales" in weights
     assert weights["patchify_proj.weight"].dtype == mx.float16
+    language = mx.load(str(packed / "text_encoder" / "model.safetensors"))
+    assert language["model.norm.weight"].dtype == mx.float16
 
 
 def test_packed_lora_turns_dev_into_distilled(untrained, packed):
@@ -89,8 +93,8 @@ def test_packed_lora_turns_dev_into_distilled(untrained, packed):
     for path in ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.proj_in"):
         fused = dict(dev.named_modules())[path].weight
         wanted = dict(distilled.named_modules())[path].weight
-        # What is left is the rounding to 8 bits, less its 16 largest components.
-        assert mx.abs(fused - wanted).max() < 2e-3 * mx.abs(wanted).max() + 1e-3
+        # What is left is the rounding to 6 bits, 1.6 % of uniform weights, less its largest components.
+        assert mx.linalg.norm(fused - wanted) < 0.02 * mx.linalg.norm(wanted)
 
 
 def test_packed_parts_are_trained_further(packed, tmp_path, monkeypatch):

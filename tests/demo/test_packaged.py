@@ -14,7 +14,7 @@ from mlx_video.models.ltx.find import DEMO
 
 SHAPE = VideoPixelShape(49, 256, 256, 24.0)
 RELIABLE = ("colour", "background", "sound")
-SEEDS = (0, 1)
+SEEDS = (0, 2)  # with which a thing that rests is not in the same of three lanes
 SAID = {
     "a red ball bounces on a blue floor": ("ball red bounce", "floor", "blue"),
     "a yellow square rests on a meadow in silence": (
@@ -28,7 +28,7 @@ SAID = {
 
 def scene(looks: str, background: str, floor: str | None) -> Scene:
     """What is asked of a clip; sizes and places, which are not, are anything."""
-    actor = Actor(*looks.split(), 0.2, 0.5, 0.5, 0.2, 1.0, 0.0, 1, 1.0)
+    actor = Actor(*looks.split(), 0.2, 0.5, 0.5, 0.2, 1.0, 0.0, 1)
     return Scene((actor,), background, floor)
 
 
