@@ -77,7 +77,7 @@ def test_the_autoencoder_learns_and_is_stored(work, monkeypatch):
     monkeypatch.setattr(train_audio_vae, "spectrograms", lambda *_: target)
     pair = train_audio_vae.Autoencoder()
     before = train_audio_vae.distance(pair.decoder(pair.encoder(target)), target)
-    train_audio_vae.train_pair(pair, plan("audio_vae", 4, 2e-3), 1)
+    train_audio_vae.train_pair(pair, plan("audio_vae", 6, 2e-3), 1)
     decoded = pair.decoder(pair.encoder(target))
     assert train_audio_vae.distance(decoded, target) < 0.97 * before
     encoder, decoder = model.load("audio_encoder"), model.load("audio_decoder")

@@ -346,6 +346,20 @@ def test_a_vector_holds_every_weight_the_largest_first(denoiser):
         assert mx.array_equal(unpacked[name], value), name
 
 
+def test_a_vector_descends_as_its_arrays_do(small):
+    class Other(optim.AdamW):
+        """Which ``State`` does not know."""
+
+    def trained(optimizer: type) -> nn.Linear:
+        mx.random.seed(0)
+        layer, x = nn.Linear(8, 4), mx.random.normal((5, 8))
+        plan = Plan(optimizer.__name__, 5, learning_rate=1e-2, optimizer=optimizer)
+        return train(layer, lambda _: mx.mean(mx.square(layer(x) - 1)), plan)
+
+    one, other = trained(optim.AdamW), trained(Other)
+    assert mx.allclose(one.weight, other.weight, atol=1e-6)
+
+
 @pytest.mark.parametrize("size, step", ((0.5, 0.5), (1000.0, 1.0)))
 def test_a_gradient_is_no_longer_than_the_clip(size, step, small):
     module = nn.Linear(1, 1, bias=False)
