@@ -105,19 +105,6 @@ class Lesson(NamedTuple):
     shape: VideoPixelShape
     pinned: bool = False
 
-    @classmethod
-    def of(cls, x, x2, v, v2, context, context2, sigma, pinned, *shape) -> "Lesson":
-        """From its ``leaves``."""
-        pairs = AV(x, x2), AV(v, v2), AV(context, context2)
-        return cls(*pairs, sigma, VideoPixelShape(*shape), pinned)
-
-    @property
-    def leaves(self) -> tuple:
-        """Arrays and plain values, as a compiled function takes them."""
-        pairs = (self.x, self.velocity, self.context)
-        arrays = (array for pair in pairs for array in (pair.video, pair.audio))
-        return *arrays, self.sigma, self.pinned, *self.shape
-
 
 class Guide:
     """The teacher, guided away from the empty text."""
@@ -273,11 +260,11 @@ def main() -> None:
     guide = Guide(teacher, options.guidance)
 
     def draw(step: int) -> tuple:
-        return teach(guide, encoder, draw_start(step, sets, options.batch)).leaves
+        return (teach(guide, encoder, draw_start(step, sets, options.batch)),)
 
-    def loss(*leaves) -> mx.array:
+    def loss(lesson: Lesson) -> mx.array:
         change.apply_to(student.transformer, teacher.transformer)
-        return distil_loss(student, Lesson.of(*leaves))
+        return distil_loss(student, lesson)
 
     train(change, loss, plan, lambda: keep(change), draw)
     change.apply_to(student.transformer, teacher.transformer)

@@ -73,7 +73,7 @@ def measure(
         x0, ids = draw_clips(rng, latents, shape, clips)
         told, sigma = features(encoder, ids), mx.array(draw_sigmas(rng, clips))
         batch = Batch(x0, told, sigma, shape, pinned)
-        return mx.random.key(step), *batch.leaves
+        return mx.random.key(step), batch
 
     for _ in range(plan.steps):
         began = time.perf_counter()
@@ -96,8 +96,8 @@ def main() -> None:
         dtype=mx.bfloat16 if GPU else mx.float32,
     )
 
-    def loss(key: mx.array, *leaves) -> mx.array:
-        return velocity_loss(denoiser, Batch.of(*leaves), key)
+    def loss(key: mx.array, batch: Batch) -> mx.array:
+        return velocity_loss(denoiser, batch, key)
 
     state = State(denoiser, loss, plan)
     print("| frames | pixels | first given | first step, ms | later steps, ms |")

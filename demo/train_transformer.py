@@ -67,18 +67,6 @@ class Batch(NamedTuple):
     shape: VideoPixelShape
     pinned: bool = False
 
-    @classmethod
-    def of(cls, video, audio, states, mask, sigma, pinned, *shape) -> "Batch":
-        """From its ``leaves``."""
-        features = TextFeatures(states, mask)
-        return cls(AV(video, audio), features, sigma, VideoPixelShape(*shape), pinned)
-
-    @property
-    def leaves(self) -> tuple:
-        """Arrays and plain values, as a compiled function takes them."""
-        x0, features, sigma, shape, pinned = self
-        return x0.video, x0.audio, *features, sigma, pinned, *shape
-
 
 class Denoiser(nn.Module):
     """What is trained together: the transformer and the connectors that prepare its text."""
@@ -371,10 +359,10 @@ def main() -> None:
 
     def draw(step: int) -> tuple:
         batch = draw_batch(step, sets, encoder, options.batch)
-        return mx.random.key(step), *batch.leaves
+        return mx.random.key(step), batch
 
-    def loss(key: mx.array, *leaves) -> mx.array:
-        return velocity_loss(denoiser, Batch.of(*leaves), key)
+    def loss(key: mx.array, batch: Batch) -> mx.array:
+        return velocity_loss(denoiser, batch, key)
 
     def keep() -> None:
         store("transformer-dev", denoiser.transformer)

@@ -4,7 +4,7 @@ import mlx.core as mx
 
 from demo import step_time, text
 from demo.model import CONFIGS, TRANSFORMER
-from demo.train_transformer import Batch, new_denoiser, velocity_loss
+from demo.train_transformer import new_denoiser, velocity_loss
 from demo.training import Plan, State
 from mlx_video.types import VideoPixelShape
 
@@ -16,8 +16,7 @@ def test_every_step_is_timed_and_taken(tmp_path, monkeypatch):
     encoder, denoiser = text.fresh_encoder(tmp_path / "text_encoder"), new_denoiser()
     plan, seen = Plan("step_time", steps=2), []
 
-    def loss(key, *leaves):
-        batch = Batch.of(*leaves)
+    def loss(key, batch):
         seen.append((batch.shape, batch.pinned, batch.x0.video.shape))
         return velocity_loss(denoiser, batch, key)
 

@@ -11,7 +11,6 @@ from demo import distil, latents, model, text, train_transformer, training
 from demo.distil import (
     Change,
     Guide,
-    Lesson,
     Start,
     contexts,
     distil_loss,
@@ -324,16 +323,6 @@ def test_training_makes_the_loss_fall_and_is_read_back(encoder, clips):
         assert after[level].audio < 0.8 * before[level].audio
 
 
-@pytest.mark.parametrize("step", range(4))  # with a pinned frame, and mute
-def test_a_batch_passes_through_its_leaves(encoder, clips, monkeypatch, step):
-    monkeypatch.setattr(train_transformer, "PINNED", step % 2)
-    monkeypatch.setattr(train_transformer, "MUTE", step // 2)
-    batch = draw_batch(step, {64: clips}, encoder, 2)
-    again = Batch.of(*batch.leaves)
-    assert again.pinned == step % 2 and (again.x0.audio is None) == step // 2
-    assert again == batch
-
-
 def test_a_vector_holds_every_weight_the_largest_first(denoiser):
     tree = denoiser.trainable_parameters()
     vector = training.Vector(tree)
@@ -387,14 +376,6 @@ def test_a_teacher_of_one_unguided_step_has_nothing_to_teach(
     )
     for a, b in zip(walk(denoiser, encoder, start).values, ends.values):
         assert mx.allclose(a, b, atol=1e-4)
-
-
-@pytest.mark.parametrize("pinned", (False, True))
-def test_a_lesson_passes_through_its_leaves(encoder, denoiser, clips, pinned):
-    x0, ids = clips.batch(np.arange(2), SHAPE), clips.ids[:2, 0]
-    start = Start(AV(x0.video), ids, (0.9, 0.0), SHAPE, pinned)
-    lesson = teach(Guide(denoiser, 3.0), encoder, start)
-    assert Lesson.of(*lesson.leaves) == lesson
 
 
 def test_guidance_leads_away_from_the_empty_text(encoder, denoiser, clips, monkeypatch):
