@@ -57,17 +57,23 @@ def pack(target: Path) -> None:
         pack_part(name, aside / name)
     (aside / "text_encoder").mkdir()
     for name in TEXT_FILES:
-        shutil.copyfile(WORK / "text_encoder" / name, aside / "text_encoder" / name)
-    language = mx.load(str(WORK / "text_encoder" / "model.safetensors"))
-    halved = {name: value.astype(DTYPE) for name, value in language.items()}
-    file = aside / "text_encoder" / "model.safetensors"
-    mx.save_safetensors(str(file), halved, {"format": "mlx"})
+        source = WORK / "text_encoder" / name
+        save_text(source, aside / "text_encoder" / name, DTYPE)
     packed = build("transformer", Source.of(aside / DEV), mx.float32)
     save_lora(aside / LORA_FILE, distilled_lora(packed, load(DISTILLED)))
     root = {"name": NAME, "defaults": DEFAULTS}
     (aside / CONFIG).write_text(json.dumps(root, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
+
+
+def save_text(source: Path, target: Path, dtype: mx.Dtype) -> None:
+    """Copy a file of the text encoder, weights in ``dtype``."""
+    if source.suffix != ".safetensors":
+        shutil.copyfile(source, target)
+        return
+    weights = {name: x.astype(dtype) for name, x in mx.load(str(source)).items()}
+    mx.save_safetensors(str(target), weights, {"format": "mlx"})
 
 
 def pack_part(name: str, folder: Path) -> None:
@@ -113,7 +119,10 @@ def unpack() -> Path:
         part = fresh(folder_part(name))
         part.load_weights(list(dense_weights(load(name)).items()))
         store(name, part)
-    shutil.copytree(PACKAGED / "text_encoder", WORK / "text_encoder")
+    (WORK / "text_encoder").mkdir()
+    for name in TEXT_FILES:
+        source = PACKAGED / "text_encoder" / name
+        save_text(source, WORK / "text_encoder" / name, mx.float32)
     return WORK
 
 

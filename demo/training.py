@@ -82,7 +82,6 @@ class Vector:
 class State:
     """What a training is at: weights, their average, the optimizer's moments, steps and seconds spent.
 
-    slope    (weights, *drawn) -> loss and gradients
     descend  (weights, average, moments, gradients, how much of the average to keep) -> the first three, a step on
     """
 

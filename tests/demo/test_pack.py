@@ -102,6 +102,8 @@ def test_packed_parts_are_trained_further(packed, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "WORK", tmp_path)
         monkeypatch.setattr(module, "PACKAGED", packed)
     assert pack.unpack() == tmp_path
+    language = mx.load(str(tmp_path / "text_encoder" / "model.safetensors"))
+    assert language["model.norm.weight"].dtype == mx.float32
     for name in ("vocoder", pack.DEV):
         part, config = model.folder_part(name), tmp_path / name / "config.json"
         quantized = build(part, Source.of(packed / name), mx.float32)

@@ -35,10 +35,11 @@ STREAMED_BLOCKS = 2  # of the transformer in memory at a time
 class Live(NamedTuple):
     """How many arrays of a part's widest size are alive at once; ``scores`` are those of an attention.
 
-    queued       of the transformer and of the upsampler, what their pacing lets wait beside ``tokens`` and ``upsample``,
-                 at most ``QUEUED`` and ``QUEUED_FINER`` bytes
-    video        of a clip decoded whole; ``piece`` of one that is decoded in pieces, which overlap, and ``brief`` of one so
-                 short that its pieces are never full
+    tokens     of the transformer; pacing lets ``queued`` more wait, at most ``QUEUED`` bytes
+    connected  of the connectors, which nothing paces
+    video      of a clip decoded whole; ``piece`` of one that is decoded in pieces, which overlap, and ``brief`` of one so
+               short that its pieces are never full
+    upsample   likewise, with ``finer`` more that wait, at most ``QUEUED_FINER`` bytes
     """
 
     tokens: float
@@ -51,13 +52,14 @@ class Live(NamedTuple):
     piece: float
     brief: float
     upsample: float
+    finer: float
     spectrogram: float
     sound: float
 
 
-QUEUED, QUEUED_FINER = 230e6, 350e6
-CPU = Live(12, 1, 0, 12, 4, 212, 78, 100, 78, 110, 90, 96)
-GPU = Live(8.5, 0, 8, 110, 4, 112, 20, 20.05, 8.7, 9.4, 42, 48.6)
+QUEUED, QUEUED_FINER = 115e6, 350e6
+CPU = Live(12, 1, 0, 12, 4, 212, 78, 100, 78, 110, 0, 90, 96)
+GPU = Live(9.6, 0, 8, 110, 4, 112, 20, 20.05, 8.7, 9.4, 16, 42, 48.6)
 
 
 def live() -> Live:
@@ -171,9 +173,8 @@ class Footprint:
         """Of the upsampler for so many video tokens at the finer grid."""
         width = self.config("upsampler").mid_channels
         each = tokens * width * self.itemsize
-        return self.live.upsample * each + min(
-            QUEUED_FINER, 2 * self.live.queued * each
-        )
+        waiting = min(QUEUED_FINER, self.live.finer * each)
+        return self.live.upsample * each + waiting
 
     def spectrogram(self, frames: int) -> float:
         """Of the audio decoder for so many latent frames."""

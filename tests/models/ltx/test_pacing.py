@@ -5,11 +5,13 @@ import pytest
 
 from mlx_video.models.ltx import pacing
 from mlx_video.models.ltx.attention import Attention
+from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.pacing import (
     each_piece_by_piece,
     end_piece,
     piece_by_piece,
 )
+from mlx_video.models.ltx.upsampler import LatentUpsampler
 from tests.models.ltx.dit import inputs, model
 
 
@@ -106,10 +108,34 @@ def test_a_gradient_needs_no_pace():
     assert mx.grad(loss)(mx.array([3.0])).item() == 6.0
 
 
-def test_queries_keys_and_values_are_pieces_of_their_own(monkeypatch):
-    pieces = []
+@pytest.fixture
+def pieces(monkeypatch) -> list[int]:
+    """How many arrays each piece ends in."""
+    found = []
     monkeypatch.setattr(pacing, "SMALL", 0)
-    monkeypatch.setattr(pacing.mx, "async_eval", lambda *xs: pieces.append(len(xs)))
+    monkeypatch.setattr(pacing.mx, "async_eval", lambda *xs: found.append(len(xs)))
+    return found
+
+
+def test_both_streams_end_a_piece_together(pieces):
+    with piece_by_piece():
+        model()(inputs(model()))
+    attention, exchange, feed_forward = 1, 1, 1
+    blocks = len(model().transformer_blocks)
+    assert pieces.count(2) == blocks * (attention + exchange + feed_forward)
+
+
+def test_an_upsampler_ends_a_piece_at_every_activation_of_a_block(pieces):
+    options = {"in_channels": 4, "mid_channels": 32, "num_blocks_per_stage": 2}
+    options |= {"spatial_upsample": True, "temporal_upsample": False}
+    network = LatentUpsampler(UpsamplerConfig.from_dict(options))
+    with piece_by_piece():
+        network(mx.ones((1, 4, 1, 2, 2)))
+    coarse, resampled, fine = 2 * 2, 1, 2 * 2
+    assert pieces == [1] * (coarse + resampled + fine)
+
+
+def test_queries_keys_and_values_are_pieces_of_their_own(pieces):
     attention, x = Attention(8, heads=2, head_dim=4), mx.ones((1, 3, 8))
     with piece_by_piece():
         attention(x)
