@@ -9,9 +9,10 @@ from typing import Iterator, Mapping, NamedTuple, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from demo import quick
+from demo.denoiser import Denoiser, Lesson, Slope, free
 from demo.latents import Latents
 from demo.model import DEFAULTS, load, store
 from demo.pack import LORA_RANK
@@ -21,19 +22,16 @@ from demo.train_transformer import (
     MUTE,
     PINNED,
     SMALL,
-    Denoiser,
     draw_clips,
     draw_shape,
     empty,
     even_count,
     features,
-    free,
     mixed,
     normal,
     read_sets,
-    total,
 )
-from demo.training import Plan, train
+from demo.training import Plan, together, train
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.sampling.schedules import STAGE_1_SIGMAS, STAGE_2_SIGMAS
 from mlx_video.types import AV, VideoPixelShape
@@ -48,7 +46,7 @@ AT_LARGE = 0.35  # of the steps
 class Change(nn.Module):
     """What the student has beyond the teacher: a low-rank change of every linear layer's weight, at first none.
 
-    That is all that the package carries of it, so nothing else is trained.
+    That is all that the package carries of it, so nothing else is trained. The text is the teacher's.
     """
 
     def __init__(self, teacher: nn.Module, rank: int):
@@ -62,21 +60,63 @@ class Change(nn.Module):
 
     def apply_to(self, student: nn.Module, teacher: nn.Module) -> None:
         """Give the student the teacher's weights and the change."""
-        changed = [
-            (path.replace("/", "."), weight + self.up[path] @ self.down[path])
-            for path, weight in linear_weights(teacher)
-        ]
+        weights = dict(linear_weights(teacher))
+        changed = changed_weights(self.trainable_parameters(), weights)
         dtype = student.dtype
         student.update(
-            tree_unflatten([(path, weight.astype(dtype)) for path, weight in changed])
+            tree_unflatten(
+                [(dotted(path), w.astype(dtype)) for path, w in changed.items()]
+            )
         )
+
+
+def changed_weights(change: dict, weights: Mapping[str, mx.array]) -> dict:
+    """Weights by their paths, with the parameters of a ``Change`` added."""
+    up, down = change["up"], change["down"]
+    return {path: w + up[path] @ down[path] for path, w in weights.items()}
 
 
 def linear_weights(module: nn.Module) -> Iterator[tuple[str, mx.array]]:
     """Every linear layer's weight and its path, with a slash for a dot, which would part it in a tree."""
     for path, layer in module.named_modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and "caption_projection" not in path:
             yield f"{path}.weight".replace(".", "/"), layer.weight
+
+
+def dotted(path: str) -> str:
+    return path.replace("/", ".")
+
+
+class ChangeSlope:
+    """The gradient of a student's loss by its ``Change``, through all of its weights."""
+
+    def __init__(self, student: Denoiser, teacher: Denoiser):
+        self.of_student = Slope(student)
+        self.teacher = dict(tree_flatten(teacher.transformer.parameters()))
+        self.linear = dict(linear_weights(teacher.transformer))
+        self.change, self.pull = mx.compile(self._changed), mx.compile(self._pulled)
+
+    def __call__(self, change: dict, lesson: Lesson) -> tuple[mx.array, dict]:
+        weights = self.teacher | self.change(change)
+        tree = {"transformer": tree_unflatten(list(weights.items()))}
+        loss, slopes = self.of_student(tree, lesson)
+        return loss, self.pull(change, dict(tree_flatten(slopes["transformer"])))
+
+    def _changed(self, change: dict) -> dict[str, mx.array]:
+        changed = changed_weights(change, self.linear)
+        return {dotted(p): w.astype(self.linear[p].dtype) for p, w in changed.items()}
+
+    def _pulled(self, change: dict, slopes: dict[str, mx.array]) -> dict:
+        names, values = zip(*tree_flatten(change))
+
+        def run(*values: mx.array) -> list[mx.array]:
+            return list(
+                self._changed(tree_unflatten(list(zip(names, values)))).values()
+            )
+
+        wanted = [slopes[dotted(path)] for path in self.linear]
+        _, pulled = mx.vjp(run, list(values), wanted)
+        return tree_unflatten(list(zip(names, pulled)))
 
 
 class Start(NamedTuple):
@@ -85,23 +125,6 @@ class Start(NamedTuple):
     x: AV[mx.array]
     ids: np.ndarray
     sigmas: tuple[float, ...]
-    shape: VideoPixelShape
-    pinned: bool = False
-
-
-class Lesson(NamedTuple):
-    """Steps of the teacher, of all trajectories and levels in one batch.
-
-    x         tokens (S, N, 128) and (S, T, 128) before each step
-    velocity  likewise, that leads to where the teacher got
-    context   of each
-    sigma     (S,)
-    """
-
-    x: AV[mx.array]
-    velocity: AV[mx.array]
-    context: AV[mx.array]
-    sigma: mx.array
     shape: VideoPixelShape
     pinned: bool = False
 
@@ -126,7 +149,9 @@ class Guide:
         """
         twice = x.map(lambda x: mx.concatenate([x, x]))
         levels = mx.broadcast_to(sigma, (len(twice.video),))
-        v = self.teacher.velocity(twice, contexts, levels, start.shape, start.pinned)
+        v = self.teacher.settled_velocity(
+            twice, contexts, levels, start.shape, start.pinned
+        )
         v = v.map(self._away)
         if start.pinned:
             v = AV(v.video * free(start.shape)[:, None], v.audio)
@@ -137,17 +162,23 @@ class Guide:
         return untold + self.guidance * (told - untold)
 
 
-def draw_start(step: int, sets: Mapping[int, Latents], count: int) -> Start:
-    """Noise of the first stage, or clips of 256 pixels noised as the second stage begins."""
+def draw_start(
+    step: int,
+    sets: Mapping[int, Latents],
+    count: int,
+    share: tuple[int, int] = (0, 1),
+) -> Start:
+    """Noise of the first stage, or clips of 256 pixels noised as the second stage begins; ``share`` as for batches."""
     rng = np.random.default_rng([2, step])
     shape = draw_shape(rng, sets, AT_LARGE)
+    mute, pinned = rng.random() < MUTE, bool(rng.random() < PINNED)
+    rng = np.random.default_rng([2, step, *share])
     size, count = shape.height, even_count(shape, count)
     sigmas = STAGE_2_SIGMAS if size == LARGE else STAGE_1_SIGMAS
     x0, ids = draw_clips(rng, sets[size], shape, count, untold=0)
-    if rng.random() < MUTE:
+    if mute:
         x0 = AV(x0.video)
-    pinned = bool(rng.random() < PINNED)
-    noise = normal(x0, mx.random.key(step))
+    noise = normal(x0, mx.random.key(step * share[1] + share[0]))
     sigma = mx.full((count,), sigmas[0])
     x = x0.map(lambda x0, noise: mixed(x0, noise, sigma), noise)
     if pinned:
@@ -156,7 +187,7 @@ def draw_start(step: int, sets: Mapping[int, Latents], count: int) -> Start:
 
 
 def teach(guide: Guide, encoder: GemmaTextEncoder, start: Start) -> Lesson:
-    """What the guided teacher does from ``start`` to noise level 0."""
+    """What the guided teacher does from ``start`` to noise level 0: its steps, of all trajectories and levels."""
     told, untold = contexts(guide.teacher, encoder, start)
     both = told.map(lambda *pair: mx.concatenate(pair), untold)
     points = [start.x]
@@ -198,14 +229,6 @@ def stepped(x: AV[mx.array], v: AV[mx.array], change: mx.array | float) -> AV[mx
 def join(parts: Sequence[AV[mx.array]]) -> AV[mx.array]:
     first, *others = parts
     return first.map(lambda *each: mx.concatenate(each), *others)
-
-
-def distil_loss(student: Denoiser, lesson: Lesson) -> mx.array:
-    """Mean squared error of the velocity that replaces the teacher's steps."""
-    x, velocity, *given = lesson
-    v = student.velocity(x, *given)
-    errors = v.map(lambda v, target: mx.square(v.astype(mx.float32) - target), velocity)
-    return total(errors, lesson.shape, lesson.pinned)
 
 
 def walk(denoiser: Denoiser, encoder: GemmaTextEncoder, start: Start) -> AV[mx.array]:
@@ -258,15 +281,14 @@ def main() -> None:
         say_every=10,
     )
     guide = Guide(teacher, options.guidance)
+    share = together().rank(), together().size()
 
     def draw(step: int) -> tuple:
-        return (teach(guide, encoder, draw_start(step, sets, options.batch)),)
+        start = draw_start(step, sets, options.batch, share)
+        return (teach(guide, encoder, start),)
 
-    def loss(lesson: Lesson) -> mx.array:
-        change.apply_to(student.transformer, teacher.transformer)
-        return distil_loss(student, lesson)
-
-    train(change, loss, plan, lambda: keep(change), draw)
+    slope = ChangeSlope(student, teacher)
+    train(change, slope, plan, lambda: keep(change), draw)
     change.apply_to(student.transformer, teacher.transformer)
     start = draw_start(10**9, {SMALL: sets[SMALL]}, 32)
     models = {"dev, unguided": teacher, "distilled": student}

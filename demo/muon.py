@@ -18,10 +18,12 @@ TURNS = 5
 
 
 class Muon(optim.AdamW):
-    """Muon for matrices and kernels (their first axis against all others), AdamW for vectors and scalars."""
+    """Muon for stacks of matrices (count, rows, columns), AdamW for vectors; see ``demo.training.Layout``."""
+
+    MATRICES = True  # wants them stacked
 
     def init_single(self, parameter: mx.array, state: dict) -> None:
-        if parameter.ndim < 2:
+        if parameter.ndim < 3:
             super().init_single(parameter, state)
         else:
             state["v"] = mx.zeros_like(parameter)
@@ -29,28 +31,28 @@ class Muon(optim.AdamW):
     def apply_single(
         self, gradient: mx.array, parameter: mx.array, state: dict
     ) -> mx.array:
-        if parameter.ndim < 2:
+        if parameter.ndim < 3:
             return super().apply_single(gradient, parameter, state)
         state["v"] = MOMENTUM * state["v"] + (1 - MOMENTUM) * gradient
         ahead = MOMENTUM * state["v"] + (1 - MOMENTUM) * gradient
-        step = orthogonal(ahead.flatten(1)).reshape(parameter.shape)
-        step = SCALE * max(gradient.shape[0], gradient[0].size) ** 0.5 * step
+        step = SCALE * max(gradient.shape[1:]) ** 0.5 * orthogonal(ahead)
         kept = 1 - self.learning_rate * self.weight_decay
         return kept * parameter - self.learning_rate * step
 
 
 def orthogonal(x: mx.array) -> mx.array:
-    """About the nearest matrix to a multiple of ``x`` (m, n) whose singular values are all 1.
+    """About the nearest matrices to multiples of ``x`` (..., m, n) whose singular values are all 1.
 
     The iteration runs on the products of the shorter side with itself, since kernels are far wider than high.
     """
-    if x.shape[0] > x.shape[1]:
-        return orthogonal(x.T).T
+    if x.shape[-2] > x.shape[-1]:
+        return orthogonal(x.swapaxes(-1, -2)).swapaxes(-1, -2)
     x = x.astype(mx.float32)
-    x = x / (mx.linalg.norm(x) + 1e-7)
+    x = x / (mx.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
     a, b, c = QUINTIC
-    product, turned = x @ x.T, mx.eye(len(x))
+    one = mx.eye(x.shape[-2])
+    product, turned = x @ x.swapaxes(-1, -2), one
     for _ in range(TURNS):
-        turn = a * mx.eye(len(x)) + b * product + c * (product @ product)
+        turn = a * one + b * product + c * (product @ product)
         product, turned = turn @ product @ turn, turn @ turned
     return turned @ x

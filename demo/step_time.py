@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from demo import quick
+from demo.denoiser import Slope
 from demo.latents import Latents, tell
 from demo.text import load_encoder
 from demo.train_transformer import (
@@ -19,13 +20,12 @@ from demo.train_transformer import (
     SMALL,
     USUAL,
     Batch,
-    Denoiser,
     draw_clips,
     draw_sigmas,
     even_count,
     features,
+    lesson,
     new_denoiser,
-    velocity_loss,
 )
 from demo.training import CACHE, Plan, State, advance
 from demo.world import FPS, random_scene
@@ -58,7 +58,6 @@ def noise(shape: VideoPixelShape, encoder: GemmaTextEncoder) -> Latents:
 def measure(
     state: State,
     plan: Plan,
-    denoiser: Denoiser,
     encoder: GemmaTextEncoder,
     shape: VideoPixelShape,
     pinned: bool,
@@ -73,7 +72,7 @@ def measure(
         x0, ids = draw_clips(rng, latents, shape, clips)
         told, sigma = features(encoder, ids), mx.array(draw_sigmas(rng, clips))
         batch = Batch(x0, told, sigma, shape, pinned)
-        return mx.random.key(step), batch
+        return (lesson(batch, mx.random.key(step)),)
 
     for _ in range(plan.steps):
         began = time.perf_counter()
@@ -96,17 +95,12 @@ def main() -> None:
         dtype=mx.bfloat16 if GPU else mx.float32,
     )
 
-    def loss(key: mx.array, batch: Batch) -> mx.array:
-        return velocity_loss(denoiser, batch, key)
-
-    state = State(denoiser, loss, plan)
+    state = State(denoiser, Slope(denoiser), plan)
     print("| frames | pixels | first given | first step, ms | later steps, ms |")
     print("|---|---|---|---|---|")
     for size, frames, pinned in CASES:
         shape = VideoPixelShape(frames, size, size, FPS)
-        first, *later = measure(
-            state, plan, denoiser, encoder, shape, pinned, options.batch
-        )
+        first, *later = measure(state, plan, encoder, shape, pinned, options.batch)
         times = f"{1000 * first:.0f} | {1000 * median(later):.0f}"
         print(f"| {frames} | {size} | {pinned} | {times} |", flush=True)
 

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from demo.model import AUDIO_VAE, fresh, store
-from demo.training import Plan, train
+from demo.training import Plan, slope_of, train
 from demo.world import FPS, random_scene, sound
 from mlx_video.models.ltx.audio_vae.mel import LOG_FLOOR, log_mel
 from mlx_video.models.ltx.config import AudioVAEConfig
@@ -87,7 +87,7 @@ def train_pair(pair: Autoencoder, plan: Plan, batch: int) -> Autoencoder:
         decoded = pair.decoder(noisy(latent, mx.random.key(step)))
         return distance(decoded.astype(mx.float32), target)
 
-    return train(pair, loss, plan, on_pause=lambda: finish(pair))
+    return train(pair, slope_of(pair, loss), plan, on_pause=lambda: finish(pair))
 
 
 def finish(pair: Autoencoder) -> None:

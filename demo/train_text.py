@@ -13,7 +13,7 @@ import numpy as np
 from demo.model import TEXT_TOKENS
 from demo.sentences import describe
 from demo.text import EOS, fresh_encoder, store_encoder
-from demo.training import Plan, train
+from demo.training import Plan, slope_of, train
 from demo.world import random_scene
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 
@@ -38,7 +38,12 @@ def main() -> None:
         rng = np.random.default_rng([0, step])
         return next_token_loss(encoder, *batch(encoder, rng, options.batch))
 
-    train(encoder.model, loss, plan, lambda: store_encoder(encoder.model))
+    train(
+        encoder.model,
+        slope_of(encoder.model, loss),
+        plan,
+        lambda: store_encoder(encoder.model),
+    )
     held_out = sentences(np.random.default_rng(1), 256, typos=0, unseen=True)
     nats = next_token_loss(encoder, *tokens(encoder, held_out)).item()
     print(f"text: {nats:.3f} nats a token on sentences about combinations never seen")

@@ -4,28 +4,26 @@ Knows noise levels, batches and the loss; not how latents were made (``demo.late
 """
 
 import argparse
-from typing import Mapping, NamedTuple, Sequence
+from functools import cache
+from typing import Callable, Mapping, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 
 from demo import quick
+from demo.denoiser import Denoiser, Lesson, Slope, free
 from demo.latents import UNSEEN, Latents, read
 from demo.model import TEXT_TOKENS, WORK, fresh, load, store
+from demo.muon import Muon
 from demo.text import BOS, PAD, load_encoder
-from demo.training import Plan, train
+from demo.training import Plan, together, train
 from demo.world import FPS
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.config import named
 from mlx_video.models.ltx.ltx import LTXModel
-from mlx_video.models.ltx.patchify import (
-    compute_audio_frames,
-    create_audio_position_grid,
-    video_positions,
-)
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
-from mlx_video.models.ltx.transformer import ModalityInput, RopeTables, Timesteps
 from mlx_video.sampling.schedules import STAGE_2_SIGMAS
 from mlx_video.types import (
     AV,
@@ -48,7 +46,12 @@ MUTE = 0.05  # of the steps have no sound
 UNTOLD = 0.1  # of the clips come with the negative prompt, which is the empty text
 CENTRE, SPREAD = 1.8, 1.5  # of the noise levels' logits: the schedules dwell near 1
 EVEN = 0.15  # of the noise levels are uniform instead
-AUDIO_WEIGHT = 0.5
+OPTIMIZERS = {"muon": Muon, "adamw": optim.AdamW}
+ENDS = [
+    f"transformer.{named(m, part)}.weight"
+    for m in Modality
+    for part in ("patchify_proj", "proj_out")
+]
 MEASURED = (0.4, 0.7, 0.9, 0.975, 1.0)  # noise levels
 
 
@@ -66,49 +69,6 @@ class Batch(NamedTuple):
     sigma: mx.array
     shape: VideoPixelShape
     pinned: bool = False
-
-
-class Denoiser(nn.Module):
-    """What is trained together: the transformer and the connectors that prepare its text."""
-
-    def __init__(self, transformer: LTXModel, connectors: nn.Module):
-        super().__init__()
-        self.transformer, self.connectors = transformer, connectors
-        self._ropes = {}
-
-    def context(
-        self, features: TextFeatures, modalities: Sequence[Modality]
-    ) -> AV[mx.array]:
-        """What the sentences say to the transformer, (B, TEXT_TOKENS, D) each."""
-        return self.transformer.project_context(self.connectors(*features, modalities))
-
-    def velocity(
-        self,
-        x: AV[mx.array],
-        context: AV[mx.array],
-        sigma: mx.array,
-        shape: VideoPixelShape,
-        pinned: bool,
-    ) -> AV[mx.array]:
-        """The velocity of tokens at noise levels (B,), from what the sampler would give the model."""
-        dtype = self.transformer.dtype
-        inputs = x.map(
-            lambda x, *others: ModalityInput(x.astype(dtype), *others),
-            levels(sigma, shape, pinned),
-            context,
-            self.rope(shape, x.audio is not None),
-        )
-        return self.transformer(inputs)
-
-    def rope(self, shape: VideoPixelShape, audio: bool) -> AV[RopeTables]:
-        """Rotary tables of a clip's tokens; they depend on no weight and are kept."""
-        if (shape, audio) not in self._ropes:
-            T = compute_audio_frames(shape.frames, shape.fps)
-            sound = create_audio_position_grid(1, T) if audio else None
-            tables = self.transformer.rope(AV(video_positions(shape), sound))
-            mx.eval([[t.tokens, t.cross] for t in tables.values])
-            self._ropes[shape, audio] = tables
-        return self._ropes[shape, audio]
 
 
 # ---- where training begins
@@ -170,55 +130,30 @@ def _open_gates(table: mx.array) -> mx.array:
     return mx.where(gates, 1.0, table)
 
 
-# ---- the model's inputs
-
-
-def levels(sigma: mx.array, shape: VideoPixelShape, pinned: bool) -> AV[Timesteps]:
-    """The noise level of every token: ``sigma`` (B,), and 0 for the first latent frame where it is ``pinned``."""
-    one = Timesteps(sigma[:, None], None, sigma)
-    if not pinned:
-        return AV(one, one)
-    two = mx.stack([mx.zeros_like(sigma), sigma], axis=1)
-    return AV(Timesteps(two, free(shape).astype(mx.uint32), sigma), one)
-
-
-def free(shape: VideoPixelShape) -> mx.array:
-    """(N,) whether a video token lies past the first latent frame."""
-    grid = VideoLatentShape.from_pixels(shape)
-    return mx.arange(grid.tokens) >= grid.tokens_per_frame
-
-
 def features(encoder: GemmaTextEncoder, ids: np.ndarray) -> TextFeatures:
     """Hidden states of sentences (B, TEXT_TOKENS), lazily what ``encoder.features`` has, of all tokens."""
     ids = mx.array(ids.astype(np.int32))
     mask = (ids != PAD).astype(mx.int32)
-    return TextFeatures(mx.stack(list(encoder._states(ids, mask))), mask)
+    return TextFeatures(_states_of(encoder)(ids, mask), mask)
 
 
-# ---- the loss
+@cache
+def _states_of(encoder: GemmaTextEncoder) -> Callable[[mx.array, mx.array], mx.array]:
+    return mx.compile(lambda *given: mx.stack(list(encoder._states(*given))))
 
 
-def velocity_loss(denoiser: Denoiser, batch: Batch, key: mx.array) -> mx.array:
-    """Mean squared error of the velocity from noise to x0, without the tokens that are given."""
+# ---- lessons
+
+
+def lesson(batch: Batch, key: mx.array) -> Lesson:
+    """The velocity from noise to x0 everywhere between them."""
     x0, texts, sigma, shape, pinned = batch
     noise = normal(x0, key)
     x = x0.map(lambda x0, noise: mixed(x0, noise, sigma), noise)
     if pinned:
         x = AV(mx.where(free(shape)[:, None], x.video, x0.video), x.audio)
-    context = denoiser.context(texts, x0.present)
-    errors = denoiser.velocity(x, context, sigma, shape, pinned).map(
-        lambda v, x0, noise: mx.square(v.astype(mx.float32) - (noise - x0)), x0, noise
-    )
-    return total(errors, shape, pinned)
-
-
-def total(errors: AV[mx.array], shape: VideoPixelShape, pinned: bool) -> mx.array:
-    """Means over tokens that are not given, weighed and added."""
-    start = VideoLatentShape.from_pixels(shape).tokens_per_frame if pinned else 0
-    loss = mx.mean(errors.video[:, start:])
-    if errors.audio is None:
-        return loss
-    return loss + AUDIO_WEIGHT * mx.mean(errors.audio)
+    velocity = x0.map(lambda x0, noise: noise - x0, noise)
+    return Lesson(x, velocity, texts, sigma, shape, pinned)
 
 
 def mixed(x0: mx.array, noise: mx.array, sigma: mx.array) -> mx.array:
@@ -237,19 +172,26 @@ def normal(like: AV[mx.array], key: mx.array) -> AV[mx.array]:
 
 
 def draw_batch(
-    step: int, sets: Mapping[int, Latents], encoder: GemmaTextEncoder, count: int
+    step: int,
+    sets: Mapping[int, Latents],
+    encoder: GemmaTextEncoder,
+    count: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Batch:
-    """Clips, noise levels and sentences: ``count`` of the usual length and 128 pixels, or others of as many tokens."""
+    """Clips, noise levels and sentences: ``count`` of the usual length and 128 pixels, or others of as many tokens.
+
+    share  (i, n): the ith of n batches that together are the step's, all of one shape
+    """
     rng = np.random.default_rng([1, step])
     shape = draw_shape(rng, sets, AT_LARGE)
+    refining = shape.height == LARGE and rng.random() < REFINING
+    mute, pinned = rng.random() < MUTE, bool(rng.random() < PINNED)
+    rng = np.random.default_rng([1, step, *share])
     count = even_count(shape, count)
-    sigma = draw_sigmas(rng, count)
-    if shape.height == LARGE and rng.random() < REFINING:
-        sigma = sigma * STAGE_2_SIGMAS[0]
+    sigma = draw_sigmas(rng, count) * (STAGE_2_SIGMAS[0] if refining else 1)
     x0, ids = draw_clips(rng, sets[shape.height], shape, count)
-    if rng.random() < MUTE:
+    if mute:
         x0 = AV(x0.video)
-    pinned = bool(rng.random() < PINNED)
     return Batch(x0, features(encoder, ids), mx.array(sigma), shape, pinned)
 
 
@@ -347,22 +289,22 @@ def main() -> None:
     quick.install()
     encoder, sets = load_encoder(), read_sets()
     denoiser = begin()
+    share = together().rank(), together().size()
     plan = Plan(
         "transformer",
         options.steps,
         options.minutes,
         options.learning_rate,
         warmup=100,
+        optimizer=OPTIMIZERS[options.optimizer],
+        ends=ENDS,
         average=0.999 if GPU else 0.995,
         dtype=mx.bfloat16 if GPU else mx.float32,
     )
 
-    def draw(step: int) -> tuple:
-        batch = draw_batch(step, sets, encoder, options.batch)
-        return mx.random.key(step), batch
-
-    def loss(key: mx.array, batch: Batch) -> mx.array:
-        return velocity_loss(denoiser, batch, key)
+    def draw(step: int) -> tuple[Lesson]:
+        batch = draw_batch(step, sets, encoder, options.batch, share)
+        return (lesson(batch, mx.random.key(step * share[1] + share[0])),)
 
     def keep() -> None:
         store("transformer-dev", denoiser.transformer)
@@ -370,9 +312,9 @@ def main() -> None:
         if not GPU:  # where latents may still be in the making, and fit twice
             sets.update(read_sets())
 
-    train(denoiser, loss, plan, keep, draw)
+    train(denoiser, Slope(denoiser), plan, keep, draw)
     denoiser.set_dtype(plan.dtype)
-    for size, unseen in read_sets(UNSEEN).items():
+    for size, unseen in read_sets(UNSEEN).items() if share[0] == 0 else ():
         print(f"{size} pixels, sentences about combinations never seen")
         say(measure(denoiser, encoder, unseen, size))
 
@@ -383,6 +325,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--batch", type=int, default=512 if GPU else 16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="muon")
     return parser.parse_args()
 
 

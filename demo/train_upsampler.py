@@ -14,7 +14,7 @@ from demo import quick
 from demo.model import fresh, load, store
 from demo.muon import Muon
 from demo.train_video_vae import psnr
-from demo.training import Plan, train
+from demo.training import Plan, slope_of, train
 from demo.world import Scene, draw, random_scene
 from mlx_video.models.ltx.upsampler import LatentUpsampler, upsample_normalized
 from mlx_video.models.ltx.video_vae import PerChannelStatistics, VideoEncoder
@@ -79,7 +79,7 @@ def train_upsampler(
     def pause() -> None:
         store("upsampler", upsampler)
 
-    return train(upsampler, loss, plan, on_pause=pause)
+    return train(upsampler, slope_of(upsampler, loss), plan, on_pause=pause)
 
 
 def measure(

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from demo import quick
 from demo.model import WORK, fresh, load, store
 from demo.start_video_vae import start
-from demo.training import Plan, train
+from demo.training import Plan, slope_of, train
 from demo.world import FPS, Scene, draw, path, random_scene
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.resnet import ResnetBlock3D
@@ -154,7 +154,7 @@ def train_pair(
         magnitude = mx.mean(mx.square(latent.astype(mx.float32)))
         return distance(decoded, target) + MAGNITUDE * magnitude
 
-    return train(pair, loss, plan, on_pause=lambda: finish(pair))
+    return train(pair, slope_of(pair, loss), plan, on_pause=lambda: finish(pair))
 
 
 # ---- what is left of it

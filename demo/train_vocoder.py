@@ -13,7 +13,7 @@ import numpy as np
 from demo.linear_vocoder import begin_linear
 from demo.model import fresh, load, store
 from demo.train_audio_vae import draw_scenes, noisy, spectrograms, unseen_scenes
-from demo.training import Plan, train
+from demo.training import Plan, slope_of, train
 from demo.world import sound
 from mlx_video.models.ltx.audio_vae.vocoder import SLOPE, Vocoder
 
@@ -111,7 +111,7 @@ def train_front(front: Front, decode: Decode, plan: Plan, batch: int) -> Front:
         log_mel, waveform = pairs(step, batch, hop, decode)
         return distance(front(log_mel), waveform)
 
-    return train(front, loss, plan, on_pause=front.finish)
+    return train(front, slope_of(front, loss), plan, on_pause=front.finish)
 
 
 def measure(vocoder: Vocoder, decode: Decode, count: int = 64) -> dict[str, float]:

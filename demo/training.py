@@ -1,14 +1,15 @@
 """The loop that trains every part: AdamW on float32 weights, their running average, and a stop by steps or by minutes.
 
-Knows steps, seconds and files; not what is trained, nor on what. For an optimizer that looks at single numbers all
-weights are one vector: a small model's step is bound by how many operations it has, not by their size.
+Knows steps, seconds and files; not what is trained, nor on what. Weights lie in one vector, or in few stacks, to the
+optimizer: a small model's step is bound by how many operations it has, not by their size.
 """
 
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -21,9 +22,13 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from demo.model import WORK
 
 Tree = dict
+VECTOR = "vector"  # the group of all weights that are no matrices to the optimizer
 Draw = Callable[[int], Sequence]
+AGREE = 10  # steps, after which processes agree on the time
 CACHE = 2**35  # bytes of freed memory to keep, so that something else fits beside
-Loss = Callable[..., mx.array]
+Slope = Callable[
+    ..., tuple[mx.array, Tree]
+]  # of weights and what was drawn, the loss and its gradients
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Plan:
     minutes        or until then, and the learning rate falls accordingly faster
     learning_rate  the highest, after ``warmup`` steps
     optimizer      ``optim.AdamW`` or what is made with the same arguments, as ``demo.muon.Muon``
+    ends           names of matrices that ``Muon`` is not meant for: where data enter and leave
     average        how much of the running average of the weights each step keeps, at most
     dtype          to compute in; weights and optimizer stay float32
     """
@@ -46,6 +52,7 @@ class Plan:
     weight_decay: float = 0.0
     clip: float = 1.0
     optimizer: type[optim.Optimizer] = optim.AdamW
+    ends: Sequence[str] = ()
     average: float = 0.999
     dtype: mx.Dtype = mx.float32
     say_every: int = 50
@@ -60,23 +67,60 @@ class Plan:
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * falling
 
 
-class Vector:
-    """Many arrays as one, the largest first, so that where each begins is well aligned."""
+class Layout:
+    """Weights in few arrays: one vector, the largest first, so that where each begins is well aligned.
 
-    def __init__(self, tree: Tree):
+    An optimizer of matrices finds those of one shape in one stack (count, rows, columns), kernels among them: their
+    first axis against all others.
+    """
+
+    def __init__(self, tree: Tree, plan: Plan):
         flat = sorted(tree_flatten(tree), key=lambda entry: -entry[1].size)
         self.shapes = {name: value.shape for name, value in flat}
-        self.ends = np.cumsum([value.size for _, value in flat]).tolist()
+        self.groups: dict[str, list[str]] = {}
+        for name, value in flat:
+            self.groups.setdefault(self._group(name, value, plan), []).append(name)
+
+    def _group(self, name: str, value: mx.array, plan: Plan) -> str:
+        matrix = value.ndim > 1 and name.endswith("weight") and name not in plan.ends
+        if not (matrix and hasattr(plan.optimizer, "MATRICES")):
+            return VECTOR
+        return f"{len(value)} x {value[0].size}"
 
     def pack(self, tree: Tree) -> Tree:
         arrays = dict(tree_flatten(tree))
-        return {"all": mx.concatenate([arrays[name].flatten() for name in self.shapes])}
 
-    def unpack(self, vector: Tree) -> Tree:
+        def packed(group: str, names: list[str]) -> mx.array:
+            if group == VECTOR:
+                return mx.concatenate([arrays[name].flatten() for name in names])
+            rows = self.shapes[names[0]][0]
+            return mx.stack([arrays[name].reshape(rows, -1) for name in names])
+
+        return {group: packed(group, names) for group, names in self.groups.items()}
+
+    def unpack(self, packed: Tree) -> Tree:
         """Views, which copy nothing."""
-        parts = mx.split(vector["all"], self.ends[:-1])
-        shaped = zip(self.shapes.items(), parts)
-        return tree_unflatten([(name, x.reshape(shape)) for (name, shape), x in shaped])
+        flat = []
+        for group, names in self.groups.items():
+            sizes = [math.prod(self.shapes[name]) for name in names]
+            ends = (
+                np.cumsum(sizes).tolist()
+                if group == VECTOR
+                else range(1, len(names) + 1)
+            )
+            parts = mx.split(packed[group], list(ends)[:-1])
+            flat += [(n, x.reshape(self.shapes[n])) for n, x in zip(names, parts)]
+        return tree_unflatten(flat)
+
+
+def slope_of(module: nn.Module, loss: Callable[..., mx.array]) -> Slope:
+    """The gradient of ``loss(*drawn)``, a scalar that reads ``module``'s weights."""
+
+    def of(weights: Tree, *drawn) -> mx.array:
+        module.update(weights)
+        return loss(*drawn)
+
+    return mx.value_and_grad(of)
 
 
 class State:
@@ -85,27 +129,27 @@ class State:
     descend  (weights, average, moments, gradients, how much of the average to keep) -> the first three, a step on
     """
 
-    def __init__(self, module: nn.Module, loss: Loss, plan: Plan):
+    def __init__(self, module: nn.Module, slope: Slope, plan: Plan):
         weights = tree_map(_float32, module.trainable_parameters())
-        self.vector = Vector(weights) if plan.optimizer is optim.AdamW else None
-        self.weights = self.vector.pack(weights) if self.vector else weights
+        self.layout = Layout(weights, plan)
+        self.weights = self.layout.pack(weights)
         self.average = tree_map(mx.array, self.weights)
         self.optimizer = plan.optimizer(
             plan.learning_rate, betas=[0.9, 0.99], weight_decay=plan.weight_decay
         )
         self.optimizer.init(self.weights)
-        self.loss_and_gradients = mx.value_and_grad(partial(_loss_of, module, loss))
+        self.loss_and_gradients = slope
         self.descend = mx.compile(partial(_descended, self.optimizer, plan.clip))
         self.step, self.seconds = 0, 0.0
 
     def slope(self, weights: Tree, *drawn) -> tuple[mx.array, Tree]:
         """The loss and its gradients, of weights that are laid out as ``self.weights`` are."""
         value, gradients = self.loss_and_gradients(self.tree(weights), *drawn)
-        return value, self.vector.pack(gradients) if self.vector else gradients
+        return value, nn.average_gradients(self.layout.pack(gradients), together())
 
     def tree(self, weights: Tree) -> Tree:
         """Weights by name."""
-        return self.vector.unpack(weights) if self.vector else weights
+        return self.layout.unpack(weights)
 
     def save(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -125,19 +169,20 @@ class State:
 
 def train(
     module: nn.Module,
-    loss: Loss,
+    slope: Slope,
     plan: Plan,
     on_pause: Callable[[], None] = lambda: None,
     draw: Draw = lambda step: (step,),
 ) -> nn.Module:
-    """Minimise ``loss(*draw(step))``, a scalar that reads ``module``'s weights, and leave their running average in it.
+    """Descend along ``slope(weights, *draw(step))`` from ``module``'s weights, and leave their running average in it.
 
     A batch is drawn by the number of the step, so a training that was interrupted goes on as it would have: its state
-    lies in ``WORK`` every two minutes. ``on_pause`` is called whenever the averaged weights were written.
+    lies in ``WORK`` every two minutes. ``on_pause`` is called whenever the averaged weights were written. Processes
+    that were started together train one model, each on what it draws; the first one writes.
     """
     mx.set_cache_limit(CACHE)
     file = WORK / f"{plan.name}.training.safetensors"
-    state = State(module, loss, plan)
+    state = State(module, slope, plan)
     if file.exists():
         state.resume(file)
         print(f"{plan.name}: goes on at step {state.step}", flush=True)
@@ -146,7 +191,8 @@ def train(
     while (progress := plan.progress(state.step, state.seconds)) < 1:
         losses.append(advance(state, plan, draw, progress))
         mx.eval(losses[-2:-1])  # so that two steps are under way, and never more
-        state.seconds = time.perf_counter() - began
+        if together().size() == 1 or state.step % AGREE == 0:
+            state.seconds = _agreed(time.perf_counter() - began)
         if state.step % plan.say_every == 0:
             _say(plan, state, losses)
             losses = []
@@ -168,11 +214,6 @@ def advance(state: State, plan: Plan, draw: Draw, progress: float) -> mx.array:
     mx.async_eval(value, state.weights, state.average, state.optimizer.state)
     state.step += 1
     return value
-
-
-def _loss_of(module: nn.Module, loss: Loss, weights: Tree, *drawn) -> mx.array:
-    module.update(weights)
-    return loss(*drawn)
 
 
 def _descended(
@@ -206,9 +247,26 @@ def _say(plan: Plan, state: State, losses: list[mx.array]) -> None:
 def _pause(module: nn.Module, state: State, file: Path, on_pause) -> float:
     """Leave the averaged weights in the module and everything in the file."""
     module.update(state.tree(state.average))
-    state.save(file)
-    on_pause()
+    if together().rank() == 0:
+        state.save(file)
+        on_pause()
     return time.perf_counter()
+
+
+@cache
+def together() -> mx.distributed.Group:
+    """The processes that train one model; this one alone unless ``mlx.launch`` started more."""
+    on_gpus = "NCCL_PORT" in os.environ
+    return mx.distributed.init(backend="nccl" if on_gpus else "ring")
+
+
+def _agreed(seconds: float) -> float:
+    """The first process's, so that all have one learning rate and stop at one step."""
+    group = together()
+    if group.size() == 1:
+        return seconds
+    firsts = mx.array(seconds if group.rank() == 0 else 0.0)
+    return mx.distributed.all_sum(firsts, group=group).item()
 
 
 def _mix(kept: float, average: mx.array, x: mx.array) -> mx.array:

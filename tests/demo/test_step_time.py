@@ -3,8 +3,9 @@
 import mlx.core as mx
 
 from demo import step_time, text
+from demo.denoiser import Slope
 from demo.model import CONFIGS, TRANSFORMER
-from demo.train_transformer import new_denoiser, velocity_loss
+from demo.train_transformer import new_denoiser
 from demo.training import Plan, State
 from mlx_video.types import VideoPixelShape
 
@@ -16,15 +17,17 @@ def test_every_step_is_timed_and_taken(tmp_path, monkeypatch):
     encoder, denoiser = text.fresh_encoder(tmp_path / "text_encoder"), new_denoiser()
     plan, seen = Plan("step_time", steps=2), []
 
-    def loss(key, batch):
-        seen.append((batch.shape, batch.pinned, batch.x0.video.shape))
-        return velocity_loss(denoiser, batch, key)
+    slope = Slope(denoiser)
 
-    state = State(denoiser, loss, plan)
-    before = mx.array(state.weights["all"])
-    seconds = step_time.measure(state, plan, denoiser, encoder, shape, True, 512)
+    def watched(weights, lesson):
+        seen.append((lesson.shape, lesson.pinned, lesson.x.video.shape))
+        return slope(weights, lesson)
+
+    state = State(denoiser, watched, plan)
+    before = mx.array(state.weights["vector"])
+    seconds = step_time.measure(state, plan, encoder, shape, True, 512)
     assert len(seconds) == state.step == 2 and min(seconds) > 0
     assert seen == [(shape, True, (2, 8, 128))] * 2
     proj_out = state.tree(state.weights)["transformer"]["proj_out"]["weight"]
     assert proj_out.shape == denoiser.transformer.proj_out.weight.shape
-    assert not mx.array_equal(before, state.weights["all"])
+    assert not mx.array_equal(before, state.weights["vector"])

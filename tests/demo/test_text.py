@@ -10,7 +10,7 @@ from demo import text
 from demo.model import TEXT_ENCODER, TEXT_TOKENS
 from demo.sentences import describe, words
 from demo.train_text import next_token_loss, sentences, tokens, typo
-from demo.training import Plan, train
+from demo.training import Plan, slope_of, train
 from demo.world import random_scene
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 
@@ -100,7 +100,11 @@ def test_training_makes_it_a_language_model_and_is_read_back(tmp_path, monkeypat
     ids, mask = tokens(encoder, sentences(np.random.default_rng(0), 16))
     before = next_token_loss(encoder, ids, mask).item()
     plan = Plan("text", steps=8, learning_rate=3e-3, warmup=1, average=0.0)
-    train(encoder.model, lambda step: next_token_loss(encoder, ids, mask), plan)
+    train(
+        encoder.model,
+        slope_of(encoder.model, lambda step: next_token_loss(encoder, ids, mask)),
+        plan,
+    )
     after = next_token_loss(encoder, ids, mask).item()
     assert after < before - 1
     text.store_encoder(encoder.model, tmp_path / "text_encoder")

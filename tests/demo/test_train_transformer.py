@@ -8,12 +8,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from demo import distil, latents, model, text, train_transformer, training
+from demo.denoiser import AUDIO_WEIGHT, Denoiser, Slope, velocity_loss
 from demo.distil import (
     Change,
+    ChangeSlope,
     Guide,
     Start,
     contexts,
-    distil_loss,
     draw_start,
     keep,
     teach,
@@ -21,18 +22,18 @@ from demo.distil import (
 )
 from demo.latents import Encoders, Latents, encode, make, read
 from demo.model import CONFIGS, TEXT_TOKENS, TRANSFORMER, fresh, load, store
+from demo.muon import Muon
 from demo.train_transformer import (
     Batch,
-    Denoiser,
     draw_batch,
     draw_shape,
     draw_sigmas,
     empty,
     features,
+    lesson,
     measure,
     new_denoiser,
     normal,
-    velocity_loss,
 )
 from demo.training import Plan, train
 from demo.world import held_out, random_scene
@@ -259,12 +260,11 @@ def test_the_loss_leaves_out_what_is_given(encoder, clips):
     )
     noise = normal(x0, mx.random.key(3))
     wrong = x0.map(lambda x0, noise: mx.square(noise - x0), noise)
-    audio = train_transformer.AUDIO_WEIGHT * wrong.audio.mean().item()
-    free = velocity_loss(denoiser, batch, mx.random.key(3)).item()
+    audio = AUDIO_WEIGHT * wrong.audio.mean().item()
+    free = velocity_loss(denoiser, lesson(batch, mx.random.key(3))).item()
     assert free == pytest.approx(wrong.video.mean().item() + audio, rel=1e-5)
-    given = velocity_loss(
-        denoiser, batch._replace(pinned=True), mx.random.key(3)
-    ).item()
+    pinned = lesson(batch._replace(pinned=True), mx.random.key(3))
+    given = velocity_loss(denoiser, pinned).item()
     assert given == pytest.approx(wrong.video[:, 4:].mean().item() + audio, rel=1e-5)
 
 
@@ -299,7 +299,7 @@ def test_the_network_computes_in_the_dtype_of_its_weights(denoiser, encoder, cli
     context = denoiser.context(batch.features, batch.x0.present)
     v = denoiser.velocity(batch.x0, context, batch.sigma, batch.shape, True)
     assert {x.dtype for x in (*v.values, *context.values)} == {mx.bfloat16}
-    loss = velocity_loss(denoiser, batch, mx.random.key(0))
+    loss = velocity_loss(denoiser, lesson(batch, mx.random.key(0)))
     assert loss.dtype == mx.float32 and mx.isfinite(loss)
 
 
@@ -307,13 +307,12 @@ def test_training_makes_the_loss_fall_and_is_read_back(encoder, clips):
     denoiser = new_denoiser()
     plan = Plan("transformer", steps=30, learning_rate=3e-3, warmup=1, average=0.0)
 
-    def loss(step):
-        return velocity_loss(
-            denoiser, draw_batch(step, {64: clips}, encoder, 4), mx.random.key(step)
-        )
+    def draw(step):
+        batch = draw_batch(step, {64: clips}, encoder, 4)
+        return (lesson(batch, mx.random.key(step)),)
 
     before = measure(denoiser, encoder, clips, 64)
-    train(denoiser, loss, plan)
+    train(denoiser, Slope(denoiser), plan, draw=draw)
     store("transformer-dev", denoiser.transformer)
     store("connectors", denoiser.connectors)
     again = Denoiser(load("transformer-dev"), load("connectors"))
@@ -323,30 +322,60 @@ def test_training_makes_the_loss_fall_and_is_read_back(encoder, clips):
         assert after[level].audio < 0.8 * before[level].audio
 
 
-def test_a_vector_holds_every_weight_the_largest_first(denoiser):
+def test_the_slope_in_pieces_is_the_gradient(encoder, clips, monkeypatch):
+    """Of every weight, for clips with sound and without, with a first frame that is given and without."""
+    monkeypatch.setitem(CONFIGS, "transformer", {**TRANSFORMER, "num_layers": 2})
+    denoiser = Denoiser(fresh("transformer"), new_denoiser().connectors)
+    weights, slope = denoiser.trainable_parameters(), Slope(denoiser)
+    whole = training.slope_of(denoiser, lambda lesson: velocity_loss(denoiser, lesson))
+    rows, sigma = np.arange(2), mx.array([0.5, 0.9])
+    x0, told = clips.batch(rows, SHAPE), features(encoder, clips.ids[rows, 0])
+    for pinned, x0 in ((True, x0), (False, AV(x0.video))):
+        drawn = lesson(Batch(x0, told, sigma, SHAPE, pinned), mx.random.key(3))
+        (value, wanted), (got, slopes) = whole(weights, drawn), slope(weights, drawn)
+        denoiser.update(weights)
+        assert got.item() == pytest.approx(value.item(), rel=1e-6)
+        slopes = dict(tree_flatten(slopes))
+        assert slopes.keys() == dict(tree_flatten(weights)).keys()
+        for name, g in tree_flatten(wanted):
+            assert mx.allclose(slopes[name], g, rtol=1e-4, atol=1e-6), name
+    assert any(mx.abs(g).max() > 1e-3 for g in slopes.values())
+
+
+@pytest.mark.parametrize("optimizer", (optim.AdamW, Muon))
+def test_a_layout_holds_every_weight(denoiser, optimizer):
     tree = denoiser.trainable_parameters()
-    vector = training.Vector(tree)
-    packed = vector.pack(tree)
-    largest = max((x for _, x in tree_flatten(tree)), key=lambda x: x.size)
-    assert mx.array_equal(packed["all"][: largest.size], largest.flatten())
-    unpacked = dict(tree_flatten(vector.unpack(packed)))
+    plan = Plan("x", 1, optimizer=optimizer, ends=train_transformer.ENDS)
+    layout = training.Layout(tree, plan)
+    packed = layout.pack(tree)
+    unpacked = dict(tree_flatten(layout.unpack(packed)))
     assert unpacked.keys() == dict(tree_flatten(tree)).keys()
     for name, value in tree_flatten(tree):
         assert mx.array_equal(unpacked[name], value), name
+    if optimizer is Muon:
+        assert packed["256 x 1024"].shape == (1, 256, 1024)
+        matrices = sum(x.size for name, x in packed.items() if name != "vector")
+        assert set(train_transformer.ENDS) < set(layout.groups["vector"])
+        assert matrices > 0.9 * sum(x.size for x in unpacked.values())
+    else:
+        assert [*packed] == ["vector"]
 
 
 def test_a_vector_descends_as_its_arrays_do(small):
-    class Other(optim.AdamW):
-        """Which ``State`` does not know."""
-
-    def trained(optimizer: type) -> nn.Linear:
-        mx.random.seed(0)
-        layer, x = nn.Linear(8, 4), mx.random.normal((5, 8))
-        plan = Plan(optimizer.__name__, 5, learning_rate=1e-2, optimizer=optimizer)
-        return train(layer, lambda _: mx.mean(mx.square(layer(x) - 1)), plan)
-
-    one, other = trained(optim.AdamW), trained(Other)
-    assert mx.allclose(one.weight, other.weight, atol=1e-6)
+    mx.random.seed(0)
+    layer, x = nn.Linear(8, 4), mx.random.normal((5, 8))
+    error = lambda *_: mx.mean(mx.square(layer(x) - 1))
+    plan = Plan("adamw", 5, learning_rate=1e-2, clip=1e9, average=0.0)
+    adamw = optim.AdamW(1e-2, betas=[0.9, 0.99], weight_decay=0.0)
+    start = layer.parameters()
+    for step in range(5):
+        adamw.learning_rate = plan.rate(step, plan.progress(step, 0.0))
+        adamw.update(layer, nn.value_and_grad(layer, error)(layer)[1])
+    wanted = layer.parameters()
+    layer.update(start)
+    train(layer, training.slope_of(layer, error), plan)
+    for name in ("weight", "bias"):
+        assert mx.allclose(layer[name], wanted[name], atol=1e-6)
 
 
 @pytest.mark.parametrize("size, step", ((0.5, 0.5), (1000.0, 1.0)))
@@ -355,7 +384,8 @@ def test_a_gradient_is_no_longer_than_the_clip(size, step, small):
     before = module.weight.item()
     sgd = lambda rate, **_: optim.SGD(rate)
     plan = Plan("clip", steps=1, learning_rate=0.1, warmup=1, optimizer=sgd, clip=1.0)
-    train(module, lambda _: size * module.weight.sum(), plan)
+    slope = training.slope_of(module, lambda _: size * module.weight.sum())
+    train(module, slope, plan)
     # The average holds a tenth of what was there before.
     assert before - module.weight.item() == pytest.approx(0.9 * 0.1 * step, rel=1e-4)
 
@@ -370,7 +400,7 @@ def test_a_teacher_of_one_unguided_step_has_nothing_to_teach(
     start = draw_start(0, {64: clips}, 2)
     lesson = teach(Guide(denoiser, 1.0), encoder, start)
     assert lesson.sigma.tolist() == pytest.approx(np.repeat(STAGE_1_SIGMAS[:-1], 4))
-    assert distil_loss(denoiser, lesson).item() < 1e-6
+    assert velocity_loss(denoiser, lesson).item() < 1e-6
     ends = lesson.x.map(
         lambda x, v: x[-4:] - STAGE_1_SIGMAS[-2] * v[-4:], lesson.velocity
     )
@@ -399,7 +429,7 @@ def test_a_guided_teacher_goes_further_and_leaves_what_is_given(
     start = Start(x0, ids, (0.9, 0.4, 0.0), SHAPE, pinned=True)
     lesson = teach(Guide(denoiser, 3.0), encoder, start)
     assert mx.array_equal(lesson.velocity.video[:, :4], mx.zeros((4, 4, 128)))
-    assert distil_loss(denoiser, lesson).item() > 1e-4
+    assert velocity_loss(denoiser, lesson).item() > 1e-4
 
 
 def test_distilling_makes_the_loss_fall_by_a_low_rank_change(encoder, clips):
@@ -409,25 +439,41 @@ def test_distilling_makes_the_loss_fall_by_a_low_rank_change(encoder, clips):
     change = Change(teacher.transformer, rank=4)
     start = draw_start(0, {64: clips}, 2)
     lesson = teach(Guide(teacher, 3.0), encoder, start)
-    losses = []
+    slope, losses = ChangeSlope(student, teacher), []
 
-    def loss(step):
-        change.apply_to(student.transformer, teacher.transformer)
-        value = distil_loss(student, lesson)
-        losses.append(mx.stop_gradient(value))
-        return value
+    def watched(weights, lesson):
+        value, gradients = slope(weights, lesson)
+        losses.append(value)
+        return value, gradients
 
-    train(
-        change,
-        loss,
-        Plan("distil", steps=12, learning_rate=3e-3, warmup=1, average=0.0),
-    )
+    plan = Plan("distil", steps=12, learning_rate=3e-3, warmup=1, average=0.0)
+    train(change, watched, plan, draw=lambda step: (lesson,))
     assert losses[-1].item() < 0.8 * losses[0].item()
     keep(change)
     before, after = (
         load(f"transformer-{v}").proj_out.weight for v in ("dev", "distilled")
     )
     assert np.linalg.matrix_rank(np.array(after - before), tol=1e-5) == 4
+
+
+def test_the_slope_of_a_change_is_its_gradient(denoiser, encoder, clips):
+    change = Change(denoiser.transformer, rank=2)
+    change.up = {p: mx.random.normal(up.shape) * 0.01 for p, up in change.up.items()}
+    student = Denoiser(fresh("transformer"), denoiser.connectors)
+    student.transformer.update(denoiser.transformer.parameters())
+    start = draw_start(0, {64: clips}, 1)
+    lesson = teach(Guide(denoiser, 3.0), encoder, start)
+
+    def loss(lesson):
+        change.apply_to(student.transformer, denoiser.transformer)
+        return velocity_loss(student, lesson)
+
+    weights = change.trainable_parameters()
+    _, wanted = training.slope_of(change, loss)(weights, lesson)
+    _, got = ChangeSlope(student, denoiser)(weights, lesson)
+    got = dict(tree_flatten(got))
+    for name, g in tree_flatten(wanted):
+        assert mx.allclose(got[name], g, rtol=1e-3, atol=1e-6), name
 
 
 def test_a_student_changes_in_its_own_dtype():

@@ -168,11 +168,19 @@ class LTXModel(nn.Module):
         perturbations  one per batch item, or one for all of them; what all leave out is not computed
         """
         self._check(inputs, perturbations)
-        other = AV(inputs.audio, inputs.video)
-        conditioning = inputs.map(self._conditioning, MODALITIES, other)
-        x = inputs.map(self._patchify, MODALITIES)
+        x, conditioning = self.enter(inputs)
         for index, block in enumerate(self.transformer_blocks):
             x = block(x, conditioning, *_perturbed(index, perturbations))
+        return self.leave(x, conditioning)
+
+    def enter(self, inputs: AV[ModalityInput]) -> tuple[AV[mx.array], AV[Conditioning]]:
+        """What the first block gets: tokens (B, N, D) of each stream, and what every block reads besides."""
+        other = AV(inputs.audio, inputs.video)
+        conditioning = inputs.map(self._conditioning, MODALITIES, other)
+        return inputs.map(self._patchify, MODALITIES), conditioning
+
+    def leave(self, x: AV[mx.array], conditioning: AV[Conditioning]) -> AV[mx.array]:
+        """The velocities (B, N, C) that the last block's tokens stand for."""
         return x.map(self._velocity, MODALITIES, conditioning)
 
     def _patchify(self, stream: ModalityInput, modality: Modality) -> mx.array:
