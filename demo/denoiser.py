@@ -69,19 +69,21 @@ class Denoiser(nn.Module):
         )
         return self.transformer(inputs)
 
-    def settled_velocity(
+    def compiled_velocity(
         self,
+        weights: Arrays,
         x: AV[mx.array],
         context: AV[mx.array],
         sigma: mx.array,
         shape: VideoPixelShape,
         pinned: bool,
     ) -> AV[mx.array]:
-        """The same from one compiled function, of weights that will not change."""
+        """The same from one compiled function, by these weights of the transformer; has no gradient."""
 
-        def run(arrays: Arrays) -> Arrays:
+        def run(weights: Arrays, arrays: Arrays) -> Arrays:
             x, context = _read(arrays, "x"), _read(arrays, "context")
-            v = self.velocity(x, context, arrays["sigma"], shape, pinned)
+            with _with(weights, self.transformer):
+                v = self.velocity(x, context, arrays["sigma"], shape, pinned)
             return _named("v", v)
 
         self.rope(shape, x.audio is not None)  # outside of it, since this evaluates
@@ -89,7 +91,7 @@ class Denoiser(nn.Module):
         if key not in self._compiled:
             self._compiled[key] = mx.compile(run)
         arrays = _named("x", x) | _named("context", context) | {"sigma": sigma}
-        return _read(self._compiled[key](arrays), "v")
+        return _read(self._compiled[key](weights, arrays), "v")
 
     def rope(self, shape: VideoPixelShape, audio: bool) -> AV[RopeTables]:
         """Rotary tables of a clip's tokens; they depend on no weight and are kept."""

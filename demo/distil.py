@@ -41,6 +41,7 @@ GUIDANCE = DEFAULTS["cfg"]  # of the teacher, away from the empty text
 # The teacher's steps between two of the student's levels; the last three are those of both stages.
 SUBSTEPS = (1, 1, 1, 1, 2, 2, 2, 3) if GPU else (1, 1, 1, 1, 1, 2, 2, 2)
 AT_LARGE = 0.35  # of the steps
+OWN = 0.5  # of the steps go the student's own way
 
 
 class Change(nn.Module):
@@ -87,20 +88,78 @@ def dotted(path: str) -> str:
     return path.replace("/", ".")
 
 
-class ChangeSlope:
-    """The gradient of a student's loss by its ``Change``, through all of its weights."""
+class Start(NamedTuple):
+    """Where trajectories begin: tokens ``x``, what is said of them, and the levels the student stops at."""
 
-    def __init__(self, student: Denoiser, teacher: Denoiser):
-        self.of_student = Slope(student)
-        self.teacher = dict(tree_flatten(teacher.transformer.parameters()))
+    x: AV[mx.array]
+    ids: np.ndarray
+    sigmas: tuple[float, ...]
+    shape: VideoPixelShape
+    pinned: bool = False
+
+
+class Guide:
+    """The teacher, guided away from the empty text."""
+
+    def __init__(self, teacher: Denoiser, guidance: float):
+        self.teacher, self.guidance = teacher, guidance
+        self.weights = dict(tree_flatten(teacher.transformer.parameters()))
+
+    def advance(
+        self,
+        x: AV[mx.array],
+        contexts: AV[mx.array],
+        sigma: mx.array,
+        below: mx.array,
+        start: Start,
+    ) -> AV[mx.array]:
+        """Euler's step of tokens (B, N, 128) and (B, T, 128) from level ``sigma`` to ``below``; those given stay.
+
+        contexts  (2B, L, D) each: of the clips' sentences, then of the empty text
+        """
+        twice = x.map(lambda x: mx.concatenate([x, x]))
+        levels = mx.broadcast_to(sigma, (len(twice.video),))
+        v = self.teacher.compiled_velocity(
+            self.weights, twice, contexts, levels, start.shape, start.pinned
+        )
+        return stepped(x, unpinned(v.map(self._away), start), below - sigma)
+
+    def _away(self, v: mx.array) -> mx.array:
+        told, untold = mx.split(v.astype(mx.float32), 2)
+        return untold + self.guidance * (told - untold)
+
+
+class Student:
+    """The teacher's weights with a ``Change``: the gradient of the loss by this, and steps by what was last asked for."""
+
+    def __init__(self, teacher: Denoiser):
+        self.teacher, self.gradient = teacher, Slope(teacher)
         self.linear = dict(linear_weights(teacher.transformer))
         self.change, self.pull = mx.compile(self._changed), mx.compile(self._pulled)
+        self.kept = dict(tree_flatten(teacher.transformer.parameters()))
+        self.weights = self.kept
 
-    def __call__(self, change: dict, lesson: Lesson) -> tuple[mx.array, dict]:
-        weights = self.teacher | self.change(change)
-        tree = {"transformer": tree_unflatten(list(weights.items()))}
-        loss, slopes = self.of_student(tree, lesson)
+    def slope(self, change: dict, lesson: Lesson) -> tuple[mx.array, dict]:
+        """The loss and its gradients by the parameters of a ``Change``, through all of the weights."""
+        self.weights = self.kept | self.change(change)
+        tree = {"transformer": tree_unflatten(list(self.weights.items()))}
+        loss, slopes = self.gradient(tree, lesson)
         return loss, self.pull(change, dict(tree_flatten(slopes["transformer"])))
+
+    def advance(
+        self,
+        x: AV[mx.array],
+        told: AV[mx.array],
+        sigma: float,
+        below: float,
+        start: Start,
+    ) -> AV[mx.array]:
+        """Euler's step, unguided; tokens that are given stay."""
+        levels = mx.full((len(x.video),), sigma)
+        v = self.teacher.compiled_velocity(
+            self.weights, x, told, levels, start.shape, start.pinned
+        )
+        return stepped(x, unpinned(v, start), below - sigma)
 
     def _changed(self, change: dict) -> dict[str, mx.array]:
         changed = changed_weights(change, self.linear)
@@ -117,49 +176,6 @@ class ChangeSlope:
         wanted = [slopes[dotted(path)] for path in self.linear]
         _, pulled = mx.vjp(run, list(values), wanted)
         return tree_unflatten(list(zip(names, pulled)))
-
-
-class Start(NamedTuple):
-    """Where trajectories begin: tokens ``x``, what is said of them, and the levels the student stops at."""
-
-    x: AV[mx.array]
-    ids: np.ndarray
-    sigmas: tuple[float, ...]
-    shape: VideoPixelShape
-    pinned: bool = False
-
-
-class Guide:
-    """The teacher, guided away from the empty text."""
-
-    def __init__(self, teacher: Denoiser, guidance: float):
-        self.teacher, self.guidance = teacher, guidance
-
-    def advance(
-        self,
-        x: AV[mx.array],
-        contexts: AV[mx.array],
-        sigma: mx.array,
-        below: mx.array,
-        start: Start,
-    ) -> AV[mx.array]:
-        """Euler's step of tokens (B, N, 128) and (B, T, 128) from level ``sigma`` to ``below``; those given stay.
-
-        contexts  (2B, L, D) each: of the clips' sentences, then of the empty text
-        """
-        twice = x.map(lambda x: mx.concatenate([x, x]))
-        levels = mx.broadcast_to(sigma, (len(twice.video),))
-        v = self.teacher.settled_velocity(
-            twice, contexts, levels, start.shape, start.pinned
-        )
-        v = v.map(self._away)
-        if start.pinned:
-            v = AV(v.video * free(start.shape)[:, None], v.audio)
-        return stepped(x, v, below - sigma)
-
-    def _away(self, v: mx.array) -> mx.array:
-        told, untold = mx.split(v.astype(mx.float32), 2)
-        return untold + self.guidance * (told - untold)
 
 
 def draw_start(
@@ -186,27 +202,30 @@ def draw_start(
     return Start(x, ids, sigmas, shape, pinned)
 
 
-def teach(guide: Guide, encoder: GemmaTextEncoder, start: Start) -> Lesson:
-    """What the guided teacher does from ``start`` to noise level 0: its steps, of all trajectories and levels."""
+def teach(
+    guide: Guide,
+    encoder: GemmaTextEncoder,
+    start: Start,
+    student: Student | None = None,
+) -> Lesson:
+    """The guided teacher's way from each level to the next, for all trajectories and levels in one batch.
+
+    The levels are reached by the teacher; or by the ``student``, so that it learns to come back from where it errs.
+    """
     told, untold = contexts(guide.teacher, encoder, start)
     both = told.map(lambda *pair: mx.concatenate(pair), untold)
-    points = [start.x]
-    substeps = SUBSTEPS[-len(start.sigmas) + 1 :]
+    x, points, slopes = start.x, [], []
     pairs = list(zip(start.sigmas, start.sigmas[1:]))
-    for (high, low), count in zip(pairs, substeps):
-        x = points[-1]
-        fine = mx.linspace(high, low, count + 1)
+    for (high, low), substeps in zip(pairs, SUBSTEPS[-len(pairs) :]):
+        after, fine = x, mx.linspace(high, low, substeps + 1)
         for sigma, below in zip(fine, fine[1:]):
-            x = guide.advance(x, both, sigma, below, start)
+            after = guide.advance(after, both, sigma, below, start)
         points.append(x)
-    slopes = [
-        after.map(lambda after, x: (after - x) / (low - high), x)
-        for (high, low), x, after in zip(pairs, points, points[1:])
-    ]
-    count = len(start.ids)
-    sigma = mx.repeat(mx.array(start.sigmas[:-1]), count)
+        slopes.append(after.map(lambda after, x: (after - x) / (low - high), x))
+        x = student.advance(x, told, high, low, start) if student else after
+    sigma = mx.repeat(mx.array(start.sigmas[:-1]), len(start.ids))
     x, slopes, context = (
-        join(parts) for parts in (points[:-1], slopes, [told] * len(pairs))
+        join(parts) for parts in (points, slopes, [told] * len(pairs))
     )
     return Lesson(x, slopes, context, sigma, start.shape, start.pinned)
 
@@ -219,6 +238,13 @@ def contexts(
     nothing = np.broadcast_to(empty(), start.ids.shape)
     told = denoiser.context(features(encoder, start.ids), present)
     return told, denoiser.context(features(encoder, nothing), present)
+
+
+def unpinned(v: AV[mx.array], start: Start) -> AV[mx.array]:
+    """Velocities, 0 where the first frame is given."""
+    if not start.pinned:
+        return v
+    return AV(v.video * free(start.shape)[:, None], v.audio)
 
 
 def stepped(x: AV[mx.array], v: AV[mx.array], change: mx.array | float) -> AV[mx.array]:
@@ -267,10 +293,9 @@ def main() -> None:
     quick.install()
     encoder, sets = load_encoder(), read_sets()
     teacher = Denoiser(load("transformer-dev"), load("connectors"))
-    student = Denoiser(load("transformer-dev"), load("connectors"))
     if GPU:
         teacher.set_dtype(mx.bfloat16)
-        student.set_dtype(mx.bfloat16)
+    student = Student(teacher)
     change = Change(teacher.transformer, LORA_RANK)
     plan = Plan(
         "distil",
@@ -285,13 +310,14 @@ def main() -> None:
 
     def draw(step: int) -> tuple:
         start = draw_start(step, sets, options.batch, share)
-        return (teach(guide, encoder, start),)
+        own = np.random.default_rng([3, step]).random() < OWN
+        return (teach(guide, encoder, start, student if own else None),)
 
-    slope = ChangeSlope(student, teacher)
-    train(change, slope, plan, lambda: keep(change), draw)
-    change.apply_to(student.transformer, teacher.transformer)
+    train(change, student.slope, plan, lambda: keep(change), draw)
+    distilled = Denoiser(load("transformer-dev"), teacher.connectors)
+    change.apply_to(distilled.transformer, load("transformer-dev"))
     start = draw_start(10**9, {SMALL: sets[SMALL]}, 32)
-    models = {"dev, unguided": teacher, "distilled": student}
+    models = {"dev, unguided": teacher, "distilled": distilled}
     measure(models, guide, encoder, start)
 
 

@@ -57,9 +57,9 @@ class Live(NamedTuple):
     sound: float
 
 
-QUEUED, QUEUED_FINER = 115e6, 350e6
+QUEUED, QUEUED_FINER = 115e6, 430e6
 CPU = Live(12, 1, 0, 12, 4, 212, 78, 100, 78, 110, 0, 90, 96)
-GPU = Live(9.6, 0, 8, 110, 4, 112, 20, 20.05, 8.7, 9.4, 16, 42, 48.6)
+GPU = Live(9.6, 0, 8, 110, 4, 112, 20, 20.05, 8.7, 9.2, 20, 42, 48.6)
 
 
 def live() -> Live:
