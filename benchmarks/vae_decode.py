@@ -129,7 +129,7 @@ def by_frames(work: Callable) -> Callable:
 
     def run(x):
         preferred = convolution.preferred_form
-        convolution.preferred_form = lambda: convolution.by_frames
+        convolution.preferred_form = lambda *_: convolution.by_frames
         try:
             yield from work(x)
         finally:

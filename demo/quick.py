@@ -8,7 +8,6 @@ import mlx.nn as nn
 
 from mlx_video.models.ltx import attention, ltx
 from mlx_video.models.ltx.video_vae import convolution
-from mlx_video.models.ltx.video_vae.convolution import Triple, total
 
 ROOT = 0.7978845608028654  # sqrt(2 / pi), of the GELU's tanh approximation
 CUBE = 0.044715
@@ -19,7 +18,7 @@ def install() -> None:
     if mx.default_device() == mx.cpu:
         nn.silu = silu
         attention.gelu = ltx.gelu = gelu
-        convolution.preferred_form = lambda: by_product
+        convolution.preferred_form = lambda *_: convolution.by_product
 
 
 @mx.custom_function
@@ -83,32 +82,3 @@ def tanh(x: mx.array) -> mx.array:
     for _ in range(2):
         t = 2 * t / (1 + t * t)
     return t
-
-
-def by_product(
-    x: mx.array, weight: mx.array, stride: Triple, padding: tuple[int, int]
-) -> mx.array:
-    """A 3-D convolution as one matrix product of every frame's neighbourhoods with all frames of the kernel."""
-    O, taps, rows, columns, _ = weight.shape
-    step, frames = stride[0], (x.shape[1] - taps) // stride[0] + 1
-    x = mx.pad(x, [(0, 0), (0, 0), *((n, n) for n in padding), (0, 0)])
-    height, width = (
-        (x.shape[2 + i] - weight.shape[2 + i]) // stride[1 + i] + 1 for i in (0, 1)
-    )
-    shifted = [
-        x[
-            :,
-            :,
-            i : i + (height - 1) * stride[1] + 1 : stride[1],
-            j : j + (width - 1) * stride[2] + 1 : stride[2],
-        ]
-        for i in range(rows)
-        for j in range(columns)
-    ]
-    products = mx.concatenate(shifted, axis=-1) @ (
-        weight.swapaxes(0, 1).flatten(0, 1).flatten(1).T
-    )
-    parts = mx.split(products, taps, axis=-1)
-    return total(
-        *(p[:, k : k + (frames - 1) * step + 1 : step] for k, p in enumerate(parts))
-    )

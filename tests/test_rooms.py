@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "mlx_video"
 
 # Ground first. A new module gets a place here before it gets a test.
 FLOORS = [
-    {"types", "backend", "linear"},
+    {"types", "backend", "linear", "fastest"},
     {"weights", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "postprocess", "health"},
     {"recipes", "memory"},

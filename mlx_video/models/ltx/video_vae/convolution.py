@@ -1,14 +1,19 @@
 """Convolution over video, (B, F, H, W, C). Knows padding and how large one call may be, not what a block computes."""
 
-from typing import Callable
+from typing import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.fastest import fastest
 from mlx_video.models.ltx.video_vae.stream import Stream
 
 MAX_CONV_ELEMENTS = 1_500_000_000
 """Most elements one convolution may read or write. Metal's kernels returned zeros near 2e9 (ml-explore/mlx#3979)."""
+
+# Input times output channels; in wider kernels the product is slower.
+NARROW = 128 * 128
+EXAMPLE_SIZE = 32, 48  # rows and columns
 
 Triple = tuple[int, int, int]
 Form = Callable[[mx.array, mx.array, Triple, tuple[int, int]], mx.array]
@@ -29,10 +34,19 @@ def conv3d(
     that would pass ``MAX_CONV_ELEMENTS`` is computed in pieces over time that share input frames, so the result is
     the same. Raises ``ValueError`` where a single output frame is too large.
     """
-    form = form or preferred_form()
+    form = form or preferred_form(weight.shape, x.dtype)
     step, taps = stride[0], weight.shape[1]
     frames = (x.shape[1] - taps) // step + 1
-    size = _frames_per_call(x.shape, weight.shape, stride, padding)
+    size = _frames_per_call(x.shape, weight.shape, stride, padding, form)
+    if not size and form is by_product:  # which unfolds what it multiplies
+        form = by_volume
+        size = _frames_per_call(x.shape, weight.shape, stride, padding, form)
+    if not size:
+        raise ValueError(
+            f"A convolution of {x.shape[3]}x{x.shape[2]} cells with {x.shape[-1]} -> {len(weight)} channels passes "
+            f"{MAX_CONV_ELEMENTS:,} elements in a single frame. Use smaller spatial tiles, for example "
+            "TilingConfig.default()."
+        )
     pieces = [
         form(
             x[:, i * step : (min(i + size, frames) - 1) * step + taps],
@@ -46,10 +60,31 @@ def conv3d(
     return y if bias is None else total(y, bias)
 
 
-def preferred_form() -> Form:
-    """``by_frames`` on Metal, where it was reported to be 2 to 5 times faster, else ``by_volume``."""
-    metal = mx.metal.is_available() and mx.default_device() == mx.gpu
-    return by_frames if metal else by_volume
+def preferred_form(kernel: Sequence[int], dtype: mx.Dtype) -> Form:
+    """The form for a kernel (O, kF, kH, kW, I) on this machine.
+
+    On Metal, where frames were reported to be 2 to 5 times faster than the volume, whichever is: timed once for each
+    kernel and remembered. On CUDA the volume: a decoder took 1.3 to 1.4 times as long by frames. On a CPU the product
+    where a kernel is narrow: it takes less memory and time there (``docs/performance.md``).
+    """
+    if mx.default_device() == mx.cpu:
+        narrow = kernel[0] * kernel[-1] <= NARROW and min(kernel[2:4]) > 1
+        return by_product if narrow and dtype == mx.float32 else by_volume
+    if not mx.metal.is_available():
+        return by_volume
+    forms = {form.__name__: form for form in (by_volume, by_frames)}
+    question = f"{dtype} convolution {'x'.join(map(str, kernel))}"
+    ways = {name: _example(form, kernel, dtype) for name, form in forms.items()}
+    return forms[fastest(question, ways)]
+
+
+def _example(
+    form: Form, kernel: Sequence[int], dtype: mx.Dtype
+) -> Callable[[], mx.array]:
+    """One convolution of a few small frames, about what a tile of a short clip has."""
+    x = mx.ones((1, kernel[1] + 4, *EXAMPLE_SIZE, kernel[-1]), dtype)
+    padding = kernel[2] // 2, kernel[3] // 2
+    return lambda: form(x, mx.ones(kernel, dtype), (1, 1, 1), padding)
 
 
 def by_volume(
@@ -73,6 +108,35 @@ def by_frames(
     return mx.unflatten(total(*map(one, range(taps))), 0, (B, frames))
 
 
+def by_product(
+    x: mx.array, weight: mx.array, stride: Triple, padding: tuple[int, int]
+) -> mx.array:
+    """The same as one matrix product of every frame's neighbourhoods with all frames of the kernel."""
+    O, taps, rows, columns, _ = weight.shape
+    step, frames = stride[0], (x.shape[1] - taps) // stride[0] + 1
+    x = mx.pad(x, [(0, 0), (0, 0), *((n, n) for n in padding), (0, 0)])
+    height, width = (
+        (x.shape[2 + i] - weight.shape[2 + i]) // stride[1 + i] + 1 for i in (0, 1)
+    )
+    shifted = [
+        x[
+            :,
+            :,
+            i : i + (height - 1) * stride[1] + 1 : stride[1],
+            j : j + (width - 1) * stride[2] + 1 : stride[2],
+        ]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    products = mx.concatenate(shifted, axis=-1) @ (
+        weight.swapaxes(0, 1).flatten(0, 1).flatten(1).T
+    )
+    parts = mx.split(products, taps, axis=-1)
+    return total(
+        *(p[:, k : k + (frames - 1) * step + 1 : step] for k, p in enumerate(parts))
+    )
+
+
 @mx.compile
 def total(*terms: mx.array) -> mx.array:
     """The sum of arrays that broadcast, in one pass over them."""
@@ -80,20 +144,19 @@ def total(*terms: mx.array) -> mx.array:
     return sum(others, first)
 
 
-def _frames_per_call(x: Triple, weight: Triple, stride: Triple, padding) -> int:
-    """The most output frames of which neither the input nor the output passes ``MAX_CONV_ELEMENTS``."""
+def _frames_per_call(
+    x: Sequence[int], weight: Sequence[int], stride: Triple, padding, form: Form
+) -> int:
+    """The most output frames of which neither the input nor the output passes ``MAX_CONV_ELEMENTS``; perhaps 0."""
     B, _, H, W, I = x
     O, *kernel, _ = weight
+    if form is by_product:  # what it multiplies, and what it adds up
+        I, O = I * kernel[1] * kernel[2], O * kernel[0]
     rows = (H + 2 * padding[0] - kernel[1]) // stride[1] + 1
     columns = (W + 2 * padding[1] - kernel[2]) // stride[2] + 1
     read = (MAX_CONV_ELEMENTS // (B * H * W * I) - kernel[0]) // stride[0] + 1
     written = MAX_CONV_ELEMENTS // (B * rows * columns * O)
-    if min(read, written) < 1:
-        raise ValueError(
-            f"A convolution of {W}x{H} cells with {I} -> {O} channels passes {MAX_CONV_ELEMENTS:,} elements "
-            "in a single frame. Use smaller spatial tiles, for example TilingConfig.default()."
-        )
-    return min(read, written)
+    return max(0, min(read, written))
 
 
 class CausalConv3d(nn.Module):

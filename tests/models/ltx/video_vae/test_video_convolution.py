@@ -8,6 +8,7 @@ from mlx_video.models.ltx.video_vae import convolution
 from mlx_video.models.ltx.video_vae.convolution import (
     CausalConv3d,
     by_frames,
+    by_product,
     by_volume,
     conv3d,
     preferred_form,
@@ -52,10 +53,11 @@ def test_padding(causal, mode, kernel, stride):
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 2)])
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (2, 1, 3)])
 @pytest.mark.parametrize("padding", [(0, 0), (1, 1)])
-def test_frames_equal_the_volume(stride, kernel, padding):
+@pytest.mark.parametrize("form", [by_frames, by_product])
+def test_every_form_equals_the_volume(stride, kernel, padding, form):
     x, weight = mx.random.normal((2, 6, 5, 6, 4)), mx.random.normal((3, *kernel, 4))
     volume = by_volume(x, weight, stride, padding)
-    assert error(by_frames(x, weight, stride, padding), volume) < 1e-5
+    assert error(form(x, weight, stride, padding), volume) < 1e-5
 
 
 def test_a_form_may_be_named():
@@ -70,12 +72,55 @@ def test_a_form_may_be_named():
     assert asked == [((1, 1, 1), (1, 1))]
 
 
-@pytest.mark.parametrize("device", [mx.cpu, mx.gpu])
-@pytest.mark.parametrize("metal", [True, False])
-def test_only_metal_prefers_frames(monkeypatch, device, metal):
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
-    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
-    assert (preferred_form() is by_frames) == (metal and device == mx.gpu)
+@pytest.fixture
+def on(monkeypatch):
+    """Pretend to be on a device; what is timed there is the last of the ways."""
+
+    def pretend(device, metal):
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
+        monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+        last = lambda question, ways: [*ways][-1]
+        monkeypatch.setattr(convolution, "fastest", last)
+
+    return pretend
+
+
+def test_each_device_has_its_form(on):
+    narrow, wide, pointwise = (16, 3, 3, 3, 48), (512, 3, 3, 3, 128), (16, 1, 1, 1, 48)
+    on(mx.cpu, metal=False)
+    assert preferred_form(narrow, mx.float32) is by_product
+    others = [(wide, mx.float32), (narrow, mx.bfloat16), (pointwise, mx.float32)]
+    assert {preferred_form(*other) for other in others} == {by_volume}
+    on(mx.gpu, metal=False)
+    assert preferred_form(narrow, mx.float32) is by_volume
+    on(mx.gpu, metal=True)
+    assert preferred_form(wide, mx.bfloat16) is by_frames
+
+
+def test_metal_times_both_forms_of_the_kernel_itself(on, monkeypatch):
+    kernel, asked = (8, 3, 3, 3, 4), []
+
+    def timed(question, ways):
+        asked.append(question)
+        shapes = {name: way().shape for name, way in ways.items()}
+        assert shapes == dict.fromkeys(("by_volume", "by_frames"), (1, 5, 32, 48, 8))
+        return "by_volume"
+
+    on(mx.gpu, metal=True)
+    monkeypatch.setattr(convolution, "fastest", timed)
+    assert preferred_form(kernel, mx.float32) is by_volume
+    assert asked == ["mlx.core.float32 convolution 8x3x3x3x4"]
+
+
+def test_a_product_that_would_be_too_large_is_a_volume(on, monkeypatch):
+    on(mx.cpu, metal=False)
+    x, weight = mx.random.normal((1, 3, 6, 6, 4)), mx.random.normal((4, 3, 3, 3, 4))
+    whole = conv3d(x, weight, padding=(1, 1))
+    monkeypatch.setattr(convolution, "MAX_CONV_ELEMENTS", 6 * 6 * 4 * 3)
+    assert error(conv3d(x, weight, padding=(1, 1)), whole) < 1e-5
+    monkeypatch.setattr(convolution, "MAX_CONV_ELEMENTS", 6 * 6 * 4 - 1)
+    with pytest.raises(ValueError, match="6x6 cells with 4 -> 4 channels passes 143"):
+        conv3d(x, weight, padding=(1, 1))
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (2, 2, 2)])
