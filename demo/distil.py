@@ -130,7 +130,10 @@ class Guide:
 
 
 class Student:
-    """The teacher's weights with a ``Change``: the gradient of the loss by this, and steps by what was last asked for."""
+    """The teacher's weights with a ``Change``: the gradient of the loss by this, and steps by the weights last asked about.
+
+    Before anything was asked they are the teacher's.
+    """
 
     def __init__(self, teacher: Denoiser):
         self.teacher, self.gradient = teacher, Slope(teacher)
@@ -314,6 +317,8 @@ def main() -> None:
         return (teach(guide, encoder, start, student if own else None),)
 
     train(change, student.slope, plan, lambda: keep(change), draw)
+    if share[0]:
+        return
     distilled = Denoiser(load("transformer-dev"), teacher.connectors)
     change.apply_to(distilled.transformer, load("transformer-dev"))
     start = draw_start(10**9, {SMALL: sets[SMALL]}, 32)

@@ -139,7 +139,8 @@ def features(encoder: GemmaTextEncoder, ids: np.ndarray) -> TextFeatures:
 
 @cache
 def _states_of(encoder: GemmaTextEncoder) -> Callable[[mx.array, mx.array], mx.array]:
-    return mx.compile(lambda *given: mx.stack(list(encoder._states(*given))))
+    states = lambda *given: mx.stack(list(encoder._states(*given)))
+    return mx.compile(states, inputs=[encoder.model.state])
 
 
 # ---- lessons
@@ -309,7 +310,7 @@ def main() -> None:
     def keep() -> None:
         store("transformer-dev", denoiser.transformer)
         store("connectors", denoiser.connectors)
-        if not GPU:  # where latents may still be in the making, and fit twice
+        if not GPU and share == (0, 1):  # while latents are made; they fit twice
             sets.update(read_sets())
 
     train(denoiser, Slope(denoiser), plan, keep, draw)

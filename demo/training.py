@@ -1,4 +1,4 @@
-"""The loop that trains every part: AdamW on float32 weights, their running average, and a stop by steps or by minutes.
+"""The loop that trains every part: AdamW or Muon on float32 weights, their running average, and a stop by steps or by minutes.
 
 Knows steps, seconds and files; not what is trained, nor on what. Weights lie in one vector, or in few stacks, to the
 optimizer: a small model's step is bound by how many operations it has, not by their size.
@@ -162,6 +162,14 @@ class State:
 
     def resume(self, file: Path) -> None:
         arrays, metadata = mx.load(str(file), return_metadata=True)
+        kept = dict(tree_flatten([self.weights, self.average, self.optimizer.state]))
+        if {k: v.shape for k, v in arrays.items()} != {
+            k: v.shape for k, v in kept.items()
+        }:
+            raise ValueError(
+                f"{file} is of another training: its weights or its optimizer are not these. Go on as it began, or "
+                "delete it."
+            )
         self.weights, self.average, moments = tree_unflatten(list(arrays.items()))
         self.optimizer.state = moments
         self.step, self.seconds = json.loads(metadata["spent"])
@@ -172,14 +180,20 @@ def train(
     slope: Slope,
     plan: Plan,
     on_pause: Callable[[], None] = lambda: None,
-    draw: Draw = lambda step: (step,),
+    draw: Draw | None = None,
 ) -> nn.Module:
     """Descend along ``slope(weights, *draw(step))`` from ``module``'s weights, and leave their running average in it.
 
     A batch is drawn by the number of the step, so a training that was interrupted goes on as it would have: its state
     lies in ``WORK`` every two minutes. ``on_pause`` is called whenever the averaged weights were written. Processes
-    that were started together train one model, each on what it draws; the first one writes.
+    that were started together train one model, each on what it draws; the first one writes. Without ``draw``, which
+    gives the number of the step alone, they would all do the same, so that raises ``ValueError``.
     """
+    if draw is None and together().size() > 1:
+        raise ValueError(
+            f"{plan.name} is trained by one process; {together().size()} were started."
+        )
+    draw = draw or (lambda step: (step,))
     mx.set_cache_limit(CACHE)
     file = WORK / f"{plan.name}.training.safetensors"
     state = State(module, slope, plan)

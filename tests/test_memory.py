@@ -101,6 +101,25 @@ def test_a_cpu_keeps_the_scores(full, monkeypatch):
     assert found.forward(AV(6144)) == 2 * (CPU.tokens * 6144 * 4096 + scores)
 
 
+@pytest.mark.parametrize("dtype", (mx.float32, mx.bfloat16))
+def test_a_cpu_unfolds_the_wide_encoder_in_float32(full, monkeypatch, dtype):
+    """MB measured above its weights in float32 on two cores, 25 November 2026; to 3 %."""
+    monkeypatch.setattr(footprint, "live", lambda: CPU)
+    full = Laid(full.sources, dtype)
+    found = Footprint(full, LTXModelType.VideoOnly)
+    assert found.image(256, 384) == pytest.approx(668e6, rel=0.03)
+    assert found.image(512, 512) == pytest.approx(1758e6, rel=0.03)
+
+
+def test_a_cpu_unfolds_less_where_kernels_are_narrow(full, monkeypatch):
+    monkeypatch.setattr(footprint, "live", lambda: CPU)
+    found = Footprint(Laid(full.sources, mx.float32), LTXModelType.VideoOnly)
+    assert found._autoencoder(128) is footprint.PRODUCTS
+    assert found._autoencoder(256) is CPU
+    half = Footprint(full, LTXModelType.VideoOnly)
+    assert half._autoencoder(128) is CPU
+
+
 def test_operations_of_the_full_model(full):
     """Within 5 % of what filled a H200 for 252 ms at 790 TFLOP/s."""
     found = Footprint(full, LTXModelType.AudioVideo)

@@ -378,6 +378,23 @@ def test_a_vector_descends_as_its_arrays_do(small):
         assert mx.allclose(layer[name], wanted[name], atol=1e-6)
 
 
+def test_a_file_of_another_optimizer_is_not_gone_on_from(small):
+    layer = nn.Linear(4, 4)
+    slope = training.slope_of(layer, lambda _: mx.square(layer.weight).sum())
+    train(layer, slope, Plan("one", steps=1))
+    with pytest.raises(ValueError, match="one.training.safetensors is of another"):
+        train(layer, slope, Plan("one", steps=2, optimizer=Muon))
+
+
+def test_what_a_text_encoder_has_learned_since_is_read(encoder, clips):
+    before = features(encoder, clips.ids[:2, 0]).hidden_states
+    scale = encoder.model.model.norm.weight
+    encoder.model.model.norm.weight = 2 * scale + 1
+    after = features(encoder, clips.ids[:2, 0]).hidden_states
+    encoder.model.model.norm.weight = scale
+    assert mx.abs(after[-1] - before[-1]).max() > 0.1
+
+
 @pytest.mark.parametrize("size, step", ((0.5, 0.5), (1000.0, 1.0)))
 def test_a_gradient_is_no_longer_than_the_clip(size, step, small):
     module = nn.Linear(1, 1, bias=False)

@@ -17,6 +17,7 @@ from mlx_video.models.ltx.components import GROUP_SIZE, Components
 from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, part_config
 from mlx_video.models.ltx.patchify import AUDIO_DOWNSAMPLE
+from mlx_video.models.ltx.video_vae.convolution import by_product, preferred_form
 from mlx_video.models.ltx.video_vae.exact import LIVE_PIECES, decode_bytes
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
@@ -58,7 +59,9 @@ class Live(NamedTuple):
 
 
 QUEUED, QUEUED_FINER = 115e6, 430e6
-CPU = Live(12, 1, 0, 12, 4, 132, 40, 52, 40, 110, 0, 90, 96)
+CPU = Live(12, 1, 0, 12, 4, 212, 78, 100, 78, 110, 0, 90, 96)
+# Where a CPU convolves by matrix products of narrow kernels, it unfolds less.
+PRODUCTS = CPU._replace(image=132, video=40, piece=52, brief=40)
 GPU = Live(9.6, 0, 8, 110, 4, 112, 20, 20.05, 8.7, 9.2, 20, 42, 48.6)
 
 
@@ -134,8 +137,24 @@ class Footprint:
     def image(self, height: int, width: int) -> float:
         """Of the video encoder for one picture."""
         config = self.config("video_encoder")
-        cells = height * width / config.patch_size**2
-        return self.live.image * cells * config.encoder_base_channels * self.itemsize
+        cells, base = (
+            height * width / config.patch_size**2,
+            config.encoder_base_channels,
+        )
+        # The second grid, of twice the channels, unfolds as much as the first.
+        return self._autoencoder(2 * base).image * cells * base * self._unfolded
+
+    def _autoencoder(self, channels: int) -> Live:
+        """Of the video encoder or decoder, whose kernels are so wide where it takes most."""
+        if self.live is not CPU:
+            return self.live
+        form = preferred_form((channels, 3, 3, 3, channels), self.components.dtype)
+        return PRODUCTS if form is by_product else CPU
+
+    @property
+    def _unfolded(self) -> int:
+        """Bytes of a number that is convolved: a CPU computes in float32 whatever it is given."""
+        return FLOAT32 if self.live is CPU else self.itemsize
 
     def held(self, tokens: AV[int], passes: int) -> float:
         """From step to step of a stage: float32 rotary tables, and the contexts of its passes."""
@@ -192,21 +211,22 @@ class Footprint:
     def video(self, shape: VideoPixelShape, mode: str, limit: float) -> float:
         """Of the video decoder in a tiling ``mode``, where that leaves it a choice within ``limit``."""
         decoder, grid = self.part("video_decoder"), VideoLatentShape.from_pixels(shape)
+        live = self._autoencoder(decoder.config.decoder_base_channels)
         budget = decode_budget(limit - self.weights("video_decoder"))
         tiling = choose_tiling(mode, decoder, mx.zeros(grid), shape, budget)
         if isinstance(tiling, TilingConfig):
             cuts = decode_grid(grid[2:], tiling, decoder.scale)
             tile = [max(c.source.stop - c.source.start for c in axis) for axis in cuts]
-            return self.live.video * self._decoded(*tile)
+            return live.video * self._decoded(*tile)
         # In pieces of as many cells as ``elements`` are where the decoder is widest, a frame at least.
         config, (rows, columns) = decoder.config, grid[3:]
         pixels = config.out_channels * config.patch_size**2
         share = min(1, config.decoder_base_channels / pixels)
         frame = self._decoded(1, rows, columns) / tiling.tiles
-        piece = max(tiling.elements * share * self.itemsize, frame)
-        unfolded = (self.live.piece - LIVE_PIECES) * piece
+        piece = max(tiling.elements * share * self._unfolded, frame)
+        unfolded = (live.piece - LIVE_PIECES) * piece
         pieces = decode_bytes(decoder, grid, tiling) + unfolded
-        return min(self.live.brief * self._decoded(*grid[2:]), pieces)
+        return min(live.brief * self._decoded(*grid[2:]), pieces)
 
     def _decoded(self, frames: int, rows: int, columns: int) -> float:
         """The widest array that the video decoder makes of so many latent frames, rows and columns."""
@@ -214,7 +234,7 @@ class Footprint:
         config, (time, height, width) = decoder.config, decoder.scale
         pixels = ((frames - 1) * time + 1) * rows * height * columns * width
         cells = pixels / config.patch_size**2
-        return cells * config.decoder_base_channels * self.itemsize
+        return cells * config.decoder_base_channels * self._unfolded
 
 
 def decode_budget(free: float) -> float:
