@@ -330,7 +330,7 @@ def test_the_slope_in_pieces_is_the_gradient(encoder, clips, monkeypatch):
     whole = training.slope_of(denoiser, lambda lesson: velocity_loss(denoiser, lesson))
     rows, sigma = np.arange(2), mx.array([0.5, 0.9])
     x0, told = clips.batch(rows, SHAPE), features(encoder, clips.ids[rows, 0])
-    for pinned, x0 in ((True, x0), (False, AV(x0.video))):
+    for pinned, x0 in ((True, x0), (True, AV(x0.video)), (False, x0)):
         drawn = lesson(Batch(x0, told, sigma, SHAPE, pinned), mx.random.key(3))
         (value, wanted), (got, slopes) = whole(weights, drawn), slope(weights, drawn)
         denoiser.update(weights)
@@ -464,6 +464,14 @@ def test_a_student_is_taught_from_where_it_gets_itself(denoiser, encoder, clips)
     assert mx.array_equal(first.video, again.x.video[:count])
     assert mx.array_equal(own.velocity.video[:count], again.velocity.video[:count])
     assert mx.abs(own.x.video - again.x.video).max() > 1e-2
+
+
+def test_a_student_leaves_what_is_given(denoiser, encoder, clips):
+    x0, ids = clips.batch(np.arange(2), SHAPE), clips.ids[:2, 0]
+    start = Start(x0, ids, (0.9, 0.4, 0.0), SHAPE, pinned=True)
+    own = teach(Guide(denoiser, 3.0), encoder, start, Student(denoiser))
+    assert mx.array_equal(own.x.video[2:, :4], x0.video[:, :4])
+    assert mx.abs(own.x.video[2:, 4:] - x0.video[:, 4:]).max() > 1e-3
 
 
 def test_distilling_makes_the_loss_fall_by_a_low_rank_change(encoder, clips):

@@ -83,8 +83,8 @@ def _example(
 ) -> Callable[[], mx.array]:
     """One convolution of a few small frames, about what a tile of a short clip has."""
     x = mx.ones((1, kernel[1] + 4, *EXAMPLE_SIZE, kernel[-1]), dtype)
-    padding = kernel[2] // 2, kernel[3] // 2
-    return lambda: form(x, mx.ones(kernel, dtype), (1, 1, 1), padding)
+    weight, padding = mx.ones(kernel, dtype), (kernel[2] // 2, kernel[3] // 2)
+    return lambda: form(x, weight, (1, 1, 1), padding)
 
 
 def by_volume(
