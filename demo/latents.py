@@ -29,6 +29,7 @@ from mlx_video.types import AV, VideoLatentShape, VideoPixelShape
 GPU = mx.default_device() == mx.gpu
 SHARD = 256  # scenes
 TOLD = 8  # sentences about each scene
+TWO = 0.4  # of the scenes may have two actors; they are the harder ones
 UNSEEN = "unseen"  # in place of a shard's number: scenes to measure on, whose first actor is held out
 PIXELS = 2**25 if GPU else 2**22  # encoded at once
 CACHE = 2**31  # bytes of freed memory to keep, since several processes share a GPU
@@ -108,7 +109,7 @@ def make(
         if file.exists() or number % share[1] != share[0]:
             continue
         rng = np.random.default_rng([size, number])
-        scenes = [random_scene(rng, unseen=number == 0) for _ in range(n)]
+        scenes = [random_scene(rng, number == 0, TWO) for _ in range(n)]
         latents = encode(encoders, scenes, size, frames, rng)
         arrays = latents._replace(ids=mx.array(latents.ids))._asdict()
         aside = file.with_name(f"part-{file.name}")  # which nobody reads

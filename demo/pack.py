@@ -36,7 +36,7 @@ DTYPE = (
 QUANTIZED = {"group_size": 64, "bits": 6, "mode": "affine"}
 DEV, DISTILLED = "transformer-dev", "transformer-distilled"
 FOLDERS = (DEV, *(name for name in CONFIGS if name != "transformer"))
-LORA_RANK = 8
+LORA_RANK = 16
 LORA_FILE = f"{NAME}-distilled-lora-{LORA_RANK}.safetensors"
 TEXT_FILES = (
     CONFIG,

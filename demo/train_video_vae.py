@@ -22,7 +22,7 @@ from mlx_video.models.ltx.video_vae.resnet import ResnetBlock3D
 
 GPU = mx.default_device() == mx.gpu
 SMOOTH = 0.01  # errors below it count by their square
-SQUARES = 2.0  # weight beside the mean error of the squared one, which PSNR is about
+SQUARES = 20.0  # weight beside the mean error of the squared one, which PSNR is about
 NOISE = 0.1  # on latents of deviation 1: what a transformer leaves
 MAGNITUDE = 1e-4  # weight of the latents' mean square, lest they grow
 LEAST_STD = 0.05  # of a latent channel, as a share of the mean one

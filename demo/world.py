@@ -26,15 +26,15 @@ VALUES = dict(zip(COLOURS, (0.9, 0.95, 0.95, 0.74, 0.85, 0.95, 0.85, 0.95)))
 SATURATION = 0.82  # of a thing; no background comes near it except where it is dark
 GROUND = 0.88  # where things stand and bounce, and where shadows lie
 VARIANTS = 4  # pairs of pale colours, or places of the stars
-SIZES = {"small": 0.12, "": 0.17, "big": 0.22}
-PACES = {"quick": 0.75, "": 1.0, "slow": 1.5}  # parts of PERIODS
-TWO = 0.8  # of the middle size things keep when two share the frame
+SIZES = {"small": 0.14, "": 0.18, "big": 0.23}
+PACES = {"quick": 0.8, "": 1.0, "slow": 1.3}  # parts of PERIODS
+TWO = 0.9  # of the middle size things keep when two share the frame
 LANES = (-1, 0, 1)  # where things stand, in the room that they have
 PHASES = (0.25, 0.5, 0.75)  # gone by at time 0; a bounce begins in the air
 SPREAD = 1.1  # no place of a thing of radius 1 is farther from its centre
 PERIODS = {  # seconds: of a cycle, between knocks, or until half of a way without end is gone
-    "left-right": 2.0, "rise": 1.2, "fall": 1.2, "bounce": 20 / 24, "spin": 2.5,
-    "grow": 1.2, "shrink": 1.2, "circle": 2.5, "still": 1.0,
+    "left-right": 3.2, "rise": 1.2, "fall": 1.2, "bounce": 1.0, "spin": 4.0,
+    "grow": 1.2, "shrink": 1.2, "circle": 4.0, "still": 1.0,
 }  # fmt: skip
 SOUNDS = {
     "left-right": "steady", "rise": "rising", "fall": "falling", "bounce": "knocks", "spin": "hum",
@@ -93,13 +93,16 @@ def held_out(thing: str, colour: str, motion: str) -> bool:
     return (places[0] + 2 * places[1] + 3 * places[2]) % 5 == 1
 
 
-def random_scene(rng: np.random.Generator, unseen: bool = False) -> Scene:
+def random_scene(
+    rng: np.random.Generator, unseen: bool = False, two: float = 0.25
+) -> Scene:
     """Any scene; ``unseen`` says whether its first actor is one of those held out. A second actor never is.
 
+    ``two`` is the chance, taken until one differs in thing and colour, that a second actor joins.
     Where the first actor is still, so is the second: what the first does is always what is mainly heard.
     """
     kinds = [_combination(rng, unseen, pick(rng, MOTIONS))]
-    while len(kinds) == 1 and rng.random() < 0.25:
+    while len(kinds) == 1 and rng.random() < two:
         still = kinds[0][2] == "still" or rng.random() < 0.6
         second = _combination(rng, False, "still" if still else pick(rng, MOTIONS))
         if second[0] != kinds[0][0] and second[1] != kinds[0][1]:
@@ -151,16 +154,16 @@ def _place(thing, motion, size, middle, width, lane) -> tuple[float, float, floa
     x, between = middle + lane * min(room, 0.22), (top + bottom) / 2
     match motion:
         case "left-right":
-            return middle, (top + 3 * bottom) / 4, room
+            return middle, (top + 3 * bottom) / 4, min(room, 0.25)
         case "circle":
-            reach = min(room, (bottom - top) / 2)
+            reach = min(room, (bottom - top) / 2, 0.22)
             return middle + lane * (room - reach), between, reach
         case "rise":
             return x, bottom, bottom - top
         case "fall":
             return x, top, bottom - top
         case "bounce":
-            return x, bottom, min(bottom - top, 0.36)
+            return x, bottom, min(bottom - top, 0.28)
         case "still":
             return x, bottom, 0.0
         case "grow" | "shrink":
@@ -472,7 +475,7 @@ def _stars(night, variant, height, width) -> mx.array:
     x = x - width / height / 2 + 0.5
     for row, column in np.ndindex(3, 4) if night else ():
         away, down = rng.uniform(0.15, 0.85, 2) + (column, row)
-        far = np.hypot(x - away / 4, y - down / 5) / rng.uniform(0.012, 0.018)
+        far = np.hypot(x - away / 4, y - down / 5) / rng.uniform(0.016, 0.022)
         light = np.maximum(light, 0.9 * np.maximum(1 - far**2, 0) ** 2)
     return mx.array(light, mx.float32)
 

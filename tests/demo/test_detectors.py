@@ -111,11 +111,11 @@ def test_a_frozen_clip_is_still_and_a_short_one_nothing():
 @pytest.mark.parametrize("thing", ["ball", "ring", "square", "moon"])
 @pytest.mark.parametrize("direction", [1, -1])
 def test_turning_is_measured(thing, direction):
-    """A spin of 2.5 s, over 24 of 25 frames."""
+    """Over 23 of 25 frames."""
     spin = scene(thing=thing, motion="spin", direction=direction)
     (seen,) = look(clip(spin, frames=25)[0])
     assert detectors.turning(seen) == pytest.approx(
-        direction * 23 / 24 / 2.5 * 360, rel=0.12
+        direction * 23 / 24 / world.PERIODS["spin"] * 360, rel=0.12
     )
 
 
@@ -188,8 +188,8 @@ def test_the_louder_sound_counts():
 
 def test_bounces_are_seen_and_knocks_are_heard_when_they_are():
     bounce = scene("meadow", thing="star", motion="bounce", y=0.7)
-    frames, waveform = clip(bounce, 41)
-    times = world.contacts(bounce.actors[0], 41)
+    frames, waveform = clip(bounce, 49)
+    times = world.contacts(bounce.actors[0], 49)
     bounces = detectors.bounces(look(frames)[0])
     knocks = detectors.knocks(np.array(waveform.samples), RATE)
     assert len(times) == len(bounces) == len(knocks) == 2

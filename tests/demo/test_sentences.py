@@ -19,7 +19,7 @@ def told():
 
 
 def scene(thing="ball", colour="red", motion="bounce", background="plain", **changes):
-    looks = dict(size=0.17, x=0.5, y=0.7, reach=0.4, period=0.83, phase=0.5)
+    looks = dict(size=0.18, x=0.5, y=0.7, reach=0.4, period=1.0, phase=0.5)
     actor = dict(thing=thing, colour=colour, motion=motion, direction=1)
     actor = world.Actor(**actor | looks | changes)
     return world.Scene((actor,), background, "blue" if background == "floor" else None)
@@ -101,10 +101,10 @@ def test_silence_is_said_wherever_there_could_be_sound(told):
 @pytest.mark.parametrize(
     "changes, some, none",
     [
-        ({"size": 0.12}, "small", "big"),
-        ({"size": 0.22}, "big", "small"),
-        ({"period": 0.62}, "quickly", "slowly"),
-        ({"period": 1.25}, "slowly", "quickly"),
+        ({"size": 0.14}, "small", "big"),
+        ({"size": 0.23}, "big", "small"),
+        ({"period": 0.8}, "quickly", "slowly"),
+        ({"period": 1.3}, "slowly", "quickly"),
     ],
 )
 def test_sizes_and_paces_are_true(changes, some, none):
@@ -117,7 +117,7 @@ def test_sizes_and_paces_are_true(changes, some, none):
 def test_two_things_are_small_and_big_among_themselves():
     one, other = (
         scene(thing=t, size=size * world.TWO).actors[0]
-        for t, size in (("ball", 0.22), ("star", 0.12))
+        for t, size in (("ball", 0.23), ("star", 0.14))
     )
     said = sentences(world.Scene((one, other), "plain"))
     assert any("big red" in text for text in said)
