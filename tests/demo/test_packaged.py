@@ -1,6 +1,6 @@
 """``ltx-2-tiny`` as it is packaged, end to end: what its clips show and sound like, as the detectors see and hear it.
 
-Only what the model does reliably is asked: it has not learned outlines yet (``demo/README.md``).
+Only motions that the model shows reliably are asked for; spinning is not among them (``demo/README.md``).
 """
 
 import numpy as np
@@ -13,16 +13,21 @@ from mlx_video import VideoPixelShape
 from mlx_video.models.ltx.find import DEMO
 
 SHAPE = VideoPixelShape(49, 256, 256, 24.0)
-RELIABLE = ("colour", "background", "sound")
-SEEDS = (0, 2)  # with which a thing that rests is not in the same of three lanes
-SAID = {
+SEEDS = (2, 3)  # with which things are not in the same of three lanes
+SAID = {  # sentence: thing, colour and motion; background; colour of the floor
     "a red ball bounces on a blue floor": ("ball red bounce", "floor", "blue"),
     "a yellow square rests on a meadow in silence": (
         "square yellow still",
         "meadow",
         None,
     ),
-    "a purple heart spins in front of a sunset": ("heart purple spin", "sunset", None),
+    "a pink heart grows on a gradient": ("heart pink grow", "gradient", None),
+    "an orange cloud moves left and right over the grass": (
+        "cloud orange left-right",
+        "meadow",
+        None,
+    ),
+    "cyan tree falling, plain wall": ("tree cyan fall", "plain", None),
 }
 
 
@@ -42,6 +47,6 @@ def test_the_packaged_model_shows_what_a_sentence_says(make, sentence):
     clips = [make(sentence, seed) for seed in SEEDS]
     for seed, clip in zip(SEEDS, clips):
         rows = judge(scene(*SAID[sentence]), *clip, sentence)
-        assert [rows[row] for row in RELIABLE] == [True] * 3, (seed, rows)
+        assert False not in rows.values(), (seed, rows)
     one, other = (np.stack(frames).astype(np.int16) for frames, _ in clips)
     assert np.abs(one - other).mean() > VISIBLE
