@@ -29,7 +29,7 @@ from mlx_video.types import AV, VideoLatentShape, VideoPixelShape
 GPU = mx.default_device() == mx.gpu
 SHARD = 256  # scenes
 TOLD = 8  # sentences about each scene
-TWO = 0.4  # of the scenes may have two actors; they are the harder ones
+PAIRED = 0.4  # chance that a second actor is tried: a third of the scenes, the harder ones, have two
 UNSEEN = "unseen"  # in place of a shard's number: scenes to measure on, whose first actor is held out
 PIXELS = 2**25 if GPU else 2**22  # encoded at once
 CACHE = 2**31  # bytes of freed memory to keep, since several processes share a GPU
@@ -109,7 +109,7 @@ def make(
         if file.exists() or number % share[1] != share[0]:
             continue
         rng = np.random.default_rng([size, number])
-        scenes = [random_scene(rng, number == 0, TWO) for _ in range(n)]
+        scenes = [random_scene(rng, number == 0, PAIRED) for _ in range(n)]
         latents = encode(encoders, scenes, size, frames, rng)
         arrays = latents._replace(ids=mx.array(latents.ids))._asdict()
         aside = file.with_name(f"part-{file.name}")  # which nobody reads

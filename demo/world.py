@@ -98,7 +98,7 @@ def random_scene(
 ) -> Scene:
     """Any scene; ``unseen`` says whether its first actor is one of those held out. A second actor never is.
 
-    ``two`` is the chance, taken until one differs in thing and colour, that a second actor joins.
+    ``two`` is the chance of each try at a second actor; a try fails where that has the first one's thing or colour.
     Where the first actor is still, so is the second: what the first does is always what is mainly heard.
     """
     kinds = [_combination(rng, unseen, pick(rng, MOTIONS))]
@@ -141,9 +141,11 @@ def _actor(rng, thing, colour, motion, zone) -> Actor:
         size = SIZES["big"] if motion in ("grow", "shrink") else size
     lane = pick(rng, LANES)
     x, y, reach = _place(thing, motion, size, (left + right) / 2, right - left, lane)
-    pace, phase = pick(rng, list(PACES.values())), pick(rng, PHASES)
-    looks = thing, colour, motion, size
-    return Actor(*looks, x, y, reach, PERIODS[motion] * pace, phase, pick(rng, (1, -1)))
+    period = PERIODS[motion] * pick(rng, list(PACES.values()))
+    phase, direction = pick(rng, PHASES), pick(rng, (1, -1))
+    if motion == "spin":
+        phase, direction = 0.0, 1  # upright at first
+    return Actor(thing, colour, motion, size, x, y, reach, period, phase, direction)
 
 
 def _place(thing, motion, size, middle, width, lane) -> tuple[float, float, float]:
@@ -163,7 +165,7 @@ def _place(thing, motion, size, middle, width, lane) -> tuple[float, float, floa
         case "fall":
             return x, top, bottom - top
         case "bounce":
-            return x, bottom, min(bottom - top, 0.28)
+            return x, bottom, 0.28
         case "still":
             return x, bottom, 0.0
         case "grow" | "shrink":

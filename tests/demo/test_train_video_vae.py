@@ -84,7 +84,9 @@ def test_a_step_draws_as_many_pixels_whatever_the_cut():
 def test_the_distance_is_smooth_at_zero_and_counts_squares():
     zero = mx.zeros((4,))
     assert train_video_vae.distance(zero, zero).item() == pytest.approx(0.01)
-    assert train_video_vae.distance(zero + 1, zero).item() == pytest.approx(21, rel=1e-3)
+    assert train_video_vae.distance(zero + 1, zero).item() == pytest.approx(
+        21, rel=1e-3
+    )
 
 
 def test_noise_is_a_share_of_each_channels_deviation():

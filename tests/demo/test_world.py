@@ -332,6 +332,22 @@ def test_random_scenes_show_everything():
     assert 0.05 < np.mean([each.silent for each in scenes]) < 0.15
 
 
+@pytest.mark.parametrize("two, share", [(0.0, 0.0), (0.4, 0.345), (1.0, 1.0)])
+def test_so_many_scenes_have_two_actors(two, share):
+    rng = np.random.default_rng(0)
+    scenes = [world.random_scene(rng, two=two) for _ in range(1500)]
+    assert abs(np.mean([len(s.actors) == 2 for s in scenes]) - share) < 0.04
+
+
+def test_what_spins_is_upright_at_first_and_turns_clockwise():
+    actors = [a for each in random_scenes(500) for a in each.actors]
+    spins = [a for a in actors if a.motion == "spin"]
+    for one in spins:
+        angle = world.path(one, np.array([0.0, 0.1])).angle
+        assert angle[0] == 0 and angle[1] > 0
+    assert len({a.period for a in spins}) == 3
+
+
 def test_what_shares_a_scene_differs():
     for each in random_scenes(1500):
         colours = [a.colour for a in each.actors] + [each.floor]
