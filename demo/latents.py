@@ -17,7 +17,7 @@ from demo.model import TEXT_TOKENS, WORK, load
 from demo.sentences import describe
 from demo.text import load_encoder
 from demo.train_audio_vae import spectrograms
-from demo.world import Scene, draw, random_scene
+from demo.world import MOTIONS, Scene, draw, random_scene
 from mlx_video.models.ltx.patchify import (
     compute_audio_frames,
     patchify_audio,
@@ -30,6 +30,7 @@ GPU = mx.default_device() == mx.gpu
 SHARD = 256  # scenes
 TOLD = 8  # sentences about each scene
 PAIRED = 0.4  # chance that a second actor is tried: a third of the scenes, the harder ones, have two
+OFTEN = (*MOTIONS, "spin", "spin")  # of first actors: the hardest thrice
 UNSEEN = "unseen"  # in place of a shard's number: scenes to measure on, whose first actor is held out
 PIXELS = 2**25 if GPU else 2**22  # encoded at once
 CACHE = 2**31  # bytes of freed memory to keep, since several processes share a GPU
@@ -109,7 +110,7 @@ def make(
         if file.exists() or number % share[1] != share[0]:
             continue
         rng = np.random.default_rng([size, number])
-        scenes = [random_scene(rng, number == 0, PAIRED) for _ in range(n)]
+        scenes = [random_scene(rng, number == 0, PAIRED, OFTEN) for _ in range(n)]
         latents = encode(encoders, scenes, size, frames, rng)
         arrays = latents._replace(ids=mx.array(latents.ids))._asdict()
         aside = file.with_name(f"part-{file.name}")  # which nobody reads

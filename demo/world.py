@@ -94,14 +94,18 @@ def held_out(thing: str, colour: str, motion: str) -> bool:
 
 
 def random_scene(
-    rng: np.random.Generator, unseen: bool = False, two: float = 0.25
+    rng: np.random.Generator,
+    unseen: bool = False,
+    two: float = 0.25,
+    motions: Sequence[str] = MOTIONS,
 ) -> Scene:
     """Any scene; ``unseen`` says whether its first actor is one of those held out. A second actor never is.
 
     ``two`` is the chance of each try at a second actor; a try fails where that has the first one's thing or colour.
+    The first actor's motion is any of ``motions``.
     Where the first actor is still, so is the second: what the first does is always what is mainly heard.
     """
-    kinds = [_combination(rng, unseen, pick(rng, MOTIONS))]
+    kinds = [_combination(rng, unseen, pick(rng, motions))]
     while len(kinds) == 1 and rng.random() < two:
         still = kinds[0][2] == "still" or rng.random() < 0.6
         second = _combination(rng, False, "still" if still else pick(rng, MOTIONS))

@@ -339,6 +339,15 @@ def test_so_many_scenes_have_two_actors(two, share):
     assert abs(np.mean([len(s.actors) == 2 for s in scenes]) - share) < 0.04
 
 
+def test_first_actors_do_what_they_may():
+    rng = np.random.default_rng(0)
+    motions = ("spin", "spin", "rise")
+    scenes = [world.random_scene(rng, motions=motions) for _ in range(600)]
+    spinning = [each.actors[0].motion == "spin" for each in scenes]
+    assert {each.actors[0].motion for each in scenes} == {"spin", "rise"}
+    assert abs(np.mean(spinning) - 2 / 3) < 0.06
+
+
 def test_what_spins_is_upright_at_first_and_turns_clockwise():
     actors = [a for each in random_scenes(500) for a in each.actors]
     spins = [a for a in actors if a.motion == "spin"]
