@@ -29,7 +29,7 @@ from mlx_video.types import AV, VideoLatentShape, VideoPixelShape
 GPU = mx.default_device() == mx.gpu
 SHARD = 256  # scenes
 TOLD = 8  # sentences about each scene
-PAIRED = 0.4  # chance that a second actor is tried: a third of the scenes, the harder ones, have two
+PAIRED = 0.4  # chance of a try at a second actor: a third of the scenes have one
 OFTEN = (*MOTIONS, "spin", "spin")  # of first actors: the hardest thrice
 UNSEEN = "unseen"  # in place of a shard's number: scenes to measure on, whose first actor is held out
 PIXELS = 2**25 if GPU else 2**22  # encoded at once
@@ -110,12 +110,18 @@ def make(
         if file.exists() or number % share[1] != share[0]:
             continue
         rng = np.random.default_rng([size, number])
-        scenes = [random_scene(rng, number == 0, PAIRED, OFTEN) for _ in range(n)]
+        scenes = draw_scenes(rng, n, unseen=number == 0)
         latents = encode(encoders, scenes, size, frames, rng)
         arrays = latents._replace(ids=mx.array(latents.ids))._asdict()
         aside = file.with_name(f"part-{file.name}")  # which nobody reads
         mx.save_safetensors(str(aside), arrays)
         yield n, aside.rename(file)
+
+
+def draw_scenes(rng: np.random.Generator, count: int, unseen: bool) -> list[Scene]:
+    """Scenes to train on, the hard ones more often than in the world; or ``unseen`` ones to measure on, as often as there."""
+    how = {"unseen": True} if unseen else {"two": PAIRED, "motions": OFTEN}
+    return [random_scene(rng, **how) for _ in range(count)]
 
 
 def encode(

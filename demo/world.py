@@ -29,6 +29,8 @@ VARIANTS = 4  # pairs of pale colours, or places of the stars
 SIZES = {"small": 0.14, "": 0.18, "big": 0.23}
 PACES = {"quick": 0.8, "": 1.0, "slow": 1.3}  # parts of PERIODS
 TWO = 0.9  # of the middle size things keep when two share the frame
+# At most, so that within eight frames, which are one latent, nothing moves too far to be shown.
+REACHES = {"left-right": 0.25, "circle": 0.22, "bounce": 0.28}
 LANES = (-1, 0, 1)  # where things stand, in the room that they have
 PHASES = (0.25, 0.5, 0.75)  # gone by at time 0; a bounce begins in the air
 SPREAD = 1.1  # no place of a thing of radius 1 is farther from its centre
@@ -160,16 +162,16 @@ def _place(thing, motion, size, middle, width, lane) -> tuple[float, float, floa
     x, between = middle + lane * min(room, 0.22), (top + bottom) / 2
     match motion:
         case "left-right":
-            return middle, (top + 3 * bottom) / 4, min(room, 0.25)
+            return middle, (top + 3 * bottom) / 4, min(room, REACHES[motion])
         case "circle":
-            reach = min(room, (bottom - top) / 2, 0.22)
+            reach = min(room, (bottom - top) / 2, REACHES[motion])
             return middle + lane * (room - reach), between, reach
         case "rise":
             return x, bottom, bottom - top
         case "fall":
             return x, top, bottom - top
         case "bounce":
-            return x, bottom, 0.28
+            return x, bottom, REACHES[motion]
         case "still":
             return x, bottom, 0.0
         case "grow" | "shrink":

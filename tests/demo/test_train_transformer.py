@@ -106,6 +106,16 @@ def test_a_shorter_clip_is_the_beginning_of_a_longer_one(encoders):
     assert mx.allclose(cut.audio, short.audio, atol=2e-3)
 
 
+@pytest.mark.parametrize("unseen, spin, pair", [(False, 3 / 11, 0.345), (True, 1 / 9, 0.2)])  # fmt: skip
+def test_hard_scenes_are_frequent_in_training_only(unseen, spin, pair):
+    scenes = latents.draw_scenes(np.random.default_rng(0), 1500, unseen)
+    spins = [each.actors[0].motion == "spin" for each in scenes]
+    assert np.mean(spins) == pytest.approx(spin, abs=0.03)
+    pairs = [len(each.actors) == 2 for each in scenes]
+    assert np.mean(pairs) == pytest.approx(pair, abs=0.04)
+    assert {held_out(*each.actors[0][:3]) for each in scenes} == {unseen}
+
+
 def test_shards_are_written_once_and_read_together(encoders, small, monkeypatch):
     monkeypatch.setattr(latents, "SHARD", 4)
     written = dict((file.name, n) for n, file in make(encoders, 6, 64, 9))

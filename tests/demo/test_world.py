@@ -301,6 +301,15 @@ def test_actors_stay_in_their_zones_for_four_seconds():
             assert np.all(y + size * world.foot(one.thing) <= GROUND + 1e-9)
 
 
+def test_eight_frames_take_nothing_farther_than_a_latent_can_show():
+    times = np.arange(97) / FPS
+    for each in random_scenes(600):
+        for one in each.actors:
+            x, y, *_ = world.path(one, times)
+            way = np.hypot(x[8:] - x[:-8], y[8:] - y[:-8]).max()
+            assert way < 0.29 if one.motion == "bounce" else way < 0.22, one
+
+
 # ---- scenes
 
 
