@@ -182,7 +182,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
     """An English sentence that is true of the scene, at most 45 words.
 
     It names every thing with its colour and motion, silence where there is no sound but might be, and mostly the
-    background; now and then sizes, paces, sides and sounds.
+    background; the pace of what spins, unless it is the middle one; now and then sizes, other paces, sides and sounds.
     """
     terse, placed = rng.random() < 0.2, rng.random() < 0.85
     terse, two = terse or not placed and rng.random() < 0.5, len(scene.actors) == 2
@@ -257,7 +257,8 @@ def _verbs(actor, rng) -> tuple[str, str]:
     """What it does, and what it is doing."""
     does, doing, way = pick(rng, VERBS[actor.motion])
     pace = PACE.get(_nearest(PACES, actor.period / PERIODS[actor.motion]))
-    if not pace or actor.motion == "still" or rng.random() < 0.5:
+    told = actor.motion == "spin" or rng.random() < 0.5  # how far a turn gets
+    if not pace or actor.motion == "still" or not told:
         return f"{does} {way}", f"{doing} {way}"
     adverb = pick(rng, pace)
     if adverb.endswith("ly") and rng.random() < 0.4:

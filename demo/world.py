@@ -26,7 +26,7 @@ VALUES = dict(zip(COLOURS, (0.9, 0.95, 0.95, 0.74, 0.85, 0.95, 0.85, 0.95)))
 SATURATION = 0.82  # of a thing; no background comes near it except where it is dark
 GROUND = 0.88  # where things stand and bounce, and where shadows lie
 VARIANTS = 4  # pairs of pale colours, or places of the stars
-SIZES = {"small": 0.14, "": 0.18, "big": 0.23}
+SIZES = {"small": 0.155, "": 0.18, "big": 0.23}
 PACES = {"quick": 0.8, "": 1.0, "slow": 1.3}  # parts of PERIODS
 TWO = 0.9  # of the middle size things keep when two share the frame
 # At most, so that within eight frames, which are one latent, nothing moves too far to be shown.
@@ -35,7 +35,7 @@ LANES = (-1, 0, 1)  # where things stand, in the room that they have
 PHASES = (0.25, 0.5, 0.75)  # gone by at time 0; a bounce begins in the air
 SPREAD = 1.1  # no place of a thing of radius 1 is farther from its centre
 PERIODS = {  # seconds: of a cycle, between knocks, or until half of a way without end is gone
-    "left-right": 3.2, "rise": 1.2, "fall": 1.2, "bounce": 1.0, "spin": 4.0,
+    "left-right": 2.9, "rise": 1.2, "fall": 1.2, "bounce": 1.0, "spin": 4.0,
     "grow": 1.2, "shrink": 1.2, "circle": 4.0, "still": 1.0,
 }  # fmt: skip
 SOUNDS = {

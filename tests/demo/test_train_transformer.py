@@ -106,11 +106,18 @@ def test_a_shorter_clip_is_the_beginning_of_a_longer_one(encoders):
     assert mx.allclose(cut.audio, short.audio, atol=2e-3)
 
 
-@pytest.mark.parametrize("unseen, spin, pair", [(False, 3 / 11, 0.345), (True, 1 / 9, 0.2)])  # fmt: skip
-def test_hard_scenes_are_frequent_in_training_only(unseen, spin, pair):
+@pytest.mark.parametrize(
+    "unseen, parts, pair",
+    [
+        (False, {"spin": 3 / 13, "circle": 2 / 13, "bounce": 2 / 13, "rise": 1 / 13}, 0.345),
+        (True, {"spin": 1 / 9, "circle": 1 / 9, "bounce": 1 / 9, "rise": 1 / 9}, 0.2),
+    ],
+)  # fmt: skip
+def test_hard_scenes_are_frequent_in_training_only(unseen, parts, pair):
     scenes = latents.draw_scenes(np.random.default_rng(0), 1500, unseen)
-    spins = [each.actors[0].motion == "spin" for each in scenes]
-    assert np.mean(spins) == pytest.approx(spin, abs=0.03)
+    for motion, part in parts.items():
+        those = [each.actors[0].motion == motion for each in scenes]
+        assert np.mean(those) == pytest.approx(part, abs=0.025)
     pairs = [len(each.actors) == 2 for each in scenes]
     assert np.mean(pairs) == pytest.approx(pair, abs=0.04)
     assert {held_out(*each.actors[0][:3]) for each in scenes} == {unseen}
