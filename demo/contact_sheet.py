@@ -125,6 +125,8 @@ def main() -> None:
     parser.add_argument("clip", type=Path, help="mp4")
     parser.add_argument("picture", type=Path, help="png to write")
     arguments = parser.parse_args()
+    if not arguments.clip.is_file():
+        parser.error(f"There is no clip {arguments.clip}.")
     sheet(*read(arguments.clip)).save(arguments.picture)
 
 

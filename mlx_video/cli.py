@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from mlx_video import __version__, convert
 from mlx_video.arguments import (
+    Parser,
     add_generate_arguments,
     add_model_files,
     add_output_arguments,
@@ -22,7 +23,7 @@ from mlx_video.arguments import (
     add_tiling,
     files_from,
     job_from,
-    typed_flags,
+    parse,
 )
 from mlx_video.health import HealthError
 from mlx_video.hub import MODEL_REPO, Plan
@@ -86,6 +87,10 @@ def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
             f"{path} does not end in {suffix}; try {path.with_suffix(suffix)}."
         )
     folder = path.parent
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{folder} is a file, so {path.name} cannot lie in it; choose a folder."
+        )
     if not folder.is_dir():
         raise FileNotFoundError(
             f"There is no folder {folder} to write {path.name} into; make it first."
@@ -205,16 +210,15 @@ def door(
     description: str, variant: str, *, audio: bool, argv: Sequence[str] | None
 ) -> int:
     """The exit code of a generating door; the path of its clip goes to stdout."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     add_generate_arguments(parser, variant=variant, audio=audio)
-    args = parser.parse_args(argv)
-    args.typed = typed_flags(argv)
+    args = parse(parser, argv)
     return guarded(lambda: generate(args, variant))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The ``mlx-video`` command."""
-    parser = argparse.ArgumentParser(prog="mlx-video", description=DESCRIPTION)
+    parser = Parser(prog="mlx-video", description=DESCRIPTION)
     parser.add_argument(
         "--version", action="version", version=f"%(prog)s {__version__}"
     )
@@ -225,9 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, help=about, description=about, allow_abbrev=False
         )
         add_arguments(command)
-        command.set_defaults(run=run)
-    args = parser.parse_args(argv)
-    args.typed = typed_flags(argv)
+        command.set_defaults(run=run, command=command)
+    args = parse(parser, argv)
     return guarded(lambda: args.run(args))
 
 

@@ -86,10 +86,15 @@ class VideoScale(NamedTuple):
         frames = max(0, round((shape.frames - 1) / self.time)) * self.time + 1
         height = max(1, round(shape.height / rows)) * rows
         width = max(1, round(shape.width / columns)) * columns
-        if (frames, height, width) != shape[:3]:
+        rules = {
+            f"frames must be 1 + {self.time}k": frames == shape.frames,
+            f"width must be a multiple of {columns}": width == shape.width,
+            f"height must be a multiple of {rows}": height == shape.height,
+        }
+        broken = [rule for rule, kept in rules.items() if not kept]
+        if broken:
             raise ValueError(
-                f"Cannot lay {shape.frames} frames of {shape.width}x{shape.height} on the latent grid: "
-                f"frames must be 1 + {self.time}k, width a multiple of {columns} and height of {rows}. "
+                f"{shape.frames} frames of {shape.width}x{shape.height} do not fit the latent grid: {' and '.join(broken)}. "
                 f"Nearest: {frames} frames of {width}x{height}."
             )
         if not 1 <= shape.fps <= 240:

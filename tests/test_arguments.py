@@ -1,12 +1,11 @@
 """What typed arguments come to, and what is said of those that make no sense."""
 
-import argparse
 from dataclasses import replace
 
 import pytest
 
 from mlx_video import hub, recipes
-from mlx_video.arguments import add_generate_arguments, job_from, typed_flags
+from mlx_video.arguments import Parser, add_generate_arguments, job_from, parse
 from mlx_video.job import Files
 from mlx_video.models.ltx import find
 from mlx_video.pipeline import Image
@@ -20,11 +19,9 @@ def no_demo_model(monkeypatch, tmp_path):
 
 
 def job(*words: str, variant: str | None = "dev", audio: bool = False):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_generate_arguments(parser, variant=variant, audio=audio)
-    args = parser.parse_args(words)
-    args.typed = typed_flags(words)
-    return job_from(args, variant)
+    return job_from(parse(parser, words), variant)
 
 
 def test_a_prompt_is_enough():

@@ -225,6 +225,32 @@ def test_enhance_needs_the_text_encoder_alone(model, capsys):
     assert "Say what to start from" in capsys.readouterr().err
 
 
+TYPING = {
+    "generate --sede 3": "There is no option --sede; did you mean --seed?",
+    "generate --varaint=dev": "There is no option --varaint; did you mean --variant?",
+    "plan --xyz": "There is no option --xyz; see --help.",
+    "--sede": "There is no option --sede; see --help.",
+    "generate cat": "'cat' belongs to no option; a prompt comes after --prompt, in quotes.",
+    "info here there": "'there' belongs to no option; see --help.",
+    "generate --variant fast": "invalid choice: 'fast' (choose from",
+    "genrate": "invalid choice: 'genrate' (choose from",
+}
+
+
+@pytest.mark.parametrize("words", TYPING)
+def test_what_cannot_be_read_gets_one_sentence(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and TYPING[words] in line
+
+
+def test_a_door_reads_its_own_options(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        generate.main(["--promt", "a cat"])
+    assert "did you mean --prompt?" in capsys.readouterr().err
+
+
 def test_the_bare_command_helps(capsys):
     assert cli.main([]) == 0
     assert "generate" in capsys.readouterr().out
@@ -362,7 +388,7 @@ def test_weights_that_make_nan_are_caught_before_decoding(model, here, capsys):
 # Mistakes: one sentence, exit code 2, nothing written
 
 MISTAKES = {
-    "size": (["-W", "100"], "width a multiple of 64.*Nearest: 9 frames of 128x64"),
+    "size": (["-W", "100"], "grid: width must be a multiple of 64. Nearest.* 128x64"),
     "frames": (["-n", "10"], r"frames must be 1 \+ 8k.*Nearest: 9 frames"),
     "no frames": (["-n", "-3"], r"frames must be 1 \+ 8k.*Nearest: 1 frames"),
     "fps": (["--fps", "0"], "fps must be from 1 to 240"),
@@ -380,6 +406,7 @@ MISTAKES = {
     "lora": (["--lora", "nowhere.safetensors"], "nowhere.safetensors"),
     "suffix": (["-o", "clip.avi"], "does not end in .mp4; try clip.mp4"),
     "folder": (["-o", "nowhere/clip.mp4"], "There is no folder nowhere"),
+    "a file": (["-o", "text.txt/clip.mp4"], "text.txt is a file, so clip.mp4 cannot"),
     "existing": (["-o", "there.mp4"], "there.mp4 exists.*--overwrite"),
     "sound": (["--output-audio", "a.wav", "--no-audio"], "add --audio"),
     "frames folder": (["--save-frames", "text.txt"], "text.txt is a file"),

@@ -71,6 +71,13 @@ def test_the_command_reads_a_clip_with_its_sentence(tmp_path, monkeypatch):
         assert picture.size == sheet(frames, sound, sentence).size
 
 
+def test_a_clip_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["contact_sheet", "no.mp4", "no.png"])
+    with pytest.raises(SystemExit, match="2"):
+        contact_sheet.main()
+    assert "There is no clip no.mp4." in capsys.readouterr().err
+
+
 def test_a_file_from_elsewhere_is_called_by_its_name(tmp_path):
     file = tmp_path / "mute.mp4"
     media.save(Clip(iter(GREYS[:9]), VideoPixelShape(9, 64, 64, 24.0)), file)
