@@ -30,13 +30,8 @@ GPU = mx.default_device() == mx.gpu
 SHARD = 256  # scenes
 TOLD = 8  # sentences about each scene
 PAIRED = 0.4  # chance of a try at a second actor: a third of the scenes have one
-OFTEN = (
-    *MOTIONS,
-    "spin",
-    "spin",
-    "circle",
-    "bounce",
-)  # first actors: the hard more often
+# Of first actors: what spins thrice, what circles or bounces twice.
+OFTEN = (*MOTIONS, "spin", "spin", "circle", "bounce")
 UNSEEN = "unseen"  # in place of a shard's number: scenes to measure on, whose first actor is held out
 PIXELS = 2**25 if GPU else 2**22  # encoded at once
 CACHE = 2**31  # bytes of freed memory to keep, since several processes share a GPU

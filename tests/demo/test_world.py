@@ -310,6 +310,15 @@ def test_eight_frames_take_nothing_farther_than_a_latent_can_show():
             assert way < 0.29 if one.motion == "bounce" else way < 0.22, one
 
 
+def test_what_goes_left_and_right_is_on_both_sides_within_two_seconds():
+    times = np.arange(49) / FPS
+    for each in random_scenes(600):
+        for one in each.actors:
+            if one.motion == "left-right":
+                away = (world.path(one, times).x - one.x) / one.reach
+                assert away.min() < -0.15 and away.max() > 0.15, one
+
+
 # ---- scenes
 
 
