@@ -16,7 +16,7 @@ from mlx_video.pipeline import Image, Request
 
 log = logging.getLogger(__name__)
 
-OWN_DEFAULTS = f"These are LTX-2's defaults; another checkpoint may bring its own: mlx-video info {DEMO}."
+OWN_DEFAULTS = "These are LTX-2's defaults; another checkpoint may bring its own, which the info command shows."
 
 
 def add_generate_arguments(
