@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_video import hub
+from mlx_video.arguments import Parser, parse
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import (
     Announce,
@@ -218,12 +219,13 @@ def run(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 for bad input with one sentence on stderr."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mlx_video.convert", description=__doc__.splitlines()[0]
     )
     add_arguments(parser)
+    args = parse(parser, argv)
     try:
-        print(run(parser.parse_args(argv)))
+        print(run(args))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

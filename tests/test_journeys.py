@@ -245,10 +245,15 @@ def test_what_cannot_be_read_gets_one_sentence(words, capsys):
     assert line.startswith("error: ") and TYPING[words] in line
 
 
-def test_a_door_reads_its_own_options(capsys):
+@pytest.mark.parametrize(
+    "door, typo, meant",
+    [(generate, "--promt", "--prompt"), (convert, "--hf-pth", "--hf-path")],
+)
+def test_a_door_reads_its_own_options(door, typo, meant, capsys):
     with pytest.raises(SystemExit, match="2"):
-        generate.main(["--promt", "a cat"])
-    assert "did you mean --prompt?" in capsys.readouterr().err
+        door.main([typo, "x"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: There is no option {typo}; did you mean {meant}?"
 
 
 def test_the_bare_command_helps(capsys):
