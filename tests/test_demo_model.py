@@ -119,7 +119,7 @@ def test_a_prompt_is_enough_for_a_clip(door, words, sound, demo, capsys):
     assert door([*PROMPT, *words]) == 0
     told = [x for x in capsys.readouterr().err.splitlines() if "ltx-2-tiny" in x]
     assert told == [
-        "Using ltx-2-tiny, the demo model inside the package, which knows ten things in eight colours. "
+        f"Using ltx-2-tiny, the demo model inside the package. It knows {find.DEMO_KNOWS}. "
         "For LTX-2 itself (43 GB, and 24 GB for its text encoder): add --model Lightricks/LTX-2"
     ]
     frames, fps, audio, _ = read_clip(Path("output.mp4"))

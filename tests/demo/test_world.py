@@ -2,6 +2,7 @@
 
 import colorsys
 import itertools
+import re
 from functools import lru_cache
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import pytest
 
 from demo import world
 from demo.world import BACKGROUNDS, COLOURS, FPS, GROUND, MOTIONS, SPREAD, THINGS
+from mlx_video.models.ltx import find
 
 PIXELS = 64
 
@@ -317,6 +319,12 @@ def test_what_goes_left_and_right_is_on_both_sides_within_two_seconds():
             if one.motion == "left-right":
                 away = (world.path(one, times).x - one.x) / one.reach
                 assert away.min() < -0.15 and away.max() > 0.15, one
+
+
+def test_the_package_tells_users_of_all_things_and_colours():
+    told = re.findall(r"\w+", find.DEMO_KNOWS)
+    assert [word for word in told if word in THINGS] == list(THINGS)
+    assert told[-3:] == ["in", "eight", "colours"] and len(world.COLOURS) == 8
 
 
 # ---- scenes

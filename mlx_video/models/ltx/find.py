@@ -25,6 +25,7 @@ from mlx_video.weights import CONFIG, INDEX, read, read_header, some, tensor_fil
 log = logging.getLogger(__name__)
 
 DEMO = "ltx-2-tiny"
+DEMO_KNOWS = "a ball, square, triangle, star, heart, ring, arrow, moon, cloud and tree in eight colours"
 PACKAGED = Path(__file__).parents[2] / DEMO  # in the package, a converted folder
 LORA_TARGETS = ("transformer", "connectors")
 
@@ -39,7 +40,7 @@ def default_model(tell: Callable[[str], None] = log.warning) -> str:
     if cached or not (PACKAGED / CONFIG).is_file():
         return hub.MODEL_REPO
     tell(
-        f"Using {DEMO}, the demo model inside the package, which knows ten things in eight colours. "
+        f"Using {DEMO}, the demo model inside the package. It knows {DEMO_KNOWS}. "
         f"For LTX-2 itself ({hub.MODEL_SIZE}): add --model {hub.MODEL_REPO}"
     )
     return DEMO
