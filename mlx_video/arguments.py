@@ -1,13 +1,11 @@
 """What can be typed: argument groups with their defaults, and the job that the typed arguments ask for."""
 
 import argparse
-import difflib
 import logging
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, NoReturn, Sequence
+from typing import Callable, Sequence
 
 from mlx_video import hub, recipes
 from mlx_video.job import Files, Job, settled
@@ -286,40 +284,6 @@ def add_output_arguments(group, default: Path | None) -> None:
 def say_on(quiet: bool) -> Callable[[object], None]:
     """Prints to stderr; if ``quiet``, logs a warning: which model is used is never kept from anybody."""
     return log.warning if quiet else lambda text: print(text, file=sys.stderr)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that answers a mistake with one sentence and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
-def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, with the options that were ``typed``.
-
-    A parser of commands gives the chosen one's parser as ``command``.
-    """
-    words = sys.argv[1:] if argv is None else argv
-    args, unknown = parser.parse_known_args(words)
-    if unknown:
-        command = getattr(args, "command", parser)
-        command.error(_unknown(unknown[0], command))
-    flags = (word.partition("=")[0] for word in words if word.startswith("-"))
-    args.typed = frozenset(f if f.startswith("--") else f[:2] for f in flags)
-    return args
-
-
-def _unknown(word: str, command: Parser) -> str:
-    """What to say of a word that nothing takes."""
-    options = re.findall(r"(?<!\S)--[a-z][a-z-]+", command.format_help())
-    if not word.startswith("-"):
-        told = "--prompt" in options
-        hint = "a prompt comes after --prompt, in quotes" if told else "see --help"
-        return f"{word!r} belongs to no option; {hint}."
-    flag = word.partition("=")[0]
-    near = difflib.get_close_matches(flag, options, n=1)
-    return f"There is no option {flag}; {f'did you mean {near[0]}?' if near else 'see --help.'}"
 
 
 def job_from(args: argparse.Namespace, variant: str | None) -> Job:

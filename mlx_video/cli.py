@@ -15,7 +15,6 @@ import mlx.core as mx
 
 from mlx_video import __version__, convert
 from mlx_video.arguments import (
-    Parser,
     add_generate_arguments,
     add_model_files,
     add_output_arguments,
@@ -23,13 +22,13 @@ from mlx_video.arguments import (
     add_tiling,
     files_from,
     job_from,
-    parse,
 )
 from mlx_video.health import HealthError
 from mlx_video.hub import MODEL_REPO, Plan
 from mlx_video.job import Job, decoder_of, load_latents, open_components, save_latents
 from mlx_video.models.ltx.components import describe
 from mlx_video.models.ltx.find import DEMO
+from mlx_video.parser import Parser
 from mlx_video.recipes import distilled
 from mlx_video.report import Report, describe_text, plan_line, plan_text
 from mlx_video.types import Clip, Sample, Step
@@ -212,7 +211,7 @@ def door(
     """The exit code of a generating door; the path of its clip goes to stdout."""
     parser = Parser(description=description, allow_abbrev=False)
     add_generate_arguments(parser, variant=variant, audio=audio)
-    args = parse(parser, argv)
+    args = parser.read(argv)
     return guarded(lambda: generate(args, variant))
 
 
@@ -230,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         add_arguments(command)
         command.set_defaults(run=run, command=command)
-    args = parse(parser, argv)
+    args = parser.read(argv)
     return guarded(lambda: args.run(args))
 
 

@@ -13,7 +13,6 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_video import hub
-from mlx_video.arguments import Parser, parse
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import (
     Announce,
@@ -31,6 +30,7 @@ from mlx_video.models.ltx.layouts import (
     newest,
     part_of,
 )
+from mlx_video.parser import Parser
 from mlx_video.weights import CONFIG, INDEX, Weights, aside, save, write_json
 
 BAD_INPUT = 2  # exit code
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m mlx_video.convert", description=__doc__.splitlines()[0]
     )
     add_arguments(parser)
-    args = parse(parser, argv)
+    args = parser.read(argv)
     try:
         print(run(args))
     except (ValueError, OSError) as error:

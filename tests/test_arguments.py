@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from mlx_video import hub, recipes
-from mlx_video.arguments import Parser, add_generate_arguments, job_from, parse
+from mlx_video.arguments import add_generate_arguments, job_from
 from mlx_video.job import Files
 from mlx_video.models.ltx import find
+from mlx_video.parser import Parser
 from mlx_video.pipeline import Image
 
 FILES = Files(hub.MODEL_REPO)
@@ -21,7 +22,7 @@ def no_demo_model(monkeypatch, tmp_path):
 def job(*words: str, variant: str | None = "dev", audio: bool = False):
     parser = Parser()
     add_generate_arguments(parser, variant=variant, audio=audio)
-    return job_from(parse(parser, words), variant)
+    return job_from(parser.read(words), variant)
 
 
 def test_a_prompt_is_enough():

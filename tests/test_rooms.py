@@ -15,7 +15,7 @@ FLOORS = [
     {"models", "sampling", "media", "postprocess", "health"},
     {"recipes", "memory"},
     {"pipeline"},
-    {"names", "job", "arguments", "report", "cli", "convert"},
+    {"names", "job", "arguments", "parser", "report", "cli", "convert"},
     {"generate", "generate_dev", "generate_av", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -23,7 +23,14 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # On the floor of the crafts, these groups do not know of each other.
 CRAFTS = [{"models"}, {"sampling"}, {"media", "postprocess", "health"}]
 
-TALKERS = FLOORS[-1] | {"cli", "arguments", "report", "convert", "backend.__main__"}
+TALKERS = FLOORS[-1] | {
+    "cli",
+    "arguments",
+    "parser",
+    "report",
+    "convert",
+    "backend.__main__",
+}
 LANGUAGE = {"models.ltx.text_encoder", "models.ltx.enhance"}
 ONLY_IN = {
     "huggingface_hub": {"hub"},

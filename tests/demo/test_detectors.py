@@ -111,11 +111,11 @@ def test_a_frozen_clip_is_still_and_a_short_one_nothing():
 @pytest.mark.parametrize("thing", ["ball", "ring", "square", "moon"])
 @pytest.mark.parametrize("direction", [1, -1])
 def test_turning_is_measured(thing, direction):
-    """Over the time of 23 frames, in a clip of 25."""
+    """Over the time of 47 frames, in a clip of 49."""
     spin = scene(thing=thing, motion="spin", direction=direction)
-    (seen,) = look(clip(spin, frames=25)[0])
+    (seen,) = look(clip(spin, frames=49)[0])
     assert detectors.turning(seen) == pytest.approx(
-        direction * 23 / 24 / world.PERIODS["spin"] * 360, rel=0.15
+        direction * 47 / 24 / world.PERIODS["spin"] * 360, rel=0.12
     )
 
 
