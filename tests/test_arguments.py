@@ -108,3 +108,11 @@ def test_weights_take_less_memory_where_asked():
 def test_what_makes_no_sense_is_refused_in_a_sentence(words, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         job(*words, variant=None)
+
+
+def test_options_count_as_typed_however_their_value_follows():
+    parser = Parser()
+    for options in (("-W",), ("--fps",), ("--seed", "-s")):
+        parser.add_argument(*options, type=int)
+    args = parser.read(["-W128", "--fps=24", "-s", "3"])
+    assert args.typed == {"-W", "--fps", "-s"}
