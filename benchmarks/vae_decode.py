@@ -114,12 +114,12 @@ def decode_works(decoder) -> dict:
 
 
 def encode_works(encoder) -> dict:
-    from mlx_video.models.ltx.video_vae.exact import encode_exactly
+    from mlx_video.models.ltx.video_vae.streaming_decode import encode_streaming
 
     return {
-        "encode, streamed": lambda x: encode_exactly(encoder, x),
+        "encode, streamed": lambda x: encode_streaming(encoder, x),
         "encode, whole": lambda x: map(encoder, [x]),
-        "encode, streamed by frames": by_frames(lambda x: encode_exactly(encoder, x)),
+        "encode, streamed by frames": by_frames(lambda x: encode_streaming(encoder, x)),
     }
 
 

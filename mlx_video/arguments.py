@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Callable, Sequence
 
 from mlx_video import hub, recipes
+from mlx_video.errors import UserError
 from mlx_video.job import Files, Job, settled
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.pipeline import Image, Request
@@ -291,7 +292,7 @@ def job_from(args: argparse.Namespace, variant: str | None) -> Job:
     if args.from_record:
         return _job_again(args)
     if args.prompt is None:
-        raise ValueError("Say what to show: --prompt 'a cat on a red sofa'.")
+        raise UserError("Say what to show: --prompt 'a cat on a red sofa'.")
     variant = variant or args.variant
     files, defaults = settled(files_from(args), variant, say_on(args.quiet))
     wanted = defaults.given(
@@ -333,7 +334,7 @@ _BESIDE_RECORD = frozenset(
 def _job_again(args: argparse.Namespace) -> Job:
     """The job of a record, with its files where they were typed to be."""
     if others := sorted(args.typed - _WITH_RECORD.keys() - _BESIDE_RECORD):
-        raise ValueError(
+        raise UserError(
             f"--from-record makes a clip again as it was; leave out {', '.join(others)}."
         )
     job, typed = Job.from_record(args.from_record), files_from(args)
@@ -378,7 +379,7 @@ def recipe_from(
             given |= {name: True} if getattr(args, name, None) else {}
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ValueError(
+            raise UserError(
                 f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {flags}, "
                 "or use the dev model (--variant dev, or python -m mlx_video.generate_dev)."
             )
@@ -405,10 +406,10 @@ def image_from(words: Sequence[str]) -> Image:
     try:
         frame, strength = (rest + ["0", "1"][len(rest) :])[:2]
         if len(rest) > 2:
-            raise ValueError
+            raise UserError
         return Image(_full(path), int(frame), float(strength))
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--image takes PATH [FRAME] [STRENGTH]; got '{' '.join(words)}'. For example: --image cat.png 0 0.9."
         ) from None
 
@@ -417,9 +418,9 @@ def _lora_from(words: Sequence[str]) -> tuple[str, float]:
     path, strength = (list(words) + ["1"])[:2]
     try:
         if len(words) > 2:
-            raise ValueError
+            raise UserError
         return _full(path), float(strength)
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
         ) from None

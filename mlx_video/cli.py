@@ -23,6 +23,7 @@ from mlx_video.arguments import (
     files_from,
     job_from,
 )
+from mlx_video.errors import MissingFileError, UserError
 from mlx_video.health import HealthError
 from mlx_video.hub import MODEL_REPO, Plan
 from mlx_video.job import Job, decoder_of, load_latents, open_components, save_latents
@@ -65,7 +66,7 @@ class Output:
     def check(self, audio: bool) -> None:
         """Raise for what could not be written after a long run: a wrong suffix, folder or permission, a file in the way."""
         if self.audio and not audio:
-            raise ValueError(
+            raise UserError(
                 f"--output-audio {self.audio} asks for sound of a clip without; add --audio."
             )
         targets = ((self.path, ".mp4"), (self.record, ".json"), (self.audio, ".wav"))
@@ -73,41 +74,41 @@ class Output:
             if path is not None:
                 _check_target(path, suffix, self.overwrite)
         if self.frames and self.frames.exists() and not self.frames.is_dir():
-            raise ValueError(f"--save-frames {self.frames} is a file; name a folder.")
+            raise UserError(f"--save-frames {self.frames} is a file; name a folder.")
         if self.frames and any(self.frames.glob("*.png")) and not self.overwrite:
-            raise FileExistsError(
+            raise UserError(
                 f"{self.frames} holds PNG files; choose another --save-frames, or add --overwrite to replace them."
             )
 
 
 def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
     if path.suffix != suffix:
-        raise ValueError(
+        raise UserError(
             f"{path} does not end in {suffix}; try {path.with_suffix(suffix)}."
         )
     folder = path.parent
     if folder.is_file():
-        raise NotADirectoryError(
+        raise UserError(
             f"{folder} is a file, so {path.name} cannot lie in it; choose a folder."
         )
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"There is no folder {folder} to write {path.name} into; make it first."
         )
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise PermissionError(
+        raise UserError(
             f"The folder {folder} cannot be written to: {error.strerror}."
         ) from None
     if len(os.fsencode(path.name)) > LONGEST_NAME:
-        raise ValueError(
+        raise UserError(
             f"{path.name[:40]}... is too long a name; use at most {LONGEST_NAME} bytes."
         )
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; choose another --output-path.")
+        raise UserError(f"{path} is a folder; choose another --output-path.")
     if path.exists() and not overwrite:
-        raise FileExistsError(
+        raise UserError(
             f"{path} exists; choose another name, or add --overwrite to replace it."
         )
 
@@ -128,7 +129,7 @@ def make(
     job.check()
     output.check(job.request.audio)
     if output.latents.exists() and not output.overwrite:
-        raise FileExistsError(
+        raise UserError(
             f"{output.latents} was left by a run that did not finish; decode it with "
             f"`mlx-video decode {output.latents}`, or add --overwrite to start anew."
         )
@@ -279,7 +280,7 @@ def decode(args: argparse.Namespace) -> None:
 def enhance(args: argparse.Namespace) -> None:
     """Print the enhanced prompt as it is written."""
     if not (args.prompt or "").strip():
-        raise ValueError("Say what to start from: --prompt 'a fox in snow'.")
+        raise UserError("Say what to start from: --prompt 'a fox in snow'.")
     # mlx-lm takes seconds to import.
     from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_video import hub
+from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import (
     Announce,
@@ -74,7 +75,7 @@ def convert(
         stored = layout.stored.items()
         transformers = [s for n, s in stored if part_of(n).name == "transformer"]
         if quantize and any(source.quantization for source in transformers):
-            raise ValueError(
+            raise UserError(
                 f"{hf_path} is quantized already; convert the checkpoint it was made from, or leave out -q."
             )
         for name, source in stored:
@@ -94,7 +95,7 @@ def convert(
 
 def _quantization(bits: int, group_size: int) -> dict[str, int | str]:
     if bits not in BITS or group_size not in GROUP_SIZES:
-        raise ValueError(
+        raise UserError(
             f"Weights are quantized to {', '.join(map(str, BITS))} bits in groups of "
             f"{', '.join(map(str, GROUP_SIZES))}; got {bits} bits in groups of {group_size}. "
             "The usual choice is 8 bits in groups of 64."
@@ -203,7 +204,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Path:
     """Convert as parsed arguments say; progress goes to stderr."""
     if (args.q_bits or args.q_group_size) and not args.quantize:
-        raise ValueError("--q-bits and --q-group-size say how to quantize; add -q.")
+        raise UserError("--q-bits and --q-group-size say how to quantize; add -q.")
     return convert(
         args.hf_path,
         args.mlx_path,

@@ -13,6 +13,8 @@ from typing import Callable, Iterator, Mapping, Sequence
 import huggingface_hub as hf
 from huggingface_hub import constants
 
+from mlx_video.errors import MissingFileError
+
 MODEL_REPO = "Lightricks/LTX-2"
 MODEL_FILE = "ltx-2-19b-{variant}.safetensors"
 MODEL_SIZE = "43 GB, and 24 GB for its text encoder"
@@ -75,7 +77,7 @@ def resolve(
     if path.exists():
         return path
     if "/" not in str(model):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"There is no file or folder {model}, and a hub repository is named owner/name, such as {MODEL_REPO}."
         )
     files = plan(str(model), patterns)
@@ -106,7 +108,7 @@ def plan(repo: str, patterns: Sequence[str]) -> Plan:
         files = hf.snapshot_download(repo, allow_patterns=list(patterns), dry_run=True)
     names = [file.filename for file in files]
     if absent := [p for p in patterns if not matching(names, p)]:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"The Hugging Face repository {repo} has no file {', '.join(absent)}."
         )
     missing = {f.filename: f.file_size or 0 for f in files if f.will_download}
@@ -159,7 +161,7 @@ def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{repo} is neither a file or folder here nor the name of a Hugging Face repository such as {MODEL_REPO}."
         ) from None
     except unreachable as error:

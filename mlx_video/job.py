@@ -10,7 +10,10 @@ from typing import Callable, Iterable, Mapping
 import mlx.core as mx
 
 import mlx_video
-from mlx_video import hub, memory, weights
+from mlx_video import hub
+from mlx_video import plan as plans
+from mlx_video import weights
+from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
 from mlx_video.models.ltx.find import default_model, find_defaults
 from mlx_video.models.ltx.layouts import MAX_TOKENS
@@ -68,7 +71,7 @@ class Job:
         health: bool = True,
         batched: bool = False,
         announce: Announce = announce_to_log,
-        plan: memory.Plan | None = None,
+        plan: plans.Plan | None = None,
     ) -> Pipeline:
         """Find the files and build the pipeline; downloads what the hub must give, and loads no weights.
 
@@ -94,16 +97,16 @@ class Job:
         batched: bool = False,
         limit: float | None = None,
         announce: Announce = announce_to_log,
-    ) -> memory.Plan:
+    ) -> plans.Plan:
         """What the job will take, made to fit into ``limit`` bytes or else the machine; loads no weights."""
-        return memory.plan(self.components(announce), self.work(batched), limit)
+        return plans.plan(self.components(announce), self.work(batched), limit)
 
-    def work(self, batched: bool = False) -> memory.Work:
+    def work(self, batched: bool = False) -> plans.Work:
         """What memory must know of the job."""
         request = self.request
         letters = max(map(len, (request.prompt, request.negative_prompt)))
         tokens = MAX_TOKENS if request.enhance else letters // LETTERS_PER_TOKEN + 2
-        return memory.Work(
+        return plans.Work(
             request.shape,
             self.recipe,
             request.audio,
@@ -114,7 +117,7 @@ class Job:
             batched=batched,
         )
 
-    def planned(self, plan: memory.Plan) -> "Job":
+    def planned(self, plan: plans.Plan) -> "Job":
         """The same job, in whose record stand the residency that ``plan`` chose and the model that was found."""
         lent, files = plan.components, self.files
         files = replace(
@@ -149,7 +152,7 @@ class Job:
                 _request(job["request"]), _recipe(job["recipe"]), _files(job["files"])
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} holds no record of this version of mlx-video ({error}); give the .json or .mp4 that it wrote."
             ) from None
 
@@ -187,7 +190,7 @@ def settled(
     try:
         defaults = Defaults.from_dict(stated)
     except ValueError as error:
-        raise ValueError(f"{model}: {error}") from None
+        raise UserError(f"{model}: {error}") from None
     return replace(files, model=model), defaults
 
 
@@ -250,7 +253,7 @@ def load_latents(path: Path) -> AV[mx.array]:
     """The latents that ``save_latents`` wrote."""
     tensors, _ = weights.read(path)
     if "video" not in tensors:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no video latents; give the .latents.safetensors that a run left."
         )
     return AV(tensors["video"], tensors.get("audio"))
@@ -259,7 +262,7 @@ def load_latents(path: Path) -> AV[mx.array]:
 def read_record(path: Path) -> str:
     """The JSON text of a record file, or of the one inside an mp4 or latents file."""
     if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise MissingFileError(f"There is no file {path}.")
     if path.suffix == ".json":
         return path.read_text()
     from mlx_video import media  # with codecs, which only a clip's file needs

@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from mlx_video.errors import UserError
 from mlx_video.linear import dense_weight
 from mlx_video.weights import Weights, some, strip_prefixes
 
@@ -78,7 +79,7 @@ def fuse(
     }
     matched = {name: path for name, path in paths.items() if path in linears}
     if not matched:
-        raise ValueError(
+        raise UserError(
             f"{source} changes nothing in {type(module).__name__}: no layer answers to {some(weights)}. Understood are "
             "lora_A and lora_B, or lora_down and lora_up, under official or diffusers names of layers after "
             f"{', '.join(TRANSFORMER_PREFIXES)}, {TEXT_PROJECTION} or nothing."
@@ -119,7 +120,7 @@ def read_deltas(
     if halves := [
         name for name, has in layers.items() if not {"up", "down"} <= has.keys()
     ]:
-        raise ValueError(
+        raise UserError(
             f"{source} is incomplete: {some(halves)} has only one of its two factors."
         )
     return {name: _delta(**factors) for name, factors in layers.items()}, others
@@ -156,7 +157,7 @@ def _fused(layer: nn.Module, delta: Delta, strength: float, name: str) -> nn.Lin
     up, down = delta.up.astype(mx.float32), delta.down.astype(mx.float32)
     shape = (*up.shape[:-1], *down.shape[1:])
     if shape != layer.weight.shape or up.shape[-1] != down.shape[0]:
-        raise ValueError(
+        raise UserError(
             f"{name} changes a weight of shape {shape} with factors {up.shape} and {down.shape}; the layer's is "
             f"{layer.weight.shape}. The LoRA was made for another model."
         )

@@ -18,6 +18,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from PIL import Image, ImageOps
 
+from mlx_video.errors import MissingFileError, UserError
 from mlx_video.postprocess import to_pcm16
 from mlx_video.types import Clip, VideoPixelShape, Waveform
 
@@ -87,7 +88,7 @@ def save_frames(
     """
     folder = Path(folder)
     if any(folder.glob(FRAME_PATTERN)) and not overwrite:
-        raise FileExistsError(
+        raise UserError(
             f"{folder} already holds frames; choose another folder, or allow overwriting."
         )
     return _writing_frames(frames, folder)
@@ -107,11 +108,11 @@ def written_aside(path: str | Path, overwrite: bool) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it if the block ends well and removed if it does not."""
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"There is no folder {path.parent} to write {path.name} in."
         )
     if path.exists() and not overwrite:
-        raise FileExistsError(
+        raise UserError(
             f"{path} already exists; choose another name, or allow overwriting."
         )
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -158,14 +159,14 @@ def _checked_frames(clip: Clip) -> Iterator[np.ndarray]:
         if count > shape.frames:
             break
         if frame.shape != (shape.height, shape.width, 3):
-            raise ValueError(
+            raise UserError(
                 f"The clip promised {shape.width}x{shape.height} pixels; frame {count - 1} has "
                 f"{frame.shape[1]}x{frame.shape[0]}."
             )
         yield frame
     if count != shape.frames:
         given = "more" if count > shape.frames else count
-        raise ValueError(f"The clip promised {shape.frames} frames; it gave {given}.")
+        raise UserError(f"The clip promised {shape.frames} frames; it gave {given}.")
 
 
 def _sound_per_frame(clip: Clip) -> Iterator[av.AudioFrame | None]:
@@ -211,7 +212,7 @@ def load_image(path: str | Path) -> np.ndarray:
     Raises ``FileNotFoundError``, or ``ValueError`` if it is no picture.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no image {path}.")
+        raise MissingFileError(f"There is no image {path}.")
     try:
         with Image.open(path) as image:
             image = _eight_bit(ImageOps.exif_transpose(image))
@@ -221,7 +222,7 @@ def load_image(path: str | Path) -> np.ndarray:
                 image = Image.alpha_composite(black, image)
             return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not an image that can be read ({error}); give a {IMAGE_FORMATS} file."
         ) from None
 
@@ -247,7 +248,7 @@ def load_audio(path: str | Path, sample_rate: int = 16000) -> Waveform:
     """
     with _opened(path) as container:
         if not container.streams.audio:
-            raise ValueError(
+            raise UserError(
                 f"{path} holds no sound; give a WAV, FLAC, MP3, M4A or MP4 file with sound."
             )
         resampler = av.AudioResampler("fltp", "stereo", sample_rate)
@@ -263,12 +264,12 @@ def load_audio(path: str | Path, sample_rate: int = 16000) -> Waveform:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[av.container.InputContainer]:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise MissingFileError(f"There is no file {path}.")
     try:
         with av.open(str(path)) as container:
             yield container
     except av.FFmpegError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a media file that can be read ({error.strerror})."
         ) from None
 
@@ -283,7 +284,7 @@ def compress_like_video(image: np.ndarray, crf: int = 33) -> np.ndarray:
     """
     height, width = (side // 2 * 2 for side in image.shape[:2])
     if not height or not width:
-        raise ValueError(
+        raise UserError(
             f"the image is {image.shape[1]}x{image.shape[0]} pixels; it must be at least 2x2."
         )
     encoder = av.CodecContext.create("libx264", "w")

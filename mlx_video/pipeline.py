@@ -15,6 +15,7 @@ from mlx_video.conditioning.latent import (
     VideoConditionByLatentIndex,
     apply_conditioning,
 )
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
@@ -77,12 +78,12 @@ class Image:
         media.load_image(self.path)
         if self.frame % 8 or not 0 <= self.frame < frames:
             nearest = min(max(0, round(self.frame / 8) * 8), frames - 1)
-            raise ValueError(
+            raise UserError(
                 f"An image can stand at frame 0, 8, 16, ... below {frames}; got {self.frame} for {self.path}. "
                 f"Nearest: {nearest}."
             )
         if not 0 <= self.strength <= 1:
-            raise ValueError(
+            raise UserError(
                 f"An image's strength is from 0 to 1; got {self.strength} for {self.path}."
             )
 
@@ -109,20 +110,20 @@ class Request:
     def check(self, recipe: Recipe) -> None:
         """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded."""
         if not self.prompt.strip():
-            raise ValueError(
+            raise UserError(
                 "The prompt is empty; say what to show, for example 'a cat on a red sofa'."
             )
         if not self.prompt.isprintable() and any(
             "\ud800" <= c <= "\udfff" for c in self.prompt
         ):
-            raise ValueError("The prompt is not valid text; type it in UTF-8.")
+            raise UserError("The prompt is not valid text; type it in UTF-8.")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(
+            raise UserError(
                 f"seed must be from 0 to {2**32 - 1}; got {self.seed}. The usual one is {SEED}."
             )
         VideoScale().check(self.shape, recipe.shrink)
         if self.audio and compute_audio_frames(self.shape.frames, self.shape.fps) < 1:
-            raise ValueError(
+            raise UserError(
                 f"{self.shape.frames} frames at {self.shape.fps:g} fps are too short for sound. Try 9 frames at 24 fps."
             )
         TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
@@ -142,7 +143,7 @@ class Request:
             image.check(self.shape.frames)
         frames = [image.frame for image in self.images]
         if len(set(frames)) < len(frames):
-            raise ValueError(
+            raise UserError(
                 f"Two images stand at the same frame; frames given: {', '.join(map(str, frames))}."
             )
 

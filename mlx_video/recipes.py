@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Mapping
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import Config
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.sampling.schedules import (
@@ -87,13 +88,13 @@ class Recipe:
         for strength in strengths:
             numbers = (strength.cfg, strength.stg, strength.modality, strength.rescale)
             if not all(map(math.isfinite, numbers)):
-                raise ValueError(
+                raise UserError(
                     f"Guidance strengths must be finite numbers; got {numbers}. The usual cfg is {VIDEO_GUIDANCE.cfg:g}."
                 )
         strengths = [strength for strength in strengths if strength.stg]
         for block in {block for g in strengths for block in g.stg_blocks}:
             if not 0 <= block < num_layers:
-                raise ValueError(
+                raise UserError(
                     f"Guidance perturbs block {block}, and this transformer has {num_layers} blocks, counted from 0. "
                     f"Try --stg-blocks {num_layers // 2}."
                 )
@@ -151,7 +152,7 @@ class Defaults(Config):
         for field in fields(cls):
             value, usual = getattr(stated, field.name), field.default
             if not _alike(value, usual):
-                raise ValueError(
+                raise UserError(
                     f"{cls.__name__}: {field.name} cannot be {value!r}; LTX-2's is {usual!r}."
                 )
         return stated
@@ -181,7 +182,7 @@ class Defaults(Config):
             return distilled()
         if variant == "dev":
             return dev(self.steps, self.guidance, two_stage)
-        raise ValueError(f"The variant is distilled or dev; got {variant!r}.")
+        raise UserError(f"The variant is distilled or dev; got {variant!r}.")
 
 
 def _alike(value: object, usual: object) -> bool:

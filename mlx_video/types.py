@@ -11,6 +11,8 @@ from typing import Callable, Generic, Iterator, NamedTuple, TypeVar
 import mlx.core as mx
 import numpy as np
 
+from mlx_video.errors import UserError
+
 X = TypeVar("X")
 
 
@@ -93,12 +95,12 @@ class VideoScale(NamedTuple):
         }
         broken = [rule for rule, kept in rules.items() if not kept]
         if broken:
-            raise ValueError(
+            raise UserError(
                 f"{shape.frames} frames of {shape.width}x{shape.height} do not fit the latent grid: {' and '.join(broken)}. "
                 f"Nearest: {frames} frames of {width}x{height}."
             )
         if not 1 <= shape.fps <= 240:
-            raise ValueError(
+            raise UserError(
                 f"fps must be from 1 to 240 frames per second; got {shape.fps}. The usual value is 24."
             )
 

@@ -14,6 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_video.errors import MissingFileError, UserError
+
 X = TypeVar("X")
 Weights = dict[str, mx.array]
 
@@ -47,7 +49,7 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
         try:
             weights |= mx.load(str(file))
         except RuntimeError as error:
-            raise ValueError(f"MLX cannot read {file}: {error}.") from None
+            raise UserError(f"MLX cannot read {file}: {error}.") from None
     return weights, metadata
 
 
@@ -59,7 +61,7 @@ def read_config(path: Path) -> dict:
     try:
         return json.loads(read_header(path).metadata.get("config", "{}"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"The config inside {path} is not JSON: {error}.") from None
+        raise UserError(f"The config inside {path} is not JSON: {error}.") from None
 
 
 def tensor_files(path: Path) -> list[Path]:
@@ -68,17 +70,17 @@ def tensor_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise FileNotFoundError(f"There is no file or folder {path}.")
+        raise MissingFileError(f"There is no file or folder {path}.")
     if (path / INDEX).is_file():
         shards = sorted(set(read_json(path / INDEX)["weight_map"].values()))
         if absent := [name for name in shards if not (path / name).is_file()]:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} lacks {some(absent)}, named in its {INDEX}: the download did not finish. Fetch it again."
             )
         return [path / name for name in shards]
     if found := sorted(path.glob("*.safetensors")):
         return found
-    raise FileNotFoundError(f"There is no safetensors file in {path}.")
+    raise MissingFileError(f"There is no safetensors file in {path}.")
 
 
 def read_header(file: Path) -> Header:
@@ -88,14 +90,14 @@ def read_header(file: Path) -> Header:
     """
     size = os.path.getsize(file)
     if size == 0:
-        raise ValueError(
+        raise UserError(
             f"{file} is empty: the download did not finish. Fetch it again."
         )
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         text = stream.read(min(length, size))
     if text[:1] != b"{":
-        raise ValueError(
+        raise UserError(
             f"{file} is not a safetensors file: it does not begin with a table of contents. "
             "If it is a Git LFS pointer or a web page, fetch the file it stands for."
         )
@@ -106,7 +108,7 @@ def read_header(file: Path) -> Header:
         metadata = tensors.pop("__metadata__", None) or {}  # MLX writes null
         ends = [entry["data_offsets"][1] for entry in tensors.values()]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise ValueError(
+        raise UserError(
             f"{file} is damaged: its table of contents cannot be read. Fetch it again."
         ) from None
     if size != (wanted := 8 + length + max(ends, default=0)):
@@ -114,9 +116,9 @@ def read_header(file: Path) -> Header:
     return Header(tensors, metadata)
 
 
-def _wrong_size(file: Path, size: int, wanted: int) -> ValueError:
+def _wrong_size(file: Path, size: int, wanted: int) -> UserError:
     state = "cut off" if size < wanted else "damaged"
-    return ValueError(
+    return UserError(
         f"{file} is {state}: it is {size:,} bytes long, its table of contents asks for {wanted:,}. Fetch it again."
     )
 
@@ -126,9 +128,9 @@ def read_json(file: Path) -> dict:
     try:
         found = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}.") from None
+        raise UserError(f"{file} is not JSON: {error}.") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{file} must hold a JSON object; got {found!r}.")
+        raise UserError(f"{file} must hold a JSON object; got {found!r}.")
     return found
 
 
@@ -199,7 +201,7 @@ def load(
     _quantize_like(module, weights, mode, source)
     expected = dict(tree_flatten(module.parameters()))
     if problems := _problems(expected, weights):
-        raise ValueError(
+        raise UserError(
             f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}."
         )
     module.load_weights([(k, _cast(k, v, dtype)) for k, v in weights.items()])
@@ -245,7 +247,7 @@ def _quantize_like(module: nn.Module, weights: Weights, mode: str, source: str):
     try:
         nn.quantize(module, class_predicate=layout)
     except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{source} is quantized in a way MLX cannot read: {error}"
         ) from None
 
@@ -318,7 +320,7 @@ def aside(folder: Path) -> Iterator[Path]:
     Raises ``ValueError`` if ``folder`` already holds something.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
+        raise UserError(
             f"{folder} already exists and is not an empty folder: name a new one, or remove it first."
         )
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")

@@ -24,7 +24,7 @@ from mlx_video import (
     recipes,
 )
 from mlx_video.job import Files, Job
-from mlx_video.models.ltx.streaming import BlockStream
+from mlx_video.models.ltx.offload import BlockStream
 from mlx_video.pipeline import Image as Picture
 from mlx_video.pipeline import Request
 from mlx_video.types import VideoPixelShape

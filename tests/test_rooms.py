@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parent.parent / "mlx_video"
 
 # Ground first. A new module gets a place here before it gets a test.
 FLOORS = [
-    {"types", "backend", "linear", "fastest"},
+    {"types", "backend", "linear", "fastest", "errors"},
     {"weights", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "postprocess", "health"},
-    {"recipes", "memory"},
+    {"recipes", "plan"},
     {"pipeline"},
     {"names", "job", "arguments", "parser", "report", "cli", "convert"},
     {"generate", "generate_dev", "generate_av", "__main__"},
@@ -128,8 +128,10 @@ def test_outside_packages_stay_in_their_rooms():
 
 
 def test_types_need_only_mlx_and_numpy():
-    roots = {name.partition(".")[0] for name in imports(dict(modules())["types"])}
-    assert roots - sys.stdlib_module_names <= {"mlx", "numpy"}
+    tree = dict(modules())["types"]
+    roots = {name.partition(".")[0] for name in imports(tree)}
+    assert roots - sys.stdlib_module_names <= {"mlx", "numpy", "mlx_video"}
+    assert set(neighbours(tree)) <= {"errors"}
 
 
 def test_only_doors_talk():

@@ -23,6 +23,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video import hub, lora
+from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.layouts import (
@@ -35,7 +36,7 @@ from mlx_video.models.ltx.layouts import (
     part_of,
 )
 from mlx_video.models.ltx.ltx import X0Model
-from mlx_video.models.ltx.streaming import BlockStream
+from mlx_video.models.ltx.offload import BlockStream
 from mlx_video.weights import (
     Weights,
     dequantize_fp8,
@@ -231,7 +232,7 @@ class Components:
         """Lend the transformer as a sampler sees it (``X0Model``), the distilled LoRA fused at the given strength."""
         loras = []
         if distilled_lora and self.distilled_lora is None:
-            raise ValueError(
+            raise UserError(
                 f"The refinement needs the distilled LoRA: put {hub.DISTILLED_LORA_FILE} beside the model, or name it "
                 "with --distilled-lora."
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import ClassVar, Mapping
 
+from mlx_video.errors import UserError
 from mlx_video.types import Modality
 
 
@@ -55,19 +56,19 @@ class Config:
         names = {field.name for field in fields(cls)}
         for key, value in data.items():
             if key in cls.FIXED and value != cls.FIXED[key]:
-                raise ValueError(
+                raise UserError(
                     f"{cls.__name__}: {key} = {value!r} is not implemented by this version of mlx-video, "
                     f"which knows only {cls.FIXED[key]!r}. The checkpoint may need a newer mlx-video."
                 )
         if unknown := sorted(data.keys() - names - cls.FIXED.keys() - cls.UNUSED):
-            raise ValueError(
+            raise UserError(
                 f"{cls.__name__}: unknown keys {', '.join(unknown)}; this version of mlx-video cannot tell what they "
                 "change. The checkpoint may need a newer mlx-video."
             )
         try:
             return cls(**{key: _freeze(data[key]) for key in names & data.keys()})
         except TypeError as error:
-            raise ValueError(f"{cls.__name__}: {error}") from None
+            raise UserError(f"{cls.__name__}: {error}") from None
 
 
 def _freeze(value):

@@ -9,6 +9,7 @@ from typing import ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
@@ -117,7 +118,7 @@ class Connector(nn.Module):
         """The prompt's tokens moved to the front; every later position p holds register p mod R."""
         registers = len(self.learnable_registers)
         if positions % registers:
-            raise ValueError(
+            raise UserError(
                 f"The text context must be a multiple of {registers} tokens long, the number of registers; got "
                 f"{positions}. Nearest: {max(1, round(positions / registers)) * registers}."
             )

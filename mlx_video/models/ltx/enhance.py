@@ -5,6 +5,7 @@ Knows how such a description reads. The model that writes it is the text encoder
 
 from typing import Callable, Iterator
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 
 STYLE = """\
@@ -112,6 +113,6 @@ def _collect(pieces: Iterator[str], on_text: Callable[[str], None] | None) -> st
             on_text(piece)
     if prompt := clean_prompt(text):
         return prompt
-    raise ValueError(
+    raise UserError(
         f"Gemma wrote no word to enhance the prompt with, only {text!r}. Try another seed, or do without enhancement."
     )

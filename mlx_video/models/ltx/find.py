@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Mapping
 
 from mlx_video import hub, lora
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.layouts import (
     DEV,
     DISTILLED_LORA_FILES,
@@ -122,7 +123,7 @@ def find_text_encoder(given: str | Path | None, announce: hub.Announce) -> Sourc
         hub.resolve(given or hub.TEXT_ENCODER_REPO, hub.TEXT_ENCODER_FILES, announce)
     )
     if not source.is_gemma:
-        raise ValueError(
+        raise UserError(
             f"{source.path} is no Gemma folder: its config.json names no Gemma model. "
             f"Give one such as {hub.TEXT_ENCODER_REPO}."
         )
@@ -134,7 +135,7 @@ def find_upsampler(given: str | Path | None, announce: hub.Announce) -> Source:
         hub.resolve_file(given or f"{hub.MODEL_REPO}/{hub.UPSAMPLER_FILE}", announce)
     )
     if not source.is_upsampler or not _doubles(source):
-        raise ValueError(
+        raise UserError(
             f"{source.path} does not double rows and columns. Give {hub.UPSAMPLER_FILE} of {hub.MODEL_REPO}."
         )
     return source
@@ -158,12 +159,12 @@ def find_distilled_lora(
 def check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
     """Raise ``ValueError`` where the model is of no use, before anything is fetched to go with it."""
     if layout.refusal:
-        raise ValueError(
+        raise UserError(
             f"{layout.path} ({layout.name}) cannot be used: {layout.refusal}."
         )
     parts = [name for name in needs if name in PARTS and PARTS[name].block]
     if absent := [name for name in parts if name not in layout.sources]:
-        raise ValueError(
+        raise UserError(
             f"{layout.path} ({layout.name}) has no {some(absent)}. Give a single file of {hub.MODEL_REPO}, or a folder "
             "that `mlx-video convert` wrote."
         )
@@ -176,7 +177,7 @@ def check_variant(layout: Layout, variant: str | None) -> None:
     name = layout.path.stem
     others = [other for other in VARIANTS if other != variant and other in name]
     if variant and layout.path.is_file() and others and variant not in name:
-        raise ValueError(
+        raise UserError(
             f"{layout.path.name} is the {others[0]} model by its name, and the {variant} one is to be sampled. "
             f"Give {hub.MODEL_FILE.format(variant=variant)}, or choose --variant {others[0]}."
         )
@@ -198,12 +199,12 @@ def check_residency(
     if not quantize or (gemma and not gemma.quantization):
         return
     if transformer.quantization:
-        raise ValueError(
+        raise UserError(
             f"{transformer.path} is quantized already, to {transformer.quantization.get('bits')} bits; leave out "
             "--quantize."
         )
     if low_memory:
-        raise ValueError(
+        raise UserError(
             "--quantize shrinks the weights that stay in memory, and with --low-memory the transformer's do not, nor is "
             "there a text encoder to quantize; leave out one of them. A folder that `mlx-video convert -q` wrote is "
             "read in half the time."
@@ -214,6 +215,6 @@ def check_lora(file: Path) -> None:
     """Raise ``ValueError`` where ``file`` is no LoRA, or is one for another model."""
     weights, _ = read(file)
     if not any(lora.concerns(weights, PARTS[name].module) for name in LORA_TARGETS):
-        raise ValueError(
+        raise UserError(
             f"{file} names no layer of LTX-2; its tensors are called {some(weights)}."
         )

@@ -18,7 +18,7 @@ from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, part_config
 from mlx_video.models.ltx.patchify import AUDIO_DOWNSAMPLE
 from mlx_video.models.ltx.video_vae.convolution import by_product, preferred_form
-from mlx_video.models.ltx.video_vae.exact import LIVE_PIECES, decode_bytes
+from mlx_video.models.ltx.video_vae.streaming_decode import LIVE_PIECES, decode_bytes
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
     choose_tiling,

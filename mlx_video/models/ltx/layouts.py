@@ -9,6 +9,7 @@ from typing import Iterable, Mapping, NamedTuple, Sequence
 import mlx.nn as nn
 
 from mlx_video import hub
+from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.config import (
     AudioVAEConfig,
     Config,
@@ -132,7 +133,7 @@ def max_tokens(text_encoder: Path) -> int:
     file = (tokenizer_folder(text_encoder) or text_encoder) / TOKENIZER_CONFIG
     stated = read_json(file).get("model_max_length") or MAX_TOKENS
     if not isinstance(stated, (int, float)) or not stated >= 1:
-        raise ValueError(
+        raise UserError(
             f"{file}: model_max_length must be a number of tokens, such as {MAX_TOKENS}; got {stated!r}."
         )
     return int(min(MAX_TOKENS, stated))
@@ -143,7 +144,7 @@ def part_config(name: str, source: Source) -> Config:
     try:
         return part_of(name).config.from_dict(source.config)
     except ValueError as error:
-        raise ValueError(f"{source.path}: {error}") from None
+        raise UserError(f"{source.path}: {error}") from None
 
 
 class Layout(NamedTuple):
@@ -188,7 +189,7 @@ def identify(path: Path, variant: str | None = None) -> Layout:
     if path.is_file():
         return _identify_file(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"There is no file or folder {path}.")
+        raise MissingFileError(f"There is no file or folder {path}.")
     if refusal := _foreign(path):
         return Layout(*refusal, path)
     if found := _identify_converted(path, variant) or _identify_gemma(path):
@@ -279,7 +280,7 @@ def _defaults(path: Path, stated: object) -> Mapping[str, object]:
     except json.JSONDecodeError:
         found = stated
     if not isinstance(found, Mapping):
-        raise ValueError(
+        raise UserError(
             f'{path}: its {DEFAULTS} must be a JSON object, such as {{"width": 768}}; got {stated!r}.'
         )
     return found
@@ -302,13 +303,13 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
         files = [f for f in files if _identify_file(f).name == OFFICIAL]
     files = _of_variant(files, variant)
     if not files:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"There is no {f'{variant} ' if variant else ''}checkpoint of LTX-2 in {folder}. It should hold a single "
             f"file of {hub.MODEL_REPO}, such as {hub.MODEL_FILE.format(variant=variant or VARIANTS[0])}, or what "
             "`mlx-video convert` wrote."
         )
     if len(files) > 1:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds several checkpoints: {some(f.name for f in files)}. Give the path of one of them."
         )
     return files[0]

@@ -17,6 +17,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from transformers import Gemma3TextConfig
 
 from mlx_video import weights
+from mlx_video.errors import MissingFileError, UserError
 from mlx_video.linear import Linear
 from mlx_video.models.ltx.layouts import (
     MAX_TOKENS,
@@ -62,7 +63,7 @@ class GemmaTextEncoder:
         tensors = GemmaModel.sanitize(tensors)
         weights.load(model, tensors, dtype=dtype, mode=mode, source=str(path))
         if (folder := tokenizer_folder(path)) is None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"No tokenizer.json or tokenizer.model in {path} or in {path.parent / 'tokenizer'}. "
                 "Both come with google/gemma-3-12b-it."
             )
@@ -96,7 +97,7 @@ class GemmaTextEncoder:
         rows = [self._encode(text) for text in texts]
         for text, row in zip(texts, rows):
             if len(row) > max_length:
-                raise ValueError(
+                raise UserError(
                     f"The prompt has {len(row)} tokens and may have {max_length} at most; it begins "
                     f"{text.strip()[:40]!r}. Shorten it by {len(row) - max_length}; a word is one or two."
                 )
@@ -144,7 +145,7 @@ class GemmaTextEncoder:
         """
         turn = self._turn(instructions, request)
         if len(turn) > (longest := self.tokenizer.model_max_length):
-            raise ValueError(
+            raise UserError(
                 f"This text encoder reads {longest} tokens at most and cannot be asked to write; do without "
                 "enhancement, or give a Gemma 3 that follows instructions with --text-encoder."
             )
@@ -236,14 +237,14 @@ class GemmaArgs(gemma3_text.ModelArgs):
         text = config.get("text_config", config)
         kind = text.get("model_type")
         if kind != "gemma3_text":
-            raise ValueError(
+            raise UserError(
                 f"The text encoder must be a Gemma 3; its config.json tells of {kind or 'no language model'}. "
                 "LTX-2 was trained with google/gemma-3-12b-it."
             )
         text = Gemma3TextConfig(**text)
         for key, value in cls.FIXED.items():
             if getattr(text, key) != value:
-                raise ValueError(
+                raise UserError(
                     f"Gemma 3 with {key} = {getattr(text, key)!r} is not implemented, only {value!r}."
                 )
         full = text.rope_parameters["full_attention"]

@@ -6,6 +6,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.video_vae.base import PerChannelStatistics
@@ -66,7 +67,7 @@ class LatentUpsampler(nn.Module):
         for old, new in cls.RENAMED.items():
             if key.startswith(old):
                 return new + key.removeprefix(old)
-        raise ValueError(f"LatentUpsampler: unknown tensor {key!r}.")
+        raise UserError(f"LatentUpsampler: unknown tensor {key!r}.")
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
@@ -177,7 +178,7 @@ def _resampler(config: UpsamplerConfig) -> nn.Module:
     scale = Fraction(config.spatial_scale)
     known = (1.5, 2.0) if config.rational_resampler else (2.0,)
     if not space or time or config.spatial_scale not in known:
-        raise ValueError(
+        raise UserError(
             f"LatentUpsampler: spatial_upsample = {space}, temporal_upsample = {time}, "
             f"spatial_scale = {config.spatial_scale}, rational_resampler = {config.rational_resampler} "
             "is not implemented; known are x2 and rational x1.5 in space, and x2 in time."

@@ -8,6 +8,7 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import AudioVAEConfig
 
 LOG_FLOOR = 1e-5
@@ -27,7 +28,7 @@ def log_mel(waveform: mx.array, config: AudioVAEConfig) -> mx.array:
     """
     half = config.filter_length // 2
     if waveform.shape[-1] <= half:
-        raise ValueError(
+        raise UserError(
             f"sound must be longer than {half} samples ({half / config.sampling_rate:.3f} s); "
             f"got {waveform.shape[-1]}."
         )

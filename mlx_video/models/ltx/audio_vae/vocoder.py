@@ -9,6 +9,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import VocoderConfig
 from mlx_video.weights import Weights, channels_last, strip_prefixes
 
@@ -142,7 +143,7 @@ class Upsample(nn.ConvTranspose1d):
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int
     ):
         if kernel_size < stride or (kernel_size - stride) % 2:
-            raise ValueError(
+            raise UserError(
                 f"upsample_kernel_sizes must exceed upsample_rates by an even number; got {kernel_size} for a rate "
                 f"of {stride}."
             )

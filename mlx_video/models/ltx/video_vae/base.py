@@ -7,6 +7,7 @@ from typing import ClassVar, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.errors import UserError
 from mlx_video.types import VideoScale
 from mlx_video.weights import Weights, channels_last, strip_prefixes
 
@@ -27,7 +28,7 @@ def read_blocks(blocks: tuple) -> Iterator[Block]:
         if isinstance(parameters, int):
             parameters = {"num_layers": parameters}
         if unknown := sorted(parameters.keys() - _BLOCK_PARAMETERS):
-            raise ValueError(
+            raise UserError(
                 f"Video VAE block {name!r}: unknown parameters {', '.join(unknown)}. "
                 "The checkpoint may need a newer mlx-video."
             )

@@ -5,6 +5,7 @@ from typing import Callable, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.errors import UserError
 from mlx_video.fastest import fastest
 from mlx_video.models.ltx.video_vae.stream import Stream
 
@@ -42,7 +43,7 @@ def conv3d(
         form = by_volume
         size = _frames_per_call(x.shape, weight.shape, stride, padding, form)
     if not size:
-        raise ValueError(
+        raise UserError(
             f"A convolution of {x.shape[3]}x{x.shape[2]} cells with {x.shape[-1]} -> {len(weight)} channels passes "
             f"{MAX_CONV_ELEMENTS:,} elements in a single frame. Use smaller spatial tiles, for example "
             "TilingConfig.default()."
@@ -179,7 +180,7 @@ class CausalConv3d(nn.Module):
     ):
         super().__init__()
         if padding_mode not in ("zeros", "reflect"):
-            raise ValueError(
+            raise UserError(
                 f"Spatial padding must be 'zeros' or 'reflect'; got {padding_mode!r}."
             )
         bound = (in_channels * kernel_size**3) ** -0.5
@@ -206,7 +207,7 @@ class CausalConv3d(nn.Module):
 def reflect(x: mx.array, count: int) -> mx.array:
     """Mirror ``count`` cells about the outermost rows and columns. There must be more than ``count`` of each."""
     if count and min(x.shape[2:4]) <= count:
-        raise ValueError(
+        raise UserError(
             f"Reflect padding by {count} needs more than {count} cells on a side; got {min(x.shape[2:4])}. "
             "Frames must be at least 2 latent cells (64 pixels) high and wide."
         )

@@ -7,6 +7,7 @@ from typing import ClassVar, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.adaln import modulate
 from mlx_video.models.ltx.config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae.base import (
@@ -197,4 +198,4 @@ def _up_block(block: Block, channels: int, config: VideoVAEConfig) -> nn.Module:
                 residual=name == "compress_all" and parameters.get("residual", False),
                 padding_mode=padding_mode,
             )
-    raise ValueError(f"Video VAE decoder block {name!r} is not implemented.")
+    raise UserError(f"Video VAE decoder block {name!r} is not implemented.")

@@ -5,6 +5,7 @@ from typing import ClassVar, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import VideoVAEConfig
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.video_vae.base import (
@@ -126,7 +127,7 @@ def _down_block(
         case "compress_time_res" | "compress_space_res" | "compress_all_res":
             stride = stride_of(name)
             return SpaceToDepthDownsample(channels, wider, stride, **padding), wider
-    raise ValueError(f"Video VAE encoder block {name!r} is not implemented.")
+    raise UserError(f"Video VAE encoder block {name!r} is not implemented.")
 
 
 def _out_channels(config: VideoVAEConfig) -> int:
@@ -138,7 +139,7 @@ def _out_channels(config: VideoVAEConfig) -> int:
         "per_channel": config.latent_channels,
     }
     if config.latent_log_var not in log_variances:
-        raise ValueError(
+        raise UserError(
             f"latent_log_var must be one of {', '.join(log_variances)}; got {config.latent_log_var!r}."
         )
     return config.latent_channels + log_variances[config.latent_log_var]

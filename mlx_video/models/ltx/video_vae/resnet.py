@@ -6,6 +6,7 @@ from typing import Callable, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.adaln import (
     EMBEDDING_WIDTH,
     modulate,
@@ -31,7 +32,7 @@ def make_norm(name: str, channels: int) -> nn.Module:
         return PixelNorm()
     if name == "group_norm":
         return nn.GroupNorm(NORM_GROUPS, channels, NORM_EPS, pytorch_compatible=True)
-    raise ValueError(f"norm_layer must be 'pixel_norm' or 'group_norm'; got {name!r}.")
+    raise UserError(f"norm_layer must be 'pixel_norm' or 'group_norm'; got {name!r}.")
 
 
 class TimestepEmbedder(nn.Module):

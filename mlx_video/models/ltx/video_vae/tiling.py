@@ -13,9 +13,14 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
-from mlx_video.models.ltx.video_vae.exact import Exact, decode_exactly, fitting
+from mlx_video.models.ltx.video_vae.streaming_decode import (
+    StreamPlan,
+    decode_streaming,
+    fitting,
+)
 from mlx_video.types import VideoPixelShape, VideoScale
 
 Coder = Callable[[mx.array], mx.array]
@@ -50,13 +55,13 @@ class TemporalTilingConfig:
 
 def _check_tile(unit: str, cell: int, size: int, overlap: int) -> None:
     if size % cell or size < 2 * cell:
-        raise ValueError(
+        raise UserError(
             f"A tile's {unit} must be a multiple of {cell}, at least {2 * cell}; got {size}. "
             f"Nearest: {max(2, round(size / cell)) * cell}."
         )
     if overlap % cell or not 0 <= overlap < size:
         nearest = min(max(0, round(overlap / cell)) * cell, size - cell)
-        raise ValueError(
+        raise UserError(
             f"A tile's overlap must be a multiple of {cell} {unit} below the tile's {size}; got {overlap}. "
             f"Nearest: {nearest}."
         )
@@ -96,13 +101,13 @@ class TilingConfig:
     ) -> "TilingConfig | None":
         """The tiles that ``mode``, one of ``MODES``, means for a clip of this size in pixels."""
         if mode not in MODES:
-            raise ValueError(f"tiling must be one of {', '.join(MODES)}; got {mode!r}.")
+            raise UserError(f"tiling must be one of {', '.join(MODES)}; got {mode!r}.")
         if mode == "auto":
             return cls.auto(height, width, num_frames)
         return None if mode == "none" else getattr(cls, mode)()
 
 
-Tiling = TilingConfig | Exact
+Tiling = TilingConfig | StreamPlan
 
 
 def choose_tiling(
@@ -118,7 +123,7 @@ def choose_tiling(
     (by default what the device has left). Where none are small enough, auto is what ``TilingConfig.auto`` says.
     """
     plan = fitting(decoder, latents, budget) if mode == "auto" else None
-    return plan or TilingConfig.named(mode, *shape[1:3], shape.frames) or Exact()
+    return plan or TilingConfig.named(mode, *shape[1:3], shape.frames) or StreamPlan()
 
 
 def decode_stream(
@@ -126,12 +131,12 @@ def decode_stream(
 ) -> Iterator[mx.array]:
     """Pixels of ``latents`` (B, 128, F, H, W) in order, (B, 3, f, 32*H, 32*W) at a time, each evaluated.
 
-    Without tiling exactly, as ``Exact()`` says, else one chunk for each tile of time; no more than a chunk and a tile
+    Without tiling exactly, as ``StreamPlan()`` says, else one chunk for each tile of time; no more than a chunk and a tile
     are held.
     """
     if isinstance(tiling, TilingConfig):
         return iterate_decode(decoder, latents, tiling, decoder.scale)
-    return decode_exactly(decoder, latents, tiling or Exact())
+    return decode_streaming(decoder, latents, tiling or StreamPlan())
 
 
 def decode_with_tiling(
@@ -358,7 +363,7 @@ def compute_trapezoidal_mask_1d(
     Ramps are linear and meet neither 0 nor 1; only the left one starts at 0 if asked to.
     """
     if length <= 0:
-        raise ValueError(f"A mask's length must be positive; got {length}.")
+        raise UserError(f"A mask's length must be positive; got {length}.")
     index = mx.arange(length, dtype=mx.float32)
     rising = (
         index / max(ramp_left, 1)

@@ -20,10 +20,16 @@ from tests.reference import error
 
 def by_hand(x, weight, bias, causal, mode, stride=(1, 1, 1)):
     """Sum over taps of a clip padded by NumPy."""
-    reach = weight.shape[1] // 2
-    time = (2 * reach, 0) if causal else (reach, reach)
+    receptive_field = weight.shape[1] // 2
+    time = (2 * receptive_field, 0) if causal else (receptive_field, receptive_field)
     x = np.pad(np.array(x), [(0, 0), time, (0, 0), (0, 0), (0, 0)], mode="edge")
-    space = [(0, 0), (0, 0), (reach, reach), (reach, reach), (0, 0)]
+    space = [
+        (0, 0),
+        (0, 0),
+        (receptive_field, receptive_field),
+        (receptive_field, receptive_field),
+        (0, 0),
+    ]
     x = np.pad(x, space, mode="reflect" if mode == "reflect" else "constant")
     w = np.array(weight)
     k = w.shape[1]

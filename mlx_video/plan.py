@@ -1,0 +1,232 @@
+"""What a run will take in memory, phase by phase, and how to make it fit. Knows sizes only: nothing is read.
+
+``models.ltx.footprint`` says what a part takes; here is what a request makes of the parts.
+"""
+
+import os
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Iterator, NamedTuple
+
+import mlx.core as mx
+
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.footprint import Footprint
+from mlx_video.models.ltx.layouts import MAX_TOKENS
+from mlx_video.models.ltx.pacing import SMALL
+from mlx_video.models.ltx.patchify import compute_audio_frames
+from mlx_video.recipes import Recipe, Stage
+from mlx_video.sampling.guidance import passes_of
+from mlx_video.types import (
+    AV,
+    PromptEmbeddings,
+    VideoLatentShape,
+    VideoPixelShape,
+)
+
+GB = 10**9
+OFFERED = 0.95  # of a machine's memory; the rest is the system's
+# Floating-point operations per second of the transformer, by device: those of docs/performance.md.
+SPEED = {"NVIDIA H200": 5.8e14}
+
+
+class Work(NamedTuple):
+    """What memory hears of a request.
+
+    images         how many the encoder sees; ``keyframes`` of them become tokens of their own
+    prompt_tokens  of the longest prompt, at most; no more are reckoned with than the text encoder takes
+    batched        whether the guided passes run at once
+    """
+
+    shape: VideoPixelShape
+    recipe: Recipe
+    audio: bool = False
+    images: int = 0
+    keyframes: int = 0
+    prompt_tokens: int = MAX_TOKENS
+    tiling: str = "auto"
+    batched: bool = False
+
+    @property
+    def model_type(self) -> LTXModelType:
+        """The streams of the transformer that it takes."""
+        return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
+
+    def tokens(self, stage: Stage) -> AV[int]:
+        """Of each modality in a stage."""
+        grid = VideoLatentShape.from_pixels(self.shape.scaled(stage.scale))
+        video = grid.tokens + self.keyframes * grid.tokens_per_frame
+        return AV(video, self.sound if self.audio else None)
+
+    @property
+    def sound(self) -> int:
+        """Latent frames of the sound."""
+        return compute_audio_frames(self.shape.frames, self.shape.fps)
+
+    def shorter(self) -> Iterator["Work"]:
+        """The same with ever fewer frames."""
+        for frames in range(self.shape.frames - 8, 8, -8):
+            yield self._replace(shape=self.shape._replace(frames=frames))
+
+    def smaller(self) -> Iterator["Work"]:
+        """The same at ever smaller sizes of about the same proportions, two latent cells a side at least."""
+        step, (_, height, width, _) = 32 * self.recipe.shrink, self.shape
+        least = -(-64 // step)
+        for rows in range(height // step - 1, least - 1, -1):
+            columns = max(least, round(width / height * rows))
+            shape = self.shape._replace(height=rows * step, width=columns * step)
+            yield self._replace(shape=shape)
+
+
+class Phase(NamedTuple):
+    """Bytes that a phase takes; ``seconds`` where the device's speed is known."""
+
+    name: str
+    weights: int
+    activations: float
+    seconds: float | None = None
+
+    @property
+    def peak(self) -> float:
+        return self.weights + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    limit       bytes it may take
+    components  as they were, or with the residency that fits; ``chosen`` names it
+    refusal     why nothing fits, and what would; empty where it does
+    """
+
+    phases: tuple[Phase, ...]
+    limit: float
+    components: Components
+    chosen: str = ""
+    refusal: str = ""
+
+    @property
+    def largest(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.peak)
+
+    @property
+    def spare(self) -> int:
+        """Bytes of the limit that no phase takes."""
+        return max(0, round(self.limit - self.largest.peak))
+
+    def check(self) -> "Plan":
+        """Itself; raises ``ValueError`` where it does not fit."""
+        if self.refusal:
+            raise UserError(self.refusal)
+        return self
+
+
+def plan(components: Components, work: Work, limit: float | None = None) -> Plan:
+    """The first that fits into ``limit`` bytes, by default what the machine offers.
+
+    Tried are ``components`` as they are, then with weights in 8 bits, then with the transformer streamed, then both;
+    of these only what leaves the user's choice and the checkpoint's as they are.
+    """
+    limit = limit or OFFERED * machine_bytes()
+    for chosen, lent in _residencies(components):
+        footprint = Footprint(lent, work.model_type)
+        found = Plan(tuple(phases(footprint, work, limit)), limit, lent, chosen)
+        if found.largest.peak <= limit:
+            return found
+    return replace(found, refusal=_refusal(found, footprint, work))
+
+
+def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
+    """In the order of the run; ``limit`` decides how the video is decoded."""
+
+    def phase(name: str, activations: float, *parts: str) -> Phase:
+        weights = sum(map(footprint.weights, parts))
+        return Phase(name, weights, activations + SMALL)
+
+    prompts = 1 + work.recipe.guided
+    rows = prompts * min(work.prompt_tokens, footprint.context)
+    yield phase("encode prompt", footprint.hidden_states(rows), "text_encoder")
+    yield phase("connect prompt", footprint.contexts(rows, prompts), "connectors")
+    if work.images:
+        image = footprint.image(*work.shape[1:3])
+        yield phase("encode images", image, "video_encoder")
+    for number, stage in enumerate(work.recipe.stages, start=1):
+        tokens, passes = work.tokens(stage), _passes(work, stage)
+        held = footprint.held(tokens, passes)
+        if number > 1:
+            upsample = held + footprint.upsample(tokens.video)
+            yield phase("upsample", upsample, "transformer", "upsampler")
+        together = work.batched or footprint.components.low_memory
+        forward = footprint.forward(tokens, passes if together else 1)
+        done = phase(f"stage {number}", held + forward, "transformer")
+        forwards = passes * (len(stage.sigmas) - 1)
+        yield done._replace(seconds=_seconds(forwards * footprint.operations(tokens)))
+    if work.audio:
+        spectrogram = footprint.spectrogram(work.sound)
+        yield phase("decode spectrogram", spectrogram, "audio_decoder")
+        yield phase("decode sound", footprint.sound(work.sound), "vocoder")
+    video = footprint.video(work.shape, work.tiling, limit)
+    yield phase("decode video", video, "video_decoder")
+
+
+def machine_bytes() -> int:
+    """Memory that MLX's device can use well: what Metal recommends or a GPU has left, else the computer's."""
+    info = mx.device_info()
+    names = ("max_recommended_working_set_size", "free_memory", "total_memory")
+    known = next((info[name] for name in names if name in info), None)
+    return known or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _passes(work: Work, stage: Stage) -> int:
+    """Forwards in each step of a stage."""
+    strengths = work.tokens(stage).map(lambda _, guidance: guidance, stage.guidance)
+    return len(passes_of(PromptEmbeddings(AV(), AV()), strengths))
+
+
+def _seconds(operations: float) -> float | None:
+    speed = SPEED.get(mx.device_info().get("device_name"))
+    return operations / speed if speed else None
+
+
+def _residencies(components: Components) -> Iterator[tuple[str, Components]]:
+    """``components`` as they are, and as they may be had where nobody chose, the best first."""
+    yield "", components
+    if components.quantize:
+        return
+    streamed, gemma = "transformer read in each step", "text encoder in 8 bits"
+    low_memory, sources = components.low_memory, components.sources
+    if not (low_memory or sources["transformer"].quantization):
+        yield "weights in 8 bits", _lent(components, 8, False)
+        yield streamed, _lent(components, None, True)
+        low_memory, gemma = True, f"{streamed} and the {gemma}"
+    if not sources["text_encoder"].quantization:
+        yield gemma, _lent(components, 8, low_memory)
+
+
+def _lent(components: Components, quantize: int | None, low_memory: bool) -> Components:
+    """``components`` with another residency."""
+    other = copy(components)
+    other.quantize, other.low_memory = quantize, low_memory
+    return other
+
+
+def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
+    def fits(work: Work) -> bool:
+        steps = phases(footprint, work, plan.limit)
+        return all(phase.peak <= plan.limit for phase in steps)
+
+    candidates = (work.shorter(), work.smaller())
+    found = [next(filter(fits, works), None) for works in candidates]
+    nearest = " or ".join(describe(work.shape) for work in found if work)
+    chosen = f" even with the {plan.chosen}" if plan.chosen else ""
+    return (
+        f"{describe(work.shape)} need {plan.largest.peak / GB:.2f} GB for {plan.largest.name}{chosen}, and "
+        f"{plan.limit / GB:.2f} GB may be used. What fits: {nearest or 'no size, the weights are too large'}."
+    )
+
+
+def describe(shape: VideoPixelShape) -> str:
+    return f"{shape.frames} frames of {shape.width}x{shape.height}"

@@ -1,0 +1,374 @@
+"""What a run will take, foreseen: by hand, beside the truth, and what is done about it."""
+
+import gc
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_video import cli, recipes, weights
+from mlx_video.job import Files, Job
+from mlx_video.models.ltx import footprint
+from mlx_video.models.ltx.components import Components, quantize_blocks
+from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.footprint import CPU, GPU, QUEUED, QUEUED_FINER, Footprint
+from mlx_video.models.ltx.layouts import PARTS, Source, part_config
+from mlx_video.pipeline import Image, Request
+from mlx_video.plan import GB, Plan, Work, machine_bytes, plan
+from mlx_video.types import AV, VideoPixelShape
+from tests.checkpoints import MODEL, tiny_folder, wide_gemma
+from tests.reference import FIXTURES, manifest
+from tests.tiny_tokenizer import make_text_encoder_folder
+
+CLIP = VideoPixelShape(121, 512, 768, 24.0)
+SIZE = ["-W", "128", "-H", "64", "-n", "9"]
+PROMPT = ["--prompt", "a red ball on a blue floor"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+class Laid(Components):
+    """The 19B model and Gemma 12B in bfloat16, of which there are no files."""
+
+    def _network(self, name, model_type, loras):
+        config = part_config(name, self.sources[name])
+        module = PARTS[name].module(config)
+        cast = [(k, v.astype(self.dtype)) for k, v in tree_flatten(module.parameters())]
+        module.load_weights(cast)
+        if bits := self.bits(name):
+            quantize_blocks(module, 64, bits)
+        return module, []
+
+
+@pytest.fixture
+def full(monkeypatch) -> Components:
+    """Seen as on a GPU."""
+    monkeypatch.setattr(footprint, "live", lambda: GPU)
+    gemma = {k: laid(shape) for k, shape in manifest("gemma-3-12b-it").items()}
+    monkeypatch.setattr(footprint, "read", lambda path: (gemma, {}))
+    manifests = FIXTURES / "manifests"
+    blocks = json.loads((manifests / "ltx-2-19b.config.json").read_text())["config"]
+    upsampler = json.loads((manifests / "ltx-2-upscalers.config.json").read_text())
+    sources = {
+        p.name: Source(Path(p.name), blocks[p.block]) for p in PARTS.values() if p.block
+    }
+    file = upsampler["ltx-2-spatial-upscaler-x2-1.0.safetensors"]
+    sources["upsampler"] = Source(Path("upsampler"), file["config"])
+    sources["text_encoder"] = Source(Path("text_encoder"), {})
+    return Laid(sources, mx.bfloat16)
+
+
+def laid(shape: tuple[int, ...]) -> mx.array:
+    return mx.zeros(shape, mx.bfloat16)
+
+
+# By hand
+
+
+def test_a_forward_of_the_full_model(full):
+    found = Footprint(full, LTXModelType.AudioVideo)
+    tokens = AV(6144, 126)
+    streams = 6144 * 4096 + 126 * 2048
+    assert found.forward(tokens) == GPU.tokens * streams * 2 + QUEUED
+    tables = 4 * (6144 * (4096 + 2048) + 126 * (2048 + 2048))
+    assert found.forward(tokens, 4) == 4 * GPU.tokens * streams * 2 + QUEUED
+    assert found.forward(AV(64)) == (GPU.tokens + GPU.queued) * 64 * 4096 * 2
+    contexts = 5 * 1024 * (4096 + 2048) * 2
+    assert found.held(tokens, 1) == tables + contexts
+    assert found.held(AV(6144), 1) == 4 * 6144 * 4096 + 5 * 1024 * 4096 * 2
+
+
+@pytest.mark.parametrize("tokens, peak", [(6144, 35.86), (24576, 37.83)])
+def test_a_forward_of_the_full_model_on_an_h100(full, tokens, peak):
+    """GiB measured with its weights (docs/performance.md), of which 35.16 are weights; to 10 % of the rest."""
+    found = Footprint(full, LTXModelType.AudioVideo)
+    size = AV(tokens, 126)
+    above = (peak - 35.16) * 2**30
+    assert found.held(size, 1) + found.forward(size) == pytest.approx(above, rel=0.1)
+
+
+def test_a_cpu_keeps_the_scores(full, monkeypatch):
+    monkeypatch.setattr(footprint, "live", lambda: CPU)
+    found = Footprint(full, LTXModelType.VideoOnly)
+    scores = 32 * 6144**2
+    assert found.forward(AV(6144)) == 2 * (CPU.tokens * 6144 * 4096 + scores)
+
+
+@pytest.mark.parametrize("dtype", (mx.float32, mx.bfloat16))
+def test_a_cpu_unfolds_the_wide_encoder_in_float32(full, monkeypatch, dtype):
+    """MB measured above its weights in float32 on two cores, 25 November 2026; to 3 %."""
+    monkeypatch.setattr(footprint, "live", lambda: CPU)
+    full = Laid(full.sources, dtype)
+    found = Footprint(full, LTXModelType.VideoOnly)
+    assert found.image(256, 384) == pytest.approx(668e6, rel=0.03)
+    assert found.image(512, 512) == pytest.approx(1758e6, rel=0.03)
+
+
+def test_a_cpu_unfolds_less_where_kernels_are_narrow(full, monkeypatch):
+    monkeypatch.setattr(footprint, "live", lambda: CPU)
+    found = Footprint(Laid(full.sources, mx.float32), LTXModelType.VideoOnly)
+    assert found._autoencoder(128) is footprint.PRODUCTS
+    assert found._autoencoder(256) is CPU
+    half = Footprint(full, LTXModelType.VideoOnly)
+    assert half._autoencoder(128) is CPU
+
+
+def test_operations_of_the_full_model(full):
+    """Within 5 % of what filled a H200 for 252 ms at 790 TFLOP/s."""
+    found = Footprint(full, LTXModelType.AudioVideo)
+    assert found.operations(AV(6144, 126)) == pytest.approx(0.252 * 790e12, rel=0.05)
+
+
+def test_the_other_parts(full):
+    found = Footprint(full, LTXModelType.AudioVideo)
+    assert found.upsample(24576) == GPU.upsample * 24576 * 1024 * 2 + QUEUED_FINER
+    assert found.upsample(64) == (GPU.upsample + GPU.finer) * 64 * 1024 * 2
+    assert found.image(512, 768) == GPU.image * 128 * 192 * 128 * 2
+    assert found.spectrogram(126) == GPU.spectrogram * 4 * 126 * 64 * 128 * 2
+    assert found.sound(126) == GPU.sound * 4 * 126 * 240 * 32 * 4
+
+
+def test_named_tiles_take_what_one_does(full):
+    """The longer side has 16 cells a tile, the other in proportion 11; the second tile of 64 frames begins earlier."""
+    found = Footprint(full, LTXModelType.VideoOnly)
+    tile = (8 * 8 + 1) * (11 * 32) * (16 * 32) / 4**2 * 128 * 2
+    shape = VideoPixelShape(121, 1024, 1536, 24.0)
+    assert found.video(shape, "default", 80 * GB) == GPU.video * tile
+
+
+def test_weights_are_those_of_the_files(model):
+    """In the dtype of the run; of the transformer only the streams that it takes."""
+    components = Components.open(model, dtype=mx.float32)
+    header = weights.read_header(model / MODEL).tensors
+    sizes = {name: 4 * mx.zeros(entry["shape"]).size for name, entry in header.items()}
+    found = Footprint(components, LTXModelType.AudioVideo)
+    for name, prefix in (("vocoder", "vocoder."), ("audio_decoder", "audio_vae.dec")):
+        stored = sum(size for key, size in sizes.items() if key.startswith(prefix))
+        statistics = 2 * 128 * 4 if name == "audio_decoder" else 0
+        assert found.weights(name) == stored + statistics
+    alone = Footprint(components, LTXModelType.VideoOnly)
+    assert alone.weights("transformer") < 0.9 * found.weights("transformer")
+    with components.text_encoder() as encoder:
+        kept = tree_flatten(encoder.model.parameters())
+        assert found.weights("text_encoder") == sum(v.nbytes for _, v in kept)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weights_of_a_quantized_gemma_are_those_it_holds(tmp_path, bits, dtype):
+    wide_gemma(make_text_encoder_folder(tmp_path))
+    source = {"text_encoder": Source.of(tmp_path)}
+    lent = Components(source, dtype, quantize=bits)
+    found = Footprint(lent, LTXModelType.AudioVideo).weights("text_encoder")
+    with lent.text_encoder() as encoder:
+        kept = tree_flatten(encoder.model.parameters())
+        assert found == sum(value.nbytes for _, value in kept)
+
+
+@pytest.mark.parametrize("quantize, peak", [(None, 23.7), (8, 13.6), (4, 8.2)])
+def test_the_prompt_of_the_full_model(full, quantize, peak):
+    """GB of Gemma 12B, whose 2 GB of embeddings stay as they are, and of a short prompt's states."""
+    full.quantize = quantize
+    work = Work(CLIP, recipes.distilled(), prompt_tokens=128)
+    phase = plan(full, work, 80 * GB).phases[0]
+    assert phase.name == "encode prompt"
+    assert phase.peak == pytest.approx(peak * GB, rel=0.01)
+
+
+def test_streamed_and_quantized_blocks(full):
+    def size(**residency) -> int:
+        lent = Laid(full.sources, mx.bfloat16, **residency)
+        return Footprint(lent, LTXModelType.AudioVideo).weights("transformer")
+
+    whole = size()
+    assert whole == pytest.approx(37.75e9, rel=0.001)
+    assert size(quantize=8) == pytest.approx(whole * (8 + 0.5) / 16, rel=0.02)
+    assert size(low_memory=True) < 3 * 2**30
+
+
+# Beside the truth
+
+
+def test_the_tiny_model_takes_what_was_foreseen(model, tmp_path, monkeypatch):
+    """Above what the tests before it have left in memory; to 12 MB, for its stages are small."""
+    monkeypatch.chdir(tmp_path)
+    shape = VideoPixelShape(9, 256, 256, 24.0)
+    request = Request("a ball", shape, audio=True)
+    job = Job(request, recipes.distilled(), Files(str(model)))
+    foreseen = {phase.name: phase.peak for phase in job.plan().phases}
+    gc.collect()
+    held = mx.get_active_memory()
+    measured, phase = {}, None
+    for event in job.pipeline(health=False).stream(request):
+        if getattr(event, "phase", None) not in (None, phase):
+            phase = event.phase
+            mx.clear_cache()
+            mx.reset_peak_memory()
+        measured[phase] = mx.get_peak_memory() - held
+    for name in ("stage 1", "upsample", "stage 2"):
+        assert foreseen[name] == pytest.approx(measured[name], rel=0.15, abs=12e6), name
+
+
+# What is done about it
+
+
+@pytest.mark.parametrize(
+    "limit, chosen",
+    [
+        (80, ""),
+        (30, "weights in 8 bits"),
+        (15, "transformer read in each step and the text encoder in 8 bits"),
+    ],
+)
+def test_the_best_residency_that_fits(full, limit, chosen):
+    found = plan(full, Work(CLIP, recipes.distilled(), audio=True), limit * GB)
+    assert (found.chosen, found.refusal) == (chosen, "")
+    assert found.largest.peak <= limit * GB
+    assert found.components.quantize == (8 if "8" in chosen else None)
+    assert found.components.low_memory == ("read" in chosen)
+    assert (full.quantize, full.low_memory) == (None, False)
+
+
+def test_gemma_stays_exact_where_only_the_transformer_is_too_large(full):
+    work = Work(VideoPixelShape(481, 1024, 1536, 24.0), recipes.distilled())
+    found = plan(full, work, 28 * GB)
+    assert (found.chosen, found.refusal) == ("transformer read in each step", "")
+
+
+def test_gemma_is_quantized_beside_a_transformer_that_streams_already(full):
+    full.low_memory = True
+    found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
+    assert (found.chosen, found.refusal) == ("text encoder in 8 bits", "")
+    assert (found.components.quantize, found.components.low_memory) == (8, True)
+
+
+def test_gemma_is_quantized_beside_a_transformer_that_is_quantized_already(full):
+    full.sources["transformer"] = replace(
+        full.sources["transformer"], quantization={"bits": 8}
+    )
+    found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
+    assert found.chosen == "text encoder in 8 bits"
+    assert (found.components.quantize, found.components.low_memory) == (8, False)
+
+
+def test_nothing_is_tried_where_all_is_quantized_already(full):
+    for name in ("transformer", "text_encoder"):
+        full.sources[name] = replace(full.sources[name], quantization={"bits": 8})
+    found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
+    assert found.components is full and "even with" not in found.refusal
+
+
+def test_what_the_user_chose_stays(full):
+    full.quantize = 8
+    found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
+    assert found.refusal and not found.chosen
+
+
+def test_a_refusal_names_the_nearest_that_fits(full):
+    full.quantize = 8
+    work = Work(VideoPixelShape(481, 1024, 1536, 24.0), recipes.dev(), audio=True)
+    found = plan(full, work, 26 * GB)
+    with pytest.raises(ValueError, match="481 frames of 1536x1024 need") as refused:
+        found.check()
+    named = re.findall(r"(\d+) frames of (\d+)x(\d+)", str(refused.value))[1:]
+    (frames, *same), (all_frames, width, height) = [tuple(map(int, n)) for n in named]
+    assert same == [1536, 1024] and all_frames == 481
+    for shape, larger in (
+        ((frames, 1024, 1536), (frames + 8, 1024, 1536)),
+        ((481, height, width), (481, height + 32, round(1.5 * (height + 32)))),
+    ):
+        at = [VideoPixelShape(*size, 24.0) for size in (shape, larger)]
+        fits = [plan(full, work._replace(shape=s), 26 * GB).refusal == "" for s in at]
+        assert fits == [True, False]
+
+
+def test_where_no_size_fits(full):
+    found = plan(full, Work(CLIP, recipes.distilled()), 5 * GB)
+    assert "What fits: no size" in found.refusal
+
+
+def test_batched_passes_and_keyframes_take_more(full):
+    def stage(**options) -> float:
+        work = Work(CLIP, recipes.dev(), audio=True, **options)
+        steps = plan(full, work, 80 * GB).phases
+        return next(phase for phase in steps if phase.name == "stage 1").activations
+
+    assert stage(batched=True) > 2 * stage()
+    assert stage(images=1, keyframes=1) > stage() == stage(images=1)
+
+
+def test_a_tight_limit_decodes_in_smaller_pieces(full):
+    def video(limit: float) -> float:
+        return plan(full, Work(CLIP, recipes.distilled()), limit * GB).phases[-1].peak
+
+    assert video(80) > video(3.5)
+
+
+def test_a_job_says_what_memory_must_know():
+    images = (Image("a.png"), Image("b.png", 8))
+    request = Request("x" * 300, CLIP, negative_prompt="", images=images, audio=True)
+    job = Job(request, recipes.dev())
+    work = job.work(batched=True)
+    assert (work.images, work.keyframes, work.prompt_tokens) == (2, 1, 102)
+    assert work.audio and work.batched and work.sound == 126
+
+
+def test_the_record_keeps_what_was_chosen(full):
+    lent = Laid(full.sources, mx.bfloat16, quantize=8)
+    job = Job(Request("a", CLIP), recipes.distilled()).planned(Plan((), 1.0, lent))
+    assert (job.files.quantize, job.files.low_memory) == (8, False)
+
+
+def test_the_machine_has_memory():
+    assert 2**28 < machine_bytes() < 2**50
+
+
+# The command
+
+
+def typed(command: str, model: Path, *words) -> int:
+    return cli.main([command, *PROMPT, *SIZE, "--model", str(model), *words])
+
+
+def test_plan_prints_each_phase_and_loads_nothing(model, capsys, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("a part was lent")
+
+    monkeypatch.setattr(Components, "_load", forbidden)
+    assert typed("plan", model) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line[:20].strip() for line in lines[1:-1]]
+    assert names[0] == "encode prompt" and names[-1] == "decode video"
+    assert {"stage 1", "upsample", "stage 2", "decode sound"} <= set(names)
+    assert lines[-1].startswith("plan: at most 0.")
+
+
+@pytest.mark.parametrize("command", ["plan", "generate"])
+def test_what_cannot_fit_is_refused(command, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Components, "_load", lambda *_: pytest.fail("loaded"))
+    assert typed(command, model, "--memory-limit", "0.001") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "9 frames of 128x64 need" in error and "0.00 GB may be used" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_is_said_before_a_run(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert typed("generate", model, "--memory-limit", "4") == 0
+    assert re.match(r"plan: at most 0\.\d\d GB.* of 4\.00 GB", capsys.readouterr().err)
+    assert typed("generate", model, "--quiet", "-o", "b.mp4") == 0
+    assert "plan" not in capsys.readouterr().err
+
+
+def test_a_limit_must_be_above_zero(model, capsys):
+    with pytest.raises(SystemExit):
+        typed("plan", model, "--memory-limit", "0")
+    assert "must be above 0, such as 24" in capsys.readouterr().err
