@@ -1,0 +1,84 @@
+"""What a network's tensors are called in the official files and here: one table, read in both directions.
+
+Knows names as text; not tensors, files or networks.
+"""
+
+import re
+from typing import Mapping, TypeVar
+
+X = TypeVar("X")
+
+
+class TensorNames:
+    """The official names of a network's tensors, and ours.
+
+    prefixes  official prefix -> ours, which may be empty; ``None`` marks tensors of an official file that are not this
+              network's. The longest prefix that fits decides; of several official ones for one of ours, the first listed.
+    tables    official pattern -> ours, for what stands after the prefix. ``*`` stands for any text, the same on both
+              sides and as short as can be. From each table the first pattern that fits the whole name applies; the
+              tables apply in turn, backwards where the official name is sought.
+    """
+
+    def __init__(self, prefixes: Mapping[str, str | None], *tables: Mapping[str, str]):
+        self._to_ours = _longest_first(prefixes)
+        inverse: dict[str, str] = {}
+        for official, ours in prefixes.items():
+            if ours is not None:
+                inverse.setdefault(ours, official)
+        self._to_official = _longest_first(inverse)
+        pairs = [list(table.items()) for table in tables]
+        self._forward = [[_rule(old, new) for old, new in table] for table in pairs]
+        self._backward = [
+            [_rule(old, new) for new, old in table] for table in reversed(pairs)
+        ]
+
+    def ours(self, official: str) -> str | None:
+        """Our name of an official one; ``None`` where the tensor is not this network's."""
+        for prefix, ours in self._to_ours:
+            if official.startswith(prefix):
+                if ours is None:
+                    return None
+                return ours + _renamed(official.removeprefix(prefix), self._forward)
+        return None
+
+    def official(self, ours: str) -> str:
+        """The official name of one of ours."""
+        for prefix, official in self._to_official:
+            if ours.startswith(prefix):
+                return official + _renamed(ours.removeprefix(prefix), self._backward)
+        raise KeyError(f"{ours} is not a name of this network")
+
+    def take(self, weights: Mapping[str, X]) -> dict[str, X] | None:
+        """This network's values out of official ``weights``, under our names.
+
+        ``None`` where no name has an official prefix: then ``weights`` have our names already.
+        """
+        if not any(key.startswith(prefix) for key in weights for prefix, _ in self._to_ours):  # fmt: skip
+            return None
+        named = ((self.ours(key), value) for key, value in weights.items())
+        return {key: value for key, value in named if key is not None}
+
+
+Rule = tuple[re.Pattern, str]
+
+
+def _longest_first(prefixes: Mapping[str, X]) -> list[tuple[str, X]]:
+    return sorted(prefixes.items(), key=lambda item: -len(item[0]))
+
+
+def _rule(old: str, new: str) -> Rule:
+    """What finds ``old`` and writes ``new``; both have one ``*`` for each piece of text that stays."""
+    if old.count("*") != new.count("*"):
+        raise ValueError(f"{old!r} and {new!r} must have as many * as each other")
+    pattern = re.escape(old).replace(r"\*", "(.*?)")
+    template = new.replace("*", "{}")
+    return re.compile(pattern), template
+
+
+def _renamed(name: str, tables: list[list[Rule]]) -> str:
+    for table in tables:
+        for pattern, template in table:
+            if found := pattern.fullmatch(name):
+                name = template.format(*found.groups())
+                break
+    return name
