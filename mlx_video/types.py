@@ -213,9 +213,9 @@ class Step(NamedTuple):
 class Perturbation:
     """What a guided pass leaves out of the transformer; the default leaves out nothing.
 
-    skip_self_attention  blocks whose self-attention only passes its values through (STG)
+    skip_self_attention  per modality, the blocks whose self-attention only passes its values through (STG)
     isolate              no audio-video cross-attention in any block (modality guidance)
     """
 
-    skip_self_attention: frozenset[int] = frozenset()
+    skip_self_attention: AV[frozenset[int]] = AV(frozenset(), frozenset())
     isolate: bool = False

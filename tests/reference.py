@@ -16,9 +16,9 @@ LOOP_TOLERANCE = 5e-4
 
 
 @cache
-def vectors(name: str) -> dict[str, mx.array]:
+def vectors(name: str, folder: str = "ltx2_tiny") -> dict[str, mx.array]:
     """Inputs and outputs of the official code: ``dit``, ``text``, ``video_vae``, ... (see the fixture's README)."""
-    return mx.load(str(TINY / f"{name}.safetensors"))
+    return mx.load(str(FIXTURES / folder / f"{name}.safetensors"))
 
 
 @cache

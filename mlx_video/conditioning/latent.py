@@ -74,7 +74,6 @@ class VideoConditionByLatentIndex:
                 f"The condition covers tokens {start} to {stop}, but the clip has {state.latent.shape[1]}."
             )
         return state._replace(
-            latent=_overwrite(state.latent, start, self.tokens),
             clean_latent=_overwrite(state.clean_latent, start, self.tokens),
             denoise_mask=_overwrite(
                 state.denoise_mask,
@@ -101,7 +100,7 @@ class VideoConditionByKeyframe:
         tokens = self.tokens.astype(state.latent.dtype)
         mask = mx.full((1, tokens.shape[1], 1), 1 - self.strength)
         return LatentState(
-            mx.concatenate([state.latent, tokens], axis=1),
+            mx.concatenate([state.latent, mx.zeros_like(tokens)], axis=1),
             mx.concatenate([state.clean_latent, tokens], axis=1),
             mx.concatenate([state.denoise_mask, mask], axis=1),
             mx.concatenate([state.positions, self.positions], axis=2),

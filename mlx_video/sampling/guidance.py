@@ -131,9 +131,7 @@ def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pas
             )
         passes["uncond"] = (prompt.negative, Perturbation())
     if any(g.stg != 0.0 for g in wanted):
-        blocks = frozenset(
-            block for g in wanted if g.stg != 0.0 for block in g.stg_blocks
-        )
+        blocks = guidance.map(lambda g: frozenset(g.stg_blocks if g.stg != 0.0 else ()))
         passes["perturbed"] = (prompt.positive, Perturbation(blocks))
     if any(g.modality != 1.0 for g in wanted) and len(wanted) > 1:
         passes["isolated"] = (prompt.positive, Perturbation(isolate=True))

@@ -31,19 +31,15 @@ def ltx2_scheduler(
         )
     tokens = 4096 if num_tokens is None else num_tokens
     slope = (max_shift - base_shift) / (4096 - 1024)
-    shift = math.exp(base_shift + (tokens - 1024) * slope)
-    times = 1 - np.arange(steps) / steps
-    sigmas = shift / (shift + 1 / times - 1)
+    shift = np.float32(math.exp(base_shift + (tokens - 1024) * slope))
+    times = np.linspace(1, 0, steps + 1, dtype=np.float32)[:-1]
+    # Float32 throughout, and a reciprocal times the shift: the official schedule begins at 0.99999976 rather than 1 for
+    # some sizes, and guidance multiplies the difference.
+    sigmas = 1 / (shift + (1 / times - 1)) * shift
     if stretch:
-        sigmas = _stretched(sigmas, terminal)
-    return mx.array(np.append(sigmas, 0.0), mx.float32)
-
-
-def _stretched(sigmas: np.ndarray, terminal: float) -> np.ndarray:
-    """Scale the distances to 1 so that the last sigma becomes ``terminal``."""
-    if len(sigmas) == 1:
-        return np.array([terminal])
-    return 1 - (1 - sigmas) * (1 - terminal) / (1 - sigmas[-1])
+        distance = 1 - sigmas
+        sigmas = 1 - distance / (distance[-1] / np.float32(1 - terminal))
+    return mx.array(np.append(sigmas, np.float32(0)))
 
 
 def linear_quadratic_scheduler(steps: int, threshold: float = 0.025) -> mx.array:

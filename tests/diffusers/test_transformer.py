@@ -181,7 +181,7 @@ def test_video_only(size, rope_type):
 def test_guidance_passes():
     theirs, ours = pair(SIZES[0], LTXRopeType.SPLIT)
     given = batch()
-    stg = Perturbation(skip_self_attention=frozenset({1}))
+    stg = Perturbation(AV(frozenset({1}), frozenset({1})))
     for perturbations, options in (
         ((stg,), dict(spatio_temporal_guidance_blocks=[1])),
         (

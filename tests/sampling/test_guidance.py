@@ -1,5 +1,7 @@
 """Guidance formulas against the official numbers, and the passes that strengths ask for."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import pytest
 
@@ -11,6 +13,7 @@ from mlx_video.sampling.guidance import (
     cfg_delta,
     cfg_star_delta,
     guided,
+    passes_of,
     stg_delta,
 )
 from mlx_video.types import AV, PromptEmbeddings
@@ -74,14 +77,14 @@ def spy(calls):
 
     def predict(states, context, sigma, perturbations):
         calls.append(perturbations)
-        offsets = mx.array(
-            [10.0 * len(p.skip_self_attention) + 3.0 * p.isolate for p in perturbations]
-        )[:, None, None]
-        return states.map(
-            lambda state, text: state.latent * text.mean(axis=(1, 2), keepdims=True)
-            + offsets,
-            context,
-        )
+        offsets = mx.array([3.0 * p.isolate for p in perturbations])[:, None, None]
+
+        def x0(state, text, *skipped):
+            blocks = mx.array([10.0 * len(each) for each in skipped])[:, None, None]
+            text = text.mean(axis=(1, 2), keepdims=True)
+            return state.latent * text + offsets + blocks
+
+        return states.map(x0, context, *(p.skip_self_attention for p in perturbations))
 
     return predict
 
@@ -96,8 +99,20 @@ def test_a_pass_that_one_modality_needs_is_run_for_both():
     calls = []
     strengths = AV(Guidance(), Guidance(stg=1.0, stg_blocks=(1, 2)))
     x0 = guided(spy(calls), PROMPT, strengths)(STATES, 0.5)
-    assert [p.skip_self_attention for (p,) in calls] == [frozenset(), frozenset({1, 2})]
+    assert len(calls) == 2
     assert error(x0.video, STATES.video.latent) < 1e-6  # strength 0 leaves video alone
+
+
+def test_stg_perturbs_only_the_modality_that_asks_and_each_in_its_own_blocks():
+    def skipped(video: Guidance, audio: Guidance):
+        _, perturbation = passes_of(PROMPT, AV(video, audio))["perturbed"]
+        return perturbation.skip_self_attention
+
+    some, other = Guidance(stg=1.0, stg_blocks=(1, 2)), Guidance(stg_blocks=(3,))
+    assert skipped(some, other) == AV(frozenset({1, 2}), frozenset())
+    assert skipped(other, some) == AV(frozenset(), frozenset({1, 2}))
+    other = replace(other, stg=0.5)
+    assert skipped(some, other) == AV(frozenset({1, 2}), frozenset({3}))
 
 
 def test_batched_passes_equal_passes_in_turn():

@@ -352,11 +352,15 @@ def streams_of(key: str) -> set[Modality]:
 
 def _perturbed(
     block: int, perturbations: Sequence[Perturbation]
-) -> tuple[mx.array | bool, mx.array | bool]:
-    """Whether ``block`` attends within its streams, and between them."""
-    attending = [block not in p.skip_self_attention for p in perturbations]
+) -> tuple[AV[mx.array | bool], mx.array | bool]:
+    """Whether ``block`` attends within each stream, and between them."""
+
+    def attends(modality: Modality) -> mx.array | bool:
+        skipped = [p.skip_self_attention[modality] or () for p in perturbations]
+        return _agreed([block not in blocks for blocks in skipped])
+
     crossing = [not p.isolate for p in perturbations]
-    return _agreed(attending), _agreed(crossing)
+    return MODALITIES.map(attends), _agreed(crossing)
 
 
 def _agreed(answers: list[bool]) -> mx.array | bool:

@@ -132,12 +132,12 @@ class TransformerBlock(nn.Module):
         self,
         x: AV[mx.array],
         conditioning: AV[Conditioning],
-        attending: mx.array | bool = True,
+        attending: AV[mx.array | bool] = AV(True, True),
         crossing: mx.array | bool = True,
     ) -> AV[mx.array]:
         """Tokens (B, N, D) of each stream -> the same shapes.
 
-        attending  whether self-attention runs or only passes its values through
+        attending  whether a stream's self-attention runs or only passes its values through
         crossing   whether the streams attend to each other; both may be (B, 1, 1), one answer per batch item
         """
         x = _advance(partial(self._attend, attending=attending), x, conditioning)
@@ -150,14 +150,14 @@ class TransformerBlock(nn.Module):
         modality: Modality,
         x: mx.array,
         c: Conditioning,
-        attending: mx.array | bool,
+        attending: AV[mx.array | bool],
     ) -> mx.array:
         """Attention to the stream's own tokens, then to its text."""
         modulation = self._modulation(modality, x, c)
         update = self[named(modality, "attn1")](
             modulation.norm(x, self.norm_eps, shift=0, scale=1),
             rope=c.rope.tokens,
-            attending=attending,
+            attending=attending[modality],
         )
         x = end_piece(modulation.gated(x, update, gate=2))
         del update  # a name would keep it while the text is attended to

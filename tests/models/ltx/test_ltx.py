@@ -42,7 +42,8 @@ from tests.reference import (
     vectors,
 )
 
-STG = Perturbation(skip_self_attention=frozenset({1}))
+BLOCK_1 = AV(frozenset({1}), frozenset({1}))
+STG = Perturbation(BLOCK_1)
 ISOLATED = Perturbation(isolate=True)
 NOTHING = Perturbation()
 VideoOnly, AudioOnly = LTXModelType.VideoOnly, LTXModelType.AudioOnly
@@ -231,7 +232,12 @@ def test_what_does_not_change_is_computed_once(monkeypatch):
 
 
 def test_batched_perturbations_equal_single_ones():
-    each = [NOTHING, STG, ISOLATED, Perturbation(frozenset({0, 2}), isolate=True)]
+    each = [
+        NOTHING,
+        STG,
+        ISOLATED,
+        Perturbation(AV(frozenset({0, 2}), frozenset()), True),
+    ]
     batch = LATENTS.map(lambda x: mx.concatenate([x] * 4))
     contexts = CONTEXTS.map(lambda x: mx.concatenate([x] * 4))
     timesteps = UNIFORM.map(lambda x: mx.concatenate([x] * 4))
@@ -243,6 +249,16 @@ def test_batched_perturbations_equal_single_ones():
         assert errors(together.map(lambda x: x[item : item + 1]), alone) < 1e-5
 
 
+def test_stg_of_one_stream_leaves_the_other_its_attention():
+    video_only = Perturbation(AV(frozenset({2}), frozenset()))
+    assert len(model().transformer_blocks) == 3  # so only the last one is perturbed
+    perturbed, whole = (model()(inputs(model()), (p,)) for p in (video_only, NOTHING))
+    assert errors(AV(perturbed.video), AV(whole.video)) > 1e-3
+    isolated = Perturbation(video_only.skip_self_attention, isolate=True)
+    alone, also = (model()(inputs(model()), (p,)) for p in (isolated, ISOLATED))
+    assert errors(AV(audio=alone.audio), AV(audio=also.audio)) == 0
+
+
 class Forbidden(nn.Module):
     def __call__(self, x):
         raise AssertionError("computed in vain")
@@ -252,9 +268,9 @@ def test_what_all_leave_out_is_not_computed():
     some = fresh_model()
     block = some.transformer_blocks[1]
     block.attn1.to_q = block.audio_to_video_attn.to_v = Forbidden()
-    skip = Perturbation(frozenset({1}), isolate=True)
+    skip = Perturbation(BLOCK_1, isolate=True)
     assert mx.isfinite(some(inputs(some), (skip,)).video).all()
-    for half in (Perturbation(frozenset({1})), ISOLATED):
+    for half in (STG, ISOLATED):
         with pytest.raises(AssertionError, match="in vain"):
             some(inputs(some), (half,))
 
