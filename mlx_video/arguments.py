@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Callable, Sequence
 
 from mlx_video import hub, recipes
+from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.job import Files, Job, settled
 from mlx_video.models.ltx.find import DEMO
@@ -361,8 +362,8 @@ def files_from(args: argparse.Namespace) -> Files:
 
 
 def _full(path: str | None) -> str | None:
-    here = path is not None and Path(path).expanduser().exists()
-    return str(Path(path).expanduser().resolve()) if here else path
+    here = path is not None and is_there(typed_path(path))
+    return str(typed_path(path).resolve()) if here else path
 
 
 def recipe_from(
@@ -406,21 +407,23 @@ def image_from(words: Sequence[str]) -> Image:
     try:
         frame, strength = (rest + ["0", "1"][len(rest) :])[:2]
         if len(rest) > 2:
-            raise UserError
-        return Image(_full(path), int(frame), float(strength))
+            raise ValueError
+        frame, strength = int(frame), float(strength)
     except ValueError:
         raise UserError(
             f"--image takes PATH [FRAME] [STRENGTH]; got '{' '.join(words)}'. For example: --image cat.png 0 0.9."
         ) from None
+    return Image(_full(path), frame, strength)
 
 
 def _lora_from(words: Sequence[str]) -> tuple[str, float]:
     path, strength = (list(words) + ["1"])[:2]
     try:
         if len(words) > 2:
-            raise UserError
-        return _full(path), float(strength)
+            raise ValueError
+        strength = float(strength)
     except ValueError:
         raise UserError(
             f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
         ) from None
+    return _full(path), strength

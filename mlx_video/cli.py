@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ from mlx_video.arguments import (
     files_from,
     job_from,
 )
+from mlx_video.disk import file_errors
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.health import HealthError
 from mlx_video.hub import MODEL_REPO, Plan
@@ -35,7 +37,11 @@ from mlx_video.report import Report, describe_text, plan_line, plan_text
 from mlx_video.types import Clip, Sample, Step
 
 DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own machine."
-BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 2, 3, 130
+FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 1, 2, 3, 130
+OUR_FAULT = (
+    "This is a fault of mlx-video, not of what you typed. Please report the lines above, the command and the output of "
+    "`mlx-video info` to the project."
+)
 LONGEST_NAME = 200  # bytes of a file name, so that the files beside it can be named too
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse
 
@@ -95,12 +101,8 @@ def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
         raise MissingFileError(
             f"There is no folder {folder} to write {path.name} into; make it first."
         )
-    try:
+    with file_errors(folder, "written to"):
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(
-            f"The folder {folder} cannot be written to: {error.strerror}."
-        ) from None
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise UserError(
             f"{path.name[:40]}... is too long a name; use at most {LONGEST_NAME} bytes."
@@ -164,20 +166,19 @@ def _save_latents(path: Path, sample: Sample, job: Job) -> None:
     """Go on without, where they cannot be saved: the clip may still be made."""
     try:
         save_latents(path, sample, job)
-    except OSError as error:
+    except UserError as error:
         print(f"warning: {error}", file=sys.stderr)
 
 
 @contextmanager
 def _latents_named(latents: Path) -> Iterator[None]:
-    """Say, if a run fails here, that what was sampled is not lost."""
+    """Note, on whatever ends a run here, that what was sampled is not lost."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if latents.exists():
-            print(
-                f"The latents are kept: finish with `mlx-video decode {latents}`.",
-                file=sys.stderr,
+            error.add_note(
+                f"The latents are kept: finish with `mlx-video decode {latents}`."
             )
         raise
 
@@ -304,26 +305,33 @@ def info(args: argparse.Namespace) -> None:
 
 
 def guarded(run: Callable[[], None]) -> int:
-    """The exit code of ``run``: 0, 2 for bad input, 3 for garbage, 130 for Ctrl-C; a failure is one line on stderr.
+    """The exit code of ``run``: 0, 2 for bad input, 3 for garbage, 130 for Ctrl-C, each a sentence on stderr.
 
-    A request to terminate ends a run as Ctrl-C does. On a CPU nothing is compiled: MLX would call g++ for each fused
-    piece, seconds at the first run, and a run is no faster for it.
+    1 is a fault of ours, which keeps its traceback. A request to terminate ends a run as Ctrl-C does. On a CPU nothing
+    is compiled: MLX would call g++ for each fused piece, seconds at the first run, and a run is no faster for it.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if mx.default_device() == mx.cpu:
         mx.disable_compile()
     try:
         run()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+    except UserError as error:
+        return _failed(f"error: {error}", error, BAD_INPUT)
     except HealthError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_OUTPUT
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return INTERRUPTED
+        return _failed(f"error: {error}", error, BAD_OUTPUT)
+    except KeyboardInterrupt as error:
+        return _failed("stopped", error, INTERRUPTED)
+    except Exception as error:
+        traceback.print_exc()
+        print(OUR_FAULT, file=sys.stderr)
+        return FAULT
     return 0
+
+
+def _failed(sentence: str, error: BaseException, code: int) -> int:
+    """Say what happened, and what the error carries along: where the work is kept."""
+    print(sentence, *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+    return code
 
 
 def _add_decode(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_video import hub
+from mlx_video.disk import typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import (
@@ -34,7 +35,6 @@ from mlx_video.models.ltx.layouts import (
 from mlx_video.parser import Parser
 from mlx_video.weights import CONFIG, INDEX, Weights, aside, save, write_json
 
-BAD_INPUT = 2  # exit code
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -64,7 +64,7 @@ def convert(
     behind. Raises ``ValueError`` or ``FileNotFoundError`` in one sentence.
     """
     quantization = _quantization(q_bits, q_group_size) if quantize else {}
-    target = Path(mlx_path).expanduser().absolute()
+    target = typed_path(mlx_path).absolute()
     with aside(target) as folder:
         needs = [name for name, part in PARTS.items() if part.block is not None]
         layout = Components.open(
@@ -225,12 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     args = parser.read(argv)
-    try:
-        print(run(args))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
+    from mlx_video.cli import guarded  # which knows this module as a command
+
+    return guarded(lambda: print(run(args)))
 
 
 if __name__ == "__main__":

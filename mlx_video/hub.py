@@ -13,7 +13,8 @@ from typing import Callable, Iterator, Mapping, Sequence
 import huggingface_hub as hf
 from huggingface_hub import constants
 
-from mlx_video.errors import MissingFileError
+from mlx_video.disk import is_there, short, typed_path
+from mlx_video.errors import MissingFileError, UserError
 
 MODEL_REPO = "Lightricks/LTX-2"
 MODEL_FILE = "ltx-2-19b-{variant}.safetensors"
@@ -73,12 +74,12 @@ def resolve(
 
     ``announce`` hears the plan before anything is downloaded. Raises as ``plan`` does.
     """
-    path = Path(model).expanduser()
-    if path.exists():
+    path = typed_path(model)
+    if is_there(path):
         return path
     if "/" not in str(model):
         raise MissingFileError(
-            f"There is no file or folder {model}, and a hub repository is named owner/name, such as {MODEL_REPO}."
+            f"There is no file or folder {short(model)}, and a hub repository is named owner/name, such as {MODEL_REPO}."
         )
     files = plan(str(model), patterns)
     if files.missing:
@@ -88,9 +89,13 @@ def resolve(
 
 def resolve_file(file: str | Path, announce: Announce = lambda plan: None) -> Path:
     """``file`` itself if it is a path; else the one called owner/repository/name.safetensors, fetched if need be."""
-    path = Path(file).expanduser()
-    if path.exists():
+    path = typed_path(file)
+    if is_there(path):
         return path
+    if path.is_absolute() or path.parts[0] in (".", "..") or str(file).count("/") != 2:
+        raise MissingFileError(
+            f"There is no file {short(file)}, and a file of the hub is named owner/repository/file."
+        )
     repo, _, name = str(file).rpartition("/")
     return resolve(repo, [name], announce) / name
 
@@ -158,30 +163,36 @@ def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
         errors.LocalEntryNotFoundError,
         ConnectionError,
     )
+    cache = constants.HF_HUB_CACHE
     try:
         yield
+    except UserError:
+        raise
     except errors.HFValidationError:
         raise MissingFileError(
-            f"{repo} is neither a file or folder here nor the name of a Hugging Face repository such as {MODEL_REPO}."
+            f"{short(repo)} is neither a file or folder here nor the name of a Hugging Face repository such as {MODEL_REPO}."
         ) from None
     except unreachable as error:
         raise _explanation(repo, patterns, error.__cause__ or error) from error
+    except OSError as error:
+        raise UserError(
+            f"The hub's cache {short(error.filename or cache)} cannot be used: {str(error.strerror or error).lower()}. "
+            "Make it readable, or name another in HF_HOME."
+        ) from None
 
 
-def _explanation(
-    repo: str, patterns: Sequence[str], cause: BaseException
-) -> ValueError | FileNotFoundError:
+def _explanation(repo: str, patterns: Sequence[str], cause: BaseException) -> UserError:
     from huggingface_hub import errors
 
     if isinstance(cause, errors.GatedRepoError):
-        return ValueError(
+        return UserError(
             f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in with `hf auth login`."
         )
     if isinstance(cause, errors.RepositoryNotFoundError):
-        return FileNotFoundError(
+        return MissingFileError(
             f"There is no file or folder {repo} here, and no Hugging Face repository of that name that you may read."
         )
-    return FileNotFoundError(
+    return MissingFileError(
         f"{repo} is not here: the cache lacks {', '.join(patterns)}, and Hugging Face cannot be reached. "
         "Connect and run again, or give the path of a file or folder."
     )

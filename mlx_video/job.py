@@ -13,6 +13,7 @@ import mlx_video
 from mlx_video import hub
 from mlx_video import plan as plans
 from mlx_video import weights
+from mlx_video.disk import file_errors
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
 from mlx_video.models.ltx.find import default_model, find_defaults
@@ -234,7 +235,7 @@ def decoder_of(job: Job, *, health: bool, announce: Announce) -> Pipeline:
 def save_latents(path: Path, sample: Sample, job: Job) -> None:
     """Write a sample beside its record, so that ``decode`` can finish it: tensors "video" and "audio", float32.
 
-    Raises ``OSError`` where that cannot be; nothing is left then.
+    Raises ``UserError`` where that cannot be; nothing is left then.
     """
     latents = sample.latents
     tensors = {modality.value: latents[modality] for modality in latents.present}
@@ -243,8 +244,8 @@ def save_latents(path: Path, sample: Sample, job: Job) -> None:
     try:
         mx.save_safetensors(str(aside), tensors, {RECORD_KEY: record})
         aside.replace(path)
-    except RuntimeError as error:
-        raise OSError(f"{path} could not be written: {error}") from None
+    except RuntimeError as error:  # MLX's word for what the system refuses
+        raise UserError(f"{path} could not be written: {error}") from None
     finally:
         aside.unlink(missing_ok=True)
 
@@ -264,7 +265,8 @@ def read_record(path: Path) -> str:
     if not path.exists():
         raise MissingFileError(f"There is no file {path}.")
     if path.suffix == ".json":
-        return path.read_text()
+        with file_errors(path):
+            return path.read_text()
     from mlx_video import media  # with codecs, which only a clip's file needs
 
     metadata = (

@@ -18,6 +18,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from PIL import Image, ImageOps
 
+from mlx_video.disk import file_errors, is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.postprocess import to_pcm16
 from mlx_video.types import Clip, VideoPixelShape, Waveform
@@ -211,9 +212,11 @@ def load_image(path: str | Path) -> np.ndarray:
 
     Raises ``FileNotFoundError``, or ``ValueError`` if it is no picture.
     """
-    if not Path(path).is_file():
-        raise MissingFileError(f"There is no image {path}.")
+    if not is_there(typed_path(path)):
+        raise MissingFileError(f"There is no image {short(path)}.")
     try:
+        with file_errors(path), open(path, "rb"):
+            pass
         with Image.open(path) as image:
             image = _eight_bit(ImageOps.exif_transpose(image))
             if image.has_transparency_data:
@@ -221,6 +224,8 @@ def load_image(path: str | Path) -> np.ndarray:
                 black = Image.new("RGBA", image.size, "black")
                 image = Image.alpha_composite(black, image)
             return np.array(image.convert("RGB"))
+    except UserError:
+        raise
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} is not an image that can be read ({error}); give a {IMAGE_FORMATS} file."
@@ -263,8 +268,8 @@ def load_audio(path: str | Path, sample_rate: int = 16000) -> Waveform:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[av.container.InputContainer]:
-    if not Path(path).is_file():
-        raise MissingFileError(f"There is no file {path}.")
+    if not is_there(typed_path(path)):
+        raise MissingFileError(f"There is no file {short(path)}.")
     try:
         with av.open(str(path)) as container:
             yield container

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_video.disk import file_errors
 from mlx_video.errors import MissingFileError, UserError
 
 X = TypeVar("X")
@@ -88,12 +89,13 @@ def read_header(file: Path) -> Header:
 
     MLX reads tensors lazily and would meet a cut-off file only in the middle of a run.
     """
-    size = os.path.getsize(file)
+    with file_errors(file):
+        size = os.path.getsize(file)
     if size == 0:
         raise UserError(
             f"{file} is empty: the download did not finish. Fetch it again."
         )
-    with open(file, "rb") as stream:
+    with file_errors(file), open(file, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         text = stream.read(min(length, size))
     if text[:1] != b"{":
@@ -126,7 +128,10 @@ def _wrong_size(file: Path, size: int, wanted: int) -> UserError:
 def read_json(file: Path) -> dict:
     """The object that ``file`` holds; empty where there is none. Raises ``ValueError`` where it holds something else."""
     try:
-        found = json.loads(file.read_text()) if file.is_file() else {}
+        with file_errors(file):
+            found = json.loads(file.read_text()) if file.is_file() else {}
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}.") from None
     if not isinstance(found, dict):

@@ -250,7 +250,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 ):
     (tmp_path / "empty").mkdir()
     names = dict(tmp=tmp_path, model=folder)
-    assert main(flags.format(**names).split()) == door.BAD_INPUT == 2
+    assert main(flags.format(**names).split()) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert err.startswith("error: ") and message.format(**names) in err

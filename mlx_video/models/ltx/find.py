@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Mapping
 
 from mlx_video import hub, lora
+from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.layouts import (
     DEV,
@@ -49,7 +50,7 @@ def default_model(tell: Callable[[str], None] = log.warning) -> str:
 
 def located(model: str | Path) -> Path:
     """The path that ``model`` is, if it is no hub repository: the demo model goes by its name wherever it lies."""
-    return PACKAGED if str(model) == DEMO else Path(model).expanduser()
+    return PACKAGED if str(model) == DEMO else typed_path(model)
 
 
 def find_defaults(
@@ -62,7 +63,7 @@ def find_defaults(
     Of what the hub holds only converted folders are asked. What is nowhere states nothing: its use will fail.
     """
     path = located(model)
-    if path.exists():
+    if is_there(path):
         return identify(path, variant).defaults
     file, repository = path.suffix == ".safetensors", "/" in str(model)
     if file or not repository or str(model) == hub.MODEL_REPO:
@@ -78,7 +79,7 @@ def find_model(
     announce: hub.Announce,
 ) -> Path:
     path = located(model)
-    if path.exists():
+    if is_there(path):
         return path
     if path.suffix == ".safetensors":
         return hub.resolve_file(model, announce)
