@@ -11,6 +11,8 @@ from tiny.detectors import look
 from tiny.evaluate import judge
 from tiny.world import Actor, Scene
 
+pytestmark = pytest.mark.slow
+
 FRAMES, SIZE = 25, 128
 RATE = world.SAMPLE_RATE
 

@@ -12,6 +12,8 @@ from tests.reference import CHECKPOINT, UPSCALER
 from tiny import model, pack
 from tiny.model import CONFIGS, fresh, store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_official_names_are_what_sanitize_undoes(name):

@@ -9,6 +9,8 @@ from mlx_video.models.ltx.find import DEMO
 from tiny.evaluate import VISIBLE, judge, maker
 from tiny.world import Actor, Scene
 
+pytestmark = pytest.mark.slow
+
 SHAPE = VideoPixelShape(49, 256, 256, 24.0)
 SEEDS = (2, 3)  # whose clips of one sentence visibly differ
 ROWS = {"colour", "background", "motion", "thing", "sound"}

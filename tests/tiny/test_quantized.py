@@ -7,6 +7,8 @@ import pytest
 from mlx_video.linear import Linear, QuantizedLinear
 from tiny.quantized import FORMATS, distance, make_dense, opened, velocity
 
+pytestmark = pytest.mark.slow
+
 SENTENCE = "a red ball bounces on a blue floor"
 
 

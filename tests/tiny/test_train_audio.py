@@ -8,6 +8,8 @@ from mlx_video.models.ltx.patchify import compute_audio_frames
 from tiny import linear_vocoder, model, train_audio_vae, train_vocoder, training
 from tiny.training import Plan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):

@@ -47,6 +47,8 @@ from tiny.train_transformer import (
 from tiny.training import Plan, train
 from tiny.world import held_out, random_scene
 
+pytestmark = pytest.mark.slow
+
 SHAPE = VideoPixelShape(9, 64, 64, 24.0)
 TINY = {**TRANSFORMER, "num_layers": 1}
 SENTENCES = ["a red ball bounces", "a blue star spins above a green floor"]

@@ -12,6 +12,8 @@ from tiny.train_upsampler import Pairs
 from tiny.training import Plan
 from tiny.world import draw, random_scene
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from tiny.train_video_vae import Autoencoder, Cut, keep_trainable
 from tiny.training import Plan
 from tiny.world import draw, random_scene
 
+pytestmark = pytest.mark.slow
+
 CUT = Cut(64, 9, 128)
 
 
