@@ -25,6 +25,7 @@ class Attention(nn.Module):
         context_dim: int | None = None,
         norm_eps: float = 1e-6,
         rope_type: LTXRopeType = LTXRopeType.SPLIT,
+        gated: bool = False,
     ):
         """Queries from ``dim`` features, keys and values from ``context_dim`` (the same if ``None``)."""
         super().__init__()
@@ -36,6 +37,8 @@ class Attention(nn.Module):
         self.to_out = Linear(inner, dim)
         self.q_norm = nn.RMSNorm(inner, eps=norm_eps)
         self.k_norm = nn.RMSNorm(inner, eps=norm_eps)
+        if gated:
+            self.to_gate_logits = nn.Linear(dim, heads)
 
     def __call__(
         self,
@@ -55,7 +58,7 @@ class Attention(nn.Module):
         context = x if context is None else context
         values = end_piece(self.to_v(context))
         if attending is False:
-            return self.to_out(values)
+            return self.to_out(self._gated(values, x))
         q = end_piece(self._project(self.to_q, self.q_norm, x, rope))
         k = self._project(self.to_k, self.k_norm, context, context_rope or rope)
         k = end_piece(k)
@@ -64,7 +67,14 @@ class Attention(nn.Module):
         out = out.swapaxes(1, 2).flatten(-2)  # (B, N, inner)
         if attending is not True:
             out = mx.where(attending, out, values)
-        return self.to_out(out)
+        return self.to_out(self._gated(out, x))
+
+    def _gated(self, out: mx.array, x: mx.array) -> mx.array:
+        """Each head of ``out`` (B, N, inner) as loud as its gate, 0 to 2, hears in the query's tokens."""
+        if "to_gate_logits" not in self:
+            return out
+        gates = 2 * mx.sigmoid(self.to_gate_logits(x))  # (B, N, heads)
+        return (mx.unflatten(out, -1, (self.heads, -1)) * gates[..., None]).flatten(-2)
 
     def _project(
         self, linear: nn.Module, norm: nn.Module, x: mx.array, rope: Rope | None
@@ -84,10 +94,10 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear maps around a tanh-approximate GELU."""
 
-    def __init__(self, dim: int, mult: int = 4):
+    def __init__(self, dim: int, mult: int = 4, bias: bool = True):
         super().__init__()
-        self.proj_in = Linear(dim, mult * dim)
-        self.proj_out = Linear(mult * dim, dim)
+        self.proj_in = Linear(dim, mult * dim, bias=bias)
+        self.proj_out = Linear(mult * dim, dim, bias=bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.proj_out(end_piece(gelu(self.proj_in(x))))
