@@ -199,8 +199,8 @@ class Bench:
     # Each gives a function and its inputs, which are there before.
 
     def connect(self, part: nn.Module):
-        width, inputs = part.aggregate_embed.weight.shape
-        states = noise(inputs // width, 1, PROMPT, width, dtype=self.lent.dtype)
+        layers, width = part.config.text_layers + 1, part.config.caption_channels
+        states = noise(layers, 1, PROMPT, width, dtype=self.lent.dtype)
         mask = mx.arange(CONTEXT)[None] >= CONTEXT - PROMPT
         features = TextFeatures(states, mask.astype(mx.int32))
         return lambda x: embed_prompts(part, x).positive.values, features

@@ -105,10 +105,12 @@ def test_the_text_projection_belongs_to_the_connectors(name):
     connectors = build("connectors", source, mx.float32)
     A, B = factors(384, 48)
     weights = {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
-    before = connectors.aggregate_embed.weight
-    assert lora.fuse(connectors, weights).matched == ("aggregate_embed",)
+    before = connectors.projection.aggregate_embed.weight
+    assert lora.fuse(connectors, weights).matched == ("projection.aggregate_embed",)
     expected = before + B @ A
-    assert mx.allclose(connectors.aggregate_embed.weight, expected, atol=1e-5)
+    assert mx.allclose(
+        connectors.projection.aggregate_embed.weight, expected, atol=1e-5
+    )
     assert lora.concerns(weights, TextConnectors)
     assert not lora.concerns(weights, LTXModel)
 
@@ -235,4 +237,4 @@ def test_the_official_distilled_lora_matches_every_layer_it_names():
     of_connectors = lora.fuse(full_size("connectors"), weights)
     assert len(of_transformer.matched) + len(of_connectors.matched) == len(weights) // 2
     assert of_transformer.skipped == ("text_embedding_projection.aggregate_embed",)
-    assert of_connectors.matched == ("aggregate_embed",)
+    assert of_connectors.matched == ("projection.aggregate_embed",)

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_video.linear import dense_weight
 from mlx_video.models.ltx.components import build, quantize_blocks
+from mlx_video.models.ltx.connector import TextConnectors
 from mlx_video.models.ltx.layouts import QUANTIZATION, VARIANTS, Source
 from mlx_video.weights import CONFIG, Weights, save
 from tiny.model import (
@@ -161,7 +162,6 @@ _VAE_NAMES = (
 )
 NAMES = {
     "transformer": _TRANSFORMER_NAMES,
-    "connectors": _TRANSFORMER_NAMES,
     "vocoder": (),
     "upsampler": (
         (r"^conv_in\.", "initial_conv."),
@@ -210,8 +210,8 @@ def official(name: str, weights: Weights) -> Weights:
 
 
 def official_name(name: str, key: str) -> str:
-    if key.startswith("aggregate_embed."):
-        return "text_embedding_projection." + key
+    if name == "connectors":
+        return TextConnectors.official_name(key)
     prefix = PREFIXES.get(name, "")
     if key.startswith("per_channel_statistics."):
         prefix = prefix.split(".")[0] + "."

@@ -93,7 +93,7 @@ def new_denoiser() -> Denoiser:
     transformer, connectors = denoiser.transformer, denoiser.connectors
     for modality in Modality:
         _pass_through(transformer, modality)
-        connector = connectors[f"{modality.value}_embeddings_connector"]
+        connector = connectors[modality.value]
         shape = connector.learnable_registers.shape
         connector.learnable_registers = 0.5 * mx.random.normal(shape)
     for block in transformer.transformer_blocks:

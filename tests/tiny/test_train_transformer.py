@@ -238,7 +238,8 @@ def test_training_begins_where_it_was_left(tmp_path, monkeypatch):
     again = train_transformer.begin()
     assert mx.array_equal(again.transformer.proj_out.bias, first.transformer.proj_out.bias)  # fmt: skip
     assert mx.array_equal(
-        again.connectors.aggregate_embed.weight, first.connectors.aggregate_embed.weight
+        again.connectors.projection.aggregate_embed.weight,
+        first.connectors.projection.aggregate_embed.weight,
     )
 
 

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import ClassVar, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.types import Modality
+from mlx_video.types import AV, Modality
 
 
 class LTXModelType(Enum):
@@ -85,8 +85,10 @@ _CONNECTOR_KEYS = frozenset(
         "connector_norm_output",
         "connector_apply_gated_attention",
         "connector_learnable_registers_std",
+        "connector_ff_bias",
         "audio_connector_attention_head_dim",
         "audio_connector_num_attention_heads",
+        "audio_connector_num_layers",
         "use_embeddings_connector",
     }
 )
@@ -193,19 +195,39 @@ class LTXModelConfig(Config):
 
 
 @dataclass(frozen=True)
+class ConnectorStream:
+    """One stream's connector. Its width is heads x head dimension."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
 class ConnectorConfig(Config):
     """The text connectors: the ``connector_*`` keys of block ``transformer``.
 
-    No checkpoint states ``text_layers``, how many layers the language model has; the width of the feature projection
-    does (``TextConnectors.fit``). 48 is Gemma 3 12B.
+    Audio's sizes are those of video where they are ``None``. ``caption_channels`` is the language model's width, and
+    ``caption_proj_before_connector`` says that each stream has a projection of its own (LTX-2.3). No checkpoint states
+    ``text_layers``, how many layers the language model has; the width of the projection does (``TextConnectors.fit``).
     """
 
     connector_num_layers: int
     connector_num_attention_heads: int
     connector_attention_head_dim: int
-    connector_num_learnable_registers: int
+    connector_num_learnable_registers: int = 128
+    audio_connector_num_layers: int | None = None
+    audio_connector_num_attention_heads: int | None = None
+    audio_connector_attention_head_dim: int | None = None
     connector_positional_embedding_max_pos: tuple[int, ...] = (4096,)
+    connector_apply_gated_attention: bool = False
+    connector_ff_bias: bool = True
     caption_channels: int = 3840
+    caption_proj_before_connector: bool = False
     text_layers: int = 48
     norm_eps: float = 1e-6
     positional_embedding_theta: float = 10000.0
@@ -214,10 +236,8 @@ class ConnectorConfig(Config):
 
     FIXED: ClassVar = {
         "connector_norm_output": True,
-        "connector_apply_gated_attention": False,
         "use_embeddings_connector": True,
-        "caption_proj_before_connector": False,
-        "text_encoder_norm_type": None,
+        "caption_proj_input_norm": False,
     }
 
     @classmethod
@@ -229,7 +249,35 @@ class ConnectorConfig(Config):
         if "rope_type" in data:
             data["rope_type"] = LTXRopeType(data["rope_type"])
         # The rest of the block is the transformer's, which checks it.
-        return super().from_dict({key: data[key] for key in names & data.keys()})
+        config = super().from_dict({key: data[key] for key in names & data.keys()})
+        stated = str(data.get("text_encoder_norm_type") or config.norm_type).lower()
+        if stated != config.norm_type:
+            raise UserError(
+                f"ConnectorConfig: text_encoder_norm_type = {stated!r} is not implemented by this version of mlx-video "
+                f"beside caption_proj_before_connector = {config.caption_proj_before_connector}, only "
+                f"{config.norm_type!r}. The checkpoint may need a newer mlx-video."
+            )
+        return config
+
+    @property
+    def norm_type(self) -> str:
+        """What ``text_encoder_norm_type`` calls the way hidden states are scaled; LTX-2 leaves it unsaid."""
+        return "per_token_rms" if self.caption_proj_before_connector else "none"
+
+    @property
+    def streams(self) -> AV[ConnectorStream]:
+        video = (
+            self.connector_num_layers,
+            self.connector_num_attention_heads,
+            self.connector_attention_head_dim,
+        )
+        audio = (
+            self.audio_connector_num_layers,
+            self.audio_connector_num_attention_heads,
+            self.audio_connector_attention_head_dim,
+        )
+        audio = [v if a is None else a for v, a in zip(video, audio)]
+        return AV(ConnectorStream(*video), ConnectorStream(*audio))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From the language model's hidden states to the transformer's text context: one projection, then a connector a stream.
+"""From the language model's hidden states to the transformer's text context: a projection, then a connector a stream.
 
 Knows layers, tokens and registers; not prompts, tokenizers or the language model.
 """
@@ -11,27 +11,30 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.attention import Attention, FeedForward
-from mlx_video.models.ltx.config import ConnectorConfig
+from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
+from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV, Modality, PromptEmbeddings, TextFeatures
-from mlx_video.weights import Weights, strip_prefixes
+from mlx_video.weights import Weights
 
 
 class TextConnectors(nn.Module):
     """All of the language model's layers projected to one, then refined for video and for audio."""
 
+    CONFIG: ClassVar = ConnectorConfig
     OFFICIAL: ClassVar[dict[str, str]] = {
-        "text_embedding_projection.": "",
-        "model.diffusion_model.video_embeddings_connector.": "video_embeddings_connector.",
-        "model.diffusion_model.audio_embeddings_connector.": "audio_embeddings_connector.",
+        "text_embedding_projection.": "projection.",
+        "model.diffusion_model.video_embeddings_connector.": "video.",
+        "model.diffusion_model.audio_embeddings_connector.": "audio.",
     }
 
     def __init__(self, config: ConnectorConfig):
         super().__init__()
-        D = config.caption_channels
-        self.aggregate_embed = nn.Linear((config.text_layers + 1) * D, D, bias=False)
-        self.video_embeddings_connector = Connector(config)
-        self.audio_embeddings_connector = Connector(config)
+        self.config = config
+        each = config.caption_proj_before_connector
+        self.projection = (TokenProjection if each else PromptProjection)(config)
+        self.video = Connector(config, config.streams.video)
+        self.audio = Connector(config, config.streams.audio)
 
     def __call__(
         self,
@@ -47,61 +50,124 @@ class TextConnectors(nn.Module):
         if not isinstance(hidden_states, mx.array):
             hidden_states = mx.stack(hidden_states)
         valid = mask[:, -hidden_states.shape[2] :] > 0
-        dtype = self.aggregate_embed.weight.dtype
-        features = self.aggregate_embed(normalize_layers(hidden_states, valid, dtype))
-        lengths = valid.sum(axis=1)
+        lengths, positions = valid.sum(axis=1), mask.shape[1]
 
-        def connect(modality: Modality) -> mx.array | None:
-            if modality in modalities:
-                return self[f"{modality.value}_embeddings_connector"](
-                    features, lengths, mask.shape[1]
-                )
+        def connect(features: mx.array, connector: Connector, wanted: bool):
+            return connector(features, lengths, positions) if wanted else None
 
-        return AV(connect(Modality.VIDEO), connect(Modality.AUDIO))
+        wanted = AV(*(modality in modalities for modality in Modality))
+        features = self.projection(hidden_states, valid)
+        return features.map(connect, AV(self.video, self.audio), wanted)
 
     @classmethod
     def fit(cls, config: ConnectorConfig, weights: Weights) -> ConnectorConfig:
-        """``config`` with the number of text layers that the projection in ``weights`` (official or ours) tells."""
-        weight = cls.sanitize(weights)["aggregate_embed.weight"]
-        return replace(config, text_layers=weight.shape[1] // weight.shape[0] - 1)
+        """``config`` with what only the tensors in ``weights`` (official or ours) tell: text layers and registers."""
+        ours = cls.sanitize(weights)
+        kind = (
+            "video_aggregate" if config.caption_proj_before_connector else "aggregate"
+        )
+        projection = _matrix(ours, f"projection.{kind}_embed.weight")
+        registers = _matrix(ours, "video.learnable_registers")
+        return replace(
+            config,
+            text_layers=projection.shape[1] // config.caption_channels - 1,
+            connector_num_learnable_registers=registers.shape[0],
+        )
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """The connectors' tensors under our names; unchanged where none bears an official prefix."""
-        official = strip_prefixes(weights, cls.OFFICIAL)
-        if official is None:
-            return weights
-        return {cls.rename(key): value for key, value in official.items()}
+        """The connectors' tensors under our names; unchanged where none has an official prefix.
 
-    @staticmethod
-    def rename(key: str) -> str:
+        LTX-2.5 keeps the projection in the text encoder's file: give the tensors of both files.
+        """
+        weights = NAMES.take(weights) or weights
+        return EARLIER_NAMES.take(weights) or weights
+
+    @classmethod
+    def official_name(cls, key: str) -> str:
+        return NAMES.official(key)
+
+    @classmethod
+    def rename(cls, key: str) -> str:
         """An official key, less its prefix, in our words."""
-        for old, new in OUR_NAMES.items():
-            key = key.replace(old, new)
-        return key
+        return LAYER_NAMES.ours(key)
 
 
-OUR_NAMES = {
-    ".to_out.0.": ".to_out.",
-    ".ff.net.0.proj.": ".ff.proj_in.",
-    ".ff.net.2.": ".ff.proj_out.",
+LAYERS = {
+    "*.to_out.0.*": "*.to_out.*",
+    "*.ff.net.0.proj.*": "*.ff.proj_in.*",
+    "*.ff.net.2.*": "*.ff.proj_out.*",
 }
+NAMES = TensorNames(TextConnectors.OFFICIAL, LAYERS)
+LAYER_NAMES = TensorNames({"": ""}, LAYERS)
+EARLIER_NAMES = TensorNames(  # in folders that `convert` wrote before LTX-2.3
+    {
+        "aggregate_embed.": "projection.aggregate_embed.",
+        "video_embeddings_connector.": "video.",
+        "audio_embeddings_connector.": "audio.",
+    }
+)
+
+
+def _matrix(weights: Weights, key: str) -> mx.array:
+    """The matrix of that name. Raises ``UserError`` where there is none."""
+    if (found := weights.get(key)) is not None and found.ndim == 2:
+        return found
+    state = "missing" if found is None else f"of shape {found.shape}"
+    raise UserError(
+        f"The text connectors need a matrix {NAMES.official(key)}, which is {state}. Fetch the checkpoint again; that of "
+        "LTX-2.5 keeps text_embedding_projection in the text encoder's file."
+    )
+
+
+class PromptProjection(nn.Module):
+    """LTX-2's: one projection for both streams, of layers scaled over the whole prompt."""
+
+    def __init__(self, config: ConnectorConfig):
+        super().__init__()
+        D = config.caption_channels
+        self.aggregate_embed = nn.Linear((config.text_layers + 1) * D, D, bias=False)
+
+    def __call__(self, hidden_states: mx.array, valid: mx.array) -> AV[mx.array]:
+        """(layers + 1, B, T, D), of which ``valid`` (B, T) are tokens -> (B, T, D), the same for both streams."""
+        dtype = self.aggregate_embed.weight.dtype
+        features = self.aggregate_embed(normalize_layers(hidden_states, valid, dtype))
+        return AV(features, features)
+
+
+class TokenProjection(nn.Module):
+    """LTX-2.3's: a projection for each stream, of layers scaled token by token."""
+
+    def __init__(self, config: ConnectorConfig):
+        super().__init__()
+        self.text_width = config.caption_channels
+        inputs = (config.text_layers + 1) * config.caption_channels
+        self.video_aggregate_embed = nn.Linear(inputs, config.streams.video.width)
+        self.audio_aggregate_embed = nn.Linear(inputs, config.streams.audio.width)
+
+    def __call__(self, hidden_states: mx.array, valid: mx.array) -> AV[mx.array]:
+        """(layers + 1, B, T, D), of which ``valid`` (B, T) are tokens -> (B, T, width) of each stream."""
+        dtype = self.video_aggregate_embed.weight.dtype
+        normed = normalize_tokens(hidden_states, valid, dtype)
+
+        def project(linear: nn.Linear) -> mx.array:
+            width = linear.weight.shape[0]
+            return linear(normed * (width / self.text_width) ** 0.5)
+
+        return AV(self.video_aggregate_embed, self.audio_aggregate_embed).map(project)
 
 
 class Connector(nn.Module):
     """A small transformer over the prompt's tokens and, after them, learnable registers."""
 
-    def __init__(self, config: ConnectorConfig):
+    def __init__(self, config: ConnectorConfig, own: ConnectorStream):
         super().__init__()
-        self.config = config
-        width = (
-            config.connector_num_attention_heads * config.connector_attention_head_dim
-        )
+        self.config, self.heads = config, own.heads
         self.learnable_registers = mx.zeros(
-            (config.connector_num_learnable_registers, width)
+            (config.connector_num_learnable_registers, own.width)
         )
         self.transformer_1d_blocks = [
-            ConnectorBlock(config, width) for _ in range(config.connector_num_layers)
+            ConnectorBlock(config, own) for _ in range(own.layers)
         ]
 
     def __call__(self, x: mx.array, lengths: mx.array, positions: int) -> mx.array:
@@ -137,7 +203,7 @@ class Connector(nn.Module):
             self.learnable_registers.shape[-1],
             theta=config.positional_embedding_theta,
             max_pos=config.connector_positional_embedding_max_pos,
-            num_attention_heads=config.connector_num_attention_heads,
+            num_attention_heads=self.heads,
             rope_type=config.rope_type,
             double_precision=config.double_precision_rope,
         )
@@ -146,17 +212,18 @@ class Connector(nn.Module):
 class ConnectorBlock(nn.Module):
     """Pre-norm self-attention and feed-forward, without modulation."""
 
-    def __init__(self, config: ConnectorConfig, width: int):
+    def __init__(self, config: ConnectorConfig, own: ConnectorStream):
         super().__init__()
         self.norm_eps = config.norm_eps
         self.attn1 = Attention(
-            width,
-            heads=config.connector_num_attention_heads,
-            head_dim=config.connector_attention_head_dim,
+            own.width,
+            heads=own.heads,
+            head_dim=own.head_dim,
             norm_eps=config.norm_eps,
             rope_type=config.rope_type,
+            gated=config.connector_apply_gated_attention,
         )
-        self.ff = FeedForward(width)
+        self.ff = FeedForward(own.width, bias=config.connector_ff_bias)
 
     def __call__(self, x: mx.array, rope: Rope) -> mx.array:
         x = x + self.attn1(mx.fast.rms_norm(x, None, self.norm_eps), rope=rope)
@@ -179,6 +246,19 @@ def normalize_layers(
     low = mx.where(shown, x, mx.inf).min(axis=over, keepdims=True)
     high = mx.where(shown, x, -mx.inf).max(axis=over, keepdims=True)
     x = mx.where(shown, 8 * (x - mean) / (high - low + 1e-6), 0)
+    return x.astype(dtype).transpose(1, 2, 3, 0).flatten(-2)
+
+
+def normalize_tokens(
+    hidden_states: mx.array, valid: mx.array, dtype: mx.Dtype = mx.float32
+) -> mx.array:
+    """Every layer of every token divided by its root mean square: (layers, B, T, D) -> (B, T, D * layers).
+
+    Rows that are not ``valid`` (B, T) become 0. The layer index runs fastest. Computed in float32, returned as
+    ``dtype``.
+    """
+    x = mx.fast.rms_norm(hidden_states.astype(mx.float32), None, 1e-6)
+    x = mx.where(valid[None, :, :, None], x, 0)
     return x.astype(dtype).transpose(1, 2, 3, 0).flatten(-2)
 
 

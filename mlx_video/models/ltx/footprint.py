@@ -120,13 +120,15 @@ class Footprint:
 
     def hidden_states(self, rows: int) -> float:
         """Of the text encoder for ``rows`` tokens: every layer's, alone and stacked, and what one layer makes."""
-        width, inputs = self.part("connectors").aggregate_embed.weight.shape
-        return rows * (2 * inputs + 16 * width) * self.itemsize
+        config = self.part("connectors").config
+        width = config.caption_channels
+        return rows * (2 * (config.text_layers + 1) + 16) * width * self.itemsize
 
     def contexts(self, rows: int, prompts: int) -> float:
         """Of the connectors for ``rows`` tokens in so many ``prompts``."""
-        width, inputs = self.part("connectors").aggregate_embed.weight.shape
-        heads = self.config("connectors").connector_num_attention_heads
+        config = self.part("connectors").config
+        inputs = (config.text_layers + 1) * config.caption_channels
+        width, heads = config.streams.video.width, config.streams.video.heads
         # Both connectors' scores wait at once: nothing paces them.
         each = self.live.connected * width
         each += 3.5 * self.live.scores * heads * self.context
