@@ -9,9 +9,9 @@ import numpy as np
 
 from mlx_video import health, postprocess
 from mlx_video.conditioning.latent import (
+    AppendedTokens,
     Condition,
     LatentState,
-    VideoConditionByKeyframe,
     VideoConditionByLatentIndex,
     apply_conditioning,
 )
@@ -271,7 +271,6 @@ class Pipeline:
                         for image in request.images
                     ]
                 )
-                mx.eval([condition.tokens for condition in conditions[-1]])
                 yield Step("encode images", number, len(stages))
         return conditions
 
@@ -370,12 +369,13 @@ def _image_condition(encoder, image: Image, shape: VideoPixelShape) -> Condition
 
     picture = media.compress_like_video(media.load_image(image.path), IMAGE_CRF)
     latent = encoder(media.fit_image(picture, shape.height, shape.width))
-    tokens = patchify_video(latent.astype(mx.float32))
+    latent = latent.astype(mx.float32)
+    mx.eval(latent)
     if image.frame == 0:
-        return VideoConditionByLatentIndex(tokens, 0, image.strength)
+        return VideoConditionByLatentIndex(latent, 0, image.strength)
     grid = VideoLatentShape.from_pixels(shape)
     positions = keyframe_positions(grid, image.frame, shape.fps)
-    return VideoConditionByKeyframe(tokens, positions, image.strength)
+    return AppendedTokens(patchify_video(latent), positions, image.strength)
 
 
 def initial_states(
@@ -390,8 +390,8 @@ def initial_states(
         video = mx.zeros((1, grid.tokens, grid.channels))
     else:
         video = patchify_video(latents.video)
-    video = LatentState.fresh(video, video_positions(shape))
-    video = apply_conditioning(video, conditions, grid.tokens_per_frame)
+    video = LatentState.fresh(video, video_positions(shape), grid.tokens_per_frame)
+    video = apply_conditioning(video, conditions)
     if not audio:
         return AV(video)
     T = compute_audio_frames(shape.frames, shape.fps)

@@ -6,8 +6,8 @@ from functools import cache
 import pytest
 
 from mlx_video.conditioning.latent import (
+    AppendedTokens,
     LatentState,
-    VideoConditionByKeyframe,
     VideoConditionByLatentIndex,
 )
 from mlx_video.models.ltx.config import LTXModelConfig
@@ -35,7 +35,7 @@ LOOPS = vectors("loops")
 # Where the official releases differ, the newest one's numbers are ours.
 HEAD = {**LOOPS, **vectors("head_variants")}
 SHAPE = VideoPixelShape(17, 64, 96, 24.0)
-IMAGE = patchify_video(LOOPS["i2v.image_latent"])
+IMAGE = LOOPS["i2v.image_latent"]
 PROMPT = PromptEmbeddings(
     AV(LOOPS["ctx.video_pos"], LOOPS["ctx.audio_pos"]),
     AV(LOOPS["ctx.video_neg"], LOOPS["ctx.audio_neg"]),
@@ -51,9 +51,9 @@ def predict() -> X0Model:
     return X0Model(model)
 
 
-def keyframe() -> VideoConditionByKeyframe:
+def keyframe() -> AppendedTokens:
     grid = VideoLatentShape.from_pixels(SHAPE)
-    return VideoConditionByKeyframe(IMAGE, keyframe_positions(grid, 16, 24.0))
+    return AppendedTokens(patchify_video(IMAGE), keyframe_positions(grid, 16, 24.0))
 
 
 def start(loop: str, shape=SHAPE, latents=AV(), conditions=()) -> AV[LatentState]:

@@ -1,7 +1,11 @@
-"""Latents under denoising, and conditions that pin parts of them. Knows tokens and masks, not models or samplers."""
+"""Latents under denoising, and conditions that change them before the noise. Knows tokens and masks, not models or samplers.
+
+A condition is a function of a state of either stream, ``state -> state``. Conditions are applied in order; what they append
+stands behind the stream's own tokens, is denoised or kept with them, and is cut off at the end.
+"""
 
 from dataclasses import dataclass
-from typing import Iterable, NamedTuple, Protocol
+from typing import Callable, Iterable, NamedTuple
 
 import mlx.core as mx
 
@@ -9,35 +13,70 @@ import mlx.core as mx
 class LatentState(NamedTuple):
     """One modality during sampling, as tokens.
 
-    latent        (B, N, C)     current sample x_t, float32
-    clean_latent  (B, N, C)     what pinned tokens must stay equal to, float32
-    denoise_mask  (1, N, 1)     1 = denoise fully, 0 = keep clean, float32; one for the whole batch
-    positions     (1, A, N, 2)  [start, end) of each token on each of A axes, float32;
-                                seconds on the time axis, pixels on the others
+    latent          (B, N, C)     current sample x_t, float32
+    clean_latent    (B, N, C)     what tokens with a mask below 1 are drawn to, float32
+    denoise_mask    (1, N, 1)     1 = denoise fully, 0 = keep clean, float32; one for the whole batch
+    positions       (1, A, N, 2)  [start, end) of each token on each of A axes, float32;
+                                  seconds on the time axis, pixels on the others
+    keyframes_mask  (1, N, 1)     1 = the token codes a single pixel frame: those of a clip's first latent frame and of
+                                  generated keyframes; ``None`` = no such token
+    attention_mask  (1, N, N)     how strongly row n attends to column m, 0 to 1; ``None`` = fully everywhere
+    own             tokens of the stream itself, which come first; ``None`` = all
+    frozen          given whole: the network is told noise level 0, whatever the other stream's is
+    enabled         ``False`` = the network leaves the stream as it enters, though the other one still attends to it
     """
 
     latent: mx.array
     clean_latent: mx.array
     denoise_mask: mx.array
     positions: mx.array
+    keyframes_mask: mx.array | None = None
+    attention_mask: mx.array | None = None
+    own: int | None = None
+    frozen: bool = False
+    enabled: bool = True
 
     @classmethod
-    def fresh(cls, latent: mx.array, positions: mx.array) -> "LatentState":
-        """A state with nothing pinned: ``latent`` (B, N, C) is what the noise will be mixed into."""
-        latent = latent.astype(mx.float32)
+    def fresh(
+        cls, latent: mx.array, positions: mx.array, single_frames: int = 0
+    ) -> "LatentState":
+        """A state with nothing pinned: ``latent`` (B, N, C) is what the noise will be mixed into.
+
+        single_frames  how many tokens, the first ones, code a single pixel frame
+        """
         mask = mx.ones((1, latent.shape[1], 1))
-        return cls(latent, latent, mask, positions)
+        marks = mx.arange(latent.shape[1])[None, :, None] < single_frames
+        keyframes = marks.astype(mx.float32) if single_frames else None
+        return cls(latent, latent, mask, positions, keyframes)
 
     @classmethod
     def pinned(cls, latent: mx.array, positions: mx.array) -> "LatentState":
         """A state that stays as it is, such as given sound that a video is made to."""
         state = cls.fresh(latent, positions)
-        return state._replace(denoise_mask=mx.zeros_like(state.denoise_mask))
+        mask = mx.zeros_like(state.denoise_mask)
+        return state._replace(denoise_mask=mask, frozen=True)
 
     def noised(self, sigma: float, noise: mx.array) -> "LatentState":
         """Mix Gaussian ``noise`` (B, N, C) in to level ``sigma``, as far as the mask allows."""
         mixed = (1 - sigma) * self.latent + sigma * noise
-        return self._replace(latent=apply_denoise_mask(mixed, *self[1:3]))
+        return self._replace(latent=self.masked(mixed))
+
+    def masked(self, x: mx.array) -> mx.array:
+        """``x`` (B, N, C) with kept tokens put back; see ``apply_denoise_mask``."""
+        return apply_denoise_mask(x, self.clean_latent, self.denoise_mask)
+
+    @property
+    def own_tokens(self) -> int:
+        """How many tokens the stream itself has, without those that conditions appended."""
+        return self.latent.shape[1] if self.own is None else self.own
+
+    def generated_keyframes(self) -> mx.array:
+        """The tokens of generated keyframes, (B, n, C), n = 0 where the state has none."""
+        if self.keyframes_mask is None:
+            return self.latent[:, :0]
+        marks = self.keyframes_mask[0, self.own_tokens :, 0].tolist()
+        chosen = [self.own_tokens + i for i, mark in enumerate(marks) if mark]
+        return self.latent[:, mx.array(chosen, mx.int32)]
 
 
 def apply_denoise_mask(
@@ -47,48 +86,93 @@ def apply_denoise_mask(
     return (x * denoise_mask + clean_latent * (1 - denoise_mask)).astype(x.dtype)
 
 
-class Condition(Protocol):
-    """What pins a part of a state to something given."""
+Condition = Callable[[LatentState], LatentState]
 
-    def apply(self, state: LatentState, tokens_per_frame: int) -> LatentState: ...
+
+def apply_conditioning(
+    state: LatentState, conditions: Iterable[Condition]
+) -> LatentState:
+    """``state`` with every condition applied, in order."""
+    for condition in conditions:
+        state = condition(state)
+    return state
+
+
+def latent_tokens(latent: mx.array) -> mx.array:
+    """Tokens of a latent clip: (B, C, F, H, W) -> (B, F*H*W, C), columns fastest."""
+    B, C = latent.shape[:2]
+    return latent.reshape(B, C, -1).swapaxes(1, 2)
 
 
 @dataclass(frozen=True)
 class VideoConditionByLatentIndex:
     """Pin latent frames from ``frame_idx`` on to an encoded image or clip.
 
-    tokens     (B, n, C), a whole number of latent frames
+    latent     (B, C, f, H, W), at the size of the clip's latents
     frame_idx  latent frame
-    strength   1 keeps the tokens exactly; 0 leaves them free
+    strength   1 keeps the frames exactly; 0 leaves them free
     """
 
-    tokens: mx.array
+    latent: mx.array
     frame_idx: int = 0
     strength: float = 1.0
 
-    def apply(self, state: LatentState, tokens_per_frame: int) -> LatentState:
-        start = self.frame_idx * tokens_per_frame
-        stop = start + self.tokens.shape[1]
-        if stop > state.latent.shape[1]:
+    def __call__(self, state: LatentState) -> LatentState:
+        *_, F, H, W = self.latent.shape
+        start, stop = self.frame_idx * H * W, (self.frame_idx + F) * H * W
+        if stop > state.own_tokens:
             raise ValueError(
-                f"The condition covers tokens {start} to {stop}, but the clip has {state.latent.shape[1]}."
+                f"The condition covers tokens {start} to {stop}, but the clip has {state.own_tokens}."
             )
+        clean, mask = mx.array(state.clean_latent), mx.array(state.denoise_mask)
+        clean[:, start:stop] = latent_tokens(self.latent).astype(clean.dtype)
+        mask[:, start:stop] = 1 - self.strength
+        return state._replace(clean_latent=clean, denoise_mask=mask)
+
+
+@dataclass(frozen=True)
+class VideoConditionByMask:
+    """Keep the cells of an encoded clip that ``mask`` names, as inpainting and outpainting do.
+
+    latent    (B, C, F, H, W), of the whole clip
+    mask      (1, F, H, W), 1 = keep, 0 = make anew
+    strength  1 keeps the cells exactly; 0 leaves them free
+    """
+
+    latent: mx.array
+    mask: mx.array
+    strength: float = 1.0
+
+    def __call__(self, state: LatentState) -> LatentState:
+        keep = mx.zeros_like(state.denoise_mask)
+        keep[:, : state.own_tokens] = self.mask.reshape(1, -1, 1)
+        clean = mx.array(state.clean_latent)
+        clean[:, : state.own_tokens] = latent_tokens(self.latent).astype(clean.dtype)
         return state._replace(
-            clean_latent=_overwrite(state.clean_latent, start, self.tokens),
-            denoise_mask=_overwrite(
-                state.denoise_mask,
-                start,
-                mx.full((1, self.tokens.shape[1], 1), 1 - self.strength),
-            ),
+            clean_latent=mx.where(keep > 0, clean, state.clean_latent),
+            denoise_mask=mx.where(keep > 0, 1 - self.strength, state.denoise_mask),
         )
 
 
 @dataclass(frozen=True)
-class VideoConditionByKeyframe:
-    """Give the transformer an encoded image as extra tokens that stand at a moment of the clip.
+class TemporalRegionMask:
+    """Make anew what touches the seconds from ``start`` to ``end``, and keep all else; for either stream."""
 
-    tokens     (B, n, C), appended behind the clip's own
-    positions  (B, 3, n, 2), where they stand
+    start: float
+    end: float
+
+    def __call__(self, state: LatentState) -> LatentState:
+        starts, ends = state.positions[:, 0, :, 0], state.positions[:, 0, :, 1]
+        inside = (ends > self.start) & (starts < self.end)
+        return state._replace(denoise_mask=inside.astype(mx.float32)[..., None])
+
+
+@dataclass(frozen=True)
+class AppendedTokens:
+    """Encoded pictures, clips or sound that a stream attends to: keyframes and references.
+
+    tokens     (B, n, C)
+    positions  (1, A, n, 2), where they stand; sound that is to be heard as from before the clip stands at negative time
     strength   1 keeps the tokens exactly; 0 leaves them free
     """
 
@@ -96,28 +180,82 @@ class VideoConditionByKeyframe:
     positions: mx.array
     strength: float = 1.0
 
-    def apply(self, state: LatentState, tokens_per_frame: int) -> LatentState:
-        tokens = self.tokens.astype(state.latent.dtype)
-        mask = mx.full((1, tokens.shape[1], 1), 1 - self.strength)
-        return LatentState(
-            mx.concatenate([state.latent, mx.zeros_like(tokens)], axis=1),
-            mx.concatenate([state.clean_latent, tokens], axis=1),
-            mx.concatenate([state.denoise_mask, mask], axis=1),
-            mx.concatenate([state.positions, self.positions], axis=2),
-        )
+    def __call__(self, state: LatentState) -> LatentState:
+        start = mx.zeros_like(self.tokens)
+        return _append(state, start, self.tokens, 1 - self.strength, self.positions)
 
 
-def apply_conditioning(
-    state: LatentState, conditions: Iterable[Condition], tokens_per_frame: int
+@dataclass(frozen=True)
+class GeneratedKeyframes:
+    """Pictures that are denoised together with the clip, each a single pixel frame of it (from LTX-2.5 on).
+
+    positions  (1, 3, n, 2) of their tokens
+    tokens     (B, n, C) that their noise is mixed into; ``None`` = zeros
+    """
+
+    positions: mx.array
+    tokens: mx.array | None = None
+
+    def __call__(self, state: LatentState) -> LatentState:
+        B, _, C = state.latent.shape
+        zeros = mx.zeros((B, self.positions.shape[2], C))
+        start = zeros if self.tokens is None else self.tokens
+        return _append(state, start, zeros, 1.0, self.positions, mark=1.0)
+
+
+@dataclass(frozen=True)
+class WithAttention:
+    """What ``condition`` appends exchanges attention with the stream's own tokens at ``strength``, from 0 to 1.
+
+    strength  one number, or one for each appended token (1, n)
+    Among themselves the appended tokens attend fully; those of other conditions they do not see.
+    """
+
+    condition: Condition
+    strength: float | mx.array
+
+    def __call__(self, state: LatentState) -> LatentState:
+        appended = self.condition(state._replace(attention_mask=None))
+        count = appended.latent.shape[1] - state.latent.shape[1]
+        return appended._replace(attention_mask=_attention(state, count, self.strength))
+
+
+def _append(
+    state: LatentState,
+    latent: mx.array,
+    clean: mx.array,
+    mask: float,
+    positions: mx.array,
+    mark: float = 0.0,
 ) -> LatentState:
-    """``state`` with every condition applied, in order."""
-    for condition in conditions:
-        state = condition.apply(state, tokens_per_frame)
-    return state
+    """``state`` with tokens (B, n, C) behind its last; once there is an attention mask, at attention strength 1."""
+
+    def joined(x: mx.array, y: mx.array, axis: int = 1) -> mx.array:
+        return mx.concatenate([x, y.astype(x.dtype)], axis=axis)
+
+    count = latent.shape[1]
+    keyframes, attention = state.keyframes_mask, state.attention_mask
+    if keyframes is None and mark:
+        keyframes = mx.zeros_like(state.denoise_mask)
+    return state._replace(
+        latent=joined(state.latent, latent),
+        clean_latent=joined(state.clean_latent, clean),
+        denoise_mask=joined(state.denoise_mask, mx.full((1, count, 1), mask)),
+        positions=joined(state.positions, positions, axis=2),
+        keyframes_mask=None if keyframes is None else joined(keyframes, mx.full((1, count, 1), mark)),  # fmt: skip
+        attention_mask=None if attention is None else _attention(state, count, 1.0),
+        own=state.own_tokens,
+    )
 
 
-def _overwrite(x: mx.array, start: int, value: mx.array) -> mx.array:
-    """``x`` with rows from ``start`` on replaced by ``value``."""
-    copy = mx.array(x)
-    copy[:, start : start + value.shape[1]] = value.astype(x.dtype)
-    return copy
+def _attention(state: LatentState, count: int, strength: float | mx.array) -> mx.array:
+    """The attention mask of ``state`` when ``count`` tokens more stand behind its last."""
+    before, own = state.latent.shape[1], state.own_tokens
+    old = state.attention_mask
+    if old is None:
+        old = mx.ones((1, before, before))
+    strengths = mx.broadcast_to(mx.array(strength).reshape(1, -1, 1), (1, count, own))
+    across = mx.concatenate([strengths, mx.zeros((1, count, before - own))], axis=2)
+    above = mx.concatenate([old, across.swapaxes(1, 2)], axis=2)
+    below = mx.concatenate([across, mx.ones((1, count, count))], axis=2)
+    return mx.concatenate([above, below], axis=1)

@@ -203,7 +203,7 @@ def test_features_are_the_encoders(encoder):
 def test_velocity_is_what_the_sampler_hears(denoiser, encoder, pinned):
     sigma = 0.7
     texts = encoder.features(SENTENCES[:1], TEXT_TOKENS)
-    image = VideoConditionByLatentIndex(mx.random.normal((1, 4, 128)))
+    image = VideoConditionByLatentIndex(mx.random.normal((1, 128, 1, 2, 2)))
     states = initial_states(SHAPE, AV(), [image] if pinned else [], audio=True)
     states = noised(states, sigma, mx.random.key(1))
     context = embed_prompts(denoiser.connectors, texts).positive

@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 
+from mlx_video.conditioning.latent import latent_tokens
 from mlx_video.types import VideoLatentShape, VideoPixelShape
 
 AUDIO_SAMPLE_RATE = 24000  # Hz, of the waveform that the vocoder makes
@@ -17,8 +18,7 @@ AUDIO_LATENTS_PER_SECOND = (
 
 def patchify_video(latent: mx.array) -> mx.array:
     """Tokens of a latent clip: (B, C, F, H, W) -> (B, F*H*W, C), columns fastest."""
-    B, C = latent.shape[:2]
-    return latent.reshape(B, C, -1).swapaxes(1, 2)
+    return latent_tokens(latent)
 
 
 def unpatchify_video(tokens: mx.array, shape: VideoLatentShape) -> mx.array:
