@@ -300,7 +300,8 @@ class X0Model:
             state: LatentState, context: mx.array, rope: RopeTables, levels: Timesteps
         ) -> ModalityInput:
             latent = state.latent.astype(self.model.dtype)
-            return ModalityInput(latent, levels.scaled(sigma), context, rope)
+            levels = levels.scaled(0.0 if state.frozen else sigma)
+            return ModalityInput(latent, levels, context, rope, state.enabled)
 
         return states.map(
             one,
