@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "mlx_video"
 
 # Ground first. A new module gets a place here before it gets a test.
 FLOORS = [
-    {"types", "backend", "linear", "fastest", "errors", "disk", "tensor_names"},
+    {"types", "backend", "linear", "errors", "disk", "tensor_names"},
     {"weights", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "postprocess", "health"},
     {"recipes", "plan"},

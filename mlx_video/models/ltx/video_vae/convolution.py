@@ -6,7 +6,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.fastest import fastest
 from mlx_video.models.ltx.video_vae.stream import Stream
 
 MAX_CONV_ELEMENTS = 1_500_000_000
@@ -14,7 +13,6 @@ MAX_CONV_ELEMENTS = 1_500_000_000
 
 # Input times output channels; in wider kernels the product is slower.
 NARROW = 128 * 128
-EXAMPLE_SIZE = 32, 48  # rows and columns
 
 Triple = tuple[int, int, int]
 Form = Callable[[mx.array, mx.array, Triple, tuple[int, int]], mx.array]
@@ -64,28 +62,14 @@ def conv3d(
 def preferred_form(kernel: Sequence[int], dtype: mx.Dtype) -> Form:
     """The form for a kernel (O, kF, kH, kW, I) on this machine.
 
-    On Metal, where frames were reported to be 2 to 5 times faster than the volume, whichever is: timed once for each
-    kernel and remembered. On CUDA the volume: a decoder took 1.3 to 1.4 times as long by frames. On a CPU the product
+    On Metal the sum over frames: 2-D convolutions were measured 2 to 5 times faster than conv3d there
+    (ml-explore/mlx#3625). On CUDA the volume: a decoder took 1.3 to 1.4 times as long by frames. On a CPU the product
     where a kernel is narrow: a decoder takes a third less memory there, and less time for large frames.
     """
     if mx.default_device() == mx.cpu:
         narrow = kernel[0] * kernel[-1] <= NARROW and min(kernel[2:4]) > 1
         return by_product if narrow and dtype == mx.float32 else by_volume
-    if not mx.metal.is_available():
-        return by_volume
-    forms = {form.__name__: form for form in (by_volume, by_frames)}
-    question = f"{dtype} convolution {'x'.join(map(str, kernel))}"
-    ways = {name: _example(form, kernel, dtype) for name, form in forms.items()}
-    return forms[fastest(question, ways)]
-
-
-def _example(
-    form: Form, kernel: Sequence[int], dtype: mx.Dtype
-) -> Callable[[], mx.array]:
-    """One convolution of a few small frames, about what a tile of a short clip has."""
-    x = mx.ones((1, kernel[1] + 4, *EXAMPLE_SIZE, kernel[-1]), dtype)
-    weight, padding = mx.ones(kernel, dtype), (kernel[2] // 2, kernel[3] // 2)
-    return lambda: form(x, weight, (1, 1, 1), padding)
+    return by_frames if mx.metal.is_available() else by_volume
 
 
 def by_volume(

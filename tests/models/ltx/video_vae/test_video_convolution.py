@@ -80,13 +80,11 @@ def test_a_form_may_be_named():
 
 @pytest.fixture
 def on(monkeypatch):
-    """Pretend to be on a device; what is timed there is the last of the ways."""
+    """Pretend to be on a device."""
 
     def pretend(device, metal):
         monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
         monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
-        last = lambda question, ways: [*ways][-1]
-        monkeypatch.setattr(convolution, "fastest", last)
 
     return pretend
 
@@ -101,21 +99,6 @@ def test_each_device_has_its_form(on):
     assert preferred_form(narrow, mx.float32) is by_volume
     on(mx.gpu, metal=True)
     assert preferred_form(wide, mx.bfloat16) is by_frames
-
-
-def test_metal_times_both_forms_of_the_kernel_itself(on, monkeypatch):
-    kernel, asked = (8, 3, 3, 3, 4), []
-
-    def timed(question, ways):
-        asked.append(question)
-        shapes = {name: way().shape for name, way in ways.items()}
-        assert shapes == dict.fromkeys(("by_volume", "by_frames"), (1, 5, 32, 48, 8))
-        return "by_volume"
-
-    on(mx.gpu, metal=True)
-    monkeypatch.setattr(convolution, "fastest", timed)
-    assert preferred_form(kernel, mx.float32) is by_volume
-    assert asked == ["mlx.core.float32 convolution 8x3x3x3x4"]
 
 
 def test_a_product_that_would_be_too_large_is_a_volume(on, monkeypatch):
