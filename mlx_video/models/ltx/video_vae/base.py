@@ -1,23 +1,31 @@
 """What encoder and decoder share: the statistics of the latents, the list of blocks and the names of the weights."""
 
 import math
-import re
-from typing import ClassVar, Iterator
+from typing import ClassVar, Iterator, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
+from mlx_video.tensor_names import TensorNames
 from mlx_video.types import VideoScale
-from mlx_video.weights import Weights, channels_last, strip_prefixes
+from mlx_video.weights import Weights, channels_last
 
-# By name without "_res" (with a skip connection) or "_x_y" (with a change of width): frames, rows, columns.
+# By name without "_res" (with a skip connection): frames, rows, columns.
 STRIDES = {
     "compress_time": (2, 1, 1),
     "compress_space": (1, 2, 2),
     "compress_all": (2, 2, 2),
 }
-_BLOCK_PARAMETERS = {"num_layers", "multiplier", "residual", "inject_noise"}
+_BLOCK_PARAMETERS = {"num_layers", "multiplier", "residual"}
+_OFF = {"inject_noise"}  # parameters that no published checkpoint switches on
+# Of the latents' statistics in an official file -> ours; LTX-2.0 has three more that nothing uses.
+STATISTICS = {
+    "mean-of-means": "mean",
+    "std-of-means": "std",
+    "channel": None,
+    "mean-of-stds": None,
+}
 
 Block = tuple[str, dict[str, int | bool]]
 
@@ -27,7 +35,8 @@ def read_blocks(blocks: tuple) -> Iterator[Block]:
     for name, parameters in blocks:
         if isinstance(parameters, int):
             parameters = {"num_layers": parameters}
-        if unknown := sorted(parameters.keys() - _BLOCK_PARAMETERS):
+        off = {key for key in _OFF if not parameters.get(key)}
+        if unknown := sorted(parameters.keys() - _BLOCK_PARAMETERS - off):
             raise UserError(
                 f"Video VAE block {name!r}: unknown parameters {', '.join(unknown)}. "
                 "The checkpoint may need a newer mlx-video."
@@ -37,7 +46,7 @@ def read_blocks(blocks: tuple) -> Iterator[Block]:
 
 def stride_of(name: str) -> tuple[int, int, int]:
     """By how much a block shrinks (encoder) or grows (decoder) frames, rows and columns."""
-    return STRIDES.get(name.removesuffix("_res").removesuffix("_x_y"), (1, 1, 1))
+    return STRIDES.get(name.removesuffix("_res"), (1, 1, 1))
 
 
 def compression(blocks: tuple, patch_size: int) -> VideoScale:
@@ -68,46 +77,35 @@ def _per_channel(x: mx.array) -> mx.array:
     return x[:, None, None, None]
 
 
-class VideoVAEPart(nn.Module):
+def names_of(part: str, *tables: Mapping[str, str]) -> TensorNames:
+    """The names of "encoder" or "decoder", in files of everything and in those of the video autoencoder alone."""
+    prefixes: dict[str, str | None] = {}
+    for file in ("vae.", ""):
+        prefixes[f"{file}{part}."] = ""
+        for statistic, ours in STATISTICS.items():
+            name = f"{file}per_channel_statistics.{statistic}"
+            prefixes[name] = ours and f"per_channel_statistics.{ours}"
+    return TensorNames(prefixes, *tables)
+
+
+class ConvolutionalPart(nn.Module):
     """Base of ``VideoEncoder`` and ``VideoDecoder``: the official names of their weights."""
 
-    OFFICIAL: ClassVar[dict[str, str]]
-    UNUSED: ClassVar[frozenset[str]] = frozenset(
-        {
-            "per_channel_statistics.channel",
-            "per_channel_statistics.mean-of-stds",
-            "per_channel_statistics.mean-of-stds_over_std-of-means",
-        }
-    )
-
-    @property
-    def streams(self) -> bool:
-        """Whether a clip may pass in pieces: a group norm's statistics are over all of its frames."""
-        return not any(isinstance(part, nn.GroupNorm) for part in self.modules())
-
-    @staticmethod
-    def rename(key: str) -> str:
-        """Our name of an official ``key`` without its prefix."""
-        key = re.sub(r"\.conv\.(weight|bias)$", r".\1", key)
-        key = key.replace(".timestep_embedder.", ".")
-        return re.sub(r"(mean|std)-of-means$", r"\1", key)
+    NAMES: ClassVar[TensorNames]
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
         """The part's own tensors out of any official file's, renamed and channels last; ours come back unchanged."""
-        official = strip_prefixes(weights, cls.OFFICIAL)
-        if official is None:
+        taken = cls.NAMES.take(weights)
+        if taken is None:
             return weights
-        return {
-            cls.rename(key): _channels_last(value)
-            for key, value in official.items()
-            if key not in cls.UNUSED
-        }
+        return {k: channels_last(v) if v.ndim == 5 else v for k, v in taken.items()}
+
+    @classmethod
+    def official_name(cls, key: str) -> str:
+        """What an official file calls the tensor that is ``key`` here."""
+        return cls.NAMES.official(key)
 
 
-def _channels_last(value: mx.array) -> mx.array:
-    if value.ndim == 5:
-        return channels_last(value)
-    if value.ndim == 3:  # noise strengths (C, 1, 1)
-        return mx.moveaxis(value, 0, -1)
-    return value
+# A convolution is wrapped in a module of its own there.
+CONVOLUTIONS = {"*.conv.weight": "*.weight", "*.conv.bias": "*.bias"}

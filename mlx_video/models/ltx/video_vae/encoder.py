@@ -6,14 +6,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.config import VideoVAEConfig
+from mlx_video.models.ltx.config import VideoEncoderConfig
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.video_vae.base import (
+    CONVOLUTIONS,
     STRIDES,
     Block,
+    ConvolutionalPart,
     PerChannelStatistics,
-    VideoVAEPart,
     compression,
+    names_of,
     read_blocks,
     stride_of,
 )
@@ -21,25 +23,19 @@ from mlx_video.models.ltx.video_vae.convolution import (
     MAX_CONV_ELEMENTS,
     CausalConv3d,
 )
-from mlx_video.models.ltx.video_vae.resnet import (
-    MidBlock3D,
-    ResnetBlock3D,
-    make_norm,
-)
+from mlx_video.models.ltx.video_vae.resnet import MidBlock3D, PixelNorm
 from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify
 from mlx_video.models.ltx.video_vae.stream import Stream, widest
 from mlx_video.types import VideoPixelShape
 
 
-class VideoEncoder(VideoVAEPart):
+class VideoEncoder(ConvolutionalPart):
     """The causal encoder: a frame's latent depends on no later frame, so an image is a clip of one frame."""
 
-    OFFICIAL: ClassVar = {
-        "vae.encoder.": "",
-        "vae.per_channel_statistics.": "per_channel_statistics.",
-    }
+    CONFIG = VideoEncoderConfig
+    NAMES: ClassVar = names_of("encoder", CONVOLUTIONS)
 
-    def __init__(self, config: VideoVAEConfig):
+    def __init__(self, config: VideoEncoderConfig):
         super().__init__()
         self.config = config
         self.scale = compression(config.encoder_blocks, config.patch_size)
@@ -56,7 +52,7 @@ class VideoEncoder(VideoVAEPart):
         for block in read_blocks(config.encoder_blocks):
             module, channels = _down_block(block, channels, config)
             self.down_blocks.append(module)
-        self.conv_norm_out = make_norm(config.norm_layer, channels)
+        self.conv_norm_out = PixelNorm()
         self.conv_out = CausalConv3d(
             channels, _out_channels(config), padding_mode=padding_mode
         )
@@ -73,7 +69,7 @@ class VideoEncoder(VideoVAEPart):
         """The same latents in consecutive pieces, for whose sake no convolution touches more than about ``elements``.
 
         Evaluate each piece before the next is taken, and memory follows ``elements`` and the size of a frame, not the
-        length of the clip. A group norm needs the whole clip at once: there is one piece then.
+        length of the clip.
         """
         self.check(pixels)
         stream = Stream()
@@ -88,7 +84,7 @@ class VideoEncoder(VideoVAEPart):
         cells = B * (H // self.config.patch_size) * (W // self.config.patch_size)
         step = self.scale.time
         size = elements // (cells * widest(self.conv_in)) // step * step
-        size = max(step, size) if self.streams else F
+        size = max(step, size)
         return mx.split(pixels, list(range(1 + size, F, size)), axis=2)
 
     def _encode(self, pixels: mx.array, stream: Stream) -> mx.array:
@@ -106,31 +102,21 @@ class VideoEncoder(VideoVAEPart):
 
 
 def _down_block(
-    block: Block, channels: int, config: VideoVAEConfig
+    block: Block, channels: int, config: VideoEncoderConfig
 ) -> tuple[nn.Module, int]:
     """A block of the encoder for an input of ``channels``, and the channels it returns."""
     name, parameters = block
-    wider = channels * parameters.get("multiplier", 2)
-    padding = {"padding_mode": config.encoder_spatial_padding_mode}
-    style = {"norm_layer": config.norm_layer, **padding}
-    match name:
-        case "res_x":
-            return MidBlock3D(channels, parameters["num_layers"], **style), channels
-        case "res_x_y":
-            return ResnetBlock3D(channels, wider, **style), wider
-        case "compress_time" | "compress_space" | "compress_all":
-            stride = STRIDES[name]
-            return CausalConv3d(channels, channels, stride=stride, **padding), channels
-        case "compress_all_x_y":
-            stride = stride_of(name)
-            return CausalConv3d(channels, wider, stride=stride, **padding), wider
-        case "compress_time_res" | "compress_space_res" | "compress_all_res":
-            stride = stride_of(name)
-            return SpaceToDepthDownsample(channels, wider, stride, **padding), wider
+    padding_mode = config.encoder_spatial_padding_mode
+    if name == "res_x":
+        return MidBlock3D(channels, parameters["num_layers"], padding_mode), channels
+    if name.removesuffix("_res") in STRIDES and name.endswith("_res"):
+        wider = channels * parameters.get("multiplier", 2)
+        stride = stride_of(name)
+        return SpaceToDepthDownsample(channels, wider, stride, padding_mode), wider
     raise UserError(f"Video VAE encoder block {name!r} is not implemented.")
 
 
-def _out_channels(config: VideoVAEConfig) -> int:
+def _out_channels(config: VideoEncoderConfig) -> int:
     """The latent means, and as many log-variances as the checkpoint carries; those are not used."""
     log_variances = {
         "none": 0,

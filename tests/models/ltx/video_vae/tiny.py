@@ -6,9 +6,13 @@ import mlx.core as mx
 
 from mlx_video.models.ltx.config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
-from tests.reference import checkpoint, vectors
+from tests.reference import FIXTURES, checkpoint, vectors
 
 VECTORS = vectors("video_vae")
+# Files of the other releases, and the official numbers for each.
+LTX_2_3 = FIXTURES / "ltx23_tiny" / "ltx-2.3-tiny.safetensors"
+CONVOLUTIONAL = FIXTURES / "ltx25_tiny" / "ltx-2.5-tiny-video-vae-conv-bf16.safetensors"
+DIFFUSION = FIXTURES / "ltx25_tiny" / "ltx-2.5-tiny-video-vae-bf16.safetensors"
 
 
 def config() -> VideoVAEConfig:
@@ -25,14 +29,21 @@ def decoder(dtype=mx.float32) -> VideoDecoder:
     return load(VideoDecoder(config()), dtype)
 
 
-def load(part, dtype=mx.float32):
-    weights = part.sanitize(checkpoint()[0])
+def load(part, dtype=mx.float32, weights=None):
+    weights = part.sanitize(weights or checkpoint()[0])
     part.load_weights([(k, v.astype(dtype)) for k, v in weights.items()])
     return part
 
 
+@cache
+def part_of(part, file):
+    """An encoder or decoder of another tiny file."""
+    weights, config = checkpoint(file)
+    return load(part(part.CONFIG.from_dict(config["vae"])), weights=weights)
+
+
 def small_config(encoder_blocks=(), decoder_blocks=(), **changes) -> VideoVAEConfig:
-    """4 latent channels, patches of 2, 32 channels at full resolution (as many as a group norm has groups)."""
+    """4 latent channels, patches of 2, 32 channels at full resolution."""
     return VideoVAEConfig.from_dict(
         {
             "encoder_blocks": encoder_blocks,
@@ -41,6 +52,7 @@ def small_config(encoder_blocks=(), decoder_blocks=(), **changes) -> VideoVAECon
             "patch_size": 2,
             "encoder_base_channels": 32,
             "decoder_base_channels": 32,
+            "timestep_conditioning": False,
         }
         | changes
     )
