@@ -1,11 +1,12 @@
 """Guidance: combine several predictions of the clean sample into one. Knows which passes to ask for, not the model."""
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Callable, Collection, Sequence
 
 import mlx.core as mx
 
 from mlx_video.conditioning.latent import LatentState
+from mlx_video.sampling.samplers import Denoise
 from mlx_video.types import AV, Perturbation, PromptEmbeddings
 
 Predict = Callable[
@@ -25,6 +26,7 @@ class Guidance:
     modality    away from a prediction that does not see the other modality, 1 = off
     rescale     how far to pull the result's standard deviation back to the conditional one's, 0 = off, 1 = fully
                 (https://arxiv.org/abs/2305.08891, section 3.4)
+    skip_step   how many steps the modality rests after each that computes it, its last x0 used again; 0 = none
     """
 
     cfg: float = 1.0
@@ -32,6 +34,11 @@ class Guidance:
     modality: float = 1.0
     rescale: float = 0.0
     stg_blocks: tuple[int, ...] = (29,)
+    skip_step: int = 0
+
+    def computes(self, step: int) -> bool:
+        """Whether the modality is predicted anew in ``step``, counted from 0."""
+        return step % (self.skip_step + 1) == 0
 
     def combine(
         self,
@@ -59,38 +66,9 @@ def cfg_delta(cond: mx.array, uncond: mx.array, scale: float) -> mx.array:
     return (cond - uncond) * (scale - 1.0)
 
 
-def cfg_star_delta(cond: mx.array, uncond: mx.array, scale: float) -> mx.array:
-    """``cfg_delta`` with ``uncond`` first scaled onto ``cond`` (CFG-Zero*, https://arxiv.org/abs/2503.18886)."""
-    ratio = (cond * uncond).sum() / (mx.square(uncond).sum() + 1e-8)
-    return cfg_delta(cond, uncond * ratio, scale)
-
-
 def stg_delta(cond: mx.array, perturbed: mx.array, scale: float) -> mx.array:
     """What spatiotemporal guidance of strength ``scale`` adds to ``cond``; 0 at scale 0."""
     return (cond - perturbed) * scale
-
-
-def apg_delta(
-    cond: mx.array,
-    uncond: mx.array,
-    scale: float,
-    eta: float = 1.0,
-    norm_threshold: float = 0.0,
-) -> mx.array:
-    """``cfg_delta`` with its part along ``cond`` damped by ``eta`` (APG, https://arxiv.org/abs/2410.02416).
-
-    norm_threshold  largest norm of the difference over each sample's tokens and channels; 0 = unlimited
-    """
-    axes = (-1, -2)
-    delta = cond - uncond
-    if norm_threshold > 0:
-        norm = mx.sqrt(mx.square(delta).sum(axes, keepdims=True))
-        delta = delta * mx.minimum(1.0, norm_threshold / norm)
-    ratio = (delta * cond).sum(axes, keepdims=True) / mx.square(cond).sum(
-        axes, keepdims=True
-    )
-    parallel = cond * ratio
-    return (delta - parallel + parallel * eta) * (scale - 1.0)
 
 
 def guided(
@@ -99,8 +77,8 @@ def guided(
     guidance: AV[Guidance],
     *,
     batched: bool = False,
-) -> Callable[[AV[LatentState], float], AV[mx.array]]:
-    """Return ``denoise(states, sigma) -> AV[x0]`` over ``predict(states, context, sigma, perturbations)``.
+) -> Denoise:
+    """Return ``denoise(states, sigma, step=0) -> AV[x0]`` over ``predict(states, context, sigma, perturbations)``.
 
     Every pass that either modality asks for is run for both, as the official code does.
     batched  all passes in one call: faster where memory allows it, equal in result
@@ -110,14 +88,44 @@ def guided(
     together = batched and len(passes) > 1
     run = (_run_together if together else _run_in_turn)(predict, passes.values())
 
-    def denoise(states: AV[LatentState], sigma: float) -> AV[mx.array]:
+    def denoise(states: AV[LatentState], sigma: float, step: int = 0) -> AV[mx.array]:
         predictions = run(states, sigma)
         return guidance.map(
             lambda strength, *x0s: strength.combine(**dict(zip(passes, x0s))),
             *predictions,
         )
 
-    return denoise
+    skips = any(strength.skip_step for strength in guidance.values)
+    return _Resting(denoise, guidance) if skips else denoise
+
+
+def may_start(guidance: AV[Guidance], step: int) -> bool:
+    """Whether a run that was stopped before ``step`` can go on there from its latents alone: no x0 is reused."""
+    return all(strength.computes(step) for strength in guidance.values)
+
+
+class _Resting:
+    """``denoise`` in which a modality rests, and its last x0 is used again, on the steps that ``skip_step`` leaves out."""
+
+    def __init__(self, denoise: Denoise, guidance: AV[Guidance]):
+        self.denoise, self.guidance = denoise, guidance
+        self.last: AV[mx.array] = AV()
+
+    def __call__(
+        self, states: AV[LatentState], sigma: float, step: int = 0
+    ) -> AV[mx.array]:
+        computes = self.guidance.map(lambda strength: strength.computes(step))
+        if any(computes.values):
+            states = states.map(lambda s, yes: s._replace(enabled=yes), computes)
+            x0s = self.denoise(states, sigma)
+            self.last = x0s.map(
+                lambda x0, yes, last: x0 if yes else last, computes, self.last
+            )
+        if self.last.present != states.present:
+            raise ValueError(
+                f"Step {step} reuses a prediction that was not made; start where may_start() is true."
+            )
+        return self.last
 
 
 def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pass]:
@@ -129,7 +137,12 @@ def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pas
             raise ValueError(
                 f"Guidance with cfg {max(g.cfg for g in wanted)} needs a negative prompt; an empty one will do."
             )
-        passes["uncond"] = (prompt.negative, Perturbation())
+        # A modality without a negative prompt of its own, as sound that is given, keeps the positive one.
+        negative = prompt.positive.map(
+            lambda positive, negative: positive if negative is None else negative,
+            prompt.negative,
+        )
+        passes["uncond"] = (negative, Perturbation())
     if any(g.stg != 0.0 for g in wanted):
         blocks = guidance.map(lambda g: frozenset(g.stg_blocks if g.stg != 0.0 else ()))
         passes["perturbed"] = (prompt.positive, Perturbation(blocks))

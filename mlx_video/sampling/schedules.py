@@ -8,6 +8,8 @@ import numpy as np
 # Released with the distilled checkpoint (Lightricks/LTX-2, ltx_pipelines/utils/constants.py).
 STAGE_1_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 STAGE_2_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
+# Of the tiles of DFR's temporal rounds, which refine what was made.
+DFR_ROUND_SIGMAS = STAGE_1_SIGMAS[4:]
 
 
 def ltx2_scheduler(
@@ -40,48 +42,3 @@ def ltx2_scheduler(
         distance = 1 - sigmas
         sigmas = 1 - distance / (distance[-1] / np.float32(1 - terminal))
     return mx.array(np.append(sigmas, np.float32(0)))
-
-
-def linear_quadratic_scheduler(steps: int, threshold: float = 0.025) -> mx.array:
-    """Half the steps linear in the first ``threshold`` of the way, half quadratic: (steps + 1,) float32.
-
-    Source: Movie Gen, https://arxiv.org/abs/2410.13720, section 3.4.2, as LTX-Video samples it.
-    """
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2 for this schedule; got {steps}.")
-    linear = steps // 2
-    quadratic = steps - linear
-    slope = threshold / linear
-    # The parabola continues the line's value and slope, and reaches 1 at the last step.
-    curvature = (1 - threshold - slope * quadratic) / quadratic**2
-    tail = np.arange(1, quadratic + 1)
-    progress = np.concatenate(
-        [
-            slope * np.arange(linear + 1),
-            threshold + slope * tail + curvature * tail**2,
-        ]
-    )
-    return mx.array(1 - progress, mx.float32)
-
-
-def beta_scheduler(steps: int, alpha: float = 0.6, beta: float = 0.6) -> mx.array:
-    """Times at quantiles of a Beta distribution, so denser near both ends: (steps + 1,) float32.
-
-    The times are shifted as in ``ltx2_scheduler`` by exp(2.37), and rounded to 10,000 of them.
-    Source: Beta sampling, https://arxiv.org/abs/2407.12173, as Lightricks/LTX-2 does it.
-    """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}.")
-    quantiles = _beta_quantiles(1 - np.arange(steps) / steps, alpha, beta)
-    times = (np.rint(quantiles * 9999) + 1) / 10000
-    shift = math.exp(2.37)
-    return mx.array(np.append(shift / (shift + 1 / times - 1), 0.0), mx.float32)
-
-
-def _beta_quantiles(p: np.ndarray, alpha: float, beta: float) -> np.ndarray:
-    """Inverse distribution function of Beta(alpha, beta), by integrating its density over x = sin^2(angle)."""
-    angle = np.linspace(0, np.pi / 2, 100_001)
-    middle = (angle[1:] + angle[:-1]) / 2
-    density = np.sin(middle) ** (2 * alpha - 1) * np.cos(middle) ** (2 * beta - 1)
-    distribution = np.append(0, np.cumsum(density))
-    return np.sin(np.interp(p, distribution / distribution[-1], angle)) ** 2

@@ -9,10 +9,9 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import (
     Guidance,
-    apg_delta,
     cfg_delta,
-    cfg_star_delta,
     guided,
+    may_start,
     passes_of,
     stg_delta,
 )
@@ -44,9 +43,7 @@ def test_cfg_alone():
     "delta, name",
     [
         (cfg_delta(COND, UNCOND, 3.0), "cfg_delta"),
-        (cfg_star_delta(COND, UNCOND, 3.0), "cfg_star_delta"),
         (stg_delta(COND, PERTURBED, 1.0), "stg_delta"),
-        (apg_delta(COND, UNCOND, 3.0, eta=0.5, norm_threshold=2.0), "apg_delta"),
     ],
 )
 def test_deltas_are_the_official_ones(delta, name):
@@ -135,3 +132,51 @@ def test_video_alone_needs_no_modality_pass():
 def test_cfg_without_a_negative_prompt_is_refused():
     with pytest.raises(ValueError, match="cfg 4.0 needs a negative prompt"):
         guided(spy([]), PromptEmbeddings(PROMPT.positive), AV(Guidance(cfg=4.0)))
+
+
+def test_a_modality_without_a_negative_prompt_keeps_the_positive_one():
+    prompt = PromptEmbeddings(PROMPT.positive, AV(PROMPT.negative.video))
+    context, _ = passes_of(prompt, AV(Guidance(cfg=3.0), Guidance()))["uncond"]
+    assert context.video is PROMPT.negative.video
+    assert context.audio is PROMPT.positive.audio
+
+
+def resting(calls, video: int, audio: int):
+    """A denoiser that counts its calls in what it predicts, with a modality resting so many steps."""
+
+    def predict(states, context, sigma, perturbations):
+        calls.append(states.map(lambda state: state.enabled))
+        return states.map(lambda state: mx.full(state.latent.shape, len(calls)))
+
+    return guided(
+        predict, PROMPT, AV(Guidance(skip_step=video), Guidance(skip_step=audio))
+    )
+
+
+def test_a_modality_that_skips_steps_rests_and_its_last_x0_is_used_again():
+    calls = []
+    denoise = resting(calls, video=1, audio=0)
+    x0s = [denoise(STATES, 0.5, step) for step in range(4)]
+    assert [x0.video[0, 0, 0].item() for x0 in x0s] == [1, 1, 3, 3]
+    assert [x0.audio[0, 0, 0].item() for x0 in x0s] == [1, 2, 3, 4]
+    assert calls == [AV(True, True), AV(False, True)] * 2
+
+
+def test_nothing_is_computed_where_both_modalities_rest():
+    calls = []
+    denoise = resting(calls, video=1, audio=2)
+    for step in range(6):
+        denoise(STATES, 0.5, step)
+    assert [call.values for call in calls] == [
+        (True, True),
+        (True, False),
+        (False, True),
+        (True, False),
+    ]
+
+
+def test_a_run_starts_only_where_nothing_is_reused():
+    strengths = AV(Guidance(skip_step=1), Guidance(skip_step=2))
+    assert [step for step in range(8) if may_start(strengths, step)] == [0, 6]
+    with pytest.raises(ValueError, match="Step 3 reuses a prediction"):
+        resting([], video=1, audio=0)(STATES, 0.5, 3)
