@@ -1,12 +1,13 @@
 """What encoder and decoder share: the statistics of the latents and the names of the weights."""
 
-import re
 from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.weights import Weights, channels_last, strip_prefixes
+from mlx_video.models.ltx.config import AudioVAEConfig
+from mlx_video.tensor_names import TensorNames
+from mlx_video.weights import Weights, channels_last
 
 
 class PerChannelStatistics(nn.Module):
@@ -35,24 +36,42 @@ def _per_frame(x: mx.array, latent: mx.array) -> mx.array:
 
 
 class AudioVAEPart(nn.Module):
-    """Base of ``AudioEncoder`` and ``AudioDecoder``: the official names of their weights."""
+    """Base of ``AudioEncoder`` and ``AudioDecoder``: the names and the layout of their weights."""
 
-    OFFICIAL: ClassVar[dict[str, str]]
+    CONFIG: ClassVar = AudioVAEConfig
+    NAMES: ClassVar[TensorNames]
 
     @staticmethod
-    def rename(key: str) -> str:
-        """Our name of an official ``key`` without its prefix."""
-        key = re.sub(r"(\.conv)+\.(weight|bias)$", r".\2", key)
-        key = key.replace(".nin_shortcut.", ".shortcut.")
-        return re.sub(r"(mean|std)-of-means$", r"\1", key)
+    def names(part: str) -> TensorNames:
+        """Of the ``part`` of the autoencoder, "encoder" or "decoder"."""
+        prefixes = {
+            f"audio_vae.{part}.": "",
+            "audio_vae.per_channel_statistics.": "per_channel_statistics.",
+        }
+        return TensorNames(
+            prefixes,
+            {
+                "*nin_shortcut.conv.*": "*shortcut.*",
+                "*upsample.conv.conv.*": "*upsample.*",
+                "*mean-of-means": "*mean",
+                "*std-of-means": "*std",
+                "*.conv.weight": "*.weight",
+                "*.conv.bias": "*.bias",
+            },
+        )
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
         """The part's own tensors out of any official file's, renamed and channels last; ours come back unchanged."""
-        official = strip_prefixes(weights, cls.OFFICIAL)
+        official = cls.NAMES.take(weights)
         if official is None:
             return weights
         return {
-            cls.rename(key): channels_last(value) if value.ndim == 4 else value
+            key: channels_last(value) if value.ndim == 4 else value
             for key, value in official.items()
         }
+
+    @classmethod
+    def official_name(cls, key: str) -> str:
+        """What the official files call our ``key``."""
+        return cls.NAMES.official(key)

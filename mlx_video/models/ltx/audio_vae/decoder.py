@@ -34,10 +34,7 @@ class UpLevel(nn.Module):
 class AudioDecoder(AudioVAEPart):
     """Normalised latent (B, 8, T, 16), 25 frames a second -> log-mel spectrogram (B, 2, 4T - 3, 64)."""
 
-    OFFICIAL: ClassVar = {
-        "audio_vae.decoder.": "",
-        "audio_vae.per_channel_statistics.": "per_channel_statistics.",
-    }
+    NAMES: ClassVar = AudioVAEPart.names("decoder")
 
     def __init__(self, config: AudioVAEConfig):
         super().__init__()

@@ -34,10 +34,7 @@ class DownLevel(nn.Module):
 class AudioEncoder(AudioVAEPart):
     """Log-mel spectrogram (B, 2, T_mel, 64) -> normalised latent (B, 8, ceil(T_mel / 4), 16): 25 frames a second."""
 
-    OFFICIAL: ClassVar = {
-        "audio_vae.encoder.": "",
-        "audio_vae.per_channel_statistics.": "per_channel_statistics.",
-    }
+    NAMES: ClassVar = AudioVAEPart.names("encoder")
 
     def __init__(self, config: AudioVAEConfig):
         super().__init__()

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.audio_vae.signal import frames
 from mlx_video.models.ltx.config import AudioVAEConfig
 
 LOG_FLOOR = 1e-5
@@ -48,12 +49,9 @@ def log_mel(waveform: mx.array, config: AudioVAEConfig) -> mx.array:
 
 def _magnitudes(padded: mx.array, config: AudioVAEConfig) -> mx.array:
     """Short-time Fourier magnitudes: (B, C, n) -> (B, C, frames, filter_length // 2 + 1)."""
-    starts = mx.arange(
-        0, padded.shape[-1] - config.filter_length + 1, config.hop_length
-    )
-    frames = padded[..., starts[:, None] + mx.arange(config.filter_length)]
     window = mx.array(_hann(config.win_length, config.filter_length), dtype=mx.float32)
-    return mx.abs(mx.fft.rfft(frames * window))
+    pieces = frames(padded, config.filter_length, config.hop_length)
+    return mx.abs(mx.fft.rfft(pieces * window))
 
 
 @cache

@@ -9,9 +9,10 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.errors import UserError
+from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
 from mlx_video.models.ltx.config import VocoderConfig
-from mlx_video.weights import Weights, channels_last, strip_prefixes
+from mlx_video.tensor_names import TensorNames
+from mlx_video.weights import Weights, channels_last
 
 MEL_BINS = 64  # per channel; in no config
 EDGE_KERNEL = 7  # of the first and the last convolution
@@ -26,7 +27,8 @@ class Vocoder(nn.Module):
     tests' checkpoint). A float32 input is enough for that, since MLX then promotes each weight as it is used.
     """
 
-    OFFICIAL: ClassVar = {"vocoder.": ""}
+    CONFIG: ClassVar = VocoderConfig
+    NAMES: ClassVar = TensorNames({"vocoder.": ""})
 
     def __init__(self, config: VocoderConfig):
         super().__init__()
@@ -61,10 +63,15 @@ class Vocoder(nn.Module):
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
         """The vocoder's tensors out of any official file's, channels last; ours come back unchanged."""
-        official = strip_prefixes(weights, cls.OFFICIAL)
+        official = cls.NAMES.take(weights)
         if official is None:
             return weights
         return {key: _to_mlx(key, value) for key, value in official.items()}
+
+    @classmethod
+    def official_name(cls, key: str) -> str:
+        """What the official files call our ``key``."""
+        return cls.NAMES.official(key)
 
 
 def _to_mlx(key: str, value: mx.array) -> mx.array:
@@ -93,70 +100,3 @@ class ResBlock(nn.Module):
         for conv1, conv2 in zip(self.convs1, self.convs2):
             x = x + conv2(nn.leaky_relu(conv1(nn.leaky_relu(x, SLOPE)), SLOPE))
         return x
-
-
-class SameConv1d(nn.Conv1d):
-    """Length-keeping convolution over (B, L, C), odd kernels only.
-
-    A dilated one is run as a dense one over every ``dilation``-th sample: MLX's CPU backend multiplies matrices only
-    for dense kernels, and is some hundred times slower otherwise.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1
-    ):
-        super().__init__(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2
-        )
-        self.phases = dilation
-
-    def __call__(self, x: mx.array) -> mx.array:
-        if self.phases == 1:
-            return super().__call__(x)
-        length = x.shape[1]
-        y = super().__call__(split_phases(x, self.phases))
-        return join_phases(y, self.phases)[:, :length]
-
-
-def split_phases(x: mx.array, phases: int) -> mx.array:
-    """Samples ``phases`` apart as sequences of their own, zeros at the end: (B, L, C) -> (B*phases, ~L/phases, C)."""
-    B, L, C = x.shape
-    x = mx.pad(x, ((0, 0), (0, -L % phases), (0, 0)))
-    return x.reshape(B, -1, phases, C).swapaxes(1, 2).reshape(B * phases, -1, C)
-
-
-def join_phases(x: mx.array, phases: int) -> mx.array:
-    """The inverse of ``split_phases``, but for the zeros at the end."""
-    N, L, C = x.shape
-    x = x.reshape(N // phases, phases, L, C).swapaxes(1, 2)
-    return x.reshape(N // phases, phases * L, C)
-
-
-class Upsample(nn.ConvTranspose1d):
-    """Transposed convolution (B, L, I) -> (B, L * stride, O).
-
-    Run as a dense convolution that makes ``stride`` neighbouring samples at a time, which every backend has fast and
-    which multiplies no inserted zeros. Raises ``ValueError`` unless kernel - stride is even and not negative.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int
-    ):
-        if kernel_size < stride or (kernel_size - stride) % 2:
-            raise UserError(
-                f"upsample_kernel_sizes must exceed upsample_rates by an even number; got {kernel_size} for a rate "
-                f"of {stride}."
-            )
-        super().__init__(in_channels, out_channels, kernel_size, stride)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        O, K, I = self.weight.shape
-        B, L, _ = x.shape
-        taps = -(-K // self.stride)
-        weight = mx.pad(self.weight, ((0, 0), (0, taps * self.stride - K), (0, 0)))
-        # Output stride * a + b takes input a - j through tap stride * j + b.
-        weight = weight.reshape(O, taps, self.stride, I)[:, ::-1]
-        weight = weight.transpose(2, 0, 1, 3).reshape(self.stride * O, taps, I)
-        y = mx.conv1d(x, weight, padding=taps - 1).reshape(B, -1, O)
-        start = (K - self.stride) // 2
-        return y[:, start : start + L * self.stride] + self.bias

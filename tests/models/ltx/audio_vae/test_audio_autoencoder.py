@@ -3,9 +3,17 @@
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx.audio_vae import AudioDecoder, AudioEncoder
+from mlx_video.models.ltx.audio_vae import AudioDecoder, AudioEncoder, log_mel
 from mlx_video.models.ltx.config import AudioVAEConfig
-from tests.models.ltx.audio_vae.audio import real_shapes, tiny
+from tests.models.ltx.audio_vae.audio import (
+    NEWER,
+    REAL,
+    TINY,
+    real_shapes,
+    tiny,
+    tiny_config,
+    tiny_weights,
+)
 from tests.reference import MODULE_TOLERANCE, checkpoint, error, vectors
 
 SILENT_TOLERANCE = 1e-3  # log-mel of near-silent bins
@@ -49,13 +57,45 @@ def test_encoder(encoder, log_mel, latent):
     assert error(encoder(v[log_mel]), v[latent]) < MODULE_TOLERANCE
 
 
-# The real checkpoint
+@pytest.mark.parametrize("release", NEWER)
+def test_decoder_of_newer_releases(release):
+    v, decoder = vectors("audio", release), tiny(AudioDecoder, release=release)
+    latent = decoder.per_channel_statistics.un_normalize(v["dec.in"])
+    x = decoder.conv_in(latent.transpose(0, 2, 3, 1))
+    assert error(x.transpose(0, 3, 1, 2), v["dec.conv_in"]) < MODULE_TOLERANCE
+    x = decoder.mid(x)
+    assert error(x.transpose(0, 3, 1, 2), v["dec.mid"]) < MODULE_TOLERANCE
+    assert error(decoder(v["dec.in"]), v["dec.mel"]) < MODULE_TOLERANCE
+
+
+@pytest.mark.parametrize("release", NEWER)
+def test_encoder_of_newer_releases(release):
+    """From a spectrogram, and from sound."""
+    v, encoder = vectors("audio", release), tiny(AudioEncoder, release=release)
+    assert error(encoder(v["enc.in"]), v["enc.out"]) < MODULE_TOLERANCE
+    spectrogram = log_mel(v["mel.wave16k"], tiny_config(AudioEncoder, release))
+    assert error(spectrogram, v["mel.log_mel"]) < MODULE_TOLERANCE
+    assert error(encoder(spectrogram), v["mel.latent"]) < MODULE_TOLERANCE
+
+
+# The real checkpoints
 
 
 @PARTS
-def test_full_size_consumes_the_real_checkpoint(part):
-    expected, found = real_shapes(part)
+@pytest.mark.parametrize("file", REAL)
+def test_full_size_consumes_the_real_checkpoint(part, file):
+    expected, found = real_shapes(part, file)
     assert found == expected
+
+
+@PARTS
+@pytest.mark.parametrize("release", TINY)
+def test_names_read_both_ways(part, release):
+    """Of the autoencoder's tensors, those of the other half aside."""
+    other = "decoder" if part is AudioEncoder else "encoder"
+    official = {k for k in tiny_weights(part, release) if f".{other}." not in k}
+    ours = part.sanitize(tiny_weights(part, release))
+    assert {part.official_name(key) for key in ours} == official
 
 
 @PARTS

@@ -6,8 +6,13 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.models.ltx.audio_vae import AudioDecoder, Vocoder
-from mlx_video.models.ltx.audio_vae.vocoder import SameConv1d, Upsample
-from tests.models.ltx.audio_vae.audio import real_shapes, tiny, tiny_config
+from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
+from tests.models.ltx.audio_vae.audio import (
+    real_shapes,
+    tiny,
+    tiny_config,
+    tiny_weights,
+)
 from tests.reference import MODULE_TOLERANCE, checkpoint, error, vectors
 
 
@@ -53,6 +58,12 @@ def test_full_size_consumes_the_real_checkpoint():
 def test_sanitize_twice_is_once():
     once = Vocoder.sanitize(checkpoint()[0])
     assert Vocoder.sanitize(once) is once
+
+
+def test_names_read_both_ways():
+    official = tiny_weights(Vocoder)
+    ours = Vocoder.sanitize(official)
+    assert {Vocoder.official_name(key) for key in ours} == set(official)
 
 
 # Shapes, dtypes, equivalences

@@ -1,0 +1,79 @@
+"""Convolution over sound, (B, L, C), in forms that are fast on every backend. Knows no vocoder."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_video.errors import UserError
+
+
+class SameConv1d(nn.Conv1d):
+    """Length-keeping convolution over (B, L, C), odd kernels only.
+
+    A dilated one is run as a dense one over every ``dilation``-th sample: MLX's CPU backend multiplies matrices only
+    for dense kernels, and is some hundred times slower otherwise.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        dilation: int = 1,
+        bias: bool = True,
+    ):
+        padding = kernel_size // 2
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=padding, bias=bias
+        )
+        self.phases = dilation
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.phases == 1:
+            return super().__call__(x)
+        length = x.shape[1]
+        y = super().__call__(split_phases(x, self.phases))
+        return join_phases(y, self.phases)[:, :length]
+
+
+def split_phases(x: mx.array, phases: int) -> mx.array:
+    """Samples ``phases`` apart as sequences of their own, zeros at the end: (B, L, C) -> (B*phases, ~L/phases, C)."""
+    B, L, C = x.shape
+    x = mx.pad(x, ((0, 0), (0, -L % phases), (0, 0)))
+    return x.reshape(B, -1, phases, C).swapaxes(1, 2).reshape(B * phases, -1, C)
+
+
+def join_phases(x: mx.array, phases: int) -> mx.array:
+    """The inverse of ``split_phases``, but for the zeros at the end."""
+    N, L, C = x.shape
+    x = x.reshape(N // phases, phases, L, C).swapaxes(1, 2)
+    return x.reshape(N // phases, phases * L, C)
+
+
+class Upsample(nn.ConvTranspose1d):
+    """Transposed convolution (B, L, I) -> (B, L * stride, O).
+
+    Run as a dense convolution that makes ``stride`` neighbouring samples at a time, which every backend has fast and
+    which multiplies no inserted zeros. Raises ``ValueError`` unless kernel - stride is even and not negative.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int
+    ):
+        if kernel_size < stride or (kernel_size - stride) % 2:
+            raise UserError(
+                f"upsample_kernel_sizes must exceed upsample_rates by an even number; got {kernel_size} for a rate "
+                f"of {stride}."
+            )
+        super().__init__(in_channels, out_channels, kernel_size, stride)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        O, K, I = self.weight.shape
+        B, L, _ = x.shape
+        taps = -(-K // self.stride)
+        weight = mx.pad(self.weight, ((0, 0), (0, taps * self.stride - K), (0, 0)))
+        # Output stride * a + b takes input a - j through tap stride * j + b.
+        weight = weight.reshape(O, taps, self.stride, I)[:, ::-1]
+        weight = weight.transpose(2, 0, 1, 3).reshape(self.stride * O, taps, I)
+        y = mx.conv1d(x, weight, padding=taps - 1).reshape(B, -1, O)
+        start = (K - self.stride) // 2
+        return y[:, start : start + L * self.stride] + self.bias

@@ -1,0 +1,52 @@
+"""Sound as numbers: overlapping frames, and resampling by a windowed sinc. Knows no model and no file."""
+
+import math
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+
+ZEROS = 6  # of the sinc, on either side, that the window keeps
+ROLLOFF = 0.99  # of the lower Nyquist frequency, where the filter begins to cut
+
+
+def frames(x: mx.array, length: int, hop: int) -> mx.array:
+    """Overlapping pieces that begin ``hop`` samples apart: (..., n) -> (..., 1 + (n - length) // hop, length)."""
+    starts = mx.arange(0, x.shape[-1] - length + 1, hop)
+    return x[..., starts[:, None] + mx.arange(length)]
+
+
+def resample(
+    waveform: mx.array, from_rate: int, to_rate: int, padding: str = "constant"
+) -> mx.array:
+    """The same sound at another rate: (..., n) -> (..., ceil(n * to_rate / from_rate)), float32.
+
+    A sinc under a Hann window, as torchaudio's default has it. ``padding`` says what lies beyond both ends: "constant"
+    for silence, "edge" for more of the last sample.
+    """
+    x = waveform.astype(mx.float32)
+    if from_rate == to_rate:
+        return x
+    step, phases = _lowest_terms(from_rate, to_rate)
+    kernel = _sinc_kernel(step, phases)
+    reach = (kernel.shape[1] - step) // 2
+    beyond = [(0, 0)] * (x.ndim - 1) + [(reach, reach + step)]
+    pieces = frames(mx.pad(x, beyond, mode=padding), kernel.shape[1], step)
+    y = (pieces @ mx.array(kernel.T, dtype=mx.float32)).flatten(-2)
+    return y[..., : -(-x.shape[-1] * phases // step)]
+
+
+def _lowest_terms(a: int, b: int) -> tuple[int, int]:
+    divisor = math.gcd(a, b)
+    return a // divisor, b // divisor
+
+
+@cache
+def _sinc_kernel(step: int, phases: int) -> np.ndarray:
+    """What makes ``phases`` samples of every ``step``: float64 (phases, 2 * reach + step)."""
+    cutoff = min(step, phases) * ROLLOFF
+    reach = math.ceil(ZEROS * step / cutoff)
+    at = np.arange(-reach, reach + step) / step - np.arange(phases)[:, None] / phases
+    at = np.clip(at * cutoff, -ZEROS, ZEROS)
+    window = np.cos(at * np.pi / ZEROS / 2) ** 2
+    return np.sinc(at) * window * cutoff / step
