@@ -1,3 +1,9 @@
 """The suite runs as a user's machine does: MLX is set up by the package itself."""
 
+from contextlib import suppress
+
+# Where there is one, before our BLAS, in whose batched products it would crash.
+with suppress(ImportError):
+    import torch  # noqa: F401
+
 import mlx_video  # noqa: F401  first, so that its BLAS is loaded before mlx.core

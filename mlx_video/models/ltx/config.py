@@ -4,6 +4,7 @@ Knows what each key of the official ``config`` JSON means to this build: a field
 or a key that says nothing at inference. Any other key, and any other value of a fixed one, stops the load by name.
 """
 
+import math
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import ClassVar, Mapping
@@ -474,6 +475,70 @@ class VocoderConfig(Config):
     output_sample_rate: int = 24000
 
     FIXED: ClassVar = {"resblock": "1", "vocoder": None, "bwe": None}
+
+
+@dataclass(frozen=True)
+class BigVGANConfig(Config):
+    """One BigVGAN generator: block ``vocoder.vocoder``. What is absent has the official default, not the usual value."""
+
+    upsample_initial_channel: int
+    upsample_rates: tuple[int, ...]
+    upsample_kernel_sizes: tuple[int, ...]
+    resblock_kernel_sizes: tuple[int, ...]
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...]
+    stereo: bool = True
+    use_tanh_at_final: bool = True
+    use_bias_at_final: bool = True
+    apply_final_activation: bool = True
+
+    FIXED: ClassVar = {"resblock": "AMP1", "activation": "snakebeta"}
+
+    @property
+    def channels(self) -> int:
+        return 2 if self.stereo else 1
+
+    @property
+    def hop(self) -> int:
+        """Samples of a mel frame."""
+        return math.prod(self.upsample_rates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandwidthExtensionConfig(BigVGANConfig):
+    """The generator that doubles as bandwidth extension, and its mel front end: block ``vocoder.bwe``; rates in Hz."""
+
+    input_sampling_rate: int
+    output_sampling_rate: int
+    hop_length: int
+    n_fft: int
+    num_mels: int
+
+    UNUSED: ClassVar = frozenset({"win_size"})  # it is in the stored Fourier basis
+
+
+@dataclass(frozen=True)
+class BigVGANVocoderConfig(Config):
+    """BigVGAN and the bandwidth extension behind it: block ``vocoder`` of LTX-2.3 and 2.5."""
+
+    vocoder: BigVGANConfig
+    bwe: BandwidthExtensionConfig
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "BigVGANVocoderConfig":
+        blocks = {"vocoder": BigVGANConfig, "bwe": BandwidthExtensionConfig}
+        read = {
+            key: block.from_dict(data[key])
+            for key, block in blocks.items()
+            if isinstance(data.get(key), Mapping)
+        }
+        config = super().from_dict(dict(data) | read)
+        rate, bwe = config.bwe.input_sampling_rate, config.bwe
+        if rate * bwe.hop != bwe.output_sampling_rate * bwe.hop_length:
+            raise UserError(
+                f"{cls.__name__}: {bwe.hop} samples for every {bwe.hop_length} do not make "
+                f"{bwe.output_sampling_rate} Hz of {rate} Hz. The checkpoint may be damaged."
+            )
+        return config
 
 
 @dataclass(frozen=True)

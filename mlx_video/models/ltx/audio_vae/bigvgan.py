@@ -1,0 +1,265 @@
+"""The vocoder of LTX-2.3 and 2.5: BigVGAN (Lee et al. 2023, arXiv:2206.04658) at 16 kHz, and a second one that adds
+what lies above 8 kHz.
+
+Knows how sound is made of log-mel spectrograms, in pieces of bounded size; not files, and not who asks.
+"""
+
+import math
+from typing import ClassVar, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
+from mlx_video.models.ltx.audio_vae.signal import frames, resample
+from mlx_video.models.ltx.config import (
+    BandwidthExtensionConfig,
+    BigVGANConfig,
+    BigVGANVocoderConfig,
+)
+from mlx_video.tensor_names import TensorNames
+from mlx_video.weights import Weights, channels_last
+
+MEL_BINS = 64  # per channel; in no config
+EDGE_KERNEL = 7  # of the first and the last convolution
+TAPS = 12  # of the filters around an activation
+FILTER_REACH = TAPS // 2  # samples to either side, of an activation with both filters
+LOG_FLOOR = 1e-5
+PIECE = 1024  # mel frames computed at a time: 10 s
+
+
+class BigVGANVocoder(nn.Module):
+    """Log-mel spectrogram (B, 2, T_mel, 64) -> waveform (B, 2, T_mel * hop) in [-1, 1] at ``sample_rate`` Hz.
+
+    Float32 whatever the weights' dtype, as in the official code: a float32 input is enough for that, since MLX then
+    promotes each weight as it is used. Long clips are computed in pieces that overlap by as much as reaches from one
+    into the next, so the result is the same.
+    """
+
+    CONFIG: ClassVar = BigVGANVocoderConfig
+    NAMES: ClassVar = TensorNames(
+        {
+            "vocoder.vocoder.": "generator.",
+            "vocoder.bwe_generator.": "extension.",
+            "vocoder.mel_stft.": "mel.",
+            "vocoder.mel_stft.stft_fn.inverse_basis": None,  # of no use here
+        },
+        {
+            "stft_fn.forward_basis": "basis",
+            "mel_basis": "bank",
+            "*.act.alpha": "*.alpha",
+            "*.act.beta": "*.beta",
+            "*.upsample.filter": "*.up",
+            "*.downsample.lowpass.filter": "*.down",
+        },
+    )
+
+    def __init__(self, config: BigVGANVocoderConfig):
+        super().__init__()
+        self.config = config
+        self.generator = BigVGAN(config.vocoder, MEL_BINS)
+        self.extension = BigVGAN(config.bwe, config.bwe.num_mels)
+        self.mel = CausalLogMel(config.bwe)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.bwe.output_sampling_rate
+
+    @property
+    def hop(self) -> int:
+        """Samples of a mel frame."""
+        bwe = self.config.bwe
+        return self.config.vocoder.hop * self.sample_rate // bwe.input_sampling_rate
+
+    @property
+    def reach(self) -> int:
+        """How many mel frames to either side a sample depends on, at most."""
+        inner, bwe = self.config.vocoder, self.config.bwe
+        extension = reach(bwe) + math.ceil(bwe.n_fft / bwe.hop_length)
+        return reach(inner) + math.ceil(extension * bwe.hop_length / inner.hop)
+
+    def __call__(self, log_mel: mx.array) -> mx.array:
+        x = log_mel.astype(mx.float32)
+        total = x.shape[2]
+        if total <= PIECE:
+            return self._whole(x)
+        pieces = []
+        for start in range(0, total, PIECE):
+            end = min(start + PIECE, total)
+            left, right = max(0, start - self.reach), min(total, end + self.reach)
+            wave = self._whole(x[:, :, left:right])
+            wave = wave[:, :, (start - left) * self.hop : (end - left) * self.hop]
+            mx.eval(wave)  # or all pieces would be in memory at once
+            pieces.append(wave)
+        return mx.concatenate(pieces, axis=2)
+
+    def _whole(self, log_mel: mx.array) -> mx.array:
+        narrow = self.generator(log_mel)
+        bwe = self.config.bwe
+        # The extension counts in whole frames of its own.
+        wave = mx.pad(narrow, ((0, 0), (0, 0), (0, -narrow.shape[2] % bwe.hop_length)))
+        wide = resample(wave, bwe.input_sampling_rate, self.sample_rate, "edge")
+        wave = mx.clip(self.extension(self.mel(wave)) + wide, -1, 1)
+        return wave[..., : log_mel.shape[2] * self.hop]
+
+    @classmethod
+    def sanitize(cls, weights: Weights) -> Weights:
+        """The vocoder's tensors out of any official file's, channels last; ours come back unchanged."""
+        official = cls.NAMES.take(weights)
+        if official is None:
+            return weights
+        return {key: _to_mlx(key, value) for key, value in official.items()}
+
+    @classmethod
+    def official_name(cls, key: str) -> str:
+        """What the official files call our ``key``."""
+        return cls.NAMES.official(key)
+
+
+def _to_mlx(key: str, value: mx.array) -> mx.array:
+    """Filters and the Fourier basis without their axes of 1; convolutions as MLX has them.
+
+    PyTorch's transposed convolutions hold (I, O, k), its others (O, I, k); MLX's all (O, k, I).
+    """
+    if value.ndim != 3:
+        return value
+    if key.endswith((".up", ".down")):
+        return value.flatten()
+    if key == "mel.basis":
+        return value.squeeze(1)
+    return value.transpose(1, 2, 0) if ".ups." in key else channels_last(value)
+
+
+class BigVGAN(nn.Module):
+    """Log-mel spectrogram (B, C, T, bins) -> samples (B, C, T * hop); all channels pass through it as one."""
+
+    def __init__(self, config: BigVGANConfig, bins: int):
+        super().__init__()
+        self.config = config
+        width = config.upsample_initial_channel
+        self.conv_pre = SameConv1d(config.channels * bins, width, EDGE_KERNEL)
+        self.ups, self.resblocks = [], []
+        for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes):
+            self.ups.append(Upsample(width, width // 2, kernel, rate))
+            width //= 2
+            self.resblocks += [
+                AMPBlock(width, *kernel_and_dilations)
+                for kernel_and_dilations in zip(
+                    config.resblock_kernel_sizes, config.resblock_dilation_sizes
+                )
+            ]
+        self.act_post = AntiAliasedSnake(width)
+        self.conv_post = SameConv1d(
+            width, config.channels, EDGE_KERNEL, bias=config.use_bias_at_final
+        )
+
+    def __call__(self, log_mel: mx.array) -> mx.array:
+        B, C, T, M = log_mel.shape
+        x = self.conv_pre(log_mel.transpose(0, 2, 1, 3).reshape(B, T, C * M))
+        at_once = len(self.resblocks) // len(self.ups)
+        for i, up in enumerate(self.ups):
+            x = up(x)
+            blocks = self.resblocks[i * at_once : (i + 1) * at_once]
+            x = sum(block(x) for block in blocks) / at_once
+        x = self.conv_post(self.act_post(x)).transpose(0, 2, 1)
+        if not self.config.apply_final_activation:
+            return x
+        return mx.tanh(x) if self.config.use_tanh_at_final else mx.clip(x, -1, 1)
+
+
+class AMPBlock(nn.Module):
+    """Residual pairs of convolutions, each after an activation, (B, L, C) -> (B, L, C); the first is dilated."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int]):
+        super().__init__()
+        self.convs1 = [
+            SameConv1d(channels, channels, kernel_size, d) for d in dilations
+        ]
+        self.convs2 = [SameConv1d(channels, channels, kernel_size) for _ in dilations]
+        self.acts1 = [AntiAliasedSnake(channels) for _ in dilations]
+        self.acts2 = [AntiAliasedSnake(channels) for _ in dilations]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for conv1, conv2, act1, act2 in zip(
+            self.convs1, self.convs2, self.acts1, self.acts2
+        ):
+            x = x + conv2(act2(conv1(act1(x))))
+        return x
+
+
+class AntiAliasedSnake(nn.Module):
+    """SnakeBeta at twice the sample rate, between the checkpoint's two low-pass filters: (B, L, C) -> (B, L, C)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = mx.zeros(channels)  # logarithms of the frequency
+        self.beta = mx.zeros(channels)  # and of the inverse magnitude
+        self.up = mx.zeros(TAPS)
+        self.down = mx.zeros(TAPS)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return _snake(x, self.alpha, self.beta, self.up, self.down)
+
+
+@mx.compile
+def _snake(
+    x: mx.array, alpha: mx.array, beta: mx.array, up: mx.array, down: mx.array
+) -> mx.array:
+    """As sums of shifted views, which every backend fuses. Even and odd samples of the doubled rate stay apart."""
+    alpha, beta = alpha.astype(mx.float32), beta.astype(mx.float32)
+    frequency, magnitude = mx.exp(alpha), 1 / (mx.exp(beta) + 1e-9)
+
+    def snake(y: mx.array) -> mx.array:
+        return y + magnitude * mx.square(mx.sin(frequency * y))
+
+    L, first, last = x.shape[1], x[:, :1], x[:, -1:]
+    near = mx.concatenate([first] * 3 + [x] + [last] * 3, axis=1)
+    # Times 2 for the zeros between samples, which every other tap meets.
+    even = snake(2 * _filtered(near, up[::-2], L))
+    odd = snake(2 * _filtered(near[:, 1:], up[-2::-2], L))
+    first, last = even[:, :1], odd[:, -1:]
+    even = mx.concatenate([first] * 2 + [even] + [last] * 3, axis=1)
+    odd = mx.concatenate([first] * 3 + [odd] + [last] * 2, axis=1)
+    return _filtered(even, down[1::2], L) + _filtered(odd, down[::2], L)
+
+
+def _filtered(x: mx.array, taps: mx.array, length: int) -> mx.array:
+    """Weighted sum of ``x`` and its later samples, over ``length`` places."""
+    return sum(tap * x[:, i : i + length] for i, tap in enumerate(taps))
+
+
+class CausalLogMel(nn.Module):
+    """The extension's view of the 16 kHz sound: (B, C, n) -> log-mel (B, C, n // hop_length, num_mels).
+
+    No frame looks ahead: the first one ends with the first ``hop_length`` samples.
+    """
+
+    def __init__(self, config: BandwidthExtensionConfig):
+        super().__init__()
+        self.hop, self.length = config.hop_length, config.n_fft
+        bins = config.n_fft // 2 + 1
+        self.basis = mx.zeros((2 * bins, config.n_fft))  # real rows, then imaginary
+        self.bank = mx.zeros((config.num_mels, bins))
+
+    def __call__(self, wave: mx.array) -> mx.array:
+        padded = mx.pad(wave, ((0, 0), (0, 0), (self.length - self.hop, 0)))
+        spectrum = frames(padded, self.length, self.hop) @ self.basis.T
+        real, imaginary = mx.split(spectrum, 2, axis=-1)
+        magnitude = mx.sqrt(mx.square(real) + mx.square(imaginary))
+        return mx.log(mx.maximum(magnitude @ self.bank.T, LOG_FLOOR))
+
+
+def reach(config: BigVGANConfig) -> int:
+    """How many mel frames to either side a sample of a generator depends on, at most."""
+    frames, rate = EDGE_KERNEL // 2, 1
+    block = max(
+        sum((d + 1) * (kernel // 2) + 2 * FILTER_REACH for d in dilations)
+        for kernel, dilations in zip(
+            config.resblock_kernel_sizes, config.resblock_dilation_sizes
+        )
+    )
+    for stride, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes):
+        frames += kernel / stride / rate
+        rate *= stride
+        frames += block / rate
+    return math.ceil(frames + (FILTER_REACH + EDGE_KERNEL // 2) / rate)
