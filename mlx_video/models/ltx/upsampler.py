@@ -12,6 +12,7 @@ from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.video_vae.base import PerChannelStatistics
 from mlx_video.models.ltx.video_vae.convolution import conv3d
 from mlx_video.models.ltx.video_vae.sampling import depth_to_space
+from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights, channels_last
 
 NORM_GROUPS = 32
@@ -25,20 +26,25 @@ def upsample_normalized(
     return statistics.normalize(upsampler(statistics.un_normalize(latent)))
 
 
+# The official name of each part -> ours. A file of its own: names have no prefix.
+NAMES = TensorNames(
+    {
+        "initial_conv.": "conv_in.",
+        "initial_norm.": "norm_in.",
+        "res_blocks.": "coarse_blocks.",
+        "upsampler.0.": "resample.conv.",
+        "upsampler.conv.": "resample.expand.",
+        "upsampler.blur_down.": "resample.blur.",
+        "post_upsample_res_blocks.": "fine_blocks.",
+        "final_conv.": "conv_out.",
+    }
+)
+
+
 class LatentUpsampler(nn.Module):
     """Residual blocks at the coarse grid, a shuffle to the finer one, and as many residual blocks there."""
 
-    OFFICIAL: ClassVar = {"": ""}  # a file of its own, whose names have no prefix
-    RENAMED: ClassVar[dict[str, str]] = {
-        "initial_conv.": "conv_in.",
-        "initial_norm.": "norm_in.",
-        "final_conv.": "conv_out.",
-        "upsampler.0.": "resample.conv.",
-        "upsampler.conv.": "resample.conv.",
-        "upsampler.blur_down.": "resample.blur.",
-        "post_upsample_res_blocks.": "fine_blocks.",
-        "res_blocks.": "coarse_blocks.",
-    }
+    CONFIG: ClassVar = UpsamplerConfig
 
     def __init__(self, config: UpsamplerConfig):
         super().__init__()
@@ -62,22 +68,19 @@ class LatentUpsampler(nn.Module):
         return mx.moveaxis(self.conv_out(x), -1, 1)
 
     @classmethod
-    def rename(cls, key: str) -> str:
-        """Our name of an official ``key``."""
-        for old, new in cls.RENAMED.items():
-            if key.startswith(old):
-                return new + key.removeprefix(old)
-        raise UserError(f"LatentUpsampler: unknown tensor {key!r}.")
+    def sanitize(cls, weights: Weights) -> Weights:
+        """An official file's tensors renamed and channels last; ours come back unchanged."""
+        taken = NAMES.take(weights)
+        if taken is None:
+            return _renamed(weights) if "resample.blur.kernel" in weights else weights
+        if unknown := [key for key in weights if NAMES.ours(key) is None]:
+            raise UserError(f"LatentUpsampler: unknown tensor {unknown[0]!r}.")
+        return {k: channels_last(v) if v.ndim >= 4 else v for k, v in taken.items()}
 
     @classmethod
-    def sanitize(cls, weights: Weights) -> Weights:
-        """An official file's tensors renamed and channels last; ours, which know no "initial_conv", unchanged."""
-        if "initial_conv.weight" not in weights:
-            return weights
-        return {
-            cls.rename(key): channels_last(value) if value.ndim >= 4 else value
-            for key, value in weights.items()
-        }
+    def official_name(cls, key: str) -> str:
+        """What an official file calls the tensor that is ``key`` here."""
+        return NAMES.official(key)
 
 
 class Conv3d(nn.Module):
@@ -112,23 +115,27 @@ class ResBlock(nn.Module):
 
 
 class SpatialUpsample(nn.Module):
-    """``up`` times as many rows and columns, frame by frame; ``blur_down`` of 2 then keeps every second, smoothed.
+    """Twice as many rows and columns, frame by frame."""
 
-    ``has_blur`` says that the checkpoint carries the kernel, which a factor of 1 leaves unused.
-    """
-
-    def __init__(self, channels: int, up: int, blur_down: int, has_blur: bool):
+    def __init__(self, channels: int):
         super().__init__()
-        self.up = up
-        self.conv = nn.Conv2d(channels, channels * up**2, 3, padding=1)
-        if has_blur:
-            self.blur = Blur(blur_down)
+        self.conv = nn.Conv2d(channels, channels * 4, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        # A kernel of one frame: the 2-D convolution of each.
-        x = conv3d(x, self.conv.weight[:, None], self.conv.bias, padding=(1, 1))
-        x = depth_to_space(x, (1, self.up, self.up))
-        return self.blur(x) if "blur" in self else x
+        return _grown(x, self.conv, 2)
+
+
+class RationalUpsample(nn.Module):
+    """``scale`` times as many rows and columns: its numerator times as many, smoothed where a denominator thins them."""
+
+    def __init__(self, channels: int, scale: Fraction):
+        super().__init__()
+        self.up = scale.numerator
+        self.expand = nn.Conv2d(channels, channels * self.up**2, 3, padding=1)
+        self.blur = Blur(scale.denominator)  # the file of x2 has the kernel too
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.blur(_grown(x, self.expand, self.up))
 
 
 class Blur(nn.Module):
@@ -161,6 +168,19 @@ class TemporalUpsample(nn.Module):
         return depth_to_space(self.conv(x), (2, 1, 1))[:, 1:]
 
 
+def _grown(x: mx.array, conv: nn.Conv2d, factor: int) -> mx.array:
+    """``factor`` times as many rows and columns, from the channels that ``conv`` makes of each frame."""
+    # A kernel of one frame: the 2-D convolution of each.
+    x = conv3d(x, conv.weight[:, None], conv.bias, padding=(1, 1))
+    return depth_to_space(x, (1, factor, factor))
+
+
+def _renamed(weights: Weights) -> Weights:
+    """A rational upsampler's, which folders written before 0.1.0 call as the plain ones'."""
+    old, new = "resample.conv.", "resample.expand."
+    return {key.replace(old, new): value for key, value in weights.items()}
+
+
 def _norm(channels: int) -> nn.GroupNorm:
     """Statistics over a group's channels and the whole clip, summed in float32."""
     return nn.GroupNorm(NORM_GROUPS, channels, NORM_EPS, pytorch_compatible=True)
@@ -175,7 +195,6 @@ def _resampler(config: UpsamplerConfig) -> nn.Module:
     space, time = config.spatial_upsample, config.temporal_upsample
     if time and not space:
         return TemporalUpsample(config.mid_channels)
-    scale = Fraction(config.spatial_scale)
     known = (1.5, 2.0) if config.rational_resampler else (2.0,)
     if not space or time or config.spatial_scale not in known:
         raise UserError(
@@ -183,9 +202,6 @@ def _resampler(config: UpsamplerConfig) -> nn.Module:
             f"spatial_scale = {config.spatial_scale}, rational_resampler = {config.rational_resampler} "
             "is not implemented; known are x2 and rational x1.5 in space, and x2 in time."
         )
-    return SpatialUpsample(
-        config.mid_channels,
-        up=scale.numerator,
-        blur_down=scale.denominator,
-        has_blur=config.rational_resampler,
-    )
+    if config.rational_resampler:
+        return RationalUpsample(config.mid_channels, Fraction(config.spatial_scale))
+    return SpatialUpsample(config.mid_channels)

@@ -1,6 +1,7 @@
 """The latent upsampler against Lightricks' numbers, in every form that a checkpoint has."""
 
 import json
+from functools import cache
 
 import mlx.core as mx
 import pytest
@@ -8,7 +9,8 @@ from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.upsampler import LatentUpsampler, upsample_normalized
-from tests.models.ltx.video_vae.tiny import VECTORS, encoder
+from mlx_video.models.ltx.video_vae import VideoEncoder
+from tests.models.ltx.video_vae.tiny import LTX_2_3, VECTORS, encoder, part_of
 from tests.reference import (
     FIXTURES,
     MODULE_TOLERANCE,
@@ -16,11 +18,12 @@ from tests.reference import (
     checkpoint,
     error,
     manifest,
+    vectors,
 )
 
 
-def upsampler(dtype=mx.float32) -> LatentUpsampler:
-    weights, config = checkpoint(UPSCALER)
+def upsampler(file=UPSCALER, dtype=mx.float32) -> LatentUpsampler:
+    weights, config = checkpoint(file)
     model = LatentUpsampler(UpsamplerConfig.from_dict(config))
     weights = LatentUpsampler.sanitize(weights)
     model.load_weights([(k, v.astype(dtype)) for k, v in weights.items()])
@@ -57,7 +60,7 @@ def test_upsample_normalized():
 
 def test_bfloat16_batch():
     latents = mx.concatenate([VECTORS["ups.raw_in"]] * 2).astype(mx.bfloat16)
-    out = upsampler(mx.bfloat16)(latents)
+    out = upsampler(dtype=mx.bfloat16)(latents)
     assert out.shape == (2, 128, 2, 4, 6)
     assert out.dtype == mx.bfloat16
     assert error(out[:1], VECTORS["ups.raw_out"]) < 0.1
@@ -103,7 +106,15 @@ def test_time_drops_the_first_of_the_doubled_frames():
 
 @pytest.mark.parametrize(
     "name",
-    ["ltx-2-spatial-upscaler-x2-1.0", "ltx-2-temporal-upscaler-x2-1.0"],
+    [
+        "ltx-2-spatial-upscaler-x2-1.0",
+        "ltx-2-temporal-upscaler-x2-1.0",
+        "ltx-2.3-spatial-upscaler-x2-1.1",
+        "ltx-2.3-spatial-upscaler-x1.5-1.0",
+        "ltx-2.3-temporal-upscaler-x2-1.0",
+        "ltx-2.5-latent-spatial-upscaler-x2-bf16-1.0",
+        "ltx-2.5-latent-temporal-upscaler-x2-bf16-1.0",
+    ],
 )
 def test_full_size(name):
     configs = FIXTURES / "manifests" / "ltx-2-upscalers.config.json"
@@ -116,19 +127,51 @@ def test_full_size(name):
     assert LatentUpsampler.sanitize(sanitized) == sanitized
 
 
-def test_names_of_the_plain_x2():
-    """``upsampler.0``, the layout of LTX-2.3, is the same convolution without a blur."""
-    weights, config = checkpoint(UPSCALER)
-    plain = {
-        key.replace("upsampler.conv.", "upsampler.0."): value
-        for key, value in weights.items()
-        if "blur_down" not in key
+# The upscalers of LTX-2.3; those of 2.5 have the names and sizes of x2 and temporal.
+
+
+@cache
+def upsampler_2_3(name: str) -> LatentUpsampler:
+    return upsampler(FIXTURES / "ltx23_tiny" / f"ltx-2.3-tiny-{name}.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name, case",
+    [
+        ("spatial-upscaler-x2", "spatial-x2"),
+        ("spatial-upscaler-x1.5", "spatial-x1.5"),
+        ("temporal-upscaler-x2", "temporal-x2"),
+    ],
+)
+def test_upscalers_of_2_3_are_the_official_ones(name, case):
+    official = vectors("video_vae", "ltx23_tiny")
+    model = upsampler_2_3(name)
+    latent = official[f"ups.{case}.in"]
+    assert error(model(latent), official[f"ups.{case}.raw_out"]) < MODULE_TOLERANCE
+    statistics = part_of(VideoEncoder, LTX_2_3).per_channel_statistics
+    normalized = upsample_normalized(model, statistics, latent)
+    assert error(normalized, official[f"ups.{case}.out"]) < MODULE_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "file", [UPSCALER, *(FIXTURES / "ltx23_tiny").glob("*upscaler*")], ids=str
+)
+def test_names_lead_there_and_back(file):
+    weights, _ = checkpoint(file)
+    ours = LatentUpsampler.sanitize(weights)
+    assert {LatentUpsampler.official_name(key) for key in ours} == weights.keys()
+    assert len(ours) == len(weights)
+
+
+def test_folders_written_before_are_read():
+    """A rational upsampler's convolution had the name of the plain one's."""
+    model = small(**X2_RATIONAL)
+    ours = dict(tree_flatten(model.parameters()))
+    before = {
+        key.replace("resample.expand", "resample.conv"): x for key, x in ours.items()
     }
-    config = UpsamplerConfig.from_dict(config | {"rational_resampler": False})
-    model = LatentUpsampler(config)
-    model.load_weights(list(LatentUpsampler.sanitize(plain).items()))
-    out = model(VECTORS["ups.raw_in"])
-    assert error(out, VECTORS["ups.raw_out"]) < MODULE_TOLERANCE
+    assert before.keys() != ours.keys()
+    assert LatentUpsampler.sanitize(before) == ours
 
 
 @pytest.mark.parametrize(
