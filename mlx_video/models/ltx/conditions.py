@@ -1,0 +1,76 @@
+"""Encoded pictures and clips as conditions of a clip: which tokens, and where they stand. Knows grids and frames, no network."""
+
+from typing import NamedTuple, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_video.conditioning.latent import AppendedTokens, GeneratedKeyframes
+from mlx_video.models.ltx.patchify import create_position_grid, patchify_video
+from mlx_video.types import VideoScale
+
+
+class Place(NamedTuple):
+    """How latents lie in a clip: pixels per latent cell, and pixel frames per second."""
+
+    scale: VideoScale
+    fps: float
+
+
+def keyframe(
+    latent: mx.array, frame: int, place: Place, strength: float = 1.0
+) -> AppendedTokens:
+    """A picture (B, C, 1, H, W) that the clip shows at pixel frame ``frame``, or a clip (B, C, f, H, W) that begins there."""
+    *_, F, H, W = latent.shape
+    # Only what begins with the clip begins with a latent of one frame; a picture is one frame wherever it stands.
+    single = F == 1 or frame == 0
+    positions = _grid((F, H, W), place, causal_fix=single, first_frame=frame)
+    return AppendedTokens(patchify_video(latent), positions, strength)
+
+
+def generated_keyframes(
+    frames: Sequence[int],
+    size: tuple[int, int],
+    place: Place,
+    latents: mx.array | None = None,
+) -> GeneratedKeyframes:
+    """Slots for pictures at pixel ``frames`` of a clip of ``size`` (rows, columns) in latent cells.
+
+    latents  (B, C, len(frames), H, W) that their noise is mixed into; ``None`` = zeros
+    """
+    each = [_grid((1, *size), place, first_frame=frame) for frame in frames]
+    tokens = None if latents is None else patchify_video(latents)
+    return GeneratedKeyframes(mx.concatenate(each, axis=2), tokens)
+
+
+def evenly_spaced(count: int, frames: int) -> tuple[int, ...]:
+    """Pixel frames for ``count`` generated keyframes within a clip of ``frames``, the same way from each other and the ends."""
+    inner = np.linspace(0, frames - 1, count + 2)[1:-1]
+    return tuple(int(frame) for frame in np.rint(inner))
+
+
+def reference(
+    latent: mx.array,
+    place: Place,
+    *,
+    downscale: int = 1,
+    every: int = 1,
+    strength: float = 1.0,
+) -> AppendedTokens:
+    """A clip (B, C, f, H, W) that the whole clip is made after.
+
+    downscale  how many times fewer pixels a side it has
+    every      it has the first frame, the next one and then every so-many-th frame
+    """
+    fps = place.fps / every
+    positions = _grid(latent.shape[2:], place._replace(fps=fps))
+    seconds, pixels = positions[:, :1], positions[:, 1:]
+    seconds = mx.maximum(seconds - (every - 1) / place.fps, 0)
+    positions = mx.concatenate([seconds, pixels * downscale], axis=1)
+    return AppendedTokens(patchify_video(latent), positions, strength)
+
+
+def _grid(shape: Sequence[int], place: Place, **options) -> mx.array:
+    """Positions (1, 3, F*H*W, 2) of a latent grid of ``shape`` (F, H, W)."""
+    time, height, _ = place.scale
+    return create_position_grid(1, *shape, time, height, fps=place.fps, **options)

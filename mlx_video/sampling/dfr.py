@@ -1,0 +1,125 @@
+"""Where DFR (diffusion fidelity rendering) renders: its canvas, its keyframes, and the tiles of its temporal rounds.
+
+Pictures are generated every ``segment`` frames of the canvas, together with the clip. A temporal round doubles the frame rate:
+it upsamples the clip in time, cuts it at those pictures into tiles of whole segments, refines each tile between them and
+generates a picture in the middle of each segment. What it made is carried to the next round.
+
+Frames are pixel frames, counted from 0, of the canvas as long as it is in the round. Knows numbers, and how latents are joined.
+"""
+
+from typing import Mapping, NamedTuple, Sequence
+
+import mlx.core as mx
+
+SEGMENTS = (24, 32)  # frames; the first round doubles them, and so on
+ANCHOR_STRENGTH = 0.95  # of the pictures that a tile is refined between
+ROUND_ETA = 0.5  # of the ancestral steps of a tile
+MAX_FPS = 60.0  # that the transformer is told of; the clip may play faster
+
+
+class Canvas(NamedTuple):
+    """What stage 1 renders: ``frames``, a picture at every ``segment``-th of them."""
+
+    frames: int
+    segment: int
+
+    @classmethod
+    def of(cls, frames: int) -> "Canvas":
+        """The shortest canvas for a clip of ``frames``; of two as short, that with the longer segments."""
+        segment = min(SEGMENTS, key=lambda s: (-(frames - 1) % s, -s))
+        return cls(frames + -(frames - 1) % segment, segment)
+
+    @property
+    def keyframes(self) -> tuple[int, ...]:
+        """Where pictures are generated: at the end of each segment, the last frame of the canvas among them."""
+        return tuple(range(self.segment, self.frames, self.segment))
+
+
+class Tile(NamedTuple):
+    """A part of the canvas that a temporal round refines by itself.
+
+    start, end  its first and last frame
+    anchors     frames of the carried pictures in it
+    slots       frames where it generates pictures: the middle of each segment
+    drop        how many of its latents belong to the tile before: they led in
+    """
+
+    start: int
+    end: int
+    anchors: tuple[int, ...]
+    slots: tuple[int, ...]
+    drop: int
+
+    @property
+    def frames(self) -> int:
+        return self.end - self.start + 1
+
+    def latents(self, time_scale: int) -> slice:
+        """Its latents among those of the canvas, one for each ``time_scale`` frames."""
+        return slice(self.start // time_scale, self.end // time_scale + 1)
+
+    def local(self, frames: Sequence[int]) -> list[int]:
+        """``frames`` of the canvas as they are counted within the tile."""
+        return [frame - self.start for frame in frames]
+
+
+def doubled(keyframes: Sequence[int]) -> tuple[int, ...]:
+    """Frames of pictures after the clip was upsampled in time; of its ``n`` frames it then has ``2 * (n - 1) + 1``."""
+    return tuple(2 * frame for frame in keyframes)
+
+
+def tiles(seams: Sequence[int], count: int, time_scale: int) -> list[Tile]:
+    """At most ``count`` tiles of whole segments, the longest first, that together cover the canvas.
+
+    seams  frames of the carried pictures in order, the last of the canvas among them
+    Every tile but the first also has the segment before its own, which leads in.
+    """
+    edges = [0, *seams]
+    segments = len(seams)
+    count = min(count, segments)
+    owned = [segments // count + (i < segments % count) for i in range(count)]
+    firsts = [sum(owned[:i]) for i in range(count)]
+    return [
+        _tile(edges, first, first + own, time_scale)
+        for first, own in zip(firsts, owned)
+    ]
+
+
+def _tile(edges: Sequence[int], first: int, last: int, time_scale: int) -> Tile:
+    """The tile that owns the segments from edge ``first`` to edge ``last``."""
+    inside = edges[max(0, first - 1) : last + 1]
+    start = inside[0]
+    # The picture at the seam belongs to the tile before, and with it the latent that ends there.
+    drop = (edges[first] - start) // time_scale + 1 if first else 0
+    return Tile(
+        start,
+        inside[-1],
+        anchors=tuple(frame for frame in inside if frame),
+        slots=tuple((a + b) // 2 for a, b in zip(inside, inside[1:])),
+        drop=drop,
+    )
+
+
+def nearest(video: mx.array, frames: Sequence[int], time_scale: int) -> mx.array:
+    """The latents of ``video`` (B, C, F, H, W) nearest to ``frames``: (B, C, len(frames), H, W)."""
+    last = video.shape[2] - 1
+    chosen = [min(round(frame / time_scale), last) for frame in frames]
+    return video[:, :, mx.array(chosen)]
+
+
+def join(latents: Sequence[mx.array], layout: Sequence[Tile]) -> mx.array:
+    """The canvas (B, C, F, H, W) out of its tiles' latents, each without what led in."""
+    return mx.concatenate(
+        [latent[:, :, tile.drop :] for latent, tile in zip(latents, layout)], axis=2
+    )
+
+
+def carried(pictures: Sequence[Mapping[int, mx.array]]) -> dict[int, mx.array]:
+    """Pictures of all tiles by frame, in order; where two tiles have one, it is the earlier tile's."""
+    merged = {frame: picture for each in reversed(pictures) for frame, picture in each.items()}  # fmt: skip
+    return dict(sorted(merged.items()))
+
+
+def final_frames(frames: int, rounds: int) -> int:
+    """How many frames a clip of ``frames`` has after so many temporal rounds; what the canvas has beyond is cut."""
+    return (frames - 1) * 2**rounds + 1
