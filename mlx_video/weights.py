@@ -8,14 +8,21 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Iterator, Mapping, NamedTuple, TypeVar
+from typing import Iterable, Iterator, Mapping, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.disk import file_errors
+from mlx_video.disk import file_errors, is_there
 from mlx_video.errors import MissingFileError, UserError
+from mlx_video.formats.safetensors import (
+    LONGEST_HEADER,
+    clip,
+    file_size,
+    parse_json,
+    read_header,
+)
 
 X = TypeVar("X")
 Weights = dict[str, mx.array]
@@ -29,13 +36,6 @@ INDEX = "model.safetensors.index.json"
 KEPT_PRECISION = "scale_shift_table"
 
 
-class Header(NamedTuple):
-    """The table of contents of a safetensors file: name -> {dtype, shape, data_offsets}, and free-form strings."""
-
-    tensors: dict[str, dict]
-    metadata: dict[str, str]
-
-
 # Reading
 
 
@@ -44,14 +44,30 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
 
     Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, where a file is absent, damaged or foreign.
     """
-    weights, metadata = {}, {}
+    weights, metadata, home = {}, {}, {}
     for file in tensor_files(path):
-        metadata |= read_header(file).metadata
+        header = read_header(file)
+        metadata |= header.metadata
+        if twice := header.tensors.keys() & home.keys():
+            raise UserError(
+                f"{path} holds {some(sorted(twice))} twice, in {home[min(twice)].name} and in {file.name}: keep one set "
+                "of files there."
+            )
+        home |= dict.fromkeys(header.tensors, file)
         try:
             weights |= mx.load(str(file))
-        except RuntimeError as error:
-            raise UserError(f"MLX cannot read {file}: {error}.") from None
+        except RuntimeError:
+            raise UserError(f"{file} cannot be read by MLX. Fetch it again.") from None
     return weights, metadata
+
+
+def stored_types(path: Path) -> dict[str, str]:
+    """Tensor name -> type as the file states it ("F8_E4M3"), which MLX does not always tell from another."""
+    return {
+        name: entry["dtype"]
+        for file in tensor_files(path)
+        for name, entry in read_header(file).tensors.items()
+    }
 
 
 def read_config(path: Path) -> dict:
@@ -59,21 +75,24 @@ def read_config(path: Path) -> dict:
     path = Path(path)
     if path.is_dir():
         return read_json(path / CONFIG)
-    try:
-        return json.loads(read_header(path).metadata.get("config", "{}"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"The config inside {path} is not JSON: {error}.") from None
+    text = read_header(path).metadata.get("config", "{}")
+    found = parse_json(text, f"The config inside {path}")
+    if not isinstance(found, dict):
+        raise UserError(
+            f"The config inside {path} must be a JSON object; got {clip(found)}."
+        )
+    return found
 
 
 def tensor_files(path: Path) -> list[Path]:
     """``path`` itself if it is a file; of a folder, the shards its index names, or else every safetensors file."""
     path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    if not is_there(path):
         raise MissingFileError(f"There is no file or folder {path}.")
+    if not path.is_dir():
+        return [path]
     if (path / INDEX).is_file():
-        shards = sorted(set(read_json(path / INDEX)["weight_map"].values()))
+        shards = _shard_names(path / INDEX)
         if absent := [name for name in shards if not (path / name).is_file()]:
             raise MissingFileError(
                 f"{path} lacks {some(absent)}, named in its {INDEX}: the download did not finish. Fetch it again."
@@ -84,58 +103,34 @@ def tensor_files(path: Path) -> list[Path]:
     raise MissingFileError(f"There is no safetensors file in {path}.")
 
 
-def read_header(file: Path) -> Header:
-    """The header of ``file``, checked against the file's size.
-
-    MLX reads tensors lazily and would meet a cut-off file only in the middle of a run.
-    """
-    with file_errors(file):
-        size = os.path.getsize(file)
-    if size == 0:
+def _shard_names(index: Path) -> list[str]:
+    """The files that an index names, each once: plain names of safetensors files beside it and nothing else."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
         raise UserError(
-            f"{file} is empty: the download did not finish. Fetch it again."
+            f"{index} is damaged: its weight_map is no table of tensors and their files. Fetch it again."
         )
-    with file_errors(file), open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        text = stream.read(min(length, size))
-    if text[:1] != b"{":
-        raise UserError(
-            f"{file} is not a safetensors file: it does not begin with a table of contents. "
-            "If it is a Git LFS pointer or a web page, fetch the file it stands for."
-        )
-    if len(text) < length:
-        raise _wrong_size(file, size, 8 + length)
-    try:
-        tensors = json.loads(text)
-        metadata = tensors.pop("__metadata__", None) or {}  # MLX writes null
-        ends = [entry["data_offsets"][1] for entry in tensors.values()]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise UserError(
-            f"{file} is damaged: its table of contents cannot be read. Fetch it again."
-        ) from None
-    if size != (wanted := 8 + length + max(ends, default=0)):
-        raise _wrong_size(file, size, wanted)
-    return Header(tensors, metadata)
-
-
-def _wrong_size(file: Path, size: int, wanted: int) -> UserError:
-    state = "cut off" if size < wanted else "damaged"
-    return UserError(
-        f"{file} is {state}: it is {size:,} bytes long, its table of contents asks for {wanted:,}. Fetch it again."
-    )
+    for name in found.values():
+        plain = isinstance(name, str) and Path(name).name == name
+        if not plain or not name.endswith(".safetensors") or "\\" in name:
+            raise UserError(
+                f"{index} names {clip(name)} as a shard; a shard is a safetensors file beside it, such as "
+                "model-00001-of-00002.safetensors."
+            )
+    return sorted(set(found.values()))
 
 
 def read_json(file: Path) -> dict:
     """The object that ``file`` holds; empty where there is none. Raises ``ValueError`` where it holds something else."""
-    try:
-        with file_errors(file):
-            found = json.loads(file.read_text()) if file.is_file() else {}
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}.") from None
+    if not file.is_file():
+        return {}
+    if file_size(file) > LONGEST_HEADER:
+        raise UserError(f"{file} is too long for a table of settings.")
+    with file_errors(file):
+        text = file.read_bytes()
+    found = parse_json(text, str(file))
     if not isinstance(found, dict):
-        raise UserError(f"{file} must hold a JSON object; got {found!r}.")
+        raise UserError(f"{file} must hold a JSON object; got {clip(found)}.")
     return found
 
 
@@ -167,27 +162,10 @@ def some(names: Iterable[str], most: int = 4) -> str:
     """The first few names and how many more there are, for a sentence."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(clip(name) for name in names[:most]) + rest
 
 
 # Loading
-
-
-def dequantize_fp8(weights: Weights, dtype: mx.Dtype = mx.bfloat16) -> Weights:
-    """The tensors with official fp8 Linears made dense: E4M3 ``weight`` times float32 ``weight_scale``.
-
-    MLX gives E4M3 bytes as uint8. ``input_scale`` serves fp8 arithmetic, which MLX has not, and is dropped.
-    """
-    dense = {}
-    for key, value in weights.items():
-        if key.endswith((".weight_scale", ".input_scale")):
-            continue
-        scale = weights.get(f"{key}_scale")
-        if scale is not None:
-            value = mx.from_fp8(value, mx.float32) * scale.reshape(-1, 1)
-            value = value.astype(dtype)
-        dense[key] = value
-    return dense
 
 
 def load(

@@ -62,9 +62,13 @@ def rewrite(
     return file
 
 
-def write_raw(file: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> Path:
+def write_raw(
+    file: Path,
+    tensors: dict[str, tuple[str, list[int], bytes]],
+    metadata: dict[str, str] | None = None,
+) -> Path:
     """A safetensors file with dtypes that MLX cannot write: name -> (dtype, shape, bytes)."""
-    header, data = {}, b""
+    header, data = {"__metadata__": metadata} if metadata else {}, b""
     for name, (dtype, shape, raw) in tensors.items():
         offsets = [len(data), len(data) + len(raw)]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}

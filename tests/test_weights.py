@@ -11,7 +11,6 @@ from mlx.utils import tree_flatten
 
 from mlx_video import weights
 from mlx_video.weights import (
-    dequantize_fp8,
     load,
     materialize,
     read,
@@ -79,7 +78,10 @@ def test_reads_nothing_before_it_is_evaluated():
             "is cut off: it is 12 bytes long, .* 1,000,008",
         ),
         (struct.pack("<Q", 8) + b'{"a": 12', "is damaged: its table of contents"),
-        (struct.pack("<Q", 8) + b'{"a": 1}', "is damaged: its table of contents"),
+        (
+            struct.pack("<Q", 8) + b'{"a": 1}',
+            "is damaged: tensor a has no proper dtype",
+        ),
         (struct.pack("<Q", 4) + b"{ \xff}", "is damaged: its table of contents"),
     ],
 )
@@ -103,7 +105,7 @@ def test_refuses_a_file_that_is_too_short_or_too_long(tmp_path):
 
 def test_refuses_a_dtype_that_mlx_lacks(tmp_path):
     file = write_raw(tmp_path / "a.safetensors", {"x": ("F8_E5M2", [1], b"\0")})
-    with pytest.raises(ValueError, match=f"MLX cannot read {file}: .*F8_E5M2"):
+    with pytest.raises(ValueError, match=f"{file} holds numbers of type F8_E5M2"):
         read(file)
 
 
@@ -212,31 +214,6 @@ def test_materializes_all_of_a_module(tmp_path):
     before = mx.get_active_memory()
     materialize(net, batch_bytes=1)
     assert mx.get_active_memory() - before >= sum(v.nbytes for v in filled().values())
-
-
-def test_makes_fp8_dense(tmp_path):
-    raw = bytes([0x38, 0x40, 0x7E, 0xFE, 0x00, 0x01, 0x30, 0xB8])  # E4M3
-    values = mx.array([[1, 2, 448, -448], [0, 2**-9, 0.5, -1]])
-    file = write_raw(
-        tmp_path / "fp8.safetensors",
-        {
-            "a.weight": ("F8_E4M3", [2, 4], raw),
-            "a.weight_scale": ("F32", [], struct.pack("<f", 0.25)),
-            "a.input_scale": ("F32", [], struct.pack("<f", 3.0)),
-            "a.bias": ("F32", [1], struct.pack("<f", 7.0)),
-        },
-    )
-    dense = dequantize_fp8(read(file)[0], mx.float32)
-    assert same(dense, {"a.weight": values * 0.25, "a.bias": mx.array([7.0])})
-    assert dequantize_fp8(read(file)[0])["a.weight"].dtype == mx.bfloat16
-
-
-def test_fp8_may_have_a_scale_per_row():
-    given = {
-        "a.weight": mx.array([[0x38], [0x38]], mx.uint8),
-        "a.weight_scale": mx.array([2.0, 3.0]),
-    }
-    assert dequantize_fp8(given)["a.weight"].tolist() == [[2.0], [3.0]]
 
 
 # Saving

@@ -1,0 +1,150 @@
+"""Headers of safetensors files: whatever stands in one, it is read right or refused in a sentence."""
+
+import json
+import os
+import struct
+
+import mlx.core as mx
+import pytest
+
+from mlx_video.errors import MissingFileError, UserError
+from mlx_video.formats.safetensors import read_header
+from mlx_video.weights import INDEX, read, read_config, stored_types
+
+
+def write(file, header, data=b""):
+    """A file of that header (an object, or its text) and data."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return file
+
+
+def entry(shape, begin, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+GOOD = {"a": entry([2], 0, 8), "b": entry([], 8, 12), "c": entry([0, 3], 12, 12)}
+
+
+def test_reads_a_header_that_is_right(tmp_path):
+    file = write(tmp_path / "a.safetensors", GOOD | {"__metadata__": None}, bytes(12))
+    assert read_header(file).metadata == {}
+    assert stored_types(file) == {"a": "F32", "b": "F32", "c": "F32"}
+    file = write(file, GOOD | {"__metadata__": {"format": "pt"}}, bytes(12))
+    assert read_header(file).metadata == {"format": "pt"}
+    assert {k: v.shape for k, v in read(file)[0].items()} == {
+        "a": (2,),
+        "b": (),
+        "c": (0, 3),
+    }
+
+
+DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+HOSTILE = {
+    "offsets of strings": ({"a": entry([2], "0", "8")}, "no two places in order"),
+    "offsets of null": (
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": None}},
+        "no two places in order: None",
+    ),
+    "one offset": ({"a": entry([2], 0, 8) | {"data_offsets": [8]}}, "no two places"),
+    "offsets backwards": ({"a": entry([2], 8, 0)}, "no two places"),
+    "an offset below 0": ({"a": entry([2], -8, 0)}, "no two places"),
+    "an offset of a truth": ({"a": entry([1], False, 4)}, "no two places"),
+    "a shape of strings": ({"a": entry(["2"], 0, 8)}, "no list of sizes"),
+    "a negative axis": ({"a": entry([-2], 0, 8)}, "no list of sizes"),
+    "an absurd axis": ({"a": entry([0, 10**30], 0, 0)}, "no list of sizes"),
+    "a shape of another size": (
+        {"a": entry([3], 0, 8)},
+        r"of type F32 and shape \[3\] takes 12 bytes, and has 8",
+    ),
+    "an absurd size": ({"a": entry([2**31 - 1] * 9, 0, 8)}, "takes .* bytes, and has"),
+    "no entry": ({"a": 7}, "has no proper dtype, shape and data_offsets"),
+    "no shape": ({"a": {"dtype": "F32"}}, "has no proper dtype"),
+    "a dtype of a number": ({"a": entry([2], 0, 8, 7)}, "no name: 7"),
+    "the same bytes twice": (
+        {"a": entry([2], 0, 8), "b": entry([1], 4, 8)},
+        "tensors a and b lie on the same bytes",
+    ),
+    "metadata of a list": ({"__metadata__": [1]}, "__metadata__ is not an object of"),
+    "metadata of numbers": ({"__metadata__": {"a": 1}}, "__metadata__ is not an obj"),
+    "a list": (b"[1]", "is not a safetensors file"),
+    "deep JSON": (DEEP, "its table of contents is nested too deeply"),
+    "a name twice": (b'{"a":1,"a":2}', "its table of contents names a twice"),
+    "no UTF-8": (b'{"\xff":1}', "is not UTF-8"),
+    "a long number": (b'{"a":' + b"9" * 9999 + b"}", "a number that is too long"),
+    "a type of tomorrow": ({"a": entry([8], 0, 8, "F8_E5M2")}, "of type F8_E5M2"),
+}
+
+
+@pytest.mark.parametrize("header, message", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_header_is_refused_in_a_sentence(tmp_path, header, message):
+    file = write(tmp_path / "a.safetensors", header, bytes(8))
+    with pytest.raises(UserError, match=message) as error:
+        read(file)
+    assert str(file) in str(error.value) and len(str(error.value)) < 400
+
+
+def test_the_length_of_a_header_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlx_video.formats.safetensors.LONGEST_HEADER", 100)
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(struct.pack("<Q", 5000) + b"{" + b" " * 5000)
+    with pytest.raises(UserError, match="table of contents claims 5,000 bytes"):
+        read_header(file)
+    file.write_bytes(struct.pack("<Q", 2**63) + b"{}")
+    with pytest.raises(UserError, match="is cut off: it is 10 bytes long"):
+        read_header(file)
+
+
+def test_what_is_no_ordinary_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for path in (tmp_path / "pipe.safetensors", "/dev/zero"):
+        with pytest.raises(UserError, match=f"{path} is not an ordinary file"):
+            read(path)
+    with pytest.raises(MissingFileError, match="There is no file or folder"):
+        read_header(tmp_path / "nothing")
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match="Git LFS pointer.*`git lfs pull`"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "/etc/passwd",
+        "../../x.safetensors",
+        "a/b.safetensors",
+        "..",
+        "",
+        "x.bin",
+        7,
+        None,
+    ],
+)
+def test_an_index_names_plain_files_beside_it(tmp_path, shard):
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(UserError, match="names .* as a shard; a shard is"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {}}])
+def test_an_index_has_a_table(tmp_path, index):
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match="its weight_map is no table"):
+        read(tmp_path)
+
+
+def test_the_same_tensor_in_two_files_is_refused(tmp_path):
+    for name in ("a", "b"):
+        mx.save_safetensors(str(tmp_path / f"{name}.safetensors"), {"x": mx.zeros(1)})
+    with pytest.raises(UserError, match="holds x twice, in a.safetensors and in b.saf"):
+        read(tmp_path)
+
+
+def test_a_config_is_an_object(tmp_path):
+    file = write(tmp_path / "a.safetensors", {"__metadata__": {"config": "[1]"}})
+    with pytest.raises(UserError, match=r"config inside .* must be a JSON object"):
+        read_config(file)
