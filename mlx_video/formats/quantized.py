@@ -1,0 +1,223 @@
+"""Tensors that other tools quantized, made dense: fp8, int8 with or without rotation, nvfp4.
+
+Knows tensors, their types and their notes; not networks. All of it is lazy: a tensor is read and made dense when it is
+evaluated, one at a time.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Mapping
+
+import mlx.core as mx
+
+from mlx_video.errors import UserError
+from mlx_video.formats.safetensors import clip, parse_json
+from mlx_video.weights import Weights, read, stored_types
+
+NOTE = ".comfy_quant"  # beside a layer's weight: JSON as bytes
+NOTES = "_quantization_metadata"  # in a file's metadata: the same of all layers
+FP8, INT8, NVFP4 = "float8_e4m3fn", "int8_tensorwise", "nvfp4"  # as notes call them
+REFUSED = {
+    "mxfp8": "mxfp8",
+    "convrot_w4a4": "4-bit ConvRot",
+    "asym_w4a8_int8": "asymmetric 4-bit",
+    "awq_w4a16": "4-bit AWQ",
+    "svdquant_w4a4": "4-bit SVDQuant",
+    "float8_e5m2": "fp8 of kind e5m2",
+}
+# Tensors that go with a quantized one. Input scales serve arithmetic that MLX has not.
+COMPANIONS = (
+    ".weight_scale",
+    ".weight_scale_2",
+    ".scale_weight",
+    ".input_scale",
+    ".scale_input",
+    NOTE,
+)
+SCALED_FP8 = "scaled_fp8"  # marks a whole file of older ComfyUI
+
+ROTATION_GROUP = 256  # columns, where a note says nothing else
+HADAMARD_4 = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # fp4; eight more are their negatives
+FP4_BLOCK = 16  # columns that share a scale
+TILE_ROWS, TILE_COLUMNS = 128, 4  # of nvfp4's scales that lie together
+
+
+def read_dense(
+    path: Path, dtype: mx.Dtype = mx.bfloat16
+) -> tuple[Weights, dict[str, str]]:
+    """As ``weights.read``, with every tensor that another tool quantized as a dense one of ``dtype``.
+
+    MLX's own quantization stays as it is. Raises ``UserError`` where a file is quantized in a way that is not read.
+    """
+    weights, metadata = read(path)
+    return dense(weights, stored_types(path), metadata, dtype, str(path)), metadata
+
+
+def dense(
+    weights: Weights,
+    types: Mapping[str, str],
+    metadata: Mapping[str, str],
+    dtype: mx.Dtype = mx.bfloat16,
+    source: str = "The checkpoint",
+) -> Weights:
+    """The tensors of a file, whose header states ``types`` and ``metadata``, with the quantized ones dense."""
+    notes = read_notes(weights, metadata, source)
+    found = {}
+    for key, value in weights.items():
+        if key.endswith(COMPANIONS) or key.rpartition(".")[2] == SCALED_FP8:
+            continue
+        note = notes.get(key.removesuffix(".weight"), {})
+        if kind := _kind(key, weights, types.get(key), note):
+            try:
+                value = _decoded(key, weights, kind, note).astype(dtype)
+            except ValueError as error:
+                raise UserError(f"{source}: {clip(key)} {error}.") from None
+        found[key] = value
+    return found
+
+
+def read_notes(
+    weights: Weights, metadata: Mapping[str, str], source: str
+) -> dict[str, dict]:
+    """Layer -> how ComfyUI quantized it: {"format": ..., ...}; empty where nothing says.
+
+    Raises ``UserError`` where a format is not read.
+    """
+    marks = {key: value for key, value in weights.items() if key.endswith(NOTE)}
+    mx.eval(list(marks.values()))
+    listed = parse_json(metadata.get(NOTES, "{}"), f"The {NOTES} in {source}")
+    layers = listed.get("layers", {}) if isinstance(listed, dict) else None
+    if not isinstance(layers, dict):
+        raise UserError(f"The {NOTES} in {source} is no table of layers.")
+    notes = layers | {
+        key.removesuffix(NOTE): parse_json(_bytes(mark), f"{source}: {clip(key)}")
+        for key, mark in marks.items()
+    }
+    for layer, note in notes.items():
+        _check_note(layer, note, source)
+    return notes
+
+
+def dense_fp8(codes: mx.array, scale: mx.array | None = None) -> mx.array:
+    """E4M3 bytes times a scale, one of all or one of each row; float32."""
+    values = mx.from_fp8(codes, mx.float32)
+    return values if scale is None else values * _by_row(scale, codes)
+
+
+def dense_int8(
+    codes: mx.array, scale: mx.array, rotated: int | None = None
+) -> mx.array:
+    """Whole numbers (rows, columns) times a scale, one of all or one of each row; float32.
+
+    ``rotated`` is the number of columns in each group that a Hadamard matrix turned before it was quantized; the
+    matrix is its own inverse, so it turns them back.
+    """
+    values = codes.astype(mx.float32) * _by_row(scale, codes)
+    if rotated is None:
+        return values
+    if codes.ndim != 2 or codes.shape[1] % rotated:
+        raise ValueError(
+            f"of shape {codes.shape} is not made of groups of {rotated} columns"
+        )
+    return (mx.unflatten(values, 1, (-1, rotated)) @ hadamard(rotated)).flatten(1)
+
+
+def dense_nvfp4(codes: mx.array, scales: mx.array, scale: mx.array) -> mx.array:
+    """Pairs of e2m1 (rows, columns / 2), the first in the high half, times E4M3 of each 16 and ``scale`` of all; float32.
+
+    ``scales`` lie in cuBLAS' tiles: rows padded to 128, columns to 4.
+    """
+    codes = mx.stack([codes >> 4, codes & 15], axis=-1).flatten(1)
+    table = mx.array([*E2M1, *(-value for value in E2M1)])
+    rows, blocks = codes.shape[0], codes.shape[1] // FP4_BLOCK
+    scales = mx.from_fp8(_untiled(scales, rows, blocks), mx.float32) * scale
+    values = mx.unflatten(table[codes], 1, (blocks, FP4_BLOCK))
+    return (values * scales[..., None]).flatten(1)
+
+
+@cache
+def hadamard(size: int) -> mx.array:
+    """The regular Hadamard matrix of ``size``, a power of 4, with rows of length 1. It is symmetric."""
+    four, matrix = mx.array(HADAMARD_4, mx.float32) / 2, mx.ones((1, 1))
+    while matrix.shape[0] < size:
+        matrix = mx.kron(matrix, four)
+    if matrix.shape[0] != size:
+        raise ValueError(f"is turned in groups of {size} columns, no power of 4")
+    return matrix
+
+
+def _kind(key: str, weights: Weights, stored: str | None, note: dict) -> str | None:
+    """How a tensor is quantized; ``None`` where it is not, or in MLX's own way."""
+    if stored == "F8_E4M3":
+        return FP8
+    if f"{key}_scale_2" in weights:
+        return NVFP4
+    if stored == "I8" and key.endswith(".weight"):
+        return INT8
+    return note.get("format") if key.endswith(".weight") else None
+
+
+def _decoded(key: str, weights: Weights, kind: str, note: dict) -> mx.array:
+    codes, scale = weights[key], weights.get(f"{key}_scale")
+    if scale is None:
+        scale = weights.get(f"{key.removesuffix('.weight')}.scale_weight")
+    if kind == FP8:
+        return dense_fp8(codes, scale)
+    if scale is None:
+        raise ValueError(f"is quantized as {kind} and lacks its scale")
+    if kind == INT8:
+        return dense_int8(codes, scale, _rotation(note))
+    if (of_all := weights.get(f"{key}_scale_2")) is None:
+        raise ValueError("is quantized as nvfp4 and lacks its second scale")
+    return dense_nvfp4(codes, scale, of_all)
+
+
+def _rotation(note: dict) -> int | None:
+    if not note.get("convrot"):
+        return None
+    size = note.get("convrot_groupsize", ROTATION_GROUP)
+    if type(size) is not int or not 4 <= size <= 4**8:
+        raise ValueError(f"is turned in groups of {clip(size, 30)} columns")
+    return size
+
+
+def _by_row(scale: mx.array, codes: mx.array) -> mx.array:
+    """``scale``, one of all or one of each row of ``codes``, in a shape that multiplies them."""
+    if scale.size not in (1, codes.shape[0] if codes.ndim else 1):
+        raise ValueError(
+            f"of shape {codes.shape} does not go with its scale of shape {scale.shape}"
+        )
+    scale = scale.astype(mx.float32)
+    return scale.reshape(-1, *[1] * (codes.ndim - 1)) if codes.ndim else scale
+
+
+def _untiled(scales: mx.array, rows: int, blocks: int) -> mx.array:
+    """nvfp4's scales as (rows, blocks): in each tile, row 32 i + j of 4 columns is the i-th quarter of its j-th line."""
+    down, across = -(-rows // TILE_ROWS), -(-blocks // TILE_COLUMNS)
+    if scales.shape == (rows, blocks) and scales.size < down * across * 512:
+        return scales  # not padded, and so not in tiles
+    if scales.size != down * across * TILE_ROWS * TILE_COLUMNS:
+        raise ValueError(
+            f"of {rows} rows and {blocks} blocks does not go with its scales of shape {scales.shape}"
+        )
+    tiles = scales.reshape(down, across, 32, 4, TILE_COLUMNS)
+    tiles = tiles.transpose(0, 3, 2, 1, 4)  # (down, quarter, line, across, column)
+    return tiles.reshape(down * TILE_ROWS, -1)[:rows, :blocks]
+
+
+def _bytes(mark: mx.array) -> bytes:
+    return bytes(mark.astype(mx.uint8).flatten().tolist())
+
+
+def _check_note(layer: str, note: object, source: str) -> None:
+    name = note.get("format") if isinstance(note, dict) else None
+    if isinstance(name, str) and name in (FP8, INT8, NVFP4):
+        return
+    known = REFUSED.get(name, "") if isinstance(name, str) else ""
+    told = f"{known} ({name})" if known else clip(json.dumps(name), 40)
+    raise UserError(
+        f"{source} is quantized as {told}, as {clip(layer)} says, which this version does not read; use a file in "
+        "bf16, fp8, int8 (ConvRot), nvfp4 or GGUF."
+    )
