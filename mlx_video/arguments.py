@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -422,6 +423,8 @@ def _lora_from(words: Sequence[str]) -> tuple[str, float]:
         if len(words) > 2:
             raise ValueError
         strength = float(strength)
+        if not isfinite(strength):
+            raise ValueError
     except ValueError:
         raise UserError(
             f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."

@@ -1,51 +1,116 @@
-"""LoRA files fused into a module's Linears. Knows the ways such files name things, not what a network computes."""
+"""LoRA files: what one holds, and how it changes a module's Linears. Knows their names and formulas, not networks."""
 
 from collections import defaultdict
-from typing import NamedTuple
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from pathlib import Path
+from typing import Callable, Iterable, Mapping, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_video.errors import UserError
+from mlx_video.formats.quantized import read_dense
+from mlx_video.formats.safetensors import clip, parse_json
 from mlx_video.linear import dense_weight
-from mlx_video.weights import Weights, some, strip_prefixes
+from mlx_video.weights import Weights, read_json, some
 
-# What may stand before the name of a transformer's layer; a bare name is one of the transformer's too.
-TRANSFORMER = "model.diffusion_model."
-TRANSFORMER_PREFIXES = (TRANSFORMER, "diffusion_model.", "transformer.")
-TEXT_PROJECTION = "text_embedding_projection."
-
-# The two low-rank factors, and the number that divided by the rank scales their product.
-SUFFIXES = {
+# What a tensor is, by the end of its name.
+ROLES = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
     ".lora_A.default.weight": "down",
     ".lora_B.default.weight": "up",
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
     ".alpha": "alpha",
+    ".dora_scale": "magnitude",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector.default.weight": "magnitude",
+    ".diff": "diff",
+    ".diff_b": "bias",
+    **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b")},
+    **{f".lokr_{part}": f"lokr_{part}" for part in ("w2", "w2_a", "w2_b")},
+    **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
 }
-
-# Layers that diffusers calls otherwise: its name -> the official one.
+# Kinds of change that are not applied, by a part of their tensors' names.
+REFUSED = {
+    ".oft_": "OFT",
+    ".boft_": "BOFT",
+    ".on_input": "IA3",
+    ".lora_mid.": "LoCon with a middle factor",
+    ".lokr_t2": "LoKr of convolutions",
+    ".hada_t": "LoHa of convolutions",
+    ".set_weight": "whole weights",
+    ".reshape_weight": "weights of another shape",
+    ".w_norm": "norms",
+    ".b_norm": "norms",
+}
+# What may stand before a layer's name; after the flat ones every dot is a _.
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.")
+PREFIXES += ("transformer.", "connectors.", "text_embedding_projection.")
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+FLAT_PREFIXES += ("model_diffusion_model_", "diffusion_model_")
+# Parts of names that diffusers calls otherwise: official -> diffusers'. The first that fits decides.
 DIFFUSERS_NAMES = {
-    "connectors.text_proj_in": "text_embedding_projection.aggregate_embed",
-    "transformer.proj_in": "diffusion_model.patchify_proj",
-    "transformer.audio_proj_in": "diffusion_model.audio_patchify_proj",
-    "transformer.time_embed": "diffusion_model.adaln_single",
-    "transformer.audio_time_embed": "diffusion_model.audio_adaln_single",
-    "transformer.av_cross_attn_video_scale_shift": "diffusion_model.av_ca_video_scale_shift_adaln_single",
-    "transformer.av_cross_attn_video_a2v_gate": "diffusion_model.av_ca_a2v_gate_adaln_single",
-    "transformer.av_cross_attn_audio_scale_shift": "diffusion_model.av_ca_audio_scale_shift_adaln_single",
-    "transformer.av_cross_attn_audio_v2a_gate": "diffusion_model.av_ca_v2a_gate_adaln_single",
+    "aggregate_embed": "text_proj_in",
+    "patchify_proj": "proj_in",
+    "av_ca_video_scale_shift_adaln_single": "av_cross_attn_video_scale_shift",
+    "av_ca_audio_scale_shift_adaln_single": "av_cross_attn_audio_scale_shift",
+    "av_ca_a2v_gate_adaln_single": "av_cross_attn_video_a2v_gate",
+    "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
+    "prompt_adaln_single": "prompt_adaln",
+    "adaln_single": "time_embed",
+    "embeddings_connector.transformer_1d_blocks": "connector.transformer_blocks",
 }
+REFERENCE = "reference_downscale_factor"  # in the metadata of an IC-LoRA
+ADAPTER = "lora_adapter_metadata"  # of a LoRA that diffusers saved: PEFT's config
+ADAPTER_CONFIG = "adapter_config.json"  # beside a LoRA that PEFT saved: the same
+TRIGGERS = ("trigger_word", "trigger_phrase", "modelspec.trigger_phrase")
+
+Tensors = Mapping[str, mx.array]  # of one layer, by role
+
+
+class Kind(NamedTuple):
+    """A way to write a change of a weight: the tensors it takes beside those of ``BESIDE``, and the change they make."""
+
+    name: str
+    needs: frozenset[str]
+    change: Callable[[Tensors], mx.array]
+
+
+class About(NamedTuple):
+    """What a LoRA file is, for a person to read.
+
+    kind     "LoRA", "DoRA", "LoKr", "LoHa" or "difference", or several joined
+    rank     the largest, 0 where nothing has one
+    version  of the model it was made for, and ``trigger``, the words that call it, as the file states them
+    """
+
+    kind: str
+    rank: int
+    layers: int
+    version: str = ""
+    trigger: str = ""
+    needs_reference: bool = False
+
+    def __str__(self) -> str:
+        told = f"{self.kind} of rank {self.rank}" if self.rank else self.kind
+        told += f", {self.layers} layers"
+        told += f", made for version {clip(self.version, 20)}" if self.version else ""
+        told += f", called by {clip(self.trigger)!r}" if self.trigger else ""
+        return told + (", needs a reference video" if self.needs_reference else "")
 
 
 class Report(NamedTuple):
     """What a fusion did.
 
     matched  paths of the layers that changed
-    skipped  official names of the layers, and keys, that this module has no place for
+    skipped  names of the layers that this module has no place for
     dense    those of ``matched`` that were quantized and are dense now: quantizing them again would swallow the change
     """
 
@@ -54,117 +119,343 @@ class Report(NamedTuple):
     dense: tuple[str, ...]
 
 
-class Delta(NamedTuple):
-    """A change of a weight (out, in): ``scale`` times ``up`` (out, r) @ ``down`` (r, in)."""
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA file, read: the tensors of every layer it changes, by the layer's name in the file."""
 
-    up: mx.array
-    down: mx.array
-    scale: float
+    source: str
+    layers: Mapping[str, Tensors]
+    metadata: Mapping[str, str]
 
+    @classmethod
+    def read(cls, file: Path) -> "Adapter":
+        """The LoRA in ``file``, lazily, whoever wrote it; fp8 is decoded.
 
-def fuse(
-    module: nn.Module, weights: Weights, strength: float = 1.0, source: str = "The LoRA"
-) -> Report:
-    """Add ``strength`` times what a LoRA's ``weights`` describe to the Linears of ``module``, in place.
+        Raises ``UserError`` where it is none, holds half of a change, or a kind of change that is not applied.
+        """
+        file = Path(file)
+        weights, metadata = read_dense(file, mx.float32)
+        config = file.with_name(ADAPTER_CONFIG)
+        beside = read_json(config) if file.stem == "adapter_model" else {}
+        return cls.of(weights, metadata, str(file), beside)
 
-    Lazy: computed in float32 when evaluated, then rounded once to the weight's dtype. Raises ``ValueError`` where
-    nothing in ``source`` is meant for this module, or where factors do not make a change of their layer's shape.
-    """
-    deltas, others = read_deltas(weights, source)
-    paths = _paths(deltas, type(module))
-    linears = {
-        path: layer
-        for path, layer in module.named_modules()
-        if isinstance(layer, (nn.Linear, nn.QuantizedLinear))
-    }
-    matched = {name: path for name, path in paths.items() if path in linears}
-    if not matched:
-        raise UserError(
-            f"{source} changes nothing in {type(module).__name__}: no layer answers to {some(weights)}. Understood are "
-            "lora_A and lora_B, or lora_down and lora_up, under official or diffusers names of layers after "
-            f"{', '.join(TRANSFORMER_PREFIXES)}, {TEXT_PROJECTION} or nothing."
+    @classmethod
+    def of(
+        cls,
+        weights: Weights,
+        metadata: Mapping[str, str] = {},
+        source: str = "The LoRA",
+        peft: Mapping[str, object] = {},
+    ) -> "Adapter":
+        """The LoRA of these tensors; ``peft`` is the config that PEFT keeps in a file of its own."""
+        layers = _by_layer(weights, source)
+        for name, tensors in layers.items():
+            _check(f"{source}: {clip(name)}", tensors)
+        peft = peft or _packed_config(metadata, source)
+        layers = {name: _with_alpha(name, has, peft) for name, has in layers.items()}
+        return cls(source, layers, metadata)
+
+    @property
+    def about(self) -> About:
+        kinds = {_name(has): None for has in self.layers.values()}
+        triggers = (self.metadata.get(key, "") for key in TRIGGERS)
+        return About(
+            " and ".join(kinds),
+            max(map(_rank, self.layers.values())),
+            len(self.layers),
+            self.metadata.get("model_version", ""),
+            next(filter(None, triggers), ""),
+            REFERENCE in self.metadata,
         )
-    fused = {
-        path: _fused(linears[path], deltas[name], strength, f"{source}: {name}")
-        for name, path in matched.items()
-    }
+
+    def check(self, version: str = "") -> None:
+        """Raise ``UserError`` where this LoRA is for a model of another ``version``, or needs what is not there."""
+        made_for = self.metadata.get("model_version", "")
+        if made_for and version and _release(made_for) != _release(version):
+            raise UserError(
+                f"{self.source} was made for version {clip(made_for, 20)} of the model, and the model is version "
+                f"{version}. Use a LoRA made for {version}."
+            )
+        if REFERENCE in self.metadata:
+            raise UserError(
+                f"{self.source} needs a reference video (it is an IC-LoRA), which this version cannot be given; leave it "
+                "out."
+            )
+
+    def check_layers(self, modules: Iterable[nn.Module]) -> None:
+        """Raise ``UserError`` unless every layer has its place in one of ``modules``, with the right shape."""
+        homeless = dict.fromkeys(self.layers)
+        for module in modules:
+            layers, found = dict(module.named_modules()), self._places(module)
+            for name, path in found.items():
+                del homeless[name]
+                _check_shape(
+                    f"{self.source}: {clip(name)}", layers[path], self.layers[name]
+                )
+        if homeless:
+            raise UserError(
+                f"{self.source} changes {some(homeless, 2)}, which the model does not have: it was made for another "
+                "model, and a part of it would mislead."
+            )
+
+    def concerns(self, module: nn.Module) -> bool:
+        """Whether any layer of ``module`` is changed."""
+        return bool(self._places(module))
+
+    def _places(self, module: nn.Module) -> dict[str, str]:
+        """Layer as the file names it -> path in ``module``, of those that it has."""
+        known = layer_names(module)
+        found = ((name, known.get(_flat(name))) for name in self.layers)
+        return {name: path for name, path in found if path}
+
+
+def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
+    """Add ``strength`` times what ``adapter`` describes to the Linears of ``module``, in place.
+
+    Lazy: computed in float32 when evaluated, then rounded once to the weight's dtype. Raises ``UserError`` where
+    nothing is meant for this module, or where tensors do not make a change of their layer's shape.
+    """
+    places, layers = adapter._places(module), dict(module.named_modules())
+    if not places:
+        raise UserError(
+            f"{adapter.source} changes nothing in {type(module).__name__}: no layer answers to {some(adapter.layers)}. "
+            "Understood are the names of Lightricks, ComfyUI, diffusers, PEFT and Kohya."
+        )
+    fused = {}
+    for name, path in places.items():
+        label, tensors = f"{adapter.source}: {clip(name)}", adapter.layers[name]
+        _check_shape(label, layers[path], tensors)
+        fused[path] = _fused(layers[path], tensors, strength)
     module.update_modules(tree_unflatten(list(fused.items())))
     return Report(
         matched=tuple(fused),
-        skipped=(*(name for name in deltas if name not in matched), *others),
-        dense=tuple(path for path in fused if fused[path] is not linears[path]),
+        skipped=tuple(name for name in adapter.layers if name not in places),
+        dense=tuple(path for path in fused if fused[path] is not layers[path]),
     )
 
 
-def concerns(weights: Weights, part: type[nn.Module]) -> bool:
-    """Whether a LoRA's ``weights`` name anything under the official prefixes of ``part``."""
-    deltas, _ = read_deltas(weights)
-    return bool(_paths(deltas, part))
+def holds_changes(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are a LoRA's, of whatever kind; other networks have an alpha too."""
+    ends = tuple(end for end, role in ROLES.items() if role != "alpha")
+    return any(name.endswith((*ends, *REFUSED)) or ".lora_" in name for name in names)
 
 
-def read_deltas(
-    weights: Weights, source: str = "The LoRA"
-) -> tuple[dict[str, Delta], list[str]]:
-    """The changes in a LoRA file by official layer name, and the keys that are no part of one.
-
-    Raises ``ValueError`` where a factor lacks its fellow.
-    """
-    layers, others = defaultdict(dict), []
-    for key, value in weights.items():
-        suffix = next((suffix for suffix in SUFFIXES if key.endswith(suffix)), None)
-        if suffix is None:
-            others.append(key)
-        else:
-            name = _official(key.removesuffix(suffix))
-            layers[name][SUFFIXES[suffix]] = value
-    if halves := [
-        name for name, has in layers.items() if not {"up", "down"} <= has.keys()
-    ]:
+def check_strength(file: str | Path, strength: float) -> None:
+    """Raise ``UserError`` where a LoRA's strength is no number to multiply by."""
+    if not isfinite(strength):
         raise UserError(
-            f"{source} is incomplete: {some(halves)} has only one of its two factors."
+            f"The strength of {file} must be a finite number, such as 0.8; got {strength}."
         )
-    return {name: _delta(**factors) for name, factors in layers.items()}, others
 
 
-def _delta(up: mx.array, down: mx.array, alpha: mx.array | None = None) -> Delta:
-    return Delta(up, down, 1.0 if alpha is None else alpha.item() / down.shape[0])
+# Names
 
 
-def _official(name: str) -> str:
-    """A layer's name in the official single file."""
-    for theirs, official in DIFFUSERS_NAMES.items():
-        if f"{name}.".startswith(f"{theirs}."):
-            name = official + name.removeprefix(theirs)
-    if name.startswith(TEXT_PROJECTION):
-        return name
-    for prefix in TRANSFORMER_PREFIXES:
+def layer_names(module: nn.Module) -> dict[str, str]:
+    """Every name, flattened, that a Linear of ``module`` goes by -> its path."""
+    names = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, (nn.Linear, nn.QuantizedLinear)):
+            official = type(module).official_name(f"{path}.weight")
+            official = official.removesuffix(".weight")
+            names[_flat(official)] = names[_flat(_in_diffusers(official))] = path
+    return names
+
+
+def _flat(name: str) -> str:
+    """A layer's name without prefixes, each dot a _: the only form that all writers share."""
+    while prefix := next(filter(name.startswith, PREFIXES), ""):
         name = name.removeprefix(prefix)
-    return TRANSFORMER + name
+    name = name.replace(".", "_")
+    for prefix in FLAT_PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
 
 
-def _paths(deltas: dict[str, Delta], part: type[nn.Module]) -> dict[str, str]:
-    """Official layer name -> path in a module of class ``part``, of those under its prefixes."""
-    names = {f"{name}.weight": name for name in deltas}
-    ours = strip_prefixes(names, part.OFFICIAL) or {}
-    return {
-        name: part.rename(key).removesuffix(".weight") for key, name in ours.items()
-    }
+def _in_diffusers(official: str) -> str:
+    for name, theirs in DIFFUSERS_NAMES.items():
+        if name in official:
+            return official.replace(name, theirs)
+    return official
 
 
-def _fused(layer: nn.Module, delta: Delta, strength: float, name: str) -> nn.Linear:
-    """``layer`` with its weight changed; a dense one in place of a quantized."""
-    layer = _dense(layer)
-    up, down = delta.up.astype(mx.float32), delta.down.astype(mx.float32)
-    shape = (*up.shape[:-1], *down.shape[1:])
-    if shape != layer.weight.shape or up.shape[-1] != down.shape[0]:
+# Reading
+
+
+def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
+    """The tensors of every layer by their roles. Raises ``UserError`` where one has none, or no proper numbers."""
+    layers, strange = defaultdict(dict), []
+    for key, value in weights.items():
+        suffix = next(filter(key.endswith, ROLES), None)
+        if suffix is None:
+            strange.append(key)
+        elif not mx.issubdtype(value.dtype, mx.floating) and ROLES[suffix] != "alpha":
+            raise UserError(
+                f"{source}: {clip(key)} holds whole numbers ({value.dtype}); a LoRA's factors are floating-point."
+            )
+        else:
+            role, has = ROLES[suffix], layers[key.removesuffix(suffix)]
+            if role in has:
+                raise UserError(f"{source} holds {clip(key)} under two names.")
+            has[role] = value.astype(mx.float32)
+    if strange:
+        kinds = (REFUSED[part] for part in REFUSED if part in strange[0])
+        named = f" ({kind})" if (kind := next(kinds, "")) else ""
         raise UserError(
-            f"{name} changes a weight of shape {shape} with factors {up.shape} and {down.shape}; the layer's is "
-            f"{layer.weight.shape}. The LoRA was made for another model."
+            f"{source} is no LoRA that this version can apply: it holds {some(strange, 2)}{named}. Understood are LoRA, "
+            "DoRA, LoKr, LoHa and differences (.diff, .diff_b)."
         )
+    if not layers:
+        raise UserError(f"{source} is no LoRA: it holds no tensors.")
+    return layers
+
+
+def _packed_config(metadata: Mapping[str, str], source: str) -> dict[str, object]:
+    """PEFT's config of the transformer, which diffusers keeps in the metadata; empty where there is none."""
+    found = parse_json(metadata.get(ADAPTER, "{}"), f"The {ADAPTER} in {source}")
+    found = found if isinstance(found, dict) else {}
+    return {key.removeprefix("transformer."): value for key, value in found.items()}
+
+
+def _with_alpha(name: str, has: Tensors, peft: Mapping[str, object]) -> Tensors:
+    """``has`` with the alpha that PEFT's config states, where the file holds none."""
+    patterns = peft.get("alpha_pattern")
+    patterns = patterns.items() if isinstance(patterns, dict) else ()
+    own = (value for key, value in patterns if f".{name}".endswith(f".{key}"))
+    alpha = next(own, peft.get("lora_alpha"))
+    if "alpha" in has or "down" not in has or not isinstance(alpha, (int, float)):
+        return has
+    if peft.get("use_rslora"):  # there alpha is divided by the root of the rank
+        alpha *= sqrt(has["down"].shape[0])
+    return {**has, "alpha": mx.array(float(alpha))}
+
+
+# Formulas
+
+
+def _scale(has: Tensors, down: mx.array) -> mx.array | float:
+    """Alpha over the rank, which is how many rows ``down`` has."""
+    return has["alpha"].reshape(()) / down.shape[0] if "alpha" in has else 1.0
+
+
+def _low_rank(has: Tensors) -> mx.array:
+    return (has["up"] @ has["down"]) * _scale(has, has["down"])
+
+
+def _hadamard(has: Tensors) -> mx.array:
+    one = has["hada_w1_a"] @ has["hada_w1_b"]
+    other = has["hada_w2_a"] @ has["hada_w2_b"]
+    return one * other * _scale(has, has["hada_w1_b"])
+
+
+def _kronecker(has: Tensors) -> mx.array:
+    """The Kronecker product of two matrices, each whole or in two factors; whole ones have no rank to divide by."""
+
+    def whole(name: str) -> mx.array:
+        return has[name] if name in has else has[f"{name}_a"] @ has[f"{name}_b"]
+
+    ranked = has.get("lokr_w2_b", has.get("lokr_w1_b"))
+    scale = 1.0 if ranked is None else _scale(has, ranked)
+    return mx.kron(whole("lokr_w1"), whole("lokr_w2")) * scale
+
+
+BESIDE = frozenset({"alpha", "magnitude", "bias"})
+KINDS = (
+    Kind("LoRA", frozenset({"up", "down"}), _low_rank),
+    Kind("difference", frozenset({"diff"}), lambda has: has["diff"]),
+    Kind("LoHa", frozenset(r for r in ROLES.values() if "hada" in r), _hadamard),
+    *(
+        Kind("LoKr", frozenset((*one, *other)), _kronecker)
+        for one in (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
+        for other in (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
+    ),
+    Kind("difference", frozenset(), lambda has: mx.array(0.0)),  # of a bias alone
+)
+
+
+def _kind(has: Tensors) -> Kind | None:
+    """The kind whose tensors these are; ``None`` where they are not all of one kind's."""
+    factors = has.keys() - BESIDE
+    if not factors and has.keys() != {"bias"}:
+        return None
+    return next((kind for kind in KINDS if kind.needs == factors), None)
+
+
+def _name(has: Tensors) -> str:
+    return "DoRA" if "magnitude" in has else _kind(has).name
+
+
+def _rank(has: Tensors) -> int:
+    downs = (
+        has[r] for r in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if r in has
+    )
+    return max((down.shape[0] for down in downs), default=0)
+
+
+def _check(label: str, has: Tensors) -> None:
+    """Raise ``UserError`` where the tensors of a layer are not all of one kind's, or are no matrices."""
+    kind = _kind(has)
+    if kind is None:
+        raise UserError(
+            f"{label} is incomplete or mixed: it has {', '.join(sorted(has))} and lacks what goes with it; half of a "
+            "change is not applied."
+        )
+    if wrong := [role for role in sorted(kind.needs) if has[role].ndim != 2]:
+        raise UserError(
+            f"{label} has a factor ({wrong[0]}) of shape {has[wrong[0]].shape}; only Linears can be changed, by matrices."
+        )
+    if "alpha" in has and has["alpha"].size != 1:
+        raise UserError(
+            f"{label} has an alpha of shape {has['alpha'].shape}, no number."
+        )
+
+
+def _check_shape(label: str, layer: nn.Module, has: Tensors) -> None:
+    """Raise ``UserError`` where the tensors do not make a change of the layer's shape."""
+    outputs, inputs = _shape(layer)
+    shapes = {role: value.shape for role, value in has.items() if role != "alpha"}
+    told = ", ".join(f"{role} {shape}" for role, shape in shapes.items())
+    misfit = (
+        f"{label} does not fit: its tensors are {told}, and the layer's weight is {(outputs, inputs)}. The LoRA was made "
+        "for another model."
+    )
+    try:
+        made = _kind(has).change(has).shape
+    except ValueError:  # factors that cannot be multiplied
+        raise UserError(misfit) from None
+    magnitudes = ((outputs,), (outputs, 1), (1, inputs))
+    biased = "bias" not in has or ("bias" in layer and has["bias"].shape == (outputs,))
+    scaled = "magnitude" not in has or has["magnitude"].shape in magnitudes
+    if made not in ((outputs, inputs), ()) or not biased or not scaled:
+        raise UserError(misfit)
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    outputs, inputs = layer.weight.shape
+    if isinstance(layer, nn.QuantizedLinear):
+        inputs = inputs * 32 // layer.bits
+    return outputs, inputs
+
+
+def _fused(layer: nn.Module, has: Tensors, strength: float) -> nn.Linear:
+    """``layer`` with its weight and bias changed; a dense one in place of a quantized."""
+    layer = _dense(layer)
     weight = layer.weight.astype(mx.float32)
-    weight = mx.addmm(weight, up, down, alpha=strength * delta.scale)
-    layer.weight = weight.astype(layer.weight.dtype)
+    change = _kind(has).change(has)
+    if "magnitude" in has:
+        change = _remagnified(weight + change, has["magnitude"]) - weight
+    layer.weight = (weight + strength * change).astype(layer.weight.dtype)
+    if "bias" in has:
+        bias = layer.bias.astype(mx.float32) + strength * has["bias"]
+        layer.bias = bias.astype(layer.bias.dtype)
     return layer
+
+
+def _remagnified(weight: mx.array, magnitude: mx.array) -> mx.array:
+    """DoRA (arXiv:2402.09353): ``weight`` with rows, or columns where ``magnitude`` is (1, in), of the given lengths."""
+    axis = 0 if magnitude.ndim == 2 and magnitude.shape[0] == 1 else 1
+    lengths = mx.linalg.norm(weight, axis=axis, keepdims=True)
+    return weight * (magnitude.reshape(lengths.shape) / lengths)
 
 
 def _dense(layer: nn.Module) -> nn.Linear:
@@ -175,3 +466,8 @@ def _dense(layer: nn.Module) -> nn.Linear:
     if "bias" in layer:
         dense.bias = layer.bias
     return dense
+
+
+def _release(version: str) -> tuple[str, ...]:
+    """The first two numbers of a version, in which "-" counts as "."."""
+    return tuple(version.replace("-", ".").split("."))[:2]

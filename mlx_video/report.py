@@ -101,6 +101,8 @@ def describe_text(found: Description) -> str:
     lines = [str(found.path), f"layout      {found.layout}"]
     if found.version:
         lines.append(f"version     LTX-{found.version}")
+    if found.changes:
+        lines.append(f"changes     {found.changes}")
     width = 2 + max(map(len, found.parts), default=0)
     lines += [_part_line(f"{k:<{width}}", part) for k, part in found.parts.items()]
     if found.defaults:

@@ -24,9 +24,11 @@ import mlx.nn as nn
 
 from mlx_video import hub, lora
 from mlx_video.errors import UserError
+from mlx_video.formats.quantized import read_dense
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.layouts import (
+    LORA,
     PARTS,
     Layout,
     Source,
@@ -39,7 +41,6 @@ from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.offload import BlockStream
 from mlx_video.weights import (
     Weights,
-    dequantize_fp8,
     load,
     materialize,
     read,
@@ -173,10 +174,11 @@ class Components:
             distilled_lora = find.find_distilled_lora(
                 distilled_lora, layout.path, announce
             )
+            find.check_lora(distilled_lora, layout.version)
         return cls(
             sources,
             dtype,
-            _found(loras, announce),
+            _found(loras, layout.version, announce),
             distilled_lora,
             quantize,
             low_memory,
@@ -184,13 +186,23 @@ class Components:
         )
 
     def check(self, needs: Iterable[str], prompts: Sequence[str] = ()) -> None:
-        """Raise ``ValueError`` where tensors of the needed parts do not fit, or a prompt is too long; reads no weights."""
+        """Raise ``ValueError`` where tensors or LoRAs do not fit, or a prompt is too long; reads no weights."""
+        needs, built = tuple(needs), {}
         for name in needs:
             if name in PARTS and name != "text_encoder":
-                build(name, self.sources[name], self.dtype)
+                built[name] = build(name, self.sources[name], self.dtype)
+        if find.LORA_TARGETS <= built.keys():
+            self._check_loras([built[name] for name in find.LORA_TARGETS], needs)
         if prompts:
             encoder, _ = self._load("text_encoder")
             encoder.tokenize(prompts)
+
+    def _check_loras(self, modules: Sequence[nn.Module], needs: Sequence[str]) -> None:
+        files = [file for file, _ in self.loras]
+        if DISTILLED_LORA in needs and self.distilled_lora is not None:
+            files.append(self.distilled_lora)
+        for file in files:
+            lora.Adapter.read(file).check_layers(modules)
 
     # Lending
 
@@ -324,11 +336,16 @@ class Components:
         return module, fusions
 
 
-def _found(loras: Iterable[tuple[str | Path, float]], announce: Announce) -> list[LoRA]:
-    """The files of ``loras``, each of which is one for this model."""
+def _found(
+    loras: Iterable[tuple[str | Path, float]], version: str, announce: Announce
+) -> list[LoRA]:
+    """The files of ``loras``, each of which is one for a model of this version."""
+    loras = list(loras)
+    for file, strength in loras:
+        lora.check_strength(file, strength)
     loras = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
     for file, _ in loras:
-        find.check_lora(file)
+        find.check_lora(file, version)
     return loras
 
 
@@ -338,9 +355,9 @@ def fuse(name: str, module: nn.Module, loras: Iterable[LoRA]) -> list[Fusion]:
         return []
     fusions = []
     for file, strength in loras:
-        weights, _ = read(file)
-        if lora.concerns(weights, type(module)):
-            report = lora.fuse(module, weights, strength, str(file))
+        adapter = lora.Adapter.read(file)
+        if adapter.concerns(module):
+            report = lora.fuse(module, adapter, strength)
             fusions.append(Fusion(file, strength, name, report))
     return fusions
 
@@ -370,9 +387,9 @@ def build(
 
 
 def part_weights(name: str, source: Source, dtype: mx.Dtype = mx.bfloat16) -> Weights:
-    """The lazy tensors of one part under our names; ``dtype`` is what fp8 ones become."""
-    weights, _ = read(source.path)
-    return PARTS[name].module.sanitize(dequantize_fp8(weights, dtype))
+    """The lazy tensors of one part under our names; ``dtype`` is what quantized ones become."""
+    weights, _ = read_dense(source.path, dtype)
+    return PARTS[name].module.sanitize(weights)
 
 
 def quantize_blocks(
@@ -414,6 +431,7 @@ class Description(NamedTuple):
     missing   part -> how to get it, of the parts that a full run needs and nothing here provides
     refusals  why this version cannot run it, in the config's own words; empty if it can
     defaults  what it states in place of the usual ones
+    changes   what it changes, where it is a LoRA
     """
 
     path: Path
@@ -423,6 +441,7 @@ class Description(NamedTuple):
     missing: Mapping[str, str]
     refusals: tuple[str, ...]
     defaults: Mapping[str, object] = {}
+    changes: lora.About | None = None
 
 
 # Where the parts come from that an official file lacks.
@@ -450,6 +469,12 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
             refusals.append(str(error))
     if layout.distillation:
         parts[layout.distillation.stem] = _summary(read(layout.distillation)[0])
+    about = None
+    if layout.name == LORA:
+        try:
+            about = lora.Adapter.read(layout.path).about
+        except ValueError as error:
+            refusals.append(str(error))
     missing = {
         name: PROVIDED_BY.get(name, f"use a single file of {hub.MODEL_REPO}")
         for name in PARTS
@@ -463,6 +488,7 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
         missing,
         tuple(refusals),
         layout.defaults,
+        about,
     )
 
 

@@ -7,9 +7,10 @@ import logging
 from pathlib import Path
 from typing import Callable, Iterator, Mapping
 
-from mlx_video import hub, lora
+from mlx_video import hub
 from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
+from mlx_video.lora import Adapter
 from mlx_video.models.ltx.layouts import (
     DEV,
     DISTILLED_LORA_FILES,
@@ -22,14 +23,14 @@ from mlx_video.models.ltx.layouts import (
     part_config,
     part_of,
 )
-from mlx_video.weights import CONFIG, INDEX, read, read_header, some, tensor_files
+from mlx_video.weights import CONFIG, INDEX, read_header, some, tensor_files
 
 log = logging.getLogger(__name__)
 
 DEMO = "ltx-2-tiny"
 DEMO_KNOWS = "a ball, square, triangle, star, heart, ring, arrow, moon, cloud and tree in eight colours"
 PACKAGED = Path(__file__).parents[2] / DEMO  # in the package, a converted folder
-LORA_TARGETS = ("transformer", "connectors")
+LORA_TARGETS = {"transformer", "connectors"}
 
 
 def default_model(tell: Callable[[str], None] = log.warning) -> str:
@@ -212,10 +213,6 @@ def check_residency(
         )
 
 
-def check_lora(file: Path) -> None:
-    """Raise ``ValueError`` where ``file`` is no LoRA, or is one for another model."""
-    weights, _ = read(file)
-    if not any(lora.concerns(weights, PARTS[name].module) for name in LORA_TARGETS):
-        raise UserError(
-            f"{file} names no layer of LTX-2; its tensors are called {some(weights)}."
-        )
+def check_lora(file: Path, version: str) -> None:
+    """Raise ``ValueError`` where ``file`` is no LoRA that can be applied, or one for another model than ``version``."""
+    Adapter.read(file).check(version)

@@ -8,7 +8,7 @@ from typing import Iterable, Mapping, NamedTuple, Sequence
 
 import mlx.nn as nn
 
-from mlx_video import hub
+from mlx_video import hub, lora
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.config import (
     AudioVAEConfig,
@@ -200,7 +200,7 @@ def identify(path: Path, variant: str | None = None) -> Layout:
 def _identify_file(file: Path) -> Layout:
     header, config = read_header(file), read_config(file)
     names = header.tensors.keys()
-    if any(".lora_" in name for name in names):
+    if lora.holds_changes(names):
         return Layout(LORA, "", file, metadata=header.metadata)
     source = Source(file, config)
     if source.is_upsampler:
@@ -257,11 +257,11 @@ def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
     found = neighbours(folder) | found
     variant = variant or VARIANTS[0]
     chosen = {name: found.get(f"{name}-{variant}", found.get(name)) for name in PARTS}
-    if lora := _distillation(folder, found, variant):
+    if distillation := _distillation(folder, found, variant):
         chosen["transformer"] = found[DEV]
     sources = {name: source for name, source in chosen.items() if source}
     defaults = _defaults(folder, read_config(folder).get(DEFAULTS, {}))
-    return Layout(CONVERTED, "", folder, sources, {}, found, defaults, lora)
+    return Layout(CONVERTED, "", folder, sources, {}, found, defaults, distillation)
 
 
 def _distillation(

@@ -101,6 +101,14 @@ class LTXModel(nn.Module):
             if not key.startswith(cls.CONNECTORS)
         }
 
+    @classmethod
+    def official_name(cls, key: str) -> str:
+        """The name in an official file of one of ours."""
+        key = key.replace("adaln_single.linear_", "adaln_single.emb.timestep_embedder.linear_")  # fmt: skip
+        for official, ours in list(cls.RENAMED.items())[1:]:
+            key = key.replace(f"{ours}.", f"{official}.")
+        return f"model.diffusion_model.{key}"
+
     def select(self, weights: Weights) -> Weights:
         """Those of sanitized ``weights`` that belong to the streams this model has.
 

@@ -438,11 +438,29 @@ def test_a_file_that_is_no_lora_for_ltx_is_refused_when_opened(folder, tmp_path)
     other = write_lora(tmp_path / "other.safetensors", "vae.x")
     mx.save_safetensors(str(other), {"unet.weight": mx.zeros(1)})
     with pytest.raises(
-        ValueError, match="names no layer of LTX-2; its tensors are called unet.weight"
+        ValueError, match="is no LoRA that this version can apply: it holds unet.weight"
     ):
         Components.open(folder, loras=[(other, 1.0)])
     with pytest.raises(FileNotFoundError):
         Components.open(folder, loras=[(tmp_path / "none.safetensors", 1.0)])
+    with pytest.raises(ValueError, match="must be a finite number, such as 0.8"):
+        Components.open(folder, loras=[(tmp_path / "none.safetensors", float("nan"))])
+    needs = (*PARTS, "distilled_lora")
+    with pytest.raises(ValueError, match="is no LoRA that this version can apply"):
+        Components.open(folder, distilled_lora=other, needs=needs)
+
+
+@pytest.mark.parametrize("asked", [{"loras": [("", 1.0)]}, {"distilled_lora": ""}])
+def test_a_lora_for_other_layers_is_refused_before_weights_are_read(
+    folder, tmp_path, asked
+):
+    other = write_lora(tmp_path / "other.safetensors", "vae.x")
+    named = {name: [(other, 1.0)] if given else other for name, given in asked.items()}
+    needs = (*PARTS, "distilled_lora")
+    write_lora(folder / "tiny-distilled-lora.safetensors", f"diffusion_model.{LAYER}")
+    components = Components.open(folder, needs=needs, **named)
+    with pytest.raises(ValueError, match="changes vae.x, which the model does not"):
+        components.check(needs)
 
 
 # fp8
