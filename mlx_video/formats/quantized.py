@@ -150,10 +150,11 @@ def hadamard(size: int) -> mx.array:
 
 def _kind(key: str, weights: Weights, stored: str | None, note: dict) -> str | None:
     """How a tensor is quantized; ``None`` where it is not, or in MLX's own way."""
-    if stored == "F8_E4M3":
-        return FP8
     if f"{key}_scale_2" in weights:
         return NVFP4
+    # What MLX saved of an fp8 file says U8.
+    if stored == "F8_E4M3" or (stored == "U8" and f"{key}_scale" in weights):
+        return FP8
     if stored == "I8" and key.endswith(".weight"):
         return INT8
     return note.get("format") if key.endswith(".weight") else None
