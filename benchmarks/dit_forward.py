@@ -286,11 +286,13 @@ def noise(tokens: int, channels: int):
 
 def mlx_positions(clip: Clip):
     from mlx_video.models.ltx import patchify
+    from mlx_video.models.ltx.releases import LTX_2
     from mlx_video.types import AV
 
+    geometry = LTX_2.geometry
     return AV(
-        patchify.create_position_grid(1, *clip.grid, fps=FPS),
-        patchify.create_audio_position_grid(1, clip.audio_tokens),
+        patchify.position_grid(clip.grid, geometry.video, FPS),
+        patchify.audio_positions(clip.audio_tokens, geometry.audio),
     )
 
 

@@ -31,6 +31,7 @@ from mlx_video.models.ltx.components import Components, default_dtype
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.layouts import Source
 from mlx_video.models.ltx.ltx import LTXModel, X0Model
+from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import Guidance, guided
 from mlx_video.types import AV, PromptEmbeddings
@@ -71,8 +72,9 @@ class Bench:
 
     def __post_init__(self):
         config = LTXModelConfig.from_dict(self.source.config)
-        audio = patchify.create_audio_position_grid(1, self.clip.audio_tokens)
-        video = patchify.create_position_grid(1, *self.clip.grid, fps=FPS)
+        geometry = LTX_2.geometry
+        audio = patchify.audio_positions(self.clip.audio_tokens, geometry.audio)
+        video = patchify.position_grid(self.clip.grid, geometry.video, FPS)
         positions = AV(video, audio)
         self.states = positions.map(
             lambda p: LatentState.fresh(noise(p.shape[2], config.in_channels), p)

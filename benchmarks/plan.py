@@ -41,7 +41,7 @@ from mlx_video.models.ltx.layouts import PARTS, Source, part_config
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.pacing import SMALL, piece_by_piece
 from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
-from mlx_video.types import AV, TextFeatures, VideoLatentShape, VideoPixelShape
+from mlx_video.types import AV, TextFeatures, VideoPixelShape
 from mlx_video.weights import save
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,8 +170,8 @@ class Bench:
 
     def __init__(self, lent: Components, shape: VideoPixelShape):
         self.lent, self.shape = lent, shape
-        self.grid = VideoLatentShape.from_pixels(shape)
-        self.frames = patchify.compute_audio_frames(shape.frames, shape.fps)
+        self.grid = lent.geometry.latents(shape)
+        self.frames = lent.geometry.audio_frames(shape)
         self.footprint = Footprint(lent, LTXModelType.AudioVideo)
 
     def run(self) -> Iterator[Result]:
@@ -209,8 +209,9 @@ class Bench:
         return part, noise(1, 3, 1, *self.shape[1:3])
 
     def denoise(self, part: nn.Module):
-        audio = patchify.create_audio_position_grid(1, self.frames)
-        positions = AV(patchify.video_positions(self.shape), audio)
+        geometry = self.lent.geometry
+        audio = patchify.audio_positions(self.frames, geometry.audio)
+        positions = AV(patchify.video_positions(self.shape, geometry), audio)
         states = positions.map(
             lambda p: LatentState.fresh(noise(1, p.shape[2], 128), p)
         )

@@ -16,7 +16,7 @@ from mlx_video import weights
 from mlx_video.disk import file_errors
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
-from mlx_video.models.ltx.find import default_model, find_defaults
+from mlx_video.models.ltx.find import default_model, find_defaults, find_geometry
 from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.pipeline import Image, Pipeline, Request
 from mlx_video.recipes import Defaults, Recipe, Stage
@@ -64,7 +64,8 @@ class Job:
 
     def check(self) -> None:
         """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded."""
-        self.request.check(self.recipe)
+        geometry = find_geometry(model_of(self.files), self.recipe.variant)
+        self.request.check(self.recipe, geometry)
 
     def pipeline(
         self,

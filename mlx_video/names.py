@@ -1,16 +1,9 @@
-"""The names that users of the three doors import from them: constants, grids, schedules and guidance of LTX-2."""
+"""Names that scripts import from the three doors: LTX-2's constants and grids as they were called. Nothing else uses them."""
 
-from mlx_video.models.ltx.patchify import (
-    AUDIO_HOP_LENGTH,
-    AUDIO_LATENT_CHANNELS,
-    AUDIO_LATENT_SAMPLE_RATE,
-    AUDIO_LATENTS_PER_SECOND,
-    AUDIO_MEL_BINS,
-    AUDIO_SAMPLE_RATE,
-    compute_audio_frames,
-    create_audio_position_grid,
-    create_position_grid,
-)
+import mlx.core as mx
+
+from mlx_video.models.ltx.patchify import audio_positions, position_grid
+from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT
 from mlx_video.sampling.guidance import cfg_delta
 from mlx_video.sampling.schedules import (
@@ -18,6 +11,44 @@ from mlx_video.sampling.schedules import (
     STAGE_2_SIGMAS,
     ltx2_scheduler,
 )
+from mlx_video.types import VideoPixelShape, VideoScale
+
+AUDIO_SAMPLE_RATE = LTX_2.geometry.audio.output_rate
+AUDIO_LATENT_SAMPLE_RATE = LTX_2.geometry.audio.sample_rate
+AUDIO_HOP_LENGTH = LTX_2.geometry.audio.hop
+AUDIO_LATENT_CHANNELS = LTX_2.geometry.audio.channels
+AUDIO_MEL_BINS = LTX_2.geometry.audio.bins
+AUDIO_LATENTS_PER_SECOND = round(LTX_2.geometry.audio.latents_per_second)
+
+
+def compute_audio_frames(num_frames: int, fps: float) -> int:
+    """Audio latents that last as long as ``num_frames`` at ``fps`` Hz, of LTX-2."""
+    return LTX_2.geometry.audio_frames(VideoPixelShape(num_frames, 0, 0, fps))
+
+
+def create_position_grid(
+    batch_size: int,
+    num_frames: int,
+    height: int,
+    width: int,
+    temporal_scale: int = LTX_2.geometry.video.time,
+    spatial_scale: int = LTX_2.geometry.video.height,
+    fps: float = 24.0,
+    causal_fix: bool = True,
+) -> mx.array:
+    """[start, end) of every video token of a latent grid: (B, 3, F*H*W, 2) float32."""
+    scale = VideoScale(temporal_scale, spatial_scale, spatial_scale)
+    positions = position_grid(
+        (num_frames, height, width), scale, fps, causal_fix=causal_fix
+    )
+    return mx.repeat(positions, batch_size, axis=0)
+
+
+def create_audio_position_grid(batch_size: int, audio_frames: int) -> mx.array:
+    """[start, end) in seconds of every audio token of LTX-2: (B, 1, T, 2) float32."""
+    positions = audio_positions(audio_frames, LTX_2.geometry.audio)
+    return mx.repeat(positions, batch_size, axis=0)
+
 
 __all__ = [
     "AUDIO_HOP_LENGTH",

@@ -23,10 +23,7 @@ from mlx_video.models.ltx.footprint import decode_budget
 from mlx_video.models.ltx.layouts import part_config
 from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.patchify import (
-    AUDIO_LATENT_CHANNELS,
-    AUDIO_MEL_BINS,
-    compute_audio_frames,
-    create_audio_position_grid,
+    audio_positions,
     keyframe_positions,
     patchify_audio,
     patchify_video,
@@ -53,33 +50,32 @@ from mlx_video.sampling.samplers import euler
 from mlx_video.types import (
     AV,
     Clip,
+    Geometry,
     PromptEmbeddings,
     Sample,
     Step,
-    VideoLatentShape,
     VideoPixelShape,
-    VideoScale,
     Waveform,
 )
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture that the clip shows at ``frame`` (0 or a multiple of 8); ``strength`` 1 keeps it, 0 ignores it."""
+    """A picture that the clip shows at ``frame`` (0 or a multiple of a latent's frames); ``strength`` 1 keeps it."""
 
     path: str
     frame: int = 0
     strength: float = 1.0
 
-    def check(self, frames: int) -> None:
-        """Raise where this picture cannot be read, or cannot stand in a clip of ``frames``."""
+    def check(self, frames: int, every: int) -> None:
+        """Raise where this picture cannot be read, or cannot stand in a clip of ``frames``, ``every`` so many."""
         from mlx_video import media  # with codecs, which only pictures need
 
         media.load_image(self.path)
-        if self.frame % 8 or not 0 <= self.frame < frames:
-            nearest = min(max(0, round(self.frame / 8) * 8), frames - 1)
+        if self.frame % every or not 0 <= self.frame < frames:
+            nearest = min(max(0, round(self.frame / every) * every), frames - 1)
             raise UserError(
-                f"An image can stand at frame 0, 8, 16, ... below {frames}; got {self.frame} for {self.path}. "
+                f"An image can stand at frame 0, {every}, {2 * every}, ... below {frames}; got {self.frame} for {self.path}. "
                 f"Nearest: {nearest}."
             )
         if not 0 <= self.strength <= 1:
@@ -107,8 +103,11 @@ class Request:
     enhance: bool = False
     tiling: str = "auto"
 
-    def check(self, recipe: Recipe) -> None:
-        """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded."""
+    def check(self, recipe: Recipe, geometry: Geometry | None = None) -> None:
+        """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded.
+
+        ``geometry`` is the checkpoint's, ``None`` where it is not known yet.
+        """
         if not self.prompt.strip():
             raise UserError(
                 "The prompt is empty; say what to show, for example 'a cat on a red sofa'."
@@ -121,13 +120,10 @@ class Request:
             raise UserError(
                 f"seed must be from 0 to {2**32 - 1}; got {self.seed}. The usual one is {SEED}."
             )
-        VideoScale().check(self.shape, recipe.shrink)
-        if self.audio and compute_audio_frames(self.shape.frames, self.shape.fps) < 1:
-            raise UserError(
-                f"{self.shape.frames} frames at {self.shape.fps:g} fps are too short for sound. Try 9 frames at 24 fps."
-            )
+        if geometry:
+            geometry.check(self.shape, recipe.shrink, self.audio)
         TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
-        self._check_images()
+        self._check_images(geometry.video.time if geometry else 1)
 
     def needs(self, recipe: Recipe) -> tuple[str, ...]:
         """Names of the parts that this request takes when it is sampled by ``recipe``."""
@@ -138,9 +134,9 @@ class Request:
             unused |= {"video_encoder"}
         return tuple(name for name in recipe.needs if name not in unused)
 
-    def _check_images(self) -> None:
+    def _check_images(self, every: int) -> None:
         for image in self.images:
-            image.check(self.shape.frames)
+            image.check(self.shape.frames, every)
         frames = [image.frame for image in self.images]
         if len(set(frames)) < len(frames):
             raise UserError(
@@ -207,13 +203,13 @@ class Pipeline:
     def decode(
         self, latents: AV[mx.array], shape: VideoPixelShape, tiling: str = "auto"
     ) -> Clip:
-        """A clip of latents (B, 128, F, H, W) and (B, 8, T, 16): the sound at once, the frames as they are taken."""
+        """A clip of latents (B, C, F, H, W) and (B, C, T, M): the sound at once, the frames as they are taken."""
         sound = None if latents.audio is None else self._decode_audio(latents.audio)
         return Clip(self._decode_video(latents.video, shape, tiling), shape, sound)
 
     def _check(self, request: Request) -> None:
         """Everything that can be known to be wrong before weights are read."""
-        request.check(self.recipe)
+        request.check(self.recipe, self.components.geometry)
         transformer = self.components.sources["transformer"]
         self.recipe.check(part_config("transformer", transformer).num_layers)
         needs = request.needs(self.recipe)
@@ -267,7 +263,9 @@ class Pipeline:
                 shape = request.shape.scaled(stage.scale)
                 conditions.append(
                     [
-                        _image_condition(encoder, image, shape)
+                        _image_condition(
+                            encoder, image, shape, self.components.geometry
+                        )
                         for image in request.images
                     ]
                 )
@@ -281,6 +279,7 @@ class Pipeline:
         conditions: list[list[Condition]],
     ) -> Generator[Step, None, AV[mx.array]]:
         """Walk the stages; neighbours that use the same weights share one load of the transformer."""
+        geometry = self.components.geometry
         model_type = (
             LTXModelType.AudioVideo if request.audio else LTXModelType.VideoOnly
         )
@@ -295,13 +294,13 @@ class Pipeline:
                     if index > 0:
                         latents = yield from self._upsample(latents)
                     states = initial_states(
-                        shape, latents, conditions[index], request.audio
+                        shape, geometry, latents, conditions[index], request.audio
                     )
                     states = noised(states, stage.sigmas[0], keys[index])
                     states = yield from self._denoise(
                         f"stage {index + 1}", stage, states, embeddings, predict
                     )
-                    latents = unpatchify(states, shape)
+                    latents = unpatchify(states, shape, geometry)
                     if self.health:
                         health.check_latents(latents, f"stage {index + 1}")
         return latents
@@ -363,7 +362,9 @@ def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:
     return [array for prompt in both for array in prompt.values]
 
 
-def _image_condition(encoder, image: Image, shape: VideoPixelShape) -> Condition:
+def _image_condition(
+    encoder, image: Image, shape: VideoPixelShape, geometry: Geometry
+) -> Condition:
     """An image at the first frame replaces the first latent; later ones are keyframe tokens behind the clip's own."""
     from mlx_video import media
 
@@ -373,33 +374,35 @@ def _image_condition(encoder, image: Image, shape: VideoPixelShape) -> Condition
     mx.eval(latent)
     if image.frame == 0:
         return VideoConditionByLatentIndex(latent, 0, image.strength)
-    grid = VideoLatentShape.from_pixels(shape)
-    positions = keyframe_positions(grid, image.frame, shape.fps)
+    grid = geometry.latents(shape)
+    positions = keyframe_positions(grid, geometry.video, shape.fps, image.frame)
     return AppendedTokens(patchify_video(latent), positions, image.strength)
 
 
 def initial_states(
     shape: VideoPixelShape,
+    geometry: Geometry,
     latents: AV[mx.array],
     conditions: list[Condition],
     audio: bool,
 ) -> AV[LatentState]:
     """States of a stage before the noise: ``latents`` of the stage before, zeros where there is none, conditioned."""
-    grid = VideoLatentShape.from_pixels(shape)
+    grid = geometry.latents(shape)
     if latents.video is None:
         video = mx.zeros((1, grid.tokens, grid.channels))
     else:
         video = patchify_video(latents.video)
-    video = LatentState.fresh(video, video_positions(shape), grid.tokens_per_frame)
+    positions = video_positions(shape, geometry)
+    video = LatentState.fresh(video, positions, grid.tokens_per_frame)
     video = apply_conditioning(video, conditions)
     if not audio:
         return AV(video)
-    T = compute_audio_frames(shape.frames, shape.fps)
+    T = geometry.audio_frames(shape)
     if latents.audio is None:
-        sound = mx.zeros((1, T, AUDIO_LATENT_CHANNELS * AUDIO_MEL_BINS))
+        sound = mx.zeros((1, T, geometry.audio.token_width))
     else:
         sound = patchify_audio(latents.audio)
-    return AV(video, LatentState.fresh(sound, create_audio_position_grid(1, T)))
+    return AV(video, LatentState.fresh(sound, audio_positions(T, geometry.audio)))
 
 
 def noised(states: AV[LatentState], sigma: float, key: mx.array) -> AV[LatentState]:
@@ -413,8 +416,11 @@ def noised(states: AV[LatentState], sigma: float, key: mx.array) -> AV[LatentSta
     )
 
 
-def unpatchify(states: AV[LatentState], shape: VideoPixelShape) -> AV[mx.array]:
-    """Latents of finished states: (B, 128, F, H, W) and (B, 8, T, 16)."""
-    video = unpatchify_video(states.video.latent, VideoLatentShape.from_pixels(shape))
-    audio = None if states.audio is None else unpatchify_audio(states.audio.latent)
-    return AV(video, audio)
+def unpatchify(
+    states: AV[LatentState], shape: VideoPixelShape, geometry: Geometry
+) -> AV[mx.array]:
+    """Latents of finished states: (B, C, F, H, W) and (B, C, T, M)."""
+    video = unpatchify_video(states.video.latent, geometry.latents(shape))
+    if states.audio is None:
+        return AV(video)
+    return AV(video, unpatchify_audio(states.audio.latent, geometry.audio))

@@ -16,14 +16,14 @@ from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.models.ltx.pacing import SMALL
-from mlx_video.models.ltx.patchify import compute_audio_frames
 from mlx_video.recipes import Recipe, Stage
 from mlx_video.sampling.guidance import passes_of
 from mlx_video.types import (
     AV,
+    Geometry,
     PromptEmbeddings,
-    VideoLatentShape,
     VideoPixelShape,
+    VideoScale,
 )
 
 GB = 10**9
@@ -54,29 +54,25 @@ class Work(NamedTuple):
         """The streams of the transformer that it takes."""
         return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
 
-    def tokens(self, stage: Stage) -> AV[int]:
+    def tokens(self, stage: Stage, geometry: Geometry) -> AV[int]:
         """Of each modality in a stage."""
-        grid = VideoLatentShape.from_pixels(self.shape.scaled(stage.scale))
+        grid = geometry.latents(self.shape.scaled(stage.scale))
         video = grid.tokens + self.keyframes * grid.tokens_per_frame
-        return AV(video, self.sound if self.audio else None)
+        return AV(video, geometry.audio_frames(self.shape) if self.audio else None)
 
-    @property
-    def sound(self) -> int:
-        """Latent frames of the sound."""
-        return compute_audio_frames(self.shape.frames, self.shape.fps)
-
-    def shorter(self) -> Iterator["Work"]:
+    def shorter(self, scale: VideoScale) -> Iterator["Work"]:
         """The same with ever fewer frames."""
-        for frames in range(self.shape.frames - 8, 8, -8):
+        for frames in range(self.shape.frames - scale.time, scale.time, -scale.time):
             yield self._replace(shape=self.shape._replace(frames=frames))
 
-    def smaller(self) -> Iterator["Work"]:
+    def smaller(self, scale: VideoScale) -> Iterator["Work"]:
         """The same at ever smaller sizes of about the same proportions, two latent cells a side at least."""
-        step, (_, height, width, _) = 32 * self.recipe.shrink, self.shape
-        least = -(-64 // step)
-        for rows in range(height // step - 1, least - 1, -1):
-            columns = max(least, round(width / height * rows))
-            shape = self.shape._replace(height=rows * step, width=columns * step)
+        shrink, (_, height, width, _) = self.recipe.shrink, self.shape
+        cell = scale.height * shrink, scale.width * shrink
+        least = -(-2 // shrink)
+        for rows in range(height // cell[0] - 1, least - 1, -1):
+            columns = max(least, round(width / height * rows * cell[0] / cell[1]))
+            shape = self.shape._replace(height=rows * cell[0], width=columns * cell[1])
             yield self._replace(shape=shape)
 
 
@@ -148,13 +144,14 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
 
     prompts = 1 + work.recipe.guided
     rows = prompts * min(work.prompt_tokens, footprint.context)
+    geometry = footprint.components.geometry
     yield phase("encode prompt", footprint.hidden_states(rows), "text_encoder")
     yield phase("connect prompt", footprint.contexts(rows, prompts), "connectors")
     if work.images:
         image = footprint.image(*work.shape[1:3])
         yield phase("encode images", image, "video_encoder")
     for number, stage in enumerate(work.recipe.stages, start=1):
-        tokens, passes = work.tokens(stage), _passes(work, stage)
+        tokens, passes = work.tokens(stage, geometry), _passes(work, stage)
         held = footprint.held(tokens, passes)
         if number > 1:
             upsample = held + footprint.upsample(tokens.video)
@@ -165,9 +162,10 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
         forwards = passes * (len(stage.sigmas) - 1)
         yield done._replace(seconds=_seconds(forwards * footprint.operations(tokens)))
     if work.audio:
-        spectrogram = footprint.spectrogram(work.sound)
+        count = geometry.audio_frames(work.shape)
+        spectrogram = footprint.spectrogram(count)
         yield phase("decode spectrogram", spectrogram, "audio_decoder")
-        yield phase("decode sound", footprint.sound(work.sound), "vocoder")
+        yield phase("decode sound", footprint.sound(count), "vocoder")
     video = footprint.video(work.shape, work.tiling, limit)
     yield phase("decode video", video, "video_decoder")
 
@@ -182,7 +180,8 @@ def machine_bytes() -> int:
 
 def _passes(work: Work, stage: Stage) -> int:
     """Forwards in each step of a stage."""
-    strengths = work.tokens(stage).map(lambda _, guidance: guidance, stage.guidance)
+    streams = AV(True, work.audio or None)
+    strengths = streams.map(lambda _, guidance: guidance, stage.guidance)
     return len(passes_of(PromptEmbeddings(AV(), AV()), strengths))
 
 
@@ -218,7 +217,8 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
         steps = phases(footprint, work, plan.limit)
         return all(phase.peak <= plan.limit for phase in steps)
 
-    candidates = (work.shorter(), work.smaller())
+    scale = footprint.components.geometry.video
+    candidates = (work.shorter(scale), work.smaller(scale))
     found = [next(filter(fits, works), None) for works in candidates]
     nearest = " or ".join(describe(work.shape) for work in found if work)
     chosen = f" even with the {plan.chosen}" if plan.chosen else ""

@@ -73,11 +73,11 @@ class VideoPixelShape(NamedTuple):
 
 
 class VideoScale(NamedTuple):
-    """Pixels per latent cell along each axis. LTX-2: 8 frames, 32 rows, 32 columns."""
+    """Pixels per latent cell along each axis: frames, rows, columns."""
 
-    time: int = 8
-    height: int = 32
-    width: int = 32
+    time: int
+    height: int
+    width: int
 
     def check(self, shape: VideoPixelShape, shrink: int = 1) -> None:
         """Raise ``ValueError``, naming the nearest valid size, if ``shape`` has no latent grid.
@@ -105,6 +105,32 @@ class VideoScale(NamedTuple):
             )
 
 
+class AudioScale(NamedTuple):
+    """How latent sound relates to seconds.
+
+    sample_rate   Hz, of the waveform that the mel frames describe
+    hop           samples of that waveform per mel frame
+    mel_frames    per latent frame
+    channels      of a latent frame, each with so many ``bins``; together they are one token
+    output_rate   Hz, of the waveform that the vocoder makes
+    """
+
+    sample_rate: int
+    hop: int
+    mel_frames: int
+    channels: int
+    bins: int
+    output_rate: int
+
+    @property
+    def latents_per_second(self) -> float:
+        return self.sample_rate / self.hop / self.mel_frames
+
+    @property
+    def token_width(self) -> int:
+        return self.channels * self.bins
+
+
 class VideoLatentShape(NamedTuple):
     """Video latents, (B, C, F, H, W)."""
 
@@ -114,20 +140,6 @@ class VideoLatentShape(NamedTuple):
     height: int
     width: int
 
-    @classmethod
-    def from_pixels(
-        cls, shape: VideoPixelShape, scale: VideoScale = VideoScale(), channels=128
-    ) -> "VideoLatentShape":
-        """The causal VAE codes the first frame alone, then ``scale.time`` frames at a time."""
-        frames = (shape.frames - 1) // scale.time + 1
-        return cls(
-            1,
-            channels,
-            frames,
-            shape.height // scale.height,
-            shape.width // scale.width,
-        )
-
     @property
     def tokens(self) -> int:
         return self.frames * self.height * self.width
@@ -135,6 +147,45 @@ class VideoLatentShape(NamedTuple):
     @property
     def tokens_per_frame(self) -> int:
         return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a checkpoint's latents lie in pixels and seconds; read from its config, never typed.
+
+    video     pixels per latent cell
+    channels  of a video latent
+    audio     ``None`` where the checkpoint makes no sound
+    """
+
+    video: VideoScale
+    channels: int
+    audio: AudioScale | None = None
+
+    def check(self, shape: VideoPixelShape, shrink: int = 1, audio: bool = False):
+        """Raise ``UserError`` where ``shape`` has no latent grid, or is too short for sound; ``shrink`` as in ``VideoScale``."""
+        self.video.check(shape, shrink)
+        if audio and self.audio is None:
+            raise UserError("This model makes no sound: leave the audio out.")
+        if audio and self.audio_frames(shape) < 1:
+            raise UserError(
+                f"{shape.frames} frames at {shape.fps:g} fps are too short for sound. Try "
+                f"{1 + self.video.time} frames at 24 fps."
+            )
+
+    def latents(self, shape: VideoPixelShape) -> VideoLatentShape:
+        """The latent grid of a clip: the causal VAE codes the first frame alone, then ``video.time`` frames at a time."""
+        return VideoLatentShape(
+            1,
+            self.channels,
+            (shape.frames - 1) // self.video.time + 1,
+            shape.height // self.video.height,
+            shape.width // self.video.width,
+        )
+
+    def audio_frames(self, shape: VideoPixelShape) -> int:
+        """Latent frames of sound that last as long as a clip, to the nearest (ties to even)."""
+        return round(shape.frames / shape.fps * self.audio.latents_per_second)
 
 
 class TextFeatures(NamedTuple):
@@ -188,7 +239,7 @@ class Clip:
 class Sample:
     """What sampling made, before it is decoded.
 
-    latents  video (B, 128, F, H, W) and audio (B, 8, T, 16), normalised
+    latents  video (B, C, F, H, W) and audio (B, C, T, M), normalised
     prompt   the one that was encoded: the request's, or what enhancement made of it
     """
 

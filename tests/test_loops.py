@@ -18,6 +18,7 @@ from mlx_video.models.ltx.patchify import (
     unpatchify_audio,
     unpatchify_video,
 )
+from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.pipeline import initial_states
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import Guidance, guided
@@ -26,7 +27,6 @@ from mlx_video.types import (
     AV,
     Modality,
     PromptEmbeddings,
-    VideoLatentShape,
     VideoPixelShape,
 )
 from tests.reference import LOOP_TOLERANCE, checkpoint, error, vectors
@@ -34,6 +34,7 @@ from tests.reference import LOOP_TOLERANCE, checkpoint, error, vectors
 LOOPS = vectors("loops")
 # Where the official releases differ, the newest one's numbers are ours.
 HEAD = {**LOOPS, **vectors("head_variants")}
+GEOMETRY = LTX_2.geometry
 SHAPE = VideoPixelShape(17, 64, 96, 24.0)
 IMAGE = LOOPS["i2v.image_latent"]
 PROMPT = PromptEmbeddings(
@@ -52,13 +53,15 @@ def predict() -> X0Model:
 
 
 def keyframe() -> AppendedTokens:
-    grid = VideoLatentShape.from_pixels(SHAPE)
-    return AppendedTokens(patchify_video(IMAGE), keyframe_positions(grid, 16, 24.0))
+    positions = keyframe_positions(
+        GEOMETRY.latents(SHAPE), GEOMETRY.video, SHAPE.fps, 16
+    )
+    return AppendedTokens(patchify_video(IMAGE), positions)
 
 
 def start(loop: str, shape=SHAPE, latents=AV(), conditions=()) -> AV[LatentState]:
     """The states of a loop as the pipeline makes them, with the loop's own noise mixed in."""
-    states = initial_states(shape, latents, list(conditions), audio=True)
+    states = initial_states(shape, GEOMETRY, latents, list(conditions), audio=True)
     noise = AV(LOOPS[f"{loop}.noise_video"], LOOPS[f"{loop}.noise_audio"])
     sigma = LOOPS[f"{loop}.sigmas"][0].item()
     return states.map(lambda state, noise: state.noised(sigma, noise), noise)
@@ -85,10 +88,10 @@ def run(loop: str, states: AV[LatentState], guidance=PLAIN, batched=False):
 
 
 def check(loop: str, states: AV[LatentState], shape=SHAPE):
-    grid = VideoLatentShape.from_pixels(shape)
+    grid = GEOMETRY.latents(shape)
     video = unpatchify_video(states.video.latent, grid)
     assert error(video, HEAD[f"{loop}.final_video"]) < LOOP_TOLERANCE
-    audio = unpatchify_audio(states.audio.latent)
+    audio = unpatchify_audio(states.audio.latent, GEOMETRY.audio)
     assert error(audio, HEAD[f"{loop}.final_audio"]) < LOOP_TOLERANCE
 
 

@@ -317,7 +317,7 @@ def test_a_job_says_what_memory_must_know():
     job = Job(request, recipes.dev())
     work = job.work(batched=True)
     assert (work.images, work.keyframes, work.prompt_tokens) == (2, 1, 102)
-    assert work.audio and work.batched and work.sound == 126
+    assert work.audio and work.batched and work.model_type is LTXModelType.AudioVideo
 
 
 def test_the_record_keeps_what_was_chosen(full):

@@ -14,8 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_video.models.ltx.config import named
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import (
-    compute_audio_frames,
-    create_audio_position_grid,
+    audio_positions,
     video_positions,
 )
 from mlx_video.models.ltx.transformer import (
@@ -28,9 +27,9 @@ from mlx_video.types import (
     AV,
     Modality,
     TextFeatures,
-    VideoLatentShape,
     VideoPixelShape,
 )
+from tiny.model import GEOMETRY
 from tiny.pieces import Arrays, Chain, Piece
 
 AUDIO_WEIGHT = 0.5  # of its error in the loss
@@ -96,9 +95,10 @@ class Denoiser(nn.Module):
     def rope(self, shape: VideoPixelShape, audio: bool) -> AV[RopeTables]:
         """Rotary tables of a clip's tokens; they depend on no weight and are kept."""
         if (shape, audio) not in self._ropes:
-            T = compute_audio_frames(shape.frames, shape.fps)
-            sound = create_audio_position_grid(1, T) if audio else None
-            tables = self.transformer.rope(AV(video_positions(shape), sound))
+            T = GEOMETRY.audio_frames(shape)
+            sound = audio_positions(T, GEOMETRY.audio) if audio else None
+            video = video_positions(shape, GEOMETRY)
+            tables = self.transformer.rope(AV(video, sound))
             mx.eval([[t.tokens, t.cross] for t in tables.values])
             self._ropes[shape, audio] = tables
         return self._ropes[shape, audio]
@@ -115,7 +115,7 @@ def levels(sigma: mx.array, shape: VideoPixelShape, pinned: bool) -> AV[Timestep
 
 def free(shape: VideoPixelShape) -> mx.array:
     """(N,) whether a video token lies past the first latent frame."""
-    grid = VideoLatentShape.from_pixels(shape)
+    grid = GEOMETRY.latents(shape)
     return mx.arange(grid.tokens) >= grid.tokens_per_frame
 
 
@@ -151,7 +151,7 @@ def _error(
     v: AV[mx.array], target: AV[mx.array], shape: VideoPixelShape, pinned: bool
 ) -> mx.array:
     errors = v.map(lambda v, target: mx.square(v.astype(mx.float32) - target), target)
-    start = VideoLatentShape.from_pixels(shape).tokens_per_frame if pinned else 0
+    start = GEOMETRY.latents(shape).tokens_per_frame if pinned else 0
     loss = mx.mean(errors.video[:, start:])
     if errors.audio is None:
         return loss

@@ -13,14 +13,13 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_video.models.ltx.patchify import (
-    compute_audio_frames,
     patchify_audio,
     patchify_video,
 )
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
-from mlx_video.types import AV, VideoLatentShape, VideoPixelShape
+from mlx_video.types import AV, VideoPixelShape
 from tiny import quick
-from tiny.model import TEXT_TOKENS, WORK, load
+from tiny.model import GEOMETRY, TEXT_TOKENS, WORK, load
 from tiny.sentences import describe
 from tiny.text import load_encoder
 from tiny.train_audio_vae import spectrograms
@@ -52,8 +51,8 @@ class Latents(NamedTuple):
 
     def batch(self, rows: np.ndarray, shape: VideoPixelShape) -> AV[mx.array]:
         """float32 tokens (B, N, 128) and (B, T, 128) of clips cut to ``shape``, which has the size of these."""
-        tokens = VideoLatentShape.from_pixels(shape).tokens
-        sounds = compute_audio_frames(shape.frames, shape.fps)
+        tokens = GEOMETRY.latents(shape).tokens
+        sounds = GEOMETRY.audio_frames(shape)
         rows = mx.array(rows)
         both = AV(self.video[rows, :tokens], self.audio[rows, :sounds])
         return both.map(lambda x: x.astype(mx.float32))

@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.components import build
+from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import PARTS, Source
 from mlx_video.weights import save
 
@@ -147,6 +148,7 @@ CONFIGS = {
     "vocoder": VOCODER,
     "upsampler": UPSAMPLER,
 }
+GEOMETRY = read_geometry({n: Source(Path(n), c) for n, c in CONFIGS.items()})
 TEXT_ENCODER = {
     "architectures": ["Gemma3ForCausalLM"],
     "model_type": "gemma3_text",

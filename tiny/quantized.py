@@ -15,11 +15,10 @@ from mlx_video import Pipeline, VideoPixelShape
 from mlx_video.linear import Linear, dense_weight
 from mlx_video.models.ltx.components import Components, quantize_blocks
 from mlx_video.models.ltx.find import DEMO
-from mlx_video.models.ltx.patchify import compute_audio_frames
-from mlx_video.types import AV, VideoLatentShape
+from mlx_video.types import AV
 from tiny.denoiser import Denoiser
 from tiny.evaluate import Scores, added, examine, maker, unseen
-from tiny.model import TEXT_TOKENS
+from tiny.model import GEOMETRY, TEXT_TOKENS
 from tiny.train_transformer import SMALL, USUAL
 from tiny.world import FPS
 
@@ -80,8 +79,8 @@ def make_dense(module: nn.Module) -> None:
 def velocity(pipeline: Pipeline, sentence: str) -> AV[mx.array]:
     """Of noise in place of a clip's tokens."""
     shape = VideoPixelShape(USUAL, SMALL, SMALL, FPS)
-    tokens = VideoLatentShape.from_pixels(shape).tokens
-    sounds = compute_audio_frames(shape.frames, shape.fps)
+    tokens = GEOMETRY.latents(shape).tokens
+    sounds = GEOMETRY.audio_frames(shape)
     keys = mx.random.split(mx.random.key(0))
     x = AV(
         *(mx.random.normal((1, n, 128), key=k) for n, k in zip((tokens, sounds), keys))

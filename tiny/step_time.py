@@ -10,12 +10,12 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
-from mlx_video.models.ltx.patchify import compute_audio_frames
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
-from mlx_video.types import VideoLatentShape, VideoPixelShape
+from mlx_video.types import VideoPixelShape
 from tiny import quick
 from tiny.denoiser import Slope
 from tiny.latents import Latents, tell
+from tiny.model import GEOMETRY
 from tiny.text import load_encoder
 from tiny.train_transformer import (
     GPU,
@@ -47,8 +47,8 @@ def noise(shape: VideoPixelShape, encoder: GemmaTextEncoder) -> Latents:
     """As many normal numbers as clips of ``shape`` have, and sentences of the world."""
     rng = np.random.default_rng(0)
     scenes = [random_scene(rng) for _ in range(KNOWN)]
-    tokens = VideoLatentShape.from_pixels(shape).tokens
-    sounds = compute_audio_frames(shape.frames, shape.fps)
+    tokens = GEOMETRY.latents(shape).tokens
+    sounds = GEOMETRY.audio_frames(shape)
     video, audio = (
         mx.random.normal((KNOWN, n, 128)).astype(mx.float16) for n in (tokens, sounds)
     )

@@ -11,8 +11,8 @@ import numpy as np
 
 from mlx_video.models.ltx.audio_vae.mel import LOG_FLOOR, log_mel
 from mlx_video.models.ltx.config import AudioVAEConfig
-from mlx_video.models.ltx.patchify import compute_audio_frames
-from tiny.model import AUDIO_VAE, fresh, store
+from mlx_video.types import VideoPixelShape
+from tiny.model import AUDIO_VAE, GEOMETRY, fresh, store
 from tiny.training import Plan, slope_of, train
 from tiny.world import FPS, random_scene, sound
 
@@ -52,7 +52,7 @@ def unseen_scenes(count: int) -> tuple[list, int]:
 
 def spectrograms(scenes: list, frames: int) -> mx.array:
     """Log-mel of the scenes' sound, as long as T latents decode to: (B, 2, 4T - 3, 64)."""
-    T = compute_audio_frames(frames, FPS)
+    T = GEOMETRY.audio_frames(VideoPixelShape(frames, 0, 0, FPS))
     waveform = sound(scenes, frames, CONFIG.sampling_rate)
     return log_mel(waveform, CONFIG)[:, :, : 4 * T - 3]
 

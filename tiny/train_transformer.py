@@ -21,14 +21,12 @@ from mlx_video.types import (
     AV,
     Modality,
     TextFeatures,
-    VideoLatentShape,
     VideoPixelShape,
-    VideoScale,
 )
 from tiny import quick
 from tiny.denoiser import Denoiser, Lesson, Slope, free
 from tiny.latents import UNSEEN, Latents, read
-from tiny.model import TEXT_TOKENS, WORK, fresh, load, store
+from tiny.model import GEOMETRY, TEXT_TOKENS, WORK, fresh, load, store
 from tiny.muon import Muon
 from tiny.text import BOS, PAD, load_encoder
 from tiny.training import Plan, together, train
@@ -210,14 +208,14 @@ def draw_shape(
 
 def longest_clip(latents: Latents, size: int) -> int:
     """Frames of the clips that were encoded ``size`` pixels high."""
-    cells = VideoLatentShape.from_pixels(VideoPixelShape(1, size, size, FPS)).tokens
-    return (latents.video.shape[1] // cells - 1) * VideoScale().time + 1
+    cells = GEOMETRY.latents(VideoPixelShape(1, size, size, FPS)).tokens
+    return (latents.video.shape[1] // cells - 1) * GEOMETRY.video.time + 1
 
 
 def even_count(shape: VideoPixelShape, count: int) -> int:
     """Clips of ``shape`` with as many tokens as ``count`` of the usual length in the first stage."""
     usual = VideoPixelShape(USUAL, SMALL, SMALL, FPS)
-    tokens = [VideoLatentShape.from_pixels(s).tokens for s in (usual, shape)]
+    tokens = [GEOMETRY.latents(s).tokens for s in (usual, shape)]
     return max(1, count * tokens[0] // tokens[1])
 
 

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video.models.ltx.patchify import compute_audio_frames
+from mlx_video.types import VideoPixelShape
 from tiny import linear_vocoder, model, train_audio_vae, train_vocoder, training
 from tiny.training import Plan
 
@@ -43,7 +43,12 @@ def test_a_spectrogram_is_as_long_as_its_latents_decode_to():
     log_mel = train_audio_vae.spectrograms(scenes, frames)
     pair = train_audio_vae.Autoencoder()
     latent = pair.encoder(log_mel)
-    assert latent.shape == (2, 8, compute_audio_frames(frames, 24), 16)
+    assert latent.shape == (
+        2,
+        8,
+        model.GEOMETRY.audio_frames(VideoPixelShape(frames, 0, 0, 24.0)),
+        16,
+    )
     assert pair.decoder(latent).shape == log_mel.shape
 
 

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -27,6 +27,7 @@ from mlx_video.errors import UserError
 from mlx_video.formats.quantized import read_dense
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import (
     LORA,
     PARTS,
@@ -39,6 +40,7 @@ from mlx_video.models.ltx.layouts import (
 )
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.offload import BlockStream
+from mlx_video.types import Geometry
 from mlx_video.weights import (
     Weights,
     load,
@@ -170,6 +172,8 @@ class Components:
             find.check_source(name, sources[name])
         if "transformer" in needs:
             find.check_residency(sources, quantize, low_memory)
+        if "video_decoder" in needs:
+            read_geometry(sources)
         if distilled_lora or DISTILLED_LORA in needs:
             distilled_lora = find.find_distilled_lora(
                 distilled_lora, layout.path, announce
@@ -184,6 +188,11 @@ class Components:
             low_memory,
             layout,
         )
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """How the checkpoint's latents lie in pixels and seconds."""
+        return read_geometry(self.sources)
 
     def check(self, needs: Iterable[str], prompts: Sequence[str] = ()) -> None:
         """Raise ``ValueError`` where tensors or LoRAs do not fit, or a prompt is too long; reads no weights."""

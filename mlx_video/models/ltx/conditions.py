@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video.conditioning.latent import AppendedTokens, GeneratedKeyframes
-from mlx_video.models.ltx.patchify import create_position_grid, patchify_video
+from mlx_video.models.ltx.patchify import patchify_video, position_grid
 from mlx_video.types import VideoScale
 
 
@@ -72,5 +72,4 @@ def reference(
 
 def _grid(shape: Sequence[int], place: Place, **options) -> mx.array:
     """Positions (1, 3, F*H*W, 2) of a latent grid of ``shape`` (F, H, W)."""
-    time, height, _ = place.scale
-    return create_position_grid(1, *shape, time, height, fps=place.fps, **options)
+    return position_grid(shape, place.scale, place.fps, **options)

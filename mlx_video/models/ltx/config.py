@@ -10,7 +10,7 @@ from enum import Enum
 from typing import ClassVar, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.types import AV, Modality
+from mlx_video.types import AV, Modality, VideoScale
 
 
 class LTXModelType(Enum):
@@ -325,6 +325,18 @@ class VideoEncoderConfig(Config):
             data.setdefault("decoder_spatial_padding_mode", mode)
         return super().from_dict(data)
 
+    @property
+    def encoder_scale(self) -> VideoScale:
+        """Pixels per latent cell."""
+        return _scale(self.encoder_blocks, self.patch_size)
+
+
+def _scale(blocks: tuple, patch_size: int) -> VideoScale:
+    # The networks that know the strides of blocks import this room.
+    from mlx_video.models.ltx.video_vae.base import compression
+
+    return compression(blocks, patch_size)
+
 
 def _diffusion_encoder(data: Mapping[str, object]) -> dict[str, object]:
     """Block ``encoder`` of a diffusion autoencoder, in the words of a convolutional one."""
@@ -357,6 +369,11 @@ class VideoVAEConfig(VideoEncoderConfig):
     def from_dict(cls, data: Mapping[str, object]) -> "VideoVAEConfig":
         # Where the key is absent, the official decoder is conditioned.
         return super().from_dict({"timestep_conditioning": True} | dict(data))
+
+    @property
+    def decoder_scale(self) -> VideoScale:
+        """Pixels per latent cell."""
+        return _scale(self.decoder_blocks, self.patch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,6 +415,17 @@ class DiffusionDecoderConfig(Config):
         if kernel := data.pop("stage5_kernel", None):
             data["stage_kernels"] = [*data.get("stage_kernels", [])[:-1], kernel]
         return super().from_dict(data)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.in_channels
+
+    @property
+    def decoder_scale(self) -> VideoScale:
+        """Pixels per latent cell."""
+        strides = [stride for stride, _ in self.upsamples]
+        time, height, width = (math.prod(axis) for axis in zip(*strides))
+        return VideoScale(time, height * self.patch_size, width * self.patch_size)
 
 
 @dataclass(frozen=True)
@@ -450,6 +478,11 @@ class AudioVAEConfig(Config):
         return tuple(self.ch * multiplier for multiplier in self.ch_mult)
 
     @property
+    def time_factor(self) -> int:
+        """Mel frames per latent frame: each resolution after the first halves them."""
+        return 1 << (len(self.ch_mult) - 1)
+
+    @property
     def latent_bins(self) -> int:
         """Mel bins of a latent frame: each resolution after the first halves them."""
         return self.mel_bins >> (len(self.ch_mult) - 1)
@@ -475,6 +508,11 @@ class VocoderConfig(Config):
     output_sample_rate: int = 24000
 
     FIXED: ClassVar = {"resblock": "1", "vocoder": None, "bwe": None}
+
+    @property
+    def hop(self) -> int:
+        """Samples of the waveform per mel frame."""
+        return math.prod(self.upsample_rates)
 
 
 @dataclass(frozen=True)
@@ -539,6 +577,16 @@ class BigVGANVocoderConfig(Config):
                 f"{bwe.output_sampling_rate} Hz of {rate} Hz. The checkpoint may be damaged."
             )
         return config
+
+    @property
+    def hop(self) -> int:
+        """Samples of the waveform per mel frame."""
+        bwe = self.bwe
+        return self.vocoder.hop * bwe.output_sampling_rate // bwe.input_sampling_rate
+
+    @property
+    def output_sample_rate(self) -> int:
+        return self.bwe.output_sampling_rate
 
 
 @dataclass(frozen=True)

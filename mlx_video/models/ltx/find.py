@@ -11,6 +11,7 @@ from mlx_video import hub
 from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.lora import Adapter
+from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import (
     DEV,
     DISTILLED_LORA_FILES,
@@ -23,6 +24,8 @@ from mlx_video.models.ltx.layouts import (
     part_config,
     part_of,
 )
+from mlx_video.models.ltx.releases import RELEASES
+from mlx_video.types import Geometry
 from mlx_video.weights import CONFIG, INDEX, read_header, some, tensor_files
 
 log = logging.getLogger(__name__)
@@ -71,6 +74,16 @@ def find_defaults(
         return {}
     folder = hub.resolve(model, [f"*{CONFIG}"], announce)
     return identify(folder, variant).defaults
+
+
+def find_geometry(model: str | Path, variant: str) -> Geometry | None:
+    """The geometry of the checkpoint, as far as it is known before anything is fetched; ``None`` where it is not."""
+    path = located(model)
+    if path.exists():
+        sources = identify(path, variant).sources
+        return read_geometry(sources) if "video_decoder" in sources else None
+    published = {release.repository: release.geometry for release in RELEASES}
+    return published.get(str(model))
 
 
 def find_model(

@@ -5,7 +5,6 @@ A part that computes holds so many arrays of its widest size at once. How many f
 an attention.
 """
 
-import math
 from functools import cache
 from typing import NamedTuple
 
@@ -16,7 +15,6 @@ from mlx.utils import tree_flatten
 from mlx_video.models.ltx.components import GROUP_SIZE, Components
 from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, part_config
-from mlx_video.models.ltx.patchify import AUDIO_DOWNSAMPLE
 from mlx_video.models.ltx.video_vae.convolution import by_product, preferred_form
 from mlx_video.models.ltx.video_vae.streaming_decode import LIVE_PIECES, decode_bytes
 from mlx_video.models.ltx.video_vae.tiling import (
@@ -24,7 +22,7 @@ from mlx_video.models.ltx.video_vae.tiling import (
     choose_tiling,
     decode_grid,
 )
-from mlx_video.types import AV, Modality, VideoLatentShape, VideoPixelShape
+from mlx_video.types import AV, Modality, VideoPixelShape
 from mlx_video.weights import read
 
 FLOAT32 = 4  # bytes
@@ -200,19 +198,20 @@ class Footprint:
     def spectrogram(self, frames: int) -> float:
         """Of the audio decoder for so many latent frames."""
         config = self.config("audio_decoder")
-        cells = AUDIO_DOWNSAMPLE * frames * config.mel_bins
+        cells = config.time_factor * frames * config.mel_bins
         return self.live.spectrogram * cells * config.ch * self.itemsize
 
     def sound(self, frames: int) -> float:
         """Of the vocoder, which computes in float32, likewise."""
         config = self.config("vocoder")
-        samples = AUDIO_DOWNSAMPLE * frames * math.prod(config.upsample_rates)
+        samples = self.config("audio_decoder").time_factor * frames * config.hop
         width = config.upsample_initial_channel >> len(config.upsample_rates)
         return self.live.sound * samples * width * FLOAT32
 
     def video(self, shape: VideoPixelShape, mode: str, limit: float) -> float:
         """Of the video decoder in a tiling ``mode``, where that leaves it a choice within ``limit``."""
-        decoder, grid = self.part("video_decoder"), VideoLatentShape.from_pixels(shape)
+        decoder = self.part("video_decoder")
+        grid = self.components.geometry.latents(shape)
         live = self._autoencoder(decoder.config.decoder_base_channels)
         budget = decode_budget(limit - self.weights("video_decoder"))
         tiling = choose_tiling(mode, decoder, mx.zeros(grid), shape, budget)

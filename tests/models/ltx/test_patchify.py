@@ -7,20 +7,21 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.models.ltx.patchify import (
-    compute_audio_frames,
-    create_audio_position_grid,
-    create_position_grid,
+    audio_positions,
     keyframe_positions,
     patchify_audio,
     patchify_video,
+    position_grid,
     unpatchify_audio,
     unpatchify_video,
     video_positions,
 )
+from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.types import VideoLatentShape, VideoPixelShape
 from tests.reference import TINY, error, vectors
 
 OFFICIAL = vectors("sampling")
+GEOMETRY = LTX_2.geometry
 COUNTS = json.loads((TINY / "audio_latent_frames.json").read_text())
 
 
@@ -33,42 +34,48 @@ COUNTS = json.loads((TINY / "audio_latent_frames.json").read_text())
     ],
 )
 def test_video_positions_are_the_official_ones(name, frames, height, width, fps):
-    grid = create_position_grid(1, frames, height, width, fps=fps)
+    grid = position_grid((frames, height, width), GEOMETRY.video, fps)
     assert error(grid, OFFICIAL[name]) < 1e-6
 
 
 def test_positions_of_a_clip_are_those_of_its_latent_grid():
-    positions = video_positions(VideoPixelShape(17, 128, 128, 24.0))
+    positions = video_positions(VideoPixelShape(17, 128, 128, 24.0), GEOMETRY)
     assert error(positions, OFFICIAL["pos.video_3x4x4_fps24"]) < 1e-6
 
 
 def test_audio_positions_are_the_official_ones():
-    assert error(create_audio_position_grid(1, 26), OFFICIAL["pos.audio_26"]) < 1e-6
+    positions = audio_positions(26, GEOMETRY.audio)
+    assert error(positions, OFFICIAL["pos.audio_26"]) < 1e-6
 
 
 def test_a_clip_as_keyframe_stands_where_the_official_code_puts_it():
     """The first 12 tokens are the clip's own; the four appended ones have no causal fix away from frame 0."""
-    appended = create_position_grid(1, 1, 2, 2, causal_fix=False, first_frame=9)
+    grid = (1, 2, 2)
+    appended = position_grid(
+        grid, GEOMETRY.video, 24.0, causal_fix=False, first_frame=9
+    )
     assert error(appended, OFFICIAL["pos.keyframe_frame9"][:, :, 12:]) < 1e-6
-    first = create_position_grid(1, 1, 2, 2)
+    first = position_grid(grid, GEOMETRY.video, 24.0)
     assert error(first, OFFICIAL["pos.keyframe_frame0"][:, :, 12:]) < 1e-6
 
 
 def test_an_image_as_keyframe_lasts_one_frame():
     grid = VideoLatentShape(1, 128, 3, 2, 2)
-    seconds = keyframe_positions(grid, 9, 24.0)[0, 0]
+    seconds = keyframe_positions(grid, GEOMETRY.video, 24.0, 9)[0, 0]
     assert error(seconds, mx.broadcast_to(mx.array([9 / 24, 10 / 24]), (4, 2))) < 1e-6
 
 
 def test_reference_tokens_of_a_smaller_clip_cover_the_same_picture():
-    grid = create_position_grid(1, 3, 1, 1, spatial_scale=64)
+    scale = GEOMETRY.video._replace(height=64, width=64)
+    grid = position_grid((3, 1, 1), scale, 24.0)
     assert error(grid, OFFICIAL["pos.reference_ds2"][:, :, 12:]) < 1e-6
 
 
 @pytest.mark.parametrize("case", COUNTS)
 def test_audio_frame_counts_are_the_official_ones(case):
     frames, fps = ast.literal_eval(case)
-    assert compute_audio_frames(frames, fps) == COUNTS[case]
+    shape = VideoPixelShape(frames, 64, 64, fps)
+    assert GEOMETRY.audio_frames(shape) == COUNTS[case]
 
 
 def test_video_tokens_are_the_official_ones_and_come_back():
@@ -83,7 +90,7 @@ def test_audio_tokens_are_the_official_ones_and_come_back():
     latent = OFFICIAL["patch.audio_in"]
     tokens = patchify_audio(latent)
     assert mx.array_equal(tokens, OFFICIAL["patch.audio_out"])
-    assert mx.array_equal(unpatchify_audio(tokens), latent)
+    assert mx.array_equal(unpatchify_audio(tokens, GEOMETRY.audio), latent)
 
 
 def test_appended_tokens_are_dropped():

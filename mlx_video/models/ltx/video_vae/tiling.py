@@ -170,7 +170,7 @@ def iterate_decode(
     decode: Coder,
     latents: mx.array,
     tiling: TilingConfig | None,
-    scale: VideoScale = VideoScale(),
+    scale: VideoScale,
 ) -> Iterator[mx.array]:
     """``decode_stream`` for any function from latents to pixels that are ``scale`` times larger."""
     return _run_tiles(decode, latents, decode_grid(latents.shape[2:], tiling, scale))

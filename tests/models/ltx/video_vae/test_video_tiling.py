@@ -27,7 +27,7 @@ from tests.reference import MODULE_TOLERANCE, TINY, error
 SPACE, TIME = SpatialTilingConfig(64, 32), TemporalTilingConfig(24, 8)
 BOTH = TilingConfig(SPACE, TIME)
 LATENT = VECTORS["tiled.in"]
-SCALE = VideoScale()
+SCALE = VideoScale(8, 32, 32)
 
 
 # Lightricks' numbers
@@ -112,7 +112,7 @@ CONFIGS = [
 def test_tiles_of_a_perfect_decoder_equal_the_whole(config):
     # Constant in time: a tile's first frame stands for 8, so a step there is not the whole clip's.
     latents = mx.repeat(mx.random.normal((2, 1, 1, 9, 10)), 9, axis=2)
-    chunks = list(iterate_decode(grow, latents, config))
+    chunks = list(iterate_decode(grow, latents, config, SCALE))
     assert error(mx.concatenate(chunks, axis=2), grow(latents)) < 1e-6
 
 
@@ -163,7 +163,7 @@ def test_without_tiles_nothing_is_touched():
 
 def test_tiles_keep_the_dtype():
     latents = LATENT[:, :3].astype(mx.bfloat16)
-    for chunk in iterate_decode(grow, latents, BOTH):
+    for chunk in iterate_decode(grow, latents, BOTH, SCALE):
         assert chunk.dtype == mx.bfloat16
 
 
@@ -213,7 +213,9 @@ def test_frames_are_ready_before_the_next_tile_is_decoded():
         events.append("tile")
         return grow(latents)
 
-    for _ in iterate_decode(logged, LATENT[:, :3], TilingConfig(temporal_config=TIME)):
+    for _ in iterate_decode(
+        logged, LATENT[:, :3], TilingConfig(temporal_config=TIME), SCALE
+    ):
         events.append("frames")
     assert events == ["tile", "frames", "tile", "frames"]
 
@@ -223,7 +225,7 @@ def test_frames_are_evaluated_when_they_are_yielded(config):
     latents = LATENT[:, :3] + 1
     mx.eval(latents)
     before = mx.get_active_memory()
-    frames = next(iterate_decode(grow, latents, config))
+    frames = next(iterate_decode(grow, latents, config, SCALE))
     assert mx.get_active_memory() - before >= frames.nbytes
 
 
@@ -240,7 +242,7 @@ def test_memory_does_not_follow_the_length():
         mx.eval(latents)
         config = TilingConfig(temporal_config=TemporalTilingConfig(64, 8))
         before = mx.get_active_memory()
-        for frames in iterate_decode(watched, latents, config):
+        for frames in iterate_decode(watched, latents, config, SCALE):
             del frames
     overlap = 3 * 9 * 64 * 64 * 4  # channels, frames shared, rows, columns, float32
     assert len(held) > 4

@@ -1,0 +1,68 @@
+"""A checkpoint's geometry, read from the configs of its autoencoders and vocoder. Knows configs; reads no tensor."""
+
+from typing import Mapping
+
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.layouts import Source, part_config
+from mlx_video.types import AudioScale, Geometry
+
+SOUND = ("audio_decoder", "vocoder")  # the parts that make it
+
+
+def read_geometry(sources: Mapping[str, Source]) -> Geometry:
+    """The geometry of the parts in ``sources``, the video decoder among them.
+
+    Raises ``UserError``, naming the file and the numbers, where the parts contradict each other: their clip would have
+    the wrong size, length or pitch.
+    """
+    decoder = part_config("video_decoder", sources["video_decoder"])
+    if "video_encoder" in sources:
+        encoder = part_config("video_encoder", sources["video_encoder"])
+        if encoder.encoder_scale != decoder.decoder_scale:
+            raise UserError(
+                f"{sources['video_encoder'].path}: the video encoder's latents stand for {_cell(encoder.encoder_scale)}, "
+                f"the decoder's for {_cell(decoder.decoder_scale)}. Use parts of one checkpoint."
+            )
+    audio = _audio(sources) if all(name in sources for name in SOUND) else None
+    geometry = Geometry(decoder.decoder_scale, decoder.latent_channels, audio)
+    if "transformer" in sources:
+        _check_tokens(geometry, sources["transformer"])
+    return geometry
+
+
+def _audio(sources: Mapping[str, Source]) -> AudioScale:
+    """The sound's scale; a mel frame must last as long for the vocoder as for the decoder."""
+    config, vocoder = (part_config(name, sources[name]) for name in SOUND)
+    rate, hop = config.sampling_rate, config.hop_length
+    if rate * vocoder.hop != vocoder.output_sample_rate * hop:
+        raise UserError(
+            f"{sources['vocoder'].path}: the vocoder makes {vocoder.hop} samples of each of the {rate / hop:g} mel frames a "
+            f"second (sampling_rate {rate}, hop_length {hop}), which is {rate / hop * vocoder.hop:g} Hz, but its "
+            f"output_sample_rate is {vocoder.output_sample_rate} Hz: the sound would play at the wrong speed and pitch."
+        )
+    return AudioScale(
+        rate,
+        hop,
+        config.time_factor,
+        config.z_channels,
+        config.latent_bins,
+        vocoder.output_sample_rate,
+    )
+
+
+def _check_tokens(geometry: Geometry, transformer: Source) -> None:
+    """Raise ``UserError`` where the transformer's tokens are no latents of the autoencoders'."""
+    config, audio = part_config("transformer", transformer), geometry.audio
+    widths = {"in_channels": (config.in_channels, geometry.channels)}
+    if audio:
+        widths["audio_in_channels"] = config.audio_in_channels, audio.token_width
+    for key, (stated, made) in widths.items():
+        if stated != made:
+            raise UserError(
+                f"{transformer.path}: the transformer's {key} is {stated}, but a latent of its autoencoder has {made} "
+                "numbers. Use parts of one checkpoint."
+            )
+
+
+def _cell(scale) -> str:
+    return f"{scale.time} frames of {scale.width}x{scale.height} pixels"

@@ -1,0 +1,147 @@
+"""Checkpoints whose rates, hops or cells are not LTX-2's: they run right, or are refused by name before a weight is read."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_video import cli
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.config import VideoVAEConfig
+from mlx_video.models.ltx.find import PACKAGED
+from mlx_video.models.ltx.layouts import PARTS
+from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.pipeline import Pipeline, Request
+from mlx_video.recipes import Recipe, Stage
+from mlx_video.types import VideoPixelShape, VideoScale
+from mlx_video.weights import save
+from tests.checkpoints import MODEL, rewrite, tiny_folder
+
+ONE_STEP = Recipe("distilled", (Stage((1.0, 0.0)),))
+TWO_STAGES = Recipe("distilled", (Stage((1.0, 0.0), scale=0.5), Stage((0.5, 0.0))))
+SECOND = VideoPixelShape(25, 64, 64, 24.0)
+
+
+def with_sound(folder: Path, vocoder: dict = {}, **audio: int) -> Path:
+    """The tiny checkpoint with other numbers in its audio config and its vocoder's."""
+
+    def change(config: dict) -> None:
+        preprocessing = config["audio_vae"]["preprocessing"]
+        if "hop_length" in audio:
+            preprocessing["stft"]["hop_length"] = audio["hop_length"]
+        if "sampling_rate" in audio:
+            preprocessing["audio"]["sampling_rate"] = audio["sampling_rate"]
+            config["audio_vae"]["model"]["params"]["sampling_rate"] = audio[
+                "sampling_rate"
+            ]
+        config["vocoder"] |= vocoder
+
+    model = tiny_folder(folder)
+    rewrite(model / MODEL, config=change)
+    return model
+
+
+def with_cells(folder: Path, decoder: dict) -> Path:
+    """The demo model with a random video autoencoder of these blocks."""
+    shutil.copytree(PACKAGED, folder)
+    for name in ("video_encoder", "video_decoder"):
+        config = json.loads((folder / name / "config.json").read_text()) | decoder
+        mx.random.seed(0)
+        network = PARTS[name].module(VideoVAEConfig.from_dict(config))
+        shutil.rmtree(folder / name)
+        save(folder / name, dict(tree_flatten(network.parameters())), config)
+    return folder
+
+
+CHANGES = {
+    "hop": ({}, {"hop_length": 200}, "hop_length 200.* 19200 Hz"),
+    "rate": ({}, {"sampling_rate": 22050}, "sampling_rate 22050.* 33075 Hz"),
+    "output": ({"output_sample_rate": 48000}, {}, "output_sample_rate is 48000 Hz"),
+}
+
+
+@pytest.mark.parametrize("vocoder, audio, reason", CHANGES.values(), ids=CHANGES)
+def test_sound_at_a_wrong_pitch_is_refused(vocoder, audio, reason, tmp_path, capsys):
+    model = with_sound(tmp_path / "model", vocoder, **audio)
+    with pytest.raises(UserError, match=f"{MODEL}.*{reason}.*wrong speed and pitch"):
+        Components.open(model)
+    words = "-p cat -n 9 -W 64 -H 64 -o x.mp4 --model".split()
+    assert cli.main(["generate", *words, str(model)]) == 2
+    assert "wrong speed and pitch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "rates, output, audio, latents",
+    [
+        ([10, 5, 2, 2, 2], 32000, {"hop_length": 200}, 21),
+        ([8, 5, 2, 2, 2], 44100, {"sampling_rate": 22050}, 36),
+        ([6, 5, 4, 2, 2], 48000, {}, 26),
+    ],
+    ids=CHANGES,
+)
+def test_other_rates_that_agree_give_sound_as_long_as_the_picture(
+    rates, output, audio, latents, tmp_path
+):
+    changed = {"upsample_rates": rates, "output_sample_rate": output}
+    pipeline = pipeline_of(with_sound(tmp_path / "model", changed, **audio), ONE_STEP)
+    *_, sample, clip = pipeline.stream(Request("a cat", SECOND, audio=True))
+    assert sample.latents.audio.shape[2] == latents
+    mel_frames = 4 * latents - 3
+    assert clip.audio.sample_rate == output
+    assert clip.audio.samples.shape[1] == mel_frames * math.prod(rates)
+    assert abs(clip.audio.seconds - SECOND.seconds) < 0.05
+
+
+def pipeline_of(model: Path, recipe: Recipe) -> Pipeline:
+    components = Components.open(model, dtype=mx.float32, needs=recipe.needs)
+    return Pipeline(components, recipe, health=False)
+
+
+SMALL_CELLS = {
+    "encoder_base_channels": 8,
+    "encoder_blocks": [
+        ["compress_all_res", {"multiplier": 2}],
+        ["compress_all_res", {"multiplier": 2}],
+    ],
+    "decoder_base_channels": 8,
+    "decoder_blocks": [
+        ["compress_all", {"multiplier": 2, "residual": True}],
+        ["compress_all", {"multiplier": 2, "residual": True}],
+    ],
+}
+
+
+def test_a_video_autoencoder_of_smaller_cells_makes_the_size_asked_for(tmp_path):
+    pipeline = pipeline_of(with_cells(tmp_path / "model", SMALL_CELLS), TWO_STAGES)
+    geometry = pipeline.components.geometry
+    assert geometry.video == VideoScale(4, 16, 16)
+    shape = VideoPixelShape(5, 64, 96, 24.0)
+    *_, sample, clip = pipeline.stream(Request("a ball", shape))
+    assert sample.latents.video.shape == (1, 128, 2, 4, 6)
+    assert [frame.shape for frame in clip.frames] == [(64, 96, 3)] * 5
+    with pytest.raises(UserError, match=r"1 \+ 4k.*multiple of 16\b.*Nearest: 5 fr"):
+        geometry.check(VideoPixelShape(6, 64, 100, 24.0))
+
+
+def test_an_encoder_and_a_decoder_of_other_cells_are_refused(tmp_path):
+    blocks = SMALL_CELLS["decoder_blocks"][:1]
+    model = with_cells(tmp_path / "model", SMALL_CELLS | {"decoder_blocks": blocks})
+    with pytest.raises(UserError, match="4 frames of 16x16 .* decoder's for 2 frames"):
+        Components.open(model)
+
+
+def test_a_transformer_of_other_latents_is_refused(tmp_path):
+    model = with_cells(tmp_path / "model", SMALL_CELLS | {"latent_channels": 64})
+    with pytest.raises(UserError, match="in_channels is 128, but .* has 64 numbers"):
+        Components.open(model)
+
+
+def test_the_published_geometry_is_what_its_header_states(tmp_path):
+    """A request is checked against it before 43 GB are fetched; the tiny checkpoint has the real one's."""
+    found = Components.open(tiny_folder(tmp_path / "model")).geometry
+    assert found == LTX_2.geometry
