@@ -31,13 +31,10 @@ try:
 except ImportError as error:
     sys.exit(f"The job ends in a file, and PyAV and Pillow write it: {error}.")
 from mlx_video.models.ltx.components import Components  # noqa: E402
+from mlx_video.models.ltx.gemma import language_model  # noqa: E402
 from mlx_video.models.ltx.layouts import PARTS, Source  # noqa: E402
 from mlx_video.models.ltx.ltx import X0Model  # noqa: E402
-from mlx_video.models.ltx.text_encoder import (  # noqa: E402
-    GemmaArgs,
-    GemmaModel,
-    GemmaTextEncoder,
-)
+from mlx_video.models.ltx.text_encoder import GemmaTextEncoder  # noqa: E402
 from mlx_video.pipeline import Pipeline, Request  # noqa: E402
 from mlx_video.recipes import distilled  # noqa: E402
 from mlx_video.types import Sample, Step, VideoPixelShape  # noqa: E402
@@ -69,7 +66,7 @@ class RandomComponents(Components):
     def _load(self, name, model_type=None, loras=()):
         if name == "text_encoder":
             tokenizer = GemmaTextEncoder.load(TINY / "text_encoder").tokenizer
-            network = GemmaModel(GemmaArgs.from_dict(self.sources[name].config))
+            network = language_model(self.sources[name].config)
             draw(network, self.dtype)
             return GemmaTextEncoder(network, tokenizer), network
         config = PARTS[name].config.from_dict(self.sources[name].config)

@@ -265,12 +265,12 @@ def encode(lent: Components, outputs: list[mx.array]) -> None:
 
 def write_gemma(folder: Path, full: bool, dtype: mx.Dtype) -> Path:
     """A random Gemma as deep and wide as the connectors expect, norms at 1 each, with the tests' tokenizer."""
-    from mlx_video.models.ltx.text_encoder import GemmaArgs, GemmaModel
+    from mlx_video.models.ltx.gemma import language_model
 
     width = 3840 if full else TRANSFORMER["caption_channels"]
     config = GEMMA | ({} if full else GEMMA_MIDDLING)
     config |= {"hidden_size": width, "intermediate_size": 4 * width}
-    model = GemmaModel(GemmaArgs.from_dict(config))
+    model = language_model(config)
     mx.random.seed(0)
     weights = {k: drawn(v, dtype) for k, v in tree_flatten(model.parameters())}
     save(folder, weights, config)

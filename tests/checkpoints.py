@@ -9,7 +9,7 @@ from typing import Callable
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx.text_encoder import GemmaArgs, GemmaModel
+from mlx_video.models.ltx.gemma import language_model
 from tests.reference import CHECKPOINT, UPSCALER
 from tests.tiny_tokenizer import make_text_encoder_folder
 
@@ -33,7 +33,7 @@ def wide_gemma(folder: Path, text_only: bool = False) -> Path:
     config, prefix = (
         (config["text_config"], "") if text_only else (config, "language_model.")
     )
-    model = GemmaModel(GemmaArgs.from_dict(config))
+    model = language_model(config)
     mx.random.seed(0)
     drawn = {
         prefix + name: mx.random.normal(value.shape, scale=0.125)

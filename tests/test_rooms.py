@@ -31,7 +31,9 @@ TALKERS = FLOORS[-1] | {
     "convert",
     "backend.__main__",
 }
-LANGUAGE = {"models.ltx.text_encoder", "models.ltx.enhance"}
+LANGUAGE = {
+    f"models.ltx.{name}" for name in ("gemma", "tokenizer", "text_encoder", "enhance")
+}
 ONLY_IN = {
     "huggingface_hub": {"hub"},
     "av": {"media"},

@@ -45,3 +45,16 @@ def test_help_imports_no_codec_language_model_or_network(door, words):
     modules = imported(f"from mlx_video.{door} import main; main({words})")
     assert f"mlx_video.{door}" in modules
     assert not modules & (CODECS | LANGUAGE | NETWORK)
+
+
+def test_encoding_a_prompt_imports_no_transformers():
+    """mlx-lm brings it, more than a second of every run, for those who let Gemma write."""
+    modules = imported("import mlx_video.models.ltx.text_encoder")
+    assert {"mlx_video.models.ltx.gemma", "tokenizers"} <= modules
+    assert not modules & {"transformers", "mlx_lm", "mlx_lm.models.gemma3_text"}
+
+
+def test_mlx_lm_is_whole_for_others_who_import_it():
+    code = "import mlx_video.models.ltx.gemma as ours, mlx_lm.models.gemma3_text as theirs, mlx_lm"
+    code += "; assert mlx_lm.stream_generate and mlx_lm.models.gemma3_text is theirs"
+    assert "transformers" in imported(code)

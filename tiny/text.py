@@ -20,7 +20,8 @@ from tokenizers import (
     processors,
 )
 
-from mlx_video.models.ltx.text_encoder import GemmaArgs, GemmaModel, GemmaTextEncoder
+from mlx_video.models.ltx.gemma import Gemma3, language_model
+from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from tiny.model import TEXT_ENCODER, TEXT_TOKENS, WORK
 from tiny.sentences import words
 
@@ -40,7 +41,7 @@ CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation + SPACE
 
 def fresh_encoder(folder: Path = FOLDER) -> GemmaTextEncoder:
     """A text encoder with random weights, from files written into ``folder``."""
-    store_encoder(GemmaModel(GemmaArgs.from_dict(TEXT_ENCODER)), folder)
+    store_encoder(language_model(TEXT_ENCODER), folder)
     return GemmaTextEncoder.load(folder)
 
 
@@ -49,7 +50,7 @@ def load_encoder() -> GemmaTextEncoder:
     return GemmaTextEncoder.load(FOLDER)
 
 
-def store_encoder(model: GemmaModel, folder: Path = FOLDER) -> None:
+def store_encoder(model: Gemma3, folder: Path = FOLDER) -> None:
     """Write model, config and tokenizer as a Gemma 3 folder, whole or not at all; float32."""
     aside = folder.with_name(folder.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)

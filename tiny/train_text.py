@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_video.models.ltx.gemma import hidden_states
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from tiny.model import TEXT_TOKENS
 from tiny.sentences import describe
@@ -84,7 +85,7 @@ def next_token_loss(
     encoder: GemmaTextEncoder, ids: mx.array, mask: mx.array
 ) -> mx.array:
     """Mean cross-entropy, in nats, of every token but the first given those before it."""
-    *_, last = encoder._states(ids[:, :-1], mask[:, :-1])
+    *_, last = hidden_states(encoder.model, ids[:, :-1], mask[:, :-1])
     logits = encoder.model.model.embed_tokens.as_linear(last)
     each = nn.losses.cross_entropy(logits, ids[:, 1:])
     counted = mask[:, :-1]

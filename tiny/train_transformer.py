@@ -14,6 +14,7 @@ import numpy as np
 
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.config import named
+from mlx_video.models.ltx.gemma import hidden_states
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.sampling.schedules import STAGE_2_SIGMAS
@@ -137,7 +138,7 @@ def features(encoder: GemmaTextEncoder, ids: np.ndarray) -> TextFeatures:
 
 @cache
 def _states_of(encoder: GemmaTextEncoder) -> Callable[[mx.array, mx.array], mx.array]:
-    states = lambda *given: mx.stack(list(encoder._states(*given)))
+    states = lambda *given: mx.stack(list(hidden_states(encoder.model, *given)))
     return mx.compile(states, inputs=[encoder.model.state])
 
 

@@ -3,10 +3,15 @@
 Knows how such a description reads. The model that writes it is the text encoder's Gemma.
 """
 
-from typing import Callable, Iterator
+import logging
+from typing import Callable, Iterator, Protocol
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
+
+log = logging.getLogger(__name__)
+
+MAX_TOKENS = 512
+TEMPERATURE = 0.7
 
 STYLE = """\
 Write one flowing paragraph of plain English in the present tense, at most 200 words, without headings, lists or
@@ -46,52 +51,76 @@ PLAIN = str.maketrans(
 )
 
 
+class Writer(Protocol):
+    """What writes the prompt: ``GemmaTextEncoder``."""
+
+    def generate(
+        self,
+        instructions: str,
+        request: str,
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> Iterator[str]: ...
+
+
 def enhance_t2v(
-    encoder: GemmaTextEncoder,
+    encoder: Writer,
     prompt: str,
     *,
-    max_tokens: int = 512,
-    temperature: float = 0.7,
+    max_tokens: int = MAX_TOKENS,
+    temperature: float = TEMPERATURE,
     seed: int = 10,
+    system_prompt: str | None = None,
     on_text: Callable[[str], None] | None = None,
+    verbose: bool = False,
 ) -> str:
     """A fuller prompt for a video made from text alone.
 
-    ``on_text`` is given each piece as it is written, uncleaned. The same seed gives the same text. Raises
-    ``ValueError`` if the model writes no word.
+    ``system_prompt`` replaces the instructions of this module. ``on_text`` is given each piece as it is written,
+    uncleaned; ``verbose`` logs the prompt. The same seed gives the same text. Raises ``ValueError`` if the model
+    writes no word.
     """
     pieces = encoder.generate(
-        FROM_TEXT,
+        system_prompt or FROM_TEXT,
         f"The idea: {prompt.strip()}",
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
     )
-    return _collect(pieces, on_text)
+    text = _collect(pieces, on_text)
+    if verbose:
+        log.info("The fuller prompt: %s", text)
+    return text
 
 
 def enhance_i2v(
-    encoder: GemmaTextEncoder,
+    encoder: Writer,
     prompt: str,
     *,
-    max_tokens: int = 512,
-    temperature: float = 0.7,
+    max_tokens: int = MAX_TOKENS,
+    temperature: float = TEMPERATURE,
     seed: int = 10,
+    system_prompt: str | None = None,
     on_text: Callable[[str], None] | None = None,
+    verbose: bool = False,
 ) -> str:
     """A fuller prompt for a video that begins with an image; otherwise as ``enhance_t2v``.
 
     The image itself is not looked at. The official code shows it to Gemma's vision tower, which mlx-lm does not have;
     here Gemma knows of it only what the prompt says, and is told to describe change and to guess nothing.
     """
-    pieces = encoder.generate(
-        FROM_IMAGE,
-        f"The idea: {prompt.strip()}",
+    return enhance_t2v(
+        encoder,
+        prompt,
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
+        system_prompt=system_prompt or FROM_IMAGE,
+        on_text=on_text,
+        verbose=verbose,
     )
-    return _collect(pieces, on_text)
 
 
 def clean_prompt(text: str) -> str:

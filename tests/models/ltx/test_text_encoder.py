@@ -10,13 +10,10 @@ from mlx.utils import tree_flatten
 
 from mlx_video import weights
 from mlx_video.linear import QuantizedLinear
-from mlx_video.models.ltx.text_encoder import (
-    MAX_TOKENS,
-    GemmaArgs,
-    GemmaModel,
-    GemmaTextEncoder,
-    _attention_mask,
-)
+from mlx_video.models.ltx.gemma import Gemma3, attention_mask, language_model
+from mlx_video.models.ltx.gemma_config import GemmaConfig
+from mlx_video.models.ltx.layouts import MAX_TOKENS
+from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from tests.reference import MODULE_TOLERANCE, error, manifest, vectors
 from tests.tiny_tokenizer import (
     BOS,
@@ -114,14 +111,14 @@ def test_bfloat16_rounds_the_embedding_scale(folder):
 
 
 def test_who_sees_whom():
-    full = _attention_mask(mx.array([[0, 1, 1, 1]]))[0, 0]
+    full = attention_mask(mx.array([[0, 1, 1, 1]]))[0, 0]
     assert full.astype(mx.int32).tolist() == [
         [1, 0, 0, 0],  # padding sees itself alone, and nobody else sees it
         [0, 1, 0, 0],
         [0, 1, 1, 0],
         [0, 1, 1, 1],
     ]
-    sliding = _attention_mask(mx.array([[0, 1, 1, 1]]), window=2)[0, 0]
+    sliding = attention_mask(mx.array([[0, 1, 1, 1]]), window=2)[0, 0]
     assert sliding[-1].tolist() == [False, False, True, True]
 
 
@@ -241,7 +238,7 @@ def test_missing_tensor_is_an_error(folder, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"model_type": "llama"}, "must be a Gemma 3; .* llama"),
+        ({"model_type": "llama"}, "must be a Gemma 3 or a Gemma 4; .* llama"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
     ],
@@ -249,7 +246,7 @@ def test_missing_tensor_is_an_error(folder, tmp_path):
 def test_other_models_are_refused(change, words):
     text = GEMMA_3_12B["text_config"] | change
     with pytest.raises(ValueError, match=words):
-        GemmaArgs.from_dict(text)
+        GemmaConfig.from_dict(text)
 
 
 def test_absent_folder_is_an_error(tmp_path):
@@ -261,12 +258,12 @@ def test_full_size_takes_every_language_tensor_of_the_real_file():
     tensors = {
         key: mx.zeros(shape) for key, shape in manifest("gemma-3-12b-it").items()
     }
-    model = GemmaModel(GemmaArgs.from_dict(GEMMA_3_12B))
-    given = {key: value.shape for key, value in GemmaModel.sanitize(tensors).items()}
+    model = language_model(GEMMA_3_12B)
+    given = {key: value.shape for key, value in Gemma3.sanitize(tensors).items()}
     ours = dict(tree_flatten(model.parameters()))
     assert given == {key: value.shape for key, value in ours.items()}
     assert sum(value.size for value in ours.values()) == 11_766_034_176
-    assert GemmaModel.sanitize(GemmaModel.sanitize(tensors)).keys() == given.keys()
+    assert Gemma3.sanitize(Gemma3.sanitize(tensors)).keys() == given.keys()
     sliding = [layer.self_attn.is_sliding for layer in model.layers]
     assert [i for i, local in enumerate(sliding) if not local] == list(range(5, 48, 6))
 
@@ -293,7 +290,7 @@ def test_prompt_of_the_longest_length_is_taken_and_one_more_refused(encoder):
 def test_turn_in_gemmas_format(encoder):
     ids = encoder._turn("Be kind.", "a cat")
     assert ids[:2] == [BOS, START_OF_TURN]
-    assert encoder.tokenizer.decode(ids) == (
+    assert encoder.tokenizer.chat.decode(ids) == (
         "<bos><start_of_turn>user\nBe kind.\n\na cat<end_of_turn>\n<start_of_turn>model\n"
     )
 
@@ -305,7 +302,7 @@ def test_turn_follows_the_folders_chat_template(folder, tmp_path):
         "{% if add_generation_prompt %}<start_of_turn>{% endif %}"
     )
     encoder = GemmaTextEncoder.load(target)
-    assert encoder.tokenizer.decode(encoder._turn("Be kind.", "a cat")) == (
+    assert encoder.tokenizer.chat.decode(encoder._turn("Be kind.", "a cat")) == (
         "<bos>system: Be kind.\nuser: a cat\n<start_of_turn>"
     )
 
@@ -337,7 +334,7 @@ def test_writing_does_not_touch_the_global_seed(encoder):
 
 
 def test_writing_stops_at_the_end_of_the_turn(encoder):
-    assert {EOS, END_OF_TURN} <= encoder.tokenizer.eos_token_ids
+    assert {EOS, END_OF_TURN} <= encoder.tokenizer.chat.eos_token_ids
     long = write(encoder, max_tokens=400)
     assert long == write(encoder, max_tokens=500)
     assert "<end_of_turn>" not in long

@@ -1,0 +1,163 @@
+"""The language models of LTX: mlx-lm's Gemma 3 and Gemma 4, and every hidden state of theirs.
+
+Knows layers, masks and the names that files give tensors; not tokenizers, prompts or what becomes of the states.
+"""
+
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from types import ModuleType
+from typing import ClassVar, Iterator, Mapping
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from mlx_video.linear import Linear
+from mlx_video.models.ltx.gemma_config import (
+    Gemma3Config,
+    Gemma4Config,
+    GemmaConfig,
+)
+from mlx_video.weights import Weights
+
+
+@contextmanager
+def _without_its_init(package: str) -> Iterator[None]:
+    """Import modules of a package without what its ``__init__`` imports.
+
+    mlx-lm's imports transformers, which takes more than a second and serves only those who write text. What is
+    imported here stays private: whoever imports the package later gets it whole.
+    """
+    own = lambda: [n for n in sys.modules if n == package or n.startswith(package + ".")]  # fmt: skip
+    before = {name: sys.modules.pop(name) for name in own()}
+    bare = ModuleType(package)
+    bare.__path__ = list(find_spec(package).submodule_search_locations)
+    sys.modules[package] = bare
+    try:
+        yield
+    finally:
+        for name in own():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+with _without_its_init("mlx_lm"):
+    from mlx_lm.models import gemma3_text, gemma4_text
+    from mlx_lm.models.base import create_causal_mask
+
+
+class _Language:
+    """What both have in common: the names of their tensors, and Linears that stay fast for long prompts."""
+
+    LANGUAGE: ClassVar[dict[str, str]] = {
+        "language_model.model.": "model.",  # hub files of 2025, mlx-lm, mlx-vlm
+        "model.language_model.": "model.",  # transformers 5
+    }
+    # Other modalities, copies of the embeddings, and what Lightricks packs into the same file.
+    UNUSED: ClassVar[tuple[str, ...]] = (
+        *("vision_tower.", "vision_model.", "vision_embedder.", "embed_vision."),
+        *("audio_tower.", "audio_projector.", "embed_audio.", "multi_modal_projector."),
+        *("model.vision_tower.", "model.vision_embedder.", "model.embed_vision."),
+        *("model.audio_tower.", "model.embed_audio.", "model.multi_modal_projector."),
+        *("lm_head.", "language_model.lm_head."),
+        *("text_embedding_projection.", "tokenizer_json", "hf_asset__"),
+    )
+
+    @classmethod
+    def sanitize(cls, tensors: Weights) -> Weights:
+        """The language model's tensors, under the names mlx-lm gives them in a text-only model."""
+        return {
+            cls.rename(key): value
+            for key, value in tensors.items()
+            if not key.startswith(cls.UNUSED)
+        }
+
+    @classmethod
+    def rename(cls, key: str) -> str:
+        for old, new in cls.LANGUAGE.items():
+            if key.startswith(old):
+                return new + key.removeprefix(old)
+        return key
+
+    def _use_our_linears(self) -> None:
+        def ours(layer: nn.Module) -> nn.Module:
+            if not isinstance(layer, nn.Linear):
+                return layer
+            return Linear(*reversed(layer.weight.shape), bias=False)
+
+        leaves = tree_map(ours, self.leaf_modules(), is_leaf=nn.Module.is_module)
+        self.update_modules(leaves)
+
+
+class Gemma3(_Language, gemma3_text.Model):
+    CONFIG: ClassVar = Gemma3Config
+
+    def __init__(self, config: Gemma3Config):
+        given = asdict(config) | {"model_type": "gemma3_text"}
+        super().__init__(gemma3_text.ModelArgs.from_dict(given))
+        self.pop("lm_head")
+        self.tie_word_embeddings = True
+        self._use_our_linears()
+
+    @staticmethod
+    def advance(layer: nn.Module, h: mx.array, mask: mx.array) -> mx.array:
+        return layer(h, mask)
+
+
+class Gemma4(_Language, gemma4_text.Model):
+    """The dense Gemma 4 of LTX-2.5: no experts, no inputs per layer, no keys that layers share."""
+
+    CONFIG: ClassVar = Gemma4Config
+
+    def __init__(self, config: Gemma4Config):
+        # mlx-lm's defaults are those of the small models.
+        given = asdict(config) | {
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "use_double_wide_mlp": False,
+        }
+        super().__init__(gemma4_text.ModelArgs.from_dict(given))
+        self._use_our_linears()
+
+    @staticmethod
+    def advance(layer: nn.Module, h: mx.array, mask: mx.array) -> mx.array:
+        return layer(h, mask)[0]  # beside it stand the layer's keys and values
+
+
+Gemma = Gemma3 | Gemma4
+
+
+def language_model(config: Mapping[str, object] | GemmaConfig) -> Gemma:
+    """The Gemma that a ``config.json`` describes, with random weights."""
+    if not isinstance(config, GemmaConfig):
+        config = GemmaConfig.from_dict(config)
+    return next(m for m in (Gemma3, Gemma4) if isinstance(config, m.CONFIG))(config)
+
+
+def hidden_states(model: Gemma, ids: mx.array, mask: mx.array) -> Iterator[mx.array]:
+    """The scaled embeddings, the outputs of all layers but the last, and the last one's normalised output; lazy.
+
+    ``ids`` and ``mask`` (1 = token, 0 = padding on the left) are (B, T), and each state is (B, T, D).
+    """
+    gemma = model.model
+    sliding = attention_mask(mask, gemma.window_size)
+    full = attention_mask(mask)
+    # The factor takes the weights' dtype: 61.97 becomes 62 in bfloat16, as in training.
+    h = gemma.embed_tokens(ids) * model.args.hidden_size**0.5
+    for layer in gemma.layers:
+        yield h
+        h = model.advance(layer, h, sliding if layer.self_attn.is_sliding else full)
+    yield gemma.norm(h)
+
+
+def attention_mask(mask: mx.array, window: int | None = None) -> mx.array:
+    """(B, T) -> (B, 1, T, T), True where a query (row) may see a key (column).
+
+    Tokens see ``window`` positions back, themselves included, and no padding. Padding sees itself, so that the softmax
+    does not divide zero by zero.
+    """
+    T = mask.shape[1]
+    causal = create_causal_mask(T, window_size=window)
+    return (causal & (mask[:, None, None] > 0)) | mx.eye(T, dtype=mx.bool_)

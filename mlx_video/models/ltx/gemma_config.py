@@ -1,0 +1,234 @@
+"""What a Gemma's ``config.json`` says of its language model, and whether that Gemma suits a checkpoint.
+
+Reads configs alone, so that a wrong Gemma is refused before anything large is fetched. Knows no tensors.
+"""
+
+import json
+import logging
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar, Mapping
+
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.config import Config, ConnectorConfig
+from mlx_video.weights import read_config, read_header
+
+log = logging.getLogger(__name__)
+
+PACKED_CONFIG = "gemma_config"  # the key of a packed file's metadata
+SOURCE = "gemma_source_checkpoint"  # the key of a transformer file's metadata
+SLIDING, FULL = "sliding_attention", "full_attention"
+FIRST_WITH_GEMMA_4 = (2, 4)
+
+
+def read_gemma_config(path: Path) -> dict:
+    """The config of a Gemma folder, or of the file into which Lightricks packs a Gemma; empty where there is none."""
+    path = Path(path)
+    if path.is_dir():
+        return read_config(path)
+    return _json(read_header(path).metadata.get(PACKED_CONFIG, "{}"), path)
+
+
+def _json(text: str, path: Path | str) -> dict:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{path}: a Gemma's config must be a JSON object; this begins {text[:40]!r}. Fetch the file again."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class GemmaConfig(Config):
+    """The language model of any Gemma that this version runs.
+
+    ``version`` is what Lightricks calls a Gemma that it packed, empty for others. Where the file is silent, the values
+    are those that transformers takes; keys that concern training or other modalities are not read.
+    """
+
+    NAME: ClassVar[str]
+
+    hidden_size: int = 2304
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int = 256
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 131072
+    version: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "GemmaConfig":
+        """Read a whole ``config.json``, or the language model's block of one. Raises ``UserError``."""
+        text = data.get("text_config", data)
+        kind = text.get("model_type") if isinstance(text, Mapping) else None
+        family = FAMILIES.get(kind) if isinstance(kind, str) else None
+        if family is None:
+            raise UserError(
+                f"The text encoder must be a Gemma 3 or a Gemma 4; its config.json tells of "
+                f"{str(kind)[:40] if kind else 'no language model'}. LTX-2 was trained with google/gemma-3-12b-it, "
+                "LTX-2.5 with a Gemma 4 of its own."
+            )
+        return family.from_text(dict(text, version=str(data.get("gemma_version", ""))))
+
+    @classmethod
+    def from_text(cls, text: dict[str, object]) -> "GemmaConfig":
+        known = {field.name for field in fields(cls)} | cls.FIXED.keys()
+        # None means unset, as in transformers.
+        return super().from_dict(
+            {k: v for k, v in text.items() if k in known and v is not None}
+        )
+
+
+@dataclass(frozen=True)
+class Gemma3Config(GemmaConfig):
+    """Gemma 3: every ``sliding_window_pattern``-th layer attends to all that came before, the others to a window."""
+
+    NAME: ClassVar = "Gemma 3"
+
+    vocab_size: int = 262208
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 26
+    query_pre_attn_scalar: float = 256
+    sliding_window: int = 4096
+    sliding_window_pattern: int = 6
+    rope_theta: float = 1e6
+    rope_local_base_freq: float = 1e4
+    rope_scaling: Mapping[str, object] | None = None
+
+    FIXED: ClassVar = {
+        "attention_bias": False,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "use_bidirectional_attention": False,
+    }
+
+    @classmethod
+    def from_text(cls, text: dict[str, object]) -> "Gemma3Config":
+        if isinstance(ropes := text.get("rope_parameters"), Mapping):
+            full, sliding = ropes.get(FULL) or {}, ropes.get(SLIDING) or {}
+            text.setdefault("rope_theta", full.get("rope_theta"))
+            text.setdefault("rope_local_base_freq", sliding.get("rope_theta"))
+            text.setdefault("rope_scaling", full)
+        layers = text.get("layer_types")
+        if isinstance(layers, list) and FULL in layers:
+            text["sliding_window_pattern"] = layers.index(FULL) + 1
+        config = super().from_text(text)
+        if isinstance(layers, list) and layers != config.layer_types:
+            raise UserError(
+                f"Gemma 3 with layer_types other than {FULL} in every {config.sliding_window_pattern}. layer is not "
+                "implemented."
+            )
+        return config
+
+    @property
+    def layer_types(self) -> list[str]:
+        every = self.sliding_window_pattern
+        return [
+            SLIDING if (i + 1) % every else FULL for i in range(self.num_hidden_layers)
+        ]
+
+
+@dataclass(frozen=True)
+class Gemma4Config(GemmaConfig):
+    """Gemma 4, dense: heads of another size where a layer attends to all, which may use its keys as values too."""
+
+    NAME: ClassVar = "Gemma 4"
+
+    vocab_size: int = 262144
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 30
+    global_head_dim: int = 512
+    num_global_key_value_heads: int | None = None
+    attention_k_eq_v: bool = False
+    sliding_window: int = 512
+    layer_types: tuple[str, ...] | None = None
+    rope_parameters: Mapping[str, object] | None = None
+    final_logit_softcapping: float | None = None
+
+    FIXED: ClassVar = {
+        "attention_bias": False,
+        "enable_moe_block": False,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+        "use_double_wide_mlp": False,
+    }
+
+    @classmethod
+    def from_text(cls, text: dict[str, object]) -> "Gemma4Config":
+        # Among pictures' tokens alone ("vision"): a prompt has none.
+        if text.get("use_bidirectional_attention") not in (None, False, "vision"):
+            raise UserError(
+                f"Gemma 4 with use_bidirectional_attention = {text['use_bidirectional_attention']!r} is not implemented, "
+                "only 'vision'."
+            )
+        return super().from_text(text)
+
+
+FAMILIES: dict[str, type[GemmaConfig]] = {
+    "gemma3_text": Gemma3Config,
+    "gemma4_text": Gemma4Config,
+    "gemma4_unified_text": Gemma4Config,
+}
+
+
+def check_gemma(
+    gemma: GemmaConfig,
+    connectors: ConnectorConfig,
+    metadata: Mapping[str, str] = {},
+    *,
+    fitted: bool = True,
+) -> None:
+    """Raise ``UserError`` where a checkpoint was not trained with such a Gemma.
+
+    connectors  the checkpoint's; ``fitted`` says whether tensors told its ``text_layers`` (``TextConnectors.fit``)
+    metadata    of the transformer's file: ``model_version``, and which Gemma it wants
+    """
+    wanted = connectors.caption_channels
+    if gemma.hidden_size != wanted:
+        raise UserError(
+            f"The text encoder is {gemma.hidden_size} channels wide and this checkpoint's connectors read {wanted}: "
+            f"give the {_wanted_name(metadata)} that it was trained with."
+        )
+    if fitted and gemma.num_hidden_layers != connectors.text_layers:
+        raise UserError(
+            f"The text encoder has {gemma.num_hidden_layers} layers and this checkpoint's connectors read "
+            f"{connectors.text_layers}: give the {_wanted_name(metadata)} that it was trained with."
+        )
+    _check_version(gemma, metadata)
+
+
+def _check_version(gemma: GemmaConfig, metadata: Mapping[str, str]) -> None:
+    name = _wanted_name(metadata)
+    if gemma.NAME != name:
+        raise UserError(
+            f"This checkpoint was trained with {name}, and the text encoder is a {gemma.NAME}: its prompts would be "
+            f"noise. Give a {name} with --text-encoder."
+        )
+    version = _wanted_version(metadata)
+    if version and not gemma.version:
+        log.warning("The text encoder does not say whether it is %s.", version)
+    elif version and version != gemma.version:
+        raise UserError(
+            f"This checkpoint was trained with the text encoder {version}, and the one given is "
+            f"{gemma.version[:60]!r}. Give {version} with --text-encoder."
+        )
+
+
+def _wanted_version(metadata: Mapping[str, str]) -> str:
+    source = _json(metadata.get(SOURCE) or "{}", "The checkpoint's metadata")
+    return str(source.get("gemma_version", ""))
+
+
+def _wanted_name(metadata: Mapping[str, str]) -> str:
+    """Files older than 2.4 were trained with Gemma 3, unless they say otherwise; "-" in a version counts as "."."""
+    if version := _wanted_version(metadata):
+        return "Gemma 3" if version.lower().startswith(("gemma3", "gemma-3")) else "Gemma 4"  # fmt: skip
+    numbers = re.match(r"[\d.]*", metadata.get("model_version", "").replace("-", "."))
+    release = tuple(int(n) for n in numbers[0].split(".") if n)
+    return "Gemma 4" if release >= FIRST_WITH_GEMMA_4 else "Gemma 3"

@@ -1,0 +1,247 @@
+"""Prompts as ids: the tokenizer of a Gemma folder or of Lightricks' packed file, and the words that it knows.
+
+Knows text and ids; not the language model that reads them. Only tokenizers is imported, unless Gemma is to write.
+"""
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterable, NamedTuple, Sequence
+
+import mlx.core as mx
+from tokenizers import Tokenizer
+
+from mlx_video import weights
+from mlx_video.errors import MissingFileError, UserError
+from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, tokenizer_folder
+from mlx_video.weights import read_json
+
+if TYPE_CHECKING:  # it imports transformers, which takes more than a second
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+PAD = 0
+BOS = "<bos>"
+TURNS = (("<start_of_turn>", "<end_of_turn>"), ("<|turn>", "<turn|>"))  # Gemma 3, 4
+PACKED = "tokenizer_json"  # the tensor of bytes in Lightricks' packed file
+LONGEST_TEXT = 100_000  # characters, more than the tokens of any prompt stand for
+KNOWS = "knows.json"  # beside the tokenizer of a model that knows few things
+
+
+class Knowledge(NamedTuple):
+    """What a model of a small world says of itself.
+
+    name    of the model
+    draws   what it can draw, for a person to read
+    things  the words for what it can draw
+    """
+
+    name: str
+    draws: str
+    things: frozenset[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Knowledge | None":
+        if not (data := read_json(folder / KNOWS)):
+            return None
+        things = data.get("things")
+        known = isinstance(things, list) and all(isinstance(t, str) for t in things)
+        if not known or not {"name", "draws"} <= data.keys():
+            raise UserError(
+                f'{folder / KNOWS} must say "name", "draws" and a list "things" of words; got {sorted(data)}.'
+            )
+        return cls(str(data["name"]), str(data["draws"]), frozenset(things))
+
+
+class PromptTokenizer:
+    """The tokenizer that a text encoder was trained with.
+
+    backend     tokenizers' own object
+    max_tokens  of the longest prompt, BOS included
+    folder      that has its files; ``None`` where they are packed
+    """
+
+    def __init__(
+        self,
+        backend: Tokenizer,
+        max_tokens: int = MAX_TOKENS,
+        folder: Path | None = None,
+    ):
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.max_tokens = max_tokens
+        self.folder = folder
+        self.bos = backend.token_to_id(BOS)
+        self.knowledge = Knowledge.read(folder) if folder else None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PromptTokenizer":
+        """Of a Gemma folder, of one called ``tokenizer`` beside it, or packed in a file; no weights are read.
+
+        Raises ``FileNotFoundError`` where there is none and ``ValueError`` where it is damaged or another model's.
+        """
+        path = Path(path)
+        if path.is_file():
+            return cls._checked(_packed(path), path, MAX_TOKENS, None)
+        if (folder := tokenizer_folder(path)) is None:
+            raise MissingFileError(
+                f"No tokenizer.json or tokenizer.model in {path} or in {path.parent / 'tokenizer'}. "
+                "Both come with google/gemma-3-12b-it."
+            )
+        file = folder / "tokenizer.json"
+        backend = _read(file) if file.is_file() else _converted(folder)
+        return cls._checked(backend, folder, max_tokens(path), folder)
+
+    @classmethod
+    def _checked(
+        cls, backend: Tokenizer, source: Path, longest: int, folder: Path | None
+    ) -> "PromptTokenizer":
+        if backend.token_to_id(BOS) is None:
+            raise UserError(
+                f"The tokenizer in {source} is not a Gemma's: it has no token {BOS}. Take all files from one model."
+            )
+        return cls(backend, longest, folder)
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt, BOS first, as the official code has them. Outer white space does not count."""
+        check_text(text)
+        return self.ids(text.strip())
+
+    def ids(self, text: str) -> list[int]:
+        """Of any text, BOS first."""
+        ids = self.backend.encode(text).ids
+        return ids if ids[:1] == [self.bos] else [self.bos, *ids]
+
+    def tokenize(
+        self, texts: Sequence[str], max_length: int | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """Ids and mask (1 = token, 0 = padding), each (B, max_length) int32, padded on the left.
+
+        ``max_length`` is ``max_tokens`` by default. An empty text is BOS alone. Raises ``UserError`` for a text of
+        more than ``max_length`` tokens.
+        """
+        max_length = max_length or self.max_tokens
+        rows = [self.encode(text) for text in texts]
+        for text, row in zip(texts, rows):
+            if len(row) > max_length:
+                raise UserError(
+                    f"The prompt has {len(row)} tokens and may have {max_length} at most; it begins "
+                    f"{text.strip()[:40]!r}. Shorten it by {len(row) - max_length}; a word is one or two."
+                )
+        padding = [max_length - len(row) for row in rows]
+        ids = [[PAD] * n + row for n, row in zip(padding, rows)]
+        mask = [[0] * n + [1] * len(row) for n, row in zip(padding, rows)]
+        return mx.array(ids), mx.array(mask)
+
+    # Words
+
+    def unknown_words(self, prompt: str) -> tuple[str, ...]:
+        """The words of ``prompt`` that a model of a small world never saw, in order, each once; of others none.
+
+        Such a model spells them letter by letter, and makes nothing of them. A plural of a known word is known.
+        """
+        if self.knowledge is None:
+            return ()
+        check_text(prompt)
+        words = dict.fromkeys(re.findall(r"[^\W\d_]{2,}|\d+", prompt.lower()))
+        return tuple(word for word in words if not self._knows(word))
+
+    def caution(self, prompt: str) -> str:
+        """One line for whoever asks for what the model does not know; empty where it knows every word."""
+        if not (unknown := self.unknown_words(prompt)):
+            return ""
+        name, draws, things = self.knowledge
+        known = set(re.findall(r"\w+", prompt.lower()))
+        if not any({word, word.removesuffix("s")} & things for word in known):
+            return f"{name} knows no thing in this prompt ({weights.some(unknown)}). It draws {draws}."
+        return f"{name} does not know: {weights.some(unknown)}. It draws {draws}."
+
+    def _knows(self, word: str) -> bool:
+        return any(
+            len(self.backend.encode(form, add_special_tokens=False)) == 1
+            for form in {word, word.removesuffix("s")}
+        )
+
+    # Writing
+
+    @cached_property
+    def chat(self) -> "TokenizerWrapper":
+        """mlx-lm's wrapper, which writes: it knows the chat template and where an answer ends."""
+        if self.folder is None:
+            raise UserError(
+                "The text encoder that Lightricks packs into one file encodes prompts and cannot write them. Write the "
+                "fuller prompt with `mlx-video enhance --text-encoder FOLDER` and a Gemma that follows instructions."
+            )
+        from mlx_lm.tokenizer_utils import load
+
+        chat = load(self.folder)
+        for _, end in self.turns:
+            chat.add_eos_token(end)
+        return chat
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """What begins and ends a turn of a conversation, where the tokenizer has tokens for it."""
+        return [t for t in TURNS if all(map(self.backend.token_to_id, t))]
+
+
+def check_text(text: str) -> None:
+    """Raise ``UserError`` where ``text`` came from bytes that are no UTF-8, or is longer than any prompt."""
+    if len(text) > LONGEST_TEXT:
+        raise UserError(
+            f"The prompt has {len(text):,} characters, and no prompt may have more than {LONGEST_TEXT:,}; it begins "
+            f"{text.strip()[:40]!r}. A paragraph of 200 words is right."
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start]
+        raise UserError(
+            f"A prompt must be UTF-8 text; this one holds another byte after {around!r}. Save or type it as UTF-8."
+        ) from None
+
+
+def check_prompts(text_encoder: str | Path, prompts: Iterable[str]) -> None:
+    """Raise ``UserError`` where one of ``prompts`` is too long or no text; reads the tokenizer alone."""
+    PromptTokenizer.load(text_encoder).tokenize(list(prompts))
+
+
+def _read(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_buffer(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
+    except Exception:  # tokenizers raises nothing narrower
+        raise _damaged(file) from None
+
+
+def _packed(file: Path) -> Tokenizer:
+    tensor = weights.read(file)[0].get(PACKED)
+    if tensor is None:
+        raise MissingFileError(
+            f"{file} has no tokenizer inside: it lacks the tensor {PACKED}. Give the text encoder that Lightricks "
+            "publishes, or a Gemma folder."
+        )
+    try:
+        return Tokenizer.from_buffer(bytes(memoryview(tensor.flatten())))
+    except Exception:  # tokenizers raises nothing narrower
+        raise _damaged(file) from None
+
+
+def _converted(folder: Path) -> Tokenizer:
+    """From tokenizer.model, which transformers converts."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    except Exception:  # of many kinds, by what the file holds
+        raise _damaged(folder / "tokenizer.model") from None
+
+
+def _damaged(file: Path) -> UserError:
+    return UserError(
+        f"{file} does not hold a tokenizer that can be read: it is damaged, or no tokenizer at all. Fetch it again."
+    )
