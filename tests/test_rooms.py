@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "mlx_video"
 # Ground first. A new module gets a place here before it gets a test.
 FLOORS = [
     {"types", "backend", "linear", "errors", "disk", "tensor_names"},
-    {"weights", "formats", "hub", "lora", "conditioning"},
+    {"weights", "formats", "verify", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "postprocess", "health"},
     {"recipes", "plan"},
     {"pipeline"},

@@ -1,0 +1,99 @@
+"""Whether the bytes of a checkpoint are the ones that were published, and look alive. Knows files and tensors, not networks."""
+
+import hashlib
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Iterator
+
+import mlx.core as mx
+
+from mlx_video.disk import file_errors
+from mlx_video.formats.safetensors import read_header
+from mlx_video.weights import some, tensor_files
+
+HOLE = (
+    16 * 1024
+)  # bytes of zeros in a row: an unfinished or broken download leaves such, training does not
+CHUNK = 16 * 2**20
+FP8_NAN = 0x7F  # of E4M3, whatever the sign
+
+
+def verify(path: Path) -> list[str]:
+    """What is wrong with the bytes of a file or folder of tensors, a sentence each; empty where nothing is.
+
+    Reads everything: about a second a gigabyte. Compares with the hub's checksum where the cache or the download
+    folder has it, and names tensors with NaN, infinity, nothing but zeros, or a hole of zeros. Raises ``UserError``
+    where a file cannot be read at all.
+    """
+    return [finding for file in tensor_files(path) for finding in _verify_file(file)]
+
+
+def _verify_file(file: Path) -> Iterator[str]:
+    header, faults = read_header(file), defaultdict(list)
+    stated = published_checksum(file)
+    if stated and (found := _checksum(file, stated)) != stated:
+        yield (
+            f"{file} is not as it was published: its checksum is {found[:12]}..., the hub's {stated[:12]}.... "
+            "Fetch it again."
+        )
+    for name, value in mx.load(str(file)).items():
+        if fault := _fault(value, header.tensors[name]["dtype"]):
+            faults[fault].append(name)
+    for fault, names in sorted(faults.items()):
+        yield f"{file}: {some(names)} {'has' if len(names) == 1 else 'have'} {fault}."
+
+
+def published_checksum(file: Path) -> str | None:
+    """The hub's checksum of ``file``: sha256, or git's sha1 of small files; ``None`` where nothing here states it.
+
+    In the cache a file is a link to a blob named by it; in a folder that a file was downloaded to, a note beside it
+    has it.
+    """
+    name = file.resolve().name
+    if file.resolve().parent.name == "blobs" and _is_checksum(name):
+        return name
+    for folder in file.absolute().parents:
+        within = file.absolute().relative_to(folder)
+        note = folder / ".cache/huggingface/download" / f"{within}.metadata"
+        if note.is_file():
+            with file_errors(note):
+                lines = note.read_text(errors="replace").splitlines()
+            stated = lines[1].strip('" ') if len(lines) > 1 else ""
+            return stated if _is_checksum(stated) else None
+    return None
+
+
+def _is_checksum(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", text) is not None
+
+
+def _checksum(file: Path, like: str) -> str:
+    """The checksum of ``file``, of the kind that ``like`` is by its length."""
+    digest = hashlib.sha256() if len(like) == 64 else hashlib.sha1()
+    if len(like) == 40:
+        digest.update(f"blob {file.stat().st_size}\0".encode())
+    with file_errors(file), open(file, "rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fault(value: mx.array, stored: str) -> str:
+    """What a tensor has that it should not, in words; empty if nothing."""
+    if stored == "F8_E4M3":
+        value = value & FP8_NAN
+        broken = value == FP8_NAN
+    elif mx.issubdtype(value.dtype, mx.floating):
+        broken = ~mx.isfinite(value)
+    else:
+        broken = mx.array(False)
+    raw = value.flatten().view(mx.uint8) if value.size else mx.array([1], mx.uint8)
+    blocks = raw[: raw.size // HOLE * HOLE].reshape(-1, HOLE)
+    holes = (blocks == 0).all(axis=1).sum()
+    count, empty, holes = (x.item() for x in (broken.sum(), (raw == 0).all(), holes))
+    if count:
+        return "values that are no numbers (NaN or infinity)"
+    if empty and value.ndim > 1:
+        return "nothing but zeros, as a broken download has, or layers that were never trained"
+    return "a hole of zeros, as a broken download has" if holes and not empty else ""

@@ -1,0 +1,86 @@
+"""Whether a file's bytes are checked: against the hub's checksum, and for tensors that cannot be right."""
+
+import hashlib
+import os
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_video.verify import HOLE, published_checksum, verify
+from tests.checkpoints import write_raw
+from tests.reference import CHECKPOINT
+
+ALIVE = mx.random.normal((256, 256), key=mx.random.key(0))
+
+
+def saved(file, **tensors):
+    mx.save_safetensors(str(file), {"alive": ALIVE, **tensors})
+    return file
+
+
+def test_finds_nothing_in_a_whole_checkpoint():
+    assert verify(CHECKPOINT) == []
+
+
+def with_hole(value: mx.array) -> mx.array:
+    values = np.array(value)
+    values.reshape(-1)[4096 : 4096 + HOLE // 2] = 0
+    return mx.array(values)
+
+
+@pytest.mark.parametrize(
+    "value, fault",
+    [
+        (ALIVE.at[3, 4].add(float("nan")), "has values that are no numbers"),
+        (ALIVE.at[3].add(float("inf")), "has values that are no numbers"),
+        (mx.zeros((3, 4)), "has nothing but zeros"),
+        (with_hole(ALIVE), "has a hole of zeros"),
+    ],
+)
+def test_names_tensors_that_cannot_be_right(tmp_path, value, fault):
+    file = saved(tmp_path / "a.safetensors", strange=value)
+    (finding,) = verify(file)
+    assert finding.startswith(f"{file}: strange ") and fault in finding
+
+
+def test_a_bias_may_be_zero_and_integers_are_no_numbers_to_judge(tmp_path):
+    tensors = {"bias": mx.zeros(5000), "ids": mx.arange(9), "none": mx.zeros((0, 2))}
+    assert verify(saved(tmp_path / "a.safetensors", **tensors)) == []
+
+
+def test_fp8_has_a_nan_of_its_own(tmp_path):
+    codes = bytes([0x38, 0x7F, 0xFF, 0x7E])
+    file = write_raw(tmp_path / "a.safetensors", {"x": ("F8_E4M3", [4], codes)})
+    assert "x has values that are no numbers" in verify(file)[0]
+
+
+def test_compares_with_the_name_of_the_cache_blob(tmp_path):
+    file = saved(tmp_path / "whole.safetensors")
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots/1"
+    blobs.mkdir(), snapshot.mkdir(parents=True)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.rename(blobs / digest)
+    link = snapshot / "model.safetensors"
+    os.symlink(f"../../blobs/{digest}", link)
+    assert published_checksum(link) == digest and verify(link) == []
+    raw = bytearray(link.read_bytes())
+    raw[-1] ^= 1
+    link.write_bytes(raw)
+    (finding,) = verify(link)
+    assert finding.startswith(f"{link} is not as it was published: its checksum is")
+
+
+def test_compares_with_the_note_of_a_download(tmp_path):
+    (tmp_path / "loras").mkdir()
+    file = saved(tmp_path / "loras/a.safetensors")
+    note = tmp_path / ".cache/huggingface/download/loras/a.safetensors.metadata"
+    note.parent.mkdir(parents=True)
+    raw = file.read_bytes()
+    digest = hashlib.sha1(f"blob {len(raw)}\0".encode() + raw).hexdigest()
+    note.write_text(f"commit\n{digest}\n0.0\n")
+    assert published_checksum(file) == digest and verify(file) == []
+    note.write_text(f"commit\n{'0' * 64}\n0.0\n")
+    assert "the hub's 000000000000..." in verify(file)[0]
+    note.write_text("commit\nW/etag\n0.0\n")
+    assert published_checksum(file) is None
