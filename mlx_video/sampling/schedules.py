@@ -34,11 +34,18 @@ def ltx2_scheduler(
     tokens = 4096 if num_tokens is None else num_tokens
     slope = (max_shift - base_shift) / (4096 - 1024)
     shift = np.float32(math.exp(base_shift + (tokens - 1024) * slope))
-    times = np.linspace(1, 0, steps + 1, dtype=np.float32)[:-1]
     # Float32 throughout, and a reciprocal times the shift: the official schedule begins at 0.99999976 rather than 1 for
     # some sizes, and guidance multiplies the difference.
-    sigmas = 1 / (shift + (1 / times - 1)) * shift
+    sigmas = 1 / (shift + (1 / _times(steps) - 1)) * shift
     if stretch:
         distance = 1 - sigmas
         sigmas = 1 - distance / (distance[-1] / np.float32(1 - terminal))
     return mx.array(np.append(sigmas, np.float32(0)))
+
+
+def _times(steps: int) -> np.ndarray:
+    """From 1 towards 0 in ``steps`` equal float32 steps, counted from the nearer end, as torch.linspace does."""
+    step, index = float(np.float32(1 / steps)), np.arange(steps)
+    near_end = index >= (steps + 1) // 2
+    times = np.where(near_end, step * (steps - index), 1 - step * index)
+    return times.astype(np.float32)
