@@ -14,6 +14,7 @@ from mlx_video.errors import UserError
 from mlx_video.linear import QuantizedLinear
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors, embed_prompts
+from mlx_video.models.ltx.duration import DurationConfig, DurationHead
 from mlx_video.models.ltx.gemma import Gemma4, language_model
 from mlx_video.models.ltx.gemma_config import (
     GemmaConfig,
@@ -22,10 +23,12 @@ from mlx_video.models.ltx.gemma_config import (
 )
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.tokenizer import PACKED, PromptTokenizer
+from mlx_video.types import AV
 from tests.reference import FIXTURES, MODULE_TOLERANCE, error, manifest, vectors
 
 FOLDER = FIXTURES / "ltx25_tiny"
 TEXT_FILE = FOLDER / "ltx-2.5-tiny-gemma4-with-proj-bf16.safetensors"
+DURATION = FOLDER / "ltx-2.5-tiny-duration-head-bf16.safetensors"
 TRANSFORMER = FOLDER / "ltx-2.5-tiny-transformer-bf16.safetensors"
 CASES = json.loads((FOLDER / "tokenizer_cases.json").read_text())["cases"]
 # As manifests/ltx-2.5.config.json tells of the real file.
@@ -106,7 +109,8 @@ def test_a_batch_of_unequal_prompts_in_their_padding(encoder):
 
 @PROMPTS
 def test_from_prompt_to_context(encoder, prompt):
-    """The whole way, with the connectors of the transformer's file and the projection of the text encoder's."""
+    """The whole way, with the connectors of the transformer's file and the projection of the text encoder's; and on to
+    how long the clip should be."""
     tensors = dict(mx.load(str(TRANSFORMER))) | dict(mx.load(str(TEXT_FILE)))
     config = weights.read_config(TRANSFORMER)["transformer"]
     config = TextConnectors.fit(ConnectorConfig.from_dict(config), tensors)
@@ -118,6 +122,17 @@ def test_from_prompt_to_context(encoder, prompt):
         expected = v.get(f"{stream}_embeds", v.get(f"{stream}_embeds_head"))
         actual = getattr(context, stream)[:, : expected.shape[1]]
         assert error(actual, expected) < MODULE_TOLERANCE
+
+    head = DurationHead(DurationConfig.from_dict(weights.read_config(DURATION)))
+    weights.load(head, DurationHead.sanitize(weights.read(DURATION)[0]), dtype=mx.float32)  # fmt: skip
+    expected = vectors("duration", "ltx25_tiny")
+    for streams, part in (
+        ("", context),
+        ("_video_only", AV(video=context.video)),
+        ("_audio_only", AV(audio=context.audio)),
+    ):
+        seconds = head(part)
+        assert error(seconds, expected[f"{prompt}.seconds{streams}"]) < MODULE_TOLERANCE
 
 
 def test_bfloat16(encoder):
