@@ -10,16 +10,58 @@ that it computes, so that such a run is resumed at a step where nothing is reuse
 """
 
 import math
+from dataclasses import dataclass
 from typing import Callable, Iterator, Sequence
 
 import mlx.core as mx
 
 from mlx_video.conditioning.latent import LatentState
+from mlx_video.errors import UserError
 from mlx_video.types import AV
 
 Denoise = Callable[[AV[LatentState], float, int], AV[mx.array]]
 Noise = Callable[[int, AV[LatentState]], AV[mx.array]]
 Steps = Iterator[tuple[AV[LatentState], float]]
+
+NAMES = ("euler", "euler_ancestral", "res_2s")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler as a recipe or a record states it.
+
+    name  "euler", "euler_ancestral" or "res_2s"
+    eta   of ancestral Euler: how much of the noise each step replaces
+    """
+
+    name: str = "euler"
+    eta: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in NAMES:
+            raise UserError(
+                f"There is no sampler {self.name!r}; known are {', '.join(NAMES)}."
+            )
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        states: AV[LatentState],
+        sigmas: Sequence[float],
+        *,
+        key: mx.array,
+        start: int = 0,
+    ) -> Steps:
+        """The steps from ``start`` on; whatever noise they take comes from ``key``."""
+        noise = gaussian(key, 2 * len(sigmas))
+        if self.name == "euler_ancestral":
+            return euler_ancestral(
+                denoise, states, sigmas, noise=noise, eta=self.eta, start=start
+            )
+        if self.name == "res_2s":
+            noise = normalized(noise)
+            return res_2s(denoise, states, sigmas, noise=noise, start=start)
+        return euler(denoise, states, sigmas, start=start)
 
 
 def euler(

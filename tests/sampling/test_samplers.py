@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from mlx_video.conditioning.latent import LatentState
+from mlx_video.errors import UserError
 from mlx_video.sampling.samplers import (
+    Sampler,
     ancestral_step,
     euler,
     euler_ancestral,
@@ -159,6 +161,32 @@ def test_res_2s_in_float32_meets_the_official_algorithm_in_float64():
     expected = literal_res_2s(start().video, HQ_SIGMAS, drawn)
     *_, (states, _) = res_2s(denoise, start(), HQ_SIGMAS, noise=noise)
     assert error(states.video.latent, mx.array(expected.astype(np.float32))) < 2e-6
+
+
+def test_a_sampler_as_data_is_the_function_of_that_name():
+    key = mx.random.key(7)
+    noise = gaussian(key, 2 * len(HQ_SIGMAS))
+    functions = {
+        Sampler(): euler,
+        Sampler("euler_ancestral", eta=0.5): partial(
+            euler_ancestral, noise=noise, eta=0.5
+        ),
+        Sampler("res_2s"): partial(res_2s, noise=normalized(noise)),
+    }
+    for sampler, function in functions.items():
+        ours = list(sampler(denoise, start(), HQ_SIGMAS, key=key))
+        theirs = list(function(denoise, start(), HQ_SIGMAS))
+        assert [sigma for _, sigma in ours] == [sigma for _, sigma in theirs]
+        assert mx.array_equal(ours[-1][0].audio.latent, theirs[-1][0].audio.latent)
+        middle = latents(ours[4][0])
+        resumed = start().map(lambda s, x: s._replace(latent=x), middle)
+        *_, (again, _) = sampler(denoise, resumed, HQ_SIGMAS, key=key, start=5)
+        assert mx.array_equal(again.audio.latent, theirs[-1][0].audio.latent)
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(UserError, match="no sampler 'dpm'; known are euler, "):
+        Sampler("dpm")
 
 
 # Noise
