@@ -17,6 +17,7 @@ from mlx_video.models.ltx.config import (
     BigVGANConfig,
     BigVGANVocoderConfig,
 )
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights, channels_last
 
@@ -25,7 +26,7 @@ EDGE_KERNEL = 7  # of the first and the last convolution
 TAPS = 12  # of the filters around an activation
 FILTER_REACH = TAPS // 2  # samples to either side, of an activation with both filters
 LOG_FLOOR = 1e-5
-PIECE = 1024  # mel frames computed at a time: 10 s
+PIECE = 512  # mel frames computed at a time: 5 s
 
 
 class BigVGANVocoder(nn.Module):
@@ -183,7 +184,7 @@ class AMPBlock(nn.Module):
         for conv1, conv2, act1, act2 in zip(
             self.convs1, self.convs2, self.acts1, self.acts2
         ):
-            x = x + conv2(act2(conv1(act1(x))))
+            x = end_piece(x + conv2(act2(conv1(act1(x)))))
         return x
 
 

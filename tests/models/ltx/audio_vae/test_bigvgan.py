@@ -108,7 +108,7 @@ def test_refuses_half_a_config(lacks):
 
 
 def test_in_pieces_is_as_a_whole(monkeypatch):
-    """A minute of sound takes the memory of ten seconds, and is the same sound."""
+    """A minute of sound takes the memory of five seconds, and is the same sound."""
     vocoder = tiny(BigVGANVocoder, release="ltx25_tiny")
     log_mel = noise(1, 2, 200, 64)
     whole = vocoder(log_mel)
