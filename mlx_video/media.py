@@ -1,4 +1,4 @@
-"""Files in and out: pictures, clips and sound. Knows containers and codecs, not how a clip is made.
+"""Clips and sound, in and out. Knows containers and codecs, not how a clip is made.
 
 The only room with PyAV and Pillow. What it writes is written aside and renamed when it is complete.
 """
@@ -16,15 +16,14 @@ import av
 import mlx.core as mx
 import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
-from PIL import Image, ImageOps
+from PIL import Image
 
-from mlx_video.disk import file_errors, is_there, short, typed_path
+from mlx_video.disk import is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.postprocess import to_pcm16
 from mlx_video.types import Clip, VideoPixelShape, Waveform
 
 CRF = 18  # constant rate factor of libx264, 0 to 51: visually lossless
-IMAGE_FORMATS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
 FRAME_PATTERN = "frame_*.png"
 LAYOUTS = {1: "mono", 2: "stereo"}
 
@@ -207,45 +206,6 @@ def metadata(path: str | Path) -> dict[str, str]:
         return dict(container.metadata)
 
 
-def load_image(path: str | Path) -> np.ndarray:
-    """A picture as uint8 RGB (H, W, 3), turned upright as its EXIF data says; what is transparent becomes black.
-
-    Raises ``FileNotFoundError``, or ``ValueError`` if it is no picture.
-    """
-    if not is_there(typed_path(path)):
-        raise MissingFileError(f"There is no image {short(path)}.")
-    try:
-        with file_errors(path), open(path, "rb"):
-            pass
-        with Image.open(path) as image:
-            image = _eight_bit(ImageOps.exif_transpose(image))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                black = Image.new("RGBA", image.size, "black")
-                image = Image.alpha_composite(black, image)
-            return np.array(image.convert("RGB"))
-    except UserError:
-        raise
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path} is not an image that can be read ({error}); give a {IMAGE_FORMATS} file."
-        ) from None
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Deeper greyscale (modes I;16, I and F) scaled to mode L, which Pillow would clip to white; others as they are.
-
-    White is 65535 in I;16; elsewhere the least of 1 (F alone), 255, 65535 or 2^31 - 1 that nothing exceeds.
-    """
-    if image.mode[0] not in "IF":
-        return image
-    levels = np.nan_to_num(np.asarray(image).astype(np.float64))
-    whites = (1, 255, 65535, 2**31 - 1)[image.mode != "F" :]
-    held = (white for white in whites if levels.max() <= white)
-    white = 65535 if image.mode.startswith("I;16") else next(held, levels.max())
-    return Image.fromarray(np.rint(levels.clip(0) / white * 255).astype(np.uint8))
-
-
 def load_audio(path: str | Path, sample_rate: int = 16000) -> Waveform:
     """The first sound track of a file, made stereo and resampled to ``sample_rate`` Hz.
 
@@ -277,52 +237,3 @@ def _opened(path: str | Path) -> Iterator[av.container.InputContainer]:
         raise UserError(
             f"{path} is not a media file that can be read ({error.strerror})."
         ) from None
-
-
-# Pictures as the video encoder wants them
-
-
-def compress_like_video(image: np.ndarray, crf: int = 33) -> np.ndarray:
-    """A picture after a trip through H.264, as one frame: uint8 (H, W, 3) of even size, the odd edge cut off.
-
-    The model learned from video frames; a picture without their traces makes it freeze. Official settings.
-    """
-    height, width = (side // 2 * 2 for side in image.shape[:2])
-    if not height or not width:
-        raise UserError(
-            f"the image is {image.shape[1]}x{image.shape[0]} pixels; it must be at least 2x2."
-        )
-    encoder = av.CodecContext.create("libx264", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
-    encoder.time_base = Fraction(1)
-    encoder.options = {"crf": str(crf), "preset": "veryfast"}
-    decoder = av.CodecContext.create("h264", "r")
-    even = np.ascontiguousarray(image[:height, :width])
-    frame = av.VideoFrame.from_ndarray(even, format="rgb24")
-    packets = encoder.encode(frame) + encoder.encode(None)
-    frames = [out for packet in (*packets, None) for out in decoder.decode(packet)]
-    return frames[0].to_ndarray(format="rgb24")
-
-
-def fit_image(image: np.ndarray, height: int, width: int) -> mx.array:
-    """Scale a picture to cover ``height`` x ``width`` and cut out the middle: (1, 3, 1, height, width) in [-1, 1].
-
-    Plain bilinear, as in the official code; Pillow's would smooth what it shrinks.
-    """
-    rows, columns = image.shape[:2]
-    scale = max(height / rows, width / columns)
-    image = _resize_rows(image.astype(np.float32), math.ceil(rows * scale), height)
-    image = image.swapaxes(0, 1)
-    image = _resize_rows(image, math.ceil(columns * scale), width)
-    return mx.array(image.T[None, :, None]) / 127.5 - 1
-
-
-def _resize_rows(image: np.ndarray, total: int, kept: int) -> np.ndarray:
-    """The middle ``kept`` of ``total`` rows, each between the two rows of ``image`` about it (pixel centres at 1/2)."""
-    rows = len(image)
-    wanted = np.arange(kept) + (total - kept) // 2
-    at = np.maximum((wanted + 0.5) * rows / total - 0.5, 0)
-    low = at.astype(int)
-    high = np.minimum(low + 1, rows - 1)
-    share = (at - low).astype(np.float32)[:, None, None]
-    return image[low] * (1 - share) + image[high] * share

@@ -69,9 +69,9 @@ class Image:
 
     def check(self, frames: int, every: int) -> None:
         """Raise where this picture cannot be read, or cannot stand in a clip of ``frames``, ``every`` so many."""
-        from mlx_video import media  # with codecs, which only pictures need
+        from mlx_video import pictures  # with codecs, which only pictures need
 
-        media.load_image(self.path)
+        pictures.read_picture(self.path)
         if self.frame % every or not 0 <= self.frame < frames:
             nearest = min(max(0, round(self.frame / every) * every), frames - 1)
             raise UserError(
@@ -366,10 +366,10 @@ def _image_condition(
     encoder, image: Image, shape: VideoPixelShape, geometry: Geometry
 ) -> Condition:
     """An image at the first frame replaces the first latent; later ones are keyframe tokens behind the clip's own."""
-    from mlx_video import media
+    from mlx_video.pictures import read_picture
 
-    picture = media.compress_like_video(media.load_image(image.path), IMAGE_CRF)
-    latent = encoder(media.fit_image(picture, shape.height, shape.width))
+    picture = read_picture(image.path)
+    latent = encoder(picture.fitted(shape.height, shape.width, IMAGE_CRF))
     latent = latent.astype(mx.float32)
     mx.eval(latent)
     if image.frame == 0:

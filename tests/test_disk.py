@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mlx_video import cli, hub, media, weights
+from mlx_video import cli, hub, pictures, weights
 from mlx_video.disk import file_errors, is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
 
@@ -54,7 +54,7 @@ def test_no_reader_shows_the_systems_own_words(tmp_path, monkeypatch):
     file.write_text("{}")
     monkeypatch.setattr("builtins.open", refused)
     monkeypatch.setattr("pathlib.Path.read_text", refused)
-    for read in (weights.read_header, weights.read_json, media.load_image):
+    for read in (weights.read_header, weights.read_json, pictures.load_image):
         with pytest.raises(UserError, match="file.json cannot be read: permission"):
             read(file)
     monkeypatch.setattr("pathlib.Path.exists", refused)

@@ -25,6 +25,7 @@ from mlx_video import (
 )
 from mlx_video.job import Files, Job
 from mlx_video.models.ltx.offload import BlockStream
+from mlx_video.pictures import read_picture
 from mlx_video.pipeline import Image as Picture
 from mlx_video.pipeline import Request
 from mlx_video.types import VideoPixelShape
@@ -130,9 +131,8 @@ def test_an_image_is_kept(model, picture):
     images = (Picture(str(picture)),)
     pipeline = mlx_video.load(str(model))
     *_, sample, clip = pipeline.stream(Request("a ball", shape, images=images))
-    pixels = media.compress_like_video(media.load_image(picture), 33)
     with pipeline.components.video_encoder() as encoder:
-        image = encoder(media.fit_image(pixels, 64, 128))
+        image = encoder(read_picture(picture).fitted(64, 128, 33))
         assert error(sample.latents.video[:, :, :1], image) < 1e-5
         assert error(sample.latents.video[:, :, 1:], image) > 0.1
 

@@ -16,7 +16,6 @@ from PIL import Image
 from mlx_video import media
 from mlx_video.types import Clip, VideoPixelShape, Waveform
 from tests.media_reading import read_clip
-from tests.reference import vectors
 
 FRAMES, HEIGHT, WIDTH, RATE = 17, 64, 96, 24000
 TONES = (440, 1000)
@@ -260,7 +259,7 @@ def test_no_sound_to_load(tmp_path):
         media.load_audio(tmp_path / "silent.mp4")
 
 
-# Pictures
+# Frames
 
 
 def test_save_frames_passes_them_on(tmp_path):
@@ -270,124 +269,9 @@ def test_save_frames_passes_them_on(tmp_path):
     assert os.listdir(folder) == ["frame_0000.png"]
     assert len(list(tee)) == 2
     for index, frame in enumerate(pictures(3)):
-        found = media.load_image(folder / f"frame_{index:04d}.png")
+        found = np.array(Image.open(folder / f"frame_{index:04d}.png"))
         np.testing.assert_array_equal(found, frame)
     with pytest.raises(ValueError, match="already holds frames"):
         media.save_frames(iter(pictures(1)), folder)
     list(media.save_frames(iter(pictures(1)), folder, overwrite=True))
     assert os.listdir(folder) == ["frame_0000.png"]
-
-
-def test_load_image_turns_it_upright(tmp_path):
-    pixels = np.zeros((8, 16, 3), np.uint8)
-    pixels[:, :8] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif, quality=95)
-    found = media.load_image(tmp_path / "photo.jpg")
-    assert found.shape == (16, 8, 3) and found.dtype == np.uint8
-    assert found[:6].min() > 240 and found[10:].max() < 15
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "CMYK", "1"])
-def test_load_image_of_any_mode(tmp_path, mode):
-    image = Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode)
-    name = "image.tif" if mode == "CMYK" else "image.png"
-    image.save(tmp_path / name)
-    assert (media.load_image(tmp_path / name) == 255).all()
-
-
-@pytest.mark.parametrize(
-    "dtype, white, name",
-    [
-        (np.uint16, 65535, "ramp.png"),
-        (np.uint16, 65535, "ramp.tif"),
-        (np.int32, 65535, "ramp.tif"),
-        (np.int32, 255, "ramp.tif"),
-        (np.float32, 1, "ramp.tif"),
-        (np.float32, 255, "ramp.tif"),
-    ],
-)
-def test_load_image_scales_deep_greyscale(tmp_path, dtype, white, name):
-    ramp = np.tile(np.linspace(0, white, 256).astype(dtype), (4, 1))
-    Image.fromarray(ramp).save(tmp_path / name)
-    expected = np.tile(np.arange(256)[:, None], (4, 1, 3))
-    np.testing.assert_array_equal(media.load_image(tmp_path / name), expected)
-
-
-def test_load_image_keeps_a_dark_16_bit_picture_dark(tmp_path):
-    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "dark.png")
-    assert media.load_image(tmp_path / "dark.png").max() == 1
-
-
-def test_load_image_lays_transparency_on_black(tmp_path):
-    Image.new("RGBA", (2, 2), (200, 100, 50, 128)).save(tmp_path / "a.png")
-    expected = [[[100, 50, 25]] * 2] * 2
-    np.testing.assert_allclose(media.load_image(tmp_path / "a.png"), expected, atol=1)
-
-
-def test_no_image_to_load(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no image .*lost.png"):
-        media.load_image(tmp_path / "lost.png")
-    Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
-    broken = {
-        "text.png": b"text",
-        "cut.png": (tmp_path / "whole.png").read_bytes()[:70],
-    }
-    for name, data in broken.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=f"{name} is not an image.*PNG, JPEG"):
-            media.load_image(tmp_path / name)
-
-
-def test_compress_like_video():
-    image = pictures()[0][:63, :95]
-    mild, strong = (media.compress_like_video(image, crf) for crf in (18, 51))
-    assert mild.shape == strong.shape == (62, 94, 3) and mild.dtype == np.uint8
-    errors = [np.abs(x.astype(int) - image[:62, :94]).mean() for x in (mild, strong)]
-    assert 0 < errors[0] < 2 < errors[1]
-    np.testing.assert_array_equal(media.compress_like_video(image, 18), mild)
-
-
-def test_compress_like_video_is_the_trip_through_a_file(tmp_path):
-    path, image = tmp_path / "image.mp4", np.array(vectors("sampling")["image.in"])
-    with av.open(str(path), "w") as mp4:
-        options = {"crf": "33", "preset": "veryfast"}
-        stream = mp4.add_stream("libx264", rate=1, options=options)
-        stream.height, stream.width, stream.pix_fmt = *image.shape[:2], "yuv420p"
-        mp4.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        mp4.mux(stream.encode(None))
-    expected = read_clip(path).frames[0]
-    np.testing.assert_array_equal(media.compress_like_video(image), expected)
-
-
-def test_compress_needs_two_pixels_a_side():
-    with pytest.raises(ValueError, match="is 1x5 pixels; it must be at least 2x2"):
-        media.compress_like_video(np.zeros((5, 1, 3), np.uint8))
-
-
-def test_fit_image_is_the_official_resize():
-    v = vectors("sampling")
-    actual = media.fit_image(np.array(v["image.in"]), 64, 96)
-    assert actual.dtype == mx.float32
-    assert mx.abs(actual - v["image.resized_64x96"]).max() < 1e-6
-
-
-@pytest.mark.parametrize("rows, columns", [(200, 50), (50, 200), (7, 7)])
-def test_fit_image_covers_and_centres(rows, columns):
-    """A ramp from -1 to 1 along the longer side keeps its middle; nothing is stretched."""
-    ramp = np.linspace(0, 255, max(rows, columns)).round().astype(np.uint8)
-    ramp = ramp[:, None] if rows > columns else ramp[None]
-    image = np.broadcast_to(ramp[..., None], (rows, columns, 3))
-    fitted = media.fit_image(image, 64, 64)
-    assert fitted.shape == (1, 3, 1, 64, 64)
-    assert abs(fitted.mean().item()) < 0.02
-    slope = (fitted.max() - fitted.min()).item()
-    expected = 2 * min(rows, columns) / max(rows, columns)
-    assert slope == pytest.approx(expected, rel=0.05)
-
-
-def test_fit_image_of_its_own_size_is_exact():
-    image = pictures()[3]
-    fitted = np.array(media.fit_image(image, HEIGHT, WIDTH))[0, :, 0]
-    np.testing.assert_allclose(fitted.transpose(1, 2, 0), image / 127.5 - 1, atol=1e-6)

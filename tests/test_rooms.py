@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "mlx_video"
 FLOORS = [
     {"types", "backend", "linear", "errors", "disk", "tensor_names"},
     {"weights", "formats", "verify", "hub", "lora", "conditioning"},
-    {"models", "sampling", "media", "postprocess", "health"},
+    {"models", "sampling", "media", "pictures", "postprocess", "health"},
     {"recipes", "plan"},
     {"pipeline"},
     {"names", "job", "arguments", "parser", "report", "cli", "convert"},
@@ -21,7 +21,7 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # On the floor of the crafts, these groups do not know of each other.
-CRAFTS = [{"models"}, {"sampling"}, {"media", "postprocess", "health"}]
+CRAFTS = [{"models"}, {"sampling"}, {"media", "pictures", "postprocess", "health"}]
 
 TALKERS = FLOORS[-1] | {
     "cli",
@@ -36,8 +36,9 @@ LANGUAGE = {
 }
 ONLY_IN = {
     "huggingface_hub": {"hub"},
-    "av": {"media"},
-    "PIL": {"media"},
+    "av": {"media", "pictures"},
+    "PIL": {"media", "pictures"},
+    "pillow_heif": {"pictures"},
     "mlx_lm": LANGUAGE,
     "tokenizers": LANGUAGE,
     "transformers": LANGUAGE,

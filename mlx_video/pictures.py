@@ -1,0 +1,324 @@
+"""Pictures in: read with care, upright, as sRGB on white, and made into what the video encoder wants.
+
+Knows picture files and colours, not how a clip is made. What should be known about a picture is returned as sentences.
+"""
+
+import io
+import math
+import os
+import struct
+import sys
+import warnings
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, Iterator
+
+import av
+import mlx.core as mx
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from mlx_video.disk import file_errors, is_there, short, typed_path
+from mlx_video.errors import MissingFileError, UserError
+
+# Only these are opened, whatever a file is called: for others, EPS among them, Pillow runs programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMAT_NAMES = "PNG, JPEG, WebP, BMP, GIF or TIFF"
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+CRF = 33  # of H.264: what pictures are compressed with for LTX-2 and 2.3; 18 for 2.5
+
+SMALLEST = 16  # pixels a side: less is an icon or a mistake
+LARGEST_SIDE, LARGEST = 8192, 25_000_000  # pixels; a picture with more is shrunk
+MOST_DECODED = 250_000_000  # pixels; a file with more is refused, as decoding takes 3 bytes or more for each
+MOST_JPEG = 1_000_000_000  # of a JPEG, which is shrunk while it is decoded, unless it is progressive
+MOST_CROPPED = 0.5  # of a picture that may be cut off without a word
+LARGEST_H264 = 16384  # pixels a side
+
+MEGA = 1_000_000
+# What Pillow raises for damaged files, by trial on some thousands.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError)
+DAMAGED += (ArithmeticError, LookupError, AttributeError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read.
+
+    pixels   uint8 sRGB, (H, W, 3), upright
+    notices  what was done to it that one might not expect, in sentences
+    """
+
+    name: str
+    pixels: np.ndarray
+    notices: tuple[str, ...] = ()
+
+    def crop(self, height: int, width: int) -> tuple[str, ...]:
+        """A sentence if a clip of ``height`` x ``width`` shows less than half of it, and none otherwise."""
+        rows, columns = self.pixels.shape[:2]
+        shapes = sorted((columns / rows, width / height))
+        lost = 1 - shapes[0] / shapes[1]
+        if lost <= MOST_CROPPED:
+            return ()
+        return (
+            f"{self.name} is {columns}x{rows} and the clip {width}x{height}, so {lost:.0%} of the picture is cut off. "
+            "Crop it yourself, or choose a --width and --height of its shape.",
+        )
+
+    def fitted(self, height: int, width: int, crf: int = CRF) -> mx.array:
+        """As the video encoder wants it: (1, 3, 1, height, width) in [-1, 1], with the traces of H.264."""
+        return fit_image(compress_like_video(self.pixels, crf), height, width)
+
+
+def load_image(path: str | Path) -> np.ndarray:
+    """The pixels of a picture: uint8 sRGB (H, W, 3), upright, on white where it is transparent."""
+    return read_picture(path).pixels
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Read a picture file.
+
+    Its EXIF rotation and colour profile are applied, transparency becomes white, and of an animation the first frame
+    is taken. One of more than 25 megapixels, or 8,192 on a side, is shrunk. Raises ``MissingFileError``, or
+    ``UserError`` if it is no picture, smaller than 16 pixels on a side, or too large to be decoded.
+    """
+    path = typed_path(path)
+    name = short(path)
+    if not is_there(path):
+        raise MissingFileError(f"There is no image {name}.")
+    if not path.is_file():
+        raise UserError(f"{name} is not a file; give a {FORMAT_NAMES} file.")
+    with file_errors(path), open(path, "rb") as file:
+        image, size = _decoded(file, name)
+    notices = []
+    image = _eight_bit(_shrunk(_without_palette(image), size))
+    if image.size != size:
+        notices.append(
+            f"{name} has {_pixels(*size)}; it is read at {image.width}x{image.height}."
+        )
+    image, alpha = _split_alpha(image)
+    image = _in_srgb(image, name, notices)
+    if alpha is not None:
+        notices.append(f"{name} is partly transparent; it is laid on white.")
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+    return Picture(name, np.array(image), tuple(notices))
+
+
+def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture in ``file``, upright, and its size as stored: a large JPEG is shrunk while it is decoded."""
+    formats = _heif(name) if _is_heic(file) else FORMATS
+    try:
+        with _any_size(), _quietly(file):
+            image = Image.open(file, formats=formats)
+            _check_size(image, name)
+            size = _upright_size(image)
+            image.draft(None, _within_bounds(*image.size))
+            return ImageOps.exif_transpose(image), size
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{name} is not an image that can be read; give a {FORMAT_NAMES} file."
+        ) from None
+    except DAMAGED:
+        raise UserError(
+            f"{name} is not an image that can be read: it is damaged or cut short. Give a whole {FORMAT_NAMES} file."
+        ) from None
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Without Pillow's own limit, which refuses photos that can be read small; ``_check_size`` has ours."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def _quietly(file: BinaryIO) -> Iterator[None]:
+    """Without Pillow's warnings, and for TIFF without what its library writes to stderr itself."""
+    tiff = _head(file)[:4] in TIFF_HEADS
+    with warnings.catch_warnings(action="ignore"), ExitStack() as later:
+        if tiff:
+            sys.stderr.flush()
+            stderr = os.dup(2)
+            later.callback(os.close, stderr)
+            later.callback(os.dup2, stderr, 2)
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        yield
+
+
+def _head(file: BinaryIO) -> bytes:
+    head = file.read(12)
+    file.seek(0)
+    return head
+
+
+def _is_heic(file: BinaryIO) -> bool:
+    head = _head(file)
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
+
+
+def _heif(name: str) -> tuple[str]:
+    """The format of HEIC photos, which Pillow reads with the help of another package."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise UserError(
+            f"{name} is a HEIC photo. Install what reads it with `pip install pillow-heif`, or export it as JPEG."
+        ) from None
+    register_heif_opener()
+    return ("HEIF",)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    """Raise for what is too small to show anything, or too large to be decoded."""
+    width, height = image.size
+    if min(width, height) < SMALLEST:
+        raise UserError(
+            f"{name} is {width}x{height} pixels; a picture needs at least {SMALLEST} on each side."
+        )
+    shrinks = image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+    most = MOST_JPEG if shrinks else MOST_DECODED
+    if width * height > most:
+        raise UserError(
+            f"{name} claims {_pixels(width, height)}; at most {most // MEGA} megapixels are read. Shrink it first."
+        )
+
+
+def _pixels(width: int, height: int) -> str:
+    return f"{width}x{height} pixels ({width * height / MEGA:.0f} megapixels)"
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height once the EXIF rotation is applied."""
+    turned = image.getexif().get(0x0112, 1) >= 5
+    return image.size[::-1] if turned else image.size
+
+
+def _within_bounds(width: int, height: int) -> tuple[int, int]:
+    """The largest size of the same shape that is read as it is."""
+    scale = min(
+        1, LARGEST_SIDE / max(width, height), math.sqrt(LARGEST / (width * height))
+    )
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _without_palette(image: Image.Image) -> Image.Image:
+    """In a mode that can be scaled."""
+    if image.mode not in ("P", "PA", "1"):
+        return image
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Deeper greyscale (modes I;16, I and F) scaled to mode L, which Pillow would clip to white; others as they are.
+
+    White is 65535 in I;16; elsewhere the least of 1 (F alone), 255, 65535 or 2^31 - 1 that nothing exceeds.
+    """
+    if image.mode[0] not in "IF":
+        return image
+    profile = image.info.get("icc_profile")
+    levels = np.nan_to_num(np.asarray(image).astype(np.float64))
+    whites = (1, 255, 65535, 2**31 - 1)[image.mode != "F" :]
+    held = (white for white in whites if levels.max() <= white)
+    white = 65535 if image.mode.startswith("I;16") else next(held, levels.max())
+    grey = Image.fromarray(np.rint(levels.clip(0) / white * 255).astype(np.uint8))
+    grey.info["icc_profile"] = profile
+    return grey
+
+
+def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Within the bounds for a picture of ``size``, of which ``image`` may be a smaller version already."""
+    bounds = _within_bounds(*size)
+    if image.width <= bounds[0] and image.height <= bounds[1]:
+        return image
+    gap = None if image.mode[0] in "IF" else 2  # faster, but not for deep greyscale
+    return image.resize(bounds, Image.Resampling.LANCZOS, reducing_gap=gap)
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours, and how opaque each pixel is; ``None`` where all are."""
+    if not image.has_transparency_data:
+        return image, None
+    profile = image.info.get("icc_profile")
+    grey = image.mode in ("L", "LA", "La")
+    image = image.convert("RGBA")
+    alpha, colours = image.getchannel("A"), image.convert("RGB")
+    colours = colours.getchannel(0) if grey else colours
+    colours.info["icc_profile"] = profile
+    return colours, alpha if alpha.getextrema()[0] < 255 else None
+
+
+def _in_srgb(image: Image.Image, name: str, notices: list[str]) -> Image.Image:
+    """Its colours in sRGB, by the profile in the file if there is one."""
+    data = image.info.get("icc_profile")
+    if not data:
+        return image.convert("RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        if "sRGB" in ImageCms.getProfileDescription(profile):
+            return image.convert("RGB")  # which a conversion would only round
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        notices.append(f"The colour profile of {name} cannot be read and is ignored.")
+        return image.convert("RGB")
+
+
+# As the video encoder wants them
+
+
+def compress_like_video(image: np.ndarray, crf: int = CRF) -> np.ndarray:
+    """A picture after a trip through H.264, as one frame: uint8 (H, W, 3) of even size, the odd edge cut off.
+
+    The model learned from video frames; a picture without their traces makes it freeze. Official settings: ``crf``, the
+    constant rate factor, is 33 for LTX-2 and 2.3 and 18 for 2.5; 0 leaves the picture as it is.
+    """
+    if crf == 0:
+        return image
+    height, width = (side // 2 * 2 for side in image.shape[:2])
+    if not (height and width and max(height, width) <= LARGEST_H264):
+        raise UserError(
+            f"the image is {image.shape[1]}x{image.shape[0]} pixels; it must be at least 2x2 and at most "
+            f"{LARGEST_H264} on a side."
+        )
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.time_base = Fraction(1)
+    encoder.options = {"crf": str(crf), "preset": "veryfast"}
+    decoder = av.CodecContext.create("h264", "r")
+    even = np.ascontiguousarray(image[:height, :width])
+    frame = av.VideoFrame.from_ndarray(even, format="rgb24")
+    packets = encoder.encode(frame) + encoder.encode(None)
+    frames = [out for packet in (*packets, None) for out in decoder.decode(packet)]
+    return frames[0].to_ndarray(format="rgb24")
+
+
+def fit_image(image: np.ndarray, height: int, width: int) -> mx.array:
+    """Scale a picture to cover ``height`` x ``width`` and cut out the middle: (1, 3, 1, height, width) in [-1, 1].
+
+    Plain bilinear, as in the official code; Pillow's would smooth what it shrinks.
+    """
+    rows, columns = image.shape[:2]
+    scale = max(height / rows, width / columns)
+    image = _resize_rows(image, math.ceil(rows * scale), height)
+    image = image.swapaxes(0, 1)
+    image = _resize_rows(image, math.ceil(columns * scale), width)
+    return mx.array(image.T[None, :, None]) / 127.5 - 1
+
+
+def _resize_rows(image: np.ndarray, total: int, kept: int) -> np.ndarray:
+    """The middle ``kept`` of ``total`` rows, each between the two rows of ``image`` about it (pixel centres at 1/2)."""
+    rows = len(image)
+    wanted = np.arange(kept) + (total - kept) // 2
+    at = np.maximum((wanted + 0.5) * rows / total - 0.5, 0)
+    low = at.astype(int)
+    high = np.minimum(low + 1, rows - 1)
+    share = (at - low).astype(np.float32)[:, None, None]
+    return image[low] * (1 - share) + image[high] * share
