@@ -51,7 +51,9 @@ def x0(
     components = Components.open(path, low_memory=low_memory, **how)
     with components.transformer(model_type, lora) as predict:
         for sigma in (1.0, SIGMA):
-            x = predict(states(model_type), CONTEXTS, sigma, (Perturbation(AV({1}, {1})),))
+            x = predict(
+                states(model_type), CONTEXTS, sigma, (Perturbation(AV({1}, {1})),)
+            )
             mx.eval(x.values)
     return x
 

@@ -11,6 +11,9 @@ from typing import Mapping, NamedTuple, Sequence
 
 import mlx.core as mx
 
+from mlx_video.conditioning.latent import Condition, LatentState
+from mlx_video.models.ltx.conditions import Place, generated_keyframes, keyframe
+
 SEGMENTS = (24, 32)  # frames; the first round doubles them, and so on
 ANCHOR_STRENGTH = 0.95  # of the pictures that a tile is refined between
 ROUND_ETA = 0.5  # of the ancestral steps of a tile
@@ -105,6 +108,33 @@ def nearest(video: mx.array, frames: Sequence[int], time_scale: int) -> mx.array
     last = video.shape[2] - 1
     chosen = [min(round(frame / time_scale), last) for frame in frames]
     return video[:, :, mx.array(chosen)]
+
+
+def tile_conditions(
+    tile: Tile, pictures: Mapping[int, mx.array], video: mx.array, place: Place
+) -> list[Condition]:
+    """What a tile is refined between, and the pictures that it generates.
+
+    pictures  carried ones by frame of the canvas, (B, C, 1, H, W) each
+    video     the tile's own latents (B, C, F, H, W), which new pictures start from
+    """
+    anchors = [
+        keyframe(pictures[frame], frame - tile.start, place, ANCHOR_STRENGTH)
+        for frame in tile.anchors
+    ]
+    slots = tile.local(tile.slots)
+    seeds = nearest(video, slots, place.scale.time)
+    return [*anchors, generated_keyframes(slots, video.shape[3:], place, seeds)]
+
+
+def generated_pictures(
+    state: LatentState, frames: Sequence[int], size: tuple[int, int]
+) -> dict[int, mx.array]:
+    """The pictures that were generated with ``state``, (B, C, 1, H, W) each, by the ``frames`` that they stand at."""
+    tokens = state.generated_keyframes()
+    B, _, C = tokens.shape
+    stack = tokens.swapaxes(1, 2).reshape(B, C, len(frames), *size)
+    return dict(zip(frames, mx.split(stack, len(frames), axis=2)))
 
 
 def join(latents: Sequence[mx.array], layout: Sequence[Tile]) -> mx.array:

@@ -5,7 +5,7 @@ import json
 import mlx.core as mx
 import pytest
 
-from mlx_video.sampling.dfr import (
+from mlx_video.models.ltx.dfr import (
     Canvas,
     Tile,
     carried,
