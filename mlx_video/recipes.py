@@ -4,8 +4,7 @@ A checkpoint may state its own in place of any; here is what they may be called,
 """
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Mapping
+from dataclasses import dataclass, replace
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import Config
@@ -145,18 +144,6 @@ class Defaults(Config):
     may_be_still: bool = False
     may_be_silent: bool = False
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "Defaults":
-        """Those that a checkpoint states; raises ``ValueError`` for an unknown one, or one of the wrong kind."""
-        stated = super().from_dict(data)
-        for field in fields(cls):
-            value, usual = getattr(stated, field.name), field.default
-            if not _alike(value, usual):
-                raise UserError(
-                    f"{cls.__name__}: {field.name} cannot be {value!r}; LTX-2's is {usual!r}."
-                )
-        return stated
-
     def given(self, **values) -> "Defaults":
         """The same with those ``values`` that are not ``None``."""
         return replace(self, **{k: v for k, v in values.items() if v is not None})
@@ -183,11 +170,3 @@ class Defaults(Config):
         if variant == "dev":
             return dev(self.steps, self.guidance, two_stage)
         raise UserError(f"The variant is distilled or dev; got {variant!r}.")
-
-
-def _alike(value: object, usual: object) -> bool:
-    """Whether ``value`` may stand where the ``usual`` one does: a whole number for a float, and none for a bool."""
-    if isinstance(usual, tuple):
-        return isinstance(value, tuple) and all(_alike(v, usual[0]) for v in value)
-    kinds = (int, float) if isinstance(usual, float) else (type(usual),)
-    return type(value) in kinds

@@ -5,11 +5,13 @@ or a key that says nothing at inference. Any other key, and any other value of a
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from enum import Enum
-from typing import ClassVar, Mapping
+from functools import cache
+from typing import ClassVar, Mapping, get_type_hints
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.kinds import conform, short
 from mlx_video.types import AV, Modality, VideoScale
 
 
@@ -53,27 +55,46 @@ class Config:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "Config":
-        """Build from the official JSON block; raises ``ValueError`` naming each key it cannot honour."""
-        names = {field.name for field in fields(cls)}
+        """Build from the official JSON block; raises ``UserError`` naming each key it cannot honour, or value of the
+        wrong kind or size."""
+        kinds = _kinds(cls)
         for key, value in data.items():
             if key in cls.FIXED and value != cls.FIXED[key]:
                 raise UserError(
-                    f"{cls.__name__}: {key} = {value!r} is not implemented by this version of mlx-video, "
+                    f"{cls.__name__}: {key} = {short(value)} is not implemented by this version of mlx-video, "
                     f"which knows only {cls.FIXED[key]!r}. The checkpoint may need a newer mlx-video."
                 )
-        if unknown := sorted(data.keys() - names - cls.FIXED.keys() - cls.UNUSED):
+        if unknown := sorted(
+            data.keys() - kinds.keys() - cls.FIXED.keys() - cls.UNUSED
+        ):
             raise UserError(
-                f"{cls.__name__}: unknown keys {', '.join(unknown)}; this version of mlx-video cannot tell what they "
+                f"{cls.__name__}: unknown keys {', '.join(map(_plain, unknown[:5]))}; this version of mlx-video cannot tell what they "
                 "change. The checkpoint may need a newer mlx-video."
             )
-        try:
-            return cls(**{key: _freeze(data[key]) for key in names & data.keys()})
-        except TypeError as error:
-            raise UserError(f"{cls.__name__}: {error}") from None
+        if absent := [f.name for f in fields(cls) if _required(f, data)]:
+            raise UserError(f"{cls.__name__}: the config lacks {', '.join(absent)}.")
+        stated = [key for key in kinds if key in data]
+        return cls(**{k: conform(cls.__name__, k, data[k], kinds[k]) for k in stated})
 
 
-def _freeze(value):
-    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
+@cache
+def _kinds(config: type["Config"]) -> Mapping[str, type]:
+    """The annotation of each field."""
+    hints = get_type_hints(config)
+    return {field.name: hints[field.name] for field in fields(config)}
+
+
+def _plain(key: str) -> str:
+    """A key out of a file, for a message."""
+    return key if key.isidentifier() and len(key) < 60 else short(key)
+
+
+def _required(field: Field, data: Mapping[str, object]) -> bool:
+    return (
+        field.name not in data
+        and field.default is MISSING
+        and field.default_factory is MISSING
+    )
 
 
 _CONNECTOR_KEYS = frozenset(
@@ -172,8 +193,6 @@ class LTXModelConfig(Config):
     ) -> "LTXModelConfig":
         """Read the ``transformer`` block; ``model_type`` says which of the checkpoint's streams to build."""
         data = dict(data, model_type=model_type)
-        if "rope_type" in data:
-            data["rope_type"] = LTXRopeType(data["rope_type"])
         if "frequencies_precision" in data:
             data["double_precision_rope"] = (
                 data.pop("frequencies_precision") == "float64"
@@ -247,14 +266,12 @@ class ConnectorConfig(Config):
         data = dict(data)
         if "frequencies_precision" in data:
             data["double_precision_rope"] = data["frequencies_precision"] == "float64"
-        if "rope_type" in data:
-            data["rope_type"] = LTXRopeType(data["rope_type"])
         # The rest of the block is the transformer's, which checks it.
         config = super().from_dict({key: data[key] for key in names & data.keys()})
         stated = str(data.get("text_encoder_norm_type") or config.norm_type).lower()
         if stated != config.norm_type:
             raise UserError(
-                f"ConnectorConfig: text_encoder_norm_type = {stated!r} is not implemented by this version of mlx-video "
+                f"ConnectorConfig: text_encoder_norm_type = {short(stated)} is not implemented by this version of mlx-video "
                 f"beside caption_proj_before_connector = {config.caption_proj_before_connector}, only "
                 f"{config.norm_type!r}. The checkpoint may need a newer mlx-video."
             )
@@ -281,6 +298,9 @@ class ConnectorConfig(Config):
         return AV(ConnectorStream(*video), ConnectorStream(*audio))
 
 
+Block = tuple[str, int | dict]  # name, and parameters or a number of layers
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoEncoderConfig(Config):
     """The encoder's half of block ``vae``, as the convolutional and as the diffusion autoencoder state it.
@@ -288,7 +308,7 @@ class VideoEncoderConfig(Config):
     Blocks are (name, parameters) pairs from pixels to latents.
     """
 
-    encoder_blocks: tuple
+    encoder_blocks: tuple[Block, ...]
     in_channels: int = 3
     latent_channels: int = 128
     patch_size: int = 4
@@ -356,7 +376,7 @@ def _diffusion_encoder(data: Mapping[str, object]) -> dict[str, object]:
 class VideoVAEConfig(VideoEncoderConfig):
     """Convolutional video autoencoder: block ``vae``. The decoder's blocks too are in encoder order."""
 
-    decoder_blocks: tuple
+    decoder_blocks: tuple[Block, ...]
     out_channels: int = 3
     decoder_base_channels: int = 128
     causal_decoder: bool = False
@@ -447,7 +467,7 @@ class AudioVAEConfig(Config):
     mel_fmax: float
 
     FIXED: ClassVar = {
-        "attn_resolutions": (),
+        "attn_resolutions": [],
         "causal": True,
         "causality_axis": "height",
         "double_z": True,
@@ -489,9 +509,17 @@ class AudioVAEConfig(Config):
 
 
 def _flatten(block: Mapping[str, object]) -> dict[str, object]:
+    """The values of nested blocks by their own keys; raises ``UserError`` where a key has two values."""
     flat = {}
     for key, value in block.items():
-        flat |= _flatten(value) if isinstance(value, Mapping) else {key: _freeze(value)}
+        found = _flatten(value) if isinstance(value, Mapping) else {key: value}
+        for name in found.keys() & flat.keys():
+            if found[name] != flat[name]:
+                raise UserError(
+                    f"AudioVAEConfig: {name} has two values, {short(flat[name])} and {short(found[name])}. "
+                    "The checkpoint may be damaged."
+                )
+        flat |= found
     return flat
 
 

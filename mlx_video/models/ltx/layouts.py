@@ -141,6 +141,8 @@ def max_tokens(text_encoder: Path) -> int:
 
 def part_config(name: str, source: Source) -> Config:
     """The config of a part, read strictly. Raises ``ValueError`` naming the file and what this version lacks."""
+    if not isinstance(source.config, Mapping):
+        raise UserError(f"{source.path}: the config of its {name} is no JSON object.")
     try:
         return part_of(name).config.from_dict(source.config)
     except ValueError as error:

@@ -146,4 +146,6 @@ def test_four_mel_frames_a_latent(encoder, frames, latents):
 def test_refuses_what_it_does_not_implement():
     block = checkpoint()[1]["audio_vae"]
     with pytest.raises(ValueError, match="norm_type = 'group' is not implemented"):
-        AudioVAEConfig.from_dict({**block, "norm_type": "group"})
+        AudioVAEConfig.from_dict(
+            {"norm_type": "group", "preprocessing": block["preprocessing"]}
+        )

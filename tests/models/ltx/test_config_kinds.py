@@ -1,0 +1,77 @@
+"""Config values of a wrong kind or size: each is refused at once, in one sentence that names the file and the key."""
+
+import json
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.layouts import PARTS, Source, part_config
+from tests.reference import UPSCALER, checkpoint
+
+_, CONFIG = checkpoint()
+BLOCKS = {
+    name: CONFIG[part.block] if part.block else checkpoint(UPSCALER)[1]
+    for name, part in PARTS.items()
+    if part.config
+}
+WRONG = [None, True, "8", [], {}, [[1]], {"a": 1}, 10**9, 10**400, -1, 1.5, float("nan")]  # fmt: skip
+
+
+def changes(block: object) -> Iterator[object]:
+    """``block`` with one value at a time replaced, at every depth, by each of ``WRONG``."""
+    items = block.items() if isinstance(block, dict) else enumerate(block)
+    for key, value in items:
+        inner = changes(value) if isinstance(value, (dict, list)) else ()
+        for other in (*WRONG, *inner):
+            changed = block.copy()
+            changed[key] = other
+            yield changed
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_any_other_value_is_taken_or_refused_in_a_sentence(name):
+    refused = 0
+    for block in changes(json.loads(json.dumps(BLOCKS[name]))):
+        try:
+            part_config(name, Source(Path("model.safetensors"), block))
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith("model.safetensors: ")
+            assert len(str(error)) < 400 and "\n" not in str(error)
+    assert refused > 5 * len(WRONG)
+
+
+@pytest.mark.parametrize(
+    "name, change, sentence",
+    [
+        ("transformer", {"num_layers": "48"}, "num_layers must be a whole number; got '48'"),  # fmt: skip
+        ("transformer", {"num_layers": 10**9}, "num_layers must be from 0 to 1,024; got 1000000000"),  # fmt: skip
+        ("transformer", {"attention_head_dim": 10**9}, "attention_head_dim must be from 1 to 1,048,576"),  # fmt: skip
+        ("transformer", {"norm_eps": float("inf")}, "norm_eps must be a finite number"),
+        ("transformer", {"rope_type": "spiral"}, "rope_type must be split or interleaved; got 'spiral'"),  # fmt: skip
+        ("video_decoder", {"decoder_blocks": [["res_x", {"num_layers": 10**9}]]}, "decoder_blocks.num_layers must be from 0"),  # fmt: skip
+        ("vocoder", {"upsample_rates": [2] * 5000}, "the length of upsample_rates must"),  # fmt: skip
+        ("vocoder", {"stereo": 1}, "stereo must be true or false; got 1"),
+    ],
+)
+def test_the_sentence_names_the_key_and_the_rule(name, change, sentence):
+    block = BLOCKS[name] | change
+    with pytest.raises(UserError, match=f"model.safetensors: .*{sentence}"):
+        part_config(name, Source(Path("model.safetensors"), block))
+
+
+def test_what_a_config_lacks_is_named():
+    block = {k: v for k, v in BLOCKS["transformer"].items() if k != "num_layers"}
+    with pytest.raises(UserError, match="the config lacks num_layers"):
+        part_config("transformer", Source(Path("model.safetensors"), block))
+
+
+def test_two_values_of_one_audio_key_are_refused():
+    block = json.loads(json.dumps(BLOCKS["audio_decoder"]))
+    block["preprocessing"]["audio"]["sampling_rate"] = 22050
+    with pytest.raises(
+        UserError, match="sampling_rate has two values, 16000 and 22050"
+    ):
+        part_config("audio_decoder", Source(Path("model.safetensors"), block))
