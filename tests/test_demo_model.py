@@ -20,6 +20,7 @@ from huggingface_hub import constants
 import mlx_video
 from mlx_video import cli, generate, generate_av, generate_dev, hub, recipes
 from mlx_video.convert import convert
+from mlx_video.errors import MissingFileError
 from mlx_video.job import Files, Job
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import Components
@@ -246,7 +247,7 @@ def test_enhance_goes_on_asking_gemma(demo, monkeypatch):
 
     def stop(given, announce):
         asked.append(given)
-        raise FileNotFoundError("stop")
+        raise MissingFileError("stop")
 
     monkeypatch.setattr(find, "find_text_encoder", stop)
     assert cli.main(["enhance", *PROMPT]) == cli.BAD_INPUT and asked == [None]
