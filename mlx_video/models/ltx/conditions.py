@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video.conditioning.latent import AppendedTokens, GeneratedKeyframes
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.patchify import patchify_video, position_grid
 from mlx_video.types import VideoScale
 
@@ -44,7 +45,14 @@ def generated_keyframes(
 
 
 def evenly_spaced(count: int, frames: int) -> tuple[int, ...]:
-    """Pixel frames for ``count`` generated keyframes within a clip of ``frames``, the same way from each other and the ends."""
+    """Pixel frames for ``count`` generated keyframes within a clip of ``frames``, as far from each other as from its ends.
+
+    Raises ``UserError`` where there are no frames for so many.
+    """
+    if not 1 <= count <= frames - 2:
+        raise UserError(
+            f"A clip of {frames} frames takes from 1 to {frames - 2} generated keyframes; got {count}."
+        )
     inner = np.linspace(0, frames - 1, count + 2)[1:-1]
     return tuple(int(frame) for frame in np.rint(inner))
 

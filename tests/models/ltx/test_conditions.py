@@ -4,6 +4,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.conditioning.latent import LatentState
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.conditions import (
     Place,
     evenly_spaced,
@@ -49,3 +50,12 @@ def test_tokens_and_positions_are_the_official_ones(case):
 )
 def test_generated_keyframes_stand_evenly(count, frames, expected):
     assert evenly_spaced(count, frames) == expected
+
+
+@pytest.mark.parametrize("count", [-1, 0, 8])
+def test_more_generated_keyframes_than_frames_are_refused(count):
+    with pytest.raises(
+        UserError, match=f"from 1 to 7 generated keyframes; got {count}"
+    ):
+        evenly_spaced(count, 9)
+    assert evenly_spaced(7, 9) == (1, 2, 3, 4, 5, 6, 7)
