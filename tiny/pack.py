@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_video.linear import dense_weight
 from mlx_video.models.ltx.components import build, quantize_blocks
 from mlx_video.models.ltx.connector import TextConnectors
+from mlx_video.models.ltx.knowledge import FILE as KNOWS
 from mlx_video.models.ltx.layouts import QUANTIZATION, VARIANTS, Source
 from mlx_video.weights import CONFIG, Weights, save
 from tiny.model import (
@@ -44,6 +45,7 @@ TEXT_FILES = (
     "model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
+    KNOWS,
 )
 
 

@@ -21,9 +21,10 @@ from tokenizers import (
 )
 
 from mlx_video.models.ltx.gemma import Gemma3, language_model
+from mlx_video.models.ltx.knowledge import FILE as KNOWS
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
-from tiny.model import TEXT_ENCODER, TEXT_TOKENS, WORK
-from tiny.sentences import words
+from tiny.model import NAME, TEXT_ENCODER, TEXT_TOKENS, WORK
+from tiny.sentences import NOUNS, words
 
 FOLDER = WORK / "text_encoder"
 PAD, EOS, BOS, UNKNOWN = 0, 1, 2, 3
@@ -64,7 +65,7 @@ def store_encoder(model: Gemma3, folder: Path = FOLDER) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, and beside them what the model can draw."""
     build_tokenizer(words()).save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -77,6 +78,10 @@ def write_tokenizer(folder: Path) -> None:
         "unk_token": SPECIAL[UNKNOWN],
     }
     _write(folder / "tokenizer_config.json", settings)
+    *most, last = NOUNS
+    things = sorted({noun.split()[-1] for nouns in NOUNS.values() for noun in nouns})
+    draws = f"a {', '.join(most)} and {last} in eight colours"
+    _write(folder / KNOWS, {"name": NAME, "draws": draws, "things": things})
 
 
 def build_tokenizer(vocabulary: list[str]) -> Tokenizer:

@@ -12,6 +12,7 @@ from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.geometry import read_geometry
+from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.layouts import (
     DEV,
     DISTILLED_LORA_FILES,
@@ -31,8 +32,9 @@ from mlx_video.weights import CONFIG, INDEX, read_header, some, tensor_files
 log = logging.getLogger(__name__)
 
 DEMO = "ltx-2-tiny"
-DEMO_KNOWS = "a ball, square, triangle, star, heart, ring, arrow, moon, cloud and tree in eight colours"
 PACKAGED = Path(__file__).parents[2] / DEMO  # in the package, a converted folder
+_KNOWN = Knowledge.read(PACKAGED / "text_encoder")
+DEMO_KNOWS = _KNOWN.draws if _KNOWN else "a small world"
 LORA_TARGETS = {"transformer", "connectors"}
 
 

@@ -4,17 +4,18 @@ Knows text and ids; not the language model that reads them. Only tokenizers is i
 """
 
 import re
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Iterable, Iterator, Sequence
 
 import mlx.core as mx
 from tokenizers import Tokenizer
 
 from mlx_video import weights
 from mlx_video.errors import MissingFileError, UserError
+from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, tokenizer_folder
-from mlx_video.weights import read_json
 
 if TYPE_CHECKING:  # it imports transformers, which takes more than a second
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -24,32 +25,6 @@ BOS = "<bos>"
 TURNS = (("<start_of_turn>", "<end_of_turn>"), ("<|turn>", "<turn|>"))  # Gemma 3, 4
 PACKED = "tokenizer_json"  # the tensor of bytes in Lightricks' packed file
 LONGEST_TEXT = 100_000  # characters, more than the tokens of any prompt stand for
-KNOWS = "knows.json"  # beside the tokenizer of a model that knows few things
-
-
-class Knowledge(NamedTuple):
-    """What a model of a small world says of itself.
-
-    name    of the model
-    draws   what it can draw, for a person to read
-    things  the words for what it can draw
-    """
-
-    name: str
-    draws: str
-    things: frozenset[str]
-
-    @classmethod
-    def read(cls, folder: Path) -> "Knowledge | None":
-        if not (data := read_json(folder / KNOWS)):
-            return None
-        things = data.get("things")
-        known = isinstance(things, list) and all(isinstance(t, str) for t in things)
-        if not known or not {"name", "draws"} <= data.keys():
-            raise UserError(
-                f'{folder / KNOWS} must say "name", "draws" and a list "things" of words; got {sorted(data)}.'
-            )
-        return cls(str(data["name"]), str(data["draws"]), frozenset(things))
 
 
 class PromptTokenizer:
@@ -112,7 +87,11 @@ class PromptTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Of any text, BOS first."""
-        ids = self.backend.encode(text).ids
+        damaged = UserError(
+            f"The tokenizer cannot read the prompt that begins {text[:40]!r}: its file is damaged. Fetch it again."
+        )
+        with _instead_of_any(damaged):
+            ids = self.backend.encode(text).ids
         return ids if ids[:1] == [self.bos] else [self.bos, *ids]
 
     def tokenize(
@@ -150,14 +129,16 @@ class PromptTokenizer:
         return tuple(word for word in words if not self._knows(word))
 
     def caution(self, prompt: str) -> str:
-        """One line for whoever asks for what the model does not know; empty where it knows every word."""
-        if not (unknown := self.unknown_words(prompt)):
+        """One line for whoever asks such a model for what it does not know; empty where it knows every word."""
+        if self.knowledge is None:
             return ""
         name, draws, things = self.knowledge
-        known = set(re.findall(r"\w+", prompt.lower()))
-        if not any({word, word.removesuffix("s")} & things for word in known):
-            return f"{name} knows no thing in this prompt ({weights.some(unknown)}). It draws {draws}."
-        return f"{name} does not know: {weights.some(unknown)}. It draws {draws}."
+        unknown = weights.some(self.unknown_words(prompt))
+        said = set(re.findall(r"\w+", prompt.lower()))
+        if not (said | {word.removesuffix("s") for word in said}) & things:
+            aside = f" (it does not know: {unknown})" if unknown else ""
+            return f"{name} finds nothing in this prompt that it can draw{aside}. It draws {draws}."
+        return f"{name} does not know: {unknown}. It draws {draws}." if unknown else ""
 
     def _knows(self, word: str) -> bool:
         return any(
@@ -210,12 +191,8 @@ def check_prompts(text_encoder: str | Path, prompts: Iterable[str]) -> None:
 
 
 def _read(file: Path) -> Tokenizer:
-    try:
+    with _instead_of_any(_damaged(file)):
         return Tokenizer.from_buffer(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
-    except Exception:  # tokenizers raises nothing narrower
-        raise _damaged(file) from None
 
 
 def _packed(file: Path) -> Tokenizer:
@@ -225,20 +202,27 @@ def _packed(file: Path) -> Tokenizer:
             f"{file} has no tokenizer inside: it lacks the tensor {PACKED}. Give the text encoder that Lightricks "
             "publishes, or a Gemma folder."
         )
-    try:
+    with _instead_of_any(_damaged(file)):
         return Tokenizer.from_buffer(bytes(memoryview(tensor.flatten())))
-    except Exception:  # tokenizers raises nothing narrower
-        raise _damaged(file) from None
 
 
 def _converted(folder: Path) -> Tokenizer:
     """From tokenizer.model, which transformers converts."""
     from transformers import AutoTokenizer
 
-    try:
+    with _instead_of_any(_damaged(folder / "tokenizer.model")):
         return AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    except Exception:  # of many kinds, by what the file holds
-        raise _damaged(folder / "tokenizer.model") from None
+
+
+@contextmanager
+def _instead_of_any(error: UserError) -> Iterator[None]:
+    """Raise ``error`` for whatever a tokenizer's file makes the libraries raise: a bare Exception, or a panic of Rust."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        raise error from None
 
 
 def _damaged(file: Path) -> UserError:

@@ -1,0 +1,35 @@
+"""What a model of a small world says of itself: the things it can draw. Reads one small file; knows no tokenizer."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from mlx_video.errors import UserError
+from mlx_video.weights import read_json
+
+FILE = "knows.json"  # in the text encoder's folder
+
+
+class Knowledge(NamedTuple):
+    """Of a model that was taught few things.
+
+    name    of the model
+    draws   what it can draw, for a person to read
+    things  the words for those things
+    """
+
+    name: str
+    draws: str
+    things: frozenset[str]
+
+    @classmethod
+    def read(cls, text_encoder: Path) -> "Knowledge | None":
+        """From a text encoder's folder; ``None`` where it says nothing, as that of any large model."""
+        if not (data := read_json(text_encoder / FILE)):
+            return None
+        name, draws, things = map(data.get, cls._fields)
+        words = isinstance(things, list) and all(isinstance(t, str) for t in things)
+        if not words or not isinstance(name, str) or not isinstance(draws, str):
+            raise UserError(
+                f'{text_encoder / FILE} must hold two texts, "name" and "draws", and "things", a list of words.'
+            )
+        return cls(name, draws, frozenset(things))
