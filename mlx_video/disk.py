@@ -1,6 +1,7 @@
 """Paths as people type them, and what the system says of files, in sentences. Knows no format."""
 
 import os
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -57,3 +58,14 @@ def short(text: object, most: int = 120) -> str:
     """``text``, for a sentence: its end where it is longer than ``most`` characters."""
     text = str(text)
     return text if len(text) <= most else f"...{text[3 - most:]}"
+
+
+def file_size(file: Path) -> int:
+    """The length of an ordinary file in bytes; pipes and devices, which could block for ever, are refused."""
+    with file_errors(file):
+        found = os.stat(file)
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(
+            f"{file} is not an ordinary file; name one that is neither a pipe nor a device."
+        )
+    return found.st_size

@@ -14,15 +14,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.disk import file_errors, is_there
+from mlx_video.disk import file_errors, file_size, is_there
 from mlx_video.errors import MissingFileError, UserError
-from mlx_video.formats.safetensors import (
-    LONGEST_HEADER,
-    clip,
-    file_size,
-    parse_json,
-    read_header,
-)
+from mlx_video.formats import gguf, safetensors
+from mlx_video.formats.safetensors import LONGEST_HEADER, Header, clip, parse_json
+from mlx_video.formats.sniff import GGUF, sniff
 
 X = TypeVar("X")
 Weights = dict[str, mx.array]
@@ -40,7 +36,7 @@ KEPT_PRECISION = "scale_shift_table"
 
 
 def read(path: Path) -> tuple[Weights, dict[str, str]]:
-    """Lazy tensors and metadata of one safetensors file, or of a folder of shards.
+    """Lazy tensors and metadata of one file, or of a folder of shards; of a GGUF file dense ones, as float32.
 
     Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, where a file is absent, damaged or foreign.
     """
@@ -55,10 +51,25 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
             )
         home |= dict.fromkeys(header.tensors, file)
         try:
-            weights |= mx.load(str(file))
+            if sniff(file) == GGUF:
+                weights |= gguf.read(file, mx.float32)[0]
+            else:
+                weights |= mx.load(str(file))
         except RuntimeError:
             raise UserError(f"{file} cannot be read by MLX. Fetch it again.") from None
     return weights, metadata
+
+
+def read_header(file: Path) -> Header:
+    """The header of a safetensors or GGUF file, checked as a whole: the tensors that it holds, and its metadata."""
+    if sniff(file) != GGUF:
+        return safetensors.read_header(file)
+    found = gguf.read_header(file)
+    entries = {
+        name: {"dtype": tensor.kind, "shape": list(tensor.shape)}
+        for name, tensor in found.tensors.items()
+    }
+    return Header(entries, gguf.texts(found))
 
 
 def stored_types(path: Path) -> dict[str, str]:

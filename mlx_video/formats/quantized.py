@@ -12,6 +12,7 @@ from typing import Mapping
 import mlx.core as mx
 
 from mlx_video.errors import UserError
+from mlx_video.formats.gguf import PACKED
 from mlx_video.formats.safetensors import clip, parse_json
 from mlx_video.weights import Weights, read, stored_types
 
@@ -52,7 +53,10 @@ def read_dense(
     MLX's own quantization stays as it is. Raises ``UserError`` where a file is quantized in a way that is not read.
     """
     weights, metadata = read(path)
-    return dense(weights, stored_types(path), metadata, dtype, str(path)), metadata
+    types = stored_types(path)
+    packed = {key for key, kind in types.items() if kind in PACKED}
+    weights |= {key: weights[key].astype(dtype) for key in packed}
+    return dense(weights, types, metadata, dtype, str(path)), metadata
 
 
 def dense(

@@ -1,15 +1,14 @@
 """The header of a safetensors file: what it holds and where, checked before a byte of it is used. Reads no tensors."""
 
 import json
-import os
-import stat
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Mapping, NamedTuple
 
-from mlx_video.disk import file_errors
+from mlx_video.disk import file_errors, file_size
 from mlx_video.errors import UserError
+from mlx_video.formats.sniff import UNKNOWN, kind_of
 
 LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 LONGEST_AXIS = 2**31 - 1  # MLX counts an axis in 32 bits
@@ -20,7 +19,6 @@ BITS = {
     **dict.fromkeys(("U64", "I64", "C64"), 64),
 }
 ENTRY = {"dtype", "shape", "data_offsets"}
-LFS_POINTER = b"version https://git-lfs"
 
 
 class Header(NamedTuple):
@@ -52,17 +50,6 @@ def read_header(file: Path) -> Header:
             )
     _check_places(file, entries, start, size)
     return Header(entries, metadata)
-
-
-def file_size(file: Path) -> int:
-    """The length of an ordinary file in bytes; pipes and devices, which could block for ever, are refused."""
-    with file_errors(file):
-        found = os.stat(file)
-    if not stat.S_ISREG(found.st_mode):
-        raise UserError(
-            f"{file} is not an ordinary file; name a file that holds weights."
-        )
-    return found.st_size
 
 
 def parse_json(text: bytes | str, subject: str) -> object:
@@ -110,15 +97,8 @@ def _read_text(file: Path, size: int) -> tuple[bytes, int]:
         length = int.from_bytes(begin[:8], "little")
         stream.seek(8)
         text = stream.read(min(length, size, LONGEST_HEADER))
-    if begin.startswith(LFS_POINTER):
-        raise UserError(
-            f"{file} is not a safetensors file but a Git LFS pointer, which stands for one: fetch it with `git lfs pull`."
-        )
     if text[:1] != b"{":
-        raise UserError(
-            f"{file} is not a safetensors file: it does not begin with a table of contents. "
-            "If it is a web page, fetch the file it stands for."
-        )
+        raise _foreign(file, kind_of(begin))
     if length > LONGEST_HEADER and size > LONGEST_HEADER:
         raise _damaged(file, f"its table of contents claims {length:,} bytes")
     if len(text) < length:
@@ -174,6 +154,20 @@ def _check_places(file: Path, entries: Mapping[str, dict], start: int, size: int
     wanted = start + max((end for _, end, _ in places), default=0)
     if size != wanted:
         raise _wrong_size(file, size, wanted)
+
+
+HINTS = {
+    "Git LFS pointer": ", which stands for one: fetch it with `git lfs pull`",
+    "web page": ": fetch the file that the page offers",
+    "GGUF file": ": give it a name that ends in .gguf",
+}
+
+
+def _foreign(file: Path, kind: str) -> UserError:
+    told = f"but a {kind}{HINTS.get(kind, '')}"
+    if kind == UNKNOWN:
+        told = "for it does not begin with a table of contents. Fetch it again"
+    return UserError(f"{file} is not a safetensors file, {told}.")
 
 
 def _damaged(file: Path, what: str) -> UserError:

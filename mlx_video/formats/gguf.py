@@ -1,0 +1,344 @@
+"""GGUF files: their table of contents, and their tensors made dense, k-quants too. Knows no networks.
+
+The header is checked as a whole before a tensor is read. A tensor's packed bytes are copied when it is asked for; it is
+made dense when it is evaluated.
+"""
+
+import struct
+from math import prod
+from pathlib import Path
+from typing import Callable, Iterator, Mapping, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_video.disk import file_errors, file_size
+from mlx_video.errors import UserError
+from mlx_video.formats.safetensors import LONGEST_AXIS, LONGEST_HEADER, clip
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+ALIGNMENT = "general.alignment"
+ARCHITECTURE = "general.architecture"
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of a tensor that had to be reshaped
+MOST_AXES = 8
+
+# Kinds of values in the header: struct's letter of each; 8 is a string and 9 a list.
+VALUES = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+STRING, LIST = 8, 9
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies and how it is packed; ``begin`` counts from the start of the file."""
+
+    kind: str
+    shape: tuple[int, ...]
+    begin: int
+    nbytes: int
+
+
+class Header(NamedTuple):
+    tensors: dict[str, Tensor]
+    metadata: dict[str, object]
+
+
+class Packing(NamedTuple):
+    """A way to pack numbers: how many share a block of how many bytes, and what makes blocks (n, bytes) dense."""
+
+    numbers: int
+    bytes: int
+    unpack: Callable[[mx.array], mx.array]
+
+
+def read(
+    file: Path, dtype: mx.Dtype = mx.bfloat16
+) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The tensors of a GGUF file, dense and lazy, and those of its values that are text.
+
+    Quantized ones become ``dtype``; others keep the type they are stored in.
+    """
+    header = read_header(file)
+    with file_errors(file):
+        data = np.memmap(file, mode="r")
+    tensors = {name: _dense(data, t, dtype) for name, t in header.tensors.items()}
+    return tensors, texts(header)
+
+
+def texts(header: Header) -> dict[str, str]:
+    """Those of a file's values that are text: the model's config and version are."""
+    return {k: v for k, v in header.metadata.items() if isinstance(v, str)}
+
+
+def read_header(file: Path) -> Header:
+    """What a GGUF file holds and where. Raises ``UserError``, in a sentence that names the file and the fault."""
+    size = file_size(file)
+    with file_errors(file), open(file, "rb") as stream:
+        cursor = _Cursor(stream.read(LONGEST_HEADER))
+    try:
+        metadata, entries = _contents(cursor)
+        alignment = metadata.get(ALIGNMENT, 32)
+        if type(alignment) is not int or not 0 < alignment <= 2**20:
+            raise ValueError(f"its {ALIGNMENT} is {clip(alignment, 30)}")
+        start = -(-cursor.place // alignment) * alignment
+        tensors = {}
+        for name, (shape, kind, offset) in entries.items():
+            if kind not in KINDS:
+                raise UserError(
+                    f"{file} packs tensor {clip(name)} as {OTHERS.get(kind, f'kind {kind}')}, which this version does "
+                    f"not read; use a file of {', '.join(KINDS.values())}."
+                )
+            shape = _original_shape(name, shape, metadata)
+            tensors[name] = _placed(name, shape, kind, start + offset, size)
+    except UserError:
+        raise
+    except (ValueError, struct.error) as error:
+        fault = "it ends in its header" if isinstance(error, struct.error) else error
+        raise UserError(f"{file} is a damaged GGUF file: {fault}. Fetch it again.") from None  # fmt: skip
+    return Header(tensors, metadata)
+
+
+class _Cursor:
+    """Takes values from the bytes of a header, one after another."""
+
+    def __init__(self, data: bytes):
+        self.data, self.place = data, 0
+
+    def take(self, letters: str) -> tuple:
+        found = struct.unpack_from(f"<{letters}", self.data, self.place)
+        self.place += struct.calcsize(f"<{letters}")
+        return found
+
+    def one(self, letter: str) -> int | float | bool:
+        return self.take(letter)[0]
+
+    def text(self) -> str:
+        (length,) = self.take("Q")
+        if length > len(self.data) - self.place:
+            raise struct.error
+        self.place += length
+        raw = self.data[self.place - length : self.place]
+        return raw.decode("utf-8", "replace")
+
+    def value(self, kind: int) -> object:
+        if kind == STRING:
+            return self.text()
+        if kind != LIST:
+            return self.one(_letter(kind))
+        inner, count = self.take("IQ")
+        if count > len(self.data) - self.place:
+            raise struct.error
+        if inner == STRING:
+            return [self.text() for _ in range(count)]
+        return list(self.take(f"{count}{_letter(inner)}"))
+
+
+def _letter(kind: int) -> str:
+    if kind not in VALUES:
+        raise ValueError(f"a value is of the unknown kind {kind}")
+    return VALUES[kind]
+
+
+def _contents(cursor: _Cursor) -> tuple[dict[str, object], dict[str, tuple]]:
+    """The values of a header, and name -> (shape, number of its packing, offset) of each tensor."""
+    magic, version, tensors, values = cursor.take("4sIQQ")
+    if magic != MAGIC or version not in VERSIONS:
+        raise ValueError(f"it is of version {version}, and versions 2 and 3 are read")
+    metadata, entries = {}, {}
+    for _ in range(values):
+        key = cursor.text()
+        metadata[key] = cursor.value(cursor.one("I"))
+    for _ in range(tensors):
+        name, axes = cursor.text(), cursor.one("I")
+        if axes > MOST_AXES:
+            raise ValueError(f"tensor {clip(name)} has {axes} axes")
+        if name in entries:
+            raise ValueError(f"it names tensor {clip(name)} twice")
+        shape = cursor.take(f"{axes}Q")[::-1]  # the fastest axis is first there
+        entries[name] = shape, *cursor.take("IQ")
+    return metadata, entries
+
+
+def _original_shape(
+    name: str, shape: tuple[int, ...], metadata: Mapping[str, object]
+) -> tuple[int, ...]:
+    stated = metadata.get(ORIGINAL_SHAPE + name)
+    if stated is None:
+        return shape
+    counts = isinstance(stated, list) and all(type(n) is int and n >= 0 for n in stated)
+    if not counts or prod(stated) != prod(shape):
+        raise ValueError(f"the original shape of {clip(name)} is {clip(stated, 60)}")
+    return tuple(stated)
+
+
+def _placed(
+    name: str, shape: tuple[int, ...], kind: int, begin: int, size: int
+) -> Tensor:
+    packing = PACKINGS[KINDS[kind]]
+    if any(axis > LONGEST_AXIS for axis in shape) or prod(shape) % packing.numbers:
+        raise ValueError(f"tensor {clip(name)} has a shape {clip(shape, 60)}, which {KINDS[kind]} cannot pack")  # fmt: skip
+    nbytes = prod(shape) // packing.numbers * packing.bytes
+    if begin + nbytes > size:
+        raise ValueError(f"tensor {clip(name)} ends after the file, which is cut off")
+    return Tensor(KINDS[kind], shape, begin, nbytes)
+
+
+def _dense(data: np.ndarray, tensor: Tensor, dtype: mx.Dtype) -> mx.array:
+    packing = PACKINGS[tensor.kind]
+    raw = mx.array(data[tensor.begin : tensor.begin + tensor.nbytes])
+    values = packing.unpack(raw.reshape(-1, packing.bytes)).reshape(tensor.shape)
+    return values.astype(dtype) if packing.numbers > 1 else values
+
+
+# Packings, as ggml defines them. Blocks are (n, bytes) of uint8; results (n, numbers) of float32.
+
+
+def _half(blocks: mx.array, place: int) -> mx.array:
+    """The float16 at a place of each block, as float32 (n, 1)."""
+    raw = mx.contiguous(blocks[:, place : place + 2])
+    return raw.view(mx.float16).astype(mx.float32)
+
+
+def _nibbles(packed: mx.array) -> mx.array:
+    """The low halves of bytes (..., m), then the high ones: (..., 2 m)."""
+    return mx.concatenate([packed & 15, packed >> 4], axis=-1)
+
+
+def _bits(packed: mx.array, count: int) -> mx.array:
+    """Bytes (n, m) cut into pieces of ``count`` bits, lowest first: (n, 8 / count, m)."""
+    shifts = mx.arange(0, 8, count, dtype=mx.uint8)[:, None]
+    return (packed[:, None] >> shifts) & (2**count - 1)
+
+
+def _signed(raw: mx.array) -> mx.array:
+    return mx.contiguous(raw).view(mx.int8).astype(mx.float32)
+
+
+def _float(codes: mx.array) -> mx.array:
+    return codes.astype(mx.float32)
+
+
+def _as(dtype: mx.Dtype) -> Callable[[mx.array], mx.array]:
+    return lambda blocks: blocks.view(dtype)
+
+
+def _q4_0(blocks: mx.array) -> mx.array:
+    return _half(blocks, 0) * (_float(_nibbles(blocks[:, 2:])) - 8)
+
+
+def _q4_1(blocks: mx.array) -> mx.array:
+    return _half(blocks, 0) * _float(_nibbles(blocks[:, 4:])) + _half(blocks, 2)
+
+
+def _fifth(blocks: mx.array, place: int) -> mx.array:
+    """The fifth bits of 32 numbers, which are four bytes at a place: (n, 32)."""
+    eight = _bits(blocks[:, place : place + 4], 1)  # (n, bit, byte)
+    return eight.swapaxes(1, 2).flatten(1) << 4
+
+
+def _q5_0(blocks: mx.array) -> mx.array:
+    codes = _nibbles(blocks[:, 6:]) | _fifth(blocks, 2)
+    return _half(blocks, 0) * (_float(codes) - 16)
+
+
+def _q5_1(blocks: mx.array) -> mx.array:
+    codes = _nibbles(blocks[:, 8:]) | _fifth(blocks, 4)
+    return _half(blocks, 0) * _float(codes) + _half(blocks, 2)
+
+
+def _q8_0(blocks: mx.array) -> mx.array:
+    return _half(blocks, 0) * _signed(blocks[:, 2:])
+
+
+def _q2_k(blocks: mx.array) -> mx.array:
+    """16 groups of 16, each with a scale and a minimum of 4 bits."""
+    scales, codes = blocks[:, :16], blocks[:, 16:80].reshape(-1, 32)
+    codes = _bits(codes, 2).reshape(-1, 16, 16)
+    d, least = (_half(blocks, place)[..., None] for place in (80, 82))
+    scale, offset = d * _float(scales & 15)[..., None], _float(scales >> 4)[..., None]
+    return (scale * _float(codes) - least * offset).flatten(1)
+
+
+def _q3_k(blocks: mx.array) -> mx.array:
+    """16 groups of 16; the third bit lies apart, and so do two bits of each scale."""
+    high = _bits(blocks[:, :32], 1).reshape(-1, 16, 16)
+    codes = _bits(blocks[:, 32:96].reshape(-1, 32), 2).reshape(-1, 16, 16)
+    packed = blocks[:, 96:108]
+    scales = _nibbles(packed[:, :8]) | (_bits(packed[:, 8:], 2).flatten(1) << 4)
+    scale = _half(blocks, 108) * (_float(scales) - 32)
+    return (scale[..., None] * (_float(codes | high << 2) - 4)).flatten(1)
+
+
+def _scales_and_minima(packed: mx.array) -> tuple[mx.array, mx.array]:
+    """Eight scales and eight minima of 6 bits out of 12 bytes, (n, 8) each."""
+    a, b, c = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    scales = mx.concatenate([a & 63, (c & 15) | (a >> 6) << 4], axis=1)
+    minima = mx.concatenate([b & 63, (c >> 4) | (b >> 6) << 4], axis=1)
+    return _float(scales), _float(minima)
+
+
+def _by_scale_and_minimum(blocks: mx.array, codes: mx.array) -> mx.array:
+    """8 groups of 32 ``codes`` (n, 8, 32), whose scales lie where q4_k and q5_k have them."""
+    scales, minima = _scales_and_minima(blocks[:, 4:16])
+    scale, least = _half(blocks, 0) * scales, _half(blocks, 2) * minima
+    return (scale[..., None] * _float(codes) - least[..., None]).flatten(1)
+
+
+def _q4_k(blocks: mx.array) -> mx.array:
+    codes = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    return _by_scale_and_minimum(blocks, codes)
+
+
+def _q5_k(blocks: mx.array) -> mx.array:
+    codes = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    return _by_scale_and_minimum(blocks, codes | _bits(blocks[:, 16:48], 1) << 4)
+
+
+def _q6_k(blocks: mx.array) -> mx.array:
+    """16 groups of 16 with signed scales; the two high bits lie apart, in halves of 128."""
+    low = _nibbles(blocks[:, :128].reshape(-1, 64))
+    high = _bits(blocks[:, 128:192].reshape(-1, 32), 2).flatten(1)
+    codes = _float(low | high << 4).reshape(-1, 16, 16) - 32
+    scale = _half(blocks, 208) * _signed(blocks[:, 192:208])
+    return (scale[..., None] * codes).flatten(1)
+
+
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+def _iq4_nl(blocks: mx.array) -> mx.array:
+    return _half(blocks, 0) * mx.array(IQ4, mx.float32)[_nibbles(blocks[:, 2:])]
+
+
+def _iq4_xs(blocks: mx.array) -> mx.array:
+    """8 groups of 32, each with a scale of 6 bits."""
+    high = _bits(blocks[:, 2:4], 2).swapaxes(1, 2).flatten(1)  # (n, 8)
+    low = _bits(blocks[:, 4:8], 4).swapaxes(1, 2).flatten(1)
+    scale = _half(blocks, 0) * (_float(low | high << 4) - 32)
+    codes = _nibbles(blocks[:, 8:].reshape(-1, 8, 16))
+    return (scale[..., None] * mx.array(IQ4, mx.float32)[codes]).flatten(1)
+
+
+PACKINGS = {
+    "F32": Packing(1, 4, _as(mx.float32)),
+    "F16": Packing(1, 2, _as(mx.float16)),
+    "BF16": Packing(1, 2, _as(mx.bfloat16)),
+    "Q4_0": Packing(32, 18, _q4_0),
+    "Q4_1": Packing(32, 20, _q4_1),
+    "Q5_0": Packing(32, 22, _q5_0),
+    "Q5_1": Packing(32, 24, _q5_1),
+    "Q8_0": Packing(32, 34, _q8_0),
+    "Q2_K": Packing(256, 84, _q2_k),
+    "Q3_K": Packing(256, 110, _q3_k),
+    "Q4_K": Packing(256, 144, _q4_k),
+    "Q5_K": Packing(256, 176, _q5_k),
+    "Q6_K": Packing(256, 210, _q6_k),
+    "IQ4_NL": Packing(32, 18, _iq4_nl),
+    "IQ4_XS": Packing(256, 136, _iq4_xs),
+}
+PACKED = {name for name, packing in PACKINGS.items() if packing.numbers > 1}
+# ggml's numbers of them.
+KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0"}
+KINDS |= dict(enumerate(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), start=10))
+KINDS |= {20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16"}
+OTHERS = {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S"}
+OTHERS |= {22: "IQ2_S", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}

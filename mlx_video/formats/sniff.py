@@ -1,0 +1,41 @@
+"""What kind of file this is, by how it begins. Opens nothing and trusts no name."""
+
+from pathlib import Path
+
+from mlx_video.disk import file_errors, file_size
+
+SAFETENSORS, GGUF = "safetensors file", "GGUF file"
+EMPTY, UNKNOWN = "empty file", "unknown"
+# What a file begins with -> what it is called in a sentence.
+BEGINNINGS = {
+    b"GGUF": GGUF,
+    b"version https://git-lfs": "Git LFS pointer",
+    b"<": "web page",
+    b"PK\x03\x04": "zip archive, as PyTorch pickles are",
+    b"\x80\x02": "Python pickle",
+    b"\x80\x03": "Python pickle",
+    b"\x80\x04": "Python pickle",
+    b"\x89PNG": "picture",
+    b"\xff\xd8\xff": "picture",
+    b"%PDF": "PDF",
+    b"\x93NUMPY": "NumPy array",
+    b"\x1f\x8b": "gzip archive",
+}
+
+
+def sniff(path: Path) -> str:
+    """What ``path`` holds: "safetensors file", "GGUF file", another kind in words, or "unknown"."""
+    if file_size(path) == 0:
+        return EMPTY
+    with file_errors(path), open(path, "rb") as stream:
+        return kind_of(stream.read(64))
+
+
+def kind_of(begin: bytes) -> str:
+    """The kind of a file that begins so; 64 bytes are enough."""
+    if begin[8:9] == b"{":
+        return SAFETENSORS
+    for start, kind in BEGINNINGS.items():
+        if begin.lstrip(b" \r\n\t\xef\xbb\xbf").startswith(start):
+            return kind
+    return UNKNOWN

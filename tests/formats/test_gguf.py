@@ -1,0 +1,142 @@
+"""GGUF files: every packing beside the numbers of the `gguf` package, and headers that lie."""
+
+import struct
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_video import weights
+from mlx_video.errors import UserError
+from mlx_video.formats import gguf as ours
+from mlx_video.formats.gguf import KINDS, PACKINGS, read, read_header
+from mlx_video.formats.quantized import read_dense
+from mlx_video.formats.sniff import sniff
+
+gguf = pytest.importorskip("gguf")
+rng = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("number, name", KINDS.items(), ids=KINDS.values())
+def test_unpacks_as_ggml_does(number, name):
+    kind = gguf.GGMLQuantizationType(number)
+    assert kind.name == name
+    assert gguf.GGML_QUANT_SIZES[kind] == PACKINGS[name][:2]
+    raw = rng.integers(0, 256, (50, PACKINGS[name].bytes)).astype(np.uint8)
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = gguf.quants.dequantize(raw, kind)
+    found = PACKINGS[name].unpack(mx.array(raw)).astype(mx.float32)
+    finite = np.isfinite(expected)
+    assert finite.mean() > 0.5
+    np.testing.assert_allclose(
+        np.array(found)[finite], expected[finite], rtol=1e-6, atol=0
+    )
+
+
+def write(file, kind="Q8_0", arch="ltxv", shape=(4, 64), **values):
+    """A file of two tensors that the package wrote: "a", packed, and "b", float32."""
+    writer = gguf.GGUFWriter(str(file), arch)
+    for key, value in values.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_array
+        add(key.replace("__", "."), value)
+    true = rng.standard_normal(shape).astype(np.float32)
+    number = gguf.GGMLQuantizationType[kind]
+    writer.add_tensor("a", gguf.quants.quantize(true, number), raw_dtype=number)
+    writer.add_tensor("b", np.arange(6, dtype=np.float32).reshape(1, 6))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return true
+
+
+@pytest.mark.parametrize("kind, error", [("Q8_0", 0.02), ("Q4_0", 0.4), ("BF16", 0.02)])
+def test_reads_a_file_that_the_package_wrote(tmp_path, kind, error):
+    file = tmp_path / "model.gguf"
+    values = {"model_version": "2.5.0", "comfy__gguf__orig_shape__b": [2, 3]}
+    true = write(file, kind, **values)
+    assert sniff(file) == "GGUF file"
+    tensors, metadata = read(file, mx.float32)
+    assert metadata["general.architecture"] == "ltxv"
+    assert metadata["model_version"] == "2.5.0"
+    assert tensors["a"].shape == (4, 64) and tensors["b"].shape == (2, 3)
+    assert np.abs(np.array(tensors["a"].astype(mx.float32)) - true).max() < error
+    assert tensors["b"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert read(file)[0]["b"].dtype == mx.float32
+    assert weights.stored_types(file) == {"a": kind, "b": "F32"}
+    dense, _ = read_dense(file, mx.bfloat16)
+    assert dense["a"].dtype == mx.bfloat16 and dense["b"].dtype == mx.float32
+    assert mx.array_equal(dense["a"], tensors["a"].astype(mx.bfloat16))
+
+
+def raw(version=3, tensors=0, values=0, rest=b"") -> bytes:
+    return struct.pack("<4sIQQ", b"GGUF", version, tensors, values) + rest
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def tensor(name=b"a", axes=(32,), kind=8, offset=0) -> bytes:
+    dims = struct.pack(f"<I{len(axes)}Q", len(axes), *axes)
+    return text(name) + dims + struct.pack("<IQ", kind, offset)
+
+
+HOSTILE = {
+    "only magic": (b"GGUF", "it ends in its header"),
+    "an old version": (raw(1), "it is of version 1"),
+    "absent values": (raw(values=2**60), "it ends in its header"),
+    "absent tensors": (raw(tensors=2**60), "it ends in its header"),
+    "an endless name": (raw(values=1, rest=struct.pack("<Q", 2**63)), "it ends in its"),
+    "an unknown value": (raw(values=1, rest=text(b"k") + b"\x63\0\0\0"), "kind 99"),
+    "an endless list": (
+        raw(values=1, rest=text(b"k") + struct.pack("<IIQ", 9, 4, 2**61)),
+        "it ends in its header",
+    ),
+    "a list of lists": (
+        raw(values=1, rest=text(b"k") + struct.pack("<IIQ", 9, 9, 0)),
+        "unknown kind 9",
+    ),
+    "many axes": (raw(tensors=1, rest=tensor(axes=(1,) * 9)), "tensor a has 9 axes"),
+    "twice": (raw(tensors=2, rest=tensor() * 2), "names tensor a twice"),
+    "half a block": (raw(tensors=1, rest=tensor(axes=(16,))), "Q8_0 cannot pack"),
+    "an absurd axis": (raw(tensors=1, rest=tensor(axes=(2**40,))), "cannot pack"),
+    "cut off": (raw(tensors=1, rest=tensor()), "tensor a ends after the file"),
+    "an alignment of 0": (
+        raw(values=1, rest=text(b"general.alignment") + struct.pack("<II", 4, 0)),
+        "its general.alignment is 0",
+    ),
+    "another original shape": (
+        raw(
+            tensors=1,
+            values=1,
+            rest=text(b"comfy.gguf.orig_shape.a")
+            + struct.pack("<IIQi", 9, 5, 1, 7)
+            + tensor(),
+        ),
+        r"the original shape of a is \[7\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("content, message", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_header_is_refused_in_a_sentence(tmp_path, content, message):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"{file} is a damaged GGUF file: .*{message}"):
+        read(file)
+
+
+@pytest.mark.parametrize("kind, name", [(16, "IQ2_XXS"), (99, "kind 99")])
+def test_other_packings_are_refused_by_name(tmp_path, kind, name):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(raw(tensors=1, rest=tensor(kind=kind)))
+    with pytest.raises(
+        UserError, match=f"{file} packs tensor a as {name}, which .*use"
+    ):
+        read_header(file)
+
+
+def test_names_every_packing_once():
+    assert set(KINDS.values()) == PACKINGS.keys()
+    assert not KINDS.keys() & ours.OTHERS.keys()
