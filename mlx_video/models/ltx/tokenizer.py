@@ -219,7 +219,7 @@ def _instead_of_any(error: UserError) -> Iterator[None]:
     """Raise ``error`` for whatever a tokenizer's file makes the libraries raise: a bare Exception, or a panic of Rust."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         raise
     except BaseException:
         raise error from None
