@@ -313,7 +313,8 @@ def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
 def _packed_config(metadata: Mapping[str, str], source: str) -> dict[str, object]:
     """PEFT's config of the transformer, which diffusers keeps in the metadata; empty where there is none."""
     found = parse_json(metadata.get(ADAPTER, "{}"), f"The {ADAPTER} in {source}")
-    found = found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise UserError(f"The {ADAPTER} in {source} must be an object; got {clip(found)}.")  # fmt: skip
     return {key.removeprefix("transformer."): value for key, value in found.items()}
 
 

@@ -72,8 +72,8 @@ def parse_json(text: bytes | str, subject: str) -> object:
 
 
 def clip(text: object, most: int = 80) -> str:
-    """``text`` for a sentence, no longer than ``most`` characters."""
-    text = str(text)
+    """``text``, or another value out of a file as JSON, for a sentence; no longer than ``most`` characters."""
+    text = text if isinstance(text, str) else json.dumps(text, default=str)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -44,7 +44,7 @@ HOSTILE = {
     "offsets of strings": ({"a": entry([2], "0", "8")}, "no two places in order"),
     "offsets of null": (
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": None}},
-        "no two places in order: None",
+        "no two places in order: null",
     ),
     "one offset": ({"a": entry([2], 0, 8) | {"data_offsets": [8]}}, "no two places"),
     "offsets backwards": ({"a": entry([2], 8, 0)}, "no two places"),
