@@ -7,7 +7,7 @@ made dense when it is evaluated.
 import struct
 from math import prod
 from pathlib import Path
-from typing import Callable, Iterator, Mapping, NamedTuple
+from typing import Callable, Mapping, NamedTuple
 
 import mlx.core as mx
 import numpy as np
