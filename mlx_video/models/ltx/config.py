@@ -268,6 +268,7 @@ class ConnectorConfig(Config):
             data["double_precision_rope"] = data["frequencies_precision"] == "float64"
         # The rest of the block is the transformer's, which checks it.
         config = super().from_dict({key: data[key] for key in names & data.keys()})
+        _check_connectors(config)
         stated = str(data.get("text_encoder_norm_type") or config.norm_type).lower()
         if stated != config.norm_type:
             raise UserError(
@@ -296,6 +297,15 @@ class ConnectorConfig(Config):
         )
         audio = [v if a is None else a for v, a in zip(video, audio)]
         return AV(ConnectorStream(*video), ConnectorStream(*audio))
+
+
+def _check_connectors(config: ConnectorConfig) -> None:
+    empty = [s for s in config.streams.values if min(s.layers, s.heads) < 1]
+    if empty or not config.norm_eps > 0:
+        raise UserError(
+            "ConnectorConfig: the connectors need at least one layer, one head and a norm_eps above 0; got "
+            f"{config.streams.video}, {config.streams.audio} and {config.norm_eps}. The file may be damaged."
+        )
 
 
 Block = tuple[str, int | dict]  # name, and parameters or a number of layers

@@ -114,6 +114,7 @@ class Gemma4(_Language, gemma4_text.Model):
     def __init__(self, config: Gemma4Config):
         # mlx-lm's defaults are those of the small models.
         given = asdict(config) | {
+            "layer_types": list(config.layer_types),
             "hidden_size_per_layer_input": 0,
             "num_kv_shared_layers": 0,
             "use_double_wide_mlp": False,

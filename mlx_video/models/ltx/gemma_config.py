@@ -6,12 +6,13 @@ Reads configs alone, so that a wrong Gemma is refused before anything large is f
 import json
 import logging
 import re
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar, Mapping
+from typing import ClassVar, Mapping, TypeVar
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import Config, ConnectorConfig
+from mlx_video.models.ltx.kinds import short
 from mlx_video.weights import read_config, read_header
 
 log = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 PACKED_CONFIG = "gemma_config"  # the key of a packed file's metadata
 SOURCE = "gemma_source_checkpoint"  # the key of a transformer file's metadata
 SLIDING, FULL = "sliding_attention", "full_attention"
+PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
 FIRST_WITH_GEMMA_4 = (2, 4)
 
 
@@ -40,6 +42,55 @@ def _json(text: str, path: Path | str) -> dict:
             f"{path}: a Gemma's config must be a JSON object; this begins {text[:40]!r}. Fetch the file again."
         )
     return found
+
+
+@dataclass(frozen=True)
+class RopeConfig(Config):
+    """How one kind of layer turns its queries and keys."""
+
+    rope_type: str = "default"
+    rope_theta: float | None = None
+    factor: float = 1.0
+    partial_rotary_factor: float = 1.0
+
+    TYPES: ClassVar = ("default", "linear", "proportional")
+
+    @classmethod
+    def from_dict(cls, data: object) -> "RopeConfig":
+        if not isinstance(data, Mapping):
+            raise UserError(f"RopeConfig: must be an object; got {short(data)}.")
+        # "type" is what files called it before transformers 4.43.
+        stated = {"rope_type": data["type"]} | data if "type" in data else data
+        config = super().from_dict(_known(cls, stated))
+        if config.rope_type not in cls.TYPES:
+            raise UserError(
+                f"RopeConfig: rope_type = {short(config.rope_type)} is not implemented, only {', '.join(cls.TYPES)}."
+            )
+        return _positive(config)
+
+    def of(self, theta: float) -> dict[str, object]:
+        """In mlx-lm's words, with ``theta`` where the file states none."""
+        return asdict(self) | {"rope_theta": self.rope_theta or theta}
+
+
+def _known(config: type[Config], data: Mapping[str, object]) -> dict[str, object]:
+    """The keys that a config reads; ``None`` means unset, as in transformers."""
+    names = {field.name for field in fields(config)} | config.FIXED.keys()
+    return {k: v for k, v in data.items() if k in names and v is not None}
+
+
+X = TypeVar("X", bound=Config)
+
+
+def _positive(config: X) -> X:
+    """``config``, no number of which may be 0 or less."""
+    for name, value in asdict(config).items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and not value > 0:
+            raise UserError(
+                f"{type(config).__name__}: {name} must be above 0; got {value}. The file may be damaged."
+            )
+    return config
 
 
 @dataclass(frozen=True)
@@ -69,18 +120,20 @@ class GemmaConfig(Config):
         if family is None:
             raise UserError(
                 f"The text encoder must be a Gemma 3 or a Gemma 4; its config.json tells of "
-                f"{str(kind)[:40] if kind else 'no language model'}. LTX-2 was trained with google/gemma-3-12b-it, "
+                f"{short(kind) if kind else 'no language model'}. LTX-2 was trained with google/gemma-3-12b-it, "
                 "LTX-2.5 with a Gemma 4 of its own."
             )
         return family.from_text(dict(text, version=str(data.get("gemma_version", ""))))
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "GemmaConfig":
-        known = {field.name for field in fields(cls)} | cls.FIXED.keys()
-        # None means unset, as in transformers.
-        return super().from_dict(
-            {k: v for k, v in text.items() if k in known and v is not None}
-        )
+        config = _positive(super().from_dict(_known(cls, text)))
+        if config.num_attention_heads % config.num_key_value_heads:
+            raise UserError(
+                f"{cls.__name__}: num_key_value_heads = {config.num_key_value_heads} must divide num_attention_heads = "
+                f"{config.num_attention_heads}. The file may be damaged."
+            )
+        return config
 
 
 @dataclass(frozen=True)
@@ -97,7 +150,7 @@ class Gemma3Config(GemmaConfig):
     sliding_window_pattern: int = 6
     rope_theta: float = 1e6
     rope_local_base_freq: float = 1e4
-    rope_scaling: Mapping[str, object] | None = None
+    rope_scaling: dict | None = None
 
     FIXED: ClassVar = {
         "attention_bias": False,
@@ -109,11 +162,20 @@ class Gemma3Config(GemmaConfig):
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "Gemma3Config":
-        if isinstance(ropes := text.get("rope_parameters"), Mapping):
-            full, sliding = ropes.get(FULL) or {}, ropes.get(SLIDING) or {}
-            text.setdefault("rope_theta", full.get("rope_theta"))
-            text.setdefault("rope_local_base_freq", sliding.get("rope_theta"))
-            text.setdefault("rope_scaling", full)
+        ropes = text.get("rope_parameters") or {}
+        scaling = text.get("rope_scaling") or {}
+        if not isinstance(ropes, Mapping) or not isinstance(scaling, Mapping):
+            raise UserError(
+                "Gemma3Config: rope_parameters and rope_scaling must be objects."
+            )
+        full = RopeConfig.from_dict(ropes.get(FULL, {}))
+        if scaling:
+            scaled = RopeConfig.from_dict(scaling)
+            full = replace(scaled, rope_theta=full.rope_theta)
+        sliding = RopeConfig.from_dict(ropes.get(SLIDING, {}))
+        text["rope_scaling"] = asdict(full)
+        text.setdefault("rope_theta", full.rope_theta)
+        text.setdefault("rope_local_base_freq", sliding.rope_theta)
         layers = text.get("layer_types")
         if isinstance(layers, list) and FULL in layers:
             text["sliding_window_pattern"] = layers.index(FULL) + 1
@@ -146,8 +208,8 @@ class Gemma4Config(GemmaConfig):
     num_global_key_value_heads: int | None = None
     attention_k_eq_v: bool = False
     sliding_window: int = 512
-    layer_types: tuple[str, ...] | None = None
-    rope_parameters: Mapping[str, object] | None = None
+    layer_types: tuple[str, ...] = ()
+    rope_parameters: dict | None = None
     final_logit_softcapping: float | None = None
 
     FIXED: ClassVar = {
@@ -167,7 +229,25 @@ class Gemma4Config(GemmaConfig):
                 f"Gemma 4 with use_bidirectional_attention = {text['use_bidirectional_attention']!r} is not implemented, "
                 "only 'vision'."
             )
-        return super().from_text(text)
+        ropes = text.get("rope_parameters") or {}
+        if isinstance(ropes, Mapping):
+            ropes = {k: RopeConfig.from_dict(v) for k, v in ({SLIDING: {}, FULL: PROPORTIONAL} | ropes).items()}  # fmt: skip
+            text["rope_parameters"] = {
+                SLIDING: ropes[SLIDING].of(1e4),
+                FULL: ropes[FULL].of(1e6),
+            }
+        config = super().from_text(text)
+        layers = config.layer_types or cls.pattern(config.num_hidden_layers)
+        if {*layers} - {SLIDING, FULL} or len(layers) != config.num_hidden_layers:
+            raise UserError(
+                f"{cls.__name__}: layer_types must name {SLIDING} or {FULL} for each of "
+                f"{config.num_hidden_layers} layers. The file may be damaged."
+            )
+        return replace(config, layer_types=layers)
+
+    @staticmethod
+    def pattern(layers: int) -> tuple[str, ...]:
+        return tuple(SLIDING if (i + 1) % 6 else FULL for i in range(layers))
 
 
 FAMILIES: dict[str, type[GemmaConfig]] = {

@@ -1,6 +1,8 @@
 """Gemma 4, the text encoder of LTX-2.5, against the official tokens and hidden states, packed and in folders."""
 
+import copy
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -235,6 +237,33 @@ def test_other_gemmas_are_refused(change, words):
     with pytest.raises(UserError, match=words) as caught:
         GemmaConfig.from_dict(config)
     assert len(str(caught.value)) < 400
+
+
+WRONG = (None, 0, -1, 2**70, float("nan"), 0.5, True, "x", [], [1], {}, {"a": 1})
+
+
+def altered(config: dict, draw: random.Random) -> dict:
+    """A copy of which one value, however deep, is another."""
+    config = node = copy.deepcopy(config)
+    while True:
+        key = draw.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        if not isinstance(node[key], (dict, list)) or not node[key]:
+            node[key] = copy.deepcopy(draw.choice(WRONG))
+            return config
+        node = node[key]
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_a_config_is_built_or_refused_in_a_sentence(seed):
+    draw = random.Random(seed)
+    gemma_3 = json.loads((FIXTURES / "ltx2_tiny/text_encoder/config.json").read_text())
+    config = altered([read_gemma_config(TEXT_FILE), gemma_3][seed % 2], draw)
+    try:
+        model = language_model(config)
+    except UserError as error:
+        assert 20 < len(str(error)) < 400
+    else:
+        assert len(model.layers) == model.args.num_hidden_layers
 
 
 def fitted(**changes) -> ConnectorConfig:

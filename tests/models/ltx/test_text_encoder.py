@@ -238,7 +238,7 @@ def test_missing_tensor_is_an_error(folder, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"model_type": "llama"}, "must be a Gemma 3 or a Gemma 4; .* llama"),
+        ({"model_type": "llama"}, "must be a Gemma 3 or a Gemma 4; .* .llama."),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
     ],
