@@ -1,0 +1,268 @@
+"""What other projects call LTX-2's tensors, and how they lay convolutions out: tables that read both ways.
+
+Knows names and shapes; not files, configs or networks. Sources of the tables: the conversion script of diffusers, and
+those of the MLX packs (dgrauet's mlx-forge, mlx-video-with-audio, Blaizzy's mlx-video).
+"""
+
+from typing import Mapping, NamedTuple, TypeVar
+
+import mlx.core as mx
+
+from mlx_video.tensor_names import TensorNames
+from mlx_video.weights import Weights, channels_last
+
+X = TypeVar("X")
+
+DIT = "model.diffusion_model."
+CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
+PROJECTION = "text_embedding_projection."
+
+
+class Spelling(NamedTuple):
+    """How one project writes the tensors of one part.
+
+    names          official name -> theirs
+    channels_last  whether convolutions are (O, ..., I), as in MLX, and not (O, I, ...), as in PyTorch
+    """
+
+    names: TensorNames
+    channels_last: bool = False
+
+
+def to_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
+    """Tensors in another project's spelling under the official names and in PyTorch's layout, lazily."""
+    found = {}
+    for key, value in weights.items():
+        name = spelling.names.official(key)
+        found[name] = _channels_first(name, value) if spelling.channels_last else value
+    return found
+
+
+def from_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
+    """The inverse of ``to_official``; tensors that the project drops are left out."""
+    found = {}
+    for name, value in (spelling.names.take(weights) or {}).items():
+        official = spelling.names.official(name)
+        found[name] = _last(official, value) if spelling.channels_last else value
+    return found
+
+
+def contained(weights: Mapping[str, X], container: str) -> dict[str, X]:
+    """The tensors in a container, which is a word before their names, without it."""
+    return {
+        key.removeprefix(container): value
+        for key, value in weights.items()
+        if key.startswith(container)
+    }
+
+
+def _is_transposed(name: str) -> bool:
+    """Whether a vocoder's tensor is the weight of a transposed convolution, (I, O, K) in PyTorch."""
+    return name.startswith("vocoder.") and ".ups." in name and name.endswith(".weight")
+
+
+def _is_filter(name: str) -> bool:
+    """Whether a tensor is a fixed filter, with one input channel."""
+    return name.endswith((".filter", "_basis", ".kernel"))
+
+
+def _channels_first(name: str, value: mx.array) -> mx.array:
+    if _is_filter(name):  # some packs leave these as they are
+        return value if value.ndim < 3 or value.shape[1] == 1 else mx.moveaxis(value, -1, 1)  # fmt: skip
+    if value.ndim < 3 or not name.endswith(".weight"):
+        return value
+    return value.transpose(2, 0, 1) if _is_transposed(name) else mx.moveaxis(value, -1, 1)  # fmt: skip
+
+
+def _last(name: str, value: mx.array) -> mx.array:
+    if value.ndim < 3 or not (name.endswith(".weight") or _is_filter(name)):
+        return value
+    return value.transpose(1, 2, 0) if _is_transposed(name) else channels_last(value)
+
+
+# Names that only lose what stands before them
+
+
+def bare(prefix: str) -> TensorNames:
+    return TensorNames({prefix: ""})
+
+
+# ComfyUI's files, and GGUF, may leave the transformer's prefix out; the projection's always stays.
+BARE = Spelling(TensorNames({DIT: "", PROJECTION: PROJECTION}))
+
+
+# MLX packs
+
+
+MLX_LAYERS = {
+    "*.to_out.0.*": "*.to_out.*",
+    "*ff.net.0.proj.*": "*ff.proj_in.*",
+    "*ff.net.2.*": "*ff.proj_out.*",
+    "*.linear_1.*": "*.linear1.*",
+    "*.linear_2.*": "*.linear2.*",
+}
+MLX_TRANSFORMER = Spelling(
+    TensorNames({DIT: "", **{DIT + name: None for name in CONNECTORS}}, MLX_LAYERS),
+)
+# dgrauet's, and the unified files, keep the official names of the connectors' layers; prince-canuma's do not.
+MLX_CONNECTORS = Spelling(
+    TensorNames({**{DIT + name: name for name in CONNECTORS}, PROJECTION: PROJECTION})
+)
+PRINCE_CONNECTORS = Spelling(
+    TensorNames(
+        {**{DIT + name: name for name in CONNECTORS}, PROJECTION: ""}, MLX_LAYERS
+    )
+)
+
+
+def _statistics(prefix: str, mean: str, std: str) -> dict[str, str]:
+    """The two statistics of a VAE that packs keep, under their names."""
+    whole, own = f"{prefix}per_channel_statistics.", "per_channel_statistics."
+    return {f"{whole}mean-of-means": own + mean, f"{whole}std-of-means": own + std}
+
+
+def _autoencoder(
+    prefix: str, halves: Mapping[str, str], mean: str, std: str
+) -> Spelling:
+    """One half of an autoencoder, or both: ``halves`` are official prefix -> theirs."""
+    kept = _statistics(prefix, mean, std)
+    dropped = {f"{prefix}per_channel_statistics.": None}
+    return Spelling(TensorNames({**dropped, **kept, **halves}), True)
+
+
+VAE_DECODER, VAE_ENCODER = {"vae.decoder.": ""}, {"vae.encoder.": ""}
+MEANS = ("_mean_of_means", "_std_of_means")
+MLX_VIDEO_DECODER = _autoencoder("vae.", VAE_DECODER, "mean", "std")
+MLX_VIDEO_ENCODER = _autoencoder("vae.", VAE_ENCODER, *MEANS)
+MLX_AUDIO = _autoencoder(
+    "audio_vae.",
+    {"audio_vae.decoder.": "decoder.", "audio_vae.encoder.": "encoder."},
+    *MEANS,
+)
+UNIFIED_AUDIO = _autoencoder("audio_vae.", {"audio_vae.decoder.": ""}, *MEANS)
+PRINCE_VIDEO_ENCODER = _autoencoder("vae.", VAE_ENCODER, "mean", "std")
+PRINCE_AUDIO = _autoencoder(
+    "audio_vae.", {"audio_vae.decoder.": ""}, "mean_of_means", "std_of_means"
+)
+# Its decoder wraps each convolution once more, except those that are wrapped twice already.
+WRAPPED = {
+    f"*{name}.conv.*": f"*{name}.conv.conv.*"
+    for name in ("conv1", "conv2", "conv_in", "conv_out")
+}
+PRINCE_VIDEO_DECODER = Spelling(
+    TensorNames(
+        {
+            "vae.per_channel_statistics.": None,
+            **_statistics("vae.", "mean", "std"),
+            **VAE_DECODER,
+        },
+        WRAPPED,
+    ),
+    True,
+)
+MLX_VOCODER = Spelling(bare("vocoder."), True)
+# Of LTX-2.3 and 2.5 dgrauet's loses each "vocoder." in a name.
+FORGE_VOCODER = Spelling(
+    TensorNames(
+        {
+            "vocoder.vocoder.": "",
+            "vocoder.bwe_generator.": "bwe_generator.",
+            "vocoder.mel_stft.": "mel_stft.",
+        }
+    ),
+    True,
+)
+MLX_UPSAMPLER = Spelling(bare(""), True)
+MLX_DURATION_HEAD = Spelling(bare("duration_head."))
+
+
+# diffusers
+
+
+DIFFUSERS_NORMS = {"*.q_norm.*": "*.norm_q.*", "*.k_norm.*": "*.norm_k.*"}
+DIFFUSERS_TABLES = {
+    "*.scale_shift_table_a2v_ca_video": "*.video_a2v_cross_attn_scale_shift_table",
+    "*.scale_shift_table_a2v_ca_audio": "*.audio_a2v_cross_attn_scale_shift_table",
+}
+DIFFUSERS_TOP = {
+    "patchify_proj.*": "proj_in.*",
+    "audio_patchify_proj.*": "audio_proj_in.*",
+    "av_ca_video_scale_shift_adaln_single.*": "av_cross_attn_video_scale_shift.*",
+    "av_ca_audio_scale_shift_adaln_single.*": "av_cross_attn_audio_scale_shift.*",
+    "av_ca_a2v_gate_adaln_single.*": "av_cross_attn_video_a2v_gate.*",
+    "av_ca_v2a_gate_adaln_single.*": "av_cross_attn_audio_v2a_gate.*",
+    "prompt_adaln_single.*": "prompt_adaln.*",
+    "audio_prompt_adaln_single.*": "audio_prompt_adaln.*",
+    "adaln_single.*": "time_embed.*",
+    "audio_adaln_single.*": "audio_time_embed.*",
+}
+DIFFUSERS_TRANSFORMER = Spelling(
+    TensorNames(
+        {DIT: "", **{DIT + name: None for name in CONNECTORS}},
+        DIFFUSERS_TOP,
+        DIFFUSERS_NORMS | DIFFUSERS_TABLES,
+    )
+)
+DIFFUSERS_CONNECTORS = Spelling(
+    TensorNames(
+        {
+            f"{PROJECTION}aggregate_embed.": "text_proj_in.",
+            f"{PROJECTION}video_aggregate_embed.": "video_text_proj_in.",
+            f"{PROJECTION}audio_aggregate_embed.": "audio_text_proj_in.",
+            f"{DIT}video_embeddings_connector.": "video_connector.",
+            f"{DIT}audio_embeddings_connector.": "audio_connector.",
+        },
+        {"*transformer_1d_blocks.*": "*transformer_blocks.*"},
+        DIFFUSERS_NORMS,
+    )
+)
+DIFFUSERS_AUDIO = Spelling(
+    TensorNames(
+        {
+            "audio_vae.per_channel_statistics.": None,
+            "audio_vae.per_channel_statistics.mean-of-means": "latents_mean",
+            "audio_vae.per_channel_statistics.std-of-means": "latents_std",
+            "audio_vae.": "",
+        }
+    )
+)
+DIFFUSERS_GENERATOR = {
+    "*conv_pre.*": "*conv_in.*",
+    "*conv_post.*": "*conv_out.*",
+    "*act_post.*": "*act_out.*",
+    "*ups.*": "*upsamplers.*",
+    "*resblocks.*": "*resnets.*",
+}
+DIFFUSERS_VOCODER = Spelling(
+    TensorNames(
+        {"vocoder.": ""},
+        DIFFUSERS_GENERATOR,
+        {"*.downsample.lowpass.filter": "*.downsample.filter"},
+    )
+)
+DIFFUSERS_UPSAMPLER = Spelling(bare(""))
+
+
+def diffusers_video_vae(down: int, up: int) -> Spelling:
+    """diffusers groups each resampling with the layers before or after it; officially all stand in one list.
+
+    down, up  how many resamplings the encoder and the decoder have
+    """
+    blocks = {}
+    for i in range(down):
+        theirs = f"encoder.down_blocks.{i}"
+        blocks[f"encoder.down_blocks.{2 * i + 1}.*"] = f"{theirs}.downsamplers.0.*"
+        blocks[f"encoder.down_blocks.{2 * i}.*"] = f"{theirs}.*"
+    blocks[f"encoder.down_blocks.{2 * down}.*"] = "encoder.mid_block.*"
+    for i in range(up):
+        theirs = f"decoder.up_blocks.{i}"
+        blocks[f"decoder.up_blocks.{2 * i + 1}.*"] = f"{theirs}.upsamplers.0.*"
+        blocks[f"decoder.up_blocks.{2 * i + 2}.*"] = f"{theirs}.*"
+    blocks["decoder.up_blocks.0.*"] = "decoder.mid_block.*"
+    statistics = {
+        "vae.per_channel_statistics.": None,
+        "vae.per_channel_statistics.mean-of-means": "latents_mean",
+        "vae.per_channel_statistics.std-of-means": "latents_std",
+    }
+    names = {**statistics, "vae.": ""}
+    return Spelling(TensorNames(names, blocks, {"*.res_blocks.*": "*.resnets.*"}))

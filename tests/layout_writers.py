@@ -1,0 +1,284 @@
+"""Checkpoints written out as other projects write them: each writer follows that project's own conversion, step by step.
+
+These are not read from our tables, which they test. No real file of these layouts can be had here; the names are those
+that the projects' published converters produce.
+"""
+
+from typing import Callable
+
+import mlx.core as mx
+
+Weights = dict[str, mx.array]
+DIT = "model.diffusion_model."
+
+
+def _replaced(key: str, *pairs: tuple[str, str]) -> str:
+    for old, new in pairs:
+        key = key.replace(old, new)
+    return key
+
+
+def _moved(value: mx.array, transposed: bool = False) -> mx.array:
+    """PyTorch's layout of a convolution in MLX's."""
+    if value.ndim == 3 and transposed:
+        return value.transpose(1, 2, 0)
+    return mx.moveaxis(value, 1, -1) if value.ndim > 2 else value
+
+
+def _taken(weights: Weights, rename: Callable[[str], str | None]) -> Weights:
+    named = ((rename(key), key, value) for key, value in weights.items())
+    return {new: (key, value) for new, key, value in named if new is not None}
+
+
+# MLX packs
+
+
+def mlx_transformer(weights: Weights) -> Weights:
+    """As mlx-forge, mlx-video-with-audio and Blaizzy's mlx-video write it."""
+
+    def rename(key: str) -> str | None:
+        if not key.startswith(DIT) or "_embeddings_connector." in key:
+            return None
+        return _replaced(
+            key.replace(DIT, ""),
+            (".to_out.0.", ".to_out."),
+            (".ff.net.0.proj.", ".ff.proj_in."),
+            (".ff.net.2.", ".ff.proj_out."),
+            (".audio_ff.net.0.proj.", ".audio_ff.proj_in."),
+            (".audio_ff.net.2.", ".audio_ff.proj_out."),
+            (".linear_1.", ".linear1."),
+            (".linear_2.", ".linear2."),
+        )
+
+    return {new: value for new, (_, value) in _taken(weights, rename).items()}
+
+
+def mlx_connectors(weights: Weights) -> Weights:
+    return {
+        key.replace(DIT, ""): value
+        for key, value in weights.items()
+        if "_embeddings_connector." in key or key.startswith("text_embedding_proj")
+    }
+
+
+def prince_connectors(weights: Weights) -> Weights:
+    return {
+        _replaced(
+            key,
+            (DIT, ""),
+            ("text_embedding_projection.", ""),
+            (".ff.net.0.proj.", ".ff.proj_in."),
+            (".ff.net.2.", ".ff.proj_out."),
+            (".to_out.0.", ".to_out."),
+        ): value
+        for key, value in weights.items()
+        if "_embeddings_connector." in key or key.startswith("text_embedding_proj")
+    }
+
+
+def _vae(prefix: str, half: str, mean: str, std: str, strip: str):
+    def rename(key: str) -> str | None:
+        if key == f"{prefix}per_channel_statistics.mean-of-means":
+            return f"per_channel_statistics.{mean}"
+        if key == f"{prefix}per_channel_statistics.std-of-means":
+            return f"per_channel_statistics.{std}"
+        starts = key.startswith(f"{prefix}{half}.")
+        return key.removeprefix(strip) if starts else None
+
+    def write(weights: Weights) -> Weights:
+        return {
+            new: _moved(value) if key.endswith(".weight") else value
+            for new, (key, value) in _taken(weights, rename).items()
+        }
+
+    return write
+
+
+mlx_video_decoder = _vae("vae.", "decoder", "mean", "std", "vae.decoder.")
+mlx_video_encoder = _vae(
+    "vae.", "encoder", "_mean_of_means", "_std_of_means", "vae.encoder."
+)
+prince_video_encoder = _vae("vae.", "encoder", "mean", "std", "vae.encoder.")
+unified_audio = _vae(
+    "audio_vae.", "decoder", "_mean_of_means", "_std_of_means", "audio_vae.decoder."
+)
+prince_audio = _vae(
+    "audio_vae.", "decoder", "mean_of_means", "std_of_means", "audio_vae.decoder."
+)
+
+
+def forge_audio(weights: Weights) -> Weights:
+    means = ("_mean_of_means", "_std_of_means")
+    halves = (
+        _vae("audio_vae.", h, *means, "audio_vae.") for h in ("decoder", "encoder")
+    )
+    return {key: value for write in halves for key, value in write(weights).items()}
+
+
+def prince_video_decoder(weights: Weights) -> Weights:
+    """Its decoder has each convolution in a wrapper of its own."""
+
+    def wrapped(key: str) -> str:
+        if ".conv.conv." in key:
+            return key
+        return _replaced(
+            key,
+            (".conv.weight", ".conv.conv.weight"),
+            (".conv.bias", ".conv.conv.bias"),
+        )
+
+    return {wrapped(k): v for k, v in mlx_video_decoder(weights).items()}
+
+
+def mlx_vocoder(weights: Weights) -> Weights:
+    """As mlx-video-with-audio and Blaizzy's mlx-video do; filters stay as they are."""
+    return {
+        key[len("vocoder.") :]: (
+            _moved(value, "ups" in key) if "weight" in key else value
+        )
+        for key, value in weights.items()
+        if key.startswith("vocoder.")
+    }
+
+
+def forge_vocoder(weights: Weights) -> Weights:
+    """As mlx-forge does: every "vocoder." goes, and filters are moved too."""
+
+    def moved(key: str, value: mx.array) -> mx.array:
+        last = key.rsplit(".", 1)[-1]
+        if value.ndim >= 3 and (last == "filter" or last.endswith("_basis")):
+            return _moved(value)
+        return _moved(value, "ups" in key) if "weight" in key else value
+
+    return {
+        key.replace("vocoder.", ""): moved(key, value)
+        for key, value in weights.items()
+        if key.startswith("vocoder.")
+    }
+
+
+def in_container(container: str, weights: Weights) -> Weights:
+    return {f"{container}{key}": value for key, value in weights.items()}
+
+
+# diffusers
+
+
+def diffusers_transformer(weights: Weights) -> Weights:
+    def rename(key: str) -> str | None:
+        if not key.startswith(DIT) or "_embeddings_connector." in key:
+            return None
+        key = _replaced(
+            key.removeprefix(DIT),
+            ("patchify_proj", "proj_in"),
+            ("av_ca_video_scale_shift_adaln_single", "av_cross_attn_video_scale_shift"),
+            ("av_ca_a2v_gate_adaln_single", "av_cross_attn_video_a2v_gate"),
+            ("av_ca_audio_scale_shift_adaln_single", "av_cross_attn_audio_scale_shift"),
+            ("av_ca_v2a_gate_adaln_single", "av_cross_attn_audio_v2a_gate"),
+            (
+                "scale_shift_table_a2v_ca_video",
+                "video_a2v_cross_attn_scale_shift_table",
+            ),
+            (
+                "scale_shift_table_a2v_ca_audio",
+                "audio_a2v_cross_attn_scale_shift_table",
+            ),
+            ("q_norm", "norm_q"),
+            ("k_norm", "norm_k"),
+            ("prompt_adaln_single", "prompt_adaln"),
+        )
+        for old, new in (("adaln_single.", "time_embed."), ("audio_adaln_single.", "audio_time_embed.")):  # fmt: skip
+            if key.startswith(old):
+                key = key.replace(old, new)
+        return key
+
+    return {new: value for new, (_, value) in _taken(weights, rename).items()}
+
+
+def diffusers_connectors(weights: Weights) -> Weights:
+    return {
+        _replaced(
+            key,
+            (DIT, ""),
+            ("text_embedding_projection.", ""),
+            ("video_aggregate_embed", "video_text_proj_in"),
+            ("audio_aggregate_embed", "audio_text_proj_in"),
+            ("aggregate_embed", "text_proj_in"),
+            ("video_embeddings_connector", "video_connector"),
+            ("audio_embeddings_connector", "audio_connector"),
+            ("transformer_1d_blocks", "transformer_blocks"),
+            ("q_norm", "norm_q"),
+            ("k_norm", "norm_k"),
+        ): value
+        for key, value in weights.items()
+        if "_embeddings_connector." in key or key.startswith("text_embedding_proj")
+    }
+
+
+# Officially all blocks stand in one list; the pairs are those of the conversion script.
+DIFFUSERS_VAE = {
+    "encoder.down_blocks.0.": "encoder.down_blocks.0.",
+    "encoder.down_blocks.1.": "encoder.down_blocks.0.downsamplers.0.",
+    "encoder.down_blocks.2.": "encoder.down_blocks.1.",
+    "encoder.down_blocks.3.": "encoder.down_blocks.1.downsamplers.0.",
+    "encoder.down_blocks.4.": "encoder.down_blocks.2.",
+    "encoder.down_blocks.5.": "encoder.down_blocks.2.downsamplers.0.",
+    "encoder.down_blocks.6.": "encoder.down_blocks.3.",
+    "encoder.down_blocks.7.": "encoder.down_blocks.3.downsamplers.0.",
+    "encoder.down_blocks.8.": "encoder.mid_block.",
+    "decoder.up_blocks.0.": "decoder.mid_block.",
+    "decoder.up_blocks.1.": "decoder.up_blocks.0.upsamplers.0.",
+    "decoder.up_blocks.2.": "decoder.up_blocks.0.",
+    "decoder.up_blocks.3.": "decoder.up_blocks.1.upsamplers.0.",
+    "decoder.up_blocks.4.": "decoder.up_blocks.1.",
+    "decoder.up_blocks.5.": "decoder.up_blocks.2.upsamplers.0.",
+    "decoder.up_blocks.6.": "decoder.up_blocks.2.",
+    "decoder.up_blocks.7.": "decoder.up_blocks.3.upsamplers.0.",
+    "decoder.up_blocks.8.": "decoder.up_blocks.3.",
+}
+
+
+def diffusers_video_vae(weights: Weights) -> Weights:
+    def rename(key: str) -> str | None:
+        if not key.startswith("vae."):
+            return None
+        key = key.removeprefix("vae.")
+        if key.startswith("per_channel_statistics."):
+            kept = {"mean-of-means": "latents_mean", "std-of-means": "latents_std"}
+            return kept.get(key.removeprefix("per_channel_statistics."))
+        for official, theirs in DIFFUSERS_VAE.items():
+            if key.startswith(official):
+                key = theirs + key.removeprefix(official)
+                break
+        return key.replace("res_blocks", "resnets")
+
+    return {new: value for new, (_, value) in _taken(weights, rename).items()}
+
+
+def diffusers_audio(weights: Weights) -> Weights:
+    def rename(key: str) -> str | None:
+        if not key.startswith("audio_vae."):
+            return None
+        key = key.removeprefix("audio_vae.")
+        if key.startswith("per_channel_statistics."):
+            kept = {"mean-of-means": "latents_mean", "std-of-means": "latents_std"}
+            return kept.get(key.removeprefix("per_channel_statistics."))
+        return key
+
+    return {new: value for new, (_, value) in _taken(weights, rename).items()}
+
+
+def diffusers_vocoder(weights: Weights) -> Weights:
+    return {
+        _replaced(
+            key.removeprefix("vocoder."),
+            ("ups.", "upsamplers."),
+            ("resblocks", "resnets"),
+            ("conv_pre", "conv_in"),
+            ("conv_post", "conv_out"),
+            ("act_post", "act_out"),
+            ("downsample.lowpass.filter", "downsample.filter"),
+        ): value
+        for key, value in weights.items()
+        if key.startswith("vocoder.")
+    }
