@@ -32,7 +32,7 @@ TALKERS = FLOORS[-1] | {
     "backend.__main__",
 }
 LANGUAGE = {
-    f"models.ltx.{name}" for name in ("gemma", "tokenizer", "text_encoder", "enhance")
+    f"models.ltx.{name}" for name in ("gemma", "sentencepiece", "tokenizer", "text_encoder", "enhance")
 }
 ONLY_IN = {
     "huggingface_hub": {"hub"},

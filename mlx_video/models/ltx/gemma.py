@@ -62,7 +62,7 @@ class _Language:
         *("model.vision_tower.", "model.vision_embedder.", "model.embed_vision."),
         *("model.audio_tower.", "model.embed_audio.", "model.multi_modal_projector."),
         *("lm_head.", "language_model.lm_head."),
-        *("text_embedding_projection.", "tokenizer_json", "hf_asset__"),
+        *("text_embedding_projection.", "tokenizer_json", "spiece_model", "hf_asset__"),
     )
 
     @classmethod

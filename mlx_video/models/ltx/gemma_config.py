@@ -22,14 +22,65 @@ SOURCE = "gemma_source_checkpoint"  # the key of a transformer file's metadata
 SLIDING, FULL = "sliding_attention", "full_attention"
 PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
 FIRST_WITH_GEMMA_4 = (2, 4)
+LAYER_MARK = ".self_attn.q_norm.weight"  # of which a Gemma's layer has one
+Shape = tuple[int, ...]
 
 
 def read_gemma_config(path: Path) -> dict:
-    """The config of a Gemma folder, or of the file into which Lightricks packs a Gemma; empty where there is none."""
+    """The config of a Gemma folder, or of a file that holds a Gemma; empty where there is none.
+
+    Lightricks packs a config into the file. ComfyUI's files have none: there the shapes of the tensors tell.
+    """
     path = Path(path)
     if path.is_dir():
         return read_config(path)
-    return _json(read_header(path).metadata.get(PACKED_CONFIG, "{}"), path)
+    header = read_header(path)
+    if stated := header.metadata.get(PACKED_CONFIG):
+        return _json(stated, path)
+    return inferred({key: tuple(t["shape"]) for key, t in header.tensors.items()})
+
+
+def inferred(shapes: Mapping[str, Shape]) -> dict:
+    """A config from the shapes of a 12B Gemma's tensors; empty where they are no Gemma's.
+
+    What no shape tells is as in the Gemma 3 and the Gemma 4 that LTX was trained with. Only rows are counted: packed
+    weights have fewer columns.
+    """
+    layers = [key.split(".")[2] for key in shapes if key.endswith(LAYER_MARK)]
+    if not layers or "model.norm.weight" not in shapes:
+        return {}
+
+    def rows(layer: int, name: str) -> int:
+        shape = shapes.get(f"model.layers.{layer}.{name}.weight", ())
+        return max(shape[:1], default=1) or 1
+
+    heads = [rows(i, "self_attn.q_norm") for i in range(len(layers))]
+    head_dim, k = heads[0], "self_attn.k_proj"
+    text = {
+        "hidden_size": shapes["model.norm.weight"][0],
+        "vocab_size": shapes.get("model.embed_tokens.weight", (1,))[0],
+        "intermediate_size": rows(0, "mlp.gate_proj"),
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": rows(0, "self_attn.q_proj") // head_dim,
+        "num_key_value_heads": rows(0, k) // head_dim,
+        "head_dim": head_dim,
+        "sliding_window": 1024,
+    }
+    if "model.layers.0.layer_scalar" not in shapes:
+        text |= {"model_type": "gemma3_text", "query_pre_attn_scalar": head_dim}
+        text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+        return {"model_type": "gemma3", "text_config": text}
+    full = next((i for i, size in enumerate(heads) if size != head_dim), 0)
+    text |= {
+        "model_type": "gemma4_text",
+        "layer_types": [SLIDING if size == head_dim else FULL for size in heads],
+        "global_head_dim": heads[full],
+        "num_global_key_value_heads": rows(full, k) // heads[full],
+        "attention_k_eq_v": f"model.layers.{full}.self_attn.v_proj.weight"
+        not in shapes,
+        "final_logit_softcapping": 30.0,
+    }
+    return {"model_type": "gemma4", "text_config": text}
 
 
 def _json(text: str, path: Path | str) -> dict:

@@ -10,9 +10,10 @@ import mlx.core as mx
 
 from mlx_video import weights
 from mlx_video.errors import UserError
+from mlx_video.formats.quantized import read_dense
 from mlx_video.models.ltx import enhance, gemma
 from mlx_video.models.ltx.gemma_config import GemmaConfig, read_gemma_config
-from mlx_video.models.ltx.layouts import MAX_TOKENS, QUANTIZATION
+from mlx_video.models.ltx.layouts import QUANTIZATION
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.types import TextFeatures
 
@@ -28,7 +29,7 @@ class GemmaTextEncoder:
     def load(
         cls, path: str | Path, dtype: mx.Dtype | None = None
     ) -> "GemmaTextEncoder":
-        """Open a Gemma folder in transformers' or mlx-lm's format, quantized or not, or Lightricks' packed file.
+        """Open a Gemma folder in transformers' or mlx-lm's format, quantized or not, or the one file of Lightricks or ComfyUI.
 
         Tensors stay on disk until they are first used, so counting tokens costs no memory. Other modalities are never
         read. The tokenizer may lie in the folder or in one called ``tokenizer`` beside it. ``dtype`` casts the
@@ -36,7 +37,7 @@ class GemmaTextEncoder:
         ``ValueError`` where the model is not a Gemma that this version implements.
         """
         path = Path(path)
-        tensors, _ = weights.read(path)
+        tensors, _ = read_dense(path, dtype or mx.bfloat16)
         config = read_gemma_config(path)
         model = gemma.language_model(GemmaConfig.from_dict(config))
         mode = config.get(QUANTIZATION, {}).get("mode", "affine")

@@ -16,6 +16,7 @@ from mlx_video import weights
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, tokenizer_folder
+from mlx_video.models.ltx.sentencepiece import tokenizer_of
 
 if TYPE_CHECKING:  # it imports transformers, which takes more than a second
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -24,6 +25,7 @@ PAD = 0
 BOS = "<bos>"
 TURNS = (("<start_of_turn>", "<end_of_turn>"), ("<|turn>", "<turn|>"))  # Gemma 3, 4
 PACKED = "tokenizer_json"  # the tensor of bytes in Lightricks' packed file
+PACKED_SENTENCEPIECE = "spiece_model"  # and in ComfyUI's
 LONGEST_TEXT = 100_000  # characters, more than the tokens of any prompt stand for
 
 
@@ -196,22 +198,24 @@ def _read(file: Path) -> Tokenizer:
 
 
 def _packed(file: Path) -> Tokenizer:
-    tensor = weights.read(file)[0].get(PACKED)
-    if tensor is None:
-        raise MissingFileError(
-            f"{file} has no tokenizer inside: it lacks the tensor {PACKED}. Give the text encoder that Lightricks "
-            "publishes, or a Gemma folder."
-        )
-    with _instead_of_any(_damaged(file)):
-        return Tokenizer.from_buffer(bytes(memoryview(tensor.flatten())))
+    tensors, _ = weights.read(file)
+    for name, read in (
+        (PACKED, Tokenizer.from_buffer),
+        (PACKED_SENTENCEPIECE, tokenizer_of),
+    ):
+        if name in tensors:
+            with _instead_of_any(_damaged(file)):
+                return read(bytes(memoryview(tensors[name].flatten())))
+    raise MissingFileError(
+        f"{file} has no tokenizer inside: it lacks the tensor {PACKED}, or {PACKED_SENTENCEPIECE}. Give the text encoder "
+        "that Lightricks publishes, or a Gemma folder."
+    )
 
 
 def _converted(folder: Path) -> Tokenizer:
-    """From tokenizer.model, which transformers converts."""
-    from transformers import AutoTokenizer
-
-    with _instead_of_any(_damaged(folder / "tokenizer.model")):
-        return AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    file = folder / "tokenizer.model"
+    with _instead_of_any(_damaged(file)):
+        return tokenizer_of(file.read_bytes())
 
 
 @contextmanager

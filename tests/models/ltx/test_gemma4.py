@@ -21,12 +21,15 @@ from mlx_video.models.ltx.gemma import Gemma4, language_model
 from mlx_video.models.ltx.gemma_config import (
     GemmaConfig,
     check_gemma,
+    inferred,
     read_gemma_config,
 )
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.tokenizer import PACKED, PromptTokenizer
 from mlx_video.types import AV
+from tests.models.ltx.test_text_encoder import GEMMA_3_12B
 from tests.reference import FIXTURES, MODULE_TOLERANCE, error, manifest, vectors
+from tests.tiny_tokenizer import make_text_encoder_folder
 
 FOLDER = FIXTURES / "ltx25_tiny"
 TEXT_FILE = FOLDER / "ltx-2.5-tiny-gemma4-with-proj-bf16.safetensors"
@@ -214,6 +217,43 @@ def test_a_folder_can_write_and_the_packed_file_cannot(tmp_path, encoder):
     assert text.strip().startswith(first.strip())
     with pytest.raises(UserError, match="cannot write .*mlx-video enhance"):
         next(encoder.generate("Be kind.", "a cat", **short))
+
+
+# Files of ComfyUI, which state no config: the shapes of the tensors tell
+
+
+def test_configs_of_the_real_files_are_told_by_their_shapes():
+    shapes = manifest("ltx-2.5-gemma4-text-encoder")
+    assert GemmaConfig.from_dict(inferred(shapes)) == GemmaConfig.from_dict(GEMMA_4_12B)
+    prefix = "language_model."
+    shapes = {k.removeprefix(prefix): s for k, s in manifest("gemma-3-12b-it").items()}
+    assert GemmaConfig.from_dict(inferred(shapes)) == GemmaConfig.from_dict(GEMMA_3_12B)
+    assert inferred(manifest("ltx-2.5-22b-transformer")) == {}
+
+
+def test_comfyui_file_with_fp8_weights_and_a_sentencepiece_model(tmp_path):
+    """As in ComfyUI's repositories: bare names, no metadata, scaled fp8, the tokenizer as bytes. None was at hand."""
+    folder = make_text_encoder_folder(tmp_path / "gemma")
+    whole = GemmaTextEncoder.load(folder, mx.float32)
+    tensors = {}
+    for key, value in tree_flatten(whole.model.parameters()):
+        if "proj" in key:
+            scale = mx.abs(value).max() / 448
+            tensors[f"{key}_scale"] = scale.reshape(1)
+            value = mx.to_fp8(value / scale)
+        tensors[key] = value
+    model = (FIXTURES / "spiece" / "tokenizer.model").read_bytes()
+    tensors["spiece_model"] = mx.array(list(model), mx.uint8)
+    tensors["vision_model.x"] = tensors["multi_modal_projector.x"] = mx.zeros(2)
+    tensors["model.embed_tokens.weight"] = mx.pad(tensors["model.embed_tokens.weight"], ((0, 400), (0, 0)))  # fmt: skip
+    file = tmp_path / "gemma_3_12B_it_fp8_scaled.safetensors"
+    mx.save_safetensors(str(file), tensors)
+    encoder = GemmaTextEncoder.load(file, mx.float32)
+    assert encoder.tokenizer.encode("A cat")[0] == 2
+    # A window of 1024 and the rate of the 12B's positions are not this one's: compare what they do not touch.
+    ids = mx.array([[2]])
+    states = [mx.stack(e.hidden_states(ids, mx.ones_like(ids))) for e in (encoder, whole)]  # fmt: skip
+    assert 1e-4 < error(*states) < 0.2
 
 
 # What does not fit

@@ -10,11 +10,16 @@ from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.find import PACKAGED
 from mlx_video.models.ltx.knowledge import FILE as KNOWS
 from mlx_video.models.ltx.knowledge import Knowledge
+from mlx_video.models.ltx.sentencepiece import tokenizer_of
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.tokenizer import PromptTokenizer, check_prompts
+from tests.reference import FIXTURES
 from tests.tiny_tokenizer import make_text_encoder_folder
 from tiny.sentences import describe, words
 from tiny.world import random_scene
+
+SPIECE_FOLDER = FIXTURES / "spiece"
+SPIECE = json.loads((SPIECE_FOLDER / "cases.json").read_text())
 
 
 @pytest.fixture
@@ -58,6 +63,39 @@ def test_wrong_tokenizer_file_is_named(folder, content):
     with pytest.raises(UserError, match="tokenizer") as caught:
         PromptTokenizer.load(folder)
     assert str(folder) in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("case", SPIECE["cases"], ids=range(len(SPIECE["cases"])))
+def test_sentencepiece_ids(spiece, case):
+    assert spiece.encode(case["text"]).ids == case["ids"]
+
+
+@pytest.fixture(scope="module")
+def spiece():
+    return tokenizer_of((SPIECE_FOLDER / "tokenizer.model").read_bytes())
+
+
+def test_special_tokens_of_a_sentencepiece_model_are_heard(spiece):
+    assert spiece.encode("<bos><start_of_turn>a").ids[:2] == [2, spiece.token_to_id("<start_of_turn>")]  # fmt: skip
+    assert spiece.decode(spiece.encode("Zoë 日本").ids) == "Zoë 日本"
+
+
+def test_a_folder_with_a_sentencepiece_model_alone(folder):
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(SPIECE_FOLDER / "tokenizer.model", folder)
+    (folder / "tokenizer_config.json").unlink()
+    case = SPIECE["cases"][0]
+    assert PromptTokenizer.load(folder).encode(case["text"]) == [2, *case["ids"]]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, 5000, "flipped"])
+def test_wrong_sentencepiece_model_is_named(folder, cut):
+    (folder / "tokenizer.json").unlink()
+    data = (SPIECE_FOLDER / "tokenizer.model").read_bytes()
+    data = bytes(b ^ 85 for b in data) if cut == "flipped" else data[:cut]
+    (folder / "tokenizer.model").write_bytes(data)
+    with pytest.raises(UserError, match="tokenizer.model|not a Gemma"):
+        PromptTokenizer.load(folder)
 
 
 def test_a_folder_in_the_tokenizers_place(folder):
