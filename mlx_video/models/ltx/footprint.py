@@ -16,7 +16,7 @@ from mlx_video.models.ltx.components import GROUP_SIZE, Components
 from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, part_config
 from mlx_video.models.ltx.video_vae.convolution import by_product, preferred_form
-from mlx_video.models.ltx.video_vae.streaming_decode import LIVE_PIECES, decode_bytes
+from mlx_video.models.ltx.video_vae.decoder import LIVE_PIECES
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
     choose_tiling,
@@ -226,7 +226,7 @@ class Footprint:
         frame = self._decoded(1, rows, columns) / tiling.tiles
         piece = max(tiling.elements * share * self._unfolded, frame)
         unfolded = (live.piece - LIVE_PIECES) * piece
-        pieces = decode_bytes(decoder, grid, tiling) + unfolded
+        pieces = decoder.stream_bytes(grid, tiling) + unfolded
         return min(live.brief * self._decoded(*grid[2:]), pieces)
 
     def _decoded(self, frames: int, rows: int, columns: int) -> float:

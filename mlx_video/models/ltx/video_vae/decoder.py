@@ -1,6 +1,7 @@
 """Convolutional video decoder: latents to pixels. Knows its blocks in order, not how a long clip is cut into tiles."""
 
 import math
+from fractions import Fraction
 from functools import partial
 from typing import ClassVar, Iterator
 
@@ -26,6 +27,11 @@ from mlx_video.models.ltx.video_vae.convolution import (
 from mlx_video.models.ltx.video_vae.resnet import MidBlock3D, PixelNorm
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
 from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces, widest
+from mlx_video.models.ltx.video_vae.streaming_decode import PIECES, StreamPlan
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig, iterate_decode
+
+LIVE_PIECES = 16
+"""Arrays of a piece's size that are alive at once, those that a GPU's queue has not yet let go included."""
 
 
 class VideoDecoder(ConvolutionalPart):
@@ -90,6 +96,50 @@ class VideoDecoder(ConvolutionalPart):
         del x
         yield from map(partial(unpatchify, size=self.config.patch_size), pieces)
 
+    def tiled(
+        self, latents: mx.array, tiling: TilingConfig, key: mx.array | None = None
+    ) -> Iterator[mx.array]:
+        """Pixels from overlapping tiles of the latents, as Lightricks' code makes them: one piece per tile of time."""
+        return iterate_decode(partial(self, key=key), latents, tiling, self.scale)
+
+    def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
+        """How latents of ``shape`` may be cut with the same pixels, the fastest first."""
+        for tiles in range(1, max(shape[3:]) // 2):
+            for elements in PIECES:
+                yield StreamPlan(elements, tiles)
+
+    def stream_bytes(self, shape: tuple[int, ...], plan: StreamPlan) -> int:
+        """About how much memory it takes to decode latents of ``shape`` beside the weights, whatever their length.
+
+        That is the piece at work, and the two frames or three that each convolution and its skip keep for the next.
+        """
+        B, _, _, *sides = shape
+        halo = self.receptive_field if plan.tiles > 1 else 0
+        length = min(max(sides), -(-max(sides) // plan.tiles) + 2 * halo)
+        cells = B * min(sides) * length
+        kept = frame = 0
+        for block, scale in self._walk():
+            inputs = sum(conv.weight.shape[-1] for conv in _convolutions(block))
+            kept += 3 * inputs * cells * scale**2
+            frame = max(frame, widest(block) * cells * scale**2)
+        elements = plan.tiles * kept + LIVE_PIECES * max(plan.elements, frame)
+        return elements * self.conv_in.weight.itemsize
+
+    @property
+    def receptive_field(self) -> int:
+        """How many latent rows or columns away a cell may be and still matter to a pixel."""
+        steps = (
+            Fraction(len(_convolutions(block)), scale) for block, scale in self._walk()
+        )
+        return math.ceil(sum(steps))
+
+    def _walk(self) -> Iterator[tuple[nn.Module, int]]:
+        """Every block, and how many rows and columns it has for each of the latents'."""
+        scale = 1
+        for block in [self.conv_in, *self.up_blocks, self.conv_out]:
+            yield block, scale
+            scale *= block.stride[1] if isinstance(block, DepthToSpaceUpsample) else 1
+
     def _stages(self) -> list[Stage]:
         def finish(x: mx.array, stream: Stream) -> mx.array:
             return self.conv_out(nn.silu(self.conv_norm_out(x)), stream)
@@ -103,6 +153,12 @@ class VideoDecoder(ConvolutionalPart):
         ]
         stages = [Stage(layer, widest(layer)) for layer in (self.conv_in, *layers)]
         return [*stages, Stage(finish, widest(self.conv_out))]
+
+
+def _convolutions(block: nn.Module) -> list[CausalConv3d]:
+    """Those that see their neighbours."""
+    parts = (part for part in block.modules() if isinstance(part, CausalConv3d))
+    return [part for part in parts if part.kernel_size > 1]
 
 
 def _narrowing(block: Block) -> int:

@@ -60,6 +60,28 @@ class Stream:
             raise Incomplete
         return x
 
+    def neighbors(
+        self, module: nn.Module, x: mx.array, kernel: int
+    ) -> tuple[list[mx.array], slice]:
+        """The frames that windows of ``kernel`` frames need, in parts of which ``x`` is the last; and which are ready.
+
+        A window is centred but shifts inward at the clip's ends, so a frame is ready once all of its window is there.
+        Raises ``Incomplete`` where none is.
+        """
+        kept = self._kept.pop(id(module), None)
+        parts = [x] if kept is None else [kept, x]
+        frames = sum(part.shape[1] for part in parts)
+        before = kernel // 2
+        if frames < kernel:
+            self._kept[id(module)] = mx.contiguous(mx.concatenate(parts, axis=1))
+            raise Incomplete
+        first = 0 if self.begins(module) else before
+        stop = frames if self.last else frames - (kernel - 1 - before)
+        late = [x] if x.shape[1] >= kernel - 1 else parts
+        late = late[0] if len(late) == 1 else mx.concatenate(late, axis=1)
+        parts[-1] = self._keep(module, x, late[:, late.shape[1] - kernel + 1 :])
+        return parts, slice(first, stop)
+
     def delay(self, module: nn.Module, x: mx.array, frames: int) -> mx.array:
         """``x`` as many ``frames`` late as the convolutions beside it, that neither repeat nor drop any."""
         if self.causal:

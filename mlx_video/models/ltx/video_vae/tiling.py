@@ -1,6 +1,6 @@
-"""Decode and encode a clip in overlapping tiles that are blended. Knows cells, ramps and masks only.
+"""Decode a clip in overlapping tiles that are blended. Knows cells, ramps and masks only.
 
-``exact`` does without: what tiles save in memory, streaming saves too, and it changes no pixel.
+``streaming_decode`` does without: what tiles save in memory, streaming saves too, and it changes no pixel.
 
 A clip is cut along time, rows and columns; a tile is one ``Cut`` of each. Neighbours overlap, each fading in as the
 other fades out. Since the grid is regular, blending columns into strips, strips into frames and frames into the clip
@@ -9,14 +9,13 @@ equals summing every weighted tile and dividing by the sum of weights.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Iterable, Iterator, NamedTuple
+from typing import Callable, Iterable, Iterator, NamedTuple, Protocol
 
 import mlx.core as mx
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
-from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
 from mlx_video.models.ltx.video_vae.streaming_decode import (
+    StreamingDecoder,
     StreamPlan,
     decode_streaming,
     fitting,
@@ -27,8 +26,6 @@ Coder = Callable[[mx.array], mx.array]
 OnFramesReady = Callable[[mx.array, int], None]
 
 MODES = ("auto", "none", "default", "aggressive", "conservative")
-ENCODE_OVERLAP = 2
-"""Fewest cells that tiles share when encoding: each gives up its outermost one, which saw padding, not pixels."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,16 @@ class TilingConfig:
     temporal_config: TemporalTilingConfig | None = None
 
     @classmethod
+    def spatial_only(cls, tile_size: int = 512, overlap: int = 64) -> "TilingConfig":
+        """Tiles in space alone, in pixels; each has all frames."""
+        return cls(spatial_config=SpatialTilingConfig(tile_size, overlap))
+
+    @classmethod
+    def temporal_only(cls, tile_size: int = 64, overlap: int = 24) -> "TilingConfig":
+        """Tiles in time alone, in frames; each has the whole frame."""
+        return cls(temporal_config=TemporalTilingConfig(tile_size, overlap))
+
+    @classmethod
     def default(cls) -> "TilingConfig":
         """512 pixels and 64 frames, the official sizes."""
         return cls(SpatialTilingConfig(512, 64), TemporalTilingConfig(64, 24))
@@ -110,9 +117,17 @@ class TilingConfig:
 Tiling = TilingConfig | StreamPlan
 
 
+class Decoder(StreamingDecoder, Protocol):
+    """A network that decodes a clip in pieces, or in overlapping tiles that are blended."""
+
+    def tiled(
+        self, latents: mx.array, tiling: TilingConfig, key: mx.array | None = None
+    ) -> Iterator[mx.array]: ...
+
+
 def choose_tiling(
     mode: str,
-    decoder: VideoDecoder,
+    decoder: Decoder,
     latents: mx.array,
     shape: VideoPixelShape,
     budget: float | None = None,
@@ -127,16 +142,20 @@ def choose_tiling(
 
 
 def decode_stream(
-    decoder: VideoDecoder, latents: mx.array, tiling: Tiling | None = None
+    decoder: Decoder,
+    latents: mx.array,
+    tiling: Tiling | None = None,
+    *,
+    key: mx.array | None = None,
 ) -> Iterator[mx.array]:
     """Pixels of ``latents`` (B, 128, F, H, W) in order, (B, 3, f, 32*H, 32*W) at a time, each evaluated.
 
     Without tiling exactly, as ``StreamPlan()`` says, else one chunk for each tile of time; no more than a chunk and a tile
-    are held.
+    are held. ``key`` draws the noise of a decoder that takes some.
     """
     if isinstance(tiling, TilingConfig):
-        return iterate_decode(decoder, latents, tiling, decoder.scale)
-    return decode_streaming(decoder, latents, tiling or StreamPlan())
+        return decoder.tiled(latents, tiling, key)
+    return decode_streaming(decoder, latents, tiling or StreamPlan(), key)
 
 
 def decode_with_tiling(
@@ -173,22 +192,11 @@ def iterate_decode(
     scale: VideoScale,
 ) -> Iterator[mx.array]:
     """``decode_stream`` for any function from latents to pixels that are ``scale`` times larger."""
-    return _run_tiles(decode, latents, decode_grid(latents.shape[2:], tiling, scale))
 
+    def tile(time: Cut, row: Cut, column: Cut) -> mx.array:
+        return decode(latents[:, :, time.source, row.source, column.source])
 
-def encode_with_tiling(
-    encoder: VideoEncoder, pixels: mx.array, tiling: TilingConfig | None
-) -> mx.array:
-    """``encoder`` applied to tiles of ``pixels`` (B, 3, F, H, W); their latents are joined, not blended.
-
-    Tiles overlap by 64 pixels and 16 frames at least, whatever ``tiling`` says.
-    """
-    encoder.check(pixels)
-    time, height, width = encoder.scale
-    frames, rows, columns = pixels.shape[2:]
-    cells = ((frames - 1) // time + 1, rows // height, columns // width)
-    grid = encode_grid(cells, tiling, encoder.scale)
-    return mx.concatenate(list(_run_tiles(encoder, pixels, grid)), axis=2)
+    return run_tiles(tile, decode_grid(latents.shape[2:], tiling, scale))
 
 
 class Interval(NamedTuple):
@@ -215,45 +223,18 @@ def decode_grid(
     cells: tuple[int, int, int], tiling: TilingConfig | None, scale: VideoScale
 ) -> Grid:
     """Cuts from latent frames, rows and columns to pixels; tiles have the proportions of the frame."""
-    longest = max(cells[1:])
-    times, rows, columns = _intervals(cells, tiling, scale, (longest, longest))
-    return (
-        [_decode_time_cut(interval, scale.time) for interval in times],
-        [_decode_space_cut(interval, scale.height) for interval in rows],
-        [_decode_space_cut(interval, scale.width) for interval in columns],
-    )
-
-
-def encode_grid(
-    cells: tuple[int, int, int], tiling: TilingConfig | None, scale: VideoScale
-) -> Grid:
-    """Cuts from pixels to latent frames, rows and columns; tiles have the same size along both sides."""
-    sides = cells[1:]
-    times, rows, columns = _intervals(cells, tiling, scale, sides, ENCODE_OVERLAP)
-    return (
-        [_encode_time_cut(interval, scale.time) for interval in times],
-        [_encode_space_cut(interval, scale.height) for interval in rows],
-        [_encode_space_cut(interval, scale.width) for interval in columns],
-    )
-
-
-def _intervals(
-    cells: tuple[int, int, int],
-    tiling: TilingConfig | None,
-    scale: VideoScale,
-    longest: tuple[int, int],
-    least_overlap: int = 0,
-) -> list[list[Interval]]:
-    """Tiles along time, rows and columns; of its full size where a side has ``longest`` cells, else in proportion."""
     tiling = tiling or TilingConfig()
     frames, *sides = cells
-    along_time = _time_intervals(
-        frames, tiling.temporal_config, scale.time, least_overlap
+    times = _time_intervals(frames, tiling.temporal_config, scale.time)
+    return [_decode_time_cut(interval, scale.time) for interval in times], *(
+        [
+            _decode_space_cut(interval, cell)
+            for interval in _side_intervals(
+                side, max(sides), tiling.spatial_config, cell
+            )
+        ]
+        for side, cell in zip(sides, scale[1:])
     )
-    return [along_time] + [
-        _side_intervals(side, most, tiling.spatial_config, cell, least_overlap)
-        for side, most, cell in zip(sides, longest, scale[1:])
-    ]
 
 
 def split(length: int, size: int, overlap: int) -> list[Interval]:
@@ -283,76 +264,89 @@ def split_time(length: int, size: int, overlap: int) -> list[Interval]:
 
 
 def _time_intervals(
-    cells: int,
-    config: TemporalTilingConfig | None,
-    cell: int,
-    least_overlap: int,
+    cells: int, config: TemporalTilingConfig | None, cell: int
 ) -> list[Interval]:
     if config is None:
         return [Interval(0, cells)]
-    overlap = max(least_overlap, config.tile_overlap_in_frames // cell)
+    overlap = config.tile_overlap_in_frames // cell
     size = max(overlap + 1, config.tile_size_in_frames // cell)
     return split_time(cells, size, overlap)
 
 
 def _side_intervals(
-    cells: int,
-    longest: int,
-    config: SpatialTilingConfig | None,
-    cell: int,
-    least_overlap: int,
+    cells: int, longest: int, config: SpatialTilingConfig | None, cell: int
 ) -> list[Interval]:
     if config is None:
         return [Interval(0, cells)]
-    overlap = max(least_overlap, config.tile_overlap_in_pixels // cell)
+    overlap = config.tile_overlap_in_pixels // cell
     size = round(config.tile_size_in_pixels // cell * cells / longest)
     return split(cells, max(2, overlap + 1, size), overlap)
 
 
 def _decode_space_cut(interval: Interval, cell: int) -> Cut:
-    cells, pixels = _space_slices(interval, cell)
-    left, right = interval.left * cell, interval.right * cell
-    mask = compute_trapezoidal_mask_1d(pixels.stop - pixels.start, left, right)
-    return Cut(cells, pixels, mask)
+    start, stop, left, right = interval
+    pixels = slice(start * cell, stop * cell)
+    mask = compute_trapezoidal_mask_1d(
+        pixels.stop - pixels.start, left * cell, right * cell
+    )
+    return Cut(slice(start, stop), pixels, mask)
 
 
 def _decode_time_cut(interval: Interval, cell: int) -> Cut:
     """As in space, but a tile's first cell makes one frame; after the first tile that frame has weight 0."""
-    cells, frames = _time_slices(interval, cell)
-    left = (interval.left - 1) * cell + 1 if interval.left else 0
-    mask = compute_trapezoidal_mask_1d(
-        frames.stop - frames.start, left, interval.right * cell, left_starts_from_0=True
-    )
-    return Cut(cells, frames, mask)
-
-
-def _encode_space_cut(interval: Interval, cell: int) -> Cut:
-    cells, pixels = _space_slices(interval, cell)
-    return Cut(pixels, cells, _kept(interval))
-
-
-def _encode_time_cut(interval: Interval, cell: int) -> Cut:
-    cells, frames = _time_slices(interval, cell)
-    return Cut(frames, cells, _kept(interval))
-
-
-def _space_slices(interval: Interval, cell: int) -> tuple[slice, slice]:
-    start, stop = interval.start, interval.stop
-    return slice(start, stop), slice(start * cell, stop * cell)
-
-
-def _time_slices(interval: Interval, cell: int) -> tuple[slice, slice]:
-    """The first cell stands for the one frame at its end, every other for ``cell`` frames."""
-    start, stop = interval.start, interval.stop
-    return slice(start, stop), slice(start * cell, (stop - 1) * cell + 1)
-
-
-def _kept(interval: Interval) -> mx.array:
-    """1 for the cells that an encoded tile keeps: of the shared ones, the last on its left, all but one on its right."""
     start, stop, left, right = interval
-    index = mx.arange(stop - start)
-    kept = (index >= left - 1) & (index < stop - start - min(right, 1))
-    return kept.astype(mx.float32)
+    # The first cell stands for the one frame at its end, every other for ``cell`` frames.
+    frames = slice(start * cell, (stop - 1) * cell + 1)
+    left = (left - 1) * cell + 1 if left else 0
+    mask = compute_trapezoidal_mask_1d(
+        frames.stop - frames.start, left, right * cell, left_starts_from_0=True
+    )
+    return Cut(slice(start, stop), frames, mask)
+
+
+# Where a tile needs no cell before it: the cuts of the diffusion decoder
+
+
+def side_cuts(
+    cells: int,
+    longest: int,
+    cell: int,
+    least_overlap: int,
+    config: SpatialTilingConfig | None,
+) -> list[Cut]:
+    """Cuts of a side, whose tiles are twice as long as their overlap or longer."""
+    if config is None:
+        return [_decode_space_cut(Interval(0, cells), cell)]
+    overlap = max(least_overlap, config.tile_overlap_in_pixels) // cell
+    size = round(config.tile_size_in_pixels // cell * cells / longest)
+    intervals = split(cells, max(2 * overlap, size), overlap)
+    return [_decode_space_cut(interval, cell) for interval in intervals]
+
+
+def time_cuts(
+    cells: int,
+    cell: int,
+    last: int,
+    least_overlap: int,
+    config: TemporalTilingConfig | None,
+) -> list[Cut]:
+    """Cuts of time where only the clip's first cell makes fewer frames; the last tile reads up to cell ``last``."""
+    if config is None:
+        intervals = [Interval(0, cells)]
+    else:
+        overlap = max(least_overlap, config.tile_overlap_in_frames) // cell
+        size = max(2 * overlap, config.tile_size_in_frames // cell)
+        intervals = split(cells, size, overlap)
+    cuts = []
+    for start, stop, left, right in intervals:
+        first = start * cell - (cell - 1) if start else 0
+        frames = slice(first, (stop - 1) * cell + 1)
+        mask = compute_trapezoidal_mask_1d(
+            frames.stop - frames.start, left * cell, right * cell
+        )
+        source = slice(start, stop if stop < cells else last)
+        cuts.append(Cut(source, frames, mask))
+    return cuts
 
 
 def compute_trapezoidal_mask_1d(
@@ -376,12 +370,11 @@ def compute_trapezoidal_mask_1d(
     return left * mx.where(index >= length - ramp_right, falling, one)
 
 
-def _run_tiles(code: Coder, x: mx.array, grid: Grid) -> Iterator[mx.array]:
-    """Blended output of ``code`` for the tiles of ``grid``, one piece for each cut of time."""
+def run_tiles(
+    tile: Callable[[Cut, Cut, Cut], mx.array], grid: Grid
+) -> Iterator[mx.array]:
+    """Blended pixels (B, 3, F, H, W) of what ``tile`` makes of cuts of time, rows and columns; one piece for each of time."""
     times, rows, columns = grid
-
-    def tile(time: Cut, row: Cut, column: Cut) -> mx.array:
-        return code(x[:, :, time.source, row.source, column.source])
 
     def strip(time: Cut, row: Cut) -> mx.array:
         return _join((tile(time, row, column) for column in columns), columns, axis=4)

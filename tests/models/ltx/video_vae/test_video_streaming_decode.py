@@ -12,11 +12,9 @@ from mlx_video.models.ltx.video_vae.stream import Incomplete, Stream, cut
 from mlx_video.models.ltx.video_vae.streaming_decode import (
     PIECE,
     StreamPlan,
-    decode_bytes,
     decode_streaming,
     encode_streaming,
     fitting,
-    receptive_field,
     spans,
 )
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig, choose_tiling
@@ -106,13 +104,13 @@ def test_bfloat16_in_pieces():
 def test_reach_counts_convolutions_by_their_size():
     model = small_decoder([["compress_space", {}], ["res_x", 1], ["compress_all", {}]])
     # 2 at the latents' size, 3 at twice and 1 at four times that: 2 + 3/2 + 1/4
-    assert receptive_field(model) == 4
+    assert model.receptive_field == 4
 
 
 @pytest.mark.parametrize("row, column", [(0, 6), (6, 0)])
 def test_nothing_beyond_reach_matters(row, column):
     model = small_decoder([["compress_space", {}], ["res_x", 1]])
-    halo = receptive_field(model)
+    halo = model.receptive_field
     latent = mx.random.normal((1, 4, 1, 8, 8))
     near, far = halo - 1, halo
     pixels = model(latent)[..., :1, :1]
@@ -135,7 +133,7 @@ def test_tiles_with_a_halo_equal_the_whole(tiles, shape, padding):
         LTX_2_3, decoder_base_channels=8, decoder_spatial_padding_mode=padding
     )
     latent = mx.random.normal((1, 4, 3, *shape))
-    assert max(shape) // tiles + 2 * receptive_field(model) < max(
+    assert max(shape) // tiles + 2 * model.receptive_field < max(
         shape
     )  # some cut is real
     pieces = list(decode_streaming(model, latent, StreamPlan(20_000, tiles)))
@@ -154,11 +152,11 @@ def test_spans():
 
 def test_the_largest_piece_that_fits():
     latents = mx.zeros((1, 128, 5, 4, 60))
-    needs = decode_bytes(decoder(), latents.shape, StreamPlan())
+    needs = decoder().stream_bytes(latents.shape, StreamPlan())
     assert fitting(decoder(), latents, needs) == StreamPlan()
     less = fitting(decoder(), latents, needs - 1)
     assert less == StreamPlan(PIECE // 4)
-    assert decode_bytes(decoder(), latents.shape, less) < needs
+    assert decoder().stream_bytes(latents.shape, less) < needs
     assert fitting(decoder(), latents, 10) is None
 
 

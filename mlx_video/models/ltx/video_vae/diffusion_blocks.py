@@ -1,0 +1,191 @@
+"""Blocks of the diffusion decoder. Knows what is inside a block and how frames pass through it, not the blocks' order."""
+
+import math
+from collections import deque
+from functools import partial
+from typing import Callable, Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_video.models.ltx.adaln import EMBEDDING_WIDTH, timestep_embedding
+from mlx_video.models.ltx.pacing import end_piece
+from mlx_video.models.ltx.video_vae.neighborhood import (
+    NORM_EPS,
+    NeighborhoodAttention,
+    Windows,
+    shifted,
+)
+from mlx_video.models.ltx.video_vae.sampling import depth_to_space
+from mlx_video.models.ltx.video_vae.stream import Stream
+
+MLP_RATIO = 4
+MLP_MULTIPLE = 16  # of which the MLP's width is one
+MODULATION = 7  # rows: scale and shift of attention, a gate, those of the MLP, and two gates; no gate is used
+BAND = 48_000_000
+"""Elements of what a band of rows attends to: 20 rows of 8 frames at 1024 x 1536, enough to keep a large GPU busy."""
+
+
+class SwiGLU(nn.Module):
+    """w_down(silu(w_gate(x)) * w_up(x)), four times as wide inside."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        hidden = math.ceil(MLP_RATIO * dim / MLP_MULTIPLE) * MLP_MULTIPLE
+        self.w_gate = nn.Linear(dim, hidden, bias=False)
+        self.w_up = nn.Linear(dim, hidden, bias=False)
+        self.w_down = nn.Linear(hidden, dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.w_down(_gated(self.w_gate(x), self.w_up(x)))
+
+
+@mx.compile
+def _gated(gate: mx.array, x: mx.array) -> mx.array:
+    return nn.silu(gate) * x
+
+
+@mx.compile
+def _modulated(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
+    return x * (1 + scale) + shift
+
+
+class NeighborhoodBlock(nn.Module):
+    """Attention to a neighbourhood, then an MLP, each behind a norm and added to its input."""
+
+    def __init__(
+        self,
+        dim: int,
+        kernel: tuple[int, int, int],
+        head_dim: int,
+        repeat_columns: bool = False,
+    ):
+        super().__init__()
+        self.norm1 = nn.RMSNorm(dim, NORM_EPS)
+        self.attn = NeighborhoodAttention(dim, kernel, head_dim, repeat_columns)
+        self.norm2 = nn.RMSNorm(dim, NORM_EPS)
+        self.mlp = SwiGLU(dim)
+
+    def __call__(
+        self, x: mx.array, stream: Stream, modulation: list[mx.array] | None = None
+    ) -> mx.array:
+        """``modulation``: scale and shift behind the first norm, then behind the second."""
+        scales = modulation or [None] * 4
+        norms = partial(_normed, self.norm1, scales[:2]), partial(
+            _normed, self.norm2, scales[2:]
+        )
+        parts, ready = stream.neighbors(self, x, self.attn.kernel[0])
+        del x
+        bands = [
+            end_piece(self._band(parts, ready, band, at, norms))
+            for band, at in self._bands(parts)
+        ]
+        return bands[0] if len(bands) == 1 else mx.concatenate(bands, axis=2)
+
+    def _bands(self, parts: list[mx.array]) -> Iterator[tuple[slice, Windows]]:
+        """Rows that are computed together, and their windows."""
+        _, _, H, W, C = parts[0].shape
+        frames = sum(part.shape[0] * part.shape[1] for part in parts)
+        windows = shifted(H, self.attn.kernel[1])
+        size = max(1, BAND // (frames * W * C) - windows.size + 1)
+        count = math.ceil(H / size)
+        for i in range(count):
+            band = slice(H * i // count, H * (i + 1) // count)
+            yield band, windows.part(band)
+
+    def _band(
+        self,
+        parts: list[mx.array],
+        ready: slice,
+        band: slice,
+        at: Windows,
+        norms: tuple[Callable, Callable],
+    ) -> mx.array:
+        """The finished frames of a band of rows."""
+        x = mx.concatenate([part[:, :, at.keys] for part in parts], axis=1)
+        rows = slice(band.start - at.keys.start, band.stop - at.keys.start)
+        y = self.attn(norms[0](x), ready, rows, at.from_first)
+        y = x[:, ready, rows] + y
+        return y + self.mlp(norms[1](y))
+
+
+def _normed(norm: nn.Module, rows: list[mx.array | None], x: mx.array) -> mx.array:
+    return norm(x) if rows[0] is None else _modulated(norm(x), *rows)
+
+
+class DiffusionBlock(NeighborhoodBlock):
+    """A block that also takes the context in, and is told the noise level."""
+
+    def __init__(self, dim: int, *arguments):
+        super().__init__(dim, *arguments)
+        self.context_proj = nn.Linear(dim, dim)
+        self.scale_shift_table = mx.zeros((MODULATION, dim))
+
+    def rows(self, shared: mx.array) -> list[mx.array]:
+        """Scale and shift behind each norm, of the rows (B, 7, C) that all blocks share and its own."""
+        rows = (shared + self.scale_shift_table)[:, :, None, None, None]
+        return [rows[:, i] for i in (0, 1, 3, 4)]
+
+    def run(
+        self,
+        x: mx.array,
+        stream: Stream,
+        context: Callable[[int], mx.array],
+        modulation: list[mx.array],
+    ) -> mx.array:
+        x = end_piece(x + self.context_proj(context(x.shape[1])))
+        return self(x, stream, modulation)
+
+
+class Upsample(nn.Module):
+    """A linear layer whose channels are shuffled into more frames, rows and columns.
+
+    Doubling the frames drops the first, the half of a pair that stood before the clip.
+    """
+
+    def __init__(self, dim: int, out: int, stride: tuple[int, int, int]):
+        super().__init__()
+        self.stride = tuple(stride)
+        self.proj = nn.Linear(dim, out * math.prod(stride))
+
+    def __call__(self, x: mx.array, stream: Stream, begins: bool = True) -> mx.array:
+        """``begins``: the first frame of the first piece is the clip's, not only a tile's."""
+        y = depth_to_space(self.proj(x), self.stride)
+        return y[:, self.stride[0] - 1 :] if stream.begins(self) and begins else y
+
+
+class TimestepEmbedder(nn.Module):
+    """A sinusoid through two linear layers."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(EMBEDDING_WIDTH, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def __call__(self, timestep: mx.array) -> mx.array:
+        x = timestep_embedding(timestep, EMBEDDING_WIDTH)
+        x = self.linear_1(x.astype(self.linear_1.weight.dtype))
+        return self.linear_2(nn.silu(x))
+
+
+class Context:
+    """Frames that several readers take in order, each at its own pace; held until the last has taken them."""
+
+    def __init__(self, readers: int):
+        self._frames: deque[mx.array] = deque()
+        self._first = 0
+        self._taken = [0] * readers
+
+    def put(self, x: mx.array) -> None:
+        """More frames, (B, F, H, W, C)."""
+        self._frames.extend(mx.contiguous(f) for f in mx.split(x, x.shape[1], axis=1))
+
+    def take(self, count: int, reader: int) -> mx.array:
+        """The next frames of a ``reader``."""
+        start = self._taken[reader] - self._first
+        frames = [self._frames[i] for i in range(start, start + count)]
+        self._taken[reader] += count
+        while self._first < min(self._taken):
+            self._frames.popleft()
+            self._first += 1
+        return mx.concatenate(frames, axis=1)

@@ -1,0 +1,256 @@
+"""Neighbourhood attention over video (Hassani et al., 2023): each cell attends to a window around it.
+
+Knows windows, borders and tiles; not what queries and keys are made of.
+
+There is no kernel of it in MLX. Queries are taken in tiles: all windows of a tile lie in one box of keys, so that a tile
+is dense attention under a mask. The boxes of tiles side by side overlap, and nothing is copied for that: keys are laid
+out columns first, so that each box is a run of memory, and a strided view has all of them.
+"""
+
+from itertools import groupby
+from typing import Iterator, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+NORM_EPS = 1e-6
+ROPE_THETA = 10_000.0
+TILE = 8, 4, 4
+"""Frames, rows and columns of queries. Of an 11x11x11 window's 1331 keys, a tile computes 2.7 times as many scores;
+128 queries are what the kernels of CUDA and Metal take at once, or twice that. ``benchmarks/vae_decode.py --tile``
+measures others."""
+
+
+class Windows(NamedTuple):
+    """Along one axis: the first key of each query's window, in order, and how many keys each has."""
+
+    starts: tuple[int, ...]
+    size: int
+
+    def part(self, queries: slice) -> "Windows":
+        return Windows(self.starts[queries], self.size)
+
+    @property
+    def keys(self) -> slice:
+        """All that any of the queries sees."""
+        return slice(self.starts[0], self.starts[-1] + self.size)
+
+    @property
+    def from_first(self) -> "Windows":
+        """The same, counted from the first key that is seen."""
+        first = self.starts[0]
+        return Windows(tuple(start - first for start in self.starts), self.size)
+
+
+def shifted(length: int, size: int) -> Windows:
+    """Windows around each of ``length`` cells; at both ends they shift inward, so that all have ``size`` cells."""
+    starts = (min(max(0, i - size // 2), length - size) for i in range(length))
+    return Windows(tuple(starts), size)
+
+
+def centred(length: int, size: int) -> Windows:
+    """Windows around each of ``length`` cells, among keys that have ``size // 2`` more cells at both ends."""
+    return Windows(tuple(range(length)), size)
+
+
+def attend(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    windows: tuple[Windows, Windows, Windows],
+    tile: tuple[int, int, int] = TILE,
+) -> mx.array:
+    """Softmax attention of queries (B, F, H, W, heads, D) to the keys in their windows, scaled by D ** -0.5.
+
+    ``windows`` of frames, rows and columns name keys (B, F', H', W', heads, D). Returns (B, F, H, W, heads * D).
+    """
+    masks: dict[tuple[Windows, ...], mx.array] = {}
+    frames = []
+    for f in _cuts(windows[0], tile[0]):
+        rows = []
+        for r in _cuts(windows[1], tile[1]):
+            box = windows[0].part(f), windows[1].part(r), windows[2]
+            near = (slice(None), box[0].keys, box[1].keys)
+            columns = _columns(q[:, f, r], k[near], v[near], box, tile[2], masks)
+            rows.append(mx.concatenate(list(columns), axis=3))
+        frames.append(mx.concatenate(rows, axis=2))
+    return mx.concatenate(frames, axis=1)
+
+
+def _cuts(windows: Windows, size: int) -> list[slice]:
+    count = len(windows.starts)
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+class Run(NamedTuple):
+    """Tiles side by side of which all have the same windows, ``step`` columns apart from each other."""
+
+    queries: slice
+    first: int
+    count: int
+    step: int
+    windows: Windows
+
+
+def _runs(windows: Windows, size: int) -> Iterator[Run]:
+    """The tiles of one axis: at each border one that is alone, between them all the others."""
+
+    def alike(cut: slice) -> tuple[Windows, int]:
+        part = windows.part(cut)
+        return part.from_first, part.starts[0] - cut.start
+
+    for (part, offset), cuts in groupby(_cuts(windows, size), alike):
+        cuts = list(cuts)
+        queries = slice(cuts[0].start, cuts[-1].stop)
+        first = queries.start + offset
+        yield Run(queries, first, len(cuts), len(part.starts), part)
+
+
+def _columns(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    windows: tuple[Windows, Windows, Windows],
+    size: int,
+    masks: dict[tuple[Windows, ...], mx.array],
+) -> Iterator[mx.array]:
+    """Attention for one tile's frames and rows (B, f, h, W, heads, D), from left to right."""
+    B, F, H, _, heads, D = q.shape
+    near = windows[0].from_first, windows[1].from_first
+    for run in _runs(windows[2], size):
+        seen = near + (run.windows,)
+        if seen not in masks:
+            masks[seen] = _mask(seen, q.dtype)
+        x = mx.unflatten(q[:, :, :, run.queries], 3, (run.count, -1))
+        x = x.transpose(0, 3, 5, 4, 1, 2, 6)  # (B, tiles, heads, w, f, h, D)
+        y = mx.fast.scaled_dot_product_attention(
+            x.reshape(B * run.count, heads, -1, D),
+            _boxes(k, run),
+            _boxes(v, run),
+            scale=D**-0.5,
+            mask=masks[seen],
+        )
+        y = y.reshape(B, run.count, heads, -1, F, H, D).transpose(0, 4, 5, 1, 3, 2, 6)
+        yield y.reshape(B, F, H, -1, heads * D)
+
+
+def _boxes(x: mx.array, run: Run) -> mx.array:
+    """The keys (B, F, H, W, heads, D) of each tile: (B * tiles, heads, w * F * H, D), as views of one copy."""
+    width = run.windows.keys.stop
+    x = x[:, :, :, run.first : run.first + (run.count - 1) * run.step + width]
+    B, F, H, W, heads, D = x.shape
+    x = x.transpose(0, 4, 3, 1, 2, 5)  # (B, heads, W, F, H, D)
+    column = F * H * D
+    boxes = mx.as_strided(
+        x,
+        (B, run.count, heads, width * F * H, D),
+        (heads * W * column, run.step * column, W * column, D, 1),
+    )
+    return boxes[0] if B == 1 else boxes.flatten(0, 1)
+
+
+def _mask(windows: tuple[Windows, Windows, Windows], dtype: mx.Dtype) -> mx.array:
+    """What is added to the scores (queries, keys) of a tile: 0 within a window; columns are slowest in both."""
+    f, r, c = (_seen(axis) for axis in windows)
+    inside = c[:, None, None, :, None, None]
+    inside = inside & f[:, None, None, :, None] & r[:, None, None, :]
+    inside = inside.reshape(len(c) * len(f) * len(r), -1)
+    return mx.where(inside, 0.0, mx.finfo(dtype).min).astype(dtype)
+
+
+def _seen(windows: Windows) -> mx.array:
+    """Whether each query (rows) sees each key along one axis."""
+    starts = mx.array(windows.starts)[:, None]
+    keys = mx.arange(windows.keys.stop)
+    return (keys >= starts) & (keys < starts + windows.size)
+
+
+# Rotary positions
+
+
+def rotate(x: mx.array, first: tuple[int, int, int] = (0, 0, 0)) -> mx.array:
+    """Rotary embedding of (B, F, H, W, heads, D) by frame, row and column, counted from ``first``.
+
+    A quarter of the pairs (2i, 2i + 1) turns with the frame, the rest with row and column in equal parts. Only
+    differences between positions matter to attention, so any origin will do.
+    """
+    pairs = mx.unflatten(x, -1, (-1, 2))
+    positions = (mx.arange(i, i + n) for i, n in zip(first, x.shape[1:4]))
+    turned = _turned(pairs, *positions, *_frequencies(x.shape[-1]))
+    return turned.flatten(-2)
+
+
+def _frequencies(dim: int) -> Iterator[mx.array]:
+    """Of all pairs of a head, by axis: (dim / 2,), 0 where a pair turns with another axis."""
+    frames = dim // 4
+    space = (dim - frames) // 2
+    start = 0
+    for size in (frames, space, space):
+        frequencies = ROPE_THETA ** (-mx.arange(0, size, 2) / size)
+        yield mx.pad(frequencies, (start // 2, (dim - start - size) // 2))
+        start += size
+
+
+@mx.compile
+def _turned(pairs, frames, rows, columns, by_frame, by_row, by_column):
+    angle = (
+        frames[:, None, None, None, None] * by_frame
+        + rows[:, None, None, None] * by_row
+        + columns[:, None, None] * by_column
+    )[..., None]
+    sign = mx.array([-1.0, 1.0])
+    turned = pairs * mx.cos(angle) + pairs[..., ::-1] * (sign * mx.sin(angle))
+    return turned.astype(pairs.dtype)
+
+
+# The network's own parts
+
+
+class NeighborhoodAttention(nn.Module):
+    """Queries, keys and values of cells, normed by head and rotated, and the windows they see.
+
+    ``repeat_columns`` says what lies beyond the left and right border: the outermost column again, as in Lightricks'
+    default mode, or nothing, so that windows shift inward as they do along the other axes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel: tuple[int, int, int],
+        head_dim: int,
+        repeat_columns: bool = False,
+    ):
+        super().__init__()
+        self.kernel = tuple(kernel)
+        self.head_dim = head_dim
+        self.repeat_columns = repeat_columns
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.RMSNorm(head_dim, NORM_EPS)
+        self.k_norm = nn.RMSNorm(head_dim, NORM_EPS)
+        self.proj = nn.Linear(dim, dim)
+
+    def __call__(self, x: mx.array, frames: slice, rows: slice, at: Windows):
+        """What the cells x[:, frames, rows] (B, f, h, W, C) gather from all of ``x``; ``at`` are the windows of rows."""
+        reach = self.kernel[2] // 2 if self.repeat_columns else 0
+        borders = centred if self.repeat_columns else shifted
+        windows = (
+            shifted(x.shape[1], self.kernel[0]).part(frames),
+            at,
+            borders(x.shape[3], self.kernel[2]),
+        )
+        q = rotate(
+            self.q_norm(self._heads(x[:, frames, rows], 0)),
+            (frames.start, rows.start, 0),
+        )
+        if reach:
+            ends = [mx.repeat(x[:, :, :, i : i + 1 or None], reach, 3) for i in (0, -1)]
+            x = mx.concatenate([ends[0], x, ends[1]], axis=3)
+        k = rotate(self.k_norm(self._heads(x, 1)), (0, 0, -reach))
+        return self.proj(attend(q, k, self._heads(x, 2), windows))
+
+    def _heads(self, x: mx.array, part: int) -> mx.array:
+        """Queries (part 0), keys (1) or values (2): (B, F, H, W, C) -> (B, F, H, W, heads, D)."""
+        dim = x.shape[-1]
+        rows = slice(part * dim, (part + 1) * dim)
+        y = mx.addmm(self.qkv.bias[rows], x, self.qkv.weight[rows].T)
+        return mx.unflatten(y, -1, (-1, self.head_dim))
