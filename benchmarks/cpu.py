@@ -123,12 +123,13 @@ def mlx_components():
     import mlx.core as mx
     from job import RandomComponents
 
-    from mlx_video.models.ltx.layouts import PARTS, Source
+    from mlx_video.models.ltx.parts import PARTS
+    from mlx_video.models.ltx.source import Source
 
     class KeptComponents(RandomComponents):
         @cache
         def part(self, name):
-            return self._load(name)[0]
+            return self._load(name)
 
         @contextmanager
         def lend(self, name, *_):

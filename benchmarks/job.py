@@ -32,8 +32,9 @@ except ImportError as error:
     sys.exit(f"The job ends in a file, and PyAV and Pillow write it: {error}.")
 from mlx_video.models.ltx.components import Components  # noqa: E402
 from mlx_video.models.ltx.gemma import language_model  # noqa: E402
-from mlx_video.models.ltx.layouts import PARTS, Source  # noqa: E402
 from mlx_video.models.ltx.ltx import X0Model  # noqa: E402
+from mlx_video.models.ltx.parts import PARTS  # noqa: E402
+from mlx_video.models.ltx.source import Source  # noqa: E402
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder  # noqa: E402
 from mlx_video.pipeline import Pipeline, Request  # noqa: E402
 from mlx_video.recipes import distilled  # noqa: E402
@@ -68,14 +69,14 @@ class RandomComponents(Components):
             tokenizer = GemmaTextEncoder.load(TINY / "text_encoder").tokenizer
             network = language_model(self.sources[name].config)
             draw(network, self.dtype)
-            return GemmaTextEncoder(network, tokenizer), network
-        config = PARTS[name].config.from_dict(self.sources[name].config)
+            return GemmaTextEncoder(network, tokenizer)
+        config = PARTS[name].config(self.sources[name])
         if name == "connectors":
             gemma = self.sources["text_encoder"].config["text_config"]
             config = replace(config, text_layers=gemma["num_hidden_layers"])
-        network = PARTS[name].module(config)
+        network = PARTS[name].network(self.sources[name])(config)
         draw(network, self.dtype)
-        return network, network
+        return network
 
     def check(self, *_):
         """There are no files whose tensors could be wrong."""

@@ -37,9 +37,10 @@ from mlx_video.models.ltx.components import Components, default_dtype
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.footprint import Footprint, decode_budget
-from mlx_video.models.ltx.layouts import PARTS, Source, part_config
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.pacing import SMALL, piece_by_piece
+from mlx_video.models.ltx.parts import PARTS, part_config
+from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
 from mlx_video.types import AV, TextFeatures, VideoPixelShape
 from mlx_video.weights import save
@@ -134,7 +135,7 @@ class RandomComponents(Components):
             config = replace(config, model_type=model_type)
         if name == "connectors":
             config = replace(config, text_layers=self.text_layers)
-        module = PARTS[name].module(config)
+        module = PARTS[name].network(self.sources[name])(config)
         module.update(tree_map(self._cast, module.parameters()))
         return module, []
 

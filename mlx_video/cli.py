@@ -29,7 +29,7 @@ from mlx_video.errors import MissingFileError, UserError
 from mlx_video.health import HealthError
 from mlx_video.hub import MODEL_REPO, Plan
 from mlx_video.job import Job, decoder_of, load_latents, open_components, save_latents
-from mlx_video.models.ltx.components import describe
+from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.parser import Parser
 from mlx_video.recipes import distilled
@@ -321,7 +321,7 @@ def guarded(run: Callable[[], None]) -> int:
         return _failed(f"error: {error}", error, BAD_OUTPUT)
     except KeyboardInterrupt as error:
         return _failed("stopped", error, INTERRUPTED)
-    except Exception as error:
+    except Exception:
         traceback.print_exc()
         print(OUR_FAULT, file=sys.stderr)
         return FAULT

@@ -7,10 +7,9 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
+from typing import Callable, Sequence
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mlx_video import hub
 from mlx_video.disk import typed_path
@@ -19,21 +18,16 @@ from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import (
     Announce,
     Components,
-    build,
-    quantize_blocks,
 )
 from mlx_video.models.ltx.layouts import (
     DEFAULTS,
     DISTILLED_LORA_FILES,
-    PARTS,
-    QUANTIZATION,
     VARIANTS,
-    Source,
     newest,
-    part_of,
 )
+from mlx_video.models.ltx.parts import PARTS, part_of
 from mlx_video.parser import Parser
-from mlx_video.weights import CONFIG, INDEX, Weights, aside, save, write_json
+from mlx_video.weights import CONFIG, aside, write_json
 
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = (2, 3, 4, 5, 6, 8)
@@ -80,12 +74,8 @@ def convert(
             )
         for name, source in stored:
             on_part(name)
-            if name == "text_encoder":
-                _convert_gemma(source, folder / name, quantization)
-            else:
-                part = part_of(name).name
-                asked = quantization if part == "transformer" else {}
-                _convert_part(part, source, folder / name, dtype, asked)
+            network = part_of(name).network(source)
+            network.write(source, folder / name, dtype, quantization)
         if layout.folders and (lora := newest(layout.path, DISTILLED_LORA_FILES)):
             shutil.copy(lora, folder)
         if layout.defaults:
@@ -101,66 +91,6 @@ def _quantization(bits: int, group_size: int) -> dict[str, int | str]:
             "The usual choice is 8 bits in groups of 64."
         )
     return {"group_size": group_size, "bits": bits, "mode": "affine"}
-
-
-def _convert_part(
-    name: str,
-    source: Source,
-    folder: Path,
-    dtype: mx.Dtype | None,
-    quantization: Mapping[str, int | str],
-) -> None:
-    """Write one part; lazily, so that tensors pass through memory a shard at a time."""
-    quantization = quantization or source.quantization
-    config = dict(source.config)
-    if quantization:
-        config[QUANTIZATION] = dict(quantization)
-    save(folder, _tensors(name, source, dtype, quantization), config)
-
-
-def _tensors(
-    name: str,
-    source: Source,
-    dtype: mx.Dtype | None,
-    quantization: Mapping[str, int | str],
-) -> Weights:
-    """All lazy tensors of a part, checked against its network. The network itself is gone when this returns."""
-    module = build(name, source, dtype)
-    if quantization:
-        quantize_blocks(module, **quantization)
-    return dict(tree_flatten(module.parameters()))
-
-
-def _convert_gemma(
-    source: Source, target: Path, quantization: Mapping[str, int | str]
-) -> None:
-    """Gemma's files as they are; where it is to be quantized, its tensors and config as mlx-lm writes them."""
-    if not quantization or source.quantization:
-        return _copy_gemma(source.path, target)
-    config = dict(source.config) | {QUANTIZATION: dict(quantization)}
-    save(target, _gemma_tensors(source, quantization), config)
-    _copy_gemma(source.path, target, but=("*.safetensors", INDEX, CONFIG))
-
-
-def _gemma_tensors(source: Source, quantization: Mapping[str, int | str]) -> Weights:
-    """Under the names that mlx-lm gives them in such a model."""
-    model = PARTS["text_encoder"].module.load(source.path).model
-    quantize_blocks(model, **quantization)
-    prefix = "language_model." if "text_config" in source.config else ""
-    return {prefix + k: v for k, v in tree_flatten(model.parameters())}
-
-
-def _copy_gemma(source: Path, target: Path, but: Sequence[str] = ()) -> None:
-    """The text encoder's own files, and its tokenizer if that lies beside it."""
-    target.mkdir(exist_ok=True)
-    folders = [
-        folder for folder in (source.parent / "tokenizer", source) if folder.is_dir()
-    ]
-    for folder in folders:
-        for pattern in hub.TEXT_ENCODER_FILES:
-            for file in folder.glob(pattern):
-                if not any(map(file.match, but)):
-                    shutil.copyfile(file, target / file.name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

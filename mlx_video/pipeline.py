@@ -20,8 +20,8 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.footprint import decode_budget
-from mlx_video.models.ltx.layouts import part_config
 from mlx_video.models.ltx.pacing import piece_by_piece
+from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.patchify import (
     audio_positions,
     keyframe_positions,

@@ -8,7 +8,7 @@ from typing import Iterable
 import mlx.core as mx
 from tqdm import tqdm
 
-from mlx_video.models.ltx.components import Description, PartSummary
+from mlx_video.models.ltx.describe import Description, PartSummary
 from mlx_video.plan import Phase, Plan
 from mlx_video.types import Step
 

@@ -10,19 +10,17 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
-from mlx_video import convert as door
 from mlx_video import weights
 from mlx_video.convert import convert, main
-from mlx_video.models.ltx.components import (
-    Components,
-    describe,
-    quantize_blocks,
-)
-from mlx_video.models.ltx.layouts import PARTS, Source
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.describe import describe
+from mlx_video.models.ltx.network import quantize_blocks
+from mlx_video.models.ltx.parts import NEEDED, PARTS
+from mlx_video.models.ltx.source import Source
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma
 from tests.reference import CHECKPOINT, checkpoint
 
-NETWORKS = [name for name in PARTS if name != "text_encoder"]
+NETWORKS = [name for name in NEEDED if name != "text_encoder"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +56,7 @@ def test_each_part_keeps_its_official_config(folder, tmp_path):
         written = json.loads((tmp_path / "mlx" / name / "config.json").read_text())
         if PARTS[name].block:
             assert written == config[PARTS[name].block]
-    assert {f.name for f in (tmp_path / "mlx").iterdir()} == PARTS.keys()
+    assert {f.name for f in (tmp_path / "mlx").iterdir()} == set(NEEDED)
 
 
 def test_gemma_goes_along_with_its_tokenizer(folder, tmp_path):

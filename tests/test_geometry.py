@@ -12,10 +12,10 @@ from mlx.utils import tree_flatten
 from mlx_video import cli
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.config import VideoVAEConfig
 from mlx_video.models.ltx.find import PACKAGED
-from mlx_video.models.ltx.layouts import PARTS
+from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.models.ltx.source import Source
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import Recipe, Stage
 from mlx_video.types import VideoPixelShape, VideoScale
@@ -52,7 +52,8 @@ def with_cells(folder: Path, decoder: dict) -> Path:
     for name in ("video_encoder", "video_decoder"):
         config = json.loads((folder / name / "config.json").read_text()) | decoder
         mx.random.seed(0)
-        network = PARTS[name].module(VideoVAEConfig.from_dict(config))
+        source = Source(folder / name, config)
+        network = PARTS[name].network(source)(PARTS[name].config(source))
         shutil.rmtree(folder / name)
         save(folder / name, dict(tree_flatten(network.parameters())), config)
     return folder

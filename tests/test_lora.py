@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mlx_video import lora
-from mlx_video.convert import quantize_blocks
 from mlx_video.errors import UserError
 from mlx_video.lora import Adapter, fuse
 from mlx_video.models.ltx.components import build
@@ -20,6 +19,7 @@ from mlx_video.models.ltx.config import (
 from mlx_video.models.ltx.connector import TextConnectors
 from mlx_video.models.ltx.layouts import identify
 from mlx_video.models.ltx.ltx import LTXModel
+from mlx_video.models.ltx.network import quantize_blocks
 from tests.checkpoints import write_raw
 from tests.reference import CHECKPOINT, FIXTURES, error, manifest
 

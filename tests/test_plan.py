@@ -16,7 +16,8 @@ from mlx_video.models.ltx import footprint
 from mlx_video.models.ltx.components import Components, quantize_blocks
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import CPU, GPU, QUEUED, QUEUED_FINER, Footprint
-from mlx_video.models.ltx.layouts import PARTS, Source, part_config
+from mlx_video.models.ltx.parts import PARTS, part_config
+from mlx_video.models.ltx.source import Source
 from mlx_video.pipeline import Image, Request
 from mlx_video.plan import GB, Plan, Work, machine_bytes, plan
 from mlx_video.types import AV, VideoPixelShape
@@ -39,7 +40,7 @@ class Laid(Components):
 
     def _network(self, name, model_type, loras):
         config = part_config(name, self.sources[name])
-        module = PARTS[name].module(config)
+        module = PARTS[name].network(self.sources[name])(config)
         cast = [(k, v.astype(self.dtype)) for k, v in tree_flatten(module.parameters())]
         module.load_weights(cast)
         if bits := self.bits(name):

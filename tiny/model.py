@@ -13,7 +13,8 @@ from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.layouts import PARTS, Source
+from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.source import Source
 from mlx_video.weights import save
 
 NAME = "ltx-2-tiny"
@@ -192,10 +193,11 @@ DEFAULTS = {
 
 def fresh(name: str) -> nn.Module:
     """Part ``name`` with random weights, float32."""
-    config = PARTS[name].config.from_dict(CONFIGS[name])
+    source = Source(Path(name), CONFIGS[name])
+    config = PARTS[name].config(source)
     if name == "connectors":
         config = replace(config, text_layers=TEXT_ENCODER["num_hidden_layers"])
-    return PARTS[name].module(config)
+    return PARTS[name].network(source)(config)
 
 
 def load(name: str) -> nn.Module:

@@ -18,7 +18,8 @@ from mlx_video.linear import dense_weight
 from mlx_video.models.ltx.components import build, quantize_blocks
 from mlx_video.models.ltx.connector import TextConnectors
 from mlx_video.models.ltx.knowledge import FILE as KNOWS
-from mlx_video.models.ltx.layouts import QUANTIZATION, VARIANTS, Source
+from mlx_video.models.ltx.layouts import VARIANTS
+from mlx_video.models.ltx.source import QUANTIZATION, Source
 from mlx_video.weights import CONFIG, Weights, save
 from tiny.model import (
     CONFIGS,

@@ -4,9 +4,7 @@ Knows how files become modules and for how long; not what they compute, nor in w
 """
 
 import logging
-from collections import Counter
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import (
@@ -24,28 +22,17 @@ import mlx.nn as nn
 
 from mlx_video import hub, lora
 from mlx_video.errors import UserError
-from mlx_video.formats.quantized import read_dense
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.layouts import (
-    LORA,
-    PARTS,
-    Layout,
-    Source,
-    held,
-    identify,
-    part_config,
-    part_of,
-)
+from mlx_video.models.ltx.layouts import Layout, identify
 from mlx_video.models.ltx.ltx import X0Model
-from mlx_video.models.ltx.offload import BlockStream
+from mlx_video.models.ltx.network import Network, quantize_blocks
+from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
+from mlx_video.models.ltx.source import Source
 from mlx_video.types import Geometry
 from mlx_video.weights import (
-    Weights,
-    load,
     materialize,
-    read,
 )
 
 if TYPE_CHECKING:  # it imports a tokenizer library, which takes seconds
@@ -62,9 +49,6 @@ def announce_to_log(plan: hub.Plan) -> None:
 
 DISTILLED_LORA = "distilled_lora"  # not a part, but it too can be needed
 
-# The layers that hold nearly all of the weights, by part. The few around them set scales or look words up, and are
-# cheap to keep exact.
-QUANTIZED = {"transformer": "transformer_blocks.", "text_encoder": "model.layers."}
 GROUP_SIZE = 64  # weights that share a scale
 
 
@@ -102,7 +86,6 @@ class Components:
                     where ``bits`` does not say otherwise; ``None`` leaves them
     low_memory      whether the transformer's blocks are read as they are used instead of kept
     layout          what the model's path turned out to be
-    resident        names of the parts on loan
     fusions         what was fused so far, oldest first
     """
 
@@ -123,7 +106,7 @@ class Components:
         self.quantize = quantize
         self.low_memory = low_memory
         self.layout = layout
-        self.resident: list[str] = []
+        self._lent: dict[str, type[Network]] = {}
         self.fusions: list[Fusion] = []
 
     @classmethod
@@ -139,7 +122,7 @@ class Components:
         dtype: mx.Dtype | None = None,
         quantize: int | None = None,
         low_memory: bool = False,
-        needs: Iterable[str] = tuple(PARTS),
+        needs: Iterable[str] = NEEDED,
         announce: Announce = announce_to_log,
     ) -> "Components":
         """Find every needed part and read its config; no tensor is read.
@@ -168,12 +151,13 @@ class Components:
             sources["text_encoder"] = find.find_text_encoder(text_encoder, announce)
         if upsampler or "upsampler" in set(needs) - sources.keys():
             sources["upsampler"] = find.find_upsampler(upsampler, announce)
+        sources = find.joined(sources)
         for name in sources.keys() & set(needs):
             find.check_source(name, sources[name])
         if "transformer" in needs:
             find.check_residency(sources, quantize, low_memory)
         if "video_decoder" in needs:
-            read_geometry(sources)
+            read_geometry({n: s for n, s in sources.items() if n in needs})
         if distilled_lora or DISTILLED_LORA in needs:
             distilled_lora = find.find_distilled_lora(
                 distilled_lora, layout.path, announce
@@ -189,6 +173,11 @@ class Components:
             layout,
         )
 
+    @property
+    def resident(self) -> list[str]:
+        """Names of the parts on loan."""
+        return list(self._lent)
+
     @cached_property
     def geometry(self) -> Geometry:
         """How the checkpoint's latents lie in pixels and seconds."""
@@ -197,13 +186,13 @@ class Components:
     def check(self, needs: Iterable[str], prompts: Sequence[str] = ()) -> None:
         """Raise ``ValueError`` where tensors or LoRAs do not fit, or a prompt is too long; reads no weights."""
         needs, built = tuple(needs), {}
-        for name in needs:
-            if name in PARTS and name != "text_encoder":
-                built[name] = build(name, self.sources[name], self.dtype)
-        if find.LORA_TARGETS <= built.keys():
-            self._check_loras([built[name] for name in find.LORA_TARGETS], needs)
+        for name in set(needs) & PARTS.keys():
+            built[name] = build(name, self.sources[name], self.dtype)
+        targets = [part for part in built.values() if part.LORAS]
+        if len(targets) > 1:  # a LoRA may name layers of both
+            self._check_loras(targets, needs)
         if prompts:
-            encoder, _ = self._load("text_encoder")
+            encoder = build("text_encoder", self.sources["text_encoder"], self.dtype)
             encoder.tokenize(prompts)
 
     def _check_loras(self, modules: Sequence[nn.Module], needs: Sequence[str]) -> None:
@@ -227,21 +216,22 @@ class Components:
         Only the part's own tensors are read; of the transformer only the streams of ``model_type``. ``loras`` are
         fused in addition to the checkpoint's. The module is empty afterwards, whoever still holds it.
         """
-        larges = [other for other in (*self.resident, name) if PARTS[other].large]
-        if len(larges) > 1:
+        part = PARTS[name].network(self.sources[name])
+        large = next((n for n, other in self._lent.items() if other.LARGE), None)
+        if part.LARGE and large:
             raise RuntimeError(
-                f"The {name} must wait until the {larges[0]} is given back: close the stream that still holds it."
+                f"The {name} must wait until the {large} is given back: close the stream that still holds it."
             )
-        self.resident.append(name)
-        network = None
+        self._lent[name] = part
+        lent = None
         try:
-            lent, network = self._load(name, model_type, (*self.loras, *loras))
-            materialize(network)
+            lent = self._load(name, model_type, (*self.loras, *loras))
+            materialize(lent.network)
             yield lent
         finally:
-            self.resident.remove(name)
-            if network is not None:
-                network.clear()
+            del self._lent[name]
+            if lent is not None:
+                lent.network.clear()
             mx.clear_cache()
 
     @contextmanager
@@ -265,7 +255,7 @@ class Components:
     @contextmanager
     def video_statistics(self) -> Iterator[nn.Module]:
         """Lend the video latents' per-channel statistics, the only tensors of the decoder that the upsampler needs."""
-        decoder, _ = self._load("video_decoder")
+        decoder = self._load("video_decoder")
         yield decoder.per_channel_statistics
 
     def connectors(self) -> ContextManager[nn.Module]:
@@ -297,9 +287,12 @@ class Components:
 
         What is stored quantized stays so, and blocks that are read in each step are not worth the work.
         """
-        passing = name == "transformer" and self.low_memory
-        stays = name not in QUANTIZED or passing or self.sources[name].quantization
-        return None if stays else self.quantize
+        source = self.sources[name]
+        part = PARTS[name].network(source)
+        passing = self.low_memory and part.STREAMED
+        return (
+            None if passing or not part.BLOCKS or source.quantization else self.quantize
+        )
 
     def sketch(
         self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
@@ -314,35 +307,28 @@ class Components:
         name: str,
         model_type: LTXModelType = LTXModelType.AudioVideo,
         loras: Iterable[LoRA] = (),
-    ) -> tuple[nn.Module, nn.Module]:
-        """What to lend and the network in it, the same but for the text encoder; nothing is read yet."""
-        source = self.sources[name]
-        if name == "text_encoder":
-            encoder = PARTS[name].module.load(source.path, self.dtype)
-            if bits := self.bits(name):
-                quantize_blocks(encoder.model, GROUP_SIZE, bits)
-            return encoder, encoder.model
+    ) -> Network:
+        """A part as it is lent; nothing is read yet."""
         network = partial(self._network, name, model_type, tuple(loras))
-        module, fusions = network()
+        part, fusions = network()
         self.fusions += fusions
         for fusion in fusions:
             log.info("%s", fusion)
-        if name == "transformer" and self.low_memory:
-            blocks = lambda: network()[0].transformer_blocks
-            module.transformer_blocks = BlockStream(blocks)
-        return module, module
+        if self.low_memory and part.STREAMED:
+            part.stream(lambda: network()[0])
+        return part
 
     def _network(
         self, name: str, model_type: LTXModelType, loras: tuple[LoRA, ...]
-    ) -> tuple[nn.Module, list[Fusion]]:
+    ) -> tuple[Network, list[Fusion]]:
         """A part as it is to compute, all of it lazy, and what was fused into it."""
-        module = build(name, self.sources[name], self.dtype, model_type)
+        part = build(name, self.sources[name], self.dtype, model_type)
         if self.layout.distillation:
-            fuse(name, module, [LoRA(self.layout.distillation)])
-        fusions = fuse(name, module, loras)
+            fuse(name, part, [LoRA(self.layout.distillation)])
+        fusions = fuse(name, part, loras)
         if bits := self.bits(name):
-            quantize_blocks(module, GROUP_SIZE, bits)
-        return module, fusions
+            quantize_blocks(part.network, GROUP_SIZE, bits)
+        return part, fusions
 
 
 def _found(
@@ -360,7 +346,7 @@ def _found(
 
 def fuse(name: str, module: nn.Module, loras: Iterable[LoRA]) -> list[Fusion]:
     """Fuse those of ``loras`` that concern part ``name`` into it, lazily."""
-    if name not in find.LORA_TARGETS:
+    if not module.LORAS:
         return []
     fusions = []
     for file, strength in loras:
@@ -376,137 +362,10 @@ def build(
     source: Source,
     dtype: mx.Dtype | None,
     model_type: LTXModelType = LTXModelType.AudioVideo,
-) -> nn.Module:
-    """A part's module with its weights, all lazy: what is not evaluated is never read.
-
-    ``dtype`` ``None`` keeps the stored ones. Raises ``ValueError`` where the tensors do not fit the config.
-    """
-    part, config = PARTS[name].module, part_config(name, source)
-    weights = part_weights(name, source, dtype or mx.bfloat16)
-    if name == "transformer":
-        config = replace(config, model_type=model_type)
-    if name == "connectors":
-        config = part.fit(config, weights)
-    module = part(config)
-    if name == "transformer":
-        weights = module.select(weights)
-    mode = source.quantization.get("mode", "affine")
-    load(module, weights, dtype=dtype, mode=mode, source=str(source.path))
-    return module
-
-
-def part_weights(name: str, source: Source, dtype: mx.Dtype = mx.bfloat16) -> Weights:
-    """The lazy tensors of one part under our names; ``dtype`` is what quantized ones become."""
-    weights, _ = read_dense(source.path, dtype)
-    return PARTS[name].module.sanitize(weights)
-
-
-def quantize_blocks(
-    module: nn.Module, group_size: int, bits: int, mode: str = "affine"
-) -> None:
-    """Quantize the Linears of the transformer's or Gemma's blocks whose width the groups divide, lazily."""
-    blocks = tuple(QUANTIZED.values())
-
-    def chosen(path: str, layer: nn.Module) -> bool:
-        return (
-            path.startswith(blocks)
-            and isinstance(layer, nn.Linear)
-            and layer.weight.shape[-1] % group_size == 0
-        )
-
-    nn.quantize(module, group_size, bits, mode=mode, class_predicate=chosen)
+) -> Network:
+    """The part ``name`` with its weights, see ``Network.from_source``."""
+    return part_of(name).network(source).from_source(source, dtype, model_type)
 
 
 def default_dtype() -> mx.Dtype:
     return mx.bfloat16 if mx.default_device() == mx.gpu else mx.float32
-
-
-# Describing
-
-
-class PartSummary(NamedTuple):
-    """What a file holds of one part; ``dtypes`` are those of its tensors, most bytes first."""
-
-    tensors: int
-    bytes: int
-    dtypes: tuple[str, ...]
-    quantization: Mapping[str, object]
-
-
-class Description(NamedTuple):
-    """What a path is, for a person to read.
-
-    version   of the model, "2.0" where a checkpoint states none; empty where there is no checkpoint
-    missing   part -> how to get it, of the parts that a full run needs and nothing here provides
-    refusals  why this version cannot run it, in the config's own words; empty if it can
-    defaults  what it states in place of the usual ones
-    changes   what it changes, where it is a LoRA
-    """
-
-    path: Path
-    layout: str
-    version: str
-    parts: Mapping[str, PartSummary]
-    missing: Mapping[str, str]
-    refusals: tuple[str, ...]
-    defaults: Mapping[str, object] = {}
-    changes: lora.About | None = None
-
-
-# Where the parts come from that an official file lacks.
-PROVIDED_BY = {
-    "upsampler": f"put {hub.UPSAMPLER_FILE} beside it, or let it be fetched from {hub.MODEL_REPO} (1.0 GB)",
-    "text_encoder": "put a Gemma 3 12B folder named text_encoder or gemma-3-12b-it-... beside it, or let it be fetched "
-    f"from {hub.TEXT_ENCODER_REPO} (24 GB)",
-}
-
-
-def describe(path: str | Path, variant: str | None = None) -> Description:
-    """Say what ``path`` is and holds, from headers and configs. Raises as ``identify`` does."""
-    layout = identify(find.located(path), variant)
-    refusals = [layout.refusal] if layout.refusal else []
-    parts = {}
-    for name, source in layout.stored.items():
-        try:
-            if part_of(name).config is not None:
-                part_config(name, source)
-            weights, _ = read(source.path)
-            if name != "text_encoder":
-                weights = part_of(name).module.sanitize(weights)
-            parts[name] = _summary(weights, source.quantization)
-        except ValueError as error:
-            refusals.append(str(error))
-    if layout.distillation:
-        parts[layout.distillation.stem] = _summary(read(layout.distillation)[0])
-    about = None
-    if layout.name == LORA:
-        try:
-            about = lora.Adapter.read(layout.path).about
-        except ValueError as error:
-            refusals.append(str(error))
-    missing = {
-        name: PROVIDED_BY.get(name, f"use a single file of {hub.MODEL_REPO}")
-        for name in PARTS
-        if name not in held(layout.stored)
-    }
-    return Description(
-        layout.path,
-        layout.name,
-        layout.version,
-        parts,
-        missing,
-        tuple(refusals),
-        layout.defaults,
-        about,
-    )
-
-
-def _summary(weights: Weights, quantization: Mapping[str, object] = {}) -> PartSummary:
-    sizes = Counter()
-    for value in weights.values():
-        # MLX shows float8 as the bytes it is made of.
-        sizes[
-            str(value.dtype).split(".")[-1].replace("uint8", "float8")
-        ] += value.nbytes
-    dtypes = tuple(name for name, _ in sizes.most_common())
-    return PartSummary(len(weights), sizes.total(), dtypes, quantization)

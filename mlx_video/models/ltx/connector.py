@@ -11,17 +11,20 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.attention import Attention, FeedForward
-from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream
+from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream, LTXModelType
+from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
+from mlx_video.models.ltx.source import Source
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV, Modality, PromptEmbeddings, TextFeatures
 from mlx_video.weights import Weights
 
 
-class TextConnectors(nn.Module):
+class TextConnectors(Network):
     """All of the language model's layers projected to one, then refined for video and for audio."""
 
     CONFIG: ClassVar = ConnectorConfig
+    LORAS: ClassVar = True
     OFFICIAL: ClassVar[dict[str, str]] = {
         "text_embedding_projection.": "projection.",
         "model.diffusion_model.video_embeddings_connector.": "video.",
@@ -58,6 +61,12 @@ class TextConnectors(nn.Module):
         wanted = AV(*(modality in modalities for modality in Modality))
         features = self.projection(hidden_states, valid)
         return features.map(connect, AV(self.video, self.audio), wanted)
+
+    @classmethod
+    def configure(
+        cls, source: Source, weights: Weights, model_type: LTXModelType
+    ) -> ConnectorConfig:
+        return cls.fit(super().configure(source, weights, model_type), weights)
 
     @classmethod
     def fit(cls, config: ConnectorConfig, weights: Weights) -> ConnectorConfig:

@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.attention import gelu
 from mlx_video.models.ltx.config import Config
+from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.rope import split_heads
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV
@@ -46,7 +47,7 @@ class DurationConfig(Config):
         )
 
 
-class DurationHead(nn.Module):
+class DurationHead(Network):
     """A learned query attends to the context of both streams; what it finds becomes seconds."""
 
     CONFIG: ClassVar = DurationConfig

@@ -11,23 +11,24 @@ from mlx_video import hub
 from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.lora import Adapter
+from mlx_video.models.ltx.contents import upsampler_kind
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.layouts import (
     DEV,
     DISTILLED_LORA_FILES,
-    PARTS,
     VARIANTS,
     Layout,
-    Source,
     identify,
+    is_gemma,
     newest,
-    part_config,
-    part_of,
+    text_encoder_source,
 )
+from mlx_video.models.ltx.parts import PARTS, part_config, part_of
 from mlx_video.models.ltx.releases import RELEASES
+from mlx_video.models.ltx.source import Source
 from mlx_video.types import Geometry
-from mlx_video.weights import CONFIG, INDEX, read_header, some, tensor_files
+from mlx_video.weights import CONFIG, some
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ DEMO = "ltx-2-tiny"
 PACKAGED = Path(__file__).parents[2] / DEMO  # in the package, a converted folder
 _KNOWN = Knowledge.read(PACKAGED / "text_encoder")
 DEMO_KNOWS = _KNOWN.draws if _KNOWN else "a small world"
-LORA_TARGETS = {"transformer", "connectors"}
 
 
 def default_model(tell: Callable[[str], None] = log.warning) -> str:
@@ -130,16 +130,17 @@ def _wanted(layout: Layout, needs: tuple[str, ...]) -> Iterator[str]:
 
 def _files(name: str, home: str) -> Iterator[str]:
     """Patterns of a part's files in the folder ``home``; the config too, which an interrupted fetch may lack."""
-    gemma = part_of(name).name == "text_encoder"
-    files = hub.TEXT_ENCODER_FILES if gemma else (CONFIG, INDEX, "*.safetensors")
-    yield from (f"{home}/{file}" for file in files)
+    yield from (f"{home}/{file}" for file in part_of(name).files)
 
 
 def find_text_encoder(given: str | Path | None, announce: hub.Announce) -> Source:
-    source = Source.of(
-        hub.resolve(given or hub.TEXT_ENCODER_REPO, hub.TEXT_ENCODER_FILES, announce)
-    )
-    if not source.is_gemma:
+    given = given or hub.TEXT_ENCODER_REPO
+    if str(given).endswith(".safetensors"):
+        path = hub.resolve_file(given, announce)
+    else:
+        path = hub.resolve(given, hub.TEXT_ENCODER_FILES, announce)
+    source = text_encoder_source(path)
+    if not is_gemma(source):
         raise UserError(
             f"{source.path} is no Gemma folder: its config.json names no Gemma model. "
             f"Give one such as {hub.TEXT_ENCODER_REPO}."
@@ -151,17 +152,11 @@ def find_upsampler(given: str | Path | None, announce: hub.Announce) -> Source:
     source = Source.of(
         hub.resolve_file(given or f"{hub.MODEL_REPO}/{hub.UPSAMPLER_FILE}", announce)
     )
-    if not source.is_upsampler or not _doubles(source):
+    if upsampler_kind(source.config) != "upsampler":
         raise UserError(
             f"{source.path} does not double rows and columns. Give {hub.UPSAMPLER_FILE} of {hub.MODEL_REPO}."
         )
     return source
-
-
-def _doubles(upsampler: Source) -> bool:
-    config = part_config("upsampler", upsampler)
-    in_space = config.spatial_upsample and not config.temporal_upsample
-    return in_space and config.spatial_scale == 2.0
 
 
 def find_distilled_lora(
@@ -171,6 +166,15 @@ def find_distilled_lora(
     beside = None if given else newest(folder, DISTILLED_LORA_FILES)
     given = given or beside or f"{hub.MODEL_REPO}/{hub.DISTILLED_LORA_FILE}"
     return hub.resolve_file(given, announce)
+
+
+def joined(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """``sources`` with what a packed text encoder holds of the connectors: their projection."""
+    sources = dict(sources)
+    text, connectors = sources.get("text_encoder"), sources.get("connectors")
+    if text and connectors and text.path.is_file():
+        sources["connectors"] = connectors.with_file(text.path)
+    return sources
 
 
 def check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
@@ -202,10 +206,8 @@ def check_variant(layout: Layout, variant: str | None) -> None:
 
 def check_source(name: str, source: Source) -> None:
     """Raise ``ValueError`` where a part's config cannot be honoured, or a file is damaged or missing."""
-    if PARTS[name].config is not None:
-        part_config(name, source)
-    for file in tensor_files(source.path):
-        read_header(file)
+    part_config(name, source)
+    source.check()
 
 
 def check_residency(

@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.components import GROUP_SIZE, Components
 from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
-from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, part_config
+from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens
+from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.video_vae.convolution import by_product, preferred_form
 from mlx_video.models.ltx.video_vae.decoder import LIVE_PIECES
 from mlx_video.models.ltx.video_vae.tiling import (

@@ -51,6 +51,7 @@ with _without_its_init("mlx_lm"):
 class _Language:
     """What both have in common: the names of their tensors, and Linears that stay fast for long prompts."""
 
+    BLOCKS: ClassVar = "model.layers."
     LANGUAGE: ClassVar[dict[str, str]] = {
         "language_model.model.": "model.",  # hub files of 2025, mlx-lm, mlx-vlm
         "model.language_model.": "model.",  # transformers 5

@@ -3,7 +3,8 @@
 from typing import Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.layouts import Source, part_config
+from mlx_video.models.ltx.parts import part_config
+from mlx_video.models.ltx.source import Source
 from mlx_video.types import AudioScale, Geometry
 
 SOUND = ("audio_decoder", "vocoder")  # the parts that make it

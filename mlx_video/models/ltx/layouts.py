@@ -1,124 +1,46 @@
-"""The nine parts of LTX-2, and the files that people keep them in. Finds and recognises; builds and loads nothing."""
+"""The files that people keep LTX-2 in: recognised by their headers and configs, with what lies beside them.
 
-import importlib
+Knows layouts, not networks; loads nothing.
+"""
+
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable, Mapping, NamedTuple, Sequence
-
-import mlx.nn as nn
+from typing import Mapping, NamedTuple, Sequence
 
 from mlx_video import hub, lora
 from mlx_video.errors import MissingFileError, UserError
-from mlx_video.models.ltx.config import (
-    AudioVAEConfig,
-    Config,
-    ConnectorConfig,
-    LTXModelConfig,
-    UpsamplerConfig,
-    VideoVAEConfig,
-    VocoderConfig,
+from mlx_video.models.ltx.contents import (
+    COMPANIONS,
+    TRANSFORMER,
+    companions,
+    parts_in,
+    transformer_files,
 )
+from mlx_video.models.ltx.gemma_config import read_gemma_config
+from mlx_video.models.ltx.parts import PARTS, held, part_of
+from mlx_video.models.ltx.source import Source
 from mlx_video.weights import CONFIG, read_config, read_header, read_json, some
 
 DEFAULTS = "defaults"  # the key of a checkpoint's own, in a folder's config and a file's metadata
-QUANTIZATION = "quantization"  # the key that mlx-lm and convert add to a config
 TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_TOKENS = 1024  # of a prompt, BOS included: the context LTX-2 was trained with
 VARIANTS = ("distilled", "dev")
 DEV = "transformer-dev"
 
 OFFICIAL = "official single file"
+SPLIT = "official files, one a part"
 CONVERTED = "converted folder"
 UPSCALER = "upscaler file"
 LORA = "LoRA file"
 GEMMA = "Gemma folder"
+GEMMA_FILE = "text encoder file"
+PART_FILE = "file of one part"
 
 
-@dataclass(frozen=True)
-class Part:
-    """A component that is built, loaded and freed on its own.
-
-    home    module and class of the network
-    config  reads the part's block of the metadata; ``None`` where the class reads its own folder
-    block   which block of the official metadata that is; ``None`` where it is the whole
-    large   whether it must be alone in memory
-    """
-
-    name: str
-    home: str
-    config: type[Config] | None
-    block: str | None
-    large: bool = False
-
-    @property
-    def module(self) -> type[nn.Module]:
-        """The network's class, imported on first use."""
-        module, name = self.home.split(":")
-        return getattr(importlib.import_module(f"mlx_video.models.ltx.{module}"), name)
-
-
-PARTS = {
-    part.name: part
-    for part in (
-        Part("transformer", "ltx:LTXModel", LTXModelConfig, "transformer", large=True),
-        Part("connectors", "connector:TextConnectors", ConnectorConfig, "transformer"),
-        Part("video_encoder", "video_vae.encoder:VideoEncoder", VideoVAEConfig, "vae"),
-        Part("video_decoder", "video_vae.decoder:VideoDecoder", VideoVAEConfig, "vae"),
-        Part(
-            "audio_encoder",
-            "audio_vae.encoder:AudioEncoder",
-            AudioVAEConfig,
-            "audio_vae",
-        ),
-        Part(
-            "audio_decoder",
-            "audio_vae.decoder:AudioDecoder",
-            AudioVAEConfig,
-            "audio_vae",
-        ),
-        Part("vocoder", "audio_vae.vocoder:Vocoder", VocoderConfig, "vocoder"),
-        Part("upsampler", "upsampler:LatentUpsampler", UpsamplerConfig, None),
-        Part("text_encoder", "text_encoder:GemmaTextEncoder", None, None, large=True),
-    )
-}
 # What lies beside a checkpoint; of several, the last by name is the newest version.
 UPSCALER_FILES = ("*upsampler*.safetensors", "*spatial-upscaler-x2*.safetensors")
 TEXT_ENCODER_FOLDERS = ("gemma-3-12b-it*", "text_encoder")
 DISTILLED_LORA_FILES = ("*distilled-lora*.safetensors",)
-
-
-def part_of(name: str) -> Part:
-    """The part that a folder of this name holds: "transformer-dev" is a transformer."""
-    return PARTS[name.partition("-")[0]]
-
-
-def held(names: Iterable[str]) -> set[str]:
-    """The names of the parts in so named folders."""
-    return {part_of(name).name for name in names}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a part's tensors lie, and the config that describes it as stored there (without quantization)."""
-
-    path: Path
-    config: Mapping[str, object]
-    quantization: Mapping[str, object] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, path: Path) -> "Source":
-        """A file or folder that holds one part and its config."""
-        config = read_config(path)
-        return cls(path, config, config.pop(QUANTIZATION, {}))
-
-    @property
-    def is_upsampler(self) -> bool:
-        return self.config.get("_class_name") == UpsamplerConfig.FIXED["_class_name"]
-
-    @property
-    def is_gemma(self) -> bool:
-        return str(self.config.get("model_type")).startswith("gemma")
 
 
 def tokenizer_folder(text_encoder: Path) -> Path | None:
@@ -137,16 +59,6 @@ def max_tokens(text_encoder: Path) -> int:
             f"{file}: model_max_length must be a number of tokens, such as {MAX_TOKENS}; got {stated!r}."
         )
     return int(min(MAX_TOKENS, stated))
-
-
-def part_config(name: str, source: Source) -> Config:
-    """The config of a part, read strictly. Raises ``ValueError`` naming the file and what this version lacks."""
-    if not isinstance(source.config, Mapping):
-        raise UserError(f"{source.path}: the config of its {name} is no JSON object.")
-    try:
-        return part_of(name).config.from_dict(source.config)
-    except ValueError as error:
-        raise UserError(f"{source.path}: {error}") from None
 
 
 class Layout(NamedTuple):
@@ -200,35 +112,57 @@ def identify(path: Path, variant: str | None = None) -> Layout:
 
 
 def _identify_file(file: Path) -> Layout:
-    header, config = read_header(file), read_config(file)
-    names = header.tensors.keys()
-    if lora.holds_changes(names):
+    header = read_header(file)
+    if lora.holds_changes(header.tensors):
         return Layout(LORA, "", file, metadata=header.metadata)
-    source = Source(file, config)
-    if source.is_upsampler:
-        return Layout(UPSCALER, "", file, {"upsampler": source}, header.metadata)
-    if not any(name.startswith("model.diffusion_model.") for name in names):
-        return Layout(
-            "single file of unknown origin",
-            "its tensors do not bear Lightricks' names, as in unified MLX files (notapalindrome/ltx2-mlx-av) and files "
-            f"of one component. Use a file of {hub.MODEL_REPO}",
-            file,
-        )
-    return _identify_official(file, config, header.metadata)
+    held = parts_in(file)
+    if "upsampler" in held or "temporal_upsampler" in held:
+        return Layout(UPSCALER, "", file, held, header.metadata)
+    if "text_encoder" in held:
+        return Layout(GEMMA_FILE, "", file, held, header.metadata)
+    if any(name.startswith(TRANSFORMER) for name in header.tensors):
+        return _identify_official(file, held, header.metadata)
+    if held:
+        return Layout(PART_FILE, _not_a_transformer(held), file, held, header.metadata)
+    return Layout(
+        "single file of unknown origin",
+        "its tensors do not bear Lightricks' names, as in unified MLX files (notapalindrome/ltx2-mlx-av). "
+        f"Use a file of {hub.MODEL_REPO}",
+        file,
+    )
 
 
-def _identify_official(file: Path, config: dict, metadata: dict[str, str]) -> Layout:
-    parts = [part for part in PARTS.values() if part.block is not None]
-    if absent := sorted({part.block for part in parts} - config.keys()):
-        refusal = (
-            f"its metadata has no config of {', '.join(absent)}: it was repacked, or is one of several files. "
+def _not_a_transformer(held: Mapping[str, Source]) -> str:
+    return f"it holds {some(held)} alone, one file of several; give the transformer's file, or the folder of all of them"
+
+
+def _identify_official(
+    file: Path, held: Mapping[str, Source], metadata: Mapping[str, str]
+) -> Layout:
+    """The single file of a whole checkpoint, or the transformer's file with the other parts beside it."""
+    name, beside = OFFICIAL, {}
+    needed = {part.name for part in PARTS.values() if part.block}
+    if "transformer" in held and needed - held.keys():
+        name, beside = SPLIT, companions(file)
+    sources = neighbours(file.parent) | beside | held
+    defaults = _defaults(file, metadata.get(DEFAULTS, "{}"))
+    layout = Layout(name, "", file, sources, metadata, {}, defaults)
+    absent = needed - sources.keys()
+    return layout._replace(refusal=_absence(layout, absent)) if absent else layout
+
+
+def _absence(layout: Layout, absent: set[str]) -> str:
+    """Why a checkpoint without the parts in ``absent`` is of no use, and what to do."""
+    if "transformer" in absent:
+        blocks = {PARTS[name].block for name in absent}
+        return (
+            f"its metadata has no config of {', '.join(sorted(blocks))}: it was repacked, or is one of several files. "
             f"Use a file as {hub.MODEL_REPO} publishes it"
         )
-        return Layout(OFFICIAL, refusal, file, metadata=metadata)
-    sources = {part.name: Source(file, config[part.block]) for part in parts}
-    sources = neighbours(file.parent) | sources
-    defaults = _defaults(file, metadata.get(DEFAULTS, "{}"))
-    return Layout(OFFICIAL, "", file, sources, metadata, {}, defaults)
+    return (
+        f"it is the transformer of LTX-{layout.version} alone, and no file beside it holds {some(sorted(absent))}. "
+        f"Fetch the other files too, and keep them beside it or in the folders {', '.join(COMPANIONS)}"
+    )
 
 
 def _foreign(folder: Path) -> tuple[str, str] | None:
@@ -254,7 +188,7 @@ def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
         for name in (*PARTS, *(f"{part}-{v}" for part in PARTS for v in VARIANTS))
         if (folder / name / CONFIG).is_file()
     }
-    if all(part_of(name).block is None for name in found):
+    if all(PARTS[part_of(name).name].block is None for name in found):
         return None
     found = neighbours(folder) | found
     variant = variant or VARIANTS[0]
@@ -290,9 +224,18 @@ def _defaults(path: Path, stated: object) -> Mapping[str, object]:
 
 def _identify_gemma(folder: Path) -> Layout | None:
     source = Source.of(folder)
-    return (
-        Layout(GEMMA, "", folder, {"text_encoder": source}) if source.is_gemma else None
-    )
+    if is_gemma(source):
+        return Layout(GEMMA, "", folder, {"text_encoder": source})
+
+
+def is_gemma(source: Source) -> bool:
+    """Whether a folder's or a packed file's config is a Gemma's."""
+    return str(source.config.get("model_type")).startswith("gemma")
+
+
+def text_encoder_source(path: Path) -> Source:
+    """The language model in a Gemma folder, or in the file into which Lightricks packs one."""
+    return Source.described(path, read_gemma_config(path))
 
 
 def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
@@ -300,9 +243,9 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
 
     Raises ``FileNotFoundError`` where there is none and ``ValueError`` where there are several.
     """
-    files = [f for f in sorted(folder.glob("*.safetensors")) if not _is_companion(f)]
+    files = [f for f in transformer_files(folder) if not _is_companion(f)]
     if len(files) > 1:
-        files = [f for f in files if _identify_file(f).name == OFFICIAL]
+        files = [f for f in files if _identify_file(f).name in (OFFICIAL, SPLIT)]
     files = _of_variant(files, variant)
     if not files:
         raise MissingFileError(

@@ -3,6 +3,7 @@
 Knows the network and its checkpoint's names; not schedules, guidance or latents' geometry.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Callable, ClassVar, Sequence
 
@@ -12,9 +13,12 @@ import mlx.nn as nn
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx.adaln import AdaLNSingle, Modulation, modulate
 from mlx_video.models.ltx.attention import gelu
-from mlx_video.models.ltx.config import LTXModelConfig, named
+from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, named
+from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.offload import BlockStream
 from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
+from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.transformer import (
     MODALITIES,
     Conditioning,
@@ -27,9 +31,14 @@ from mlx_video.types import AV, Modality, Perturbation
 from mlx_video.weights import Weights, strip_prefixes
 
 
-class LTXModel(nn.Module):
+class LTXModel(Network):
     """The transformer, with the streams that ``config.model_type`` names."""
 
+    CONFIG: ClassVar = LTXModelConfig
+    LARGE: ClassVar = True
+    BLOCKS: ClassVar = "transformer_blocks."
+    LORAS: ClassVar = True
+    STREAMED: ClassVar = True
     OFFICIAL: ClassVar[dict[str, str]] = {"model.diffusion_model.": ""}
     CONNECTORS: ClassVar[tuple[str, ...]] = (
         "video_embeddings_connector.",
@@ -108,6 +117,16 @@ class LTXModel(nn.Module):
         for official, ours in list(cls.RENAMED.items())[1:]:
             key = key.replace(f"{ours}.", f"{official}.")
         return f"model.diffusion_model.{key}"
+
+    @classmethod
+    def configure(
+        cls, source: Source, weights: Weights, model_type: LTXModelType
+    ) -> LTXModelConfig:
+        config = super().configure(source, weights, model_type)
+        return replace(config, model_type=model_type)
+
+    def stream(self, again: Callable[[], "LTXModel"]) -> None:
+        self.transformer_blocks = BlockStream(lambda: again().transformer_blocks)
 
     def select(self, weights: Weights) -> Weights:
         """Those of sanitized ``weights`` that belong to the streams this model has.

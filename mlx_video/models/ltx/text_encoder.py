@@ -4,22 +4,35 @@ Which Gemma is its config's affair (``gemma``). What becomes of the hidden state
 """
 
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Callable, ClassVar, Iterator, Mapping, Sequence
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mlx_video import weights
 from mlx_video.errors import UserError
 from mlx_video.formats.quantized import read_dense
 from mlx_video.models.ltx import enhance, gemma
+from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.gemma_config import GemmaConfig, read_gemma_config
-from mlx_video.models.ltx.layouts import QUANTIZATION
+from mlx_video.models.ltx.gemma_files import WRITTEN, copy_files, unpack_assets
+from mlx_video.models.ltx.network import quantize_blocks
+from mlx_video.models.ltx.source import QUANTIZATION, Source
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.types import TextFeatures
 
 
 class GemmaTextEncoder:
-    """A Gemma 3 or 4 language model with its tokenizer; ``max_tokens`` are those of the longest prompt."""
+    """A Gemma 3 or 4 language model with its tokenizer; ``max_tokens`` are those of the longest prompt.
+
+    A part as ``Network`` describes it, though the weights are those of the ``model`` inside.
+    """
+
+    CONFIG: ClassVar = GemmaConfig
+    LARGE: ClassVar = True
+    BLOCKS: ClassVar = gemma.Gemma3.BLOCKS
+    LORAS: ClassVar = False
+    STREAMED: ClassVar = False
 
     def __init__(self, model: gemma.Gemma, tokenizer: PromptTokenizer):
         self.model = model
@@ -50,6 +63,61 @@ class GemmaTextEncoder:
                 "belong to different models. Take all files from one."
             )
         return cls(model, tokenizer)
+
+    @classmethod
+    def from_source(
+        cls,
+        source: Source,
+        dtype: mx.Dtype | None = None,
+        model_type: LTXModelType = LTXModelType.AudioVideo,
+    ) -> "GemmaTextEncoder":
+        """The language model that lies at ``source``, see ``load``."""
+        return cls.load(source.path, dtype)
+
+    @classmethod
+    def sanitize(cls, tensors: weights.Weights) -> weights.Weights:
+        """The language model's tensors under our names."""
+        return gemma.Gemma3.sanitize(tensors)
+
+    @classmethod
+    def write(
+        cls,
+        source: Source,
+        folder: Path,
+        dtype: mx.Dtype | None = None,
+        quantization: Mapping[str, int | str] = {},
+    ) -> None:
+        """Write a Gemma folder; ``dtype`` is left as it is, since Gemma's own is what it was trained in.
+
+        Files are copied as they are, unless tensors are to be quantized or come out of a packed file.
+        """
+        packed = source.path.is_file()
+        if source.quantization or not (packed or quantization):
+            return copy_files(source.path, folder)
+        stated = {QUANTIZATION: dict(quantization)} if quantization else {}
+        tensors = cls._tensors(source, quantization)
+        weights.save(folder, tensors, dict(source.config) | stated)
+        if packed:
+            tokenizer = PromptTokenizer.load(source.path)
+            tokenizer.backend.save(str(folder / "tokenizer.json"))
+            unpack_assets(source.path, folder)
+        else:
+            copy_files(source.path, folder, but=WRITTEN)
+
+    @classmethod
+    def _tensors(
+        cls, source: Source, quantization: Mapping[str, int | str]
+    ) -> weights.Weights:
+        """Under the names that mlx-lm gives them in such a model."""
+        model = cls.load(source.path).model
+        if quantization:
+            quantize_blocks(model, **quantization)
+        prefix = "language_model." if "text_config" in source.config else ""
+        return {prefix + k: v for k, v in tree_flatten(model.parameters())}
+
+    @property
+    def network(self) -> gemma.Gemma:
+        return self.model
 
     @property
     def max_tokens(self) -> int:

@@ -8,6 +8,7 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import UpsamplerConfig
+from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.video_vae.base import PerChannelStatistics
 from mlx_video.models.ltx.video_vae.convolution import conv3d
@@ -41,7 +42,7 @@ NAMES = TensorNames(
 )
 
 
-class LatentUpsampler(nn.Module):
+class LatentUpsampler(Network):
     """Residual blocks at the coarse grid, a shuffle to the finer one, and as many residual blocks there."""
 
     CONFIG: ClassVar = UpsamplerConfig

@@ -11,9 +11,11 @@ from mlx.utils import tree_flatten
 
 from mlx_video import hub
 from mlx_video.convert import convert
-from mlx_video.models.ltx.components import Components, build, describe
+from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.layouts import PARTS, choose_checkpoint, identify
+from mlx_video.models.ltx.describe import describe
+from mlx_video.models.ltx.layouts import choose_checkpoint, identify
+from mlx_video.models.ltx.parts import NEEDED, PARTS
 from mlx_video.weights import materialize
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
 from tests.reference import CHECKPOINT, FIXTURES, TINY, UPSCALER, checkpoint
@@ -50,7 +52,7 @@ def single(folder: Path, **changes) -> Path:
 def test_opens_a_file_or_its_folder(folder):
     for path in (folder, folder / MODEL, str(folder)):
         components = Components.open(path)
-        assert components.sources.keys() == PARTS.keys()
+        assert components.sources.keys() == set(NEEDED)
         assert components.sources["vocoder"].path == folder / MODEL
         assert components.sources["text_encoder"].path == folder / "text_encoder"
 
@@ -197,7 +199,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path, folder):
     with pytest.raises(
         ValueError, match=r"\(upscaler file\) has no transformer, connectors"
     ):
-        Components.open(next(folder.glob("*upscaler*")), needs=PARTS)
+        Components.open(next(folder.glob("*upscaler*")), needs=NEEDED)
     with pytest.raises(
         ValueError, match=f"{MODEL} does not double rows and columns. Give ltx-2-"
     ):
@@ -229,7 +231,9 @@ def test_unknown_and_unimplemented_keys_are_refused_before_anything_is_read(fold
         config=lambda config: config["transformer"].pop("new_trick"),
     )
     single(folder, config=lambda config: config["vae"].update(dims=2))
-    with pytest.raises(ValueError, match="VideoVAEConfig: dims = 2 is not implemented"):
+    with pytest.raises(
+        ValueError, match="VideoEncoderConfig: dims = 2 is not implemented"
+    ):
         Components.open(folder)
 
 
@@ -312,10 +316,10 @@ def test_tensors_must_fit(folder, change, message):
 # Lending
 
 
-@pytest.mark.parametrize("name", [name for name in PARTS if name != "text_encoder"])
+@pytest.mark.parametrize("name", [name for name in NEEDED if name != "text_encoder"])
 def test_lends_the_official_tensors(folder, name):
     source = UPSCALER if name == "upsampler" else CHECKPOINT
-    expected = PARTS[name].module.sanitize(checkpoint(source)[0])
+    expected = PARTS[name].candidates[-1].network.sanitize(checkpoint(source)[0])
     with Components.open(folder, dtype=mx.float32).lend(name) as module:
         held = parameters(module)
         assert held.keys() == expected.keys()
@@ -423,7 +427,7 @@ def test_loras_are_fused_and_reported(folder, tmp_path):
 
 def test_the_distilled_lora_serves_one_loan(folder):
     write_lora(folder / "tiny-distilled-lora.safetensors", f"diffusion_model.{LAYER}")
-    components = Components.open(folder, needs=(*PARTS, "distilled_lora"))
+    components = Components.open(folder, needs=(*NEEDED, "distilled_lora"))
     before = checkpoint()[0][f"model.diffusion_model.{LAYER}.weight"]
     for strength in (1.0, 0.0):
         with components.transformer(distilled_lora=strength) as denoise:
@@ -445,7 +449,7 @@ def test_a_file_that_is_no_lora_for_ltx_is_refused_when_opened(folder, tmp_path)
         Components.open(folder, loras=[(tmp_path / "none.safetensors", 1.0)])
     with pytest.raises(ValueError, match="must be a finite number, such as 0.8"):
         Components.open(folder, loras=[(tmp_path / "none.safetensors", float("nan"))])
-    needs = (*PARTS, "distilled_lora")
+    needs = (*NEEDED, "distilled_lora")
     with pytest.raises(ValueError, match="is no LoRA that this version can apply"):
         Components.open(folder, distilled_lora=other, needs=needs)
 
@@ -456,7 +460,7 @@ def test_a_lora_for_other_layers_is_refused_before_weights_are_read(
 ):
     other = write_lora(tmp_path / "other.safetensors", "vae.x")
     named = {name: [(other, 1.0)] if given else other for name, given in asked.items()}
-    needs = (*PARTS, "distilled_lora")
+    needs = (*NEEDED, "distilled_lora")
     write_lora(folder / "tiny-distilled-lora.safetensors", f"diffusion_model.{LAYER}")
     components = Components.open(folder, needs=needs, **named)
     with pytest.raises(ValueError, match="changes vae.x, which the model does not"):
@@ -501,7 +505,7 @@ def test_official_fp8_files_are_read_dense(folder, tmp_path):
 def test_describes_a_complete_folder(folder):
     said = describe(folder)
     assert (said.layout, said.version) == ("official single file", "2.0")
-    assert said.parts.keys() == PARTS.keys()
+    assert said.parts.keys() == set(NEEDED)
     assert said.missing == {} and said.refusals == ()
     assert said.parts["transformer"].dtypes == ("bfloat16", "float32")
     assert (
@@ -524,7 +528,7 @@ def test_says_what_is_missing_and_where_it_is(folder):
 def test_describes_converted_folders_gemma_and_loras(folder, tmp_path):
     convert(folder, tmp_path / "mlx", quantize=True, q_group_size=32)
     said = describe(tmp_path / "mlx")
-    assert said.layout == "converted folder" and said.parts.keys() == PARTS.keys()
+    assert said.layout == "converted folder" and said.parts.keys() == set(NEEDED)
     assert said.parts["transformer"].quantization == dict(
         group_size=32, bits=8, mode="affine"
     )

@@ -7,7 +7,8 @@ from typing import Iterator
 import pytest
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.layouts import PARTS, Source, part_config
+from mlx_video.models.ltx.parts import PARTS, part_config
+from mlx_video.models.ltx.source import Source
 from tests.reference import UPSCALER, checkpoint
 
 _, CONFIG = checkpoint()

@@ -12,9 +12,9 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.convert import convert
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.layouts import Source
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.offload import BlockStream
+from mlx_video.models.ltx.source import Source
 from mlx_video.sampling.guidance import Guidance, guided
 from mlx_video.types import AV, Perturbation, PromptEmbeddings
 from tests.checkpoints import tiny_folder, write_lora

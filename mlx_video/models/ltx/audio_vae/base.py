@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.config import AudioVAEConfig
+from mlx_video.models.ltx.network import Network
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights, channels_last
 
@@ -35,7 +36,7 @@ def _per_frame(x: mx.array, latent: mx.array) -> mx.array:
     return x.reshape(C, 1, M)
 
 
-class AudioVAEPart(nn.Module):
+class AudioVAEPart(Network):
     """Base of ``AudioEncoder`` and ``AudioDecoder``: the names and the layout of their weights."""
 
     CONFIG: ClassVar = AudioVAEConfig

@@ -17,6 +17,7 @@ from mlx_video.models.ltx.config import (
     BigVGANConfig,
     BigVGANVocoderConfig,
 )
+from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights, channels_last
@@ -29,7 +30,7 @@ LOG_FLOOR = 1e-5
 PIECE = 512  # mel frames computed at a time: 5 s
 
 
-class BigVGANVocoder(nn.Module):
+class BigVGANVocoder(Network):
     """Log-mel spectrogram (B, 2, T_mel, 64) -> waveform (B, 2, T_mel * hop) in [-1, 1] at ``sample_rate`` Hz.
 
     Float32 whatever the weights' dtype, as in the official code: a float32 input is enough for that, since MLX then

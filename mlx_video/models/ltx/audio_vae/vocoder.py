@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
 from mlx_video.models.ltx.config import VocoderConfig
+from mlx_video.models.ltx.network import Network
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights, channels_last
 
@@ -20,7 +21,7 @@ SLOPE = 0.1  # of the leaky ReLUs,
 LAST_SLOPE = 0.01  # but for the last one
 
 
-class Vocoder(nn.Module):
+class Vocoder(Network):
     """Log-mel spectrogram (B, 2, T_mel, 64) -> waveform (B, 2, T_mel * hop) in [-1, 1] at ``sample_rate`` Hz.
 
     Float32 whatever the weights' dtype: run in bfloat16, the same weights leave a hiss 42 dB below the sound (on the

@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.network import Network
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import VideoScale
 from mlx_video.weights import Weights, channels_last
@@ -88,7 +89,7 @@ def names_of(part: str, *tables: Mapping[str, str]) -> TensorNames:
     return TensorNames(prefixes, *tables)
 
 
-class ConvolutionalPart(nn.Module):
+class ConvolutionalPart(Network):
     """Base of ``VideoEncoder`` and ``VideoDecoder``: the official names of their weights."""
 
     NAMES: ClassVar[TensorNames]

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.config import DiffusionDecoderConfig
+from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pacing import each_piece_by_piece
 from mlx_video.models.ltx.video_vae.base import PerChannelStatistics, names_of
 from mlx_video.models.ltx.video_vae.diffusion_blocks import (
@@ -100,7 +101,7 @@ class Padded(NamedTuple):
                 yield pixels
 
 
-class DiffusionDecoder(nn.Module):
+class DiffusionDecoder(Network):
     """NADiffusionDecoder, whose output is the picture itself (x0): one step suffices.
 
     ``repeat_columns`` is Lightricks' default mode at the left and right border; without it, their "combined" mode.

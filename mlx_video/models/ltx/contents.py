@@ -1,0 +1,96 @@
+"""Which parts of LTX-2 a safetensors file holds, by its header alone, and which files beside it hold the others.
+
+A checkpoint is one file (LTX-2, 2.3) or one file a part, each with its own config (LTX-2.5).
+"""
+
+from pathlib import Path
+from typing import Iterator, Mapping
+
+from mlx_video import lora
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.config import DiffusionDecoderConfig, UpsamplerConfig
+from mlx_video.models.ltx.gemma_config import read_gemma_config
+from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.source import Source
+from mlx_video.weights import read_config, read_header
+
+TRANSFORMER = "model.diffusion_model."  # before the names of its tensors
+TRANSFORMERS = "diffusion_models"  # the folder of the transformers of LTX-2.5
+# Folders of its other files, beside that one.
+COMPANIONS = ("vae", "text_encoders", "latent_upscale_models", "model_patches")
+DURATION = "duration_head"
+
+
+def parts_in(file: Path) -> dict[str, Source]:
+    """The parts that ``file`` holds; none where it is a LoRA or of unknown origin."""
+    header = read_header(file)
+    if lora.holds_changes(header.tensors):
+        return {}
+    if gemma := read_gemma_config(file):
+        return {"text_encoder": Source.described(file, gemma)}
+    config = read_config(file)
+    if name := upsampler_kind(config):
+        return {name: Source(file, config)}
+    if DURATION in config:
+        return {DURATION: Source(file, config)}
+    transformer = any(name.startswith(TRANSFORMER) for name in header.tensors)
+    blocks = {name for name in config if transformer or name != "transformer"}
+    return {
+        part.name: Source(file, config[part.block])
+        for part in PARTS.values()
+        if part.block in blocks
+    }
+
+
+def upsampler_kind(config: Mapping[str, object]) -> str:
+    """Which part an upsampler with this config can be: one doubles the sides, one the frames; empty for any other."""
+    if config.get("_class_name") != UpsamplerConfig.FIXED["_class_name"]:
+        return ""
+    space, time = config.get("spatial_upsample"), config.get("temporal_upsample")
+    if space and not time and config.get("spatial_scale", 2.0) == 2.0:
+        return "upsampler"
+    return "temporal_upsampler" if time and not space else ""
+
+
+def transformer_files(folder: Path) -> list[Path]:
+    """The files in ``folder`` that may hold a transformer."""
+    return sorted([*folder.glob("*.safetensors"), *folder.glob(f"{TRANSFORMERS}/*.safetensors")])  # fmt: skip
+
+
+def companions(file: Path) -> dict[str, Source]:
+    """The parts in the files that go with the transformer in ``file``, the newest by name where there are several.
+
+    A diffusion autoencoder goes before a convolutional one, as in the official code.
+    """
+    found: dict[str, Source] = {}
+    for other in _around(file):
+        for name, source in _readable(other).items():
+            if name in found and _is_diffusion(found[name]) > _is_diffusion(source):
+                continue
+            found[name] = source
+    return found
+
+
+def _around(file: Path) -> Iterator[Path]:
+    """The safetensors files that may be of the same checkpoint, sorted by name."""
+    root = file.parent
+    folders = [root]
+    if root.name == TRANSFORMERS:
+        folders = [root.parent / name for name in COMPANIONS]
+    else:
+        folders += [root / name for name in COMPANIONS]
+    for folder in folders:
+        yield from (f for f in sorted(folder.glob("*.safetensors")) if f != file)
+
+
+def _readable(file: Path) -> dict[str, Source]:
+    """What ``file`` holds beside a transformer, which is another checkpoint's; nothing where it is damaged."""
+    try:
+        found = parts_in(file)
+    except UserError:
+        return {}
+    return {} if "transformer" in found else found
+
+
+def _is_diffusion(source: Source) -> bool:
+    return source.config.get("_class_name") == DiffusionDecoderConfig.CLASS_NAME

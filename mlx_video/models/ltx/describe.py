@@ -1,0 +1,96 @@
+"""What a path is, told from its headers and configs alone. Knows layouts and parts; loads nothing."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Mapping, NamedTuple
+
+from mlx_video import hub, lora
+from mlx_video.models.ltx import find
+from mlx_video.models.ltx.layouts import LORA, identify
+from mlx_video.models.ltx.parts import NEEDED, held, part_config, part_of
+from mlx_video.weights import Weights, read
+
+
+class PartSummary(NamedTuple):
+    """What a file holds of one part; ``dtypes`` are those of its tensors, most bytes first."""
+
+    tensors: int
+    bytes: int
+    dtypes: tuple[str, ...]
+    quantization: Mapping[str, object]
+
+
+class Description(NamedTuple):
+    """What a path is, for a person to read.
+
+    version   of the model, "2.0" where a checkpoint states none; empty where there is no checkpoint
+    missing   part -> how to get it, of the parts that a full run needs and nothing here provides
+    refusals  why this version cannot run it, in the config's own words; empty if it can
+    defaults  what it states in place of the usual ones
+    changes   what it changes, where it is a LoRA
+    """
+
+    path: Path
+    layout: str
+    version: str
+    parts: Mapping[str, PartSummary]
+    missing: Mapping[str, str]
+    refusals: tuple[str, ...]
+    defaults: Mapping[str, object] = {}
+    changes: lora.About | None = None
+
+
+# Where the parts come from that an official file lacks.
+PROVIDED_BY = {
+    "upsampler": f"put {hub.UPSAMPLER_FILE} beside it, or let it be fetched from {hub.MODEL_REPO} (1.0 GB)",
+    "text_encoder": "put a Gemma 3 12B folder named text_encoder or gemma-3-12b-it-... beside it, or let it be fetched "
+    f"from {hub.TEXT_ENCODER_REPO} (24 GB)",
+}
+
+
+def describe(path: str | Path, variant: str | None = None) -> Description:
+    """Say what ``path`` is and holds, from headers and configs. Raises as ``identify`` does."""
+    layout = identify(find.located(path), variant)
+    refusals = [layout.refusal] if layout.refusal else []
+    parts = {}
+    for name, source in layout.stored.items():
+        try:
+            part_config(name, source)
+            weights = part_of(name).network(source).sanitize(source.stored())
+            parts[name] = _summary(weights, source.quantization)
+        except ValueError as error:
+            refusals.append(str(error))
+    if layout.distillation:
+        parts[layout.distillation.stem] = _summary(read(layout.distillation)[0])
+    about = None
+    if layout.name == LORA:
+        try:
+            about = lora.Adapter.read(layout.path).about
+        except ValueError as error:
+            refusals.append(str(error))
+    missing = {
+        name: PROVIDED_BY.get(name, f"use a single file of {hub.MODEL_REPO}")
+        for name in NEEDED
+        if name not in held(layout.stored)
+    }
+    return Description(
+        layout.path,
+        layout.name,
+        layout.version,
+        parts,
+        missing,
+        tuple(refusals),
+        layout.defaults,
+        about,
+    )
+
+
+def _summary(weights: Weights, quantization: Mapping[str, object] = {}) -> PartSummary:
+    sizes = Counter()
+    for value in weights.values():
+        # MLX shows float8 as the bytes it is made of.
+        sizes[
+            str(value.dtype).split(".")[-1].replace("uint8", "float8")
+        ] += value.nbytes
+    dtypes = tuple(name for name, _ in sizes.most_common())
+    return PartSummary(len(weights), sizes.total(), dtypes, quantization)

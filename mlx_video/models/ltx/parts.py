@@ -1,0 +1,135 @@
+"""The parts of LTX-2, and the networks that each may be. Which one it is follows from the part's config; builds nothing."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Iterable, Mapping, NamedTuple
+
+from mlx_video import hub
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.config import (
+    AudioVAEConfig,
+    BigVGANVocoderConfig,
+    Config,
+    ConnectorConfig,
+    DiffusionDecoderConfig,
+    LTXModelConfig,
+    UpsamplerConfig,
+    VideoEncoderConfig,
+    VideoVAEConfig,
+    VocoderConfig,
+)
+from mlx_video.models.ltx.duration import DurationConfig
+from mlx_video.models.ltx.gemma_config import GemmaConfig
+from mlx_video.models.ltx.network import Network, read_part_config
+from mlx_video.models.ltx.source import Source
+from mlx_video.weights import CONFIG, INDEX
+
+
+class Candidate(NamedTuple):
+    """A network that a part may be.
+
+    home    its module and class
+    config  its config, which can be read without the network
+    marks   a config block is its own if it has all of these keys, and these values where one is not ``None``
+    """
+
+    home: str
+    config: type[Config]
+    marks: Mapping[str, object] = {}
+
+    def fits(self, block: Mapping[str, object]) -> bool:
+        return all(
+            key in block and value in (None, block[key])
+            for key, value in self.marks.items()
+        )
+
+    @property
+    def network(self) -> type[Network]:
+        """The network's class, imported on first use."""
+        module, name = self.home.split(":")
+        return getattr(importlib.import_module(f"mlx_video.models.ltx.{module}"), name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component that is built, loaded and freed on its own.
+
+    block       which block of the official config is its own; ``None`` where its file holds nothing else
+    candidates  the first that fits the block is the network; the last fits any
+    optional    whether a checkpoint may do without
+    files       patterns of its files in a folder of its own
+    """
+
+    name: str
+    block: str | None
+    candidates: tuple[Candidate, ...]
+    optional: bool = False
+    files: tuple[str, ...] = (CONFIG, INDEX, "*.safetensors")
+
+    def candidate(self, block: Mapping[str, object]) -> Candidate:
+        return next(c for c in self.candidates if c.fits(block) or not c.marks)
+
+    def network(self, source: Source) -> type[Network]:
+        """The class that the config in ``source`` asks for."""
+        return self.candidate(_checked(self.name, source)).network
+
+    def config(self, source: Source) -> Config:
+        """Its config, read strictly. Raises ``UserError`` naming the file and what this version lacks."""
+        return read_part_config(
+            self.candidate(_checked(self.name, source)).config, source
+        )
+
+
+def _checked(name: str, source: Source) -> Mapping[str, object]:
+    if not isinstance(source.config, Mapping):
+        raise UserError(f"{source.path}: the config of its {name} is no JSON object.")
+    return source.config
+
+
+def _part(name: str, block: str | None, *candidates, **options) -> Part:
+    return Part(name, block, tuple(Candidate(*each) for each in candidates), **options)
+
+
+DIFFUSION = {"_class_name": DiffusionDecoderConfig.CLASS_NAME}
+PARTS = {
+    part.name: part
+    for part in (
+        _part("transformer", "transformer", ("ltx:LTXModel", LTXModelConfig)),
+        _part("connectors", "transformer", ("connector:TextConnectors", ConnectorConfig)),
+        _part("video_encoder", "vae", ("video_vae.encoder:VideoEncoder", VideoEncoderConfig)),
+        _part(
+            "video_decoder",
+            "vae",
+            ("video_vae.diffusion:DiffusionDecoder", DiffusionDecoderConfig, DIFFUSION),
+            ("video_vae.decoder:VideoDecoder", VideoVAEConfig),
+        ),
+        _part("audio_encoder", "audio_vae", ("audio_vae.encoder:AudioEncoder", AudioVAEConfig)),
+        _part("audio_decoder", "audio_vae", ("audio_vae.decoder:AudioDecoder", AudioVAEConfig)),
+        _part(
+            "vocoder",
+            "vocoder",
+            ("audio_vae.bigvgan:BigVGANVocoder", BigVGANVocoderConfig, {"vocoder": None, "bwe": None}),
+            ("audio_vae.vocoder:Vocoder", VocoderConfig),
+        ),
+        _part("upsampler", None, ("upsampler:LatentUpsampler", UpsamplerConfig)),
+        _part("text_encoder", None, ("text_encoder:GemmaTextEncoder", GemmaConfig), files=hub.TEXT_ENCODER_FILES),
+        _part("temporal_upsampler", None, ("upsampler:LatentUpsampler", UpsamplerConfig), optional=True),
+        _part("duration_head", None, ("duration:DurationHead", DurationConfig), optional=True),
+    )
+}  # fmt: skip
+NEEDED = tuple(name for name, part in PARTS.items() if not part.optional)
+
+
+def part_of(name: str) -> Part:
+    """The part that a folder of this name holds: "transformer-dev" is a transformer."""
+    return PARTS[name.partition("-")[0]]
+
+
+def held(names: Iterable[str]) -> set[str]:
+    """The names of the parts in so named folders."""
+    return {part_of(name).name for name in names}
+
+
+def part_config(name: str, source: Source) -> Config:
+    """The config of the part ``name``, see ``Part.config``."""
+    return part_of(name).config(source)

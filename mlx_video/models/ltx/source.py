@@ -1,0 +1,77 @@
+"""Where the tensors of a part lie, and the config stored with them. Knows files; builds nothing."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Iterator, Mapping
+
+import mlx.core as mx
+
+from mlx_video.formats.quantized import read_dense
+from mlx_video.weights import (
+    Weights,
+    read,
+    read_config,
+    read_header,
+    tensor_files,
+)
+
+QUANTIZATION = "quantization"  # the key that mlx-lm and convert add to a config
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one part, and the config that describes it as stored there (without quantization).
+
+    path    the file or folder
+    beside  further files that hold some of its tensors
+    """
+
+    path: Path
+    config: Mapping[str, object]
+    quantization: Mapping[str, object] = field(default_factory=dict)
+    beside: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, path: Path) -> "Source":
+        """A file or folder that holds one part and its config."""
+        return cls.described(path, read_config(path))
+
+    @classmethod
+    def described(cls, path: Path, config: Mapping[str, object]) -> "Source":
+        """A part whose whole config is known."""
+        config = dict(config)
+        return cls(path, config, config.pop(QUANTIZATION, {}))
+
+    def with_file(self, file: Path) -> "Source":
+        """The same part, some of whose tensors lie in ``file``."""
+        return replace(self, beside=(*self.beside, file))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path, *self.beside)
+
+    @property
+    def mode(self) -> str:
+        """How MLX quantized it."""
+        return self.quantization.get("mode", "affine")
+
+    def weights(self, dtype: mx.Dtype = mx.bfloat16) -> Weights:
+        """All lazy tensors of its files; what another tool quantized is dense and of ``dtype``."""
+        return _joined(read_dense(path, dtype)[0] for path in self.paths)
+
+    def stored(self) -> Weights:
+        """All lazy tensors of its files as they are stored."""
+        return _joined(read(path)[0] for path in self.paths)
+
+    def check(self) -> None:
+        """Raise ``UserError`` where a file is damaged or missing; reads headers alone."""
+        for path in self.paths:
+            for file in tensor_files(path):
+                read_header(file)
+
+
+def _joined(parts: Iterator[Weights]) -> Weights:
+    whole: Weights = {}
+    for part in parts:
+        whole |= part
+    return whole

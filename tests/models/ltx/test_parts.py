@@ -1,0 +1,116 @@
+"""Which network a part is, by its config; and the files of every release, recognised and read."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.describe import describe
+from mlx_video.models.ltx.geometry import read_geometry
+from mlx_video.models.ltx.layouts import OFFICIAL, SPLIT, identify
+from mlx_video.models.ltx.parts import NEEDED, PARTS
+from mlx_video.models.ltx.source import Source
+from tests.reference import CHECKPOINT, FIXTURES
+
+TINY_2_3 = FIXTURES / "ltx23_tiny" / "ltx-2.3-tiny.safetensors"
+TINY_2_5 = FIXTURES / "ltx25_tiny"
+FOLDERS_2_5 = {
+    "ltx-2.5-tiny-transformer-bf16": "diffusion_models",
+    "ltx-2.5-tiny-gemma4-with-proj-bf16": "text_encoders",
+    "ltx-2.5-tiny-video-vae-bf16": "vae",
+    "ltx-2.5-tiny-video-vae-conv-bf16": "vae",
+    "ltx-2.5-tiny-audio-vae-bf16": "vae",
+    "ltx-2.5-tiny-duration-head-bf16": "model_patches",
+}
+NETWORKS = {
+    "LTX-2": (CHECKPOINT, "VideoDecoder", "Vocoder"),
+    "LTX-2.3": (TINY_2_3, "VideoDecoder", "BigVGANVocoder"),
+    "LTX-2.5": (
+        TINY_2_5 / "ltx-2.5-tiny-transformer-bf16.safetensors",
+        "DiffusionDecoder",
+        "BigVGANVocoder",
+    ),
+}
+
+
+def split_checkpoint(root: Path) -> Path:
+    """LTX-2.5's files in the folders that Lightricks publishes them in."""
+    for name, folder in FOLDERS_2_5.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(TINY_2_5 / f"{name}.safetensors", root / folder)
+    return root
+
+
+@pytest.mark.parametrize("path, decoder, vocoder", NETWORKS.values(), ids=NETWORKS)
+def test_a_network_is_chosen_by_its_config(path, decoder, vocoder):
+    sources = identify(path).sources
+    chosen = {
+        name: PARTS[name].candidate(sources[name].config).home.split(":")[1]
+        for name in ("video_decoder", "vocoder")
+    }
+    assert chosen == {"video_decoder": decoder, "vocoder": vocoder}
+
+
+def test_the_files_of_2_5_are_found_in_their_folders_or_in_one(tmp_path):
+    root = split_checkpoint(tmp_path / "model")
+    file = root / "diffusion_models" / "ltx-2.5-tiny-transformer-bf16.safetensors"
+    for path in (root, file, TINY_2_5):
+        layout = identify(path)
+        assert (layout.name, layout.version, layout.refusal) == (SPLIT, "2.5.0", "")
+        assert layout.sources.keys() == {*NEEDED, "duration_head"} - {"upsampler"}
+        assert (
+            layout.sources["video_decoder"].path.stem == "ltx-2.5-tiny-video-vae-bf16"
+        )
+    assert identify(TINY_2_3).name == OFFICIAL
+
+
+def test_a_split_checkpoint_that_lacks_a_file_says_which(tmp_path):
+    root = split_checkpoint(tmp_path / "model")
+    (root / "vae" / "ltx-2.5-tiny-audio-vae-bf16.safetensors").unlink()
+    with pytest.raises(UserError) as error:
+        Components.open(root)
+    assert "is the transformer of LTX-2.5.0 alone" in str(error.value)
+    assert "holds audio_decoder, audio_encoder, vocoder" in str(error.value)
+    with pytest.raises(UserError, match="holds video_encoder, video_decoder alone"):
+        Components.open(root / "vae" / "ltx-2.5-tiny-video-vae-conv-bf16.safetensors")
+
+
+def test_the_connectors_projection_is_read_from_the_text_encoders_file(tmp_path):
+    root = split_checkpoint(tmp_path / "model")
+    needs = ["connectors", "text_encoder", "vocoder", "duration_head"]
+    components = Components.open(root, dtype=mx.float32, needs=needs)
+    with components.text_encoder() as encoder:
+        features = encoder.features(["a cat on a mat"])
+    with components.connectors() as connectors:
+        context = connectors(*features)
+        mx.eval(context.values)
+    with components.lend("duration_head") as head:
+        assert 0 < head(context).item() < 60
+
+
+def test_the_parts_of_2_3_are_lent():
+    needs = ["connectors", "video_encoder", "video_decoder", "audio_decoder", "vocoder"]
+    components = Components.open(TINY_2_3, dtype=mx.float32, needs=needs)
+    for name in needs:
+        with components.lend(name) as part:
+            assert part.parameters()
+    sources = {name: components.sources[name] for name in needs}
+    assert read_geometry(sources).audio.output_rate == 48000
+
+
+@pytest.mark.parametrize("path, version", [(TINY_2_3, "2.3.0"), (TINY_2_5, "2.5.0")])
+def test_what_lies_there_is_described(path, version):
+    told = describe(path)
+    assert told.version == version
+    parts = {"connectors", "video_decoder", "vocoder", "audio_decoder"}
+    assert parts <= told.parts.keys()
+
+
+def test_a_block_that_is_no_object_is_refused():
+    source = Source(Path("a.safetensors"), json.loads("[1]"))
+    with pytest.raises(UserError, match="a.safetensors: the config of its vocoder is"):
+        PARTS["vocoder"].config(source)
