@@ -9,15 +9,23 @@ pytest.importorskip("diffusers")
 pytest.importorskip("mlx_lm")
 
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+)
 
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
+from mlx_video.weights import load
 from tests.reference import MODULE_TOLERANCE, error
 from tests.tiny_tokenizer import write_tokenizer
 
 OFFICIAL_NAMES = {
+    "video_text_proj_in.": "text_embedding_projection.video_aggregate_embed.",
+    "audio_text_proj_in.": "text_embedding_projection.audio_aggregate_embed.",
     "text_proj_in.": "text_embedding_projection.aggregate_embed.",
     "video_connector.": "model.diffusion_model.video_embeddings_connector.",
     "audio_connector.": "model.diffusion_model.audio_embeddings_connector.",
@@ -89,6 +97,103 @@ def test_connectors(heads, head_dim, layers, registers, length, rope_type, preci
     context = ours(states, mask)
     assert error(context.video, mx.array(video.numpy())) < MODULE_TOLERANCE
     assert error(context.audio, mx.array(audio.numpy())) < MODULE_TOLERANCE
+
+
+@pytest.mark.parametrize("registers, length", [(8, 32), (16, 16)])
+def test_newer_connectors(registers, length):
+    """LTX-2.3's and 2.5's: a projection for each stream, gates, and two widths."""
+    torch.manual_seed(registers)
+    width, text_layers = 40, 5
+    sizes = {"video": (2, 24, 3), "audio": (4, 8, 2)}  # heads, head dimension, layers
+    keys = ("num_attention_heads", "attention_head_dim", "num_layers")
+    given = {f"{m}_connector_{k}": v for m in sizes for k, v in zip(keys, sizes[m])} | {
+        f"{m}_connector_num_learnable_registers": registers for m in sizes
+    }
+    theirs = LTX2TextConnectors(
+        caption_channels=width,
+        text_proj_in_factor=text_layers + 1,
+        rope_type="split",
+        video_gated_attn=True,
+        audio_gated_attn=True,
+        per_modality_projections=True,
+        video_hidden_dim=48,
+        audio_hidden_dim=32,
+        proj_bias=True,
+        **given,
+    ).eval()
+    with torch.no_grad():  # gates begin at 1; make them matter
+        for name, value in theirs.named_parameters():
+            if "gate" in name:
+                value.normal_(0, 0.5)
+    weights = {
+        official_name(k): mx.array(v.numpy()) for k, v in theirs.state_dict().items()
+    }
+    config = ConnectorConfig.from_dict(
+        {k.removeprefix("video_"): v for k, v in given.items() if k.startswith("video")}
+        | {f"audio_connector_{k}": v for k, v in zip(keys, sizes["audio"])}
+        | {
+            "caption_channels": width,
+            "caption_proj_before_connector": True,
+            "connector_apply_gated_attention": True,
+            "rope_type": "split",
+            "frequencies_precision": "float64",
+        }
+    )
+    ours = TextConnectors(TextConnectors.fit(config, weights))
+    load(ours, TextConnectors.sanitize(weights))
+
+    states = mx.random.normal((text_layers + 1, 2, length, width)) * 30
+    mask = left_padded_mask(length // 3, length, total=length)
+    with torch.no_grad():
+        video, audio, _ = theirs(
+            torch.tensor(np.array(states.transpose(1, 2, 3, 0))),
+            torch.tensor(np.array(mask)),
+        )
+    context = ours(states, mask)
+    assert error(context.video, mx.array(video.numpy())) < MODULE_TOLERANCE
+    assert error(context.audio, mx.array(audio.numpy())) < MODULE_TOLERANCE
+
+
+def test_gemma_4(tmp_path):
+    torch.manual_seed(4)
+    config = Gemma4TextConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=13,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_global_key_value_heads=1,
+        head_dim=16,
+        global_head_dim=32,
+        attention_k_eq_v=True,
+        sliding_window=7,
+        hidden_size_per_layer_input=0,
+    )
+    theirs = Gemma4ForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, value in theirs.named_parameters():
+            value.normal_(1 if "norm" in name else 0, 0.1)
+        for layer in theirs.model.layers:
+            layer.layer_scalar.fill_(0.8)
+    theirs.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    ours = GemmaTextEncoder.load(tmp_path)
+
+    ids = mx.random.randint(3, 300, (2, 40))
+    mask = left_padded_mask(17, 40, total=40)
+    with torch.no_grad():
+        expected = theirs.model(
+            torch.tensor(np.array(ids)),
+            attention_mask=torch.tensor(np.array(mask)),
+            output_hidden_states=True,
+        ).hidden_states
+    actual = ours.hidden_states(ids, mask)
+    assert len(actual) == len(expected) == 14
+    for mine, their in zip(actual, expected):
+        their = mx.array(their.numpy())
+        assert error(mine[1], their[1]) < MODULE_TOLERANCE
+        assert error(mine[0, -17:], their[0, -17:]) < MODULE_TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,11 @@ class Gemma4Config(GemmaConfig):
                 f"Gemma 4 with use_bidirectional_attention = {text['use_bidirectional_attention']!r} is not implemented, "
                 "only 'vision'."
             )
+        each = text.get("per_layer_config")  # as transformers writes it since 5.20
+        full = next(iter(each.values()), {}) if isinstance(each, Mapping) else {}
+        if isinstance(full, Mapping):
+            text.setdefault("global_head_dim", full.get("head_dim"))
+            text.setdefault("num_global_key_value_heads", full.get("num_key_value_heads"))  # fmt: skip
         ropes = text.get("rope_parameters") or {}
         if isinstance(ropes, Mapping):
             ropes = {k: RopeConfig.from_dict(v) for k, v in ({SLIDING: {}, FULL: PROPORTIONAL} | ropes).items()}  # fmt: skip
@@ -298,7 +303,9 @@ class Gemma4Config(GemmaConfig):
 
     @staticmethod
     def pattern(layers: int) -> tuple[str, ...]:
-        return tuple(SLIDING if (i + 1) % 6 else FULL for i in range(layers))
+        return tuple(
+            SLIDING if (i + 1) % 6 and i + 1 < layers else FULL for i in range(layers)
+        )
 
 
 FAMILIES: dict[str, type[GemmaConfig]] = {
