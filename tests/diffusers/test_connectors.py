@@ -160,7 +160,7 @@ def test_gemma_4(tmp_path):
         vocab_size=300,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=13,
+        num_hidden_layers=7,  # each random one amplifies float32 noise
         num_attention_heads=4,
         num_key_value_heads=2,
         num_global_key_value_heads=1,
@@ -189,7 +189,7 @@ def test_gemma_4(tmp_path):
             output_hidden_states=True,
         ).hidden_states
     actual = ours.hidden_states(ids, mask)
-    assert len(actual) == len(expected) == 14
+    assert len(actual) == len(expected) == 8
     for mine, their in zip(actual, expected):
         their = mx.array(their.numpy())
         assert error(mine[1], their[1]) < MODULE_TOLERANCE
