@@ -18,7 +18,7 @@ _HOMES = {
     "Image": "pipeline",
     "Pipeline": "pipeline",
     "Request": "pipeline",
-    "load": "job",
+    "load": "pipeline",
     "save": "media",
 }
 

@@ -3,7 +3,6 @@
 python -m mlx_video.convert --hf-path Lightricks/LTX-2 --mlx-path ltx-2-8bit -q
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -26,10 +25,8 @@ from mlx_video.models.ltx.layouts import (
     newest,
 )
 from mlx_video.models.ltx.parts import PARTS, part_of
-from mlx_video.parser import Parser
 from mlx_video.weights import CONFIG, aside, write_json
 
-DTYPES = ("bfloat16", "float16", "float32")
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
@@ -93,71 +90,16 @@ def _quantization(bits: int, group_size: int) -> dict[str, int | str]:
     return {"group_size": group_size, "bits": bits, "mode": "affine"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of mlx-lm's convert that apply here."""
-    parser.add_argument(
-        "--hf-path",
-        default=hub.MODEL_REPO,
-        help="official .safetensors, folder with one, or hub repository (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--mlx-path",
-        default="mlx_model",
-        help="new folder to write (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--variant",
-        choices=VARIANTS,
-        help="which checkpoint, where there are several (hub default: distilled)",
-    )
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="of the weights (default: as stored)"
-    )
-    parser.add_argument(
-        "-q",
-        "--quantize",
-        action="store_true",
-        help="quantize the transformer's blocks and the text encoder's",
-    )
-    parser.add_argument(
-        "--q-bits",
-        type=int,
-        help="bits per weight: 8 costs no visible quality, 4 costs some (default: 8)",
-    )
-    parser.add_argument(
-        "--q-group-size",
-        type=int,
-        help="weights that share a scale (default: 64)",
-    )
-
-
-def run(args: argparse.Namespace) -> Path:
-    """Convert as parsed arguments say; progress goes to stderr."""
-    if (args.q_bits or args.q_group_size) and not args.quantize:
-        raise UserError("--q-bits and --q-group-size say how to quantize; add -q.")
-    return convert(
-        args.hf_path,
-        args.mlx_path,
-        None if args.dtype is None else getattr(mx, args.dtype),
-        args.quantize,
-        args.q_bits or 8,
-        args.q_group_size or 64,
-        variant=args.variant,
-        announce=lambda plan: print(plan, file=sys.stderr),
-        on_part=lambda name: print(f"converting {name}", file=sys.stderr),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 for bad input with one sentence on stderr."""
-    parser = Parser(
-        prog="python -m mlx_video.convert", description=__doc__.splitlines()[0]
-    )
-    add_arguments(parser)
-    args = parser.read(argv)
-    from mlx_video.cli import guarded  # which knows this module as a command
+    from mlx_video import cli
 
-    return guarded(lambda: print(run(args)))
+    def command() -> None:
+        from mlx_video.cli import commands
+
+        commands.run_convert(__doc__.splitlines()[0], argv)
+
+    return cli.guarded(command)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,27 @@
-"""Paths as people type them, and what the system says of files, in sentences. Knows no format."""
+"""Files that stay whole: typed paths, names that one run owns, files written aside, free space. Knows no format.
 
+What the system says of a file reaches nobody raw: it is a ``UserError`` in a sentence.
+"""
+
+import fcntl
+import glob
 import os
+import secrets
+import shutil
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator
 
 from mlx_video.errors import MissingFileError, UserError
 
 LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
+ASIDE = ".partial-"  # in the name of a file that is not finished
+LOCK = ".mlx-video.lock"
+GB = 10**9
 
 
-@contextmanager
-def file_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
-    """Turn what the system says of ``path`` ("[Errno 13] ...") into a sentence; ``doing`` is "read" or "written"."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise MissingFileError(f"There is no file or folder {short(path)}.") from None
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise UserError(f"{short(path)} cannot be {doing}: {why}.") from None
+# Paths as people type them
 
 
 def typed_path(text: str | Path) -> Path:
@@ -54,6 +53,20 @@ def is_there(path: Path) -> bool:
         return path.exists()
 
 
+@contextmanager
+def file_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
+    """Turn what the system says of ``path`` ("[Errno 13] ...") into a sentence; ``doing`` is "read" or "written"."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise MissingFileError(f"There is no file or folder {short(path)}.") from None
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise UserError(f"{short(path)} cannot be {doing}: {why}.") from None
+
+
 def short(text: object, most: int = 120) -> str:
     """``text``, for a sentence: its end where it is longer than ``most`` characters."""
     text = str(text)
@@ -69,3 +82,184 @@ def file_size(file: Path) -> int:
             f"{file} is not an ordinary file; name one that is neither a pipe nor a device."
         )
     return found.st_size
+
+
+def read_small(path: Path, most: int = 2**20) -> str:
+    """The text of a file that somebody wrote by hand; refuses pipes, devices and what is longer than ``most`` bytes."""
+    if not is_there(path):
+        raise MissingFileError(f"There is no file {short(path)}.")
+    if not path.is_file():
+        raise UserError(f"{short(path)} is no file that can be read.")
+    with file_errors(path), open(path, "rb") as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise UserError(
+            f"{short(path)} is too large: {path.stat().st_size:,} bytes, where {most:,} are possible."
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{short(path)} is not UTF-8 text, from byte {error.start} on."
+        ) from None
+
+
+# Files written aside
+
+
+@contextmanager
+def written_aside(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary file beside ``path``, which becomes it if the block ends well and vanishes if it does not.
+
+    Raises ``UserError`` where ``path`` is taken, unless ``overwrite``. If it was taken while the block ran, what was
+    written stays under another name, which the error tells.
+    """
+    path = Path(path)
+    check_free(path, overwrite)
+    partial = _create_aside(path)
+    try:
+        with file_errors(path, "written"):
+            yield partial
+            if overwrite:
+                partial.replace(path)
+            else:
+                _take_name(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_free(path: Path, overwrite: bool = False) -> None:
+    """Raise ``UserError`` where ``path`` cannot be written: no folder, or something is there, be it a dangling link."""
+    if not is_there(path.parent):
+        raise MissingFileError(
+            f"There is no folder {short(path.parent)} to write {path.name} in."
+        )
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(
+            f"{short(path)} exists; choose another name, or add --overwrite to replace it."
+        )
+
+
+def _create_aside(path: Path) -> Path:
+    """A new file with a name that nobody can guess or have put there, with the usual permissions."""
+    token = secrets.token_hex(8)
+    partial = path.with_name(f".{path.name}{ASIDE}{token}{path.suffix}")
+    with file_errors(path.parent, "written to"):
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return partial
+
+
+def _take_name(partial: Path, path: Path) -> None:
+    """Give ``partial`` the name ``path``, or the next one that is free where somebody took that meanwhile."""
+    name = path
+    while not _linked(partial, name):
+        name = next_free(name)
+    if name != path:
+        raise UserError(
+            f"Another program wrote {short(path)} while this run worked; what the run made is kept in {short(name)}."
+        )
+
+
+def _linked(partial: Path, name: Path) -> bool:
+    """Whether ``partial`` could take ``name``, at once and only if it was free."""
+    try:
+        os.link(partial, name)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if os.path.lexists(name):
+            return False
+        partial.rename(name)
+    return True
+
+
+def next_free(path: Path) -> Path:
+    """``path``, or the first of path-2, path-3, ... that is not there."""
+    name, number = path, 2
+    while os.path.lexists(name):
+        name = path.with_stem(f"{path.stem}-{number}")
+        number += 1
+    return name
+
+
+# Names that a run owns
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Own the name ``path``, whatever its suffix, while the block runs and the process lives; one run at a time can.
+
+    What dead runs left aside in that folder is removed.
+    """
+    lock = lock_of(path)
+    file = _locked(lock)
+    if file is None:
+        raise UserError(
+            f"Another run is making {short(path)} just now; choose another name, or wait until it is done."
+        )
+    try:
+        _clean_up(path.parent, lock)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(file)
+
+
+def lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.stem}{LOCK}")
+
+
+def _locked(lock: Path) -> int | None:
+    """An open file that holds the lock, ``None`` where another does; the system unlocks it when its process ends."""
+    while True:
+        with file_errors(lock.parent, "written to"):
+            file = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return None
+        except OSError:
+            return file  # a file system without locks
+        # The run before may have removed the file between our opening and our locking it.
+        if lock.exists() and os.path.samestat(os.fstat(file), os.stat(lock)):
+            return file
+        os.close(file)
+
+
+def _clean_up(folder: Path, ours: Path) -> None:
+    """Remove the locks of dead runs, and what these and the last owner of ``ours`` had not finished writing."""
+    for lock in folder.glob(f".*{LOCK}"):
+        file = None if lock == ours else _locked(lock)
+        if lock == ours or file is not None:
+            for left in _unfinished(folder, lock.name.removesuffix(LOCK)):
+                with suppress(OSError):
+                    left.unlink()
+        if file is not None:
+            lock.unlink(missing_ok=True)
+            os.close(file)
+
+
+def _unfinished(folder: Path, name: str) -> Iterator[Path]:
+    """Files aside that belong to ".name": ".name.mp4.partial-...", and not ".name.more.mp4.partial-..."."""
+    for file in folder.glob(f"{glob.escape(name)}.*{ASIDE}*"):
+        suffix = file.name.removeprefix(name).partition(ASIDE)[0]
+        if suffix.removesuffix(".safetensors").count(".") <= 1:
+            yield file
+
+
+# Room
+
+
+def check_space(needs: Iterable[tuple[Path, int]], remedy: str) -> None:
+    """Raise ``UserError`` where the disk of a folder lacks the bytes that are to be written there."""
+    disks: dict[int, tuple[Path, int]] = {}
+    for folder, size in needs:
+        disk = os.stat(folder).st_dev
+        disks[disk] = folder, size + disks.get(disk, (folder, 0))[1]
+    for folder, size in disks.values():
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise UserError(
+                f"{short(folder)} has {free / GB:.2f} GB free, and this run may write {size / GB:.2f} GB there; {remedy}."
+            )

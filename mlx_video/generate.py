@@ -1,14 +1,17 @@
 """Make video with the distilled model, at half size and then refined: ``python -m mlx_video.generate``."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
-from mlx_video.arguments import say_on
-from mlx_video.job import Files, Job, settled
+from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
+from mlx_video.output import Output
 from mlx_video.pipeline import Image, Request
+from mlx_video.record import Job
+from mlx_video.run import run
 
 
 def generate_video(
@@ -32,7 +35,7 @@ def generate_video(
 ) -> Path:
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the distilled model; returns the path.
 
-    negative_prompt  what to go away from, where there is guidance: this model has none, the record keeps it
+    negative_prompt  what to avoid, where there is guidance: this model has none, the record keeps it
     enhance_prompt   whether the text encoder rewrites the prompt first
     height, width    pixels, multiples of 64
     num_frames       1 + a multiple of 8, at ``fps`` per second
@@ -41,9 +44,9 @@ def generate_video(
     tiling           how the video is decoded, as in ``Request``
     files            the model, by default as ``Files`` says; a ``None`` above is LTX-2's default or the model's own
     quiet            whether nothing is said of the progress on stderr
-    Raises ``ValueError`` or ``OSError`` for what cannot be done, ``HealthError`` for a result that is garbage.
+    Raises ``UserError`` for what cannot be done, ``HealthError`` for a result that is garbage.
     """
-    files, defaults = settled(files, "distilled", say_on(quiet))
+    files, defaults = resolve_model(files, "distilled")
     wanted = defaults.given(
         frames=num_frames,
         height=height,
@@ -62,12 +65,23 @@ def generate_video(
         tiling=tiling,
     )
     job = Job(request, wanted.recipe("distilled"), files)
-    output = cli.Output(
-        Path(output_path),
-        audio=None if output_audio is None else Path(output_audio),
-        overwrite=overwrite,
-    )
-    return cli.make(job, output, quiet=quiet)
+    return make(job, output_of(output_path, output_audio, overwrite), quiet)
+
+
+def output_of(path: str | Path, audio: str | Path | None, overwrite: bool) -> Output:
+    """The files that the arguments of a function name."""
+    return Output(Path(path), None if audio is None else Path(audio), None, overwrite)
+
+
+def make(job: Job, output: Output, quiet: bool) -> Path:
+    """Run ``job``, showing its progress on stderr unless ``quiet``; returns the clip's path."""
+    from mlx_video.cli.progress import Progress
+
+    progress = Progress(quiet)
+    with closing(progress), closing(run(job, output)) as events:
+        for event in events:
+            progress.show(event)
+    return Path(event.path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

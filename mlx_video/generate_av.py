@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
+from mlx_video.checkpoint import Files
 from mlx_video.generate import generate_video
-from mlx_video.job import Files
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.pipeline import Image
 

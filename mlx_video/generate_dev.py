@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
-from mlx_video.arguments import say_on
-from mlx_video.job import Files, Job, settled
+from mlx_video.checkpoint import Files, resolve_model
+from mlx_video.generate import make, output_of
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.pipeline import Image, Request
+from mlx_video.record import Job
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.types import AV
 
@@ -39,7 +40,7 @@ def generate_video_dev(
 ) -> Path:
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the dev model; returns the path.
 
-    negative_prompt  what guidance goes away from
+    negative_prompt  what to avoid
     enhance_prompt   whether the text encoder rewrites the prompt first
     height, width    pixels, multiples of 32, of 64 in two stages
     num_frames       1 + a multiple of 8, at ``fps`` per second
@@ -52,9 +53,9 @@ def generate_video_dev(
     tiling           how the video is decoded, as in ``Request``
     files            the model, by default as ``Files`` says; a ``None`` above is LTX-2's default or the model's own
     quiet            whether nothing is said of the progress on stderr
-    Raises ``ValueError`` or ``OSError`` for what cannot be done, ``HealthError`` for a result that is garbage.
+    Raises ``UserError`` for what cannot be done, ``HealthError`` for a result that is garbage.
     """
-    files, defaults = settled(files, "dev", say_on(quiet))
+    files, defaults = resolve_model(files, "dev")
     wanted = defaults.given(
         frames=num_frames,
         height=height,
@@ -77,12 +78,7 @@ def generate_video_dev(
     if cfg_scale is not None:
         guidance = AV(replace(guidance.video, cfg=cfg_scale), guidance.audio)
     job = Job(request, recipes.dev(wanted.steps, guidance, two_stage), files)
-    output = cli.Output(
-        Path(output_path),
-        audio=None if output_audio is None else Path(output_audio),
-        overwrite=overwrite,
-    )
-    return cli.make(job, output, quiet=quiet)
+    return make(job, output_of(output_path, output_audio, overwrite), quiet)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,13 +4,12 @@ The only room with PyAV and Pillow. What it writes is written aside and renamed 
 """
 
 import math
-import os
 import wave
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import repeat
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping
+from typing import Iterable, Iterator, Mapping
 
 import av
 import mlx.core as mx
@@ -18,7 +17,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from PIL import Image
 
-from mlx_video.disk import is_there, short, typed_path
+from mlx_video.disk import is_there, short, typed_path, written_aside
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.postprocess import to_pcm16
 from mlx_video.types import Clip, VideoPixelShape, Waveform
@@ -38,15 +37,26 @@ def save(
     metadata: Mapping[str, str] | None = None,
     crf: int = CRF,
     overwrite: bool = False,
-    on_frame: Callable[[int], None] | None = None,
 ) -> None:
     """Write ``clip`` as H.264 and AAC in one mp4, taking its frames one by one; the sound is cut or padded to fit.
 
     metadata  strings kept under their keys in the file; ``metadata(path)`` reads them back
     crf       libx264's constant rate factor: 0 lossless, 51 worst
-    on_frame  called with the number of frames written so far
-    Raises ``FileExistsError`` unless ``overwrite``, and ``ValueError`` if a frame is missing or not of the clip's size.
+    Raises ``UserError`` where the file exists, unless ``overwrite``, and where a frame is missing or of another size.
     """
+    for _ in saving(clip, path, metadata=metadata, crf=crf, overwrite=overwrite):
+        pass
+
+
+def saving(
+    clip: Clip,
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    crf: int = CRF,
+    overwrite: bool = False,
+) -> Iterator[int]:
+    """The same frame by frame: yields how many are written. The file is there when this ends, not before."""
     options = {
         "movflags": "+faststart+use_metadata_tags",
         # Ticks a second of the file's own clock: a whole number for each frame, which its milliseconds are not.
@@ -62,8 +72,7 @@ def save(
                 mp4.mux(video.encode(_video_frame(pixels)))
                 if sound:
                     mp4.mux(sound.encode(samples))
-                if on_frame:
-                    on_frame(count)
+                yield count
             for stream in mp4.streams:
                 mp4.mux(stream.encode(None))
 
@@ -101,26 +110,6 @@ def _writing_frames(frames: Iterable[np.ndarray], folder: Path) -> Iterator[np.n
     for index, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"frame_{index:04d}.png")
         yield frame
-
-
-@contextmanager
-def written_aside(path: str | Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed to it if the block ends well and removed if it does not."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise MissingFileError(
-            f"There is no folder {path.parent} to write {path.name} in."
-        )
-    if path.exists() and not overwrite:
-        raise UserError(
-            f"{path} already exists; choose another name, or allow overwriting."
-        )
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def frame_rate(fps: float) -> Fraction:

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Generator, Iterator
+from typing import Generator, Iterator, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_video import health, postprocess
+from mlx_video.checkpoint import Files, open_components, resolve_model
 from mlx_video.conditioning.latent import (
     AppendedTokens,
     Condition,
@@ -88,7 +89,7 @@ class Image:
 class Request:
     """What the user asked for, in the user's units.
 
-    seed     of all noise, 0 to 2^32 - 1
+    seed     of all noise, 0 to 2^64 - 1
     audio    whether the clip has sound
     enhance  whether Gemma rewrites the prompt first
     tiling   how the video is decoded: auto, none, default, aggressive or conservative
@@ -116,9 +117,9 @@ class Request:
             "\ud800" <= c <= "\udfff" for c in self.prompt
         ):
             raise UserError("The prompt is not valid text; type it in UTF-8.")
-        if not 0 <= self.seed < 2**32:
+        if not 0 <= self.seed < 2**64:
             raise UserError(
-                f"seed must be from 0 to {2**32 - 1}; got {self.seed}. The usual one is {SEED}."
+                f"seed must be from 0 to {2**64 - 1}; got {self.seed}. For example: {SEED}."
             )
         if geometry:
             geometry.check(self.shape, recipe.shrink, self.audio)
@@ -142,6 +143,30 @@ class Request:
             raise UserError(
                 f"Two images stand at the same frame; frames given: {', '.join(map(str, frames))}."
             )
+
+
+class Reached(NamedTuple):
+    """Where sampling has got to: with the request and the recipe, all that it takes to go on to the same bytes.
+
+    stage, step  so many stages are done, and so many steps of the next
+    latents      the tokens of each stream then, (B, N, C), float32
+    """
+
+    stage: int
+    step: int
+    latents: AV[mx.array]
+
+    def into(self, states: AV[LatentState]) -> AV[LatentState]:
+        """``states`` of that stage with these latents."""
+
+        def one(state: LatentState, latent: mx.array | None) -> LatentState:
+            if latent is None or latent.shape != state.latent.shape:
+                raise UserError(
+                    "The state to go on from does not fit its record: it has other streams or another size."
+                )
+            return state._replace(latent=latent)
+
+        return states.map(one, self.latents)
 
 
 class Pipeline:
@@ -191,24 +216,57 @@ class Pipeline:
     def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
         """Yield ``Step``s as the work goes on, then the ``Sample``, worth saving, and last the ``Clip``.
 
-        Raises ``ValueError`` or ``FileNotFoundError`` before anything is loaded, ``HealthError`` later.
+        Raises ``UserError`` before anything is loaded, ``HealthError`` later.
         """
-        self._check(request)
+        for event in self.events(request):
+            if not isinstance(event, Reached):
+                yield event
+        yield self.decode(event.latents, request.shape, request.tiling)
+
+    def events(
+        self, request: Request, start: Reached | None = None
+    ) -> Iterator[Step | Reached | Sample]:
+        """The same up to the ``Sample``, with what was ``Reached`` after each step; goes on from ``start``."""
+        self.check(request)
         embeddings, prompt = yield from self._encode_prompt(request)
         conditions = yield from self._encode_images(request)
-        latents = yield from self._sample(request, embeddings, conditions)
+        latents = yield from self._sample(request, embeddings, conditions, start)
         yield Sample(latents, prompt)
-        yield self.decode(latents, request.shape, request.tiling)
 
     def decode(
         self, latents: AV[mx.array], shape: VideoPixelShape, tiling: str = "auto"
     ) -> Clip:
         """A clip of latents (B, C, F, H, W) and (B, C, T, M): the sound at once, the frames as they are taken."""
-        sound = None if latents.audio is None else self._decode_audio(latents.audio)
-        return Clip(self._decode_video(latents.video, shape, tiling), shape, sound)
+        events = self.decoding(latents, shape, tiling)
+        made = (event for event in events if not isinstance(event, Step))
+        sound = None if latents.audio is None else next(made)
+        return Clip(made, shape, sound)
 
-    def _check(self, request: Request) -> None:
-        """Everything that can be known to be wrong before weights are read."""
+    def decoding(
+        self, latents: AV[mx.array], shape: VideoPixelShape, tiling: str = "auto"
+    ) -> Iterator[Step | Waveform | np.ndarray]:
+        """The sound, if there is any, and then each frame as it is decoded, with ``Step``s between."""
+        if latents.audio is not None:
+            yield Step("decode sound", 0, 1)
+            yield self._decode_audio(latents.audio)
+            yield Step("decode sound", 1, 1)
+        yield Step("decode video", 0, shape.frames)
+        frames = self._decode_video(latents.video, shape, tiling)
+        for count, frame in enumerate(frames, start=1):
+            yield frame
+            yield Step("decode video", count, shape.frames)
+
+    def latent_shapes(self, request: Request) -> AV[tuple[int, ...]]:
+        """Of what sampling makes for ``request``."""
+        geometry = self.components.geometry
+        video = tuple(geometry.latents(request.shape))
+        if not request.audio:
+            return AV(video)
+        T, audio = geometry.audio_frames(request.shape), geometry.audio
+        return AV(video, (1, audio.channels, T, audio.bins))
+
+    def check(self, request: Request) -> None:
+        """Raise for everything that can be known to be wrong before weights are read."""
         request.check(self.recipe, self.components.geometry)
         transformer = self.components.sources["transformer"]
         self.recipe.check(part_config("transformer", transformer).num_layers)
@@ -277,28 +335,33 @@ class Pipeline:
         request: Request,
         embeddings: PromptEmbeddings,
         conditions: list[list[Condition]],
-    ) -> Generator[Step, None, AV[mx.array]]:
+        start: Reached | None,
+    ) -> Generator[Step | Reached, None, AV[mx.array]]:
         """Walk the stages; neighbours that use the same weights share one load of the transformer."""
         geometry = self.components.geometry
         model_type = (
             LTXModelType.AudioVideo if request.audio else LTXModelType.VideoOnly
         )
         keys = mx.random.split(mx.random.key(request.seed), len(self.recipe.stages))
-        latents, numbered = AV(), enumerate(self.recipe.stages)
+        numbered = list(enumerate(self.recipe.stages))[start.stage if start else 0 :]
+        latents = AV()
         for lora, group in groupby(numbered, key=lambda item: item[1].distilled_lora):
             yield Step("load transformer", 0, 1)
             with self.components.transformer(model_type, lora) as predict:
                 yield Step("load transformer", 1, 1)
                 for index, stage in group:
                     shape = request.shape.scaled(stage.scale)
-                    if index > 0:
+                    if latents.video is not None:
                         latents = yield from self._upsample(latents)
                     states = initial_states(
                         shape, geometry, latents, conditions[index], request.audio
                     )
                     states = noised(states, stage.sigmas[0], keys[index])
+                    done = 0
+                    if start and index == start.stage:
+                        states, done = start.into(states), start.step
                     states = yield from self._denoise(
-                        f"stage {index + 1}", stage, states, embeddings, predict
+                        index, states, embeddings, predict, done
                     )
                     latents = unpatchify(states, shape, geometry)
                     if self.health:
@@ -306,17 +369,22 @@ class Pipeline:
         return latents
 
     def _denoise(
-        self, name: str, stage: Stage, states: AV, embeddings: PromptEmbeddings, predict
-    ) -> Generator[Step, None, AV[LatentState]]:
+        self, number: int, states: AV, embeddings: PromptEmbeddings, predict, done: int
+    ) -> Generator[Step | Reached, None, AV[LatentState]]:
+        """Sample a stage from step ``done`` on."""
+        stage, name = self.recipe.stages[number], f"stage {number + 1}"
         total = len(stage.sigmas) - 1
         strengths = states.map(lambda _, guidance: guidance, stage.guidance)
         batched = self.batched or self.components.low_memory
         denoise = guided(predict, embeddings, strengths, batched=batched)
-        yield Step(name, 0, total, stage.sigmas[0])
-        steps = euler(denoise, states, stage.sigmas)
-        for index, (states, sigma) in enumerate(steps, start=1):
-            mx.eval([state.latent for state in states.values])
+        yield Step(name, done, total, stage.sigmas[done])
+        steps = euler(denoise, states, stage.sigmas, start=done)
+        for index, (states, sigma) in enumerate(steps, start=done + 1):
+            latents = states.map(lambda state: state.latent)
+            mx.eval(latents.values)
             yield Step(name, index, total, sigma)
+            if index < total:
+                yield Reached(number, index, latents)
         return states
 
     def _upsample(self, latents: AV[mx.array]) -> Generator[Step, None, AV[mx.array]]:
@@ -355,6 +423,27 @@ class Pipeline:
                 yield from health.watched(frames, self.defaults.may_be_still)
             else:
                 yield from postprocess.frames(chunks)
+
+
+def load(
+    model: str | None = None,
+    recipe: Recipe | None = None,
+    *,
+    variant: str = "distilled",
+    files: Files | None = None,
+    health: bool = True,
+) -> Pipeline:
+    """A pipeline over ``model``, which is as in ``Files``.
+
+    recipe   how to sample; by default as the checkpoint wants its ``variant``, "distilled" or "dev", to be sampled
+    files    the model with what goes with it, where it does not lie beside it; replaces ``model``
+    Finds the files, downloading what is missing from the hub; weights are read when their turn comes.
+    """
+    files = files or Files(model)
+    files, defaults = resolve_model(files, recipe.variant if recipe else variant)
+    recipe = recipe or defaults.recipe(variant)
+    components = open_components(files, recipe, recipe.needs)
+    return Pipeline(components, recipe, health=health)
 
 
 def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:

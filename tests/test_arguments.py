@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from mlx_video import hub, recipes
-from mlx_video.arguments import add_generate_arguments, job_from
-from mlx_video.job import Files
+from mlx_video.checkpoint import Files
+from mlx_video.cli.options import add_generate, job_from
+from mlx_video.cli.parser import Parser, option
 from mlx_video.models.ltx import find
-from mlx_video.parser import Parser
 from mlx_video.pipeline import Image
 
 FILES = Files(hub.MODEL_REPO)
@@ -21,7 +21,7 @@ def no_demo_model(monkeypatch, tmp_path):
 
 def job(*words: str, variant: str | None = "dev", audio: bool = False):
     parser = Parser()
-    add_generate_arguments(parser, variant=variant, audio=audio)
+    add_generate(parser, variant=variant, audio=audio)
     return job_from(parser.read(words), variant)
 
 
@@ -44,7 +44,8 @@ def test_a_prompt_is_enough():
     ],
 )
 def test_aliases_mean_the_same(long, short):
-    assert job("-p", "a cat", *long) == job("--prompt", "a cat", *short)
+    seed = () if "--seed" in long else ("--seed", "1")
+    assert job("-p", "a cat", *long, *seed) == job("--prompt", "a cat", *short, *seed)
 
 
 def test_images_take_a_frame_and_a_strength():
@@ -100,9 +101,9 @@ def test_weights_take_less_memory_where_asked():
         ),
         (["-p", "x", "--image", "a", "0", "1", "2"], "--image takes PATH"),
         (["-p", "x", "--lora", "a", "b", "c"], "--lora takes PATH .* got 'a b c'"),
-        (["-p", "x", "--steps", "9"], "fixed schedule.*leave out --steps"),
+        (["-p", "x", "--cfg-scale", "9"], "fixed schedule.*leave out --cfg-scale"),
         (["--from-record", "no.json"], "There is no file no.json"),
-        (["-p", "x", "--from-record", "a.json"], "leave out -p"),
+        (["-p", "x", "--from-record", "a.json"], "leave out --prompt"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(words, sentence):
@@ -112,7 +113,59 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(words, sentence):
 
 def test_options_count_as_typed_however_their_value_follows():
     parser = Parser()
-    for options in (("-W",), ("--fps",), ("--seed", "-s")):
-        parser.add_argument(*options, type=int)
-    args = parser.read(["-W128", "--fps=24", "-s", "3"])
-    assert args.typed == {"-W", "--fps", "-s"}
+    for options in (("--width", "-W"), ("--fps",), ("--seed", "-s"), ("--height",)):
+        option(parser, *options, type=int, real=7)
+    args = parser.read(["-W128", "--fps=7", "-s", "3"])
+    assert args.typed == {"width": "--width", "fps": "--fps", "seed": "--seed"}
+    assert (args.width, args.fps, args.seed, args.height) == (128, 7, 3, 7)
+
+
+def test_help_shows_real_defaults(capsys):
+    parser = Parser()
+    add_generate(parser, variant=None, audio=None)
+    told = " ".join(parser.format_help().split())
+    for words in (
+        "(default: 512)",
+        "as the same seed makes the same clip (default: random, and printed)",
+        "--tiling",
+        "(default: auto)",
+        "of guidance",
+        "(default: distilled)",
+        "(default: 40)",
+        "(default: with)",
+        "(default: named after the prompt and the seed)",
+    ):
+        assert words.removeprefix("as the ").removeprefix("of ") in told, words
+
+
+def test_seeds_are_random_unless_typed():
+    seeds = {job("-p", "a cat").request.seed for _ in range(3)}
+    assert len(seeds) == 3 and all(0 <= seed < 2**32 for seed in seeds)
+    assert job("-p", "a cat", "-s", str(2**64 - 1)).request.seed == 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    "typed, size",
+    [("24", 24e9), ("24GB", 24e9), ("1.5 GiB", 1.5 * 2**30), ("512mb", 512e6)],
+)
+def test_memory_is_typed_with_or_without_a_unit(typed, size):
+    parser = Parser()
+    add_generate(parser, variant=None, audio=None)
+    assert parser.read(["--memory-limit", typed]).memory_limit == size
+
+
+@pytest.mark.parametrize(
+    "words, warning",
+    [
+        (["--steps", "9"], "--steps is not used: the distilled model takes 8 and 3"),
+        (["--negative-prompt", "rain"], "--negative-prompt is not used"),
+        (["--fps", "60"], "60 fps is far from the 24"),
+        (["--fps", "25"], None),
+    ],
+)
+def test_what_changes_nothing_is_said(words, warning):
+    parser, heard = Parser(), []
+    add_generate(parser, variant=None, audio=None)
+    job_from(parser.read(["-p", "a cat", *words]), None, heard.append)
+    assert len(heard) == (warning is not None)
+    assert not heard or warning in heard[0]

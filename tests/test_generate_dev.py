@@ -9,9 +9,10 @@ import pytest
 import mlx_video.generate
 import mlx_video.generate_av
 import mlx_video.generate_dev
-from mlx_video import cli, recipes
-from mlx_video.job import Files
+from mlx_video import recipes
+from mlx_video.checkpoint import Files
 from mlx_video.models.ltx import find
+from mlx_video.output import Output
 from mlx_video.pipeline import Image
 from mlx_video.types import AV
 
@@ -61,15 +62,16 @@ FUNCTIONS = [
 
 @pytest.fixture
 def made(monkeypatch, tmp_path):
-    """Calls a function with arguments, and returns the job, output and options that it would have run."""
+    """Calls a function with arguments, and returns the job, output and quietness that it would have run with."""
     calls = []
     monkeypatch.setattr(find, "PACKAGED", tmp_path / "nowhere")
 
-    def make(job, output, **options):
-        calls.append((job, output, options))
+    def make(job, output, quiet):
+        calls.append((job, output, quiet))
         return output.path
 
-    monkeypatch.setattr(cli, "make", make)
+    for door in (mlx_video.generate, mlx_video.generate_dev):
+        monkeypatch.setattr(door, "make", make)
 
     def call(function, *args, **kwargs):
         assert isinstance(function(*args, **kwargs), Path)
@@ -81,7 +83,7 @@ def made(monkeypatch, tmp_path):
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_arguments_reach_the_job(made, function):
     image, files = Image("a.png", 8, 0.5), Files("somewhere")
-    job, output, options = made(
+    job, output, quiet = made(
         function,
         "a fox",
         "fox.mp4",
@@ -104,17 +106,17 @@ def test_arguments_reach_the_job(made, function):
     assert request.shape == (17, 128, 192, 30.0)
     assert request.enhance and request.images == (image,)
     assert (request.seed, request.tiling, job.files) == (3, "none", files)
-    assert output == cli.Output(Path("fox.mp4"), Path("fox.wav"), overwrite=True)
-    assert options == {"quiet": False}
+    assert output == Output(Path("fox.mp4"), Path("fox.wav"), overwrite=True)
+    assert quiet is False
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_prompt_is_enough(made, function):
-    job, output, options = made(function, "a fox")
+    job, output, quiet = made(function, "a fox")
     assert job.request.negative_prompt == recipes.DEFAULT_NEGATIVE_PROMPT
     assert not job.request.enhance
     assert job.request.audio is (function is FUNCTIONS[2])
-    assert output == cli.Output(Path("output.mp4")) and options == {"quiet": True}
+    assert output == Output(Path("output.mp4")) and quiet is True
 
 
 @pytest.mark.parametrize("given, cfg", [(None, 5.0), (2.0, 2.0), (1.0, 1.0)])

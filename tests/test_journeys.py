@@ -23,17 +23,18 @@ from mlx_video import (
     media,
     recipes,
 )
-from mlx_video.job import Files, Job
+from mlx_video.checkpoint import Files
 from mlx_video.models.ltx.offload import BlockStream
 from mlx_video.pictures import read_picture
 from mlx_video.pipeline import Image as Picture
 from mlx_video.pipeline import Request
+from mlx_video.record import Job
 from mlx_video.types import VideoPixelShape
 from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.media_reading import read_clip
 from tests.reference import UPSCALER, error
 
-SIZE = ["-W", "128", "-H", "64", "-n", "9"]
+SIZE = ["-W", "128", "-H", "64", "-n", "9", "-s", "10"]
 PROMPT = ["--prompt", "a red ball on a blue floor"]
 
 
@@ -58,7 +59,8 @@ def picture(here) -> Path:
 
 
 def typed(door, model: Path, *words, prompt=PROMPT, size=SIZE) -> int:
-    return door([*prompt, *size, "--model", str(model), *map(str, words)])
+    named = [*prompt, *size, "-o", "output.mp4", "--model", str(model)]
+    return door([*named, *map(str, words)])
 
 
 def mlx_video_generate(words) -> int:
@@ -107,7 +109,7 @@ def test_a_door_writes_a_clip_that_plays(door, words, sound, model, here, capsys
 def test_the_shell_command_runs(model, here):
     command = [sys.executable, "-m", "mlx_video.generate", *PROMPT, *SIZE]
     done = subprocess.run(
-        [*command, "--model", str(model), "--quiet"],
+        [*command, "--model", str(model), "--quiet", "-o", "output.mp4"],
         capture_output=True,
         text=True,
         cwd=here,
@@ -184,7 +186,7 @@ def test_frames_are_saved_too(model, here):
 @pytest.mark.parametrize("record", ["output.json", "output.mp4"])
 def test_a_record_makes_the_clip_again(record, model, here):
     assert typed(generate_av.main, model, "--seed", "7") == 0
-    words = ["--from-record", record, "-o", "again.mp4"]
+    words = ["--from-record", record, "-o", "again.mp4", "--yes"]
     assert cli.main(["generate", *words]) == 0
     a, b = (read_clip(here / name) for name in ("output.mp4", "again.mp4"))
     assert np.array_equal(np.stack(a[0]), np.stack(b[0]))
@@ -197,10 +199,10 @@ def test_a_record_finds_its_model_elsewhere_and_refuses_to_make_another_clip(
     shutil.copytree(model, here / "old")
     assert typed(generate.main, Path("old"), "--seed", "7") == 0
     shutil.move(here / "old", here / "new")
-    again = ["generate", "--from-record", "output.mp4", "-o", "again.mp4"]
+    again = ["generate", "--from-record", "output.mp4", "-o", "again.mp4", "--yes"]
     assert cli.main(again) == 2
     assert cli.main([*again, "--seed", "8", "-W", "64"]) == 2
-    assert "leave out --seed, -W" in capsys.readouterr().err
+    assert "leave out --seed, --width" in capsys.readouterr().err
     assert cli.main([*again, "--model", "new"]) == 0
     a, b = (np.stack(read_clip(here / n)[0]) for n in ("output.mp4", "again.mp4"))
     assert np.array_equal(a, b)
@@ -232,8 +234,11 @@ TYPING = {
     "--sede": "There is no option --sede; see --help.",
     "generate cat": "'cat' belongs to no option; a prompt comes after --prompt, in quotes.",
     "info here there": "'there' belongs to no option; see --help.",
-    "generate --variant fast": "invalid choice: 'fast' (choose from",
-    "genrate": "invalid choice: 'genrate' (choose from",
+    "generate --variant fast": "--variant cannot be 'fast'; choose from distilled, dev.",
+    "generate --variant destilled": "cannot be 'destilled'; did you mean distilled?",
+    "genrate": "There is no command 'genrate'; did you mean generate?",
+    "xyz": "There is no command 'xyz'; choose from generate, plan,",
+    "generate --image-strength 1": "There is no option --image-strength; see --help.",
 }
 
 
@@ -344,18 +349,18 @@ def test_functions_write_clips(function, options, model, here):
 
 def test_a_killed_decode_is_finished_by_decode(model, here, monkeypatch, capsys):
     assert typed(generate_av.main, model, "-o", "whole.mp4") == 0
-    save = media.save
+    save = media.saving
     with monkeypatch.context() as patch:
-        patch.setattr(media, "save", _interrupted)
+        patch.setattr(media, "saving", _interrupted)
         assert typed(generate_av.main, model) == cli.INTERRUPTED
-    assert media.save is save
+    assert media.saving is save
     assert [p.name for p in sorted(here.glob("output*"))] == [
         "output.latents.safetensors"
     ]
     assert "finish with `mlx-video decode output.latents" in capsys.readouterr().err
     assert typed(generate_av.main, model) == 2  # the latents are not overwritten
     assert "mlx-video decode output.latents" in capsys.readouterr().err
-    assert cli.main(["decode", "output.latents.safetensors"]) == 0
+    assert cli.main(["decode", "output.latents.safetensors", "--yes"]) == 0
     a, b = (read_clip(here / name) for name in ("whole.mp4", "output.mp4"))
     assert np.array_equal(np.stack(a[0]), np.stack(b[0]))
     assert np.allclose(np.array(a[2].samples), np.array(b[2].samples))
@@ -365,6 +370,7 @@ def test_a_killed_decode_is_finished_by_decode(model, here, monkeypatch, capsys)
 def _interrupted(clip, path, **options):
     next(clip.frames)
     raise KeyboardInterrupt
+    yield
 
 
 def test_garbage_stops_the_run_and_keeps_the_latents(model, here, monkeypatch, capsys):
@@ -373,7 +379,7 @@ def test_garbage_stops_the_run_and_keeps_the_latents(model, here, monkeypatch, c
     assert typed(generate.main, model) == cli.BAD_OUTPUT == 3
     assert "All 9 frames are black" in capsys.readouterr().err
     assert [p.name for p in here.iterdir()] == ["output.latents.safetensors"]
-    words = ["decode", "output.latents.safetensors", "--no-health-check"]
+    words = ["decode", "output.latents.safetensors", "--no-health-check", "--yes"]
     assert cli.main(words) == 0 and (here / "output.mp4").exists()
 
 
@@ -398,6 +404,10 @@ MISTAKES = {
     "no frames": (["-n", "-3"], r"frames must be 1 \+ 8k.*Nearest: 1 frames"),
     "fps": (["--fps", "0"], "fps must be from 1 to 240"),
     "seed": (["--seed", "-1"], "seed must be from 0"),
+    "large seed": (
+        ["--seed", str(2**64)],
+        "seed must be from 0 to 18446744073709551615",
+    ),
     "prompt": (["-p", "  "], "The prompt is empty"),
     "long prompt": (["-p", "a cat " * 700], "may have 1024 at most"),
     "no image": (["--image", "no.png"], "no.png"),
@@ -410,7 +420,6 @@ MISTAKES = {
     "text encoder": (["--text-encoder", "nowhere/at/all"], "nowhere/at/all"),
     "lora": (["--lora", "nowhere.safetensors"], "nowhere.safetensors"),
     "suffix": (["-o", "clip.avi"], "does not end in .mp4; try clip.mp4"),
-    "folder": (["-o", "nowhere/clip.mp4"], "There is no folder nowhere"),
     "a file": (["-o", "text.txt/clip.mp4"], "text.txt is a file, so clip.mp4 cannot"),
     "existing": (["-o", "there.mp4"], "there.mp4 exists.*--overwrite"),
     "sound": (["--output-audio", "a.wav", "--no-audio"], "add --audio"),
@@ -418,7 +427,10 @@ MISTAKES = {
     "frames there": (["--save-frames", "."], "holds PNG files"),
     "typo": (["--model", "typofolder"], "There is no file or folder typofolder"),
     "unused LoRA": (["--distilled-lora", "x"], "leave out --distilled-lora"),
-    "record": (["--from-record", "text.json"], "leave out --prompt, -H, -W, -n"),
+    "record": (
+        ["--from-record", "text.json"],
+        "leave out --prompt, --seed, --height, --width, --num-frames",
+    ),
     "a folder": (["-o", "folder.mp4", "--overwrite"], "folder.mp4 is a folder"),
     "long name": (["-o", "x" * 210 + ".mp4"], "too long a name"),
     "not text": (["-p", "\udcff"], "not valid text"),
@@ -470,13 +482,15 @@ def test_decode_needs_the_decoders_alone_and_touches_no_other_latents(
     alone.mkdir()
     shutil.copytree(model, alone / "all")
     with monkeypatch.context() as patch:
-        patch.setattr(media, "save", _interrupted)
+        patch.setattr(media, "saving", _interrupted)
         assert typed(generate_av.main, alone / "all") == cli.INTERRUPTED
     shutil.rmtree(alone / "all" / "text_encoder")
     (alone / "all" / UPSCALER.name).unlink()
     other = here / "b.latents.safetensors"
     other.write_bytes(b"another run's")
-    assert cli.main(["decode", "output.latents.safetensors", "-o", "b.mp4"]) == 0
+    assert (
+        cli.main(["decode", "output.latents.safetensors", "-o", "b.mp4", "--yes"]) == 0
+    )
     assert other.exists() and not (here / "output.latents.safetensors").exists()
 
 
@@ -486,7 +500,7 @@ def test_latents_that_cannot_be_saved_do_not_end_the_run(
     def full(*_):
         raise RuntimeError("No space left")
 
-    monkeypatch.setattr("mlx_video.job.mx.save_safetensors", full)
+    monkeypatch.setattr("mlx_video.record.mx.save_safetensors", full)
     assert typed(generate.main, model) == 0
     assert "could not be written: No space left" in capsys.readouterr().err
     assert len(read_clip(here / "output.mp4")[0]) == 9

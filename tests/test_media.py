@@ -127,7 +127,7 @@ def test_a_browser_plays_it(tmp_path):
 
 
 def test_frames_are_taken_one_by_one(tmp_path):
-    """A frame is on its way to the file, and reported, before the next is asked for."""
+    """A frame is on its way to the file, and counted, before the next is asked for."""
     written = []
 
     def frames():
@@ -136,7 +136,8 @@ def test_frames_are_taken_one_by_one(tmp_path):
             yield frame
 
     lazy = replace(clip(), frames=frames())
-    media.save(lazy, tmp_path / "clip.mp4", on_frame=written.append)
+    for count in media.saving(lazy, tmp_path / "clip.mp4"):
+        written.append(count)
     assert written == list(range(1, FRAMES + 1))
 
 
@@ -204,7 +205,7 @@ def test_nothing_is_overwritten_silently(tmp_path):
         lambda **options: media.save(clip(), path, **options),
         lambda **options: media.save_wav(tones(0.1), path, **options),
     ):
-        with pytest.raises(ValueError, match=re.escape(f"{path} already exists")):
+        with pytest.raises(ValueError, match=re.escape(f"{path} exists")):
             write()
         assert path.read_text() == "old"
     write(overwrite=True)

@@ -10,6 +10,7 @@ from mlx_video.pipeline import Pipeline
 from tests.checkpoints import tiny_folder
 
 LATENTS = "output.latents.safetensors"
+NAMED = ["-o", "output.mp4"]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,16 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def generate(model: Path, *words: str) -> int:
     size = ["-W", "128", "-H", "64", "-n", "9", "--no-audio"]
-    made = ["generate", "-p", "a red ball", *size, "--model", str(model), *words]
+    made = [
+        "generate",
+        "-p",
+        "a red ball",
+        *size,
+        "--model",
+        str(model),
+        *NAMED,
+        *words,
+    ]
     return cli.main(made)
 
 
@@ -46,16 +56,17 @@ def test_decode_tiles_as_told_or_as_the_run_was(
 ):
     def interrupted(clip, path, **options):
         raise KeyboardInterrupt
+        yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(media, "save", interrupted)
+        patch.setattr(media, "saving", interrupted)
         assert generate(model, "--tiling", "default") == cli.INTERRUPTED
-    tilings, decode = [], Pipeline.decode
+    tilings, decoding = [], Pipeline.decoding
 
     def recorded(self, latents, shape, tiling="auto"):
         tilings.append(tiling)
-        return decode(self, latents, shape, tiling)
+        return decoding(self, latents, shape, tiling)
 
-    monkeypatch.setattr(Pipeline, "decode", recorded)
-    assert cli.main(["decode", LATENTS, *words]) == 0
+    monkeypatch.setattr(Pipeline, "decoding", recorded)
+    assert cli.main(["decode", LATENTS, "--yes", *words]) == 0
     assert tilings == [tiling]

@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video import cli, recipes, weights
-from mlx_video.job import Files, Job
+from mlx_video.checkpoint import Files
 from mlx_video.models.ltx import footprint
 from mlx_video.models.ltx.components import Components, quantize_blocks
 from mlx_video.models.ltx.config import LTXModelType
@@ -20,6 +20,7 @@ from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.source import Source
 from mlx_video.pipeline import Image, Request
 from mlx_video.plan import GB, Plan, Work, machine_bytes, plan
+from mlx_video.record import Job
 from mlx_video.types import AV, VideoPixelShape
 from tests.checkpoints import MODEL, tiny_folder, wide_gemma
 from tests.reference import FIXTURES, manifest
@@ -315,8 +316,8 @@ def test_a_tight_limit_decodes_in_smaller_pieces(full):
 def test_a_job_says_what_memory_must_know():
     images = (Image("a.png"), Image("b.png", 8))
     request = Request("x" * 300, CLIP, negative_prompt="", images=images, audio=True)
-    job = Job(request, recipes.dev())
-    work = job.work(batched=True)
+    job = Job(request, recipes.dev(), batch_guidance=True)
+    work = job.work()
     assert (work.images, work.keyframes, work.prompt_tokens) == (2, 1, 102)
     assert work.audio and work.batched and work.model_type is LTXModelType.AudioVideo
 
@@ -339,10 +340,7 @@ def typed(command: str, model: Path, *words) -> int:
 
 
 def test_plan_prints_each_phase_and_loads_nothing(model, capsys, monkeypatch):
-    def forbidden(*_):
-        raise AssertionError("a part was lent")
-
-    monkeypatch.setattr(Components, "_load", forbidden)
+    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
     assert typed("plan", model) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line[:20].strip() for line in lines[1:-1]]
@@ -354,7 +352,7 @@ def test_plan_prints_each_phase_and_loads_nothing(model, capsys, monkeypatch):
 @pytest.mark.parametrize("command", ["plan", "generate"])
 def test_what_cannot_fit_is_refused(command, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Components, "_load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
     assert typed(command, model, "--memory-limit", "0.001") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "9 frames of 128x64 need" in error and "0.00 GB may be used" in error
@@ -364,7 +362,13 @@ def test_what_cannot_fit_is_refused(command, model, tmp_path, capsys, monkeypatc
 def test_the_plan_is_said_before_a_run(model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert typed("generate", model, "--memory-limit", "4") == 0
-    assert re.match(r"plan: at most 0\.\d\d GB.* of 4\.00 GB", capsys.readouterr().err)
+    making, plan, *_ = capsys.readouterr().err.splitlines()
+    assert re.match(r"plan: at most 0\.\d\d GB.* of 4\.00 GB", plan)
+    assert re.match(
+        r"making a-red-ball-on-a-blue-floor-\d+.mp4: 'a red ball on a blue floor', 9 frames of 128x64, 0.4 s "
+        r"with sound, seed \d+",
+        making,
+    )
     assert typed("generate", model, "--quiet", "-o", "b.mp4") == 0
     assert "plan" not in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mlx_video import media
-from mlx_video.job import read_record
+from mlx_video.record import read_record
 from mlx_video.types import Waveform
 
 COLUMNS = 8  # frames shown

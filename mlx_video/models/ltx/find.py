@@ -48,8 +48,8 @@ def default_model(tell: Callable[[str], None] = log.warning) -> str:
     if cached or not (PACKAGED / CONFIG).is_file():
         return hub.MODEL_REPO
     tell(
-        f"Using {DEMO}, the demo model inside the package. It knows {DEMO_KNOWS}. "
-        f"For LTX-2 itself ({hub.MODEL_SIZE}): add --model {hub.MODEL_REPO}"
+        f"Using the demo model {DEMO}; `mlx-video info` says what it knows. "
+        f"For LTX-2 ({hub.MODEL_SIZE}): --model {hub.MODEL_REPO}"
     )
     return DEMO
 

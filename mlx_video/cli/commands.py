@@ -1,0 +1,255 @@
+"""The commands: each reads its options, lets the package do the work, and shows what comes of it."""
+
+import argparse
+import json
+import logging
+import sys
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import Callable, Iterator, Sequence
+
+from mlx_video import __version__
+from mlx_video.checkpoint import open_components
+from mlx_video.cli import convert as converting
+from mlx_video.cli.completion import add_completion, completion
+from mlx_video.cli.consent import ask
+from mlx_video.cli.options import (
+    add_generate,
+    add_model_files,
+    add_output,
+    add_prompt,
+    add_tiling,
+    files_from,
+    job_from,
+    moved,
+    options_from,
+    output_from,
+    unfinished,
+)
+from mlx_video.cli.parser import Parser, option
+from mlx_video.cli.progress import Progress, describe_text, plan_text
+from mlx_video.cli.terminal import say, tell
+from mlx_video.disk import typed_path
+from mlx_video.errors import UserError
+from mlx_video.hub import MODEL_REPO, Plan
+from mlx_video.models.ltx.describe import describe
+from mlx_video.models.ltx.find import DEMO
+from mlx_video.recipes import SEED, distilled
+from mlx_video.record import Job
+from mlx_video.run import Event, Planned, Written, finish
+from mlx_video.run import run as run_job
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own machine."
+
+
+def run(argv: Sequence[str] | None) -> None:
+    """Do what the ``mlx-video`` command line asks for."""
+    args = main_parser().read(argv)
+    prepare_mlx(getattr(args, "verbose", False))
+    args.run(args)
+
+
+def run_door(
+    description: str, variant: str, audio: bool, argv: Sequence[str] | None
+) -> None:
+    """Do what the command line of a generating door asks for."""
+    parser = Parser(description=description)
+    add_generate(parser, variant=variant, audio=audio)
+    args = parser.read(argv)
+    prepare_mlx(args.verbose)
+    generate(args, variant)
+
+
+def run_convert(description: str, argv: Sequence[str] | None) -> None:
+    """Do what the command line of the conversion's own door asks for."""
+    parser = Parser(prog="python -m mlx_video.convert", description=description)
+    converting.add_arguments(parser)
+    args = parser.read(argv)
+    converting.convert(args)
+
+
+def main_parser() -> Parser:
+    """Every command and option of ``mlx-video``."""
+    parser = Parser(prog="mlx-video", description=DESCRIPTION)
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="say what runs here, and exit"
+    )
+    parser.set_defaults(run=lambda _: parser.print_help())
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, (add_arguments, run, about) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about)
+        add_arguments(command)
+        command.set_defaults(run=run, command=command)
+    return parser
+
+
+def prepare_mlx(verbose: bool) -> None:
+    """On a CPU nothing is compiled: MLX would call g++ for each fused piece, seconds at first, and gain nothing."""
+    import mlx.core as mx
+
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if mx.default_device() == mx.cpu:
+        mx.disable_compile()
+
+
+class _Version(argparse.Action):
+    """The version, MLX's, the device and the BLAS."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        import mlx.core as mx
+
+        from mlx_video.backend import load_blas
+
+        tell(f"mlx-video {__version__}")
+        tell(f"mlx       {mx.__version__}, {mx.default_device()}")
+        tell(f"BLAS      {load_blas() or 'the one MLX brings'}")
+        parser.exit()
+
+
+# Commands
+
+
+def generate(args: argparse.Namespace, variant: str | None = None) -> None:
+    notices: list[str] = []
+    job = job_from(args, variant, partial(_hear, notices))
+    if args.from_record or args.resume:
+        ask(job, args)
+    _listen(args, run_job(job, output_from(args, job), options_from(args)), notices)
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Finish a run from the latents it left."""
+    latents = typed_path(args.latents)
+    job = moved(Job.from_record(latents), args)
+    ask(job, args)
+    if args.tiling:
+        job = replace(job, request=replace(job.request, tiling=args.tiling))
+    output = output_from(args, job)
+    if args.output_path is None:
+        output = replace(output, path=unfinished(latents))
+    _listen(args, finish(job, latents, output, options_from(args)), [], job)
+
+
+def _listen(
+    args: argparse.Namespace,
+    events: Iterator[Event],
+    notices: list[str],
+    job: Job | None = None,
+) -> None:
+    """Show the events of a run, and at its end the path."""
+    progress = Progress(args.quiet, args.verbose)
+    with closing(events), closing(progress):
+        for event in events:
+            if isinstance(event, Planned):
+                job = event.job
+                for notice in notices:
+                    log.warning(notice) if args.quiet else say(notice)
+            progress.show(event)
+    assert isinstance(event, Written)
+    tell(_result(event, job) if args.json else event.path)
+
+
+def _result(written: Written, job: Job) -> str:
+    made = written._asdict() | {"seed": job.request.seed}
+    return json.dumps(made, ensure_ascii=False)
+
+
+def _hear(notices: list[str], what: object) -> None:
+    """Keep a notice until the run begins, and say at once what is about to be downloaded."""
+    notices.append(what) if isinstance(what, str) else say(what)
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Say what a run would take, and whether it fits."""
+    notices: list[str] = []
+    job = job_from(args, args.variant, partial(_hear, notices))
+    job.check()
+    foreseen = job.plan(limit=args.memory_limit, announce=say)
+    for notice in notices:
+        say(notice)
+    tell(plan_text(foreseen))
+    job.pipeline(plan=foreseen.check()).check(job.request)
+
+
+def enhance(args: argparse.Namespace) -> None:
+    """Print the enhanced prompt as it is written."""
+    if not (args.prompt or "").strip():
+        raise UserError("Say what to start from: --prompt 'a fox in snow'.")
+    # mlx-lm takes seconds to import.
+    from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
+
+    rewrite = enhance_i2v if args.image else enhance_t2v
+    stream = partial(tell, end="") if sys.stdout.isatty() else None
+    components = open_components(files_from(args), distilled(), ["text_encoder"], say)
+    seed = SEED if args.seed is None else args.seed
+    with components.text_encoder() as encoder:
+        text = rewrite(encoder, args.prompt, seed=seed, on_text=stream)
+    tell("" if stream else text)
+
+
+def info(args: argparse.Namespace) -> None:
+    tell(describe_text(describe(args.path)))
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    add_generate(parser, variant=None, audio=None)
+
+
+def _add_decode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("latents", help="the .latents.safetensors of a run")
+    add_model_files(parser)
+    add_tiling(parser, real=None)
+    add_output(parser, shown="named after LATENTS")
+
+
+def _add_enhance(parser: argparse.ArgumentParser) -> None:
+    add_prompt(parser)
+    option(
+        parser,
+        "--image",
+        action="store_true",
+        real=False,
+        shown="",
+        help="the clip begins with a picture",
+    )
+    add_model_files(parser, default=MODEL_REPO)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path",
+        nargs="?",
+        default=DEMO,
+        help="file or folder (default: the demo model, where the package has it)",
+    )
+
+
+COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
+    "generate": (
+        _add_generate,
+        generate,
+        "make a clip from a prompt, with or without a picture, with or without sound",
+    ),
+    "plan": (
+        _add_generate,
+        plan,
+        "say how much memory a run would take, without running it",
+    ),
+    "decode": (_add_decode, decode, "finish a run from the latents it left"),
+    "enhance": (_add_enhance, enhance, "let the text encoder rewrite a prompt"),
+    "convert": (
+        converting.add_arguments,
+        converting.convert,
+        "turn an official checkpoint into a folder, smaller if wanted",
+    ),
+    "info": (_add_info, info, "say what a file or folder holds and what is missing"),
+    "completion": (
+        add_completion,
+        lambda args: completion(args, main_parser()),
+        "print a completion script for bash, zsh or fish",
+    ),
+}

@@ -1,0 +1,57 @@
+"""A record from elsewhere names files: what it would open that the user did not name is said, and asked for."""
+
+import argparse
+import os
+import sys
+from typing import Iterator
+
+from mlx_video import hub
+from mlx_video.checkpoint import Files
+from mlx_video.cli.terminal import say
+from mlx_video.disk import short
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.find import DEMO
+from mlx_video.record import Job
+
+OURS = (DEMO, hub.MODEL_REPO, hub.TEXT_ENCODER_REPO)  # what would be used anyway
+
+
+def ask(job: Job, args: argparse.Namespace) -> None:
+    """Raise unless the user named every file that ``job`` opens, or agrees to it.
+
+    A repository that would be fetched for the first time has to be named by the user.
+    """
+    typed = _typed(args)
+    names = [name for name in _opened(job) if name not in typed]
+    strange = [name for name in names if not os.path.exists(name)]
+    for name in strange:
+        repo = "/".join(name.split("/")[:2])
+        if "/" in name and not hub.has(repo, "*"):
+            raise UserError(
+                f"The record names {short(name)}, which is not here. If you trust it, name it yourself, for example "
+                f"with --model."
+            )
+    if not names or args.yes:
+        return
+    listed = ", ".join(short(name) for name in names)
+    if not sys.stdin.isatty():
+        raise UserError(
+            f"The record names files that you did not: {listed}. Add --yes to open them, or name your own, for example "
+            "with --model."
+        )
+    say(f"The record names files that you did not: {listed}.")
+    if input("Open them? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("Not opened; name your own files, for example with --model.")
+
+
+def _opened(job: Job) -> Iterator[str]:
+    """Files, folders and repositories that ``job`` names, but for those that are used where nothing is named."""
+    yield from (name for name in job.files.named() if name not in OURS)
+    yield from (image.path for image in job.request.images)
+
+
+def _typed(args: argparse.Namespace) -> set[str]:
+    from mlx_video.cli.options import files_from
+
+    typed: Files = files_from(args)
+    return set(typed.named())

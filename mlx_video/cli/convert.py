@@ -1,0 +1,73 @@
+"""The conversion's options, the flags of mlx-lm's convert that apply here."""
+
+import argparse
+
+from mlx_video import hub
+from mlx_video.checkpoint import DTYPES
+from mlx_video.cli.parser import option
+from mlx_video.cli.terminal import say, tell
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.layouts import VARIANTS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    option(
+        parser,
+        "--hf-path",
+        real=hub.MODEL_REPO,
+        help="official .safetensors, folder with one, or hub repository",
+    )
+    option(parser, "--mlx-path", real="mlx_model", help="new folder to write")
+    option(
+        parser,
+        "--variant",
+        choices=VARIANTS,
+        shown="the only one; of the hub's, distilled",
+        help="which checkpoint, where there are several",
+    )
+    option(parser, "--dtype", choices=DTYPES, shown="as stored", help="of the weights")
+    option(
+        parser,
+        "-q",
+        "--quantize",
+        action="store_true",
+        real=False,
+        shown="",
+        help="quantize the transformer's blocks and the text encoder's",
+    )
+    option(
+        parser,
+        "--q-bits",
+        type=int,
+        real=8,
+        help="bits per weight: 8 costs no visible quality, 4 costs some",
+    )
+    option(
+        parser,
+        "--q-group-size",
+        type=int,
+        real=64,
+        help="weights that share a scale",
+    )
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Convert as the arguments say; progress goes to stderr."""
+    import mlx.core as mx
+
+    from mlx_video.convert import convert
+
+    if args.typed.keys() & {"q_bits", "q_group_size"} and not args.quantize:
+        raise UserError("--q-bits and --q-group-size say how to quantize; add -q.")
+    folder = convert(
+        args.hf_path,
+        args.mlx_path,
+        None if args.dtype is None else getattr(mx, args.dtype),
+        args.quantize,
+        args.q_bits,
+        args.q_group_size,
+        variant=args.variant,
+        announce=say,
+        on_part=lambda name: say(f"converting {name}"),
+    )
+    tell(folder)

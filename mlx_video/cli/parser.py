@@ -1,0 +1,88 @@
+"""How a command line is read, and what is said of words that make no sense there; not which options there are.
+
+argparse alone reads it. Options default to ``None``, so that what was typed is known; the real defaults are filled in after.
+"""
+
+import argparse
+import difflib
+from typing import NoReturn, Sequence
+
+from mlx_video.cli import BAD_INPUT
+from mlx_video.cli.terminal import say
+
+NEAR = 0.75  # how alike a word must be to what may have been meant
+
+
+class _Help(argparse.HelpFormatter):
+    """Help that ends each option with its real default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = getattr(action, "shown", None)
+        return action.help + ("" if shown in (None, "") else f" (default: {shown})")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one sentence and exit code 2."""
+
+    def __init__(self, **options):
+        options.setdefault("formatter_class", _Help)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        say(f"error: {message}")
+        self.exit(BAD_INPUT)
+
+    def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """The arguments in ``argv``, by default the process's; ``typed`` maps those that were typed to their option.
+
+        Of a word that nothing takes, the parser speaks that the arguments hold as ``command``, if there is one.
+        """
+        args, unknown = self.parse_known_args(argv)
+        command = getattr(args, "command", self)
+        if unknown:
+            command.error(command._about(unknown[0]))
+        args.typed = {}
+        for action in command._actions:
+            if getattr(args, action.dest, None) is not None and action.option_strings:
+                args.typed[action.dest] = action.option_strings[0]
+            elif action.dest in args and hasattr(action, "real"):
+                setattr(args, action.dest, action.real)
+        return args
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """Refuse what is none of the choices, and name the nearest."""
+        if action.choices is None or value in action.choices:
+            return
+        choices = list(map(str, action.choices))
+        what = action.option_strings[0] if action.option_strings else "A command"
+        near = _nearest(str(value), choices)
+        hint = f"did you mean {near}?" if near else f"choose from {', '.join(choices)}."
+        if not action.option_strings:
+            self.error(f"There is no command {str(value)!r}; {hint}")
+        self.error(f"{what} cannot be {str(value)!r}; {hint}")
+
+    def _about(self, word: str) -> str:
+        """What to say of a word that nothing takes."""
+        options = self._option_string_actions  # argparse has no public list of them
+        if not word.startswith("-"):
+            told = "--prompt" in options
+            hint = "a prompt comes after --prompt, in quotes" if told else "see --help"
+            return f"{word!r} belongs to no option; {hint}."
+        flag = word.partition("=")[0]
+        near = _nearest(flag, options)
+        hint = f"did you mean {near}?" if near else "see --help."
+        return f"There is no option {flag}; {hint}"
+
+
+def option(
+    group, *names: str, real: object = None, shown: object = None, **how
+) -> argparse.Action:
+    """Add an option that is ``None`` unless it is typed and ``real`` where it is not; help shows that, or ``shown``."""
+    action = group.add_argument(*names, default=None, **how)
+    action.real, action.shown = real, real if shown is None else shown
+    return action
+
+
+def _nearest(word: str, choices) -> str | None:
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=NEAR)
+    return near[0] if near else None

@@ -1,0 +1,187 @@
+"""What a person sees while waiting: the terminal listens to the events of a run. All of it goes to stderr."""
+
+import json
+import sys
+import time
+
+from mlx_video.cli.terminal import harmless, say
+from mlx_video.models.ltx.describe import Description, PartSummary
+from mlx_video.models.ltx.find import DEMO_KNOWS, PACKAGED
+from mlx_video.plan import Phase, Plan
+from mlx_video.run import (
+    Downloading,
+    Event,
+    Fused,
+    Planned,
+    Saved,
+    Took,
+    Warned,
+    Written,
+)
+from mlx_video.types import Step
+
+GB = 1e9
+BAR = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}, {remaining} left"
+TENTHS = 10  # lines of a phase where there is no terminal
+
+
+class Progress:
+    """Shows the events of a run: a bar a phase on a terminal, else plain lines; nothing but warnings if ``quiet``."""
+
+    def __init__(self, quiet: bool = False, verbose: bool = False):
+        self.quiet, self.verbose = quiet, verbose
+        self.lively = not quiet and sys.stderr.isatty()
+        self.phases: list[Took] = []
+        self.told: set[str] = set()
+        self.bar = None
+        self.phase: str | None = None
+
+    def show(self, event: Event) -> None:
+        """Tell a person of ``event``."""
+        match event:
+            case Step():
+                self._step(event)
+            case Took():
+                self._end(event)
+            case Written():
+                self._total(event)
+            case Warned():
+                say(f"warning: {event.text}")
+            case _ if not self.quiet:
+                self._line(event)
+
+    def close(self) -> None:
+        """Leave the terminal in order, whatever ended the run."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def once(self, line: str) -> None:
+        """Print a line that was not printed yet."""
+        if line not in self.told and not self.quiet:
+            say(line)
+        self.told.add(line)
+
+    def _line(self, event: Event) -> None:
+        match event:
+            case Downloading():
+                files = ", ".join(event.files)
+                say(f"{event.repo}: {event.bytes / GB:.2f} GB to download ({files})")
+            case Planned():
+                self.once(making_line(event))
+                self.once(plan_line(event))
+            case Fused():
+                self.once(event.text)
+            case Saved() if event.step is not None and self.verbose:
+                say(f"state after step {event.step} saved in {event.path}")
+
+    def _step(self, step: Step) -> None:
+        if self.quiet:
+            return
+        if step.phase != self.phase:
+            self.phase, self.tenth, self.began = step.phase, 0, time.perf_counter()
+            self._begin(step)
+        if self.lively:
+            self.bar.n = step.index
+            self.bar.refresh()
+        elif (tenth := TENTHS * step.index // step.total) > self.tenth:
+            self.tenth = tenth
+            if 0 < tenth < TENTHS and step.total >= TENTHS:
+                say(f"{step.phase}: {10 * tenth} %{self._left(step)}")
+
+    def _begin(self, step: Step) -> None:
+        if not self.lively:
+            return
+        from tqdm import tqdm  # which a run without a terminal does not need
+
+        self.close()
+        desc = f"{harmless(step.phase):<18}"
+        self.bar = tqdm(total=step.total, desc=desc, bar_format=BAR, initial=step.index)
+
+    def _left(self, step: Step) -> str:
+        seconds = time.perf_counter() - self.began
+        return f", about {seconds / step.index * (step.total - step.index):.0f} s left"
+
+    def _end(self, took: Took) -> None:
+        self.close()
+        self.phase = None
+        self.phases.append(took)
+        if not (self.quiet or self.lively):
+            say(f"{took.phase}: {took.seconds:.1f} s, peak {took.peak / GB:.2f} GB")
+
+    def _total(self, written: Written) -> None:
+        if self.quiet:
+            return
+        if self.verbose:
+            say(f"\n{'phase':<20}{'seconds':>9}{'peak GB':>9}")
+            for name, seconds, peak in self.phases:
+                say(f"{name:<20}{seconds:>9.1f}{peak / GB:>9.2f}")
+        say(f"total: {written.seconds:.1f} s, peak {written.peak / GB:.2f} GB")
+
+
+def making_line(planned: Planned) -> str:
+    """What is being made, in a line."""
+    request = planned.job.request
+    frames, height, width, _ = shape = request.shape
+    sound = "with sound" if request.audio else "without sound"
+    return (
+        f"making {planned.path}: {request.prompt!r}, {frames} frames of {width}x{height}, {shape.seconds:.1f} s "
+        f"{sound}, seed {request.seed}"
+    )
+
+
+def plan_line(plan: Plan | Planned) -> str:
+    """What a run will take, in a line."""
+    largest = max(plan.phases, key=lambda phase: phase.peak)
+    times = [phase.seconds for phase in plan.phases if phase.seconds]
+    seconds = f", about {sum(times):.0f} s of sampling" if times else ""
+    chosen = f", with the {plan.chosen}" if plan.chosen else ""
+    return (
+        f"plan: at most {largest.peak / GB:.2f} GB, for {largest.name}, of {plan.limit / GB:.2f} GB"
+        f"{seconds}{chosen}"
+    )
+
+
+def plan_text(plan: Plan) -> str:
+    """What a run will take, phase by phase."""
+    head = f"{'phase':<20}{'weights GB':>11}{'peak GB':>9}{'seconds':>9}"
+    return "\n".join([head, *map(_phase_line, plan.phases), plan_line(plan)])
+
+
+def _phase_line(phase: Phase) -> str:
+    seconds = "" if phase.seconds is None else f"{phase.seconds:>9.1f}"
+    weights, peak = phase.weights / GB, phase.peak / GB
+    return f"{phase.name:<20}{weights:>11.2f}{peak:>9.2f}{seconds}"
+
+
+def describe_text(found: Description) -> str:
+    """What a file or folder holds, for a person to read."""
+    lines = [str(found.path), f"layout      {found.layout}"]
+    if found.path == PACKAGED:
+        lines.append(f"knows       {DEMO_KNOWS}")
+    if found.version:
+        lines.append(f"version     LTX-{found.version}")
+    if found.changes:
+        lines.append(f"changes     {found.changes}")
+    width = 2 + max(map(len, found.parts), default=0)
+    lines += [_part_line(f"{k:<{width}}", part) for k, part in found.parts.items()]
+    if found.defaults:
+        stated = json.dumps(found.defaults, ensure_ascii=False)
+        lines.append(f"defaults    {stated}")
+    lines += [f"missing     {name}: {how}" for name, how in found.missing.items()]
+    lines += [f"not usable  {why}" for why in found.refusals]
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    """Of so many bytes."""
+    unit, name = (GB, "GB") if count >= GB / 100 else (1e6, "MB")
+    return f"{count / unit:.2f} {name}"
+
+
+def _part_line(name: str, part: PartSummary) -> str:
+    quantized = part.quantization.get("bits")
+    return (
+        f"{name}{part.tensors:>6} tensors {_size(part.bytes):>11}  {', '.join(part.dtypes)}"
+        + (f"  {quantized}-bit" if quantized else "")
+    )

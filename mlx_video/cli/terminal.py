@@ -1,0 +1,86 @@
+"""How words reach the terminal: what files say is made harmless here, and nowhere else; and how Ctrl-C is heard."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+import unicodedata
+from contextlib import contextmanager
+from typing import Iterator
+
+OUR_FAULT = (
+    "This is a fault of mlx-video, not of what you typed. Please report it with the lines above, the command and what "
+    "`mlx-video --version` prints."
+)
+STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters
+HARMLESS = "\n\t\u200c\u200d"  # of these kinds; the last two join letters and emoji
+STOPPING = "\nstopping after this step; Ctrl-C again stops at once\n"
+
+
+def say(text: object) -> None:
+    """A line for a person, on stderr."""
+    print(harmless(str(text)), file=sys.stderr, flush=True)
+
+
+def tell(text: object, end: str = "\n") -> None:
+    """A result, on stdout; whoever no longer reads it gets nothing more, which is no failure."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = harmless(str(text)).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say_fault(error: Exception) -> None:
+    """The traceback of a fault of ours, and what to do with it."""
+    say("".join(traceback.format_exception(error)) + OUR_FAULT)
+
+
+def harmless(text: str) -> str:
+    """``text`` with what would steer a terminal shown as text: escape codes, and marks that reverse the writing."""
+    return "".join(_escaped(c) if _steers(c) else c for c in text)
+
+
+def _steers(c: str) -> bool:
+    return c not in HARMLESS and unicodedata.category(c) in STEERING
+
+
+def _escaped(c: str) -> str:
+    return c.encode("unicode_escape").decode()
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Answer Ctrl-C at once, though Python acts on it only when MLX is done with a step; a second one ends the process.
+
+    A request to terminate ends a run as Ctrl-C does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_hear, args=(reading,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken)
+        os.close(writing)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _hear(pipe: int) -> None:
+    """Say that Ctrl-C was heard, and end the process at the second; what it had not finished, the next run cleans up."""
+    stops = (signal.SIGINT, signal.SIGTERM)
+    count = 0
+    with open(pipe, "rb", buffering=0) as signals:
+        while heard := signals.read(1):
+            count += heard[0] in stops
+            if heard[0] in stops and count == 1 and sys.stderr.isatty():
+                os.write(2, STOPPING.encode())
+            if count > 1:
+                os._exit(128 + signal.SIGINT)

@@ -1,0 +1,178 @@
+"""The files that a run writes: their names, whether they can be written, and how much room they take."""
+
+import os
+import re
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterable
+
+from mlx_video.disk import (
+    GB,
+    check_free,
+    check_space,
+    file_errors,
+    is_there,
+    lock_of,
+    owned,
+    short,
+)
+from mlx_video.errors import UserError
+from mlx_video.types import VideoPixelShape
+
+LONGEST_NAME = 200  # bytes of a file name, so that the files beside it can be named too
+FRAMES = "frame_*.png"
+LATENTS, STATE = ".latents.safetensors", ".state.safetensors"
+# Bytes a pixel of a frame, at most in practice: of H.264 at the quality used, and of PNG.
+CLIP_BYTES, PNG_BYTES = 0.5, 3.5
+WAV_BYTES = 2 * 2 * 48000  # a second, at most
+SPARE = GB // 50  # for the record, and for whatever else is written meanwhile
+
+
+@dataclass(frozen=True)
+class Output:
+    """The files that a run may write. The latents, the state and the record lie beside the clip.
+
+    overwrite  replace the clip, the record, the sound and frames that exist; latents and states are never replaced
+    """
+
+    path: Path
+    audio: Path | None = None
+    frames: Path | None = None
+    overwrite: bool = False
+
+    @property
+    def record(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    @property
+    def latents(self) -> Path:
+        """What was sampled, until it is decoded."""
+        return self.path.with_suffix(LATENTS)
+
+    @property
+    def state(self) -> Path:
+        """Where sampling has got to."""
+        return self.path.with_suffix(STATE)
+
+    def owned(self) -> AbstractContextManager[None]:
+        """Keep these names from other runs, while this one lives."""
+        return owned(self.path)
+
+    def check(self, audio: bool, reads: Iterable[Path] = ()) -> None:
+        """Raise for what could not be written after a long run: a suffix, folder or permission, a file in the way.
+
+        reads  files that the run is made from, none of which may be replaced
+        """
+        if self.audio and not audio:
+            raise UserError(
+                f"--output-audio {short(self.audio)} asks for sound of a clip without; add --audio."
+            )
+        targets = ((self.path, ".mp4"), (self.record, ".json"), (self.audio, ".wav"))
+        for path, suffix in targets:
+            if path is not None:
+                _check_target(path, suffix, self.overwrite)
+        if self.frames:
+            self._check_frames(self.frames)
+        for file in reads:
+            if self._replaces(file.resolve()):
+                raise UserError(
+                    f"{short(file)} would be replaced, and the clip is made from it; choose another --save-frames or "
+                    "--output-audio."
+                )
+
+    def _replaces(self, file: Path) -> bool:
+        frames = self.frames and file.parent == self.frames.resolve()
+        own = (path and path.resolve() for path in (self.path, self.record, self.audio))
+        return bool(frames and file.match(FRAMES)) or file in own
+
+    def _check_frames(self, folder: Path) -> None:
+        if is_there(folder) and not folder.is_dir():
+            raise UserError(f"--save-frames {short(folder)} is a file; name a folder.")
+        _check_folder(folder, folder)
+        if folder.is_dir() and any(folder.glob("*.png")) and not self.overwrite:
+            raise UserError(
+                f"{short(folder)} holds PNG files; choose another --save-frames, or add --overwrite to replace "
+                f"its {FRAMES}."
+            )
+
+    def check_unfinished(self) -> None:
+        """Raise where an unfinished run left work under this name: nothing of it is ever replaced."""
+        ways = {
+            self.latents: "decode {}",
+            self.state: "generate --resume {}",
+        }
+        for left, command in ways.items():
+            if os.path.lexists(left):
+                raise UserError(
+                    f"{short(left)} was left by a run that did not finish. Finish it with "
+                    f"`mlx-video {command.format(short(left))}`, or choose another name, or remove it."
+                )
+
+    def check_space(self, shape: VideoPixelShape, latents: int) -> None:
+        """Raise where a disk lacks the room for what a run of this ``shape`` may write; ``latents`` are in bytes."""
+        pixels = shape.frames * shape.height * shape.width
+        folder = self.path.parent.absolute()
+        sizes = [(folder, round(pixels * CLIP_BYTES) + 2 * latents + SPARE)]
+        if self.audio:
+            sound = round(shape.seconds * WAV_BYTES)
+            sizes.append((self.audio.parent.absolute(), sound))
+        if self.frames:
+            sizes.append((self.frames.absolute(), round(pixels * PNG_BYTES)))
+        check_space(
+            [(_existing(folder), size) for folder, size in sizes],
+            "free some, or choose another folder with --output-path",
+        )
+
+
+def named_after(folder: Path, prompt: str, seed: int) -> Path:
+    """A free name in ``folder`` for a clip of ``prompt``: a-red-ball-7.mp4, or a-red-ball-7-2.mp4 where that is taken."""
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")
+    while len(os.fsencode(words)) > 60:
+        words = words[:-1]
+    path = folder / f"{words.rstrip('-_') or 'clip'}-{seed}.mp4"
+    number = 2
+    while any(map(os.path.lexists, _all_of(path))):
+        path = path.with_stem(f"{words.rstrip('-_') or 'clip'}-{seed}-{number}")
+        number += 1
+    return path
+
+
+def _all_of(path: Path) -> tuple[Path, ...]:
+    output = Output(path)
+    return output.path, output.record, output.latents, output.state, lock_of(path)
+
+
+def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
+    if path.suffix != suffix:
+        raise UserError(
+            f"{short(path)} does not end in {suffix}; try {short(path.with_suffix(suffix))}."
+        )
+    _check_folder(path.parent, path)
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise UserError(
+            f"{path.name[:40]}... is too long a name; use at most {LONGEST_NAME} bytes."
+        )
+    if path.is_dir():
+        raise UserError(f"{short(path)} is a folder; choose another --output-path.")
+    check_free(path, overwrite)
+
+
+def _check_folder(folder: Path, path: Path) -> None:
+    """Raise where nothing can be written in ``folder``, which is made where it is missing, and ``path`` lies in it."""
+    there = _existing(folder)
+    if not there.is_dir():
+        raise UserError(
+            f"{short(there)} is a file, so {path.name} cannot lie in it; choose a folder."
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"The folder {short(there)} cannot be written to: permission denied."
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """``folder``, or the nearest above it that is there."""
+    while not is_there(folder):
+        folder = folder.parent
+    return folder

@@ -1,0 +1,245 @@
+"""What makes a clip again, as data: a job, its record in JSON, and the files that carry it. Knows no mathematics."""
+
+import json
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Iterator, Mapping, get_args, get_type_hints
+
+import mlx.core as mx
+
+import mlx_video
+from mlx_video import plan as plans
+from mlx_video import weights
+from mlx_video.checkpoint import Files, model_of, open_components
+from mlx_video.disk import file_errors, is_there, read_small, short, written_aside
+from mlx_video.errors import MissingFileError, UserError
+from mlx_video.models.ltx.components import Announce, Components, announce_to_log
+from mlx_video.models.ltx.find import find_geometry
+from mlx_video.models.ltx.layouts import MAX_TOKENS
+from mlx_video.pipeline import Image, Pipeline, Request
+from mlx_video.recipes import Recipe
+from mlx_video.types import AV
+
+RECORD_KEY = "mlx_video"  # of the record in a file's metadata
+LETTERS_PER_TOKEN = 3  # of a prompt, at least, in most languages
+MOST_BYTES = 2**20  # of a record
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request, how to sample it and with which files.
+
+    batch_guidance  whether the guided passes run at once: faster where memory allows it, and rounded a little otherwise
+    """
+
+    request: Request
+    recipe: Recipe
+    files: Files = Files()
+    batch_guidance: bool = False
+
+    def check(self) -> None:
+        """Raise ``UserError`` for what can be known to be wrong before anything is loaded."""
+        self.files.check()
+        geometry = find_geometry(model_of(self.files), self.recipe.variant)
+        self.request.check(self.recipe, geometry)
+
+    def pipeline(
+        self,
+        *,
+        health: bool = True,
+        announce: Announce = announce_to_log,
+        plan: plans.Plan | None = None,
+    ) -> Pipeline:
+        """Find the files and build the pipeline; downloads what the hub must give, and loads no weights.
+
+        announce  hears what is about to be downloaded
+        plan      has found the parts, and says what decoding may take
+        """
+        return Pipeline(
+            plan.components if plan else self.components(announce),
+            self.recipe,
+            health=health,
+            batched=self.batch_guidance,
+            memory=plan.limit if plan else None,
+        )
+
+    def components(self, announce: Announce = announce_to_log) -> Components:
+        """The parts that the job takes, found and identified."""
+        needs = self.request.needs(self.recipe)
+        return open_components(self.files, self.recipe, needs, announce)
+
+    def plan(
+        self, *, limit: float | None = None, announce: Announce = announce_to_log
+    ) -> plans.Plan:
+        """What the job will take, made to fit into ``limit`` bytes or else the machine; loads no weights."""
+        return plans.plan(self.components(announce), self.work(), limit)
+
+    def work(self) -> plans.Work:
+        """What memory must know of the job."""
+        request = self.request
+        letters = max(map(len, (request.prompt, request.negative_prompt)))
+        tokens = MAX_TOKENS if request.enhance else letters // LETTERS_PER_TOKEN + 2
+        return plans.Work(
+            request.shape,
+            self.recipe,
+            request.audio,
+            images=len(request.images),
+            keyframes=sum(image.frame > 0 for image in request.images),
+            prompt_tokens=tokens,
+            tiling=request.tiling,
+            batched=self.batch_guidance,
+        )
+
+    def planned(self, plan: plans.Plan) -> "Job":
+        """The same job, in whose record stand the residency that ``plan`` chose and the model that was found."""
+        lent, files = plan.components, self.files
+        files = replace(
+            files,
+            model=model_of(files),
+            quantize=lent.quantize,
+            low_memory=lent.low_memory,
+        )
+        return replace(self, files=files)
+
+    def with_prompt(self, prompt: str) -> "Job":
+        """The same job with ``prompt``, which is not to be enhanced again."""
+        return replace(
+            self, request=replace(self.request, prompt=prompt, enhance=False)
+        )
+
+    def record(self) -> str:
+        """The job as JSON, with the versions that ran it."""
+        versions = {"mlx_video": mlx_video.__version__, "mlx": mx.__version__}
+        device = str(mx.default_device())
+        return json.dumps(
+            {"versions": versions, "device": device, "job": asdict(self)}, indent=2
+        )
+
+    @classmethod
+    def from_record(cls, path: str | Path) -> "Job":
+        """The job of a record: the JSON file, or the mp4, latents or state file it travels in."""
+        text = read_record(Path(path))
+        return _validated(text, str(path))
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record file as a whole; ``versions`` and ``device`` say what ran it."""
+
+    job: Job
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+
+
+def read_record(path: Path) -> str:
+    """The JSON text of a record file, or of the one inside an mp4, latents or state file."""
+    if path.suffix == ".json":
+        return read_small(path, MOST_BYTES)
+    if not is_there(path):
+        raise MissingFileError(f"There is no file {short(path)}.")
+    if not path.is_file():
+        raise UserError(f"{short(path)} is no file that can be read.")
+    from mlx_video import media  # with codecs, which only a clip's file needs
+
+    metadata = (
+        weights.read(path)[1] if path.suffix == ".safetensors" else media.metadata(path)
+    )
+    if RECORD_KEY not in metadata:
+        raise UserError(
+            f"{short(path)} holds no record; give the .json or .mp4 that mlx-video wrote."
+        )
+    return metadata[RECORD_KEY]
+
+
+def _validated(text: str, path: str) -> Job:
+    from pydantic import ValidationError
+
+    try:
+        job = _schema().validate_json(text).job
+    except ValidationError as error:
+        raise UserError(
+            f"{short(path)} is no record of this version of mlx-video: "
+            f"{_sentence(error.errors(include_url=False)[0])}."
+        ) from None
+    for place, value in _strings(asdict(job), "job"):
+        if any(not c.isprintable() and c not in "\n\t" for c in value):
+            raise UserError(
+                f"{short(path)}: {place} holds a control character: {short(ascii(value))}."
+            )
+    return job
+
+
+@cache
+def _schema():
+    """Reads records strictly. Pydantic, because the server's FastAPI brings it too and shows the same schema."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    for kind in {Record, *_dataclasses(Record)}:
+        kind.__pydantic_config__ = strict
+    return TypeAdapter(Record)
+
+
+def _dataclasses(kind: object) -> Iterator[type]:
+    """Every dataclass that a value of ``kind`` may hold, itself included."""
+    origin = getattr(kind, "__origin__", kind)
+    for inner in get_args(kind):
+        yield from _dataclasses(inner)
+    if is_dataclass(origin):
+        yield origin
+        for inner in get_type_hints(origin).values():
+            yield from _dataclasses(inner)
+
+
+def _sentence(error: Mapping) -> str:
+    """What pydantic found, with the field's name: "job.request.seed should be a valid integer; got 'x'"."""
+    place = ".".join(map(str, error["loc"])) or "the record"
+    match error["type"]:
+        case "missing":
+            return f"{place} is missing"
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return f"{place} is unknown"
+        case "json_invalid":
+            return f"it is not JSON ({error['ctx']['error']})"
+    said = error["msg"].removeprefix("Input ")
+    return f"{place}: {said}; got {short(ascii(error['input']), 60)}"
+
+
+def _strings(value: object, place: str) -> Iterator[tuple[str, str]]:
+    """Every text in ``value``, with the place where it stands."""
+    match value:
+        case str():
+            yield place, value
+        case dict():
+            for key, inner in value.items():
+                yield from _strings(inner, f"{place}.{key}")
+        case list() | tuple():
+            for index, inner in enumerate(value):
+                yield from _strings(inner, f"{place}.{index}")
+
+
+# Latents and states
+
+
+def save_tensors(path: Path, tensors: AV[mx.array], metadata: dict[str, str]) -> None:
+    """Write arrays "video" and "audio" and strings, whole or not at all. Raises ``UserError`` where that cannot be."""
+    named = {modality.value: tensors[modality] for modality in tensors.present}
+    with written_aside(path, overwrite=True) as aside:
+        try:
+            mx.save_safetensors(str(aside), named, metadata)
+        except RuntimeError as error:  # MLX's word for what the system refuses
+            raise UserError(f"{short(path)} could not be written: {error}.") from None
+
+
+def load_tensors(path: Path) -> tuple[AV[mx.array], dict[str, str]]:
+    """What ``save_tensors`` wrote; lazy."""
+    tensors, metadata = weights.read(path)
+    if "video" not in tensors:
+        raise UserError(
+            f"{short(path)} holds no video latents; give the .latents.safetensors that a run left."
+        )
+    return AV(tensors["video"], tensors.get("audio")), metadata

@@ -1,0 +1,404 @@
+"""A job carried out to files that are safe, as a stream of events. It prints nothing: terminal and server listen.
+
+Every event is a tuple of plain values. Whatever ends a run carries a note of where its work is kept.
+"""
+
+import math
+import shlex
+import time
+from collections import deque
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Generator, Iterable, Iterator, NamedTuple, TypeVar
+
+import mlx.core as mx
+
+from mlx_video import hub
+from mlx_video.checkpoint import open_components
+from mlx_video.disk import file_errors, short, written_aside
+from mlx_video.errors import UserError
+from mlx_video.health import check_latents
+from mlx_video.models.ltx.components import Announce
+from mlx_video.output import Output
+from mlx_video.pipeline import Pipeline, Reached
+from mlx_video.plan import Phase
+from mlx_video.record import RECORD_KEY, Job, load_tensors, save_tensors
+from mlx_video.types import AV, Clip, Sample, Step
+
+X = TypeVar("X")
+CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse
+WORTH_SAVING = 10.0  # seconds of sampling, when a run is stopped
+STAGE, STEP = "stage", "step"  # of a state, in its file's metadata
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out; nothing here changes the clip.
+
+    health        look at what each phase made and stop when it is garbage
+    memory_limit  bytes to stay within; ``None`` is what the machine has
+    save_every    seconds after which the state of a long sampling is saved again, to go on from if the run is stopped
+    resume        the state file to go on from
+    """
+
+    health: bool = True
+    memory_limit: float | None = None
+    save_every: float = 60.0
+    resume: Path | None = None
+
+
+class Downloading(NamedTuple):
+    """Files are about to be fetched from the hub."""
+
+    repo: str
+    bytes: int
+    files: tuple[str, ...]
+
+
+class Planned(NamedTuple):
+    """What the run will make, where, and what it will take; ``job`` is as its record will tell it."""
+
+    job: Job
+    path: str
+    phases: tuple[Phase, ...]
+    limit: float
+    chosen: str
+
+
+class Fused(NamedTuple):
+    """A LoRA was fused into the model."""
+
+    text: str
+
+
+class Preview(NamedTuple):
+    """A frame of what the clip looks like so far. The place for it: nothing sends one yet."""
+
+    path: str
+
+
+class Saved(NamedTuple):
+    """Work was saved that an interrupted run can go on from: ``step`` of a stage, or ``None`` for finished latents."""
+
+    path: str
+    step: int | None
+    prompt: str
+
+
+class Warned(NamedTuple):
+    """The run goes on, without something."""
+
+    text: str
+
+
+class Took(NamedTuple):
+    """A phase has ended, after so many seconds and with such a peak of bytes."""
+
+    phase: str
+    seconds: float
+    peak: int
+
+
+class Written(NamedTuple):
+    """The clip and what goes with it are complete; always the last event."""
+
+    path: str
+    record: str
+    seconds: float
+    peak: int
+
+
+Event = Downloading | Planned | Fused | Step | Preview | Saved | Warned | Took | Written
+
+
+def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Event]:
+    """Carry out ``job`` and write its files; what is to happen is yielded before it happens.
+
+    Raises ``UserError`` before any weights are read for what can be known to be wrong, ``HealthError`` later.
+    """
+    job.check()
+    output.check(job.request.audio, [Path(image.path) for image in job.request.images])
+    start = None if options.resume is None else load_state(options.resume, job)
+    if start is None:
+        output.check_unfinished()
+    with _made(output.path.parent), output.owned():
+        plan = yield from _announced(
+            lambda announce: job.plan(limit=options.memory_limit, announce=announce)
+        )
+        job = job.planned(plan.check())
+        pipeline = job.pipeline(health=options.health, plan=plan)
+        pipeline.check(job.request)
+        output.check_space(job.request.shape, _bytes(pipeline, job))
+        yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
+        mx.set_cache_limit(min(CACHE_LIMIT, plan.spare))
+        yield from _timed(_carried_out(pipeline, job, output, options, start), output)
+
+
+def finish(
+    job: Job, latents: Path, output: Output, options: Options = Options()
+) -> Iterator[Event]:
+    """Decode the ``latents`` that a run of ``job`` left, as it would have done, and remove them.
+
+    Raises ``UserError`` where they do not fit the job, before any weights are read.
+    """
+    job.check()
+    output.check(job.request.audio)
+    tensors, _ = load_tensors(latents)
+    needs = ["video_decoder"]
+    needs += ["audio_decoder", "vocoder"] if job.request.audio else []
+    with _made(output.path.parent), output.owned():
+        components = yield from _announced(
+            lambda announce: open_components(job.files, job.recipe, needs, announce)
+        )
+        pipeline = Pipeline(components, job.recipe, health=options.health)
+        _check_latents(latents, tensors, pipeline.latent_shapes(job.request))
+        if options.health:
+            check_latents(tensors, str(latents))
+        output.check_space(job.request.shape, 0)
+        yield from _timed(_written(pipeline, tensors, job, output), output)
+        latents.unlink(missing_ok=True)
+
+
+def _carried_out(
+    pipeline: Pipeline, job: Job, output: Output, options: Options, start
+) -> Iterator[Event]:
+    """Sample, keep what was sampled, and decode it."""
+    keeper = _Keeper(job, output, options)
+    with keeper:
+        fused = 0
+        for event in pipeline.events(job.request, start):
+            fusions = pipeline.components.fusions
+            yield from (Fused(str(fusion)) for fusion in fusions[fused:])
+            fused = len(fusions)
+            match event:
+                case Step():
+                    yield event
+                case Reached():
+                    yield from keeper.reached(event)
+                case Sample():
+                    yield from keeper.sampled(event)
+        yield from _written(pipeline, event.latents, keeper.job, output)
+        keeper.done()
+
+
+class _Keeper:
+    """Keeps the work of a run on disk until its clip is written; notes on whatever ends the run where it is."""
+
+    def __init__(self, job: Job, output: Output, options: Options):
+        self.job, self.output, self.options = job, output, options
+        self.unsaved: Reached | None = None
+        self.saved = time.monotonic()
+
+    def __enter__(self) -> "_Keeper":
+        return self
+
+    def __exit__(self, kind, error: BaseException | None, _) -> None:
+        if error is None:
+            return
+        if self.unsaved and time.monotonic() - self.saved > WORTH_SAVING:
+            with suppress(UserError):
+                save_state(self.output.state, self.unsaved, self.job)
+        ways = {
+            self.output.latents: "The latents are kept: finish with `mlx-video decode {}`.",
+            self.output.state: "What was sampled is kept: go on with `mlx-video generate --resume {}`.",
+        }
+        for path, note in ways.items():
+            if path.exists():
+                error.add_note(note.format(shlex.quote(str(path))))
+                return
+
+    def reached(self, state: Reached) -> Iterator[Event]:
+        """Save the state, if it is time."""
+        self.unsaved = state
+        if time.monotonic() - self.saved >= self.options.save_every:
+            yield from self._tried(save_state, self.output.state, state)
+            self.unsaved, self.saved = None, time.monotonic()
+
+    def sampled(self, sample: Sample) -> Iterator[Event]:
+        """Save the latents; the clip may still be made where they cannot be saved."""
+        self.unsaved = None
+        self.job = self.job.with_prompt(sample.prompt)
+        yield from self._tried(save_latents, self.output.latents, sample)
+        if self.output.latents.exists():
+            self._remove_states()
+
+    def done(self) -> None:
+        """The clip is written: nothing needs to be kept."""
+        self.output.latents.unlink(missing_ok=True)
+        self._remove_states()
+
+    def _tried(self, save: Callable, path: Path, what) -> Iterator[Event]:
+        try:
+            save(path, what, self.job)
+        except UserError as error:
+            yield Warned(str(error))
+        else:
+            step = getattr(what, "step", None)
+            yield Saved(str(path), step, self.job.request.prompt)
+
+    def _remove_states(self) -> None:
+        for state in (self.output.state, self.options.resume):
+            if state is not None:
+                state.unlink(missing_ok=True)
+
+
+def _written(
+    pipeline: Pipeline, latents: AV[mx.array], job: Job, output: Output
+) -> Iterator[Step]:
+    """Decode and write the clip, and then its record."""
+    from mlx_video import media  # with codecs, which only a finished clip needs
+
+    request, record = job.request, job.record()
+    steps: deque[Step] = deque()
+
+    def passed(events: Iterable[X | Step]) -> Iterator[X]:
+        for event in events:
+            if isinstance(event, Step):
+                steps.append(event)
+            else:
+                yield event
+
+    made = passed(pipeline.decoding(latents, request.shape, request.tiling))
+    sound = None if latents.audio is None else next(made)
+    if output.frames:
+        made = media.save_frames(made, output.frames, overwrite=output.overwrite)
+    writing = media.saving(
+        Clip(made, request.shape, sound),
+        output.path,
+        metadata={RECORD_KEY: record},
+        overwrite=output.overwrite,
+    )
+    with closing(writing):
+        for _ in writing:
+            while steps:
+                yield steps.popleft()
+    if output.audio:
+        with _made(output.audio.parent):
+            media.save_wav(sound, output.audio, overwrite=output.overwrite)
+    with written_aside(output.record, output.overwrite) as aside:
+        aside.write_text(record + "\n", encoding="utf-8")
+    yield from steps
+
+
+# What is kept
+
+
+def save_latents(path: Path, sample: Sample, job: Job) -> None:
+    """Write a sample beside its record, so that ``finish`` can finish it. Raises ``UserError`` where that cannot be."""
+    record = job.with_prompt(sample.prompt).record()
+    save_tensors(path, sample.latents, {RECORD_KEY: record})
+
+
+def save_state(path: Path, state: Reached, job: Job) -> None:
+    """Write where sampling has got to, beside the record of ``job``. Raises ``UserError`` where that cannot be."""
+    place = {STAGE: str(state.stage), STEP: str(state.step)}
+    save_tensors(path, state.latents, {RECORD_KEY: job.record(), **place})
+
+
+def load_state(path: Path, job: Job) -> Reached:
+    """What ``save_state`` wrote, for the ``job`` of its record."""
+    latents, metadata = load_tensors(path)
+    stages = [len(stage.sigmas) - 1 for stage in job.recipe.stages]
+    try:
+        stage, step = int(metadata[STAGE]), int(metadata[STEP])
+        fits = stage >= 0 and 0 < step < stages[stage]
+    except (KeyError, ValueError, IndexError):
+        fits = False
+    if not fits or latents.present != AV(True, job.request.audio or None).present:
+        raise UserError(
+            f"{short(path)} is no state to go on from; give the .state.safetensors that a stopped run left."
+        )
+    return Reached(stage, step, latents)
+
+
+def _check_latents(path: Path, latents: AV[mx.array], shapes: AV[tuple]) -> None:
+    """Raise where ``latents`` are not those that their record asks for."""
+    given = latents.map(lambda x: tuple(x.shape))
+    if given != shapes:
+        raise UserError(
+            f"{short(path)} does not fit its record: it holds {_shapes(given)}, and the record asks for {_shapes(shapes)}."
+        )
+
+
+def _shapes(shapes: AV[tuple]) -> str:
+    sizes = (f"{m.value} {'x'.join(map(str, shapes[m]))}" for m in shapes.present)
+    return " and ".join(sizes)
+
+
+def _bytes(pipeline: Pipeline, job: Job) -> int:
+    """Of the latents that sampling will make."""
+    shapes = pipeline.latent_shapes(job.request).values
+    return sum(4 * math.prod(shape) for shape in shapes)
+
+
+# Around a run
+
+
+class _Heard(Exception):
+    """Carries a download out of the search that is about to begin it."""
+
+
+def _announced(
+    find: Callable[[Announce], X],
+) -> Generator[Downloading, None, X]:
+    """What ``find`` finds. A download is yielded before it begins: the search stops there and starts over."""
+    heard = []
+
+    def announce(plan: hub.Plan) -> None:
+        if plan not in heard:
+            heard.append(plan)
+            raise _Heard
+
+    while True:
+        try:
+            return find(announce)
+        except _Heard:
+            plan = heard[-1]
+        yield Downloading(plan.repo, plan.bytes, tuple(plan.missing))
+
+
+def _timed(events: Iterable[Event], output: Output) -> Iterator[Event]:
+    """``events``, with what each phase took, and ``Written`` at the end."""
+    clock = _Clock()
+    for event in events:
+        if isinstance(event, Step) and event.phase != clock.phase:
+            yield from clock.end()
+            clock.begin(event.phase)
+        yield event
+    yield from clock.end()
+    yield Written(str(output.path), str(output.record), clock.seconds, clock.peak)
+
+
+class _Clock:
+    """Seconds and peak memory of the phase that is under way, and of all."""
+
+    def __init__(self):
+        self.phase: str | None = None
+        self.seconds, self.peak = 0.0, 0
+
+    def begin(self, phase: str) -> None:
+        self.phase, self.started = phase, time.perf_counter()
+        mx.reset_peak_memory()
+
+    def end(self) -> Iterator[Took]:
+        if self.phase is not None:
+            seconds, peak = time.perf_counter() - self.started, mx.get_peak_memory()
+            self.seconds, self.peak = self.seconds + seconds, max(self.peak, peak)
+            yield Took(self.phase, seconds, peak)
+        self.phase = None
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it where they are missing; if the block fails, remove those that are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with file_errors(folder, "made"):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
