@@ -10,7 +10,6 @@ from typing import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_video import hub
 from mlx_video.disk import typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
@@ -21,7 +20,6 @@ from mlx_video.models.ltx.components import (
 from mlx_video.models.ltx.layouts import (
     DEFAULTS,
     DISTILLED_LORA_FILES,
-    VARIANTS,
     newest,
 )
 from mlx_video.models.ltx.parts import PARTS, part_of

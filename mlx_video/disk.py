@@ -115,6 +115,10 @@ def written_aside(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     written stays under another name, which the error tells.
     """
     path = Path(path)
+    if not is_there(path.parent):
+        raise MissingFileError(
+            f"There is no folder {short(path.parent)} to write {path.name} in."
+        )
     check_free(path, overwrite)
     partial = _create_aside(path)
     try:
@@ -129,11 +133,7 @@ def written_aside(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_free(path: Path, overwrite: bool = False) -> None:
-    """Raise ``UserError`` where ``path`` cannot be written: no folder, or something is there, be it a dangling link."""
-    if not is_there(path.parent):
-        raise MissingFileError(
-            f"There is no folder {short(path.parent)} to write {path.name} in."
-        )
+    """Raise ``UserError`` where something is at ``path``, be it a dangling link, that is not to be replaced."""
     if os.path.lexists(path) and not overwrite:
         raise UserError(
             f"{short(path)} exists; choose another name, or add --overwrite to replace it."

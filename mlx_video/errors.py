@@ -1,5 +1,7 @@
 """What went wrong, by who can mend it. Bad input is a ``UserError``; anything else is a fault of this package or machine."""
 
+import unicodedata
+
 
 class UserError(ValueError):
     """Bad input, in one sentence that names the value, the rule and a value that works."""
@@ -7,3 +9,18 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that was named is not there."""
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise ``UserError`` where ``text`` holds what steers a terminal, or halves of characters; lines and tabs may be."""
+    kinds = {c: unicodedata.category(c) for c in text if not c.isprintable()}
+    if "Cs" in kinds.values():
+        raise UserError(f"{what} is not valid text; type it in UTF-8.")
+    if strange := [c for c in kinds if c not in ALLOWED and kinds[c] in STEERING]:
+        raise UserError(
+            f"{what} holds a control character, {ascii(strange[0])}; leave it out."
+        )
+
+
+STEERING = ("Cc", "Cf", "Zl", "Zp")  # kinds of characters, by Unicode
+ALLOWED = "\n\t\u200c\u200d"  # of these kinds; the last two join letters and emoji

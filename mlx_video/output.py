@@ -11,7 +11,6 @@ from mlx_video.disk import (
     GB,
     check_free,
     check_space,
-    file_errors,
     is_there,
     lock_of,
     owned,

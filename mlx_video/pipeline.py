@@ -16,7 +16,7 @@ from mlx_video.conditioning.latent import (
     VideoConditionByLatentIndex,
     apply_conditioning,
 )
-from mlx_video.errors import UserError
+from mlx_video.errors import UserError, check_text
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
@@ -44,9 +44,8 @@ from mlx_video.recipes import (
     SEED,
     Defaults,
     Recipe,
-    Stage,
 )
-from mlx_video.sampling.guidance import guided
+from mlx_video.sampling.guidance import guided, may_start
 from mlx_video.sampling.samplers import euler
 from mlx_video.types import (
     AV,
@@ -113,10 +112,8 @@ class Request:
             raise UserError(
                 "The prompt is empty; say what to show, for example 'a cat on a red sofa'."
             )
-        if not self.prompt.isprintable() and any(
-            "\ud800" <= c <= "\udfff" for c in self.prompt
-        ):
-            raise UserError("The prompt is not valid text; type it in UTF-8.")
+        check_text(self.prompt, "The prompt")
+        check_text(self.negative_prompt, "The negative prompt")
         if not 0 <= self.seed < 2**64:
             raise UserError(
                 f"seed must be from 0 to {2**64 - 1}; got {self.seed}. For example: {SEED}."
@@ -383,7 +380,7 @@ class Pipeline:
             latents = states.map(lambda state: state.latent)
             mx.eval(latents.values)
             yield Step(name, index, total, sigma)
-            if index < total:
+            if index < total and may_start(strengths, index):
                 yield Reached(number, index, latents)
         return states
 

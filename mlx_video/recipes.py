@@ -16,6 +16,7 @@ from mlx_video.sampling.schedules import (
 )
 from mlx_video.types import AV, VideoPixelShape
 
+VARIANTS = ("distilled", "dev")
 SEED = 10
 FPS = 24.0
 FRAMES = 121
@@ -49,6 +50,21 @@ class Stage:
     scale: float = 1.0
     guidance: AV[Guidance] = AV(Guidance(), Guidance())
     distilled_lora: float = 0.0
+
+    def check(self) -> None:
+        """Raise ``UserError`` for noise levels or numbers that cannot be sampled by."""
+        sigmas = self.sigmas
+        falls = all(a > b for a, b in zip(sigmas, sigmas[1:]))
+        if len(sigmas) < 2 or not falls or not 0 <= sigmas[-1] < sigmas[0] <= 1:
+            raise UserError(
+                f"A stage has at least two sigmas, which descend within 1 and 0; got {str(list(sigmas))[:80]}. "
+                "For example: [1.0, 0.5, 0.0]."
+            )
+        if not 0 < self.scale <= 1 or not math.isfinite(self.distilled_lora):
+            raise UserError(
+                f"A stage's scale is above 0 and at most 1, and its LoRA's strength is finite; got {self.scale} and "
+                f"{self.distilled_lora}."
+            )
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,15 @@ class Recipe:
                     f"Guidance perturbs block {block}, and this transformer has {num_layers} blocks, counted from 0. "
                     f"Try --stg-blocks {num_layers // 2}."
                 )
+
+    def check_stages(self) -> None:
+        """Raise ``UserError`` where there is nothing to sample, or by noise levels that make no sense."""
+        if self.variant not in VARIANTS:
+            raise UserError(f"The variant is distilled or dev; got {self.variant!r}.")
+        if not self.stages:
+            raise UserError("A recipe has at least one stage; got none.")
+        for stage in self.stages:
+            stage.check()
 
 
 def distilled() -> Recipe:

@@ -12,12 +12,12 @@ import mlx_video
 from mlx_video import plan as plans
 from mlx_video import weights
 from mlx_video.checkpoint import Files, model_of, open_components
-from mlx_video.disk import file_errors, is_there, read_small, short, written_aside
-from mlx_video.errors import MissingFileError, UserError
+from mlx_video.disk import is_there, read_small, short, written_aside
+from mlx_video.errors import MissingFileError, UserError, check_text
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
 from mlx_video.models.ltx.find import find_geometry
 from mlx_video.models.ltx.layouts import MAX_TOKENS
-from mlx_video.pipeline import Image, Pipeline, Request
+from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import Recipe
 from mlx_video.types import AV
 
@@ -41,6 +41,7 @@ class Job:
     def check(self) -> None:
         """Raise ``UserError`` for what can be known to be wrong before anything is loaded."""
         self.files.check()
+        self.recipe.check_stages()
         geometry = find_geometry(model_of(self.files), self.recipe.variant)
         self.request.check(self.recipe, geometry)
 
@@ -166,10 +167,7 @@ def _validated(text: str, path: str) -> Job:
             f"{_sentence(error.errors(include_url=False)[0])}."
         ) from None
     for place, value in _strings(asdict(job), "job"):
-        if any(not c.isprintable() and c not in "\n\t" for c in value):
-            raise UserError(
-                f"{short(path)}: {place} holds a control character: {short(ascii(value))}."
-            )
+        check_text(value, f"{short(path)}: {place}")
     return job
 
 

@@ -199,14 +199,8 @@ class _Keeper:
         if self.unsaved and time.monotonic() - self.saved > WORTH_SAVING:
             with suppress(UserError):
                 save_state(self.output.state, self.unsaved, self.job)
-        ways = {
-            self.output.latents: "The latents are kept: finish with `mlx-video decode {}`.",
-            self.output.state: "What was sampled is kept: go on with `mlx-video generate --resume {}`.",
-        }
-        for path, note in ways.items():
-            if path.exists():
-                error.add_note(note.format(shlex.quote(str(path))))
-                return
+        if where := where_kept(self.output):
+            error.add_note(where)
 
     def reached(self, state: Reached) -> Iterator[Event]:
         """Save the state, if it is time."""
@@ -282,6 +276,16 @@ def _written(
 
 
 # What is kept
+
+
+def where_kept(output: Output) -> str | None:
+    """A sentence on what an unfinished run to ``output`` has left, and how to go on with it."""
+    ways = {
+        output.latents: "The latents are kept: finish with `mlx-video decode {}`.",
+        output.state: "What was sampled is kept: go on with `mlx-video generate --resume {}`.",
+    }
+    notes = (n.format(shlex.quote(str(p))) for p, n in ways.items() if p.exists())
+    return next(notes, None)
 
 
 def save_latents(path: Path, sample: Sample, job: Job) -> None:

@@ -32,7 +32,7 @@ from mlx_video.cli.progress import Progress, describe_text, plan_text
 from mlx_video.cli.terminal import say, tell
 from mlx_video.disk import typed_path
 from mlx_video.errors import UserError
-from mlx_video.hub import MODEL_REPO, Plan
+from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.recipes import SEED, distilled

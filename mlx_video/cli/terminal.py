@@ -9,12 +9,12 @@ import unicodedata
 from contextlib import contextmanager
 from typing import Iterator
 
+from mlx_video.errors import ALLOWED, STEERING
+
 OUR_FAULT = (
     "This is a fault of mlx-video, not of what you typed. Please report it with the lines above, the command and what "
     "`mlx-video --version` prints."
 )
-STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters
-HARMLESS = "\n\t\u200c\u200d"  # of these kinds; the last two join letters and emoji
 STOPPING = "\nstopping after this step; Ctrl-C again stops at once\n"
 
 
@@ -44,7 +44,7 @@ def harmless(text: str) -> str:
 
 
 def _steers(c: str) -> bool:
-    return c not in HARMLESS and unicodedata.category(c) in STEERING
+    return c not in ALLOWED and unicodedata.category(c) in (*STEERING, "Cs")
 
 
 def _escaped(c: str) -> str:

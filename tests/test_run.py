@@ -1,0 +1,338 @@
+"""A run as events: what it yields, what it keeps, and that nothing is lost whatever ends it."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_video import disk, hub, media, recipes
+from mlx_video import run as running
+from mlx_video.checkpoint import Files
+from mlx_video.errors import UserError
+from mlx_video.output import Output
+from mlx_video.pipeline import Image, Request
+from mlx_video.record import Job
+from mlx_video.run import (
+    Downloading,
+    Fused,
+    Options,
+    Planned,
+    Saved,
+    Took,
+    Warned,
+    Written,
+    finish,
+    run,
+)
+from mlx_video.types import AV, Step, VideoPixelShape
+from tests.checkpoints import tiny_folder
+from tests.media_reading import read_clip
+
+SHAPE = VideoPixelShape(9, 64, 128, 24.0)
+GUIDANCE = replace(recipes.VIDEO_GUIDANCE, stg_blocks=(1,))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def job(model: Path, recipe=recipes.distilled(), **changes) -> Job:
+    request = Request(**{"prompt": "a red ball", "shape": SHAPE, **changes})
+    return Job(request, recipe, Files(str(model)))
+
+
+def guided(steps: int = 4) -> recipes.Recipe:
+    return recipes.dev(steps, AV(GUIDANCE, GUIDANCE))
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.stack(read_clip(path)[0])
+
+
+# Events
+
+
+def test_a_run_is_a_stream_of_plain_events(model, here, capsys):
+    events = list(run(job(model, audio=True), Output(Path("x.mp4"))))
+    planned, *_, last = events
+    assert isinstance(planned, Planned) and planned.path == "x.mp4"
+    assert planned.job.files.model == str(model) and planned.phases
+    assert isinstance(last, Written) and last.path == "x.mp4" and last.seconds > 0
+    steps = [event for event in events if isinstance(event, Step)]
+    phases = list(dict.fromkeys(step.phase for step in steps))
+    assert phases == [event.phase for event in events if isinstance(event, Took)]
+    assert phases[-2:] == ["decode sound", "decode video"]
+    decoded = [step.index for step in steps if step.phase == "decode video"]
+    assert decoded == list(range(10))
+    (saved,) = (event for event in events if isinstance(event, Saved))
+    assert saved == Saved("x.latents.safetensors", None, "a red ball")
+    assert capsys.readouterr() == ("", "")
+    assert sorted(os.listdir()) == ["x.json", "x.mp4"]
+    plain = [e for e in events if not isinstance(e, Planned)]
+    assert json.loads(json.dumps(plain)) == [list(e) for e in plain]
+
+
+def test_a_run_that_nobody_follows_leaves_its_work(model, here):
+    events = run(job(model), Output(Path("x.mp4")))
+    next(e for e in events if isinstance(e, Saved))
+    events.close()
+    assert os.listdir() == ["x.latents.safetensors"]
+
+
+def test_a_download_is_told_before_it_begins(model, here, monkeypatch):
+    plans = [hub.Plan("a/b", ("*",), {"x": 5}), hub.Plan("c/d", ("*",), {"y": 7})]
+    fetched, components = [], Job.components
+
+    def found(self, announce):
+        for plan in plans:
+            if plan.repo not in fetched:
+                announce(plan)
+                fetched.append(plan.repo)
+        return components(self)
+
+    monkeypatch.setattr(Job, "components", found)
+    told = []
+    for event in run(job(model), Output(Path("x.mp4"))):
+        if isinstance(event, Downloading):
+            told.append((event, list(fetched)))
+    assert told == [
+        (Downloading("a/b", 5, ("x",)), []),
+        (Downloading("c/d", 7, ("y",)), ["a/b"]),
+    ]
+
+
+# Names
+
+
+def test_a_live_run_owns_its_name_and_a_dead_one_does_not(model, here):
+    first = run(job(model), Output(Path("x.mp4")))
+    next(first)
+    with pytest.raises(UserError, match="Another run is making x.mp4 just now"):
+        next(run(job(model), Output(Path("x.mp4"))))
+    first.close()
+    assert os.listdir() == []
+    (here / ".x.mlx-video.lock").touch()  # of a process that was killed
+    (here / ".x.mp4.partial-0123.mp4").touch()
+    (here / ".x.y.mp4.partial-0123.mp4").touch()  # of another name
+    (here / ".z.mlx-video.lock").touch()
+    (here / ".z.latents.safetensors.partial-01.safetensors").touch()
+    *_, last = run(job(model), Output(Path("x.mp4")))
+    assert last.path == "x.mp4"
+    assert sorted(os.listdir()) == [".x.y.mp4.partial-0123.mp4", "x.json", "x.mp4"]
+
+
+def test_a_loser_keeps_its_work_and_says_where(model, here):
+    events = run(job(model), Output(Path("x.mp4")))
+    next(e for e in events if isinstance(e, Step) and e[:2] == ("decode video", 3))
+    (here / "x.mp4").write_bytes(b"somebody's")
+    with pytest.raises(UserError, match="is kept in x-2.mp4"):
+        list(events)
+    assert (here / "x.mp4").read_bytes() == b"somebody's"
+    assert len(read_clip(here / "x-2.mp4")[0]) == 9
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_work_of_an_unfinished_run_is_never_replaced(overwrite, model, here):
+    output = Output(Path("x.mp4"), overwrite=overwrite)
+    for name in ("x.latents.safetensors", "x.state.safetensors"):
+        (here / name).write_bytes(b"hours of work")
+        with pytest.raises(UserError, match=f"{name} was left by a run"):
+            list(run(job(model), output))
+        assert (here / name).read_bytes() == b"hours of work"
+        (here / name).unlink()
+
+
+def test_a_dangling_link_is_not_replaced_unasked(model, here):
+    (here / "x.mp4").symlink_to("nowhere")
+    with pytest.raises(UserError, match="x.mp4 exists"):
+        list(run(job(model), Output(Path("x.mp4"))))
+    assert (here / "x.mp4").is_symlink()
+
+
+def test_missing_folders_are_made_and_go_where_the_run_is_refused(model, here):
+    path = here / "a" / "b" / "x.mp4"
+    with pytest.raises(UserError, match="may be used"):
+        list(run(job(model), Output(path), Options(memory_limit=1e3)))
+    assert not (here / "a").exists()
+    *_, last = run(job(model), Output(path))
+    assert last.path == str(path) and path.exists()
+
+
+def test_a_picture_that_the_clip_is_made_from_is_not_replaced(model, here):
+    folder = here / "frames"
+    folder.mkdir()
+    picture = folder / "frame_0000.png"
+    from PIL import Image as Picture
+
+    Picture.new("RGB", (128, 64), "red").save(picture)
+    made_from = job(model, images=(Image(str(picture)),))
+    output = Output(Path("x.mp4"), frames=folder, overwrite=True)
+    with pytest.raises(UserError, match="frame_0000.png would be replaced"):
+        list(run(made_from, output))
+    assert picture.exists()
+
+
+# Room
+
+
+def test_room_is_checked_before_sampling(model, here, monkeypatch):
+    usage = shutil.disk_usage(here)._replace(free=1000)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    with pytest.raises(UserError, match="0.00 GB free.*another folder with --output"):
+        list(run(job(model), Output(Path("x.mp4"))))
+    assert os.listdir() == []
+
+
+def test_latents_that_cannot_be_saved_do_not_end_a_run(model, here, monkeypatch):
+    def full(*_):
+        raise RuntimeError("No space left")
+
+    monkeypatch.setattr("mlx_video.record.mx.save_safetensors", full)
+    events = list(run(job(model), Output(Path("x.mp4"))))
+    (warned,) = (event for event in events if isinstance(event, Warned))
+    assert "could not be written: No space left" in warned.text
+    assert sorted(os.listdir()) == ["x.json", "x.mp4"]
+
+
+# Going on
+
+
+def stopped(model: Path, recipe, after: Step, **changes) -> BaseException:
+    """What ends a run that is stopped after a step."""
+    options = Options(save_every=0)
+    try:
+        for event in run(job(model, recipe, **changes), Output(Path("x.mp4")), options):
+            if isinstance(event, Step) and event[:2] == after[:2]:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "recipe, after, audio",
+    [
+        (guided(), Step("stage 1", 3, 4), True),
+        (recipes.distilled(), Step("stage 1", 5, 8), False),
+        (recipes.distilled(), Step("stage 2", 2, 3), True),
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_bytes(recipe, after, audio, model, here):
+    *_, whole = run(job(model, recipe, audio=audio), Output(Path("whole.mp4")))
+    stopped(model, recipe, after, audio=audio)
+    assert "x.state.safetensors" in os.listdir()
+    state = Path("x.state.safetensors")
+    again = Job.from_record(state)
+    events = list(run(again, Output(Path("x.mp4")), Options(resume=state)))
+    steps = [e for e in events if isinstance(e, Step) and e.phase == after.phase]
+    assert steps[0].index == after.index - 1
+    assert np.array_equal(pixels(here / "whole.mp4"), pixels(here / "x.mp4"))
+    assert not state.exists() and not list(here.glob("*latents*"))
+
+
+def test_the_state_is_saved_as_a_run_is_stopped_and_noted(model, here, monkeypatch):
+    def interrupted(strengths, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(running, "WORTH_SAVING", -1.0)
+    monkeypatch.setattr("mlx_video.pipeline.may_start", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        list(run(job(model, guided()), Output(Path("x.mp4"))))
+    assert caught.value.__notes__ == [
+        "What was sampled is kept: go on with `mlx-video generate --resume x.state.safetensors`."
+    ]
+    assert os.listdir() == ["x.state.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda tensors, words: words.update(step="9"), "is no state to go on from"),
+        (lambda tensors, words: words.update(stage="-1"), "is no state to go on from"),
+        (lambda tensors, words: words.pop("stage"), "is no state to go on from"),
+        (lambda tensors, words: tensors.pop("audio"), "is no state to go on from"),
+        (
+            lambda tensors, words: tensors.update(video=tensors["video"][:, :2]),
+            "does not fit its record",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(change, sentence, model, here):
+    stopped(model, guided(), Step("stage 1", 3, 4), audio=True)
+    state = here / "x.state.safetensors"
+    tensors, words = mx.load(str(state), return_metadata=True)
+    mx.eval(tensors)
+    change(tensors, words)
+    mx.save_safetensors(str(state), tensors, words)
+    with pytest.raises(UserError, match=sentence):
+        list(run(Job.from_record(state), Output(Path("x.mp4")), Options(resume=state)))
+    assert state.exists()
+
+
+# Finishing
+
+
+@pytest.fixture
+def latents(model, here) -> Path:
+    """Those that a run with sound left."""
+    events = run(job(model, audio=True), Output(Path("x.mp4")))
+    next(e for e in events if isinstance(e, Saved))
+    events.close()
+    return here / "x.latents.safetensors"
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda t: t.update(video=t["video"][..., :-1]), "does not fit its record"),
+        (lambda t: t.pop("audio"), "does not fit its record"),
+        (lambda t: t.pop("video"), "holds no video latents"),
+        (lambda t: t.update(video=t["video"] * 0), "There is nothing in the video"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused_before_weights_are_read(
+    change, sentence, latents, monkeypatch
+):
+    tensors, words = mx.load(str(latents), return_metadata=True)
+    mx.eval(tensors)
+    change(tensors)
+    mx.save_safetensors(str(latents), tensors, words)
+    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    with pytest.raises((UserError, RuntimeError), match=sentence):
+        list(finish(Job.from_record(latents), latents, Output(Path("y.mp4"))))
+    assert os.listdir() == ["x.latents.safetensors"]
+
+
+def test_latents_are_finished_with_sound_and_frames_too(latents, here):
+    output = Output(Path("x.mp4"), Path("deep/x.wav"), Path("frames"))
+    *_, last = finish(Job.from_record(latents), latents, output)
+    assert last.path == "x.mp4" and not latents.exists()
+    assert (here / "deep/x.wav").exists()
+    assert len(list((here / "frames").glob("*.png"))) == 9
+
+
+def test_a_lora_is_told(model, here):
+    from tests.checkpoints import write_lora
+
+    lora = write_lora(
+        here / "lora.safetensors",
+        "diffusion_model.transformer_blocks.0.attn1.to_q",
+    )
+    tuned = job(model)
+    tuned = replace(tuned, files=replace(tuned.files, loras=((str(lora), 0.5),)))
+    events = list(run(tuned, Output(Path("x.mp4"))))
+    assert any(isinstance(e, Fused) and "at 0.5" in e.text for e in events)
