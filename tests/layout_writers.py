@@ -4,6 +4,8 @@ These are not read from our tables, which they test. No real file of these layou
 that the projects' published converters produce.
 """
 
+import json
+from pathlib import Path
 from typing import Callable
 
 import mlx.core as mx
@@ -282,3 +284,136 @@ def diffusers_vocoder(weights: Weights) -> Weights:
         for key, value in weights.items()
         if key.startswith("vocoder.")
     }
+
+
+# Whole checkpoints
+
+
+def save(file: Path, weights: Weights, **metadata: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(file), {k: mx.contiguous(v) for k, v in weights.items()}, metadata)  # fmt: skip
+
+
+def write_json(file: Path, value: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value))
+
+
+def write_forge(folder: Path, weights: Weights, blocks: dict, contain: bool) -> Path:
+    """dgrauet's: flat files, whose names may stand before their tensors; a config.json that is wrong, one that is right."""
+    files = {
+        "transformer-distilled": mlx_transformer(weights),
+        "connector": mlx_connectors(weights),
+        "vae_decoder": mlx_video_decoder(weights),
+        "vae_encoder": mlx_video_encoder(weights),
+        "audio_vae": forge_audio(weights),
+        "vocoder": forge_vocoder(weights),
+    }
+    for name, tensors in files.items():
+        container = f"{name.partition('-')[0]}." if contain else ""
+        save(folder / f"{name}.safetensors", in_container(container, tensors))
+    write_json(
+        folder / "config.json", {"cross_attention_adaln": True, "num_layers": 48}
+    )
+    write_json(folder / "embedded_config.json", blocks)
+    write_json(folder / "split_model.json", {"source": "Lightricks/LTX-2"})
+    return folder
+
+
+def write_prince(folder: Path, weights: Weights, blocks: dict) -> Path:
+    """Blaizzy's and prince-canuma's: one folder a part, with configs that guess."""
+    homes = {
+        "transformer": mlx_transformer(weights),
+        "text_projections": prince_connectors(weights),
+        "vae/decoder": prince_video_decoder(weights),
+        "vae/encoder": prince_video_encoder(weights),
+        "audio_vae/decoder": prince_audio(weights),
+        "vocoder": mlx_vocoder(weights),
+    }
+    for home, tensors in homes.items():
+        save(folder / home / "model.safetensors", tensors)
+        names = dict.fromkeys(tensors, "model.safetensors")
+        write_json(
+            folder / home / "model.safetensors.index.json", {"weight_map": names}
+        )
+    sizes = ("num_layers", "num_attention_heads", "attention_head_dim")
+    own = {key: blocks["transformer"][key] for key in sizes}
+    write_json(
+        folder / "transformer/config.json",
+        own | {"model_type": "ltx av model", "rope_type": "split"},
+    )
+    write_json(folder / "vae/decoder/config.json", {"ch": 128, "out_ch": 2})
+    return folder
+
+
+def write_unified(folder: Path, weights: Weights) -> Path:
+    """notapalindrome's: everything in one file, each part under a word of its own."""
+    connectors = {
+        (
+            key if key.startswith("text_embedding_projection.") else f"connector.{key}"
+        ): value
+        for key, value in mlx_connectors(weights).items()
+    }
+    parts = {
+        "transformer.": mlx_transformer(weights),
+        "vae_decoder.": mlx_video_decoder(weights),
+        "vae_encoder.": mlx_video_encoder(weights),
+        "audio_vae.": unified_audio(weights),
+        "vocoder.": mlx_vocoder(weights),
+    }
+    whole = dict(connectors)
+    for container, tensors in parts.items():
+        whole |= in_container(container, tensors)
+    save(folder / "model.safetensors", whole)
+    write_json(folder / "config.json", {"model_type": "AudioVideo", "num_layers": 48})
+    return folder
+
+
+def write_comfy(folder: Path, weights: Weights, blocks: dict, bare: bool) -> Path:
+    """ComfyUI's: the transformer alone, with bare names or not, and the rest in folders beside it."""
+    transformer = {
+        key.removeprefix(DIT) if bare else key: value
+        for key, value in weights.items()
+        if key.startswith(DIT) and "_embeddings_connector." not in key
+    }
+    connectors = {
+        key: value
+        for key, value in weights.items()
+        if "_embeddings_connector." in key or key.startswith("text_embedding_proj")
+    }
+    others = {
+        "vae": ("vae/video_vae", ["vae"]),
+        "audio_vae": ("vae/audio_vae", ["audio_vae", "vocoder"]),
+    }
+    config = json.dumps({"transformer": blocks["transformer"]})
+    save(
+        folder / "diffusion_models/ltx-distilled.safetensors",
+        transformer,
+        config=config,
+    )
+    save(folder / "text_encoders/embeddings_connector.safetensors", connectors)
+    for name, kept in others.values():
+        tensors = {
+            k: v
+            for k, v in weights.items()
+            if k.startswith(tuple(f"{w}." for w in kept))
+        }
+        config = json.dumps({w: blocks[w] for w in kept})
+        save(folder / f"{name}.safetensors", tensors, config=config)
+    return folder
+
+
+def write_diffusers(folder: Path, weights: Weights, configs: dict[str, dict]) -> Path:
+    """diffusers': one folder a part, each with its config."""
+    homes = {
+        "transformer": diffusers_transformer(weights),
+        "connectors": diffusers_connectors(weights),
+        "vae": diffusers_video_vae(weights),
+        "audio_vae": diffusers_audio(weights),
+        "vocoder": diffusers_vocoder(weights),
+    }
+    for home, tensors in homes.items():
+        save(folder / home / "diffusion_pytorch_model.safetensors", tensors)
+        write_json(folder / home / "config.json", configs[home])
+    write_json(folder / "model_index.json", {"_class_name": "LTX2Pipeline"})
+    return folder

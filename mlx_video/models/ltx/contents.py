@@ -8,6 +8,7 @@ from typing import Iterator, Mapping
 
 from mlx_video import lora
 from mlx_video.errors import UserError
+from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.config import DiffusionDecoderConfig, UpsamplerConfig
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS
@@ -18,7 +19,9 @@ TRANSFORMER = "model.diffusion_model."  # before the names of its tensors
 TRANSFORMERS = "diffusion_models"  # the folder of the transformers of LTX-2.5
 # Folders of its other files, beside that one.
 COMPANIONS = ("vae", "text_encoders", "latent_upscale_models", "model_patches")
+CONNECTOR = "_embeddings_connector."  # within the names of the connectors' tensors
 DURATION = "duration_head"
+ENDINGS = (".safetensors", ".gguf")
 
 
 def parts_in(file: Path) -> dict[str, Source]:
@@ -35,11 +38,15 @@ def parts_in(file: Path) -> dict[str, Source]:
         return {DURATION: Source(file, config)}
     transformer = any(name.startswith(TRANSFORMER) for name in header.tensors)
     blocks = {name for name in config if transformer or name != "transformer"}
-    return {
+    found = {
         part.name: Source(file, config[part.block])
         for part in PARTS.values()
         if part.block in blocks
     }
+    if not any(CONNECTOR in name for name in header.tensors):
+        found.pop("connectors", None)  # in another file, though the config is here
+    # ComfyUI's files and GGUF leave out the prefix, the config or both.
+    return found if found else foreign.bare_parts(file, config)
 
 
 def upsampler_kind(config: Mapping[str, object]) -> str:
@@ -54,7 +61,8 @@ def upsampler_kind(config: Mapping[str, object]) -> str:
 
 def transformer_files(folder: Path) -> list[Path]:
     """The files in ``folder`` that may hold a transformer."""
-    return sorted([*folder.glob("*.safetensors"), *folder.glob(f"{TRANSFORMERS}/*.safetensors")])  # fmt: skip
+    homes = [folder, folder / TRANSFORMERS, folder / "unet"]
+    return sorted(f for home in homes for end in ENDINGS for f in home.glob(f"*{end}"))
 
 
 def companions(file: Path) -> dict[str, Source]:
@@ -75,7 +83,7 @@ def _around(file: Path) -> Iterator[Path]:
     """The safetensors files that may be of the same checkpoint, sorted by name."""
     root = file.parent
     folders = [root]
-    if root.name == TRANSFORMERS:
+    if root.name in (TRANSFORMERS, "unet"):
         folders = [root.parent / name for name in COMPANIONS]
     else:
         folders += [root / name for name in COMPANIONS]

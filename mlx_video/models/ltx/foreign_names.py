@@ -33,7 +33,10 @@ def to_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
     """Tensors in another project's spelling under the official names and in PyTorch's layout, lazily."""
     found = {}
     for key, value in weights.items():
-        name = spelling.names.official(key)
+        try:
+            name = spelling.names.official(key)
+        except KeyError:  # another part's, in the same file
+            continue
         found[name] = _channels_first(name, value) if spelling.channels_last else value
     return found
 
@@ -107,6 +110,14 @@ MLX_TRANSFORMER = Spelling(
 # dgrauet's, and the unified files, keep the official names of the connectors' layers; prince-canuma's do not.
 MLX_CONNECTORS = Spelling(
     TensorNames({**{DIT + name: name for name in CONNECTORS}, PROJECTION: PROJECTION})
+)
+UNIFIED_CONNECTORS = Spelling(
+    TensorNames(
+        {
+            **{DIT + name: f"connector.{name}" for name in CONNECTORS},
+            PROJECTION: PROJECTION,
+        }
+    )
 )
 PRINCE_CONNECTORS = Spelling(
     TensorNames(

@@ -9,6 +9,7 @@ from typing import Mapping, NamedTuple, Sequence
 
 from mlx_video import hub, lora
 from mlx_video.errors import MissingFileError, UserError
+from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.contents import (
     COMPANIONS,
     TRANSFORMER,
@@ -104,8 +105,8 @@ def identify(path: Path, variant: str | None = None) -> Layout:
         return _identify_file(path)
     if not path.is_dir():
         raise MissingFileError(f"There is no file or folder {path}.")
-    if refusal := _foreign(path):
-        return Layout(*refusal, path)
+    if found := foreign.identify_folder(path, variant or VARIANTS[0]):
+        return _identify_foreign(path, found)
     if found := _identify_converted(path, variant) or _identify_gemma(path):
         return found
     return _identify_file(choose_checkpoint(path, variant))
@@ -122,12 +123,16 @@ def _identify_file(file: Path) -> Layout:
         return Layout(GEMMA_FILE, "", file, held, header.metadata)
     if any(name.startswith(TRANSFORMER) for name in header.tensors):
         return _identify_official(file, held, header.metadata)
+    if unified := foreign.identify_unified(file):
+        return _identify_foreign(file, unified)
+    if "transformer" in held:
+        return _identify_official(file, held, header.metadata)
     if held:
         return Layout(PART_FILE, _not_a_transformer(held), file, held, header.metadata)
     return Layout(
         "single file of unknown origin",
-        "its tensors do not bear Lightricks' names, as in unified MLX files (notapalindrome/ltx2-mlx-av). "
-        f"Use a file of {hub.MODEL_REPO}",
+        f"its tensors bear names that are not known, such as {some(header.tensors, 2)}. Use a file of "
+        f"{hub.MODEL_REPO}",
         file,
     )
 
@@ -165,20 +170,11 @@ def _absence(layout: Layout, absent: set[str]) -> str:
     )
 
 
-def _foreign(folder: Path) -> tuple[str, str] | None:
-    """Name of a known layout that is not read, and what to use instead."""
-    if (folder / "model_index.json").is_file():
-        file = hub.MODEL_FILE.format(variant="distilled")
-        return (
-            "diffusers folder",
-            f"diffusers' layout is not read. Use the single file {file} of {hub.MODEL_REPO}",
-        )
-    if (folder / "text_projections").is_dir() or (folder / "vae" / CONFIG).is_file():
-        return (
-            "MLX pack",
-            "packs such as prince-canuma/LTX-2-distilled name their tensors in another way, which is not read. Use "
-            f"{hub.MODEL_REPO}, or a folder that `mlx-video convert` wrote",
-        )
+def _identify_foreign(path: Path, found: foreign.Found) -> Layout:
+    """A checkpoint of another project, with the upscaler and Gemma beside it."""
+    sources = neighbours(path if path.is_dir() else path.parent) | dict(found.sources)
+    metadata = {foreign.VERSION: found.version}
+    return Layout(found.layout, "", path, sources, metadata)
 
 
 def _identify_converted(folder: Path, variant: str | None) -> Layout | None:

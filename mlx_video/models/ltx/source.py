@@ -7,6 +7,7 @@ from typing import Iterator, Mapping
 import mlx.core as mx
 
 from mlx_video.formats.quantized import read_dense
+from mlx_video.models.ltx.foreign_names import Spelling, contained, to_official
 from mlx_video.weights import (
     Weights,
     read,
@@ -22,14 +23,18 @@ QUANTIZATION = "quantization"  # the key that mlx-lm and convert add to a config
 class Source:
     """The files of one part, and the config that describes it as stored there (without quantization).
 
-    path    the file or folder
-    beside  further files that hold some of its tensors
+    path       the file or folder
+    beside     further files that hold some of its tensors, in the official spelling
+    spelling   how the tensors in ``path`` are written; ``None`` where as officially, or as we do
+    container  a word before the names of the tensors that are the part's; empty where there is none
     """
 
     path: Path
     config: Mapping[str, object]
     quantization: Mapping[str, object] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()
+    spelling: Spelling | None = None
+    container: str = ""
 
     @classmethod
     def of(cls, path: Path) -> "Source":
@@ -46,6 +51,9 @@ class Source:
         """The same part, some of whose tensors lie in ``file``."""
         return replace(self, beside=(*self.beside, file))
 
+    def with_quantization(self, quantization: Mapping[str, object]) -> "Source":
+        return replace(self, quantization=quantization)
+
     @property
     def paths(self) -> tuple[Path, ...]:
         return (self.path, *self.beside)
@@ -57,21 +65,24 @@ class Source:
 
     def weights(self, dtype: mx.Dtype = mx.bfloat16) -> Weights:
         """All lazy tensors of its files; what another tool quantized is dense and of ``dtype``."""
-        return _joined(read_dense(path, dtype)[0] for path in self.paths)
+        return self._joined(read_dense(path, dtype)[0] for path in self.paths)
 
     def stored(self) -> Weights:
         """All lazy tensors of its files as they are stored."""
-        return _joined(read(path)[0] for path in self.paths)
+        return self._joined(read(path)[0] for path in self.paths)
+
+    def _joined(self, files: Iterator[Weights]) -> Weights:
+        whole = next(files)
+        if self.container:
+            whole = contained(whole, self.container)
+        if self.spelling:
+            whole = to_official(whole, self.spelling)
+        for weights in files:
+            whole |= weights
+        return whole
 
     def check(self) -> None:
         """Raise ``UserError`` where a file is damaged or missing; reads headers alone."""
         for path in self.paths:
             for file in tensor_files(path):
                 read_header(file)
-
-
-def _joined(parts: Iterator[Weights]) -> Weights:
-    whole: Weights = {}
-    for part in parts:
-        whole |= part
-    return whole

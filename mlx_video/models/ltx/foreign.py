@@ -1,0 +1,274 @@
+"""Checkpoints as other projects keep them, recognised by what lies in a folder or file: diffusers' folders, ComfyUI's
+files, GGUF and the MLX packs. Each part comes with its tensors' spelling and the official config; loads nothing.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Iterable, Mapping, NamedTuple
+
+from mlx_video.models.ltx import foreign_names as names
+from mlx_video.models.ltx.foreign_configs import (
+    audio_vae_block,
+    transformer_block,
+    upsampler_config,
+    video_vae_block,
+    vocoder_block,
+)
+from mlx_video.models.ltx.foreign_names import Spelling
+from mlx_video.models.ltx.source import QUANTIZATION, Source
+from mlx_video.weights import CONFIG, read_header, read_json, tensor_files
+
+DIFFUSERS, FORGE = "diffusers folder", "MLX pack of mlx-forge"
+PRINCE, UNIFIED = "MLX pack of mlx-video", "unified MLX file"
+PUBLISHED = Path(__file__).with_name("published")  # official configs, for packs without
+EMBEDDED, SPLIT_MODEL = "embedded_config.json", "split_model.json"
+QUANTIZE_CONFIG = "quantize_config.json"
+VERSION = "model_version"
+UNIFIED_FILE = "model.safetensors"
+
+Blocks = Mapping[str, Mapping[str, object]]
+
+
+class Found(NamedTuple):
+    """A checkpoint of another project."""
+
+    layout: str
+    sources: Mapping[str, Source]
+    version: str
+
+
+def identify_folder(folder: Path, variant: str) -> Found | None:
+    """The checkpoint of another project in ``folder``; ``None`` where it is none that is known."""
+    if (folder / "model_index.json").is_file():
+        return _diffusers(folder)
+    if (folder / EMBEDDED).is_file() or (folder / SPLIT_MODEL).is_file():
+        return _forge(folder, variant)
+    if (folder / "text_projections").is_dir():
+        return _prince(folder)
+    if (folder / UNIFIED_FILE).is_file():
+        return identify_unified(folder / UNIFIED_FILE)
+    return None
+
+
+# diffusers
+
+
+def _diffusers(folder: Path) -> Found:
+    """One folder a part, each with its own config."""
+    configs = {
+        home.name: read_json(home / CONFIG)
+        for home in sorted(folder.iterdir())
+        if (home / CONFIG).is_file()
+    }
+    found, sources = configs.get, {}
+    transformer, connectors = found("transformer"), found("connectors")
+    if transformer is not None and connectors is not None:
+        block = transformer_block(transformer, connectors)
+        spellings = {
+            "transformer": names.DIFFUSERS_TRANSFORMER,
+            "connectors": names.DIFFUSERS_CONNECTORS,
+        }
+        sources |= {n: Source(folder / n, block, spelling=s) for n, s in spellings.items()}  # fmt: skip
+    if (vae := found("vae")) is not None:
+        block, home = video_vae_block(vae), folder / "vae"
+        spelling = names.diffusers_video_vae(len(vae["downsample_type"]), len(vae["upsample_factor"]))  # fmt: skip
+        sources |= _halves("video", home, block, spelling)
+    if (audio := found("audio_vae")) is not None:
+        block, home = audio_vae_block(audio), folder / "audio_vae"
+        sources |= _halves("audio", home, block, names.DIFFUSERS_AUDIO)
+    if (vocoder := found("vocoder")) is not None:
+        block, home = vocoder_block(vocoder), folder / "vocoder"
+        sources["vocoder"] = Source(home, block, spelling=names.DIFFUSERS_VOCODER)
+    for home in ("latent_upsampler", "upsampler"):
+        if home in configs:
+            block = upsampler_config(configs[home])
+            sources["upsampler"] = Source(folder / home, block)
+    return Found(DIFFUSERS, sources, _diffusers_version(transformer or {}))
+
+
+def _diffusers_version(transformer: Mapping[str, object]) -> str:
+    if transformer.get("use_keyframes_abs_pos_embedding"):
+        return "2.5"
+    return "2.3" if transformer.get("cross_attn_mod") else "2.0"
+
+
+def _halves(
+    kind: str, path: Path, block: Mapping[str, object], spelling: Spelling
+) -> dict[str, Source]:
+    """The two parts of an autoencoder that lie together."""
+    source = Source(path, block, spelling=spelling)
+    return {f"{kind}_encoder": source, f"{kind}_decoder": source}
+
+
+# MLX packs
+
+
+def _forge(folder: Path, variant: str) -> Found:
+    """Flat files, one a part; what their config.json says of the transformer may be wrong, the embedded config is right."""
+    stated = read_json(folder / CONFIG)
+    embedded = read_json(folder / EMBEDDED) or stated.get("embedded_config") or {}
+    blocks = embedded.get("config", embedded) if isinstance(embedded, dict) else {}
+    transformer = _first(folder, f"transformer-{variant}*", "transformer", "transformer-*")  # fmt: skip
+    release = _release(_tensors(transformer)) if transformer else "2.3"
+    blocks = {**published(release), **blocks}
+    diffusion = blocks["vae"].get("_class_name") == "CausalDiffusionVAE"
+    kind = "av" if diffusion else "conv"
+    files = {
+        "transformer": (transformer, "transformer", names.MLX_TRANSFORMER),
+        "connectors": (_first(folder, "connector"), "transformer", names.MLX_CONNECTORS),
+        "video_decoder": (_first(folder, f"vae_decoder_{kind}", "vae_decoder"), "vae", names.MLX_VIDEO_DECODER),
+        "video_encoder": (_first(folder, f"vae_encoder_{kind}", "vae_encoder"), "vae", names.MLX_VIDEO_ENCODER),
+        "audio_decoder": (_first(folder, "audio_vae"), "audio_vae", names.MLX_AUDIO),
+        "audio_encoder": (_first(folder, "audio_vae"), "audio_vae", names.MLX_AUDIO),
+        "vocoder": (_first(folder, "vocoder"), "vocoder", names.MLX_VOCODER),
+    }  # fmt: skip
+    sources = {
+        part: _flat(file, blocks[block], spelling)
+        for part, (file, block, spelling) in files.items()
+        if file
+    }
+    sources |= _forge_extras(folder, blocks)
+    if "transformer" in sources:
+        quantized = read_json(folder / QUANTIZE_CONFIG).get(QUANTIZATION, {})
+        sources["transformer"] = sources["transformer"].with_quantization(quantized)
+    version = stated.get(VERSION)
+    return Found(FORGE, sources, version if isinstance(version, str) else release)
+
+
+def _forge_extras(folder: Path, blocks: Blocks) -> dict[str, Source]:
+    """The upscaler with a config of its own beside it, and the duration head."""
+    found = {}
+    if upscaler := _first(folder, "spatial_upscaler_x2*"):
+        config = read_json(upscaler.with_name(f"{upscaler.stem}_config.json"))
+        config = config.get("config", config)
+        found["upsampler"] = _flat(upscaler, config, names.MLX_UPSAMPLER)
+    if (head := _first(folder, "duration_head")) and "duration_head" in blocks:
+        found["duration_head"] = _flat(head, blocks, names.MLX_DURATION_HEAD)
+    return found
+
+
+def _flat(file: Path, block: Mapping[str, object], spelling: Spelling) -> Source:
+    """A part in a file of its own, whose name may stand before all of its tensors."""
+    keys = _tensors(file)
+    stem = file.stem.partition("-")[0]
+    container = next((f"{word}." for word in (file.stem, stem, _component(stem)) if keys and all(k.startswith(f"{word}.") for k in keys)), "")  # fmt: skip
+    inner = [key.removeprefix(container) for key in keys]
+    if spelling is names.MLX_VOCODER and not any(k.startswith("vocoder.") for k in inner):  # fmt: skip
+        if any(key.startswith("bwe_generator.") for key in inner):
+            spelling = names.FORGE_VOCODER
+    return Source(file, block, spelling=spelling, container=container)
+
+
+def _component(stem: str) -> str:
+    """The part that a file of several kinds is named after: "vae_decoder_conv" is a vae_decoder."""
+    return stem.removesuffix("_conv").removesuffix("_av")
+
+
+def _prince(folder: Path) -> Found:
+    """One folder a part with configs that guess; the published ones are right."""
+    transformer = folder / "transformer"
+    own = read_json(transformer / CONFIG)
+    release = _release(_tensors(transformer) if transformer.is_dir() else [])
+    blocks = dict(published(release))
+    sizes = blocks["transformer"].keys() & own.keys() - {"rope_type"}
+    blocks["transformer"] = {**blocks["transformer"], **{key: own[key] for key in sizes}}  # fmt: skip
+    homes = {
+        "transformer": ("transformer", "transformer", names.MLX_TRANSFORMER),
+        "connectors": ("text_projections", "transformer", names.PRINCE_CONNECTORS),
+        "video_decoder": ("vae/decoder", "vae", names.PRINCE_VIDEO_DECODER),
+        "video_encoder": ("vae/encoder", "vae", names.PRINCE_VIDEO_ENCODER),
+        "audio_decoder": ("audio_vae/decoder", "audio_vae", names.PRINCE_AUDIO),
+        "vocoder": ("vocoder", "vocoder", names.MLX_VOCODER),
+    }
+    sources = {
+        part: Source(folder / home, blocks[block], spelling=spelling)
+        for part, (home, block, spelling) in homes.items()
+        if (folder / home).is_dir()
+    }
+    quantized = own.get(QUANTIZATION, {})
+    if "transformer" in sources and quantized:
+        sources["transformer"] = sources["transformer"].with_quantization(quantized)
+    return Found(PRINCE, sources, release)
+
+
+CONTAINERS = {
+    "transformer": ("transformer.", "transformer", names.MLX_TRANSFORMER),
+    "connectors": ("", "transformer", names.UNIFIED_CONNECTORS),
+    "video_decoder": ("vae_decoder.", "vae", names.MLX_VIDEO_DECODER),
+    "video_encoder": ("vae_encoder.", "vae", names.MLX_VIDEO_ENCODER),
+    "audio_decoder": ("audio_vae.", "audio_vae", names.UNIFIED_AUDIO),
+    "vocoder": ("vocoder.", "vocoder", names.MLX_VOCODER),
+}
+
+
+def identify_unified(file: Path) -> Found | None:
+    """All parts in one file, each under a word of its own (notapalindrome/ltx2-mlx-av); ``None`` where it is none."""
+    keys = _tensors(file)
+    if not any(key.startswith("transformer.transformer_blocks.") for key in keys):
+        return None
+    release = _release(keys)
+    blocks = published(release)
+    quantized = read_json(file.with_name(CONFIG)).get(QUANTIZATION, {})
+    sources = {
+        part: Source(file, blocks[block], spelling=spelling, container=container)
+        for part, (container, block, spelling) in CONTAINERS.items()
+        if any(key.startswith(container or "connector.") for key in keys)
+    }
+    if quantized:
+        sources["transformer"] = sources["transformer"].with_quantization(quantized)
+    return Found(UNIFIED, sources, release)
+
+
+# ComfyUI's files and GGUF
+
+
+def bare_parts(file: Path, config: Blocks) -> dict[str, Source]:
+    """The transformer, or the connectors, of a file that leaves the prefix out or has no config; none of any other.
+
+    ``config`` is what the file states; what it does not is as published.
+    """
+    keys = _tensors(file)
+    bare = {key.removeprefix(names.DIT) for key in keys}
+    spelled = any(key.startswith(names.DIT) for key in keys)
+    wanted = {
+        "transformer": "adaln_single.linear.weight",
+        "connectors": "video_embeddings_connector.learnable_registers",
+    }
+    block = config.get("transformer") or published(_release(keys))["transformer"]
+    return {
+        part: Source(file, block, spelling=None if spelled else names.BARE)
+        for part, mark in wanted.items()
+        if mark in bare
+    }
+
+
+# What packs do not say
+
+
+@cache
+def published(release: str) -> Blocks:
+    """The official config of a release, by its blocks."""
+    name = {"2.0": "ltx-2"}.get(release, f"ltx-{release}")
+    return json.loads((PUBLISHED / f"{name}.json").read_text())
+
+
+def _release(keys: Iterable[str]) -> str:
+    """The release whose transformer has tensors of these names, however they are spelled."""
+    text = "\n".join(keys)
+    if "keyframes_abs_pos_embedding" in text:
+        return "2.5"
+    newer = ("prompt_adaln", "prompt_scale_shift_table", "video_aggregate_embed")
+    return "2.3" if any(word in text for word in newer) else "2.0"
+
+
+def _tensors(path: Path) -> list[str]:
+    return [name for file in tensor_files(path) for name in read_header(file).tensors]
+
+
+def _first(folder: Path, *stems: str) -> Path | None:
+    """The last by name of the files that match the first pattern that any matches."""
+    for stem in stems:
+        if files := sorted(folder.glob(f"{stem}.safetensors")):
+            return files[-1]
+    return None
