@@ -77,6 +77,11 @@ class TextConnectors(Network):
         )
         projection = _matrix(ours, f"projection.{kind}_embed.weight")
         registers = _matrix(ours, "video.learnable_registers")
+        if projection.shape[1] < config.caption_channels:
+            raise UserError(
+                f"The text projection takes {projection.shape[1]} numbers, fewer than the {config.caption_channels} of one "
+                "layer of the language model: it and the config are of different models."
+            )
         return replace(
             config,
             text_layers=projection.shape[1] // config.caption_channels - 1,

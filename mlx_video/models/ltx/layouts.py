@@ -4,6 +4,7 @@ Knows layouts, not networks; loads nothing.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Mapping, NamedTuple, Sequence
 
@@ -149,6 +150,9 @@ def _identify_official(
     needed = {part.name for part in PARTS.values() if part.block}
     if "transformer" in held and needed - held.keys():
         name, beside = SPLIT, companions(file)
+        if "connectors" in beside:  # their config is the transformer's
+            config = held["transformer"].config
+            beside["connectors"] = replace(beside["connectors"], config=config)
     sources = neighbours(file.parent) | beside | held
     defaults = _defaults(file, metadata.get(DEFAULTS, "{}"))
     layout = Layout(name, "", file, sources, metadata, {}, defaults)

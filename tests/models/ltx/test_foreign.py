@@ -3,15 +3,18 @@
 import json
 
 import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_video.linear import dense_weight
 from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.parts import PARTS
 from tests import layout_writers as write
-from tests.reference import CHECKPOINT
+from tests.reference import CHECKPOINT, error
 
 NEEDS = [name for name, part in PARTS.items() if part.block]
 
@@ -159,6 +162,61 @@ def test_a_folder_of_diffusers_loads_as_it_is(tmp_path, official):
     configs = diffusers_configs(blocks)
     folder = write.write_diffusers(tmp_path, weights, configs)
     check_same(folder, foreign.DIFFUSERS, absent)
+
+
+def test_a_quantized_pack_keeps_its_own_bits_by_layer(tmp_path, official):
+    """Bits and groups differ by layer, as in some packs; shapes tell them."""
+    folder = write.write_forge(tmp_path, *official, False)
+    file = folder / "transformer-distilled.safetensors"
+    weights, dense = dict(mx.load(str(file))), {}
+    mx.eval(weights)  # the file is written over
+    for index, (bits, group) in enumerate([(4, 32), (8, 64)]):
+        key = f"transformer_blocks.{index}.attn1.to_q"
+        packed = mx.quantize(weights[f"{key}.weight"], group, bits)
+        dense[bits] = mx.dequantize(*packed, group, bits)
+        for name, value in zip(("weight", "scales", "biases"), packed):
+            weights[f"{key}.{name}"] = value
+    write.save(file, weights)
+    quantization = {"bits": 8, "group_size": 64}
+    write.write_json(folder / "quantize_config.json", {"quantization": quantization})
+    components = Components.open(folder, needs=["transformer"], dtype=mx.bfloat16)
+    assert components.sources["transformer"].quantization == quantization
+    layers = [m for _, m in components.sketch("transformer").named_modules()]
+    found = [m for m in layers if isinstance(m, nn.QuantizedLinear)]
+    assert {(m.bits, m.group_size) for m in found} == {(4, 32), (8, 64)}
+    assert all(mx.allclose(dense_weight(m), dense[m.bits]) for m in found)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kind):
+    gguf = pytest.importorskip("gguf")
+    weights, blocks = official
+    folder = write.write_comfy(tmp_path, *official, True)
+    file = folder / "diffusion_models/ltx-distilled.safetensors"
+    bare = mx.load(str(file))
+    mx.eval(bare)
+    file.unlink()
+    writer = gguf.GGUFWriter(str(file.with_suffix(".gguf")), "ltxv")
+    writer.add_string("config", json.dumps({"transformer": blocks["transformer"]}))
+    number = gguf.GGMLQuantizationType[kind]
+    for name, value in bare.items():
+        values = np.array(value.astype(mx.float32))
+        if value.ndim == 2 and value.shape[1] % 32 == 0 and "_table" not in name:
+            packed = gguf.quants.quantize(values, number)
+            writer.add_tensor(name, packed, raw_dtype=number)
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = Components.open(folder, needs=NEEDS, dtype=mx.float32)
+    true = Components.open(CHECKPOINT, needs=NEEDS, dtype=mx.float32)
+    for name in NEEDS:
+        ours, theirs = parameters(found, name), parameters(true, name)
+        assert ours.keys() == theirs.keys()
+        floor = {"Q8_0": 0.02, "Q4_0": 0.2}[kind] if name == "transformer" else 1e-7
+        assert max(error(ours[key], theirs[key]) for key in ours) < floor, name
 
 
 def test_info_names_each_layout(tmp_path, official):
