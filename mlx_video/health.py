@@ -1,8 +1,11 @@
 """Is this output garbage? Looks at what each phase made, and says in one sentence what is wrong and what to try.
 
-Knows numbers, not models. Every check raises ``HealthError``; none returns a verdict that could be overlooked.
+Knows numbers, not models. Every check raises ``HealthError``; none returns a verdict that could be overlooked. What each
+looks for, and how near healthy clips come, is measured in ``tests/test_health.py``.
 """
 
+from collections import Counter
+from itertools import repeat
 from typing import Iterable, Iterator
 
 import mlx.core as mx
@@ -10,28 +13,47 @@ import numpy as np
 
 from mlx_video.types import AV, Waveform
 
+# Latents, which are near mean 0 and deviation 1.
+FLAT_LATENT = 1e-4  # standard deviation
+WILD_LATENT = 100.0  # largest magnitude; healthy latents stay below 20
+# Noise: how much more the means of channels vary than chance has it, which is 1, and how alike neighbours are.
+NOISE_MEANS, NOISE_LIKENESS = 1.5, 0.1
+FEW_CELLS = 4  # of which nothing can be said
+
+# Decoded values, in [-1, 1] but for some overshoot.
+SATURATED, SATURATED_SHARE = 2.0, 0.01  # a magnitude, and how many may pass it
+PERIOD = 32  # pixels of a latent cell: what a decoder makes of nothing repeats so
+PHASES = ((3, 5), (11, 21), (19, 9), (27, 29))  # where in such a cell is looked
+
 # Pixel levels of 0 to 255. Real black frames carry codec and decoder noise well above these.
 BLACK_LEVEL = 2  # what nearly all of a clip that shows nothing stays within
 LIT_SHARE = 0.001  # of a frame's values above it, from which the frame shows something
-FLAT_LEVEL = 0.5  # standard deviation over the pixels of a frame that has one colour
-LIVELY_LEVEL = (
-    8.0  # standard deviation of a picture from which no fade gets to one colour at once
-)
+FLAT_LEVEL = 0.5  # standard deviation over a frame of one colour ...
+FLAT_RANGE = 2  # ... or what all its pixels but one in a thousand lie within
+LIVELY_LEVEL = 8.0  # standard deviation of a picture that shows something
 STILL_LEVEL = 0.02  # mean change of a pixel over a clip in which nothing moves
+FLICKER_LEVEL, FLICKER_SHARE = 4.0, 0.25  # change of every frame, and of every second
 EVERY = 8  # which rows and columns are looked at: a 64th of the work, and garbage does not hide from it
 FEW = 64  # the same, for a first look
-DEAD_FRAMES, DEAD_SHARE = (
-    8,
-    0.25,
-)  # in a row, and of the clip, that a failed tile leaves
+DEAD_FRAMES = FLICKER_FRAMES = 8  # in a row ...
+DEAD_SHARE = 0.25  # ... and of the clip, that a failed tile leaves
+BLANK_SHARE = 0.6  # the same, in exact black or white, to which a clip may be cut
+FEW_FRAMES = 4  # in a row, which say nothing
+DEAD_SIDE = 0.2  # of a picture's width or height, that a failed tile leaves
 
-SILENCE = 1e-5  # root mean square of samples in [-1, 1]: -100 dB
-FLAT_LATENT = 1e-4  # standard deviation; healthy latents are near 1
-WILD_LATENT = 100.0  # largest magnitude; healthy latents stay below 20
+# Samples in [-1, 1].
+SILENCE = 1e-5  # root mean square: -100 dB
+QUIET = 1e-3  # the same: too little to say how it sounds
+OFFSET = 0.95  # mean, of the root mean square, in every channel
+RAIL, RAIL_SHARE = 0.99, 0.25  # a magnitude, and how many may reach it
+LOUD, WHITE = 0.5, 0.5  # root mean square and spectral flatness of noise at full scale
+STEADY = 0.007  # deviation of the loudness, of its mean ...
+LOUDNESS_SECONDS, STEADY_FRAMES = 0.125, 8  # ... over frames, and how many tell
 
 RELOAD = "Check the files with `mlx-video info`, then run again"
 DECODE_AGAIN = "Try --tiling aggressive, then --dtype float32"
 SOUND_AGAIN = "Try --dtype float32, and check the files with `mlx-video info`"
+WANTED = "or --no-health-check if that is what the prompt wants"
 
 
 class HealthError(RuntimeError):
@@ -45,30 +67,21 @@ def check_embeddings(embeddings: AV[mx.array]) -> None:
 
 
 def check_latents(latents: AV[mx.array], phase: str) -> None:
-    """Latents, (B, C, ...) per modality, as ``phase`` left them."""
+    """Latents, video (B, C, F, H, W) and audio (B, C, T, M), as ``phase`` left them."""
     for modality in latents.present:
-        x = latents[modality]
-        _check_tensor(x, f"the {modality.value} latent after {phase}")
+        x, name = latents[modality], f"the {modality.value} latent after {phase}"
+        _check_tensor(x, name)
         if (peak := mx.abs(x).max().item()) > WILD_LATENT:
             raise HealthError(
-                f"The {modality.value} latent after {phase} reaches {peak:.3g}, and healthy ones stay below "
+                f"{name.capitalize()} reaches {peak:.3g}, and healthy ones stay below "
                 f"{WILD_LATENT:g}. Try a lower --cfg-scale; if there is no guidance: {RELOAD}."
             )
-
-
-def check_waveform(waveform: Waveform, silent: bool = False) -> None:
-    """Sound that was asked for; ``silent`` if it may be so."""
-    samples = waveform.samples
-    if not mx.isfinite(samples).all().item():
-        raise HealthError(
-            f"Decoding made sound with NaN or infinite samples. {SOUND_AGAIN}."
-        )
-    level = mx.sqrt(mx.square(samples).mean()).item()
-    if level < SILENCE and not silent:
-        raise HealthError(
-            f"Decoding made silence (root mean square {level:.1e} of 1) where sound was asked for. "
-            "Try another --seed, or --no-health-check if silence is what the prompt wants."
-        )
+        if x.ndim == 4:  # each mel bin is a channel of its own
+            x = x.swapaxes(2, 3).flatten(1, 2)[..., None, None]
+        if x.ndim == 5 and _is_noise(np.array(x[0].astype(mx.float32))):
+            raise HealthError(
+                f"{name.capitalize()} is still the noise that it began as; the transformer removed none. {RELOAD}."
+            )
 
 
 def _check_tensor(x: mx.array, name: str) -> None:
@@ -81,24 +94,110 @@ def _check_tensor(x: mx.array, name: str) -> None:
         )
 
 
+def _is_noise(x: np.ndarray) -> bool:
+    """Whether no two cells of (C, F, H, W) have to do with each other, as in no picture and no sound.
+
+    The first frame may be a given image, and is not asked where there are others.
+    """
+    x = x[:, 1:] if x.shape[1] > 1 else x
+    cells = x[0].size
+    if cells < FEW_CELLS:
+        return False
+    means = x.mean(axis=(1, 2, 3), keepdims=True)
+    within = np.square(x - means).sum() / (len(x) * (cells - 1))
+    if cells * np.square(means).mean() > NOISE_MEANS * within:
+        return False
+    power = np.square(x).mean()
+    pairs = [(np.delete(x, 0, axis), np.delete(x, -1, axis)) for axis in (1, 2, 3)]
+    likeness = [abs((a * b).mean()) / power for a, b in pairs if a.size]
+    return max(likeness, default=0.0) < NOISE_LIKENESS
+
+
+def check_waveform(waveform: Waveform, silent: bool = False) -> None:
+    """Sound that was asked for; ``silent`` if it may be so."""
+    if not mx.isfinite(waveform.samples).all().item():
+        raise HealthError(
+            f"Decoding made sound with NaN or infinite samples. {SOUND_AGAIN}."
+        )
+    samples = np.array(waveform.samples.astype(mx.float32))
+    level = float(np.sqrt(np.square(samples).mean()))
+    if level < SILENCE and not silent:
+        raise HealthError(
+            f"Decoding made silence (root mean square {level:.1e} of 1) where sound was asked for. "
+            "Try another --seed, or --no-health-check if silence is what the prompt wants."
+        )
+    if level > QUIET and (what := _wrong_with(samples, waveform.sample_rate)):
+        raise HealthError(f"Decoding made {what}. {SOUND_AGAIN}; {WANTED}.")
+
+
+def _wrong_with(samples: np.ndarray, rate: int) -> str | None:
+    """What no recording is like, in words; ``None`` where nothing is wrong with (channels, n)."""
+    levels = np.sqrt(np.square(samples).mean(axis=1))
+    if levels.min() < QUIET * levels.max():
+        return f"sound in one channel only; the other is silent ({levels.min():.1e})"
+    if (np.abs(samples.mean(axis=1)) > OFFSET * levels).all():
+        return "sound that is next to nothing but a constant offset"
+    if (share := (np.abs(samples) > RAIL).mean()) > RAIL_SHARE:
+        return f"sound of which {share:.0%} is as loud as can be"
+    if levels.max() > LOUD and _flatness(samples) > WHITE:
+        return "white noise at full loudness"
+    if all(map(_is_steady, samples, repeat(rate))):
+        return "a drone, whose loudness never changes"
+    return None
+
+
+def _flatness(samples: np.ndarray) -> float:
+    """Of the mean spectrum: 1 for white noise, 0 for tones."""
+    n = samples.shape[1] // 1024 * 1024
+    power = np.square(np.abs(np.fft.rfft(samples[:, :n].reshape(-1, 1024))))
+    power = power.mean(axis=0)[1:] + 1e-12 if n else np.array([1e-12, 1.0])
+    return float(np.exp(np.log(power).mean()) / power.mean())
+
+
+def _is_steady(channel: np.ndarray, rate: int) -> bool:
+    """Whether its loudness never changes; not at the ends, which may be faded."""
+    size = round(LOUDNESS_SECONDS * rate)
+    window = np.hanning(size)
+    starts = range(size // 2, len(channel) - size * 3 // 2, size // 2)
+    loudness = [np.sqrt(np.square(channel[i : i + size]) @ window) for i in starts]
+    few = len(loudness) < STEADY_FRAMES
+    return not few and bool(np.std(loudness) < STEADY * np.mean(loudness))
+
+
 def check_pixels(chunk: mx.array) -> mx.array:
     """Decoded pixels (B, 3, f, H, W) on their way to frames; returned unchanged."""
     # What is not finite shows in the sum of its row, and there are fewer of those to look at.
-    if not mx.isfinite(chunk.sum(axis=-1)).all().item():
-        raise HealthError(
-            f"Decoding made frames with NaN or infinite pixels. {DECODE_AGAIN}."
-        )
-    return chunk
+    finite = mx.isfinite(chunk.sum(axis=-1)).all()
+    x = chunk[..., ::EVERY, ::EVERY]
+    saturated = (mx.abs(x) > SATURATED).astype(mx.float32).mean()
+    repeated = mx.stack([_repeats(chunk, *phase) for phase in PHASES]).all(axis=0)
+    mx.eval(finite, saturated, repeated)
+    if not finite.item():
+        what = "frames with NaN or infinite pixels"
+    elif saturated.item() > SATURATED_SHARE:
+        what = f"frames of which {saturated.item():.0%} is far out of range"
+    elif repeated.any().item():
+        what = "a picture of which a part repeats exactly, as if it were missing"
+    else:
+        return chunk
+    raise HealthError(f"Decoding made {what}. {DECODE_AGAIN}.")
+
+
+def _repeats(chunk: mx.array, row: int, column: int) -> mx.array:
+    """Where a pixel of each latent cell is exactly that of the next cells, in every colour: bool (B, f, h, w)."""
+    x = chunk[..., row::PERIOD, column::PERIOD]
+    here, right, below = x[..., :-1, :-1], x[..., :-1, 1:], x[..., 1:, :-1]
+    across = x[..., 1:, 1:]
+    return ((here == right) & (here == below) & (here == across)).all(axis=1)
 
 
 def watched(frames: Iterable[np.ndarray], still: bool = False) -> Iterator[np.ndarray]:
     """The same uint8 frames (H, W, 3), and after the last a judgement of them all.
 
     Raises ``HealthError`` when they were all black, all of one colour, or, unless they may be ``still``, all the same
-    picture; or when the picture died: at least 8 frames in a row, and a quarter of the clip, in which all pixels are
-    exactly equal. Decoder noise keeps real frames from that, but at the ends of the range clipping hides it, so that a
-    fade may end in exact black or white: such frames count only if they follow a lively picture at once, as no fade
-    does. Dark scenes pass.
+    picture; when the picture died (frames of exactly one colour), froze (exactly equal frames), flickered between two
+    pictures, or lacked a side: for at least 8 frames in a row, and a quarter of the clip. Decoder noise keeps real
+    frames from all that, but at the ends of the range clipping hides it: clips may fade or cut to exact black or white.
     """
     seen = _Seen()
     for frame in frames:
@@ -108,62 +207,86 @@ def watched(frames: Iterable[np.ndarray], still: bool = False) -> Iterator[np.nd
 
 
 class _Seen:
-    """What the frames of a clip have shown so far. Each question is asked until a frame answers it."""
+    """What the frames of a clip have shown so far."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.lit = self.moves = False
-        self.deviation = 0.0  # the largest up to the first frame that is not flat
-        self.run = self.dead = 0  # frames that died: in a row just now, and at most
-        self.first: np.ndarray | None = None
-        self.last: np.ndarray | None = None
+        self.lit = self.moves = self.shows = False
+        self.deviation = 0.0  # the largest up to a frame that shows something
+        self.now, self.most = Counter(), Counter()  # how often in a row what was seen
+        self.frame: np.ndarray | None = None  # the last one
+        self.first = self.before = self.last = np.zeros((1, 1, 3), np.uint8)  # samples
 
     def look(self, frame: np.ndarray) -> None:
-        self.count += 1
-        if not (self.lit and self.moves and self.deviation >= FLAT_LEVEL):
-            self._ask(_sampled(frame))
-        self.run = self.run + 1 if self._died(frame) else 0
-        self.dead = max(self.dead, self.run)
-        self.last = frame
-
-    def _ask(self, sample: np.ndarray) -> None:
-        self.first = sample if self.first is None else self.first
+        sample = _sampled(frame)
+        if self.count == 0:
+            self.first = self.before = self.last = sample
         self.lit = self.lit or (sample > BLACK_LEVEL).mean() > LIT_SHARE
         self.moves = self.moves or _change(self.first, sample) >= STILL_LEVEL
-        if self.deviation < FLAT_LEVEL:
+        if not self.shows:
             self.deviation = max(self.deviation, _deviation(sample))
+            self.shows = _shows(sample)
+        self._look_for_death(frame)
+        lively = _deviation(sample) >= LIVELY_LEVEL
+        self._mark("half", lively and all(map(_lacks_a_side, (sample, frame))))
+        self._mark("frozen", self.moves and lively and _equal(self.frame, frame))
+        flickers = self.count > 1 and _flickers(self.before, self.last, sample)
+        self._mark("flickers", flickers)
+        self.count, self.frame = self.count + 1, frame
+        self.before, self.last = self.last, sample
 
-    def _died(self, frame: np.ndarray) -> bool:
-        """Whether this frame is of exactly one colour, and no fade can have made it so."""
+    def _look_for_death(self, frame: np.ndarray) -> None:
+        """Mark frames of exactly one colour; black and white ones only where they follow a lively picture at once."""
         colour = frame[0, 0]
         # A few pixels tell nearly every frame that lives; only the others are looked at as a whole.
-        if (frame[::FEW, ::FEW] != colour).any() or (frame != colour).any():
-            return False
-        clipped = ((colour == 0) | (colour == 255)).all()
-        if self.run or not clipped:
-            return True
-        return self.last is not None and _deviation(_sampled(self.last)) >= LIVELY_LEVEL
+        plain = not ((frame[::FEW, ::FEW] != colour).any() or (frame != colour).any())
+        blank = plain and _clipped(colour)
+        self._mark("dead", plain and not blank)
+        cut = self.count and _deviation(self.last) >= LIVELY_LEVEL
+        self._mark("blank", blank and (self.now["blank"] or cut))
+
+    def _mark(self, what: str, seen: object) -> None:
+        self.now[what] = self.now[what] + 1 if seen else 0
+        self.most[what] = max(self.most[what], self.now[what])
 
     def judge(self, still: bool) -> None:
         """Raise ``HealthError`` if the clip is garbage."""
+        if what := self._whole(still) or self._part(still):
+            raise HealthError(what)
+
+    def _whole(self, still: bool) -> str | None:
+        """What is wrong with all of it."""
         if self.count == 0:
-            raise HealthError(f"Decoding made no frames. {DECODE_AGAIN}.")
+            return f"Decoding made no frames. {DECODE_AGAIN}."
         if not self.lit:
-            raise HealthError(f"All {self.count} frames are black. {DECODE_AGAIN}.")
-        if self.deviation < FLAT_LEVEL:
-            raise HealthError(
-                f"All {self.count} frames have one colour (pixels vary by {self.deviation:.2f} of 255). {DECODE_AGAIN}."
-            )
-        if self.dead >= max(DEAD_FRAMES, DEAD_SHARE * self.count):
-            raise HealthError(
-                f"The picture dies: {self.dead} of {self.count} frames in a row have exactly one colour. "
-                f"{DECODE_AGAIN}; or --no-health-check if that is what the prompt wants."
-            )
+            return f"All {self.count} frames are black. {DECODE_AGAIN}."
+        if not self.shows:
+            return f"All {self.count} frames have one colour (pixels vary by {self.deviation:.2f} of 255). {DECODE_AGAIN}."
         if self.count > 1 and not self.moves and not still:
-            raise HealthError(
+            return (
                 f"All {self.count} frames are the same picture. Try another --seed or a prompt that says what moves, "
                 "or --no-health-check if a still is what you want."
             )
+        return None
+
+    def _part(self, still: bool) -> str | None:
+        """What is wrong with many frames in a row."""
+        long = max(DEAD_FRAMES, DEAD_SHARE * self.count)
+        dies = "The picture dies: {} have exactly one colour"
+        asked = {
+            "dead": (long, dies),
+            "blank": (max(long, BLANK_SHARE * self.count), dies),
+            "flickers": (min(FLICKER_FRAMES, self.count - 2), "The picture flickers: {} are as the last but one"),
+            "half": (min(long, self.count), "A side of the picture has exactly one colour in {}"),
+            "frozen": (DEAD_SHARE * self.count, "The picture freezes: {} are exactly as the last"),
+        }  # fmt: skip
+        for what, (least, text) in asked.items():
+            if still and what in ("half", "frozen"):
+                continue
+            if self.most[what] >= max(least, FEW_FRAMES):
+                run = f"{self.most[what]} of {self.count} frames in a row"
+                return f"{text.format(run)}. {DECODE_AGAIN}; {WANTED}."
+        return None
 
 
 def _sampled(frame: np.ndarray) -> np.ndarray:
@@ -178,3 +301,48 @@ def _deviation(sample: np.ndarray) -> float:
 def _change(a: np.ndarray, b: np.ndarray) -> float:
     """Mean difference of two uint8 pictures."""
     return float(np.abs(a.astype(np.int16) - b).mean())
+
+
+def _shows(sample: np.ndarray) -> bool:
+    """Whether this is more than one colour, give or take a level."""
+    low, high = np.quantile(sample, (0.001, 0.999), axis=(0, 1))
+    return _deviation(sample) >= FLAT_LEVEL and bool((high - low).max() > FLAT_RANGE)
+
+
+def _clipped(colour: np.ndarray) -> bool:
+    return bool(((colour == 0) | (colour == 255)).all())
+
+
+def _equal(a: np.ndarray | None, b: np.ndarray) -> bool:
+    """Whether two frames are exactly the same."""
+    if a is None or (a[::FEW, ::FEW] != b[::FEW, ::FEW]).any():
+        return False
+    return bool((a == b).all())
+
+
+def _flickers(before: np.ndarray, last: np.ndarray, now: np.ndarray) -> bool:
+    """Whether a sample is like the last but one, and not like the last."""
+    change = _change(last, now)
+    return change >= FLICKER_LEVEL and _change(before, now) < FLICKER_SHARE * change
+
+
+def _lacks_a_side(picture: np.ndarray) -> bool:
+    """Whether one side of a picture has exactly one colour up to a straight edge, and the opposite side has not.
+
+    Black and white, as shadows may be, count only to the left and right, up to a sharp edge: a sky may have a horizon.
+    """
+    for view, upright in ((picture, False), (picture.swapaxes(0, 1), True)):
+        for side, other in ((view, view[:, ::-1]), (view[:, ::-1], view)):
+            count, colour = _plain_columns(side), side[0, 0]
+            if count < DEAD_SIDE * side.shape[1] or _plain_columns(other):
+                continue
+            sharp = _change(colour, side[:, count]) >= LIVELY_LEVEL
+            if not _clipped(colour) or (sharp and not upright):
+                return True
+    return False
+
+
+def _plain_columns(sample: np.ndarray) -> int:
+    """How many columns from the left on have exactly the colour of the first pixel."""
+    plain = (sample == sample[0, 0]).all(axis=(0, 2))
+    return int(np.append(plain, False).argmin())

@@ -243,6 +243,8 @@ class Pipeline:
         self, latents: AV[mx.array], shape: VideoPixelShape, tiling: str = "auto"
     ) -> Iterator[Step | Waveform | np.ndarray]:
         """The sound, if there is any, and then each frame as it is decoded, with ``Step``s between."""
+        if self.health:
+            health.check_latents(latents, "sampling")
         if latents.audio is not None:
             yield Step("decode sound", 0, 1)
             yield self._decode_audio(latents.audio)

@@ -6,9 +6,15 @@ import pytest
 
 from mlx_video import health
 from mlx_video.health import HealthError
-from mlx_video.types import AV, Waveform
+from mlx_video.types import AV, VideoPixelShape, Waveform
+from tiny.evaluate import drawn, unseen
 
-GOOD = mx.random.normal((1, 4, 8), key=mx.random.key(0))
+
+def noise(*shape: int, seed: int = 0) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed))
+
+
+GOOD = noise(1, 4, 8)
 
 
 def moving(count=5, shape=(32, 48, 3)):
@@ -76,7 +82,7 @@ def test_pixels():
 
 
 def test_pixels_of_half_precision_do_not_overflow():
-    health.check_pixels(mx.full((1, 3, 2, 64, 1536), -1.0, mx.float16))
+    health.check_pixels(-1 - 0.1 * noise(1, 3, 2, 64, 1536).astype(mx.float16))
 
 
 def one_colour_each(count=5):
@@ -142,7 +148,7 @@ def blended_into_grey():
     "frames, dead, count",
     [
         (died(), 112, 121),
-        (died(24, 8), 8, 32),
+        (died(24, 8, colour=127), 8, 32),
         (died(9, 40, colour=255), 40, 49),
         (died(9, 40, colour=127), 40, 49),
         (died(9, 112) + died(9, 0), 112, 130),
@@ -187,6 +193,8 @@ def black_but_for_a_speck():
         died(30, 7),
         died(31, 8),
         died(112, 9),
+        died(24, 25),  # cut to black, which the 8 bits cannot tell from zero
+        died(24, 25, colour=255) + died(9, 0),
         black_but_for_a_speck(),
     ],
 )
@@ -198,3 +206,283 @@ def test_sound_is_not_told_to_tile():
     with pytest.raises(HealthError, match="--dtype float32") as failure:
         health.check_waveform(Waveform(mx.full((2, 100), mx.nan), 24000))
     assert "tiling" not in str(failure.value)
+
+
+# Noise: latents from which nothing was removed
+
+
+def smooth(x: mx.array, axes: tuple[int, ...]) -> mx.array:
+    """With as much to do with the neighbours along ``axes`` as with the cell itself."""
+    for axis in axes:
+        x = (x + mx.roll(x, 1, axis)) / 2**0.5
+    return x
+
+
+@pytest.mark.parametrize("shape", [(1, 128, 2, 2, 4), (1, 128, 16, 16, 24)])
+def test_latents_that_are_still_noise_fail(shape):
+    with pytest.raises(
+        HealthError, match="video latent after stage 1 is still the noise"
+    ):
+        health.check_latents(AV(noise(*shape)), "stage 1")
+    with pytest.raises(
+        HealthError, match="audio latent after stage 1 is still the noise"
+    ):
+        health.check_latents(AV(None, noise(1, 8, 51, 16)), "stage 1")
+
+
+def test_noise_behind_a_given_image_fails():
+    latent = noise(1, 128, 7, 8, 12)
+    latent[:, :, 0] = smooth(latent, (3, 4))[:, :, 0] + 2
+    with pytest.raises(HealthError, match="still the noise"):
+        health.check_latents(AV(latent), "stage 1")
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [
+        AV(smooth(noise(1, 128, 3, 4, 6), (3,))),
+        AV(smooth(noise(1, 128, 3, 4, 6), (2,))),
+        AV(noise(1, 128, 3, 8, 12) + 0.3 * noise(1, 128, 1, 1, 1, seed=1)),
+        AV(None, smooth(noise(1, 8, 30, 16), (2,))),
+        AV(noise(1, 128, 1, 1, 2)),  # too little to tell
+    ],
+)
+def test_latents_with_a_little_order_pass(latents):
+    health.check_latents(latents, "stage 1")
+
+
+# Decoded values: a part that is missing or out of range
+
+
+def decoded(height=96, width=128, frames=3) -> mx.array:
+    return mx.clip(0.4 * noise(1, 3, frames, height, width), -1.2, 1.2)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0])
+@pytest.mark.parametrize("rows, columns", [((0, 96), (64, 128)), ((32, 96), (0, 64))])
+def test_a_missing_part_fails(value, rows, columns):
+    """A failed tile is exactly zero, or what the layers after make of that: the same for each latent cell."""
+    chunk = decoded()
+    chunk[..., slice(*rows), slice(*columns)] = value
+    with pytest.raises(HealthError, match="a part repeats exactly"):
+        health.check_pixels(chunk)
+    cell = 0.1 * noise(1, 3, 1, 32, 32)
+    chunk[..., 32:96, 0:64] = mx.tile(cell, (1, 1, 1, 2, 2))
+    with pytest.raises(HealthError, match="a part repeats exactly"):
+        health.check_pixels(chunk)
+
+
+def test_a_plain_picture_of_a_decoder_passes():
+    """Of one colour but for noise far below what 8 bits show, or with one cell like its neighbour."""
+    health.check_pixels(0.5 + 1e-4 * decoded())
+    chunk = decoded()
+    chunk[..., :32, :64] = 0.0
+    health.check_pixels(chunk)
+
+
+@pytest.mark.parametrize("share, healthy", [(0.005, True), (0.03, False)])
+def test_values_far_out_of_range(share, healthy):
+    wild = mx.random.uniform(shape=(1, 3, 3, 96, 128), key=mx.random.key(3)) < share
+    chunk = mx.where(wild, 9.0, decoded())
+    if healthy:
+        health.check_pixels(chunk)
+        return
+    with pytest.raises(HealthError, match="3% is far out of range"):
+        health.check_pixels(chunk)
+
+
+# Frames: grey, flickering, frozen, half
+
+
+def grey(spread, count=17):
+    rng = np.random.default_rng(0)
+    return [
+        rng.integers(127 - spread, 128 + spread, (64, 64, 3), dtype=np.uint8)
+        for _ in range(count)
+    ]
+
+
+def drifting(count, step=1):
+    """A picture that moves sideways, with a decoder's noise."""
+    rng = np.random.default_rng(0)
+    row, column = np.mgrid[0:64, 0:96]
+    base = np.stack([60 + row * 2, 40 + column * 2, 255 - row], axis=-1)
+    moved = (np.roll(base, step * i, axis=1) for i in range(count))
+    return [
+        np.clip(x + rng.integers(-1, 2, x.shape), 0, 255).astype(np.uint8)
+        for x in moved
+    ]
+
+
+def alternating(count):
+    """Every second frame of another clip, or of nothing."""
+    return [a if i % 2 else 255 - a for i, a in enumerate(drifting(count))]
+
+
+def frozen(alive, still):
+    frames = drifting(alive)
+    return frames + frames[-1:] * still
+
+
+def halved(frames, rows=slice(None), columns=slice(None), colour=127):
+    frames = [frame.copy() for frame in frames]
+    for frame in frames:
+        frame[rows, columns] = colour
+    return frames
+
+
+@pytest.mark.parametrize(
+    "frames, seen",
+    [
+        (grey(1), "All 17 frames have one colour"),
+        (alternating(9), "flickers: 7 of 9 frames in a row are as the last but one"),
+        (drifting(30) + alternating(10), "flickers: 9 of 40"),
+        (frozen(5, 20), "freezes: 20 of 25 frames in a row are exactly as the last"),
+        (frozen(5, 4), "freezes: 4 of 9"),
+        (
+            halved(drifting(25), columns=slice(48, None)),
+            "A side of the picture .* in 25 of 25",
+        ),
+        (halved(drifting(25), rows=slice(0, 24)), "A side of the picture"),
+        (halved(drifting(25), columns=slice(0, 48), colour=0), "A side of the picture"),
+        (
+            halved(drifting(25), columns=slice(0, 48), colour=255),
+            "A side of the picture",
+        ),
+        (drifting(16) + halved(drifting(9), rows=slice(32, None)), "in 9 of 25"),
+    ],
+)
+def test_garbage_that_moves_fails(frames, seen):
+    with pytest.raises(HealthError, match=seen):
+        list(health.watched(iter(frames)))
+
+
+def night(count=25):
+    """A black sky over a lit town; and stars."""
+    frames = halved(drifting(count), rows=slice(0, 40), colour=0)
+    for i, frame in enumerate(frames):
+        frame[8 + i % 2, 16] = 200
+    return frames
+
+
+def spotlight(count=25):
+    """Black to the left, by a soft edge."""
+    light = np.clip((np.arange(96) - 40) / 40, 0, 1)[None, :, None]
+    return [(frame * light).astype(np.uint8) for frame in drifting(count)]
+
+
+def flash(count=25):
+    return [
+        np.full_like(x, 255) if i in (9, 10) else x
+        for i, x in enumerate(drifting(count))
+    ]
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        grey(2),
+        drifting(25),
+        drifting(25, step=0),  # a still shot
+        alternating(6) + drifting(25),  # a short flicker of light
+        frozen(20, 5),
+        night(),
+        halved(drifting(25), rows=slice(0, 24), colour=0),
+        halved(
+            halved(drifting(25), columns=slice(0, 24), colour=0),
+            columns=slice(72, None),
+            colour=0,
+        ),
+        spotlight(),
+        flash(),
+    ],
+)
+def test_pictures_that_nearly_look_so_pass(frames):
+    assert len(list(health.watched(iter(frames)))) == len(frames)
+
+
+def test_a_model_that_was_taught_plain_stills_may_make_them():
+    for frames in (frozen(5, 20), halved(drifting(25), columns=slice(48, None))):
+        assert len(list(health.watched(iter(frames), still=True))) == 25
+
+
+# Sound
+
+
+RATE = 24000
+TIME = np.arange(2 * RATE) / RATE
+
+
+def sound(left, right=None):
+    return Waveform(
+        mx.array(np.stack([left, left if right is None else right]).astype(np.float32)),
+        RATE,
+    )
+
+
+def tone(hertz=110.0, level=0.3):
+    return level * np.sin(2 * np.pi * hertz * TIME)
+
+
+def hiss(level, seed=0):
+    return np.clip(
+        level * np.random.default_rng(seed).standard_normal(len(TIME)), -1, 1
+    )
+
+
+@pytest.mark.parametrize(
+    "waveform, seen",
+    [
+        (sound(tone()), "a drone, whose loudness never changes"),
+        (sound(tone(100) + tone(150), tone(220)), "a drone"),
+        (sound(tone(100) * (1 + 0.005 * np.sin(9 * TIME))), "a drone"),
+        (sound(0.2 + 0.05 * hiss(1)), "next to nothing but a constant offset"),
+        (sound(np.sign(tone())), "100% is as loud as can be"),
+        (sound(hiss(0.9)), "of which .*% is as loud as can be"),
+        (sound(hiss(0.6)), "white noise at full loudness"),
+        (sound(hiss(0.1), 0 * TIME), "sound in one channel only"),
+    ],
+)
+def test_garbage_that_is_heard_fails(waveform, seen):
+    with pytest.raises(HealthError, match=seen):
+        health.check_waveform(waveform)
+
+
+@pytest.mark.parametrize(
+    "waveform",
+    [
+        sound(tone() * (1 + 0.03 * np.sin(9 * TIME))),
+        sound(tone() * (1 - 0.4 * TIME / 2)),
+        sound(
+            tone() * np.sin(TIME), tone() * np.cos(TIME)
+        ),  # it moves from left to right
+        sound(hiss(0.1)),  # rain
+        sound(0.2 + hiss(0.1), 0.4 + hiss(0.1)),
+        sound(np.clip(1.5 * tone(level=1) * np.exp(-3 * TIME), -1, 1)),  # a loud crash
+        sound(hiss(0.1), hiss(0.001)),
+        sound(1e-4 * np.sign(tone())),  # hardly heard
+    ],
+)
+def test_sounds_that_nearly_are_so_pass(waveform):
+    health.check_waveform(waveform)
+
+
+def test_short_sounds_pass():
+    health.check_waveform(
+        Waveform(mx.array(tone()[None, :9000], dtype=mx.float32), RATE)
+    )
+
+
+# The synthetic world's own clips, since no real ones ship in a package
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(400, marks=pytest.mark.slow)])
+def test_clips_of_the_world_pass(count):
+    """As they are, for a model that was taught such plain ones; and with a decoder's noise, for any."""
+    rng = np.random.default_rng(0)
+    for _, scene, _ in unseen(count, seed=1):
+        frames, waveform = drawn(scene, VideoPixelShape(25, 64, 64, 24.0))
+        noisy = (np.clip(x + rng.integers(-1, 2, x.shape), 0, 255) for x in frames)
+        list(health.watched(iter(frames), still=True))
+        list(health.watched(x.astype(np.uint8) for x in noisy))
+        health.check_waveform(waveform, silent=True)

@@ -19,7 +19,7 @@ from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.pipeline import Image, Pipeline, Request
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE, Recipe, Stage
 from mlx_video.types import AV, Sample, VideoPixelShape, Waveform
-from tests.checkpoints import tiny_folder
+from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.reference import error
 
 # At half size it has as many video tokens as audio tokens, 18, so that noise from one key would be the same for both.
@@ -294,6 +294,33 @@ def test_prompt_embeddings_are_looked_at_before_sampling(model):
     with pytest.raises(HealthError, match="in the audio prompt embedding"):
         sample(broken, request())
     assert broken.components.loans == []
+
+
+def without_output(weights: dict) -> None:
+    """What each stream's last layer makes of anything is nothing."""
+    for name in ("proj_out", "audio_proj_out"):
+        for kind in ("weight", "bias"):
+            key = f"model.diffusion_model.{name}.{kind}"
+            weights[key] = mx.zeros_like(weights[key])
+
+
+def test_noise_that_nothing_was_removed_from_is_not_decoded(tmp_path):
+    folder = tiny_folder(tmp_path / "tiny")
+    rewrite(folder / MODEL, without_output)
+    broken = pipeline(folder, ONE_STAGE)
+    with pytest.raises(
+        HealthError, match="video latent after stage 1 is still the noise"
+    ):
+        sample(broken, request())
+    latents = sample(pipeline(folder, ONE_STAGE, health=False), request()).latents
+    with pytest.raises(HealthError, match="after sampling is still the noise"):
+        broken.decode(latents, SHAPE)
+
+
+def test_latents_of_nothing_are_not_decoded(model):
+    nothing = AV(mx.zeros((1, 128, 2, 2, 4)), mx.zeros((1, 8, 9, 16)))
+    with pytest.raises(HealthError, match="nothing in the video latent after sampling"):
+        pipeline(model, ONE_STAGE).decode(nothing, SHAPE)
 
 
 def test_the_sound_is_looked_at(model):
