@@ -1,5 +1,6 @@
 """The one path from a request to a clip. Every door walks it; it owns order and lifetime, and no mathematics."""
 
+import warnings
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Generator, Iterator, NamedTuple
@@ -215,6 +216,8 @@ class Pipeline:
 
         Raises ``UserError`` before anything is loaded, ``HealthError`` later.
         """
+        if caution := self.caution(request):
+            warnings.warn(caution, stacklevel=2)
         for event in self.events(request):
             if not isinstance(event, Reached):
                 yield event
@@ -271,6 +274,15 @@ class Pipeline:
         self.recipe.check(part_config("transformer", transformer).num_layers)
         needs = request.needs(self.recipe)
         self.components.check(needs, self._texts(request, request.prompt))
+
+    def caution(self, request: Request) -> str:
+        """One line about what a model of a small world does not know of the prompt; empty where it knows all."""
+        if request.enhance:
+            return ""
+        from mlx_video.models.ltx import tokenizer  # with a library of its own
+
+        text_encoder = self.components.sources["text_encoder"].path
+        return tokenizer.caution(text_encoder, request.prompt)
 
     def _texts(self, request: Request, prompt: str) -> list[str]:
         """What the text encoder reads."""

@@ -131,6 +131,8 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
         pipeline.check(job.request)
         output.check_space(job.request.shape, _bytes(pipeline, job))
         yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
+        if caution := pipeline.caution(job.request):
+            yield Warned(caution)
         mx.set_cache_limit(min(CACHE_LIMIT, plan.spare))
         yield from _timed(_carried_out(pipeline, job, output, options, start), output)
 

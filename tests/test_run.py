@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,6 +206,33 @@ def test_latents_that_cannot_be_saved_do_not_end_a_run(model, here, monkeypatch)
     (warned,) = (event for event in events if isinstance(event, Warned))
     assert "could not be written: No space left" in warned.text
     assert sorted(os.listdir()) == ["x.json", "x.mp4"]
+
+
+@pytest.fixture
+def small_world(model, tmp_path) -> Path:
+    """The model with a text encoder that says how little it knows."""
+    small = shutil.copytree(model, tmp_path / "small")
+    known = {"name": "small", "draws": "a cat", "things": ["cat", "car"]}
+    (small / "text_encoder" / "knows.json").write_text(json.dumps(known))
+    return small
+
+
+def test_unknown_words_are_answered_before_anything_is_sampled(
+    small_world, here, monkeypatch
+):
+    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    events = run(job(small_world, prompt="a cat and a zebu"), Output(Path("x.mp4")))
+    assert isinstance(next(events), Planned)
+    assert next(events) == Warned("small does not know: zebu. It draws a cat.")
+    events.close()
+
+
+def test_unknown_words_are_a_warning_in_python(small_world, here):
+    pipeline = job(small_world).pipeline()
+    with pytest.warns(UserWarning, match="nothing in this prompt .*not know: zebu"):
+        next(pipeline.stream(Request("zebu", SHAPE)))
+    with warnings.catch_warnings(action="error"):
+        next(pipeline.stream(Request("black cat", SHAPE)))
 
 
 # Going on

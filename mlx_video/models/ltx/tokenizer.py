@@ -13,7 +13,7 @@ import mlx.core as mx
 from tokenizers import Tokenizer
 
 from mlx_video import weights
-from mlx_video.errors import MissingFileError, UserError
+from mlx_video.errors import MissingFileError, UserError, check_text
 from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, tokenizer_folder
 from mlx_video.models.ltx.sentencepiece import tokenizer_of
@@ -35,6 +35,7 @@ class PromptTokenizer:
     backend     tokenizers' own object
     max_tokens  of the longest prompt, BOS included
     folder      that has its files; ``None`` where they are packed
+    knowledge   what the model knows, where that is little
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class PromptTokenizer:
         backend: Tokenizer,
         max_tokens: int = MAX_TOKENS,
         folder: Path | None = None,
+        knowledge: Knowledge | None = None,
     ):
         backend.no_truncation()
         backend.no_padding()
@@ -49,7 +51,7 @@ class PromptTokenizer:
         self.max_tokens = max_tokens
         self.folder = folder
         self.bos = backend.token_to_id(BOS)
-        self.knowledge = Knowledge.read(folder) if folder else None
+        self.knowledge = knowledge
 
     @classmethod
     def load(cls, path: str | Path) -> "PromptTokenizer":
@@ -59,7 +61,7 @@ class PromptTokenizer:
         """
         path = Path(path)
         if path.is_file():
-            return cls._checked(_packed(path), path, MAX_TOKENS, None)
+            return cls(_checked(_packed(path), path))
         if (folder := tokenizer_folder(path)) is None:
             raise MissingFileError(
                 f"No tokenizer.json or tokenizer.model in {path} or in {path.parent / 'tokenizer'}. "
@@ -67,24 +69,15 @@ class PromptTokenizer:
             )
         file = folder / "tokenizer.json"
         backend = _read(file) if file.is_file() else _converted(folder)
-        return cls._checked(backend, folder, max_tokens(path), folder)
-
-    @classmethod
-    def _checked(
-        cls, backend: Tokenizer, source: Path, longest: int, folder: Path | None
-    ) -> "PromptTokenizer":
-        if backend.token_to_id(BOS) is None:
-            raise UserError(
-                f"The tokenizer in {source} is not a Gemma's: it has no token {BOS}. Take all files from one model."
-            )
-        return cls(backend, longest, folder)
+        known = Knowledge.read(path)
+        return cls(_checked(backend, folder), max_tokens(path), folder, known)
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt, BOS first, as the official code has them. Outer white space does not count."""
-        check_text(text)
+        check_prompt(text)
         return self.ids(text.strip())
 
     def ids(self, text: str) -> list[int]:
@@ -126,7 +119,7 @@ class PromptTokenizer:
         """
         if self.knowledge is None:
             return ()
-        check_text(prompt)
+        check_prompt(prompt)
         words = dict.fromkeys(re.findall(r"[^\W\d_]{2,}|\d+", prompt.lower()))
         return tuple(word for word in words if not self._knows(word))
 
@@ -144,8 +137,12 @@ class PromptTokenizer:
 
     def _knows(self, word: str) -> bool:
         return any(
-            len(self.backend.encode(form, add_special_tokens=False)) == 1
-            for form in {word, word.removesuffix("s")}
+            len(self.backend.encode(written, add_special_tokens=False)) == 1
+            for form in (word, word.removesuffix("s"))
+            for written in (
+                form,
+                f" {form}",
+            )  # whichever way the tokenizer marks where words begin
         )
 
     # Writing
@@ -171,25 +168,34 @@ class PromptTokenizer:
         return [t for t in TURNS if all(map(self.backend.token_to_id, t))]
 
 
-def check_text(text: str) -> None:
-    """Raise ``UserError`` where ``text`` came from bytes that are no UTF-8, or is longer than any prompt."""
+def check_prompt(text: str) -> None:
+    """Raise ``UserError`` where ``text`` is longer than any prompt, or no valid text."""
     if len(text) > LONGEST_TEXT:
         raise UserError(
             f"The prompt has {len(text):,} characters, and no prompt may have more than {LONGEST_TEXT:,}; it begins "
             f"{text.strip()[:40]!r}. A paragraph of 200 words is right."
         )
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        around = text[max(0, error.start - 20) : error.start]
-        raise UserError(
-            f"A prompt must be UTF-8 text; this one holds another byte after {around!r}. Save or type it as UTF-8."
-        ) from None
+    check_text(text, "The prompt")
 
 
 def check_prompts(text_encoder: str | Path, prompts: Iterable[str]) -> None:
     """Raise ``UserError`` where one of ``prompts`` is too long or no text; reads the tokenizer alone."""
     PromptTokenizer.load(text_encoder).tokenize(list(prompts))
+
+
+def caution(text_encoder: Path, prompt: str) -> str:
+    """See ``PromptTokenizer.caution``; what large models know is not looked into."""
+    if not text_encoder.is_dir() or Knowledge.read(text_encoder) is None:
+        return ""
+    return PromptTokenizer.load(text_encoder).caution(prompt)
+
+
+def _checked(backend: Tokenizer, source: Path) -> Tokenizer:
+    if backend.token_to_id(BOS) is None:
+        raise UserError(
+            f"The tokenizer in {source} is not a Gemma's: it has no token {BOS}. Take all files from one model."
+        )
+    return backend
 
 
 def _read(file: Path) -> Tokenizer:
