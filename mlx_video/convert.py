@@ -18,7 +18,6 @@ from mlx_video.models.ltx.components import (
     Components,
 )
 from mlx_video.models.ltx.layouts import (
-    DEFAULTS,
     DISTILLED_LORA_FILES,
     newest,
 )
@@ -61,7 +60,7 @@ def convert(
         ).layout
         if layout.folders:
             find.find_folders(hf_path, layout.folders, announce)
-        stored = layout.stored.items()
+        stored = find.joined(layout.stored).items()
         transformers = [s for n, s in stored if part_of(n).name == "transformer"]
         if quantize and any(source.quantization for source in transformers):
             raise UserError(
@@ -73,8 +72,8 @@ def convert(
             network.write(source, folder / name, dtype, quantization)
         if layout.folders and (lora := newest(layout.path, DISTILLED_LORA_FILES)):
             shutil.copy(lora, folder)
-        if layout.defaults:
-            write_json(folder / CONFIG, {DEFAULTS: layout.defaults})
+        if stated := layout.stated:
+            write_json(folder / CONFIG, stated)
     return target
 
 

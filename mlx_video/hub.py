@@ -74,13 +74,8 @@ def resolve(
 
     ``announce`` hears the plan before anything is downloaded. Raises as ``plan`` does.
     """
-    path = typed_path(model)
-    if is_there(path):
+    if path := local(model):
         return path
-    if "/" not in str(model):
-        raise MissingFileError(
-            f"There is no file or folder {short(model)}, and a hub repository is named owner/name, such as {MODEL_REPO}."
-        )
     files = plan(str(model), patterns)
     if files.missing:
         announce(files)
@@ -89,15 +84,42 @@ def resolve(
 
 def resolve_file(file: str | Path, announce: Announce = lambda plan: None) -> Path:
     """``file`` itself if it is a path; else the one called owner/repository/name.safetensors, fetched if need be."""
+    if path := local_file(file):
+        return path
+    repo, _, name = str(file).rpartition("/")
+    return resolve(repo, [name], announce) / name
+
+
+def local(model: str | Path) -> Path | None:
+    """The file or folder of that name here; ``None`` where it can be a repository of the hub.
+
+    Raises ``MissingFileError`` where it is neither. Asks no network.
+    """
+    path = typed_path(model)
+    if is_there(path):
+        return path
+    if _is_typed_path(path) or str(model).count("/") != 1:
+        raise MissingFileError(
+            f"There is no file or folder {short(model)}, and a hub repository is named owner/name, such as {MODEL_REPO}."
+        )
+    return None
+
+
+def local_file(file: str | Path) -> Path | None:
+    """``local`` for a file, which on the hub is called owner/repository/name."""
     path = typed_path(file)
     if is_there(path):
         return path
-    if path.is_absolute() or path.parts[0] in (".", "..") or str(file).count("/") != 2:
+    if _is_typed_path(path) or str(file).count("/") != 2:
         raise MissingFileError(
             f"There is no file {short(file)}, and a file of the hub is named owner/repository/file."
         )
-    repo, _, name = str(file).rpartition("/")
-    return resolve(repo, [name], announce) / name
+    return None
+
+
+def _is_typed_path(path: Path) -> bool:
+    """Whether it can only be meant as a path: it says so, or its first folder is here."""
+    return path.is_absolute() or path.parts[0] in (".", "..") or is_there(Path(path.parts[0]))  # fmt: skip
 
 
 def plan(repo: str, patterns: Sequence[str]) -> Plan:

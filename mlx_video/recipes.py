@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import Config
 from mlx_video.sampling.guidance import Guidance
+from mlx_video.sampling.samplers import Sampler
 from mlx_video.sampling.schedules import (
     STAGE_1_SIGMAS,
     STAGE_2_SIGMAS,
@@ -44,12 +45,18 @@ class Stage:
     scale           of the requested height and width
     guidance        strengths per modality
     distilled_lora  strength of the distilled LoRA fused into the transformer, 0 = none
+    sampler         that walks the noise levels
+    upsampling      what is done to the latents of the stage before: "space" doubles rows and columns, "time" the frames
+    loras           whether the user's LoRAs are fused too
     """
 
     sigmas: tuple[float, ...]
     scale: float = 1.0
     guidance: AV[Guidance] = AV(Guidance(), Guidance())
     distilled_lora: float = 0.0
+    sampler: Sampler = Sampler()
+    upsampling: str = "space"
+    loras: bool = True
 
     def check(self) -> None:
         """Raise ``UserError`` for noise levels or numbers that cannot be sampled by."""
@@ -124,11 +131,10 @@ class Recipe:
             stage.check()
 
 
-def distilled() -> Recipe:
-    """Eight steps at half size, then three at full size on the upsampled latents."""
-    return Recipe(
-        "distilled", (Stage(STAGE_1_SIGMAS, scale=0.5), Stage(STAGE_2_SIGMAS))
-    )
+def distilled(sampler: str = "euler") -> Recipe:
+    """Eight steps at half size by ``sampler``, then three of Euler's at full size on the upsampled latents."""
+    first = Stage(STAGE_1_SIGMAS, scale=0.5, sampler=Sampler(sampler))
+    return Recipe("distilled", (first, Stage(STAGE_2_SIGMAS)))
 
 
 def dev(
@@ -149,6 +155,8 @@ class Defaults(Config):
     """What a clip is made with where the user said nothing: LTX-2's, or in their place those that a checkpoint states.
 
     audio                       whether clips have sound, where the door leaves that open
+    sampler                     of the distilled model's first stage
+    image_crf                   H.264 constant rate factor of the pictures that the model was trained with
     cfg, stg, modality, rescale strengths of guidance; ``audio_cfg`` is the sound's, the others are shared
     may_be_still, may_be_silent whether such clips are in good health: the model was taught that some are so
     """
@@ -166,6 +174,8 @@ class Defaults(Config):
     stg_blocks: tuple[int, ...] = VIDEO_GUIDANCE.stg_blocks
     modality: float = VIDEO_GUIDANCE.modality
     rescale: float = VIDEO_GUIDANCE.rescale
+    sampler: str = "euler"
+    image_crf: int = IMAGE_CRF
     may_be_still: bool = False
     may_be_silent: bool = False
 
@@ -191,7 +201,7 @@ class Defaults(Config):
     def recipe(self, variant: str, two_stage: bool = False) -> Recipe:
         """How to sample ``variant``; raises ``ValueError`` where it is neither "distilled" nor "dev"."""
         if variant == "distilled":
-            return distilled()
+            return distilled(self.sampler)
         if variant == "dev":
             return dev(self.steps, self.guidance, two_stage)
         raise UserError(f"The variant is distilled or dev; got {variant!r}.")

@@ -223,7 +223,7 @@ def test_the_command_converts(folder, tmp_path, capsys):
     [
         (
             "--hf-path no/such/thing --mlx-path {tmp}/mlx",
-            "no/such/thing is neither a file or folder here",
+            "There is no file or folder no/such/thing",
         ),
         (
             "--hf-path {tmp}/empty --mlx-path {tmp}/mlx",

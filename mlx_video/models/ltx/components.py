@@ -29,6 +29,7 @@ from mlx_video.models.ltx.layouts import Layout, identify
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.network import Network, quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
+from mlx_video.models.ltx.releases import LTX_2, published
 from mlx_video.models.ltx.source import Source
 from mlx_video.types import Geometry
 from mlx_video.weights import (
@@ -138,30 +139,29 @@ class Components:
         announce      hears what is about to be downloaded
         Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, for whatever would stop a run later.
         """
-        needs = tuple(needs)
+        needs, loras = tuple(needs), tuple(loras)
         dtype = dtype or default_dtype()
-        if needs == ("text_encoder",) and (text_encoder or model == hub.MODEL_REPO):
-            source = find.find_text_encoder(text_encoder, announce)
+        release = published(str(model))
+        for file, strength in loras:
+            lora.check_strength(file, strength)
+        files = (upsampler, distilled_lora, *(file for file, _ in loras))
+        find.check_names(text_encoder, *files)
+        if needs == ("text_encoder",) and (text_encoder or release):
+            source = find.find_text_encoder(text_encoder, release or LTX_2, announce)
             return cls({"text_encoder": source}, dtype, quantize=quantize)
+        if text_encoder and release and hub.local(text_encoder):
+            source = find.find_text_encoder(text_encoder, release, announce)
+            find.check_against_release(source, release)
         layout = identify(find.find_model(model, variant, needs, announce), variant)
         find.check_layout(layout, needs)
         find.check_variant(layout, variant)
-        sources = dict(layout.sources)
-        if text_encoder or "text_encoder" in set(needs) - sources.keys():
-            sources["text_encoder"] = find.find_text_encoder(text_encoder, announce)
-        if upsampler or "upsampler" in set(needs) - sources.keys():
-            sources["upsampler"] = find.find_upsampler(upsampler, announce)
-        sources = find.joined(sources)
-        for name in sources.keys() & set(needs):
-            find.check_source(name, sources[name])
+        sources = find.find_sources(layout, needs, text_encoder, upsampler, announce)
         if "transformer" in needs:
             find.check_residency(sources, quantize, low_memory)
         if "video_decoder" in needs:
             read_geometry({n: s for n, s in sources.items() if n in needs})
         if distilled_lora or DISTILLED_LORA in needs:
-            distilled_lora = find.find_distilled_lora(
-                distilled_lora, layout.path, announce
-            )
+            distilled_lora = find.find_distilled_lora(distilled_lora, layout, announce)
             find.check_lora(distilled_lora, layout.version)
         return cls(
             sources,
@@ -244,7 +244,7 @@ class Components:
         loras = []
         if distilled_lora and self.distilled_lora is None:
             raise UserError(
-                f"The refinement needs the distilled LoRA: put {hub.DISTILLED_LORA_FILE} beside the model, or name it "
+                f"The refinement needs the distilled LoRA: put {self.layout.release.distilled_lora} beside the model, or name it "
                 "with --distilled-lora."
             )
         if distilled_lora:
@@ -335,9 +335,6 @@ def _found(
     loras: Iterable[tuple[str | Path, float]], version: str, announce: Announce
 ) -> list[LoRA]:
     """The files of ``loras``, each of which is one for a model of this version."""
-    loras = list(loras)
-    for file, strength in loras:
-        lora.check_strength(file, strength)
     loras = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
     for file, _ in loras:
         find.check_lora(file, version)

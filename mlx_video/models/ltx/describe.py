@@ -4,10 +4,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Mapping, NamedTuple
 
-from mlx_video import hub, lora
+from mlx_video import lora
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.layouts import LORA, identify
 from mlx_video.models.ltx.parts import NEEDED, held, part_config, part_of
+from mlx_video.models.ltx.releases import Release
 from mlx_video.weights import Weights, read
 
 
@@ -40,12 +41,16 @@ class Description(NamedTuple):
     changes: lora.About | None = None
 
 
-# Where the parts come from that an official file lacks.
-PROVIDED_BY = {
-    "upsampler": f"put {hub.UPSAMPLER_FILE} beside it, or let it be fetched from {hub.MODEL_REPO} (1.0 GB)",
-    "text_encoder": "put a Gemma 3 12B folder named text_encoder or gemma-3-12b-it-... beside it, or let it be fetched "
-    f"from {hub.TEXT_ENCODER_REPO} (24 GB)",
-}
+def _provided_by(name: str, release: Release) -> str:
+    """How to get a part that a checkpoint lacks."""
+    if name == "upsampler":
+        return f"put {release.upsampler} beside it, or let it be fetched from {release.repository} (1.0 GB)"
+    if name == "text_encoder":
+        return (
+            f"put {release.text_encoder.name} beside it, a folder named text_encoder or gemma-3-12b-it-..., or let it be "
+            f"fetched from {release.text_encoder_place} (24 GB)"
+        )
+    return f"use the files of {release.repository}"
 
 
 def describe(path: str | Path, variant: str | None = None) -> Description:
@@ -69,7 +74,7 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
         except ValueError as error:
             refusals.append(str(error))
     missing = {
-        name: PROVIDED_BY.get(name, f"use a single file of {hub.MODEL_REPO}")
+        name: _provided_by(name, layout.release)
         for name in NEEDED
         if name not in held(layout.stored)
     }

@@ -12,6 +12,7 @@ from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.contents import upsampler_kind
+from mlx_video.models.ltx.gemma_config import check_gemma
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.layouts import (
@@ -25,7 +26,7 @@ from mlx_video.models.ltx.layouts import (
     text_encoder_source,
 )
 from mlx_video.models.ltx.parts import PARTS, part_config, part_of
-from mlx_video.models.ltx.releases import RELEASES
+from mlx_video.models.ltx.releases import LTX_2, RELEASES, Release, published
 from mlx_video.models.ltx.source import Source
 from mlx_video.types import Geometry
 from mlx_video.weights import CONFIG, some
@@ -43,13 +44,14 @@ def default_model(tell: Callable[[str], None] = log.warning) -> str:
 
     ``tell`` hears of the demo model, and how to get the official one.
     """
-    official = (hub.MODEL_FILE.format(variant=variant) for variant in VARIANTS)
-    cached = any(hub.has(hub.MODEL_REPO, file) for file in official)
-    if cached or not (PACKAGED / CONFIG).is_file():
-        return hub.MODEL_REPO
+    for release in RELEASES:
+        if any(hub.has(release.repository, f) for f in release.transformers.values()):
+            return release.repository
+    if not (PACKAGED / CONFIG).is_file():
+        return LTX_2.repository
     tell(
         f"Using the demo model {DEMO}; `mlx-video info` says what it knows. "
-        f"For LTX-2 ({hub.MODEL_SIZE}): --model {hub.MODEL_REPO}"
+        f"For LTX-2 ({LTX_2.size}): --model {LTX_2.repository}"
     )
     return DEMO
 
@@ -72,7 +74,9 @@ def find_defaults(
     if is_there(path):
         return identify(path, variant).defaults
     file, repository = path.suffix == ".safetensors", "/" in str(model)
-    if file or not repository or str(model) == hub.MODEL_REPO:
+    if release := published(str(model)):
+        return release.defaults
+    if file or not repository:
         return {}
     folder = hub.resolve(model, [f"*{CONFIG}"], announce)
     return identify(folder, variant).defaults
@@ -84,8 +88,8 @@ def find_geometry(model: str | Path, variant: str) -> Geometry | None:
     if path.exists():
         sources = identify(path, variant).sources
         return read_geometry(sources) if "video_decoder" in sources else None
-    published = {release.repository: release.geometry for release in RELEASES}
-    return published.get(str(model))
+    release = published(str(model))
+    return release and release.geometry
 
 
 def find_model(
@@ -99,9 +103,9 @@ def find_model(
         return path
     if path.suffix == ".safetensors":
         return hub.resolve_file(model, announce)
-    if str(model) == hub.MODEL_REPO:
-        file = hub.MODEL_FILE.format(variant=variant or VARIANTS[0])
-        return hub.resolve(model, [file], announce) / file
+    if release := published(str(model)):
+        files = release.files(variant or VARIANTS[0])
+        return hub.resolve(model, files, announce) / files[0]
     folder = hub.resolve(model, [f"*{CONFIG}"], announce)
     wanted = _wanted(identify(folder, variant), needs)
     return hub.resolve(model, list(wanted), announce)
@@ -133,39 +137,123 @@ def _files(name: str, home: str) -> Iterator[str]:
     yield from (f"{home}/{file}" for file in part_of(name).files)
 
 
-def find_text_encoder(given: str | Path | None, announce: hub.Announce) -> Source:
-    given = given or hub.TEXT_ENCODER_REPO
-    if str(given).endswith(".safetensors"):
-        path = hub.resolve_file(given, announce)
-    else:
-        path = hub.resolve(given, hub.TEXT_ENCODER_FILES, announce)
-    source = text_encoder_source(path)
+def check_names(text_encoder: str | Path | None, *files: str | Path | None) -> None:
+    """Raise ``UserError`` where one of these can be neither a path nor a name on the hub; before anything is fetched."""
+    if text_encoder and not _is_file(text_encoder):
+        hub.local(text_encoder)
+    elif text_encoder:
+        hub.local_file(text_encoder)
+    for file in files:
+        if file:
+            hub.local_file(file)
+
+
+def find_sources(
+    layout: Layout,
+    needs: tuple[str, ...],
+    text_encoder: str | Path | None,
+    upsampler: str | Path | None,
+    announce: hub.Announce,
+) -> dict[str, Source]:
+    """The parts of a checkpoint and, where it lacks them or others are given, its text encoder and upsampler; checked."""
+    sources, release = dict(layout.sources), layout.release
+    if text_encoder or "text_encoder" in set(needs) - sources.keys():
+        found = find_text_encoder(text_encoder, release, announce)
+        sources["text_encoder"] = found
+    if {"text_encoder", "connectors"} <= sources.keys() & set(needs):
+        check_text_encoder(layout, sources["text_encoder"])
+    if upsampler or "upsampler" in set(needs) - sources.keys():
+        sources["upsampler"] = find_upsampler(upsampler, release, announce)
+    sources = joined(sources)
+    for name in sources.keys() & set(needs):
+        part_config(name, sources[name])
+        sources[name].check()
+    return sources
+
+
+def find_text_encoder(
+    given: str | Path | None, release: Release, announce: hub.Announce
+) -> Source:
+    source = text_encoder_source(_text_encoder_path(given, release, announce))
     if not is_gemma(source):
         raise UserError(
             f"{source.path} is no Gemma folder: its config.json names no Gemma model. "
-            f"Give one such as {hub.TEXT_ENCODER_REPO}."
+            f"Give one such as {release.text_encoder_place}."
         )
     return source
 
 
-def find_upsampler(given: str | Path | None, announce: hub.Announce) -> Source:
-    source = Source.of(
-        hub.resolve_file(given or f"{hub.MODEL_REPO}/{hub.UPSAMPLER_FILE}", announce)
-    )
+def _text_encoder_path(
+    given: str | Path | None, release: Release, announce: hub.Announce
+) -> Path:
+    usual = release.text_encoder
+    if not given and usual.file:
+        return _published(release, usual.file, announce)
+    if given and _is_file(given):
+        return hub.resolve_file(given, announce)
+    return hub.resolve(given or usual.repository, hub.TEXT_ENCODER_FILES, announce)
+
+
+def _is_file(name: str | Path) -> bool:
+    return str(name).endswith(".safetensors")
+
+
+def _published(release: Release, file: str, announce: hub.Announce) -> Path:
+    """A file of a release's own repository."""
+    return hub.resolve(release.repository, [file], announce) / file
+
+
+def find_upsampler(
+    given: str | Path | None, release: Release, announce: hub.Announce
+) -> Source:
+    if given:
+        source = Source.of(hub.resolve_file(given, announce))
+    else:
+        source = Source.of(_published(release, release.upsampler, announce))
     if upsampler_kind(source.config) != "upsampler":
         raise UserError(
-            f"{source.path} does not double rows and columns. Give {hub.UPSAMPLER_FILE} of {hub.MODEL_REPO}."
+            f"{source.path} does not double rows and columns. Give {release.upsampler} of {release.repository}."
         )
     return source
 
 
 def find_distilled_lora(
-    given: str | Path | None, model: Path, announce: hub.Announce
+    given: str | Path | None, layout: Layout, announce: hub.Announce
 ) -> Path:
-    folder = model if model.is_dir() else model.parent
-    beside = None if given else newest(folder, DISTILLED_LORA_FILES)
-    given = given or beside or f"{hub.MODEL_REPO}/{hub.DISTILLED_LORA_FILE}"
-    return hub.resolve_file(given, announce)
+    folder = layout.path if layout.path.is_dir() else layout.path.parent
+    beside = newest(folder, DISTILLED_LORA_FILES)
+    if given or beside:
+        return hub.resolve_file(given or beside, announce)
+    return _published(layout.release, layout.release.distilled_lora, announce)
+
+
+def check_text_encoder(layout: Layout, given: Source) -> None:
+    """Raise ``UserError`` where the language model is not the one that the checkpoint's connectors were trained with."""
+    own = joined({**layout.sources, "text_encoder": given}).get("connectors")
+    if own is None:
+        return
+    config = part_config("connectors", own)
+    try:
+        network = part_of("connectors").network(own)
+        config = network.fit(config, own.stored())
+        fitted = True
+    except UserError:  # its tensors are checked when the part is opened
+        fitted = False
+    gemma = part_config("text_encoder", given)
+    try:
+        check_gemma(gemma, config, layout.metadata, fitted=fitted)
+    except UserError as error:
+        raise UserError(f"{given.path}: {error}") from None
+
+
+def check_against_release(given: Source, release: Release) -> None:
+    """``check_text_encoder`` before the checkpoint itself is fetched."""
+    gemma, own = part_config("text_encoder", given), release.text_encoder
+    if (gemma.num_hidden_layers, gemma.hidden_size) != (own.layers, own.width):
+        raise UserError(
+            f"{given.path}: this language model has {gemma.num_hidden_layers} layers of width {gemma.hidden_size}, and "
+            f"{release.name} was trained with {own.layers} of {own.width}. Give {release.text_encoder_place}."
+        )
 
 
 def joined(sources: Mapping[str, Source]) -> dict[str, Source]:
@@ -200,14 +288,8 @@ def check_variant(layout: Layout, variant: str | None) -> None:
     if variant and layout.path.is_file() and others and variant not in name:
         raise UserError(
             f"{layout.path.name} is the {others[0]} model by its name, and the {variant} one is to be sampled. "
-            f"Give {hub.MODEL_FILE.format(variant=variant)}, or choose --variant {others[0]}."
+            f"Give {layout.release.transformers[variant]}, or choose --variant {others[0]}."
         )
-
-
-def check_source(name: str, source: Source) -> None:
-    """Raise ``ValueError`` where a part's config cannot be honoured, or a file is damaged or missing."""
-    part_config(name, source)
-    source.check()
 
 
 def check_residency(

@@ -18,11 +18,15 @@ from mlx_video.models.ltx.contents import (
     parts_in,
     transformer_files,
 )
-from mlx_video.models.ltx.gemma_config import read_gemma_config
+from mlx_video.models.ltx.gemma_config import SOURCE, read_gemma_config
 from mlx_video.models.ltx.parts import PARTS, held, part_of
+from mlx_video.models.ltx.releases import Release, release_of
 from mlx_video.models.ltx.source import Source
 from mlx_video.weights import CONFIG, read_config, read_header, read_json, some
 
+VERSION = (
+    "model_version"  # the key of a file's metadata, and of a converted folder's config
+)
 DEFAULTS = "defaults"  # the key of a checkpoint's own, in a folder's config and a file's metadata
 TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_TOKENS = 1024  # of a prompt, BOS included: the context LTX-2 was trained with
@@ -69,7 +73,7 @@ class Layout(NamedTuple):
     refusal       why this version cannot use it and what to use instead; empty where it can
     sources       of the parts it holds, or that lie beside it
     folders       all that a converted folder holds, by their own names: "transformer-dev" beside "transformer"
-    defaults      what the checkpoint wants where the user said nothing, as it states it
+    defaults      what the checkpoint wants where the user said nothing: its release, or in place of that as it states
     distillation  the LoRA that makes the distilled transformer of the dev one in ``sources``
     """
 
@@ -90,8 +94,18 @@ class Layout(NamedTuple):
     @property
     def version(self) -> str:
         """The model's version as the file states it; those of LTX-2.0 state none. Empty where no model is inside."""
-        stated = self.metadata.get("model_version")
+        stated = self.metadata.get(VERSION)
         return stated or ("2.0" if "transformer" in held(self.stored) else "")
+
+    @property
+    def stated(self) -> dict[str, object]:
+        """What a conversion must keep: the version, the text encoder that is wanted, and the defaults."""
+        kept = {k: self.metadata[k] for k in (VERSION, SOURCE) if k in self.metadata}
+        return kept | ({DEFAULTS: self.defaults} if self.defaults else {})
+
+    @property
+    def release(self) -> Release:
+        return release_of(self.version)
 
 
 def identify(path: Path, variant: str | None = None) -> Layout:
@@ -154,7 +168,7 @@ def _identify_official(
             config = held["transformer"].config
             beside["connectors"] = replace(beside["connectors"], config=config)
     sources = neighbours(file.parent) | beside | held
-    defaults = _defaults(file, metadata.get(DEFAULTS, "{}"))
+    defaults = _defaults(file, metadata, metadata.get(DEFAULTS, "{}"))
     layout = Layout(name, "", file, sources, metadata, {}, defaults)
     absent = needed - sources.keys()
     return layout._replace(refusal=_absence(layout, absent)) if absent else layout
@@ -196,8 +210,12 @@ def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
     if distillation := _distillation(folder, found, variant):
         chosen["transformer"] = found[DEV]
     sources = {name: source for name, source in chosen.items() if source}
-    defaults = _defaults(folder, read_config(folder).get(DEFAULTS, {}))
-    return Layout(CONVERTED, "", folder, sources, {}, found, defaults, distillation)
+    own = read_config(folder)
+    metadata = {k: v for k, v in own.items() if isinstance(v, str)}
+    defaults = _defaults(folder, metadata, own.get(DEFAULTS, {}))
+    return Layout(
+        CONVERTED, "", folder, sources, metadata, found, defaults, distillation
+    )
 
 
 def _distillation(
@@ -209,8 +227,10 @@ def _distillation(
         return newest(folder, DISTILLED_LORA_FILES)
 
 
-def _defaults(path: Path, stated: object) -> Mapping[str, object]:
-    """What a checkpoint states as its defaults: a folder's as read, a file's still as text."""
+def _defaults(
+    path: Path, metadata: Mapping[str, str], stated: object
+) -> Mapping[str, object]:
+    """A checkpoint's defaults: its release's, and in their place what it states, a folder's as read, a file's as text."""
     try:
         found = json.loads(stated) if isinstance(stated, str) else stated
     except json.JSONDecodeError:
@@ -219,7 +239,7 @@ def _defaults(path: Path, stated: object) -> Mapping[str, object]:
         raise UserError(
             f'{path}: its {DEFAULTS} must be a JSON object, such as {{"width": 768}}; got {stated!r}.'
         )
-    return found
+    return {**release_of(metadata.get(VERSION, "")).defaults, **found}
 
 
 def _identify_gemma(folder: Path) -> Layout | None:

@@ -1,25 +1,73 @@
-"""What Lightricks has published, as data."""
+"""What Lightricks has published, as data: where each model lies, what goes with it, and how it wants to be sampled.
 
-from dataclasses import dataclass
+A further official repository opens by one more entry in ``RELEASES``.
+"""
 
+import re
+from dataclasses import dataclass, field
+from typing import Mapping
+
+from mlx_video import hub
 from mlx_video.types import AudioScale, Geometry, VideoScale
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """The language model that a release was trained with.
+
+    name     as people say it, and ``layers`` and ``width``, so that another is refused before anything is fetched
+    file     of the release's own repository; empty where it is a ``repository`` of its own, whose folder it is
+    """
+
+    name: str
+    layers: int
+    width: int
+    file: str = ""
+    repository: str = ""
 
 
 @dataclass(frozen=True)
 class Release:
     """One published model.
 
-    repository  on the hub
-    geometry    that its files state; a request is checked against it before they are fetched
+    version       from which on a file's stated version is this one
+    repository    on the hub, and ``size``, for a person who is about to fetch it
+    transformers  variant -> the file with its transformer: the whole checkpoint where there are no ``others``
+    others        the files of its other parts
+    upsampler, temporal_upsampler, distilled_lora, duration_head
+                  files that some runs take; empty where there is none
+    geometry      that its files state; a request is checked against it before they are fetched
+    defaults      where it differs from ``recipes.Defaults``
     """
 
+    name: str
+    version: tuple[int, ...]
     repository: str
+    size: str
+    transformers: Mapping[str, str]
+    text_encoder: TextEncoder
+    upsampler: str
+    distilled_lora: str
     geometry: Geometry
+    others: tuple[str, ...] = ()
+    temporal_upsampler: str = ""
+    duration_head: str = ""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def text_encoder_place(self) -> str:
+        """What names its text encoder for a person."""
+        own = self.text_encoder
+        return own.repository or f"{own.file} of {self.repository}"
+
+    def files(self, variant: str) -> tuple[str, ...]:
+        """The files of a whole checkpoint, that of its transformer first."""
+        return (self.transformers[variant], *self.others)
 
 
-LTX_2 = Release(
-    repository="Lightricks/LTX-2",
-    geometry=Geometry(
+def _geometry(output_rate: int) -> Geometry:
+    """All releases so far share their latents; the newer vocoder goes on to 48 kHz."""
+    return Geometry(
         video=VideoScale(time=8, height=32, width=32),
         channels=128,
         audio=AudioScale(
@@ -28,8 +76,80 @@ LTX_2 = Release(
             mel_frames=4,
             channels=8,
             bins=16,
-            output_rate=24000,
+            output_rate=output_rate,
         ),
-    ),
+    )
+
+
+GEMMA_3 = TextEncoder("Gemma 3 12B", 48, 3840, repository=hub.TEXT_ENCODER_REPO)
+GEMMA_4 = TextEncoder(
+    "LTX-2.5's Gemma 4 12B",
+    48,
+    3840,
+    file="text_encoders/gemma4-12b-with-proj-ltx-2.5-bf16.safetensors",
 )
-RELEASES = (LTX_2,)
+NEWER = {"steps": 30, "stg_blocks": [28]}
+
+LTX_2 = Release(
+    name="LTX-2",
+    version=(2,),
+    repository=hub.MODEL_REPO,
+    size=hub.MODEL_SIZE,
+    transformers={v: hub.MODEL_FILE.format(variant=v) for v in ("distilled", "dev")},
+    text_encoder=GEMMA_3,
+    upsampler=hub.UPSAMPLER_FILE,
+    temporal_upsampler="ltx-2-temporal-upscaler-x2-1.0.safetensors",
+    distilled_lora=hub.DISTILLED_LORA_FILE,
+    geometry=_geometry(24000),
+)
+LTX_2_3 = Release(
+    name="LTX-2.3",
+    version=(2, 3),
+    repository="Lightricks/LTX-2.3",
+    size="46 GB, and 24 GB for its text encoder",
+    transformers={
+        "distilled": "ltx-2.3-22b-distilled-1.1.safetensors",
+        "dev": "ltx-2.3-22b-dev.safetensors",
+    },
+    text_encoder=GEMMA_3,
+    upsampler="ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+    temporal_upsampler="ltx-2.3-temporal-upscaler-x2-1.0.safetensors",
+    distilled_lora="ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+    geometry=_geometry(48000),
+    defaults=NEWER,
+)
+LTX_2_5 = Release(
+    name="LTX-2.5",
+    version=(2, 5),
+    repository="Lightricks/LTX-2.5",
+    size="44 GB, and 26 GB for its text encoder",
+    transformers={
+        "distilled": "diffusion_models/ltx-2.5-22b-distilled-transformer-bf16.safetensors",
+        "dev": "diffusion_models/ltx-2.5-22b-dev-transformer-bf16.safetensors",
+    },
+    others=(
+        "vae/ltx-2.5-video-vae-bf16.safetensors",
+        "vae/ltx-2.5-audio-vae-bf16.safetensors",
+    ),
+    text_encoder=GEMMA_4,
+    upsampler="latent_upscale_models/ltx-2.5-latent-spatial-upscaler-x2-bf16-1.0.safetensors",
+    temporal_upsampler="latent_upscale_models/ltx-2.5-latent-temporal-upscaler-x2-bf16-1.0.safetensors",
+    distilled_lora="loras/ltx-2.5-22b-distilled-lora-450-bf16.safetensors",
+    duration_head="model_patches/ltx-2.5-duration-head-bf16.safetensors",
+    geometry=_geometry(48000),
+    defaults=NEWER | {"image_crf": 18, "sampler": "euler_ancestral"},
+)
+RELEASES = (LTX_2, LTX_2_3, LTX_2_5)
+
+
+def published(repository: str) -> Release | None:
+    """The release of that name on the hub, if Lightricks published it."""
+    return next((r for r in RELEASES if r.repository == repository), None)
+
+
+def release_of(version: str) -> Release:
+    """The release that a file with this ``model_version`` belongs to; the first one where it states none."""
+    digits = re.match(r"\d+(?:[.-]\d+)*", version)
+    stated = tuple(map(int, re.split("[.-]", digits[0]))) if digits else (0,)
+    fitting = [release for release in RELEASES if release.version <= stated]
+    return max(fitting, key=lambda release: release.version, default=RELEASES[0])

@@ -542,7 +542,7 @@ def test_every_block_of_the_real_config_is_accepted(folder):
         config.clear()
         config.update(real)
 
-    assert Components.open(single(folder, config=replace))
+    assert Components.open(single(folder, config=replace), needs=IN_SINGLE_FILE)
 
 
 # Quantizing on load

@@ -1,0 +1,180 @@
+"""Releases as data: which one a file is of, what follows from it, and one more that opens by its entry alone."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from mlx_video import hub
+from mlx_video.errors import UserError
+from mlx_video.models.ltx import releases
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.find import find_defaults, find_geometry
+from mlx_video.models.ltx.layouts import identify
+from mlx_video.models.ltx.releases import (
+    LTX_2,
+    LTX_2_3,
+    LTX_2_5,
+    RELEASES,
+    release_of,
+)
+from mlx_video.recipes import Defaults
+from tests.checkpoints import MODEL, tiny_folder, wide_gemma
+from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
+from tests.reference import FIXTURES
+
+
+@pytest.mark.parametrize(
+    "version, release",
+    [
+        ("", LTX_2),
+        ("2.0", LTX_2),
+        ("1.9", LTX_2),
+        ("2.3.0", LTX_2_3),
+        ("2-3-1", LTX_2_3),
+        ("2.5.0", LTX_2_5),
+        ("2.10", LTX_2_5),
+        ("next", LTX_2),
+    ],
+)
+def test_a_stated_version_tells_the_release(version, release):
+    assert release_of(version) is release
+
+
+@pytest.mark.parametrize(
+    "path, steps, block, crf, sampler",
+    [
+        (FIXTURES / "ltx2_tiny", 40, 29, 33, "euler"),
+        (TINY_2_3, 30, 28, 33, "euler"),
+        (TINY_2_5, 30, 28, 18, "euler_ancestral"),
+    ],
+)
+def test_the_release_brings_its_defaults(path, steps, block, crf, sampler):
+    defaults = Defaults.from_dict(identify(path).defaults)
+    assert (defaults.steps, defaults.stg_blocks, defaults.image_crf) == (
+        steps,
+        (block,),
+        crf,
+    )
+    first, second = defaults.recipe("distilled").stages
+    assert (first.sampler.name, second.sampler.name) == (sampler, "euler")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_release_states_numbers_that_defaults_take(release):
+    assert Defaults.from_dict(release.defaults)
+    assert release.files("dev") != release.files("distilled")
+
+
+def test_a_converted_folder_keeps_its_release(tmp_path, monkeypatch):
+    """The upscaler is not sought: a conversion takes what there is."""
+    root = split_checkpoint(tmp_path / "model")
+    file = root / "diffusion_models" / "ltx-2.5-tiny-transformer-bf16.safetensors"
+    layout = identify(file)
+    assert layout.stated["model_version"] == "2.5.0"
+    assert "gemma4-12b-ltx-v1" in layout.stated["gemma_source_checkpoint"]
+    folder = tmp_path / "mlx"
+    (folder / "vocoder").mkdir(parents=True)
+    (folder / "vocoder" / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps(layout.stated))
+    again = identify(folder)
+    assert again.release is LTX_2_5 and again.defaults == layout.defaults
+
+
+def test_one_more_repository_opens_by_its_entry(tmp_path, monkeypatch):
+    here = tiny_folder(tmp_path / "hub")
+    (here / "main").mkdir()
+    shutil.move(here / MODEL, here / "main" / "ltx-9-dev.safetensors")
+    (upscaler,) = here.glob("*upscaler*")
+    shutil.move(upscaler, here / "up.safetensors")
+    shutil.move(here / "text_encoder", tmp_path / "gemma")
+    made_up = replace(
+        LTX_2,
+        name="LTX-9",
+        version=(9,),
+        repository="Lightricks/LTX-9",
+        transformers={"dev": "main/ltx-9-dev.safetensors", "distilled": "none"},
+        defaults={"steps": 9},
+    )
+    monkeypatch.setattr(releases, "RELEASES", (*RELEASES, made_up))
+    asked = []
+
+    def resolve(repo, patterns, announce=None):
+        asked.append((str(repo), *patterns))
+        if repo == LTX_2.text_encoder.repository:
+            return tmp_path / "gemma"
+        return here
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    needs = ["transformer", "text_encoder", "video_decoder"]
+    components = Components.open("Lightricks/LTX-9", variant="dev", needs=needs)
+    assert components.sources["transformer"].path.name == "ltx-9-dev.safetensors"
+    assert asked[0] == ("Lightricks/LTX-9", "main/ltx-9-dev.safetensors")
+    assert find_defaults("Lightricks/LTX-9", "dev") == {"steps": 9}
+    assert find_geometry("Lightricks/LTX-9", "dev") == made_up.geometry
+
+
+def test_2_5_is_fetched_file_by_file(tmp_path, monkeypatch):
+    asked = []
+
+    def resolve(repo, patterns, announce=None):
+        asked.append((repo, *patterns))
+        raise UserError("enough")
+
+    monkeypatch.setattr(hub, "resolve", resolve)
+    with pytest.raises(UserError, match="enough"):
+        Components.open("Lightricks/LTX-2.5", variant="distilled")
+    (files,) = asked
+    assert files[:2] == (
+        "Lightricks/LTX-2.5",
+        "diffusion_models/ltx-2.5-22b-distilled-transformer-bf16.safetensors",
+    )
+    assert len(files) == 4 and not any("conv" in file for file in files)
+
+
+@pytest.mark.parametrize(
+    "named, sentence",
+    [
+        ({"text_encoder": "typo"}, "There is no file or folder typo"),
+        ({"text_encoder": "tests/typo"}, "There is no file or folder tests/typo"),
+        ({"upsampler": "/no/such.safetensors"}, "There is no file /no/such"),
+        ({"distilled_lora": "a/typo.safetensors"}, "There is no file a/typo"),
+        ({"loras": [("typo.safetensors", 1.0)]}, "There is no file typo.safetensors"),
+    ],
+)
+def test_a_file_that_is_not_here_is_told_before_anything_is_fetched(
+    named, sentence, monkeypatch
+):
+    monkeypatch.setattr(hub, "plan", lambda *_: pytest.fail("the hub was asked"))
+    with pytest.raises(UserError, match=sentence):
+        Components.open("Lightricks/LTX-2.3", variant="dev", **named)
+
+
+def test_a_language_model_of_another_size_is_told_before_anything_is_fetched(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(hub, "plan", lambda *_: pytest.fail("the hub was asked"))
+    folder = tiny_folder(tmp_path / "model")
+    gemma = folder / "text_encoder"
+    with pytest.raises(
+        UserError,
+        match="text_encoder: this language model has .* LTX-2.3 was trained with 48",
+    ):
+        Components.open("Lightricks/LTX-2.3", variant="dev", text_encoder=gemma)
+    wide = wide_gemma(shutil.copytree(gemma, tmp_path / "wide"))
+    with pytest.raises(UserError, match=f"wide: The text encoder is 64 channels wide"):
+        Components.open(folder, text_encoder=wide)
+    (folder / "text_encoder" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="must be a Gemma"):
+        Components.open(folder)
+
+
+def test_a_newer_gemma_is_told_from_an_older(tmp_path):
+    packed = TINY_2_5 / "ltx-2.5-tiny-gemma4-with-proj-bf16.safetensors"
+    needs = ["connectors", "text_encoder"]
+    with pytest.raises(
+        UserError,
+        match="trained with Gemma 3, and the text encoder is a Gemma 4|channels wide",
+    ):
+        Components.open(TINY_2_3, text_encoder=packed, needs=needs)
