@@ -41,13 +41,13 @@ from mlx_video.models.ltx.video_vae.tiling import (
 )
 from mlx_video.recipes import (
     DEFAULT_NEGATIVE_PROMPT,
-    IMAGE_CRF,
+    SAMPLER_SEED,
     SEED,
     Defaults,
     Recipe,
+    Stage,
 )
 from mlx_video.sampling.guidance import guided, may_start
-from mlx_video.sampling.samplers import euler
 from mlx_video.types import (
     AV,
     Clip,
@@ -333,7 +333,11 @@ class Pipeline:
                 conditions.append(
                     [
                         _image_condition(
-                            encoder, image, shape, self.components.geometry
+                            encoder,
+                            image,
+                            shape,
+                            self.components.geometry,
+                            self.defaults.image_crf,
                         )
                         for image in request.images
                     ]
@@ -354,6 +358,9 @@ class Pipeline:
             LTXModelType.AudioVideo if request.audio else LTXModelType.VideoOnly
         )
         keys = mx.random.split(mx.random.key(request.seed), len(self.recipe.stages))
+        noise = mx.random.split(
+            mx.random.key((request.seed + SAMPLER_SEED) % 2**32), len(keys)
+        )
         numbered = list(enumerate(self.recipe.stages))[start.stage if start else 0 :]
         latents = AV()
         for lora, group in groupby(numbered, key=lambda item: item[1].distilled_lora):
@@ -363,7 +370,7 @@ class Pipeline:
                 for index, stage in group:
                     shape = request.shape.scaled(stage.scale)
                     if latents.video is not None:
-                        latents = yield from self._upsample(latents)
+                        latents = yield from self._upsample(latents, stage)
                     states = initial_states(
                         shape, geometry, latents, conditions[index], request.audio
                     )
@@ -372,7 +379,7 @@ class Pipeline:
                     if start and index == start.stage:
                         states, done = start.into(states), start.step
                     states = yield from self._denoise(
-                        index, states, embeddings, predict, done
+                        index, states, embeddings, predict, done, noise[index]
                     )
                     latents = unpatchify(states, shape, geometry)
                     if self.health:
@@ -380,16 +387,22 @@ class Pipeline:
         return latents
 
     def _denoise(
-        self, number: int, states: AV, embeddings: PromptEmbeddings, predict, done: int
+        self,
+        number: int,
+        states: AV,
+        embeddings: PromptEmbeddings,
+        predict,
+        done: int,
+        key: mx.array,
     ) -> Generator[Step | Reached, None, AV[LatentState]]:
-        """Sample a stage from step ``done`` on."""
+        """Sample a stage from step ``done`` on; what noise the sampler takes is drawn from ``key``."""
         stage, name = self.recipe.stages[number], f"stage {number + 1}"
         total = len(stage.sigmas) - 1
         strengths = states.map(lambda _, guidance: guidance, stage.guidance)
         batched = self.batched or self.components.low_memory
         denoise = guided(predict, embeddings, strengths, batched=batched)
         yield Step(name, done, total, stage.sigmas[done])
-        steps = euler(denoise, states, stage.sigmas, start=done)
+        steps = stage.sampler(denoise, states, stage.sigmas, key=key, start=done)
         for index, (states, sigma) in enumerate(steps, start=done + 1):
             latents = states.map(lambda state: state.latent)
             mx.eval(latents.values)
@@ -398,11 +411,13 @@ class Pipeline:
                 yield Reached(number, index, latents)
         return states
 
-    def _upsample(self, latents: AV[mx.array]) -> Generator[Step, None, AV[mx.array]]:
-        """Twice the rows and columns for the video; the sound goes on as it is."""
+    def _upsample(
+        self, latents: AV[mx.array], stage: Stage
+    ) -> Generator[Step, None, AV[mx.array]]:
+        """The video as large as ``stage`` wants it, by default twice the rows and columns; the sound goes on as it is."""
         yield Step("upsample", 0, 1)
         with (
-            self.components.upsampler() as upsampler,
+            self.components.lend(stage.upsampler) as upsampler,
             self.components.video_statistics() as statistics,
             piece_by_piece(),
         ):
@@ -463,13 +478,13 @@ def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:
 
 
 def _image_condition(
-    encoder, image: Image, shape: VideoPixelShape, geometry: Geometry
+    encoder, image: Image, shape: VideoPixelShape, geometry: Geometry, crf: int
 ) -> Condition:
     """An image at the first frame replaces the first latent; later ones are keyframe tokens behind the clip's own."""
     from mlx_video.pictures import read_picture
 
     picture = read_picture(image.path)
-    latent = encoder(picture.fitted(shape.height, shape.width, IMAGE_CRF))
+    latent = encoder(picture.fitted(shape.height, shape.width, crf))
     latent = latent.astype(mx.float32)
     mx.eval(latent)
     if image.frame == 0:

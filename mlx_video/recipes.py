@@ -19,6 +19,7 @@ from mlx_video.types import AV, VideoPixelShape
 
 VARIANTS = ("distilled", "dev")
 SEED = 10
+SAMPLER_SEED = 10000  # added to a run's for the noise that a sampler takes, as in the official code
 FPS = 24.0
 FRAMES = 121
 HEIGHT, WIDTH = 512, 768
@@ -46,8 +47,7 @@ class Stage:
     guidance        strengths per modality
     distilled_lora  strength of the distilled LoRA fused into the transformer, 0 = none
     sampler         that walks the noise levels
-    upsampling      what is done to the latents of the stage before: "space" doubles rows and columns, "time" the frames
-    loras           whether the user's LoRAs are fused too
+    upsampler       the part that enlarges the latents of the stage before
     """
 
     sigmas: tuple[float, ...]
@@ -55,8 +55,7 @@ class Stage:
     guidance: AV[Guidance] = AV(Guidance(), Guidance())
     distilled_lora: float = 0.0
     sampler: Sampler = Sampler()
-    upsampling: str = "space"
-    loras: bool = True
+    upsampler: str = "upsampler"
 
     def check(self) -> None:
         """Raise ``UserError`` for noise levels or numbers that cannot be sampled by."""
@@ -93,8 +92,7 @@ class Recipe:
     def needs(self) -> tuple[str, ...]:
         """Names of the parts that any request may take."""
         parts = ["text_encoder", "connectors", "video_encoder", "transformer"]
-        if len(self.stages) > 1:
-            parts.append("upsampler")
+        parts += dict.fromkeys(stage.upsampler for stage in self.stages[1:])
         if any(stage.distilled_lora for stage in self.stages):
             parts.append("distilled_lora")
         return (*parts, "video_decoder", "audio_decoder", "vocoder")

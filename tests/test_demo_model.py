@@ -258,7 +258,7 @@ def test_it_cannot_enhance_prompts(demo, capsys):
 def test_enhance_goes_on_asking_gemma(demo, monkeypatch):
     asked = []
 
-    def stop(given, announce):
+    def stop(given, release, announce):
         asked.append(given)
         raise MissingFileError("stop")
 
