@@ -38,7 +38,7 @@ from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.footprint import Footprint, decode_budget
 from mlx_video.models.ltx.ltx import X0Model
-from mlx_video.models.ltx.pacing import SMALL, piece_by_piece
+from mlx_video.models.ltx.pieces import SMALL, piece_by_piece
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream

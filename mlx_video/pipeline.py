@@ -22,7 +22,7 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.footprint import decode_budget
-from mlx_video.models.ltx.pacing import piece_by_piece
+from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.patchify import (
     audio_positions,
@@ -33,6 +33,7 @@ from mlx_video.models.ltx.patchify import (
     unpatchify_video,
     video_positions,
 )
+from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.upsampler import upsample_normalized
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,

@@ -15,7 +15,7 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.layouts import MAX_TOKENS
-from mlx_video.models.ltx.pacing import SMALL
+from mlx_video.models.ltx.pieces import SMALL
 from mlx_video.recipes import Recipe, Stage
 from mlx_video.sampling.guidance import passes_of
 from mlx_video.types import (

@@ -41,16 +41,21 @@ class AV(Generic[X]):
     @property
     def values(self) -> tuple[X, ...]:
         """The values there are, video first."""
-        return tuple(self[m] for m in self.present)
+        return tuple(x for x in (self.video, self.audio) if x is not None)
+
+    @property
+    def swapped(self) -> "AV[X]":
+        """What each modality finds in the other one."""
+        return AV(self.audio, self.video)
 
     def map(self, fn: Callable, *others: "AV") -> "AV":
         """Apply ``fn`` to each present modality, with the matching value of each ``other``."""
-
-        def one(modality: Modality):
-            x = self[modality]
-            return None if x is None else fn(x, *(other[modality] for other in others))
-
-        return AV(one(Modality.VIDEO), one(Modality.AUDIO))
+        video = audio = None
+        if self.video is not None:
+            video = fn(self.video, *[other.video for other in others])
+        if self.audio is not None:
+            audio = fn(self.audio, *[other.audio for other in others])
+        return AV(video, audio)
 
 
 class VideoPixelShape(NamedTuple):

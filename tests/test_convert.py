@@ -165,7 +165,7 @@ def test_only_linears_of_the_blocks_are_quantized(folder):
         path.startswith("transformer_blocks.") for path, q in kinds.items() if q
     } == {True}
     assert all(q for path, q in kinds.items() if path.startswith("transformer_blocks."))
-    assert not kinds["patchify_proj"] and not kinds["proj_out"]
+    assert not kinds["video.patchify_proj"] and not kinds["video.proj_out"]
 
 
 def test_a_quantized_folder_is_not_quantized_again(folder, tmp_path):

@@ -54,7 +54,8 @@ DEFAULTS = {
 }
 SHAPE = (9, 64, 128, 12.0)
 TOKENS = 64
-LAYER = "transformer_blocks.0.attn1.to_q"
+LAYER = "transformer_blocks.0.attn1.to_q"  # officially
+OURS = "transformer_blocks.0.video.attn1.to_q"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def template(tmp_path_factory) -> Path:
     shutil.copytree(folder / "transformer", folder / "transformer-dev")
     (file,) = (folder / "transformer-dev").glob("*.safetensors")
     weights = mx.load(str(file))
-    weights[f"{LAYER}.weight"] = weights[f"{LAYER}.weight"] + 1
+    weights[f"{OURS}.weight"] = weights[f"{OURS}.weight"] + 1
     mx.save_safetensors(str(file), weights)
     state(folder / "config.json", name=DEMO, defaults=DEFAULTS)
     state(folder / "text_encoder/tokenizer_config.json", model_max_length=TOKENS)
@@ -107,7 +108,7 @@ def weight(folder: Path, variant: str) -> mx.array:
     """Of a layer in which the variants differ."""
     components = Components.open(folder, variant=variant, dtype=mx.float32)
     with components.lend("transformer") as model:
-        return dict(model.named_modules())[LAYER].weight * 1
+        return dict(model.named_modules())[OURS].weight * 1
 
 
 # When it is used

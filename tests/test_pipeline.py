@@ -16,6 +16,7 @@ from mlx_video.health import HealthError
 from mlx_video.models.ltx import enhance
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.pipeline import Image, Pipeline, Request
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE, Recipe, Stage
 from mlx_video.types import AV, Sample, VideoPixelShape, Waveform
@@ -40,7 +41,7 @@ DEV = recipes.dev(
     ),
     two_stage=True,
 )
-USERS, DISTILLED = (f"transformer_blocks.{block}.attn1.to_q" for block in (0, 1))
+USERS, DISTILLED = (f"transformer_blocks.{block}.video.attn1.to_q" for block in (0, 1))
 
 
 class Call(NamedTuple):
@@ -242,8 +243,8 @@ def test_the_users_lora_stays_beside_the_distilled_one(model, tmp_path):
         tmp_path / "distilled.safetensors",
     )
     added = {
-        USERS: 0.5 * write_lora(users, USERS, seed=1),
-        DISTILLED: write_lora(distilled, DISTILLED, seed=2),
+        USERS: 0.5 * write_lora(users, LTXModel.official_name(USERS), seed=1),
+        DISTILLED: write_lora(distilled, LTXModel.official_name(DISTILLED), seed=2),
     }
     (plain,) = loans(pipeline(model, ONE_STAGE), request())
     tuned = pipeline(model, DEV, loras=[(users, 0.5)], distilled_lora=distilled)

@@ -11,7 +11,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_video.models.ltx.config import named
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import (
     audio_positions,
@@ -33,7 +32,7 @@ from tiny.model import GEOMETRY
 from tiny.pieces import Arrays, Chain, Piece
 
 AUDIO_WEIGHT = 0.5  # of its error in the loss
-FIELDS = ("rows", "embedded", "cross_rows", "cross_gate")  # of Conditioning, computed
+FIELDS = ("rows", "embedded", "cross_rows")  # of Conditioning, computed
 
 
 class Denoiser(nn.Module):
@@ -202,10 +201,10 @@ class Slope:
         blocks = "transformer.transformer_blocks."
         of_text = (
             "connectors.",
-            *(f"transformer.{named(m, 'caption_projection')}." for m in Modality),
+            *(f"transformer.{m.value}.caption_projection." for m in Modality),
         )
         of_end = tuple(
-            f"transformer.{named(m, part)}"
+            f"transformer.{m.value}.{part}"
             for m in Modality
             for part in ("proj_out.", "scale_shift_table")
         )
@@ -299,5 +298,6 @@ def _ropes(given: Arrays) -> AV[RopeTables]:
 def _conditioning(state: Arrays, given: Arrays) -> AV[Conditioning]:
     fields = [_read(state, field) for field in FIELDS]
     ropes, context = _ropes(given), _read(state, "context")
-    enabled = AV(True, True)
-    return _times(given).map(Conditioning, context, ropes, enabled, *fields)
+    levels, enabled = _read(given, "index"), AV(True, True)
+    one = lambda x, *others: Conditioning(*others)
+    return _read(state, "x").map(one, levels, context, ropes, enabled, *fields)

@@ -16,9 +16,9 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_video.linear import dense_weight
 from mlx_video.models.ltx.components import build, quantize_blocks
-from mlx_video.models.ltx.connector import TextConnectors
 from mlx_video.models.ltx.knowledge import FILE as KNOWS
 from mlx_video.models.ltx.layouts import VARIANTS
+from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.source import QUANTIZATION, Source
 from mlx_video.weights import CONFIG, Weights, save
 from tiny.model import (
@@ -143,20 +143,14 @@ def dense_weights(module: nn.Module) -> Weights:
 # Lightricks' layout
 
 PREFIXES = {
-    "transformer": "model.diffusion_model.",
-    "connectors": "model.diffusion_model.",
+    "transformer": "",
+    "connectors": "",
     "video_encoder": "vae.encoder.",
     "video_decoder": "vae.decoder.",
     "audio_encoder": "audio_vae.encoder.",
     "audio_decoder": "audio_vae.decoder.",
     "vocoder": "vocoder.",
 }
-_TRANSFORMER_NAMES = (
-    (r"(adaln_single)\.(linear_[12])", r"\1.emb.timestep_embedder.\2"),
-    (r"\.to_out\.", ".to_out.0."),
-    (r"ff\.proj_in\.", "ff.net.0.proj."),
-    (r"ff\.proj_out\.", "ff.net.2."),
-)
 _VAE_NAMES = (
     (r"\.shortcut\.", ".nin_shortcut."),
     (r"\.upsample\.", ".upsample.conv."),
@@ -164,7 +158,6 @@ _VAE_NAMES = (
     (r"\.(mean|std)$", r".\1-of-means"),
 )
 NAMES = {
-    "transformer": _TRANSFORMER_NAMES,
     "vocoder": (),
     "upsampler": (
         (r"^conv_in\.", "initial_conv."),
@@ -213,8 +206,9 @@ def official(name: str, weights: Weights) -> Weights:
 
 
 def official_name(name: str, key: str) -> str:
-    if name == "connectors":
-        return TextConnectors.official_name(key)
+    part = PARTS[name].candidate(CONFIGS[name]).network
+    if hasattr(part, "official_name"):
+        return part.official_name(key)
     prefix = PREFIXES.get(name, "")
     if key.startswith("per_channel_statistics."):
         prefix = prefix.split(".")[0] + "."

@@ -12,10 +12,8 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from mlx_video.models.ltx.attention import Attention, FeedForward
-from mlx_video.models.ltx.config import named
 from mlx_video.models.ltx.gemma import hidden_states
-from mlx_video.models.ltx.ltx import LTXModel
+from mlx_video.models.ltx.ltx import Stream
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.sampling.schedules import STAGE_2_SIGMAS
 from mlx_video.types import (
@@ -47,7 +45,7 @@ CENTRE, SPREAD = 1.8, 1.5  # of the noise levels' logits: the schedules dwell ne
 EVEN = 0.15  # of the noise levels are uniform instead
 OPTIMIZERS = {"muon": Muon, "adamw": optim.AdamW}
 ENDS = [
-    f"transformer.{named(m, part)}.weight"
+    f"transformer.{m.value}.{part}.weight"
     for m in Modality
     for part in ("patchify_proj", "proj_out")
 ]
@@ -91,25 +89,23 @@ def new_denoiser() -> Denoiser:
     denoiser = Denoiser(fresh("transformer"), fresh("connectors"))
     transformer, connectors = denoiser.transformer, denoiser.connectors
     for modality in Modality:
-        _pass_through(transformer, modality)
+        _pass_through(transformer.streams[modality])
         connector = connectors[modality.value]
         shape = connector.learnable_registers.shape
         connector.learnable_registers = 0.5 * mx.random.normal(shape)
     for block in transformer.transformer_blocks:
-        for name, part in block.items():
-            if isinstance(part, Attention):
-                _silence(part.to_out)
-            elif isinstance(part, FeedForward):
-                _silence(part.proj_out)
-            else:
-                block[name] = _open_gates(part)
+        for stream in block.streams.values:
+            _silence(stream.attn1.to_out, stream.attn2.to_out)
+            _silence(stream.cross_attn.to_out, stream.ff.proj_out)
+            stream.scale_shift_table = _open_gates(stream.scale_shift_table)
+            table = stream.cross_scale_shift_table
+            stream.cross_scale_shift_table = _open_gates(table)
     return denoiser
 
 
-def _pass_through(transformer: LTXModel, modality: Modality) -> None:
+def _pass_through(stream: Stream) -> None:
     """Lay the latents' channels along orthogonal directions of the stream, and read them from there."""
-    first = transformer[named(modality, "patchify_proj")]
-    last = transformer[named(modality, "proj_out")]
+    first, last = stream.patchify_proj, stream.proj_out
     width, channels = first.weight.shape
     directions, _ = np.linalg.qr(np.array(mx.random.normal((width, channels))))
     first.weight = mx.array(directions)
@@ -118,8 +114,10 @@ def _pass_through(transformer: LTXModel, modality: Modality) -> None:
     first.bias, last.bias = mx.zeros_like(first.bias), mx.zeros_like(last.bias)
 
 
-def _silence(layer: nn.Module) -> None:
-    layer.weight, layer.bias = mx.zeros_like(layer.weight), mx.zeros_like(layer.bias)
+def _silence(*layers: nn.Module) -> None:
+    for layer in layers:
+        layer.weight = mx.zeros_like(layer.weight)
+        layer.bias = mx.zeros_like(layer.bias)
 
 
 def _open_gates(table: mx.array) -> mx.array:

@@ -144,11 +144,17 @@ def run_ours(model, given, perturbations=()):
         given = {name: AV(value.video) for name, value in given.items()}
     inputs = given["latent"].map(
         ModalityInput,
-        given["timesteps"].map(lambda t: Timesteps.from_tokens(t, mx.array(SIGMA))),
+        given["timesteps"].map(noise_levels),
         model.project_context(given["context"]),
         model.rope(given["positions"]),
     )
     return model(inputs, perturbations)
+
+
+def noise_levels(timesteps):
+    """From the level of every token, (B, N)."""
+    levels = Timesteps.from_mask(1.0, timesteps[..., None])
+    return levels._replace(sigma=mx.array(SIGMA))
 
 
 def largest_error(ours, theirs):

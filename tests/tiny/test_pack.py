@@ -8,7 +8,6 @@ from mlx_video import lora
 from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.source import Source
-from mlx_video.types import Modality
 from tests.reference import CHECKPOINT, UPSCALER
 from tiny import model, pack
 from tiny.model import CONFIGS, fresh, store
@@ -57,7 +56,7 @@ def packed(untrained, tmp_path_factory):
 
 def nudged(transformer):
     """A change of rank 1 in one layer, as a distillation might make."""
-    layer = transformer.transformer_blocks[0].attn1.to_q
+    layer = transformer.transformer_blocks[0].video.attn1.to_q
     rows, columns = layer.weight.shape
     layer.weight = layer.weight + 0.1 * mx.ones((rows, 1)) @ mx.ones((1, columns))
     return transformer
@@ -83,17 +82,20 @@ def test_package_is_small(untrained, packed):
 
 def test_packed_transformer_is_quantized_in_its_blocks_only(packed):
     weights = mx.load(str(next((packed / pack.DEV).glob("*.safetensors"))))
-    assert "transformer_blocks.0.attn1.to_q.scales" in weights
-    assert weights["patchify_proj.weight"].dtype == mx.float16
+    assert "transformer_blocks.0.video.attn1.to_q.scales" in weights
+    assert weights["video.patchify_proj.weight"].dtype == mx.float16
     language = mx.load(str(packed / "text_encoder" / "model.safetensors"))
     assert language["model.norm.weight"].dtype == mx.float16
 
 
 def test_packed_lora_turns_dev_into_distilled(untrained, packed):
     dev = build("transformer", Source.of(packed / pack.DEV), mx.float32)
-    lora.fuse(dev, mx.load(str(packed / pack.LORA_FILE)))
+    lora.fuse(dev, lora.Adapter.read(packed / pack.LORA_FILE))
     distilled = model.load(pack.DISTILLED)
-    for path in ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.proj_in"):
+    for path in (
+        "transformer_blocks.0.video.attn1.to_q",
+        "transformer_blocks.1.video.ff.proj_in",
+    ):
         fused = dict(dev.named_modules())[path].weight
         wanted = dict(distilled.named_modules())[path].weight
         # What is left is the rounding to 6 bits, 1.6 % of uniform weights, less its largest components.
@@ -115,8 +117,8 @@ def test_packed_parts_are_trained_further(packed, tmp_path, monkeypatch):
             before.keys() == after.keys() and "quantization" not in config.read_text()
         )
         assert all(mx.array_equal(before[key], after[key]) for key in before), name
-    layers = (net.transformer_blocks[0].ff.proj_in for net in (quantized, model.load(pack.DEV)))  # fmt: skip
-    x = mx.random.normal((2, quantized.config.width(Modality.VIDEO)))
+    layers = (net.transformer_blocks[0].video.ff.proj_in for net in (quantized, model.load(pack.DEV)))  # fmt: skip
+    x = mx.random.normal((2, quantized.config.streams.video.width))
     assert mx.allclose(*(layer(x) for layer in layers), atol=1e-4)
     assert (tmp_path / "text_encoder" / "config.json").is_file()
     with pytest.raises(FileExistsError, match="already"):

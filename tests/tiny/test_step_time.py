@@ -28,6 +28,6 @@ def test_every_step_is_timed_and_taken(tmp_path, monkeypatch):
     seconds = step_time.measure(state, plan, encoder, shape, True, 512)
     assert len(seconds) == state.step == 2 and min(seconds) > 0
     assert seen == [(shape, True, (2, 8, 128))] * 2
-    proj_out = state.tree(state.weights)["transformer"]["proj_out"]["weight"]
-    assert proj_out.shape == denoiser.transformer.proj_out.weight.shape
+    proj_out = state.tree(state.weights)["transformer"]["video"]["proj_out"]["weight"]
+    assert proj_out.shape == denoiser.transformer.video.proj_out.weight.shape
     assert not mx.array_equal(before, state.weights["vector"])

@@ -232,11 +232,11 @@ def test_training_begins_where_it_was_left(tmp_path, monkeypatch):
     for module in (model, train_transformer):
         monkeypatch.setattr(module, "WORK", tmp_path)
     first = train_transformer.begin()  # there is nothing yet
-    first.transformer.proj_out.bias = first.transformer.proj_out.bias + 3
+    first.transformer.video.proj_out.bias = first.transformer.video.proj_out.bias + 3
     store("transformer-dev", first.transformer)
     store("connectors", first.connectors)
     again = train_transformer.begin()
-    assert mx.array_equal(again.transformer.proj_out.bias, first.transformer.proj_out.bias)  # fmt: skip
+    assert mx.array_equal(again.transformer.video.proj_out.bias, first.transformer.video.proj_out.bias)  # fmt: skip
     assert mx.array_equal(
         again.connectors.projection.aggregate_embed.weight,
         first.connectors.projection.aggregate_embed.weight,
@@ -256,12 +256,12 @@ def test_a_new_denoiser_predicts_its_input(encoder):
 
 def test_every_gate_of_a_block_is_open_and_nothing_passes(encoder):
     block = new_denoiser().transformer.transformer_blocks[0]
-    assert block.scale_shift_table[:, 0].tolist() == [0, 0, 1, 0, 0, 1]
-    assert block.scale_shift_table_a2v_ca_audio[:, 0].tolist() == [0, 0, 0, 0, 1]
+    assert block.video.scale_shift_table[:, 0].tolist() == [0, 0, 1, 0, 0, 1]
+    assert block.audio.cross_scale_shift_table[:, 0].tolist() == [0, 0, 0, 0, 1]
     silent = [
-        block.attn2.to_out,
-        block.audio_to_video_attn.to_out,
-        block.audio_ff.proj_out,
+        block.video.attn2.to_out,
+        block.video.cross_attn.to_out,
+        block.audio.ff.proj_out,
     ]
     assert not any(mx.any(layer.weight).item() for layer in silent)
 
@@ -272,7 +272,7 @@ def test_every_gate_of_a_block_is_open_and_nothing_passes(encoder):
 def test_the_loss_leaves_out_what_is_given(encoder, clips):
     """A model that says nothing has the error of noise - x0; at the given tokens it has none."""
     denoiser, rows = new_denoiser(), np.arange(2)
-    for last in (denoiser.transformer.proj_out, denoiser.transformer.audio_proj_out):
+    for last in (s.proj_out for s in denoiser.transformer.streams.values):
         last.weight = mx.zeros_like(last.weight)
     x0 = clips.batch(rows, SHAPE)
     batch = Batch(
@@ -512,7 +512,7 @@ def test_distilling_makes_the_loss_fall_by_a_low_rank_change(encoder, clips):
     assert losses[-1].item() < 0.8 * losses[0].item()
     keep(change)
     before, after = (
-        load(f"transformer-{v}").proj_out.weight for v in ("dev", "distilled")
+        load(f"transformer-{v}").video.proj_out.weight for v in ("dev", "distilled")
     )
     assert np.linalg.matrix_rank(np.array(after - before), tol=1e-5) == 4
 
@@ -543,10 +543,10 @@ def test_a_student_changes_in_its_own_dtype():
     change = Change(teacher, rank=1)
     change.up = {path: mx.ones_like(up) for path, up in change.up.items()}
     change.apply_to(student, teacher)
-    down = change.down["proj_out/weight"]
-    wanted = (teacher.proj_out.weight + down).astype(mx.bfloat16)
-    assert student.proj_out.weight.dtype == mx.bfloat16
-    assert mx.array_equal(student.proj_out.weight, wanted)
+    down = change.down["video/proj_out/weight"]
+    wanted = (teacher.video.proj_out.weight + down).astype(mx.bfloat16)
+    assert student.video.proj_out.weight.dtype == mx.bfloat16
+    assert mx.array_equal(student.video.proj_out.weight, wanted)
 
 
 # ---- the whole

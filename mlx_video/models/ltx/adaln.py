@@ -1,15 +1,16 @@
 """Adaptive layer norm: noise levels become the shifts, scales and gates of a stream (AdaLN-single, Chen et al., 2023).
 
-Knows levels and rows; not tokens, blocks or what a row is used for.
+Knows levels and rows; not blocks, or what a row is used for. A block adds a table of its own, (R, D), to the rows
+(B, K, R, D) of the K noise levels that its tokens have; ``levels`` (N,) says which of them a token has, and ``None`` that
+all have the first. B may be 1 for a whole batch.
 """
 
 import math
-from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.kernels import gated, norm_modulate
+from mlx_video.models.ltx.kernels import ADD_GATED, NORM_MODULATE, fused
 
 EMBEDDING_WIDTH = 256
 
@@ -42,48 +43,46 @@ def timestep_embedding(timesteps: mx.array, dim: int) -> mx.array:
     return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
 
 
-class Modulation(NamedTuple):
-    """Shifts, scales and gates of a stream's tokens.
+@fused(NORM_MODULATE)
+def norm_modulate(
+    x: mx.array,
+    table: mx.array,
+    rows: mx.array,
+    levels: mx.array | None,
+    shift: int,
+    scale: int,
+    eps: float,
+) -> mx.array:
+    """Tokens (B, N, D), RMS-normed, ``* (1 + scale) + shift`` with the rows of these numbers."""
+    normed = mx.fast.rms_norm(x, None, eps)
+    return modulate(normed, *chosen_rows(table, rows, levels, shift, scale))
 
-    rows   (B, K, R, D), R rows for each distinct noise level, in the dtype of the tokens; B may be 1 for a whole batch
-    index  (N,) which of the K levels each token has; ``None`` where there is only one
-    """
 
-    rows: mx.array
-    index: mx.array | None
-
-    @classmethod
-    def of(cls, table: mx.array, rows: mx.array, index: mx.array | None, dtype):
-        """A block's own rows (R, D) plus the shared ones (B, K, R, D)."""
-        return cls(_sum(table, rows).astype(dtype), index)
-
-    def norm(self, x: mx.array, eps: float, *, shift: int, scale: int) -> mx.array:
-        """RMS-normed tokens (B, N, D), scaled and shifted by the rows of these numbers."""
-
-        def plain(x: mx.array, rows: mx.array) -> mx.array:
-            at = self._replace(rows=rows)
-            normed = mx.fast.rms_norm(x, None, eps)
-            return modulate(normed, at.row(shift), at.row(scale))
-
-        return norm_modulate(plain, x, self.rows, self.index, eps, shift, scale)
-
-    def gated(self, x: mx.array, update: mx.array, *, gate: int) -> mx.array:
-        """Tokens (B, N, D) plus ``update`` times the row of this number."""
-
-        def plain(x: mx.array, update: mx.array, rows: mx.array) -> mx.array:
-            return add_gated(x, update, self._replace(rows=rows).row(gate))
-
-        return gated(plain, x, update, self.rows, self.index, gate)
-
-    def row(self, number: int) -> mx.array:
-        """One row of every token, (B, N, D); (B, 1, D) where all tokens have one level."""
-        row = self.rows[:, :, number]
-        return row if self.index is None else mx.take(row, self.index, axis=1)
+@fused(ADD_GATED)
+def add_gated(
+    x: mx.array,
+    update: mx.array,
+    table: mx.array,
+    rows: mx.array,
+    levels: mx.array | None,
+    gate: int,
+) -> mx.array:
+    """Tokens (B, N, D) plus ``update`` times the row of this number."""
+    return _add_product(x, update, *chosen_rows(table, rows, levels, gate))
 
 
 @mx.compile
-def _sum(table: mx.array, rows: mx.array) -> mx.array:
-    return table.astype(mx.float32) + rows.astype(mx.float32)
+def chosen_rows(
+    table: mx.array, rows: mx.array, levels: mx.array | None, *numbers: int
+) -> list[mx.array]:
+    """These rows of every token, (B, N, D) each, or (B, 1, D) where all have one level; added in float32."""
+
+    def one(number: int) -> mx.array:
+        own, shared = table[number], rows[:, :, number]
+        row = (own.astype(mx.float32) + shared.astype(mx.float32)).astype(rows.dtype)
+        return row[:, :1] if levels is None else mx.take(row, levels, axis=1)
+
+    return [one(number) for number in numbers]
 
 
 @mx.compile
@@ -94,7 +93,7 @@ def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
 
 
 @mx.compile
-def add_gated(x: mx.array, update: mx.array, gate: mx.array) -> mx.array:
+def _add_product(x: mx.array, update: mx.array, gate: mx.array) -> mx.array:
     """``x + update * gate``, float32 inside the one fused kernel."""
     x32, update, gate = (a.astype(mx.float32) for a in (x, update, gate))
     return (x32 + update * gate).astype(x.dtype)

@@ -8,9 +8,8 @@ import mlx.nn as nn
 
 from mlx_video.linear import Linear
 from mlx_video.models.ltx.config import LTXRopeType
-from mlx_video.models.ltx.kernels import norm_rotate
-from mlx_video.models.ltx.pacing import end_piece
-from mlx_video.models.ltx.rope import Rope, apply_rotary, split_heads
+from mlx_video.models.ltx.pieces import end_piece
+from mlx_video.models.ltx.rope import Rope, apply_rotary, norm_rotate, split_heads
 
 
 class Attention(nn.Module):
@@ -27,10 +26,14 @@ class Attention(nn.Module):
         rope_type: LTXRopeType = LTXRopeType.SPLIT,
         gated: bool = False,
     ):
-        """Queries from ``dim`` features, keys and values from ``context_dim`` (the same if ``None``)."""
+        """Queries from ``dim`` features, keys and values from ``context_dim`` (the same if ``None``).
+
+        gated  each head's result is multiplied by 0 to 2, as the query's token says
+        """
         super().__init__()
         inner, context_dim = heads * head_dim, context_dim or dim
-        self.heads, self.rope_type = heads, rope_type
+        self.heads, self.scale = heads, head_dim**-0.5
+        self.rope_type, self.gated = rope_type, gated
         self.to_q = Linear(dim, inner)
         self.to_k = Linear(context_dim, inner)
         self.to_v = Linear(context_dim, inner)
@@ -47,48 +50,45 @@ class Attention(nn.Module):
         *,
         rope: Rope | None = None,
         context_rope: Rope | None = None,
+        bias: mx.array | None = None,
         attending: mx.array | bool = True,
     ) -> mx.array:
         """(B, N, dim) attends to ``context`` (B, M, context_dim), or to itself -> (B, N, dim).
 
         rope          of the queries; ``context_rope`` of the keys (the queries' if ``None``)
+        bias          (B, 1, N, M) added to the scores, in the dtype of x
         attending     ``False``, or ``False`` in a (B, 1, 1) array: a token gets its own value instead of attending
                       (spatio-temporal guidance); self-attention only
         """
         context = x if context is None else context
         values = end_piece(self.to_v(context))
         if attending is False:
-            return self.to_out(self._gated(values, x))
-        q = end_piece(self._project(self.to_q, self.q_norm, x, rope))
-        k = self._project(self.to_k, self.k_norm, context, context_rope or rope)
-        k = end_piece(k)
-        v = split_heads(values, self.heads)
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
+            return self.to_out(self._gate(values, x))
+        q = end_piece(self._turn(self.to_q(x), self.q_norm, rope))
+        k = self._turn(self.to_k(context), self.k_norm, context_rope or rope)
+        q, k, v = (split_heads(a, self.heads) for a in (q, end_piece(k), values))
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=bias)
         out = out.swapaxes(1, 2).flatten(-2)  # (B, N, inner)
         if attending is not True:
             out = mx.where(attending, out, values)
-        return self.to_out(self._gated(out, x))
+        return self.to_out(self._gate(out, x))
 
-    def _gated(self, out: mx.array, x: mx.array) -> mx.array:
-        """Each head of ``out`` (B, N, inner) as loud as its gate, 0 to 2, hears in the query's tokens."""
-        if "to_gate_logits" not in self:
+    def _turn(self, x: mx.array, norm: nn.RMSNorm, rope: Rope | None) -> mx.array:
+        """Queries or keys (B, N, inner), normed and turned."""
+        if rope is not None and self.rope_type is LTXRopeType.SPLIT:
+            return norm_rotate(x, norm.weight, *rope, norm.eps)
+        x = norm(x)
+        if rope is None:
+            return x
+        heads = mx.unflatten(x, -1, (self.heads, -1))
+        return apply_rotary(heads, rope, self.rope_type).flatten(-2)
+
+    def _gate(self, out: mx.array, x: mx.array) -> mx.array:
+        """The heads' results (B, N, inner), as loud as the query's tokens want each."""
+        if not self.gated:
             return out
-        gates = 2 * mx.sigmoid(self.to_gate_logits(x))  # (B, N, heads)
-        return (mx.unflatten(out, -1, (self.heads, -1)) * gates[..., None]).flatten(-2)
-
-    def _project(
-        self, linear: nn.Module, norm: nn.Module, x: mx.array, rope: Rope | None
-    ) -> mx.array:
-        """Queries or keys, (B, H, N, head_dim)."""
-
-        def plain(x: mx.array, weight: mx.array) -> mx.array:
-            heads = split_heads(mx.fast.rms_norm(x, weight, norm.eps), self.heads)
-            return heads if rope is None else apply_rotary(heads, rope, self.rope_type)
-
-        x = linear(x)
-        if rope is None or self.rope_type is not LTXRopeType.SPLIT:
-            return plain(x, norm.weight)
-        return norm_rotate(plain, x, norm.weight, *rope, norm.eps)
+        heads = mx.unflatten(out, -1, (self.heads, -1))
+        return _scale_heads(heads, self.to_gate_logits(x)).flatten(-2)
 
 
 class FeedForward(nn.Module):
@@ -103,6 +103,13 @@ class FeedForward(nn.Module):
         return self.proj_out(end_piece(gelu(self.proj_in(x))))
 
 
+def attention_bias(strengths: mx.array, dtype: mx.Dtype) -> mx.array:
+    """What to add to the scores so that tokens attend with ``strengths`` (B, N, M) in [0, 1]: (B, 1, N, M)."""
+    nothing = mx.array(mx.finfo(dtype).min, mx.float32)
+    bias = mx.where(strengths > 0, mx.log(strengths.astype(mx.float32)), nothing)
+    return bias.astype(dtype)[:, None]
+
+
 @mx.compile
 def gelu(x: mx.array) -> mx.array:
     """GELU, tanh approximation (Hendrycks & Gimpel, 2016), written with the sigmoid: tanh(u) = 2 sigmoid(2u) - 1.
@@ -112,3 +119,10 @@ def gelu(x: mx.array) -> mx.array:
     x32 = x.astype(mx.float32)
     u = 0.7978845608028654 * (x32 + 0.044715 * x32 * x32 * x32)  # sqrt(2 / pi)
     return (x32 * mx.sigmoid(2 * u)).astype(x.dtype)
+
+
+@mx.compile
+def _scale_heads(x: mx.array, logits: mx.array) -> mx.array:
+    """``x`` (B, N, H, head_dim) times 2 sigmoid(logits (B, N, H)), float32 inside the one fused kernel."""
+    gates = 2 * mx.sigmoid(logits.astype(mx.float32))[..., None]
+    return (x.astype(mx.float32) * gates).astype(x.dtype)

@@ -38,11 +38,6 @@ class LTXRopeType(Enum):
     INTERLEAVED = "interleaved"
 
 
-def named(modality: Modality, name: str) -> str:
-    """What a stream's setting, module or tensor is called in the checkpoint: audio's bear a prefix."""
-    return f"audio_{name}" if modality is Modality.AUDIO else name
-
-
 @dataclass(frozen=True)
 class Config:
     """Base of every part's configuration.
@@ -115,23 +110,36 @@ _CONNECTOR_KEYS = frozenset(
     }
 )
 
-# What LTX-2.3 and 2.5 switch on in the transformer block. Each gets its code when those checkpoints are supported.
-_NEWER_TRANSFORMER = {
-    "apply_gated_attention": False,
-    "cross_attention_adaln": False,
-    "use_prompt_adaln_single": False,
-    "caption_proj_before_connector": False,
-    "caption_projection_first_linear": True,
-    "caption_projection_second_linear": True,
-    "caption_proj_input_norm": False,
-    "ff_bias": True,
-    "use_keyframes_abs_pos_embedding": False,
-}
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """One stream of the transformer, whichever modality it carries. Its width is heads x head dimension."""
+
+    heads: int
+    head_dim: int
+    in_channels: int
+    out_channels: int
+    context_dim: int
+    max_pos: tuple[int, ...]
+    ff_bias: bool
+    marks_keyframes: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
 
 
 @dataclass(frozen=True)
 class LTXModelConfig(Config):
-    """The diffusion transformer: block ``transformer`` of the metadata. Widths are heads x head dimension."""
+    """The diffusion transformer: block ``transformer`` of the metadata.
+
+    apply_gated_attention          every attention scales its heads (LTX-2.3)
+    cross_attention_adaln          the noise level modulates the text attention too (LTX-2.3) ...
+    use_prompt_adaln_single        ... and the text it reads; otherwise only the blocks' own tables modulate that
+    caption_proj_before_connector  the text comes in the width of its stream (LTX-2.3)
+    ff_bias                        of the video stream; audio's is ``audio_ff_bias`` (LTX-2.5: none)
+    use_keyframes_abs_pos_embedding  marked tokens get an embedding (LTX-2.5)
+    """
 
     num_layers: int
     num_attention_heads: int
@@ -154,6 +162,13 @@ class LTXModelConfig(Config):
     av_ca_timestep_scale_multiplier: float = 1.0
     rope_type: LTXRopeType = LTXRopeType.INTERLEAVED
     double_precision_rope: bool = False
+    apply_gated_attention: bool = False
+    cross_attention_adaln: bool = False
+    use_prompt_adaln_single: bool = True
+    caption_proj_before_connector: bool = False
+    ff_bias: bool = True
+    audio_ff_bias: bool = True
+    use_keyframes_abs_pos_embedding: bool = False
     model_type: LTXModelType = LTXModelType.AudioVideo
 
     FIXED: ClassVar = {
@@ -172,7 +187,7 @@ class LTXModelConfig(Config):
         "standardization_norm": "rms_norm",
         "upcast_attention": False,
         "use_audio_video_cross_attention": True,
-        **_NEWER_TRANSFORMER,
+        "caption_proj_input_norm": False,
     }
     UNUSED: ClassVar = _CONNECTOR_KEYS | {
         "_diffusers_version",
@@ -197,21 +212,45 @@ class LTXModelConfig(Config):
             data["double_precision_rope"] = (
                 data.pop("frequencies_precision") == "float64"
             )
+        _check_caption_projection(data)
         return super().from_dict(data)
 
-    def of(self, modality: Modality, name: str):
-        """A setting of one stream, by the name that it has for video."""
-        return getattr(self, named(modality, name))
+    @property
+    def streams(self) -> AV[StreamConfig]:
+        """The streams that ``model_type`` names."""
+        video = StreamConfig(
+            self.num_attention_heads,
+            self.attention_head_dim,
+            self.in_channels,
+            self.out_channels,
+            self.cross_attention_dim,
+            self.positional_embedding_max_pos,
+            self.ff_bias,
+            self.use_keyframes_abs_pos_embedding,
+        )
+        audio = StreamConfig(
+            self.audio_num_attention_heads,
+            self.audio_attention_head_dim,
+            self.audio_in_channels,
+            self.audio_out_channels,
+            self.audio_cross_attention_dim,
+            self.audio_positional_embedding_max_pos,
+            self.audio_ff_bias,
+        )
+        both = {Modality.VIDEO: video, Modality.AUDIO: audio}
+        return AV(**{m.value: both[m] for m in self.model_type.modalities})
 
-    def heads(self, modality: Modality) -> tuple[int, int]:
-        """(number of heads, head dimension) of a stream."""
-        if modality is Modality.VIDEO:
-            return self.num_attention_heads, self.attention_head_dim
-        return self.audio_num_attention_heads, self.audio_attention_head_dim
 
-    def width(self, modality: Modality) -> int:
-        heads, head_dim = self.heads(modality)
-        return heads * head_dim
+def _check_caption_projection(data: dict[str, object]) -> None:
+    """Take out what says again how the text is projected: by two layers here, or by none."""
+    inside = not data.get("caption_proj_before_connector", False)
+    for layer in ("first", "second"):
+        key = f"caption_projection_{layer}_linear"
+        if data.pop(key, inside) != inside:
+            raise UserError(
+                f"LTXModelConfig: {key} = {not inside} is not implemented by this version of mlx-video beside "
+                f"caption_proj_before_connector = {not inside}. The checkpoint may need a newer mlx-video."
+            )
 
 
 @dataclass(frozen=True)

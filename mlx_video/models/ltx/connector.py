@@ -25,11 +25,18 @@ class TextConnectors(Network):
 
     CONFIG: ClassVar = ConnectorConfig
     LORAS: ClassVar = True
-    OFFICIAL: ClassVar[dict[str, str]] = {
-        "text_embedding_projection.": "projection.",
-        "model.diffusion_model.video_embeddings_connector.": "video.",
-        "model.diffusion_model.audio_embeddings_connector.": "audio.",
-    }
+    NAMES: ClassVar = TensorNames(
+        {
+            "text_embedding_projection.": "projection.",
+            "model.diffusion_model.video_embeddings_connector.": "video.",
+            "model.diffusion_model.audio_embeddings_connector.": "audio.",
+        },
+        {
+            "*.to_out.0.*": "*.to_out.*",
+            "*.ff.net.0.proj.*": "*.ff.proj_in.*",
+            "*.ff.net.2.*": "*.ff.proj_out.*",
+        },
+    )
 
     def __init__(self, config: ConnectorConfig):
         super().__init__()
@@ -94,26 +101,14 @@ class TextConnectors(Network):
 
         LTX-2.5 keeps the projection in the text encoder's file: give the tensors of both files.
         """
-        weights = NAMES.take(weights) or weights
+        weights = cls.NAMES.take(weights) or weights
         return EARLIER_NAMES.take(weights) or weights
 
     @classmethod
     def official_name(cls, key: str) -> str:
-        return NAMES.official(key)
-
-    @classmethod
-    def rename(cls, key: str) -> str:
-        """An official key, less its prefix, in our words."""
-        return LAYER_NAMES.ours(key)
+        return cls.NAMES.official(key)
 
 
-LAYERS = {
-    "*.to_out.0.*": "*.to_out.*",
-    "*.ff.net.0.proj.*": "*.ff.proj_in.*",
-    "*.ff.net.2.*": "*.ff.proj_out.*",
-}
-NAMES = TensorNames(TextConnectors.OFFICIAL, LAYERS)
-LAYER_NAMES = TensorNames({"": ""}, LAYERS)
 EARLIER_NAMES = TensorNames(  # in folders that `convert` wrote before LTX-2.3
     {
         "aggregate_embed.": "projection.aggregate_embed.",
@@ -129,7 +124,7 @@ def _matrix(weights: Weights, key: str) -> mx.array:
         return found
     state = "missing" if found is None else f"of shape {found.shape}"
     raise UserError(
-        f"The text connectors need a matrix {NAMES.official(key)}, which is {state}. Fetch the checkpoint again; that of "
+        f"The text connectors need a matrix {TextConnectors.official_name(key)}, which is {state}. Fetch the checkpoint again; that of "
         "LTX-2.5 keeps text_embedding_projection in the text encoder's file."
     )
 

@@ -23,7 +23,7 @@ from mlx_video.models.ltx.video_vae.tiling import (
     choose_tiling,
     decode_grid,
 )
-from mlx_video.types import AV, Modality, VideoPixelShape
+from mlx_video.types import AV, VideoPixelShape
 from mlx_video.weights import read
 
 FLOAT32 = 4  # bytes
@@ -35,7 +35,7 @@ STREAMED_BLOCKS = 2  # of the transformer in memory at a time
 class Live(NamedTuple):
     """How many arrays of a part's widest size are alive at once; ``scores`` are those of an attention.
 
-    tokens     of the transformer; pacing lets ``queued`` more wait, at most ``QUEUED`` bytes
+    tokens     of the transformer; its pieces let ``queued`` more wait, at most ``QUEUED`` bytes
     connected  of the connectors, which nothing paces
     video      of a clip decoded whole; ``piece`` of one that is decoded in pieces, which overlap, and ``brief`` of one so
                short that its pieces are never full
@@ -161,10 +161,10 @@ class Footprint:
         """From step to step of a stage: float32 rotary tables, and the contexts of its passes."""
         config = self.config("transformer")
         angles = 1 + (config.rope_type is LTXRopeType.INTERLEAVED)
-        cross = config.width(Modality.AUDIO) if len(tokens.present) > 1 else 0
+        cross = config.streams.audio.width if len(tokens.present) > 1 else 0
         total = 0
         for modality in tokens.present:
-            width = config.width(modality)
+            width = config.streams[modality].width
             total += tokens[modality] * (width + cross) * angles * FLOAT32
             total += (passes + 4) * self.context * width * self.itemsize
         return total
@@ -174,9 +174,9 @@ class Footprint:
         config = self.config("transformer")
         moving = scores = 0
         for modality in tokens.present:
-            count, (heads, head_dim) = tokens[modality], config.heads(modality)
-            moving += count * heads * head_dim
-            scores = max(scores, heads * count * max(count, self.context))
+            count, own = tokens[modality], config.streams[modality]
+            moving += count * own.width
+            scores = max(scores, own.heads * count * max(count, self.context))
         elements = self.live.tokens * moving + self.live.scores * scores
         waiting = min(QUEUED, self.live.queued * moving * self.itemsize)
         return passes * elements * self.itemsize + waiting
@@ -184,8 +184,8 @@ class Footprint:
     def operations(self, tokens: AV[int]) -> float:
         """Floating-point operations of one pass, in matrix products of the video stream."""
         config, N = self.config("transformer"), tokens.video
-        D = config.width(Modality.VIDEO)
-        cross = config.width(Modality.AUDIO) if len(tokens.present) > 1 else 0
+        D = config.streams.video.width
+        cross = config.streams.audio.width if len(tokens.present) > 1 else 0
         each = 2 * (14 * D**2 + 4 * D * cross) + 4 * D * (N + self.context)
         return config.num_layers * N * each
 

@@ -1,17 +1,120 @@
 """CUDA kernels for the passes over tokens between the matrix products.
 
-Knows rows and registers; what each pass means is said by the plain MLX that it is given with, which runs on every other
-backend, and whose gradient is this one's. One kernel in place of several moves every token through memory once.
+Knows rows and registers; what each pass means is said by the plain MLX function that it stands in for, which runs on
+every other backend, and whose gradient is this one's. One kernel in place of several moves every token through memory
+once.
 """
 
-from functools import cache
-from typing import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Callable
 
 import mlx.core as mx
 
 WARP = 32
 WIDTH = 8  # features a thread loads at once: 16 bytes of bfloat16
 MAX_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch with a block for each token of x (B, N, D), which gives as many features as it takes.
+
+    arrays    names of the function's array arguments, x first; its numbers follow them and are called ``number``
+    source    of the kernel's body
+    features  of a token that one thread takes
+    """
+
+    name: str
+    arrays: tuple[str, ...]
+    source: str
+    features: int = WIDTH
+
+    def fits(self, x: mx.array) -> bool:
+        """Whether this is CUDA, and a block of whole warps covers a token."""
+        return _on_cuda() and _whole_warps(x.shape[-1], self.features)
+
+    def __call__(self, *arguments: mx.array | float | None) -> mx.array:
+        """The function of these arguments, arrays first. An array may be ``None``, and the kernel must know."""
+        count = len(self.arrays)
+        arrays = [mx.array([0]) if a is None else a for a in arguments[:count]]
+        x, numbers = arrays[0], mx.array(arguments[count:], mx.float32)
+        threads = x.shape[-1] // self.features
+        # MLX tells kernels apart by name and template alone, so every type belongs in it.
+        types = [(f"T_{n}", a.dtype) for n, a in zip(self.arrays, arrays)]
+        return _compiled(self)(
+            inputs=[*arrays, numbers],
+            template=[("T", x.dtype), *types],
+            grid=(threads * x.shape[0] * x.shape[1], 1, 1),
+            threadgroup=(threads, 1, 1),
+            output_shapes=[x.shape],
+            output_dtypes=[x.dtype],
+        )[0]
+
+
+def fused(kernel: Kernel) -> Callable[[Callable], Callable]:
+    """Have ``kernel`` compute the decorated function where it fits, with the gradient of the function itself.
+
+    The function takes positional arguments only: arrays, x (B, N, D) first, then numbers.
+    """
+
+    def decorate(plain: Callable) -> Callable:
+        launch = mx.custom_function(lambda *arguments: kernel(*arguments))
+        launch.vjp(lambda primals, slope, _: _gradients(plain, primals, slope))
+        # MLX puts a kernel's source together in every call, but a compiled function's only once.
+        launch = mx.compile(launch)
+
+        @wraps(plain)
+        def run(x: mx.array, *others: mx.array | float | None) -> mx.array:
+            return (launch if kernel.fits(x) else plain)(x, *others)
+
+        return run
+
+    return decorate
+
+
+def _gradients(
+    plain: Callable, primals: tuple, slope: mx.array
+) -> tuple[mx.array | None, ...]:
+    """Of ``plain`` by each of its arguments; zeros for whole numbers, ``None`` where it is no array."""
+    chosen = [i for i, p in enumerate(primals) if _has_gradient(p)]
+
+    def of_chosen(*values: mx.array) -> mx.array:
+        arguments = dict(enumerate(primals)) | dict(zip(chosen, values))
+        return plain(*arguments.values())
+
+    _, slopes = mx.vjp(of_chosen, [primals[i] for i in chosen], [slope])
+    found = dict(zip(chosen, slopes))
+    return tuple(
+        found.get(i, mx.zeros_like(p) if isinstance(p, mx.array) else None)
+        for i, p in enumerate(primals)
+    )
+
+
+def _has_gradient(value: object) -> bool:
+    return isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.inexact)
+
+
+@cache
+def _whole_warps(width: int, features: int) -> bool:
+    threads, rest = divmod(width, features)
+    return rest == 0 and threads % WARP == 0 and threads <= MAX_THREADS
+
+
+def _on_cuda() -> bool:
+    return mx.cuda.is_available() and mx.default_device() == mx.gpu
+
+
+@cache
+def _compiled(kernel: Kernel):
+    return mx.fast.cuda_kernel(
+        name=kernel.name,
+        input_names=[*kernel.arrays, "number"],
+        output_names=["out"],
+        source=kernel.source,
+        header=HEADER,
+    )
+
 
 HEADER = """
 template <typename T>
@@ -22,6 +125,14 @@ __device__ Pack<T> load(const T* p) { return *reinterpret_cast<const Pack<T>*>(p
 
 template <typename T>
 __device__ void store(T* p, const Pack<T>& v) { *reinterpret_cast<Pack<T>*>(p) = v; }
+
+// A row of a block's own table plus one that depends on the noise level, rounded as the latter is.
+template <typename T, typename S>
+__device__ Pack<T> add(const Pack<S>& own, const Pack<T>& shared) {
+  Pack<T> sum;
+  for (int i = 0; i < 8; ++i) sum.at[i] = T(float(own.at[i]) + float(shared.at[i]));
+  return sum;
+}
 
 // The sum of every thread's value, known to every thread of the block.
 __device__ float block_sum(float value) {
@@ -36,36 +147,50 @@ __device__ float block_sum(float value) {
 }
 """
 
-# One block a token, one thread for WIDTH features. The rows of its noise level begin at `row`. Sizes and row numbers
-# are read when the kernel runs: compiling one takes seconds.
+# One block a token, one thread for WIDTH features. The table's rows begin at `own`, those of the token's noise level at
+# `shared`. Sizes and row numbers are read when the kernel runs: compiling one takes seconds.
 TOKEN = """
   const int token = blockIdx.x, feature = threadIdx.x * 8, N = x_shape[1], D = x_shape[2];
   const int batch = rows_shape[0] == 1 ? 0 : token / N, K = rows_shape[1];
-  const int level = K == 1 ? 0 : levels[token % N];
-  const T* row = rows + size_t(batch * K + level) * rows_shape[2] * D + feature;
+  const int level = levels_shape[0] == 1 ? 0 : levels[token % N];
+  const auto* own = table + feature;
+  const auto* shared = rows + size_t(batch * K + level) * rows_shape[2] * D + feature;
   const size_t at = size_t(token) * D + feature;
   auto v = load(x + at);
 """
 
-NORM_MODULATE = """
+NORM_MODULATE = Kernel(
+    "norm_modulate",
+    ("x", "table", "rows", "levels"),
+    TOKEN + """
+  const int s = int(number[0]) * D, m = int(number[1]) * D;
   float squares = 0;
   for (int i = 0; i < 8; ++i) squares += float(v.at[i]) * float(v.at[i]);
-  const float inverse = rsqrtf(block_sum(squares) / D + EPS);
-  const auto shift = load(row + number[0] * D), scale = load(row + number[1] * D);
+  const float inverse = rsqrtf(block_sum(squares) / D + number[2]);
+  const auto shift = add(load(own + s), load(shared + s)), scale = add(load(own + m), load(shared + m));
   for (int i = 0; i < 8; ++i)
     v.at[i] = T(float(T(float(v.at[i]) * inverse)) * (1.0f + float(scale.at[i])) + float(shift.at[i]));
   store(out + at, v);
-"""
+""",
+)
 
-GATED = """
-  const auto u = load(update + at), gate = load(row + number[0] * D);
+ADD_GATED = Kernel(
+    "add_gated",
+    ("x", "update", "table", "rows", "levels"),
+    TOKEN + """
+  const int g = int(number[0]) * D;
+  const auto u = load(update + at), gate = add(load(own + g), load(shared + g));
   for (int i = 0; i < 8; ++i)
     v.at[i] = T(float(v.at[i]) + float(u.at[i]) * float(gate.at[i]));
   store(out + at, v);
-"""
+""",
+)
 
 # One thread for WIDTH features of a head's first half and the WIDTH of its second half that they are turned with.
-NORM_ROTATE = """
+NORM_ROTATE = Kernel(
+    "norm_rotate",
+    ("x", "weight", "cos", "sin"),
+    """
   const int token = blockIdx.x, N = x_shape[1], D = x_shape[2], half = cos_shape[3];
   const int head = threadIdx.x * 8 / half, pair = threadIdx.x * 8 % half;
   const int feature = head * 2 * half + pair;
@@ -74,7 +199,7 @@ NORM_ROTATE = """
   float squares = 0;
   for (int i = 0; i < 8; ++i)
     squares += float(a.at[i]) * float(a.at[i]) + float(b.at[i]) * float(b.at[i]);
-  const float inverse = rsqrtf(block_sum(squares) / D + EPS);
+  const float inverse = rsqrtf(block_sum(squares) / D + number[0]);
   const auto wa = load(weight + feature), wb = load(weight + feature + half);
   const size_t place = cos_shape[0] == 1 ? token % N : token;
   const size_t turn = (place * cos_shape[2] + head) * half + pair;
@@ -87,123 +212,6 @@ NORM_ROTATE = """
   }
   store(out + at, a);
   store(out + at + half, b);
-"""
-
-
-def norm_modulate(
-    plain: Callable[[mx.array, mx.array], mx.array],
-    x: mx.array,
-    rows: mx.array,
-    index: mx.array | None,
-    eps: float,
-    shift: int,
-    scale: int,
-) -> mx.array:
-    """``plain(x, rows)``: RMS norm of x (B, N, D), then ``* (1 + scale) + shift`` with rows (B, K, R, D)."""
-    if not _fits(x, WIDTH):
-        return plain(x, rows)
-    source = TOKEN + NORM_MODULATE.replace("EPS", f"{eps}f")
-    kernel = _kernel("norm_modulate", ("x", "rows", "levels", "number"), source)
-
-    def run(x: mx.array, rows: mx.array) -> mx.array:
-        inputs = [x, rows, _levels(index), _numbers(shift, scale)]
-        return _launch(kernel, inputs, x, WIDTH)
-
-    return _with_gradient(run, plain)(x, rows)
-
-
-def gated(
-    plain: Callable[[mx.array, mx.array, mx.array], mx.array],
-    x: mx.array,
-    update: mx.array,
-    rows: mx.array,
-    index: mx.array | None,
-    gate: int,
-) -> mx.array:
-    """``plain(x, update, rows)``: x + update * gate, with rows (B, K, R, D)."""
-    if not _fits(x, WIDTH):
-        return plain(x, update, rows)
-    names = ("x", "update", "rows", "levels", "number")
-    kernel = _kernel("gated", names, TOKEN + GATED)
-
-    def run(x: mx.array, update: mx.array, rows: mx.array) -> mx.array:
-        inputs = [x, update, rows, _levels(index), _numbers(gate)]
-        return _launch(kernel, inputs, x, WIDTH)
-
-    return _with_gradient(run, plain)(x, update, rows)
-
-
-def norm_rotate(
-    plain: Callable[[mx.array, mx.array], mx.array],
-    x: mx.array,
-    weight: mx.array,
-    cos: mx.array,
-    sin: mx.array,
-    eps: float,
-) -> mx.array:
-    """``plain(x, weight)``: x (B, N, H * D) normed over all heads, turned in split halves -> (B, H, N, D)."""
-    half = cos.shape[-1]
-    if half % WIDTH or not _fits(x, 2 * WIDTH):
-        return plain(x, weight)
-    source = NORM_ROTATE.replace("EPS", f"{eps}f")
-    kernel = _kernel("norm_rotate", ("x", "weight", "cos", "sin"), source)
-
-    def run(x: mx.array, weight: mx.array) -> mx.array:
-        # Token by token, as the tables lie in memory: a copy in another order would cost more than the rotation.
-        tables = [cos.swapaxes(1, 2), sin.swapaxes(1, 2)]
-        out = _launch(kernel, [x, weight, *tables], x, 2 * WIDTH)
-        return mx.unflatten(out, -1, (-1, 2 * half)).swapaxes(1, 2)
-
-    return _with_gradient(run, plain)(x, weight)
-
-
-def _fits(x: mx.array, features: int) -> bool:
-    """Whether this is CUDA, and a block of whole warps covers a token with ``features`` a thread."""
-    threads, rest = divmod(x.shape[-1], features)
-    whole = rest == 0 and threads % WARP == 0 and threads <= MAX_THREADS
-    return whole and mx.default_device() == mx.gpu and mx.cuda.is_available()
-
-
-def _launch(kernel, inputs: list[mx.array], x: mx.array, features: int) -> mx.array:
-    """One block for each token of x (B, N, D), of as many threads as share its features."""
-    threads = x.shape[-1] // features
-    return kernel(
-        inputs=inputs,
-        template=[("T", x.dtype)],
-        grid=(threads * x.shape[0] * x.shape[1], 1, 1),
-        threadgroup=(threads, 1, 1),
-        output_shapes=[x.shape],
-        output_dtypes=[x.dtype],
-    )[0]
-
-
-def _levels(index: mx.array | None) -> mx.array:
-    return _numbers(0) if index is None else index.astype(mx.int32)
-
-
-@cache
-def _numbers(*numbers: int) -> mx.array:
-    return mx.array(numbers, mx.int32)
-
-
-@cache
-def _kernel(name: str, inputs: Sequence[str], source: str):
-    return mx.fast.cuda_kernel(
-        name=name,
-        input_names=list(inputs),
-        output_names=["out"],
-        source=source,
-        header=HEADER,
-    )
-
-
-def _with_gradient(run: Callable, plain: Callable) -> Callable:
-    """``run`` with the gradient of ``plain``."""
-    function = mx.custom_function(run)
-
-    @function.vjp
-    def gradient(primals, cotangent, _):
-        given = primals if isinstance(primals, (list, tuple)) else [primals]
-        return tuple(mx.vjp(plain, list(given), [cotangent])[1])
-
-    return function
+""",
+    features=2 * WIDTH,
+)

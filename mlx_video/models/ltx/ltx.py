@@ -3,6 +3,7 @@
 Knows the network and its checkpoint's names; not schedules, guidance or latents' geometry.
 """
 
+import re
 from dataclasses import replace
 from functools import partial
 from typing import Callable, ClassVar, Sequence
@@ -11,24 +12,30 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.conditioning.latent import LatentState
-from mlx_video.models.ltx.adaln import AdaLNSingle, Modulation, modulate
-from mlx_video.models.ltx.attention import gelu
-from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, named
+from mlx_video.models.ltx.adaln import AdaLNSingle, chosen_rows, modulate
+from mlx_video.models.ltx.attention import attention_bias, gelu
+from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, StreamConfig
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.offload import BlockStream
-from mlx_video.models.ltx.pacing import piece_by_piece
+from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.transformer import (
-    MODALITIES,
+    CROSS_GATE,
     Conditioning,
     ModalityInput,
     RopeTables,
+    Rows,
     Timesteps,
     TransformerBlock,
+    table_rows,
 )
+from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV, Modality, Perturbation
-from mlx_video.weights import Weights, strip_prefixes
+from mlx_video.weights import Weights
+
+OFFICIAL = "model.diffusion_model."
+OUTPUT = Rows(shift=0, scale=1)
 
 
 class LTXModel(Network):
@@ -39,84 +46,71 @@ class LTXModel(Network):
     BLOCKS: ClassVar = "transformer_blocks."
     LORAS: ClassVar = True
     STREAMED: ClassVar = True
-    OFFICIAL: ClassVar[dict[str, str]] = {"model.diffusion_model.": ""}
-    CONNECTORS: ClassVar[tuple[str, ...]] = (
-        "video_embeddings_connector.",
-        "audio_embeddings_connector.",
+    NAMES: ClassVar = TensorNames(
+        {
+            OFFICIAL: "",
+            OFFICIAL + "video_embeddings_connector.": None,
+            OFFICIAL + "audio_embeddings_connector.": None,
+        },
+        {
+            "*adaln_single.emb.timestep_embedder.linear_*": "*adaln_single.linear_*",
+            "*.to_out.0.*": "*.to_out.*",
+            "*.net.0.proj.*": "*.proj_in.*",
+            "*.net.2.*": "*.proj_out.*",
+        },
+        {  # What ties the streams together belongs to the one that listens.
+            "av_ca_video_scale_shift_adaln_single.*": "video.cross_adaln_single.*",
+            "av_ca_audio_scale_shift_adaln_single.*": "audio.cross_adaln_single.*",
+            "av_ca_a2v_gate_adaln_single.*": "video.gate_adaln_single.*",
+            "av_ca_v2a_gate_adaln_single.*": "audio.gate_adaln_single.*",
+            "*.audio_to_video_attn.*": "*.video.cross_attn.*",
+            "*.video_to_audio_attn.*": "*.audio.cross_attn.*",
+            "*.scale_shift_table_a2v_ca_video": "*.video.cross_scale_shift_table",
+            "*.scale_shift_table_a2v_ca_audio": "*.audio.cross_scale_shift_table",
+            "transformer_blocks.*.audio_*": "transformer_blocks.*.audio.*",
+            "transformer_blocks.*.*": "transformer_blocks.*.video.*",
+            "audio_*": "audio.*",
+            "*": "video.*",
+        },
     )
-    RENAMED: ClassVar[dict[str, str]] = {
-        ".emb.timestep_embedder": "",
-        ".to_out.0": ".to_out",
-        ".net.0.proj": ".proj_in",
-        ".net.2": ".proj_out",
-    }
 
     def __init__(self, config: LTXModelConfig):
         super().__init__()
         self.config = config
-        modalities = config.model_type.modalities
-        for modality in modalities:
-            self._build_stream(modality)
-            if len(modalities) > 1:
-                self._build_exchange(modality)
+        streams = config.streams
+        built = streams.map(partial(Stream, config), streams.swapped)
+        self.video, self.audio = built.video, built.audio
         self.transformer_blocks = [
             TransformerBlock(config) for _ in range(config.num_layers)
         ]
 
-    def _build_stream(self, modality: Modality):
-        width = self.config.width(modality)
-        inputs = self.config.of(modality, "in_channels")
-        outputs = self.config.of(modality, "out_channels")
-        captions = self.config.caption_channels
-        parts = {
-            "patchify_proj": nn.Linear(inputs, width),
-            "adaln_single": AdaLNSingle(width, rows=6),
-            "caption_projection": CaptionProjection(captions, width),
-            "scale_shift_table": mx.zeros((2, width)),
-            "proj_out": nn.Linear(width, outputs),
-        }
-        for name, part in parts.items():
-            self[named(modality, name)] = part
-
-    def _build_exchange(self, modality: Modality):
-        width = self.config.width(modality)
-        self[_exchange_adaln(modality)] = AdaLNSingle(width, rows=4)
-        self[_gate_adaln(modality)] = AdaLNSingle(width, rows=1)
+    @property
+    def streams(self) -> AV["Stream"]:
+        return AV(self.video, self.audio)
 
     @property
     def dtype(self) -> mx.Dtype:
         """The dtype to compute in: that of the first layer, which is never quantized."""
-        first, *_ = self.config.model_type.modalities
-        return self[named(first, "patchify_proj")].weight.dtype
+        return self.streams.values[0].patchify_proj.weight.dtype
 
     # Names
 
     @classmethod
-    def rename(cls, key: str) -> str:
-        """Our name of an official tensor or module, given without its prefix."""
-        for official, ours in cls.RENAMED.items():
-            key = key.replace(official, ours)
-        return key
-
-    @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """The transformer's tensors of an official checkpoint under our names; ours are returned unchanged."""
-        official = strip_prefixes(weights, cls.OFFICIAL)
-        if official is None:
+        """The transformer's tensors of an official checkpoint under our names; ours are returned unchanged.
+
+        Folders that ``convert`` wrote before the streams were modules keep the official names of what is in a block.
+        """
+        if (ours := cls.NAMES.take(weights)) is not None:
+            return ours
+        if any(key.startswith(("video.", "audio.")) for key in weights):
             return weights
-        return {
-            cls.rename(key): value
-            for key, value in official.items()
-            if not key.startswith(cls.CONNECTORS)
-        }
+        return {cls.NAMES.ours(OFFICIAL + key): v for key, v in weights.items()}
 
     @classmethod
     def official_name(cls, key: str) -> str:
-        """The name in an official file of one of ours."""
-        key = key.replace("adaln_single.linear_", "adaln_single.emb.timestep_embedder.linear_")  # fmt: skip
-        for official, ours in list(cls.RENAMED.items())[1:]:
-            key = key.replace(f"{ours}.", f"{official}.")
-        return f"model.diffusion_model.{key}"
+        """What the official files call one of our tensors."""
+        return cls.NAMES.official(key)
 
     @classmethod
     def configure(
@@ -133,8 +127,8 @@ class LTXModel(Network):
 
         Every other tensor is dropped by its name: a video-only model never reads the sound's.
         """
-        wanted = set(self.config.model_type.modalities)
-        return {k: v for k, v in weights.items() if streams_of(k) <= wanted}
+        has = set(self.streams.present)
+        return {k: v for k, v in weights.items() if streams_of(k) <= has}
 
     # What stays the same over many steps
 
@@ -142,46 +136,36 @@ class LTXModel(Network):
         """Rotary tables of tokens at ``positions``, (B, axes, N, 2) in seconds and pixels; once per stage."""
         both = len(positions.present) > 1
 
-        def tables(bounds: mx.array, modality: Modality) -> RopeTables:
+        def tables(bounds: mx.array, own: StreamConfig) -> RopeTables:
             cross = self._cross_rope(bounds) if both else None
-            return RopeTables(self._token_rope(modality, bounds), cross)
+            return RopeTables(self._freqs_cis(own, bounds, own.max_pos), cross)
 
-        return positions.map(tables, MODALITIES)
-
-    def _token_rope(self, modality: Modality, bounds: mx.array) -> Rope:
-        extent = self.config.of(modality, "positional_embedding_max_pos")
-        return self._freqs_cis(modality, bounds, extent)
+        return positions.map(tables, self.config.streams)
 
     def _cross_rope(self, bounds: mx.array) -> Rope:
-        """Across the modalities only time has a meaning, and both share one scale of it."""
-        config = self.config
-        extent = max(
-            config.positional_embedding_max_pos[0],
-            config.audio_positional_embedding_max_pos[0],
-        )
-        return self._freqs_cis(Modality.AUDIO, bounds[:, :1], (extent,))
+        """Across the streams only time has a meaning, and both share one scale of it."""
+        streams = self.config.streams
+        extent = max(stream.max_pos[0] for stream in streams.values)
+        return self._freqs_cis(streams.audio, bounds[:, :1], (extent,))
 
     def _freqs_cis(
-        self, heads_of: Modality, bounds: mx.array, extent: tuple[float, ...]
+        self, heads_of: StreamConfig, bounds: mx.array, extent: tuple[float, ...]
     ) -> Rope:
         config = self.config
         return precompute_freqs_cis(
             bounds,
-            config.width(heads_of),
+            heads_of.width,
             config.positional_embedding_theta,
             extent,
             config.use_middle_indices_grid,
-            config.heads(heads_of)[0],
+            heads_of.heads,
             config.rope_type,
             config.double_precision_rope,
         )
 
     def project_context(self, embeddings: AV[mx.array]) -> AV[mx.array]:
-        """Text embeddings (B, L, caption_channels) -> the width of each stream, (B, L, D); once per prompt."""
-        return embeddings.map(
-            lambda x, modality: self[named(modality, "caption_projection")](x),
-            MODALITIES,
-        )
+        """The connectors' embeddings -> the width of each stream, (B, L, D); once per prompt."""
+        return embeddings.map(lambda x, s: s.project_context(x), self.streams)
 
     # The network
 
@@ -202,50 +186,21 @@ class LTXModel(Network):
 
     def enter(self, inputs: AV[ModalityInput]) -> tuple[AV[mx.array], AV[Conditioning]]:
         """What the first block gets: tokens (B, N, D) of each stream, and what every block reads besides."""
-        other = AV(inputs.audio, inputs.video)
-        conditioning = inputs.map(self._conditioning, MODALITIES, other)
-        return inputs.map(self._patchify, MODALITIES), conditioning
+        x = inputs.map(lambda given, s: s.enter(given), self.streams)
+        conditioning = inputs.map(
+            lambda given, s, other: s.condition(given, other),
+            self.streams,
+            inputs.swapped,
+        )
+        return x, conditioning
 
     def leave(self, x: AV[mx.array], conditioning: AV[Conditioning]) -> AV[mx.array]:
         """The velocities (B, N, C) that the last block's tokens stand for."""
-        return x.map(self._velocity, MODALITIES, conditioning)
-
-    def _patchify(self, stream: ModalityInput, modality: Modality) -> mx.array:
-        return self[named(modality, "patchify_proj")](stream.latent)
-
-    def _conditioning(
-        self, stream: ModalityInput, modality: Modality, other: ModalityInput | None
-    ) -> Conditioning:
-        dtype = stream.latent.dtype
-        levels = stream.timesteps.values * self.config.timestep_scale_multiplier
-        rows, embedded = self[named(modality, "adaln_single")](levels, dtype)
-        c = Conditioning(
-            stream.timesteps,
-            stream.context,
-            stream.rope,
-            stream.enabled,
-            rows,
-            embedded,
-        )
-        if other is None:
-            return c
-        cross_rows, _ = self[_exchange_adaln(modality)](levels, dtype)
-        # The gate hears the other modality's noise, on a scale of its own.
-        sigma = other.timesteps.sigma * self.config.av_ca_timestep_scale_multiplier
-        gate, _ = self[_gate_adaln(modality)](sigma[:, None], dtype)
-        return c._replace(cross_rows=cross_rows, cross_gate=gate)
-
-    def _velocity(self, x: mx.array, modality: Modality, c: Conditioning) -> mx.array:
-        table = self[named(modality, "scale_shift_table")]
-        rows = c.embedded[:, :, None]
-        at = Modulation.of(table, rows, c.timesteps.index, x.dtype)
-        normed = mx.fast.layer_norm(x, None, None, self.config.norm_eps)
-        shifted = modulate(normed, at.row(0), at.row(1))
-        return self[named(modality, "proj_out")](shifted)
+        return x.map(lambda x, s, c: s.leave(x, c), self.streams, conditioning)
 
     def _check(self, inputs: AV[ModalityInput], perturbations: Sequence[Perturbation]):
         """Raise ``ValueError`` where the inputs do not fit the model or each other."""
-        has = self.config.model_type.modalities
+        has = self.streams.present
         if absent := [m.value for m in inputs.present if m not in has]:
             raise ValueError(
                 f"This {self.config.model_type.value} model has no {absent[0]} stream; "
@@ -267,6 +222,92 @@ class LTXModel(Network):
             )
 
 
+class Stream(nn.Module):
+    """One stream's ends: how its tokens enter and leave the blocks, and how its noise level modulates them."""
+
+    def __init__(
+        self, config: LTXModelConfig, own: StreamConfig, other: StreamConfig | None
+    ):
+        super().__init__()
+        D, self.norm_eps = own.width, config.norm_eps
+        self.level_scale = config.timestep_scale_multiplier
+        self.gate_scale = config.av_ca_timestep_scale_multiplier
+        self.patchify_proj = nn.Linear(own.in_channels, D)
+        self.adaln_single = AdaLNSingle(D, rows=table_rows(config))
+        self.scale_shift_table = mx.zeros((2, D))
+        self.proj_out = nn.Linear(D, own.out_channels)
+        if not config.caption_proj_before_connector:
+            self.caption_projection = CaptionProjection(config.caption_channels, D)
+        self.modulated_text = config.cross_attention_adaln
+        if config.cross_attention_adaln and config.use_prompt_adaln_single:
+            self.prompt_adaln_single = AdaLNSingle(D, rows=2)
+        if own.marks_keyframes:
+            self.keyframes_abs_pos_embedding = mx.zeros((1, D))
+        if other is not None:
+            self.cross_adaln_single = AdaLNSingle(D, rows=CROSS_GATE)
+            self.gate_adaln_single = AdaLNSingle(D, rows=1)
+
+    def project_context(self, x: mx.array) -> mx.array:
+        """(B, L, caption_channels) -> (B, L, D), where the connectors have not done so."""
+        return self.caption_projection(x) if "caption_projection" in self else x
+
+    def enter(self, given: ModalityInput) -> mx.array:
+        """Tokens (B, N, D), those that encode a single frame marked where the model knows marks."""
+        x = self.patchify_proj(given.latent)
+        if given.keyframes is None or "keyframes_abs_pos_embedding" not in self:
+            return x
+        return x + (given.keyframes > 0) * self.keyframes_abs_pos_embedding
+
+    def condition(
+        self, given: ModalityInput, other: ModalityInput | None
+    ) -> Conditioning:
+        """What the blocks read of this stream; ``other`` is what enters the other one."""
+        times, dtype = given.timesteps, given.latent.dtype
+        levels = times.values * self.level_scale
+        rows, embedded = self.adaln_single(levels, dtype)
+        return Conditioning(
+            times.index,
+            given.context,
+            given.rope,
+            given.enabled,
+            rows,
+            embedded,
+            self._cross_rows(levels, dtype, other),
+            self._prompt_rows(times.sigma[:, None] * self.level_scale, dtype),
+            given.bias,
+        )
+
+    def _cross_rows(
+        self, levels: mx.array, dtype: mx.Dtype, other: ModalityInput | None
+    ) -> mx.array | None:
+        """(B, K, 5, D): four rows that depend on each token's level, and the gate, on the other stream's as a whole."""
+        if other is None:
+            return None
+        rows, _ = self.cross_adaln_single(levels, dtype)
+        theirs = other.timesteps.sigma[:, None] * self.gate_scale
+        gate, _ = self.gate_adaln_single(theirs, dtype)
+        (B, K, _, D), batch = rows.shape, gate.shape[0]
+        rows = mx.broadcast_to(rows, (max(B, batch), K, CROSS_GATE, D))
+        gate = mx.broadcast_to(gate, (max(B, batch), K, 1, D))
+        return mx.concatenate([rows, gate], axis=2)
+
+    def _prompt_rows(self, sigma: mx.array, dtype: mx.Dtype) -> mx.array | None:
+        """(B, 1, 2, D); zeros where only the blocks' tables modulate the prompt."""
+        if not self.modulated_text:
+            return None
+        if "prompt_adaln_single" in self:
+            return self.prompt_adaln_single(sigma, dtype)[0]
+        return mx.zeros((1, 1, *self.scale_shift_table.shape), dtype)
+
+    def leave(self, x: mx.array, c: Conditioning) -> mx.array:
+        """The velocity (B, N, C) that the last block's tokens stand for."""
+        rows = mx.repeat(c.embedded[:, :, None], 2, axis=2)  # both get the same added
+        table, numbers = self.scale_shift_table, (OUTPUT.shift, OUTPUT.scale)
+        normed = mx.fast.layer_norm(x, None, None, self.norm_eps)
+        shifted = modulate(normed, *chosen_rows(table, rows, c.levels, *numbers))
+        return self.proj_out(shifted)
+
+
 class CaptionProjection(nn.Module):
     """Text embeddings to the width of a stream."""
 
@@ -283,7 +324,7 @@ class X0Model:
     """What a sampler sees: the clean sample that ``model`` predicts from a pair of latent states.
 
     While the same arrays come in, what does not change from step to step is computed once: projected prompts, rotary
-    tables and the levels of denoise masks.
+    tables, the levels of denoise masks and the bias of attention masks.
     """
 
     def __init__(self, model: LTXModel):
@@ -293,6 +334,7 @@ class X0Model:
         self._contexts = _Memo(project, size=4)  # one per pass of a guided step
         self._ropes = _Memo(model.rope, size=1)
         self._levels = _Memo(_levels, size=1)
+        self._biases = _Memo(partial(_biases, model), size=1)
 
     def __call__(
         self,
@@ -324,17 +366,28 @@ class X0Model:
             )
 
         def one(
-            state: LatentState, context: mx.array, rope: RopeTables, levels: Timesteps
+            state: LatentState,
+            context: mx.array,
+            rope: RopeTables,
+            levels: Timesteps,
+            bias: mx.array | None,
         ) -> ModalityInput:
-            latent = state.latent.astype(self.model.dtype)
-            levels = levels.scaled(0.0 if state.frozen else sigma)
-            return ModalityInput(latent, levels, context, rope, state.enabled)
+            return ModalityInput(
+                state.latent.astype(self.model.dtype),
+                levels.scaled(0.0 if state.frozen else sigma),
+                context,
+                rope,
+                state.enabled,
+                state.keyframes_mask,
+                bias,
+            )
 
         return states.map(
             one,
             self._contexts(states.map(lambda _, c: c, context)),
             self._ropes(states.map(lambda state: state.positions)),
             self._levels(states.map(lambda state: state.denoise_mask)),
+            self._biases(states.map(lambda state: state.attention_mask)),
         )
 
 
@@ -349,6 +402,10 @@ def _project(model: LTXModel, context: AV[mx.array]) -> AV[mx.array]:
 
 def _levels(masks: AV[mx.array]) -> AV[Timesteps]:
     return masks.map(lambda mask: Timesteps.from_mask(1.0, mask))
+
+
+def _biases(model: LTXModel, masks: AV[mx.array]) -> AV[mx.array]:
+    return masks.map(lambda mask: attention_bias(mask, model.dtype))
 
 
 class _Memo:
@@ -372,34 +429,30 @@ class _Memo:
 
 def streams_of(key: str) -> set[Modality]:
     """The streams that one of our tensors needs: both, where it carries one to the other."""
-    name = key.split(".")[2 if key.startswith("transformer_blocks.") else 0]
-    if "_to_" in name or "_ca_" in name:
-        return set(Modality)
-    return {Modality.AUDIO if name.startswith("audio_") else Modality.VIDEO}
+    name = re.sub(r"^transformer_blocks\.\d+\.", "", key)
+    stream, part = name.split(".")[:2]
+    tied = part.startswith(("cross_", "gate_"))
+    return set(Modality) if tied else {Modality(stream)}
+
+
+EVERYTHING = AV(True, True), True
 
 
 def _perturbed(
     block: int, perturbations: Sequence[Perturbation]
 ) -> tuple[AV[mx.array | bool], mx.array | bool]:
     """Whether ``block`` attends within each stream, and between them."""
+    if not perturbations:
+        return EVERYTHING
 
     def attends(modality: Modality) -> mx.array | bool:
         skipped = [p.skip_self_attention[modality] or () for p in perturbations]
         return _agreed([block not in blocks for blocks in skipped])
 
     crossing = [not p.isolate for p in perturbations]
-    return MODALITIES.map(attends), _agreed(crossing)
+    return AV(*map(attends, Modality)), _agreed(crossing)
 
 
 def _agreed(answers: list[bool]) -> mx.array | bool:
     """The one answer of all batch items, yes where none has one; or each one's, (B, 1, 1), where they differ."""
     return all(answers) if len(set(answers)) < 2 else mx.array(answers)[:, None, None]
-
-
-def _exchange_adaln(modality: Modality) -> str:
-    return f"av_ca_{modality.value}_scale_shift_adaln_single"
-
-
-def _gate_adaln(modality: Modality) -> str:
-    direction = "a2v" if modality is Modality.VIDEO else "v2a"
-    return f"av_ca_{direction}_gate_adaln_single"

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video.models.ltx.config import LTXRopeType
+from mlx_video.models.ltx.kernels import NORM_ROTATE, fused
 
 Rope = tuple[mx.array, mx.array]  # (cos, sin)
 
@@ -31,7 +32,7 @@ def precompute_freqs_cis(
     use_middle_indices_grid  a token stands at the middle of its bounds; otherwise at their start
     double_precision         take the powers of ``theta`` in float64
 
-    Split tables are (B, heads, N, dim / heads / 2), one angle a pair; interleaved ones (B, N, dim), each angle twice.
+    Split tables are (B, N, heads, dim / heads / 2), one angle a pair; interleaved ones (B, N, dim), each angle twice.
     Raises ``ValueError`` where ``max_pos`` does not name one extent per axis.
     """
     axes = indices_grid.shape[1]
@@ -47,19 +48,28 @@ def precompute_freqs_cis(
     if rope_type is LTXRopeType.INTERLEAVED:
         angles = mx.repeat(angles, 2, axis=-1)  # (B, N, dim)
     else:
-        angles = split_heads(angles, num_attention_heads)  # (B, H, N, head_dim / 2)
+        angles = mx.unflatten(angles, -1, (num_attention_heads, -1))
     return mx.cos(angles), mx.sin(angles)
 
 
 def apply_rotary(x: mx.array, rope: Rope, rope_type: LTXRopeType) -> mx.array:
-    """Turn the feature pairs of every head: (B, H, N, head_dim) -> the same shape and dtype, computed in float32.
+    """Turn the feature pairs of every head: (B, N, H, head_dim) -> the same shape and dtype, computed in float32.
 
     A pair is features i and i + head_dim / 2 (split), or 2i and 2i + 1 (interleaved).
     """
     if rope_type is LTXRopeType.SPLIT:
         return mx.concatenate(_turn(*mx.split(x, 2, axis=-1), *rope), axis=-1)
-    cos, sin = (split_heads(table[..., ::2], x.shape[1]) for table in rope)
+    cos, sin = (mx.unflatten(t[..., ::2], -1, (x.shape[2], -1)) for t in rope)
     return mx.stack(_turn(x[..., ::2], x[..., 1::2], cos, sin), axis=-1).flatten(-2)
+
+
+@fused(NORM_ROTATE)
+def norm_rotate(
+    x: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps: float
+) -> mx.array:
+    """Tokens (B, N, H * head_dim), RMS-normed over all heads at once, then turned by split tables."""
+    normed = mx.unflatten(mx.fast.rms_norm(x, weight, eps), -1, (cos.shape[2], -1))
+    return apply_rotary(normed, (cos, sin), LTXRopeType.SPLIT).flatten(-2)
 
 
 def split_heads(x: mx.array, heads: int) -> mx.array:

@@ -1,7 +1,6 @@
-"""One block of the dual-stream diffusion transformer, and what it reads of each modality.
+"""One block of the dual-stream diffusion transformer, and what it reads of each stream.
 
-Knows how the two streams attend to themselves, to the text and to each other; not where its inputs come from.
-Each rule is written once: the video modules bear the plain names, the audio ones the prefix ``audio_``.
+Knows how the streams attend to themselves, to the text and to each other; not where its inputs come from.
 """
 
 from dataclasses import dataclass
@@ -12,23 +11,45 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_video.models.ltx.adaln import Modulation
+from mlx_video.models.ltx.adaln import add_gated, chosen_rows, modulate, norm_modulate
 from mlx_video.models.ltx.attention import Attention, FeedForward
-from mlx_video.models.ltx.config import LTXModelConfig, named
-from mlx_video.models.ltx.pacing import end_piece
+from mlx_video.models.ltx.config import LTXModelConfig, StreamConfig
+from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.rope import Rope
-from mlx_video.types import AV, Modality
+from mlx_video.types import AV
 
-MODALITIES = AV(Modality.VIDEO, Modality.AUDIO)
-OTHER = AV(Modality.AUDIO, Modality.VIDEO)
+
+class Rows(NamedTuple):
+    """The numbers of the rows that shift, scale and gate one sublayer, in a table and in what is added to it."""
+
+    shift: int
+    scale: int
+    gate: int | None = None
+
+
+# Of a stream's table; the last is there where the text attention is modulated (LTX-2.3).
+SELF_ATTENTION = Rows(shift=0, scale=1, gate=2)
+FEED_FORWARD = Rows(shift=3, scale=4, gate=5)
+TEXT_ATTENTION = Rows(shift=6, scale=7, gate=8)
+# Of its table for the prompt.
+PROMPT = Rows(shift=0, scale=1)
+# Of its table for the exchange with the other stream, by the stream that listens.
+LISTENING = AV(video=Rows(scale=0, shift=1, gate=4), audio=Rows(scale=2, shift=3, gate=4))  # fmt: skip
+CROSS_ROWS = 5
+CROSS_GATE = 4
+
+
+def table_rows(config: LTXModelConfig) -> int:
+    """How many rows a stream's table has."""
+    return 9 if config.cross_attention_adaln else 6
 
 
 class Timesteps(NamedTuple):
-    """The noise levels of one modality's tokens, each distinct level once.
+    """The noise levels of one stream's tokens, each distinct level once.
 
     values  (B, K) float32 in [0, 1]; B may be 1 for a whole batch
     index   (N,) which of the K levels each token has; ``None`` where there is only one
-    sigma   (B,) float32, the level of the modality as a whole: what the other one's gate hears
+    sigma   (B,) float32, the level of the stream as a whole: what its prompt and the other stream's gate hear
     """
 
     values: mx.array
@@ -36,18 +57,13 @@ class Timesteps(NamedTuple):
     sigma: mx.array
 
     @classmethod
-    def from_tokens(cls, timesteps: mx.array, sigma: mx.array | float) -> "Timesteps":
-        """From the level of every token, (B, N) or (B, N, 1); reads them, so they must not be under a gradient."""
-        tokens = np.array(timesteps.astype(mx.float32)).reshape(timesteps.shape[:2])
+    def from_mask(cls, sigma: mx.array | float, mask: mx.array) -> "Timesteps":
+        """``sigma``, a number or (B,), times a denoise mask (B, N, 1); reads the mask, so it can have no gradient."""
+        tokens = np.array(mask.astype(mx.float32)).reshape(mask.shape[:2])
         values, index = np.unique(tokens, axis=1, return_inverse=True)
         index = mx.array(index.reshape(-1)) if values.shape[1] > 1 else None
-        sigma = mx.broadcast_to(mx.array(sigma, mx.float32), tokens.shape[:1])
-        return cls(mx.array(values), index, sigma)
-
-    @classmethod
-    def from_mask(cls, sigma: mx.array | float, mask: mx.array) -> "Timesteps":
-        """``sigma``, a number or (B,), times a denoise mask (B, N, 1)."""
-        return cls.from_tokens(mask, 1.0).scaled(sigma)
+        whole = cls(mx.array(values), index, mx.ones(tokens.shape[0]))
+        return whole.scaled(sigma)
 
     def scaled(self, sigma: mx.array | float) -> "Timesteps":
         """Every level times ``sigma``, a number or (B,)."""
@@ -56,7 +72,7 @@ class Timesteps(NamedTuple):
 
 
 class RopeTables(NamedTuple):
-    """Rotary tables of one modality's tokens: among themselves, and towards the other modality."""
+    """Rotary tables of one stream's tokens: among themselves, and towards the other stream."""
 
     tokens: Rope
     cross: Rope | None = None
@@ -66,9 +82,11 @@ class RopeTables(NamedTuple):
 class ModalityInput:
     """One modality as the transformer sees it.
 
-    latent   (B, N, C), in the dtype to compute in
-    context  (B, L, D), the prompt after ``LTXModel.project_context``
-    enabled  ``False``: the stream stays as it enters, but the other one still attends to it
+    latent     (B, N, C), in the dtype to compute in
+    context    (B, L, D), the prompt after ``LTXModel.project_context``
+    enabled    ``False``: the stream stays as it enters, but the other one still attends to it
+    keyframes  (B, N, 1) 1 = the token encodes a single frame (LTX-2.5); ``None`` marks nothing
+    bias       (B, 1, N, N) added to the scores of self-attention, as ``attention_bias`` makes it
     """
 
     latent: mx.array
@@ -76,28 +94,118 @@ class ModalityInput:
     context: mx.array
     rope: RopeTables
     enabled: bool = True
+    keyframes: mx.array | None = None
+    bias: mx.array | None = None
 
 
 class Conditioning(NamedTuple):
-    """What the blocks and the output read of one modality besides its tokens; rows as ``AdaLNSingle`` gives them.
+    """What the blocks and the output read of one stream besides its tokens; rows for each of K noise levels.
 
-    rows        (B, K, 6, D)  shift, scale, gate of self-attention, then of the feed-forward network
-    embedded    (B, K, D)     what the output adds to its own shift and scale
-    cross_rows  (B, K, 4, D)  scale, shift where audio flows to video, then where video flows to audio
-    cross_gate  (B, 1, 1, D)  how loud the other modality is
+    levels       (N,) which level each token has; ``None`` where there is only one
+    rows         (B, K, 6 or 9, D)  for the stream's own table
+    embedded     (B, K, D)          what the output adds to its own shift and scale
+    cross_rows   (B, K, 5, D)       for the table of the exchange with the other stream
+    prompt_rows  (B, 1, 2, D)       for the prompt's table
     """
 
-    timesteps: Timesteps
+    levels: mx.array | None
     context: mx.array
     rope: RopeTables
     enabled: bool
     rows: mx.array
     embedded: mx.array
     cross_rows: mx.array | None = None
-    cross_gate: mx.array | None = None
+    prompt_rows: mx.array | None = None
+    bias: mx.array | None = None
 
 
-Rule = Callable[[Modality, mx.array, Conditioning], mx.array]
+class StreamBlock(nn.Module):
+    """One stream's share of a block: it attends to itself and to the text, listens to the other stream, and thinks."""
+
+    def __init__(
+        self, config: LTXModelConfig, own: StreamConfig, other: StreamConfig | None
+    ):
+        super().__init__()
+        D, self.norm_eps = own.width, config.norm_eps
+        self.modulated_text = config.cross_attention_adaln
+        attention = partial(
+            Attention,
+            D,
+            norm_eps=config.norm_eps,
+            rope_type=config.rope_type,
+            gated=config.apply_gated_attention,
+        )
+        heads = {"heads": own.heads, "head_dim": own.head_dim}
+        self.attn1 = attention(**heads)
+        self.attn2 = attention(context_dim=own.context_dim, **heads)
+        self.ff = FeedForward(D, bias=own.ff_bias)
+        self.scale_shift_table = mx.zeros((table_rows(config), D))
+        if self.modulated_text:
+            self.prompt_scale_shift_table = mx.zeros((2, D))
+        if other is not None:
+            audio = config.streams.audio  # whose heads the exchange has
+            heads = {"heads": audio.heads, "head_dim": audio.head_dim}
+            self.cross_attn = attention(context_dim=other.width, **heads)
+            self.cross_scale_shift_table = mx.zeros((CROSS_ROWS, D))
+
+    def attend(
+        self, x: mx.array, c: Conditioning, attending: mx.array | bool
+    ) -> mx.array:
+        """Attention to the stream's own tokens, then to its text."""
+        update = self.attn1(
+            self._norm(x, c, SELF_ATTENTION),
+            rope=c.rope.tokens,
+            bias=c.bias,
+            attending=attending,
+        )
+        x = end_piece(self._add(x, update, c, SELF_ATTENTION))
+        del update  # a name would keep it while the text is attended to
+        if not self.modulated_text:
+            return x + self.attn2(mx.fast.rms_norm(x, None, self.norm_eps), c.context)
+        update = self.attn2(self._norm(x, c, TEXT_ATTENTION), self._prompt(c))
+        return self._add(x, update, c, TEXT_ATTENTION)
+
+    def _prompt(self, c: Conditioning) -> mx.array:
+        """The text as this block reads it, (B, L, D)."""
+        table, numbers = self.prompt_scale_shift_table, (PROMPT.shift, PROMPT.scale)
+        return modulate(c.context, *chosen_rows(table, c.prompt_rows, None, *numbers))
+
+    def shown(self, x: mx.array, c: Conditioning, at: Rows) -> mx.array:
+        """The stream's tokens as the attention between the streams reads them, as its queries or its context."""
+        table, numbers = self.cross_scale_shift_table, (at.shift, at.scale)
+        return norm_modulate(x, table, c.cross_rows, c.levels, *numbers, self.norm_eps)
+
+    def listen(
+        self,
+        x: mx.array,
+        c: Conditioning,
+        context: mx.array,
+        context_rope: Rope,
+        at: Rows,
+        crossing: mx.array | bool,
+    ) -> mx.array:
+        """Attention to the other stream's tokens as they are ``shown``; ``crossing`` says for which batch items."""
+        update = self.cross_attn(
+            self.shown(x, c, at), context, rope=c.rope.cross, context_rope=context_rope
+        )
+        if crossing is not True:
+            update = update * crossing.astype(update.dtype)
+        # How loud the other stream is depends on its noise level alone, not on a token's: any level has the row.
+        table = self.cross_scale_shift_table
+        return add_gated(x, update, table, c.cross_rows, None, at.gate)
+
+    def feed_forward(self, x: mx.array, c: Conditioning) -> mx.array:
+        update = self.ff(self._norm(x, c, FEED_FORWARD))
+        return self._add(x, update, c, FEED_FORWARD)
+
+    def _norm(self, x: mx.array, c: Conditioning, at: Rows) -> mx.array:
+        table, numbers = self.scale_shift_table, (at.shift, at.scale)
+        return norm_modulate(x, table, c.rows, c.levels, *numbers, self.norm_eps)
+
+    def _add(
+        self, x: mx.array, update: mx.array, c: Conditioning, at: Rows
+    ) -> mx.array:
+        return add_gated(x, update, self.scale_shift_table, c.rows, c.levels, at.gate)
 
 
 class TransformerBlock(nn.Module):
@@ -105,33 +213,18 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: LTXModelConfig):
         super().__init__()
-        self.norm_eps = config.norm_eps
-        modalities = config.model_type.modalities
-        for modality in modalities:
-            self._build_stream(config, modality)
-            if len(modalities) > 1:
-                self._build_exchange(config, modality)
+        streams = config.streams
+        built = streams.map(partial(StreamBlock, config), streams.swapped)
+        self.video, self.audio = built.video, built.audio
 
-    def _build_stream(self, config: LTXModelConfig, modality: Modality):
-        width = config.width(modality)
-        context_dim = config.of(modality, "cross_attention_dim")
-        attention = _attention(config, modality, width)
-        self[named(modality, "attn1")] = attention(context_dim=width)
-        self[named(modality, "attn2")] = attention(context_dim=context_dim)
-        self[named(modality, "ff")] = FeedForward(width)
-        self[named(modality, "scale_shift_table")] = mx.zeros((6, width))
-
-    def _build_exchange(self, config: LTXModelConfig, modality: Modality):
-        """How ``modality`` attends to the other one, in heads of the audio stream's size."""
-        width, other = config.width(modality), config.width(OTHER[modality])
-        attention = _attention(config, Modality.AUDIO, width)
-        self[_exchange_attention(modality)] = attention(context_dim=other)
-        self[_exchange_table(modality)] = mx.zeros((5, width))
+    @property
+    def streams(self) -> AV[StreamBlock]:
+        return AV(self.video, self.audio)
 
     def __call__(
         self,
         x: AV[mx.array],
-        conditioning: AV[Conditioning],
+        c: AV[Conditioning],
         attending: AV[mx.array | bool] = AV(True, True),
         crossing: mx.array | bool = True,
     ) -> AV[mx.array]:
@@ -140,115 +233,36 @@ class TransformerBlock(nn.Module):
         attending  whether a stream's self-attention runs or only passes its values through
         crossing   whether the streams attend to each other; both may be (B, 1, 1), one answer per batch item
         """
-        x = _advance(partial(self._attend, attending=attending), x, conditioning)
+        x = _advance(StreamBlock.attend, self.streams, x, c, attending)
         if crossing is not False and len(x.present) > 1:
-            x = self._exchange(x, conditioning, crossing)
-        return _advance(self._feed_forward, x, conditioning)
-
-    def _attend(
-        self,
-        modality: Modality,
-        x: mx.array,
-        c: Conditioning,
-        attending: AV[mx.array | bool],
-    ) -> mx.array:
-        """Attention to the stream's own tokens, then to its text."""
-        modulation = self._modulation(modality, x, c)
-        update = self[named(modality, "attn1")](
-            modulation.norm(x, self.norm_eps, shift=0, scale=1),
-            rope=c.rope.tokens,
-            attending=attending[modality],
-        )
-        x = end_piece(modulation.gated(x, update, gate=2))
-        del update  # a name would keep it while the text is attended to
-        normed = mx.fast.rms_norm(x, None, self.norm_eps)
-        return x + self[named(modality, "attn2")](normed, c.context)
+            x = self._exchange(x, c, crossing)
+        return _advance(StreamBlock.feed_forward, self.streams, x, c)
 
     def _exchange(
-        self,
-        x: AV[mx.array],
-        conditioning: AV[Conditioning],
-        crossing: mx.array | bool,
+        self, x: AV[mx.array], c: AV[Conditioning], crossing: mx.array | bool
     ) -> AV[mx.array]:
-        """Each stream attends to the other as it was before either changed."""
-        before = x.map(self._cross_modulation, MODALITIES, conditioning)
+        """Each stream listens to the other as it was before either changed."""
+        others = self.streams.swapped, x.swapped, c.swapped, LISTENING
 
-        def normed(modality: Modality, into: Modality) -> mx.array:
-            """A stream's tokens as the attention ``into`` a modality wants them, be it query or context."""
-            scale = 0 if into is Modality.VIDEO else 2
-            return before[modality].norm(
-                x[modality], self.norm_eps, scale=scale, shift=scale + 1
-            )
+        def listen(own, x, c, other, other_x, other_c, at) -> mx.array:
+            context = other.shown(other_x, other_c, at)
+            return own.listen(x, c, context, other_c.rope.cross, at, crossing)
 
-        def listen(modality: Modality, tokens: mx.array, c: Conditioning) -> mx.array:
-            other = OTHER[modality]
-            update = self[_exchange_attention(modality)](
-                normed(modality, into=modality),
-                normed(other, into=modality),
-                rope=c.rope.cross,
-                context_rope=conditioning[other].rope.cross,
-            )
-            if crossing is not True:
-                update = update * crossing.astype(update.dtype)
-            table = self[_exchange_table(modality)][4:]
-            gate = Modulation.of(table, c.cross_gate, None, tokens.dtype)
-            return gate.gated(tokens, update, gate=0)
-
-        return _advance(listen, x, conditioning)
-
-    def _feed_forward(
-        self, modality: Modality, x: mx.array, c: Conditioning
-    ) -> mx.array:
-        modulation = self._modulation(modality, x, c)
-        normed = modulation.norm(x, self.norm_eps, shift=3, scale=4)
-        return modulation.gated(x, self[named(modality, "ff")](normed), gate=5)
-
-    def _modulation(
-        self, modality: Modality, x: mx.array, c: Conditioning
-    ) -> Modulation:
-        """The six rows of a stream: shift, scale and gate of self-attention, then of the feed-forward network."""
-        table = self[named(modality, "scale_shift_table")]
-        return Modulation.of(table, c.rows, c.timesteps.index, x.dtype)
-
-    def _cross_modulation(
-        self, x: mx.array, modality: Modality, c: Conditioning
-    ) -> Modulation:
-        """The four rows of a stream: scale and shift where audio flows to video, then where video flows to audio."""
-        table = self[_exchange_table(modality)][:4]
-        return Modulation.of(table, c.cross_rows, c.timesteps.index, x.dtype)
+        return _advance(listen, self.streams, x, c, *others)
 
 
 def _advance(
-    rule: Rule, x: AV[mx.array], conditioning: AV[Conditioning]
+    rule: Callable[..., mx.array],
+    streams: AV[StreamBlock],
+    x: AV[mx.array],
+    c: AV[Conditioning],
+    *others: AV,
 ) -> AV[mx.array]:
     """Each stream after ``rule``; one that is not enabled stays as it is."""
 
-    def one(x: mx.array, modality: Modality, c: Conditioning) -> mx.array:
-        return rule(modality, x, c) if c.enabled else x
+    def one(x: mx.array, c: Conditioning, stream: StreamBlock, *others) -> mx.array:
+        return rule(stream, x, c, *others) if c.enabled else x
 
-    x = x.map(one, MODALITIES, conditioning)
+    x = x.map(one, c, streams, *others)
     end_piece(*x.values)  # together: what the small stream reads of the large one goes
     return x
-
-
-def _attention(
-    config: LTXModelConfig, modality: Modality, dim: int
-) -> Callable[..., Attention]:
-    """A constructor of attentions with the heads of ``modality`` and queries of ``dim`` features."""
-    heads, head_dim = config.heads(modality)
-    return partial(
-        Attention,
-        dim,
-        heads=heads,
-        head_dim=head_dim,
-        norm_eps=config.norm_eps,
-        rope_type=config.rope_type,
-    )
-
-
-def _exchange_attention(modality: Modality) -> str:
-    return f"{OTHER[modality].value}_to_{modality.value}_attn"
-
-
-def _exchange_table(modality: Modality) -> str:
-    return f"scale_shift_table_a2v_ca_{modality.value}"

@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.network import Network
-from mlx_video.models.ltx.pacing import end_piece
+from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.video_vae.base import PerChannelStatistics
 from mlx_video.models.ltx.video_vae.convolution import conv3d
 from mlx_video.models.ltx.video_vae.sampling import depth_to_space

@@ -59,13 +59,19 @@ def inputs(
     dtype=mx.float32,
 ) -> AV[ModalityInput]:
     def one(latent, timesteps, context, rope, enabled):
-        levels = Timesteps.from_tokens(timesteps, sigma)
-        return ModalityInput(latent.astype(dtype), levels, context, rope, enabled)
+        times = levels(timesteps, sigma)
+        return ModalityInput(latent.astype(dtype), times, context, rope, enabled)
 
     contexts = latents.map(lambda _, context: context.astype(dtype), contexts)
     contexts = model.project_context(contexts)
     rope = model.rope(latents.map(lambda _, positions: positions, POSITIONS))
     return latents.map(one, timesteps, contexts, rope, enabled)
+
+
+def levels(timesteps: mx.array, sigma: mx.array | float) -> Timesteps:
+    """From the noise level of every token (B, N, 1), and that of the whole stream."""
+    sigma = mx.broadcast_to(mx.array(sigma, mx.float32), timesteps.shape[:1])
+    return Timesteps.from_mask(1.0, timesteps)._replace(sigma=sigma)
 
 
 def twice(first: AV, second: AV | None = None) -> AV:

@@ -6,13 +6,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video.models.ltx.attention import Attention, FeedForward, gelu
+from mlx_video.models.ltx.attention import (
+    Attention,
+    FeedForward,
+    attention_bias,
+    gelu,
+)
 from mlx_video.models.ltx.rope import apply_rotary, split_heads
 from tests.models.ltx.dit import DIT, model
 from tests.reference import MODULE_TOLERANCE, error
 
-BLOCK = model().transformer_blocks[0]
-ROPE = DIT["int.video_rope_cos"], DIT["int.video_rope_sin"]
+BLOCK = model().transformer_blocks[0].video
+ROPE = tuple(DIT[f"int.video_rope_{name}"].swapaxes(1, 2) for name in ("cos", "sin"))
 
 
 def test_self_attention():
@@ -24,8 +29,8 @@ def test_queries_are_normed_over_all_heads_then_turned():
     attention = BLOCK.attn1
     q = attention.q_norm(attention.to_q(DIT["attn1.in"]))
     assert error(q, DIT["attn1.q_normed"]) < MODULE_TOLERANCE
-    turned = apply_rotary(split_heads(q, attention.heads), ROPE, attention.rope_type)
-    turned = turned.swapaxes(1, 2).flatten(-2)
+    heads = mx.unflatten(q, -1, (attention.heads, -1))
+    turned = apply_rotary(heads, ROPE, attention.rope_type).flatten(-2)
     assert error(turned, DIT["attn1.q_roped"]) < MODULE_TOLERANCE
 
 
@@ -68,10 +73,26 @@ def test_without_attending_a_token_keeps_its_own_value():
     assert error(mixed[1], passed[1]) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_strengths_weigh_what_is_attended_to(dtype):
+    """Half as strongly is half the weight before the sum is brought to 1; not at all is none."""
+    attention, x = small_attention(), noise(1, 3, 16)
+    strengths = mx.array([[[1, 1, 1], [1, 0.5, 1], [1, 1, 0]]])
+    bias = attention_bias(strengths, dtype)
+    assert bias.dtype == dtype and bias.shape == (1, 1, 3, 3)
+    weights = mx.softmax(bias.astype(mx.float32), axis=-1)[0, 0]
+    expected = strengths[0] / strengths[0].sum(axis=-1, keepdims=True)
+    assert mx.allclose(weights, expected, atol=1e-2 if dtype == mx.bfloat16 else 1e-6)
+    attention.set_dtype(dtype)
+    short = attention(x.astype(dtype), bias=bias)[:, 2]
+    alone = attention(x[:, 2:].astype(dtype), x[:, :2].astype(dtype))[:, 0]
+    assert error(short, alone) < (2e-2 if dtype == mx.bfloat16 else 1e-5)
+
+
 def test_keys_turn_with_their_own_table():
     """Turning queries and keys alike changes nothing; turning only one of them does."""
     attention, x = small_attention(), noise(1, 5, 16)
-    angles = mx.full((1, 2, 5, 4), 0.7)
+    angles = mx.full((1, 5, 2, 4), 0.7)
     turned = mx.cos(angles), mx.sin(angles)
     still = mx.ones_like(angles), mx.zeros_like(angles)
     assert error(attention(x, rope=turned), attention(x)) < 1e-5

@@ -232,19 +232,17 @@ def test_unknown_and_unimplemented_keys_are_refused_before_anything_is_read(fold
 
 
 def test_newer_generations_are_refused_by_their_own_words(folder):
-    newer = dict(apply_gated_attention=True, cross_attention_adaln=True)
+    newer = dict(share_ff=True)
     file = single(
         folder,
         config=lambda config: config["transformer"].update(newer),
-        metadata=lambda metadata: metadata.update(model_version="2.3.0"),
+        metadata=lambda metadata: metadata.update(model_version="9.0.0"),
     )
-    with pytest.raises(
-        ValueError, match="apply_gated_attention = True is not implemented"
-    ):
+    with pytest.raises(ValueError, match="share_ff = True is not implemented"):
         Components.open(file)
     description = describe(file)
-    assert description.version == "2.3.0"
-    assert any("apply_gated_attention" in words for words in description.refusals)
+    assert description.version == "9.0.0"
+    assert any("share_ff" in words for words in description.refusals)
     assert "vocoder" in description.parts and "transformer" not in description.parts
 
 
@@ -402,7 +400,7 @@ def test_the_dtype_is_float32_on_a_cpu_and_spares_the_tables(folder):
 # LoRA
 
 
-LAYER = "transformer_blocks.1.attn1.to_q"
+LAYER = "transformer_blocks.1.attn1.to_q"  # officially
 
 
 def test_loras_are_fused_and_reported(folder, tmp_path):
@@ -410,11 +408,11 @@ def test_loras_are_fused_and_reported(folder, tmp_path):
     components = Components.open(folder, loras=[(file, 0.25)])
     before = checkpoint()[0][f"model.diffusion_model.{LAYER}.weight"]
     with components.transformer() as denoise:
-        weight = denoise.model.transformer_blocks[1].attn1.to_q.weight
+        weight = denoise.model.transformer_blocks[1].video.attn1.to_q.weight
         assert mx.allclose(weight, before + 0.5)
     (fusion,) = components.fusions
     assert (fusion.file, fusion.part) == (file, "transformer")
-    assert fusion.report.matched == (LAYER,)
+    assert fusion.report.matched == ("transformer_blocks.1.video.attn1.to_q",)
     with components.lend("connectors"):
         assert len(components.fusions) == 1
 
@@ -425,7 +423,7 @@ def test_the_distilled_lora_serves_one_loan(folder):
     before = checkpoint()[0][f"model.diffusion_model.{LAYER}.weight"]
     for strength in (1.0, 0.0):
         with components.transformer(distilled_lora=strength) as denoise:
-            weight = denoise.model.transformer_blocks[1].attn1.to_q.weight
+            weight = denoise.model.transformer_blocks[1].video.attn1.to_q.weight
             assert mx.allclose(weight, before + 2 * strength)
     with pytest.raises(ValueError, match="needs the distilled LoRA"):
         with Components.open(folder).transformer(distilled_lora=1.0):
@@ -484,11 +482,15 @@ def test_official_fp8_files_are_read_dense(folder, tmp_path):
     file = single(folder, weights=quantize)
     assert "float8" in describe(file).parts["transformer"].dtypes
     source = identify(file).sources["transformer"]
-    attention = build("transformer", source, mx.float32).transformer_blocks[1].attn1
+    attention = (
+        build("transformer", source, mx.float32).transformer_blocks[1].video.attn1
+    )
     assert mx.array_equal(attention.to_q.weight, dense[names[0]])
     assert mx.array_equal(attention.to_k.weight, dense[names[1]])
     assert (
-        build("transformer", source, None).transformer_blocks[1].attn1.to_q.weight.dtype
+        build("transformer", source, None)
+        .transformer_blocks[1]
+        .video.attn1.to_q.weight.dtype
         == mx.bfloat16
     )
 
@@ -560,8 +562,8 @@ def test_quantized_on_load_is_converted_then_loaded(folder, tmp_path, bits):
     assert ours.keys() == converted.keys()
     assert all(mx.array_equal(ours[key], converted[key]) for key in ours)
     # Groups of 64 do not divide the sound's 32 channels.
-    assert "transformer_blocks.0.attn1.to_q.scales" in ours
-    assert "transformer_blocks.0.audio_attn1.to_q.scales" not in ours
+    assert "transformer_blocks.0.video.attn1.to_q.scales" in ours
+    assert "transformer_blocks.0.audio.attn1.to_q.scales" not in ours
 
 
 def test_loras_are_fused_before_quantizing(folder, tmp_path):
@@ -569,7 +571,7 @@ def test_loras_are_fused_before_quantizing(folder, tmp_path):
     before = checkpoint()[0][f"model.diffusion_model.{LAYER}.weight"]
     components = Components.open(folder, loras=[(file, 0.25)], quantize=8)
     with components.lend("transformer") as model:
-        layer = model.transformer_blocks[1].attn1.to_q
+        layer = model.transformer_blocks[1].video.attn1.to_q
         expected = mx.quantize(before + 0.5, 64, 8)
         for name, value in zip(("weight", "scales", "biases"), expected):
             assert mx.allclose(layer[name], value)

@@ -4,8 +4,9 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.models.ltx import kernels
-from mlx_video.models.ltx.adaln import Modulation
-from mlx_video.models.ltx.attention import Attention
+from mlx_video.models.ltx.adaln import add_gated, norm_modulate
+from mlx_video.models.ltx.kernels import Kernel, fused
+from mlx_video.models.ltx.rope import norm_rotate
 from tests.reference import error
 
 cuda = pytest.mark.skipif(
@@ -21,7 +22,7 @@ def random(*shape: int, seed: int = 0, dtype: mx.Dtype = mx.float32) -> mx.array
 def plainly(monkeypatch, compute):
     """What ``compute`` gives without kernels."""
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "_fits", lambda x, features: False)
+        patch.setattr(kernels, "_on_cuda", lambda: False)
         result = compute()
         mx.eval(result)
         return result
@@ -29,17 +30,19 @@ def plainly(monkeypatch, compute):
 
 @cuda
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("table_dtype", TOLERANCE)
 @pytest.mark.parametrize("width", [256, 2048, 4096])
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("row_batch", [1, 2])
-def test_modulation(monkeypatch, dtype, width, levels, row_batch):
+def test_modulation(monkeypatch, dtype, table_dtype, width, levels, row_batch):
     x, y = random(2, 7, width, dtype=dtype), random(2, 7, width, seed=1, dtype=dtype)
+    table = random(6, width, seed=3, dtype=table_dtype)
     rows = random(row_batch, levels, 6, width, seed=2, dtype=dtype)
     index = None if levels == 1 else mx.array([0, 2, 1, 1, 0, 2, 2])
-    at = Modulation(rows, index)
     for compute in (
-        lambda: at.norm(x, 1e-6, shift=3, scale=4),
-        lambda: at.gated(x, y, gate=5),
+        lambda: norm_modulate(x, table, rows, index, 3, 4, 1e-6),
+        lambda: add_gated(x, y, table, rows, index, 5),
+        lambda: add_gated(x, y, table, rows, None, 5),
     ):
         assert error(compute(), plainly(monkeypatch, compute)) < TOLERANCE[dtype]
 
@@ -48,37 +51,79 @@ def test_modulation(monkeypatch, dtype, width, levels, row_batch):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("heads, head_dim", [(32, 128), (32, 64)])
 def test_norm_rotate(monkeypatch, dtype, heads, head_dim):
-    attention = Attention(64, heads=heads, head_dim=head_dim)
-    attention.set_dtype(dtype)
-    attention.q_norm.weight = random(heads * head_dim, seed=3, dtype=dtype)
-    x = random(2, 9, 64, dtype=dtype)
-    angles = random(1, heads, 9, head_dim // 2, seed=4)
-    rope = mx.cos(angles), mx.sin(angles)
-    compute = lambda: attention._project(attention.to_q, attention.q_norm, x, rope)
-    assert compute().shape == (2, heads, 9, head_dim)
+    x = random(2, 9, heads * head_dim, dtype=dtype)
+    weight = random(heads * head_dim, seed=3, dtype=dtype)
+    angles = random(1, 9, heads, head_dim // 2, seed=4)
+    compute = lambda: norm_rotate(x, weight, mx.cos(angles), mx.sin(angles), 1e-6)
+    assert compute().shape == x.shape
     assert error(compute(), plainly(monkeypatch, compute)) < TOLERANCE[dtype]
 
 
 @cuda
 def test_a_kernel_has_the_gradient_of_its_definition(monkeypatch):
-    x, rows = random(1, 5, 512), random(1, 1, 6, 512, seed=1)
+    x, table, rows = random(1, 5, 512), random(6, 512), random(1, 2, 6, 512, seed=1)
+    levels = mx.array([0, 1, 1, 0, 1])
 
     def gradients():
-        loss = lambda x, rows: Modulation(rows, None).norm(x, 1e-6, shift=0, scale=1)
-        return mx.grad(lambda x, rows: mx.square(loss(x, rows)).sum(), (0, 1))(x, rows)
+        run = lambda *arrays: norm_modulate(*arrays, levels, 0, 1, 1e-6)
+        loss = lambda *arrays: mx.square(run(*arrays)).sum()
+        return mx.grad(loss, (0, 1, 2))(x, table, rows)
 
     for ours, expected in zip(gradients(), plainly(monkeypatch, gradients)):
         assert error(ours, expected) < 1e-5
 
 
-def test_the_gradient_is_taken_of_the_definition():
-    """The kernel itself has none: here it is a constant."""
-    run = kernels._with_gradient(lambda x: mx.zeros_like(x), lambda x: x * x)
-    assert mx.grad(lambda x: run(x).sum())(mx.array([3.0])).item() == 6.0
+# Without a GPU: a kernel that is a constant
+
+
+class Constant(Kernel):
+    def fits(self, x):
+        return True
+
+    def __call__(self, x, *others):
+        return mx.zeros_like(x)
+
+
+@fused(Constant("constant", ("x", "y", "index"), ""))
+def product(x, y, index, factor):
+    return x * (y if index is None else mx.take(y, index)) * factor
+
+
+def test_the_kernel_runs_in_place_of_its_definition():
+    assert product(mx.array([3.0]), mx.array([2.0]), None, 5).item() == 0
+
+
+@pytest.mark.parametrize("index, expected", [(None, [6, 12]), ([1, 1], [0, 18])])
+def test_the_gradient_is_taken_of_the_definition(index, expected):
+    x, y = mx.array([1.0, 2.0]), mx.array([4.0, 5.0])
+    index = index and mx.array(index)
+    loss = lambda x, y: product(x, y, index, 6).sum()
+    by_x, by_y = mx.grad(loss, (0, 1))(x, y)
+    assert by_y.tolist() == expected
+    assert by_x.tolist() == ([24, 30] if index is None else [30, 30])
 
 
 @pytest.mark.parametrize("width, fits", [(4096, True), (100, False), (16384, False)])
 def test_only_whole_warps_fit(monkeypatch, width, fits):
-    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
-    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
-    assert kernels._fits(mx.zeros((1, 2, width)), kernels.WIDTH) is fits
+    monkeypatch.setattr(kernels, "_on_cuda", lambda: True)
+    assert kernels.NORM_MODULATE.fits(mx.zeros((1, 2, width))) is fits
+
+
+def test_a_kernel_is_launched_with_what_it_names(monkeypatch):
+    """One block a token, every dtype in the template, numbers as one array."""
+    calls = []
+
+    def launch(**how):
+        calls.append(how)
+        return [how["inputs"][0]]
+
+    monkeypatch.setattr(kernels, "_compiled", lambda kernel: launch)
+    x, rows = mx.zeros((2, 5, 4096), mx.bfloat16), mx.zeros((1, 1, 6, 4096))
+    kernels.NORM_MODULATE(x, rows[0, 0], rows, None, 3, 4, 0.5)
+    (call,) = calls
+    assert call["grid"] == (512 * 10, 1, 1) and call["threadgroup"] == (512, 1, 1)
+    assert call["output_shapes"] == [x.shape] and call["output_dtypes"] == [x.dtype]
+    assert [a.dtype for a in call["inputs"][:-1]] == [
+        t for _, t in call["template"][1:]
+    ]
+    assert call["inputs"][-1].tolist() == [3, 4, 0.5]

@@ -267,7 +267,7 @@ class Forbidden(nn.Module):
 def test_what_all_leave_out_is_not_computed():
     some = fresh_model()
     block = some.transformer_blocks[1]
-    block.attn1.to_q = block.audio_to_video_attn.to_v = Forbidden()
+    block.video.attn1.to_q = block.video.cross_attn.to_v = Forbidden()
     skip = Perturbation(BLOCK_1, isolate=True)
     assert mx.isfinite(some(inputs(some), (skip,)).video).all()
     for half in (STG, ISOLATED):
@@ -320,30 +320,22 @@ def test_sanitize_is_idempotent_and_complete():
 
 def test_streams_of_a_tensor():
     video, audio = {Modality.VIDEO}, {Modality.AUDIO}
-    assert streams_of("transformer_blocks.3.attn1.to_q.weight") == video
-    assert streams_of("transformer_blocks.3.audio_ff.proj_in.bias") == audio
-    assert streams_of("audio_caption_projection.linear_1.weight") == audio
+    assert streams_of("transformer_blocks.3.video.attn1.to_q.weight") == video
+    assert streams_of("transformer_blocks.3.audio.ff.proj_in.bias") == audio
+    assert streams_of("audio.caption_projection.linear_1.weight") == audio
     for both in (
-        "transformer_blocks.3.audio_to_video_attn.to_q.weight",
-        "transformer_blocks.3.scale_shift_table_a2v_ca_audio",
-        "av_ca_video_scale_shift_adaln_single.linear.weight",
+        "transformer_blocks.3.video.cross_attn.to_q.weight",
+        "transformer_blocks.3.audio.cross_scale_shift_table",
+        "video.cross_adaln_single.linear.weight",
+        "audio.gate_adaln_single.linear.weight",
     ):
         assert streams_of(both) == video | audio
 
 
-def test_rename_serves_modules_and_tensors():
-    assert LTXModel.rename("transformer_blocks.0.attn1.to_out.0") == (
-        "transformer_blocks.0.attn1.to_out"
-    )
-    assert LTXModel.rename("transformer_blocks.0.audio_ff.net.0.proj.weight") == (
-        "transformer_blocks.0.audio_ff.proj_in.weight"
-    )
-
-
 def test_a_missing_tensor_stops_the_load():
     weights = LTXModel.sanitize(checkpoint()[0])
-    del weights["proj_out.bias"]
-    with pytest.raises(ValueError, match="proj_out.bias"):
+    del weights["video.proj_out.bias"]
+    with pytest.raises(ValueError, match="video.proj_out.bias"):
         LTXModel(config()).load_weights(list(weights.items()))
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from mlx_video.models.ltx.adaln import (
-    Modulation,
     add_gated,
+    chosen_rows,
     modulate,
+    norm_modulate,
     timestep_embedding,
 )
-from mlx_video.models.ltx.transformer import MODALITIES, Timesteps
+from mlx_video.models.ltx.transformer import CROSS_GATE, Timesteps
 from mlx_video.types import AV, Modality
 from tests.models.ltx.dit import (
     DIT,
@@ -29,14 +30,12 @@ from tests.reference import MODULE_TOLERANCE, error, vectors
 
 
 def conditioning(timesteps, some=model(), sigma=SIGMA):
-    streams = inputs(some, timesteps, sigma=sigma)
-    swapped = AV(streams.audio, streams.video)
-    return streams.map(some._conditioning, MODALITIES, swapped)
+    return some.enter(inputs(some, timesteps, sigma=sigma))[1]
 
 
-def of_tokens(levels: mx.array, timesteps: Timesteps) -> mx.array:
+def of_tokens(values: mx.array, levels: mx.array | None) -> mx.array:
     """What every token has of (B, K, ...)."""
-    return Modulation(levels[:, :, None], timesteps.index).row(0)
+    return values if levels is None else mx.take(values, levels, axis=1)
 
 
 def test_timestep_embedding():
@@ -51,10 +50,10 @@ def test_rows_of_each_level_reach_its_tokens(name):
     for ours, official in (
         (c.rows, "timesteps"),
         (c.embedded, "embedded_timestep"),
-        (c.cross_rows, "cross_scale_shift_timestep"),
+        (c.cross_rows[:, :, :CROSS_GATE], "cross_scale_shift_timestep"),
     ):
         expected = DIT[f"int.{name}.video_{official}"]
-        ours = of_tokens(ours.flatten(2), c.timesteps)
+        ours = of_tokens(ours.flatten(2), c.levels)
         ours = mx.broadcast_to(ours, expected.shape)
         assert error(ours, expected) < MODULE_TOLERANCE
 
@@ -64,8 +63,8 @@ def test_audio_rows():
     for ours, official in (
         (c.rows, "timesteps"),
         (c.embedded, "embedded_timestep"),
-        (c.cross_rows, "cross_scale_shift_timestep"),
-        (c.cross_gate, "cross_gate_timestep"),
+        (c.cross_rows[:, :, :CROSS_GATE], "cross_scale_shift_timestep"),
+        (gate_of(c), "cross_gate_timestep"),
     ):
         expected = DIT[f"int.audio_{official}"]
         ours = mx.broadcast_to(ours.flatten(2), expected.shape)
@@ -76,8 +75,14 @@ def test_gate_hears_the_other_modality():
     """Its own tokens may be pinned: the gate is that of the sound's noise level, everywhere."""
     expected = DIT["int.uniform.video_cross_gate_timestep"]
     for timesteps in (UNIFORM, PER_TOKEN):
-        gate = conditioning(timesteps).video.cross_gate
-        assert error(gate[:, 0, 0], expected[:, 0]) < MODULE_TOLERANCE
+        gates = gate_of(conditioning(timesteps).video)
+        for level in range(gates.shape[1]):
+            assert error(gates[:, level], expected[:, 0]) < MODULE_TOLERANCE
+
+
+def gate_of(c):
+    """(B, K, D)"""
+    return c.cross_rows[:, :, CROSS_GATE]
 
 
 def test_gates_are_crossed():
@@ -86,18 +91,18 @@ def test_gates_are_crossed():
         lambda sigma: Timesteps.from_mask(sigma, mx.ones((1, 4, 1)))
     )
     streams = inputs(model()).map(lambda s, t: replace(s, timesteps=t), levels)
-    c = streams.map(model()._conditioning, MODALITIES, AV(streams.audio, streams.video))
+    _, c = model().enter(streams)
     for modality, sigma in ((Modality.VIDEO, 0.8), (Modality.AUDIO, 0.2)):
-        expected = conditioning(UNIFORM, sigma=sigma)[modality].cross_gate
-        assert error(c[modality].cross_gate, expected) < 1e-6
+        expected = gate_of(conditioning(UNIFORM, sigma=sigma)[modality])
+        assert error(gate_of(c[modality]), expected) < 1e-6
 
 
 def test_gate_has_a_timescale_of_its_own():
     slow = fresh_model(av_ca_timestep_scale_multiplier=250.0)
     assert (
         error(
-            conditioning(UNIFORM, slow, sigma=0.8).audio.cross_gate,
-            conditioning(UNIFORM, sigma=0.2).audio.cross_gate,
+            gate_of(conditioning(UNIFORM, slow, sigma=0.8).audio),
+            gate_of(conditioning(UNIFORM, sigma=0.2).audio),
         )
         < 1e-6
     )
@@ -120,15 +125,14 @@ def test_rope_tables(modality):
     for table, name in ((tables.tokens, "rope"), (tables.cross, "cross_rope")):
         for part, expected in zip(table, ("cos", "sin")):
             expected = DIT[f"int.{modality.value}_{name}_{expected}"]
-            assert error(part, expected) < MODULE_TOLERANCE
+            assert error(part.swapaxes(1, 2), expected) < MODULE_TOLERANCE
 
 
 def test_first_block():
-    streams = inputs(model())
-    x = streams.map(model()._patchify, MODALITIES)
+    x, c = model().enter(inputs(model()))
     assert error(x.video, DIT["int.uniform.video_x"]) < MODULE_TOLERANCE
     assert error(x.audio, DIT["int.audio_x"]) < MODULE_TOLERANCE
-    x = model().transformer_blocks[0](x, conditioning(UNIFORM))
+    x = model().transformer_blocks[0](x, c)
     assert errors(x, av("int.uniform.block0_{}")) < MODULE_TOLERANCE
 
 
@@ -147,7 +151,7 @@ def test_levels_reproduce_every_token():
     timesteps = Timesteps.from_mask(0.5, some_mask())
     assert timesteps.values.shape == (2, 4)  # 0, 1, 0.5 and the one that differs
     assert timesteps.values.dtype == mx.float32
-    tokens = of_tokens(timesteps.values, timesteps)
+    tokens = of_tokens(timesteps.values, timesteps.index)
     assert mx.array_equal(tokens, some_mask()[..., 0] * 0.5)
     assert timesteps.sigma.tolist() == [0.5, 0.5]
 
@@ -162,36 +166,50 @@ def test_a_mask_of_one_item_takes_the_noise_levels_of_many():
     sigma = mx.array([0.2, 0.4])
     timesteps = Timesteps.from_mask(sigma, some_mask()[:1])
     assert mx.array_equal(timesteps.sigma, sigma)
-    tokens = of_tokens(timesteps.values, timesteps)
+    tokens = of_tokens(timesteps.values, timesteps.index)
     assert mx.allclose(tokens, some_mask()[:1, :, 0] * sigma[:, None])
 
 
-def test_levels_from_tokens_equal_levels_from_a_mask():
-    mask = some_mask()
-    of_levels = Timesteps.from_tokens(mask * 0.5, 0.5)
-    of_mask = Timesteps.from_mask(0.5, mask)
-    for ours, expected in zip(of_levels, of_mask):
-        assert mx.array_equal(ours, expected)
+def some_rows(dtype=mx.float32, levels=1):
+    """A table of three rows, and what three rows of each level add to it."""
+    table = mx.random.normal((3, 8), key=mx.random.key(7))
+    rows = mx.random.normal((2, levels, 3, 8), key=mx.random.key(8))
+    return table, rows.astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_elementwise_rules_round_once(dtype):
-    x, y, row = (
+    x, y, shift = (
         mx.random.normal(shape, key=mx.random.key(i)).astype(dtype)
         for i, shape in enumerate([(2, 5, 8), (2, 5, 8), (2, 1, 8)])
     )
-    x64, y64, row64 = (np.array(a.astype(mx.float32)) for a in (x, y, row))
+    table, rows = some_rows(dtype)
+    (gate,) = chosen_rows(table, rows, None, 2)
+    x64, y64, shift64, gate64 = (
+        np.array(a.astype(mx.float32)) for a in (x, y, shift, gate)
+    )
     for ours, exact in (
-        (modulate(x, row, row), x64 * (1 + row64) + row64),
-        (add_gated(x, y, row), x64 + y64 * row64),
+        (modulate(x, shift, shift), x64 * (1 + shift64) + shift64),
+        (add_gated(x, y, table, rows, None, 2), x64 + y64 * gate64),
     ):
         assert ours.dtype == dtype
         assert mx.allclose(ours, mx.array(exact).astype(dtype), rtol=1e-6, atol=1e-6)
 
 
 def test_tables_are_added_in_float32():
-    table = mx.full((2, 4), 1 / 3)
+    """In bfloat16 the table's value would be 1, and the sum a tie that rounds down."""
+    table = mx.full((2, 4), 1 + 2**-9)
     rows = mx.full((1, 1, 2, 4), 256.0).astype(mx.bfloat16)
-    first = Modulation.of(table, rows, None, mx.float32).row(0)
-    assert first.shape == (1, 1, 4)
-    assert mx.allclose(first, mx.array(256 + 1 / 3), atol=1e-4)
+    (row,) = chosen_rows(table, rows, None, 1)
+    assert row.tolist() == [[[258.0] * 4]]
+
+
+def test_each_token_has_the_rows_of_its_level():
+    table, rows = some_rows(levels=2)
+    levels = mx.array([1, 0, 1])
+    shift, each = chosen_rows(table, rows, levels, 0, 1)
+    for token, level in enumerate(levels.tolist()):
+        assert mx.array_equal(each[:, token], table[1] + rows[:, level, 1])
+    x = mx.random.normal((2, 3, 8))
+    normed = norm_modulate(x, table, rows, levels, 0, 1, 1e-6)
+    assert mx.allclose(normed, mx.fast.rms_norm(x, None, 1e-6) * (1 + each) + shift)

@@ -18,7 +18,7 @@ from mlx_video.models.ltx.config import (
     BigVGANVocoderConfig,
 )
 from mlx_video.models.ltx.network import Network
-from mlx_video.models.ltx.pacing import end_piece
+from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights, channels_last
 

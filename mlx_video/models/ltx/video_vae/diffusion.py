@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from mlx_video.models.ltx.config import DiffusionDecoderConfig
 from mlx_video.models.ltx.network import Network
-from mlx_video.models.ltx.pacing import each_piece_by_piece
+from mlx_video.models.ltx.pieces import each_piece_by_piece
 from mlx_video.models.ltx.video_vae.base import PerChannelStatistics, names_of
 from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     BAND,

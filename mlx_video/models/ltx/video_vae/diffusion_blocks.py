@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.adaln import EMBEDDING_WIDTH, timestep_embedding
-from mlx_video.models.ltx.pacing import end_piece
+from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.video_vae.neighborhood import (
     NORM_EPS,
     NeighborhoodAttention,

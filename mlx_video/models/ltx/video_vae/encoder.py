@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import VideoEncoderConfig
-from mlx_video.models.ltx.pacing import end_piece
+from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.video_vae.base import (
     CONVOLUTIONS,
     STRIDES,

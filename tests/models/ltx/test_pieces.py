@@ -3,10 +3,10 @@
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx import pacing
+from mlx_video.models.ltx import pieces as room
 from mlx_video.models.ltx.attention import Attention
 from mlx_video.models.ltx.config import UpsamplerConfig
-from mlx_video.models.ltx.pacing import (
+from mlx_video.models.ltx.pieces import (
     each_piece_by_piece,
     end_piece,
     piece_by_piece,
@@ -19,13 +19,13 @@ from tests.models.ltx.dit import inputs, model
 def evaluated(monkeypatch) -> list[mx.array]:
     """What is waited for, in order; every piece counts, however small."""
     waited = []
-    monkeypatch.setattr(pacing, "SMALL", 0)
-    monkeypatch.setattr(pacing.mx, "eval", waited.append)
+    monkeypatch.setattr(room, "SMALL", 0)
+    monkeypatch.setattr(room.mx, "eval", waited.append)
     return waited
 
 
 def test_a_large_piece_is_waited_for_when_the_next_is_queued(monkeypatch, evaluated):
-    monkeypatch.setattr(pacing, "PAIR", 0)
+    monkeypatch.setattr(room, "PAIR", 0)
     first, second, third = (mx.array(float(i)) for i in range(3))
     with piece_by_piece():
         assert end_piece(first) is first and evaluated == []
@@ -37,11 +37,11 @@ def test_a_large_piece_is_waited_for_when_the_next_is_queued(monkeypatch, evalua
 
 def test_a_large_piece_gets_no_memory_before_the_one_before_it_is_done(monkeypatch):
     events = []
-    monkeypatch.setattr(pacing, "SMALL", 0)
-    monkeypatch.setattr(pacing, "PAIR", 0)
+    monkeypatch.setattr(room, "SMALL", 0)
+    monkeypatch.setattr(room, "PAIR", 0)
     for name in ("eval", "async_eval"):
         note = lambda x, name=name: events.append((name, x.item()))
-        monkeypatch.setattr(pacing.mx, name, note)
+        monkeypatch.setattr(room.mx, name, note)
     with piece_by_piece():
         for i in range(2):
             end_piece(mx.array(float(i)))
@@ -49,7 +49,7 @@ def test_a_large_piece_gets_no_memory_before_the_one_before_it_is_done(monkeypat
 
 
 def test_small_pieces_may_wait_together(monkeypatch, evaluated):
-    monkeypatch.setattr(pacing, "QUEUED", 12)
+    monkeypatch.setattr(room, "QUEUED", 12)
     pieces = [mx.array(float(i)) for i in range(5)]  # of 4 bytes
     with piece_by_piece():
         for piece in pieces:
@@ -58,8 +58,8 @@ def test_small_pieces_may_wait_together(monkeypatch, evaluated):
 
 
 def test_two_pieces_may_be_larger_than_several(monkeypatch, evaluated):
-    monkeypatch.setattr(pacing, "QUEUED", 0)
-    monkeypatch.setattr(pacing, "PAIR", 8)
+    monkeypatch.setattr(room, "QUEUED", 0)
+    monkeypatch.setattr(room, "PAIR", 8)
     with piece_by_piece():
         for i in range(3):  # of 4 bytes
             end_piece(mx.array(float(i)))
@@ -87,7 +87,7 @@ def test_nothing_is_evaluated_unasked(evaluated):
 
 
 def test_small_pieces_join_the_next(monkeypatch, evaluated):
-    monkeypatch.setattr(pacing, "SMALL", 16)
+    monkeypatch.setattr(room, "SMALL", 16)
     with piece_by_piece():
         for _ in range(3):
             end_piece(mx.zeros(3))
@@ -96,7 +96,7 @@ def test_small_pieces_join_the_next(monkeypatch, evaluated):
 
 def test_the_pace_changes_no_number(monkeypatch):
     whole = model()(inputs(model()))
-    monkeypatch.setattr(pacing, "SMALL", 0)
+    monkeypatch.setattr(room, "SMALL", 0)
     with piece_by_piece():
         paced = model()(inputs(model()))
     for a, b in zip(paced.values, whole.values):
@@ -112,8 +112,8 @@ def test_a_gradient_needs_no_pace():
 def pieces(monkeypatch) -> list[int]:
     """How many arrays each piece ends in."""
     found = []
-    monkeypatch.setattr(pacing, "SMALL", 0)
-    monkeypatch.setattr(pacing.mx, "async_eval", lambda *xs: found.append(len(xs)))
+    monkeypatch.setattr(room, "SMALL", 0)
+    monkeypatch.setattr(room.mx, "async_eval", lambda *xs: found.append(len(xs)))
     return found
 
 
