@@ -15,7 +15,7 @@ _HOMES = {
     "Clip": "types",
     "Step": "types",
     "VideoPixelShape": "types",
-    "Image": "pipeline",
+    "Image": "inputs",
     "Pipeline": "pipeline",
     "Request": "pipeline",
     "load": "pipeline",

@@ -7,9 +7,10 @@ from typing import Sequence
 
 from mlx_video import cli, recipes
 from mlx_video.checkpoint import Files, resolve_model
+from mlx_video.inputs import Image
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.output import Output
-from mlx_video.pipeline import Image, Request
+from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import run
 
@@ -60,7 +61,7 @@ def generate_video(
         negative_prompt=wanted.negative_prompt,
         seed=seed,
         audio=audio,
-        images=tuple(images),
+        inputs=tuple(images),
         enhance=enhance_prompt,
         tiling=tiling,
     )

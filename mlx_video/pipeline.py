@@ -1,9 +1,10 @@
 """The one path from a request to a clip. Every door walks it; it owns order and lifetime, and no mathematics."""
 
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Generator, Iterator, NamedTuple
+from typing import Generator, Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -11,22 +12,19 @@ import numpy as np
 from mlx_video import health, postprocess
 from mlx_video.checkpoint import Files, open_components, resolve_model
 from mlx_video.conditioning.latent import (
-    AppendedTokens,
     Condition,
     LatentState,
-    VideoConditionByLatentIndex,
     apply_conditioning,
 )
 from mlx_video.errors import UserError, check_text
+from mlx_video.inputs import Input, Parts, check_inputs, forget
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.footprint import decode_budget
-from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.patchify import (
     audio_positions,
-    keyframe_positions,
     patchify_audio,
     patchify_video,
     unpatchify_audio,
@@ -62,36 +60,12 @@ from mlx_video.types import (
 
 
 @dataclass(frozen=True)
-class Image:
-    """A picture that the clip shows at ``frame`` (0 or a multiple of a latent's frames); ``strength`` 1 keeps it."""
-
-    path: str
-    frame: int = 0
-    strength: float = 1.0
-
-    def check(self, frames: int, every: int) -> None:
-        """Raise where this picture cannot be read, or cannot stand in a clip of ``frames``, ``every`` so many."""
-        from mlx_video import pictures  # with codecs, which only pictures need
-
-        pictures.read_picture(self.path)
-        if self.frame % every or not 0 <= self.frame < frames:
-            nearest = min(max(0, round(self.frame / every) * every), frames - 1)
-            raise UserError(
-                f"An image can stand at frame 0, {every}, {2 * every}, ... below {frames}; got {self.frame} for {self.path}. "
-                f"Nearest: {nearest}."
-            )
-        if not 0 <= self.strength <= 1:
-            raise UserError(
-                f"An image's strength is from 0 to 1; got {self.strength} for {self.path}."
-            )
-
-
-@dataclass(frozen=True)
 class Request:
     """What the user asked for, in the user's units.
 
     seed     of all noise, 0 to 2^64 - 1
     audio    whether the clip has sound
+    inputs   what the clip is made from beside the prompt
     enhance  whether Gemma rewrites the prompt first
     tiling   how the video is decoded: auto, none, default, aggressive or conservative
     """
@@ -101,7 +75,7 @@ class Request:
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
     seed: int = SEED
     audio: bool = False
-    images: tuple[Image, ...] = ()
+    inputs: tuple[Input, ...] = ()
     enhance: bool = False
     tiling: str = "auto"
 
@@ -120,28 +94,22 @@ class Request:
             raise UserError(
                 f"seed must be from 0 to {2**64 - 1}; got {self.seed}. For example: {SEED}."
             )
+        TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
         if geometry:
             geometry.check(self.shape, recipe.shrink, self.audio)
-        TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
-        self._check_images(geometry.video.time if geometry else 1)
+            check_inputs(self.inputs, self.shape, geometry)
 
     def needs(self, recipe: Recipe) -> tuple[str, ...]:
         """Names of the parts that this request takes when it is sampled by ``recipe``."""
         unused = set()
         if not self.audio:
             unused |= {"audio_decoder", "vocoder"}
-        if not self.images:
-            unused |= {"video_encoder"}
-        return tuple(name for name in recipe.needs if name not in unused)
-
-    def _check_images(self, every: int) -> None:
-        for image in self.images:
-            image.check(self.shape.frames, every)
-        frames = [image.frame for image in self.images]
-        if len(set(frames)) < len(frames):
-            raise UserError(
-                f"Two images stand at the same frame; frames given: {', '.join(map(str, frames))}."
-            )
+        needed = {name for given in self.inputs for name in given.needs}
+        unused |= {"video_encoder"} - needed
+        return (
+            *(name for name in recipe.needs if name not in unused),
+            *sorted(needed - set(recipe.needs)),
+        )
 
 
 class Reached(NamedTuple):
@@ -230,7 +198,7 @@ class Pipeline:
         """The same up to the ``Sample``, with what was ``Reached`` after each step; goes on from ``start``."""
         self.check(request)
         embeddings, prompt = yield from self._encode_prompt(request)
-        conditions = yield from self._encode_images(request)
+        conditions = yield from self._encode_inputs(request)
         latents = yield from self._sample(request, embeddings, conditions, start)
         yield Sample(latents, prompt)
 
@@ -316,41 +284,36 @@ class Pipeline:
         # mlx-lm takes seconds to import, and comes with the text encoder.
         from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
 
-        enhance = enhance_i2v if request.images else enhance_t2v
+        enhance = enhance_i2v if request.inputs else enhance_t2v
         return enhance(encoder, request.prompt, seed=request.seed)
 
-    def _encode_images(
+    def _encode_inputs(
         self, request: Request
-    ) -> Generator[Step, None, list[list[Condition]]]:
-        """The conditions of each stage, from the images at that stage's size."""
-        stages = self.recipe.stages
-        if not request.images:
+    ) -> Generator[Step, None, list[list[AV[list[Condition]]]]]:
+        """The conditions that each input sets on each stage, at that stage's size."""
+        stages, inputs = self.recipe.stages, request.inputs
+        if not inputs:
             return [[] for _ in stages]
-        yield Step("encode images", 0, len(stages))
+        yield Step("encode inputs", 0, len(stages))
         conditions = []
-        with self.components.video_encoder() as encoder:
+        with ExitStack() as loans:
+            needs = {name for given in inputs for name in given.needs}
+            lend = self.components.lend
+            networks = {name: loans.enter_context(lend(name)) for name in needs}
+            geometry, crf = self.components.geometry, self.defaults.image_crf
+            parts = Parts(networks, geometry, crf)
             for number, stage in enumerate(stages, start=1):
                 shape = request.shape.scaled(stage.scale)
-                conditions.append(
-                    [
-                        _image_condition(
-                            encoder,
-                            image,
-                            shape,
-                            self.components.geometry,
-                            self.defaults.image_crf,
-                        )
-                        for image in request.images
-                    ]
-                )
-                yield Step("encode images", number, len(stages))
+                conditions.append([given.encode(parts, shape) for given in inputs])
+                yield Step("encode inputs", number, len(stages))
+        forget()
         return conditions
 
     def _sample(
         self,
         request: Request,
         embeddings: PromptEmbeddings,
-        conditions: list[list[Condition]],
+        conditions: list[list[AV[list[Condition]]]],
         start: Reached | None,
     ) -> Generator[Step | Reached, None, AV[mx.array]]:
         """Walk the stages; neighbours that use the same weights share one load of the transformer."""
@@ -478,28 +441,11 @@ def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:
     return [array for prompt in both for array in prompt.values]
 
 
-def _image_condition(
-    encoder, image: Image, shape: VideoPixelShape, geometry: Geometry, crf: int
-) -> Condition:
-    """An image at the first frame replaces the first latent; later ones are keyframe tokens behind the clip's own."""
-    from mlx_video.pictures import read_picture
-
-    picture = read_picture(image.path)
-    latent = encoder(picture.fitted(shape.height, shape.width, crf))
-    latent = latent.astype(mx.float32)
-    mx.eval(latent)
-    if image.frame == 0:
-        return VideoConditionByLatentIndex(latent, 0, image.strength)
-    grid = geometry.latents(shape)
-    positions = keyframe_positions(grid, geometry.video, shape.fps, image.frame)
-    return AppendedTokens(patchify_video(latent), positions, image.strength)
-
-
 def initial_states(
     shape: VideoPixelShape,
     geometry: Geometry,
     latents: AV[mx.array],
-    conditions: list[Condition],
+    conditions: Iterable[AV[list[Condition]]],
     audio: bool,
 ) -> AV[LatentState]:
     """States of a stage before the noise: ``latents`` of the stage before, zeros where there is none, conditioned."""
@@ -510,15 +456,24 @@ def initial_states(
         video = patchify_video(latents.video)
     positions = video_positions(shape, geometry)
     video = LatentState.fresh(video, positions, grid.tokens_per_frame)
-    video = apply_conditioning(video, conditions)
-    if not audio:
-        return AV(video)
+    states = AV(video, fresh_sound(shape, geometry, latents.audio) if audio else None)
+    for condition in conditions:
+        states = states.map(
+            lambda state, given: apply_conditioning(state, given or ()), condition
+        )
+    return states
+
+
+def fresh_sound(
+    shape: VideoPixelShape, geometry: Geometry, latent: mx.array | None
+) -> LatentState:
+    """The state of a clip's sound: ``latent`` (B, C, T, M) of the stage before, zeros where there is none."""
     T = geometry.audio_frames(shape)
-    if latents.audio is None:
+    if latent is None:
         sound = mx.zeros((1, T, geometry.audio.token_width))
     else:
-        sound = patchify_audio(latents.audio)
-    return AV(video, LatentState.fresh(sound, audio_positions(T, geometry.audio)))
+        sound = patchify_audio(latent)
+    return LatentState.fresh(sound, audio_positions(T, geometry.audio))
 
 
 def noised(states: AV[LatentState], sigma: float, key: mx.array) -> AV[LatentState]:

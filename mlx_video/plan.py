@@ -11,6 +11,7 @@ from typing import Iterator, NamedTuple
 import mlx.core as mx
 
 from mlx_video.errors import UserError
+from mlx_video.inputs import Input
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import Footprint
@@ -35,7 +36,7 @@ SPEED = {"NVIDIA H200": 5.8e14}
 class Work(NamedTuple):
     """What memory hears of a request.
 
-    images         how many the encoder sees; ``keyframes`` of them become tokens of their own
+    inputs         what the clip is made from beside the prompt
     prompt_tokens  of the longest prompt, at most; no more are reckoned with than the text encoder takes
     batched        whether the guided passes run at once
     """
@@ -43,8 +44,7 @@ class Work(NamedTuple):
     shape: VideoPixelShape
     recipe: Recipe
     audio: bool = False
-    images: int = 0
-    keyframes: int = 0
+    inputs: tuple[Input, ...] = ()
     prompt_tokens: int = MAX_TOKENS
     tiling: str = "auto"
     batched: bool = False
@@ -57,8 +57,16 @@ class Work(NamedTuple):
     def tokens(self, stage: Stage, geometry: Geometry) -> AV[int]:
         """Of each modality in a stage."""
         grid = geometry.latents(self.shape.scaled(stage.scale))
-        video = grid.tokens + self.keyframes * grid.tokens_per_frame
-        return AV(video, geometry.audio_frames(self.shape) if self.audio else None)
+        sound = geometry.audio_frames(self.shape) if self.audio else None
+        tokens = AV(grid.tokens, sound)
+        for given in self.inputs:
+            tokens = tokens.map(lambda n, more: n + (more or 0), given.tokens(grid))
+        return tokens
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The networks that the inputs need, which are lent together."""
+        return tuple(sorted({name for given in self.inputs for name in given.needs}))
 
     def shorter(self, scale: VideoScale) -> Iterator["Work"]:
         """The same with ever fewer frames."""
@@ -147,9 +155,9 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
     geometry = footprint.components.geometry
     yield phase("encode prompt", footprint.hidden_states(rows), "text_encoder")
     yield phase("connect prompt", footprint.contexts(rows, prompts), "connectors")
-    if work.images:
+    if work.encoders:
         image = footprint.image(*work.shape[1:3])
-        yield phase("encode images", image, "video_encoder")
+        yield phase("encode inputs", image, *work.encoders)
     for number, stage in enumerate(work.recipe.stages, start=1):
         tokens, passes = work.tokens(stage, geometry), _passes(work, stage)
         held = footprint.held(tokens, passes)

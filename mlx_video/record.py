@@ -14,6 +14,7 @@ from mlx_video import weights
 from mlx_video.checkpoint import Files, model_of, open_components
 from mlx_video.disk import is_there, read_small, short, written_aside
 from mlx_video.errors import MissingFileError, UserError, check_text
+from mlx_video.inputs import Input
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
 from mlx_video.models.ltx.find import find_geometry
 from mlx_video.models.ltx.layouts import MAX_TOKENS
@@ -85,8 +86,7 @@ class Job:
             request.shape,
             self.recipe,
             request.audio,
-            images=len(request.images),
-            keyframes=sum(image.frame > 0 for image in request.images),
+            inputs=request.inputs,
             prompt_tokens=tokens,
             tiling=request.tiling,
             batched=self.batch_guidance,
@@ -160,7 +160,7 @@ def _validated(text: str, path: str) -> Job:
     from pydantic import ValidationError
 
     try:
-        job = _schema().validate_json(text).job
+        job = _schema(tuple(Input.kinds)).validate_json(_updated(text)).job
     except ValidationError as error:
         raise UserError(
             f"{short(path)} is no record of this version of mlx-video: "
@@ -171,26 +171,32 @@ def _validated(text: str, path: str) -> Job:
     return job
 
 
+def _updated(text: str) -> str:
+    """A record of version 0.1.0's first weeks, which knew pictures only, as one of today; others as they are."""
+    if '"images"' not in text:
+        return text
+    try:
+        data = json.loads(text)
+        request = data["job"]["request"]
+        pictures = request.pop("images")
+        request["inputs"] = [picture | {"kind": "image"} for picture in pictures]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return text  # for the schema to say what is wrong
+    return json.dumps(data)
+
+
 @cache
-def _schema():
-    """Reads records strictly. Pydantic, because the server's FastAPI brings it too and shows the same schema."""
+def _schema(kinds: tuple[str, ...]):
+    """Reads records strictly, with inputs of these ``kinds``.
+
+    By pydantic, because the server's FastAPI brings it too and shows the same schema.
+    """
     from pydantic import ConfigDict, TypeAdapter
 
+    # The dataclasses within take it over.
     strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    for kind in {Record, *_dataclasses(Record)}:
-        kind.__pydantic_config__ = strict
+    Record.__pydantic_config__ = strict
     return TypeAdapter(Record)
-
-
-def _dataclasses(kind: object) -> Iterator[type]:
-    """Every dataclass that a value of ``kind`` may hold, itself included."""
-    origin = getattr(kind, "__origin__", kind)
-    for inner in get_args(kind):
-        yield from _dataclasses(inner)
-    if is_dataclass(origin):
-        yield origin
-        for inner in get_type_hints(origin).values():
-            yield from _dataclasses(inner)
 
 
 def _sentence(error: Mapping) -> str:

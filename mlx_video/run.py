@@ -118,7 +118,8 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
     Raises ``UserError`` before any weights are read for what can be known to be wrong, ``HealthError`` later.
     """
     job.check()
-    output.check(job.request.audio, [Path(image.path) for image in job.request.images])
+    reads = [Path(file) for given in job.request.inputs for file in given.files]
+    output.check(job.request.audio, reads)
     start = None if options.resume is None else load_state(options.resume, job)
     if start is None:
         output.check_unfinished()
@@ -133,6 +134,8 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
         yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
         if caution := pipeline.caution(job.request):
             yield Warned(caution)
+        for given in job.request.inputs:
+            yield from map(Warned, given.notices(job.request.shape))
         mx.set_cache_limit(min(CACHE_LIMIT, plan.spare))
         yield from _timed(_carried_out(pipeline, job, output, options, start), output)
 

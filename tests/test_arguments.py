@@ -8,8 +8,8 @@ from mlx_video import hub, recipes
 from mlx_video.checkpoint import Files
 from mlx_video.cli.options import add_generate, job_from
 from mlx_video.cli.parser import Parser, option
+from mlx_video.inputs import Image
 from mlx_video.models.ltx import find
-from mlx_video.pipeline import Image
 
 FILES = Files(hub.MODEL_REPO)
 
@@ -60,7 +60,7 @@ def test_images_take_a_frame_and_a_strength():
         "16",
         ".5",
     ]
-    assert job("-p", "a cat", *words).request.images == (
+    assert job("-p", "a cat", *words).request.inputs == (
         Image("a.png"),
         Image("b.png", 8),
         Image("c.png", 16, 0.5),

@@ -11,9 +11,9 @@ import mlx_video.generate_av
 import mlx_video.generate_dev
 from mlx_video import recipes
 from mlx_video.checkpoint import Files
+from mlx_video.inputs import Image
 from mlx_video.models.ltx import find
 from mlx_video.output import Output
-from mlx_video.pipeline import Image
 from mlx_video.types import AV
 
 DOORS = [mlx_video.generate, mlx_video.generate_dev, mlx_video.generate_av]
@@ -104,7 +104,7 @@ def test_arguments_reach_the_job(made, function):
     request = job.request
     assert (request.prompt, request.negative_prompt) == ("a fox", "rain")
     assert request.shape == (17, 128, 192, 30.0)
-    assert request.enhance and request.images == (image,)
+    assert request.enhance and request.inputs == (image,)
     assert (request.seed, request.tiling, job.files) == (3, "none", files)
     assert output == Output(Path("fox.mp4"), Path("fox.wav"), overwrite=True)
     assert quiet is False

@@ -24,9 +24,9 @@ from mlx_video import (
     recipes,
 )
 from mlx_video.checkpoint import Files
+from mlx_video.inputs import Image as Picture
 from mlx_video.models.ltx.offload import BlockStream
 from mlx_video.pictures import read_picture
-from mlx_video.pipeline import Image as Picture
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.types import VideoPixelShape
@@ -132,7 +132,7 @@ def test_an_image_is_kept(model, picture):
     shape = VideoPixelShape(9, 64, 128, 24.0)
     images = (Picture(str(picture)),)
     pipeline = mlx_video.load(str(model))
-    *_, sample, clip = pipeline.stream(Request("a ball", shape, images=images))
+    *_, sample, clip = pipeline.stream(Request("a ball", shape, inputs=images))
     with pipeline.components.video_encoder() as encoder:
         image = encoder(read_picture(picture).fitted(64, 128, 33))
         assert error(sample.latents.video[:, :, :1], image) < 1e-5
@@ -414,7 +414,7 @@ MISTAKES = {
     "not an image": (["--image", "text.txt"], "text.txt"),
     "image frame": (["--image", "picture.png", "3"], "Nearest: 0|Nearest: 8"),
     "image strength": (["--image", "picture.png", "0", "2"], "strength is from 0 to 1"),
-    "two images": (["--image", "picture.png", "--image", "picture.png"], "same frame"),
+    "two images": (["--image", "picture.png"] * 2, "same place, frame 0"),
     "model": (["--model", "no/such/model"], "no/such/model"),
     "no model": (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
     "text encoder": (["--text-encoder", "nowhere/at/all"], "nowhere/at/all"),

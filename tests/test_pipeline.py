@@ -13,11 +13,12 @@ from PIL import Image as Picture
 from mlx_video import recipes
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.health import HealthError
+from mlx_video.inputs import Image
 from mlx_video.models.ltx import enhance
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.ltx import LTXModel
-from mlx_video.pipeline import Image, Pipeline, Request
+from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE, Recipe, Stage
 from mlx_video.types import AV, Sample, VideoPixelShape, Waveform
 from tests.checkpoints import MODEL, rewrite, tiny_folder
@@ -172,7 +173,7 @@ def test_images_stand_at_their_frames_as_strongly_as_asked(model, tmp_path):
         Image(picture(tmp_path / "red.png", (220, 0, 0)), strength=0.75),
         Image(picture(tmp_path / "blue.png", (0, 0, 220)), frame=8, strength=0.5),
     )
-    asked = request(shape=SHAPE._replace(fps=30.0), images=images)
+    asked = request(shape=SHAPE._replace(fps=30.0), inputs=images)
     (loan,) = loans(pipeline(model), asked)
     for call, own in ((loan.calls[0], HALF_TOKENS), (loan.calls[2], TOKENS)):
         frame, state = own // 3, call.states.video
@@ -216,7 +217,7 @@ def test_the_prompt_is_enhanced_for_what_goes_with_it(
     images = (Image(picture(tmp_path / "red.png", (220, 0, 0))),) if with_image else ()
     name = "enhance_i2v" if with_image else "enhance_t2v"
     for seed in (3, 4):
-        asked = request(enhance=True, seed=seed, images=images)
+        asked = request(enhance=True, seed=seed, inputs=images)
         made = sample(pipeline(model, ONE_STAGE), asked)
         assert made.prompt == f"a red ball by {name}"
     assert calls == [(name, "a red ball", 3), (name, "a red ball", 4)]

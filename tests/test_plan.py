@@ -12,13 +12,14 @@ from mlx.utils import tree_flatten
 
 from mlx_video import cli, recipes, weights
 from mlx_video.checkpoint import Files
+from mlx_video.inputs import Image
 from mlx_video.models.ltx import footprint
 from mlx_video.models.ltx.components import Components, quantize_blocks
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import CPU, GPU, QUEUED, QUEUED_FINER, Footprint
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.source import Source
-from mlx_video.pipeline import Image, Request
+from mlx_video.pipeline import Request
 from mlx_video.plan import GB, Plan, Work, machine_bytes, plan
 from mlx_video.record import Job
 from mlx_video.types import AV, VideoPixelShape
@@ -303,7 +304,7 @@ def test_batched_passes_and_keyframes_take_more(full):
         return next(phase for phase in steps if phase.name == "stage 1").activations
 
     assert stage(batched=True) > 2 * stage()
-    assert stage(images=1, keyframes=1) > stage() == stage(images=1)
+    assert stage(inputs=(Image("a", 8),)) > stage() == stage(inputs=(Image("a"),))
 
 
 def test_a_tight_limit_decodes_in_smaller_pieces(full):
@@ -315,10 +316,10 @@ def test_a_tight_limit_decodes_in_smaller_pieces(full):
 
 def test_a_job_says_what_memory_must_know():
     images = (Image("a.png"), Image("b.png", 8))
-    request = Request("x" * 300, CLIP, negative_prompt="", images=images, audio=True)
+    request = Request("x" * 300, CLIP, negative_prompt="", inputs=images, audio=True)
     job = Job(request, recipes.dev(), batch_guidance=True)
     work = job.work()
-    assert (work.images, work.keyframes, work.prompt_tokens) == (2, 1, 102)
+    assert (work.inputs, work.prompt_tokens) == (images, 102)
     assert work.audio and work.batched and work.model_type is LTXModelType.AudioVideo
 
 

@@ -11,7 +11,8 @@ import pytest
 from mlx_video import recipes
 from mlx_video.checkpoint import Files
 from mlx_video.errors import UserError
-from mlx_video.pipeline import Image, Request
+from mlx_video.inputs import Image
+from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.types import VideoPixelShape
 
@@ -21,7 +22,7 @@ JOB = Job(
         VideoPixelShape(9, 64, 128, 24.0),
         seed=2**64 - 1,
         audio=True,
-        images=(Image("/a.png", 8, 0.5),),
+        inputs=(Image("/a.png", 8, 0.5),),
     ),
     recipes.dev(steps=3, two_stage=True),
     Files("somewhere", loras=(("style.safetensors", 0.8),), quantize=8),
@@ -50,6 +51,9 @@ def test_a_record_gives_the_job_back(read):
 def test_a_record_of_the_version_before_is_read(read):
     def before(job):
         del job["batch_guidance"]
+        (picture,) = job["request"].pop("inputs")
+        del picture["kind"]
+        job["request"]["images"] = [picture]
 
     assert read(before) == replace(JOB, batch_guidance=False)
 
@@ -73,10 +77,10 @@ WRONG = {
     "request.audio": ["yes", 1, None],
     "request.enhance": [0],
     "request.tiling": [1],
-    "request.images": [None, "a.png", [3], [{}]],
-    "request.images.0.path": [3, None],
-    "request.images.0.frame": ["8", 8.5],
-    "request.images.0.strength": ["1", None],
+    "request.inputs": [None, "a.png", [3], [{}]],
+    "request.inputs.0.path": [3, None],
+    "request.inputs.0.frame": ["8", 8.5],
+    "request.inputs.0.strength": ["1", None],
     "request.surprise": [1],
     "recipe": [None, [], "dev"],
     "recipe.variant": [None, 3],
@@ -142,7 +146,7 @@ def test_numbers_are_finite(number, read):
 
 @pytest.mark.parametrize("words", ["\x1b[31mred", "a\x07", "a\u202eb"])
 def test_control_characters_are_named_and_not_echoed(words, read):
-    for field in ("request.prompt", "files.model", "request.images.0.path"):
+    for field in ("request.prompt", "files.model", "request.inputs.0.path"):
         with pytest.raises(UserError, match="holds a control character") as caught:
             read(set_at(field, words))
         assert field in str(caught.value) and str(caught.value).isprintable()

@@ -13,7 +13,7 @@ FLOORS = [
     {"types", "backend", "linear", "errors", "disk", "tensor_names"},
     {"weights", "formats", "verify", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "pictures", "postprocess", "health"},
-    {"recipes", "plan", "checkpoint"},
+    {"recipes", "plan", "checkpoint", "inputs"},
     {"pipeline"},
     {"record", "output", "run"},
     {"names", "cli", "convert"},

@@ -11,12 +11,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video import disk, hub, media, recipes
+from mlx_video import disk, hub, recipes
 from mlx_video import run as running
 from mlx_video.checkpoint import Files
 from mlx_video.errors import UserError
+from mlx_video.inputs import Image
 from mlx_video.output import Output
-from mlx_video.pipeline import Image, Request
+from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import (
     Downloading,
@@ -178,7 +179,7 @@ def test_a_picture_that_the_clip_is_made_from_is_not_replaced(model, here):
     from PIL import Image as Picture
 
     Picture.new("RGB", (128, 64), "red").save(picture)
-    made_from = job(model, images=(Image(str(picture)),))
+    made_from = job(model, inputs=(Image(str(picture)),))
     output = Output(Path("x.mp4"), frames=folder, overwrite=True)
     with pytest.raises(UserError, match="frame_0000.png would be replaced"):
         list(run(made_from, output))

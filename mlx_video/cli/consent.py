@@ -47,7 +47,8 @@ def ask(job: Job, args: argparse.Namespace) -> None:
 def _opened(job: Job) -> Iterator[str]:
     """Files, folders and repositories that ``job`` names, but for those that are used where nothing is named."""
     yield from (name for name in job.files.named() if name not in OURS)
-    yield from (image.path for image in job.request.images)
+    for given in job.request.inputs:
+        yield from given.files
 
 
 def _typed(args: argparse.Namespace) -> set[str]:

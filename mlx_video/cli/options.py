@@ -4,6 +4,7 @@ import argparse
 import re
 import secrets
 from dataclasses import replace
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
@@ -13,9 +14,10 @@ from mlx_video.checkpoint import BITS, DTYPES, Files, resolve_model
 from mlx_video.cli.parser import option
 from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
+from mlx_video.inputs import Input
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.output import Output, named_after
-from mlx_video.pipeline import Image, Request
+from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import Options
 
@@ -38,7 +40,7 @@ def add_generate(
     """
     _add_negative(add_prompt(parser))
     _add_size(parser)
-    _add_image(parser)
+    _add_inputs(parser)
     if variant != "distilled":
         _add_guidance(parser)
     _add_model(parser, variant)
@@ -128,19 +130,35 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_image(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("image")
-    option(
-        group,
-        "--image",
-        action="append",
-        nargs="+",
-        real=(),
-        shown="",
-        metavar=("PATH", "FRAME STRENGTH"),
-        help="picture to show at FRAME (0 or a multiple of 8; 0 if left out), kept by STRENGTH (0 to 1; 1 if left out); "
-        "repeatable",
-    )
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    """An option for each kind of input that can be typed."""
+    group = parser.add_argument_group("inputs")
+    for kind in Input.kinds.values():
+        if kind.option:
+            flag, metavar, about = kind.option
+            option(
+                group,
+                flag,
+                action=_Given,
+                kind=kind,
+                nargs="+",
+                real=(),
+                shown="",
+                metavar=metavar,
+                help=about,
+            )
+
+
+class _Given(argparse.Action):
+    """Appends an input of a kind."""
+
+    def __init__(self, *names, kind: type[Input], **how):
+        super().__init__(*names, **how)
+        self.kind = kind
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        given = getattr(namespace, self.dest) or ()
+        setattr(namespace, self.dest, (*given, self.kind.typed(values)))
 
 
 def _add_guidance(parser: argparse.ArgumentParser) -> None:
@@ -446,7 +464,7 @@ def job_from(
         negative_prompt=wanted.negative_prompt,
         seed=secrets.randbits(32) if args.seed is None else args.seed,
         audio=wanted.audio,
-        images=tuple(image_from(words) for words in args.image),
+        inputs=inputs_from(args),
         enhance=args.enhance_prompt,
         tiling=args.tiling,
     )
@@ -556,19 +574,11 @@ _GUIDANCE_FLAGS = {
 }
 
 
-def image_from(words: Sequence[str]) -> Image:
-    """PATH [FRAME] [STRENGTH] as typed."""
-    path, *rest = words
-    try:
-        frame, strength = (rest + ["0", "1"][len(rest) :])[:2]
-        if len(rest) > 2:
-            raise ValueError
-        frame, strength = int(frame), float(strength)
-    except ValueError:
-        raise UserError(
-            f"--image takes PATH [FRAME] [STRENGTH]; got '{' '.join(words)}'. For example: --image cat.png 0 0.9."
-        ) from None
-    return Image(_full(path), frame, strength)
+def inputs_from(args: argparse.Namespace) -> tuple[Input, ...]:
+    """Every input that was typed."""
+    flags = (kind.option.flag for kind in Input.kinds.values() if kind.option)
+    given = (getattr(args, flag.strip("-").replace("-", "_")) for flag in flags)
+    return tuple(chain.from_iterable(given))
 
 
 def _lora_from(words: Sequence[str]) -> tuple[str, float]:

@@ -1,0 +1,216 @@
+"""What a user gives beside words: each kind of input is a class here, and nothing else has to know it.
+
+An input says which networks it needs, checks itself, says how many tokens it adds, and becomes conditions of either stream.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import (
+    Annotated,
+    ClassVar,
+    Iterable,
+    Literal,
+    Mapping,
+    NamedTuple,
+    Sequence,
+    Union,
+    get_args,
+)
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_video.conditioning.latent import Condition, VideoConditionByLatentIndex
+from mlx_video.disk import is_there, short, typed_path
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.conditions import Place, keyframe
+from mlx_video.types import AV, Geometry, VideoLatentShape, VideoPixelShape
+
+
+class Parts(NamedTuple):
+    """What inputs are encoded with.
+
+    networks   those that an input ``needs``, by their names
+    image_crf  H.264 constant rate factor of the pictures that the model was trained with
+    """
+
+    networks: Mapping[str, nn.Module]
+    geometry: Geometry
+    image_crf: int
+
+
+class Option(NamedTuple):
+    """How an input is typed: ``flag`` takes the words that ``metavar`` names and may be repeated."""
+
+    flag: str
+    metavar: tuple[str, ...]
+    help: str
+
+
+class Input:
+    """Something that a user gives. A subclass is a frozen dataclass whose field ``kind`` is the literal of its name.
+
+    needs   names of the networks that encode it
+    option  how it is typed, if it can be; ``typed`` reads the words
+    """
+
+    kinds: ClassVar[dict[str, type["Input"]]] = {}
+    needs: ClassVar[tuple[str, ...]] = ()
+    option: ClassVar[Option | None] = None
+
+    def __init_subclass__(cls, **options) -> None:
+        super().__init_subclass__(**options)
+        (name,) = get_args(cls.__annotations__["kind"])
+        Input.kinds[name] = cls
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source, handler):
+        """For records: of ``Input`` itself any kind that there is, told by its ``kind``."""
+        if cls is not Input:
+            return handler(source)
+        from pydantic import Field
+
+        kinds = tuple(Input.kinds.values())
+        if len(kinds) == 1:
+            return handler.generate_schema(kinds[0])
+        told = Field(discriminator="kind")
+        return handler.generate_schema(Annotated[Union[kinds], told])
+
+    @classmethod
+    def typed(cls, words: Sequence[str]) -> "Input":
+        """The input that the ``words`` after ``option.flag`` ask for."""
+        raise NotImplementedError
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it is read from."""
+        return ()
+
+    @property
+    def place(self) -> str | None:
+        """Where it stands, if nothing else may stand there."""
+        return None
+
+    def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
+        """Raise ``UserError`` where it cannot be used for a clip of ``shape``."""
+
+    def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
+        """What a person should know of it, in sentences."""
+        return ()
+
+    def tokens(self, grid: VideoLatentShape) -> AV[int]:
+        """How many tokens it adds to each stream of a clip whose latents are ``grid``; ``None`` = none."""
+        return AV()
+
+    def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
+        """The conditions that it sets on each stream of a clip of ``shape``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Image(Input):
+    """A picture that the clip shows at ``frame`` (0 or a multiple of a latent's frames); ``strength`` 1 keeps it."""
+
+    path: str
+    frame: int = 0
+    strength: float = 1.0
+    kind: Literal["image"] = field(default="image", kw_only=True, repr=False)
+
+    needs = ("video_encoder",)
+    option = Option(
+        "--image",
+        ("PATH", "FRAME STRENGTH"),
+        "picture to show at FRAME (0 or a multiple of 8; 0 if left out), kept by STRENGTH (0 to 1; 1 if left out); "
+        "repeatable",
+    )
+
+    @classmethod
+    def typed(cls, words: Sequence[str]) -> "Image":
+        """PATH [FRAME] [STRENGTH]; a picture that is here by its full path."""
+        path, *rest = words
+        try:
+            frame, strength = (rest + ["0", "1"][len(rest) :])[:2]
+            if len(rest) > 2:
+                raise ValueError
+            frame, strength = int(frame), float(strength)
+        except ValueError:
+            raise UserError(
+                f"--image takes PATH [FRAME] [STRENGTH]; got '{short(' '.join(words))}'. "
+                "For example: --image cat.png 0 0.9."
+            ) from None
+        file = typed_path(path)
+        return cls(str(file.resolve() if is_there(file) else path), frame, strength)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
+    def place(self) -> str:
+        return f"frame {self.frame}"
+
+    def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
+        _picture(self.path)
+        name, every = short(self.path), geometry.video.time
+        if self.frame % every or not 0 <= self.frame < shape.frames:
+            nearest = min(max(0, round(self.frame / every) * every), shape.frames - 1)
+            raise UserError(
+                f"An image can stand at frame 0, {every}, {2 * every}, ... below {shape.frames}; got {self.frame} for "
+                f"{name}. Nearest: {nearest}."
+            )
+        if not 0 <= self.strength <= 1:
+            raise UserError(
+                f"An image's strength is from 0 to 1; got {self.strength} for {name}."
+            )
+
+    def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
+        picture = _picture(self.path)
+        return (*picture.notices, *picture.crop(shape.height, shape.width))
+
+    def tokens(self, grid: VideoLatentShape) -> AV[int]:
+        return AV(grid.tokens_per_frame if self.frame else 0)
+
+    def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
+        """At the first frame it replaces the first latent; later it is keyframe tokens behind the clip's own."""
+        encoder = parts.networks["video_encoder"]
+        picture = _picture(self.path)
+        latent = encoder(picture.fitted(shape.height, shape.width, parts.image_crf))
+        latent = latent.astype(mx.float32)
+        mx.eval(latent)
+        if self.frame == 0:
+            return AV([VideoConditionByLatentIndex(latent, 0, self.strength)])
+        place = Place(parts.geometry.video, shape.fps)
+        return AV([keyframe(latent, self.frame, place, self.strength)])
+
+
+def check_inputs(
+    inputs: Iterable[Input], shape: VideoPixelShape, geometry: Geometry
+) -> None:
+    """Raise ``UserError`` where one of ``inputs`` cannot be used, or two claim the same place."""
+    taken = set()
+    for given in inputs:
+        given.check(shape, geometry)
+        if given.place in taken:
+            raise UserError(
+                f"Two inputs stand at the same place, {given.place}; move one of them."
+            )
+        taken |= {given.place} - {None}
+
+
+def forget() -> None:
+    """Let go of the files that were read: each is read once in a run, and not kept when it is encoded."""
+    _read_picture.cache_clear()
+
+
+def _picture(path: str):
+    """The picture at ``path``, read once for each state of the file."""
+    file = typed_path(path)
+    stamp = file.stat() if is_there(file) else None
+    return _read_picture(path, stamp and (stamp.st_mtime_ns, stamp.st_size))
+
+
+@lru_cache(maxsize=None)
+def _read_picture(path: str, stamp: tuple[int, int] | None):
+    from mlx_video.pictures import read_picture  # with codecs, which only pictures need
+
+    return read_picture(path)

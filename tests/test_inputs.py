@@ -1,0 +1,150 @@
+"""What a user gives: a new kind of input is one class, which pipeline, plan, record and terminal take as it is."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from mlx_video import cli, pictures, recipes
+from mlx_video.conditioning.latent import LatentState
+from mlx_video.errors import UserError
+from mlx_video.inputs import Image, Input, Option, check_inputs
+from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.record import Job
+from mlx_video.types import AV, VideoPixelShape
+from tests.checkpoints import tiny_folder
+from tests.media_reading import read_clip
+
+SHAPE = VideoPixelShape(17, 64, 128, 24.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def tint():
+    """A made-up kind of input: it pins the first latent frame and all sound to one level, and adds a token of it."""
+
+    @dataclass(frozen=True)
+    class Tint(Input):
+        level: float
+        kind: Literal["tint"] = field(default="tint", kw_only=True)
+
+        option = Option("--tint", ("LEVEL",), "a level to begin with")
+
+        @classmethod
+        def typed(cls, words):
+            return cls(float(words[0]))
+
+        def check(self, shape, geometry):
+            if not 0 <= self.level <= 1:
+                raise UserError(f"A tint is from 0 to 1; got {self.level}.")
+
+        def tokens(self, grid):
+            return AV(1)
+
+        def encode(self, parts, shape):
+            def video(state: LatentState) -> LatentState:
+                kept = mx.full((1, 1, state.latent.shape[2]), self.level)
+                own = state.latent.shape[1]
+                return LatentState(
+                    mx.concatenate([state.latent, kept], axis=1),
+                    mx.concatenate([state.clean_latent, kept], axis=1),
+                    mx.pad(state.denoise_mask, [(0, 0), (0, 1), (0, 0)]),
+                    mx.concatenate(
+                        [state.positions, state.positions[:, :, :1]], axis=2
+                    ),
+                    mx.pad(state.keyframes_mask, [(0, 0), (0, 1), (0, 0)]),
+                    own=own,
+                )
+
+            def sound(state: LatentState) -> LatentState:
+                kept = self.level * state.positions[..., :1].reshape(1, -1, 1)
+                kept = mx.broadcast_to(kept, state.latent.shape)
+                mask = mx.zeros_like(state.denoise_mask)
+                return state._replace(clean_latent=kept, denoise_mask=mask)
+
+            return AV([video], [sound])
+
+    yield Tint
+    del Input.kinds["tint"]
+
+
+def test_a_new_kind_of_input_is_one_class(tint, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    size = ["-W", "128", "-H", "64", "-n", "9", "-s", "1", "--model", str(model)]
+    typed = ["-p", "a ball", *size, "--tint"]
+    assert cli.main(["generate", *typed, "2"]) == 2
+    assert "A tint is from 0 to 1; got 2.0" in capsys.readouterr().err
+    assert cli.main(["plan", *typed, "0.5"]) == 0
+    for name, level in (("a", "0.5"), ("b", "0.9")):
+        assert cli.main(["generate", *typed, level, "-o", f"{name}.mp4"]) == 0
+    again = ["generate", "--from-record", "a.json", "-o", "c.mp4", "--yes"]
+    assert cli.main(again) == 0
+    a, b, c = (np.stack(read_clip(tmp_path / f"{name}.mp4")[0]) for name in "abc")
+    assert np.array_equal(a, c) and not np.array_equal(a, b)
+    job = Job.from_record(tmp_path / "a.json")
+    assert job.request.inputs == (tint(0.5),)
+    stage, geometry = recipes.distilled().stages[1], LTX_2.geometry
+    assert job.work().tokens(stage, geometry).video == 2 * 2 * 4 + 1
+
+
+# Pictures
+
+
+@pytest.fixture
+def picture(tmp_path) -> str:
+    Picture.new("RGB", (128, 64), "red").save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+def test_a_picture_is_typed_in_words(picture, monkeypatch):
+    monkeypatch.chdir(Path(picture).parent)
+    assert Image.typed(["red.png", "8", ".5"]) == Image(picture, 8, 0.5)
+    assert Image.typed(["no.png"]) == Image("no.png")
+    for words in (["a.png", "late"], ["a.png", "0", "1", "2"]):
+        with pytest.raises(UserError, match="--image takes PATH"):
+            Image.typed(words)
+
+
+def test_pictures_say_what_they_add(picture):
+    grid = LTX_2.geometry.latents(SHAPE)
+    assert Image(picture).tokens(grid) == AV(0)
+    assert Image(picture, 8).tokens(grid) == AV(8)
+    assert Image.needs == ("video_encoder",)
+    assert Image(picture).files == (picture,)
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ((Image("p", 3),), "frame 0, 8, 16, ... below 17; got 3 .* Nearest: 0"),
+        ((Image("p", 24),), "below 17; got 24"),
+        ((Image("p", 0, 2.0),), "strength is from 0 to 1; got 2.0"),
+        ((Image("p"), Image("p", 8), Image("p")), "same place, frame 0"),
+    ],
+)
+def test_pictures_that_cannot_stand_there(given, sentence, picture):
+    given = tuple(Image(picture, image.frame, image.strength) for image in given)
+    with pytest.raises(UserError, match=sentence):
+        check_inputs(given, SHAPE, LTX_2.geometry)
+
+
+def test_a_picture_is_read_once_in_a_run(picture, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    read, count = pictures.read_picture, []
+    monkeypatch.setattr(
+        pictures, "read_picture", lambda path: count.append(path) or read(path)
+    )
+    typed = ["-p", "a ball", "-W", "128", "-H", "64", "-n", "9", "--model", str(model)]
+    assert cli.main(["generate", *typed, "--image", picture, "-o", "a.mp4"]) == 0
+    assert len(count) == 1
+    Picture.new("RGB", (128, 64), "blue").save(picture)
+    assert cli.main(["generate", *typed, "--image", picture, "-o", "b.mp4"]) == 0
+    assert len(count) == 2
