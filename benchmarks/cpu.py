@@ -124,6 +124,7 @@ def mlx_components():
     from job import RandomComponents
 
     from mlx_video.models.ltx.parts import PARTS
+    from mlx_video.models.ltx.residency import Residency
     from mlx_video.models.ltx.source import Source
 
     class KeptComponents(RandomComponents):
@@ -142,7 +143,7 @@ def mlx_components():
     blocks = {part.name: config.get(part.block, {}) for part in PARTS.values()}
     blocks["text_encoder"] = {"model_type": "gemma3", "text_config": GEMMA}
     sources = {name: Source(Path(), block) for name, block in blocks.items()}
-    return KeptComponents(sources, mx.float32)
+    return KeptComponents(sources, Residency(mx.float32))
 
 
 def mlx_forward(model) -> Callable[[], None]:

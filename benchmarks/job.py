@@ -34,6 +34,7 @@ from mlx_video.models.ltx.components import Components  # noqa: E402
 from mlx_video.models.ltx.gemma import language_model  # noqa: E402
 from mlx_video.models.ltx.ltx import X0Model  # noqa: E402
 from mlx_video.models.ltx.parts import PARTS  # noqa: E402
+from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source  # noqa: E402
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder  # noqa: E402
 from mlx_video.pipeline import Pipeline, Request  # noqa: E402
@@ -108,7 +109,7 @@ def components(tiny: bool) -> RandomComponents:
         opened = Components.open(TINY / "ltx-2-tiny.safetensors")
         blocks = {name: source.config for name, source in opened.sources.items()}
     sources = {name: Source(TINY, block) for name, block in blocks.items()}
-    return RandomComponents(sources, mx.float32 if tiny else mx.bfloat16)
+    return RandomComponents(sources, Residency(mx.float32 if tiny else mx.bfloat16))
 
 
 def run(

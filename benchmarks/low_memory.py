@@ -27,10 +27,11 @@ from mlx.utils import tree_flatten
 
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx import patchify
-from mlx_video.models.ltx.components import Components, default_dtype
+from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.ltx import LTXModel, X0Model
 from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.models.ltx.residency import Residency, default_dtype
 from mlx_video.models.ltx.source import Source
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import Guidance, guided
@@ -101,7 +102,8 @@ class Bench:
     def measure(self, step: str, blocks: str) -> tuple[Result, AV[mx.array]]:
         low_memory = blocks != "kept"
         components = Components(
-            {"transformer": self.source}, default_dtype(), low_memory=low_memory
+            {"transformer": self.source},
+            Residency(default_dtype(), low_memory=low_memory),
         )
         mx.synchronize()
         before = mx.get_active_memory()

@@ -33,13 +33,14 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx import patchify
-from mlx_video.models.ltx.components import Components, default_dtype
+from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.footprint import Footprint, decode_budget
 from mlx_video.models.ltx.ltx import X0Model
-from mlx_video.models.ltx.pieces import SMALL, piece_by_piece
 from mlx_video.models.ltx.parts import PARTS, part_config
+from mlx_video.models.ltx.pieces import SMALL, piece_by_piece
+from mlx_video.models.ltx.residency import Residency, default_dtype
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
 from mlx_video.types import AV, TextFeatures, VideoPixelShape
@@ -129,7 +130,7 @@ class RandomComponents(Components):
         )
         self.sources["text_encoder"] = gemma
 
-    def _network(self, name, model_type, loras):
+    def _network(self, name, model_type):
         config = part_config(name, self.sources[name])
         if name == "transformer":
             config = replace(config, model_type=model_type)
@@ -163,7 +164,7 @@ def components(full: bool, dtype: mx.Dtype) -> RandomComponents:
         if part.block
     }
     sources["upsampler"] = Source(Path("random"), upsampler["config"])
-    return RandomComponents(sources, dtype)
+    return RandomComponents(sources, Residency(dtype))
 
 
 class Bench:
@@ -245,7 +246,7 @@ def encode_text(lent: RandomComponents, folder: Path, name: str) -> Iterator[Res
     lent.fit(Source.of(folder))
     exact = None
     for bits in BITS:
-        lent.quantize, outputs = bits, []
+        lent.residency, outputs = replace(lent.residency, quantize=bits), []
         foot = Footprint(lent, LTXModelType.AudioVideo)
         measured = peak(partial(encode, lent), outputs)
         states, tokens = outputs

@@ -99,6 +99,11 @@ class Request:
             geometry.check(self.shape, recipe.shrink, self.audio)
             check_inputs(self.inputs, self.shape, geometry)
 
+    @property
+    def model_type(self) -> LTXModelType:
+        """The streams of the transformer that it takes."""
+        return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
+
     def needs(self, recipe: Recipe) -> tuple[str, ...]:
         """Names of the parts that this request takes when it is sampled by ``recipe``."""
         unused = set()
@@ -242,7 +247,8 @@ class Pipeline:
         transformer = self.components.sources["transformer"]
         self.recipe.check(part_config("transformer", transformer).num_layers)
         needs = request.needs(self.recipe)
-        self.components.check(needs, self._texts(request, request.prompt))
+        texts = self._texts(request, request.prompt)
+        self.components.check(needs, texts, request.model_type)
 
     def caution(self, request: Request) -> str:
         """One line about what a model of a small world does not know of the prompt; empty where it knows all."""
@@ -318,9 +324,6 @@ class Pipeline:
     ) -> Generator[Step | Reached, None, AV[mx.array]]:
         """Walk the stages; neighbours that use the same weights share one load of the transformer."""
         geometry = self.components.geometry
-        model_type = (
-            LTXModelType.AudioVideo if request.audio else LTXModelType.VideoOnly
-        )
         keys = mx.random.split(mx.random.key(request.seed), len(self.recipe.stages))
         noise = mx.random.split(
             mx.random.key((request.seed + SAMPLER_SEED) % 2**32), len(keys)
@@ -329,7 +332,7 @@ class Pipeline:
         latents = AV()
         for lora, group in groupby(numbered, key=lambda item: item[1].distilled_lora):
             yield Step("load transformer", 0, 1)
-            with self.components.transformer(model_type, lora) as predict:
+            with self.components.transformer(request.model_type, lora) as predict:
                 yield Step("load transformer", 1, 1)
                 for index, stage in group:
                     shape = request.shape.scaled(stage.scale)

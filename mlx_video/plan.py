@@ -4,7 +4,6 @@
 """
 
 import os
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import Iterator, NamedTuple
 
@@ -17,6 +16,7 @@ from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.models.ltx.pieces import SMALL
+from mlx_video.models.ltx.residency import Residency
 from mlx_video.recipes import Recipe, Stage
 from mlx_video.sampling.guidance import passes_of
 from mlx_video.types import (
@@ -102,7 +102,7 @@ class Plan:
     """What a run will take.
 
     limit       bytes it may take
-    components  as they were, or with the residency that fits; ``chosen`` names it
+    components  as they were, or under the residency that fits; ``chosen`` names it
     refusal     why nothing fits, and what would; empty where it does
     """
 
@@ -135,11 +135,12 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     of these only what leaves the user's choice and the checkpoint's as they are.
     """
     limit = limit or OFFERED * machine_bytes()
-    for chosen, lent in _residencies(components):
-        footprint = Footprint(lent, work.model_type)
-        found = Plan(tuple(phases(footprint, work, limit)), limit, lent, chosen)
-        if found.largest.peak <= limit:
-            return found
+    for chosen, residency in _residencies(components):
+        footprint = Footprint(components, work.model_type, residency)
+        steps = tuple(phases(footprint, work, limit))
+        if max(phase.peak for phase in steps) <= limit:
+            return Plan(steps, limit, components.under(residency), chosen)
+    found = Plan(steps, limit, components.under(residency), chosen)
     return replace(found, refusal=_refusal(found, footprint, work))
 
 
@@ -164,7 +165,7 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
         if number > 1:
             upsample = held + footprint.upsample(tokens.video)
             yield phase("upsample", upsample, "transformer", "upsampler")
-        together = work.batched or footprint.components.low_memory
+        together = work.batched or footprint.residency.low_memory
         forward = footprint.forward(tokens, passes if together else 1)
         done = phase(f"stage {number}", held + forward, "transformer")
         forwards = passes * (len(stage.sigmas) - 1)
@@ -198,26 +199,19 @@ def _seconds(operations: float) -> float | None:
     return operations / speed if speed else None
 
 
-def _residencies(components: Components) -> Iterator[tuple[str, Components]]:
-    """``components`` as they are, and as they may be had where nobody chose, the best first."""
-    yield "", components
-    if components.quantize:
+def _residencies(components: Components) -> Iterator[tuple[str, Residency]]:
+    """That of ``components``, and those that may be had where nobody chose, the best first."""
+    own, sources = components.residency, components.sources
+    yield "", own
+    if own.quantize:
         return
     streamed, gemma = "transformer read in each step", "text encoder in 8 bits"
-    low_memory, sources = components.low_memory, components.sources
-    if not (low_memory or sources["transformer"].quantization):
-        yield "weights in 8 bits", _lent(components, 8, False)
-        yield streamed, _lent(components, None, True)
-        low_memory, gemma = True, f"{streamed} and the {gemma}"
+    if not (own.low_memory or sources["transformer"].quantization):
+        yield "weights in 8 bits", replace(own, quantize=8)
+        yield streamed, replace(own, low_memory=True)
+        own, gemma = replace(own, low_memory=True), f"{streamed} and the {gemma}"
     if not sources["text_encoder"].quantization:
-        yield gemma, _lent(components, 8, low_memory)
-
-
-def _lent(components: Components, quantize: int | None, low_memory: bool) -> Components:
-    """``components`` with another residency."""
-    other = copy(components)
-    other.quantize, other.low_memory = quantize, low_memory
-    return other
+        yield gemma, replace(own, quantize=8)
 
 
 def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:

@@ -16,6 +16,7 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.network import quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS
+from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma
 from tests.reference import CHECKPOINT, checkpoint
@@ -125,7 +126,7 @@ def test_gemma_is_quantized_as_on_load_and_as_mlx_lm_reads_it(tmp_path, text_onl
     shards = [file.name for file in converted.glob("*.safetensors")]
     assert shards == ["model-00001-of-00001.safetensors"]
     found = [
-        Components({"text_encoder": Source.of(path)}, mx.float32, quantize=asked)
+        Components({"text_encoder": Source.of(path)}, Residency(mx.float32, asked))
         for path, asked in ((source, 8), (converted, None))
     ]
     held, states = [], []

@@ -14,19 +14,30 @@ from mlx_video import cli, recipes, weights
 from mlx_video.checkpoint import Files
 from mlx_video.inputs import Image
 from mlx_video.models.ltx import footprint
-from mlx_video.models.ltx.components import Components, quantize_blocks
+from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import CPU, GPU, QUEUED, QUEUED_FINER, Footprint
+from mlx_video.models.ltx.gemma import Gemma3
+from mlx_video.models.ltx.gemma_config import Gemma3Config
 from mlx_video.models.ltx.parts import PARTS, part_config
+from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
+from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.pipeline import Request
 from mlx_video.plan import GB, Plan, Work, machine_bytes, plan
 from mlx_video.record import Job
 from mlx_video.types import AV, VideoPixelShape
 from tests.checkpoints import MODEL, tiny_folder, wide_gemma
-from tests.reference import FIXTURES, manifest
+from tests.reference import FIXTURES
 from tests.tiny_tokenizer import make_text_encoder_folder
 
+GEMMA_12B = {
+    "hidden_size": 3840,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "intermediate_size": 15360,
+}
 CLIP = VideoPixelShape(121, 512, 768, 24.0)
 SIZE = ["-W", "128", "-H", "64", "-n", "9"]
 PROMPT = ["--prompt", "a red ball on a blue floor"]
@@ -40,22 +51,25 @@ def model(tmp_path_factory) -> Path:
 class Laid(Components):
     """The 19B model and Gemma 12B in bfloat16, of which there are no files."""
 
-    def _network(self, name, model_type, loras):
+    def _network(self, name, model_type):
+        if name == "text_encoder":
+            return GemmaTextEncoder(self.gemma(), None), []
         config = part_config(name, self.sources[name])
         module = PARTS[name].network(self.sources[name])(config)
         cast = [(k, v.astype(self.dtype)) for k, v in tree_flatten(module.parameters())]
         module.load_weights(cast)
-        if bits := self.bits(name):
-            quantize_blocks(module, 64, bits)
         return module, []
+
+    def gemma(self) -> Gemma3:
+        model = Gemma3(Gemma3Config(**GEMMA_12B))
+        model.set_dtype(self.dtype)
+        return model
 
 
 @pytest.fixture
 def full(monkeypatch) -> Components:
     """Seen as on a GPU."""
     monkeypatch.setattr(footprint, "live", lambda: GPU)
-    gemma = {k: laid(shape) for k, shape in manifest("gemma-3-12b-it").items()}
-    monkeypatch.setattr(footprint, "read", lambda path: (gemma, {}))
     manifests = FIXTURES / "manifests"
     blocks = json.loads((manifests / "ltx-2-19b.config.json").read_text())["config"]
     upsampler = json.loads((manifests / "ltx-2-upscalers.config.json").read_text())
@@ -65,11 +79,7 @@ def full(monkeypatch) -> Components:
     file = upsampler["ltx-2-spatial-upscaler-x2-1.0.safetensors"]
     sources["upsampler"] = Source(Path("upsampler"), file["config"])
     sources["text_encoder"] = Source(Path("text_encoder"), {})
-    return Laid(sources, mx.bfloat16)
-
-
-def laid(shape: tuple[int, ...]) -> mx.array:
-    return mx.zeros(shape, mx.bfloat16)
+    return Laid(sources, Residency(mx.bfloat16))
 
 
 # By hand
@@ -108,7 +118,7 @@ def test_a_cpu_keeps_the_scores(full, monkeypatch):
 def test_a_cpu_unfolds_the_wide_encoder_in_float32(full, monkeypatch, dtype):
     """MB measured above its weights in float32 on two cores, 25 November 2026; to 3 %."""
     monkeypatch.setattr(footprint, "live", lambda: CPU)
-    full = Laid(full.sources, dtype)
+    full = Laid(full.sources, Residency(dtype))
     found = Footprint(full, LTXModelType.VideoOnly)
     assert found.image(256, 384) == pytest.approx(668e6, rel=0.03)
     assert found.image(512, 512) == pytest.approx(1758e6, rel=0.03)
@@ -116,7 +126,7 @@ def test_a_cpu_unfolds_the_wide_encoder_in_float32(full, monkeypatch, dtype):
 
 def test_a_cpu_unfolds_less_where_kernels_are_narrow(full, monkeypatch):
     monkeypatch.setattr(footprint, "live", lambda: CPU)
-    found = Footprint(Laid(full.sources, mx.float32), LTXModelType.VideoOnly)
+    found = Footprint(Laid(full.sources, Residency(mx.float32)), LTXModelType.VideoOnly)
     assert found._autoencoder(128) is footprint.PRODUCTS
     assert found._autoencoder(256) is CPU
     half = Footprint(full, LTXModelType.VideoOnly)
@@ -168,7 +178,7 @@ def test_weights_are_those_of_the_files(model):
 def test_weights_of_a_quantized_gemma_are_those_it_holds(tmp_path, bits, dtype):
     wide_gemma(make_text_encoder_folder(tmp_path))
     source = {"text_encoder": Source.of(tmp_path)}
-    lent = Components(source, dtype, quantize=bits)
+    lent = Components(source, Residency(dtype, bits))
     found = Footprint(lent, LTXModelType.AudioVideo).weights("text_encoder")
     with lent.text_encoder() as encoder:
         kept = tree_flatten(encoder.model.parameters())
@@ -178,7 +188,7 @@ def test_weights_of_a_quantized_gemma_are_those_it_holds(tmp_path, bits, dtype):
 @pytest.mark.parametrize("quantize, peak", [(None, 23.7), (8, 13.6), (4, 8.2)])
 def test_the_prompt_of_the_full_model(full, quantize, peak):
     """GB of Gemma 12B, whose 2 GB of embeddings stay as they are, and of a short prompt's states."""
-    full.quantize = quantize
+    full.residency = Residency(mx.bfloat16, quantize)
     work = Work(CLIP, recipes.distilled(), prompt_tokens=128)
     phase = plan(full, work, 80 * GB).phases[0]
     assert phase.name == "encode prompt"
@@ -187,8 +197,8 @@ def test_the_prompt_of_the_full_model(full, quantize, peak):
 
 def test_streamed_and_quantized_blocks(full):
     def size(**residency) -> int:
-        lent = Laid(full.sources, mx.bfloat16, **residency)
-        return Footprint(lent, LTXModelType.AudioVideo).weights("transformer")
+        tried = Residency(mx.bfloat16, **residency)
+        return Footprint(full, LTXModelType.AudioVideo, tried).weights("transformer")
 
     whole = size()
     assert whole == pytest.approx(37.75e9, rel=0.001)
@@ -246,7 +256,7 @@ def test_gemma_stays_exact_where_only_the_transformer_is_too_large(full):
 
 
 def test_gemma_is_quantized_beside_a_transformer_that_streams_already(full):
-    full.low_memory = True
+    full.residency = Residency(mx.bfloat16, low_memory=True)
     found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
     assert (found.chosen, found.refusal) == ("text encoder in 8 bits", "")
     assert (found.components.quantize, found.components.low_memory) == (8, True)
@@ -269,13 +279,13 @@ def test_nothing_is_tried_where_all_is_quantized_already(full):
 
 
 def test_what_the_user_chose_stays(full):
-    full.quantize = 8
+    full.residency = Residency(mx.bfloat16, 8)
     found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
     assert found.refusal and not found.chosen
 
 
 def test_a_refusal_names_the_nearest_that_fits(full):
-    full.quantize = 8
+    full.residency = Residency(mx.bfloat16, 8)
     work = Work(VideoPixelShape(481, 1024, 1536, 24.0), recipes.dev(), audio=True)
     found = plan(full, work, 26 * GB)
     with pytest.raises(ValueError, match="481 frames of 1536x1024 need") as refused:
@@ -324,7 +334,7 @@ def test_a_job_says_what_memory_must_know():
 
 
 def test_the_record_keeps_what_was_chosen(full):
-    lent = Laid(full.sources, mx.bfloat16, quantize=8)
+    lent = Laid(full.sources, Residency(mx.bfloat16, 8))
     job = Job(Request("a", CLIP), recipes.distilled()).planned(Plan((), 1.0, lent))
     assert (job.files.quantize, job.files.low_memory) == (8, False)
 

@@ -11,6 +11,7 @@ from mlx_video.conditioning.latent import VideoConditionByLatentIndex
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.ltx import X0Model
+from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
 from mlx_video.pipeline import Pipeline, Request, initial_states, noised
 from mlx_video.recipes import distilled
@@ -558,7 +559,9 @@ def test_a_clip_comes_out_of_the_public_pipeline(encoder, small, tmp_path_factor
     text.store_encoder(encoder.model, small / "text_encoder")
     sources = {name: Source.of(folder) for name, folder in parts.items()}
     sources["text_encoder"] = Source.of(small / "text_encoder")
-    pipeline = Pipeline(Components(sources, mx.float32), distilled(), health=False)
+    pipeline = Pipeline(
+        Components(sources, Residency(mx.float32)), distilled(), health=False
+    )
     clip = pipeline(Request(SENTENCES[0], SHAPE, negative_prompt="", audio=True))
     frames = list(clip.frames)
     assert len(frames) == 9 and frames[0].shape == (64, 64, 3)

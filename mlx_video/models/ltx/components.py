@@ -30,6 +30,7 @@ from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.network import Network, quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
 from mlx_video.models.ltx.releases import LTX_2, published
+from mlx_video.models.ltx.residency import GROUP_SIZE, Residency, default_dtype
 from mlx_video.models.ltx.source import Source
 from mlx_video.types import Geometry
 from mlx_video.weights import (
@@ -49,8 +50,6 @@ def announce_to_log(plan: hub.Plan) -> None:
 
 
 DISTILLED_LORA = "distilled_lora"  # not a part, but it too can be needed
-
-GROUP_SIZE = 64  # weights that share a scale
 
 
 class LoRA(NamedTuple):
@@ -79,13 +78,12 @@ class Fusion(NamedTuple):
 class Components:
     """The parts of one checkpoint; at most one large part is resident at a time.
 
+    Each part is built once, lazily: a plan weighs it, ``check`` compares its tensors, and the same one is lent.
+
     sources         where each part lies
-    dtype           of the floating-point weights
+    residency       how weights are kept while parts are lent
     loras           fused into every part that they concern
     distilled_lora  the LoRA of the two-stage dev recipe; ``None`` if there is none
-    quantize        bits to which the transformer's and the text encoder's blocks are quantized as they are loaded,
-                    where ``bits`` does not say otherwise; ``None`` leaves them
-    low_memory      whether the transformer's blocks are read as they are used instead of kept
     layout          what the model's path turned out to be
     fusions         what was fused so far, oldest first
     """
@@ -93,20 +91,18 @@ class Components:
     def __init__(
         self,
         sources: Mapping[str, Source],
-        dtype: mx.Dtype,
+        residency: Residency,
         loras: Iterable[LoRA] = (),
         distilled_lora: Path | None = None,
-        quantize: int | None = None,
-        low_memory: bool = False,
         layout: Layout = Layout("none", "", Path()),
     ):
         self.sources = dict(sources)
-        self.dtype = dtype
+        self.residency = residency
         self.loras = tuple(loras)
         self.distilled_lora = distilled_lora
-        self.quantize = quantize
-        self.low_memory = low_memory
         self.layout = layout
+        self._built: dict[Key, Built] = {}
+        self._kept: dict[Key, Network] = {}
         self._lent: dict[str, type[Network]] = {}
         self.fusions: list[Fusion] = []
 
@@ -140,7 +136,7 @@ class Components:
         Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, for whatever would stop a run later.
         """
         needs, loras = tuple(needs), tuple(loras)
-        dtype = dtype or default_dtype()
+        residency = Residency(dtype or default_dtype(), quantize, low_memory)
         release = published(str(model))
         for file, strength in loras:
             lora.check_strength(file, strength)
@@ -148,7 +144,7 @@ class Components:
         find.check_names(text_encoder, *files)
         if needs == ("text_encoder",) and (text_encoder or release):
             source = find.find_text_encoder(text_encoder, release or LTX_2, announce)
-            return cls({"text_encoder": source}, dtype, quantize=quantize)
+            return cls({"text_encoder": source}, residency)
         if text_encoder and release and hub.local(text_encoder):
             source = find.find_text_encoder(text_encoder, release, announce)
             find.check_against_release(source, release)
@@ -165,13 +161,34 @@ class Components:
             find.check_lora(distilled_lora, layout.version)
         return cls(
             sources,
-            dtype,
+            residency,
             _found(loras, layout.version, announce),
             distilled_lora,
-            quantize,
-            low_memory,
             layout,
         )
+
+    def under(self, residency: Residency) -> "Components":
+        """The same parts, kept in another way; what is built already is shared."""
+        if residency == self.residency:
+            return self
+        other = type(self)(
+            self.sources, residency, self.loras, self.distilled_lora, self.layout
+        )
+        if residency.dtype == self.dtype:
+            other._built = self._built
+        return other
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.residency.dtype
+
+    @property
+    def quantize(self) -> int | None:
+        return self.residency.quantize
+
+    @property
+    def low_memory(self) -> bool:
+        return self.residency.low_memory
 
     @property
     def resident(self) -> list[str]:
@@ -183,22 +200,28 @@ class Components:
         """How the checkpoint's latents lie in pixels and seconds."""
         return read_geometry(self.sources)
 
-    def check(self, needs: Iterable[str], prompts: Sequence[str] = ()) -> None:
+    def check(
+        self,
+        needs: Iterable[str],
+        prompts: Sequence[str] = (),
+        model_type: LTXModelType = LTXModelType.AudioVideo,
+    ) -> None:
         """Raise ``ValueError`` where tensors or LoRAs do not fit, or a prompt is too long; reads no weights."""
-        needs, built = tuple(needs), {}
-        for name in set(needs) & PARTS.keys():
-            built[name] = build(name, self.sources[name], self.dtype)
-        targets = [part for part in built.values() if part.LORAS]
-        if len(targets) > 1:  # a LoRA may name layers of both
-            self._check_loras(targets, needs)
+        needs = tuple(needs)
+        parts = [self.sketch(n, model_type) for n in PARTS if n in needs]
+        if len([part for part in parts if part.LORAS]) > 1:
+            self._check_loras(needs)
         if prompts:
-            encoder = build("text_encoder", self.sources["text_encoder"], self.dtype)
-            encoder.tokenize(prompts)
+            self.sketch("text_encoder").tokenize(prompts)
 
-    def _check_loras(self, modules: Sequence[nn.Module], needs: Sequence[str]) -> None:
+    def _check_loras(self, needs: Sequence[str]) -> None:
+        """A LoRA may name layers of several parts, and of streams that this run does without."""
         files = [file for file, _ in self.loras]
         if DISTILLED_LORA in needs and self.distilled_lora is not None:
             files.append(self.distilled_lora)
+        if files:
+            parts = (self.sketch(name) for name in PARTS if name in needs)
+            modules = [part for part in parts if part.LORAS]
         for file in files:
             lora.Adapter.read(file).check_layers(modules)
 
@@ -214,8 +237,12 @@ class Components:
         """Load a part, lend it for the length of the ``with`` block, and free it.
 
         Only the part's own tensors are read; of the transformer only the streams of ``model_type``. ``loras`` are
-        fused in addition to the checkpoint's. The module is empty afterwards, whoever still holds it.
+        fused in addition to the checkpoint's. The module is empty afterwards, whoever still holds it, unless the
+        residency keeps it.
         """
+        loras = tuple(loras)
+        key = self._key(name, model_type)
+        keeps = name in self.residency.keep and not loras
         part = PARTS[name].network(self.sources[name])
         large = next((n for n, other in self._lent.items() if other.LARGE), None)
         if part.LARGE and large:
@@ -225,12 +252,14 @@ class Components:
         self._lent[name] = part
         lent = None
         try:
-            lent = self._load(name, model_type, (*self.loras, *loras))
+            lent = self._kept.pop(key, None) or self._load(name, model_type, loras)
             materialize(lent.network)
             yield lent
         finally:
             del self._lent[name]
-            if lent is not None:
+            if keeps and lent is not None:
+                self._kept[key] = lent
+            elif lent is not None:
                 lent.network.clear()
             mx.clear_cache()
 
@@ -255,7 +284,7 @@ class Components:
     @contextmanager
     def video_statistics(self) -> Iterator[nn.Module]:
         """Lend the video latents' per-channel statistics, the only tensors of the decoder that the upsampler needs."""
-        decoder = self._load("video_decoder")
+        decoder = self.sketch("video_decoder")
         yield decoder.per_channel_statistics
 
     def connectors(self) -> ContextManager[nn.Module]:
@@ -283,52 +312,71 @@ class Components:
         return self.lend("text_encoder")
 
     def bits(self, name: str) -> int | None:
-        """To which a part's blocks are quantized as it is loaded; ``None`` leaves them.
-
-        What is stored quantized stays so, and blocks that are read in each step are not worth the work.
-        """
+        """To which a part's blocks are quantized as it is loaded, see ``Residency.bits``."""
         source = self.sources[name]
-        part = PARTS[name].network(source)
-        passing = self.low_memory and part.STREAMED
-        return (
-            None if passing or not part.BLOCKS or source.quantization else self.quantize
-        )
+        return self.residency.bits(PARTS[name].network(source), source)
+
+    def weight_bytes(
+        self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
+    ) -> int:
+        """Of a part while it is lent; known before anything is read."""
+        part = self.sketch(name, model_type)
+        return self.residency.weight_bytes(part, self.sources[name])
 
     def sketch(
         self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
-    ) -> nn.Module:
-        """A part as it is lent, but lazy, and with all blocks: what it weighs is known before anything is read."""
-        return self._network(name, model_type, self.loras)[0]
+    ) -> Network:
+        """A part, lazy, as it will be lent but for its residency: what it weighs is known before anything is read."""
+        key = self._key(name, model_type)
+        if key not in self._built:
+            self._built[key] = self._network(name, model_type)
+        return self._built[key][0]
 
     # Loading
 
+    def _key(self, name: str, model_type: LTXModelType) -> "Key":
+        part = PARTS[name].network(self.sources[name])
+        return name, model_type if part.SELECTS else None
+
     def _load(
-        self,
-        name: str,
-        model_type: LTXModelType = LTXModelType.AudioVideo,
-        loras: Iterable[LoRA] = (),
+        self, name: str, model_type: LTXModelType, loras: tuple[LoRA, ...] = ()
     ) -> Network:
         """A part as it is lent; nothing is read yet."""
-        network = partial(self._network, name, model_type, tuple(loras))
-        part, fusions = network()
+        built = self._built.pop(self._key(name, model_type), None)
+        part = self._fused(built or self._network(name, model_type), name, loras)
+        if self.low_memory and part.STREAMED:
+            again = partial(self._network, name, model_type)
+            part.stream(lambda: fused(again(), name, loras)[0])
+        if bits := self.bits(name):
+            quantize_blocks(part.network, GROUP_SIZE, bits)
+        return part
+
+    def _fused(self, built: "Built", name: str, loras: tuple[LoRA, ...]) -> Network:
+        """A part with ``loras`` in it too; says what was fused."""
+        part, fusions = fused(built, name, loras)
         self.fusions += fusions
         for fusion in fusions:
             log.info("%s", fusion)
-        if self.low_memory and part.STREAMED:
-            part.stream(lambda: network()[0])
         return part
 
-    def _network(
-        self, name: str, model_type: LTXModelType, loras: tuple[LoRA, ...]
-    ) -> tuple[Network, list[Fusion]]:
-        """A part as it is to compute, all of it lazy, and what was fused into it."""
+    def _network(self, name: str, model_type: LTXModelType) -> "Built":
+        """A part with the checkpoint's and the user's LoRAs, all of it lazy, and what was fused into it."""
         part = build(name, self.sources[name], self.dtype, model_type)
         if self.layout.distillation:
             fuse(name, part, [LoRA(self.layout.distillation)])
-        fusions = fuse(name, part, loras)
-        if bits := self.bits(name):
-            quantize_blocks(part.network, GROUP_SIZE, bits)
-        return part, fusions
+        return part, fuse(name, part, self.loras)
+
+
+Key = tuple[
+    str, LTXModelType | None
+]  # of a part, and the streams of it that are wanted
+Built = tuple[Network, list[Fusion]]
+
+
+def fused(built: Built, name: str, loras: Iterable[LoRA]) -> Built:
+    """A part, and what was fused into it, with ``loras`` fused too."""
+    part, fusions = built
+    return part, fusions + fuse(name, part, loras)
 
 
 def _found(
@@ -362,7 +410,3 @@ def build(
 ) -> Network:
     """The part ``name`` with its weights, see ``Network.from_source``."""
     return part_of(name).network(source).from_source(source, dtype, model_type)
-
-
-def default_dtype() -> mx.Dtype:
-    return mx.bfloat16 if mx.default_device() == mx.gpu else mx.float32

@@ -9,13 +9,12 @@ from functools import cache
 from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx.components import GROUP_SIZE, Components
+from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens
 from mlx_video.models.ltx.parts import part_config
+from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.video_vae.convolution import by_product, preferred_form
 from mlx_video.models.ltx.video_vae.decoder import LIVE_PIECES
 from mlx_video.models.ltx.video_vae.tiling import (
@@ -24,12 +23,8 @@ from mlx_video.models.ltx.video_vae.tiling import (
     decode_grid,
 )
 from mlx_video.types import AV, VideoPixelShape
-from mlx_video.weights import read
 
 FLOAT32 = 4  # bytes
-VISION = ("vision", "multi_modal", "lm_head")  # in names of Gemma's that are not read
-LAYERS = "layers."  # in names of those of Gemma's that are quantized on load
-STREAMED_BLOCKS = 2  # of the transformer in memory at a time
 
 
 class Live(NamedTuple):
@@ -72,48 +67,28 @@ class Footprint:
     """Bytes of the parts of ``components``, each of which is laid out once, lazily.
 
     model_type  the streams of the transformer that are lent
+    residency   how weights are kept, by default as ``components`` do
     context     tokens of a prompt with its registers, as the text encoder pads it
     """
 
-    def __init__(self, components: Components, model_type: LTXModelType):
+    def __init__(
+        self,
+        components: Components,
+        model_type: LTXModelType,
+        residency: Residency | None = None,
+    ):
         sources = components.sources
         self.components = components
+        self.residency = residency = residency or components.residency
         self.live = live()
         self.itemsize = components.dtype.size
         self.part = cache(lambda name: components.sketch(name, model_type))
         self.config = cache(lambda name: part_config(name, sources[name]))
-        self.weights = cache(self._weights)
+        self.weights = cache(
+            lambda name: residency.weight_bytes(self.part(name), sources[name])
+        )
         gemma = sources.get("text_encoder")
         self.context = max_tokens(gemma.path) if gemma else MAX_TOKENS
-
-    def _weights(self, name: str) -> int:
-        """Of a part while it is lent."""
-        if name == "text_encoder":
-            return self._language_model()
-        part = self.part(name)
-        if name == "transformer" and self.components.low_memory:
-            blocks = [nbytes(block) for block in part.transformer_blocks]
-            return nbytes(part) - sum(blocks) + STREAMED_BLOCKS * max(blocks)
-        return nbytes(part)
-
-    def _language_model(self) -> int:
-        """From the names in its files alone: the module takes seconds to import."""
-        tensors, _ = read(self.components.sources["text_encoder"].path)
-        bits = self.components.bits("text_encoder")
-        return sum(
-            self._loaded(value, bits if LAYERS in name else None)
-            for name, value in tensors.items()
-            if not any(word in name for word in VISION)
-        )
-
-    def _loaded(self, value: mx.array, bits: int | None) -> int:
-        """Of a stored tensor in the run's dtype; of a Linear's weight, if ``bits``, with a scale and a bias a group."""
-        if not mx.issubdtype(value.dtype, mx.floating):
-            return value.nbytes
-        if bits and value.ndim == 2 and value.shape[1] % GROUP_SIZE == 0:
-            groups = value.size // GROUP_SIZE
-            return value.size * bits // 8 + 2 * groups * self.itemsize
-        return value.size * self.itemsize
 
     # While a part computes
 
@@ -242,7 +217,3 @@ class Footprint:
 def decode_budget(free: float) -> float:
     """What ``choose_tiling``, which counts as on a GPU, may plan with where so many bytes are ``free``."""
     return free * LIVE_PIECES / live().piece
-
-
-def nbytes(module: nn.Module) -> int:
-    return sum(value.nbytes for _, value in tree_flatten(module.parameters()))

@@ -46,6 +46,7 @@ class LTXModel(Network):
     BLOCKS: ClassVar = "transformer_blocks."
     LORAS: ClassVar = True
     STREAMED: ClassVar = True
+    SELECTS: ClassVar = True
     NAMES: ClassVar = TensorNames(
         {
             OFFICIAL: "",
@@ -118,6 +119,10 @@ class LTXModel(Network):
     ) -> LTXModelConfig:
         config = super().configure(source, weights, model_type)
         return replace(config, model_type=model_type)
+
+    @property
+    def blocks(self) -> list[TransformerBlock]:
+        return self.transformer_blocks
 
     def stream(self, again: Callable[[], "LTXModel"]) -> None:
         self.transformer_blocks = BlockStream(lambda: again().transformer_blocks)

@@ -22,6 +22,7 @@ class Network(nn.Module):
               while the few around them are cheap to keep exact; empty where nothing is quantized
     STREAMED  whether its blocks may be read as they are used, see ``stream``
     LORAS     whether LoRAs may change it
+    SELECTS   whether what it reads depends on the streams that are wanted
     """
 
     CONFIG: ClassVar[type[Config]]
@@ -29,6 +30,7 @@ class Network(nn.Module):
     BLOCKS: ClassVar[str] = ""
     LORAS: ClassVar[bool] = False
     STREAMED: ClassVar[bool] = False
+    SELECTS: ClassVar[bool] = False
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
@@ -99,6 +101,11 @@ class Network(nn.Module):
         if quantization:
             quantize_blocks(part.network, **quantization)
         return dict(tree_flatten(part.network.parameters()))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Those that ``stream`` lets go of."""
+        raise NotImplementedError
 
     def stream(self, again: Callable[[], "Network"]) -> None:
         """Keep no blocks: take them, in each pass, from the same network built ``again``."""

@@ -33,6 +33,7 @@ class GemmaTextEncoder:
     BLOCKS: ClassVar = gemma.Gemma3.BLOCKS
     LORAS: ClassVar = False
     STREAMED: ClassVar = False
+    SELECTS: ClassVar = False
 
     def __init__(self, model: gemma.Gemma, tokenizer: PromptTokenizer):
         self.model = model

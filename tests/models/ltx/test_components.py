@@ -16,6 +16,7 @@ from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.layouts import choose_checkpoint, identify
 from mlx_video.models.ltx.parts import NEEDED, PARTS
+from mlx_video.models.ltx.residency import Residency
 from mlx_video.weights import materialize
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
 from tests.reference import CHECKPOINT, FIXTURES, TINY, UPSCALER, checkpoint
@@ -635,7 +636,7 @@ def test_dense_weights_are_never_whole_in_memory(large, monkeypatch):
     by_block = partial(materialize, batch_bytes=1_000_000)
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", by_block)
     quantized, dense = (
-        peak_of_a_loan(Components({"transformer": large}, mx.float32, quantize=bits))
+        peak_of_a_loan(Components({"transformer": large}, Residency(mx.float32, bits)))
         for bits in (4, None)
     )
     assert quantized < 0.5 * dense

@@ -14,6 +14,7 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.offload import BlockStream
+from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
 from mlx_video.sampling.guidance import Guidance, guided
 from mlx_video.types import AV, Perturbation, PromptEmbeddings
@@ -144,7 +145,9 @@ class Double(nn.Module):
 
 def peak_of_a_forward(source: Source, low_memory: bool) -> int:
     """Bytes at the peak of a forward beyond what was active before."""
-    components = Components({"transformer": source}, mx.float32, low_memory=low_memory)
+    components = Components(
+        {"transformer": source}, Residency(mx.float32, low_memory=low_memory)
+    )
     mx.synchronize()
     before = mx.get_active_memory()
     with components.transformer() as predict:

@@ -1,0 +1,76 @@
+"""How the weights of a run are kept in memory: a value, which a plan tries and a run keeps to."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.source import Source
+
+GROUP_SIZE = (
+    64  # weights that share a scale, where they are quantized as they are loaded
+)
+BLOCKS_AT_ONCE = 2  # in memory, of a network whose blocks are read as they are used
+
+
+@dataclass(frozen=True)
+class Residency:
+    """How weights are kept.
+
+    dtype       of floating-point weights
+    quantize    bits to which the blocks of networks are quantized as they are loaded, see ``bits``; ``None`` leaves them
+    low_memory  whether blocks are read as they are used instead of kept, of networks that are ``STREAMED``
+    keep        names of parts that stay in memory after they were used
+    """
+
+    dtype: mx.Dtype
+    quantize: int | None = None
+    low_memory: bool = False
+    keep: frozenset[str] = frozenset()
+
+    def bits(self, network: type[Network], source: Source) -> int | None:
+        """To which the blocks of a network are quantized as it is loaded; ``None`` leaves them.
+
+        What is stored quantized stays so, and blocks that are read in each step are not worth the work.
+        """
+        passing = self.low_memory and network.STREAMED
+        stays = passing or not network.BLOCKS or source.quantization
+        return None if stays else self.quantize
+
+    def weight_bytes(self, part: Network, source: Source) -> int:
+        """Of ``part``, which is lazy and in this dtype, while it is lent."""
+        network = part.network
+        total = nbytes(network)
+        if bits := self.bits(type(part), source):
+            total -= sum(_saved(w, bits) for w in _quantizable(network))
+        if self.low_memory and part.STREAMED:
+            blocks = [nbytes(block) for block in part.blocks]
+            total += BLOCKS_AT_ONCE * max(blocks) - sum(blocks)
+        return total
+
+
+def nbytes(module: nn.Module) -> int:
+    return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
+
+
+def _quantizable(network: nn.Module) -> list[mx.array]:
+    """The weights that ``quantize_blocks`` quantizes."""
+    return [
+        layer.weight
+        for path, layer in network.named_modules()
+        if path.startswith(network.BLOCKS)
+        and isinstance(layer, nn.Linear)
+        and layer.weight.shape[-1] % GROUP_SIZE == 0
+    ]
+
+
+def _saved(weight: mx.array, bits: int) -> int:
+    """Bytes that quantizing takes off: each group keeps a scale and a bias."""
+    groups = weight.size // GROUP_SIZE
+    return weight.nbytes - weight.size * bits // 8 - 2 * groups * weight.itemsize
+
+
+def default_dtype() -> mx.Dtype:
+    return mx.bfloat16 if mx.default_device() == mx.gpu else mx.float32
