@@ -11,7 +11,7 @@ import shutil
 import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Iterable, Iterator, Sequence
 
 from mlx_video.errors import MissingFileError, UserError
 
@@ -263,3 +263,8 @@ def check_space(needs: Iterable[tuple[Path, int]], remedy: str) -> None:
             raise UserError(
                 f"{short(folder)} has {free / GB:.2f} GB free, and this run may write {size / GB:.2f} GB there; {remedy}."
             )
+
+
+def any_of(words: Sequence[str]) -> str:
+    """Words as a sentence lists them: ".mp4, .mov or .gif"."""
+    return " or ".join([", ".join(words[:-1])] * (len(words) > 1) + [words[-1]])

@@ -3,13 +3,12 @@
 The only room with PyAV and Pillow. What it writes is written aside and renamed when it is complete.
 """
 
-import math
 import wave
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Iterable, Iterator, Mapping
+from typing import Callable, Iterable, Iterator, Mapping, NamedTuple
 
 import av
 import mlx.core as mx
@@ -17,13 +16,16 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from PIL import Image
 
-from mlx_video.disk import is_there, short, typed_path, written_aside
+from mlx_video.disk import any_of, is_there, short, typed_path, written_aside
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.postprocess import to_pcm16
-from mlx_video.types import Clip, VideoPixelShape, Waveform
+from mlx_video.types import CLIP_SUFFIXES, Clip, VideoPixelShape, Waveform
 
 CRF = 18  # constant rate factor of libx264, 0 to 51: visually lossless
 FRAME_PATTERN = "frame_*.png"
+READABLE = (
+    "mov,matroska,webm,avi,asf,mpeg,mpegts,wav,w64,flac,mp3,ogg,aac,aiff,caf,amr,gif"
+)
 LAYOUTS = {1: "mono", 2: "stereo"}
 
 
@@ -38,10 +40,12 @@ def save(
     crf: int = CRF,
     overwrite: bool = False,
 ) -> None:
-    """Write ``clip`` as H.264 and AAC in one mp4, taking its frames one by one; the sound is cut or padded to fit.
+    """Write ``clip`` as its name's ending says, taking its frames one by one; the sound is cut or padded to fit.
 
-    metadata  strings kept under their keys in the file; ``metadata(path)`` reads them back
-    crf       libx264's constant rate factor: 0 lossless, 51 worst
+    .mp4 and .mov have H.264 and AAC, .webm has VP9 and Opus; .gif and .webp are animations without sound.
+
+    metadata  strings kept under their keys in a file that may have sound; ``metadata(path)`` reads them back
+    crf       libx264's constant rate factor, and what is like it elsewhere: 0 best, 51 worst; of no use to .gif
     Raises ``UserError`` where the file exists, unless ``overwrite``, and where a frame is missing or of another size.
     """
     for _ in saving(clip, path, metadata=metadata, crf=crf, overwrite=overwrite):
@@ -57,24 +61,77 @@ def saving(
     overwrite: bool = False,
 ) -> Iterator[int]:
     """The same frame by frame: yields how many are written. The file is there when this ends, not before."""
-    options = {
-        "movflags": "+faststart+use_metadata_tags",
-        # Ticks a second of the file's own clock: a whole number for each frame, which its milliseconds are not.
-        "movie_timescale": str(frame_rate(clip.fps).numerator),
-    }
+    kind = _kind(path)
+    options = _file_options(kind, clip.shape)
     with written_aside(path, overwrite) as partial:
-        with av.open(str(partial), "w", format="mp4", container_options=options) as mp4:
-            mp4.metadata.update(metadata or {})
-            video = _add_video(mp4, clip.shape, crf)
-            sound = clip.audio and _add_sound(mp4, clip.audio)
+        with av.open(str(partial), "w", kind.format, container_options=options) as file:
+            file.metadata.update(metadata or {} if kind.sound else {})
+            video = _add_video(file, clip.shape, kind, crf)
+            sound = kind.sound and clip.audio and _add_sound(file, clip.audio, kind)
             pairs = zip(_checked_frames(clip), _sound_per_frame(clip))
             for count, (pixels, samples) in enumerate(pairs, start=1):
-                mp4.mux(video.encode(_video_frame(pixels)))
+                file.mux(video(pixels, count - 1))
                 if sound:
-                    mp4.mux(sound.encode(samples))
+                    file.mux(sound.encode(samples))
                 yield count
-            for stream in mp4.streams:
-                mp4.mux(stream.encode(None))
+            for stream in file.streams:
+                file.mux(stream.encode(None))
+
+
+def _file_options(kind: "Kind", shape: VideoPixelShape) -> dict[str, str]:
+    if not kind.sound:
+        return {"loop": "0"}  # for ever
+    if kind.format == "webm":
+        return {}
+    # Ticks a second of the file's own clock: a whole number for each frame, which its milliseconds are not.
+    ticks = str(shape.rate.numerator)
+    return {"movflags": "+faststart+use_metadata_tags", "movie_timescale": ticks}
+
+
+class Kind(NamedTuple):
+    """How a file is written: container, codecs (no sound: ``None``), the layout of its pixels, and codec options."""
+
+    format: str
+    video: str
+    sound: str | None
+    pixels: str
+    options: Callable[[int], dict[str, str]]
+
+
+def _h264(crf: int) -> dict[str, str]:
+    return {"crf": str(crf)}
+
+
+def _vp9(crf: int) -> dict[str, str]:
+    # Its scale ends at 63; about 4 / 3 of x264's looks the same. Bit rate 0 lets the quality decide.
+    return {"crf": str(min(63, round(crf * 4 / 3))), "b": "0", "row-mt": "1", "cpu-used": "4"}  # fmt: skip
+
+
+def _gif(crf: int) -> dict[str, str]:
+    return {}
+
+
+def _webp(crf: int) -> dict[str, str]:
+    return {"quality": str(100 - crf)}
+
+
+KINDS = {
+    ".mp4": Kind("mp4", "libx264", "aac", "yuv420p", _h264),
+    ".mov": Kind("mov", "libx264", "aac", "yuv420p", _h264),
+    ".webm": Kind("webm", "libvpx-vp9", "libopus", "yuv420p", _vp9),
+    ".gif": Kind("gif", "gif", None, "pal8", _gif),
+    ".webp": Kind("webp", "libwebp_anim", None, "bgra", _webp),
+}
+OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+
+
+def _kind(path: str | Path) -> Kind:
+    kind = KINDS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise UserError(
+            f"{short(path)} does not end in {any_of(CLIP_SUFFIXES)}, which a clip is written to."
+        )
+    return kind
 
 
 def save_wav(waveform: Waveform, path: str | Path, *, overwrite: bool = False) -> None:
@@ -112,31 +169,65 @@ def _writing_frames(frames: Iterable[np.ndarray], folder: Path) -> Iterator[np.n
         yield frame
 
 
-def frame_rate(fps: float) -> Fraction:
-    """``fps`` as an exact fraction; 23.976, 29.97 and 59.94 stand for NTSC's 24000/1001, 30000/1001 and 60000/1001."""
-    ntsc = Fraction(round(fps * 1.001) * 1000, 1001)
-    if math.isclose(fps, ntsc, rel_tol=1e-5):
-        return ntsc
-    return Fraction(fps).limit_denominator(1001)
-
-
 def _add_video(
-    mp4: av.container.OutputContainer, shape: VideoPixelShape, crf: int
-) -> av.VideoStream:
-    """An H.264 stream in 4:2:0, with its colours marked as those of HD television (BT.709), as browsers expect."""
-    stream = mp4.add_stream(
-        "libx264", rate=frame_rate(shape.fps), options={"crf": str(crf)}
+    file: av.container.OutputContainer, shape: VideoPixelShape, kind: Kind, crf: int
+) -> Callable[[np.ndarray, int], list[av.Packet]]:
+    """A stream of pictures; what encodes the next one, (H, W, 3), by its number."""
+    stream = file.add_stream(kind.video, rate=shape.rate, options=kind.options(crf))
+    stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, kind.pixels
+    reduced = _palettes(shape) if kind.pixels == "pal8" else None
+    if kind.pixels == "yuv420p":
+        # Marked as the colours of HD television (BT.709), as browsers expect.
+        codec = stream.codec_context
+        codec.colorspace = Colorspace.ITU709
+        codec.color_primaries = ColorPrimaries.BT709
+        codec.color_trc = ColorTrc.BT709
+
+    def encode(pixels: np.ndarray, number: int) -> list[av.Packet]:
+        pixels = np.ascontiguousarray(pixels)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = number, 1 / shape.rate
+        if reduced:
+            frame = reduced(frame)
+        elif kind.pixels == "yuv420p":
+            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+        else:
+            frame = frame.reformat(format=kind.pixels)
+        return stream.encode(frame)
+
+    return encode
+
+
+def _palettes(shape: VideoPixelShape) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """What gives each frame the 256 colours that suit it, dithered."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=shape.width, height=shape.height, format="rgb24", time_base=1 / shape.rate
     )
-    stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, "yuv420p"
-    codec = stream.codec_context
-    codec.colorspace = Colorspace.ITU709
-    codec.color_primaries = ColorPrimaries.BT709
-    codec.color_trc = ColorTrc.BT709
-    return stream
+    split, sink = graph.add("split"), graph.add("buffersink")
+    palette = graph.add("palettegen", "stats_mode=single")
+    use = graph.add("paletteuse", "new=1:dither=sierra2_4a")
+    source.link_to(split)
+    split.link_to(use, 0, 0)
+    split.link_to(palette, 1, 0)
+    palette.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+
+    def reduced(frame: av.VideoFrame) -> av.VideoFrame:
+        graph.push(frame)
+        return graph.pull()
+
+    return reduced
 
 
-def _add_sound(mp4: av.container.OutputContainer, sound: Waveform) -> av.AudioStream:
-    stream = mp4.add_stream("aac", rate=sound.sample_rate)
+def _add_sound(
+    file: av.container.OutputContainer, sound: Waveform, kind: Kind
+) -> av.AudioStream:
+    rate = sound.sample_rate
+    if kind.sound == "libopus" and rate not in OPUS_RATES:
+        rate = OPUS_RATES[-1]  # to which the encoder's door resamples
+    stream = file.add_stream(kind.sound, rate=rate)
     stream.layout = LAYOUTS[sound.samples.shape[0]]
     return stream
 
@@ -163,17 +254,12 @@ def _sound_per_frame(clip: Clip) -> Iterator[av.AudioFrame | None]:
     if clip.audio is None:
         yield from repeat(None, clip.shape.frames)
         return
-    rate = clip.audio.sample_rate / frame_rate(clip.fps)
+    rate = clip.audio.sample_rate / clip.shape.rate
     edges = [round(frame * rate) for frame in range(clip.shape.frames + 1)]
     samples = np.array(clip.audio.samples.astype(mx.float32))[:, : edges[-1]]
     samples = np.pad(samples, ((0, 0), (0, edges[-1] - samples.shape[1])))
     for start, end in zip(edges, edges[1:]):
         yield _audio_frame(samples[:, start:end], start, clip.audio.sample_rate)
-
-
-def _video_frame(pixels: np.ndarray) -> av.VideoFrame:
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    return frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
 
 
 def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioFrame:
@@ -192,37 +278,68 @@ def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioF
 def metadata(path: str | Path) -> dict[str, str]:
     """The strings that ``save`` put into a media file, and what else it says of itself."""
     with _opened(path) as container:
-        return dict(container.metadata)
+        found = dict(container.metadata)
+        # Matroska, which WebM is, has all keys in capitals.
+        capitals = "matroska" in container.format.name
+        return {k.lower(): v for k, v in found.items()} if capitals else found
 
 
-def load_audio(path: str | Path, sample_rate: int = 16000) -> Waveform:
-    """The first sound track of a file, made stereo and resampled to ``sample_rate`` Hz.
+def load_audio(
+    path: str | Path,
+    sample_rate: int | None = None,
+    *,
+    start: float = 0.0,
+    seconds: float | None = None,
+) -> Waveform:
+    """The first sound track of a file in stereo, at ``sample_rate`` Hz, or else its own.
 
-    Raises ``FileNotFoundError``, or ``ValueError`` if there is no sound in it.
+    ``start`` and ``seconds`` say which piece; there may be less. Raises ``MissingFileError``, or ``UserError`` if there
+    is no sound in it.
     """
     with _opened(path) as container:
         if not container.streams.audio:
             raise UserError(
-                f"{path} holds no sound; give a WAV, FLAC, MP3, M4A or MP4 file with sound."
+                f"{short(path)} holds no sound; give a WAV, FLAC, MP3, M4A or MP4 file with sound."
             )
-        resampler = av.AudioResampler("fltp", "stereo", sample_rate)
-        pieces = [
-            piece.to_ndarray()
-            for frame in (*container.decode(audio=0), None)
-            for piece in resampler.resample(frame)
-        ]
-    samples = np.concatenate(pieces, axis=1) if pieces else np.zeros((2, 0))
-    return Waveform(mx.array(samples, dtype=mx.float32), sample_rate)
+        rate = sample_rate or container.streams.audio[0].sample_rate
+        first = round(start * rate)
+        last = None if seconds is None else first + round(seconds * rate)
+        samples = _decoded(container, rate, last)[:, first:last]
+    if not samples.size:
+        raise UserError(
+            f"{short(path)} holds no sound from {start:g} s on; its sound is shorter."
+        )
+    return Waveform(mx.array(samples), rate)
+
+
+def _decoded(
+    container: av.container.InputContainer, rate: int, most: int | None
+) -> np.ndarray:
+    """Stereo samples from the beginning, float32 (2, n); not many more than ``most``."""
+    resampler = av.AudioResampler("fltp", "stereo", rate)
+    pieces, count = [np.zeros((2, 0), np.float32)], 0
+    for frame in chain(container.decode(audio=0), [None]):
+        for piece in resampler.resample(frame):
+            pieces.append(piece.to_ndarray())
+            count += pieces[-1].shape[1]
+        if most is not None and count >= most:
+            break
+    return np.concatenate(pieces, axis=1, dtype=np.float32)
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[av.container.InputContainer]:
-    if not is_there(typed_path(path)):
+    path = typed_path(path)
+    if not is_there(path):
         raise MissingFileError(f"There is no file {short(path)}.")
+    if not path.is_file():
+        raise UserError(f"{short(path)} is not a file; give one with a clip or sound.")
+    # No playlist, which could name other files and addresses.
+    options = {"protocol_whitelist": "file", "format_whitelist": READABLE}
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=options) as container:
             yield container
-    except av.FFmpegError as error:
+    except av.FFmpegError:
         raise UserError(
-            f"{path} is not a media file that can be read ({error.strerror})."
+            f"{short(path)} is not a media file that can be read: it is of another kind, damaged or cut short."
         ) from None

@@ -5,10 +5,11 @@ import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, Sequence
 
 from mlx_video.disk import (
     GB,
+    any_of,
     check_free,
     check_space,
     is_there,
@@ -17,7 +18,7 @@ from mlx_video.disk import (
     short,
 )
 from mlx_video.errors import UserError
-from mlx_video.types import VideoPixelShape
+from mlx_video.types import CLIP_SUFFIXES, SILENT_SUFFIXES, VideoPixelShape
 
 LONGEST_NAME = 200  # bytes of a file name, so that the files beside it can be named too
 FRAMES = "frame_*.png"
@@ -67,10 +68,14 @@ class Output:
             raise UserError(
                 f"--output-audio {short(self.audio)} asks for sound of a clip without; add --audio."
             )
-        targets = ((self.path, ".mp4"), (self.record, ".json"), (self.audio, ".wav"))
-        for path, suffix in targets:
+        targets = (
+            (self.path, CLIP_SUFFIXES),
+            (self.record, (".json",)),
+            (self.audio, (".wav",)),
+        )
+        for path, suffixes in targets:
             if path is not None:
-                _check_target(path, suffix, self.overwrite)
+                _check_target(path, suffixes, self.overwrite)
         if self.frames:
             self._check_frames(self.frames)
         for file in reads:
@@ -94,6 +99,16 @@ class Output:
                 f"{short(folder)} holds PNG files; choose another --save-frames, or add --overwrite to replace "
                 f"its {FRAMES}."
             )
+
+    def notices(self, audio: bool) -> tuple[str, ...]:
+        """What will not be in the files, in sentences; ``audio`` if the clip has sound."""
+        suffix = self.path.suffix.lower()
+        if not audio or suffix not in SILENT_SUFFIXES:
+            return ()
+        kept = " beside the --output-audio" if self.audio else ""
+        return (
+            f"{short(self.path)} is written without sound{kept}; a {suffix} file holds none. Name an .mp4 for both.",
+        )
 
     def check_unfinished(self) -> None:
         """Raise where an unfinished run left work under this name: nothing of it is ever replaced."""
@@ -142,10 +157,10 @@ def _all_of(path: Path) -> tuple[Path, ...]:
     return output.path, output.record, output.latents, output.state, lock_of(path)
 
 
-def _check_target(path: Path, suffix: str, overwrite: bool) -> None:
-    if path.suffix != suffix:
+def _check_target(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
+    if path.suffix.lower() not in suffixes:
         raise UserError(
-            f"{short(path)} does not end in {suffix}; try {short(path.with_suffix(suffix))}."
+            f"{short(path)} does not end in {any_of(suffixes)}; try {short(path.with_suffix(suffixes[0]))}."
         )
     _check_folder(path.parent, path)
     if len(os.fsencode(path.name)) > LONGEST_NAME:

@@ -224,7 +224,7 @@ class Pipeline:
             health.check_latents(latents, "sampling")
         if latents.audio is not None:
             yield Step("decode sound", 0, 1)
-            yield self._decode_audio(latents.audio)
+            yield postprocess.fit_sound(self._decode_audio(latents.audio), shape)
             yield Step("decode sound", 1, 1)
         yield Step("decode video", 0, shape.frames)
         frames = self._decode_video(latents.video, shape, tiling)

@@ -1,11 +1,14 @@
-"""Arrays out: pixels to 8-bit frames, a waveform to PCM. Knows ranges and axis orders, not files."""
+"""Arrays out: pixels to 8-bit frames, sound to the length of its clip and to PCM. Knows ranges and axes, not files."""
 
 from typing import Iterable, Iterator
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_video.types import Waveform
+from mlx_video.types import VideoPixelShape, Waveform
+
+FADE = 0.01  # seconds at both ends of a sound, so that neither is heard as a click
+MIRRORED = 0.05  # seconds at most that a sound is made longer by its own end
 
 
 def frames(chunks: Iterable[mx.array]) -> Iterator[np.ndarray]:
@@ -27,3 +30,25 @@ def to_pcm16(waveform: Waveform) -> np.ndarray:
     """Signed 16-bit samples, channels interleaved: int16 (n, channels). What exceeds [-1, 1] is clipped."""
     samples = np.array(waveform.samples.astype(mx.float32)).T
     return np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+
+
+def fit_sound(sound: Waveform, shape: VideoPixelShape) -> Waveform:
+    """``sound`` for as long as a clip lasts, to the sample, faded in and out.
+
+    What is too long is cut. The decoder leaves 30 ms out at the end; so little is made of the end itself, mirrored. More
+    is silence.
+    """
+    total = round(shape.frames * sound.sample_rate / shape.rate)
+    x = sound.samples.astype(mx.float32)[:, :total]
+    lacking = total - x.shape[1]
+    if 0 < lacking < min(x.shape[1], round(MIRRORED * sound.sample_rate)):
+        x = mx.concatenate([x, x[:, -2 : -2 - lacking : -1]], axis=1)
+    x = mx.pad(_faded(x, sound.sample_rate), ((0, 0), (0, total - x.shape[1])))
+    return Waveform(x, sound.sample_rate)
+
+
+def _faded(samples: mx.array, sample_rate: int) -> mx.array:
+    """Rising from silence and falling back to it by half a cosine."""
+    from_end = mx.arange(samples.shape[1])
+    from_end = mx.minimum(from_end, from_end[::-1]) / (FADE * sample_rate)
+    return samples * (0.5 - 0.5 * mx.cos(mx.pi * mx.minimum(from_end, 1)))

@@ -136,6 +136,7 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
             yield Warned(caution)
         for given in job.request.inputs:
             yield from map(Warned, given.notices(job.request.shape))
+        yield from map(Warned, output.notices(job.request.audio))
         mx.set_cache_limit(min(CACHE_LIMIT, plan.spare))
         yield from _timed(_carried_out(pipeline, job, output, options, start), output)
 

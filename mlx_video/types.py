@@ -4,8 +4,10 @@ Axis letters: B batch, C channels, F latent frames, H W latent rows and columns,
 N tokens, D width, L prompt tokens, T audio latent frames, M mel bins.
 """
 
+import math
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
 from typing import Callable, Generic, Iterator, NamedTuple, TypeVar
 
 import mlx.core as mx
@@ -14,6 +16,15 @@ import numpy as np
 from mlx_video.errors import UserError
 
 X = TypeVar("X")
+
+CLIP_SUFFIXES = (
+    ".mp4",
+    ".mov",
+    ".webm",
+    ".gif",
+    ".webp",
+)  # of files that a clip is written to
+SILENT_SUFFIXES = (".gif", ".webp")  # those that hold no sound
 
 
 class Modality(Enum):
@@ -69,6 +80,14 @@ class VideoPixelShape(NamedTuple):
     @property
     def seconds(self) -> float:
         return self.frames / self.fps
+
+    @property
+    def rate(self) -> Fraction:
+        """``fps`` exactly; 23.976, 29.97 and 59.94 stand for NTSC's 24000/1001, 30000/1001 and 60000/1001."""
+        ntsc = Fraction(round(self.fps * 1.001) * 1000, 1001)
+        if math.isclose(self.fps, ntsc, rel_tol=1e-5):
+            return ntsc
+        return Fraction(self.fps).limit_denominator(1001)
 
     def scaled(self, scale: float) -> "VideoPixelShape":
         """The same clip with height and width multiplied by ``scale``."""

@@ -5,8 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
+import av
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -104,6 +106,27 @@ def test_a_door_writes_a_clip_that_plays(door, words, sound, model, here, capsys
     )
     assert (here / "output.wav").exists() == ("output.wav" in words)
     assert not list(here.glob("*latents*"))
+
+
+@pytest.mark.parametrize("suffix", [".MOV", ".webm", ".gif"])
+def test_the_ending_of_the_name_says_what_is_written(suffix, model, here, capsys):
+    words = ["-o", f"a{suffix}", "--output-audio", "a.wav"]
+    assert typed(generate_av.main, model, *words) == 0
+    said = capsys.readouterr().err
+    assert ("is written without sound" in said) == (suffix == ".gif")
+    found = read_clip(here / f"a{suffix}")
+    assert len(found.frames) == 9 and (found.audio is None) == (suffix == ".gif")
+
+
+def test_sound_lasts_as_long_as_the_picture_everywhere(model, here):
+    assert typed(generate_av.main, model, "--output-audio", "output.wav") == 0
+    with wave.open(str(here / "output.wav")) as wav:
+        assert wav.getnframes() == 24000 * 9 // 24
+        samples = np.frombuffer(wav.readframes(9000), np.int16).reshape(-1, 2)
+    assert not samples[0].any() and not samples[-1].any()
+    with av.open(str(here / "output.mp4")) as mp4:
+        video, sound = mp4.streams
+        assert video.duration * video.time_base == sound.duration * sound.time_base
 
 
 def test_the_shell_command_runs(model, here):
@@ -419,7 +442,10 @@ MISTAKES = {
     "no model": (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
     "text encoder": (["--text-encoder", "nowhere/at/all"], "nowhere/at/all"),
     "lora": (["--lora", "nowhere.safetensors"], "nowhere.safetensors"),
-    "suffix": (["-o", "clip.avi"], "does not end in .mp4; try clip.mp4"),
+    "suffix": (
+        ["-o", "clip.avi"],
+        "does not end in .mp4, .mov, .webm, .gif or .webp; try clip.mp4",
+    ),
     "a file": (["-o", "text.txt/clip.mp4"], "text.txt is a file, so clip.mp4 cannot"),
     "existing": (["-o", "there.mp4"], "there.mp4 exists.*--overwrite"),
     "sound": (["--output-audio", "a.wav", "--no-audio"], "add --audio"),

@@ -14,6 +14,7 @@ from av.video.reformatter import ColorRange
 from PIL import Image
 
 from mlx_video import media
+from mlx_video.errors import UserError
 from mlx_video.types import Clip, VideoPixelShape, Waveform
 from tests.media_reading import read_clip
 
@@ -159,6 +160,66 @@ def test_metadata_survives(tmp_path):
     assert {key: found[key] for key in strings} == strings
 
 
+# Other files than mp4
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".webm", ".MP4", ".Mov"])
+def test_films(tmp_path, suffix):
+    """As in an mp4: pictures, sound, colours and strings."""
+    path = tmp_path / f"clip{suffix}"
+    media.save(clip(audio=tones(1)), path, metadata={"mlx_video": "{1}"})
+    found = read_clip(path)
+    assert len(found.frames) == FRAMES and found.fps == 24
+    assert np.abs(np.array(found.frames, int) - pictures()).mean() < 2
+    assert media.metadata(path)["mlx_video"] == "{1}"
+    assert found.audio.seconds == pytest.approx(FRAMES / 24, abs=1024 / RATE)
+    for channel, hertz in zip(found.audio.samples, TONES):
+        assert loudest(channel[2000:-2000], found.audio.sample_rate) == pytest.approx(
+            hertz, abs=3
+        )
+    with av.open(str(path)) as container:
+        codecs = [stream.codec.canonical_name for stream in container.streams]
+        assert codecs == (["vp9", "opus"] if suffix == ".webm" else ["h264", "aac"])
+        assert next(container.decode(video=0)).colorspace == 1
+
+
+def test_webm_of_a_rate_that_opus_has_not(tmp_path):
+    time = np.arange(44100) / 44100
+    sound = Waveform(
+        mx.array(np.sin(2 * np.pi * 440 * time)[None], dtype=mx.float32), 44100
+    )
+    media.save(clip(audio=sound), tmp_path / "a.webm")
+    found = read_clip(tmp_path / "a.webm").audio
+    assert loudest(found.samples[0, 2000:-2000], found.sample_rate) == pytest.approx(
+        440, abs=3
+    )
+
+
+@pytest.mark.parametrize("suffix, error", [(".gif", 3), (".webp", 3)])
+def test_animations(tmp_path, suffix, error):
+    """They repeat for ever, last as long as the clip, and hold no sound."""
+    path = tmp_path / f"clip{suffix}"
+    media.save(clip(audio=tones(1)), path, metadata={"mlx_video": "{1}"})
+    with Image.open(path) as image:
+        assert (image.n_frames, image.size) == (FRAMES, (WIDTH, HEIGHT))
+        assert image.info["loop"] == 0
+        milliseconds = 0
+        for index, expected in enumerate(pictures()):
+            image.seek(index)
+            found = np.array(image.convert("RGB"), int)
+            assert np.abs(found - expected).mean() < error
+            milliseconds += image.info["duration"]
+    assert milliseconds == pytest.approx(1000 * FRAMES / 24, abs=25)
+
+
+def test_of_an_unknown_ending(tmp_path):
+    with pytest.raises(
+        UserError, match="clip.avi does not end in .mp4, .mov, .webm, .gif or .webp"
+    ):
+        media.save(clip(), tmp_path / "clip.avi")
+    assert os.listdir(tmp_path) == []
+
+
 # What goes wrong
 
 
@@ -240,13 +301,41 @@ def test_load_audio(tmp_path, suffix, channels):
         media.save_wav(sound, path)
     else:
         media.save(clip(audio=sound), path)
-    found = media.load_audio(path)
+    assert media.load_audio(path).sample_rate == RATE
+    found = media.load_audio(path, 16000)
     assert found.sample_rate == 16000
     seconds = 1 if suffix == ".wav" else FRAMES / 24
     assert found.samples.shape[0] == 2 and found.samples.dtype == mx.float32
     assert found.seconds == pytest.approx(seconds, abs=1024 / RATE)
     for channel, hertz in zip(found.samples, (TONES * 2)[:: 3 - channels]):
         assert loudest(channel, 16000) == pytest.approx(hertz, abs=3)
+
+
+def test_load_audio_takes_a_piece(tmp_path):
+    path = tmp_path / "sound.wav"
+    media.save_wav(tones(2), path)
+    whole = media.load_audio(path).samples
+    piece = media.load_audio(path, start=0.5, seconds=0.25)
+    assert piece.samples.shape == (2, RATE // 4)
+    assert mx.array_equal(piece.samples, whole[:, RATE // 2 : RATE // 2 + RATE // 4])
+    assert media.load_audio(path, start=1.5, seconds=9).seconds == 0.5
+    with pytest.raises(UserError, match="holds no sound from 7 s on"):
+        media.load_audio(path, start=7)
+
+
+def test_a_playlist_opens_nothing_else(tmp_path):
+    """Which could be any file or address."""
+    media.save_wav(tones(0.2), tmp_path / "secret.wav")
+    playlist = (
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n"
+    )
+    concat = "ffconcat version 1.0\nfile secret.wav\n"
+    for name, text in (("a.wav", playlist), ("b.m3u8", playlist), ("c.wav", concat)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name} is not a media file"):
+            media.load_audio(tmp_path / name)
+    with pytest.raises(UserError, match="is not a file"):
+        media.load_audio(tmp_path)
 
 
 def test_no_sound_to_load(tmp_path):

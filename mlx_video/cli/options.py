@@ -320,7 +320,7 @@ def add_output(parser: argparse.ArgumentParser, shown: str):
         "-o",
         metavar="PATH",
         shown=shown,
-        help="mp4 to write, or a folder/ to write it into",
+        help=".mp4, .mov, .webm, or without sound .gif or .webp to write, or a folder/ to write an mp4 into",
     )
     option(
         group,

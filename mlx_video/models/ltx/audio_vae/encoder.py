@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.audio_vae.base import AudioVAEPart, PerChannelStatistics
+from mlx_video.models.ltx.audio_vae.mel import log_mel
 from mlx_video.models.ltx.audio_vae.resnet import (
     CausalConv2d,
     Downsample,
@@ -13,7 +14,9 @@ from mlx_video.models.ltx.audio_vae.resnet import (
     norm_silu,
     resnet_blocks,
 )
+from mlx_video.models.ltx.audio_vae.signal import resample
 from mlx_video.models.ltx.config import AudioVAEConfig
+from mlx_video.types import Waveform
 
 
 class DownLevel(nn.Module):
@@ -38,6 +41,7 @@ class AudioEncoder(AudioVAEPart):
 
     def __init__(self, config: AudioVAEConfig):
         super().__init__()
+        self.config = config
         widths = config.widths
         self.conv_in = CausalConv2d(config.in_channels, config.ch)
         self.down = [
@@ -59,3 +63,10 @@ class AudioEncoder(AudioVAEPart):
         x = self.conv_out(norm_silu(self.mid(x)))
         mean, _ = mx.split(x.transpose(0, 3, 1, 2), 2, axis=1)
         return self.per_channel_statistics.normalize(mean)
+
+    def encode_sound(self, sound: Waveform) -> mx.array:
+        """The latent (1, 8, T, 16) of sound at any rate, in stereo or mono."""
+        samples = resample(sound.samples, sound.sample_rate, self.config.sampling_rate)
+        channels = self.config.in_channels
+        samples = mx.broadcast_to(samples, (channels, samples.shape[-1]))
+        return self(log_mel(samples[None], self.config))
