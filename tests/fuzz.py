@@ -4,19 +4,35 @@ A case says what it is, what its answer must name, and reads itself. ``cases`` d
 and number make the same case again.
 """
 
+import io
 import json
 import os
 import random
 import struct
+import zlib
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
 import mlx.core as mx
 
+from mlx_video.checkpoint import Files
+from mlx_video.cli import BAD_INPUT, main
+from mlx_video.errors import UserError
 from mlx_video.formats import gguf
 from mlx_video.formats.quantized import read_dense
 from mlx_video.lora import Adapter
-from mlx_video.weights import INDEX, read
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.parts import PARTS
+from mlx_video.pictures import load_image
+from mlx_video.pipeline import Request
+from mlx_video.recipes import distilled
+from mlx_video.record import Job
+from mlx_video.types import VideoPixelShape
+from mlx_video.weights import INDEX, read, read_header
+from tests.reference import CHECKPOINT
 
 Random = random.Random
 
@@ -261,3 +277,195 @@ def lora(rng: Random, folder: Path):
     file = folder / "a.safetensors"
     mx.save_safetensors(str(file), tensors, metadata)
     return how, str(file), lambda: Adapter.read(file)
+
+
+# Configs, records, pictures, command lines
+
+
+def wrong_for(rng: Random, value: object) -> object:
+    """A JSON value that cannot stand where ``value`` does."""
+    match value:
+        case bool():
+            kinds = ["x", 5, [], {}, [None]]
+        case int():
+            kinds = ["x", "1", [], {}, [None], 10**30, 1.5, {"a": 1}]
+        case float():
+            kinds = ["x", "1.0", [], {}, [None]]
+        case str():
+            kinds = [5, 1.5, [], {}, True, ["x"]]
+        case list():
+            kinds = ["x", 5, {}, {"a": 1}, True, [[["x"]]]]
+        case _:
+            kinds = [{"a": 1}, [[1]], [None]]
+    return rng.choice(kinds)
+
+
+@cache
+def miniature() -> tuple[dict, dict, int]:
+    """The header of the tests' checkpoint, its config, and how many bytes of tensors follow."""
+    header = read_header(CHECKPOINT)
+    length = max(entry["data_offsets"][1] for entry in header.tensors.values())
+    return header.tensors, json.loads(header.metadata["config"]), length
+
+
+@maker
+def config(rng: Random, folder: Path):
+    """A value of the config of a checkpoint is of a wrong kind or size, or a key is unknown."""
+    tensors, blocks, length = miniature()
+    blocks = json.loads(json.dumps(blocks))
+    name = rng.choice(["transformer", "connectors", "video_decoder", "vocoder"])
+    part = PARTS[name]
+    block = blocks[part.block]
+    read_fields = {f.name for f in fields(part.candidate(block).config)}
+    keys = sorted(read_fields & block.keys())
+    how, key = rng.choice(["kind", "kind", "kind", "unknown", "whole"]), rng.choice(
+        keys
+    )
+    if how == "unknown" and name != "connectors":  # its block is the transformer's
+        key = f"no_such_{rng.randrange(99)}"
+        block[key] = 1
+    elif how == "whole":
+        key = blocks[part.block] = junk(rng, dict)
+    else:
+        block[key] = wrong_for(rng, block[key])
+    metadata = {"config": json.dumps(blocks)}
+    file = write(
+        folder / "a.safetensors", {"__metadata__": metadata, **tensors}, length
+    )
+    return f"{name}: {key} = {block.get(key) if isinstance(key, str) else key}", folder.name, lambda: Components.open(file, needs=[name])  # fmt: skip
+
+
+@cache
+def usual_record() -> str:
+    shape = VideoPixelShape(9, 64, 64, 24.0)
+    return Job(
+        Request("a cat", shape), distilled(), Files(model=str(CHECKPOINT))
+    ).record()
+
+
+@maker
+def record(rng: Random, folder: Path):
+    """A record with a value of a wrong kind, a key that is unknown or missing, or no record at all."""
+    data = json.loads(usual_record())
+    place, node = ["job"], data["job"]
+    while True:
+        key = rng.choice(sorted(node) if isinstance(node, dict) else range(len(node)))
+        place.append(str(key))
+        inner = node[key]
+        if isinstance(inner, (dict, list)) and inner and rng.random() < 0.8:
+            node = inner
+            continue
+        break
+    how = rng.choice(["kind", "kind", "kind", "unknown", "text"])
+    text = None
+    if how == "unknown" and isinstance(node, dict):
+        node[f"no_such_{rng.randrange(99)}"] = 1
+    elif how == "text":
+        whole = json.dumps(data)
+        text = rng.choice([whole[: rng.randrange(len(whole))], "[]", "5", "", '"x"'])
+    else:
+        node[key] = wrong_for(rng, inner)
+    file = folder / "a.json"
+    file.write_text(json.dumps(data) if text is None else text)
+    told = ".".join(place) if text is None else text[:40]
+    return f"{how}: {told} = {str(node[key])[:60]}", folder.name, lambda: Job.from_record(file).check()  # fmt: skip
+
+
+@maker
+def picture(rng: Random, folder: Path):
+    """A picture that is cut off, of another format, empty, too large, or no file."""
+    file = folder / f"a.{rng.choice(['png', 'jpg', 'webp', 'gif'])}"
+    head = {
+        "PNG": b"\x89PNG\r\n\x1a\n",
+        "JPEG": b"\xff\xd8\xff\xe0\0\x10JFIF\0",
+        "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n",
+        "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "none": b"",
+    }
+    how = rng.choice([*head, "cut", "huge", "folder", "pipe"])
+    if how in head:
+        content = head[how] + (
+            rng.randbytes(rng.randrange(300)) if how != "none" else b""
+        )
+        file.write_bytes(content)
+    elif how == "folder":
+        file.mkdir()
+    elif how == "pipe":
+        os.mkfifo(file)
+    else:
+        size = (70_000, 70_000) if how == "huge" else (64, 64)
+        raw = png(*size)
+        file.write_bytes(
+            raw if how == "huge" else raw[: rng.randrange(9, len(raw) - 20)]
+        )
+    return how, folder.name, lambda: load_image(file)
+
+
+def png(width: int, height: int) -> bytes:
+    """A grey PNG that says it has this size, and has the rows of one of 64 x 64."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(65) * 64, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")  # fmt: skip
+
+
+WHOLE = ["x", "1e3", "-5", "1.5", "nan", "", "99999999999999999999", "0x10", "--"]
+NUMBER = ["x", "nan", "inf", "-inf", "", "1e999", "-1e300", "1,5"]
+OPTIONS = {
+    "--width": [*WHOLE, "0", "63", "6400000"],
+    "--height": [*WHOLE, "0", "63", "6400000"],
+    "--num-frames": [*WHOLE, "0", "8", "8000000001"],
+    "--seed": ["x", "1.5", "-1", "", "4294967296", "1e3"],
+    "--fps": [*NUMBER, "0", "-24", "100000000"],
+    "--lora": ["none.safetensors", ".", "", "none.safetensors nan", "a b c"],
+    "--image": ["none.png", ".", "", "none.png x", "none.png 0 2 3"],
+    "--tiling": ["x", "", "AUTO", "5"],
+    "--dtype": ["x", "", "float64", "int8"],
+    "--variant": ["x", "", "Dev"],
+    "--memory-limit": ["x", "nan", "-1", "", "inf"],
+    "--quantize": ["x", "0", "9", "-8", "1.5"],
+    "--steps": WHOLE,
+    "--cfg-scale": NUMBER,
+    "--rescale": [*NUMBER, "99"],
+    "--stg-blocks": ["x", "-1", "99", "1.5"],
+    "--no-such-option": ["1", "x"],
+    "--text-encoder": ["none", "/dev/null", ""],
+    "--upsampler": ["none.safetensors", "/dev/null", ""],
+    "--distilled-lora": ["none.safetensors", "/dev/null", ""],
+}
+
+
+@maker
+def command(rng: Random, folder: Path):
+    """A command line with one value that cannot be meant."""
+    option = rng.choice(sorted(OPTIONS))
+    value = rng.choice(OPTIONS[option])
+    words = ["plan", "--model", str(CHECKPOINT), "-p", "a cat", "--no-audio"]
+    size = {"--width": "64", "--height": "64", "--num-frames": "9"}
+    for name, usual in size.items():
+        words += [] if name == option else [name, usual]
+    if option in ("--steps", "--cfg-scale", "--rescale", "--stg-blocks"):
+        words += ["--variant", "dev"]
+    words.append(option)
+    words += value.split(" ") if " " in value else [value]
+    return " ".join(words[-4:]), "error: ", lambda: typed(words)
+
+
+def typed(words: list[str]) -> None:
+    """Run a command in this process; a refusal is raised as the sentence that it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main(words)
+        except SystemExit as end:  # of argparse
+            code = end.code
+    said = err.getvalue()
+    if code == BAD_INPUT:
+        raise UserError(said)
+    if code:
+        raise RuntimeError(said)

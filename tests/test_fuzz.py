@@ -13,7 +13,7 @@ LONGEST = 400  # letters of an answer, its file's folder not counted
 SECONDS = 20  # for one input; the slowest takes a tenth of one
 # Words of the libraries and the language, which tell a user nothing.
 FOREIGN = re.compile(
-    r"\[(?!null|true|false)[a-z_]+\] |Errno|Traceback|max\(\) arg|NoneType|<class|object has no attribute|not subscriptable|unhashable|codec|"
+    r"(?-i:\[(?!null|true|false)[a-z_]+\] )|Errno|Traceback|max\(\) arg|NoneType|<class|object has no attribute|not subscriptable|unhashable|codec|"
     r"invalid literal|could not convert|unsupported operand|out of range|dictionary update|Expecting |JSONDecode|"
     r"argument|KeyError|must be str|takes \d+ positional|std::|recursion|unpack requires|expected bytes",
     re.IGNORECASE,

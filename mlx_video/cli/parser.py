@@ -5,11 +5,20 @@ argparse alone reads it. Options default to ``None``, so that what was typed is 
 
 import argparse
 import difflib
+import re
 from typing import NoReturn, Sequence
 
 from mlx_video.cli import BAD_INPUT
 from mlx_video.cli.terminal import say
 
+# What argparse says of an option and its value -> what we say; the first names the option alone.
+OUR_WORDS = {
+    r"^argument ([^:/ ]+)[^:]*: ": r"\1: ",
+    r"^(\S+): invalid int value: (.*)": r"\1 takes a whole number; got \2.",
+    r"^(\S+): invalid float value: (.*)": r"\1 takes a number; got \2.",
+    r"^(\S+): expected .*argument.*": r"\1 needs a value after it; see --help.",
+    r"^the following arguments are required: (.*)": r"\1 is missing; see --help.",
+}
 NEAR = 0.75  # how alike a word must be to what may have been meant
 
 
@@ -29,6 +38,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
+        for theirs, ours in OUR_WORDS.items():
+            message = re.sub(theirs, ours, message)
         say(f"error: {message}")
         self.exit(BAD_INPUT)
 
