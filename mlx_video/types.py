@@ -96,6 +96,10 @@ class VideoPixelShape(NamedTuple):
         )
 
 
+LARGEST_SIDE = 16_384  # pixels: what H.264 can hold
+MOST_FRAMES = 2**17 + 1  # an hour and a half at 24 frames a second
+
+
 class VideoScale(NamedTuple):
     """Pixels per latent cell along each axis: frames, rows, columns."""
 
@@ -108,6 +112,11 @@ class VideoScale(NamedTuple):
 
         ``shrink`` is how many times smaller than ``shape`` the smallest stage is.
         """
+        if max(shape.height, shape.width) > LARGEST_SIDE or shape.frames > MOST_FRAMES:
+            raise UserError(
+                f"A clip has at most {LARGEST_SIDE:,} pixels a side and {MOST_FRAMES:,} frames; got {shape.frames:,} "
+                f"frames of {shape.width:,}x{shape.height:,}."
+            )
         rows, columns = self.height * shrink, self.width * shrink
         frames = max(0, round((shape.frames - 1) / self.time)) * self.time + 1
         height = max(1, round(shape.height / rows)) * rows

@@ -146,3 +146,13 @@ def test_the_published_geometry_is_what_its_header_states(tmp_path):
     """A request is checked against it before 43 GB are fetched; the tiny checkpoint has the real one's."""
     found = Components.open(tiny_folder(tmp_path / "model")).geometry
     assert found == LTX_2.geometry
+
+
+@pytest.mark.parametrize(
+    "frames, height, width",
+    [(8_000_000_001, 64, 64), (9, 6_400_000, 64), (9, 64, 16416)],
+)
+def test_a_clip_without_bounds_is_refused_at_once(frames, height, width):
+    with pytest.raises(UserError, match="at most 16,384 pixels a side and 131,073 fr"):
+        VideoScale(8, 32, 32).check(VideoPixelShape(frames, height, width, 24.0))
+    VideoScale(8, 32, 32).check(VideoPixelShape(131_073, 16_384, 64, 24.0))

@@ -5,11 +5,14 @@ import math
 import mlx.core as mx
 import numpy as np
 
+from mlx_video.errors import UserError
+
 # Released with the distilled checkpoint (Lightricks/LTX-2, ltx_pipelines/utils/constants.py).
 STAGE_1_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 STAGE_2_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
 # Of the tiles of DFR's temporal rounds, which refine what was made.
 DFR_ROUND_SIGMAS = STAGE_1_SIGMAS[4:]
+MOST_STEPS = 10_000  # more is a mistake
 
 
 def ltx2_scheduler(
@@ -27,9 +30,9 @@ def ltx2_scheduler(
     stretch     move the last sigma before 0 to ``terminal``
     Source: LTX2Scheduler of Lightricks/LTX-2; the shift is that of https://arxiv.org/abs/2403.03206, section 5.3.2.
     """
-    if steps < 1:
-        raise ValueError(
-            f"steps must be at least 1; got {steps}. The usual number is 40."
+    if not 1 <= steps <= MOST_STEPS:
+        raise UserError(
+            f"steps must be from 1 to {MOST_STEPS:,}; got {steps}. The usual number is 40."
         )
     tokens = 4096 if num_tokens is None else num_tokens
     slope = (max_shift - base_shift) / (4096 - 1024)

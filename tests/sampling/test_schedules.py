@@ -35,5 +35,5 @@ def test_distilled_sigmas_are_the_official_ones():
 
 
 def test_too_few_steps_are_refused():
-    with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="steps must be from 1 to 10,000; got 0"):
         ltx2_scheduler(0)
