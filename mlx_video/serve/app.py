@@ -1,0 +1,476 @@
+"""HTTP: OpenAI's Videos API, server-sent events, and the page. Knows requests and answers; models live in the worker.
+
+https://platform.openai.com/docs/api-reference/videos
+"""
+
+import asyncio
+import json
+import queue
+import secrets
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import AsyncIterator, Literal
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from mlx_video import __version__
+from mlx_video.errors import UserError
+from mlx_video.serve import guard
+from mlx_video.serve.schema import (
+    MOST_IMAGES,
+    Deleted,
+    Estimate,
+    Key,
+    Model,
+    ModelList,
+    Placed,
+    RemixRequest,
+    VideoObject,
+    VideoPage,
+    VideoRequest,
+)
+from mlx_video.serve.store import OPEN, Store, Video
+from mlx_video.serve.supervisor import Supervisor, seconds_left
+from mlx_video.serve.uploads import keep_upload
+
+PAGE = Path(__file__).parent / "page"
+WRONG_KEY_SECONDS = 1.0  # that an answer to a wrong key takes
+POLL_AFTER_MS = "1000"  # what the official client is told to wait between two polls
+CONTENT = {
+    "video": (".mp4", "video/mp4"),
+    "thumbnail": (".webp", "image/webp"),
+    "spritesheet": (".sheet.webp", "image/webp"),
+}
+UNSUPPORTED = "This version cannot {verb} a video yet. Make a new one, or remix one with another prompt."
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes on: jobs in its queue, and bytes in its folder and in one request."""
+
+    queue: int = 32
+    disk: int = 20 * 10**9
+    body: int = 32 * 2**20
+    margin: int = 500 * 10**6  # that the disk keeps free
+
+
+def make_app(
+    store: Store, supervisor: Supervisor, limits: Limits, door: guard.Door
+) -> FastAPI:
+    """The server's application over ``store`` and ``supervisor``; ``door`` says who may come in."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        supervisor.start()
+        yield
+        await asyncio.to_thread(supervisor.stop)
+        store.close()
+
+    app = FastAPI(
+        title="MLX-Video",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(guard.Guard, door=door, body=limits.body)
+    app.state.store, app.state.supervisor, app.state.limits = store, supervisor, limits
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(UserError, _bad_input)
+    _add_videos(app)
+    _add_rest(app, door)
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+# Videos
+
+
+def _add_videos(app: FastAPI) -> None:
+    store: Store = app.state.store
+    supervisor: Supervisor = app.state.supervisor
+
+    def shown(video: Video, notices: list[str] | None = None) -> JSONResponse:
+        ids = [other.id for other in store.open()] if video.status in OPEN else []
+        place = ids.index(video.id) if video.id in ids else None
+        body = VideoObject.of(video, place, seconds_left(video) if place == 0 else None)
+        body.notices = notices or []
+        return JSONResponse(
+            body.model_dump(), headers={"openai-poll-after-ms": POLL_AFTER_MS}
+        )
+
+    def found(id: str) -> Video:
+        if (video := store.get(id)) is None:
+            raise HTTPException(404, f"There is no video {id[:60]!r} here.")
+        return video
+
+    def queued(wanted: VideoRequest, remixed_from: str | None = None) -> JSONResponse:
+        decided, notices = _decided(app, wanted)
+        _check_room(app)
+        video = store.add(decided.model_dump(), remixed_from)
+        supervisor.wake()
+        return shown(video, notices)
+
+    @app.post("/v1/videos", response_model=VideoObject)
+    async def create(request: Request) -> Response:
+        """Queue a clip: JSON, or a form whose ``input_reference`` is a picture for the first frame."""
+        wanted = await _read(request, store)
+        return await asyncio.to_thread(queued, wanted)
+
+    @app.get("/v1/videos", response_model=VideoPage)
+    def list_videos(
+        limit: int = Query(20, ge=1, le=100),
+        after: str | None = Query(None, max_length=100),
+        order: Literal["asc", "desc"] = "desc",
+    ) -> VideoPage:
+        try:
+            videos = store.page(limit + 1, after, order == "desc")
+        except KeyError:
+            raise HTTPException(
+                404, f"There is no video {after!r} to list behind."
+            ) from None
+        places = {video.id: place for place, video in enumerate(store.open())}
+        data = [
+            VideoObject.of(v, places.get(v.id), seconds_left(v)) for v in videos[:limit]
+        ]
+        return VideoPage(
+            data=data,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+            has_more=len(videos) > limit,
+        )
+
+    @app.get("/v1/videos/{id}", response_model=VideoObject)
+    def retrieve(id: str) -> Response:
+        return shown(found(id))
+
+    @app.get("/v1/videos/{id}/content")
+    def content(
+        id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
+    ) -> Response:
+        video = found(id)
+        if video.status != "completed":
+            raise HTTPException(
+                409,
+                f"The video {id} is {video.status}; its content comes when it is completed.",
+            )
+        suffix, kind = CONTENT[variant]
+        return FileResponse(
+            store.file(id, suffix),
+            media_type=kind,
+            filename=f"{id}{suffix}",
+            content_disposition_type="inline",
+        )
+
+    @app.get("/v1/videos/{id}/preview")
+    def preview(id: str) -> Response:
+        """The latest picture of a clip that is being made."""
+        found(id)
+        file = store.file(id, ".preview.webp")
+        if not file.exists():
+            raise HTTPException(404, f"There is no preview of {id} yet.")
+        return FileResponse(
+            file, media_type="image/webp", headers={"Cache-Control": "no-store"}
+        )
+
+    @app.delete("/v1/videos/{id}", response_model=Deleted)
+    def delete(id: str) -> Deleted:
+        """Delete a video; one that is queued or being made is cancelled first."""
+        found(id)
+        if supervisor.cancel(id):
+            with supervisor.listening(id) as events:
+                _wait(supervisor, id, events)
+        store.delete(id)
+        return Deleted(id=id)
+
+    @app.post("/v1/videos/{id}/cancel", response_model=VideoObject)
+    def cancel(id: str) -> Response:
+        """Stop a video that is queued or being made; it stays in the list as failed."""
+        video = found(id)
+        if video.status not in OPEN:
+            raise HTTPException(409, f"The video {id} is {video.status} already.")
+        if not supervisor.cancel(id):
+            store.fail(id, "cancelled", "Cancelled.")
+        return shown(found(id))
+
+    @app.post("/v1/videos/{id}/remix", response_model=VideoObject)
+    def remix(id: str, wanted: RemixRequest) -> Response:
+        video = found(id)
+        if video.status in OPEN:
+            raise HTTPException(
+                409,
+                f"The video {id} is {video.status}; a remix is made of a finished one.",
+            )
+        changed = wanted.model_dump(exclude_none=True)
+        return queued(VideoRequest.model_validate({**video.request, **changed}), id)
+
+    @app.get("/v1/videos/{id}/events")
+    async def events(id: str) -> Response:
+        """Server-sent events until the video is completed or failed: each is the video, or a preview."""
+        found(id)
+        return StreamingResponse(
+            _stream(app, id),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store"},
+        )
+
+    for path, verb in (("extensions", "extend"), ("edits", "edit")):
+
+        @app.post(f"/v1/videos/{path}", name=verb, status_code=501)
+        def unsupported(verb: str = verb) -> Response:
+            raise HTTPException(501, UNSUPPORTED.format(verb=verb))
+
+
+async def _stream(app: FastAPI, id: str) -> AsyncIterator[str]:
+    store, supervisor = app.state.store, app.state.supervisor
+    with supervisor.listening(id) as events:
+        while (video := store.get(id)) is not None:
+            body = VideoObject.of(video, None, seconds_left(video))
+            yield f"event: video\ndata: {body.model_dump_json()}\n\n"
+            if video.status not in OPEN:
+                return
+            try:
+                event = await asyncio.to_thread(events.get, True, 5)
+            except queue.Empty:
+                yield ": still here\n\n"
+                continue
+            if event and event["event"] == "preview":
+                yield f"event: preview\ndata: {json.dumps({'number': event['number']})}\n\n"
+
+
+def _wait(
+    supervisor: Supervisor, id: str, events: queue.Queue, seconds: float = 15
+) -> None:
+    """Until the running video is no longer running."""
+    while supervisor.running is not None and supervisor.running.id == id:
+        try:
+            events.get(timeout=0.2)
+        except queue.Empty:
+            if (seconds := seconds - 0.2) <= 0:
+                raise HTTPException(
+                    503, "The video is still being stopped; try again in a moment."
+                ) from None
+
+
+# What comes in
+
+
+async def _read(request: Request, store: Store) -> VideoRequest:
+    """The request of a JSON body, or of a form with files, whose pictures are kept."""
+    kind = request.headers.get("content-type", "")
+    if not kind.startswith(
+        ("multipart/form-data", "application/x-www-form-urlencoded")
+    ):
+        return _validated(await _json(request))
+    form = await request.form(max_files=MOST_IMAGES, max_fields=64)
+    fields: dict[str, object] = {}
+    files = []
+    for name, value in form.multi_items():
+        if hasattr(value, "read"):
+            files.append((name, value))
+        else:
+            fields[name] = value
+    fields.pop("images", None)
+    if isinstance(fields.get("loras"), str):
+        fields["loras"] = _parsed(str(fields["loras"]), "loras")
+    wanted = _validated(fields)
+    images = []
+    for name, file in files:
+        if not name.startswith("input_reference"):
+            raise HTTPException(
+                400, f"A file came as {name[:60]!r}; send a picture as input_reference."
+            )
+        images.append(await asyncio.to_thread(keep_upload, file.file, store.uploads))
+    placed = [Placed(path=image, frame=0) for image in images[:1]]
+    return wanted.model_copy(update={"images": placed})
+
+
+async def _json(request: Request) -> dict[str, object]:
+    body = _parsed((await request.body()).decode("utf-8", "replace"), "body")
+    if not isinstance(body, dict):
+        raise HTTPException(
+            400, 'The body must be a JSON object, such as {"prompt": "a red ball"}.'
+        )
+    if body.pop("images", None):
+        raise HTTPException(
+            400,
+            "images is set by the server; send a picture as the file input_reference of a form.",
+        )
+    if body.pop("input_reference", None) is not None:
+        raise HTTPException(
+            400,
+            "input_reference must be a file of a multipart form; this server fetches nothing from addresses.",
+        )
+    return body
+
+
+def _parsed(text: str, name: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise HTTPException(400, f"The {name} is not valid JSON.") from None
+
+
+def _validated(fields: dict[str, object]) -> VideoRequest:
+    try:
+        return VideoRequest.model_validate(fields)
+    except ValidationError as error:
+        raise HTTPException(400, _sentence(error.errors()[0])) from None
+
+
+def _decided(app: FastAPI, wanted: VideoRequest) -> tuple[VideoRequest, list[str]]:
+    """The request with all that was left open decided: model, size on its grid, seed."""
+    model = _model(app, wanted.model)
+    if unknown := sorted(wanted.loras.keys() - set(model.loras)):
+        known = ", ".join(model.loras) or "none"
+        raise HTTPException(
+            400,
+            f"There is no LoRA {unknown[0]!r} here; the server was started with: {known}.",
+        )
+    if wanted.recipe and wanted.recipe not in model.recipes:
+        raise HTTPException(
+            400,
+            f"{model.id} has no recipe {wanted.recipe!r}; it has {', '.join(model.recipes)}.",
+        )
+    decided, notices = model.snapped(wanted)
+    if decided.seed is None:
+        decided = decided.model_copy(update={"seed": secrets.randbelow(2**32)})
+    return decided, notices
+
+
+def _model(app: FastAPI, name: str | None) -> Model:
+    models = app.state.supervisor.models
+    if not models:
+        trouble = (
+            app.state.supervisor.trouble
+            or "The model is still being opened; try again in a moment."
+        )
+        raise HTTPException(503, trouble, {"Retry-After": "2"})
+    chosen = next((m for m in models if name in (None, m.id)), None)
+    if chosen is None:
+        known = ", ".join(m.id for m in models)
+        raise HTTPException(
+            404,
+            f"There is no model {name!r} here; the server was started with: {known}.",
+        )
+    return chosen
+
+
+def _check_room(app: FastAPI) -> None:
+    """Raise where the queue is full, or the disk or its budget."""
+    store, limits = app.state.store, app.state.limits
+    if len(store.open()) >= limits.queue:
+        raise HTTPException(
+            429,
+            f"The queue is full: {limits.queue} videos wait. Try again later.",
+            {"Retry-After": "30"},
+        )
+    if store.bytes() > limits.disk or store.free() < limits.margin:
+        oldest = "; ".join(
+            f"{v.id} ({str(v.request['prompt'])[:40]})" for v in store.oldest()
+        )
+        advice = (
+            f"Delete some; the oldest are {oldest}." if oldest else "Free some space."
+        )
+        raise HTTPException(
+            507,
+            f"There is no room for another video: {store.bytes() / 1e9:.1f} GB are taken. {advice}",
+        )
+
+
+# The rest
+
+
+def _add_rest(app: FastAPI, door: guard.Door) -> None:
+    supervisor: Supervisor = app.state.supervisor
+
+    @app.get("/v1/models", response_model=ModelList)
+    def models() -> ModelList:
+        return ModelList(data=supervisor.models)
+
+    @app.post("/v1/estimates", response_model=Estimate)
+    def estimate(wanted: VideoRequest) -> Estimate:
+        """What a clip would take in memory, and what would fit where it does not."""
+        decided, _ = _decided(app, wanted)
+        try:
+            return supervisor.estimate(decided)
+        except TimeoutError:
+            raise HTTPException(
+                503, "No estimate can be had just now.", {"Retry-After": "2"}
+            ) from None
+
+    @app.post("/session")
+    def session(given: Key) -> Response:
+        """Trade the API key for a cookie, so that the page's players and pictures need no header."""
+        if not door.opens(given.key):
+            time.sleep(WRONG_KEY_SECONDS)
+            raise HTTPException(401, "That is not this server's key.")
+        answer = JSONResponse({"ok": True})
+        answer.set_cookie(guard.COOKIE, given.key, httponly=True, samesite="strict")
+        return answer
+
+    @app.get("/health")
+    def health() -> dict[str, object]:
+        running = supervisor.running
+        return {
+            "status": "ok" if supervisor.models else "starting",
+            "version": __version__,
+            "running": running.id if running else None,
+            "queued": len(app.state.store.open()),
+            "trouble": supervisor.trouble,
+        }
+
+
+# Errors, in the form that the official client reads
+
+
+def error_answer(
+    status: int, message: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    kinds = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
+    kind = kinds.get(
+        status, "invalid_request_error" if status < 500 else "server_error"
+    )
+    error = {"message": message, "type": kind, "param": None, "code": str(status)}
+    return JSONResponse({"error": error}, status, headers)
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    return error_answer(400, _sentence(error.errors()[0]))
+
+
+async def _bad_input(_: Request, error: UserError) -> JSONResponse:
+    return error_answer(400, str(error))
+
+
+async def _refused(_: Request, error: HTTPException) -> JSONResponse:
+    return error_answer(error.status_code, str(error.detail), error.headers)
+
+
+def _sentence(error: dict) -> str:
+    """One problem that pydantic found, as a sentence that names the field."""
+    parts = [
+        str(part) for part in error["loc"] if part not in ("body", "query", "path")
+    ]
+    name = ".".join(parts)[:60] or "The request"
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not a field of this request; see /docs for those there are."
+    if error["type"] == "missing":
+        return f"{name} is missing."
+    given = repr(error.get("input"))
+    return (
+        f"{name}: {error['msg']}; got {given[:60]}{'...' if len(given) > 60 else ''}."
+    )

@@ -1,0 +1,28 @@
+// The API's own description, shown.
+
+document.getElementById("example").textContent = `from openai import OpenAI
+
+client = OpenAI(base_url="${location.origin}/v1", api_key="unused")
+video = client.videos.create_and_poll(prompt="a red ball bounces on a blue floor", size="768x512", seconds="4")
+client.videos.download_content(video.id).write_to_file("ball.mp4")`;
+
+const spec = await (await fetch("openapi.json")).json();
+const operations = document.getElementById("operations");
+for (const [path, methods] of Object.entries(spec.paths)) {
+  for (const [method, operation] of Object.entries(methods)) {
+    const title = document.createElement("h2");
+    const code = document.createElement("code");
+    code.textContent = `${method.toUpperCase()} ${path}`;
+    title.append(code);
+    const about = document.createElement("p");
+    about.textContent = operation.description ?? operation.summary ?? "";
+    operations.append(title, about);
+  }
+}
+for (const [name, field] of Object.entries(spec.components.schemas.VideoRequest.properties)) {
+  const term = document.createElement("dt");
+  term.textContent = name;
+  const text = document.createElement("dd");
+  text.textContent = field.description ?? field.title ?? "";
+  document.getElementById("fields").append(term, text);
+}

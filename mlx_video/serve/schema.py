@@ -1,0 +1,238 @@
+"""What the API takes and gives: OpenAI's Videos API, and what LTX has beyond it. Data only.
+
+Field names and states are those of the official ``openai`` client, version 3.57. https://platform.openai.com/docs/api-reference/videos
+"""
+
+from typing import Annotated, Literal, Mapping
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from mlx_video.serve.store import Video
+
+LONGEST_PROMPT = 8000  # letters; the text encoder reads 1,024 tokens
+MOST_IMAGES = 8
+
+Text = Annotated[str, StringConstraints(max_length=LONGEST_PROMPT)]
+Prompt = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_PROMPT),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+Side = Annotated[int, Field(ge=32, le=8192)]
+
+
+class Placed(BaseModel):
+    """An uploaded picture in a clip: ``path`` is a name in the server's uploads, never one of the user's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    frame: int = 0
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class VideoRequest(BaseModel):
+    """A clip to make. ``None`` is the model's own default."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: Prompt = Field(description="What to show and to be heard.")
+    model: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        None, description="One of GET /v1/models; by default the first."
+    )
+    seconds: Annotated[float, Field(gt=0, le=600)] | None = Field(
+        None, description="Length; snapped to the frame grid."
+    )
+    size: Annotated[str, StringConstraints(pattern=r"^\d{2,4}x\d{2,4}$")] | None = (
+        Field(
+            None,
+            description="Width x height in pixels, such as 768x512; snapped to the model's grid.",
+        )
+    )
+    # What LTX has beyond OpenAI's API
+    width: Side | None = None
+    height: Side | None = None
+    num_frames: Annotated[int, Field(ge=1, le=4097)] | None = Field(
+        None, description="In place of seconds; snapped to 1 + 8k."
+    )
+    fps: Annotated[float, Field(ge=1, le=240)] | None = None
+    seed: Seed | None = Field(None, description="By default a new one each time.")
+    generate_sound: bool | None = None
+    negative_prompt: Text | None = None
+    steps: Annotated[int, Field(ge=1, le=200)] | None = None
+    recipe: Literal["distilled", "dev", "dev-two-stage"] | None = None
+    loras: Annotated[
+        dict[
+            Annotated[str, StringConstraints(max_length=100)],
+            Annotated[float, Field(ge=-4, le=4)],
+        ],
+        Field(
+            max_length=8,
+            description="Strength by name; the names are those that the server was started with.",
+        ),
+    ] = {}
+    images: Annotated[list[Placed], Field(max_length=MOST_IMAGES)] = Field(
+        [], description="Set by the server from uploads."
+    )
+
+
+class RemixRequest(BaseModel):
+    """A finished video made again with another prompt, all else as it was."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Prompt
+    seed: Seed | None = Field(None, description="By default the same as before.")
+
+
+class Key(BaseModel):
+    key: Annotated[str, StringConstraints(max_length=1000)]
+
+
+class VideoError(BaseModel):
+    code: str
+    message: str
+
+
+class VideoObject(BaseModel):
+    """A video as the API shows it."""
+
+    id: str
+    object: Literal["video"] = "video"
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    created_at: int
+    completed_at: int | None = None
+    expires_at: int | None = None
+    model: str
+    prompt: str
+    seconds: str
+    size: str
+    error: VideoError | None = None
+    remixed_from_video_id: str | None = None
+    # Beyond OpenAI's API
+    phase: str = Field("", description="What is being done, in words.")
+    place: int | None = Field(None, description="In the queue; 0 is being made.")
+    seconds_left: float | None = None
+    request: VideoRequest = Field(description="Every setting, as it was snapped.")
+    notices: list[str] = []
+
+    @classmethod
+    def of(
+        cls, video: Video, place: int | None = None, seconds_left: float | None = None
+    ) -> "VideoObject":
+        request = VideoRequest.model_validate(video.request)
+        failed = video.status == "failed"
+        return cls(
+            id=video.id,
+            status=video.status,
+            progress=video.progress,
+            created_at=int(video.created_at),
+            completed_at=video.completed_at and int(video.completed_at),
+            model=request.model,
+            prompt=request.prompt,
+            seconds=f"{request.num_frames / request.fps:.3g}",
+            size=f"{request.width}x{request.height}",
+            error=(
+                VideoError(code=video.error_code, message=video.error_message)
+                if failed
+                else None
+            ),
+            remixed_from_video_id=video.remixed_from,
+            phase=video.phase,
+            place=place,
+            seconds_left=seconds_left,
+            request=request,
+        )
+
+
+class VideoPage(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[VideoObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+class Model(BaseModel):
+    """A model that the server was started with, and what it can be asked for.
+
+    width_step, height_step, frame_step  sizes are multiples of the first two, frames 1 + a multiple of the third
+    """
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "mlx-video"
+    description: str = ""
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    generate_sound: bool
+    width_step: int
+    height_step: int
+    frame_step: int
+    recipes: list[str]
+    loras: list[str] = []
+
+    def snapped(self, request: VideoRequest) -> tuple[VideoRequest, list[str]]:
+        """``request`` with every setting decided and on this model's grid, and what had to be changed, in sentences."""
+        width, height = request.width, request.height
+        if request.size:
+            width, height = map(int, request.size.split("x"))
+        width, height = width or self.width, height or self.height
+        fps = request.fps or self.fps
+        frames = request.num_frames or self.num_frames
+        if request.seconds and not request.num_frames:
+            frames = round(request.seconds * fps) + 1
+        grid = {
+            "width": _nearest(width, self.width_step),
+            "height": _nearest(height, self.height_step),
+            "num_frames": _nearest(frames - 1, self.frame_step, least=1) + 1,
+        }
+        notices = []
+        if (grid["width"], grid["height"]) != (width, height):
+            notices.append(
+                f"{width}x{height} became {grid['width']}x{grid['height']}: sides are multiples of {self.width_step} "
+                f"and {self.height_step} pixels."
+            )
+        if request.num_frames and grid["num_frames"] != frames:
+            notices.append(
+                f"{frames} frames became {grid['num_frames']}: frames are 1 + a multiple of {self.frame_step}."
+            )
+        sound = request.generate_sound
+        decided: Mapping[str, object] = {
+            **grid,
+            "model": self.id,
+            "fps": fps,
+            "size": f"{grid['width']}x{grid['height']}",
+            "seconds": round(grid["num_frames"] / fps, 3),
+            "generate_sound": self.generate_sound if sound is None else sound,
+            "recipe": request.recipe or self.recipes[0],
+        }
+        return request.model_copy(update=decided), notices
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Estimate(BaseModel):
+    """What a run would take. ``refusal`` says why it does not fit and what would; empty where it fits."""
+
+    peak_bytes: int
+    limit_bytes: int
+    seconds: float | None = None
+    refusal: str = ""
+
+
+def _nearest(value: int, step: int, least: int = 1) -> int:
+    return max(least, round(value / step)) * step

@@ -1,0 +1,234 @@
+"""The videos of a server: rows in SQLite, files beside them, in a folder that one server owns. Knows no HTTP.
+
+A row is written before its answer is sent, and a file is renamed into place when it is whole. So whatever kills the server, no
+finished clip and no queued job is lost; a job that was running is queued again by the next server.
+"""
+
+import fcntl
+import json
+import secrets
+import shutil
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Literal, Mapping
+
+from mlx_video.errors import UserError
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+OPEN = ("queued", "in_progress")
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS videos (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of the queue
+    id TEXT NOT NULL UNIQUE,
+    status TEXT NOT NULL,
+    progress INTEGER NOT NULL DEFAULT 0,       -- percent
+    phase TEXT NOT NULL DEFAULT '',
+    request TEXT NOT NULL,                     -- JSON, as schema.VideoRequest writes it
+    remixed_from TEXT,
+    created_at REAL NOT NULL,                  -- Unix seconds, as all times here
+    started_at REAL,
+    completed_at REAL,
+    error_code TEXT,
+    error_message TEXT
+);
+CREATE INDEX IF NOT EXISTS by_status ON videos (status, number);
+"""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One row: a job and what became of it. ``progress`` is 0 to 100, times are Unix seconds."""
+
+    number: int
+    id: str
+    status: Status
+    progress: int
+    phase: str
+    request: Mapping[str, object]
+    remixed_from: str | None
+    created_at: float
+    started_at: float | None
+    completed_at: float | None
+    error_code: str | None
+    error_message: str | None
+
+
+class Store:
+    """The rows and files of one folder. Safe to use from several threads of the one process that holds it.
+
+    Raises ``UserError`` where the folder cannot be used, or another server holds it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in (self.clips, self.uploads):
+            name.mkdir(parents=True, exist_ok=True)
+        self._lock_file = _held(folder / "server.lock")
+        self._lock = threading.Lock()
+        self._rows = sqlite3.connect(
+            folder / "videos.sqlite", isolation_level=None, check_same_thread=False
+        )
+        self._rows.row_factory = sqlite3.Row
+        self._rows.execute("PRAGMA journal_mode = WAL")
+        self._rows.execute("PRAGMA synchronous = FULL")
+        self._rows.executescript(SCHEMA)
+        self._take_up()
+
+    def close(self) -> None:
+        self._rows.close()
+        self._lock_file.close()
+
+    @property
+    def clips(self) -> Path:
+        return self.folder / "clips"
+
+    @property
+    def uploads(self) -> Path:
+        return self.folder / "uploads"
+
+    def file(self, id: str, suffix: str) -> Path:
+        """Where a file of a video lies: ``.mp4``, ``.webp`` (its picture), ``.sheet.webp``, ``.json``."""
+        return self.clips / f"{id}{suffix}"
+
+    # Rows
+
+    def add(
+        self, request: Mapping[str, object], remixed_from: str | None = None
+    ) -> Video:
+        """A new video at the end of the queue."""
+        id = f"video_{secrets.token_hex(16)}"
+        self._write(
+            "INSERT INTO videos (id, status, request, remixed_from, created_at) VALUES (?, 'queued', ?, ?, ?)",
+            (id, json.dumps(request), remixed_from, time.time()),
+        )
+        return self.get(id)
+
+    def get(self, id: str) -> Video | None:
+        return next(self._read("SELECT * FROM videos WHERE id = ?", (id,)), None)
+
+    def page(
+        self, limit: int, after: str | None = None, newest_first: bool = True
+    ) -> list[Video]:
+        """At most ``limit`` videos behind the one called ``after``; raises ``KeyError`` where there is none of that name."""
+        edge = None if after is None else self.get(after)
+        if after is not None and edge is None:
+            raise KeyError(after)
+        sign, order = ("<", "DESC") if newest_first else (">", "ASC")
+        where = "" if edge is None else f"WHERE number {sign} {edge.number}"
+        sql = f"SELECT * FROM videos {where} ORDER BY number {order} LIMIT ?"
+        return list(self._read(sql, (limit,)))
+
+    def open(self) -> list[Video]:
+        """What is queued or running, in the order of the queue."""
+        sql = "SELECT * FROM videos WHERE status IN (?, ?) ORDER BY number"
+        return list(self._read(sql, OPEN))
+
+    def next(self) -> Video | None:
+        """The first in the queue."""
+        sql = "SELECT * FROM videos WHERE status = 'queued' ORDER BY number LIMIT 1"
+        return next(self._read(sql), None)
+
+    def start(self, id: str) -> None:
+        self._write(
+            "UPDATE videos SET status = 'in_progress', started_at = ? WHERE id = ?",
+            (time.time(), id),
+        )
+
+    def advance(self, id: str, phase: str, progress: int) -> None:
+        """A running video's phase and percent; of one that is not running nothing changes."""
+        self._write(
+            "UPDATE videos SET phase = ?, progress = ? WHERE id = ? AND status = 'in_progress'",
+            (phase, progress, id),
+        )
+
+    def complete(self, id: str) -> None:
+        self._write(
+            "UPDATE videos SET status = 'completed', progress = 100, phase = '', completed_at = ? WHERE id = ?",
+            (time.time(), id),
+        )
+
+    def fail(self, id: str, code: str, message: str) -> None:
+        """``code`` is one word for programs, ``message`` a sentence for people."""
+        self._write(
+            "UPDATE videos SET status = 'failed', completed_at = ?, error_code = ?, error_message = ? WHERE id = ?",
+            (time.time(), code, message, id),
+        )
+
+    def requeue(self, id: str) -> None:
+        """Hand a running video back to its place in the queue."""
+        self._write(
+            "UPDATE videos SET status = 'queued', started_at = NULL WHERE id = ? AND status = 'in_progress'",
+            (id,),
+        )
+
+    def delete(self, id: str) -> None:
+        """The row and every file of a video."""
+        self._write("DELETE FROM videos WHERE id = ?", (id,))
+        self._delete_files({id})
+
+    # Space
+
+    def bytes(self) -> int:
+        """What the clips and uploads take on disk."""
+        folders = (self.clips, self.uploads)
+        return sum(f.stat().st_size for d in folders for f in d.iterdir())
+
+    def oldest(self, count: int = 3) -> list[Video]:
+        """The finished videos that were made first."""
+        sql = "SELECT * FROM videos WHERE status = 'completed' ORDER BY number LIMIT ?"
+        return list(self._read(sql, (count,)))
+
+    def free(self) -> int:
+        """Bytes that the disk has left."""
+        return shutil.disk_usage(self.folder).free
+
+    # Inside
+
+    def _take_up(self) -> None:
+        """What a server that died was doing is queued again, and files that no row knows go."""
+        self._write("UPDATE videos SET status = 'queued' WHERE status = 'in_progress'")
+        known = {row["id"] for row in self._rows.execute("SELECT id FROM videos")}
+        found = {
+            file.name.lstrip(".").partition(".")[0] for file in self.clips.iterdir()
+        }
+        self._delete_files(found - known)
+        used = {
+            image["path"]
+            for video in self._read("SELECT * FROM videos")
+            for image in video.request.get("images", ())
+        }
+        for file in self.uploads.iterdir():
+            if file.name not in used:
+                file.unlink()
+
+    def _delete_files(self, ids: set[str]) -> None:
+        for file in self.clips.iterdir():
+            if file.name.lstrip(".").partition(".")[0] in ids:
+                file.unlink(missing_ok=True)
+
+    def _read(self, sql: str, values: tuple = ()) -> Iterator[Video]:
+        with self._lock:
+            rows = self._rows.execute(sql, values).fetchall()
+        for row in rows:
+            yield Video(**{**dict(row), "request": json.loads(row["request"])})
+
+    def _write(self, sql: str, values: tuple = ()) -> None:
+        with self._lock:
+            self._rows.execute(sql, values)
+
+
+def _held(path: Path):
+    """The open file of a lock, which goes with this process, however that ends."""
+    file = open(path, "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(
+            f"Another server uses the folder {path.parent}; stop it, or choose another with --data."
+        ) from None
+    return file

@@ -1,0 +1,261 @@
+"""The worker process as the server sees it: one job at a time in, events out. Knows processes, no HTTP and no models.
+
+Both ways a line is one JSON object; ``worker`` says which there are. A worker that dies fails its job and is started again.
+"""
+
+import json
+import logging
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections import defaultdict
+from contextlib import contextmanager, suppress
+from typing import Iterator, Mapping, Sequence
+
+from mlx_video.serve.schema import Estimate, Model, VideoRequest
+from mlx_video.serve.store import Store, Video
+
+log = logging.getLogger(__name__)
+
+Event = Mapping[str, object]
+
+START_SECONDS = 300  # that a worker may take to say that it is ready
+ESTIMATE_SECONDS = 20
+STOP_SECONDS = 20  # from the request to stop until a worker is killed
+RESTARTS = 3  # in a row that end before any job; then the server says what is wrong
+DIED = (
+    "The process that makes clips ended in the middle of this one ({reason}). Most often memory ran out: try a smaller "
+    "size or fewer frames, or start the server with --memory-limit."
+)
+
+
+class Supervisor:
+    """Feeds the queue of ``store`` to a worker started by ``command``, and tells whoever listens.
+
+    ``models`` are what the worker said it can make; empty until it is ready.
+    """
+
+    def __init__(self, store: Store, command: Sequence[str]):
+        self.store, self.command = store, command
+        self.models: list[Model] = []
+        self.trouble = ""
+        self.stopping = False
+        self._worker: subprocess.Popen | None = None
+        self._running: Video | None = None
+        self._cancelled = False
+        self._awake = threading.Event()
+        self._listeners: dict[str, set[queue.Queue]] = defaultdict(set)
+        self._answers: dict[int, queue.Queue] = {}
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="supervisor")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Hand back the running job, to be made again by the next server, and end the worker."""
+        self.stopping = True
+        self._awake.set()
+        if (worker := self._worker) is not None:
+            if self._running is not None:
+                worker.send_signal(signal.SIGINT)
+            worker.stdin.close()
+            try:
+                worker.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+        self._thread.join()
+
+    @property
+    def running(self) -> Video | None:
+        return self._running
+
+    def wake(self) -> None:
+        """There is something in the queue."""
+        self._awake.set()
+
+    def cancel(self, id: str) -> bool:
+        """Stop the job if it is the running one; whether it was."""
+        with self._lock:
+            if self._running is None or self._running.id != id:
+                return False
+            self._cancelled = True
+            self._worker.send_signal(signal.SIGINT)
+            return True
+
+    def estimate(self, request: VideoRequest) -> Estimate:
+        """What a run would take; raises ``TimeoutError`` where the worker does not answer."""
+        answers: queue.Queue = queue.Queue()
+        ticket = id(answers)
+        self._answers[ticket] = answers
+        try:
+            self._send(
+                {"do": "estimate", "ticket": ticket, "request": request.model_dump()}
+            )
+            answer = answers.get(timeout=ESTIMATE_SECONDS)
+        except (queue.Empty, OSError, ValueError):  # closed
+            raise TimeoutError from None
+        finally:
+            del self._answers[ticket]
+        return Estimate.model_validate(answer)
+
+    @contextmanager
+    def listening(self, id: str) -> Iterator[queue.Queue]:
+        """The events of one video from now on; ``None`` in the queue is the end of them."""
+        events: queue.Queue = queue.Queue()
+        self._listeners[id].add(events)
+        try:
+            yield events
+        finally:
+            self._listeners[id].discard(events)
+
+    # The thread
+
+    def _work(self) -> None:
+        failures = 0
+        while not self.stopping and failures < RESTARTS:
+            made = self._serve_one_worker()
+            failures = 0 if made else failures + 1
+        for video in () if self.stopping else self.store.open():
+            self._fail(video, "no_worker", self.trouble)
+
+    def _serve_one_worker(self) -> bool:
+        """Start a worker and feed it until it ends; whether it was ever ready."""
+        self._worker = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        ready = False
+        try:
+            for event in self._events():
+                if event["event"] == "ready":
+                    self.models = [Model.model_validate(m) for m in event["models"]]
+                    ready, self.trouble = True, ""
+                elif event["event"] == "trouble":
+                    self.trouble = str(event["message"])
+                self._hear(event)
+                if ready and self._running is None:
+                    self._feed()
+        finally:
+            self._worker.wait()
+            self._gone()
+        return ready
+
+    def _events(self) -> Iterator[Event]:
+        """What the worker says; while it is idle, an "idle" event whenever the queue was woken."""
+        lines: queue.Queue = queue.Queue()
+
+        def read():
+            for line in self._worker.stdout:
+                lines.put(line)
+            lines.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        while True:
+            try:
+                line = lines.get(timeout=0.1)
+            except queue.Empty:
+                if self._awake.is_set() and self._running is None and self.models:
+                    self._awake.clear()
+                    yield {"event": "idle"}
+                continue
+            if line is None:
+                return
+            yield json.loads(line)
+
+    def _feed(self) -> None:
+        """Give the worker the first job of the queue, unless its clip is there already."""
+        while not self.stopping and (video := self.store.next()):
+            if self._whole(video):
+                self.store.complete(video.id)
+                continue
+            self.store.start(video.id)
+            with self._lock:
+                self._running, self._cancelled = self.store.get(video.id), False
+            images = [
+                {**image, "path": str(self.store.uploads / image["path"])}
+                for image in video.request.get("images", ())
+            ]
+            request = {**video.request, "images": images}
+            message = {"do": "make", "id": video.id, "request": request}
+            with suppress(OSError):  # it has just died, which its end will tell
+                self._send(
+                    {**message, "output": str(self.store.file(video.id, ".mp4"))}
+                )
+            return
+
+    def _whole(self, video: Video) -> bool:
+        """Whether the server was killed between the last file of a clip and its row."""
+        files = (".mp4", ".json", ".webp", ".sheet.webp")
+        return all(self.store.file(video.id, suffix).exists() for suffix in files)
+
+    def _hear(self, event: Event) -> None:
+        kind, running = event["event"], self._running
+        if kind == "estimate":
+            if answers := self._answers.get(event["ticket"]):
+                answers.put(event["estimate"])
+        elif running is None or event.get("id") != running.id:
+            return
+        elif kind == "progress":
+            self.store.advance(running.id, str(event["phase"]), int(event["progress"]))
+        elif kind == "done":
+            self.store.complete(running.id)
+            self._finish()
+        elif kind == "failed":
+            if self._cancelled:
+                self._fail(running, "cancelled", "Cancelled.")
+            elif self.stopping:
+                self.store.requeue(running.id)
+            else:
+                self._fail(running, str(event["code"]), str(event["message"]))
+            self._finish()
+        if running:
+            self._tell(running.id, event)
+
+    def _gone(self) -> None:
+        """The worker ended; what it was making is handed back, or failed with the reason."""
+        if (running := self._running) is None:
+            return
+        status = self._worker.returncode
+        if self.stopping:
+            self.store.requeue(running.id)
+        elif self._cancelled:
+            self._fail(running, "cancelled", "Cancelled.")
+        else:
+            name = f"signal {-status}" if status < 0 else f"exit code {status}"
+            self._fail(running, "worker_died", DIED.format(reason=name))
+        self._finish()
+
+    def _fail(self, video: Video, code: str, message: str) -> None:
+        self.store.fail(video.id, code, message)
+        self._tell(video.id, {"event": "failed", "code": code, "message": message})
+
+    def _finish(self) -> None:
+        with self._lock:
+            id, self._running = self._running.id, None
+        self._tell(id, None)
+
+    def _tell(self, id: str, event: Event | None) -> None:
+        for listener in list(self._listeners.get(id, ())):
+            listener.put(event)
+
+    def _send(self, message: Mapping[str, object]) -> None:
+        worker = self._worker
+        if worker is None or worker.stdin is None:
+            raise OSError("there is no worker")
+        with self._lock:
+            worker.stdin.write(json.dumps(message) + "\n")
+            worker.stdin.flush()
+
+
+def seconds_left(video: Video) -> float | None:
+    """Of a running video, from how long its progress took so far; ``None`` before there is any."""
+    if video.started_at is None or video.progress < 5:
+        return None
+    spent = time.time() - video.started_at
+    return round(spent * (100 - video.progress) / video.progress, 1)
