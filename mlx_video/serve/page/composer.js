@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 
 const $ = (id) => document.getElementById(id);
-const SHAPES = [["Wide", 16 / 9], ["Landscape", 3 / 2], ["Square", 1], ["Portrait", 2 / 3], ["Tall", 9 / 16]];
+const SHAPES = [["wide", 16 / 9], ["landscape", 3 / 2], ["square", 1], ["portrait", 2 / 3], ["tall", 9 / 16]];
 
 let models = [];
 let picture = null;
@@ -94,13 +94,13 @@ function showModel() {
   const model = chosen();
   if (!model) return;
   const area = model.width * model.height;
-  const sizes = new Map([[`${model.width}x${model.height}`, "The model's own"]]);
+  const sizes = new Map([[`${model.width}x${model.height}`, "usual"]]);
   for (const [name, ratio] of SHAPES) {
     const width = snap(Math.sqrt(area * ratio), model.width_step);
     const height = snap(Math.sqrt(area / ratio), model.height_step);
     if (!sizes.has(`${width}x${height}`)) sizes.set(`${width}x${height}`, name);
   }
-  const options = [...sizes].map(([size, name]) => new Option(`${name}, ${size.replace("x", " × ")}`, size));
+  const options = [...sizes].map(([size, name]) => new Option(`${size.replace("x", " × ")} ${name}`, size));
   $("size").replaceChildren(...options, new Option("Another size", "other"));
   $("width").value = model.width; $("width").step = model.width_step;
   $("height").value = model.height; $("height").step = model.height_step;

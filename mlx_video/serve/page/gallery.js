@@ -14,8 +14,8 @@ let listening = null;
 export function show(videos, whole) {
   const ids = new Set(videos.map((v) => v.id));
   if (whole) for (const [id, clip] of shown) if (!ids.has(id)) { clip.element.remove(); shown.delete(id); }
-  for (const video of videos) update(video);
-  const order = [...shown.values()].sort((a, b) => b.video.created_at - a.video.created_at || (a.number - b.number));
+  videos.forEach((video, place) => { update(video); shown.get(video.id).place = place; });
+  const order = [...shown.values()].sort((a, b) => a.place - b.place);
   order.forEach((clip, place) => {
     if (gallery.children[place] !== clip.element) gallery.insertBefore(clip.element, gallery.children[place] ?? null);
   });
@@ -29,7 +29,7 @@ export const last = () => gallery.lastElementChild?.dataset.id;
 function update(video) {
   let clip = shown.get(video.id);
   if (!clip) {
-    clip = { element: template.content.firstElementChild.cloneNode(true), number: -shown.size };
+    clip = { element: template.content.firstElementChild.cloneNode(true) };
     clip.element.dataset.id = video.id;
     clip.element.addEventListener("click", (event) => act(video.id, event.target.dataset.do, event));
     shown.set(video.id, clip);
