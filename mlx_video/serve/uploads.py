@@ -13,14 +13,14 @@ def keep_upload(file: BinaryIO, folder: Path) -> str:
 
     Raises ``UserError`` where it is no picture that a clip can begin with; nothing is kept then.
     """
-    from mlx_video import media  # with codecs, which only pictures need
+    from mlx_video.pictures import read_picture  # with codecs, which only pictures need
 
     name = f"picture_{secrets.token_hex(16)}"
     path = folder / name
     with open(path, "xb") as kept:
         shutil.copyfileobj(file, kept)
     try:
-        media.load_image(path)
+        read_picture(path)
     except UserError as error:
         path.unlink()
         raise UserError(str(error).replace(str(path), "The picture")) from None
