@@ -12,17 +12,22 @@ PACKAGE = Path(__file__).parent.parent / "mlx_video"
 FLOORS = [
     {"types", "backend", "linear", "errors", "disk", "tensor_names"},
     {"weights", "formats", "verify", "hub", "lora", "conditioning"},
-    {"models", "sampling", "media", "pictures", "postprocess", "health"},
+    {"models", "sampling", "media", "pictures", "stills", "postprocess", "health"},
     {"recipes", "plan", "checkpoint", "inputs"},
     {"pipeline"},
     {"record", "output", "run"},
+    {"serve"},
     {"names", "cli", "convert"},
     {"generate", "generate_dev", "generate_av", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # On the floor of the crafts, these groups do not know of each other.
-CRAFTS = [{"models"}, {"sampling"}, {"media", "pictures", "postprocess", "health"}]
+CRAFTS = [
+    {"models"},
+    {"sampling"},
+    {"media", "pictures", "stills", "postprocess", "health"},
+]
 
 TALKERS = FLOORS[-1] | {"cli", "convert", "backend.__main__"}
 LANGUAGE = {
@@ -31,8 +36,8 @@ LANGUAGE = {
 }
 ONLY_IN = {
     "huggingface_hub": {"hub"},
-    "av": {"media", "pictures"},
-    "PIL": {"media", "pictures"},
+    "av": {"media", "pictures", "stills"},
+    "PIL": {"media", "pictures", "stills"},
     "pillow_heif": {"pictures"},
     "mlx_lm": LANGUAGE,
     "tokenizers": LANGUAGE,

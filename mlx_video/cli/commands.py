@@ -12,6 +12,7 @@ from typing import Callable, Iterator, Sequence
 from mlx_video import __version__
 from mlx_video.checkpoint import open_components
 from mlx_video.cli import convert as converting
+from mlx_video.cli import serve as serving
 from mlx_video.cli.completion import add_completion, completion
 from mlx_video.cli.consent import ask
 from mlx_video.cli.options import (
@@ -245,6 +246,11 @@ COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
         converting.add_arguments,
         converting.convert,
         "turn an official checkpoint into a folder, smaller if wanted",
+    ),
+    "serve": (
+        serving.add_arguments,
+        serving.serve,
+        "make clips from a page in the browser, and answer the OpenAI Videos API",
     ),
     "info": (_add_info, info, "say what a file or folder holds and what is missing"),
     "completion": (

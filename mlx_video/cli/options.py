@@ -292,7 +292,7 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     option(
         group,
         "--memory-limit",
-        type=_bytes,
+        type=byte_size,
         metavar="GB",
         shown="what the machine has",
         help="memory budget, such as 24 or 24GB; quantizes or streams weights to stay within it, or refuses",
@@ -380,7 +380,7 @@ def _add_again(parser: argparse.ArgumentParser) -> None:
 # Values
 
 
-def _bytes(word: str) -> float:
+def byte_size(word: str) -> float:
     """24, 24GB, 24 GiB or 24000MB."""
     found = re.fullmatch(r"\s*([\d.]+)\s*((?:[mgt]i?)?)b?\s*", word.lower())
     try:

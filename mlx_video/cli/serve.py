@@ -1,0 +1,191 @@
+"""``mlx-video serve``: its options, and the server they ask for."""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Iterator
+
+from mlx_video import hub
+from mlx_video.cli.options import byte_size
+from mlx_video.cli.parser import option
+from mlx_video.cli.terminal import say
+from mlx_video.disk import read_small, typed_path
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.find import DEMO
+
+PORT = 8420
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+GB = 10**9
+NEEDED = ("fastapi", "uvicorn", "multipart")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("address")
+    option(
+        group,
+        "--host",
+        real=LOOPBACK[0],
+        metavar="ADDRESS",
+        help="address to listen on; other than loopback needs a key",
+    )
+    option(group, "--port", type=int, real=PORT, help="port to listen on")
+    option(
+        group, "--api-key", real=None, shown="none", help="key that everybody must send"
+    )
+    option(
+        group,
+        "--api-key-file",
+        real=None,
+        shown="none",
+        metavar="FILE",
+        help="file that holds the key",
+    )
+    group = parser.add_argument_group("models")
+    option(
+        group,
+        "--model",
+        action="append",
+        real=None,
+        shown=f"{DEMO}, and LTX-2 where it is in the hub's cache",
+        help="model to offer, as in `generate`; repeatable, the first is the default",
+    )
+    option(
+        group,
+        "--lora",
+        action="append",
+        real=None,
+        shown="none",
+        metavar="NAME=FILE",
+        help="LoRA to offer under a name; repeatable",
+    )
+    option(
+        group,
+        "--memory-limit",
+        type=byte_size,
+        real=None,
+        shown="what the machine has",
+        metavar="GB",
+        help="memory budget in GB",
+    )
+    group = parser.add_argument_group("storage")
+    option(
+        group,
+        "--data",
+        real=None,
+        shown="~/.local/share/mlx-video",
+        metavar="FOLDER",
+        help="folder for clips and the queue",
+    )
+    option(
+        group,
+        "--disk-budget",
+        type=byte_size,
+        real=None,
+        shown="20GB",
+        metavar="GB",
+        help="space that clips may take",
+    )
+    option(group, "--queue", type=int, real=32, metavar="N", help="clips that may wait")
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Listen until Ctrl-C."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise UserError(
+            f'The server needs {missing[0]}: pip install "mlx-video[serve]".'
+        )
+    key = _key(args)
+    if args.host not in LOOPBACK and not key:
+        raise UserError(
+            f"Whoever reaches {args.host} could use the server; give it a key with --api-key-file FILE, or listen on {LOOPBACK[0]}."
+        )
+    import uvicorn
+
+    from mlx_video.serve.app import Limits, make_app
+    from mlx_video.serve.guard import Door
+    from mlx_video.serve.store import Store
+    from mlx_video.serve.supervisor import Supervisor
+
+    limits = Limits(queue=args.queue, disk=round(args.disk_budget or 20 * GB))
+    store = Store(_data(args.data))
+    supervisor = Supervisor(store, _worker(args))
+    app = make_app(store, supervisor, limits, Door(_names(args.host, args.port), key))
+    say(
+        f"MLX-Video is at http://{args.host}:{args.port} (Ctrl-C stops it; clips are in {store.folder})"
+    )
+    config = uvicorn.Config(
+        app,
+        host=args.host,
+        port=args.port,
+        log_level="warning",
+        timeout_graceful_shutdown=3,
+    )
+    uvicorn.Server(config).run()
+
+
+def _worker(args: argparse.Namespace) -> list[str]:
+    """The command that starts the worker."""
+    models = args.model or list(_offered())
+    settings = {
+        "models": {_short(model): {"model": _full(model)} for model in models},
+        "loras": dict(map(_lora, args.lora or ())),
+        "memory_limit": args.memory_limit,
+    }
+    return [sys.executable, "-m", "mlx_video.serve.worker", json.dumps(settings)]
+
+
+def _offered() -> Iterator[str]:
+    """The demo model, and what is in the hub's cache."""
+    yield DEMO
+    if any(
+        hub.has(hub.MODEL_REPO, hub.MODEL_FILE.format(variant=v))
+        for v in ("distilled", "dev")
+    ):
+        yield hub.MODEL_REPO
+
+
+def _short(model: str) -> str:
+    return Path(model).name if Path(model).exists() else model
+
+
+def _full(model: str) -> str:
+    path = typed_path(model)
+    return str(path.resolve()) if path.exists() else model
+
+
+def _lora(words: str) -> tuple[str, str]:
+    name, _, file = words.partition("=")
+    if not (name and file):
+        raise UserError(
+            f"--lora takes NAME=FILE; got {words!r}. For example: --lora sepia=sepia.safetensors."
+        )
+    return name, _full(file)
+
+
+def _key(args: argparse.Namespace) -> str:
+    if args.api_key_file is None:
+        return args.api_key or ""
+    key = read_small(typed_path(args.api_key_file)).strip()
+    if not key:
+        raise UserError(f"{args.api_key_file} is empty; write the key into it.")
+    return key
+
+
+def _data(typed: str | None) -> Path:
+    if typed is not None:
+        return typed_path(typed)
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return typed_path(base) / "mlx-video"
+
+
+def _names(host: str, port: int) -> frozenset[str]:
+    """The names with port by which the server may be called."""
+    hosts = {host, *(LOOPBACK if host in LOOPBACK else ())}
+    named = {f"[{name}]" if ":" in name else name for name in hosts}
+    return frozenset(f"{name}:{port}" for name in named) | (
+        frozenset(named) if port == 80 else frozenset()
+    )

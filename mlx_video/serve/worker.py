@@ -1,0 +1,241 @@
+"""The process that owns the device: jobs come in as lines, events go out as lines. The only part of the server with models.
+
+In   {"do": "make", "id", "request", "output"}   {"do": "estimate", "ticket", "request"}
+Out  {"event": "ready", "models"}   {"event": "trouble", "message"}   {"event": "progress", "id", "phase", "progress"}
+     {"event": "preview", "id", "number"}   {"event": "done", "id"}   {"event": "failed", "id", "code", "message"}
+     {"event": "estimate", "ticket", "estimate"}
+
+An interrupt (SIGINT) stops the clip that is being made, and the end of the input ends the worker.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Iterator, Mapping
+
+from mlx_video.checkpoint import Files, resolve_model
+from mlx_video.errors import UserError
+from mlx_video.health import HealthError
+from mlx_video.output import Output
+from mlx_video.pipeline import Image, Request
+from mlx_video.record import Job
+from mlx_video.run import Event, Options, Planned, Preview, finish, run
+from mlx_video.serve.schema import Estimate, Model, VideoRequest
+from mlx_video.stills import save_stills
+from mlx_video.types import Step, VideoPixelShape
+
+RECIPES = {
+    "distilled": ("distilled", False),
+    "dev": ("dev", False),
+    "dev-two-stage": ("dev", True),
+}
+# Percent of a run that is done when sampling begins, and when decoding does.
+SAMPLING, DECODING = 10, 75
+FAULT = "This is a fault of mlx-video, not of what you asked for: {error}. The server's terminal has the details; please report them."
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the worker may use: models and LoRAs by name, bytes of memory (``None``: the machine's)."""
+
+    models: Mapping[str, Mapping[str, object]]
+    loras: Mapping[str, str]
+    memory_limit: float | None = None
+    previews: bool = True
+
+    def job(self, request: VideoRequest) -> Job:
+        """The job that a request, of which everything is decided, asks for. Raises ``UserError``."""
+        variant, two_stage = RECIPES[request.recipe]
+        files = Files(**self.models[request.model])
+        loras = tuple((self.loras[name], s) for name, s in request.loras.items())
+        files, defaults = resolve_model(files, variant)
+        wanted = defaults.given(
+            negative_prompt=request.negative_prompt, steps=request.steps
+        )
+        shape = VideoPixelShape(
+            request.num_frames, request.height, request.width, request.fps
+        )
+        return Job(
+            Request(
+                request.prompt,
+                shape,
+                negative_prompt=wanted.negative_prompt,
+                seed=request.seed,
+                audio=request.generate_sound,
+                images=tuple(Image(**image.model_dump()) for image in request.images),
+            ),
+            wanted.recipe(variant, two_stage),
+            Files(**{**asdict(files), "loras": (*files.loras, *loras)}),
+        )
+
+    def described(self, name: str) -> Model:
+        """What a model makes where nothing is asked, and its grid. Raises ``UserError`` where it cannot be opened."""
+        files, defaults = resolve_model(Files(**self.models[name]), "distilled")
+        request = Request("a clip", defaults.shape, audio=defaults.audio)
+        job = Job(request, defaults.recipe("distilled"), files)
+        scale, shrink = job.components().geometry.video, job.recipe.shrink
+        return Model(
+            id=name,
+            width=defaults.width,
+            height=defaults.height,
+            num_frames=defaults.frames,
+            fps=defaults.fps,
+            generate_sound=defaults.audio,
+            width_step=scale.width * shrink,
+            height_step=scale.height * shrink,
+            frame_step=scale.time,
+            recipes=list(RECIPES),
+            loras=list(self.loras),
+        )
+
+
+class Worker:
+    """Makes what the lines ask for, one clip at a time, and estimates beside it."""
+
+    def __init__(self, settings: Settings, out: int):
+        self.settings = settings
+        self._out, self._writing = os.fdopen(out, "w"), threading.Lock()
+        self._jobs: queue.Queue = queue.Queue()
+
+    def work(self) -> None:
+        """Until the input ends."""
+        try:
+            models = [self.settings.described(name) for name in self.settings.models]
+        except UserError as error:
+            return self._say("trouble", message=str(error))
+        self._say("ready", models=[model.model_dump() for model in models])
+        threading.Thread(target=self._listen, daemon=True).start()
+        while (message := self._next()) is not None:
+            self._make(message)
+
+    def _next(self) -> Mapping | None:
+        while True:
+            try:
+                return self._jobs.get()
+            except KeyboardInterrupt:  # what it was to stop is done already
+                continue
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            message = json.loads(line)
+            if message["do"] == "make":
+                self._jobs.put(message)
+            else:
+                self._say(
+                    "estimate",
+                    ticket=message["ticket"],
+                    estimate=self._estimate(message),
+                )
+        self._jobs.put(None)
+
+    def _estimate(self, message: Mapping) -> Mapping[str, object]:
+        try:
+            job = self.settings.job(
+                VideoRequest.model_validate({**message["request"], "seed": 0})
+            )
+            job.check()
+            plan = job.plan(limit=self.settings.memory_limit)
+        except UserError as error:
+            return Estimate(
+                peak_bytes=0, limit_bytes=0, refusal=str(error)
+            ).model_dump()
+        seconds = [phase.seconds for phase in plan.phases if phase.seconds]
+        return Estimate(
+            peak_bytes=round(plan.largest.peak),
+            limit_bytes=round(plan.limit),
+            seconds=sum(seconds) or None,
+            refusal=plan.refusal,
+        ).model_dump()
+
+    def _make(self, message: Mapping) -> None:
+        """Make one clip and say how it ended."""
+        id, path = message["id"], Path(message["output"])
+        try:
+            request = VideoRequest.model_validate(message["request"])
+            with closing(self._events(request, path)) as events:
+                for event in self._heard(id, events):
+                    pass
+            save_stills(path)
+        except KeyboardInterrupt:
+            return self._say("failed", id=id, code="stopped", message="It was stopped.")
+        except UserError as error:
+            return self._say("failed", id=id, code="bad_input", message=str(error))
+        except HealthError as error:
+            return self._say("failed", id=id, code="bad_output", message=str(error))
+        except MemoryError as error:
+            return self._say(
+                "failed",
+                id=id,
+                code="out_of_memory",
+                message=f"Memory ran out: {error}",
+            )
+        except Exception as error:
+            traceback.print_exc()
+            return self._say(
+                "failed", id=id, code="fault", message=FAULT.format(error=error)
+            )
+        self._say("done", id=id)
+
+    def _events(self, request: VideoRequest, path: Path) -> Iterator[Event]:
+        """The run of a request; it goes on from what an interrupted one left."""
+        output = Output(path, overwrite=True)
+        options = Options(memory_limit=self.settings.memory_limit)
+        if output.latents.exists():
+            return finish(
+                Job.from_record(output.latents), output.latents, output, options
+            )
+        if output.state.exists():
+            job = Job.from_record(output.state)
+            return run(
+                job, output, Options(**{**asdict(options), "resume": output.state})
+            )
+        return run(self.settings.job(request), output, options)
+
+    def _heard(self, id: str, events: Iterator[Event]) -> Iterator[Event]:
+        """``events``, said to the server as they pass."""
+        stages = number = 0
+        for event in events:
+            match event:
+                case Planned(job=job):
+                    stages = sum(len(stage.sigmas) - 1 for stage in job.recipe.stages)
+                    done = 0
+                case Step(phase=phase, index=index, total=total):
+                    percent = SAMPLING // 2
+                    if phase.startswith("stage"):
+                        done += index > 0
+                        percent = SAMPLING + (DECODING - SAMPLING) * done // max(
+                            stages, 1
+                        )
+                    elif phase.startswith("decode"):
+                        percent = DECODING + (99 - DECODING) * index // max(total, 1)
+                    self._say("progress", id=id, phase=phase, progress=percent)
+                case Preview():
+                    number += 1
+                    self._say("preview", id=id, number=number)
+            yield event
+
+    def _say(self, event: str, **fields) -> None:
+        with self._writing:
+            self._out.write(json.dumps({"event": event, **fields}) + "\n")
+            self._out.flush()
+
+
+def main() -> None:
+    """Started by ``Supervisor`` with the settings as one argument of JSON."""
+    import mlx.core as mx
+
+    if mx.default_device() == mx.cpu:
+        mx.disable_compile()  # as the commands do: it would call g++ for each fused piece
+    out = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints must not come between the lines
+    Worker(Settings(**json.loads(sys.argv[1])), out).work()
+
+
+if __name__ == "__main__":
+    main()

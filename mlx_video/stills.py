@@ -1,0 +1,57 @@
+"""The still pictures of a finished clip: one to show before it plays, and a sheet to leaf through."""
+
+from pathlib import Path
+from typing import Iterator
+
+import av
+import numpy as np
+from PIL import Image
+
+from mlx_video.disk import written_aside
+
+WIDTH, SHEET_WIDTH = 640, 160  # pixels, of the one and of each on the sheet
+COLUMNS, ROWS = 5, 2
+
+
+def save_stills(clip: Path) -> None:
+    """Write NAME.webp and NAME.sheet.webp beside the clip, each whole or not at all; older ones are replaced."""
+    count = sum(1 for _ in _frames(clip))
+    places = np.linspace(0, count - 1, COLUMNS * ROWS).round().astype(int).tolist()
+    shown = count // 3
+    small: dict[int, np.ndarray] = {}
+    for place, frame in enumerate(_frames(clip)):
+        if place in places:
+            small[place] = _image(frame, SHEET_WIDTH)
+        if place == shown:
+            _save(_image(frame, WIDTH), clip.with_suffix(".webp"))
+    cells = [small[place] for place in places]
+    rows = [
+        np.concatenate(cells[i : i + COLUMNS], 1) for i in range(0, len(cells), COLUMNS)
+    ]
+    _save(np.concatenate(rows), clip.with_suffix(".sheet.webp"))
+
+
+def save_still(pixels: np.ndarray, path: Path) -> None:
+    """Write a frame, uint8 RGB (H, W, 3), as WebP of at most 640 pixels in width; an older one is replaced."""
+    _save(np.array(_small(Image.fromarray(pixels), WIDTH)), path)
+
+
+def _frames(clip: Path) -> Iterator[av.VideoFrame]:
+    with av.open(str(clip)) as container:
+        yield from container.decode(video=0)
+
+
+def _image(frame: av.VideoFrame, width: int) -> np.ndarray:
+    return np.array(_small(frame.to_image(), width))
+
+
+def _small(image: Image.Image, width: int) -> Image.Image:
+    """``image`` at most ``width`` wide."""
+    if image.width <= width:
+        return image
+    return image.resize((width, max(1, round(image.height * width / image.width))))
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    with written_aside(path, overwrite=True) as aside:
+        Image.fromarray(pixels).save(aside, "WEBP", quality=82)

@@ -1,0 +1,185 @@
+"""The page in a real browser, over a real server with the demo model: what a visitor does, and what a screen reader meets.
+
+Needs Debian's chromium, playwright and axe-playwright-python; `.ci/run` brings them.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+sync_api = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required"
+).split()
+CLIP_SECONDS = 180  # that a clip may take on a busy machine
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    data = tmp_path_factory.mktemp("data")
+    command = [sys.executable, "-m", "mlx_video", "serve", "--model", "ltx-2-tiny"]
+    command += ["--port", str(port), "--data", str(data)]
+    process = subprocess.Popen(command)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(
+            lambda: json.load(urllib.request.urlopen(f"{url}/health"))["status"]
+            == "ok",
+            60,
+        )
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def wait_for(true, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if true():
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(CLIP_SECONDS * 1000)
+    problems, hosts = [], set()
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "request",
+        lambda request: hosts.add(re.match(r"\w+:(//[^/]*)?", request.url)[0]),
+    )
+    page.goto(url)
+    page.wait_for_selector("#state:has-text('ltx-2-tiny')")
+    yield page
+    assert not problems
+    assert {host for host in hosts if host.startswith("http")} == {url}
+    context.close()
+
+
+def make(page, prompt: str, frames: str = "0.4"):
+    """The element of a clip of ``prompt`` that was just asked for."""
+    before = page.locator(".clip").count()
+    page.fill("#prompt", prompt)
+    page.fill("#seconds", frames)
+    page.click("#make")
+    page.wait_for_function(
+        "count => document.querySelectorAll('.clip').length > count", arg=before
+    )
+    return page.locator(".clip").first
+
+
+def test_a_clip_is_made_played_made_again_and_deleted(page):
+    clip = make(page, "a red ball bounces on a blue floor")
+    clip.locator("progress").wait_for()
+    clip.locator("video").wait_for()
+    player = clip.locator("video").element_handle()
+    page.wait_for_function("video => video.readyState >= 2", arg=player)
+    player.evaluate("video => { video.muted = true; return video.play(); }")
+    page.wait_for_function("video => video.currentTime > 0.05", arg=player)
+    assert player.evaluate("video => video.webkitAudioDecodedByteCount > 0")
+
+    seed = re.search(r"seed (\d+)", clip.locator(".facts").inner_text())[1]
+    clip.get_by_role("button", name="Again").click()
+    page.wait_for_function("document.querySelectorAll('.clip').length > 1")
+    again = page.locator(".clip").first
+    again.locator("video").wait_for()
+    assert re.search(r"seed (\d+)", again.locator(".facts").inner_text())[1] != seed
+
+    page.on("dialog", lambda dialog: dialog.accept())
+    count = page.locator(".clip").count()
+    again.get_by_role("button", name="Delete").click()
+    page.wait_for_function(
+        "count => document.querySelectorAll('.clip').length === count - 1", arg=count
+    )
+
+
+def test_a_reload_in_the_middle_finds_the_run_and_cancel_stops_it(page):
+    make(page, "a green star spins on a meadow", "4")
+    page.reload()
+    clip = page.locator(".clip").first
+    assert "a green star" in clip.locator(".prompt").inner_text()
+    clip.get_by_role("button", name="Cancel").click()
+    clip.locator(".about .problem:has-text('Cancelled')").wait_for()
+
+
+def test_the_last_frame_begins_the_next_clip(page):
+    clip = make(page, "a yellow square rests on a meadow")
+    clip.locator("video").wait_for()
+    player = clip.locator("video").element_handle()
+    page.wait_for_function("video => video.readyState >= 1", arg=player)
+    clip.get_by_role("button", name="Use last frame").click()
+    page.locator("#picture-shown").wait_for()
+    following = make(page, "a yellow square rests on a meadow")
+    following.locator("video").wait_for()
+    following.locator(".settings summary").click()
+    assert "first picture" in following.locator("dl").inner_text()
+
+
+def test_mistakes_are_answered_in_a_sentence(page):
+    page.fill("#prompt", "   ")
+    page.click("#make")
+    page.locator("#problem:has-text('prompt')").wait_for()
+
+
+def test_the_keyboard_is_enough(page):
+    page.locator("#prompt").focus()
+    page.keyboard.type("a blue moon rests in the sky")
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate("document.activeElement.id || document.activeElement.tagName")
+        )
+    assert {"size", "seconds", "sound", "picture", "make"} <= set(reached)
+
+
+@pytest.mark.parametrize("width", (390, 820, 1440))
+@pytest.mark.parametrize("scheme", ("light", "dark"))
+def test_nothing_serious_stands_in_anybodys_way(browser, url, width, scheme):
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme
+    )
+    page = context.new_page()
+    page.goto(url)
+    page.wait_for_selector("#state:has-text('ltx-2-tiny')")
+    page.wait_for_selector(".clip, #empty:visible")
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    found = axe.Axe().run(page).response["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert not serious, json.dumps(serious, indent=1)[:3000]
+    assert page.evaluate(
+        "document.documentElement.scrollWidth <= innerWidth"
+    ), "it scrolls sideways"
+    context.close()
