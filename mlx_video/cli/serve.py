@@ -4,22 +4,20 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator
 
 from mlx_video import hub
+from mlx_video.cli import server
 from mlx_video.cli.options import byte_size
 from mlx_video.cli.parser import option
-from mlx_video.cli.terminal import say
 from mlx_video.disk import read_small, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.find import DEMO
 
 PORT = 8420
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-GB = 10**9
+DISK = 20 * 10**9  # bytes
 NEEDED = ("fastapi", "uvicorn", "multipart")
 
 
@@ -28,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(
         group,
         "--host",
-        real=LOOPBACK[0],
+        real=server.LOOPBACK[0],
         metavar="ADDRESS",
         help="address to listen on; other than loopback needs a key",
     )
@@ -99,32 +97,25 @@ def serve(args: argparse.Namespace) -> None:
             f'The server needs {missing[0]}: pip install "mlx-video[serve]".'
         )
     key = _key(args)
-    if args.host not in LOOPBACK and not key:
+    if args.host not in server.LOOPBACK and not key:
         raise UserError(
-            f"Whoever reaches {args.host} could use the server; give it a key with --api-key-file FILE, or listen on {LOOPBACK[0]}."
+            f"Whoever reaches {args.host} could use the server; give it a key with --api-key-file FILE, or listen on {server.LOOPBACK[0]}."
         )
-    import uvicorn
-
-    from mlx_video.serve.app import Limits, make_app
-    from mlx_video.serve.guard import Door
-    from mlx_video.serve.store import Store
-    from mlx_video.serve.supervisor import Supervisor
-
-    limits = Limits(queue=args.queue, disk=round(args.disk_budget or 20 * GB))
-    store = Store(_data(args.data))
-    supervisor = Supervisor(store, _worker(args))
-    app = make_app(store, supervisor, limits, Door(_names(args.host, args.port), key))
-    say(
-        f"MLX-Video is at http://{args.host}:{args.port} (Ctrl-C stops it; clips are in {store.folder})"
+    settings = {
+        "host": args.host,
+        "port": args.port,
+        "key": key,
+        "data": str(_data(args.data)),
+        "queue": args.queue,
+        "disk": round(args.disk_budget or DISK),
+        "worker": _worker(args),
+    }
+    # Another program takes this process over, so that what answers HTTP has no MLX in it.
+    environment = {**os.environ, server.SETTINGS: json.dumps(settings)}
+    sys.stderr.flush()
+    os.execve(
+        sys.executable, [sys.executable, "-m", "mlx_video.cli.server"], environment
     )
-    config = uvicorn.Config(
-        app,
-        host=args.host,
-        port=args.port,
-        log_level="warning",
-        timeout_graceful_shutdown=3,
-    )
-    uvicorn.Server(config).run()
 
 
 def _worker(args: argparse.Namespace) -> list[str]:
@@ -180,12 +171,3 @@ def _data(typed: str | None) -> Path:
         return typed_path(typed)
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return typed_path(base) / "mlx-video"
-
-
-def _names(host: str, port: int) -> frozenset[str]:
-    """The names with port by which the server may be called."""
-    hosts = {host, *(LOOPBACK if host in LOOPBACK else ())}
-    named = {f"[{name}]" if ":" in name else name for name in hosts}
-    return frozenset(f"{name}:{port}" for name in named) | (
-        frozenset(named) if port == 80 else frozenset()
-    )

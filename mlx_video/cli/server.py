@@ -1,0 +1,64 @@
+"""The process that answers HTTP: a server with its settings, until Ctrl-C. Nothing here imports MLX."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Mapping
+
+from mlx_video.cli import guarded
+from mlx_video.cli.terminal import say
+
+SETTINGS = (
+    "MLX_VIDEO_SERVE"  # the environment variable in which ``cli.serve`` hands them over
+)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+STOP_SECONDS = 3  # that open requests have to end
+
+
+def listen(settings: Mapping) -> None:
+    """Answer until Ctrl-C, which hands the running clip back to the queue."""
+    import uvicorn
+
+    from mlx_video.serve.app import Limits, make_app
+    from mlx_video.serve.guard import Door
+    from mlx_video.serve.store import Store
+    from mlx_video.serve.supervisor import Supervisor
+
+    host, port = settings["host"], settings["port"]
+    store = Store(Path(settings["data"]))
+    app = make_app(
+        store,
+        Supervisor(store, settings["worker"]),
+        Limits(queue=settings["queue"], disk=settings["disk"]),
+        Door(names(host, port), settings["key"]),
+    )
+    say(
+        f"MLX-Video is at http://{host}:{port} (Ctrl-C stops it; clips are kept in {store.folder})"
+    )
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    uvicorn.Server(config).run()
+
+
+def names(host: str, port: int) -> frozenset[str]:
+    """The names with port by which the server may be called."""
+    hosts = {host, *(LOOPBACK if host in LOOPBACK else ())}
+    bare = {f"[{name}]" if ":" in name else name for name in hosts}
+    return frozenset(f"{name}:{port}" for name in bare) | frozenset(
+        bare if port == 80 else ()
+    )
+
+
+def main() -> int:
+    settings = json.loads(os.environ.pop(SETTINGS))
+    return guarded(lambda: listen(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
