@@ -22,8 +22,9 @@ from typing import Iterator, Mapping
 from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.errors import UserError
 from mlx_video.health import HealthError
+from mlx_video.inputs import Image
 from mlx_video.output import Output
-from mlx_video.pipeline import Image, Request
+from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import Event, Options, Planned, Preview, finish, run
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
@@ -68,7 +69,7 @@ class Settings:
                 negative_prompt=wanted.negative_prompt,
                 seed=request.seed,
                 audio=request.generate_sound,
-                images=tuple(Image(**image.model_dump()) for image in request.images),
+                inputs=tuple(Image(**image.model_dump()) for image in request.images),
             ),
             wanted.recipe(variant, two_stage),
             Files(**{**asdict(files), "loras": (*files.loras, *loras)}),

@@ -13,6 +13,8 @@ from mlx_video.serve.app import Limits
 from mlx_video.serve.store import Store
 from tests.serve.server import serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
