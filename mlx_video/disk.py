@@ -132,6 +132,20 @@ def written_aside(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+    """The same for a folder, which is not there or empty: a scratch folder that becomes it."""
+    with owned(folder, folder.name):
+        scratch = folder.with_name(f".{folder.name}{ASIDE}{secrets.token_hex(8)}")
+        try:
+            with file_errors(folder, "written"):
+                scratch.mkdir()
+                yield scratch
+                scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
 def check_free(path: Path, overwrite: bool = False) -> None:
     """Raise ``UserError`` where something is at ``path``, be it a dangling link, that is not to be replaced."""
     if os.path.lexists(path) and not overwrite:
@@ -186,12 +200,12 @@ def next_free(path: Path) -> Path:
 
 
 @contextmanager
-def owned(path: Path) -> Iterator[None]:
+def owned(path: Path, name: str | None = None) -> Iterator[None]:
     """Own the name ``path``, whatever its suffix, while the block runs and the process lives; one run at a time can.
 
-    What dead runs left aside in that folder is removed.
+    What dead runs left aside in that folder is removed. ``name`` replaces the path's without its suffix.
     """
-    lock = lock_of(path)
+    lock = lock_of(path, name)
     file = _locked(lock)
     if file is None:
         raise UserError(
@@ -205,8 +219,8 @@ def owned(path: Path) -> Iterator[None]:
         os.close(file)
 
 
-def lock_of(path: Path) -> Path:
-    return path.with_name(f".{path.stem}{LOCK}")
+def lock_of(path: Path, name: str | None = None) -> Path:
+    return path.with_name(f".{name or path.stem}{LOCK}")
 
 
 def _locked(lock: Path) -> int | None:
@@ -233,16 +247,26 @@ def _clean_up(folder: Path, ours: Path) -> None:
         file = None if lock == ours else _locked(lock)
         if lock == ours or file is not None:
             for left in _unfinished(folder, lock.name.removesuffix(LOCK)):
-                with suppress(OSError):
-                    left.unlink()
+                _remove(left)
         if file is not None:
             lock.unlink(missing_ok=True)
             os.close(file)
 
 
+def _remove(left: Path) -> None:
+    with suppress(OSError):
+        (
+            shutil.rmtree(left)
+            if left.is_dir() and not left.is_symlink()
+            else left.unlink()
+        )
+
+
 def _unfinished(folder: Path, name: str) -> Iterator[Path]:
-    """Files aside that belong to ".name": ".name.mp4.partial-...", and not ".name.more.mp4.partial-..."."""
-    for file in folder.glob(f"{glob.escape(name)}.*{ASIDE}*"):
+    """What is aside for ".name": ".name.mp4.partial-...", and not ".name.more.mp4.partial-..."."""
+    for file in folder.glob(f"{glob.escape(name)}*{ASIDE}*"):
+        if file.name[len(name)] != ".":
+            continue
         suffix = file.name.removeprefix(name).partition(ASIDE)[0]
         if suffix.removesuffix(".safetensors").count(".") <= 1:
             yield file

@@ -1,10 +1,10 @@
 """What makes a clip again, as data: a job, its record in JSON, and the files that carry it. Knows no mathematics."""
 
 import json
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Iterator, Mapping, get_args, get_type_hints
+from typing import Iterator, Mapping
 
 import mlx.core as mx
 
@@ -233,10 +233,7 @@ def save_tensors(path: Path, tensors: AV[mx.array], metadata: dict[str, str]) ->
     """Write arrays "video" and "audio" and strings, whole or not at all. Raises ``UserError`` where that cannot be."""
     named = {modality.value: tensors[modality] for modality in tensors.present}
     with written_aside(path, overwrite=True) as aside:
-        try:
-            mx.save_safetensors(str(aside), named, metadata)
-        except RuntimeError as error:  # MLX's word for what the system refuses
-            raise UserError(f"{short(path)} could not be written: {error}.") from None
+        weights.write_tensors(aside, named, metadata)
 
 
 def load_tensors(path: Path) -> tuple[AV[mx.array], dict[str, str]]:

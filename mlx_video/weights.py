@@ -4,8 +4,6 @@ Everything stays lazy: a tensor's bytes leave the disk when it is first evaluate
 """
 
 import json
-import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping, TypeVar
@@ -14,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.disk import file_errors, file_size, is_there
+from mlx_video.disk import file_errors, file_size, folder_aside, is_there, short
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.formats import gguf, safetensors
 from mlx_video.formats.safetensors import LONGEST_HEADER, Header, clip, parse_json
@@ -285,7 +283,7 @@ def save(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
         for number, keys in enumerate(shards, start=1):
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             shard = {key: weights.pop(key) for key in keys}
-            mx.save_safetensors(str(scratch / name), shard, {"format": "mlx"})
+            write_tensors(scratch / name, shard, {"format": "mlx"})
             index["weight_map"] |= dict.fromkeys(keys, name)
         write_json(scratch / INDEX, index)
         write_json(scratch / CONFIG, config)
@@ -303,6 +301,16 @@ def _shards(weights: Weights) -> list[list[str]]:
     return shards
 
 
+def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; ``UserError`` where the system refuses, as on a full disk."""
+    try:
+        mx.save_safetensors(str(file), tensors, dict(metadata))
+    except (
+        RuntimeError
+    ) as error:  # MLX's word for it, and for weights that it cannot read
+        raise UserError(f"{short(file)} could not be written: {error}.") from None
+
+
 def write_json(file: Path, data: Mapping[str, object]) -> None:
     file.write_text(json.dumps(data, indent=2) + "\n")
 
@@ -311,16 +319,15 @@ def write_json(file: Path, data: Mapping[str, object]) -> None:
 def aside(folder: Path) -> Iterator[Path]:
     """A scratch folder that becomes ``folder`` if the block ends well and vanishes if it does not.
 
-    Raises ``ValueError`` if ``folder`` already holds something.
+    Raises ``UserError`` if ``folder`` already holds something, or another process is writing it.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    with file_errors(folder):
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken:
         raise UserError(
             f"{folder} already exists and is not an empty folder: name a new one, or remove it first."
         )
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    scratch.mkdir(parents=True)
-    try:
+    with file_errors(folder.parent, "written to"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder_aside(folder) as scratch:
         yield scratch
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,11 +1,21 @@
 """Paths as people type them, and the system's refusals, in sentences."""
 
 import os
+import shutil
 
+import mlx.core as mx
 import pytest
 
 from mlx_video import cli, hub, pictures, weights
-from mlx_video.disk import file_errors, is_there, short, typed_path
+from mlx_video.disk import (
+    check_space,
+    file_errors,
+    folder_aside,
+    is_there,
+    short,
+    typed_path,
+    written_aside,
+)
 from mlx_video.errors import MissingFileError, UserError
 
 
@@ -67,6 +77,67 @@ def test_a_cache_that_may_not_be_read_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", refused)
     with pytest.raises(UserError, match="cache .* cannot be used: .*HF_HOME"):
         hub.plan("someone/ltx", ["a.safetensors"])
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    folder = tmp_path / "net-2.5"
+    with pytest.raises(KeyboardInterrupt), folder_aside(folder) as scratch:
+        (scratch / "a").touch()
+        with pytest.raises(UserError, match="Another run is making"):
+            with folder_aside(folder):
+                pass
+        with folder_aside(tmp_path / "net-2.3"):
+            pass
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ["net-2.3"]
+    (tmp_path / ".net-2.5.mlx-video.lock").touch()  # of a process that was killed
+    (tmp_path / ".net-2.5.partial-0123").mkdir()
+    with folder_aside(folder) as scratch:
+        (scratch / "a").touch()
+    assert sorted(os.listdir(tmp_path)) == ["net-2.3", "net-2.5"]
+    assert os.listdir(folder) == ["a"]
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[write] Unable to write 5 bytes to file.")
+
+    monkeypatch.setattr("mlx_video.weights.mx.save_safetensors", full)
+    with pytest.raises(UserError, match="model-00001.* could not be written"):
+        weights.save(tmp_path / "net", {"a": mx.zeros(1)}, {})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_file_aside_has_the_usual_rights_and_takes_no_name(
+    linked, tmp_path, monkeypatch
+):
+    if not linked:  # a file system without hard links
+        monkeypatch.setattr("os.link", refused)
+    path = tmp_path / "a.txt"
+    with written_aside(path) as aside:
+        assert aside.parent == tmp_path and aside.suffix == ".txt"
+        aside.write_text("a")
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+    with pytest.raises(UserError, match="a.txt exists"):
+        with written_aside(path):
+            pass
+    with pytest.raises(UserError, match="kept in .*b-2.txt"):
+        with written_aside(tmp_path / "b.txt") as aside:
+            aside.write_text("b")
+            (tmp_path / "b.txt").write_text("another's")
+    assert (tmp_path / "b-2.txt").read_text() == "b"
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "b-2.txt", "b.txt", "plain"]
+
+
+def test_room_is_reckoned_by_disk(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    check_space([(tmp_path, 4 * 10**8), (tmp_path, 5 * 10**8)], "free some")
+    with pytest.raises(UserError, match="1.00 GB free.*may write 1.20 GB.*free some"):
+        check_space([(tmp_path, 4 * 10**8), (tmp_path, 8 * 10**8)], "free some")
 
 
 def test_long_words_are_cut():

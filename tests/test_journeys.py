@@ -526,7 +526,7 @@ def test_latents_that_cannot_be_saved_do_not_end_the_run(
     def full(*_):
         raise RuntimeError("No space left")
 
-    monkeypatch.setattr("mlx_video.record.mx.save_safetensors", full)
+    monkeypatch.setattr("mlx_video.weights.mx.save_safetensors", full)
     assert typed(generate.main, model) == 0
     assert "could not be written: No space left" in capsys.readouterr().err
     assert len(read_clip(here / "output.mp4")[0]) == 9

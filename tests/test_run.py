@@ -202,7 +202,7 @@ def test_latents_that_cannot_be_saved_do_not_end_a_run(model, here, monkeypatch)
     def full(*_):
         raise RuntimeError("No space left")
 
-    monkeypatch.setattr("mlx_video.record.mx.save_safetensors", full)
+    monkeypatch.setattr("mlx_video.weights.mx.save_safetensors", full)
     events = list(run(job(model), Output(Path("x.mp4"))))
     (warned,) = (event for event in events if isinstance(event, Warned))
     assert "could not be written: No space left" in warned.text

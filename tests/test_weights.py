@@ -10,6 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video import weights
+from mlx_video.errors import UserError
 from mlx_video.weights import (
     load,
     materialize,
@@ -247,7 +248,7 @@ def test_saves_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(mx, "save_safetensors", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         save(tmp_path / "net", filled(), {})
     assert list(tmp_path.iterdir()) == []
 

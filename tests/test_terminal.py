@@ -1,0 +1,331 @@
+"""What reaches the terminal: harmless words, plain lines, one object of JSON, and an answer to Ctrl-C."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlx_video import cli, recipes
+from mlx_video.checkpoint import Files
+from mlx_video.cli import commands, consent, terminal
+from mlx_video.cli.options import output_from, unfinished
+from mlx_video.cli.progress import Progress
+from mlx_video.errors import UserError
+from mlx_video.inputs import Image
+from mlx_video.output import named_after
+from mlx_video.pipeline import Request
+from mlx_video.plan import Phase
+from mlx_video.record import Job
+from mlx_video.run import (
+    Downloading,
+    Fused,
+    Planned,
+    Saved,
+    Took,
+    Warned,
+    Written,
+)
+from mlx_video.types import Step, VideoPixelShape
+
+ROOT = Path(__file__).parent.parent
+JOB = Job(
+    Request("a ball", VideoPixelShape(9, 64, 128, 24.0), seed=7), recipes.distilled()
+)
+PLANNED = Planned(JOB, "x.mp4", (Phase("stage 1", 10**9, 5e8, 12.0),), 4e9, "")
+WRITTEN = Written("x.mp4", "x.json", 2.0, 3 * 10**8)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("\x1b]0;owned\x07red", "\\x1b]0;owned\\x07red"),
+        ("a\u202eb\u2066c", "a\\u202eb\\u2066c"),
+        ("\x9b31m\r\x7f", "\\x9b31m\\r\\x7f"),
+        ("\udcff\u2028", "\\udcff\\u2028"),
+        ("a\tcat\n\N{CAT FACE} é", "a\tcat\n\N{CAT FACE} é"),
+    ],
+)
+def test_nothing_steers_the_terminal(text, shown, capsys):
+    assert terminal.harmless(text) == shown
+    terminal.say(text)
+    terminal.tell(text)
+    assert capsys.readouterr() == (shown + "\n", shown + "\n")
+
+
+def test_what_files_say_is_harmless_in_errors_and_faults(capsys):
+    def bad():
+        raise UserError("model \x1b[2J is unknown.")
+
+    def fault():
+        raise ValueError(chr(27) + "[2J")
+
+    assert (cli.guarded(bad), cli.guarded(fault)) == (2, 1)
+    told = capsys.readouterr().err
+    assert "\x1b" not in told and told.count("\\x1b[2J") == 2
+
+
+def test_results_need_no_reader(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        terminal.tell("x.mp4")
+        terminal.tell("once more")
+
+
+def test_results_are_shown_as_far_as_the_terminal_can(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    terminal.tell("é.mp4")
+    assert raw.getvalue() == b"\\xe9.mp4\n"
+
+
+# Progress
+
+
+def shown(*events, **options) -> None:
+    progress = Progress(**options)
+    for event in events:
+        progress.show(event)
+    progress.close()
+
+
+def test_without_a_terminal_there_is_a_line_a_phase_and_a_line_every_tenth(capsys):
+    steps = [Step("stage 1", n, 40, 0.5) for n in range(41)]
+    events = [PLANNED, PLANNED, *steps, Took("stage 1", 4.0, 10**9), WRITTEN]
+    shown(Downloading("a/b", 2 * 10**9, ("x", "y")), *events)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert lines[:3] == [
+        "a/b: 2.00 GB to download (x, y)",
+        "making x.mp4: 'a ball', 9 frames of 128x64, 0.4 s without sound, seed 7",
+        "plan: at most 1.50 GB, for stage 1, of 4.00 GB, about 12 s of sampling",
+    ]
+    assert lines[3].startswith("stage 1: 10 %, about ") and "left" in lines[3]
+    assert len(lines) == 3 + 9 + 2
+    assert lines[-2:] == ["stage 1: 4.0 s, peak 1.00 GB", "total: 2.0 s, peak 0.30 GB"]
+
+
+def test_quiet_shows_warnings_only(capsys):
+    step = Step("stage 1", 1, 2)
+    shown(PLANNED, step, Fused("lora"), Warned("no room"), WRITTEN, quiet=True)
+    assert capsys.readouterr() == ("", "warning: no room\n")
+
+
+def test_verbose_shows_a_table_and_states(capsys):
+    saved, took = Saved("x.state.safetensors", 3, "a ball"), Took("stage 1", 4.0, 10**9)
+    shown(Step("stage 1", 1, 2), saved, took, WRITTEN, verbose=True)
+    told = capsys.readouterr().err
+    assert "state after step 3 saved in x.state" in told
+    assert (
+        "phase                 seconds  peak GB\nstage 1                   4.0     1.00"
+        in told
+    )
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_there_is_a_bar_with_the_time_left(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    steps = [Step("decode video", n, 9) for n in range(10)]
+    shown(*steps, Took("decode video", 1.0, 10**8), WRITTEN)
+    assert "decode video" in screen.getvalue() and "9/9" in screen.getvalue()
+    assert "left" in screen.getvalue()
+
+
+def test_json_is_one_object(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "run_job", lambda *_: iter_events())
+    words = ["generate", "-p", "a ball", "--quiet", "--json", "--model", "a/b"]
+    monkeypatch.setattr(commands, "job_from", lambda args, variant, hear: JOB)
+    assert cli.main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {
+        "path": "x.mp4",
+        "record": "x.json",
+        "seconds": 2.0,
+        "peak": 3 * 10**8,
+        "seed": 7,
+    }
+
+
+def iter_events():
+    yield PLANNED
+    yield WRITTEN
+
+
+# Names
+
+
+def args(*words: str):
+    return commands.main_parser().read(["generate", "-p", "a", *words])
+
+
+def test_clips_are_named_after_prompt_and_seed_and_never_in_the_way(here):
+    assert named_after(Path(), "A red ball, rolling!", 7) == Path(
+        "a-red-ball-rolling-7.mp4"
+    )
+    assert named_after(Path(), "...", 7) == Path("clip-7.mp4")
+    assert named_after(Path(), "ü" * 90, 7).name == "ü" * 30 + "-7.mp4"
+    assert named_after(Path(), "../../etc", 7) == Path("etc-7.mp4")
+    for taken in ("a-7.mp4", "a-7-2.json", "a-7-3.latents.safetensors"):
+        (here / taken).touch()
+    assert named_after(Path(), "a", 7) == Path("a-7-4.mp4")
+
+
+@pytest.mark.parametrize(
+    "typed, path",
+    [
+        ([], "a-ball-7.mp4"),
+        (["-o", "new/"], "new/a-ball-7.mp4"),
+        (["-o", "folder"], "folder/a-ball-7.mp4"),
+        (["-o", "new/x.mp4"], "new/x.mp4"),
+        (["-o", "~/x.mp4"], "{home}/x.mp4"),
+        (["--resume", "a/x.state.safetensors"], "a/x.mp4"),
+    ],
+)
+def test_where_a_clip_goes(typed, path, here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    (here / "folder").mkdir()
+    output = output_from(args(*typed), JOB)
+    assert str(output.path) == path.format(home=here)
+
+
+@pytest.mark.parametrize("typed", ["", ".mp4", "x.txt", "x" * 300, "~nosuchuser/x.mp4"])
+def test_paths_that_are_none_are_refused(typed, here, capsys):
+    words = ["generate", "-p", "a", "-o", typed, "-W", "64", "-H", "64", "-n", "9"]
+    assert cli.main([*words, "--model", str(here)]) == 2
+    assert cli.main(["convert", "--hf-path", typed, "--mlx-path", typed]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" not in told and all(len(x) < 400 for x in told.splitlines())
+
+
+def test_latents_say_what_they_were_to_become():
+    for kind in ("latents", "state"):
+        assert unfinished(f"a/b.c.{kind}.safetensors") == Path("a/b.c.mp4")
+
+
+# Records from elsewhere
+
+
+@pytest.fixture
+def strange(here) -> Job:
+    """A job that names a file and a picture that are here."""
+    for name in ("model.safetensors", "secret.png"):
+        (here / name).touch()
+    files = Files(str(here / "model.safetensors"))
+    request = Request("a", JOB.request.shape, inputs=(Image(str(here / "secret.png")),))
+    return Job(request, recipes.distilled(), files)
+
+
+def test_files_that_a_record_names_are_asked_for(strange, here, monkeypatch, capsys):
+    with pytest.raises(UserError, match="that you did not: .*model.*secret.*--yes"):
+        consent.ask(strange, args())
+    consent.ask(strange, args("--yes"))
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    for answer, agreed in (("y", True), ("", False), ("no", False)):
+        monkeypatch.setattr("builtins.input", lambda _: answer)
+        if agreed:
+            consent.ask(strange, args())
+        else:
+            with pytest.raises(UserError, match="Not opened"):
+                consent.ask(strange, args())
+    assert "secret.png" in capsys.readouterr().err
+
+
+def test_what_was_named_or_would_be_used_anyway_is_not_asked_for(strange, here):
+    consent.ask(JOB, args())
+    named = Job(JOB.request, JOB.recipe, strange.files)
+    consent.ask(named, args("--model", str(here / "model.safetensors")))
+
+
+@pytest.mark.parametrize("yes", [[], ["--yes"]])
+def test_another_repository_is_never_fetched_for_a_record(yes, here):
+    evil = Job(JOB.request, JOB.recipe, Files("evil/model"))
+    with pytest.raises(UserError, match="names evil/model, which is not here.*--model"):
+        consent.ask(evil, args(*yes))
+
+
+# Shells
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command_and_option(shell, capsys):
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*commands.COMMANDS, "memory-limit", "from-record", "hf-path"):
+        assert word in script
+
+
+def test_bash_completes(tmp_path):
+    script = subprocess.run(
+        [sys.executable, "-m", "mlx_video", "completion", "bash"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    ).stdout
+    asked = (
+        "COMP_WORDS=(mlx-video {}); COMP_CWORD={}; _mlx_video; echo ${{COMPREPLY[@]}}"
+    )
+    for words, at, found in (("gen", 1, "generate"), ("decode --til", 2, "--tiling")):
+        done = subprocess.run(
+            ["bash", "-c", f"{script}\n{asked.format(words, at)}"],
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == found, done.stderr
+
+
+def test_the_version_names_what_runs(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    told = capsys.readouterr().out
+    assert "mlx-video 0" in told and "Device(" in told and "BLAS" in told
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_one_line_whenever_it_comes(number, capsys):
+    def stopped():
+        os.kill(os.getpid(), number)
+        while True:
+            pass
+
+    assert cli.guarded(stopped) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_second_stop_ends_the_process():
+    code = (
+        "import os, signal, time\n"
+        "from mlx_video import cli\n"
+        "def busy():\n"
+        "    signal.signal(signal.SIGINT, lambda *_: None)\n"  # as MLX, which does not listen
+        "    for _ in range(2):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(0.2)\n"
+        "    time.sleep(60)\n"
+        "cli.guarded(busy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=50)
+    assert done.returncode == 130
