@@ -2,7 +2,7 @@
 
 import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Generator, Iterable, Iterator, NamedTuple
 
@@ -21,6 +21,7 @@ from mlx_video.inputs import Input, Parts, check_inputs, forget
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
+from mlx_video.models.ltx.duration import frames_for
 from mlx_video.models.ltx.footprint import decode_budget
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.patchify import (
@@ -32,6 +33,7 @@ from mlx_video.models.ltx.patchify import (
     video_positions,
 )
 from mlx_video.models.ltx.pieces import piece_by_piece
+from mlx_video.models.ltx.releases import LTX_2_5
 from mlx_video.models.ltx.upsampler import upsample_normalized
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
@@ -67,6 +69,7 @@ class Request:
     audio    whether the clip has sound
     inputs   what the clip is made from beside the prompt
     enhance  whether Gemma rewrites the prompt first
+    timed    whether the checkpoint tells by the prompt how many frames there are, in place of those of ``shape``
     tiling   how the video is decoded: auto, none, default, aggressive or conservative
     """
 
@@ -78,6 +81,7 @@ class Request:
     inputs: tuple[Input, ...] = ()
     enhance: bool = False
     tiling: str = "auto"
+    timed: bool = False
 
     def check(self, recipe: Recipe, geometry: Geometry | None = None) -> None:
         """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded.
@@ -111,9 +115,20 @@ class Request:
             unused |= {"audio_decoder", "vocoder"}
         needed = {name for given in self.inputs for name in given.needs}
         unused |= {"video_encoder"} - needed
+        if self.timed:
+            needed.add("duration_head")
         return (
             *(name for name in recipe.needs if name not in unused),
             *sorted(needed - set(recipe.needs)),
+        )
+
+
+def check_timed(components: Components) -> None:
+    """Raise ``UserError`` where no duration head goes with a checkpoint."""
+    if "duration_head" not in components.sources:
+        raise UserError(
+            "This model cannot tell how long a clip should be: it has no duration head, which LTX-2.5 brings as "
+            f"{LTX_2_5.duration_head}. Put that beside it, or give --duration SECONDS or --num-frames."
         )
 
 
@@ -192,6 +207,8 @@ class Pipeline:
         """
         if caution := self.caution(request):
             warnings.warn(caution, stacklevel=2)
+        if request.timed:
+            request = yield from self.timed(request)
         for event in self.events(request):
             if not isinstance(event, Reached):
                 yield event
@@ -206,6 +223,22 @@ class Pipeline:
         conditions = yield from self._encode_inputs(request)
         latents = yield from self._sample(request, embeddings, conditions, start)
         yield Sample(latents, prompt)
+
+    def timed(self, request: Request) -> Generator[Step, None, Request]:
+        """``request`` with as many frames as the checkpoint's duration head finds right for its prompt.
+
+        Where the prompt is to be enhanced it is, once for all. Raises ``UserError`` where there is no such head.
+        """
+        check_timed(self.components)
+        whole = replace(request, audio=True)  # the head reads both streams' context
+        embeddings, prompt = yield from self._encode_prompt(whole)
+        yield Step("predict duration", 0, 1)
+        with self.components.lend("duration_head") as head:
+            seconds = head(embeddings.positive).item()
+        yield Step("predict duration", 1, 1)
+        fps, step = request.shape.fps, self.components.geometry.video.time
+        shape = request.shape._replace(frames=frames_for(seconds, fps, step))
+        return replace(request, shape=shape, prompt=prompt, enhance=False, timed=False)
 
     def decode(
         self, latents: AV[mx.array], shape: VideoPixelShape, tiling: str = "auto"
@@ -247,6 +280,8 @@ class Pipeline:
         transformer = self.components.sources["transformer"]
         self.recipe.check(part_config("transformer", transformer).num_layers)
         needs = request.needs(self.recipe)
+        if request.timed:
+            check_timed(self.components)
         texts = self._texts(request, request.prompt)
         self.components.check(needs, texts, request.model_type)
 

@@ -8,13 +8,14 @@ import shlex
 import time
 from collections import deque
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Generator, Iterable, Iterator, NamedTuple, TypeVar
 
 import mlx.core as mx
 
 from mlx_video import hub
+from mlx_video import plan as plans
 from mlx_video.checkpoint import open_components
 from mlx_video.disk import file_errors, short, written_aside
 from mlx_video.errors import UserError
@@ -124,12 +125,10 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
     if start is None:
         output.check_unfinished()
     with _made(output.path.parent), output.owned():
-        plan = yield from _announced(
-            lambda announce: job.plan(limit=options.memory_limit, announce=announce)
-        )
-        job = job.planned(plan.check())
-        pipeline = job.pipeline(health=options.health, plan=plan)
-        pipeline.check(job.request)
+        if job.request.timed:
+            job = yield from _timed_by_prompt(job, options)
+        plan, pipeline = yield from _planned(job, options)
+        job = job.planned(plan)
         output.check_space(job.request.shape, _bytes(pipeline, job))
         yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
         if caution := pipeline.caution(job.request):
@@ -139,6 +138,29 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
         yield from map(Warned, output.notices(job.request.audio))
         mx.set_cache_limit(min(CACHE_LIMIT, plan.spare))
         yield from _timed(_carried_out(pipeline, job, output, options, start), output)
+
+
+def _planned(
+    job: Job, options: Options
+) -> Generator[Downloading, None, tuple[plans.Plan, Pipeline]]:
+    """What ``job`` will take, within the limit, and what will carry it out; checked."""
+    plan = yield from _announced(
+        lambda announce: job.plan(limit=options.memory_limit, announce=announce)
+    )
+    pipeline = job.planned(plan.check()).pipeline(health=options.health, plan=plan)
+    pipeline.check(job.request)
+    return plan, pipeline
+
+
+def _timed_by_prompt(
+    job: Job, options: Options
+) -> Generator[Downloading | Step, None, Job]:
+    """``job`` with as many frames as suit its prompt; planned as it is, so that the memory holds what finds that out."""
+    _, pipeline = yield from _planned(job, options)
+    request = yield from pipeline.timed(job.request)
+    job = replace(job, request=request)
+    job.check()
+    return job
 
 
 def finish(

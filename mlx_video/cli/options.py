@@ -15,7 +15,9 @@ from mlx_video.cli.parser import option
 from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.inputs import Input
-from mlx_video.models.ltx.find import DEMO
+from mlx_video.models.ltx.duration import nearest_frames
+from mlx_video.models.ltx.find import DEMO, find_geometry
+from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.output import Output, named_after
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
@@ -24,6 +26,8 @@ from mlx_video.run import Options
 OWN_DEFAULTS = "These are LTX-2's defaults; another checkpoint may bring its own, which the info command shows."
 TILINGS = ("auto", "none", "default", "aggressive", "conservative")
 UNITS = {"": 1e9, "m": 1e6, "g": 1e9, "t": 1e12, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+AUTO = "auto"
+LONGEST_CLIP = 600  # seconds
 FAR = 1.25  # times the rate that a model learned
 
 
@@ -119,6 +123,15 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
         type=int,
         shown=recipes.FRAMES,
         help="1 + a multiple of 8",
+    )
+    option(
+        group,
+        "--duration",
+        "--seconds",
+        type=_duration,
+        metavar="auto|SECONDS",
+        shown="what --num-frames says",
+        help="how long the clip is, to the nearest frame that can be; auto lets LTX-2.5 tell by the prompt",
     )
     option(
         group,
@@ -404,6 +417,36 @@ def _seconds(word: str) -> float:
     return seconds
 
 
+def _duration(word: str) -> str | float:
+    if word == AUTO:
+        return word
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= LONGEST_CLIP:
+        raise argparse.ArgumentTypeError(
+            f"must be auto, or seconds up to {LONGEST_CLIP}, such as 5; got {word}"
+        )
+    return seconds
+
+
+def _frames(
+    args: argparse.Namespace, files: Files, variant: str, usual: recipes.Defaults
+) -> int | None:
+    """As many as were asked for, by number or by how long they last; ``None`` where they were not."""
+    if args.duration is None:
+        return args.num_frames
+    if args.num_frames is not None:
+        raise UserError(
+            "--duration and --num-frames both say how long the clip is; leave out one of them."
+        )
+    if args.duration == AUTO:
+        return None
+    geometry = find_geometry(files.model, variant) or LTX_2.geometry
+    return nearest_frames(args.duration, args.fps or usual.fps, geometry.video.time)
+
+
 def output_from(args: argparse.Namespace, job: Job) -> Output:
     """The files that typed arguments ask for; named after the prompt and the seed where nothing else is said."""
     request, typed = job.request, args.output_path
@@ -451,7 +494,7 @@ def job_from(
     variant = variant or args.variant
     files, defaults = resolve_model(files_from(args), variant, hear)
     wanted = defaults.given(
-        frames=args.num_frames,
+        frames=_frames(args, files, variant, defaults),
         height=args.height,
         width=args.width,
         fps=args.fps,
@@ -467,6 +510,7 @@ def job_from(
         inputs=inputs_from(args),
         enhance=args.enhance_prompt,
         tiling=args.tiling,
+        timed=args.duration == AUTO,
     )
     recipe = recipe_from(args, variant, wanted)
     batched = getattr(args, "batch_guidance", False)

@@ -164,6 +164,9 @@ def find_sources(
         check_text_encoder(layout, sources["text_encoder"])
     if upsampler or "upsampler" in set(needs) - sources.keys():
         sources["upsampler"] = find_upsampler(upsampler, release, announce)
+    if "duration_head" in set(needs) - sources.keys() and release.duration_head:
+        file = _published(release, release.duration_head, announce)
+        sources["duration_head"] = Source.of(file)
     sources = joined(sources)
     for name in sources.keys() & set(needs):
         part_config(name, sources[name])
