@@ -208,6 +208,7 @@ class Pipeline:
         if caution := self.caution(request):
             warnings.warn(caution, stacklevel=2)
         if request.timed:
+            self.check(request)
             request = yield from self.timed(request)
         for event in self.events(request):
             if not isinstance(event, Reached):
@@ -227,9 +228,8 @@ class Pipeline:
     def timed(self, request: Request) -> Generator[Step, None, Request]:
         """``request`` with as many frames as the checkpoint's duration head finds right for its prompt.
 
-        Where the prompt is to be enhanced it is, once for all. Raises ``UserError`` where there is no such head.
+        Where the prompt is to be enhanced it is, once for all.
         """
-        check_timed(self.components)
         whole = replace(request, audio=True)  # the head reads both streams' context
         embeddings, prompt = yield from self._encode_prompt(whole)
         yield Step("predict duration", 0, 1)
