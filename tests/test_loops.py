@@ -61,7 +61,8 @@ def keyframe() -> AppendedTokens:
 
 def start(loop: str, shape=SHAPE, latents=AV(), conditions=()) -> AV[LatentState]:
     """The states of a loop as the pipeline makes them, with the loop's own noise mixed in."""
-    states = initial_states(shape, GEOMETRY, latents, list(conditions), audio=True)
+    given = [AV([condition]) for condition in conditions]
+    states = initial_states(shape, GEOMETRY, latents, given, audio=True)
     noise = AV(LOOPS[f"{loop}.noise_video"], LOOPS[f"{loop}.noise_audio"])
     sigma = LOOPS[f"{loop}.sigmas"][0].item()
     return states.map(lambda state, noise: state.noised(sigma, noise), noise)
