@@ -205,7 +205,8 @@ def test_velocity_is_what_the_sampler_hears(denoiser, encoder, pinned):
     sigma = 0.7
     texts = encoder.features(SENTENCES[:1], TEXT_TOKENS)
     image = VideoConditionByLatentIndex(mx.random.normal((1, 128, 1, 2, 2)))
-    states = initial_states(SHAPE, AV(), [image] if pinned else [], audio=True)
+    given = [AV([image])] if pinned else []
+    states = initial_states(SHAPE, model.GEOMETRY, AV(), given, audio=True)
     states = noised(states, sigma, mx.random.key(1))
     context = embed_prompts(denoiser.connectors, texts).positive
     x0 = X0Model(denoiser.transformer)(states, context, sigma)
