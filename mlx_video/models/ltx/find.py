@@ -12,7 +12,7 @@ from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.contents import upsampler_kind
-from mlx_video.models.ltx.gemma_config import check_gemma
+from mlx_video.models.ltx.gemma_check import check_gemma
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.layouts import (

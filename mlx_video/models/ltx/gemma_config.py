@@ -1,29 +1,18 @@
-"""What a Gemma's ``config.json`` says of its language model, and whether that Gemma suits a checkpoint.
-
-Reads configs alone, so that a wrong Gemma is refused before anything large is fetched. Knows no tensors.
-"""
+"""What a Gemma's ``config.json`` says of its language model, read strictly. Knows no tensors, and no checkpoint of LTX."""
 
 import json
-import logging
-import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar, Mapping, TypeVar
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.config import Config, ConnectorConfig
+from mlx_video.models.ltx.config import Config
+from mlx_video.models.ltx.gemma_shapes import FULL, SLIDING, inferred
 from mlx_video.models.ltx.kinds import short
 from mlx_video.weights import read_config, read_header
 
-log = logging.getLogger(__name__)
-
 PACKED_CONFIG = "gemma_config"  # the key of a packed file's metadata
-SOURCE = "gemma_source_checkpoint"  # the key of a transformer file's metadata
-SLIDING, FULL = "sliding_attention", "full_attention"
 PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
-FIRST_WITH_GEMMA_4 = (2, 4)
-LAYER_MARK = ".self_attn.q_norm.weight"  # of which a Gemma's layer has one
-Shape = tuple[int, ...]
 
 
 def read_gemma_config(path: Path) -> dict:
@@ -36,54 +25,12 @@ def read_gemma_config(path: Path) -> dict:
         return read_config(path)
     header = read_header(path)
     if stated := header.metadata.get(PACKED_CONFIG):
-        return _json(stated, path)
+        return json_object(stated, path)
     return inferred({key: tuple(t["shape"]) for key, t in header.tensors.items()})
 
 
-def inferred(shapes: Mapping[str, Shape]) -> dict:
-    """A config from the shapes of a 12B Gemma's tensors; empty where they are no Gemma's.
-
-    What no shape tells is as in the Gemma 3 and the Gemma 4 that LTX was trained with. Only rows are counted: packed
-    weights have fewer columns.
-    """
-    layers = [key.split(".")[2] for key in shapes if key.endswith(LAYER_MARK)]
-    if not layers or "model.norm.weight" not in shapes:
-        return {}
-
-    def rows(layer: int, name: str) -> int:
-        shape = shapes.get(f"model.layers.{layer}.{name}.weight", ())
-        return max(shape[:1], default=1) or 1
-
-    heads = [rows(i, "self_attn.q_norm") for i in range(len(layers))]
-    head_dim, k = heads[0], "self_attn.k_proj"
-    text = {
-        "hidden_size": shapes["model.norm.weight"][0],
-        "vocab_size": shapes.get("model.embed_tokens.weight", (1,))[0],
-        "intermediate_size": rows(0, "mlp.gate_proj"),
-        "num_hidden_layers": len(layers),
-        "num_attention_heads": rows(0, "self_attn.q_proj") // head_dim,
-        "num_key_value_heads": rows(0, k) // head_dim,
-        "head_dim": head_dim,
-        "sliding_window": 1024,
-    }
-    if "model.layers.0.layer_scalar" not in shapes:
-        text |= {"model_type": "gemma3_text", "query_pre_attn_scalar": head_dim}
-        text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
-        return {"model_type": "gemma3", "text_config": text}
-    full = next((i for i, size in enumerate(heads) if size != head_dim), 0)
-    text |= {
-        "model_type": "gemma4_text",
-        "layer_types": [SLIDING if size == head_dim else FULL for size in heads],
-        "global_head_dim": heads[full],
-        "num_global_key_value_heads": rows(full, k) // heads[full],
-        "attention_k_eq_v": f"model.layers.{full}.self_attn.v_proj.weight"
-        not in shapes,
-        "final_logit_softcapping": 30.0,
-    }
-    return {"model_type": "gemma4", "text_config": text}
-
-
-def _json(text: str, path: Path | str) -> dict:
+def json_object(text: str, path: Path | str) -> dict:
+    """The config that ``text``, of ``path``, holds. Raises ``UserError`` where it is none."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -313,60 +260,3 @@ FAMILIES: dict[str, type[GemmaConfig]] = {
     "gemma4_text": Gemma4Config,
     "gemma4_unified_text": Gemma4Config,
 }
-
-
-def check_gemma(
-    gemma: GemmaConfig,
-    connectors: ConnectorConfig,
-    metadata: Mapping[str, str] = {},
-    *,
-    fitted: bool = True,
-) -> None:
-    """Raise ``UserError`` where a checkpoint was not trained with such a Gemma.
-
-    connectors  the checkpoint's; ``fitted`` says whether tensors told its ``text_layers`` (``TextConnectors.fit``)
-    metadata    of the transformer's file: ``model_version``, and which Gemma it wants
-    """
-    wanted = connectors.caption_channels
-    if gemma.hidden_size != wanted:
-        raise UserError(
-            f"The text encoder is {gemma.hidden_size} channels wide and this checkpoint's connectors read {wanted}: "
-            f"give the {_wanted_name(metadata)} that it was trained with."
-        )
-    if fitted and gemma.num_hidden_layers != connectors.text_layers:
-        raise UserError(
-            f"The text encoder has {gemma.num_hidden_layers} layers and this checkpoint's connectors read "
-            f"{connectors.text_layers}: give the {_wanted_name(metadata)} that it was trained with."
-        )
-    _check_version(gemma, metadata)
-
-
-def _check_version(gemma: GemmaConfig, metadata: Mapping[str, str]) -> None:
-    name = _wanted_name(metadata)
-    if gemma.NAME != name:
-        raise UserError(
-            f"This checkpoint was trained with {name}, and the text encoder is a {gemma.NAME}: its prompts would be "
-            f"noise. Give a {name} with --text-encoder."
-        )
-    version = _wanted_version(metadata)
-    if version and not gemma.version:
-        log.warning("The text encoder does not say whether it is %s.", version)
-    elif version and version != gemma.version:
-        raise UserError(
-            f"This checkpoint was trained with the text encoder {version}, and the one given is "
-            f"{gemma.version[:60]!r}. Give {version} with --text-encoder."
-        )
-
-
-def _wanted_version(metadata: Mapping[str, str]) -> str:
-    source = _json(metadata.get(SOURCE) or "{}", "The checkpoint's metadata")
-    return str(source.get("gemma_version", ""))
-
-
-def _wanted_name(metadata: Mapping[str, str]) -> str:
-    """Files older than 2.4 were trained with Gemma 3, unless they say otherwise; "-" in a version counts as "."."""
-    if version := _wanted_version(metadata):
-        return "Gemma 3" if version.lower().startswith(("gemma3", "gemma-3")) else "Gemma 4"  # fmt: skip
-    numbers = re.match(r"[\d.]*", metadata.get("model_version", "").replace("-", "."))
-    release = tuple(int(n) for n in numbers[0].split(".") if n)
-    return "Gemma 4" if release >= FIRST_WITH_GEMMA_4 else "Gemma 3"

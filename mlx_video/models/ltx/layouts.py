@@ -18,7 +18,8 @@ from mlx_video.models.ltx.contents import (
     parts_in,
     transformer_files,
 )
-from mlx_video.models.ltx.gemma_config import SOURCE, read_gemma_config
+from mlx_video.models.ltx.gemma_check import SOURCE
+from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS, held, part_of
 from mlx_video.models.ltx.releases import Release, release_of
 from mlx_video.models.ltx.source import Source

@@ -18,12 +18,12 @@ from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors, embed_prompts
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead
 from mlx_video.models.ltx.gemma import Gemma4, language_model
+from mlx_video.models.ltx.gemma_check import check_gemma
 from mlx_video.models.ltx.gemma_config import (
     GemmaConfig,
-    check_gemma,
-    inferred,
     read_gemma_config,
 )
+from mlx_video.models.ltx.gemma_shapes import inferred
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.tokenizer import PACKED, PromptTokenizer
 from mlx_video.types import AV
@@ -312,6 +312,7 @@ def fitted(**changes) -> ConnectorConfig:
 
 
 STATED = weights.read_header(TRANSFORMER).metadata
+LTX_2 = {"caption_proj_before_connector": False, "text_encoder_norm_type": None}
 GEMMA_3 = {"model_type": "gemma3_text", "hidden_size": 40, "num_hidden_layers": 12}
 
 
@@ -325,6 +326,9 @@ GEMMA_3 = {"model_type": "gemma3_text", "hidden_size": 40, "num_hidden_layers": 
         ({"gemma_version": ""}, {}, STATED, None),
         (GEMMA_3, {}, STATED, "trained with Gemma 4, and the text encoder is a Gemma 3"),
         (GEMMA_3, {}, {}, None),
+        ({}, {}, {}, None),
+        ({}, LTX_2, {}, "trained with Gemma 3, and the text encoder is a Gemma 4"),
+        ({}, LTX_2, {"model_version": "9" * 5000}, None),
         (GEMMA_3, {}, {"model_version": "2.3.0"}, None),
         ({}, {}, {"model_version": "2.3-rc1"}, "trained with Gemma 3, and .* a Gemma 4"),
         (GEMMA_3, {}, {"model_version": "2-5-0"}, "trained with Gemma 4, and"),
