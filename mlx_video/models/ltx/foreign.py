@@ -110,7 +110,7 @@ def _forge(folder: Path, variant: str) -> Found:
     embedded = read_json(folder / EMBEDDED) or stated.get("embedded_config") or {}
     blocks = embedded.get("config", embedded) if isinstance(embedded, dict) else {}
     transformer = _first(folder, f"transformer-{variant}*", "transformer", "transformer-*")  # fmt: skip
-    release = _release(_tensors(transformer)) if transformer else "2.3"
+    release = release_told_by(_tensors(transformer)) if transformer else "2.3"
     blocks = {**published(release), **blocks}
     diffusion = blocks["vae"].get("_class_name") == "CausalDiffusionVAE"
     kind = "av" if diffusion else "conv"
@@ -169,7 +169,7 @@ def _prince(folder: Path) -> Found:
     """One folder a part with configs that guess; the published ones are right."""
     transformer = folder / "transformer"
     own = read_json(transformer / CONFIG)
-    release = _release(_tensors(transformer) if transformer.is_dir() else [])
+    release = release_told_by(_tensors(transformer) if transformer.is_dir() else [])
     blocks = dict(published(release))
     sizes = blocks["transformer"].keys() & own.keys() - {"rope_type"}
     blocks["transformer"] = {**blocks["transformer"], **{key: own[key] for key in sizes}}  # fmt: skip
@@ -207,7 +207,7 @@ def identify_unified(file: Path) -> Found | None:
     keys = _tensors(file)
     if not any(key.startswith("transformer.transformer_blocks.") for key in keys):
         return None
-    release = _release(keys)
+    release = release_told_by(keys)
     blocks = published(release)
     quantized = read_json(file.with_name(CONFIG)).get(QUANTIZATION, {})
     sources = {
@@ -235,7 +235,7 @@ def bare_parts(file: Path, config: Blocks) -> dict[str, Source]:
         "transformer": "adaln_single.linear.weight",
         "connectors": "video_embeddings_connector.learnable_registers",
     }
-    block = config.get("transformer") or published(_release(keys))["transformer"]
+    block = config.get("transformer") or published(release_told_by(keys))["transformer"]
     return {
         part: Source(file, block, spelling=None if spelled else names.BARE)
         for part, mark in wanted.items()
@@ -253,7 +253,7 @@ def published(release: str) -> Blocks:
     return json.loads((PUBLISHED / f"{name}.json").read_text())
 
 
-def _release(keys: Iterable[str]) -> str:
+def release_told_by(keys: Iterable[str]) -> str:
     """The release whose transformer has tensors of these names, however they are spelled."""
     text = "\n".join(keys)
     if "keyframes_abs_pos_embedding" in text:

@@ -133,18 +133,21 @@ def _identify_file(file: Path) -> Layout:
     if lora.holds_changes(header.tensors):
         return Layout(LORA, "", file, metadata=header.metadata)
     held = parts_in(file)
+    metadata = header.metadata
+    if foreign.VERSION not in metadata and "transformer" in held:  # repacked
+        metadata = {**metadata, foreign.VERSION: foreign.release_told_by(header.tensors)}
     if "upsampler" in held or "temporal_upsampler" in held:
-        return Layout(UPSCALER, "", file, held, header.metadata)
+        return Layout(UPSCALER, "", file, held, metadata)
     if "text_encoder" in held:
-        return Layout(GEMMA_FILE, "", file, held, header.metadata)
+        return Layout(GEMMA_FILE, "", file, held, metadata)
     if any(name.startswith(TRANSFORMER) for name in header.tensors):
-        return _identify_official(file, held, header.metadata)
+        return _identify_official(file, held, metadata)
     if unified := foreign.identify_unified(file):
         return _identify_foreign(file, unified)
     if "transformer" in held:
-        return _identify_official(file, held, header.metadata)
+        return _identify_official(file, held, metadata)
     if held:
-        return Layout(PART_FILE, _not_a_transformer(held), file, held, header.metadata)
+        return Layout(PART_FILE, _not_a_transformer(held), file, held, metadata)
     return Layout(
         "single file of unknown origin",
         f"its tensors bear names that are not known, such as {some(header.tensors, 2)}. Use a file of "

@@ -1,6 +1,8 @@
 """Checkpoints as other projects keep them: the miniature, written out as each does, loads as the official file does."""
 
 import json
+from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,28 +16,40 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.parts import PARTS
 from tests import layout_writers as write
-from tests.reference import CHECKPOINT, error
+from tests.reference import CHECKPOINT, FIXTURES, error
 
 NEEDS = [name for name, part in PARTS.items() if part.block]
 
 
-@pytest.fixture(scope="module")
-def official() -> tuple[dict, dict]:
-    """The miniature's tensors and its config."""
-    weights, metadata = mx.load(str(CHECKPOINT), return_metadata=True)
-    return weights, json.loads(metadata["config"])
+class Official(NamedTuple):
+    """A miniature's tensors and its config, and the file that they are from."""
+
+    weights: dict[str, mx.array]
+    blocks: dict[str, dict]
+    file: Path
+
+
+FILES = {"2.0": CHECKPOINT, "2.3": FIXTURES / "ltx23_tiny/ltx-2.3-tiny.safetensors"}
+
+
+@pytest.fixture(scope="module", params=FILES)
+def official(request) -> Official:
+    file = FILES[request.param]
+    weights, metadata = mx.load(str(file), return_metadata=True)
+    return Official(weights, json.loads(metadata["config"]), file)
 
 
 def parameters(components: Components, name: str) -> dict[str, mx.array]:
     return dict(tree_flatten(components.sketch(name).parameters()))
 
 
-def check_same(path, layout: str, absent: tuple[str, ...] = ()) -> None:
-    """Every part of ``path`` has the very weights of the official file."""
+def check_same(path, layout: str, file: Path, absent: tuple[str, ...] = ()) -> None:
+    """Every part of ``path`` has the very weights of the official ``file``."""
     needs = [name for name in NEEDS if name not in absent]
     found = Components.open(path, needs=needs, dtype=mx.float32)
-    true = Components.open(CHECKPOINT, needs=needs, dtype=mx.float32)
+    true = Components.open(file, needs=needs, dtype=mx.float32)
     assert found.layout.name == layout
+    assert found.layout.version.startswith(true.layout.version[:3])
     for name in needs:
         ours, theirs = parameters(found, name), parameters(true, name)
         assert ours.keys() == theirs.keys()
@@ -45,31 +59,35 @@ def check_same(path, layout: str, absent: tuple[str, ...] = ()) -> None:
 @pytest.fixture
 def miniature(monkeypatch, official):
     """Packs that state no config of their own are miniatures here."""
-    monkeypatch.setattr(foreign, "published", lambda release: official[1])
+    monkeypatch.setattr(foreign, "published", lambda release: official.blocks)
 
 
 @pytest.mark.parametrize("contain", [False, True])
 def test_a_pack_of_mlx_forge_loads_as_it_is(tmp_path, official, contain):
-    check_same(write.write_forge(tmp_path, *official, contain), foreign.FORGE)
+    check_same(
+        write.write_forge(tmp_path, *official[:2], contain),
+        foreign.FORGE,
+        official.file,
+    )
 
 
 def test_a_pack_of_mlx_video_loads_as_it_is(tmp_path, official, miniature):
-    folder = write.write_prince(tmp_path, *official)
-    check_same(folder, foreign.PRINCE, absent=("audio_encoder",))
+    folder = write.write_prince(tmp_path, *official[:2])
+    check_same(folder, foreign.PRINCE, official.file, absent=("audio_encoder",))
 
 
 @pytest.mark.parametrize("file", ["", "model.safetensors"])
 def test_a_unified_file_loads_as_it_is(tmp_path, official, miniature, file):
-    folder = write.write_unified(tmp_path, official[0])
-    check_same(folder / file, foreign.UNIFIED, absent=("audio_encoder",))
+    folder = write.write_unified(tmp_path, official.weights)
+    check_same(folder / file, foreign.UNIFIED, official.file, absent=("audio_encoder",))
 
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_files_of_comfyui_load_as_they_are(tmp_path, official, miniature, bare):
-    folder = write.write_comfy(tmp_path, *official, bare)
+    folder = write.write_comfy(tmp_path, *official[:2], bare)
     file = folder / "diffusion_models/ltx-distilled.safetensors"
     for path in (folder, file):
-        check_same(path, "official files, one a part")
+        check_same(path, "official files, one a part", official.file)
 
 
 def diffusers_configs(blocks: dict) -> dict[str, dict]:
@@ -88,16 +106,19 @@ def diffusers_configs(blocks: dict) -> dict[str, dict]:
         "rope_double_precision": True,
         "cross_attn_timestep_scale_multiplier": 1000,
     }
+    newer = t.get("caption_proj_before_connector", False)
+    if newer:
+        transformer |= {"gated_attn": True, "cross_attn_mod": True}
     connectors = {
         "caption_channels": t["caption_channels"],
         "connector_rope_base_seq_len": t["connector_positional_embedding_max_pos"][0],
-        **{
-            f"{side}_{key}": t[key]
-            for side in ("video", "audio")
-            for key in t
-            if key.startswith("connector_num") or key == "connector_attention_head_dim"
-        },
+        "per_modality_projections": newer,
+        "video_gated_attn": newer,
     }
+    for side, keys in (("video", t), ("audio", {**t, **audio_connectors(t)})):
+        for key in keys:
+            if key.startswith(("connector_num_", "connector_attention_head_dim")):
+                connectors[f"{side}_{key}"] = keys[key]
     kinds = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
     down = [b for b in v["encoder_blocks"] if b[0].startswith("compress")]
     up = [b for b in v["decoder_blocks"] if b[0].startswith("compress")]
@@ -124,7 +145,7 @@ def diffusers_configs(blocks: dict) -> dict[str, dict]:
         "patch_size": v["patch_size"],
         "decoder_causal": False,
         "encoder_spatial_padding_mode": "zeros",
-        "decoder_spatial_padding_mode": "reflect",
+        "decoder_spatial_padding_mode": v.get("spatial_padding_mode", "reflect"),
     }
     audio = {
         "base_channels": d["ch"],
@@ -135,15 +156,39 @@ def diffusers_configs(blocks: dict) -> dict[str, dict]:
         "mel_bins": d["mel_bins"],
         **{k: d[k] for k in ("ch_mult", "num_res_blocks", "in_channels", "norm_type", "causality_axis")},
     }  # fmt: skip
-    vocoder = {
-        "hidden_channels": c["upsample_initial_channel"],
-        "upsample_factors": c["upsample_rates"],
-        "upsample_kernel_sizes": c["upsample_kernel_sizes"],
-        "resnet_kernel_sizes": c["resblock_kernel_sizes"],
-        "resnet_dilations": c["resblock_dilation_sizes"],
-        "output_sampling_rate": 24000,
-    }
+    vocoder = generator(c.get("vocoder", c), "") | {"output_sampling_rate": 24000}
+    if extension := c.get("bwe"):
+        vocoder |= generator(extension, "bwe_") | {
+            "act_fn": extension["activation"],
+            "filter_length": extension["n_fft"],
+            "window_length": extension["win_size"],
+            "num_mel_channels": extension["num_mels"],
+            "hop_length": extension["hop_length"],
+            "input_sampling_rate": extension["input_sampling_rate"],
+            "output_sampling_rate": extension["output_sampling_rate"],
+        }
     return {"transformer": transformer, "connectors": connectors, "vae": vae, "audio_vae": audio, "vocoder": vocoder}  # fmt: skip
+
+
+def audio_connectors(block: dict) -> dict:
+    """The connectors' settings of the audio's under the names of the video's."""
+    start = "audio_connector_"
+    return {
+        f"connector_{key.removeprefix(start)}": value
+        for key, value in block.items()
+        if key.startswith(start)
+    }
+
+
+def generator(block: dict, prefix: str) -> dict:
+    theirs = {
+        "hidden_channels": "upsample_initial_channel",
+        "upsample_factors": "upsample_rates",
+        "upsample_kernel_sizes": "upsample_kernel_sizes",
+        "resnet_kernel_sizes": "resblock_kernel_sizes",
+        "resnet_dilations": "resblock_dilation_sizes",
+    }
+    return {f"{prefix}{name}": block[official] for name, official in theirs.items()}
 
 
 def foreign_same(block: dict) -> dict:
@@ -153,7 +198,7 @@ def foreign_same(block: dict) -> dict:
 
 
 def test_a_folder_of_diffusers_loads_as_it_is(tmp_path, official):
-    weights, blocks = official
+    weights, blocks, file = official
     if blocks["vae"]["encoder_base_channels"] != blocks["vae"]["latent_channels"]:
         # diffusers cannot state this; the miniature's base differs on purpose.
         absent = ("video_encoder",)
@@ -161,17 +206,17 @@ def test_a_folder_of_diffusers_loads_as_it_is(tmp_path, official):
         absent = ()
     configs = diffusers_configs(blocks)
     folder = write.write_diffusers(tmp_path, weights, configs)
-    check_same(folder, foreign.DIFFUSERS, absent)
+    check_same(folder, foreign.DIFFUSERS, file, absent)
 
 
 def test_a_quantized_pack_keeps_its_own_bits_by_layer(tmp_path, official):
     """Bits and groups differ by layer, as in some packs; shapes tell them."""
-    folder = write.write_forge(tmp_path, *official, False)
+    folder = write.write_forge(tmp_path, *official[:2], False)
     file = folder / "transformer-distilled.safetensors"
     weights, dense = dict(mx.load(str(file))), {}
     mx.eval(weights)  # the file is written over
     for index, (bits, group) in enumerate([(4, 32), (8, 64)]):
-        key = f"transformer_blocks.{index}.attn1.to_q"
+        key = f"transformer_blocks.{index}.ff.proj_out"
         packed = mx.quantize(weights[f"{key}.weight"], group, bits)
         dense[bits] = mx.dequantize(*packed, group, bits)
         for name, value in zip(("weight", "scales", "biases"), packed):
@@ -190,8 +235,8 @@ def test_a_quantized_pack_keeps_its_own_bits_by_layer(tmp_path, official):
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kind):
     gguf = pytest.importorskip("gguf")
-    weights, blocks = official
-    folder = write.write_comfy(tmp_path, *official, True)
+    weights, blocks, true_file = official
+    folder = write.write_comfy(tmp_path, *official[:2], True)
     file = folder / "diffusion_models/ltx-distilled.safetensors"
     bare = mx.load(str(file))
     mx.eval(bare)
@@ -211,7 +256,7 @@ def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kin
     writer.write_tensors_to_file()
     writer.close()
     found = Components.open(folder, needs=NEEDS, dtype=mx.float32)
-    true = Components.open(CHECKPOINT, needs=NEEDS, dtype=mx.float32)
+    true = Components.open(true_file, needs=NEEDS, dtype=mx.float32)
     for name in NEEDS:
         ours, theirs = parameters(found, name), parameters(true, name)
         assert ours.keys() == theirs.keys()
@@ -220,8 +265,8 @@ def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kin
 
 
 def test_info_names_each_layout(tmp_path, official):
-    folder = write.write_forge(tmp_path, *official, False)
+    folder = write.write_forge(tmp_path, *official[:2], False)
     said = describe(folder)
-    assert said.layout == foreign.FORGE and said.version == "2.0"
+    assert said.layout == foreign.FORGE and said.version[:3] in FILES
     assert {"transformer", "connectors", "vocoder"} <= said.parts.keys()
     assert not said.refusals
