@@ -26,6 +26,15 @@ SHARD_BYTES = 5 * GB
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 
+# What MLX makes of a file's types; what GGUF packs becomes float32.
+TYPES = {
+    "BOOL": mx.bool_,
+    **{f"U{bits}": getattr(mx, f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{f"I{bits}": getattr(mx, f"int{bits}") for bits in (8, 16, 32, 64)},
+    **dict.fromkeys(("F8_E4M3", "F8_E8M0"), mx.uint8),
+    **{"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32, "C64": mx.complex64},
+}
+
 # Stays as precise as it is stored: the official code adds these float32 rows to activations before it rounds.
 KEPT_PRECISION = "scale_shift_table"
 
@@ -74,6 +83,15 @@ def stored_types(path: Path) -> dict[str, str]:
     """Tensor name -> type as the file states it ("F8_E4M3"), which MLX does not always tell from another."""
     return {
         name: entry["dtype"]
+        for file in tensor_files(path)
+        for name, entry in read_header(file).tensors.items()
+    }
+
+
+def outline(path: Path) -> Weights:
+    """What ``read`` gives by name, shape and type, from the headers alone: placeholders, which hold no values."""
+    return {
+        name: mx.zeros(entry["shape"], TYPES.get(entry["dtype"], mx.float32))
         for file in tensor_files(path)
         for name, entry in read_header(file).tensors.items()
     }

@@ -181,7 +181,8 @@ def _size(count: int) -> str:
 
 def _part_line(name: str, part: PartSummary) -> str:
     quantized = part.quantization.get("bits")
-    return (
-        f"{name}{part.tensors:>6} tensors {_size(part.bytes):>11}  {', '.join(part.dtypes)}"
-        + (f"  {quantized}-bit" if quantized else "")
+    raw = ("float8", "int8") if part.formats else ()  # the formats say more
+    kinds = ", ".join([*part.formats, *(d for d in part.dtypes if d not in raw)])
+    return f"{name}{part.tensors:>6} tensors {_size(part.bytes):>11}  {kinds}" + (
+        f"  {quantized}-bit" if quantized else ""
     )

@@ -59,6 +59,22 @@ def read_dense(
     return dense(weights, types, metadata, dtype, str(path)), metadata
 
 
+def quantized_as(path: Path) -> list[str]:
+    """The format of each tensor in ``path`` that another tool quantized. Raises ``UserError`` where one is not read."""
+    types = stored_types(path)
+    formats = [kind for kind in types.values() if kind in PACKED]
+    if formats:
+        return formats
+    weights, metadata = read(path)
+    notes = read_notes(weights, metadata, str(path))
+    kinds = (
+        _kind(key, weights, stored, notes.get(key.removesuffix(".weight"), {}))
+        for key, stored in types.items()
+        if not key.endswith(COMPANIONS)
+    )
+    return [kind for kind in kinds if kind]
+
+
 def dense(
     weights: Weights,
     types: Mapping[str, str],

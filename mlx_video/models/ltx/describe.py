@@ -5,20 +5,25 @@ from pathlib import Path
 from typing import Mapping, NamedTuple
 
 from mlx_video import lora
+from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.layouts import LORA, identify
 from mlx_video.models.ltx.parts import NEEDED, held, part_config, part_of
 from mlx_video.models.ltx.releases import Release
-from mlx_video.weights import Weights, read
+from mlx_video.weights import Weights, outline
 
 
 class PartSummary(NamedTuple):
-    """What a file holds of one part; ``dtypes`` are those of its tensors, most bytes first."""
+    """What a file holds of one part; ``dtypes`` are those of its tensors, most bytes first.
+
+    ``quantization`` is MLX's own, and ``formats`` are those in which other tools quantized it.
+    """
 
     tensors: int
     bytes: int
     dtypes: tuple[str, ...]
     quantization: Mapping[str, object]
+    formats: tuple[str, ...] = ()
 
 
 class Description(NamedTuple):
@@ -61,12 +66,16 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
     for name, source in layout.stored.items():
         try:
             part_config(name, source)
-            weights = part_of(name).network(source).sanitize(source.stored())
-            parts[name] = _summary(weights, source.quantization)
+            weights = part_of(name).network(source).sanitize(source.outline())
+            summary = _summary(weights, source.quantization)
+            parts[name] = summary._replace(formats=source.formats())
+            if source.path.is_file() and sniff(source.path) == GGUF:
+                size = source.path.stat().st_size  # what is packed has no type of MLX's
+                parts[name] = parts[name]._replace(dtypes=(), bytes=size)
         except ValueError as error:
             refusals.append(str(error))
     if layout.distillation:
-        parts[layout.distillation.stem] = _summary(read(layout.distillation)[0])
+        parts[layout.distillation.stem] = _summary(outline(layout.distillation))
     about = None
     if layout.name == LORA:
         try:

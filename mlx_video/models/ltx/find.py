@@ -238,7 +238,7 @@ def check_text_encoder(layout: Layout, given: Source) -> None:
     config = part_config("connectors", own)
     try:
         network = part_of("connectors").network(own)
-        config = network.fit(config, own.stored())
+        config = network.fit(config, own.outline())
         fitted = True
     except UserError:  # its tensors are checked when the part is opened
         fitted = False

@@ -10,6 +10,9 @@ from typing import Mapping, NamedTuple, Sequence
 
 from mlx_video import hub, lora
 from mlx_video.errors import MissingFileError, UserError
+from mlx_video.formats.gguf import ARCHITECTURE
+from mlx_video.formats.safetensors import Header, clip
+from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.contents import (
     COMPANIONS,
@@ -135,7 +138,10 @@ def _identify_file(file: Path) -> Layout:
     held = parts_in(file)
     metadata = header.metadata
     if foreign.VERSION not in metadata and "transformer" in held:  # repacked
-        metadata = {**metadata, foreign.VERSION: foreign.release_told_by(header.tensors)}
+        metadata = {
+            **metadata,
+            foreign.VERSION: foreign.release_told_by(header.tensors),
+        }
     if "upsampler" in held or "temporal_upsampler" in held:
         return Layout(UPSCALER, "", file, held, metadata)
     if "text_encoder" in held:
@@ -148,11 +154,21 @@ def _identify_file(file: Path) -> Layout:
         return _identify_official(file, held, metadata)
     if held:
         return Layout(PART_FILE, _not_a_transformer(held), file, held, metadata)
+    return _unknown(file, header)
+
+
+def _unknown(file: Path, header: Header) -> Layout:
+    kind = "GGUF file" if sniff(file) == GGUF else "single file"
+    model = header.metadata.get(ARCHITECTURE, "ltxv")
+    what = (
+        f"its tensors bear names that are not known, such as {some(header.tensors, 2)}"
+    )
+    if model != "ltxv":
+        what = f"it holds a model of kind {clip(model, 30)}"
+    elif not header.tensors:
+        what = "it holds no tensors"
     return Layout(
-        "single file of unknown origin",
-        f"its tensors bear names that are not known, such as {some(header.tensors, 2)}. Use a file of "
-        f"{hub.MODEL_REPO}",
-        file,
+        f"{kind} of unknown origin", f"{what}. Use a file of {hub.MODEL_REPO}", file
     )
 
 

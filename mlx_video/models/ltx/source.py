@@ -1,16 +1,17 @@
 """Where the tensors of a part lie, and the config stored with them. Knows files; builds nothing."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Iterator, Mapping
 
 import mlx.core as mx
 
-from mlx_video.formats.quantized import read_dense
+from mlx_video.formats.quantized import quantized_as, read_dense
 from mlx_video.models.ltx.foreign_names import Spelling, contained, to_official
 from mlx_video.weights import (
     Weights,
-    read,
+    outline,
     read_config,
     read_header,
     tensor_files,
@@ -67,9 +68,19 @@ class Source:
         """All lazy tensors of its files; what another tool quantized is dense and of ``dtype``."""
         return self._joined(read_dense(path, dtype)[0] for path in self.paths)
 
-    def stored(self) -> Weights:
-        """All lazy tensors of its files as they are stored."""
-        return self._joined(read(path)[0] for path in self.paths)
+    def outline(self) -> Weights:
+        """Placeholders of all its tensors, with the names, shapes and types that are stored; no tensor is read."""
+        return self._joined(outline(path) for path in self.paths)
+
+    def formats(self) -> tuple[str, ...]:
+        """How other tools quantized it: "int8_tensorwise", "Q4_K" ...; the most frequent first.
+
+        Raises ``UserError`` where one is not read.
+        """
+        found = Counter()
+        for path in self.paths:
+            found.update(quantized_as(path))
+        return tuple(name for name, _ in found.most_common())
 
     def _joined(self, files: Iterator[Weights]) -> Weights:
         whole = next(files)
@@ -82,7 +93,8 @@ class Source:
         return whole
 
     def check(self) -> None:
-        """Raise ``UserError`` where a file is damaged or missing; reads headers alone."""
+        """Raise ``UserError`` where a file is damaged, missing or quantized in a way that is not read; reads no tensor."""
         for path in self.paths:
             for file in tensor_files(path):
                 read_header(file)
+        self.formats()

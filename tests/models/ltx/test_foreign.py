@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_video.errors import UserError
 from mlx_video.linear import dense_weight
 from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.components import Components
@@ -262,6 +263,41 @@ def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kin
         assert ours.keys() == theirs.keys()
         floor = {"Q8_0": 0.02, "Q4_0": 0.2}[kind] if name == "transformer" else 1e-7
         assert max(error(ours[key], theirs[key]) for key in ours) < floor, name
+
+
+def test_a_gguf_of_another_model_is_named(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(tmp_path / "a.gguf"), "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    said = describe(tmp_path / "a.gguf")
+    assert said.layout == "GGUF file of unknown origin"
+    assert "it holds a model of kind llama" in said.refusals[0]
+
+
+def test_info_names_formats_and_reads_no_tensor(tmp_path, official):
+    """And refuses a format that is not read before anything is fetched to go with it."""
+    weights, blocks, _ = official
+    folder = write.write_comfy(tmp_path, weights, blocks, True)
+    file = folder / "diffusion_models/ltx-distilled.safetensors"
+    tensors = dict(mx.load(str(file)))
+    mx.eval(tensors)
+    key = "transformer_blocks.0.attn1.to_q"
+    tensors[f"{key}.weight"] = mx.to_fp8(tensors[f"{key}.weight"])
+    tensors[f"{key}.weight_scale"] = mx.ones(())
+    config = json.dumps({"transformer": blocks["transformer"]})
+    write.save(file, tensors, config=config)
+    said = describe(folder)
+    assert said.parts["transformer"].formats == ("float8_e4m3fn",)
+    note = list(b'{"format": "mxfp8"}')
+    tensors[f"{key}.comfy_quant"] = mx.array(note, mx.uint8)
+    write.save(file, tensors, config=config)
+    assert "is quantized as mxfp8" in " ".join(describe(folder).refusals)
+    with pytest.raises(UserError, match="is quantized as mxfp8"):
+        Components.open(folder, needs=["transformer"])
 
 
 def test_info_names_each_layout(tmp_path, official):
