@@ -34,6 +34,7 @@ OFFICIAL_NAMES = {
     "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
     "video_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_video",
     "audio_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_audio",
+    "prompt_adaln.": "prompt_adaln_single.",
     ".norm_q.": ".q_norm.",
     ".norm_k.": ".k_norm.",
 }
@@ -48,6 +49,28 @@ CASES = [
     for i, size in enumerate(SIZES)
     for rope_type in LTXRopeType
 ]
+
+
+# What LTX-2.3 and 2.5 switch on, in diffusers' words and in ours.
+NEWER = (
+    dict(
+        gated_attn=True,
+        audio_gated_attn=True,
+        cross_attn_mod=True,
+        audio_cross_attn_mod=True,
+        use_prompt_embeddings=False,
+    ),
+    dict(
+        apply_gated_attention=True,
+        cross_attention_adaln=True,
+        caption_proj_before_connector=True,
+    ),
+)
+GENERATIONS = {
+    "2.3": {},
+    "2.5": dict(ff_bias=False, use_keyframes_abs_pos_embedding=True),
+    "2.5, prompts by tables": dict(ff_bias=False, use_prompt_adaln_single=False),
+}
 
 
 def configs(size, rope_type):
@@ -76,10 +99,13 @@ def configs(size, rope_type):
     return theirs, ours
 
 
-def pair(size, rope_type, model_type=LTXModelType.AudioVideo):
-    """Diffusers' model and ours with the same weights."""
+def pair(size, rope_type, model_type=LTXModelType.AudioVideo, newer=None):
+    """Diffusers' model and ours with the same weights; ``newer`` are the settings of a later generation."""
     torch.manual_seed(0)
     theirs, config = configs(size, rope_type)
+    if newer is not None:
+        theirs |= NEWER[0] | newer
+        config = replace(config, **NEWER[1], **newer)
     theirs = LTX2VideoTransformer3DModel(**theirs).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
@@ -98,8 +124,8 @@ def official(key):
     return key
 
 
-def batch():
-    """Inputs of two clips at two noise levels: 30 tokens of video, 9 of sound, 7 of text."""
+def batch(text=AV(24, 24)):
+    """Inputs of two clips at two noise levels: 30 tokens of video, 9 of sound, 7 of text in these widths."""
     random = np.random.default_rng(0)
 
     def normal(*shape):
@@ -111,7 +137,7 @@ def batch():
 
     return dict(
         latent=AV(normal(2, 30, 12), normal(2, 9, 10)),
-        context=AV(normal(2, 7, 24), normal(2, 7, 24)),
+        context=text.map(lambda width: normal(2, 7, width)),
         positions=AV(bounds(3, 30), bounds(1, 9)),
         timesteps=AV(level(SIGMA, 30), level(SIGMA, 9)),
     )
@@ -138,7 +164,7 @@ def run_theirs(model, given, **options):
     return AV(*(mx.array(x.numpy()) for x in out))
 
 
-def run_ours(model, given, perturbations=()):
+def run_ours(model, given, perturbations=(), keyframes=None):
     given = {name: value.map(mx.array) for name, value in given.items()}
     if model.config.model_type is LTXModelType.VideoOnly:
         given = {name: AV(value.video) for name, value in given.items()}
@@ -147,6 +173,8 @@ def run_ours(model, given, perturbations=()):
         given["timesteps"].map(noise_levels),
         model.project_context(given["context"]),
         model.rope(given["positions"]),
+        AV(True, True),
+        AV(keyframes),
     )
     return model(inputs, perturbations)
 
@@ -154,7 +182,7 @@ def run_ours(model, given, perturbations=()):
 def noise_levels(timesteps):
     """From the level of every token, (B, N)."""
     levels = Timesteps.from_mask(1.0, timesteps[..., None])
-    return levels._replace(sigma=mx.array(SIGMA))
+    return levels._replace(sigma=mx.array(SIGMA, mx.float32))
 
 
 def largest_error(ours, theirs):
@@ -202,3 +230,18 @@ def test_guidance_passes():
         expected = run_theirs(theirs, given, **options)
         velocity = run_ours(ours, given, perturbations=perturbations)
         assert largest_error(velocity, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_later_generations(name):
+    theirs, ours = pair(SIZES[0], LTXRopeType.SPLIT, newer=GENERATIONS[name])
+    given = batch(AV(64, 32))
+    marks = np.tile(np.arange(30)[:, None] < 6, (2, 1, 1))
+    expected = run_theirs(
+        theirs,
+        given,
+        sigma=torch.tensor(1000 * SIGMA),
+        video_keyframes_mask=torch.tensor(marks),
+    )
+    velocity = run_ours(ours, given, keyframes=mx.array(marks))
+    assert largest_error(velocity, expected) < TOLERANCE
