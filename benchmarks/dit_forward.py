@@ -1,14 +1,19 @@
-"""One forward of the full 19B transformer with sound, bfloat16, random weights: this package beside diffusers.
+"""One forward of a full transformer (19B or 22B) with sound, bfloat16, random weights: this package beside diffusers.
 
     python benchmarks/dit_forward.py [--compile] [--quantize 8 4 mxfp8 mxfp4 nvfp4] [--json PATH] [--tiny]
+    python benchmarks/dit_forward.py --release ltx-2.5 [--quantize ...]
+    python benchmarks/dit_forward.py --host [--tiny] [--release ltx-2.3]
 
 Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. A forward is what a
 sampler calls once per step: diffusers computes rotary tables and caption projections in every one, this package once
 per stage and prompt, before. "Image to video" has a first latent frame without noise; a guided step is four forwards.
-Peak memory includes the weights.
+Peak memory includes the weights. ``--host`` measures what the Python of one block takes, with nothing evaluated: a short
+forward waits for it. It needs no GPU, but queues other arrays there than on a CPU.
 """
 
 import argparse
+import gc
+import io
 import json
 import os
 import subprocess
@@ -25,7 +30,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tests" / "fixtures" / "manifests" / "ltx-2-19b.config.json"
+PUBLISHED = ROOT / "mlx_video" / "models" / "ltx" / "published"
+RELEASES = ("ltx-2", "ltx-2.3", "ltx-2.5")  # diffusers beside us computes the first
 SIGMA = 0.725
+HOST_ROUNDS, HOST_BLOCKS = 50, 20
 FPS = 24.0
 TINY = {
     "num_layers": 2,
@@ -115,12 +123,16 @@ def timed(forward: Callable[[], None], repeats: int, warmup: int = 2) -> list[fl
 
 
 def run_mlx(
-    clips: list[Clip], tiny: bool, repeats: int, formats: Sequence[str] = ()
+    clips: list[Clip],
+    tiny: bool,
+    repeats: int,
+    formats: Sequence[str] = (),
+    release: str = RELEASES[0],
 ) -> Iterator[Result]:
     import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
     import mlx.core as mx
 
-    model = mlx_model(tiny)
+    model = mlx_model(tiny, release)
     exact = []
     for clip in clips:
         forward = mlx_forward(model, clip)
@@ -134,7 +146,7 @@ def run_mlx(
     for name in formats:
         del model, forward  # which holds it
         mx.clear_cache()
-        model = mlx_model(tiny)
+        model = mlx_model(tiny, release)
         try:
             quantize_mlx(model, FORMATS[name])
             for clip, reference in zip(clips, exact):
@@ -147,19 +159,25 @@ def run_mlx(
             print(f"{name} is not to be had here: {error}", file=sys.stderr)
 
 
-def mlx_model(tiny: bool):
+def mlx_model(tiny: bool, release: str = RELEASES[0]):
     """The transformer with random weights, the same in every call."""
     import mlx.core as mx
 
-    from mlx_video.models.ltx.config import LTXModelConfig
     from mlx_video.models.ltx.ltx import LTXModel
 
     mx.random.seed(0)
-    block = json.loads(CONFIG.read_text())["config"]["transformer"]
-    config = LTXModelConfig.from_dict(block)
-    model = LTXModel(replace(config, **TINY) if tiny else config)
+    model = LTXModel(mlx_config(tiny, release))
     draw_mlx_weights(model)
     return model
+
+
+def mlx_config(tiny: bool, release: str, **changes):
+    """The transformer's published config; of a miniature, if ``tiny``."""
+    from mlx_video.models.ltx.config import LTXModelConfig
+
+    block = json.loads((PUBLISHED / f"{release}.json").read_text())["transformer"]
+    sizes = TINY if tiny else {}
+    return replace(LTXModelConfig.from_dict(block), **(sizes | changes))
 
 
 def time_mlx(
@@ -197,7 +215,6 @@ def mlx_forward(model, clip: Clip, pinned: int = 0) -> Callable[[], Sequence]:
 
 def mlx_guided_step(model, clip: Clip) -> Callable[[], Sequence]:
     """A step with every guided pass in turn: prompt, negative prompt, STG and the modalities apart."""
-    import mlx.core as mx
 
     from mlx_video.conditioning.latent import LatentState
     from mlx_video.models.ltx.ltx import X0Model
@@ -205,10 +222,7 @@ def mlx_guided_step(model, clip: Clip) -> Callable[[], Sequence]:
     from mlx_video.sampling.guidance import guided
     from mlx_video.types import AV, PromptEmbeddings
 
-    shape = (1, clip.text_tokens, model.config.caption_channels)
-    prompt, negative = (
-        AV(mx.random.normal(shape), mx.random.normal(shape)) for _ in range(2)
-    )
+    prompt, negative = mlx_contexts(model, clip), mlx_contexts(model, clip)
     positions = mlx_positions(clip)
     states = AV(
         LatentState.fresh(noise(clip.video_tokens, 128), positions.video),
@@ -254,8 +268,8 @@ def draw_mlx_weights(model) -> None:
     model.load_weights(weights)
 
 
-def mlx_inputs(model, clip: Clip, pinned: int = 0):
-    """AV[ModalityInput] of noise, everything evaluated; the same in every call."""
+def mlx_inputs(model, clip: Clip, pinned: int = 0, evaluated: bool = True):
+    """AV[ModalityInput] of noise, everything evaluated if so asked; the same in every call."""
     import mlx.core as mx
 
     from mlx_video.models.ltx.transformer import ModalityInput, Timesteps
@@ -267,15 +281,27 @@ def mlx_inputs(model, clip: Clip, pinned: int = 0):
         noise(clip.video_tokens, config.in_channels),
         noise(clip.audio_tokens, config.audio_in_channels),
     )
-    contexts = model.project_context(
-        latents.map(lambda _: noise(clip.text_tokens, config.caption_channels))
-    )
+    contexts = model.project_context(mlx_contexts(model, clip))
     ropes = model.rope(mlx_positions(clip))
     masks = latents.map(lambda x: mx.ones((*x.shape[:2], 1)))
     masks.video[:, :pinned] = 0
     levels = masks.map(lambda mask: Timesteps.from_mask(SIGMA, mask))
-    mx.eval(latents.values, contexts.values, ropes.values)
-    return latents.map(ModalityInput, levels, contexts, ropes)
+    if evaluated:
+        mx.eval(latents.values, contexts.values, ropes.values)
+    first_frame = mx.arange(clip.video_tokens)[None, :, None] < clip.tokens_per_frame
+    both = AV(True, True)
+    return latents.map(ModalityInput, levels, contexts, ropes, both, AV(first_frame))
+
+
+def mlx_contexts(model, clip: Clip):
+    """AV of what the connectors make of a prompt: as wide as its stream from LTX-2.3 on."""
+    config = model.config
+    wide = config.caption_proj_before_connector
+    return config.streams.map(
+        lambda own: noise(
+            clip.text_tokens, own.context_dim if wide else config.caption_channels
+        )
+    )
 
 
 def noise(tokens: int, channels: int):
@@ -294,6 +320,48 @@ def mlx_positions(clip: Clip):
         patchify.position_grid(clip.grid, geometry.video, FPS),
         patchify.audio_positions(clip.audio_tokens, geometry.audio),
     )
+
+
+def host_time(tiny: bool, release: str) -> str:
+    """What Python and MLX take to queue one block, in CPU time, and how many arrays they make."""
+    import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
+    import mlx.core as mx
+
+    block, x, conditioning = one_block(tiny, release)
+    gc.disable()
+    times = []
+    for _ in range(HOST_ROUNDS):
+        start = time.process_time()
+        for _ in range(HOST_BLOCKS):
+            once = block(x, conditioning)
+        times.append((time.process_time() - start) / HOST_BLOCKS * 1e6)
+    more = arrays_in(block(once, conditioning)) - arrays_in(once)
+    return (
+        f"{mx.default_device()}: {min(times):.0f} microseconds a block at least, {median(times):.0f} in the median of "
+        f"{HOST_ROUNDS} rounds of {HOST_BLOCKS}; {more} arrays"
+    )
+
+
+def one_block(tiny: bool, release: str):
+    """A block of the transformer, and what it gets; nothing of it is evaluated."""
+    import mlx.core as mx
+
+    from mlx_video.models.ltx.ltx import LTXModel
+
+    model = LTXModel(mlx_config(tiny, release, num_layers=1))
+    model.set_dtype(mx.bfloat16)
+    clip = (TINY_CLIPS if tiny else CLIPS)[0]
+    x, conditioning = model.enter(mlx_inputs(model, clip, evaluated=False))
+    return model.transformer_blocks[0], x, conditioning
+
+
+def arrays_in(values) -> int:
+    """How many arrays a pair of outputs is made of."""
+    import mlx.core as mx
+
+    drawing = io.StringIO()
+    mx.export_to_dot(drawing, *values.values)
+    return drawing.getvalue().count("shape=rectangle")
 
 
 # Diffusers
@@ -381,6 +449,7 @@ def run_apart(name: str, arguments: argparse.Namespace) -> Iterator[Result]:
     if arguments.quantize:
         command += ["--quantize", *arguments.quantize]
     command += ["--repeats", str(arguments.repeats)] + ["--tiny"] * arguments.tiny
+    command += ["--release", arguments.release]
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with subprocess.Popen(
@@ -421,20 +490,31 @@ def main():
         default=[],
         help="also this package with its blocks' weights in these formats",
     )
+    parser.add_argument(
+        "--release", choices=RELEASES, default=RELEASES[0], help="whose transformer"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed forwards (5)")
     parser.add_argument("--json", type=Path, help="write every time here")
     parser.add_argument("--tiny", action="store_true", help="a miniature, for the CPU")
+    parser.add_argument(
+        "--host", action="store_true", help="only what the Python of one block takes"
+    )
     parser.add_argument("--only", choices=RUNNERS, help="one framework, as JSON lines")
     arguments = parser.parse_args()
+    if arguments.host:
+        return print(host_time(arguments.tiny, arguments.release))
     if arguments.only:
         clips = TINY_CLIPS if arguments.tiny else CLIPS
         runner = RUNNERS[arguments.only]
         if arguments.only == "mlx":
-            runner = partial(runner, formats=arguments.quantize)
+            formats, release = arguments.quantize, arguments.release
+            runner = partial(runner, formats=formats, release=release)
         for result in runner(clips, arguments.tiny, arguments.repeats):
             print(json.dumps(result._asdict()), flush=True)
         return
     names = list(RUNNERS)[: 3 if arguments.compile else 2]
+    if arguments.release != RELEASES[0]:
+        names = names[:1]
     results = [result for name in names for result in run_apart(name, arguments)]
     print(table(results))
     if arguments.json:

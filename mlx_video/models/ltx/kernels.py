@@ -128,7 +128,7 @@ __device__ void store(T* p, const Pack<T>& v) { *reinterpret_cast<Pack<T>*>(p) =
 
 // A row of a block's own table plus one that depends on the noise level, rounded as the latter is.
 template <typename T, typename S>
-__device__ Pack<T> add(const Pack<S>& own, const Pack<T>& shared) {
+__device__ Pack<T> add_rows(const Pack<S>& own, const Pack<T>& shared) {
   Pack<T> sum;
   for (int i = 0; i < 8; ++i) sum.at[i] = T(float(own.at[i]) + float(shared.at[i]));
   return sum;
@@ -167,7 +167,7 @@ NORM_MODULATE = Kernel(
   float squares = 0;
   for (int i = 0; i < 8; ++i) squares += float(v.at[i]) * float(v.at[i]);
   const float inverse = rsqrtf(block_sum(squares) / D + number[2]);
-  const auto shift = add(load(own + s), load(shared + s)), scale = add(load(own + m), load(shared + m));
+  const auto shift = add_rows(load(own + s), load(shared + s)), scale = add_rows(load(own + m), load(shared + m));
   for (int i = 0; i < 8; ++i)
     v.at[i] = T(float(T(float(v.at[i]) * inverse)) * (1.0f + float(scale.at[i])) + float(shift.at[i]));
   store(out + at, v);
@@ -179,7 +179,7 @@ ADD_GATED = Kernel(
     ("x", "update", "table", "rows", "levels"),
     TOKEN + """
   const int g = int(number[0]) * D;
-  const auto u = load(update + at), gate = add(load(own + g), load(shared + g));
+  const auto u = load(update + at), gate = add_rows(load(own + g), load(shared + g));
   for (int i = 0; i < 8; ++i)
     v.at[i] = T(float(v.at[i]) + float(u.at[i]) * float(gate.at[i]));
   store(out + at, v);
