@@ -78,7 +78,8 @@ def chosen_rows(
     """These rows of every token, (B, N, D) each, or (B, 1, D) where all have one level; added in float32."""
 
     def one(number: int) -> mx.array:
-        own, shared = table[number], rows[:, :, number]
+        # A slice is a view; MLX gathers what one number indexes.
+        own, shared = table[number : number + 1], rows[:, :, number]
         row = (own.astype(mx.float32) + shared.astype(mx.float32)).astype(rows.dtype)
         return row[:, :1] if levels is None else mx.take(row, levels, axis=1)
 
