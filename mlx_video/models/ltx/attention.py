@@ -66,9 +66,7 @@ class Attention(nn.Module):
             return self.to_out(self._gate(values, x))
         q = end_piece(self._turn(self.to_q(x), self.q_norm, rope))
         k = self._turn(self.to_k(context), self.k_norm, context_rope or rope)
-        q, k, v = (split_heads(a, self.heads) for a in (q, end_piece(k), values))
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=bias)
-        out = out.swapaxes(1, 2).flatten(-2)  # (B, N, inner)
+        out = _attend(q, end_piece(k), values, bias, self.heads, self.scale)
         if attending is not True:
             out = mx.where(attending, out, values)
         return self.to_out(self._gate(out, x))
@@ -108,6 +106,21 @@ def attention_bias(strengths: mx.array, dtype: mx.Dtype) -> mx.array:
     nothing = mx.array(mx.finfo(dtype).min, mx.float32)
     bias = mx.where(strengths > 0, mx.log(strengths.astype(mx.float32)), nothing)
     return bias.astype(dtype)[:, None]
+
+
+@mx.compile
+def _attend(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    bias: mx.array | None,
+    heads: int,
+    scale: float,
+) -> mx.array:
+    """What each query of (B, N, inner) takes from the values (B, M, inner), head by head: (B, N, inner)."""
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=bias)
+    return out.swapaxes(1, 2).flatten(-2)
 
 
 @mx.compile
