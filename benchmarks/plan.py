@@ -177,17 +177,22 @@ class Bench:
         self.footprint = Footprint(lent, LTXModelType.AudioVideo)
 
     def run(self) -> Iterator[Result]:
-        foot, shape = self.footprint, self.shape
+        foot, shape, part = self.footprint, self.shape, self.footprint.part
         tokens = AV(self.grid.tokens, self.frames)
-        forward = foot.held(tokens, 1) + foot.forward(tokens)
-        sound = foot.spectrogram(self.frames), foot.sound(self.frames)
+        model, mel_frames = part("transformer"), 4 * self.frames
+        forward = model.held_bytes(tokens, 1, CONTEXT)
+        forward += model.activation_bytes(tokens, 1, CONTEXT)
+        connected = part("connectors").activation_bytes(PROMPT, 1, CONTEXT)
+        upsampled = part("upsampler").activation_bytes(4 * tokens.video)
+        spectrogram = part("audio_decoder").activation_bytes(self.frames)
+        sound = part("vocoder").activation_bytes(mel_frames)
         works = {
-            "connectors": (foot.contexts(PROMPT, 1), self.connect),
+            "connectors": (connected, self.connect),
             "video_encoder": (foot.image(*shape[1:3]), self.encode),
             "transformer": (forward, self.denoise),
-            "upsampler": (foot.upsample(4 * tokens.video), self.upsample),
-            "audio_decoder": (sound[0], self.decode_spectrogram),
-            "vocoder": (sound[1], self.decode_sound),
+            "upsampler": (upsampled, self.upsample),
+            "audio_decoder": (spectrogram, self.decode_spectrogram),
+            "vocoder": (sound, self.decode_sound),
             "video_decoder": (foot.video(shape, "auto", LIMIT), self.decode_video),
         }
         for name, (predicted, work) in works.items():
@@ -250,7 +255,9 @@ def encode_text(lent: RandomComponents, folder: Path, name: str) -> Iterator[Res
         foot = Footprint(lent, LTXModelType.AudioVideo)
         measured = peak(partial(encode, lent), outputs)
         states, tokens = outputs
-        predicted = foot.weights("text_encoder") + foot.hidden_states(tokens.item())
+        predicted = foot.weights("text_encoder") + foot.part(
+            "text_encoder"
+        ).activation_bytes(tokens.item())
         exact = states if bits is None else exact
         moved = mx.linalg.norm(states - exact) / mx.linalg.norm(exact)
         clip = f"{bits} bits" if bits else "as it is"

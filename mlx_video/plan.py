@@ -151,30 +151,38 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
         weights = sum(map(footprint.weights, parts))
         return Phase(name, weights, activations + SMALL)
 
-    prompts = 1 + work.recipe.guided
-    rows = prompts * min(work.prompt_tokens, footprint.context)
-    geometry = footprint.components.geometry
-    yield phase("encode prompt", footprint.hidden_states(rows), "text_encoder")
-    yield phase("connect prompt", footprint.contexts(rows, prompts), "connectors")
+    part, geometry = footprint.part, footprint.components.geometry
+    prompts, context = 1 + work.recipe.guided, footprint.context
+    rows = prompts * min(work.prompt_tokens, context)
+    encoded = part("text_encoder").activation_bytes(rows)
+    yield phase("encode prompt", encoded, "text_encoder")
+    connected = part("connectors").activation_bytes(rows, prompts, context)
+    yield phase("connect prompt", connected, "connectors")
     if work.encoders:
-        image = footprint.image(*work.shape[1:3])
+        seen = "video_encoder" in work.encoders
+        image = footprint.image(*work.shape[1:3]) if seen else 0
         yield phase("encode inputs", image, *work.encoders)
+    transformer = part("transformer")
     for number, stage in enumerate(work.recipe.stages, start=1):
         tokens, passes = work.tokens(stage, geometry), _passes(work, stage)
-        held = footprint.held(tokens, passes)
+        held = transformer.held_bytes(tokens, passes, context)
         if number > 1:
-            upsample = held + footprint.upsample(tokens.video)
-            yield phase("upsample", upsample, "transformer", "upsampler")
+            upsample = held + part(stage.upsampler).activation_bytes(tokens.video)
+            yield phase("upsample", upsample, "transformer", stage.upsampler)
         together = work.batched or footprint.residency.low_memory
-        forward = footprint.forward(tokens, passes if together else 1)
+        forward = transformer.activation_bytes(
+            tokens, passes if together else 1, context
+        )
         done = phase(f"stage {number}", held + forward, "transformer")
         forwards = passes * (len(stage.sigmas) - 1)
-        yield done._replace(seconds=_seconds(forwards * footprint.operations(tokens)))
+        operations = forwards * transformer.operations(tokens, context)
+        yield done._replace(seconds=_seconds(operations))
     if work.audio:
         count = geometry.audio_frames(work.shape)
-        spectrogram = footprint.spectrogram(count)
+        spectrogram = part("audio_decoder").activation_bytes(count)
         yield phase("decode spectrogram", spectrogram, "audio_decoder")
-        yield phase("decode sound", footprint.sound(count), "vocoder")
+        sound = part("vocoder").activation_bytes(geometry.audio.mel_frames * count)
+        yield phase("decode sound", sound, "vocoder")
     video = footprint.video(work.shape, work.tiling, limit)
     yield phase("decode video", video, "video_decoder")
 

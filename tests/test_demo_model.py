@@ -299,8 +299,10 @@ def test_memory_is_reckoned_for_that_length(demo):
     tokens, held = AV(32, 9), []
     for stated in (TOKENS, 2 * TOKENS):
         state(demo / "text_encoder/tokenizer_config.json", model_max_length=stated)
-        footprint = Footprint(Components.open(demo), LTXModelType.AudioVideo)
-        held.append(footprint.held(tokens, 1))
+        components = Components.open(demo)
+        context = Footprint(components, LTXModelType.AudioVideo).context
+        model = components.sketch("transformer")
+        held.append(model.held_bytes(tokens, 1, context))
     widths = 64 + 32  # of the two streams
     assert held[1] - held[0] == 5 * TOKENS * widths * 4
 

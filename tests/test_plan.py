@@ -13,10 +13,11 @@ from mlx.utils import tree_flatten
 from mlx_video import cli, recipes, weights
 from mlx_video.checkpoint import Files
 from mlx_video.inputs import Image
-from mlx_video.models.ltx import footprint
+from mlx_video.models.ltx import fitted, footprint
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.footprint import CPU, GPU, QUEUED, QUEUED_FINER, Footprint
+from mlx_video.models.ltx.fitted import CPU, GPU, QUEUED, QUEUED_FINER
+from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.gemma import Gemma3
 from mlx_video.models.ltx.gemma_config import Gemma3Config
 from mlx_video.models.ltx.parts import PARTS, part_config
@@ -69,7 +70,7 @@ class Laid(Components):
 @pytest.fixture
 def full(monkeypatch) -> Components:
     """Seen as on a GPU."""
-    monkeypatch.setattr(footprint, "live", lambda: GPU)
+    monkeypatch.setattr(fitted, "live", lambda: GPU)
     manifests = FIXTURES / "manifests"
     blocks = json.loads((manifests / "ltx-2-19b.config.json").read_text())["config"]
     upsampler = json.loads((manifests / "ltx-2-upscalers.config.json").read_text())
@@ -86,38 +87,45 @@ def full(monkeypatch) -> Components:
 
 
 def test_a_forward_of_the_full_model(full):
-    found = Footprint(full, LTXModelType.AudioVideo)
+    model = full.sketch("transformer")
     tokens = AV(6144, 126)
     streams = 6144 * 4096 + 126 * 2048
-    assert found.forward(tokens) == GPU.tokens * streams * 2 + QUEUED
+    assert model.activation_bytes(tokens, 1, 1024) == GPU.tokens * streams * 2 + QUEUED
     tables = 4 * (6144 * (4096 + 2048) + 126 * (2048 + 2048))
-    assert found.forward(tokens, 4) == 4 * GPU.tokens * streams * 2 + QUEUED
-    assert found.forward(AV(64)) == (GPU.tokens + GPU.queued) * 64 * 4096 * 2
+    assert (
+        model.activation_bytes(tokens, 4, 1024) == 4 * GPU.tokens * streams * 2 + QUEUED
+    )
+    assert (
+        model.activation_bytes(AV(64), 1, 1024)
+        == (GPU.tokens + GPU.queued) * 64 * 4096 * 2
+    )
     contexts = 5 * 1024 * (4096 + 2048) * 2
-    assert found.held(tokens, 1) == tables + contexts
-    assert found.held(AV(6144), 1) == 4 * 6144 * 4096 + 5 * 1024 * 4096 * 2
+    assert model.held_bytes(tokens, 1, 1024) == tables + contexts
+    assert model.held_bytes(AV(6144), 1, 1024) == 4 * 6144 * 4096 + 5 * 1024 * 4096 * 2
 
 
 @pytest.mark.parametrize("tokens, peak", [(6144, 35.86), (24576, 37.83)])
 def test_a_forward_of_the_full_model_on_an_h100(full, tokens, peak):
     """GiB measured with its weights (docs/performance.md), of which 35.16 are weights; to 10 % of the rest."""
-    found = Footprint(full, LTXModelType.AudioVideo)
-    size = AV(tokens, 126)
+    model, size = full.sketch("transformer"), AV(tokens, 126)
     above = (peak - 35.16) * 2**30
-    assert found.held(size, 1) + found.forward(size) == pytest.approx(above, rel=0.1)
+    held = model.held_bytes(size, 1, 1024)
+    assert held + model.activation_bytes(size, 1, 1024) == pytest.approx(above, rel=0.1)
 
 
 def test_a_cpu_keeps_the_scores(full, monkeypatch):
-    monkeypatch.setattr(footprint, "live", lambda: CPU)
-    found = Footprint(full, LTXModelType.VideoOnly)
+    monkeypatch.setattr(fitted, "live", lambda: CPU)
+    model = full.sketch("transformer", LTXModelType.VideoOnly)
     scores = 32 * 6144**2
-    assert found.forward(AV(6144)) == 2 * (CPU.tokens * 6144 * 4096 + scores)
+    assert model.activation_bytes(AV(6144), 1, 1024) == 2 * (
+        CPU.tokens * 6144 * 4096 + scores
+    )
 
 
 @pytest.mark.parametrize("dtype", (mx.float32, mx.bfloat16))
 def test_a_cpu_unfolds_the_wide_encoder_in_float32(full, monkeypatch, dtype):
     """MB measured above its weights in float32 on two cores, 25 November 2026; to 3 %."""
-    monkeypatch.setattr(footprint, "live", lambda: CPU)
+    monkeypatch.setattr(footprint, "live", lambda: footprint.CPU)
     full = Laid(full.sources, Residency(dtype))
     found = Footprint(full, LTXModelType.VideoOnly)
     assert found.image(256, 384) == pytest.approx(668e6, rel=0.03)
@@ -125,27 +133,34 @@ def test_a_cpu_unfolds_the_wide_encoder_in_float32(full, monkeypatch, dtype):
 
 
 def test_a_cpu_unfolds_less_where_kernels_are_narrow(full, monkeypatch):
-    monkeypatch.setattr(footprint, "live", lambda: CPU)
+    monkeypatch.setattr(footprint, "live", lambda: footprint.CPU)
     found = Footprint(Laid(full.sources, Residency(mx.float32)), LTXModelType.VideoOnly)
     assert found._autoencoder(128) is footprint.PRODUCTS
-    assert found._autoencoder(256) is CPU
+    assert found._autoencoder(256) is footprint.CPU
     half = Footprint(full, LTXModelType.VideoOnly)
-    assert half._autoencoder(128) is CPU
+    assert half._autoencoder(128) is footprint.CPU
 
 
 def test_operations_of_the_full_model(full):
     """Within 5 % of what filled a H200 for 252 ms at 790 TFLOP/s."""
-    found = Footprint(full, LTXModelType.AudioVideo)
-    assert found.operations(AV(6144, 126)) == pytest.approx(0.252 * 790e12, rel=0.05)
+    model = full.sketch("transformer")
+    assert model.operations(AV(6144, 126), 1024) == pytest.approx(
+        0.252 * 790e12, rel=0.05
+    )
 
 
 def test_the_other_parts(full):
     found = Footprint(full, LTXModelType.AudioVideo)
-    assert found.upsample(24576) == GPU.upsample * 24576 * 1024 * 2 + QUEUED_FINER
-    assert found.upsample(64) == (GPU.upsample + GPU.finer) * 64 * 1024 * 2
-    assert found.image(512, 768) == GPU.image * 128 * 192 * 128 * 2
-    assert found.spectrogram(126) == GPU.spectrogram * 4 * 126 * 64 * 128 * 2
-    assert found.sound(126) == GPU.sound * 4 * 126 * 240 * 32 * 4
+    upsampler = full.sketch("upsampler")
+    assert (
+        upsampler.activation_bytes(24576)
+        == GPU.upsample * 24576 * 1024 * 2 + QUEUED_FINER
+    )
+    assert upsampler.activation_bytes(64) == (GPU.upsample + GPU.finer) * 64 * 1024 * 2
+    assert found.image(512, 768) == footprint.GPU.image * 128 * 192 * 128 * 2
+    decoder, vocoder = full.sketch("audio_decoder"), full.sketch("vocoder")
+    assert decoder.activation_bytes(126) == GPU.spectrogram * 4 * 126 * 64 * 128 * 2
+    assert vocoder.activation_bytes(4 * 126) == GPU.sound * 4 * 126 * 240 * 32 * 4
 
 
 def test_named_tiles_take_what_one_does(full):
@@ -153,7 +168,7 @@ def test_named_tiles_take_what_one_does(full):
     found = Footprint(full, LTXModelType.VideoOnly)
     tile = (8 * 8 + 1) * (11 * 32) * (16 * 32) / 4**2 * 128 * 2
     shape = VideoPixelShape(121, 1024, 1536, 24.0)
-    assert found.video(shape, "default", 80 * GB) == GPU.video * tile
+    assert found.video(shape, "default", 80 * GB) == footprint.GPU.video * tile
 
 
 def test_weights_are_those_of_the_files(model):

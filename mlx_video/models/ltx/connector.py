@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream, LTXModelType
 from mlx_video.models.ltx.network import Network
@@ -68,6 +69,18 @@ class TextConnectors(Network):
         wanted = AV(*(modality in modalities for modality in Modality))
         features = self.projection(hidden_states, valid)
         return features.map(connect, AV(self.video, self.audio), wanted)
+
+    def activation_bytes(self, rows: int, prompts: int, positions: int) -> float:
+        """For prompts of so many tokens in all, each of which gets a context of so many ``positions``."""
+        config, live = self.config, fitted.live()
+        itemsize = self.video.learnable_registers.dtype.size
+        inputs = (config.text_layers + 1) * config.caption_channels
+        # Both connectors' scores wait at once: nothing paces them.
+        each = live.connected * config.streams.video.width
+        each += 3.5 * live.scores * config.streams.video.heads * positions
+        connected = prompts * positions * each * itemsize
+        normalized = rows * inputs * fitted.FLOAT32 * live.hidden_states
+        return rows * inputs * itemsize + max(connected, normalized)
 
     @classmethod
     def configure(

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.config import LTXModelType, LTXRopeType
+from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.residency import Residency
@@ -22,45 +23,30 @@ from mlx_video.models.ltx.video_vae.tiling import (
     choose_tiling,
     decode_grid,
 )
-from mlx_video.types import AV, VideoPixelShape
-
-FLOAT32 = 4  # bytes
+from mlx_video.types import VideoPixelShape
 
 
 class Live(NamedTuple):
-    """How many arrays of a part's widest size are alive at once; ``scores`` are those of an attention.
+    """How many arrays of its widest size the video autoencoder holds at once.
 
-    tokens     of the transformer; its pieces let ``queued`` more wait, at most ``QUEUED`` bytes
-    connected  of the connectors, which nothing paces
-    video      of a clip decoded whole; ``piece`` of one that is decoded in pieces, which overlap, and ``brief`` of one so
-               short that its pieces are never full
-    upsample   likewise, with ``finer`` more that wait, at most ``QUEUED_FINER`` bytes
+    video  of a clip decoded whole; ``piece`` of one that is decoded in pieces, which overlap, and ``brief`` of one so
+           short that its pieces are never full
     """
 
-    tokens: float
-    scores: float
-    queued: float
-    connected: float
-    hidden_states: float
     image: float
     video: float
     piece: float
     brief: float
-    upsample: float
-    finer: float
-    spectrogram: float
-    sound: float
 
 
-QUEUED, QUEUED_FINER = 115e6, 430e6
-CPU = Live(12, 1, 0, 12, 4, 212, 78, 100, 78, 110, 0, 90, 96)
+CPU = Live(212, 78, 100, 78)
 # Where a CPU convolves by matrix products of narrow kernels, it unfolds less.
-PRODUCTS = CPU._replace(image=132, video=40, piece=52, brief=40)
-GPU = Live(9.6, 0, 8, 110, 4, 112, 20, 20.05, 8.7, 9.2, 20, 42, 48.6)
+PRODUCTS = Live(132, 40, 52, 40)
+GPU = Live(112, 20, 20.05, 8.7)
 
 
 def live() -> Live:
-    return GPU if mx.default_device() == mx.gpu else CPU
+    return GPU if fitted.live() is fitted.GPU else CPU
 
 
 class Footprint:
@@ -92,24 +78,6 @@ class Footprint:
 
     # While a part computes
 
-    def hidden_states(self, rows: int) -> float:
-        """Of the text encoder for ``rows`` tokens: every layer's, alone and stacked, and what one layer makes."""
-        config = self.part("connectors").config
-        width = config.caption_channels
-        return rows * (2 * (config.text_layers + 1) + 16) * width * self.itemsize
-
-    def contexts(self, rows: int, prompts: int) -> float:
-        """Of the connectors for ``rows`` tokens in so many ``prompts``."""
-        config = self.part("connectors").config
-        inputs = (config.text_layers + 1) * config.caption_channels
-        width, heads = config.streams.video.width, config.streams.video.heads
-        # Both connectors' scores wait at once: nothing paces them.
-        each = self.live.connected * width
-        each += 3.5 * self.live.scores * heads * self.context
-        connected = prompts * self.context * each * self.itemsize
-        normalized = rows * inputs * FLOAT32 * self.live.hidden_states
-        return rows * inputs * self.itemsize + max(connected, normalized)
-
     def image(self, height: int, width: int) -> float:
         """Of the video encoder for one picture."""
         config = self.config("video_encoder")
@@ -130,59 +98,7 @@ class Footprint:
     @property
     def _unfolded(self) -> int:
         """Bytes of a number that is convolved: a CPU computes in float32 whatever it is given."""
-        return FLOAT32 if self.live is CPU else self.itemsize
-
-    def held(self, tokens: AV[int], passes: int) -> float:
-        """From step to step of a stage: float32 rotary tables, and the contexts of its passes."""
-        config = self.config("transformer")
-        angles = 1 + (config.rope_type is LTXRopeType.INTERLEAVED)
-        cross = config.streams.audio.width if len(tokens.present) > 1 else 0
-        total = 0
-        for modality in tokens.present:
-            width = config.streams[modality].width
-            total += tokens[modality] * (width + cross) * angles * FLOAT32
-            total += (passes + 4) * self.context * width * self.itemsize
-        return total
-
-    def forward(self, tokens: AV[int], passes: int = 1) -> float:
-        """Of the transformer for so many passes at once."""
-        config = self.config("transformer")
-        moving = scores = 0
-        for modality in tokens.present:
-            count, own = tokens[modality], config.streams[modality]
-            moving += count * own.width
-            scores = max(scores, own.heads * count * max(count, self.context))
-        elements = self.live.tokens * moving + self.live.scores * scores
-        waiting = min(QUEUED, self.live.queued * moving * self.itemsize)
-        return passes * elements * self.itemsize + waiting
-
-    def operations(self, tokens: AV[int]) -> float:
-        """Floating-point operations of one pass, in matrix products of the video stream."""
-        config, N = self.config("transformer"), tokens.video
-        D = config.streams.video.width
-        cross = config.streams.audio.width if len(tokens.present) > 1 else 0
-        each = 2 * (14 * D**2 + 4 * D * cross) + 4 * D * (N + self.context)
-        return config.num_layers * N * each
-
-    def upsample(self, tokens: int) -> float:
-        """Of the upsampler for so many video tokens at the finer grid."""
-        width = self.config("upsampler").mid_channels
-        each = tokens * width * self.itemsize
-        waiting = min(QUEUED_FINER, self.live.finer * each)
-        return self.live.upsample * each + waiting
-
-    def spectrogram(self, frames: int) -> float:
-        """Of the audio decoder for so many latent frames."""
-        config = self.config("audio_decoder")
-        cells = config.time_factor * frames * config.mel_bins
-        return self.live.spectrogram * cells * config.ch * self.itemsize
-
-    def sound(self, frames: int) -> float:
-        """Of the vocoder, which computes in float32, likewise."""
-        config = self.config("vocoder")
-        samples = self.config("audio_decoder").time_factor * frames * config.hop
-        width = config.upsample_initial_channel >> len(config.upsample_rates)
-        return self.live.sound * samples * width * FLOAT32
+        return fitted.FLOAT32 if self.live is CPU else self.itemsize
 
     def video(self, shape: VideoPixelShape, mode: str, limit: float) -> float:
         """Of the video decoder in a tiling ``mode``, where that leaves it a choice within ``limit``."""

@@ -12,9 +12,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.conditioning.latent import LatentState
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.adaln import AdaLNSingle, chosen_rows, modulate
 from mlx_video.models.ltx.attention import attention_bias, gelu
-from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, StreamConfig
+from mlx_video.models.ltx.config import (
+    LTXModelConfig,
+    LTXModelType,
+    LTXRopeType,
+    StreamConfig,
+)
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.offload import BlockStream
 from mlx_video.models.ltx.pieces import piece_by_piece
@@ -134,6 +140,38 @@ class LTXModel(Network):
         """
         has = set(self.streams.present)
         return {k: v for k, v in weights.items() if streams_of(k) <= has}
+
+    # What it takes beside its weights
+
+    def held_bytes(self, tokens: AV[int], passes: int, context: int) -> float:
+        """From step to step of a stage: float32 rotary tables, and the contexts, of so many tokens, of its passes."""
+        streams = self.config.streams
+        angles = 1 + (self.config.rope_type is LTXRopeType.INTERLEAVED)
+        cross = streams.audio.width if len(tokens.present) > 1 else 0
+        total = 0
+        for modality in tokens.present:
+            width = streams[modality].width
+            total += tokens[modality] * (width + cross) * angles * fitted.FLOAT32
+            total += (passes + 4) * context * width * self.dtype.size
+        return total
+
+    def activation_bytes(self, tokens: AV[int], passes: int, context: int) -> float:
+        """Of a forward of so many passes at once, for so many tokens of each stream and of the prompt."""
+        live, moving, scores = fitted.live(), 0, 0
+        for modality in tokens.present:
+            count, own = tokens[modality], self.config.streams[modality]
+            moving += count * own.width
+            scores = max(scores, own.heads * count * max(count, context))
+        elements = live.tokens * moving + live.scores * scores
+        waiting = min(fitted.QUEUED, live.queued * moving * self.dtype.size)
+        return passes * elements * self.dtype.size + waiting
+
+    def operations(self, tokens: AV[int], context: int) -> float:
+        """Floating-point operations of one pass, in matrix products of the video stream."""
+        N, D = tokens.video, self.config.streams.video.width
+        cross = self.config.streams.audio.width if len(tokens.present) > 1 else 0
+        each = 2 * (14 * D**2 + 4 * D * cross) + 4 * D * (N + context)
+        return self.config.num_layers * N * each
 
     # What stays the same over many steps
 

@@ -116,6 +116,12 @@ class GemmaTextEncoder:
         prefix = "language_model." if "text_config" in source.config else ""
         return {prefix + k: v for k, v in tree_flatten(model.parameters())}
 
+    def activation_bytes(self, rows: int) -> int:
+        """For prompts of so many tokens: every layer's states, alone and stacked, and what one layer makes."""
+        args, norm = self.model.args, self.model.model.norm.weight
+        states = args.num_hidden_layers + 1
+        return rows * (2 * states + 16) * args.hidden_size * norm.dtype.size
+
     @property
     def network(self) -> gemma.Gemma:
         return self.model

@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import end_piece
@@ -56,6 +57,12 @@ class LatentUpsampler(Network):
         self.resample = _resampler(config)
         self.fine_blocks = _blocks(config)
         self.conv_out = Conv3d(channels, config.in_channels)
+
+    def activation_bytes(self, cells: int) -> float:
+        """For so many latent cells of the finer grid."""
+        live, weight = fitted.live(), self.conv_in.weight
+        each = cells * weight.shape[0] * weight.dtype.size
+        return live.upsample * each + min(fitted.QUEUED_FINER, live.finer * each)
 
     def __call__(self, latent: mx.array) -> mx.array:
         """Un-normalised latents (B, C, F, H, W) -> the same at the finer grid; doubled in time, F becomes 2F - 1."""

@@ -1,5 +1,6 @@
 """Which network a part is, by its config; and the files of every release, recognised and read."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -114,3 +115,20 @@ def test_a_block_that_is_no_object_is_refused():
     source = Source(Path("a.safetensors"), json.loads("[1]"))
     with pytest.raises(UserError, match="a.safetensors: the config of its vocoder is"):
         PARTS["vocoder"].config(source)
+
+
+@pytest.mark.parametrize("frames", [101, 700])
+def test_the_newer_vocoder_takes_what_it_says(frames):
+    """In pieces of 512 frames, beyond which it takes no more."""
+    mx.disable_compile()  # as the doors do on a CPU
+    components = Components.open(TINY_2_3, dtype=mx.float32, needs=["vocoder"])
+    with components.vocoder() as vocoder:
+        log_mel = mx.zeros((1, 2, frames, 64))
+        mx.eval(log_mel, vocoder(log_mel[:, :, :20]))
+        gc.collect()  # what tests before it have left
+        mx.clear_cache()
+        held = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(vocoder(log_mel))
+        measured = mx.get_peak_memory() - held
+        assert vocoder.activation_bytes(frames) == pytest.approx(measured, rel=0.15)

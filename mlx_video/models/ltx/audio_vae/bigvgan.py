@@ -10,6 +10,7 @@ from typing import ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
 from mlx_video.models.ltx.audio_vae.signal import frames, resample
 from mlx_video.models.ltx.config import (
@@ -80,6 +81,14 @@ class BigVGANVocoder(Network):
         extension = reach(bwe) + math.ceil(bwe.n_fft / bwe.hop_length)
         return reach(inner) + math.ceil(extension * bwe.hop_length / inner.hop)
 
+    def activation_bytes(self, mel_frames: int) -> float:
+        """For so many mel frames, in float32 as it computes: those of a piece, where the extension is widest."""
+        bwe = self.config.bwe
+        frames = min(mel_frames, PIECE + 2 * self.reach)
+        per_frame = self.config.vocoder.hop / bwe.hop_length
+        widest = max(widths(self.config.vocoder), per_frame * widths(bwe))
+        return fitted.live().bandwidth * frames * widest * fitted.FLOAT32
+
     def __call__(self, log_mel: mx.array) -> mx.array:
         x = log_mel.astype(mx.float32)
         total = x.shape[2]
@@ -130,6 +139,15 @@ def _to_mlx(key: str, value: mx.array) -> mx.array:
     if key == "mel.basis":
         return value.squeeze(1)
     return value.transpose(1, 2, 0) if ".ups." in key else channels_last(value)
+
+
+def widths(config: BigVGANConfig) -> int:
+    """Numbers of the widest array that a generator makes of a frame; its activations work at twice the rate."""
+    width, samples, most = config.upsample_initial_channel, 1, 0
+    for rate in config.upsample_rates:
+        width, samples = width // 2, samples * rate
+        most = max(most, 2 * width * samples)
+    return most
 
 
 class BigVGAN(nn.Module):

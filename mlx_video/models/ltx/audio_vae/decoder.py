@@ -5,6 +5,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.audio_vae.base import AudioVAEPart, PerChannelStatistics
 from mlx_video.models.ltx.audio_vae.resnet import (
     CausalConv2d,
@@ -38,7 +39,7 @@ class AudioDecoder(AudioVAEPart):
 
     def __init__(self, config: AudioVAEConfig):
         super().__init__()
-        widths = config.widths
+        widths, self.config = config.widths, config
         self.per_channel_statistics = PerChannelStatistics(
             config.z_channels, config.latent_bins
         )
@@ -50,6 +51,12 @@ class AudioDecoder(AudioVAEPart):
             for i, (before, width) in enumerate(zip((*widths[1:], widths[-1]), widths))
         ]
         self.conv_out = CausalConv2d(widths[0], config.out_ch)
+
+    def activation_bytes(self, frames: int) -> float:
+        """For so many latent frames."""
+        cells = self.config.time_factor * frames * self.config.mel_bins
+        itemsize = self.conv_in.weight.dtype.size
+        return fitted.live().spectrogram * cells * self.config.ch * itemsize
 
     def __call__(self, latent: mx.array) -> mx.array:
         x = latent.astype(self.conv_in.weight.dtype)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
 from mlx_video.models.ltx.config import VocoderConfig
 from mlx_video.models.ltx.network import Network
@@ -49,6 +50,11 @@ class Vocoder(Network):
                 )
             ]
         self.conv_post = SameConv1d(width, channels, EDGE_KERNEL)
+
+    def activation_bytes(self, mel_frames: int) -> float:
+        """For so many mel frames, in float32 as it computes."""
+        width = self.conv_post.weight.shape[-1]
+        return fitted.live().sound * mel_frames * self.hop * width * fitted.FLOAT32
 
     def __call__(self, log_mel: mx.array) -> mx.array:
         B, C, T, M = log_mel.shape
