@@ -1,0 +1,75 @@
+"""LTX-2.3 and 2.5 from a prompt to latents and a clip, as they are published and as ``convert`` writes them."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_video import recipes
+from mlx_video.convert import convert
+from mlx_video.models.ltx.components import Components
+from mlx_video.pipeline import Pipeline, Request
+from mlx_video.types import AV, Sample, VideoPixelShape
+from tests.reference import FIXTURES, error
+from tests.tiny_tokenizer import make_text_encoder_folder
+
+pytestmark = pytest.mark.slow
+
+GUIDANCE = replace(recipes.VIDEO_GUIDANCE, stg_blocks=(1,))
+RECIPE = recipes.dev(2, AV(GUIDANCE, replace(GUIDANCE, cfg=7.0)))
+REQUEST = Request("A cat walks.", VideoPixelShape(9, 64, 64, 24.0), audio=True)
+
+
+@pytest.fixture(scope="module", params=["2.3", "2.5"])
+def model(request, tmp_path_factory) -> Path:
+    """A release as it lies in a folder: 2.3 in one file with a Gemma 3 beside it, 2.5 in a file a part."""
+    folder = tmp_path_factory.mktemp("model")
+    if request.param == "2.3":
+        shutil.copy(FIXTURES / "ltx23_tiny" / "ltx-2.3-tiny.safetensors", folder)
+        make_text_encoder_folder(folder / "text_encoder")
+    else:
+        for file in (FIXTURES / "ltx25_tiny").glob("*-bf16.safetensors"):
+            shutil.copy(file, folder)
+    return folder
+
+
+def opened(model: Path, **options) -> Pipeline:
+    needs = REQUEST.needs(RECIPE)
+    parts = Components.open(
+        model, variant="dev", needs=needs, dtype=mx.float32, **options
+    )
+    return Pipeline(parts, RECIPE, health=False)
+
+
+def sampled(pipeline: Pipeline) -> AV[mx.array]:
+    events = pipeline.stream(REQUEST)
+    return next(event for event in events if isinstance(event, Sample)).latents
+
+
+@pytest.fixture(scope="module")
+def latents(model) -> AV[mx.array]:
+    return sampled(opened(model))
+
+
+def test_a_clip_is_made(model, latents):
+    clip = opened(model).decode(latents, REQUEST.shape)
+    frames = np.stack(list(clip.frames))
+    assert frames.shape == (9, 64, 64, 3) and frames.std() > 0
+    assert clip.audio.sample_rate == 48000
+    assert abs(clip.audio.samples.shape[1] / 48000 - 9 / 24) < 0.05
+
+
+def test_converted_it_samples_the_same(model, latents, tmp_path):
+    converted = convert(model, tmp_path / "mlx", variant="dev")
+    again = sampled(opened(converted))
+    assert mx.array_equal(again.video, latents.video)
+    assert mx.array_equal(again.audio, latents.audio)
+
+
+def test_low_memory_samples_the_same(model, latents):
+    again = sampled(opened(model, low_memory=True))
+    assert error(again.video, latents.video) < 1e-4
+    assert error(again.audio, latents.audio) < 1e-4
