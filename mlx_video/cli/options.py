@@ -269,7 +269,7 @@ def add_model_files(parser: argparse.ArgumentParser, default: str | None = None)
         "--text-encoder",
         metavar="PATH",
         shown="beside the model, else from the hub",
-        help="Gemma 3 folder or hub repository",
+        help="folder, file or hub repository of the Gemma that the model was trained with",
     )
     option(
         group,

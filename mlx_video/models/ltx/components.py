@@ -126,7 +126,7 @@ class Components:
 
         model         official file, folder with one, folder that ``convert`` wrote, or hub repository
         variant       "distilled" or "dev": which checkpoint of a folder or repository
-        text_encoder  Gemma 3 folder or repository; ``None`` looks beside the model, then on the hub
+        text_encoder  Gemma folder, file or repository; ``None`` looks beside the model, then on the hub
         upsampler     file or folder, likewise; so is ``distilled_lora``
         dtype         ``None`` is bfloat16 on a GPU and float32 on a CPU
         quantize      bits of the transformer's and Gemma's blocks in memory; those that are quantized already stay
