@@ -128,6 +128,7 @@ def run_mlx(
     repeats: int,
     formats: Sequence[str] = (),
     release: str = RELEASES[0],
+    whole_blocks: bool = False,
 ) -> Iterator[Result]:
     import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
     import mlx.core as mx
@@ -143,6 +144,13 @@ def run_mlx(
         yield time_mlx("mlx-video, image to video", forward, clip, repeats)[0]
         forward = mlx_guided_step(model, clip)
         yield time_mlx("mlx-video, guided step", forward, clip, repeats)[0]
+    if whole_blocks:
+        model.transformer_blocks = CompiledBlocks(model.transformer_blocks)
+        for clip, reference in zip(clips, exact):
+            forward = mlx_forward(model, clip)
+            name = "mlx-video, compiled blocks"
+            result, velocity = time_mlx(name, forward, clip, repeats)
+            yield result._replace(error=distance(velocity, reference))
     for name in formats:
         del model, forward  # which holds it
         mx.clear_cache()
@@ -234,6 +242,51 @@ def mlx_guided_step(model, clip: Clip) -> Callable[[], Sequence]:
     )
     step = guided(X0Model(model), PromptEmbeddings(prompt, negative), strengths)
     return lambda: step(states, SIGMA).values
+
+
+class CompiledBlocks:
+    """A transformer's blocks, each one call of the same compiled function: what that would give.
+
+    Queueing a block takes a third of the time, but nothing inside it can be evaluated as a piece of its own.
+    """
+
+    def __init__(self, blocks):
+        import mlx.core as mx
+
+        self.blocks = list(blocks)
+        self.weights = [block.parameters() for block in self.blocks]
+        self.compiled = mx.compile(self._run)
+
+    def __iter__(self):
+        return (partial(self._block, weights) for weights in self.weights)
+
+    def _block(self, weights, x, conditioning, *perturbed):
+        from mlx_video.models.ltx.pieces import end_piece
+        from mlx_video.types import AV
+
+        given = [tuple(c)[:3] + tuple(c)[4:] for c in conditioning.values]
+        x = self.compiled(weights, x.values, given)
+        end_piece(*x)
+        return AV(*x)
+
+    def _run(self, weights, x, given):
+        from mlx_video.models.ltx import pieces
+        from mlx_video.models.ltx.transformer import Conditioning, RopeTables
+        from mlx_video.types import AV
+
+        conditioning = AV(
+            *(
+                Conditioning(levels, context, RopeTables(*rope), True, *others)
+                for levels, context, rope, *others in given
+            )
+        )
+        block = self.blocks[0]  # the others differ by nothing but their weights
+        own, unpaced = block.parameters(), pieces._pacer.set(None)
+        block.update(weights)
+        out = block(AV(*x), conditioning).values
+        block.update(own)
+        pieces._pacer.reset(unpaced)
+        return out
 
 
 def quantize_mlx(model, kind: Format) -> None:
@@ -450,6 +503,7 @@ def run_apart(name: str, arguments: argparse.Namespace) -> Iterator[Result]:
         command += ["--quantize", *arguments.quantize]
     command += ["--repeats", str(arguments.repeats)] + ["--tiny"] * arguments.tiny
     command += ["--release", arguments.release]
+    command += ["--whole-blocks"] * arguments.whole_blocks
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with subprocess.Popen(
@@ -493,6 +547,11 @@ def main():
     parser.add_argument(
         "--release", choices=RELEASES, default=RELEASES[0], help="whose transformer"
     )
+    parser.add_argument(
+        "--whole-blocks",
+        action="store_true",
+        help="also this package with every block compiled as one function",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed forwards (5)")
     parser.add_argument("--json", type=Path, help="write every time here")
     parser.add_argument("--tiny", action="store_true", help="a miniature, for the CPU")
@@ -509,6 +568,7 @@ def main():
         if arguments.only == "mlx":
             formats, release = arguments.quantize, arguments.release
             runner = partial(runner, formats=formats, release=release)
+            runner = partial(runner, whole_blocks=arguments.whole_blocks)
         for result in runner(clips, arguments.tiny, arguments.repeats):
             print(json.dumps(result._asdict()), flush=True)
         return
