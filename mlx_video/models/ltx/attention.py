@@ -82,7 +82,7 @@ class Attention(nn.Module):
         return apply_rotary(heads, rope, self.rope_type).flatten(-2)
 
     def _gate(self, out: mx.array, x: mx.array) -> mx.array:
-        """The heads' results (B, N, inner), as loud as the query's tokens want each."""
+        """The heads' results (B, N, inner), each scaled by the gate of the token that asks."""
         if not self.gated:
             return out
         heads = mx.unflatten(out, -1, (self.heads, -1))

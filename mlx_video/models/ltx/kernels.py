@@ -18,7 +18,7 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch with a block for each token of x (B, N, D), which gives as many features as it takes.
+    """A kernel with a block of threads for each token of x (B, N, D); its output has the shape of x.
 
     arrays    names of the function's array arguments, x first; its numbers follow them and are called ``number``
     source    of the kernel's body

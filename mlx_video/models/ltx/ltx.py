@@ -65,7 +65,7 @@ class LTXModel(Network):
             "*.net.0.proj.*": "*.proj_in.*",
             "*.net.2.*": "*.proj_out.*",
         },
-        {  # What ties the streams together belongs to the one that listens.
+        {  # An attention between the streams belongs to the one that asks.
             "av_ca_video_scale_shift_adaln_single.*": "video.cross_adaln_single.*",
             "av_ca_audio_scale_shift_adaln_single.*": "audio.cross_adaln_single.*",
             "av_ca_a2v_gate_adaln_single.*": "video.gate_adaln_single.*",
@@ -323,7 +323,7 @@ class Stream(nn.Module):
     def _cross_rows(
         self, levels: mx.array, dtype: mx.Dtype, other: ModalityInput | None
     ) -> mx.array | None:
-        """(B, K, 5, D): four rows that depend on each token's level, and the gate, on the other stream's as a whole."""
+        """(B, K, 5, D): four rows for each of this stream's levels, and the gate for the other stream's whole level."""
         if other is None:
             return None
         rows, _ = self.cross_adaln_single(levels, dtype)

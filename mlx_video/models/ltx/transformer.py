@@ -33,8 +33,8 @@ FEED_FORWARD = Rows(shift=3, scale=4, gate=5)
 TEXT_ATTENTION = Rows(shift=6, scale=7, gate=8)
 # Of its table for the prompt.
 PROMPT = Rows(shift=0, scale=1)
-# Of its table for the exchange with the other stream, by the stream that listens.
-LISTENING = AV(video=Rows(scale=0, shift=1, gate=4), audio=Rows(scale=2, shift=3, gate=4))  # fmt: skip
+# Of its table for the attention between the streams, by the stream that asks.
+CROSS_ATTENTION = AV(video=Rows(scale=0, shift=1, gate=4), audio=Rows(scale=2, shift=3, gate=4))  # fmt: skip
 CROSS_ROWS = 5
 CROSS_GATE = 4
 
@@ -49,7 +49,7 @@ class Timesteps(NamedTuple):
 
     values  (B, K) float32 in [0, 1]; B may be 1 for a whole batch
     index   (N,) which of the K levels each token has; ``None`` where there is only one
-    sigma   (B,) float32, the level of the stream as a whole: what its prompt and the other stream's gate hear
+    sigma   (B,) float32, the level of the stream as a whole; it modulates the prompt and gates the other stream
     """
 
     values: mx.array
@@ -120,7 +120,7 @@ class Conditioning(NamedTuple):
 
 
 class StreamBlock(nn.Module):
-    """One stream's share of a block: it attends to itself and to the text, listens to the other stream, and thinks."""
+    """One stream's part of a block: attention to itself, to the text and to the other stream, then feed-forward."""
 
     def __init__(
         self, config: LTXModelConfig, own: StreamConfig, other: StreamConfig | None
@@ -170,12 +170,12 @@ class StreamBlock(nn.Module):
         table, numbers = self.prompt_scale_shift_table, (PROMPT.shift, PROMPT.scale)
         return modulate(c.context, *chosen_rows(table, c.prompt_rows, None, *numbers))
 
-    def shown(self, x: mx.array, c: Conditioning, at: Rows) -> mx.array:
-        """The stream's tokens as the attention between the streams reads them, as its queries or its context."""
+    def cross_input(self, x: mx.array, c: Conditioning, at: Rows) -> mx.array:
+        """The stream's tokens as the attention between the streams takes them, for its queries or its context."""
         table, numbers = self.cross_scale_shift_table, (at.shift, at.scale)
         return norm_modulate(x, table, c.cross_rows, c.levels, *numbers, self.norm_eps)
 
-    def listen(
+    def attend_across(
         self,
         x: mx.array,
         c: Conditioning,
@@ -184,13 +184,14 @@ class StreamBlock(nn.Module):
         at: Rows,
         crossing: mx.array | bool,
     ) -> mx.array:
-        """Attention to the other stream's tokens as they are ``shown``; ``crossing`` says for which batch items."""
+        """Attention to the other stream, whose ``cross_input`` is ``context``; ``crossing`` says for which batch items."""
+        query = self.cross_input(x, c, at)
         update = self.cross_attn(
-            self.shown(x, c, at), context, rope=c.rope.cross, context_rope=context_rope
+            query, context, rope=c.rope.cross, context_rope=context_rope
         )
         if crossing is not True:
             update = update * crossing.astype(update.dtype)
-        # How loud the other stream is depends on its noise level alone, not on a token's: any level has the row.
+        # The gate follows the other stream's noise level, so the rows of all levels have the same.
         table = self.cross_scale_shift_table
         return add_gated(x, update, table, c.cross_rows, None, at.gate)
 
@@ -241,14 +242,14 @@ class TransformerBlock(nn.Module):
     def _exchange(
         self, x: AV[mx.array], c: AV[Conditioning], crossing: mx.array | bool
     ) -> AV[mx.array]:
-        """Each stream listens to the other as it was before either changed."""
-        others = self.streams.swapped, x.swapped, c.swapped, LISTENING
+        """Each stream attends to the other as it was before either changed."""
+        others = self.streams.swapped, x.swapped, c.swapped, CROSS_ATTENTION
 
-        def listen(own, x, c, other, other_x, other_c, at) -> mx.array:
-            context = other.shown(other_x, other_c, at)
-            return own.listen(x, c, context, other_c.rope.cross, at, crossing)
+        def attend(own, x, c, other, other_x, other_c, at) -> mx.array:
+            context = other.cross_input(other_x, other_c, at)
+            return own.attend_across(x, c, context, other_c.rope.cross, at, crossing)
 
-        return _advance(listen, self.streams, x, c, *others)
+        return _advance(attend, self.streams, x, c, *others)
 
 
 def _advance(
