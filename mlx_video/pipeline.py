@@ -137,11 +137,13 @@ class Reached(NamedTuple):
 
     stage, step  so many stages are done, and so many steps of the next
     latents      the tokens of each stream then, (B, N, C), float32
+    sound        the latents (B, C, T, M) of the clip's sound, where the recipe has it from a stage that is done
     """
 
     stage: int
     step: int
     latents: AV[mx.array]
+    sound: mx.array | None = None
 
     def into(self, states: AV[LatentState]) -> AV[LatentState]:
         """``states`` of that stage with these latents."""
@@ -364,7 +366,7 @@ class Pipeline:
             mx.random.key((request.seed + SAMPLER_SEED) % 2**32), len(keys)
         )
         numbered = list(enumerate(self.recipe.stages))[start.stage if start else 0 :]
-        latents = AV()
+        latents, sound = AV(), start.sound if start else None
         for lora, group in groupby(numbered, key=lambda item: item[1].distilled_lora):
             yield Step("load transformer", 0, 1)
             with self.components.transformer(request.model_type, lora) as predict:
@@ -380,13 +382,16 @@ class Pipeline:
                     done = 0
                     if start and index == start.stage:
                         states, done = start.into(states), start.step
-                    states = yield from self._denoise(
+                    denoised = self._denoise(
                         index, states, embeddings, predict, done, noise[index]
                     )
+                    states = yield from _with_sound(denoised, sound)
                     latents = unpatchify(states, shape, geometry)
+                    if index == self.recipe.sound_stage:
+                        sound = latents.audio
                     if self.health:
                         health.check_latents(latents, f"stage {index + 1}")
-        return latents
+        return AV(latents.video, sound)
 
     def _denoise(
         self,
@@ -477,6 +482,18 @@ def load(
 def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:
     both = (embeddings.positive, embeddings.negative or AV())
     return [array for prompt in both for array in prompt.values]
+
+
+def _with_sound(
+    events: Generator[Step | Reached, None, AV[LatentState]], sound: mx.array | None
+) -> Generator[Step | Reached, None, AV[LatentState]]:
+    """``events`` in which what was ``Reached`` has ``sound`` too; returns what they return."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as done:
+            return done.value
+        yield event._replace(sound=sound) if isinstance(event, Reached) else event
 
 
 def initial_states(

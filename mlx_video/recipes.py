@@ -29,6 +29,12 @@ IMAGE_CRF = 33  # H.264 constant rate factor of the official training images
 VIDEO_GUIDANCE = Guidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, stg_blocks=(29,))
 AUDIO_GUIDANCE = replace(VIDEO_GUIDANCE, cfg=7.0)
 STEPS = 40
+# Those of its HQ pipeline, which samples by res_2s.
+HQ_GUIDANCE = AV(
+    replace(VIDEO_GUIDANCE, stg=0.0, rescale=0.45),
+    replace(AUDIO_GUIDANCE, stg=0.0, rescale=1.0),
+)
+HQ_STEPS = 15
 
 DEFAULT_NEGATIVE_PROMPT = (
     "blurry picture, low quality, low contrast, washed-out or oversaturated colours, compression blocks, "
@@ -78,10 +84,17 @@ class Recipe:
     """The stages of a generation, each starting from the one before, upsampled.
 
     variant  which transformer checkpoint it is for: "distilled" or "dev"
+    sound    the stage, counted from 0, whose sound the clip has; -1 = the last
     """
 
     variant: str
     stages: tuple[Stage, ...]
+    sound: int = -1
+
+    @property
+    def sound_stage(self) -> int:
+        """The stage whose sound the clip has, counted from 0."""
+        return self.sound % len(self.stages)
 
     @property
     def shrink(self) -> int:
@@ -125,6 +138,10 @@ class Recipe:
             raise UserError(f"The variant is distilled or dev; got {self.variant!r}.")
         if not self.stages:
             raise UserError("A recipe has at least one stage; got none.")
+        if not -1 <= self.sound < len(self.stages):
+            raise UserError(
+                f"sound is the number of a stage, from 0 to {len(self.stages) - 1}, or -1 for the last; got {self.sound}."
+            )
         for stage in self.stages:
             stage.check()
 
@@ -140,12 +157,28 @@ def dev(
     guidance: AV[Guidance] = AV(VIDEO_GUIDANCE, AUDIO_GUIDANCE),
     two_stage: bool = False,
 ) -> Recipe:
-    """One guided pass at full size; or at half size, followed by the distilled refinement."""
+    """One guided pass at full size; or at half size, followed by the distilled refinement of the picture."""
     sigmas = tuple(ltx2_scheduler(steps).tolist())
     if not two_stage:
         return Recipe("dev", (Stage(sigmas, 1.0, guidance),))
     refinement = Stage(STAGE_2_SIGMAS, distilled_lora=1.0)
-    return Recipe("dev", (Stage(sigmas, 0.5, guidance), refinement))
+    return Recipe("dev", (Stage(sigmas, 0.5, guidance), refinement), sound=0)
+
+
+def hq(
+    tokens: int | None,
+    steps: int = HQ_STEPS,
+    guidance: AV[Guidance] = HQ_GUIDANCE,
+) -> Recipe:
+    """Few guided steps of two predictions each, at half size and then refined, both with some of the distilled LoRA.
+
+    tokens  of the half-size clip's latents, which the noise levels depend on; ``None`` where they are not known
+    """
+    sampler = Sampler("res_2s")
+    sigmas = tuple(ltx2_scheduler(steps, tokens).tolist())
+    first = Stage(sigmas, 0.5, guidance, distilled_lora=0.25, sampler=sampler)
+    second = Stage(STAGE_2_SIGMAS, distilled_lora=0.5, sampler=sampler)
+    return Recipe("dev", (first, second), sound=0)
 
 
 @dataclass(frozen=True)
@@ -195,6 +228,15 @@ class Defaults(Config):
             stg_blocks=tuple(self.stg_blocks),
         )
         return AV(video, replace(video, cfg=self.audio_cfg))
+
+    def hq(self, tokens: int | None, **given) -> Recipe:
+        """The function of that name, with the steps and strengths that were ``given`` in place of its own."""
+        steps = given.pop("steps", HQ_STEPS)
+        audio_cfg = given.pop("audio_cfg", HQ_GUIDANCE.audio.cfg)
+        given = {"stg_blocks": tuple(self.stg_blocks)} | given
+        video = replace(HQ_GUIDANCE.video, **given)
+        audio = replace(HQ_GUIDANCE.audio, **given | {"cfg": audio_cfg})
+        return hq(tokens, steps, AV(video, audio))
 
     def recipe(self, variant: str, two_stage: bool = False) -> Recipe:
         """How to sample ``variant``; raises ``ValueError`` where it is neither "distilled" nor "dev"."""

@@ -229,9 +229,15 @@ def _strings(value: object, place: str) -> Iterator[tuple[str, str]]:
 # Latents and states
 
 
-def save_tensors(path: Path, tensors: AV[mx.array], metadata: dict[str, str]) -> None:
-    """Write arrays "video" and "audio" and strings, whole or not at all. Raises ``UserError`` where that cannot be."""
+def save_tensors(
+    path: Path,
+    tensors: AV[mx.array],
+    metadata: dict[str, str],
+    others: Mapping[str, mx.array] | None = None,
+) -> None:
+    """Write arrays "video", "audio" and ``others`` and strings, whole or not at all; raises ``UserError`` where it cannot."""
     named = {modality.value: tensors[modality] for modality in tensors.present}
+    named |= others or {}
     with written_aside(path, overwrite=True) as aside:
         weights.write_tensors(aside, named, metadata)
 

@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from mlx_video import hub
 from mlx_video import plan as plans
+from mlx_video import weights
 from mlx_video.checkpoint import open_components
 from mlx_video.disk import file_errors, short, written_aside
 from mlx_video.errors import UserError
@@ -31,6 +32,7 @@ X = TypeVar("X")
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse
 WORTH_SAVING = 10.0  # seconds of sampling, when a run is stopped
 STAGE, STEP = "stage", "step"  # of a state, in its file's metadata
+SOUND = "sound"  # that the clip has from a stage before, in a state's file
 
 
 @dataclass(frozen=True)
@@ -325,7 +327,8 @@ def save_latents(path: Path, sample: Sample, job: Job) -> None:
 def save_state(path: Path, state: Reached, job: Job) -> None:
     """Write where sampling has got to, beside the record of ``job``. Raises ``UserError`` where that cannot be."""
     place = {STAGE: str(state.stage), STEP: str(state.step)}
-    save_tensors(path, state.latents, {RECORD_KEY: job.record(), **place})
+    sound = {} if state.sound is None else {SOUND: state.sound}
+    save_tensors(path, state.latents, {RECORD_KEY: job.record(), **place}, sound)
 
 
 def load_state(path: Path, job: Job) -> Reached:
@@ -335,13 +338,16 @@ def load_state(path: Path, job: Job) -> Reached:
     try:
         stage, step = int(metadata[STAGE]), int(metadata[STEP])
         fits = stage >= 0 and 0 < step < stages[stage]
+        sound = weights.read(path)[0].get(SOUND)
+        if job.request.audio and stage > job.recipe.sound_stage:
+            fits = fits and sound is not None
     except (KeyError, ValueError, IndexError):
         fits = False
     if not fits or latents.present != AV(True, job.request.audio or None).present:
         raise UserError(
             f"{short(path)} is no state to go on from; give the .state.safetensors that a stopped run left."
         )
-    return Reached(stage, step, latents)
+    return Reached(stage, step, latents, sound)
 
 
 def _check_latents(path: Path, latents: AV[mx.array], shapes: AV[tuple]) -> None:

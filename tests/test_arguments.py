@@ -75,6 +75,14 @@ def test_dev_strengths_reach_both_modalities_but_cfg():
         assert strength.stg_blocks == (1, 2) and strength.rescale == 0.0
 
 
+def test_hq_has_its_own_schedule_and_strengths():
+    first, second = job("-p", "a cat", "--hq", "--cfg-scale", "2").recipe.stages
+    assert first.sampler.name == second.sampler.name == "res_2s"
+    assert (first.guidance.video.cfg, first.guidance.audio.cfg) == (2.0, 7.0)
+    longer, _ = job("-p", "a cat", "--hq", "-n", "241").recipe.stages
+    assert longer.sigmas != first.sigmas  # they depend on the clip's size
+
+
 def test_two_stages_end_in_the_distilled_refinement():
     first, second = job("-p", "a cat", "--two-stage", "--steps", "7").recipe.stages
     assert len(first.sigmas) == 8 and first.scale == 0.5

@@ -18,7 +18,8 @@ from mlx_video.models.ltx import enhance
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.ltx import LTXModel
-from mlx_video.pipeline import Pipeline, Request
+from mlx_video.models.ltx.patchify import patchify_audio
+from mlx_video.pipeline import Pipeline, Reached, Request
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE, Recipe, Stage
 from mlx_video.types import AV, Sample, VideoPixelShape, Waveform
 from tests.checkpoints import MODEL, rewrite, tiny_folder
@@ -138,6 +139,26 @@ def test_the_second_stage_goes_on_with_the_sound_of_the_first(model):
     last, second = loan.calls[1:3]
     assert second.states.video.latent.shape == (1, TOKENS, 128)
     assert likeness(second.states.audio.latent, last.x0.audio) > 0.9
+
+
+def test_the_clip_has_the_sound_of_the_stage_that_the_recipe_names(model):
+    ours = pipeline(model, replace(TWO_STAGES, sound=0))
+    latents = sample(ours, request()).latents
+    last = sample(pipeline(model), request()).latents
+    ((first, *_),) = [loan.calls[1:] for loan in ours.components.loans]
+    # The step to noise level 0 ends in what the transformer predicts.
+    assert error(patchify_audio(latents.audio), first.x0.audio) < 1e-6
+    assert mx.array_equal(latents.video, last.video)
+    assert not mx.array_equal(latents.audio, last.audio)
+
+
+def test_a_run_goes_on_with_the_sound_of_a_stage_that_is_done(model):
+    *events, whole = pipeline(model, replace(TWO_STAGES, sound=0)).events(request())
+    reached = [event for event in events if isinstance(event, Reached)]
+    assert [(r.stage, r.sound is None) for r in reached] == [(0, True), (1, False)]
+    resumed = pipeline(model, replace(TWO_STAGES, sound=0))
+    *_, again = resumed.events(request(), reached[-1])
+    assert all(map(mx.array_equal, again.latents.values, whole.latents.values))
 
 
 def test_the_seed_decides_the_noise(model):

@@ -312,6 +312,20 @@ def test_a_state_that_does_not_fit_is_refused(change, sentence, model, here):
     assert state.exists()
 
 
+def test_a_state_keeps_the_sound_of_a_stage_that_is_done(model, here):
+    recipe = replace(recipes.distilled(), sound=0)
+    stopped(model, recipe, Step("stage 2", 2, 3), audio=True)
+    state = here / "x.state.safetensors"
+    again = Job.from_record(state)
+    assert running.load_state(state, again).sound.shape == (1, 8, 9, 16)
+    tensors, words = mx.load(str(state), return_metadata=True)
+    mx.eval(tensors)
+    del tensors["sound"]
+    mx.save_safetensors(str(state), tensors, words)
+    with pytest.raises(UserError, match="is no state to go on from"):
+        running.load_state(state, again)
+
+
 # Finishing
 
 

@@ -22,6 +22,7 @@ from mlx_video.output import Output, named_after
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import Options
+from mlx_video.types import Geometry
 
 OWN_DEFAULTS = "These are LTX-2's defaults; another checkpoint may bring its own, which the info command shows."
 TILINGS = ("auto", "none", "default", "aggressive", "conservative")
@@ -205,6 +206,13 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         shown="",
         help="sample at half size first, then refine with the distilled LoRA",
+    )
+    option(
+        group,
+        "--hq",
+        action="store_true",
+        shown="",
+        help=f"two stages by the res_2s sampler, {recipes.HQ_STEPS} steps of two predictions, with some of the distilled LoRA",
     )
     option(
         group,
@@ -443,8 +451,13 @@ def _frames(
         )
     if args.duration == AUTO:
         return None
-    geometry = find_geometry(files.model, variant) or LTX_2.geometry
-    return nearest_frames(args.duration, args.fps or usual.fps, geometry.video.time)
+    scale = _geometry(files, variant).video
+    return nearest_frames(args.duration, args.fps or usual.fps, scale.time)
+
+
+def _geometry(files: Files, variant: str) -> Geometry:
+    """The model's, as far as it is known before anything is fetched."""
+    return find_geometry(files.model, variant) or LTX_2.geometry
 
 
 def output_from(args: argparse.Namespace, job: Job) -> Output:
@@ -512,7 +525,7 @@ def job_from(
         tiling=args.tiling,
         timed=args.duration == AUTO,
     )
-    recipe = recipe_from(args, variant, wanted)
+    recipe = recipe_from(args, variant, wanted, files)
     batched = getattr(args, "batch_guidance", False)
     for warning in _unused(args, recipe, defaults):
         hear(warning)
@@ -588,7 +601,7 @@ def _full(path: str | None) -> str | None:
 
 
 def recipe_from(
-    args: argparse.Namespace, variant: str, defaults: recipes.Defaults
+    args: argparse.Namespace, variant: str, defaults: recipes.Defaults, files: Files
 ) -> recipes.Recipe:
     """The recipe of ``variant`` with the strengths that were given, or else the ``defaults``."""
     typed = args.typed.keys() & _GUIDANCE_FLAGS.keys()
@@ -603,12 +616,16 @@ def recipe_from(
         return defaults.recipe(variant)
     strengths = {_GUIDANCE_FLAGS[name]: getattr(args, name) for name in typed}
     two_stage = strengths.pop("two_stage", False)
+    if strengths.pop("hq", False):
+        half = _geometry(files, variant).latents(defaults.shape.scaled(0.5))
+        return defaults.hq(half.tokens, **strengths)
     return defaults.given(**strengths).recipe(variant, two_stage)
 
 
 _GUIDANCE_FLAGS = {
     "steps": "steps",
     "two_stage": "two_stage",
+    "hq": "hq",
     "cfg_scale": "cfg",
     "audio_cfg_scale": "audio_cfg",
     "stg_scale": "stg",
