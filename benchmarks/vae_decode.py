@@ -1,12 +1,16 @@
 """Decode and encode a clip with the full video autoencoder, bfloat16, random weights: this package beside diffusers.
 
-    python benchmarks/vae_decode.py [--json PATH] [--tiny]
+    python benchmarks/vae_decode.py [--release 2.3] [--json PATH] [--tiny]
+    python benchmarks/vae_decode.py --diffusion [--tile 8,4,4 4,4,8] [--band 48] [--elements 80]
 
 Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. "Whole" is the clip
 at once, as diffusers does it; "streamed" is what the pipeline does, each piece dropped once it is made, and a clip of
 four times the length shows what that takes; "by frames" has each convolution as a sum of 2-D ones. Peak memory
 includes the input and the weights: here those of the part at work, since the pipeline loads one at a time; diffusers'
 model holds both parts.
+
+``--diffusion`` is LTX-2.5's diffusion decoder instead, which diffusers lacks: streamed, in each of the tiles of queries
+that are named, beside the operations that it takes in each; and in official tiles.
 """
 
 import argparse
@@ -22,8 +26,23 @@ from typing import Callable, Iterator, NamedTuple
 from dit_forward import timed
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "tests" / "fixtures" / "manifests" / "ltx-2-19b.config.json"
+MANIFESTS = ROOT / "tests" / "fixtures" / "manifests"
+CONFIGS = {"2": "ltx-2-19b.config.json", "2.3": "ltx-2.3-22b.config.json"}
+DIFFUSION_FILE = "vae/ltx-2.5-video-vae-bf16.safetensors"
 TINY_CHANNELS = 8
+# What diffusers must be told of 2.3; its defaults are 2's.
+DIFFUSERS_2_3 = {
+    "block_out_channels": (256, 512, 1024, 1024),
+    "layers_per_block": (4, 6, 4, 2, 2),
+    "decoder_block_out_channels": (256, 512, 512, 1024),
+    "decoder_layers_per_block": (4, 6, 4, 2, 2),
+    "decoder_spatio_temporal_scaling": (True,) * 4,
+    "decoder_inject_noise": (False,) * 5,
+    "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
+    "upsample_residual": (False,) * 4,
+    "upsample_factor": (2, 2, 1, 2),
+    "decoder_spatial_padding_mode": "zeros",
+}
 
 
 class Clip(NamedTuple):
@@ -60,7 +79,7 @@ class Result(NamedTuple):
     finite: bool
 
 
-def run_mlx(tiny: bool, repeats: int) -> Iterator[Result]:
+def run_mlx(options: argparse.Namespace) -> Iterator[Result]:
     import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
     import mlx.core as mx
 
@@ -71,7 +90,8 @@ def run_mlx(tiny: bool, repeats: int) -> Iterator[Result]:
         (VideoDecoder, decode_works, draw_latent),
         (VideoEncoder, encode_works, draw_pixels),
     ):
-        model = mlx_model(part, tiny)
+        tiny, repeats = options.tiny, options.repeats
+        model = mlx_model(part, options.release, tiny)
         for clip in TINY_CLIPS if tiny else CLIPS:
             yield from measured(model, works(model), clip, draw(model, clip), repeats)
         clip = TINY_LONG_CLIP if tiny else LONG_CLIP
@@ -155,13 +175,13 @@ def draw_pixels(encoder, clip: Clip):
     return pixels
 
 
-def mlx_model(part, tiny: bool):
+def mlx_model(part, release: str, tiny: bool):
     """A VideoEncoder or VideoDecoder, evaluated in bfloat16."""
     import mlx.core as mx
 
     from mlx_video.models.ltx.config import VideoVAEConfig
 
-    block = json.loads(CONFIG.read_text())["config"]["vae"]
+    block = json.loads((MANIFESTS / CONFIGS[release]).read_text())["config"]["vae"]
     config = VideoVAEConfig.from_dict(block)
     if tiny:
         names = "latent_channels", "encoder_base_channels", "decoder_base_channels"
@@ -172,7 +192,86 @@ def mlx_model(part, tiny: bool):
     return model
 
 
-def run_diffusers(tiny: bool, repeats: int) -> Iterator[Result]:
+# The diffusion decoder
+
+
+def run_diffusion(options: argparse.Namespace) -> Iterator[Result]:
+    import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
+    import mlx.core as mx
+
+    from mlx_video.models.ltx.video_vae import diffusion_blocks, neighborhood
+    from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
+    from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
+
+    mx.random.seed(0)
+    diffusion_blocks.BAND = options.band * 10**6
+    model = diffusion_model(options.tiny)
+    plan = StreamPlan(options.elements * 10**6)
+    for clip in TINY_CLIPS if options.tiny else CLIPS:
+        latent = draw_latent(model, clip)
+        for tile in options.tile:
+            neighborhood.TILE = tile
+            count = operations(model, clip, tile) / 1e12
+            sizes = "x".join(map(str, tile))
+            name = f"diffusion, streamed, queries {sizes}: {count:,.0f} TFLOP"
+            works = {name: lambda x: decode_stream(model, x, plan)}
+            yield from measured(model, works, clip, latent, options.repeats)
+        planned = model.stream_bytes(latent.shape, plan) / 2**30
+        print(f"{clip}: planned {planned:.2f} GiB beside the weights", file=sys.stderr)
+        config = TilingConfig.default()
+        works = {"diffusion, default tiles": lambda x: decode_stream(model, x, config)}
+        if options.tiles:
+            yield from measured(model, works, clip, latent, 1)
+
+
+def diffusion_model(tiny: bool):
+    """A DiffusionDecoder, evaluated in bfloat16."""
+    import mlx.core as mx
+
+    from mlx_video.models.ltx.video_vae import DiffusionDecoder
+
+    files = json.loads((MANIFESTS / "ltx-2.5.config.json").read_text())
+    config = DiffusionDecoder.CONFIG.from_dict(
+        files[DIFFUSION_FILE]["metadata"]["config"]["vae"]
+    )
+    if tiny:
+        widths = tuple(64 * n for n in (4, 2, 1, 1, 1))
+        config = replace(config, stage_channels=widths, stage_depths=(1, 1, 1, 1, 2))
+    model = DiffusionDecoder(config)
+    model.set_dtype(mx.bfloat16)
+    mx.eval(model.parameters())
+    return model
+
+
+def operations(model, clip: Clip, tile: tuple[int, int, int]) -> float:
+    """Floating-point operations of a decode: linear layers once for each cell, and scores as tiles of queries take them.
+
+    What overlaps of pieces and bands compute twice is left out: a tenth, or less.
+    """
+    config, total = model.config, 0.0
+    depths = [*map(len, model.det_stages), len(model.diff_blocks)]
+    frames, *sides = clip.grid
+    for stage, (width, depth) in enumerate(zip(config.stage_channels, depths)):
+        time, *space = model._cells(stage)
+        cells = (frames + 1) * time + 1  # with the appendix of two latents
+        if stage == len(depths) - 1:
+            cells -= 2 * time
+        for side, scale in zip(sides, space):
+            cells *= side * scale
+        seen = 1
+        for queries, window in zip(tile, config.stage_kernels[stage]):
+            seen *= queries + window - 1
+        linear = 16 * width**2 + (width**2 if stage == len(depths) - 1 else 0)
+        total += depth * cells * (2 * linear + 4 * width * seen)
+        if stage < len(model.upsamples):
+            total += 2 * cells * model.upsamples[stage].proj.weight.size
+    return total
+
+
+# diffusers
+
+
+def run_diffusers(options: argparse.Namespace) -> Iterator[Result]:
     import torch
 
     cuda = torch.cuda.is_available()
@@ -180,7 +279,8 @@ def run_diffusers(tiny: bool, repeats: int) -> Iterator[Result]:
     torch.set_grad_enabled(False)
     torch.set_default_dtype(torch.bfloat16)
     torch.set_default_device("cuda" if cuda else "cpu")
-    model = diffusers_model(tiny)
+    tiny, repeats = options.tiny, options.repeats
+    model = diffusers_model(options.release, tiny)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     for clip in TINY_CLIPS if tiny else CLIPS:
         latent = torch.randn(1, model.config.latent_channels, *clip.grid)
@@ -207,12 +307,12 @@ def run_diffusers(tiny: bool, repeats: int) -> Iterator[Result]:
             )
 
 
-def diffusers_model(tiny: bool):
+def diffusers_model(release: str, tiny: bool):
     """AutoencoderKLLTX2Video: its defaults are LTX-2's sizes, but for the causality of the decoder."""
     from diffusers import AutoencoderKLLTX2Video
 
-    sizes = {}
-    if tiny:
+    sizes = dict(DIFFUSERS_2_3) if release == "2.3" else {}
+    if tiny and release == "2":
         sizes = {
             "latent_channels": TINY_CHANNELS,
             "block_out_channels": tuple(TINY_CHANNELS * n for n in (2, 4, 8, 16)),
@@ -221,13 +321,12 @@ def diffusers_model(tiny: bool):
     return AutoencoderKLLTX2Video(decoder_causal=False, **sizes).eval()
 
 
-RUNNERS = {"mlx": run_mlx, "diffusers": run_diffusers}
+RUNNERS = {"mlx": run_mlx, "diffusers": run_diffusers, "diffusion": run_diffusion}
 
 
-def run_apart(name: str, arguments: argparse.Namespace) -> Iterator[Result]:
+def run_apart(name: str) -> Iterator[Result]:
     """What runner ``name`` measures in a process of its own."""
-    command = [sys.executable, __file__, "--only", name]
-    command += ["--repeats", str(arguments.repeats)] + ["--tiny"] * arguments.tiny
+    command = [sys.executable, __file__, "--only", name, *sys.argv[1:]]
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with subprocess.Popen(
@@ -256,18 +355,40 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def triple(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--release", choices=CONFIGS, default="2", help="of LTX (2)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs (5)")
     parser.add_argument("--json", type=Path, help="write every time here")
     parser.add_argument("--tiny", action="store_true", help="a miniature, for the CPU")
     parser.add_argument("--only", choices=RUNNERS, help="one framework, as JSON lines")
+    group = parser.add_argument_group("LTX-2.5's diffusion decoder")
+    group.add_argument("--diffusion", action="store_true", help="that one instead")
+    group.add_argument(
+        "--tile",
+        type=triple,
+        nargs="+",
+        default=[(8, 4, 4)],
+        help="frames, rows and columns of queries (8,4,4)",
+    )
+    group.add_argument(
+        "--band", type=int, default=48, help="millions of elements of a band (48)"
+    )
+    group.add_argument(
+        "--elements", type=int, default=80, help="millions of elements of a piece (80)"
+    )
+    group.add_argument("--tiles", action="store_true", help="official tiles too")
     arguments = parser.parse_args()
     if arguments.only:
-        for result in RUNNERS[arguments.only](arguments.tiny, arguments.repeats):
+        for result in RUNNERS[arguments.only](arguments):
             print(json.dumps(result._asdict()), flush=True)
         return
-    results = [result for name in RUNNERS for result in run_apart(name, arguments)]
+    names = ["diffusion"] if arguments.diffusion else ["mlx", "diffusers"]
+    results = [result for name in names for result in run_apart(name)]
     print(table(results))
     if arguments.json:
         rows = [result._asdict() for result in results]

@@ -58,12 +58,14 @@ def attend(
     k: mx.array,
     v: mx.array,
     windows: tuple[Windows, Windows, Windows],
-    tile: tuple[int, int, int] = TILE,
+    tile: tuple[int, int, int] | None = None,
 ) -> mx.array:
     """Softmax attention of queries (B, F, H, W, heads, D) to the keys in their windows, scaled by D ** -0.5.
 
-    ``windows`` of frames, rows and columns name keys (B, F', H', W', heads, D). Returns (B, F, H, W, heads * D).
+    ``windows`` of frames, rows and columns name keys (B, F', H', W', heads, D). ``tile`` is of queries, by default
+    ``TILE``, and changes no result. Returns (B, F, H, W, heads * D).
     """
+    tile = tile or TILE
     masks: dict[tuple[Windows, ...], mx.array] = {}
     frames = []
     for f in _cuts(windows[0], tile[0]):
