@@ -36,7 +36,7 @@ from mlx_video.models.ltx import patchify
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
-from mlx_video.models.ltx.footprint import Footprint, decode_budget
+from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.pieces import SMALL, piece_by_piece
@@ -236,7 +236,7 @@ class Bench:
         return part, noise(1, 2, 4 * self.frames, 64)
 
     def decode_video(self, part: nn.Module):
-        budget = decode_budget(LIMIT - self.footprint.weights("video_decoder"))
+        budget = LIMIT - self.footprint.weights("video_decoder")
 
         def decode(latents: mx.array) -> None:
             tiling = choose_tiling("auto", part, latents, self.shape, budget)

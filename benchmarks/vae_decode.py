@@ -216,7 +216,7 @@ def run_diffusion(options: argparse.Namespace) -> Iterator[Result]:
             name = f"diffusion, streamed, queries {sizes}: {count:,.0f} TFLOP"
             works = {name: lambda x: decode_stream(model, x, plan)}
             yield from measured(model, works, clip, latent, options.repeats)
-        planned = model.stream_bytes(latent.shape, plan) / 2**30
+        planned = model.activation_bytes(latent.shape, plan) / 2**30
         print(f"{clip}: planned {planned:.2f} GiB beside the weights", file=sys.stderr)
         config = TilingConfig.default()
         works = {"diffusion, default tiles": lambda x: decode_stream(model, x, config)}

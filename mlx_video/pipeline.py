@@ -22,7 +22,6 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
-from mlx_video.models.ltx.footprint import decode_budget
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.patchify import (
     audio_positions,
@@ -448,7 +447,7 @@ class Pipeline:
         self, latent: mx.array, shape: VideoPixelShape, tiling: str
     ) -> Iterator[np.ndarray]:
         with self.components.video_decoder() as decoder:
-            budget = self.memory and decode_budget(self.memory - mx.get_active_memory())
+            budget = self.memory and self.memory - mx.get_active_memory()
             plan = choose_tiling(tiling, decoder, latent, shape, budget)
             chunks = decode_stream(decoder, latent, plan)
             if self.health:

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_video import cli, recipes, weights
 from mlx_video.checkpoint import Files
 from mlx_video.inputs import Image
-from mlx_video.models.ltx import fitted, footprint
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.fitted import CPU, GPU, QUEUED, QUEUED_FINER
@@ -24,6 +24,8 @@ from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
+from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.pipeline import Request
 from mlx_video.plan import GB, Plan, Work, machine_bytes, plan
 from mlx_video.record import Job
@@ -122,25 +124,6 @@ def test_a_cpu_keeps_the_scores(full, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("dtype", (mx.float32, mx.bfloat16))
-def test_a_cpu_unfolds_the_wide_encoder_in_float32(full, monkeypatch, dtype):
-    """MB measured above its weights in float32 on two cores, 25 November 2026; to 3 %."""
-    monkeypatch.setattr(footprint, "live", lambda: footprint.CPU)
-    full = Laid(full.sources, Residency(dtype))
-    found = Footprint(full, LTXModelType.VideoOnly)
-    assert found.image(256, 384) == pytest.approx(668e6, rel=0.03)
-    assert found.image(512, 512) == pytest.approx(1758e6, rel=0.03)
-
-
-def test_a_cpu_unfolds_less_where_kernels_are_narrow(full, monkeypatch):
-    monkeypatch.setattr(footprint, "live", lambda: footprint.CPU)
-    found = Footprint(Laid(full.sources, Residency(mx.float32)), LTXModelType.VideoOnly)
-    assert found._autoencoder(128) is footprint.PRODUCTS
-    assert found._autoencoder(256) is footprint.CPU
-    half = Footprint(full, LTXModelType.VideoOnly)
-    assert half._autoencoder(128) is footprint.CPU
-
-
 def test_operations_of_the_full_model(full):
     """Within 5 % of what filled a H200 for 252 ms at 790 TFLOP/s."""
     model = full.sketch("transformer")
@@ -157,18 +140,22 @@ def test_the_other_parts(full):
         == GPU.upsample * 24576 * 1024 * 2 + QUEUED_FINER
     )
     assert upsampler.activation_bytes(64) == (GPU.upsample + GPU.finer) * 64 * 1024 * 2
-    assert found.image(512, 768) == footprint.GPU.image * 128 * 192 * 128 * 2
+    encoder = found.part("video_encoder")
+    assert found.image(512, 768) == encoder.activation_bytes(512, 768)
     decoder, vocoder = full.sketch("audio_decoder"), full.sketch("vocoder")
     assert decoder.activation_bytes(126) == GPU.spectrogram * 4 * 126 * 64 * 128 * 2
     assert vocoder.activation_bytes(4 * 126) == GPU.sound * 4 * 126 * 240 * 32 * 4
 
 
-def test_named_tiles_take_what_one_does(full):
-    """The longer side has 16 cells a tile, the other in proportion 11; the second tile of 64 frames begins earlier."""
+def test_the_video_decoder_says_what_it_takes(full):
     found = Footprint(full, LTXModelType.VideoOnly)
-    tile = (8 * 8 + 1) * (11 * 32) * (16 * 32) / 4**2 * 128 * 2
-    shape = VideoPixelShape(121, 1024, 1536, 24.0)
-    assert found.video(shape, "default", 80 * GB) == footprint.GPU.video * tile
+    decoder, shape = found.part("video_decoder"), VideoPixelShape(121, 1024, 1536, 24.0)
+    latents = 1, 128, 16, 32, 48
+    tiles = decoder.activation_bytes(latents, TilingConfig.default())
+    assert found.video(shape, "default", 80 * GB) == tiles
+    assert found.video(shape, "auto", 1) == tiles  # no piece is as small
+    pieces = decoder.activation_bytes(latents, StreamPlan())
+    assert found.video(shape, "auto", 80 * GB) == pieces < tiles
 
 
 def test_weights_are_those_of_the_files(model):

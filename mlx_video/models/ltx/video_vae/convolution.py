@@ -1,11 +1,13 @@
 """Convolution over video, (B, F, H, W, C). Knows padding and how large one call may be, not what a block computes."""
 
+import math
 from typing import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.video_vae.stream import Stream
 
 MAX_CONV_ELEMENTS = 1_500_000_000
@@ -13,6 +15,10 @@ MAX_CONV_ELEMENTS = 1_500_000_000
 
 # Input times output channels; in wider kernels the product is slower.
 NARROW = 128 * 128
+
+ACTIVATED, SUMMED = 4, 4
+"""Arrays of a convolution's input (normed, activated, extended) and of its output (sums, bias) that a CPU holds
+beside what it unfolds: it runs some operations ahead, and none of theirs is free before."""
 
 Triple = tuple[int, int, int]
 Form = Callable[[mx.array, mx.array, Triple, tuple[int, int]], mx.array]
@@ -70,6 +76,22 @@ def preferred_form(kernel: Sequence[int], dtype: mx.Dtype) -> Form:
         narrow = kernel[0] * kernel[-1] <= NARROW and min(kernel[2:4]) > 1
         return by_product if narrow and dtype == mx.float32 else by_volume
     return by_frames if mx.metal.is_available() else by_volume
+
+
+def on_gpu() -> bool:
+    """Whether memory is reckoned as a GPU takes it."""
+    return fitted.live() is fitted.GPU
+
+
+def unfolded_elements(conv: "CausalConv3d", frames: int, cells: int) -> int:
+    """What a CPU holds, in float32 numbers, while it convolves so many frames of so many cells."""
+    O, *kernel, I = conv.weight.shape
+    outputs, inputs = frames * cells, (frames + kernel[0] - 1) * cells
+    if preferred_form(conv.weight.shape, conv.weight.dtype) is by_product:
+        unfolded = kernel[1] * kernel[2]
+        return inputs * I * (ACTIVATED + unfolded) + outputs * O * (SUMMED + kernel[0])
+    unfolded = math.prod(kernel)
+    return inputs * I * ACTIVATED + outputs * (I * unfolded + O * SUMMED)
 
 
 def by_volume(

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import VideoVAEConfig
+from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.video_vae.base import (
     CONVOLUTIONS,
     STRIDES,
@@ -23,15 +24,24 @@ from mlx_video.models.ltx.video_vae.base import (
 from mlx_video.models.ltx.video_vae.convolution import (
     MAX_CONV_ELEMENTS,
     CausalConv3d,
+    on_gpu,
+    unfolded_elements,
 )
 from mlx_video.models.ltx.video_vae.resnet import MidBlock3D, PixelNorm
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
 from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces, widest
 from mlx_video.models.ltx.video_vae.streaming_decode import PIECES, StreamPlan
-from mlx_video.models.ltx.video_vae.tiling import TilingConfig, iterate_decode
+from mlx_video.models.ltx.video_vae.tiling import (
+    Tiling,
+    TilingConfig,
+    decode_grid,
+    iterate_decode,
+)
 
-LIVE_PIECES = 16
-"""Arrays of a piece's size that are alive at once, those that a GPU's queue has not yet let go included."""
+KEPT = 3  # frames that a convolution, or the skip beside it, keeps for the next piece
+LIVE_PIECES, LIVE_WHOLE, LIVE_TILE = 20.05, 8.7, 20
+"""Arrays that are alive at once on a GPU, whose queue lets go late; measured on an H100. Of the size of a piece; and of
+the finest grid, for a clip so short that its pieces are never full, or for a tile, which nothing paces."""
 
 
 class VideoDecoder(ConvolutionalPart):
@@ -108,37 +118,81 @@ class VideoDecoder(ConvolutionalPart):
             for elements in PIECES:
                 yield StreamPlan(elements, tiles)
 
-    def stream_bytes(self, shape: tuple[int, ...], plan: StreamPlan) -> int:
-        """About how much memory it takes to decode latents of ``shape`` beside the weights, whatever their length.
+    def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
+        """About how much memory it takes to decode latents of ``shape`` beside the weights.
 
-        That is the piece at work, and the two frames or three that each convolution and its skip keep for the next.
+        Of a clip in pieces that is the piece at work, and the two frames or three that each convolution and its skip keep
+        for the next, whatever the clip's length; of one in tiles a tile, and the pixels that are blended.
         """
-        B, _, _, *sides = shape
-        halo = self.receptive_field if plan.tiles > 1 else 0
-        length = min(max(sides), -(-max(sides) // plan.tiles) + 2 * halo)
-        cells = B * min(sides) * length
-        kept = frame = 0
-        for block, scale in self._walk():
-            inputs = sum(conv.weight.shape[-1] for conv in _convolutions(block))
-            kept += 3 * inputs * cells * scale**2
-            frame = max(frame, widest(block) * cells * scale**2)
-        elements = plan.tiles * kept + LIVE_PIECES * max(plan.elements, frame)
-        return elements * self.conv_in.weight.itemsize
+        B, _, *cells = shape
+        if isinstance(tiling, TilingConfig):
+            grid = decode_grid(tuple(cells), tiling, self.scale)
+            tile = [max(c.source.stop - c.source.start for c in axis) for axis in grid]
+            pixels = max(len(cut.mask) for cut in grid[0])
+            for side, scale in zip(cells[1:], self.scale[1:]):
+                pixels *= side * scale
+            blended = B * self.config.out_channels * pixels * FLOAT32
+            return self._working_bytes(B, tile, None) + blended
+        halo = self.receptive_field if tiling.tiles > 1 else 0
+        longer = cells[1] > cells[2]
+        length = max(cells[1:])
+        cells[1 if longer else 2] = min(length, -(-length // tiling.tiles) + 2 * halo)
+        kept = sum(
+            KEPT * conv.weight.shape[-1] * B * cells[1] * cells[2] * space
+            for convolutions, _, space in self._steps()
+            for conv in convolutions
+        )
+        working = self._working_bytes(B, cells, tiling.elements)
+        return tiling.tiles * kept * self.conv_in.weight.itemsize + working
+
+    def _working_bytes(self, B: int, cells: list[int], elements: int | None) -> int:
+        """Of pieces of ``elements`` of latents of so many frames, rows and columns; ``None``: of all at once."""
+        F, H, W = cells
+        most = whole = 0
+        for convolutions, time, space in self._steps():
+            frame = B * H * W * space
+            count = (F - 1) * time + 1
+            width = max(
+                max(c.weight.shape[0], c.weight.shape[-1]) for c in convolutions
+            )
+            whole = max(whole, count * frame * self.config.decoder_base_channels)
+            lap = 1.0
+            if elements is not None and elements < count * frame * width:
+                count = max(1, elements // (frame * width))
+                lap += (
+                    1 / count
+                )  # a CPU begins the next piece before all of one is free
+            if on_gpu():
+                most = max(most, count * frame * width)
+            else:
+                held = [unfolded_elements(conv, count, frame) for conv in convolutions]
+                most = max(most, round(lap * sum(held)))
+        if not on_gpu():
+            return most * FLOAT32
+        live = LIVE_TILE * whole
+        if elements is not None:
+            live = min(LIVE_WHOLE * whole, LIVE_PIECES * max(most, elements))
+        return round(live * self.conv_in.weight.itemsize)
+
+    def _steps(self) -> Iterator[tuple[list[CausalConv3d], int, int]]:
+        """Convolutions that run together; and the frames, and the cells of a frame, for each of the latents'."""
+        time, height, width = 1, 1, 1
+        for block in [self.conv_in, *self.up_blocks, self.conv_out]:
+            layers = block.res_blocks if isinstance(block, MidBlock3D) else [block]
+            for layer in layers:
+                yield _convolutions(layer), time, height * width
+            if isinstance(block, DepthToSpaceUpsample):
+                f, h, w = block.stride
+                time, height, width = time * f, height * h, width * w
 
     @property
     def receptive_field(self) -> int:
         """How many latent rows or columns away a cell may be and still matter to a pixel."""
         steps = (
-            Fraction(len(_convolutions(block)), scale) for block, scale in self._walk()
+            Fraction(len(convolutions), math.isqrt(space))
+            for convolutions, _, space in self._steps()
         )
         return math.ceil(sum(steps))
-
-    def _walk(self) -> Iterator[tuple[nn.Module, int]]:
-        """Every block, and how many rows and columns it has for each of the latents'."""
-        scale = 1
-        for block in [self.conv_in, *self.up_blocks, self.conv_out]:
-            yield block, scale
-            scale *= block.stride[1] if isinstance(block, DepthToSpaceUpsample) else 1
 
     def _stages(self) -> list[Stage]:
         def finish(x: mx.array, stream: Stream) -> mx.array:

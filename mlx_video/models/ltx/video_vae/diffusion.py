@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.config import DiffusionDecoderConfig
+from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import each_piece_by_piece
 from mlx_video.models.ltx.video_vae.base import PerChannelStatistics, names_of
@@ -37,6 +38,7 @@ from mlx_video.models.ltx.video_vae.streaming_decode import (
 from mlx_video.models.ltx.video_vae.tiling import (
     Cut,
     Grid,
+    Tiling,
     TilingConfig,
     run_tiles,
     side_cuts,
@@ -205,28 +207,51 @@ class DiffusionDecoder(Network):
         """How latents of ``shape`` may be cut with the same pixels, the fastest first: along time only."""
         return map(StreamPlan, PIECES)
 
-    def stream_bytes(self, shape: tuple[int, ...], plan: StreamPlan) -> int:
+    def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
         """About how much memory it takes to decode latents of ``shape`` beside the weights, whatever their length.
 
         That is what each block keeps of the frames before the piece at work, the context that the last block still
-        waits for, the piece, and the bands of rows that are computed.
+        waits for, the piece, and the bands of rows that are computed. Of tiles it is the same of the largest, the cells
+        that are cut into tiles, and the pixels that are blended.
         """
         shape = self._least_shape(shape)
+        itemsize = self.conv_in.weight.itemsize
+        if isinstance(tiling, StreamPlan):
+            return self._piece_elements(shape, tiling.elements) * itemsize
+        stage = len(self.upsamples) - 1
+        grid, scale = self.grid(shape, tiling), self._cells(stage)
+        tile = [max(c.source.stop - c.source.start for c in axis) for axis in grid]
+        latents = [math.ceil(n / cells) for n, cells in zip(tile, scale)]
+        B, _, F, H, W = shape
+        cells = (
+            B * ((F + self._appendix - 1) * scale[0] + 1) * H * W * scale[1] * scale[2]
+        )
+        pixels = (
+            B
+            * max(len(cut.mask) for cut in grid[0])
+            * H
+            * W
+            * self.scale[1]
+            * self.scale[2]
+        )
+        elements = self._piece_elements((B, 0, *latents), PIECE)
+        elements += 2 * cells * self.config.stage_channels[stage]  # pieces, and joined
+        return elements * itemsize + pixels * self.config.out_channels * FLOAT32
+
+    def _piece_elements(self, shape: tuple[int, ...], elements: int) -> int:
+        """Of padded latents that pass in pieces."""
         frames = [
             shape[0] * math.prod(shape[3:]) * math.prod(self._cells(n)[1:]) * width
             for n, width in enumerate(self.config.stage_channels)
         ]
         blocks = [*map(len, self.det_stages), len(self.diff_blocks)]
-        kept = sum(
-            depth * (kernel[0] - 1) * frame
-            for depth, kernel, frame in zip(blocks, self.config.stage_kernels, frames)
-        )
-        time, last, kernel = self.scale.time, frames[-1], self.config.stage_kernels[-1]
-        piece = max(time, PIECE_SHARE * plan.elements // last)
-        piece = min(piece, self._frames(shape)) * last
-        waiting = blocks[-1] * (kernel[0] // 2) * last + piece
-        elements = kept + waiting + LIVE_PIECES * piece + LIVE_BANDS * BAND
-        return elements * self.conv_in.weight.itemsize
+        kernels = [kernel[0] for kernel in self.config.stage_kernels]
+        kept = sum(n * (k - 1) * f for n, k, f in zip(blocks, kernels, frames))
+        whole, last = self._frames(shape), frames[-1]
+        piece = min(whole, max(self.scale.time, PIECE_SHARE * elements // last))
+        context = min(whole, blocks[-1] * (kernels[-1] // 2) + piece)
+        band = min(BAND, (piece + kernels[-1] - 1) * last)
+        return kept + (context + LIVE_PIECES * piece) * last + LIVE_BANDS * band
 
     @property
     def receptive_field(self) -> int:

@@ -32,9 +32,9 @@ class StreamPlan(NamedTuple):
 class StreamingDecoder(Protocol):
     """What is asked of a network that decodes a clip in pieces.
 
-    stream        the pixels of a clip or of a part of it, piece by piece
-    plans         how latents of a shape may be cut, the fastest first
-    stream_bytes  about how much memory a plan takes beside the weights, whatever the clip's length
+    stream            the pixels of a clip or of a part of it, piece by piece
+    plans             how latents of a shape may be cut, the fastest first
+    activation_bytes  about how much memory it takes to decode latents of a shape so, beside the weights
     """
 
     scale: VideoScale
@@ -46,7 +46,7 @@ class StreamingDecoder(Protocol):
 
     def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]: ...
 
-    def stream_bytes(self, shape: tuple[int, ...], plan: StreamPlan) -> int: ...
+    def activation_bytes(self, shape: tuple[int, ...], tiling: StreamPlan) -> int: ...
 
 
 def decode_streaming(
@@ -118,5 +118,5 @@ def fitting(
         memory = info.get("memory_size") or info.get("total_memory") or math.inf
         budget = memory - mx.get_active_memory()
     plans = decoder.plans(latents.shape)
-    fit = (p for p in plans if decoder.stream_bytes(latents.shape, p) <= budget)
+    fit = (p for p in plans if decoder.activation_bytes(latents.shape, p) <= budget)
     return next(fit, None)

@@ -305,7 +305,7 @@ def test_modes():
     choose = lambda mode, budget: choose_tiling(mode, decoder(), latents, shape, budget)
     assert choose("auto", 2**40) == choose("none", 2**40) == StreamPlan()
     assert choose("default", 2**40) == TilingConfig.default()
-    whole = decoder().stream_bytes(latents.shape, StreamPlan())
+    whole = decoder().activation_bytes(latents.shape, StreamPlan())
     assert choose("auto", whole - 1) is not None
 
 
@@ -315,7 +315,7 @@ def test_memory_at_full_size():
     real.set_dtype(mx.bfloat16)
     weights = sum(value.nbytes for _, value in tree_flatten(real.parameters()))
     sizes = [
-        real.stream_bytes((1, 128, frames, 32, 48), StreamPlan(PIECE))
+        real.activation_bytes((1, 128, frames, 32, 48), StreamPlan(PIECE))
         for frames in (16, 61)
     ]
     assert sizes[0] == sizes[1]

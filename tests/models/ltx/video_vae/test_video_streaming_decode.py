@@ -151,12 +151,12 @@ def test_spans():
 
 
 def test_the_largest_piece_that_fits():
-    latents = mx.zeros((1, 128, 5, 4, 60))
-    needs = decoder().stream_bytes(latents.shape, StreamPlan())
+    latents = mx.zeros((1, 128, 61, 4, 60))
+    needs = decoder().activation_bytes(latents.shape, StreamPlan())
     assert fitting(decoder(), latents, needs) == StreamPlan()
     less = fitting(decoder(), latents, needs - 1)
     assert less == StreamPlan(PIECE // 4)
-    assert decoder().stream_bytes(latents.shape, less) < needs
+    assert decoder().activation_bytes(latents.shape, less) < needs
     assert fitting(decoder(), latents, 10) is None
 
 
