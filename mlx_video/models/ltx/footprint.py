@@ -12,7 +12,6 @@ import mlx.core as mx
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens
-from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.video_vae.tiling import choose_tiling
 from mlx_video.types import VideoPixelShape
@@ -36,7 +35,6 @@ class Footprint:
         self.components = components
         self.residency = residency = residency or components.residency
         self.part = cache(lambda name: components.sketch(name, model_type))
-        self.config = cache(lambda name: part_config(name, sources[name]))
         self.weights = cache(
             lambda name: residency.weight_bytes(self.part(name), sources[name])
         )
