@@ -31,7 +31,8 @@ TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CRF = 33  # of H.264: what pictures are compressed with for LTX-2 and 2.3; 18 for 2.5
 
 SMALLEST = 16  # pixels a side: less is an icon or a mistake
-LARGEST_SIDE, LARGEST = 8192, 25_000_000  # pixels; a picture with more is shrunk
+LARGEST = 25_000_000  # pixels; a picture with more is shrunk
+LARGEST_SIDE = 8192  # pixels; of a longer one only the middle is compressed
 MOST_DECODED = 250_000_000  # pixels; a file with more is refused, as decoding takes 3 bytes or more for each
 MOST_JPEG = 1_000_000_000  # of a JPEG, which is shrunk while it is decoded, unless it is progressive
 MOST_CROPPED = 0.5  # of a picture that may be cut off without a word
@@ -69,7 +70,12 @@ class Picture:
 
     def fitted(self, height: int, width: int, crf: int = CRF) -> mx.array:
         """As the video encoder wants it: (1, 3, 1, height, width) in [-1, 1], with the traces of H.264."""
-        return fit_image(compress_like_video(self.pixels, crf), height, width)
+        pixels = self.pixels
+        if (
+            max(pixels.shape) > LARGEST_SIDE
+        ):  # which H.264 would take much memory for, or not take
+            pixels = _middle(pixels, width / height)
+        return fit_image(compress_like_video(pixels, crf), height, width)
 
 
 def load_image(path: str | Path) -> np.ndarray:
@@ -81,7 +87,7 @@ def read_picture(path: str | Path) -> Picture:
     """Read a picture file.
 
     Its EXIF rotation and colour profile are applied, transparency becomes white, and of an animation the first frame
-    is taken. One of more than 25 megapixels, or 8,192 on a side, is shrunk. Raises ``MissingFileError``, or
+    is taken. One of more than 25 megapixels is shrunk. Raises ``MissingFileError``, or
     ``UserError`` if it is no picture, smaller than 16 pixels on a side, or too large to be decoded.
     """
     path = typed_path(path)
@@ -93,7 +99,7 @@ def read_picture(path: str | Path) -> Picture:
     with file_errors(path), open(path, "rb") as file:
         image, size = _decoded(file, name)
     notices = []
-    image = _eight_bit(_shrunk(_without_palette(image), size))
+    image = _eight_bit(_shrunk(_without_palette(image)))
     if image.size != size:
         notices.append(
             f"{name} has {_pixels(*size)}; it is read at {image.width}x{image.height}."
@@ -114,8 +120,10 @@ def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]]:
             image = Image.open(file, formats=formats)
             _check_size(image, name)
             size = _upright_size(image)
-            image.draft(None, _within_bounds(*image.size))
-            return ImageOps.exif_transpose(image), size
+            _shrink_while_decoding(image)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image, size
     except UserError:
         raise
     except UnidentifiedImageError:
@@ -201,12 +209,15 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if turned else image.size
 
 
-def _within_bounds(width: int, height: int) -> tuple[int, int]:
-    """The largest size of the same shape that is read as it is."""
-    scale = min(
-        1, LARGEST_SIDE / max(width, height), math.sqrt(LARGEST / (width * height))
-    )
-    return max(1, round(width * scale)), max(1, round(height * scale))
+def _excess(image: Image.Image) -> int:
+    """How many times smaller a picture must become on each side; 1 where it is small enough."""
+    return math.ceil(math.sqrt(image.width * image.height / LARGEST))
+
+
+def _shrink_while_decoding(image: Image.Image) -> None:
+    """Have a JPEG decoded at a half, a quarter or an eighth of its size if that is needed; of others nothing changes."""
+    scale = next((s for s in (1, 2, 4) if s >= _excess(image)), 8)
+    image.draft(None, (image.width // scale, image.height // scale))
 
 
 def _without_palette(image: Image.Image) -> Image.Image:
@@ -233,13 +244,15 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Within the bounds for a picture of ``size``, of which ``image`` may be a smaller version already."""
-    bounds = _within_bounds(*size)
-    if image.width <= bounds[0] and image.height <= bounds[1]:
+def _shrunk(image: Image.Image) -> Image.Image:
+    """Within the bounds, by the means of neighbouring pixels."""
+    scale = _excess(image)
+    if scale == 1:
         return image
-    gap = None if image.mode[0] in "IF" else 2  # faster, but not for deep greyscale
-    return image.resize(bounds, Image.Resampling.LANCZOS, reducing_gap=gap)
+    if image.mode.startswith("I;16"):  # which Pillow does not reduce
+        size = (image.width // scale, image.height // scale)
+        return image.resize(size, Image.Resampling.BOX)
+    return image.reduce(scale)
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -272,6 +285,16 @@ def _in_srgb(image: Image.Image, name: str, notices: list[str]) -> Image.Image:
 
 
 # As the video encoder wants them
+
+
+def _middle(image: np.ndarray, shape: float) -> np.ndarray:
+    """What a clip shows of a picture, its ``shape`` being width / height, to a pixel or two."""
+    rows, columns = image.shape[:2]
+    height, width = min(rows, math.ceil(columns / shape)), min(
+        columns, math.ceil(rows * shape)
+    )
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return image[top : top + height, left : left + width]
 
 
 def compress_like_video(image: np.ndarray, crf: int = CRF) -> np.ndarray:

@@ -211,35 +211,60 @@ def test_of_an_animation_the_first_frame(tmp_path):
     assert (load_image(tmp_path / "a.gif") == 255).all()
 
 
-def test_a_panorama_is_shrunk_and_its_crop_said(tmp_path):
-    Image.new("RGB", (17000, 1000), "red").save(tmp_path / "wide.jpg")
-    picture = read_picture(tmp_path / "wide.jpg")
-    assert picture.pixels.shape == (482, 8192, 3)
-    assert picture.notices == (
-        f"{tmp_path}/wide.jpg has 17000x1000 pixels (17 megapixels); it is read at 8192x482.",
-    )
+def ramp(rows: int, columns: int) -> Image.Image:
+    """Darker to the left than to the right, in 64 steps."""
+    levels = np.arange(columns) * 64 // columns * 4
+    return Image.fromarray(np.broadcast_to(levels.astype(np.uint8), (rows, columns)))
+
+
+@pytest.mark.parametrize("columns, rows", [(17000, 1000), (40000, 300), (9000, 64)])
+def test_of_a_panorama_the_middle_is_used_in_full_detail(tmp_path, columns, rows):
+    """More columns than H.264 takes, of which the clip shows few; that is said."""
+    ramp(rows, columns).save(tmp_path / "wide.png")
+    picture = read_picture(tmp_path / "wide.png")
+    assert picture.pixels.shape == (rows, columns, 3) and picture.notices == ()
     (cropped,) = picture.crop(512, 768)
-    assert (
-        "is 8192x482 and the clip 768x512, so 91% of the picture is cut off" in cropped
-    )
-    assert picture.fitted(64, 96).shape == (1, 3, 1, 64, 96)
+    assert f"is {columns}x{rows} and the clip 768x512, so 9" in cropped
+    fitted = picture.fitted(64, 96, crf=1)
+    exact = fit_image(picture.pixels, 64, 96)
+    assert fitted.shape == (1, 3, 1, 64, 96)
+    assert mx.abs(fitted - exact).max().item() < 0.05
 
 
-def test_a_panorama_of_forty_thousand(tmp_path):
-    Image.new("L", (40000, 300)).save(tmp_path / "wider.png")
-    assert read_picture(tmp_path / "wider.png").pixels.shape == (61, 8192, 3)
+def test_a_tall_one_likewise(tmp_path):
+    Image.new("RGB", (100, 20000), "red").save(tmp_path / "tall.png")
+    assert read_picture(tmp_path / "tall.png").fitted(64, 96).shape == (1, 3, 1, 64, 96)
 
 
-def test_a_photo_beyond_the_bounds_is_shrunk_while_it_is_read(tmp_path, monkeypatch):
-    """As a JPEG of 200 megapixels would be; turned as its EXIF data says."""
+@pytest.mark.parametrize(
+    "name, turned", [("a.jpg", True), ("a.png", False), ("a.tif", False)]
+)
+@pytest.mark.parametrize("mode", ["RGB", "P", "I;16"])
+def test_a_picture_beyond_the_bounds_is_shrunk(
+    tmp_path, monkeypatch, name, turned, mode
+):
+    """As one of 200 megapixels would be, a JPEG while it is decoded."""
     monkeypatch.setattr(pictures, "LARGEST", 10_000)
-    monkeypatch.setattr(pictures, "MOST_DECODED", 20_000)
+    mode = "RGB" if name == "a.jpg" else mode
+    image = Image.new("RGB", (400, 200), "red")
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (400, 200), "red").save(tmp_path / "photo.jpg", exif=exif)
-    picture = read_picture(tmp_path / "photo.jpg")
-    assert picture.pixels.shape == (141, 71, 3)
-    assert "200x400 pixels (0 megapixels); it is read at 71x141" in picture.notices[0]
+    exif[0x0112] = 6 if turned else 1
+    if mode == "I;16":
+        image = Image.fromarray(np.full((200, 400), 40000, np.uint16))
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / name, exif=exif)
+    picture = read_picture(tmp_path / name)
+    scale = 4 if turned else 3
+    width, height = (
+        -(-side // scale) for side in ((200, 400) if turned else (400, 200))
+    )
+    if mode == "I;16":
+        width, height = 400 // scale, 200 // scale
+    assert picture.pixels.shape == (height, width, 3)
+    expected = 156 if mode == "I;16" else 254
+    assert int(picture.pixels[9, 9, 0]) == pytest.approx(expected, abs=2)
+    assert f"(0 megapixels); it is read at {width}x{height}." in picture.notices[0]
 
 
 def test_ordinary_photos_keep_their_pixels(tmp_path):
