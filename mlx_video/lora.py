@@ -55,18 +55,6 @@ PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.")
 PREFIXES += ("transformer.", "connectors.", "text_embedding_projection.")
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 FLAT_PREFIXES += ("model_diffusion_model_", "diffusion_model_")
-# Parts of names that diffusers calls otherwise: official -> diffusers'. The first that fits decides.
-DIFFUSERS_NAMES = {
-    "aggregate_embed": "text_proj_in",
-    "patchify_proj": "proj_in",
-    "av_ca_video_scale_shift_adaln_single": "av_cross_attn_video_scale_shift",
-    "av_ca_audio_scale_shift_adaln_single": "av_cross_attn_audio_scale_shift",
-    "av_ca_a2v_gate_adaln_single": "av_cross_attn_video_a2v_gate",
-    "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
-    "prompt_adaln_single": "prompt_adaln",
-    "adaln_single": "time_embed",
-    "embeddings_connector.transformer_1d_blocks": "connector.transformer_blocks",
-}
 REFERENCE = "reference_downscale_factor"  # in the metadata of an IC-LoRA
 ADAPTER = "lora_adapter_metadata"  # of a LoRA that diffusers saved: PEFT's config
 ADAPTER_CONFIG = "adapter_config.json"  # beside a LoRA that PEFT saved: the same
@@ -252,13 +240,17 @@ def check_strength(file: str | Path, strength: float) -> None:
 
 
 def layer_names(module: nn.Module) -> dict[str, str]:
-    """Every name, flattened, that a Linear of ``module`` goes by -> its path."""
-    names = {}
+    """Every name, flattened, that a Linear of ``module`` goes by -> its path.
+
+    Its class tells the official one, and in ``OTHER_NAMES`` those of other projects.
+    """
+    names, network = {}, type(module)
     for path, layer in module.named_modules():
         if isinstance(layer, (nn.Linear, nn.QuantizedLinear)):
-            official = type(module).official_name(f"{path}.weight")
-            official = official.removesuffix(".weight")
-            names[_flat(official)] = names[_flat(_in_diffusers(official))] = path
+            official = network.official_name(f"{path}.weight")
+            others = (table.ours(official) for table in network.OTHER_NAMES)
+            for name in (official, *filter(None, others)):
+                names[_flat(name.removesuffix(".weight"))] = path
     return names
 
 
@@ -270,13 +262,6 @@ def _flat(name: str) -> str:
     for prefix in FLAT_PREFIXES:
         name = name.removeprefix(prefix)
     return name
-
-
-def _in_diffusers(official: str) -> str:
-    for name, theirs in DIFFUSERS_NAMES.items():
-        if name in official:
-            return official.replace(name, theirs)
-    return official
 
 
 # Reading

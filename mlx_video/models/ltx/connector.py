@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import fitted, foreign_names
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream, LTXModelType
 from mlx_video.models.ltx.network import Network
@@ -26,6 +26,7 @@ class TextConnectors(Network):
 
     CONFIG: ClassVar = ConnectorConfig
     LORAS: ClassVar = True
+    OTHER_NAMES: ClassVar = (foreign_names.DIFFUSERS_CONNECTORS.names,)
     NAMES: ClassVar = TensorNames(
         {
             "text_embedding_projection.": "projection.",

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.conditioning.latent import LatentState
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import fitted, foreign_names
 from mlx_video.models.ltx.adaln import AdaLNSingle, chosen_rows, modulate
 from mlx_video.models.ltx.attention import attention_bias, gelu
 from mlx_video.models.ltx.config import (
@@ -51,6 +51,7 @@ class LTXModel(Network):
     LARGE: ClassVar = True
     BLOCKS: ClassVar = "transformer_blocks."
     LORAS: ClassVar = True
+    OTHER_NAMES: ClassVar = (foreign_names.DIFFUSERS_TRANSFORMER.names,)
     STREAMED: ClassVar = True
     SELECTS: ClassVar = True
     NAMES: ClassVar = TensorNames(

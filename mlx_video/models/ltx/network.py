@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import Config, LTXModelType
 from mlx_video.models.ltx.source import QUANTIZATION, Source
+from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights, load, save
 
 
@@ -21,7 +22,7 @@ class Network(nn.Module):
     BLOCKS    how the names of those layers start that are quantized as they are loaded: they hold nearly all weights,
               while the few around them are cheap to keep exact; empty where nothing is quantized
     STREAMED  whether its blocks may be read as they are used, see ``stream``
-    LORAS     whether LoRAs may change it
+    LORAS     whether LoRAs may change it, under the official names or ``OTHER_NAMES``, from official to theirs
     SELECTS   whether what it reads depends on the streams that are wanted
     """
 
@@ -29,6 +30,7 @@ class Network(nn.Module):
     LARGE: ClassVar[bool] = False
     BLOCKS: ClassVar[str] = ""
     LORAS: ClassVar[bool] = False
+    OTHER_NAMES: ClassVar[tuple[TensorNames, ...]] = ()
     STREAMED: ClassVar[bool] = False
     SELECTS: ClassVar[bool] = False
 
