@@ -17,6 +17,7 @@ from mlx_video.weights import read_config, read_header
 
 TRANSFORMER = "model.diffusion_model."  # before the names of its tensors
 TRANSFORMERS = "diffusion_models"  # the folder of the transformers of LTX-2.5
+UNET = "unet"  # what ComfyUI called that folder before
 # Folders of its other files, beside that one.
 COMPANIONS = ("vae", "text_encoders", "latent_upscale_models", "model_patches")
 CONNECTOR = "_embeddings_connector."  # within the names of the connectors' tensors
@@ -59,9 +60,15 @@ def upsampler_kind(config: Mapping[str, object]) -> str:
     return "temporal_upsampler" if time and not space else ""
 
 
+def checkpoint_folder(file: Path) -> Path:
+    """The folder in which a transformer's file lies, or which has a folder of transformers."""
+    inside = file.parent.name in (TRANSFORMERS, UNET)
+    return file.parent.parent if inside else file.parent
+
+
 def transformer_files(folder: Path) -> list[Path]:
     """The files in ``folder`` that may hold a transformer."""
-    homes = [folder, folder / TRANSFORMERS, folder / "unet"]
+    homes = [folder, folder / TRANSFORMERS, folder / UNET]
     return sorted(f for home in homes for end in ENDINGS for f in home.glob(f"*{end}"))
 
 
@@ -81,12 +88,10 @@ def companions(file: Path) -> dict[str, Source]:
 
 def _around(file: Path) -> Iterator[Path]:
     """The safetensors files that may be of the same checkpoint, sorted by name."""
-    root = file.parent
-    folders = [root]
-    if root.name in (TRANSFORMERS, "unet"):
-        folders = [root.parent / name for name in COMPANIONS]
-    else:
-        folders += [root / name for name in COMPANIONS]
+    root = checkpoint_folder(file)
+    folders = [root / name for name in COMPANIONS]
+    if root == file.parent:
+        folders.insert(0, root)
     for folder in folders:
         yield from (f for f in sorted(folder.glob("*.safetensors")) if f != file)
 

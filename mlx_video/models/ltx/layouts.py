@@ -17,6 +17,7 @@ from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.contents import (
     COMPANIONS,
     TRANSFORMER,
+    checkpoint_folder,
     companions,
     parts_in,
     transformer_files,
@@ -187,7 +188,7 @@ def _identify_official(
         if "connectors" in beside:  # their config is the transformer's
             config = held["transformer"].config
             beside["connectors"] = replace(beside["connectors"], config=config)
-    sources = neighbours(file.parent) | beside | held
+    sources = neighbours(checkpoint_folder(file)) | beside | held
     defaults = _defaults(file, metadata, metadata.get(DEFAULTS, "{}"))
     layout = Layout(name, "", file, sources, metadata, {}, defaults)
     absent = needed - sources.keys()

@@ -1,6 +1,7 @@
 """Checkpoints as other projects keep them: the miniature, written out as each does, loads as the official file does."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_video.cli import main
+from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.linear import dense_weight
 from mlx_video.models.ltx import foreign
@@ -17,7 +20,9 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.parts import PARTS
 from tests import layout_writers as write
-from tests.reference import CHECKPOINT, FIXTURES, error
+from tests.media_reading import read_clip
+from tests.reference import CHECKPOINT, FIXTURES, UPSCALER, error
+from tests.tiny_tokenizer import make_text_encoder_folder
 
 NEEDS = [name for name, part in PARTS.items() if part.block]
 
@@ -263,6 +268,46 @@ def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kin
         assert ours.keys() == theirs.keys()
         floor = {"Q8_0": 0.02, "Q4_0": 0.2}[kind] if name == "transformer" else 1e-7
         assert max(error(ours[key], theirs[key]) for key in ours) < floor, name
+
+
+@pytest.mark.parametrize("kind", ["forge", "comfy"])
+def test_convert_makes_our_folder_of_it(tmp_path, official, kind):
+    folder = tmp_path / "theirs"
+    if kind == "forge":
+        write.write_forge(folder, *official[:2], False)
+    else:
+        write.write_comfy(folder, *official[:2], True)
+    converted = convert(str(folder), str(tmp_path / "ours"))
+    check_same(converted, "converted folder", official.file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["forge", "prince", "unified", "comfy", "diffusers"])
+def test_a_clip_of_each_layout_is_that_of_the_official_file(
+    tmp_path, official, miniature, kind, monkeypatch
+):
+    weights, blocks, file = official
+    if file != CHECKPOINT:
+        pytest.skip("one miniature is enough for the whole way")
+    monkeypatch.chdir(tmp_path)
+    true, theirs = tmp_path / "true", tmp_path / "theirs"
+    true.mkdir()
+    shutil.copy(file, true)
+    write_as = {
+        "forge": lambda: write.write_forge(theirs, weights, blocks, True),
+        "prince": lambda: write.write_prince(theirs, weights, blocks),
+        "unified": lambda: write.write_unified(theirs, weights),
+        "comfy": lambda: write.write_comfy(theirs, weights, blocks, True),
+        "diffusers": lambda: write.write_diffusers(theirs, weights, diffusers_configs(blocks)),
+    }  # fmt: skip
+    write_as[kind]()
+    for name, folder in (("true", true), ("theirs", theirs)):
+        make_text_encoder_folder(folder / "text_encoder")
+        shutil.copy(UPSCALER, folder / "x-spatial-upscaler-x2.safetensors")
+        words = f"generate -p cat -n 9 -W 64 -H 64 --seed 1 --quiet -o {name}.mp4"
+        assert main([*words.split(), "--model", str(folder)]) == 0
+    clips = [read_clip(tmp_path / f"{name}.mp4") for name in ("true", "theirs")]
+    assert np.array_equal(np.stack(clips[0][0]), np.stack(clips[1][0]))
 
 
 def test_a_gguf_of_another_model_is_named(tmp_path):
