@@ -1,4 +1,4 @@
-"""One run builds each part once, and keeps to the memory that the machine can give."""
+"""One run builds each part once, reads each picture once, and keeps to the memory that the machine can give."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_video import cli, plan, run
+from mlx_video import cli, pictures, plan, run
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.parts import NEEDED
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
@@ -36,14 +36,19 @@ def counted_builds(monkeypatch) -> Counter:
 
 
 @pytest.mark.parametrize("sound", [True, False])
-def test_a_run_builds_each_part_once(sound, model, monkeypatch):
+def test_a_run_builds_each_part_once_and_reads_each_picture_once(
+    sound, model, monkeypatch
+):
     Image.fromarray(np.full((64, 64, 3), 99, np.uint8)).save("picture.png")
     builds = counted_builds(monkeypatch)
+    read, seen = pictures.read_picture, []
+    monkeypatch.setattr(pictures, "read_picture", lambda p: seen.append(p) or read(p))
     words = [*WORDS, model, "--image", "picture.png", "--no-health-check"]
     assert cli.main(["generate", *words, *([] if sound else ["--no-audio"])]) == 0
     parts = set(NEEDED) - {"audio_encoder"}
     parts -= set() if sound else {"audio_decoder", "vocoder"}
     assert len(builds) == len(parts) and set(builds.values()) == {1}
+    assert len(seen) == 1
 
 
 def test_freed_memory_is_kept_for_reuse_within_the_plan(model, monkeypatch):

@@ -19,6 +19,7 @@ from mlx_video.models.ltx.parts import NEEDED, PARTS
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma
+from tests.models.ltx.test_parts import split_checkpoint
 from tests.reference import CHECKPOINT, checkpoint
 
 NETWORKS = [name for name in NEEDED if name != "text_encoder"]
@@ -254,3 +255,23 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert out == "" and err.count("\n") == 1
     assert err.startswith("error: ") and message.format(**names) in err
     assert [f.name for f in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_checkpoint_of_one_file_a_part_is_converted_whole(tmp_path):
+    """The connectors' projection leaves the text encoder's file, and its tokenizer becomes a file."""
+    root = split_checkpoint(tmp_path / "model")
+    convert(root, tmp_path / "mlx")
+    found = Components.open(tmp_path / "mlx", needs=["connectors", "text_encoder"])
+    assert found.layout.version == "2.5.0" and found.layout.defaults["image_crf"] == 18
+    assert (tmp_path / "mlx" / "text_encoder" / "tokenizer.json").is_file()
+    contexts = []
+    for path in (root, tmp_path / "mlx"):
+        parts = Components.open(
+            path, dtype=mx.float32, needs=["connectors", "text_encoder"]
+        )
+        with parts.text_encoder() as encoder:
+            features = encoder.features(["a cat"])
+        with parts.connectors() as connectors:
+            contexts.append(connectors(*features).video)
+            mx.eval(contexts)
+    assert mx.array_equal(*contexts)
