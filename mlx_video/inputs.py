@@ -23,7 +23,13 @@ import mlx.nn as nn
 from mlx_video.conditioning.latent import Condition, VideoConditionByLatentIndex
 from mlx_video.disk import is_there, short, typed_path
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.conditions import Place, keyframe
+from mlx_video.models.ltx.conditions import (
+    Place,
+    evenly_spaced,
+    generated_keyframes,
+    keyframe,
+)
+from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.types import AV, Geometry, VideoLatentShape, VideoPixelShape
 
 
@@ -50,12 +56,14 @@ class Option(NamedTuple):
 class Input:
     """Something that a user gives. A subclass is a frozen dataclass whose field ``kind`` is the literal of its name.
 
-    needs   names of the networks that encode it
-    option  how it is typed, if it can be; ``typed`` reads the words
+    needs        names of the networks that encode it
+    first_stage  whether only a recipe's first stage takes it
+    option       how it is typed, if it can be; ``typed`` reads the words
     """
 
     kinds: ClassVar[dict[str, type["Input"]]] = {}
     needs: ClassVar[tuple[str, ...]] = ()
+    first_stage: ClassVar[bool] = False
     option: ClassVar[Option | None] = None
 
     def __init_subclass__(cls, **options) -> None:
@@ -93,6 +101,9 @@ class Input:
 
     def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
         """Raise ``UserError`` where it cannot be used for a clip of ``shape``."""
+
+    def check_model(self, config: LTXModelConfig) -> None:
+        """Raise ``UserError`` where a transformer of ``config`` knows nothing of such an input."""
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
         """What a person should know of it, in sentences."""
@@ -181,6 +192,59 @@ class Image(Input):
             return AV([VideoConditionByLatentIndex(latent, 0, self.strength)])
         place = Place(parts.geometry.video, shape.fps)
         return AV([keyframe(latent, self.frame, place, self.strength)])
+
+
+@dataclass(frozen=True)
+class Keyframes(Input):
+    """Pictures that the model makes together with the clip, ``count`` of them evenly within it, to stay sharp between them."""
+
+    count: int
+    kind: Literal["keyframes"] = field(default="keyframes", kw_only=True, repr=False)
+
+    first_stage = True
+    option = Option(
+        "--keyframes",
+        ("N",),
+        "have the model draw N single pictures within the clip too, which it then follows; LTX-2.5",
+    )
+
+    @classmethod
+    def typed(cls, words: Sequence[str]) -> "Keyframes":
+        """N."""
+        try:
+            (count,) = map(int, words)
+        except ValueError:
+            raise UserError(
+                f"--keyframes takes a whole number; got '{short(' '.join(words))}'. For example: --keyframes 3."
+            ) from None
+        return cls(count)
+
+    @property
+    def place(self) -> str:
+        return "all generated keyframes"
+
+    def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
+        evenly_spaced(self.count, shape.frames)
+
+    def check_model(self, config: LTXModelConfig) -> None:
+        if not config.use_keyframes_abs_pos_embedding:
+            raise UserError(
+                "This model cannot generate keyframes: LTX-2.5 can. Leave out --keyframes."
+            )
+
+    def tokens(self, grid: VideoLatentShape) -> AV[int]:
+        return AV(self.count * grid.tokens_per_frame)
+
+    def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
+        grid = parts.geometry.latents(shape)
+        frames = evenly_spaced(self.count, shape.frames)
+        place = Place(parts.geometry.video, shape.fps)
+        return AV([generated_keyframes(frames, (grid.height, grid.width), place)])
+
+
+def taken_by(inputs: Iterable[Input], stage: int) -> tuple[Input, ...]:
+    """Those of ``inputs`` that a recipe's stage takes, counted from 0."""
+    return tuple(given for given in inputs if stage == 0 or not given.first_stage)
 
 
 def check_inputs(

@@ -17,7 +17,7 @@ from mlx_video.conditioning.latent import (
     apply_conditioning,
 )
 from mlx_video.errors import UserError, check_text
-from mlx_video.inputs import Input, Parts, check_inputs, forget
+from mlx_video.inputs import Input, Parts, check_inputs, forget, taken_by
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
@@ -279,7 +279,10 @@ class Pipeline:
         """Raise for everything that can be known to be wrong before weights are read."""
         request.check(self.recipe, self.components.geometry)
         transformer = self.components.sources["transformer"]
-        self.recipe.check(part_config("transformer", transformer).num_layers)
+        config = part_config("transformer", transformer)
+        self.recipe.check(config.num_layers)
+        for given in request.inputs:
+            given.check_model(config)
         needs = request.needs(self.recipe)
         if request.timed:
             check_timed(self.components)
@@ -326,7 +329,8 @@ class Pipeline:
         # mlx-lm takes seconds to import, and comes with the text encoder.
         from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
 
-        enhance = enhance_i2v if request.inputs else enhance_t2v
+        pictures = any(given.files for given in request.inputs)
+        enhance = enhance_i2v if pictures else enhance_t2v
         return enhance(encoder, request.prompt, seed=request.seed)
 
     def _encode_inputs(
@@ -344,10 +348,12 @@ class Pipeline:
             networks = {name: loans.enter_context(lend(name)) for name in needs}
             geometry, crf = self.components.geometry, self.defaults.image_crf
             parts = Parts(networks, geometry, crf)
-            for number, stage in enumerate(stages, start=1):
-                shape = request.shape.scaled(stage.scale)
-                conditions.append([given.encode(parts, shape) for given in inputs])
-                yield Step("encode inputs", number, len(stages))
+            for number, stage in enumerate(stages):
+                shape, taken = request.shape.scaled(stage.scale), taken_by(
+                    inputs, number
+                )
+                conditions.append([given.encode(parts, shape) for given in taken])
+                yield Step("encode inputs", number + 1, len(stages))
         forget()
         return conditions
 

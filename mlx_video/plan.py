@@ -10,7 +10,7 @@ from typing import Iterator, NamedTuple
 import mlx.core as mx
 
 from mlx_video.errors import UserError
-from mlx_video.inputs import Input
+from mlx_video.inputs import Input, taken_by
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import Footprint
@@ -59,7 +59,7 @@ class Work(NamedTuple):
         grid = geometry.latents(self.shape.scaled(stage.scale))
         sound = geometry.audio_frames(self.shape) if self.audio else None
         tokens = AV(grid.tokens, sound)
-        for given in self.inputs:
+        for given in taken_by(self.inputs, self.recipe.stages.index(stage)):
             tokens = tokens.map(lambda n, more: n + (more or 0), given.tokens(grid))
         return tokens
 

@@ -12,12 +12,25 @@ from PIL import Image as Picture
 from mlx_video import cli, pictures, recipes
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.errors import UserError
-from mlx_video.inputs import Image, Input, Option, check_inputs
+from mlx_video.inputs import (
+    Image,
+    Input,
+    Keyframes,
+    Option,
+    Parts,
+    check_inputs,
+    taken_by,
+)
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.pipeline import Pipeline, Request
+from mlx_video.plan import Work
 from mlx_video.record import Job
 from mlx_video.types import AV, VideoPixelShape
 from tests.checkpoints import tiny_folder
 from tests.media_reading import read_clip
+from tests.reference import FIXTURES, checkpoint, error, vectors
 
 SHAPE = VideoPixelShape(17, 64, 128, 24.0)
 
@@ -148,3 +161,58 @@ def test_a_picture_is_read_once_in_a_run(picture, model, tmp_path, monkeypatch):
     Picture.new("RGB", (128, 64), "blue").save(picture)
     assert cli.main(["generate", *typed, "--image", picture, "-o", "b.mp4"]) == 0
     assert len(count) == 2
+
+
+# Keyframes that the model generates
+
+TWO = Keyframes(2)
+SHAPE_2_5 = VideoPixelShape(17, 64, 96, 24.0)
+
+
+def test_generated_keyframes_are_the_official_slots():
+    (condition,) = TWO.encode(Parts({}, LTX_2.geometry, 33), SHAPE_2_5).video
+    official = vectors("conditions", "ltx2_modes")
+    state = LatentState.fresh(official["initial.latent"], official["initial.positions"], 6)  # fmt: skip
+    state = condition(state)
+    assert error(state.positions, official["slots.positions"]) < 1e-6
+    assert mx.array_equal(state.keyframes_mask, official["slots.keyframes_mask"])
+    grid = LTX_2.geometry.latents(SHAPE_2_5)
+    assert TWO.tokens(grid) == AV(state.latent.shape[1] - grid.tokens)
+
+
+def test_only_the_first_stage_takes_generated_keyframes():
+    image = Image("x.png", 8)
+    assert taken_by((image, TWO), 0) == (image, TWO)
+    assert taken_by((image, TWO), 1) == (image,)
+    recipe = recipes.distilled()
+    shape = VideoPixelShape(17, 128, 192, 24.0)
+    work = Work(shape, recipe, False, inputs=(TWO,))
+    first, second = (work.tokens(stage, LTX_2.geometry).video for stage in recipe.stages)  # fmt: skip
+    assert (first, second) == (18 + 2 * 6, 72)
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ("many", "--keyframes takes a whole number; got 'many'"),
+        ("0", "from 1 to 15 generated keyframes; got 0"),
+        ("16", "from 1 to 15 generated keyframes; got 16"),
+    ],
+)
+def test_numbers_of_keyframes_that_make_no_sense_are_refused(given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_inputs([Keyframes.typed([given])], SHAPE, LTX_2.geometry)
+    with pytest.raises(UserError, match="same place, all generated keyframes"):
+        check_inputs([TWO, Keyframes(3)], SHAPE, LTX_2.geometry)
+
+
+def test_a_model_that_knows_no_keyframes_is_told_at_once(model):
+    request = Request("a cat", SHAPE, inputs=(TWO,))
+    pipeline = Pipeline(Components.open(model), recipes.distilled())
+    with pytest.raises(UserError, match="cannot generate keyframes: LTX-2.5 can"):
+        pipeline.check(request)
+
+
+def test_a_model_that_knows_them_is_not():
+    _, config = checkpoint(FIXTURES / "ltx25_tiny" / "ltx-2.5-tiny-transformer-bf16.safetensors")  # fmt: skip
+    TWO.check_model(LTXModelConfig.from_dict(config["transformer"]))

@@ -13,7 +13,7 @@ from PIL import Image as Picture
 from mlx_video import recipes
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.health import HealthError
-from mlx_video.inputs import Image
+from mlx_video.inputs import Image, Keyframes
 from mlx_video.models.ltx import enhance
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
@@ -159,6 +159,18 @@ def test_a_run_goes_on_with_the_sound_of_a_stage_that_is_done(model):
     resumed = pipeline(model, replace(TWO_STAGES, sound=0))
     *_, again = resumed.events(request(), reached[-1])
     assert all(map(mx.array_equal, again.latents.values, whole.latents.values))
+
+
+def test_generated_keyframes_are_sampled_with_the_first_stage_and_cut_off(
+    model, monkeypatch
+):
+    monkeypatch.setattr(Keyframes, "check_model", lambda given, config: None)
+    ours = pipeline(model)
+    latents = sample(ours, request(inputs=(Keyframes(2),))).latents
+    (loan,) = ours.components.loans
+    tokens = [call.states.video.latent.shape[1] for call in loan.calls]
+    assert tokens == [HALF_TOKENS + 2 * 6] * 2 + [TOKENS] * 2
+    assert latents.video.shape == (1, 128, 3, 4, 6)
 
 
 def test_the_seed_decides_the_noise(model):
