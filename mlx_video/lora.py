@@ -1,5 +1,6 @@
 """LoRA files: what one holds, and how it changes a module's Linears. Knows their names and formulas, not networks."""
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from math import isfinite, sqrt
@@ -55,7 +56,9 @@ PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.")
 PREFIXES += ("transformer.", "connectors.", "text_embedding_projection.")
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 FLAT_PREFIXES += ("model_diffusion_model_", "diffusion_model_")
-REFERENCE = "reference_downscale_factor"  # in the metadata of an IC-LoRA
+# What the metadata or the name of an IC-LoRA holds.
+REFERENCE = ("reference_downscale_factor", "reference_temporal_scale_factor")
+IC_LORA = re.compile(r"(^|[^a-z])ic[-_]lora")
 ADAPTER = "lora_adapter_metadata"  # of a LoRA that diffusers saved: PEFT's config
 ADAPTER_CONFIG = "adapter_config.json"  # beside a LoRA that PEFT saved: the same
 TRIGGERS = ("trigger_word", "trigger_phrase", "modelspec.trigger_phrase")
@@ -153,21 +156,29 @@ class Adapter:
             len(self.layers),
             self.metadata.get("model_version", ""),
             next(filter(None, triggers), ""),
-            REFERENCE in self.metadata,
+            self.needs_reference,
         )
 
-    def check(self, version: str = "") -> None:
-        """Raise ``UserError`` where this LoRA is for a model of another ``version``, or needs what is not there."""
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it is an IC-LoRA, which its metadata says, or where they say nothing, its name."""
+        named = IC_LORA.search(Path(self.source).stem.lower()) is not None
+        return named or any(key in self.metadata for key in REFERENCE)
+
+    def check(self, version: str = "", *, reference: bool = False) -> None:
+        """Raise ``UserError`` where this LoRA is for a model of another ``version``, or needs what is not there.
+
+        reference  whether there is a reference video, without which an IC-LoRA is of no use
+        """
         made_for = self.metadata.get("model_version", "")
         if made_for and version and _release(made_for) != _release(version):
             raise UserError(
                 f"{self.source} was made for version {clip(made_for, 20)} of the model, and the model is version "
                 f"{version}. Use a LoRA made for {version}."
             )
-        if REFERENCE in self.metadata:
+        if self.needs_reference and not reference:
             raise UserError(
-                f"{self.source} needs a reference video (it is an IC-LoRA), which this version cannot be given; leave it "
-                "out."
+                f"{self.source} needs a reference video (it is an IC-LoRA), and there is none; leave it out."
             )
 
     def check_layers(self, modules: Iterable[nn.Module]) -> None:

@@ -417,3 +417,23 @@ def write_diffusers(folder: Path, weights: Weights, configs: dict[str, dict]) ->
         write_json(folder / home / "config.json", configs[home])
     write_json(folder / "model_index.json", {"_class_name": "LTX2Pipeline"})
     return folder
+
+
+def write_forge_25(folder: Path, files: dict[str, Weights], blocks: dict) -> Path:
+    """dgrauet's of LTX-2.5: two video autoencoders, each in two files; ``files`` are the official ones by role."""
+    conv, diffusion = (in_container("vae.", files[n]) for n in ("conv", "diffusion"))
+    written = {
+        "transformer-distilled": mlx_transformer(files["transformer"]),
+        "connector": mlx_connectors(files["transformer"]),
+        "vae_decoder_conv": mlx_video_decoder(conv),
+        "vae_encoder_conv": mlx_video_encoder(conv),
+        "vae_decoder_av": mlx_video_decoder(diffusion),
+        "vae_encoder_av": mlx_video_encoder(diffusion),
+        "audio_vae": forge_audio(files["audio"]),
+        "vocoder": forge_vocoder(files["audio"]),
+    }
+    for name, tensors in written.items():
+        save(folder / f"{name}.safetensors", tensors)
+    write_json(folder / "config.json", {"model_version": "2.5.0"})
+    write_json(folder / "embedded_config.json", blocks)
+    return folder

@@ -464,10 +464,21 @@ def test_a_lora_of_another_version_is_refused(version):
     Adapter.of(pair(NAME)).check("2.0")
 
 
-def test_an_ic_lora_waits_for_a_reference_video():
-    adapter = Adapter.of(pair(NAME), {"reference_downscale_factor": "2"})
+@pytest.mark.parametrize(
+    "metadata, name",
+    [
+        ({"reference_downscale_factor": "2"}, "style"),
+        ({"reference_temporal_scale_factor": "8"}, "style"),
+        ({}, "ltx-2-19b-ic-lora-canny-control"),
+    ],
+)
+def test_an_ic_lora_waits_for_a_reference_video(metadata, name):
+    adapter = Adapter.of(pair(NAME), metadata, f"{name}.safetensors")
+    assert adapter.about.needs_reference
     with pytest.raises(UserError, match="needs a reference video"):
         adapter.check("2.0")
+    adapter.check("2.0", reference=True)
+    assert not Adapter.of(pair(NAME), source="magic-lora.safetensors").needs_reference
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf")])

@@ -16,9 +16,11 @@ from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.linear import dense_weight
 from mlx_video.models.ltx import foreign
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.describe import describe
+from mlx_video.models.ltx.layouts import identify
 from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.source import Source
 from tests import layout_writers as write
 from tests.media_reading import read_clip
 from tests.reference import CHECKPOINT, FIXTURES, UPSCALER, error
@@ -268,6 +270,41 @@ def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kin
         assert ours.keys() == theirs.keys()
         floor = {"Q8_0": 0.02, "Q4_0": 0.2}[kind] if name == "transformer" else 1e-7
         assert max(error(ours[key], theirs[key]) for key in ours) < floor, name
+
+
+@pytest.mark.parametrize("vae", ["conv", "diffusion"])
+def test_a_pack_of_2_5_has_two_autoencoders(tmp_path, vae):
+    """All but the text encoder's projection, which is in a file of its own."""
+    home = FIXTURES / "ltx25_tiny"
+    roles = {
+        "transformer": "ltx-2.5-tiny-transformer-bf16",
+        "conv": "ltx-2.5-tiny-video-vae-conv-bf16",
+        "diffusion": "ltx-2.5-tiny-video-vae-bf16",
+        "audio": "ltx-2.5-tiny-audio-vae-bf16",
+    }
+    paths = {role: home / f"{name}.safetensors" for role, name in roles.items()}
+    read = {r: mx.load(str(p), return_metadata=True) for r, p in paths.items()}
+    blocks = {}
+    for role in ("transformer", "audio", vae):
+        blocks |= json.loads(read[role][1]["config"])
+    files = {role: weights for role, (weights, _) in read.items()}
+    pack = write.write_forge_25(tmp_path, files, blocks)
+    found = identify(pack)
+    assert (found.name, found.version) == (foreign.FORGE, "2.5.0")
+    homes = {
+        "transformer": "transformer",
+        "video_decoder": vae,
+        "video_encoder": vae,
+        "audio_encoder": "audio",
+        "audio_decoder": "audio",
+        "vocoder": "audio",
+    }
+    for name, role in homes.items():
+        true = Source(paths[role], blocks[PARTS[name].block])
+        networks = [build(name, s, mx.float32) for s in (found.sources[name], true)]
+        ours, theirs = (dict(tree_flatten(n.parameters())) for n in networks)
+        assert ours.keys() == theirs.keys()
+        assert all(mx.array_equal(ours[key], theirs[key]) for key in ours), name
 
 
 @pytest.mark.parametrize("kind", ["forge", "comfy"])
