@@ -7,8 +7,10 @@ from typing import Iterator, Mapping
 
 import mlx.core as mx
 
+from mlx_video.errors import UserError
 from mlx_video.formats.quantized import quantized_as, read_dense
 from mlx_video.models.ltx.foreign_names import Spelling, contained, to_official
+from mlx_video.models.ltx.kinds import short
 from mlx_video.weights import (
     Weights,
     outline,
@@ -18,6 +20,20 @@ from mlx_video.weights import (
 )
 
 QUANTIZATION = "quantization"  # the key that mlx-lm and convert add to a config
+
+
+MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")  # MLX's
+
+
+def checked_quantization(stated: object, path: Path) -> Mapping[str, object]:
+    """What the config of ``path`` states as its quantization; raises ``UserError`` where that makes no sense."""
+    stated = stated or {}
+    if not isinstance(stated, Mapping) or stated.get("mode", MODES[0]) not in MODES:
+        raise UserError(
+            f"{path}: its config's {QUANTIZATION} must be an object whose mode is one of {', '.join(MODES)}; got "
+            f"{short(stated)}."
+        )
+    return stated
 
 
 @dataclass(frozen=True)
@@ -46,14 +62,16 @@ class Source:
     def described(cls, path: Path, config: Mapping[str, object]) -> "Source":
         """A part whose whole config is known."""
         config = dict(config)
-        return cls(path, config, config.pop(QUANTIZATION, {}))
+        return cls(
+            path, config, checked_quantization(config.pop(QUANTIZATION, {}), path)
+        )
 
     def with_file(self, file: Path) -> "Source":
         """The same part, some of whose tensors lie in ``file``."""
         return replace(self, beside=(*self.beside, file))
 
     def with_quantization(self, quantization: Mapping[str, object]) -> "Source":
-        return replace(self, quantization=quantization)
+        return replace(self, quantization=checked_quantization(quantization, self.path))
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -52,11 +52,10 @@ class GemmaTextEncoder:
         """
         path = Path(path)
         tensors, _ = read_dense(path, dtype or mx.bfloat16)
-        config = read_gemma_config(path)
-        model = gemma.language_model(GemmaConfig.from_dict(config))
-        mode = config.get(QUANTIZATION, {}).get("mode", "affine")
+        source = Source.described(path, read_gemma_config(path))
+        model = gemma.language_model(source.config)
         tensors = model.sanitize(tensors)
-        weights.load(model, tensors, dtype=dtype, mode=mode, source=str(path))
+        weights.load(model, tensors, dtype=dtype, mode=source.mode, source=str(path))
         tokenizer = PromptTokenizer.load(path)
         if len(tokenizer) > model.model.vocab_size:
             raise UserError(

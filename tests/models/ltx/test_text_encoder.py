@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video import weights
+from mlx_video.errors import UserError
 from mlx_video.linear import QuantizedLinear
 from mlx_video.models.ltx.gemma import Gemma3, attention_mask, language_model
 from mlx_video.models.ltx.gemma_config import GemmaConfig
@@ -208,6 +209,18 @@ def test_quantized_folder(folder, tmp_path, mode):
     assert (layer.self_attn.o_proj.bits, layer.self_attn.o_proj.group_size) == (8, 32)
     assert isinstance(layer.self_attn.o_proj, QuantizedLinear)  # fast when long
     assert 1e-5 < official_error(quantized) < 0.1
+
+
+@pytest.mark.parametrize(
+    "stated", [[8], 3, "8", {"mode": 7}, {"mode": []}, {"mode": "x"}]
+)
+def test_wrong_quantization_is_named(folder, tmp_path, stated):
+    target = shutil.copytree(folder, tmp_path / "quantized")
+    config = json.loads((target / "config.json").read_text())
+    config["quantization"] = stated
+    (target / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="quantization must be an object whose mode"):
+        GemmaTextEncoder.load(target)
 
 
 def test_tokenizer_beside_the_folder(folder, tmp_path):
