@@ -62,7 +62,8 @@ def test_the_files_of_2_5_are_found_in_their_folders_or_in_one(tmp_path):
     for path in (root, file, TINY_2_5):
         layout = identify(path)
         assert (layout.name, layout.version, layout.refusal) == (SPLIT, "2.5.0", "")
-        assert layout.sources.keys() == {*NEEDED, "duration_head"} - {"upsampler"}
+        found = layout.sources.keys() - {"upsampler"}  # which lies in one of the three
+        assert found == {*NEEDED, "duration_head"} - {"upsampler"}
         assert (
             layout.sources["video_decoder"].path.stem == "ltx-2.5-tiny-video-vae-bf16"
         )
