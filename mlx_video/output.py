@@ -5,7 +5,7 @@ import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Iterable, Mapping, Sequence
 
 from mlx_video.disk import (
     GB,
@@ -54,6 +54,19 @@ class Output:
     def state(self) -> Path:
         """Where sampling has got to."""
         return self.path.with_suffix(STATE)
+
+    def remembered(self) -> dict[str, str]:
+        """For the latents and the state, so that who finishes them writes the same files; paths from their folder."""
+        folder = self.path.parent.absolute()
+        paths = {"output": self.path, "audio": self.audio, "frames": self.frames}
+        return {k: os.path.relpath(p.absolute(), folder) for k, p in paths.items() if p}
+
+    @classmethod
+    def recalled(cls, left: Path, words: Mapping[str, str]) -> "Output":
+        """What ``remembered`` wrote into the file ``left``; where it says nothing, the clip is named after that."""
+        path = Path(words.get("output") or f"{left.name.partition('.')[0]}.mp4")
+        others = (words.get(name) for name in ("audio", "frames"))
+        return cls(left.with_name(path.name), *(p and left.parent / p for p in others))
 
     def owned(self) -> AbstractContextManager[None]:
         """Keep these names from other runs, while this one lives."""

@@ -228,7 +228,7 @@ class _Keeper:
             return
         if self.unsaved and time.monotonic() - self.saved > WORTH_SAVING:
             with suppress(UserError):
-                save_state(self.output.state, self.unsaved, self.job)
+                save_state(self.output, self.unsaved, self.job)
         if where := where_kept(self.output):
             error.add_note(where)
 
@@ -236,14 +236,14 @@ class _Keeper:
         """Save the state, if it is time."""
         self.unsaved = state
         if time.monotonic() - self.saved >= self.options.save_every:
-            yield from self._tried(save_state, self.output.state, state)
+            yield from self._tried(save_state, state)
             self.unsaved, self.saved = None, time.monotonic()
 
     def sampled(self, sample: Sample) -> Iterator[Event]:
         """Save the latents; the clip may still be made where they cannot be saved."""
         self.unsaved = None
         self.job = self.job.with_prompt(sample.prompt)
-        yield from self._tried(save_latents, self.output.latents, sample)
+        yield from self._tried(save_latents, sample)
         if self.output.latents.exists():
             self._remove_states()
 
@@ -252,9 +252,9 @@ class _Keeper:
         self.output.latents.unlink(missing_ok=True)
         self._remove_states()
 
-    def _tried(self, save: Callable, path: Path, what) -> Iterator[Event]:
+    def _tried(self, save: Callable, what: Sample | Reached) -> Iterator[Event]:
         try:
-            save(path, what, self.job)
+            path = save(self.output, what, self.job)
         except UserError as error:
             yield Warned(str(error))
         else:
@@ -318,17 +318,24 @@ def where_kept(output: Output) -> str | None:
     return next(notes, None)
 
 
-def save_latents(path: Path, sample: Sample, job: Job) -> None:
-    """Write a sample beside its record, so that ``finish`` can finish it. Raises ``UserError`` where that cannot be."""
-    record = job.with_prompt(sample.prompt).record()
-    save_tensors(path, sample.latents, {RECORD_KEY: record})
+def save_latents(output: Output, sample: Sample, job: Job) -> Path:
+    """Write a sample beside its record, for ``finish``; returns where. Raises ``UserError`` where that cannot be."""
+    record = {RECORD_KEY: job.with_prompt(sample.prompt).record()}
+    save_tensors(output.latents, sample.latents, record | output.remembered())
+    return output.latents
 
 
-def save_state(path: Path, state: Reached, job: Job) -> None:
-    """Write where sampling has got to, beside the record of ``job``. Raises ``UserError`` where that cannot be."""
-    place = {STAGE: str(state.stage), STEP: str(state.step)}
+def save_state(output: Output, state: Reached, job: Job) -> Path:
+    """Write where sampling has got to, beside the record; returns where. Raises ``UserError`` where that cannot be."""
+    words = {RECORD_KEY: job.record(), STAGE: str(state.stage), STEP: str(state.step)}
     sound = {} if state.sound is None else {SOUND: state.sound}
-    save_tensors(path, state.latents, {RECORD_KEY: job.record(), **place}, sound)
+    save_tensors(output.state, state.latents, words | output.remembered(), sound)
+    return output.state
+
+
+def recalled(left: Path) -> Output:
+    """The files that a run meant to write which left latents or a state."""
+    return Output.recalled(left, load_tensors(left)[1])
 
 
 def load_state(path: Path, job: Job) -> Reached:

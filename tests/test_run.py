@@ -368,6 +368,15 @@ def test_latents_are_finished_with_sound_and_frames_too(latents, here):
     assert len(list((here / "frames").glob("*.png"))) == 9
 
 
+def test_latents_and_states_remember_the_files_of_their_run(model, here):
+    output = Output(Path("x.mp4"), Path("sound.wav"), Path("frames"))
+    events = run(job(model, audio=True), output, Options(save_every=0))
+    for kind in ("state", "latents"):
+        next(e for e in events if isinstance(e, Saved) and kind in e.path)
+        assert running.recalled(Path(f"x.{kind}.safetensors")) == output
+    events.close()
+
+
 def test_a_lora_is_told(model, here):
     from tests.checkpoints import write_lora
 

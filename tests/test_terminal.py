@@ -13,11 +13,11 @@ import pytest
 from mlx_video import cli, recipes
 from mlx_video.checkpoint import Files
 from mlx_video.cli import commands, consent, terminal
-from mlx_video.cli.options import output_from, unfinished
+from mlx_video.cli.options import output_from
 from mlx_video.cli.progress import Progress
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image
-from mlx_video.output import named_after
+from mlx_video.output import Output, named_after
 from mlx_video.pipeline import Request
 from mlx_video.plan import Phase
 from mlx_video.record import Job
@@ -37,6 +37,7 @@ JOB = Job(
     Request("a ball", VideoPixelShape(9, 64, 128, 24.0), seed=7), recipes.distilled()
 )
 PLANNED = Planned(JOB, "x.mp4", (Phase("stage 1", 10**9, 5e8, 12.0),), 4e9, "")
+OUTPUT = Output(Path("x.mp4"))
 WRITTEN = Written("x.mp4", "x.json", 2.0, 3 * 10**8)
 
 
@@ -199,7 +200,6 @@ def test_clips_are_named_after_prompt_and_seed_and_never_in_the_way(here):
         (["-o", "folder"], "folder/a-ball-7.mp4"),
         (["-o", "new/x.mp4"], "new/x.mp4"),
         (["-o", "~/x.mp4"], "{home}/x.mp4"),
-        (["--resume", "a/x.state.safetensors"], "a/x.mp4"),
     ],
 )
 def test_where_a_clip_goes(typed, path, here, monkeypatch):
@@ -218,9 +218,19 @@ def test_paths_that_are_none_are_refused(typed, here, capsys):
     assert "Traceback" not in told and all(len(x) < 400 for x in told.splitlines())
 
 
-def test_latents_say_what_they_were_to_become():
-    for kind in ("latents", "state"):
-        assert unfinished(f"a/b.c.{kind}.safetensors") == Path("a/b.c.mp4")
+def test_latents_remember_what_they_were_to_become(here):
+    output = Output(Path("a/x.gif"), Path("a/x.wav"), Path("elsewhere/frames"))
+    words = output.remembered()
+    assert Output.recalled(Path("b/y.latents.safetensors"), words) == Output(
+        Path("b/x.gif"), Path("b/x.wav"), Path("b/../elsewhere/frames")
+    )
+    old = Output.recalled(Path("b/y.latents.safetensors"), {})
+    assert old == Output(Path("b/y.mp4"))
+    hostile = {"output": "../../x.mp4", "audio": "../../.profile.wav"}
+    found = Output.recalled(Path("b/y.latents.safetensors"), hostile)
+    assert found.path == Path("b/x.mp4")
+    with pytest.raises(UserError, match="that you did not: .*profile.wav"):
+        consent.ask(JOB, args(), found)
 
 
 # Records from elsewhere
@@ -238,30 +248,30 @@ def strange(here) -> Job:
 
 def test_files_that_a_record_names_are_asked_for(strange, here, monkeypatch, capsys):
     with pytest.raises(UserError, match="that you did not: .*model.*secret.*--yes"):
-        consent.ask(strange, args())
-    consent.ask(strange, args("--yes"))
+        consent.ask(strange, args(), OUTPUT)
+    consent.ask(strange, args("--yes"), OUTPUT)
     monkeypatch.setattr(sys, "stdin", Terminal())
     for answer, agreed in (("y", True), ("", False), ("no", False)):
         monkeypatch.setattr("builtins.input", lambda _: answer)
         if agreed:
-            consent.ask(strange, args())
+            consent.ask(strange, args(), OUTPUT)
         else:
             with pytest.raises(UserError, match="Not opened"):
-                consent.ask(strange, args())
+                consent.ask(strange, args(), OUTPUT)
     assert "secret.png" in capsys.readouterr().err
 
 
 def test_what_was_named_or_would_be_used_anyway_is_not_asked_for(strange, here):
-    consent.ask(JOB, args())
+    consent.ask(JOB, args(), OUTPUT)
     named = Job(JOB.request, JOB.recipe, strange.files)
-    consent.ask(named, args("--model", str(here / "model.safetensors")))
+    consent.ask(named, args("--model", str(here / "model.safetensors")), OUTPUT)
 
 
 @pytest.mark.parametrize("yes", [[], ["--yes"]])
 def test_another_repository_is_never_fetched_for_a_record(yes, here):
     evil = Job(JOB.request, JOB.recipe, Files("evil/model"))
     with pytest.raises(UserError, match="names evil/model, which is not here.*--model"):
-        consent.ask(evil, args(*yes))
+        consent.ask(evil, args(*yes), OUTPUT)
 
 
 # Shells

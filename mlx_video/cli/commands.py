@@ -26,7 +26,6 @@ from mlx_video.cli.options import (
     moved,
     options_from,
     output_from,
-    unfinished,
 )
 from mlx_video.cli.parser import Parser, option
 from mlx_video.cli.progress import Progress, describe_text, plan_text
@@ -117,21 +116,20 @@ class _Version(argparse.Action):
 def generate(args: argparse.Namespace, variant: str | None = None) -> None:
     notices: list[str] = []
     job = job_from(args, variant, partial(_hear, notices))
+    output = output_from(args, job, args.resume and typed_path(args.resume))
     if args.from_record or args.resume:
-        ask(job, args)
-    _listen(args, run_job(job, output_from(args, job), options_from(args)), notices)
+        ask(job, args, output)
+    _listen(args, run_job(job, output, options_from(args)), notices)
 
 
 def decode(args: argparse.Namespace) -> None:
     """Finish a run from the latents it left."""
     latents = typed_path(args.latents)
     job = moved(Job.from_record(latents), args)
-    ask(job, args)
+    output = output_from(args, job, latents)
+    ask(job, args, output)
     if args.tiling:
         job = replace(job, request=replace(job.request, tiling=args.tiling))
-    output = output_from(args, job)
-    if args.output_path is None:
-        output = replace(output, path=unfinished(latents))
     _listen(args, finish(job, latents, output, options_from(args)), [], job)
 
 

@@ -11,13 +11,14 @@ from mlx_video.cli.terminal import say
 from mlx_video.disk import short
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.find import DEMO
+from mlx_video.output import Output
 from mlx_video.record import Job
 
 OURS = (DEMO, hub.MODEL_REPO, hub.TEXT_ENCODER_REPO)  # what would be used anyway
 
 
-def ask(job: Job, args: argparse.Namespace) -> None:
-    """Raise unless the user named every file that ``job`` opens, or agrees to it.
+def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
+    """Raise unless the user named every file that ``job`` opens or ``output`` writes elsewhere, or agrees to it.
 
     A repository that would be fetched for the first time has to be named by the user.
     """
@@ -31,6 +32,7 @@ def ask(job: Job, args: argparse.Namespace) -> None:
                 f"The record names {short(name)}, which is not here. If you trust it, name it yourself, for example "
                 f"with --model."
             )
+    names += _written(output, args)
     if not names or args.yes:
         return
     listed = ", ".join(short(name) for name in names)
@@ -49,6 +51,13 @@ def _opened(job: Job) -> Iterator[str]:
     yield from (name for name in job.files.named() if name not in OURS)
     for given in job.request.inputs:
         yield from given.files
+
+
+def _written(output: Output, args: argparse.Namespace) -> list[str]:
+    """Files that only the record says to write, and not beside the clip."""
+    typed, folder = (args.output_audio, args.save_frames), output.path.parent.resolve()
+    paths = (path for path in (output.audio, output.frames) if path not in typed)
+    return [str(path) for path in paths if path.resolve().parent != folder]
 
 
 def _typed(args: argparse.Namespace) -> set[str]:

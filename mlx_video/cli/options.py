@@ -21,7 +21,7 @@ from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.output import Output, named_after
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
-from mlx_video.run import Options
+from mlx_video.run import Options, recalled
 from mlx_video.types import Geometry
 
 OWN_DEFAULTS = "These are LTX-2's defaults; another checkpoint may bring its own, which the info command shows."
@@ -460,27 +460,26 @@ def _geometry(files: Files, variant: str) -> Geometry:
     return find_geometry(files.model, variant) or LTX_2.geometry
 
 
-def output_from(args: argparse.Namespace, job: Job) -> Output:
-    """The files that typed arguments ask for; named after the prompt and the seed where nothing else is said."""
-    request, typed = job.request, args.output_path
-    if typed is None and getattr(args, "resume", None):
-        path = unfinished(args.resume)
-    elif typed is None:
-        path = named_after(Path(), request.prompt, request.seed)
-    else:
-        path = typed_path(typed)
-        if typed.endswith("/") or path.is_dir() and not path.suffix:
-            path = named_after(path, request.prompt, request.seed)
-    return Output(path, args.output_audio, args.save_frames, args.overwrite)
+def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) -> Output:
+    """The files that typed arguments ask for.
+
+    Where nothing is said, as the run had it that ``left`` latents or a state; else a name after the prompt and the seed.
+    """
+    usual = Output(Path()) if left is None else recalled(left)
+    audio, frames = args.output_audio or usual.audio, args.save_frames or usual.frames
+    return Output(
+        _clip(args.output_path, job, left, usual), audio, frames, args.overwrite
+    )
 
 
-def unfinished(path: str | Path) -> Path:
-    """The clip that latents or a state were to become: x.mp4 of x.latents.safetensors."""
-    path = typed_path(path)
-    name = path.name.removesuffix(".safetensors")
-    for kind in (".latents", ".state"):
-        name = name.removesuffix(kind)
-    return path.with_name(f"{name}.mp4")
+def _clip(typed: str | None, job: Job, left: Path | None, usual: Output) -> Path:
+    request = job.request
+    if typed is None:
+        return usual.path if left else named_after(Path(), request.prompt, request.seed)
+    path = typed_path(typed)
+    if typed.endswith("/") or path.is_dir() and not path.suffix:
+        return named_after(path, request.prompt, request.seed)
+    return path
 
 
 def options_from(args: argparse.Namespace) -> Options:
