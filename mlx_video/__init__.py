@@ -1,6 +1,21 @@
 """LTX-2 video and sound generation in MLX."""
 
+import sys
+
 from mlx_video.backend import prepare
+
+
+def _stopped(kind: type, error: BaseException, trace) -> None:
+    """Ctrl-C while a command of ours is still importing is a word, as it is later."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("stopped\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# "-m" is what Python calls itself while it looks for the module to run: python -m mlx_video.generate.
+if sys.argv[:1] == ["-m"] or sys.argv[:1] and sys.argv[0].endswith("mlx-video"):
+    sys.excepthook = _stopped
 
 prepare()  # before anything imports mlx.core
 

@@ -10,11 +10,11 @@ from typing import Callable, Sequence
 
 import mlx.core as mx
 
+from mlx_video import hub
 from mlx_video.disk import typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import (
-    Announce,
     Components,
 )
 from mlx_video.models.ltx.layouts import (
@@ -37,8 +37,7 @@ def convert(
     q_group_size: int = 64,
     *,
     variant: str | None = None,
-    announce: Announce = lambda plan: None,
-    on_part: Callable[[str], None] = lambda name: None,
+    hear: Callable[[hub.Plan | str], None] = lambda what: None,
 ) -> Path:
     """Write each part of ``hf_path`` into a folder of its own under ``mlx_path``, which must not hold anything yet.
 
@@ -46,20 +45,20 @@ def convert(
               files, while a converted folder keeps the transformers of both
     dtype     of floating tensors; ``None`` keeps the stored ones (bfloat16 for fp8)
     quantize  the Linears of the transformer's and Gemma's blocks, to ``q_bits`` bits in groups of ``q_group_size``
-    on_part   hears the name of each part before it is written
+    hear      gets what is about to be downloaded, and the name of each part before it is written
     The upscaler and Gemma beside the model go along, Gemma in its own dtype and, if it is quantized already, as it is,
     and so do the checkpoint's defaults. Memory stays near one shard (5 GB); a conversion that fails leaves nothing
-    behind. Raises ``ValueError`` or ``FileNotFoundError`` in one sentence.
+    behind. Raises ``UserError``.
     """
     quantization = _quantization(q_bits, q_group_size) if quantize else {}
     target = typed_path(mlx_path).absolute()
     with aside(target) as folder:
         needs = [name for name, part in PARTS.items() if part.block is not None]
         layout = Components.open(
-            hf_path, variant=variant, needs=needs, announce=announce
+            hf_path, variant=variant, needs=needs, announce=hear
         ).layout
         if layout.folders:
-            find.find_folders(hf_path, layout.folders, announce)
+            find.find_folders(hf_path, layout.folders, hear)
         stored = find.joined(layout.stored).items()
         transformers = [s for n, s in stored if part_of(n).name == "transformer"]
         if quantize and any(source.quantization for source in transformers):
@@ -67,7 +66,7 @@ def convert(
                 f"{hf_path} is quantized already; convert the checkpoint it was made from, or leave out -q."
             )
         for name, source in stored:
-            on_part(name)
+            hear(name)
             network = part_of(name).network(source)
             network.write(source, folder / name, dtype, quantization)
         if layout.folders and (lora := newest(layout.path, DISTILLED_LORA_FILES)):

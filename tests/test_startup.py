@@ -58,3 +58,15 @@ def test_mlx_lm_is_whole_for_others_who_import_it():
     code = "import mlx_video.models.ltx.gemma as ours, mlx_lm.models.gemma3_text as theirs, mlx_lm"
     code += "; assert mlx_lm.stream_generate and mlx_lm.models.gemma3_text is theirs"
     assert "transformers" in imported(code)
+
+
+@pytest.mark.parametrize(
+    "program, told",
+    [("-m", "stopped"), ("/bin/mlx-video", "stopped"), ("other.py", "Traceback")],
+)
+def test_ctrl_c_while_a_command_starts_is_one_word(program, told):
+    code = f"import sys; sys.argv = [{program!r}]; import mlx_video; raise KeyboardInterrupt"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0 and done.stderr.startswith(told)
+    assert (done.stderr == "stopped\n") == (told == "stopped")

@@ -67,7 +67,6 @@ def convert(args: argparse.Namespace) -> None:
         args.q_bits,
         args.q_group_size,
         variant=args.variant,
-        announce=say,
-        on_part=lambda name: say(f"converting {name}"),
+        hear=lambda what: say(f"converting {what}" if isinstance(what, str) else what),
     )
     tell(folder)
