@@ -77,13 +77,13 @@ def chosen_rows(
 ) -> list[mx.array]:
     """These rows of every token, (B, N, D) each, or (B, 1, D) where all have one level; added in float32."""
 
-    def one(number: int) -> mx.array:
-        # A slice is a view; MLX gathers what one number indexes.
-        own, shared = table[number : number + 1], rows[:, :, number]
-        row = (own.astype(mx.float32) + shared.astype(mx.float32)).astype(rows.dtype)
-        return row[:, :1] if levels is None else mx.take(row, levels, axis=1)
-
-    return [one(number) for number in numbers]
+    first, last = min(numbers), max(numbers)
+    own, shared = table[first : last + 1], rows[:, :, first : last + 1]
+    sums = (own.astype(mx.float32) + shared.astype(mx.float32)).astype(rows.dtype)
+    found = [sums[:, :, number - first] for number in numbers]
+    if levels is None:
+        return [row[:, :1] for row in found]
+    return [mx.take(row, levels, axis=1) for row in found]
 
 
 @mx.compile
