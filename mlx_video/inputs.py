@@ -46,7 +46,7 @@ class Parts(NamedTuple):
 
 
 class Option(NamedTuple):
-    """How an input is typed: ``flag`` takes the words that ``metavar`` names and may be repeated."""
+    """How an input is typed: ``flag`` takes the one or two groups of words that ``metavar`` names; it may be repeated."""
 
     flag: str
     metavar: tuple[str, ...]

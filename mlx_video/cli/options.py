@@ -155,7 +155,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
                 flag,
                 action=_Given,
                 kind=kind,
-                nargs="+",
+                nargs=1 if len(metavar) == 1 else "+",
                 real=(),
                 shown="",
                 metavar=metavar,
