@@ -40,6 +40,7 @@ from mlx_video.models.ltx.video_vae.tiling import (
     decode_stream,
 )
 from mlx_video.recipes import (
+    DECODER_SEED,
     DEFAULT_NEGATIVE_PROMPT,
     SAMPLER_SEED,
     SEED,
@@ -242,16 +243,27 @@ class Pipeline:
         return replace(request, shape=shape, prompt=prompt, enhance=False, timed=False)
 
     def decode(
-        self, latents: AV[mx.array], shape: VideoPixelShape, tiling: str = "auto"
+        self,
+        latents: AV[mx.array],
+        shape: VideoPixelShape,
+        tiling: str = "auto",
+        seed: int = SEED,
     ) -> Clip:
-        """A clip of latents (B, C, F, H, W) and (B, C, T, M): the sound at once, the frames as they are taken."""
-        events = self.decoding(latents, shape, tiling)
+        """A clip of latents (B, C, F, H, W) and (B, C, T, M): the sound at once, the frames as they are taken.
+
+        ``seed`` is of the noise that a diffusion decoder makes its pixels of.
+        """
+        events = self.decoding(latents, shape, tiling, seed)
         made = (event for event in events if not isinstance(event, Step))
         sound = None if latents.audio is None else next(made)
         return Clip(made, shape, sound)
 
     def decoding(
-        self, latents: AV[mx.array], shape: VideoPixelShape, tiling: str = "auto"
+        self,
+        latents: AV[mx.array],
+        shape: VideoPixelShape,
+        tiling: str = "auto",
+        seed: int = SEED,
     ) -> Iterator[Step | Waveform | np.ndarray]:
         """The sound, if there is any, and then each frame as it is decoded, with ``Step``s between."""
         if self.health:
@@ -261,7 +273,8 @@ class Pipeline:
             yield postprocess.fit_sound(self._decode_audio(latents.audio), shape)
             yield Step("decode sound", 1, 1)
         yield Step("decode video", 0, shape.frames)
-        frames = self._decode_video(latents.video, shape, tiling)
+        key = mx.random.key((seed + DECODER_SEED) % 2**32)
+        frames = self._decode_video(latents.video, shape, tiling, key)
         for count, frame in enumerate(frames, start=1):
             yield frame
             yield Step("decode video", count, shape.frames)
@@ -450,12 +463,12 @@ class Pipeline:
         return waveform
 
     def _decode_video(
-        self, latent: mx.array, shape: VideoPixelShape, tiling: str
+        self, latent: mx.array, shape: VideoPixelShape, tiling: str, key: mx.array
     ) -> Iterator[np.ndarray]:
         with self.components.video_decoder() as decoder:
             budget = self.memory and self.memory - mx.get_active_memory()
             plan = choose_tiling(tiling, decoder, latent, shape, budget)
-            chunks = decode_stream(decoder, latent, plan)
+            chunks = decode_stream(decoder, latent, plan, key=key)
             if self.health:
                 frames = postprocess.frames(map(health.check_pixels, chunks))
                 yield from health.watched(frames, self.defaults.may_be_still)

@@ -20,6 +20,7 @@ from mlx_video.types import AV, VideoPixelShape
 VARIANTS = ("distilled", "dev")
 SEED = 10
 SAMPLER_SEED = 10000  # added to a run's for the noise that a sampler takes, as in the official code
+DECODER_SEED = 20000  # likewise for the noise that a diffusion decoder makes pixels of
 FPS = 24.0
 FRAMES = 121
 HEIGHT, WIDTH = 512, 768

@@ -283,7 +283,9 @@ def _written(
             else:
                 yield event
 
-    made = passed(pipeline.decoding(latents, request.shape, request.tiling))
+    made = passed(
+        pipeline.decoding(latents, request.shape, request.tiling, request.seed)
+    )
     sound = None if latents.audio is None else next(made)
     if output.frames:
         made = media.save_frames(made, output.frames, overwrite=output.overwrite)

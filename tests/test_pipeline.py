@@ -23,7 +23,7 @@ from mlx_video.pipeline import Pipeline, Reached, Request
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE, Recipe, Stage
 from mlx_video.types import AV, Sample, VideoPixelShape, Waveform
 from tests.checkpoints import MODEL, rewrite, tiny_folder
-from tests.reference import error
+from tests.reference import FIXTURES, error
 
 # At half size it has as many video tokens as audio tokens, 18, so that noise from one key would be the same for both.
 SHAPE = VideoPixelShape(17, 128, 192, 24.0)
@@ -318,6 +318,19 @@ def spoiled(model: Path, name: str, spoil, health=True) -> Pipeline:
 
     setattr(made.components, name, lend_spoiled)
     return made
+
+
+def test_the_seed_draws_the_noise_of_a_diffusion_decoder():
+    """LTX-2.5's: the same latents and seed make the same frames, another seed makes others."""
+    made = pipeline(FIXTURES / "ltx25_tiny", ONE_STAGE, health=False)
+    shape = VideoPixelShape(1, 96, 96, 24.0)
+    latents = AV(mx.random.normal(made.components.geometry.latents(shape)))
+    first, same, other = (
+        np.stack(list(made.decode(latents, shape, seed=seed).frames))
+        for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
 
 
 def nan_in_sound(context: AV[mx.array]) -> AV[mx.array]:
