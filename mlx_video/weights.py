@@ -89,9 +89,15 @@ def stored_types(path: Path) -> dict[str, str]:
 
 
 def outline(path: Path) -> Weights:
-    """What ``read`` gives by name, shape and type, from the headers alone: placeholders, which hold no values."""
+    """What ``read`` gives by name, shape and type, from the headers alone: placeholders, NaN where they can be."""
+
+    def placeholder(entry: Mapping) -> mx.array:
+        dtype = TYPES.get(entry["dtype"], mx.float32)
+        nothing = float("nan") if mx.issubdtype(dtype, mx.floating) else 0
+        return mx.full(entry["shape"], nothing, dtype)
+
     return {
-        name: mx.zeros(entry["shape"], TYPES.get(entry["dtype"], mx.float32))
+        name: placeholder(entry)
         for file in tensor_files(path)
         for name, entry in read_header(file).tensors.items()
     }

@@ -329,7 +329,9 @@ class Components:
         """A part, lazy, as it will be lent but for its residency: what it weighs is known before anything is read."""
         key = self._key(name, model_type)
         if key not in self._built:
-            self._built[key] = self._network(name, model_type)
+            source = self.sources[name].sketch()
+            sketched = (source,) if source.sketched else ()
+            self._built[key] = self._network(name, model_type, *sketched)
         return self._built[key][0]
 
     # Loading
@@ -343,6 +345,8 @@ class Components:
     ) -> Network:
         """A part as it is lent; nothing is read yet."""
         built = self._built.pop(self._key(name, model_type), None)
+        if self.sources[name].sketch().sketched:  # what was built has no values
+            built = None
         part = self._fused(built or self._network(name, model_type), name, loras)
         if self.low_memory and part.STREAMED:
             again = partial(self._network, name, model_type)
@@ -359,9 +363,12 @@ class Components:
             log.info("%s", fusion)
         return part
 
-    def _network(self, name: str, model_type: LTXModelType) -> "Built":
+    def _network(
+        self, name: str, model_type: LTXModelType, source: Source | None = None
+    ) -> "Built":
         """A part with the checkpoint's and the user's LoRAs, all of it lazy, and what was fused into it."""
-        part = build(name, self.sources[name], self.dtype, model_type)
+        source = source or self.sources[name]
+        part = build(name, source, self.dtype, model_type)
         if self.layout.distillation:
             fuse(name, part, [LoRA(self.layout.distillation)])
         return part, fuse(name, part, self.loras)

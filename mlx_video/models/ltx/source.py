@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlx_video.errors import UserError
 from mlx_video.formats.quantized import quantized_as, read_dense
+from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx.foreign_names import Spelling, contained, to_official
 from mlx_video.models.ltx.kinds import short
 from mlx_video.weights import (
@@ -44,6 +45,7 @@ class Source:
     beside     further files that hold some of its tensors, in the official spelling
     spelling   how the tensors in ``path`` are written; ``None`` where as officially, or as we do
     container  a word before the names of the tensors that are the part's; empty where there is none
+    sketched   whether ``weights`` gives placeholders
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Source:
     beside: tuple[Path, ...] = ()
     spelling: Spelling | None = None
     container: str = ""
+    sketched: bool = False
 
     @classmethod
     def of(cls, path: Path) -> "Source":
@@ -84,11 +87,21 @@ class Source:
 
     def weights(self, dtype: mx.Dtype = mx.bfloat16) -> Weights:
         """All lazy tensors of its files; what another tool quantized is dense and of ``dtype``."""
+        if self.sketched:
+            return self.outline()
         return self._joined(read_dense(path, dtype)[0] for path in self.paths)
 
     def outline(self) -> Weights:
         """Placeholders of all its tensors, with the names, shapes and types that are stored; no tensor is read."""
         return self._joined(outline(path) for path in self.paths)
+
+    def sketch(self) -> "Source":
+        """The same part for those who ask for shapes alone: without the tensors, where reading them takes memory.
+
+        MLX reads safetensors when they are evaluated, but a GGUF file's packed bytes are copied at once.
+        """
+        packed = self.path.is_file() and sniff(self.path) == GGUF
+        return replace(self, sketched=packed)
 
     def formats(self) -> tuple[str, ...]:
         """How other tools quantized it: "int8_tensorwise", "Q4_K" ...; the most frequent first.
