@@ -171,6 +171,10 @@ def _all_of(path: Path) -> tuple[Path, ...]:
 
 
 def _check_target(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
+    if path.name.lower() in suffixes:
+        raise UserError(
+            f"{short(path)} is an ending without a name; try clip{path.name}."
+        )
     if path.suffix.lower() not in suffixes:
         raise UserError(
             f"{short(path)} does not end in {any_of(suffixes)}; try {short(path.with_suffix(suffixes[0]))}."

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +37,7 @@ from mlx_video.types import AV, Step, VideoPixelShape
 from tests.checkpoints import tiny_folder
 from tests.media_reading import read_clip
 
+ROOT = Path(__file__).parent.parent
 SHAPE = VideoPixelShape(9, 64, 128, 24.0)
 GUIDANCE = replace(recipes.VIDEO_GUIDANCE, stg_blocks=(1,))
 
@@ -269,6 +272,35 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(recipe, after, audio, model, he
     assert steps[0].index == after.index - 1
     assert np.array_equal(pixels(here / "whole.mp4"), pixels(here / "x.mp4"))
     assert not state.exists() and not list(here.glob("*latents*"))
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(model, here):
+    recipe = guided(6)
+    *_, whole = run(job(model, recipe), Output(Path("whole.mp4")))
+    code = (
+        "from pathlib import Path\n"
+        "from mlx_video.output import Output\n"
+        "from mlx_video.record import Job\n"
+        "from mlx_video.run import Options, run\n"
+        "events = run(Job.from_record('whole.json'), Output(Path('x.mp4')), Options(save_every=0))\n"
+        "for event in events:\n"
+        "    print(event.__class__.__name__, flush=True)\n"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    for line in process.stdout:
+        if line == b"Saved\n":
+            break
+    process.kill()
+    process.wait()
+    assert (here / ".x.mlx-video.lock").exists()
+    state = here / "x.state.safetensors"
+    *_, last = run(Job.from_record(state), Output(Path("x.mp4")), Options(resume=state))
+    assert np.array_equal(pixels(here / "whole.mp4"), pixels(here / last.path))
+    names = ["whole.json", "whole.mp4", "x.json", "x.mp4"]
+    assert sorted(os.listdir()) == names
 
 
 def test_the_state_is_saved_as_a_run_is_stopped_and_noted(model, here, monkeypatch):

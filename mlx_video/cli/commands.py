@@ -116,7 +116,7 @@ class _Version(argparse.Action):
 def generate(args: argparse.Namespace, variant: str | None = None) -> None:
     notices: list[str] = []
     job = job_from(args, variant, partial(_hear, notices))
-    output = output_from(args, job, args.resume and typed_path(args.resume))
+    output = output_from(args, job, args.resume)
     if args.from_record or args.resume:
         ask(job, args, output)
     _listen(args, run_job(job, output, options_from(args)), notices)

@@ -346,14 +346,14 @@ def add_output(parser: argparse.ArgumentParser, shown: str):
     option(
         group,
         "--output-audio",
-        type=typed_path,
+        type=_path,
         metavar="WAV",
         help="also write the sound here",
     )
     option(
         group,
         "--save-frames",
-        type=typed_path,
+        type=_path,
         metavar="FOLDER",
         help="also write PNG frames here",
     )
@@ -387,12 +387,14 @@ def _add_again(parser: argparse.ArgumentParser) -> None:
     option(
         group,
         "--from-record",
+        type=_path,
         metavar="FILE",
         help="make the clip of a .json record, or of an .mp4 made here, again",
     )
     option(
         group,
         "--resume",
+        type=_path,
         metavar="FILE",
         help="go on from the .state.safetensors that a stopped run left",
     )
@@ -411,6 +413,13 @@ def byte_size(word: str) -> float:
     if not 0 < size < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, such as 24GB; got {word}")
     return size
+
+
+def _path(word: str) -> Path:
+    try:
+        return typed_path(word)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _seconds(word: str) -> float:
@@ -489,7 +498,7 @@ def options_from(args: argparse.Namespace) -> Options:
         health=args.health,
         memory_limit=getattr(args, "memory_limit", None),
         save_every=getattr(args, "save_every", Options.save_every),
-        resume=resume and typed_path(resume),
+        resume=resume,
     )
 
 
@@ -569,7 +578,7 @@ def _job_again(args: argparse.Namespace) -> Job:
         names = ", ".join(flag for dest, flag in args.typed.items() if dest in others)
         which = "--resume" if args.resume else "--from-record"
         raise UserError(f"{which} makes a clip as it was asked for; leave out {names}.")
-    return moved(Job.from_record(typed_path(args.from_record or args.resume)), args)
+    return moved(Job.from_record(args.from_record or args.resume), args)
 
 
 def moved(job: Job, args: argparse.Namespace) -> Job:
