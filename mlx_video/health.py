@@ -1,7 +1,6 @@
 """Is this output garbage? Looks at what each phase made, and says in one sentence what is wrong and what to try.
 
-Knows numbers, not models. Every check raises ``HealthError``; none returns a verdict that could be overlooked. What each
-looks for, and how near healthy clips come, is measured in ``tests/test_health.py``.
+Knows numbers, not models. Every check raises ``HealthError``; none returns a verdict that could be overlooked.
 """
 
 from collections import Counter
@@ -17,33 +16,29 @@ from mlx_video.types import AV, Waveform
 FLAT_LATENT = 1e-4  # standard deviation
 WILD_LATENT = 100.0  # largest magnitude; healthy latents stay below 20
 # Noise: how much more the means of channels vary than chance has it, which is 1, and how alike neighbours are.
-NOISE_MEANS, NOISE_LIKENESS = 1.5, 0.1
+NOISE_MEANS, NOISE_LIKENESS = 1.5, 0.25
 FEW_CELLS = 4  # of which nothing can be said
 
 # Decoded values, in [-1, 1] but for some overshoot.
-SATURATED, SATURATED_SHARE = 2.0, 0.01  # a magnitude, and how many may pass it
+SATURATED, SATURATED_SHARE = 3.0, 0.01  # a magnitude, and how many may pass it
 PERIOD = 32  # pixels of a latent cell: what a decoder makes of nothing repeats so
 PHASES = ((3, 5), (11, 21), (19, 9), (27, 29))  # where in such a cell is looked
 
 # Pixel levels of 0 to 255. Real black frames carry codec and decoder noise well above these.
 BLACK_LEVEL = 2  # what nearly all of a clip that shows nothing stays within
 LIT_SHARE = 0.001  # of a frame's values above it, from which the frame shows something
-FLAT_LEVEL = 0.5  # standard deviation over a frame of one colour ...
-FLAT_RANGE = 2  # ... or what all its pixels but one in a thousand lie within
+FLAT_LEVEL, FLAT_RANGE = 0.5, 2  # deviation, or range, of a frame of one colour
 LIVELY_LEVEL = 8.0  # standard deviation of a picture that shows something
 STILL_LEVEL = 0.02  # mean change of a pixel over a clip in which nothing moves
 FLICKER_LEVEL, FLICKER_SHARE = 4.0, 0.25  # change of every frame, and of every second
-EVERY = 8  # which rows and columns are looked at: a 64th of the work, and garbage does not hide from it
-FEW = 64  # the same, for a first look
-DEAD_FRAMES = FLICKER_FRAMES = 8  # in a row ...
-DEAD_SHARE = 0.25  # ... and of the clip, that a failed tile leaves
+EVERY, FEW = 8, 64  # which rows and columns are looked at, and at first
+DEAD_FRAMES, DEAD_SHARE = 8, 0.25  # in a row, and of the clip: a failed tile
 BLANK_SHARE = 0.6  # the same, in exact black or white, to which a clip may be cut
 FEW_FRAMES = 4  # in a row, which say nothing
 DEAD_SIDE = 0.2  # of a picture's width or height, that a failed tile leaves
 
 # Samples in [-1, 1].
-SILENCE = 1e-5  # root mean square: -100 dB
-QUIET = 1e-3  # the same: too little to say how it sounds
+SILENCE, QUIET = 1e-5, 1e-3  # root mean squares: -100 dB; too little to judge
 OFFSET = 0.95  # mean, of the root mean square, in every channel
 RAIL, RAIL_SHARE = 0.99, 0.25  # a magnitude, and how many may reach it
 LOUD, WHITE = 0.5, 0.5  # root mean square and spectral flatness of noise at full scale
@@ -76,12 +71,9 @@ def check_latents(latents: AV[mx.array], phase: str) -> None:
                 f"{name.capitalize()} reaches {peak:.3g}, and healthy ones stay below "
                 f"{WILD_LATENT:g}. Try a lower --cfg-scale; if there is no guidance: {RELOAD}."
             )
-        if x.ndim == 4:  # each mel bin is a channel of its own
-            x = x.swapaxes(2, 3).flatten(1, 2)[..., None, None]
-        if x.ndim == 5 and _is_noise(np.array(x[0].astype(mx.float32))):
-            raise HealthError(
-                f"{name.capitalize()} is still the noise that it began as; the transformer removed none. {RELOAD}."
-            )
+        if x.ndim >= 4 and _is_noise(np.array(x[0].astype(mx.float32))):
+            what = "is still the noise that it began as; the transformer removed none"
+            raise HealthError(f"{name.capitalize()} {what}. {RELOAD}.")
 
 
 def _check_tensor(x: mx.array, name: str) -> None:
@@ -95,22 +87,29 @@ def _check_tensor(x: mx.array, name: str) -> None:
 
 
 def _is_noise(x: np.ndarray) -> bool:
-    """Whether no two cells of (C, F, H, W) have to do with each other, as in no picture and no sound.
+    """Whether no two cells of (C, F, H, W) or (C, T, M) have to do with each other, as in no picture and no sound.
 
-    The first frame may be a given image, and is not asked where there are others.
+    The first frame may be a given image: where there are others it is only asked whether they go on from it.
     """
-    x = x[:, 1:] if x.shape[1] > 1 else x
-    cells = x[0].size
+    rest = x[:, 1:] if x.shape[1] > 1 else x
+    axes = (1, 2, 3) if x.ndim == 4 else (1,)  # each mel bin is a channel of its own
+    means = rest.mean(axis=axes, keepdims=True)
+    cells = rest.size // means.size
     if cells < FEW_CELLS:
         return False
-    means = x.mean(axis=(1, 2, 3), keepdims=True)
-    within = np.square(x - means).sum() / (len(x) * (cells - 1))
+    within = np.square(rest - means).sum() / (means.size * (cells - 1))
     if cells * np.square(means).mean() > NOISE_MEANS * within:
         return False
-    power = np.square(x).mean()
-    pairs = [(np.delete(x, 0, axis), np.delete(x, -1, axis)) for axis in (1, 2, 3)]
-    likeness = [abs((a * b).mean()) / power for a, b in pairs if a.size]
-    return max(likeness, default=0.0) < NOISE_LIKENESS
+    alike = [_likeness(x, 1), *(_likeness(rest, axis) for axis in range(2, x.ndim))]
+    return max(alike) < NOISE_LIKENESS
+
+
+def _likeness(x: np.ndarray, axis: int) -> float:
+    """How much neighbours along ``axis`` have to do with each other: 0 nothing, 1 all."""
+    if x.shape[axis] == 1:
+        return 0.0
+    a, b = np.delete(x, 0, axis), np.delete(x, -1, axis)
+    return float(abs((a * b).mean()) / np.square(x).mean())
 
 
 def check_waveform(waveform: Waveform, silent: bool = False) -> None:
@@ -160,8 +159,9 @@ def _is_steady(channel: np.ndarray, rate: int) -> bool:
     window = np.hanning(size)
     starts = range(size // 2, len(channel) - size * 3 // 2, size // 2)
     loudness = [np.sqrt(np.square(channel[i : i + size]) @ window) for i in starts]
-    few = len(loudness) < STEADY_FRAMES
-    return not few and bool(np.std(loudness) < STEADY * np.mean(loudness))
+    if len(loudness) < STEADY_FRAMES:
+        return False
+    return bool(np.std(loudness) < STEADY * np.mean(loudness))
 
 
 def check_pixels(chunk: mx.array) -> mx.array:
@@ -185,9 +185,10 @@ def check_pixels(chunk: mx.array) -> mx.array:
 
 def _repeats(chunk: mx.array, row: int, column: int) -> mx.array:
     """Where a pixel of each latent cell is exactly that of the next cells, in every colour: bool (B, f, h, w)."""
-    x = chunk[..., row::PERIOD, column::PERIOD]
-    here, right, below = x[..., :-1, :-1], x[..., :-1, 1:], x[..., 1:, :-1]
-    across = x[..., 1:, 1:]
+    height, width = (side // PERIOD * PERIOD for side in chunk.shape[-2:])
+    x = chunk[..., row:height:PERIOD, column:width:PERIOD]
+    here, right = x[..., :-1, :-1], x[..., :-1, 1:]
+    below, across = x[..., 1:, :-1], x[..., 1:, 1:]
     return ((here == right) & (here == below) & (here == across)).all(axis=1)
 
 
@@ -276,7 +277,7 @@ class _Seen:
         asked = {
             "dead": (long, dies),
             "blank": (max(long, BLANK_SHARE * self.count), dies),
-            "flickers": (min(FLICKER_FRAMES, self.count - 2), "The picture flickers: {} are as the last but one"),
+            "flickers": (min(DEAD_FRAMES, self.count - 2), "The picture flickers: {} are as the last but one"),
             "half": (min(long, self.count), "A side of the picture has exactly one colour in {}"),
             "frozen": (DEAD_SHARE * self.count, "The picture freezes: {} are exactly as the last"),
         }  # fmt: skip

@@ -272,6 +272,11 @@ def test_a_missing_part_fails(value, rows, columns):
         health.check_pixels(chunk)
 
 
+@pytest.mark.parametrize("height, width", [(8, 8), (33, 64), (70, 40), (100, 130)])
+def test_pictures_of_any_size_are_looked_at(height, width):
+    health.check_pixels(decoded(height, width))
+
+
 def test_a_plain_picture_of_a_decoder_passes():
     """Of one colour but for noise far below what 8 bits show, or with one cell like its neighbour."""
     health.check_pixels(0.5 + 1e-4 * decoded())
