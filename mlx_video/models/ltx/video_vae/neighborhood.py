@@ -66,105 +66,123 @@ def attend(
     ``TILE``, and changes no result. Returns (B, F, H, W, heads * D).
     """
     tile = tile or TILE
-    masks: dict[tuple[Windows, ...], mx.array] = {}
+    runs, masks = runs_of(windows[2], tile[2]), {}
     frames = []
-    for f in _cuts(windows[0], tile[0]):
+    for f in boxes(windows[0], tile[0]):
         rows = []
-        for r in _cuts(windows[1], tile[1]):
-            box = windows[0].part(f), windows[1].part(r), windows[2]
-            near = (slice(None), box[0].keys, box[1].keys)
-            columns = _columns(q[:, f, r], k[near], v[near], box, tile[2], masks)
-            rows.append(mx.concatenate(list(columns), axis=3))
+        for r in boxes(windows[1], tile[1]):
+            near = (slice(None), f.keys, r.keys)
+            found = _columns(
+                q[:, f.queries, r.queries], k[near], v[near], (f, r), runs, masks
+            )
+            rows.append(mx.concatenate(list(found), axis=3))
         frames.append(mx.concatenate(rows, axis=2))
     return mx.concatenate(frames, axis=1)
 
 
-def _cuts(windows: Windows, size: int) -> list[slice]:
-    count = len(windows.starts)
-    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+class Box(NamedTuple):
+    """Queries of a tile along one axis, keys that hold all of their windows, and the windows, counted from those keys."""
+
+    queries: slice
+    keys: slice
+    windows: Windows
+
+    @property
+    def seen(self) -> mx.array:
+        """Whether each query (rows) sees each key."""
+        starts = mx.array(self.windows.starts)[:, None]
+        keys = mx.arange(self.keys.stop - self.keys.start)
+        return (keys >= starts) & (keys < starts + self.windows.size)
+
+    @property
+    def alike(self) -> tuple[Windows, int]:
+        """What is the same in boxes that run on from each other."""
+        return self.windows, self.keys.start - self.queries.start
+
+
+def boxes(windows: Windows, size: int) -> list[Box]:
+    """Tiles of ``size`` queries; also those at a border, which see less, have as many keys: CUDA prepares each size once."""
+    first, last = windows.keys.start, windows.keys.stop
+    most = min(size + windows.size - 1, last - first)
+    found = []
+    for i in range(0, len(windows.starts), size):
+        queries = slice(i, min(i + size, len(windows.starts)))
+        part = windows.part(queries)
+        start = min(part.starts[0], last - most)
+        inside = Windows(tuple(s - start for s in part.starts), windows.size)
+        found.append(Box(queries, slice(start, start + most), inside))
+    return found
 
 
 class Run(NamedTuple):
-    """Tiles side by side of which all have the same windows, ``step`` columns apart from each other."""
+    """Boxes side by side, each as many columns after the one before as it has queries."""
 
-    queries: slice
-    first: int
+    first: Box
     count: int
-    step: int
-    windows: Windows
+
+    @property
+    def queries(self) -> slice:
+        start, stop = self.first.queries.start, self.first.queries.stop
+        return slice(start, start + self.count * (stop - start))
 
 
-def _runs(windows: Windows, size: int) -> Iterator[Run]:
+def runs_of(windows: Windows, size: int) -> list[Run]:
     """The tiles of one axis: at each border one that is alone, between them all the others."""
-
-    def alike(cut: slice) -> tuple[Windows, int]:
-        part = windows.part(cut)
-        return part.from_first, part.starts[0] - cut.start
-
-    for (part, offset), cuts in groupby(_cuts(windows, size), alike):
-        cuts = list(cuts)
-        queries = slice(cuts[0].start, cuts[-1].stop)
-        first = queries.start + offset
-        yield Run(queries, first, len(cuts), len(part.starts), part)
+    grouped = groupby(boxes(windows, size), lambda box: box.alike)
+    groups = [list(group) for _, group in grouped]
+    return [Run(group[0], len(group)) for group in groups]
 
 
 def _columns(
     q: mx.array,
     k: mx.array,
     v: mx.array,
-    windows: tuple[Windows, Windows, Windows],
-    size: int,
+    near: tuple[Box, Box],
+    runs: list[Run],
     masks: dict[tuple[Windows, ...], mx.array],
 ) -> Iterator[mx.array]:
     """Attention for one tile's frames and rows (B, f, h, W, heads, D), from left to right."""
     B, F, H, _, heads, D = q.shape
-    near = windows[0].from_first, windows[1].from_first
-    for run in _runs(windows[2], size):
-        seen = near + (run.windows,)
-        if seen not in masks:
-            masks[seen] = _mask(seen, q.dtype)
+    for run in runs:
+        inside = tuple(box.windows for box in (*near, run.first))
+        if inside not in masks:
+            masks[inside] = _mask((*near, run.first), q.dtype)
         x = mx.unflatten(q[:, :, :, run.queries], 3, (run.count, -1))
         x = x.transpose(0, 3, 5, 4, 1, 2, 6)  # (B, tiles, heads, w, f, h, D)
         y = mx.fast.scaled_dot_product_attention(
             x.reshape(B * run.count, heads, -1, D),
-            _boxes(k, run),
-            _boxes(v, run),
+            _keys(k, run),
+            _keys(v, run),
             scale=D**-0.5,
-            mask=masks[seen],
+            mask=masks[inside],
         )
         y = y.reshape(B, run.count, heads, -1, F, H, D).transpose(0, 4, 5, 1, 3, 2, 6)
         yield y.reshape(B, F, H, -1, heads * D)
 
 
-def _boxes(x: mx.array, run: Run) -> mx.array:
+def _keys(x: mx.array, run: Run) -> mx.array:
     """The keys (B, F, H, W, heads, D) of each tile: (B * tiles, heads, w * F * H, D), as views of one copy."""
-    width = run.windows.keys.stop
-    x = x[:, :, :, run.first : run.first + (run.count - 1) * run.step + width]
+    first, last = run.first.keys.start, run.first.keys.stop
+    step = run.first.queries.stop - run.first.queries.start
+    x = x[:, :, :, first : last + (run.count - 1) * step]
     B, F, H, W, heads, D = x.shape
     x = x.transpose(0, 4, 3, 1, 2, 5)  # (B, heads, W, F, H, D)
     column = F * H * D
-    boxes = mx.as_strided(
+    views = mx.as_strided(
         x,
-        (B, run.count, heads, width * F * H, D),
-        (heads * W * column, run.step * column, W * column, D, 1),
+        (B, run.count, heads, (last - first) * F * H, D),
+        (heads * W * column, step * column, W * column, D, 1),
     )
-    return boxes[0] if B == 1 else boxes.flatten(0, 1)
+    return views[0] if B == 1 else views.flatten(0, 1)
 
 
-def _mask(windows: tuple[Windows, Windows, Windows], dtype: mx.Dtype) -> mx.array:
+def _mask(tile: tuple[Box, Box, Box], dtype: mx.Dtype) -> mx.array:
     """What is added to the scores (queries, keys) of a tile: 0 within a window; columns are slowest in both."""
-    f, r, c = (_seen(axis) for axis in windows)
+    f, r, c = (box.seen for box in tile)
     inside = c[:, None, None, :, None, None]
     inside = inside & f[:, None, None, :, None] & r[:, None, None, :]
     inside = inside.reshape(len(c) * len(f) * len(r), -1)
     return mx.where(inside, 0.0, mx.finfo(dtype).min).astype(dtype)
-
-
-def _seen(windows: Windows) -> mx.array:
-    """Whether each query (rows) sees each key along one axis."""
-    starts = mx.array(windows.starts)[:, None]
-    keys = mx.arange(windows.keys.stop)
-    return (keys >= starts) & (keys < starts + windows.size)
 
 
 # Rotary positions

@@ -9,10 +9,11 @@ import pytest
 
 from mlx_video.models.ltx.video_vae.neighborhood import (
     NeighborhoodAttention,
-    _runs,
     attend,
+    boxes,
     centred,
     rotate,
+    runs_of,
     shifted,
 )
 from tests.reference import error
@@ -73,9 +74,17 @@ def test_windows_shift_inward_at_the_ends():
 
 def test_tiles_that_are_alike_run_together():
     """Between a tile at each border there is one run, whatever the length: few calls, and nothing is copied."""
-    assert [run.count for run in _runs(shifted(64, 5), 4)] == [1, 14, 1]
-    assert [run.count for run in _runs(centred(64, 5), 4)] == [16]
-    assert [run.count for run in _runs(centred(66, 5), 4)] == [16, 1]
+    assert [run.count for run in runs_of(shifted(64, 5), 4)] == [1, 14, 1]
+    assert [run.count for run in runs_of(centred(64, 5), 4)] == [16]
+    assert [run.count for run in runs_of(centred(66, 5), 4)] == [16, 1]
+
+
+def test_all_tiles_have_as_many_keys():
+    """A graph of CUDA's attention is built for each shape, which takes longer than to run it."""
+    for windows in (shifted(64, 11), centred(64, 11), shifted(30, 7)):
+        sizes = {box.keys.stop - box.keys.start for box in boxes(windows, 4)}
+        assert sizes == {4 + windows.size - 1}
+    assert all(box.keys == slice(0, 9) for box in boxes(shifted(9, 7), 4))
 
 
 def test_rotation_is_by_axis_and_pair():
