@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mlx_video import media
+from mlx_video.errors import UserError
 from mlx_video.record import read_record
 from mlx_video.types import Waveform
 
@@ -85,8 +86,10 @@ def read(path: Path) -> tuple[list[np.ndarray], Waveform | None, str, float]:
         has_sound, video = bool(container.streams.audio), container.streams.video[0]
         fps = float(video.average_rate)
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video)]
-    record = json.loads(read_record(path))
-    caption = record["job"]["request"]["prompt"] if record else path.name
+    try:
+        caption = json.loads(read_record(path))["job"]["request"]["prompt"]
+    except UserError:
+        caption = path.name
     return frames, media.load_audio(path, 24000) if has_sound else None, caption, fps
 
 

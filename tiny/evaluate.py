@@ -178,7 +178,7 @@ def maker(pipeline: Pipeline, shape: VideoPixelShape) -> Make:
     def make(sentence: str, seed: int, image: Path | None = None) -> Made:
         images = () if image is None else (Image(str(image)),)
         request = pipeline.request(sentence)
-        request = replace(request, shape=shape, seed=seed, images=images)
+        request = replace(request, shape=shape, seed=seed, inputs=images)
         *_, clip = pipeline.stream(request)
         return list(clip.frames), clip.audio
 

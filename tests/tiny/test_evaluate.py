@@ -157,7 +157,7 @@ def test_clips_are_made_as_anybody_would(tmp_path):
     assert sound.samples.shape == (2, 17000)
     (request,) = double.requests
     assert (request.prompt, request.seed, request.shape) == ("a heart", 7, shape)
-    assert [image.path for image in request.images] == [str(tmp_path / "a.png")]
+    assert [image.path for image in request.inputs] == [str(tmp_path / "a.png")]
 
 
 def test_every_sentence_has_a_seed_and_a_verdict(monkeypatch):
