@@ -179,7 +179,7 @@ def mlx_model(part, release: str, tiny: bool):
     """A VideoEncoder or VideoDecoder, evaluated in bfloat16."""
     import mlx.core as mx
 
-    from mlx_video.models.ltx.config import VideoVAEConfig
+    from mlx_video.models.ltx.video_config import VideoVAEConfig
 
     block = json.loads((MANIFESTS / CONFIGS[release]).read_text())["config"]["vae"]
     config = VideoVAEConfig.from_dict(block)

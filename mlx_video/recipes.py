@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.config import Config
+from mlx_video.models.ltx.schema import Config
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.sampling.samplers import Sampler
 from mlx_video.sampling.schedules import (

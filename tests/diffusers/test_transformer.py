@@ -11,11 +11,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import LTX2VideoTransformer3DModel
 
-from mlx_video.models.ltx.config import (
-    LTXModelConfig,
-    LTXModelType,
-    LTXRopeType,
-)
+from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.transformer import ModalityInput, Timesteps
 from mlx_video.types import AV, Perturbation

@@ -13,7 +13,6 @@ from typing import (
     Iterable,
     Iterator,
     Mapping,
-    NamedTuple,
     Sequence,
 )
 
@@ -24,6 +23,7 @@ from mlx_video import hub, lora
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.fusion import Fusion, LoRA, fuse
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import Layout, identify
 from mlx_video.models.ltx.ltx import X0Model
@@ -50,29 +50,6 @@ def announce_to_log(plan: hub.Plan) -> None:
 
 
 DISTILLED_LORA = "distilled_lora"  # not a part, but it too can be needed
-
-
-class LoRA(NamedTuple):
-    """A LoRA file (path, or owner/repository/file on the hub) and how strongly it is fused."""
-
-    file: str | Path
-    strength: float = 1.0
-
-
-class Fusion(NamedTuple):
-    """That a LoRA was fused into a part, and how well it matched."""
-
-    file: Path
-    strength: float
-    part: str
-    report: lora.Report
-
-    def __str__(self) -> str:
-        matched, skipped, dense = map(len, self.report)
-        return (
-            f"{self.file} at {self.strength:g}: {matched} layers of the {self.part}, {skipped} names skipped, "
-            f"{dense} layers no longer quantized"
-        )
 
 
 class Components:
@@ -162,7 +139,7 @@ class Components:
         return cls(
             sources,
             residency,
-            _found(loras, layout.version, announce),
+            find.find_loras(loras, layout.version, announce),
             distilled_lora,
             layout,
         )
@@ -384,29 +361,6 @@ def fused(built: Built, name: str, loras: Iterable[LoRA]) -> Built:
     """A part, and what was fused into it, with ``loras`` fused too."""
     part, fusions = built
     return part, fusions + fuse(name, part, loras)
-
-
-def _found(
-    loras: Iterable[tuple[str | Path, float]], version: str, announce: Announce
-) -> list[LoRA]:
-    """The files of ``loras``, each of which is one for a model of this version."""
-    loras = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
-    for file, _ in loras:
-        find.check_lora(file, version)
-    return loras
-
-
-def fuse(name: str, module: nn.Module, loras: Iterable[LoRA]) -> list[Fusion]:
-    """Fuse those of ``loras`` that concern part ``name`` into it, lazily."""
-    if not module.LORAS:
-        return []
-    fusions = []
-    for file, strength in loras:
-        adapter = lora.Adapter.read(file)
-        if adapter.concerns(module):
-            report = lora.fuse(module, adapter, strength)
-            fusions.append(Fusion(file, strength, name, report))
-    return fusions
 
 
 def build(

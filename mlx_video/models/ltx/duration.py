@@ -11,9 +11,9 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.attention import gelu
-from mlx_video.models.ltx.config import Config
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.rope import split_heads
+from mlx_video.models.ltx.schema import Config
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV
 from mlx_video.weights import Weights

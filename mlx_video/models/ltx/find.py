@@ -5,13 +5,14 @@ Knows where to look and what would stop a run; not how parts are built.
 
 import logging
 from pathlib import Path
-from typing import Callable, Iterator, Mapping
+from typing import Callable, Iterable, Iterator, Mapping
 
 from mlx_video import hub
 from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.contents import upsampler_kind
+from mlx_video.models.ltx.fusion import LoRA
 from mlx_video.models.ltx.gemma_check import check_gemma
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.knowledge import Knowledge
@@ -313,6 +314,16 @@ def check_residency(
             "there a text encoder to quantize; leave out one of them. A folder that `mlx-video convert -q` wrote is "
             "read in half the time."
         )
+
+
+def find_loras(
+    loras: Iterable[tuple[str | Path, float]], version: str, announce: hub.Announce
+) -> list[LoRA]:
+    """The files of ``loras``, each of which is one for a model of this version."""
+    found = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
+    for file, _ in found:
+        check_lora(file, version)
+    return found
 
 
 def check_lora(file: Path, version: str) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar, Mapping, TypeVar
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.config import Config
 from mlx_video.models.ltx.gemma_shapes import FULL, SLIDING, inferred
 from mlx_video.models.ltx.kinds import short
+from mlx_video.models.ltx.schema import Config
 from mlx_video.weights import read_config, read_header
 
 PACKED_CONFIG = "gemma_config"  # the key of a packed file's metadata

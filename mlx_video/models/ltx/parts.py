@@ -6,22 +6,23 @@ from typing import Iterable, Mapping, NamedTuple
 
 from mlx_video import hub
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.config import (
+from mlx_video.models.ltx.audio_config import (
     AudioVAEConfig,
     BigVGANVocoderConfig,
-    Config,
-    ConnectorConfig,
-    DiffusionDecoderConfig,
-    LTXModelConfig,
-    UpsamplerConfig,
-    VideoEncoderConfig,
-    VideoVAEConfig,
     VocoderConfig,
 )
+from mlx_video.models.ltx.config import LTXModelConfig, UpsamplerConfig
+from mlx_video.models.ltx.connector_config import ConnectorConfig
 from mlx_video.models.ltx.duration import DurationConfig
 from mlx_video.models.ltx.gemma_config import GemmaConfig
 from mlx_video.models.ltx.network import Network, read_part_config
+from mlx_video.models.ltx.schema import Config
 from mlx_video.models.ltx.source import Source
+from mlx_video.models.ltx.video_config import (
+    DiffusionDecoderConfig,
+    VideoEncoderConfig,
+    VideoVAEConfig,
+)
 from mlx_video.weights import CONFIG, INDEX
 
 

@@ -6,15 +6,14 @@ import pytest
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import foreign_configs as foreign
-from mlx_video.models.ltx.config import (
+from mlx_video.models.ltx.audio_config import (
     AudioVAEConfig,
     BigVGANVocoderConfig,
-    ConnectorConfig,
-    UpsamplerConfig,
-    VideoEncoderConfig,
-    VideoVAEConfig,
     VocoderConfig,
 )
+from mlx_video.models.ltx.config import UpsamplerConfig
+from mlx_video.models.ltx.connector_config import ConnectorConfig
+from mlx_video.models.ltx.video_config import VideoEncoderConfig, VideoVAEConfig
 from tests.reference import FIXTURES
 
 # As the pipelines of diffusers 0.42 state them.

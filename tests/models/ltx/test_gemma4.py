@@ -14,8 +14,8 @@ from mlx.utils import tree_flatten
 from mlx_video import weights
 from mlx_video.errors import UserError
 from mlx_video.linear import QuantizedLinear
-from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors, embed_prompts
+from mlx_video.models.ltx.connector_config import ConnectorConfig
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead
 from mlx_video.models.ltx.gemma import Gemma4, language_model
 from mlx_video.models.ltx.gemma_check import check_gemma

@@ -5,7 +5,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.config import AudioVAEConfig
+from mlx_video.models.ltx.audio_config import AudioVAEConfig
 from mlx_video.models.ltx.network import Network
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights, channels_last

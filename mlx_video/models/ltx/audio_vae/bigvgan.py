@@ -11,13 +11,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx import fitted
-from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
-from mlx_video.models.ltx.audio_vae.signal import frames, resample
-from mlx_video.models.ltx.config import (
+from mlx_video.models.ltx.audio_config import (
     BandwidthExtensionConfig,
     BigVGANConfig,
     BigVGANVocoderConfig,
 )
+from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
+from mlx_video.models.ltx.audio_vae.signal import frames, resample
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.tensor_names import TensorNames

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx.audio_config import AudioVAEConfig
 from mlx_video.models.ltx.audio_vae.base import AudioVAEPart, PerChannelStatistics
 from mlx_video.models.ltx.audio_vae.resnet import (
     CausalConv2d,
@@ -14,7 +15,6 @@ from mlx_video.models.ltx.audio_vae.resnet import (
     norm_silu,
     resnet_blocks,
 )
-from mlx_video.models.ltx.config import AudioVAEConfig
 
 
 class UpLevel(nn.Module):

@@ -5,6 +5,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.models.ltx.audio_config import AudioVAEConfig
 from mlx_video.models.ltx.audio_vae.base import AudioVAEPart, PerChannelStatistics
 from mlx_video.models.ltx.audio_vae.mel import log_mel
 from mlx_video.models.ltx.audio_vae.resnet import (
@@ -15,7 +16,6 @@ from mlx_video.models.ltx.audio_vae.resnet import (
     resnet_blocks,
 )
 from mlx_video.models.ltx.audio_vae.signal import resample
-from mlx_video.models.ltx.config import AudioVAEConfig
 from mlx_video.types import Waveform
 
 

@@ -10,8 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx.audio_config import VocoderConfig
 from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
-from mlx_video.models.ltx.config import VocoderConfig
 from mlx_video.models.ltx.network import Network
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights, channels_last

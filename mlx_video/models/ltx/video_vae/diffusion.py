@@ -13,10 +13,10 @@ from typing import Callable, ClassVar, Iterator, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.config import DiffusionDecoderConfig
 from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import each_piece_by_piece
+from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.models.ltx.video_vae.base import PerChannelStatistics, names_of
 from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     BAND,

@@ -6,9 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.config import VideoEncoderConfig
 from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.pieces import end_piece
+from mlx_video.models.ltx.video_config import VideoEncoderConfig
 from mlx_video.models.ltx.video_vae.base import (
     CONVOLUTIONS,
     STRIDES,

@@ -7,7 +7,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.audio_vae.base import AudioVAEPart
-from mlx_video.models.ltx.config import Config
+from mlx_video.models.ltx.schema import Config
 from mlx_video.weights import Weights
 from tests.reference import CHECKPOINT, FIXTURES, checkpoint, manifest
 

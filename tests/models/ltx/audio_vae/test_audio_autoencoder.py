@@ -3,8 +3,8 @@
 import mlx.core as mx
 import pytest
 
+from mlx_video.models.ltx.audio_config import AudioVAEConfig
 from mlx_video.models.ltx.audio_vae import AudioDecoder, AudioEncoder, log_mel, resample
-from mlx_video.models.ltx.config import AudioVAEConfig
 from mlx_video.types import Waveform
 from tests.models.ltx.audio_vae.audio import (
     NEWER,

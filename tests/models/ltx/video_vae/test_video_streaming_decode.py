@@ -5,7 +5,7 @@ import json
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx.config import VideoVAEConfig
+from mlx_video.models.ltx.video_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.convolution import MAX_CONV_ELEMENTS, CausalConv3d
 from mlx_video.models.ltx.video_vae.stream import Incomplete, Stream, cut

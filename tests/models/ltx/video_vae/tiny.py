@@ -4,7 +4,7 @@ from functools import cache
 
 import mlx.core as mx
 
-from mlx_video.models.ltx.config import VideoVAEConfig
+from mlx_video.models.ltx.video_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from tests.reference import FIXTURES, checkpoint, vectors
 

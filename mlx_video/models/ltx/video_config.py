@@ -1,0 +1,157 @@
+"""Hyper-parameters of the video autoencoders, read from block ``vae`` of the checkpoint's metadata."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Mapping
+
+from mlx_video.models.ltx.schema import Config
+from mlx_video.types import VideoScale
+
+Block = tuple[str, int | dict]  # name, and parameters or a number of layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoEncoderConfig(Config):
+    """The encoder's half of block ``vae``, as the convolutional and as the diffusion autoencoder state it.
+
+    Blocks are (name, parameters) pairs from pixels to latents.
+    """
+
+    encoder_blocks: tuple[Block, ...]
+    in_channels: int = 3
+    latent_channels: int = 128
+    patch_size: int = 4
+    encoder_base_channels: int = 128
+    latent_log_var: str = "uniform"
+    encoder_spatial_padding_mode: str = "zeros"
+
+    FIXED: ClassVar = {
+        "_class_name": "CausalVideoAutoencoder",
+        "dims": 3,
+        "norm_layer": "pixel_norm",
+        "normalize_latent_channels": False,
+        "scaling_factor": 1.0,
+        "use_quant_conv": False,
+    }
+    UNUSED: ClassVar = frozenset(
+        {
+            "causal_decoder",
+            "decoder_base_channels",
+            "decoder_blocks",
+            "decoder_spatial_padding_mode",
+            "out_channels",
+            "timestep_conditioning",
+        }
+    )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "VideoEncoderConfig":
+        if data.get("_class_name") == DiffusionDecoderConfig.CLASS_NAME:
+            return super().from_dict(_diffusion_encoder(data))
+        data = dict(data)
+        if mode := data.pop("spatial_padding_mode", None):
+            data.setdefault("encoder_spatial_padding_mode", mode)
+            data.setdefault("decoder_spatial_padding_mode", mode)
+        return super().from_dict(data)
+
+    @property
+    def encoder_scale(self) -> VideoScale:
+        """Pixels per latent cell."""
+        return _scale(self.encoder_blocks, self.patch_size)
+
+
+def _scale(blocks: tuple, patch_size: int) -> VideoScale:
+    # The networks that know the strides of blocks import this room.
+    from mlx_video.models.ltx.video_vae.base import compression
+
+    return compression(blocks, patch_size)
+
+
+def _diffusion_encoder(data: Mapping[str, object]) -> dict[str, object]:
+    """Block ``encoder`` of a diffusion autoencoder, in the words of a convolutional one."""
+    names = {
+        "blocks": "encoder_blocks",
+        "base_channels": "encoder_base_channels",
+        "out_channels": "latent_channels",
+        "spatial_padding_mode": "encoder_spatial_padding_mode",
+    }
+    # A log-variance says nothing at inference, and the class is told by the block around.
+    skipped = {"_class_name", "latent_log_var_value"}
+    block = data.get("encoder", {})
+    return {names.get(k, k): v for k, v in block.items() if k not in skipped}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoVAEConfig(VideoEncoderConfig):
+    """Convolutional video autoencoder: block ``vae``. The decoder's blocks too are in encoder order."""
+
+    decoder_blocks: tuple[Block, ...]
+    out_channels: int = 3
+    decoder_base_channels: int = 128
+    causal_decoder: bool = False
+    decoder_spatial_padding_mode: str = "reflect"
+
+    FIXED: ClassVar = VideoEncoderConfig.FIXED | {"timestep_conditioning": False}
+    UNUSED: ClassVar = frozenset()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "VideoVAEConfig":
+        # Where the key is absent, the official decoder is conditioned.
+        return super().from_dict({"timestep_conditioning": True} | dict(data))
+
+    @property
+    def decoder_scale(self) -> VideoScale:
+        """Pixels per latent cell."""
+        return _scale(self.decoder_blocks, self.patch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionDecoderConfig(Config):
+    """The decoder's half of block ``vae`` of a diffusion autoencoder (LTX-2.5): its keys ``decoder`` and beside it.
+
+    The stages go from latents to pixels; the last is the diffusion stage. ``upsamples`` are ((frames, rows, columns),
+    divisor of the channels), one between two stages; kernels are windows in cells along the same axes.
+    """
+
+    stage_channels: tuple[int, ...]
+    stage_depths: tuple[int, ...]
+    stage_kernels: tuple[tuple[int, int, int], ...]
+    upsamples: tuple[tuple[tuple[int, int, int], int], ...]
+    head_dim: int
+    in_channels: int = 128
+    out_channels: int = 3
+    patch_size: int = 4
+    t_emb_dim: int = 384
+    timestep_scale_multiplier: float = 1.0
+
+    CLASS_NAME: ClassVar = "CausalDiffusionVAE"
+    FIXED: ClassVar = {
+        "_class_name": "NADiffusionDecoder",
+        "default_num_inference_steps": 1,
+        "dims": 3,
+        "model_output_type": "x0",
+        "resampler_kind": "linear",
+    }
+    # Nothing is padded: windows shift at the borders, or repeat the outermost column.
+    UNUSED: ClassVar = frozenset({"spatial_padding_mode", "encoder"})
+    # What an absent key means to the official code, where that is not what this build knows.
+    ABSENT: ClassVar = {"model_output_type": "v", "default_num_inference_steps": 2}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "DiffusionDecoderConfig":
+        outer = {k: v for k, v in data.items() if k not in ("_class_name", "decoder")}
+        data = cls.ABSENT | outer | data.get("decoder", {})
+        if kernel := data.pop("stage5_kernel", None):
+            data["stage_kernels"] = [*data.get("stage_kernels", [])[:-1], kernel]
+        return super().from_dict(data)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.in_channels
+
+    @property
+    def decoder_scale(self) -> VideoScale:
+        """Pixels per latent cell."""
+        strides = [stride for stride, _ in self.upsamples]
+        time, height, width = (math.prod(axis) for axis in zip(*strides))
+        return VideoScale(time, height * self.patch_size, width * self.patch_size)
