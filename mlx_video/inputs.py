@@ -3,7 +3,7 @@
 An input says which networks it needs, checks itself, says how many tokens it adds, and becomes conditions of either stream.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import (
     Annotated,
@@ -109,6 +109,10 @@ class Input:
         """What a person should know of it, in sentences."""
         return ()
 
+    def moved(self, factor: int, start: int, end: int) -> "Input | None":
+        """The same for a part of the clip at ``factor`` times its frame rate, between two frames; ``None`` = not in it."""
+        return None
+
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
         """How many tokens it adds to each stream of a clip whose latents are ``grid``; ``None`` = none."""
         return AV()
@@ -177,6 +181,10 @@ class Image(Input):
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
         picture = _picture(self.path)
         return (*picture.notices, *picture.crop(shape.height, shape.width))
+
+    def moved(self, factor: int, start: int, end: int) -> "Image | None":
+        frame = factor * self.frame
+        return replace(self, frame=frame - start) if start <= frame <= end else None
 
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
         return AV(grid.tokens_per_frame if self.frame else 0)

@@ -403,7 +403,7 @@ class Pipeline:
                     denoised = self._denoise(
                         index, states, embeddings, predict, done, noise[index]
                     )
-                    states = yield from _with_sound(denoised, sound)
+                    states = yield from with_sound(denoised, sound)
                     latents = unpatchify(states, shape, geometry)
                     if index == self.recipe.sound_stage:
                         sound = latents.audio
@@ -494,7 +494,9 @@ def load(
     files, defaults = resolve_model(files, recipe.variant if recipe else variant)
     recipe = recipe or defaults.recipe(variant)
     components = open_components(files, recipe, recipe.needs)
-    return Pipeline(components, recipe, health=health)
+    from mlx_video.fidelity import pipeline_for  # which is made of what is here
+
+    return pipeline_for(components, recipe, health=health)
 
 
 def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:
@@ -502,7 +504,7 @@ def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:
     return [array for prompt in both for array in prompt.values]
 
 
-def _with_sound(
+def with_sound(
     events: Generator[Step | Reached, None, AV[LatentState]], sound: mx.array | None
 ) -> Generator[Step | Reached, None, AV[LatentState]]:
     """``events`` in which what was ``Reached`` has ``sound`` too; returns what they return."""

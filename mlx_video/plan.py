@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from mlx_video.errors import UserError
 from mlx_video.inputs import Input, taken_by
+from mlx_video.models.ltx import dfr
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import Footprint
@@ -56,12 +57,26 @@ class Work(NamedTuple):
 
     def tokens(self, stage: Stage, geometry: Geometry) -> AV[int]:
         """Of each modality in a stage."""
-        grid = geometry.latents(self.shape.scaled(stage.scale))
+        shape = self.recipe.staged(self.shape)
+        grid = geometry.latents(shape.scaled(stage.scale))
         sound = geometry.audio_frames(self.shape) if self.audio else None
-        tokens = AV(grid.tokens, sound)
+        tokens = AV(
+            grid.tokens + self.recipe.pictures(shape) * grid.tokens_per_frame, sound
+        )
         for given in taken_by(self.inputs, self.recipe.stages.index(stage)):
             tokens = tokens.map(lambda n, more: n + (more or 0), given.tokens(grid))
         return tokens
+
+    def round_tokens(self, geometry: Geometry) -> Iterator[AV[int]]:
+        """Of the largest tile of each of DFR's rounds."""
+        if self.recipe.rounds:
+            canvas = dfr.Canvas.of(self.recipe.staged(self.shape).frames)
+            cells, time = (
+                geometry.latents(self.shape).tokens_per_frame,
+                geometry.video.time,
+            )
+            for layout in dfr.layouts(canvas, len(self.recipe.rounds), time):
+                yield AV(max(tile.cells(time) for tile in layout) * cells)
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -177,6 +192,13 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
         forwards = passes * (len(stage.sigmas) - 1)
         operations = forwards * transformer.operations(tokens, context)
         yield done._replace(seconds=_seconds(operations))
+    for number, tokens in enumerate(work.round_tokens(geometry), start=1):
+        held = transformer.held_bytes(tokens, 1, context)
+        stage, whole = work.recipe.rounds[number - 1], geometry.latents(work.shape)
+        upsample = held + part(stage.upsampler).activation_bytes(whole.tokens)
+        yield phase("upsample", upsample, "transformer", stage.upsampler)
+        forward = transformer.activation_bytes(tokens, 1, context)
+        yield phase(f"round {number}", held + forward, "transformer")
     if work.audio:
         count = geometry.audio_frames(work.shape)
         spectrogram = part("audio_decoder").activation_bytes(count)

@@ -7,10 +7,12 @@ import math
 from dataclasses import dataclass, replace
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx import dfr
 from mlx_video.models.ltx.schema import Config
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.sampling.samplers import Sampler
 from mlx_video.sampling.schedules import (
+    DFR_ROUND_SIGMAS,
     STAGE_1_SIGMAS,
     STAGE_2_SIGMAS,
     ltx2_scheduler,
@@ -30,6 +32,7 @@ IMAGE_CRF = 33  # H.264 constant rate factor of the official training images
 VIDEO_GUIDANCE = Guidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, stg_blocks=(29,))
 AUDIO_GUIDANCE = replace(VIDEO_GUIDANCE, cfg=7.0)
 STEPS = 40
+MOST_ROUNDS = 2  # of DFR
 # Those of its HQ pipeline, which samples by res_2s.
 HQ_GUIDANCE = AV(
     replace(VIDEO_GUIDANCE, stg=0.0, rescale=0.45),
@@ -86,16 +89,36 @@ class Recipe:
 
     variant  which transformer checkpoint it is for: "distilled" or "dev"
     sound    the stage, counted from 0, whose sound the clip has; -1 = the last
+    rounds   of DFR, each of which doubles the frame rate; ``None`` = the recipe is not DFR
     """
 
     variant: str
     stages: tuple[Stage, ...]
     sound: int = -1
+    rounds: tuple[Stage, ...] | None = None
 
     @property
     def sound_stage(self) -> int:
         """The stage whose sound the clip has, counted from 0."""
         return self.sound % len(self.stages)
+
+    def staged(self, shape: VideoPixelShape) -> VideoPixelShape:
+        """What the stages sample for a clip of ``shape``; DFR's, its canvas at the frame rate before the rounds."""
+        if self.rounds is None:
+            return shape
+        factor = 2 ** len(self.rounds)
+        if (shape.frames - 1) % factor or shape.frames < 2:
+            raise UserError(
+                f"DFR with {len(self.rounds)} rounds makes 1 + {factor}k frames; got {shape.frames}."
+            )
+        canvas = dfr.Canvas.of((shape.frames - 1) // factor + 1)
+        return shape._replace(frames=canvas.frames, fps=shape.fps / factor)
+
+    def pictures(self, canvas: VideoPixelShape) -> int:
+        """How many are generated with what the stages sample, whatever the user gives."""
+        if self.rounds is None:
+            return 0
+        return len(dfr.Canvas.of(canvas.frames).keyframes)
 
     @property
     def shrink(self) -> int:
@@ -106,7 +129,8 @@ class Recipe:
     def needs(self) -> tuple[str, ...]:
         """Names of the parts that any request may take."""
         parts = ["text_encoder", "connectors", "video_encoder", "transformer"]
-        parts += dict.fromkeys(stage.upsampler for stage in self.stages[1:])
+        later = (*self.stages[1:], *(self.rounds or ()))
+        parts += dict.fromkeys(stage.upsampler for stage in later)
         if any(stage.distilled_lora for stage in self.stages):
             parts.append("distilled_lora")
         return (*parts, "video_decoder", "audio_decoder", "vocoder")
@@ -143,7 +167,8 @@ class Recipe:
             raise UserError(
                 f"sound is the number of a stage, from 0 to {len(self.stages) - 1}, or -1 for the last; got {self.sound}."
             )
-        for stage in self.stages:
+        _check_rounds(len(self.rounds or ()))
+        for stage in (*self.stages, *(self.rounds or ())):
             stage.check()
 
 
@@ -151,6 +176,29 @@ def distilled(sampler: str = "euler") -> Recipe:
     """Eight steps at half size by ``sampler``, then three of Euler's at full size on the upsampled latents."""
     first = Stage(STAGE_1_SIGMAS, scale=0.5, sampler=Sampler(sampler))
     return Recipe("distilled", (first, Stage(STAGE_2_SIGMAS)))
+
+
+def finished(shape: VideoPixelShape, rounds: int | None) -> VideoPixelShape:
+    """What DFR makes of a clip of ``shape`` in so many ``rounds``; ``None`` = the recipe is not DFR."""
+    _check_rounds(rounds or 0)
+    factor = 2 ** (rounds or 0)
+    return shape._replace(
+        frames=(shape.frames - 1) * factor + 1, fps=shape.fps * factor
+    )
+
+
+def _check_rounds(rounds: int) -> None:
+    if not 0 <= rounds <= MOST_ROUNDS:
+        raise UserError(f"DFR has from 0 to {MOST_ROUNDS} rounds; got {rounds}.")
+
+
+def fidelity(rounds: int) -> Recipe:
+    """Pictures generated with the clip in both stages, then ``rounds`` that double its frame rate tile by tile."""
+    _check_rounds(rounds)
+    stages = Stage(STAGE_1_SIGMAS, scale=0.5), Stage(STAGE_2_SIGMAS)
+    sampler = Sampler("euler_ancestral", dfr.ROUND_ETA)
+    round_ = Stage(DFR_ROUND_SIGMAS, sampler=sampler, upsampler="temporal_upsampler")
+    return Recipe("distilled", stages, sound=0, rounds=(round_,) * rounds)
 
 
 def dev(

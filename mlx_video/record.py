@@ -14,6 +14,7 @@ from mlx_video import weights
 from mlx_video.checkpoint import Files, model_of, open_components
 from mlx_video.disk import is_there, read_small, short, written_aside
 from mlx_video.errors import MissingFileError, UserError, check_text
+from mlx_video.fidelity import pipeline_for
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
 from mlx_video.models.ltx.find import find_geometry
@@ -58,7 +59,7 @@ class Job:
         announce  hears what is about to be downloaded
         plan      has found the parts, and says what decoding may take
         """
-        return Pipeline(
+        return pipeline_for(
             plan.components if plan else self.components(announce),
             self.recipe,
             health=health,

@@ -234,6 +234,16 @@ def _add_model(parser: argparse.ArgumentParser, variant: str | None) -> None:
             real="distilled",
             help="distilled: few steps; dev: guided, many steps",
         )
+    if variant != "dev":
+        option(
+            group,
+            "--dfr",
+            type=int,
+            metavar="ROUNDS",
+            shown="off",
+            help="DFR, by the distilled LTX-2.5: generates pictures with the clip and doubles its frame rate ROUNDS times "
+            "(0 to 2); frames and rate are those before",
+        )
     option(
         group,
         "--upsampler",
@@ -524,7 +534,7 @@ def job_from(
     )
     request = Request(
         prompt=args.prompt,
-        shape=wanted.shape,
+        shape=recipes.finished(wanted.shape, getattr(args, "dfr", None)),
         negative_prompt=wanted.negative_prompt,
         seed=secrets.randbits(32) if args.seed is None else args.seed,
         audio=wanted.audio,
@@ -613,6 +623,9 @@ def recipe_from(
 ) -> recipes.Recipe:
     """The recipe of ``variant`` with the strengths that were given, or else the ``defaults``."""
     typed = args.typed.keys() & _GUIDANCE_FLAGS.keys()
+    rounds = getattr(args, "dfr", None)
+    if rounds is not None and variant != "distilled":
+        raise UserError("--dfr is for the distilled model; leave out --variant dev.")
     if variant == "distilled":
         refused = typed | args.typed.keys() & {"distilled_lora", "batch_guidance"}
         if refused := refused - {"steps"}:
@@ -621,7 +634,7 @@ def recipe_from(
                 f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {flags}, "
                 "or use the dev model (--variant dev, or python -m mlx_video.generate_dev)."
             )
-        return defaults.recipe(variant)
+        return defaults.recipe(variant) if rounds is None else recipes.fidelity(rounds)
     strengths = {_GUIDANCE_FLAGS[name]: getattr(args, name) for name in typed}
     two_stage = strengths.pop("two_stage", False)
     if strengths.pop("hq", False):

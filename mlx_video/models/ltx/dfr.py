@@ -61,6 +61,11 @@ class Tile(NamedTuple):
         """Its latents among those of the canvas, one for each ``time_scale`` frames."""
         return slice(self.start // time_scale, self.end // time_scale + 1)
 
+    def cells(self, time_scale: int) -> int:
+        """How many latent frames are sampled for it, its pictures among them."""
+        own = self.end // time_scale - self.start // time_scale + 1
+        return own + len(self.anchors) + len(self.slots)
+
     def local(self, frames: Sequence[int]) -> list[int]:
         """``frames`` of the canvas as they are counted within the tile."""
         return [frame - self.start for frame in frames]
@@ -86,6 +91,16 @@ def tiles(seams: Sequence[int], count: int, time_scale: int) -> list[Tile]:
         _tile(edges, first, first + own, time_scale)
         for first, own in zip(firsts, owned)
     ]
+
+
+def layouts(canvas: Canvas, rounds: int, time_scale: int) -> list[list[Tile]]:
+    """The tiles of each of so many temporal rounds, of which the first has two, the next one four."""
+    found, keyframes = [], canvas.keyframes
+    for number in range(1, rounds + 1):
+        layout = tiles(doubled(keyframes), 2**number, time_scale)
+        keyframes = sorted({f for tile in layout for f in tile.anchors + tile.slots})
+        found.append(layout)
+    return found
 
 
 def _tile(edges: Sequence[int], first: int, last: int, time_scale: int) -> Tile:

@@ -12,6 +12,7 @@ from mlx_video.models.ltx.dfr import (
     doubled,
     final_frames,
     join,
+    layouts,
     nearest,
     tiles,
 )
@@ -48,10 +49,12 @@ def test_tiles_are_the_official_ones(row):
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_rounds_cover_the_canvas_once_and_carry_their_pictures(frames, rounds):
     canvas = Canvas.of(frames)
+    planned = layouts(canvas, rounds, TIME)
     frames, keyframes = canvas.frames, canvas.keyframes
     for number in range(1, rounds + 1):
         frames, seams = 2 * frames - 1, doubled(keyframes)
         layout = tiles(seams, 2**number, TIME)
+        assert layout == planned[number - 1]
         whole = mx.arange((frames - 1) // TIME + 1).reshape(1, 1, -1, 1, 1)
         parts = [whole[:, :, tile.latents(TIME)] for tile in layout]
         assert mx.array_equal(join(parts, layout), whole)
@@ -68,6 +71,7 @@ def test_longer_tiles_come_first():
 def test_frames_are_counted_within_a_tile():
     tile = Tile(96, 240, (96, 144, 192, 240), (120, 168, 216), 7)
     assert tile.frames == 145
+    assert tile.cells(8) == 19 + 4 + 3
     assert tile.local(tile.anchors) == [0, 48, 96, 144]
 
 

@@ -1,0 +1,225 @@
+"""DFR (diffusion fidelity rendering): a clip sampled together with pictures, then made smoother tile by tile between them.
+
+The same path as every other recipe's, with other stages: only the sampling differs.
+"""
+
+from dataclasses import replace
+from typing import Generator, Iterator, Mapping, NamedTuple
+
+import mlx.core as mx
+
+from mlx_video import health
+from mlx_video.conditioning.latent import Condition, LatentState
+from mlx_video.errors import UserError
+from mlx_video.inputs import Parts
+from mlx_video.models.ltx import dfr
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.conditions import Place, generated_keyframes
+from mlx_video.models.ltx.parts import part_config
+from mlx_video.pipeline import (
+    Pipeline,
+    Reached,
+    Request,
+    initial_states,
+    noised,
+    unpatchify,
+    with_sound,
+)
+from mlx_video.recipes import SAMPLER_SEED, Recipe, Stage
+from mlx_video.sampling.guidance import Guidance, Predict, guided
+from mlx_video.sampling.samplers import Denoise, Steps
+from mlx_video.types import AV, PromptEmbeddings, Step, VideoPixelShape
+
+Conditions = list[AV[list[Condition]]]
+
+
+class Rendered(NamedTuple):
+    """What there is between two rounds.
+
+    video     latents (B, C, F, H, W)
+    pictures  latents (B, C, 1, H, W) by the frame that they stand at
+    shape     in pixels
+    """
+
+    video: mx.array
+    pictures: Mapping[int, mx.array]
+    shape: VideoPixelShape
+
+
+def pipeline_for(components: Components, recipe: Recipe, **options) -> Pipeline:
+    """The pipeline that samples by ``recipe``; ``options`` are those of ``Pipeline``."""
+    kind = Pipeline if recipe.rounds is None else FidelityPipeline
+    return kind(components, recipe, **options)
+
+
+class FidelityPipeline(Pipeline):
+    """DFR. A request's shape is that of the finished clip; inputs stand at frames of the clip before its rounds.
+
+    What was ``Reached`` within the rounds is not kept: such a run goes on from the last of its stages.
+    """
+
+    def check(self, request: Request) -> None:
+        super().check(request)
+        config = part_config("transformer", self.components.sources["transformer"])
+        if not config.use_keyframes_abs_pos_embedding:
+            raise UserError(
+                "This model cannot generate keyframes, which DFR is made of: LTX-2.5 can."
+            )
+        if request.timed:
+            raise UserError("DFR cannot choose the clip's length; say how many frames.")
+
+    def _encode_inputs(
+        self, request: Request
+    ) -> Generator[Step, None, list[Conditions]]:
+        """The conditions of each stage, and then of each tile of each round."""
+        canvas = self.recipe.staged(request.shape)
+        stages = yield from super()._encode_inputs(replace(request, shape=canvas))
+        rounds = enumerate(self._layouts(request), start=1)
+        tiles = [
+            self._tile_inputs(request, number, tile)
+            for number, layout in rounds
+            for tile in layout
+        ]
+        return stages + tiles
+
+    def _tile_inputs(self, request: Request, number: int, tile: dfr.Tile) -> Conditions:
+        """What the inputs set on a tile of round ``number``: those that stand in it, counted in its own frames."""
+        moved = [g.moved(2**number, tile.start, tile.end) for g in request.inputs]
+        moved = [given for given in moved if given is not None]
+        if not moved:
+            return []
+        fps = self.recipe.staged(request.shape).fps * 2**number
+        shape = request.shape._replace(frames=tile.frames, fps=min(fps, dfr.MAX_FPS))
+        with self.components.video_encoder() as encoder:
+            networks = {"video_encoder": encoder}
+            parts = Parts(networks, self.components.geometry, self.defaults.image_crf)
+            return [given.encode(parts, shape) for given in moved]
+
+    def _layouts(self, request: Request) -> list[list[dfr.Tile]]:
+        """The tiles of each round."""
+        canvas = dfr.Canvas.of(self.recipe.staged(request.shape).frames)
+        time = self.components.geometry.video.time
+        return dfr.layouts(canvas, len(self.recipe.rounds), time)
+
+    def _sample(
+        self,
+        request: Request,
+        embeddings: PromptEmbeddings,
+        conditions: list[Conditions],
+        start: Reached | None,
+    ) -> Generator[Step | Reached, None, AV[mx.array]]:
+        geometry, count = self.components.geometry, len(self.recipe.stages)
+        yield Step("load transformer", 0, 1)
+        with self.components.transformer(request.model_type) as predict:
+            yield Step("load transformer", 1, 1)
+            rendered, sound = yield from self._stages(
+                request, embeddings, conditions[:count], start, predict
+            )
+            denoise = guided(predict, embeddings, AV(Guidance()))
+            tiles = iter(conditions[count:])
+            for number, layout in enumerate(self._layouts(request), start=1):
+                seed = request.seed + 1000 * number
+                rendered = yield from self._round(
+                    number, layout, rendered, denoise, tiles, seed
+                )
+        frames = geometry.latents(request.shape).frames
+        if sound is not None:
+            sound = sound[:, :, : geometry.audio_frames(request.shape)]
+        return AV(rendered.video[:, :, :frames], sound)
+
+    def _stages(
+        self,
+        request: Request,
+        embeddings: PromptEmbeddings,
+        conditions: list[Conditions],
+        start: Reached | None,
+        predict: Predict,
+    ) -> Generator[Step | Reached, None, tuple[Rendered, mx.array | None]]:
+        """The clip on its canvas with its pictures, at the size that was asked for, and its sound."""
+        geometry, canvas = self.components.geometry, self.recipe.staged(request.shape)
+        frames = dfr.Canvas.of(canvas.frames).keyframes
+        latents, stack, sound = AV(), None, start.sound if start else None
+        stages = list(enumerate(self.recipe.stages))[start.stage if start else 0 :]
+        for number, stage in stages:
+            shape = canvas.scaled(stage.scale)
+            if latents.video is not None:
+                latents = yield from self._upsample(latents, stage)
+                stack = (yield from self._upsample(AV(stack), stage)).video
+            size, place = self._place(shape)
+            slots = AV([generated_keyframes(frames, size, place, stack)])
+            given = [*conditions[number], slots]
+            states = initial_states(shape, geometry, latents, given, request.audio)
+            states = noised(states, stage.sigmas[0], _key(request.seed, number))
+            done = 0
+            if start and number == start.stage:
+                states, done = start.into(states), start.step
+            key = _key(request.seed + SAMPLER_SEED, number)
+            denoised = self._denoise(number, states, embeddings, predict, done, key)
+            states = yield from with_sound(denoised, sound)
+            latents = unpatchify(states, shape, geometry)
+            pictures = dfr.generated_pictures(states.video, frames, size)
+            stack = mx.concatenate(list(pictures.values()), axis=2)
+            if number == self.recipe.sound_stage:
+                sound = latents.audio
+            if self.health:
+                health.check_latents(latents, f"stage {number + 1}")
+        return Rendered(latents.video, pictures, shape), sound
+
+    def _round(
+        self,
+        number: int,
+        layout: list[dfr.Tile],
+        rendered: Rendered,
+        denoise: Denoise,
+        conditions: Iterator[Conditions],
+        seed: int,
+    ) -> Generator[Step, None, Rendered]:
+        """Twice the frames a second: upsampled in time, and each tile refined between the pictures that there are."""
+        geometry, stage = self.components.geometry, self.recipe.rounds[number - 1]
+        video = (yield from self._upsample(AV(rendered.video), stage)).video
+        seams = dfr.doubled(rendered.pictures)
+        pictures = dict(zip(seams, rendered.pictures.values()))
+        fps = 2 * rendered.shape.fps
+        told = rendered.shape._replace(fps=min(fps, dfr.MAX_FPS))
+        videos, made = [], []
+        for index, tile in enumerate(layout):
+            shape = told._replace(frames=tile.frames)
+            size, place = self._place(shape)
+            part = video[:, :, tile.latents(geometry.video.time)]
+            between = dfr.tile_conditions(tile, pictures, part, place)
+            given = [*next(conditions), AV(between)]
+            states = initial_states(shape, geometry, AV(part), given, audio=False)
+            states = noised(states, stage.sigmas[0], _key(seed + index, 0))
+            steps = stage.sampler(
+                denoise, states, stage.sigmas, key=_key(seed + index, 1)
+            )
+            states = yield from _walked(f"round {number}, tile {index + 1}", stage, steps)  # fmt: skip
+            videos.append(unpatchify(states, shape, geometry).video)
+            new = dfr.generated_pictures(states.video, tile.slots, size)
+            made.append({f: pictures[f] for f in tile.anchors} | new)
+        frames = 2 * (rendered.shape.frames - 1) + 1
+        shape = rendered.shape._replace(frames=frames, fps=fps)
+        return Rendered(dfr.join(videos, layout), dfr.carried(made), shape)
+
+    def _place(self, shape: VideoPixelShape) -> tuple[tuple[int, int], Place]:
+        """Rows and columns of latents of ``shape``, and how they lie."""
+        geometry = self.components.geometry
+        grid = geometry.latents(shape)
+        return (grid.height, grid.width), Place(geometry.video, shape.fps)
+
+
+def _walked(
+    name: str, stage: Stage, steps: Steps
+) -> Generator[Step, None, AV[LatentState]]:
+    """The states after the last of ``steps``."""
+    total = len(stage.sigmas) - 1
+    yield Step(name, 0, total, stage.sigmas[0])
+    for index, (states, sigma) in enumerate(steps, start=1):
+        mx.eval(states.video.latent)
+        yield Step(name, index, total, sigma)
+    return states
+
+
+def _key(seed: int, number: int) -> mx.array:
+    """One of two random keys of a seed."""
+    return mx.random.split(mx.random.key(seed % 2**32))[number]

@@ -1,0 +1,143 @@
+"""DFR: what is sampled where, and a clip from what a user types."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from PIL import Image as Picture
+
+from mlx_video import cli, recipes
+from mlx_video.errors import UserError
+from mlx_video.fidelity import FidelityPipeline, pipeline_for
+from mlx_video.inputs import Image
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.pipeline import Pipeline, Reached, Request
+from mlx_video.plan import Work
+from mlx_video.recipes import Recipe, Stage, fidelity, finished
+from mlx_video.types import AV, Sample, Step, VideoPixelShape
+from tests.checkpoints import tiny_folder
+from tests.media_reading import read_clip
+from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
+
+SHAPE = VideoPixelShape(33, 64, 64, 24.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """LTX-2.5's miniature with both upsamplers; the temporal one is 2.3's, which is like it."""
+    root = split_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+    folder = root / "latent_upscale_models"
+    folder.mkdir()
+    (spatial,) = TINY_2_5.glob("*spatial-upscaler-x2*")
+    temporal = TINY_2_3.with_name("ltx-2.3-tiny-temporal-upscaler-x2.safetensors")
+    shutil.copy(spatial, folder)
+    shutil.copy(temporal, folder / "ltx-2.5-temporal-upscaler-x2.safetensors")
+    return root
+
+
+@pytest.fixture
+def picture(tmp_path) -> str:
+    Picture.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+def test_a_clip_is_sampled_on_a_canvas_at_the_frame_rate_before_the_rounds():
+    asked = VideoPixelShape(41, 64, 64, 24.0)
+    assert finished(asked, None) == finished(asked, 0) == asked
+    assert finished(asked, 2) == VideoPixelShape(161, 64, 64, 96.0)
+    assert fidelity(2).staged(finished(asked, 2)) == asked._replace(frames=49)
+    assert recipes.distilled().staged(asked) == asked
+    with pytest.raises(UserError, match=r"2 rounds makes 1 \+ 4k frames; got 164"):
+        fidelity(2).staged(asked._replace(frames=164))
+
+
+@pytest.mark.parametrize("rounds", [-1, 3])
+def test_other_numbers_of_rounds_are_refused(rounds):
+    for refused in (fidelity, lambda rounds: finished(SHAPE, rounds)):
+        with pytest.raises(UserError, match=f"from 0 to 2 rounds; got {rounds}"):
+            refused(rounds)
+    stages = (Stage((1.0, 0.0)),)
+    with pytest.raises(UserError, match="from 0 to 2 rounds; got 3"):
+        Recipe("distilled", stages, rounds=stages * 3).check_stages()
+
+
+def test_pictures_count_in_the_plan():
+    recipe = fidelity(1)
+    work = Work(
+        finished(SHAPE, 1), recipe, False
+    )  # five latent frames of 2x2, a picture
+    tokens = [work.tokens(stage, LTX_2.geometry).video for stage in recipe.stages]
+    assert tokens == [5 + 1, 4 * (5 + 1)]
+    (tile,) = work.round_tokens(LTX_2.geometry)  # nine latent frames, two pictures
+    assert tile == AV(4 * (9 + 2))
+
+
+def test_a_picture_moves_with_its_tile():
+    image = Image("x.png", 24, 0.5)
+    assert image.moved(2, 48, 144) == replace(image, frame=0)
+    assert image.moved(4, 48, 144) == replace(image, frame=48)
+    assert image.moved(1, 48, 144) is None
+
+
+def test_a_picture_stands_in_each_tile_at_the_rate_that_its_round_tells(model, picture):
+    components = Components.open(model, dtype=mx.float32)
+    pipeline = pipeline_for(components, fidelity(2), health=False)
+    shape = finished(VideoPixelShape(25, 64, 64, 24.0), 2)
+    request = Request("a cat", shape, inputs=(Image(picture, 8),))
+    encoding = pipeline._encode_inputs(request)
+    while True:
+        try:
+            next(encoding)
+        except StopIteration as done:
+            first, second, third = done.value[2:]
+            break
+    (given,), (later,) = (tile[0].video for tile in (first, second))
+    assert len(third) == 1  # which leads in from the first frame
+    assert given.positions[0, 0, 0, 0].item() == pytest.approx(16 / 48)
+    assert later.positions[0, 0, 0, 0].item() == pytest.approx(32 / 60)  # not 96
+    assert [tile.start for tile in pipeline._layouts(request)[1]] == [0, 0]
+
+
+def test_a_model_that_cannot_generate_pictures_is_told_at_once(tmp_path):
+    components = Components.open(tiny_folder(tmp_path / "tiny"))
+    pipeline = pipeline_for(components, fidelity(0))
+    with pytest.raises(UserError, match="cannot generate keyframes.*LTX-2.5 can"):
+        pipeline.check(Request("a cat", SHAPE))
+    assert type(pipeline_for(components, recipes.distilled())) is Pipeline
+
+
+@pytest.mark.slow
+def test_a_run_of_two_tiles_is_as_long_as_asked_for_and_goes_on_to_the_same_bytes(
+    model,
+):
+    recipe, components = fidelity(1), Components.open(model, dtype=mx.float32)
+    pipeline = pipeline_for(components, recipe, health=False)
+    assert isinstance(pipeline, FidelityPipeline)
+    shape = finished(VideoPixelShape(41, 64, 64, 24.0), 1)  # a canvas of 49, 97 frames
+    request = Request("a cat on a mat", shape, audio=True)
+    *events, whole = pipeline.events(request)
+    assert whole.latents.map(lambda x: x.shape) == AV(*pipeline.latent_shapes(request).values)  # fmt: skip
+    phases = {e.phase: e.total for e in events if isinstance(e, Step)}
+    assert (phases["round 1, tile 1"], phases["round 1, tile 2"]) == (4, 4)
+    last = [e for e in events if isinstance(e, Reached)][-1]
+    assert (last.stage, last.step) == (1, 2) and last.sound is not None
+    *_, again = pipeline.events(request, last)
+    assert isinstance(again, Sample)
+    assert all(map(mx.array_equal, again.latents.values, whole.latents.values))
+
+
+@pytest.mark.slow
+def test_a_clip_with_a_picture_from_the_command_line(
+    model, picture, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "-p", "a cat on a mat", "--no-health-check", "--quiet"]
+    words += ["--model", str(model), "-n", "9", "-W", "64", "-H", "64"]
+    words += ["--dfr", "1", "--image", picture, "8", "-o", "x.mp4"]
+    assert cli.main(words) == 0
+    clip = read_clip(tmp_path / "x.mp4")
+    assert len(clip.frames) == 17 and clip.audio.sample_rate == 48000
+    assert cli.main([*words, "--variant", "dev"]) == 2
