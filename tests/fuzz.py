@@ -32,6 +32,7 @@ from mlx_video.recipes import distilled
 from mlx_video.record import Job
 from mlx_video.types import VideoPixelShape
 from mlx_video.weights import INDEX, read, read_header
+from tests.models.ltx import test_foreign_configs as theirs
 from tests.reference import CHECKPOINT
 
 Random = random.Random
@@ -333,6 +334,59 @@ def config(rng: Random, folder: Path):
         folder / "a.safetensors", {"__metadata__": metadata, **tensors}, length
     )
     return f"{name}: {key} = {block.get(key) if isinstance(key, str) else key}", folder.name, lambda: Components.open(file, needs=[name])  # fmt: skip
+
+
+STRUCTURE = {
+    "vae": ("block_out_channels", "layers_per_block", "decoder_layers_per_block", "upsample_factor", "downsample_type", "decoder_block_out_channels", "latent_channels", "patch_size"),
+    "vocoder": ("hidden_channels", "upsample_factors", "upsample_kernel_sizes", "resnet_kernel_sizes", "resnet_dilations"),
+    "audio_vae": ("base_channels", "ch_mult", "num_res_blocks", "latent_channels", "sample_rate", "mel_bins"),
+    "transformer": ("num_layers", "num_attention_heads", "cross_attention_dim", "rope_theta", "rope_type"),
+    "connectors": ("video_connector_num_layers", "video_connector_num_attention_heads", "connector_rope_base_seq_len"),
+}  # fmt: skip
+DIFFUSERS_CONFIGS = {
+    "transformer": theirs.TRANSFORMER,
+    "connectors": theirs.CONNECTORS,
+    "vae": theirs.VAE,
+    "audio_vae": theirs.AUDIO,
+    "vocoder": theirs.VOCODER,
+}
+PART_OF = {"vae": "video_decoder", "audio_vae": "audio_decoder"}
+
+
+@maker
+def diffusers(rng: Random, folder: Path):
+    """A folder of diffusers with a config of wrong values, or one that is no object."""
+    home = rng.choice(sorted(STRUCTURE))
+    configs = {name: dict(config) for name, config in DIFFUSERS_CONFIGS.items()}
+    key, how = rng.choice(STRUCTURE[home]), rng.choice(
+        ["kind", "kind", "absent", "text"]
+    )
+    if how == "absent":
+        del configs[home][key]
+    elif how == "kind":
+        configs[home][key] = wrong_for(rng, configs[home][key])
+    for name, values in configs.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(values))
+        mx.save_safetensors(str(folder / name / "a.safetensors"), {"x": mx.zeros(1)})
+    if how == "text":
+        bad = rng.choice(["[1]", "{", "", "null", "5"])
+        (folder / home / "config.json").write_text(bad)
+    (folder / "model_index.json").write_text("{}")
+    needs = [PART_OF.get(home, home)]
+    return f"{home}.{key} = {configs[home].get(key)} ({how})", folder.name, lambda: Components.open(folder, needs=needs)  # fmt: skip
+
+
+@maker
+def packs(rng: Random, folder: Path):
+    """An MLX pack whose configs are no objects, or lie."""
+    bad = rng.choice(["[1]", "{", '{"config": 5}', '{"transformer": {}}', '{"transformer": {"num_layers": "x"}}', '{"transformer": [1]}'])  # fmt: skip
+    (folder / "embedded_config.json").write_text(bad)
+    (folder / "split_model.json").write_text(rng.choice(["{}", "[", "5"]))
+    names = ["transformer.x", "adaln_single.linear.weight", "prompt_adaln_single.x"]
+    tensors = {rng.choice(names): mx.zeros(1)}
+    mx.save_safetensors(str(folder / "transformer.safetensors"), tensors)
+    return bad, folder.name, lambda: Components.open(folder, needs=["transformer"]).check(["transformer"])  # fmt: skip
 
 
 @cache

@@ -5,8 +5,9 @@ files, GGUF and the MLX packs. Each part comes with its tensors' spelling and th
 import json
 from functools import cache
 from pathlib import Path
-from typing import Iterable, Mapping, NamedTuple
+from typing import Callable, Iterable, Mapping, NamedTuple
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx import foreign_names as names
 from mlx_video.models.ltx.foreign_configs import (
     audio_vae_block,
@@ -27,7 +28,8 @@ QUANTIZE_CONFIG = "quantize_config.json"
 VERSION = "model_version"
 UNIFIED_FILE = "model.safetensors"
 
-Blocks = Mapping[str, Mapping[str, object]]
+Block = Mapping[str, object]
+Blocks = Mapping[str, Block]
 
 
 class Found(NamedTuple):
@@ -61,30 +63,44 @@ def _diffusers(folder: Path) -> Found:
         for home in sorted(folder.iterdir())
         if (home / CONFIG).is_file()
     }
-    found, sources = configs.get, {}
-    transformer, connectors = found("transformer"), found("connectors")
-    if transformer is not None and connectors is not None:
-        block = transformer_block(transformer, connectors)
-        spellings = {
-            "transformer": names.DIFFUSERS_TRANSFORMER,
-            "connectors": names.DIFFUSERS_CONNECTORS,
-        }
-        sources |= {n: Source(folder / n, block, spelling=s) for n, s in spellings.items()}  # fmt: skip
-    if (vae := found("vae")) is not None:
-        block, home = video_vae_block(vae), folder / "vae"
-        spelling = names.diffusers_video_vae(len(vae["downsample_type"]), len(vae["upsample_factor"]))  # fmt: skip
-        sources |= _halves("video", home, block, spelling)
-    if (audio := found("audio_vae")) is not None:
-        block, home = audio_vae_block(audio), folder / "audio_vae"
-        sources |= _halves("audio", home, block, names.DIFFUSERS_AUDIO)
-    if (vocoder := found("vocoder")) is not None:
-        block, home = vocoder_block(vocoder), folder / "vocoder"
-        sources["vocoder"] = Source(home, block, spelling=names.DIFFUSERS_VOCODER)
-    for home in ("latent_upsampler", "upsampler"):
-        if home in configs:
-            block = upsampler_config(configs[home])
-            sources["upsampler"] = Source(folder / home, block)
-    return Found(DIFFUSERS, sources, _diffusers_version(transformer or {}))
+    sources = {}
+    if {"transformer", "connectors"} <= configs.keys():
+        pair = configs["transformer"], configs["connectors"]
+        block = _translated(folder / "transformer", transformer_block, *pair)
+        for part, spelling in DIFFUSERS_DIT.items():
+            sources[part] = Source(folder / part, block, spelling=spelling)
+    if "vae" in configs:
+        block = _translated(folder / "vae", video_vae_block, configs["vae"])
+        counts = (len(configs["vae"][key]) for key in ("downsample_type", "upsample_factor"))  # fmt: skip
+        spelling = names.diffusers_video_vae(*counts)
+        sources |= _halves("video", folder / "vae", block, spelling)
+    if "audio_vae" in configs:
+        block = _translated(folder / "audio_vae", audio_vae_block, configs["audio_vae"])
+        sources |= _halves("audio", folder / "audio_vae", block, names.DIFFUSERS_AUDIO)
+    if "vocoder" in configs:
+        block = _translated(folder / "vocoder", vocoder_block, configs["vocoder"])
+        spelling = names.DIFFUSERS_VOCODER
+        sources["vocoder"] = Source(folder / "vocoder", block, spelling=spelling)
+    if "latent_upsampler" in configs:
+        block = _translated(
+            folder / "latent_upsampler", upsampler_config, configs["latent_upsampler"]
+        )
+        sources["upsampler"] = Source(folder / "latent_upsampler", block)
+    return Found(DIFFUSERS, sources, _diffusers_version(configs.get("transformer", {})))
+
+
+def _translated(home: Path, translate: Callable[..., Block], *configs: Block) -> Block:
+    """The official config that ``configs`` stand for; what is wrong with them is said with the folder's name."""
+    try:
+        return translate(*configs)
+    except UserError as error:
+        raise UserError(f"{home}: {error}") from None
+
+
+DIFFUSERS_DIT = {
+    "transformer": names.DIFFUSERS_TRANSFORMER,
+    "connectors": names.DIFFUSERS_CONNECTORS,
+}
 
 
 def _diffusers_version(transformer: Mapping[str, object]) -> str:
@@ -104,36 +120,49 @@ def _halves(
 # MLX packs
 
 
+# Part -> its files, of which the first that is there counts; its block of the config; its spelling. "{vae}" is the
+# kind of autoencoder that the config is of.
+FORGE_FILES = {
+    "connectors": (("connector",), "transformer", names.MLX_CONNECTORS),
+    "video_decoder": (("vae_decoder_{vae}", "vae_decoder"), "vae", names.MLX_VIDEO_DECODER),
+    "video_encoder": (("vae_encoder_{vae}", "vae_encoder"), "vae", names.MLX_VIDEO_ENCODER),
+    "audio_decoder": (("audio_vae",), "audio_vae", names.MLX_AUDIO),
+    "audio_encoder": (("audio_vae",), "audio_vae", names.MLX_AUDIO),
+    "vocoder": (("vocoder",), "vocoder", names.MLX_VOCODER),
+}  # fmt: skip
+
+
 def _forge(folder: Path, variant: str) -> Found:
     """Flat files, one a part; what their config.json says of the transformer may be wrong, the embedded config is right."""
-    stated = read_json(folder / CONFIG)
-    embedded = read_json(folder / EMBEDDED) or stated.get("embedded_config") or {}
-    blocks = embedded.get("config", embedded) if isinstance(embedded, dict) else {}
-    transformer = _first(folder, f"transformer-{variant}*", "transformer", "transformer-*")  # fmt: skip
+    stated, sources = read_json(folder / CONFIG), {}
+    stems = (f"transformer-{variant}*", "transformer", "transformer-*")
+    transformer = _first(folder, *stems)
     release = release_told_by(_tensors(transformer)) if transformer else "2.3"
-    blocks = {**published(release), **blocks}
+    blocks = {**published(release), **_embedded(folder, stated)}
+    if transformer:
+        found = _flat(transformer, blocks["transformer"], names.MLX_TRANSFORMER)
+        quantized = _object(read_json(folder / QUANTIZE_CONFIG).get(QUANTIZATION))
+        sources["transformer"] = found.with_quantization(quantized)
     diffusion = blocks["vae"].get("_class_name") == "CausalDiffusionVAE"
-    kind = "av" if diffusion else "conv"
-    files = {
-        "transformer": (transformer, "transformer", names.MLX_TRANSFORMER),
-        "connectors": (_first(folder, "connector"), "transformer", names.MLX_CONNECTORS),
-        "video_decoder": (_first(folder, f"vae_decoder_{kind}", "vae_decoder"), "vae", names.MLX_VIDEO_DECODER),
-        "video_encoder": (_first(folder, f"vae_encoder_{kind}", "vae_encoder"), "vae", names.MLX_VIDEO_ENCODER),
-        "audio_decoder": (_first(folder, "audio_vae"), "audio_vae", names.MLX_AUDIO),
-        "audio_encoder": (_first(folder, "audio_vae"), "audio_vae", names.MLX_AUDIO),
-        "vocoder": (_first(folder, "vocoder"), "vocoder", names.MLX_VOCODER),
-    }  # fmt: skip
-    sources = {
-        part: _flat(file, blocks[block], spelling)
-        for part, (file, block, spelling) in files.items()
-        if file
-    }
-    sources |= _forge_extras(folder, blocks)
-    if "transformer" in sources:
-        quantized = read_json(folder / QUANTIZE_CONFIG).get(QUANTIZATION, {})
-        sources["transformer"] = sources["transformer"].with_quantization(quantized)
+    for part, (stems, block, spelling) in FORGE_FILES.items():
+        kind = "av" if diffusion else "conv"
+        if file := _first(folder, *(stem.format(vae=kind) for stem in stems)):
+            sources[part] = _flat(file, blocks[block], spelling)
     version = stated.get(VERSION)
+    sources |= _forge_extras(folder, blocks)
     return Found(FORGE, sources, version if isinstance(version, str) else release)
+
+
+def _embedded(folder: Path, stated: Mapping[str, object]) -> Blocks:
+    """The official config that a pack has embedded, those of its blocks that are objects."""
+    found = read_json(folder / EMBEDDED) or _object(stated.get("embedded_config"))
+    found = _object(found.get("config")) or found
+    return {name: block for name, block in found.items() if isinstance(block, dict)}
+
+
+def _object(value: object) -> dict[str, object]:
+    """``value`` if it is an object, and an empty one if it is not."""
+    return value if isinstance(value, dict) else {}
 
 
 def _forge_extras(folder: Path, blocks: Blocks) -> dict[str, Source]:
@@ -141,7 +170,7 @@ def _forge_extras(folder: Path, blocks: Blocks) -> dict[str, Source]:
     found = {}
     if upscaler := _first(folder, "spatial_upscaler_x2*"):
         config = read_json(upscaler.with_name(f"{upscaler.stem}_config.json"))
-        config = config.get("config", config)
+        config = _object(config.get("config")) or config
         found["upsampler"] = _flat(upscaler, config, names.MLX_UPSAMPLER)
     if (head := _first(folder, "duration_head")) and "duration_head" in blocks:
         found["duration_head"] = _flat(head, blocks, names.MLX_DURATION_HEAD)
@@ -150,13 +179,13 @@ def _forge_extras(folder: Path, blocks: Blocks) -> dict[str, Source]:
 
 def _flat(file: Path, block: Mapping[str, object], spelling: Spelling) -> Source:
     """A part in a file of its own, whose name may stand before all of its tensors."""
-    keys = _tensors(file)
-    stem = file.stem.partition("-")[0]
-    container = next((f"{word}." for word in (file.stem, stem, _component(stem)) if keys and all(k.startswith(f"{word}.") for k in keys)), "")  # fmt: skip
-    inner = [key.removeprefix(container) for key in keys]
-    if spelling is names.MLX_VOCODER and not any(k.startswith("vocoder.") for k in inner):  # fmt: skip
-        if any(key.startswith("bwe_generator.") for key in inner):
-            spelling = names.FORGE_VOCODER
+    keys, stem = _tensors(file), file.stem.partition("-")[0]
+    words = (f"{word}." for word in (file.stem, stem, _component(stem)))
+    stands = (word for word in words if keys and all(k.startswith(word) for k in keys))
+    container = next(stands, "")
+    inner = {key.removeprefix(container).partition(".")[0] for key in keys}
+    if spelling is names.MLX_VOCODER and "bwe_generator" in inner:
+        spelling = spelling if "vocoder" in inner else names.FORGE_VOCODER
     return Source(file, block, spelling=spelling, container=container)
 
 
@@ -186,7 +215,7 @@ def _prince(folder: Path) -> Found:
         for part, (home, block, spelling) in homes.items()
         if (folder / home).is_dir()
     }
-    quantized = own.get(QUANTIZATION, {})
+    quantized = _object(own.get(QUANTIZATION))
     if "transformer" in sources and quantized:
         sources["transformer"] = sources["transformer"].with_quantization(quantized)
     return Found(PRINCE, sources, release)
@@ -209,7 +238,7 @@ def identify_unified(file: Path) -> Found | None:
         return None
     release = release_told_by(keys)
     blocks = published(release)
-    quantized = read_json(file.with_name(CONFIG)).get(QUANTIZATION, {})
+    quantized = _object(read_json(file.with_name(CONFIG)).get(QUANTIZATION))
     sources = {
         part: Source(file, blocks[block], spelling=spelling, container=container)
         for part, (container, block, spelling) in CONTAINERS.items()

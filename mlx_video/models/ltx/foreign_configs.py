@@ -1,12 +1,14 @@
 """Other projects' configs as the official ones: what diffusers states of each part, key by key. Reads nothing itself."""
 
-from typing import Mapping
+from typing import Iterable, Mapping
 
 from mlx_video.errors import UserError
+from mlx_video.formats.safetensors import clip
 
 Block = Mapping[str, object]
 
 # What diffusers' configs leave out, since every checkpoint has it.
+MOST = 64  # entries of a list
 STFT_LENGTH, HIGHEST_MEL = 1024, 8000  # samples, Hz
 KINDS = {"spatial": "space", "temporal": "time", "spatiotemporal": "all"}
 
@@ -54,12 +56,12 @@ CONNECTOR_KEYS = (
 def video_vae_block(vae: Block) -> dict[str, object]:
     """The official block of the convolutional video autoencoder; both its lists are in encoder order."""
     v = _Reader(vae, "vae")
-    first, *down = v("layers_per_block")
-    widths = [v("latent_channels"), *v("block_out_channels")]
+    base, factors = v.whole("latent_channels"), v.list("upsample_factor", int)
+    widths = [base, *v.list("block_out_channels", int)]
+    first, *down = v.list("layers_per_block", int)
     encoder = [["res_x", {"num_layers": first}]]
-    for kind, width, before, layers in zip(
-        v("downsample_type"), widths[1:], widths, down
-    ):
+    kinds = v.list("downsample_type", str, KINDS)
+    for kind, width, before, layers in zip(kinds, widths[1:], widths, down):
         step = {"multiplier": width // before}
         encoder.append([f"compress_{KINDS[kind]}_res", step])
         encoder.append(["res_x", {"num_layers": layers}])
@@ -68,27 +70,29 @@ def video_vae_block(vae: Block) -> dict[str, object]:
         "dims": 3,
         "in_channels": v("in_channels", 3),
         "out_channels": v("out_channels", 3),
-        "latent_channels": v("latent_channels"),
+        "latent_channels": base,
         "patch_size": v("patch_size"),
         "norm_layer": "pixel_norm",
         "latent_log_var": "uniform",
         "causal_decoder": v("decoder_causal"),
         "timestep_conditioning": v("timestep_conditioning", False),
-        "encoder_base_channels": v("latent_channels"),
-        "decoder_base_channels": v("decoder_block_out_channels")[0] // v("upsample_factor")[0],
+        "encoder_base_channels": base,
+        "decoder_base_channels": v.list("decoder_block_out_channels", int)[0] // factors[0],
         "encoder_blocks": encoder,
-        "decoder_blocks": _decoder_blocks(v),
+        "decoder_blocks": _decoder_blocks(v, factors),
         "encoder_spatial_padding_mode": v("encoder_spatial_padding_mode"),
         "decoder_spatial_padding_mode": v("decoder_spatial_padding_mode"),
     }  # fmt: skip
 
 
-def _decoder_blocks(v: "_Reader") -> list[list]:
+def _decoder_blocks(v: "_Reader", factors: list[int]) -> list[list]:
     """diffusers has layers and factors from pixels to latents, and kinds from latents to pixels."""
-    factors, residual = v("upsample_factor"), v("upsample_residual", True)
+    residual = v("upsample_residual", True)
     residual = residual if isinstance(residual, list) else [residual] * len(factors)
-    kinds = v("upsample_type", ["spatiotemporal"] * len(factors))
-    *layers, last = v("decoder_layers_per_block")
+    kinds = ["spatiotemporal"] * len(factors)
+    if v("upsample_type", None) is not None:
+        kinds = v.list("upsample_type", str, KINDS)
+    *layers, last = v.list("decoder_layers_per_block", int)
     blocks = []
     for kind, factor, rest, count in zip(kinds[::-1], factors, residual, layers):
         blocks.append(["res_x", {"num_layers": count}])
@@ -197,3 +201,34 @@ class _Reader:
                 f"diffusers' config of the {self.name} has no {key}; fetch its config.json again."
             )
         return default[0]
+
+    def whole(self, key: str) -> int:
+        """A whole number above 0."""
+        value = self(key)
+        if type(value) is not int or value < 1:
+            raise self._wrong(key, "a whole number above 0", value)
+        return value
+
+    def list(self, key: str, kind: type, known: Iterable[str] = ()) -> list:
+        """A list of whole numbers above 0, or of words that are ``known``; never empty."""
+        values = self(key)
+        good = isinstance(values, list) and 0 < len(values) <= MOST
+        for value in values if good else ():
+            good = (
+                good
+                and type(value) is kind
+                and (value in known if known else value > 0)
+            )
+        if not good:
+            words = (
+                f"a list of {', '.join(known)}"
+                if known
+                else "a list of whole numbers above 0"
+            )
+            raise self._wrong(key, words, values)
+        return values
+
+    def _wrong(self, key: str, words: str, value: object) -> UserError:
+        return UserError(
+            f"diffusers' config of the {self.name}: {key} must be {words}; got {clip(value)}."
+        )

@@ -201,5 +201,5 @@ def test_the_upscaler_too():
 
 
 def test_what_is_missing_is_named():
-    with pytest.raises(UserError, match="config of the vae has no layers_per_block"):
+    with pytest.raises(UserError, match="config of the vae has no latent_channels"):
         foreign.video_vae_block({})
