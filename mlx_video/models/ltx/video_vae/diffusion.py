@@ -18,6 +18,7 @@ from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import each_piece_by_piece
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.models.ltx.video_vae.base import PerChannelStatistics, names_of
+from mlx_video.models.ltx.video_vae.convolution import on_gpu
 from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     BAND,
     MODULATION,
@@ -27,7 +28,7 @@ from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     TimestepEmbedder,
     Upsample,
 )
-from mlx_video.models.ltx.video_vae.neighborhood import NORM_EPS
+from mlx_video.models.ltx.video_vae.neighborhood import NORM_EPS, TILE
 from mlx_video.models.ltx.video_vae.sampling import patchify, unpatchify
 from mlx_video.models.ltx.video_vae.stream import Incomplete, Stage, Stream, in_pieces
 from mlx_video.models.ltx.video_vae.streaming_decode import (
@@ -49,8 +50,9 @@ from mlx_video.weights import Weights
 
 PIECE_SHARE = 3
 """A piece may be so many times as large as ``elements``: few arrays of its size are alive, as rows go in bands."""
-LIVE_PIECES, LIVE_BANDS = 3, 24
-"""Arrays of the size of a piece and of ``BAND`` that are alive at once; those of two bands, since one waits on a GPU."""
+LIVE_PIECES, LIVE_BANDS, LIVE_SCORES = 3, 24, 12
+"""Arrays of the size of a piece, of ``BAND`` and, on a CPU, of an attention's scores that are alive at once; those of two
+bands, since one waits on a GPU. Counted; the scores were measured on two cores."""
 DEFAULT_KEY = 0  # of the noise where nobody gives a key, so that the same latents make the same pixels
 LEVEL = 1.0  # of noise in the one step: all
 # Official tiles overlap by a multiple of these, in frames and pixels.
@@ -211,47 +213,55 @@ class DiffusionDecoder(Network):
         """About how much memory it takes to decode latents of ``shape`` beside the weights, whatever their length.
 
         That is what each block keeps of the frames before the piece at work, the context that the last block still
-        waits for, the piece, and the bands of rows that are computed. Of tiles it is the same of the largest, the cells
+        waits for, the piece, and the bands of rows that are computed; of tiles the same for the largest, the cells
         that are cut into tiles, and the pixels that are blended.
         """
         shape = self._least_shape(shape)
-        itemsize = self.conv_in.weight.itemsize
         if isinstance(tiling, StreamPlan):
-            return self._piece_elements(shape, tiling.elements) * itemsize
+            return self._piece_bytes(shape, tiling.elements)
         stage = len(self.upsamples) - 1
         grid, scale = self.grid(shape, tiling), self._cells(stage)
-        tile = [max(c.source.stop - c.source.start for c in axis) for axis in grid]
-        latents = [math.ceil(n / cells) for n, cells in zip(tile, scale)]
+        tile = [
+            math.ceil(max(cut.source.stop - cut.source.start for cut in cuts) / cells)
+            for cuts, cells in zip(grid, scale)
+        ]
         B, _, F, H, W = shape
-        cells = (
-            B * ((F + self._appendix - 1) * scale[0] + 1) * H * W * scale[1] * scale[2]
-        )
-        pixels = (
-            B
-            * max(len(cut.mask) for cut in grid[0])
-            * H
-            * W
-            * self.scale[1]
-            * self.scale[2]
-        )
-        elements = self._piece_elements((B, 0, *latents), PIECE)
-        elements += 2 * cells * self.config.stage_channels[stage]  # pieces, and joined
-        return elements * itemsize + pixels * self.config.out_channels * FLOAT32
+        frames = (F + self._appendix - 1) * scale[0] + 1
+        cells = B * frames * H * W * math.prod(scale[1:])
+        cells *= self.config.stage_channels[stage] * self.conv_in.weight.itemsize
+        pixels = B * max(len(cut.mask) for cut in grid[0]) * H * W
+        pixels *= math.prod(self.scale[1:]) * self.config.out_channels * FLOAT32
+        # The cells are there twice while their pieces are joined.
+        return self._piece_bytes((B, 0, *tile), PIECE) + 2 * cells + pixels
 
-    def _piece_elements(self, shape: tuple[int, ...], elements: int) -> int:
+    def _piece_bytes(self, shape: tuple[int, ...], elements: int) -> int:
         """Of padded latents that pass in pieces."""
+        B, _, _, H, W = shape
         frames = [
-            shape[0] * math.prod(shape[3:]) * math.prod(self._cells(n)[1:]) * width
-            for n, width in enumerate(self.config.stage_channels)
+            B * H * W * math.prod(self._cells(stage)[1:]) * width
+            for stage, width in enumerate(self.config.stage_channels)
         ]
         blocks = [*map(len, self.det_stages), len(self.diff_blocks)]
         kernels = [kernel[0] for kernel in self.config.stage_kernels]
         kept = sum(n * (k - 1) * f for n, k, f in zip(blocks, kernels, frames))
         whole, last = self._frames(shape), frames[-1]
-        piece = min(whole, max(self.scale.time, PIECE_SHARE * elements // last))
+        count = PIECE_SHARE * elements // last
+        piece = min(whole, max(self.scale.time, count))
         context = min(whole, blocks[-1] * (kernels[-1] // 2) + piece)
         band = min(BAND, (piece + kernels[-1] - 1) * last)
-        return kept + (context + LIVE_PIECES * piece) * last + LIVE_BANDS * band
+        live = kept + (context + LIVE_PIECES * piece) * last + LIVE_BANDS * band
+        if on_gpu():
+            return live * self.conv_in.weight.itemsize
+        return (live + LIVE_SCORES * self._scores(B, W, min(whole, count))) * FLOAT32
+
+    def _scores(self, B: int, columns: int, frames: int) -> int:
+        """Of the tiles side by side of the last stage; a CPU keeps them."""
+        *_, width = self.config.stage_channels
+        tile = min(TILE[0], max(1, frames)), *TILE[1:]
+        seen = math.prod(q + k - 1 for q, k in zip(tile, self.config.stage_kernels[-1]))
+        tiles = math.ceil(columns * self._cells(len(self.upsamples))[2] / TILE[2])
+        heads = width // self.config.head_dim
+        return B * tiles * heads * math.prod(tile) * seen
 
     @property
     def receptive_field(self) -> int:
