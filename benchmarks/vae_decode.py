@@ -1,7 +1,7 @@
 """Decode and encode a clip with the full video autoencoder, bfloat16, random weights: this package beside diffusers.
 
-    python benchmarks/vae_decode.py [--release 2.3] [--json PATH] [--tiny]
-    python benchmarks/vae_decode.py --diffusion [--tile 8,4,4 4,4,8] [--band 48] [--elements 80]
+    python benchmarks/vae_decode.py [--release 2.3] [--elements 80] [--json PATH] [--tiny]
+    python benchmarks/vae_decode.py --diffusion [--tile 8,4,4 4,4,8] [--band 48] [--tiles]
 
 Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. "Whole" is the clip
 at once, as diffusers does it; "streamed" is what the pipeline does, each piece dropped once it is made, and a clip of
@@ -92,10 +92,11 @@ def run_mlx(options: argparse.Namespace) -> Iterator[Result]:
     ):
         tiny, repeats = options.tiny, options.repeats
         model = mlx_model(part, options.release, tiny)
+        named = works(model, options.elements * 10**6)
         for clip in TINY_CLIPS if tiny else CLIPS:
-            yield from measured(model, works(model), clip, draw(model, clip), repeats)
+            yield from measured(model, named, clip, draw(model, clip), repeats)
         clip = TINY_LONG_CLIP if tiny else LONG_CLIP
-        streamed = {k: v for k, v in works(model).items() if k.endswith("streamed")}
+        streamed = {k: v for k, v in named.items() if k.endswith("streamed")}
         yield from measured(model, streamed, clip, draw(model, clip), 2)
         del model
 
@@ -120,26 +121,32 @@ def measured(model, works: dict, clip: Clip, x, repeats: int) -> Iterator[Result
         yield Result("mlx-video", name, str(clip), times, peak, weights, finite)
 
 
-def decode_works(decoder) -> dict:
+def decode_works(decoder, elements: int) -> dict:
+    from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
     from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
 
+    plan = StreamPlan(elements)
     return {
-        "decode, streamed": lambda x: decode_stream(decoder, x),
+        "decode, streamed": lambda x: decode_stream(decoder, x, plan),
         "decode, whole": lambda x: map(decoder, [x]),
-        "decode, streamed by frames": by_frames(lambda x: decode_stream(decoder, x)),
+        "decode, streamed by frames": by_frames(
+            lambda x: decode_stream(decoder, x, plan)
+        ),
         "decode, default tiles": lambda x: decode_stream(
             decoder, x, TilingConfig.default()
         ),
     }
 
 
-def encode_works(encoder) -> dict:
+def encode_works(encoder, elements: int) -> dict:
     from mlx_video.models.ltx.video_vae.streaming_decode import encode_streaming
 
     return {
-        "encode, streamed": lambda x: encode_streaming(encoder, x),
+        "encode, streamed": lambda x: encode_streaming(encoder, x, elements),
         "encode, whole": lambda x: map(encoder, [x]),
-        "encode, streamed by frames": by_frames(lambda x: encode_streaming(encoder, x)),
+        "encode, streamed by frames": by_frames(
+            lambda x: encode_streaming(encoder, x, elements)
+        ),
     }
 
 
@@ -366,6 +373,9 @@ def main():
     parser.add_argument("--json", type=Path, help="write every time here")
     parser.add_argument("--tiny", action="store_true", help="a miniature, for the CPU")
     parser.add_argument("--only", choices=RUNNERS, help="one framework, as JSON lines")
+    parser.add_argument(
+        "--elements", type=int, default=80, help="millions of elements of a piece (80)"
+    )
     group = parser.add_argument_group("LTX-2.5's diffusion decoder")
     group.add_argument("--diffusion", action="store_true", help="that one instead")
     group.add_argument(
@@ -377,9 +387,6 @@ def main():
     )
     group.add_argument(
         "--band", type=int, default=48, help="millions of elements of a band (48)"
-    )
-    group.add_argument(
-        "--elements", type=int, default=80, help="millions of elements of a piece (80)"
     )
     group.add_argument("--tiles", action="store_true", help="official tiles too")
     arguments = parser.parse_args()
