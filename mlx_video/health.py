@@ -1,4 +1,4 @@
-"""Is this output garbage? Looks at what each phase made, and says in one sentence what is wrong and what to try.
+"""Is this output garbage? Looks at what each phase made, and says in a sentence what is wrong and what to try.
 
 Knows numbers, not models. Every check raises ``HealthError``; none returns a verdict that could be overlooked.
 """
@@ -16,8 +16,7 @@ from mlx_video.types import AV, Waveform
 FLAT_LATENT = 1e-4  # standard deviation
 WILD_LATENT = 100.0  # largest magnitude; healthy latents stay below 20
 # Noise: how much more the means of channels vary than chance has it, which is 1, and how alike neighbours are.
-NOISE_MEANS, NOISE_LIKENESS = 1.5, 0.25
-FEW_CELLS = 4  # of which nothing can be said
+NOISE_MEANS, NOISE_LIKENESS, FEW_CELLS = 1.5, 0.25, 4  # fewer cells say nothing
 
 # Decoded values, in [-1, 1] but for some overshoot.
 SATURATED, SATURATED_SHARE = 3.0, 0.01  # a magnitude, and how many may pass it
@@ -25,8 +24,7 @@ PERIOD = 32  # pixels of a latent cell: what a decoder makes of nothing repeats 
 PHASES = ((3, 5), (11, 21), (19, 9), (27, 29))  # where in such a cell is looked
 
 # Pixel levels of 0 to 255. Real black frames carry codec and decoder noise well above these.
-BLACK_LEVEL = 2  # what nearly all of a clip that shows nothing stays within
-LIT_SHARE = 0.001  # of a frame's values above it, from which the frame shows something
+BLACK_LEVEL, LIT_SHARE = 2, 0.001  # of what is black, and of a frame that is not all
 FLAT_LEVEL, FLAT_RANGE = 0.5, 2  # deviation, or range, of a frame of one colour
 LIVELY_LEVEL = 8.0  # standard deviation of a picture that shows something
 STILL_LEVEL = 0.02  # mean change of a pixel over a clip in which nothing moves
@@ -46,8 +44,10 @@ STEADY = 0.007  # deviation of the loudness, of its mean ...
 LOUDNESS_SECONDS, STEADY_FRAMES = 0.125, 8  # ... over frames, and how many tell
 
 RELOAD = "Check the files with `mlx-video info`, then run again"
-DECODE_AGAIN = "Try --tiling aggressive, then --dtype float32"
-SOUND_AGAIN = "Try --dtype float32, and check the files with `mlx-video info`"
+# A CPU computes in float32 as it is.
+FLOAT32 = "--dtype float32, then " if mx.default_device() != mx.cpu else ""
+SOUND_AGAIN = f"Try {FLOAT32}another copy of the files (see `mlx-video info`)"
+DECODE_AGAIN = SOUND_AGAIN.replace("Try ", "Try --tiling aggressive, then ")
 WANTED = "or --no-health-check if that is what the prompt wants"
 
 
@@ -196,9 +196,9 @@ def watched(frames: Iterable[np.ndarray], still: bool = False) -> Iterator[np.nd
     """The same uint8 frames (H, W, 3), and after the last a judgement of them all.
 
     Raises ``HealthError`` when they were all black, all of one colour, or, unless they may be ``still``, all the same
-    picture; when the picture died (frames of exactly one colour), froze (exactly equal frames), flickered between two
-    pictures, or lacked a side: for at least 8 frames in a row, and a quarter of the clip. Decoder noise keeps real
-    frames from all that, but at the ends of the range clipping hides it: clips may fade or cut to exact black or white.
+    picture; when the picture died (exactly one colour), froze (exactly equal frames), flickered between two pictures, or
+    lacked a side, many frames in a row. Decoder noise keeps real frames from all that, but where clipping hides it: clips
+    may fade or cut to exact black or white.
     """
     seen = _Seen()
     for frame in frames:

@@ -203,9 +203,18 @@ def test_fades_dark_scenes_and_short_blanks_pass(frames):
 
 
 def test_sound_is_not_told_to_tile():
-    with pytest.raises(HealthError, match="--dtype float32") as failure:
+    with pytest.raises(HealthError, match="mlx-video info") as failure:
         health.check_waveform(Waveform(mx.full((2, 100), mx.nan), 24000))
     assert "tiling" not in str(failure.value)
+
+
+def test_remedies_can_help():
+    """A CPU computes in float32 already."""
+    on_cpu = mx.default_device() == mx.cpu
+    for remedy in (health.SOUND_AGAIN, health.DECODE_AGAIN):
+        assert ("--dtype float32" in remedy) != on_cpu
+        assert "another copy of the files" in remedy
+    assert "--tiling aggressive" in health.DECODE_AGAIN
 
 
 # Noise: latents from which nothing was removed
