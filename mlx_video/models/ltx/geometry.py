@@ -3,6 +3,7 @@
 from typing import Mapping
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.kinds import LARGEST, short
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.source import Source
 from mlx_video.types import AudioScale, Geometry
@@ -35,6 +36,11 @@ def _audio(sources: Mapping[str, Source]) -> AudioScale:
     """The sound's scale; a mel frame must last as long for the vocoder as for the decoder."""
     config, vocoder = (part_config(name, sources[name]) for name in SOUND)
     rate, hop = config.sampling_rate, config.hop_length
+    if vocoder.hop > LARGEST:
+        raise UserError(
+            f"{sources['vocoder'].path}: a vocoder that makes {short(vocoder.hop)} samples of a mel frame is none. "
+            "The file may be damaged."
+        )
     if rate * vocoder.hop != vocoder.output_sample_rate * hop:
         raise UserError(
             f"{sources['vocoder'].path}: the vocoder makes {vocoder.hop} samples of each of the {rate / hop:g} mel frames a "
@@ -66,4 +72,5 @@ def _check_tokens(geometry: Geometry, transformer: Source) -> None:
 
 
 def _cell(scale) -> str:
-    return f"{scale.time} frames of {scale.width}x{scale.height} pixels"
+    time, height, width = map(short, scale)
+    return f"{time} frames of {width}x{height} pixels"

@@ -45,6 +45,8 @@ def conform(owner: str, key: str, value: object, kind: type) -> object:
 
 def short(value: object) -> str:
     """A value out of a file, for a message: escaped, and cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of more than 70 digits"
     text = _SHORT.repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 

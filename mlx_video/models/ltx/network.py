@@ -59,7 +59,14 @@ class Network(nn.Module):
         Raises ``UserError``, naming the file, where the tensors do not fit the config.
         """
         weights = cls.sanitize(source.weights(dtype or mx.bfloat16))
-        network = cls(cls.configure(source, weights, model_type))
+        config = cls.configure(source, weights, model_type)
+        try:
+            network = cls(config)
+        except OverflowError:
+            raise UserError(
+                f"{source.path}: the config of its {cls.__name__} asks for layers larger than an array can be. The file "
+                "may be damaged."
+            ) from None
         weights = network.select(weights)
         load(network, weights, dtype=dtype, mode=source.mode, source=str(source.path))
         return network

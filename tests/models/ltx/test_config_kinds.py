@@ -7,8 +7,10 @@ from typing import Iterator
 import pytest
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.source import Source
+from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.reference import UPSCALER, checkpoint
 
 _, CONFIG = checkpoint()
@@ -76,3 +78,21 @@ def test_two_values_of_one_audio_key_are_refused():
         UserError, match="sampling_rate has two values, 16000 and 22050"
     ):
         part_config("audio_decoder", Source(Path("model.safetensors"), block))
+
+
+@pytest.mark.parametrize(
+    "block, change, sentence",
+    [
+        ("transformer", {"num_attention_heads": 1000, "attention_head_dim": 10**6}, "LTXModel asks for layers larger than an array can be"),
+        ("vocoder", {"upsample_rates": [10**6] * 900}, "samples of a mel frame is none"),
+        ("vae", {"decoder_blocks": [["compress_all", {"multiplier": 1000}]] * 900}, "the decoder's for a number of more than 70 digits"),
+    ],
+)  # fmt: skip
+def test_sizes_that_only_together_are_absurd_are_refused_too(
+    block, change, sentence, tmp_path
+):
+    folder = tiny_folder(tmp_path / "model")
+    rewrite(folder / MODEL, config=lambda config: config[block].update(change))
+    with pytest.raises(UserError, match=f"{MODEL}.*{sentence}") as error:
+        Components.open(folder).check(["transformer"])
+    assert len(str(error.value)) < 400
