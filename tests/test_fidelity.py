@@ -13,7 +13,7 @@ from mlx_video.errors import UserError
 from mlx_video.fidelity import FidelityPipeline, pipeline_for
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.models.ltx.releases import LTX_2, LTX_2_5
 from mlx_video.pipeline import Pipeline, Reached, Request
 from mlx_video.plan import Work
 from mlx_video.recipes import Recipe, Stage, fidelity, finished
@@ -99,6 +99,24 @@ def test_a_picture_stands_in_each_tile_at_the_rate_that_its_round_tells(model, p
     assert given.positions[0, 0, 0, 0].item() == pytest.approx(16 / 48)
     assert later.positions[0, 0, 0, 0].item() == pytest.approx(32 / 60)  # not 96
     assert [tile.start for tile in pipeline._layouts(request)[1]] == [0, 0]
+
+
+def test_the_temporal_upsampler_is_fetched_where_it_is_missing(tmp_path, monkeypatch):
+    file = tmp_path / "hub" / LTX_2_5.temporal_upsampler
+    file.parent.mkdir(parents=True)
+    temporal = TINY_2_3.with_name("ltx-2.3-tiny-temporal-upscaler-x2.safetensors")
+    shutil.copy(temporal, file)
+    asked = []
+
+    def resolve(repository, files, announce):
+        asked.append((repository, files))
+        return tmp_path / "hub"
+
+    monkeypatch.setattr("mlx_video.hub.resolve", resolve)
+    root = split_checkpoint(tmp_path / "tiny")
+    components = Components.open(root, needs=("transformer", "temporal_upsampler"))
+    assert components.sources["temporal_upsampler"].path == file
+    assert asked == [("Lightricks/LTX-2.5", [LTX_2_5.temporal_upsampler])]
 
 
 def test_a_model_that_cannot_generate_pictures_is_told_at_once(tmp_path):

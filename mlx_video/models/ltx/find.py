@@ -165,9 +165,14 @@ def find_sources(
         check_text_encoder(layout, sources["text_encoder"])
     if upsampler or "upsampler" in set(needs) - sources.keys():
         sources["upsampler"] = find_upsampler(upsampler, release, announce)
-    if "duration_head" in set(needs) - sources.keys() and release.duration_head:
-        file = _published(release, release.duration_head, announce)
-        sources["duration_head"] = Source.of(file)
+    others = {
+        "duration_head": release.duration_head,
+        "temporal_upsampler": release.temporal_upsampler,
+    }
+    for name in others.keys() & set(needs) - sources.keys():
+        if others[name]:
+            file = _published(release, others[name], announce)
+            sources[name] = Source.of(file)
     sources = joined(sources)
     for name in sources.keys() & set(needs):
         part_config(name, sources[name])
