@@ -261,7 +261,10 @@ class Components:
     @contextmanager
     def video_statistics(self) -> Iterator[nn.Module]:
         """Lend the video latents' per-channel statistics, the only tensors of the decoder that the upsampler needs."""
-        decoder = self.sketch("video_decoder")
+        if self.sources["video_decoder"].sketch().sketched:  # it has no values
+            decoder, _ = self._network("video_decoder", LTXModelType.AudioVideo)
+        else:
+            decoder = self.sketch("video_decoder")
         yield decoder.per_channel_statistics
 
     def connectors(self) -> ContextManager[nn.Module]:
@@ -351,9 +354,8 @@ class Components:
         return part, fuse(name, part, self.loras)
 
 
-Key = tuple[
-    str, LTXModelType | None
-]  # of a part, and the streams of it that are wanted
+# A part, and the streams of it that are wanted.
+Key = tuple[str, LTXModelType | None]
 Built = tuple[Network, list[Fusion]]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.layouts import choose_checkpoint, identify
 from mlx_video.models.ltx.parts import NEEDED, PARTS
 from mlx_video.models.ltx.residency import Residency
+from mlx_video.models.ltx.source import Source
 from mlx_video.weights import materialize
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
 from tests.reference import CHECKPOINT, FIXTURES, TINY, UPSCALER, checkpoint
@@ -658,3 +660,12 @@ def test_quantizing_twice_is_refused(folder, tmp_path):
     ):
         Components.open(tmp_path / "q", quantize=8)
     assert Components.open(tmp_path / "q", quantize=8, needs=["vocoder"])
+
+
+def test_statistics_have_values_where_a_sketch_has_none(folder, monkeypatch):
+    components = Components.open(folder, dtype=mx.float32)
+    monkeypatch.setattr(Source, "sketch", lambda self: replace(self, sketched=True))
+    assert components.sketch("video_decoder")
+    with components.video_statistics() as statistics:
+        mean = checkpoint()[0]["vae.per_channel_statistics.mean-of-means"]
+        assert mx.array_equal(statistics.mean, mean)
