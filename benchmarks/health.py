@@ -2,7 +2,7 @@
 
     python benchmarks/health.py [--frames N]
 
-Milliseconds, the least of three. A share of a run is this over the run's own time: docs/performance.md has both.
+Milliseconds, the least of three. A share of a run is this over the run's own time: docs/measurements/2026-11.md has both.
 """
 
 import argparse

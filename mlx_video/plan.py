@@ -30,7 +30,7 @@ from mlx_video.types import (
 
 GB = 10**9
 OFFERED = 0.95  # of a machine's memory; the rest is the system's
-# Floating-point operations per second of the transformer, by device: those of docs/performance.md.
+# Floating-point operations per second of the transformer, by device: those of docs/measurements/2026-11.md.
 SPEED = {"NVIDIA H200": 5.8e14}
 
 
