@@ -20,6 +20,7 @@ from mlx_video.sampling.schedules import (
 from mlx_video.types import AV, VideoPixelShape
 
 VARIANTS = ("distilled", "dev")
+UPSAMPLERS = ("upsampler", "temporal_upsampler")  # parts
 SEED = 10
 SAMPLER_SEED = 10000  # added to a run's for the noise that a sampler takes, as in the official code
 DECODER_SEED = 20000  # likewise for the noise that a diffusion decoder makes pixels of
@@ -81,6 +82,29 @@ class Stage:
                 f"A stage's scale is above 0 and at most 1, and its LoRA's strength is finite; got {self.scale} and "
                 f"{self.distilled_lora}."
             )
+        if self.upsampler not in UPSAMPLERS:
+            raise UserError(
+                f"A stage's upsampler is {' or '.join(UPSAMPLERS)}; got {self.upsampler[:40]!r}."
+            )
+        for strength in self.guidance.values:
+            _check_strength(strength)
+
+
+def _check_strength(guidance: Guidance) -> None:
+    """Raise ``UserError`` for a strength that is no number, or beyond its range."""
+    numbers = (guidance.cfg, guidance.stg, guidance.modality, guidance.rescale)
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(
+            f"Guidance strengths must be finite numbers; got {numbers}. The usual cfg is {VIDEO_GUIDANCE.cfg:g}."
+        )
+    if not 0 <= guidance.rescale <= 1:
+        raise UserError(
+            f"rescale is from 0 (off) to 1; got {guidance.rescale:g}. The usual value is {VIDEO_GUIDANCE.rescale:g}."
+        )
+    if guidance.skip_step < 0:
+        raise UserError(
+            f"skip_step is 0 or more steps; got {guidance.skip_step}. The usual number is 0."
+        )
 
 
 @dataclass(frozen=True)
@@ -141,14 +165,10 @@ class Recipe:
         return any(g.cfg != 1.0 for stage in self.stages for g in stage.guidance.values)
 
     def check(self, num_layers: int) -> None:
-        """Raise ``ValueError`` for a strength that is no number, or a perturbed block that ``num_layers`` lack."""
+        """Raise ``UserError`` for a strength that is no number, or a perturbed block that ``num_layers`` lack."""
         strengths = [g for stage in self.stages for g in stage.guidance.values]
         for strength in strengths:
-            numbers = (strength.cfg, strength.stg, strength.modality, strength.rescale)
-            if not all(map(math.isfinite, numbers)):
-                raise UserError(
-                    f"Guidance strengths must be finite numbers; got {numbers}. The usual cfg is {VIDEO_GUIDANCE.cfg:g}."
-                )
+            _check_strength(strength)
         strengths = [strength for strength in strengths if strength.stg]
         for block in {block for g in strengths for block in g.stg_blocks}:
             if not 0 <= block < num_layers:

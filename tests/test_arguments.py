@@ -169,6 +169,8 @@ def test_memory_is_typed_with_or_without_a_unit(typed, size):
         (["--negative-prompt", "rain"], "--negative-prompt is not used"),
         (["--fps", "60"], "60 fps is far from the 24"),
         (["--fps", "25"], None),
+        (["--variant", "dev", "--distilled-lora", "x"], "not used without --two-stage"),
+        (["--variant", "dev", "--distilled-lora", "x", "--two-stage"], None),
     ],
 )
 def test_what_changes_nothing_is_said(words, warning):

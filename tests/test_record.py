@@ -178,6 +178,9 @@ SENSELESS = {
     "recipe.stages.0.sigmas": ([1.0], "at least two"),
     "recipe.stages.1.sigmas": ([1.0, 2.0, 0.0], "descend"),
     "recipe.stages.0.scale": (0.0, "scale"),
+    "recipe.stages.0.upsampler": ("text_encoder", "upsampler is upsampler or"),
+    "recipe.stages.0.guidance.video.rescale": (99, "rescale is from 0 .* got 99"),
+    "recipe.stages.0.guidance.audio.skip_step": (-1, "skip_step is 0 or more"),
     "recipe.stages": ([], "at least one stage"),
     "recipe.variant": ("fast", "distilled or dev"),
 }

@@ -559,6 +559,8 @@ def _unused(
     if "steps" in args.typed and recipe.variant == "distilled":
         steps = " and ".join(str(len(stage.sigmas) - 1) for stage in recipe.stages)
         yield f"--steps is not used: the distilled model takes {steps} steps."
+    if "distilled_lora" in args.typed and "distilled_lora" not in recipe.needs:
+        yield "--distilled-lora is not used without --two-stage."
     if args.fps is not None and not 1 / FAR <= args.fps / usual.fps <= FAR:
         yield f"{args.fps:g} fps is far from the {usual.fps:g} that the model learned; motion may look wrong."
 
