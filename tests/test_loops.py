@@ -6,15 +6,13 @@ from functools import cache
 import pytest
 
 from mlx_video.conditioning.latent import (
-    AppendedTokens,
     LatentState,
     VideoConditionByLatentIndex,
 )
+from mlx_video.models.ltx.conditions import Place, keyframe
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.ltx import LTXModel, X0Model
 from mlx_video.models.ltx.patchify import (
-    keyframe_positions,
-    patchify_video,
     unpatchify_audio,
     unpatchify_video,
 )
@@ -52,11 +50,7 @@ def predict() -> X0Model:
     return X0Model(model)
 
 
-def keyframe() -> AppendedTokens:
-    positions = keyframe_positions(
-        GEOMETRY.latents(SHAPE), GEOMETRY.video, SHAPE.fps, 16
-    )
-    return AppendedTokens(patchify_video(IMAGE), positions)
+LAST = keyframe(IMAGE, 16, Place(GEOMETRY.video, SHAPE.fps))
 
 
 def start(loop: str, shape=SHAPE, latents=AV(), conditions=()) -> AV[LatentState]:
@@ -101,7 +95,7 @@ CONDITIONS = {
     "t2v8": [],
     "i2v4": [VideoConditionByLatentIndex(IMAGE)],
     "i2v4_s08": [VideoConditionByLatentIndex(IMAGE, strength=0.8)],
-    "kf4": [VideoConditionByLatentIndex(IMAGE), keyframe()],
+    "kf4": [VideoConditionByLatentIndex(IMAGE), LAST],
 }
 
 

@@ -43,13 +43,6 @@ def video_positions(shape: VideoPixelShape, geometry: Geometry) -> mx.array:
     return position_grid(geometry.latents(shape)[2:], geometry.video, shape.fps)
 
 
-def keyframe_positions(
-    grid: VideoLatentShape, scale: VideoScale, fps: float, frame: int
-) -> mx.array:
-    """Positions of an image's tokens that stand at pixel frame ``frame`` and last one frame: (1, 3, H*W, 2)."""
-    return position_grid((1, grid.height, grid.width), scale, fps, first_frame=frame)
-
-
 def position_grid(
     cells: Sequence[int],
     scale: VideoScale,

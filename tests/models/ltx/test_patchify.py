@@ -8,7 +8,6 @@ import pytest
 
 from mlx_video.models.ltx.patchify import (
     audio_positions,
-    keyframe_positions,
     patchify_audio,
     patchify_video,
     position_grid,
@@ -57,12 +56,6 @@ def test_a_clip_as_keyframe_stands_where_the_official_code_puts_it():
     assert error(appended, OFFICIAL["pos.keyframe_frame9"][:, :, 12:]) < 1e-6
     first = position_grid(grid, GEOMETRY.video, 24.0)
     assert error(first, OFFICIAL["pos.keyframe_frame0"][:, :, 12:]) < 1e-6
-
-
-def test_an_image_as_keyframe_lasts_one_frame():
-    grid = VideoLatentShape(1, 128, 3, 2, 2)
-    seconds = keyframe_positions(grid, GEOMETRY.video, 24.0, 9)[0, 0]
-    assert error(seconds, mx.broadcast_to(mx.array([9 / 24, 10 / 24]), (4, 2))) < 1e-6
 
 
 def test_reference_tokens_of_a_smaller_clip_cover_the_same_picture():
