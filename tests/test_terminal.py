@@ -88,6 +88,13 @@ def test_results_need_no_reader(monkeypatch):
         terminal.tell("once more")
 
 
+def test_closed_outputs_are_no_failure(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    terminal.tell("x.mp4")
+    shown(PLANNED, Step("stage 1", 1, 2), Took("stage 1", 1.0, 1), WRITTEN)
+
+
 def test_results_are_shown_as_far_as_the_terminal_can(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))

@@ -182,7 +182,7 @@ def enhance(args: argparse.Namespace) -> None:
     from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
 
     rewrite = enhance_i2v if args.image else enhance_t2v
-    stream = partial(tell, end="") if sys.stdout.isatty() else None
+    stream = partial(tell, end="") if sys.stdout and sys.stdout.isatty() else None
     components = open_components(files_from(args), distilled(), ["text_encoder"], say)
     seed = SEED if args.seed is None else args.seed
     with components.text_encoder() as encoder:

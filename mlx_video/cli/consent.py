@@ -36,7 +36,7 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
     if not names or args.yes:
         return
     listed = ", ".join(short(name) for name in names)
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UserError(
             f"The record names files that you did not: {listed}. Add --yes to open them, or name your own, for example "
             "with --model."

@@ -1,10 +1,9 @@
 """What a person sees while waiting: the terminal listens to the events of a run. All of it goes to stderr."""
 
 import json
-import sys
 import time
 
-from mlx_video.cli.terminal import harmless, say
+from mlx_video.cli.terminal import harmless, say, watched
 from mlx_video.models.ltx.describe import Description, PartSummary
 from mlx_video.models.ltx.find import DEMO_KNOWS, PACKAGED
 from mlx_video.plan import Phase, Plan
@@ -30,7 +29,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False, verbose: bool = False):
         self.quiet, self.verbose = quiet, verbose
-        self.lively = not quiet and sys.stderr.isatty()
+        self.lively = not quiet and watched()
         self.phases: list[Took] = []
         self.told: set[str] = set()
         self.bar = None

@@ -20,11 +20,14 @@ STOPPING = "\nstopping after this step; Ctrl-C again stops at once\n"
 
 def say(text: object) -> None:
     """A line for a person, on stderr."""
-    print(harmless(str(text)), file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # as it is where the shell closed it
+        print(harmless(str(text)), file=sys.stderr, flush=True)
 
 
 def tell(text: object, end: str = "\n") -> None:
     """A result, on stdout; whoever no longer reads it gets nothing more, which is no failure."""
+    if sys.stdout is None:
+        return
     encoding = sys.stdout.encoding or "utf-8"
     text = harmless(str(text)).encode(encoding, "backslashreplace").decode(encoding)
     try:
@@ -36,6 +39,11 @@ def tell(text: object, end: str = "\n") -> None:
 def say_fault(error: Exception) -> None:
     """The traceback of a fault of ours, and what to do with it."""
     say("".join(traceback.format_exception(error)) + OUR_FAULT)
+
+
+def watched() -> bool:
+    """Whether a person looks at stderr as it is written."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def harmless(text: str) -> str:
@@ -80,7 +88,7 @@ def _hear(pipe: int) -> None:
     with open(pipe, "rb", buffering=0) as signals:
         while heard := signals.read(1):
             count += heard[0] in stops
-            if heard[0] in stops and count == 1 and sys.stderr.isatty():
+            if heard[0] in stops and count == 1 and watched():
                 os.write(2, STOPPING.encode())
             if count > 1:
                 os._exit(128 + signal.SIGINT)
