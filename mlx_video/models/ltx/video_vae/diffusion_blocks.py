@@ -12,6 +12,7 @@ from mlx_video.models.ltx.adaln import EMBEDDING_WIDTH, timestep_embedding
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.video_vae.neighborhood import (
     NORM_EPS,
+    TILE,
     NeighborhoodAttention,
     Windows,
     shifted,
@@ -83,14 +84,14 @@ class NeighborhoodBlock(nn.Module):
         return bands[0] if len(bands) == 1 else mx.concatenate(bands, axis=2)
 
     def _bands(self, parts: list[mx.array]) -> Iterator[tuple[slice, Windows]]:
-        """Rows that are computed together, and their windows."""
+        """Rows that are computed together, in whole tiles, and their windows."""
         _, _, H, W, C = parts[0].shape
         frames = sum(part.shape[0] * part.shape[1] for part in parts)
         windows = shifted(H, self.attn.kernel[1])
-        size = max(1, BAND // (frames * W * C) - windows.size + 1)
-        count = math.ceil(H / size)
-        for i in range(count):
-            band = slice(H * i // count, H * (i + 1) // count)
+        rows = BAND // (frames * W * C) - windows.size + 1
+        size = max(1, rows // TILE[1]) * TILE[1]
+        for start in range(0, H, size):
+            band = slice(start, min(start + size, H))
             yield band, windows.part(band)
 
     def _band(

@@ -4,9 +4,10 @@ Knows windows, borders and tiles; not what queries and keys are made of.
 
 There is no kernel of it in MLX. Queries are taken in tiles: all windows of a tile lie in one box of keys, so that a tile
 is dense attention under a mask. The boxes of tiles side by side overlap, and nothing is copied for that: keys are laid
-out columns first, so that each box is a run of memory, and a strided view has all of them.
+out columns first, so that each box is a run of memory, and a strided view has all of them. Many tiles go in one call.
 """
 
+from functools import lru_cache
 from itertools import groupby
 from typing import Iterator, NamedTuple
 
@@ -42,12 +43,14 @@ class Windows(NamedTuple):
         return Windows(tuple(start - first for start in self.starts), self.size)
 
 
+@lru_cache
 def shifted(length: int, size: int) -> Windows:
     """Windows around each of ``length`` cells; at both ends they shift inward, so that all have ``size`` cells."""
     starts = (min(max(0, i - size // 2), length - size) for i in range(length))
     return Windows(tuple(starts), size)
 
 
+@lru_cache
 def centred(length: int, size: int) -> Windows:
     """Windows around each of ``length`` cells, among keys that have ``size // 2`` more cells at both ends."""
     return Windows(tuple(range(length)), size)
@@ -66,17 +69,15 @@ def attend(
     ``TILE``, and changes no result. Returns (B, F, H, W, heads * D).
     """
     tile = tile or TILE
-    runs, masks = runs_of(windows[2], tile[2]), {}
+    rows, columns = (runs_of(w, size) for w, size in zip(windows[1:], tile[1:]))
     frames = []
     for f in boxes(windows[0], tile[0]):
-        rows = []
-        for r in boxes(windows[1], tile[1]):
-            near = (slice(None), f.keys, r.keys)
-            found = _columns(
-                q[:, f.queries, r.queries], k[near], v[near], (f, r), runs, masks
-            )
-            rows.append(mx.concatenate(list(found), axis=3))
-        frames.append(mx.concatenate(rows, axis=2))
+        near = q[:, f.queries], k[:, f.keys], v[:, f.keys]
+        strips = [
+            mx.concatenate([_tiles(*near, f, r, c) for c in columns], axis=3)
+            for r in rows
+        ]
+        frames.append(mx.concatenate(strips, axis=2))
     return mx.concatenate(frames, axis=1)
 
 
@@ -100,6 +101,7 @@ class Box(NamedTuple):
         return self.windows, self.keys.start - self.queries.start
 
 
+@lru_cache
 def boxes(windows: Windows, size: int) -> list[Box]:
     """Tiles of ``size`` queries; also those at a border, which see less, have as many keys: CUDA prepares each size once."""
     first, last = windows.keys.start, windows.keys.stop
@@ -115,17 +117,31 @@ def boxes(windows: Windows, size: int) -> list[Box]:
 
 
 class Run(NamedTuple):
-    """Boxes side by side, each as many columns after the one before as it has queries."""
+    """Boxes side by side, each as many cells after the one before as it has queries."""
 
     first: Box
     count: int
 
     @property
+    def step(self) -> int:
+        return self.first.queries.stop - self.first.queries.start
+
+    @property
+    def width(self) -> int:
+        return self.first.keys.stop - self.first.keys.start
+
+    @property
     def queries(self) -> slice:
-        start, stop = self.first.queries.start, self.first.queries.stop
-        return slice(start, start + self.count * (stop - start))
+        start = self.first.queries.start
+        return slice(start, start + self.count * self.step)
+
+    @property
+    def keys(self) -> slice:
+        start = self.first.keys.start
+        return slice(start, start + (self.count - 1) * self.step + self.width)
 
 
+@lru_cache  # a decode asks for a few of them thousands of times
 def runs_of(windows: Windows, size: int) -> list[Run]:
     """The tiles of one axis: at each border one that is alone, between them all the others."""
     grouped = groupby(boxes(windows, size), lambda box: box.alike)
@@ -133,47 +149,45 @@ def runs_of(windows: Windows, size: int) -> list[Run]:
     return [Run(group[0], len(group)) for group in groups]
 
 
-def _columns(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    near: tuple[Box, Box],
-    runs: list[Run],
-    masks: dict[tuple[Windows, ...], mx.array],
-) -> Iterator[mx.array]:
-    """Attention for one tile's frames and rows (B, f, h, W, heads, D), from left to right."""
-    B, F, H, _, heads, D = q.shape
-    for run in runs:
-        inside = tuple(box.windows for box in (*near, run.first))
-        if inside not in masks:
-            masks[inside] = _mask((*near, run.first), q.dtype)
-        x = mx.unflatten(q[:, :, :, run.queries], 3, (run.count, -1))
-        x = x.transpose(0, 3, 5, 4, 1, 2, 6)  # (B, tiles, heads, w, f, h, D)
-        y = mx.fast.scaled_dot_product_attention(
-            x.reshape(B * run.count, heads, -1, D),
-            _keys(k, run),
-            _keys(v, run),
-            scale=D**-0.5,
-            mask=masks[inside],
-        )
-        y = y.reshape(B, run.count, heads, -1, F, H, D).transpose(0, 4, 5, 1, 3, 2, 6)
-        yield y.reshape(B, F, H, -1, heads * D)
-
-
-def _keys(x: mx.array, run: Run) -> mx.array:
-    """The keys (B, F, H, W, heads, D) of each tile: (B * tiles, heads, w * F * H, D), as views of one copy."""
-    first, last = run.first.keys.start, run.first.keys.stop
-    step = run.first.queries.stop - run.first.queries.start
-    x = x[:, :, :, first : last + (run.count - 1) * step]
-    B, F, H, W, heads, D = x.shape
-    x = x.transpose(0, 4, 3, 1, 2, 5)  # (B, heads, W, F, H, D)
-    column = F * H * D
-    views = mx.as_strided(
-        x,
-        (B, run.count, heads, (last - first) * F * H, D),
-        (heads * W * column, step * column, W * column, D, 1),
+def _tiles(
+    q: mx.array, k: mx.array, v: mx.array, f: Box, rows: Run, columns: Run
+) -> mx.array:
+    """Attention for one tile's frames and all tiles of a run of rows and of columns: (B, f, H, W, heads * D)."""
+    B, F, _, _, heads, D = q.shape
+    x = q[:, :, rows.queries, columns.queries]
+    x = x.reshape(B, F, rows.count, rows.step, columns.count, columns.step, heads, D)
+    x = x.transpose(4, 0, 2, 6, 5, 1, 3, 7)  # (columns, B, rows, heads, w, f, h, D)
+    y = mx.fast.scaled_dot_product_attention(
+        x.reshape(columns.count, B * rows.count * heads, -1, D),
+        _keys(k, rows, columns),
+        _keys(v, rows, columns),
+        scale=D**-0.5,
+        mask=_mask((f, rows.first, columns.first), q.dtype),
     )
-    return views[0] if B == 1 else views.flatten(0, 1)
+    y = y.reshape(x.shape).transpose(1, 5, 2, 6, 0, 4, 3, 7)
+    return y.reshape(B, F, rows.count * rows.step, -1, heads * D)
+
+
+def _keys(x: mx.array, rows: Run, columns: Run) -> mx.array:
+    """The keys (B, F, H, W, heads, D) of each tile: (columns, B * rows * heads, w * F * h, D), as attention takes them.
+
+    Rows that tiles share are copied for each; columns are not, as these are views. So are tiles of other rows taken for
+    other heads: batches and heads must each lie at one distance.
+    """
+    x = x[:, :, rows.keys, columns.keys].transpose(0, 4, 3, 1, 2, 5)
+    B, heads, W, F, H, D = x.shape
+    x = mx.as_strided(
+        x,
+        (B, rows.count, heads, W, F, rows.width, D),
+        (x.size // B, rows.step * D, W * F * H * D, F * H * D, H * D, D, 1),
+    )
+    column = F * rows.width * D
+    keys = columns.width * F * rows.width
+    return mx.as_strided(
+        x,
+        (columns.count, B * rows.count * heads, keys, D),
+        (columns.step * column, W * column, D, 1),
+    )
 
 
 def _mask(tile: tuple[Box, Box, Box], dtype: mx.Dtype) -> mx.array:
