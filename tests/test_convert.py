@@ -58,7 +58,9 @@ def test_each_part_keeps_its_official_config(folder, tmp_path):
         written = json.loads((tmp_path / "mlx" / name / "config.json").read_text())
         if PARTS[name].block:
             assert written == config[PARTS[name].block]
-    assert {f.name for f in (tmp_path / "mlx").iterdir()} == set(NEEDED)
+    assert {f.name for f in (tmp_path / "mlx").iterdir()} == {*NEEDED, "config.json"}
+    stated = json.loads((tmp_path / "mlx" / "config.json").read_text())
+    assert stated == {"model_version": "2.0"}
 
 
 def test_gemma_goes_along_with_its_tokenizer(folder, tmp_path):
@@ -82,7 +84,8 @@ def test_writes_only_what_there_is(tmp_path):
     shutil.copy(CHECKPOINT, tmp_path / MODEL)
     convert(tmp_path / MODEL, tmp_path / "mlx")
     written = {f.name for f in (tmp_path / "mlx").iterdir()}
-    assert written == {name for name, part in PARTS.items() if part.block}
+    single = {name for name, part in PARTS.items() if part.block}
+    assert written == single | {"config.json"}
 
 
 def test_another_dtype_rounds_all_but_the_tables(folder, tmp_path):
