@@ -109,6 +109,8 @@ def test_every_style_changes_the_same_weight(name, down, up):
             "lora_unet_transformer_blocks_2_audio_ff_net_0_proj",
             "transformer_blocks.2.audio_ff.net.0.proj",
         ),
+        ("transformer_blocks.1.ff.proj_in", "transformer_blocks.1.ff.net.0.proj"),
+        ("transformer_blocks.1.attn2.to_out", "transformer_blocks.1.attn2.to_out.0"),
         (
             "diffusion_model.transformer_blocks.2.ff.net.2",
             "transformer_blocks.2.ff.net.2",

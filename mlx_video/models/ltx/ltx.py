@@ -51,7 +51,10 @@ class LTXModel(Network):
     LARGE: ClassVar = True
     BLOCKS: ClassVar = "transformer_blocks."
     LORAS: ClassVar = True
-    OTHER_NAMES: ClassVar = (foreign_names.DIFFUSERS_TRANSFORMER.names,)
+    OTHER_NAMES: ClassVar = (
+        foreign_names.DIFFUSERS_TRANSFORMER.names,
+        foreign_names.MLX_TRANSFORMER.names,
+    )
     STREAMED: ClassVar = True
     SELECTS: ClassVar = True
     NAMES: ClassVar = TensorNames(
