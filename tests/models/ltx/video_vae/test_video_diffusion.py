@@ -22,7 +22,7 @@ from mlx_video.models.ltx.video_vae.tiling import (
 )
 from mlx_video.types import VideoPixelShape
 from tests.models.ltx.video_vae.test_video_names import real_config, real_weights
-from tests.models.ltx.video_vae.tiny import DIFFUSION, load, part_of
+from tests.models.ltx.video_vae.tiny import DIFFUSION, frames_of, load, part_of
 from tests.reference import MODULE_TOLERANCE, checkpoint, error, vectors
 
 VECTORS = vectors("diffusion_vae", "ltx25_tiny")
@@ -94,8 +94,13 @@ def joined(pieces) -> mx.array:
 def test_pixels():
     pixels = decoder()(LATENT, noise=noise(17, 96, 128))
     assert error(pixels[:, :, :, ::3], VECTORS["out_rows"]) < MODULE_TOLERANCE
-    video = mx.clip((pixels[0, :, :, ::4, ::4] + 1) / 2, 0, 1).transpose(1, 2, 3, 0)
-    assert error(video, VECTORS["video_sub"]) < MODULE_TOLERANCE
+    assert error(frames_of(pixels), VECTORS["video_sub"]) < MODULE_TOLERANCE
+
+
+def test_pixels_of_the_default_recipe():
+    recipe = vectors("recipe_video", "ltx25_tiny")
+    pixels = decoder()(recipe["recipe2.final_video"], noise=noise(17, 128, 192))
+    assert error(frames_of(pixels), recipe["recipe.video_sub"]) < MODULE_TOLERANCE
 
 
 def test_windows_that_shift_at_the_left_and_right_border_too():

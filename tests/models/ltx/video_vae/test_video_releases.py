@@ -22,6 +22,7 @@ from tests.models.ltx.video_vae.tiny import (
     DIFFUSION,
     LTX_2_3,
     channels_first,
+    frames_of,
     part_of,
 )
 from tests.reference import MODULE_TOLERANCE, error, vectors
@@ -75,9 +76,18 @@ def test_pixels(file, elements):
     decoder, numbers = part_of(VideoDecoder, file), NUMBERS[file]
     pixels = joined(decode_streaming(decoder, numbers["dec.in"], StreamPlan(elements)))
     assert error(pixels, numbers["dec.out"]) < MODULE_TOLERANCE
+    if "dec.video_sub" in numbers:
+        assert error(frames_of(pixels), numbers["dec.video_sub"]) < MODULE_TOLERANCE
     if "dec.in_single" in numbers:
         single = decoder(numbers["dec.in_single"])
         assert error(single, numbers["dec.out_single"]) < MODULE_TOLERANCE
+
+
+def test_pixels_of_the_default_recipe_by_convolution():
+    recipe = vectors("recipe_video", "ltx25_tiny")
+    pixels = part_of(VideoDecoder, CONVOLUTIONAL)(recipe["recipe2.final_video"])
+    expected = recipe["recipe.video_conv_sub"]
+    assert error(frames_of(pixels), expected) < MODULE_TOLERANCE
 
 
 def test_every_stage_of_the_decoder():

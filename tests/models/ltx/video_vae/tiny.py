@@ -60,3 +60,8 @@ def small_config(encoder_blocks=(), decoder_blocks=(), **changes) -> VideoVAECon
 
 def channels_first(x: mx.array) -> mx.array:
     return mx.moveaxis(x, -1, 1)
+
+
+def frames_of(pixels: mx.array) -> mx.array:
+    """Every fourth row and column of a clip as frames (F, H, W, C) in [0, 1], as the official code returns them."""
+    return mx.clip((pixels[0, :, :, ::4, ::4] + 1) / 2, 0, 1).transpose(1, 2, 3, 0)
