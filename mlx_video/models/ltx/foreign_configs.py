@@ -18,6 +18,7 @@ def transformer_block(transformer: Block, connectors: Block) -> dict[str, object
     t, c = _Reader(transformer, "transformer"), _Reader(connectors, "connectors")
     block = {
         "_class_name": "AVTransformer3DModel",
+        "rope_type": t("rope_type"),
         "positional_embedding_theta": t("rope_theta"),
         "positional_embedding_max_pos": [t(k) for k in ("pos_embed_max_pos", "base_height", "base_width")],
         "audio_positional_embedding_max_pos": [t("audio_pos_embed_max_pos")],
@@ -41,7 +42,7 @@ def transformer_block(transformer: Block, connectors: Block) -> dict[str, object
 
 
 SAME = (
-    *("num_layers", "norm_eps", "rope_type", "timestep_scale_multiplier"),
+    *("num_layers", "norm_eps", "timestep_scale_multiplier"),
     *("in_channels", "out_channels", "num_attention_heads", "attention_head_dim"),
     *("cross_attention_dim", "audio_num_attention_heads", "audio_attention_head_dim"),
     *("audio_in_channels", "audio_out_channels", "audio_cross_attention_dim"),

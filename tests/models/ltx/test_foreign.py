@@ -103,7 +103,7 @@ def diffusers_configs(blocks: dict) -> dict[str, dict]:
     t, v = blocks["transformer"], blocks["vae"]
     d = blocks["audio_vae"]["model"]["params"]["ddconfig"]
     c, pre = blocks["vocoder"], blocks["audio_vae"]["preprocessing"]
-    same = foreign_same(t)
+    same = foreign_same(t) | {"rope_type": t["rope_type"]}
     max_pos = t["positional_embedding_max_pos"]
     transformer = same | {
         "pos_embed_max_pos": max_pos[0],
