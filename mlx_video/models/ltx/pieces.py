@@ -26,8 +26,8 @@ class Pacer:
     def __init__(self):
         self.queue: deque[tuple[mx.array, int]] = deque()
 
-    def __call__(self, *arrays: mx.array) -> None:
-        size = sum(array.nbytes for array in arrays)
+    def __call__(self, *arrays: mx.array, takes: int = 0) -> None:
+        size = max(takes, sum(array.nbytes for array in arrays))
         if size < SMALL:
             return
         while self.queue and self._too_much(size):
@@ -63,8 +63,11 @@ def each_piece_by_piece(items: Iterator[mx.array]) -> Iterator[mx.array]:
         yield item
 
 
-def end_piece(*arrays: mx.array) -> mx.array | tuple[mx.array, ...]:
-    """``arrays``, unchanged: the end of a piece of work, from which the next goes on."""
+def end_piece(*arrays: mx.array, takes: int = 0) -> mx.array | tuple[mx.array, ...]:
+    """``arrays``, unchanged: the end of a piece of work, from which the next goes on.
+
+    takes  bytes that the work needs, where they are more than those of ``arrays``
+    """
     if (pacer := _pacer.get()) is not None:
-        pacer(*arrays)
+        pacer(*arrays, takes=takes)
     return arrays if len(arrays) > 1 else arrays[0]
