@@ -16,7 +16,6 @@ from mlx_video.disk import read_small, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.find import DEMO
 
-PORT = 8420
 DISK = 20 * 10**9  # bytes
 NEEDED = ("fastapi", "uvicorn", "multipart")
 
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="address to listen on; other than loopback needs a key",
     )
-    option(group, "--port", type=int, real=PORT, help="port to listen on")
+    option(group, "--port", type=int, real=server.PORT, help="port to listen on")
     option(
         group, "--api-key", real=None, shown="none", help="key that everybody must send"
     )

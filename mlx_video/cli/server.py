@@ -2,13 +2,16 @@
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Mapping
 
 from mlx_video.cli import guarded
 from mlx_video.cli.terminal import say
+from mlx_video.errors import UserError
 
+PORT = 8420
 SETTINGS = (
     "MLX_VIDEO_SERVE"  # the environment variable in which ``cli.serve`` hands them over
 )
@@ -26,6 +29,7 @@ def listen(settings: Mapping) -> None:
     from mlx_video.serve.supervisor import Supervisor
 
     host, port = settings["host"], settings["port"]
+    listening = _bound(host, port)
     store = Store(Path(settings["data"]))
     app = make_app(
         store,
@@ -43,7 +47,19 @@ def listen(settings: Mapping) -> None:
         log_level="warning",
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    uvicorn.Server(config).run()
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises ``UserError`` where none can."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        why = (getattr(error, "strerror", None) or str(error)).lower()
+        raise UserError(
+            f"The server cannot listen on {host}:{port}: {why}. Choose another --port, such as {PORT + 1}."
+        ) from None
 
 
 def names(host: str, port: int) -> frozenset[str]:

@@ -1,0 +1,38 @@
+"""``mlx-video serve`` as it is typed: what it refuses before it listens."""
+
+import socket
+
+import pytest
+
+from mlx_video.cli import BAD_INPUT, guarded, main, server
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--host", "0.0.0.0"], "give it a key with --api-key-file"),
+        (["--lora", "sepia"], "--lora takes NAME=FILE"),
+        (["--api-key-file", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_a_sentence(words, said, capsys):
+    assert main(["serve", *words]) == BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        settings = {"host": "127.0.0.1", "port": port, "key": "", "worker": []}
+        settings |= {"data": str(tmp_path), "queue": 1, "disk": 1}
+        assert guarded(lambda: server.listen(settings)) == BAD_INPUT
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_the_server_goes_by_its_own_names_only():
+    assert server.names("127.0.0.1", 8420) == {
+        "127.0.0.1:8420",
+        "localhost:8420",
+        "[::1]:8420",
+    }
+    assert server.names("192.168.0.2", 80) == {"192.168.0.2:80", "192.168.0.2"}
