@@ -11,9 +11,9 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import AsyncIterator, Literal
+from typing import Annotated, AsyncIterator, Literal, NamedTuple
 
-from fastapi import FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -61,6 +61,23 @@ class Limits:
     margin: int = 500 * 10**6  # that the disk keeps free
 
 
+class Serving(NamedTuple):
+    """What every answer is made of."""
+
+    store: Store
+    supervisor: Supervisor
+    limits: Limits
+    door: guard.Door
+
+
+def serving(request: Request) -> Serving:
+    return request.app.state.serving
+
+
+At = Annotated[Serving, Depends(serving)]
+router = APIRouter()
+
+
 def make_app(
     store: Store, supervisor: Supervisor, limits: Limits, door: guard.Door
 ) -> FastAPI:
@@ -81,12 +98,11 @@ def make_app(
         redoc_url=None,
     )
     app.add_middleware(guard.Guard, door=door, body=limits.body)
-    app.state.store, app.state.supervisor, app.state.limits = store, supervisor, limits
+    app.state.serving = Serving(store, supervisor, limits, door)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(UserError, _bad_input)
-    _add_videos(app)
-    _add_rest(app, door)
+    app.include_router(router)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
@@ -94,145 +110,204 @@ def make_app(
 # Videos
 
 
-def _add_videos(app: FastAPI) -> None:
-    store: Store = app.state.store
-    supervisor: Supervisor = app.state.supervisor
+@router.post("/v1/videos", response_model=VideoObject)
+async def create(request: Request, at: At) -> Response:
+    """Queue a clip: JSON, or a form whose ``input_reference`` is a picture for the first frame."""
+    wanted = await _read(request, at.store)
+    return await asyncio.to_thread(_queued, at, wanted)
 
-    def shown(video: Video, notices: list[str] | None = None) -> JSONResponse:
-        ids = [other.id for other in store.open()] if video.status in OPEN else []
-        place = ids.index(video.id) if video.id in ids else None
-        body = VideoObject.of(video, place, seconds_left(video) if place == 0 else None)
-        body.notices = notices or []
-        return JSONResponse(
-            body.model_dump(), headers={"openai-poll-after-ms": POLL_AFTER_MS}
+
+@router.get("/v1/videos", response_model=VideoPage)
+def list_videos(
+    at: At,
+    limit: int = Query(20, ge=1, le=100),
+    after: str | None = Query(None, max_length=100),
+    order: Literal["asc", "desc"] = "desc",
+) -> VideoPage:
+    try:
+        videos = at.store.page(limit + 1, after, order == "desc")
+    except KeyError:
+        raise HTTPException(
+            404, f"There is no video {after!r} to list behind."
+        ) from None
+    places = {video.id: place for place, video in enumerate(at.store.open())}
+    data = [
+        VideoObject.of(v, places.get(v.id), seconds_left(v)) for v in videos[:limit]
+    ]
+    return VideoPage(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=len(videos) > limit,
+    )
+
+
+@router.get("/v1/videos/{id}", response_model=VideoObject)
+def retrieve(id: str, at: At) -> Response:
+    return _shown(at, _found(at, id))
+
+
+@router.get("/v1/videos/{id}/content")
+def content(
+    id: str, at: At, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
+) -> Response:
+    video = _found(at, id)
+    if video.status != "completed":
+        raise HTTPException(
+            409,
+            f"The video {id} is {video.status}; its content comes when it is completed.",
         )
+    suffix, kind = CONTENT[variant]
+    return FileResponse(
+        at.store.file(id, suffix),
+        media_type=kind,
+        filename=f"{id}{suffix}",
+        content_disposition_type="inline",
+    )
 
-    def found(id: str) -> Video:
-        if (video := store.get(id)) is None:
-            raise HTTPException(404, f"There is no video {id[:60]!r} here.")
-        return video
 
-    def queued(wanted: VideoRequest, remixed_from: str | None = None) -> JSONResponse:
-        decided, notices = _decided(app, wanted)
-        _check_room(app)
-        video = store.add(decided.model_dump(), remixed_from)
-        supervisor.wake()
-        return shown(video, notices)
+@router.get("/v1/videos/{id}/preview")
+def preview(id: str, at: At) -> Response:
+    """The latest picture of a clip that is being made."""
+    _found(at, id)
+    file = at.store.file(id, ".preview.webp")
+    if not file.exists():
+        raise HTTPException(404, f"There is no preview of {id} yet.")
+    return FileResponse(
+        file, media_type="image/webp", headers={"Cache-Control": "no-store"}
+    )
 
-    @app.post("/v1/videos", response_model=VideoObject)
-    async def create(request: Request) -> Response:
-        """Queue a clip: JSON, or a form whose ``input_reference`` is a picture for the first frame."""
-        wanted = await _read(request, store)
-        return await asyncio.to_thread(queued, wanted)
 
-    @app.get("/v1/videos", response_model=VideoPage)
-    def list_videos(
-        limit: int = Query(20, ge=1, le=100),
-        after: str | None = Query(None, max_length=100),
-        order: Literal["asc", "desc"] = "desc",
-    ) -> VideoPage:
-        try:
-            videos = store.page(limit + 1, after, order == "desc")
-        except KeyError:
-            raise HTTPException(
-                404, f"There is no video {after!r} to list behind."
-            ) from None
-        places = {video.id: place for place, video in enumerate(store.open())}
-        data = [
-            VideoObject.of(v, places.get(v.id), seconds_left(v)) for v in videos[:limit]
-        ]
-        return VideoPage(
-            data=data,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-            has_more=len(videos) > limit,
+@router.delete("/v1/videos/{id}", response_model=Deleted)
+def delete(id: str, at: At) -> Deleted:
+    """Delete a video; one that is queued or being made is cancelled first."""
+    _found(at, id)
+    if at.supervisor.cancel(id):
+        with at.supervisor.listening(id) as events:
+            _wait(at.supervisor, id, events)
+    at.store.delete(id)
+    return Deleted(id=id)
+
+
+@router.post("/v1/videos/{id}/cancel", response_model=VideoObject)
+def cancel(id: str, at: At) -> Response:
+    """Stop a video that is queued or being made; it stays in the list as failed."""
+    video = _found(at, id)
+    if video.status not in OPEN:
+        raise HTTPException(409, f"The video {id} is {video.status} already.")
+    if not at.supervisor.cancel(id):
+        at.store.fail(id, "cancelled", "Cancelled.")
+    return _shown(at, _found(at, id))
+
+
+@router.post("/v1/videos/{id}/remix", response_model=VideoObject)
+def remix(id: str, wanted: RemixRequest, at: At) -> Response:
+    video = _found(at, id)
+    if video.status in OPEN:
+        raise HTTPException(
+            409,
+            f"The video {id} is {video.status}; a remix is made of a finished one.",
         )
-
-    @app.get("/v1/videos/{id}", response_model=VideoObject)
-    def retrieve(id: str) -> Response:
-        return shown(found(id))
-
-    @app.get("/v1/videos/{id}/content")
-    def content(
-        id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
-    ) -> Response:
-        video = found(id)
-        if video.status != "completed":
-            raise HTTPException(
-                409,
-                f"The video {id} is {video.status}; its content comes when it is completed.",
-            )
-        suffix, kind = CONTENT[variant]
-        return FileResponse(
-            store.file(id, suffix),
-            media_type=kind,
-            filename=f"{id}{suffix}",
-            content_disposition_type="inline",
-        )
-
-    @app.get("/v1/videos/{id}/preview")
-    def preview(id: str) -> Response:
-        """The latest picture of a clip that is being made."""
-        found(id)
-        file = store.file(id, ".preview.webp")
-        if not file.exists():
-            raise HTTPException(404, f"There is no preview of {id} yet.")
-        return FileResponse(
-            file, media_type="image/webp", headers={"Cache-Control": "no-store"}
-        )
-
-    @app.delete("/v1/videos/{id}", response_model=Deleted)
-    def delete(id: str) -> Deleted:
-        """Delete a video; one that is queued or being made is cancelled first."""
-        found(id)
-        if supervisor.cancel(id):
-            with supervisor.listening(id) as events:
-                _wait(supervisor, id, events)
-        store.delete(id)
-        return Deleted(id=id)
-
-    @app.post("/v1/videos/{id}/cancel", response_model=VideoObject)
-    def cancel(id: str) -> Response:
-        """Stop a video that is queued or being made; it stays in the list as failed."""
-        video = found(id)
-        if video.status not in OPEN:
-            raise HTTPException(409, f"The video {id} is {video.status} already.")
-        if not supervisor.cancel(id):
-            store.fail(id, "cancelled", "Cancelled.")
-        return shown(found(id))
-
-    @app.post("/v1/videos/{id}/remix", response_model=VideoObject)
-    def remix(id: str, wanted: RemixRequest) -> Response:
-        video = found(id)
-        if video.status in OPEN:
-            raise HTTPException(
-                409,
-                f"The video {id} is {video.status}; a remix is made of a finished one.",
-            )
-        changed = wanted.model_dump(exclude_none=True)
-        return queued(VideoRequest.model_validate({**video.request, **changed}), id)
-
-    @app.get("/v1/videos/{id}/events")
-    async def events(id: str) -> Response:
-        """Server-sent events until the video is completed or failed: each is the video, or a preview."""
-        found(id)
-        return StreamingResponse(
-            _stream(app, id),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store"},
-        )
-
-    for path, verb in (("extensions", "extend"), ("edits", "edit")):
-
-        @app.post(f"/v1/videos/{path}", name=verb, status_code=501)
-        def unsupported(verb: str = verb) -> Response:
-            raise HTTPException(501, UNSUPPORTED.format(verb=verb))
+    changed = wanted.model_dump(exclude_none=True)
+    return _queued(at, VideoRequest.model_validate({**video.request, **changed}), id)
 
 
-async def _stream(app: FastAPI, id: str) -> AsyncIterator[str]:
-    store, supervisor = app.state.store, app.state.supervisor
-    with supervisor.listening(id) as events:
-        while (video := store.get(id)) is not None:
+@router.get("/v1/videos/{id}/events")
+async def events(id: str, at: At) -> Response:
+    """Server-sent events until the video is completed or failed: each is the video, or a preview."""
+    _found(at, id)
+    return StreamingResponse(
+        _stream(at, id),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+@router.post("/v1/videos/extensions", status_code=501)
+def extend() -> Response:
+    raise HTTPException(501, UNSUPPORTED.format(verb="extend"))
+
+
+@router.post("/v1/videos/edits", status_code=501)
+def edit() -> Response:
+    raise HTTPException(501, UNSUPPORTED.format(verb="edit"))
+
+
+# The rest
+
+
+@router.get("/v1/models", response_model=ModelList)
+def models(at: At) -> ModelList:
+    return ModelList(data=at.supervisor.models)
+
+
+@router.post("/v1/estimates", response_model=Estimate)
+def estimate(wanted: VideoRequest, at: At) -> Estimate:
+    """What a clip would take in memory, and what would fit where it does not."""
+    decided, _ = _decided(at, wanted)
+    try:
+        return at.supervisor.estimate(decided)
+    except TimeoutError:
+        raise HTTPException(
+            503, "No estimate can be had just now.", {"Retry-After": "2"}
+        ) from None
+
+
+@router.post("/session")
+def session(given: Key, at: At) -> Response:
+    """Trade the API key for a cookie, so that the page's players and pictures need no header."""
+    if not at.door.opens(given.key):
+        time.sleep(WRONG_KEY_SECONDS)
+        raise HTTPException(401, "That is not this server's key.")
+    answer = JSONResponse({"ok": True})
+    answer.set_cookie(guard.COOKIE, given.key, httponly=True, samesite="strict")
+    return answer
+
+
+@router.get("/health")
+def health(at: At) -> dict[str, object]:
+    running = at.supervisor.running
+    return {
+        "status": "ok" if at.supervisor.models else "starting",
+        "version": __version__,
+        "running": running.id if running else None,
+        "queued": len(at.store.open()),
+        "trouble": at.supervisor.trouble,
+    }
+
+
+# Behind the answers
+
+
+def _shown(at: Serving, video: Video, notices: list[str] | None = None) -> JSONResponse:
+    ids = [other.id for other in at.store.open()] if video.status in OPEN else []
+    place = ids.index(video.id) if video.id in ids else None
+    body = VideoObject.of(video, place, seconds_left(video) if place == 0 else None)
+    body.notices = notices or []
+    return JSONResponse(
+        body.model_dump(), headers={"openai-poll-after-ms": POLL_AFTER_MS}
+    )
+
+
+def _found(at: Serving, id: str) -> Video:
+    if (video := at.store.get(id)) is None:
+        raise HTTPException(404, f"There is no video {id[:60]!r} here.")
+    return video
+
+
+def _queued(
+    at: Serving, wanted: VideoRequest, remixed_from: str | None = None
+) -> JSONResponse:
+    decided, notices = _decided(at, wanted)
+    _check_room(at)
+    video = at.store.add(decided.model_dump(), remixed_from)
+    at.supervisor.wake()
+    return _shown(at, video, notices)
+
+
+async def _stream(at: Serving, id: str) -> AsyncIterator[str]:
+    with at.supervisor.listening(id) as events:
+        while (video := at.store.get(id)) is not None:
             body = VideoObject.of(video, None, seconds_left(video))
             yield f"event: video\ndata: {body.model_dump_json()}\n\n"
             if video.status not in OPEN:
@@ -326,9 +401,9 @@ def _validated(fields: dict[str, object]) -> VideoRequest:
         raise HTTPException(400, _sentence(error.errors()[0])) from None
 
 
-def _decided(app: FastAPI, wanted: VideoRequest) -> tuple[VideoRequest, list[str]]:
+def _decided(at: Serving, wanted: VideoRequest) -> tuple[VideoRequest, list[str]]:
     """The request with all that was left open decided: model, size on its grid, seed."""
-    model = _model(app, wanted.model)
+    model = _model(at, wanted.model)
     if unknown := sorted(wanted.loras.keys() - set(model.loras)):
         known = ", ".join(model.loras) or "none"
         raise HTTPException(
@@ -346,11 +421,11 @@ def _decided(app: FastAPI, wanted: VideoRequest) -> tuple[VideoRequest, list[str
     return decided, notices
 
 
-def _model(app: FastAPI, name: str | None) -> Model:
-    models = app.state.supervisor.models
+def _model(at: Serving, name: str | None) -> Model:
+    models = at.supervisor.models
     if not models:
         trouble = (
-            app.state.supervisor.trouble
+            at.supervisor.trouble
             or "The model is still being opened; try again in a moment."
         )
         raise HTTPException(503, trouble, {"Retry-After": "2"})
@@ -364,9 +439,9 @@ def _model(app: FastAPI, name: str | None) -> Model:
     return chosen
 
 
-def _check_room(app: FastAPI) -> None:
+def _check_room(at: Serving) -> None:
     """Raise where the queue is full, or the disk or its budget."""
-    store, limits = app.state.store, app.state.limits
+    store, limits = at.store, at.limits
     if len(store.open()) >= limits.queue:
         raise HTTPException(
             429,
@@ -384,49 +459,6 @@ def _check_room(app: FastAPI) -> None:
             507,
             f"There is no room for another video: {store.bytes() / 1e9:.1f} GB are taken. {advice}",
         )
-
-
-# The rest
-
-
-def _add_rest(app: FastAPI, door: guard.Door) -> None:
-    supervisor: Supervisor = app.state.supervisor
-
-    @app.get("/v1/models", response_model=ModelList)
-    def models() -> ModelList:
-        return ModelList(data=supervisor.models)
-
-    @app.post("/v1/estimates", response_model=Estimate)
-    def estimate(wanted: VideoRequest) -> Estimate:
-        """What a clip would take in memory, and what would fit where it does not."""
-        decided, _ = _decided(app, wanted)
-        try:
-            return supervisor.estimate(decided)
-        except TimeoutError:
-            raise HTTPException(
-                503, "No estimate can be had just now.", {"Retry-After": "2"}
-            ) from None
-
-    @app.post("/session")
-    def session(given: Key) -> Response:
-        """Trade the API key for a cookie, so that the page's players and pictures need no header."""
-        if not door.opens(given.key):
-            time.sleep(WRONG_KEY_SECONDS)
-            raise HTTPException(401, "That is not this server's key.")
-        answer = JSONResponse({"ok": True})
-        answer.set_cookie(guard.COOKIE, given.key, httponly=True, samesite="strict")
-        return answer
-
-    @app.get("/health")
-    def health() -> dict[str, object]:
-        running = supervisor.running
-        return {
-            "status": "ok" if supervisor.models else "starting",
-            "version": __version__,
-            "running": running.id if running else None,
-            "queued": len(app.state.store.open()),
-            "trouble": supervisor.trouble,
-        }
 
 
 # Errors, in the form that the official client reads

@@ -1,5 +1,8 @@
 """The official ``openai`` client, unchanged, against this server."""
 
+import subprocess
+import sys
+
 import openai
 import pytest
 
@@ -97,3 +100,10 @@ def test_a_wrong_key_is_refused(server):
     ) as client:
         with pytest.raises(openai.AuthenticationError, match="API key"):
             client.videos.list()
+
+
+def test_what_answers_has_no_model_in_it():
+    code = "import mlx_video.cli.server, mlx_video.serve.app, sys; print('mlx.core' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "False"
