@@ -93,7 +93,8 @@ def test_other_rates_that_agree_give_sound_as_long_as_the_picture(
     *_, sample, clip = pipeline.stream(Request("a cat", SECOND, audio=True))
     assert sample.latents.audio.shape[2] == latents
     made = (4 * latents - 3) * math.prod(rates) / output
-    assert abs(made - SECOND.seconds) < 0.05  # what is cut or mirrored to fit the picture
+    # What is cut or mirrored, so that the sound is as long as the picture.
+    assert abs(made - SECOND.seconds) < 0.05
     assert clip.audio.sample_rate == output
     assert clip.audio.samples.shape[1] == round(SECOND.seconds * output)
 
