@@ -48,6 +48,16 @@ def test_a_large_piece_gets_no_memory_before_the_one_before_it_is_done(monkeypat
     assert events == [("async_eval", 0.0), ("eval", 0.0), ("async_eval", 1.0)]
 
 
+def test_a_small_result_of_large_work_is_waited_for_too(monkeypatch, evaluated):
+    monkeypatch.setattr(room, "SMALL", 8)
+    with piece_by_piece():
+        end_piece(first := mx.array(0.0), takes=room.PAIR)
+        end_piece(mx.array(1.0))  # too small to be noticed
+        assert evaluated == []
+        end_piece(mx.array(2.0), takes=8)
+    assert [x is first for x in evaluated] == [True]
+
+
 def test_small_pieces_may_wait_together(monkeypatch, evaluated):
     monkeypatch.setattr(room, "QUEUED", 12)
     pieces = [mx.array(float(i)) for i in range(5)]  # of 4 bytes

@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_video.models.ltx.video_vae import neighborhood
 from mlx_video.models.ltx.video_vae.neighborhood import (
     NeighborhoodAttention,
     attend,
@@ -40,6 +41,21 @@ def one_by_one(q, k, v, windows) -> mx.array:
 
 def drawn(*shapes) -> list[mx.array]:
     return [mx.random.normal((2, *shape, HEADS, DIM)) for shape in shapes]
+
+
+def test_each_tile_of_frames_says_what_its_scores_take(monkeypatch):
+    said = []
+
+    def note(y, takes):
+        said.append(takes)
+        return y
+
+    monkeypatch.setattr(neighborhood, "end_piece", note)
+    q, k, v = drawn((4, 4, 4), (4, 4, 4), (4, 4, 4))
+    attend(q, k, v, (shifted(4, 3),) * 3, (2, 4, 4))
+    queries, keys = 2 * 2 * 4 * 4, 4 * 4 * 4  # of two clips, and of a tile's box
+    scores = 4 * HEADS * queries * keys  # bytes in float32
+    assert said == [neighborhood.SCORES * scores] * 2
 
 
 @pytest.mark.parametrize("tile", [(1, 1, 1), (2, 3, 4), (8, 8, 8), (3, 2, 5)])
