@@ -38,8 +38,8 @@ def generate_video(
 
     negative_prompt  what to avoid, where there is guidance: this model has none, the record keeps it
     enhance_prompt   whether the text encoder rewrites the prompt first
-    height, width    pixels, multiples of 64
-    num_frames       1 + a multiple of 8, at ``fps`` per second
+    height, width    pixels; LTX-2 takes multiples of 64
+    num_frames       frames, at ``fps`` per second; LTX-2 takes 1 + a multiple of 8
     images           pictures that the clip shows
     audio            whether the clip has sound; ``output_audio`` names a wav file to write it to as well
     tiling           how the video is decoded, as in ``Request``

@@ -43,8 +43,8 @@ def generate_video_dev(
 
     negative_prompt  what to avoid
     enhance_prompt   whether the text encoder rewrites the prompt first
-    height, width    pixels, multiples of 32, of 64 in two stages
-    num_frames       1 + a multiple of 8, at ``fps`` per second
+    height, width    pixels; LTX-2 takes multiples of 32, or of 64 in two stages
+    num_frames       frames, at ``fps`` per second; LTX-2 takes 1 + a multiple of 8
     steps            denoising steps
     guidance         every strength, per modality
     cfg_scale        replaces ``guidance.video.cfg``; ``None`` keeps it

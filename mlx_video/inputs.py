@@ -135,8 +135,8 @@ class Image(Input):
     option = Option(
         "--image",
         ("PATH", "FRAME STRENGTH"),
-        "picture (PNG, JPEG, WebP, BMP, GIF or TIFF; HEIC with pillow-heif) to show at FRAME (0 or a multiple of 8; 0 if "
-        "left out), kept by STRENGTH (0 to 1; 1 if left out); repeatable",
+        "picture (PNG, JPEG, WebP, BMP, GIF or TIFF; HEIC with pillow-heif) to show at FRAME (0, "
+        "or with LTX-2 a multiple of 8; 0 if left out), kept by STRENGTH (0 to 1; 1 if left out); repeatable",
     )
 
     @classmethod

@@ -6,7 +6,8 @@ import pytest
 
 from mlx_video import hub, recipes
 from mlx_video.checkpoint import Files
-from mlx_video.cli.options import add_generate, job_from
+from mlx_video.cli.job import job_from
+from mlx_video.cli.options import add_generate
 from mlx_video.cli.parser import Parser, option
 from mlx_video.inputs import Image
 from mlx_video.models.ltx import find
@@ -121,8 +122,8 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(words, sentence):
 
 def test_options_count_as_typed_however_their_value_follows():
     parser = Parser()
-    for options in (("--width", "-W"), ("--fps",), ("--seed", "-s"), ("--height",)):
-        option(parser, *options, type=int, real=7)
+    for names in ("--width -W", "--fps", "--seed -s", "--height"):
+        option(parser, names, "a number", type=int, real=7)
     args = parser.read(["-W128", "--fps=7", "-s", "3"])
     assert args.typed == {"width": "--width", "fps": "--fps", "seed": "--seed"}
     assert (args.width, args.fps, args.seed, args.height) == (128, 7, 3, 7)

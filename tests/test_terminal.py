@@ -13,7 +13,7 @@ import pytest
 from mlx_video import cli, recipes
 from mlx_video.checkpoint import Files
 from mlx_video.cli import commands, consent, terminal
-from mlx_video.cli.options import output_from
+from mlx_video.cli.job import output_from
 from mlx_video.cli.progress import Progress
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image

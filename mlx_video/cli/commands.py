@@ -15,19 +15,15 @@ from mlx_video.cli import convert as converting
 from mlx_video.cli import serve as serving
 from mlx_video.cli.completion import add_completion, completion
 from mlx_video.cli.consent import ask
+from mlx_video.cli.job import files_from, job_from, moved, options_from, output_from
 from mlx_video.cli.options import (
     add_generate,
     add_model_files,
     add_output,
     add_prompt,
     add_tiling,
-    files_from,
-    job_from,
-    moved,
-    options_from,
-    output_from,
 )
-from mlx_video.cli.parser import Parser, option
+from mlx_video.cli.parser import Parser, flag
 from mlx_video.cli.progress import Progress, describe_text, plan_text
 from mlx_video.cli.terminal import say, tell
 from mlx_video.disk import typed_path
@@ -207,14 +203,7 @@ def _add_decode(parser: argparse.ArgumentParser) -> None:
 
 def _add_enhance(parser: argparse.ArgumentParser) -> None:
     add_prompt(parser)
-    option(
-        parser,
-        "--image",
-        action="store_true",
-        real=False,
-        shown="",
-        help="the clip begins with a picture",
-    )
+    flag(parser, "--image", "the clip begins with a picture")
     add_model_files(parser, default=MODEL_REPO)
 
 

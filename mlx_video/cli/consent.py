@@ -61,7 +61,7 @@ def _written(output: Output, args: argparse.Namespace) -> list[str]:
 
 
 def _typed(args: argparse.Namespace) -> set[str]:
-    from mlx_video.cli.options import files_from
+    from mlx_video.cli.job import files_from
 
     typed: Files = files_from(args)
     return set(typed.named())

@@ -1,54 +1,43 @@
 """The conversion's options, the flags of mlx-lm's convert that apply here."""
 
 import argparse
+from functools import partial
 
 from mlx_video import hub
 from mlx_video.checkpoint import DTYPES
-from mlx_video.cli.parser import option
+from mlx_video.cli.parser import flag, option
 from mlx_video.cli.terminal import say, tell
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.layouts import VARIANTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    option(
-        parser,
+    add = partial(option, parser)
+    add(
         "--hf-path",
+        "official .safetensors, folder with one, or hub repository",
         real=hub.MODEL_REPO,
-        help="official .safetensors, folder with one, or hub repository",
     )
-    option(parser, "--mlx-path", real="mlx_model", help="new folder to write")
-    option(
-        parser,
+    add("--mlx-path", "new folder to write", real="mlx_model")
+    add(
         "--variant",
+        "which checkpoint, where there are several",
         choices=VARIANTS,
         shown="the only one; of the hub's, distilled",
-        help="which checkpoint, where there are several",
     )
-    option(parser, "--dtype", choices=DTYPES, shown="as stored", help="of the weights")
-    option(
+    add("--dtype", "of the weights", choices=DTYPES, shown="as stored")
+    flag(
         parser,
-        "-q",
-        "--quantize",
-        action="store_true",
-        real=False,
-        shown="",
-        help="quantize the transformer's blocks and the text encoder's",
+        "-q --quantize",
+        "quantize the transformer's blocks and the text encoder's",
     )
-    option(
-        parser,
+    add(
         "--q-bits",
+        "bits per weight: 8 costs no visible quality, 4 costs some",
         type=int,
         real=8,
-        help="bits per weight: 8 costs no visible quality, 4 costs some",
     )
-    option(
-        parser,
-        "--q-group-size",
-        type=int,
-        real=64,
-        help="weights that share a scale",
-    )
+    add("--q-group-size", "weights that share a scale", type=int, real=64)
 
 
 def convert(args: argparse.Namespace) -> None:

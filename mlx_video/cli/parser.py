@@ -86,12 +86,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def option(
-    group, *names: str, real: object = None, shown: object = None, **how
+    group, names: str, about: str, real: object = None, shown: object = None, **how
 ) -> argparse.Action:
-    """Add an option that is ``None`` unless it is typed and ``real`` where it is not; help shows that, or ``shown``."""
-    action = group.add_argument(*names, default=None, **how)
+    """Add an option that is ``None`` unless it is typed and ``real`` where it is not; help shows that, or ``shown``.
+
+    ``names`` are its flags, spaces between; ``how`` goes to argparse.
+    """
+    action = group.add_argument(*names.split(), default=None, help=about, **how)
     action.real, action.shown = real, real if shown is None else shown
     return action
+
+
+def flag(group, names: str, about: str, real: bool = False, **how) -> argparse.Action:
+    """Add an option without a value: ``real`` where it is not typed, and the opposite where it is."""
+    action = "store_false" if real else "store_true"
+    return option(group, names, about, real, "", action=action, **how)
 
 
 def _nearest(word: str, choices) -> str | None:

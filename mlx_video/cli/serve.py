@@ -4,14 +4,15 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator
 
 from mlx_video import hub
 from mlx_video.cli import server
-from mlx_video.cli.options import byte_size
 from mlx_video.cli.parser import option
+from mlx_video.cli.values import byte_size
 from mlx_video.disk import read_small, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.find import DEMO
@@ -21,72 +22,64 @@ NEEDED = ("fastapi", "uvicorn", "multipart")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("address")
-    option(
-        group,
+    _add_address(parser)
+    _add_models(parser)
+    _add_storage(parser)
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    add = partial(option, parser.add_argument_group("address"))
+    add(
         "--host",
+        "address to listen on; other than loopback needs a key",
         real=server.LOOPBACK[0],
         metavar="ADDRESS",
-        help="address to listen on; other than loopback needs a key",
     )
-    option(group, "--port", type=int, real=server.PORT, help="port to listen on")
-    option(
-        group, "--api-key", real=None, shown="none", help="key that everybody must send"
-    )
-    option(
-        group,
-        "--api-key-file",
-        real=None,
-        shown="none",
-        metavar="FILE",
-        help="file that holds the key",
-    )
-    group = parser.add_argument_group("models")
-    option(
-        group,
+    add("--port", "port to listen on", type=int, real=server.PORT)
+    add("--api-key", "key that everybody must send", shown="none")
+    add("--api-key-file", "file that holds the key", shown="none", metavar="FILE")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    add = partial(option, parser.add_argument_group("models"))
+    add(
         "--model",
+        "model to offer, as in `generate`; repeatable, the first is the default",
         action="append",
-        real=None,
         shown=f"{DEMO}, and LTX-2 where it is in the hub's cache",
-        help="model to offer, as in `generate`; repeatable, the first is the default",
     )
-    option(
-        group,
+    add(
         "--lora",
+        "LoRA to offer under a name; repeatable",
         action="append",
-        real=None,
         shown="none",
         metavar="NAME=FILE",
-        help="LoRA to offer under a name; repeatable",
     )
-    option(
-        group,
+    add(
         "--memory-limit",
+        "memory budget in GB",
         type=byte_size,
-        real=None,
         shown="what the machine has",
         metavar="GB",
-        help="memory budget in GB",
     )
-    group = parser.add_argument_group("storage")
-    option(
-        group,
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    add = partial(option, parser.add_argument_group("storage"))
+    add(
         "--data",
-        real=None,
+        "folder for clips and the queue",
         shown="~/.local/share/mlx-video",
         metavar="FOLDER",
-        help="folder for clips and the queue",
     )
-    option(
-        group,
+    add(
         "--disk-budget",
+        "space that clips may take",
         type=byte_size,
-        real=None,
         shown="20GB",
         metavar="GB",
-        help="space that clips may take",
     )
-    option(group, "--queue", type=int, real=32, metavar="N", help="clips that may wait")
+    add("--queue", "clips that may wait", type=int, real=32, metavar="N")
 
 
 def serve(args: argparse.Namespace) -> None:

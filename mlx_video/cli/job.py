@@ -1,0 +1,248 @@
+"""The job, the files and the options of a run that typed arguments ask for."""
+
+import argparse
+import secrets
+from dataclasses import replace
+from itertools import chain
+from math import isfinite
+from pathlib import Path
+from typing import Callable, Iterator, Sequence
+
+from mlx_video import recipes
+from mlx_video.checkpoint import Files, resolve_model
+from mlx_video.cli.values import AUTO
+from mlx_video.disk import is_there, typed_path
+from mlx_video.errors import UserError
+from mlx_video.inputs import Input
+from mlx_video.models.ltx.duration import nearest_frames
+from mlx_video.models.ltx.find import find_geometry
+from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.output import Output, named_after
+from mlx_video.pipeline import Request
+from mlx_video.record import Job
+from mlx_video.run import Options, recalled
+from mlx_video.types import Geometry
+
+FAR = 1.25  # times the rate that a model learned
+
+
+def job_from(
+    args: argparse.Namespace,
+    variant: str | None,
+    hear: Callable[[object], None] = lambda what: None,
+) -> Job:
+    """The job that the arguments of a generating door ask for; ``hear`` gets notices, and downloads that begin."""
+    if args.from_record or args.resume:
+        return _job_again(args)
+    if args.prompt is None:
+        raise UserError("Say what to show: --prompt 'a cat on a red sofa'.")
+    variant = variant or args.variant
+    files, defaults = resolve_model(files_from(args), variant, hear)
+    wanted = defaults.given(
+        frames=_frames(args, files, variant, defaults),
+        height=args.height,
+        width=args.width,
+        fps=args.fps,
+        audio=args.audio,
+        negative_prompt=args.negative_prompt,
+    )
+    request = Request(
+        prompt=args.prompt,
+        shape=recipes.finished(wanted.shape, getattr(args, "dfr", None)),
+        negative_prompt=wanted.negative_prompt,
+        seed=secrets.randbits(32) if args.seed is None else args.seed,
+        audio=wanted.audio,
+        inputs=inputs_from(args),
+        enhance=args.enhance_prompt,
+        tiling=args.tiling,
+        timed=args.duration == AUTO,
+    )
+    recipe = recipe_from(args, variant, wanted, files)
+    batched = getattr(args, "batch_guidance", False)
+    for warning in _unused(args, recipe, defaults):
+        hear(warning)
+    return Job(request, recipe, files, batched)
+
+
+def _unused(
+    args: argparse.Namespace, recipe: recipes.Recipe, usual: recipes.Defaults
+) -> Iterator[str]:
+    """Warnings of what was typed and changes nothing, or is unlikely to be meant."""
+    if args.negative_prompt is not None and not recipe.guided:
+        yield "--negative-prompt is not used: this recipe samples without guidance."
+    if "steps" in args.typed and recipe.variant == "distilled":
+        steps = " and ".join(str(len(stage.sigmas) - 1) for stage in recipe.stages)
+        yield f"--steps is not used: the distilled model takes {steps} steps."
+    if "distilled_lora" in args.typed and "distilled_lora" not in recipe.needs:
+        yield "--distilled-lora is not used without --two-stage."
+    if args.fps is not None and not 1 / FAR <= args.fps / usual.fps <= FAR:
+        yield f"{args.fps:g} fps is far from the {usual.fps:g} that the model learned; motion may look wrong."
+
+
+# What may go with a record: where its files lie now, and what makes no other clip.
+_WITH_RECORD = {
+    "model": "model",
+    "text_encoder": "text_encoder",
+    "upsampler": "upsampler",
+    "distilled_lora": "distilled_lora",
+    "lora": "loras",
+}
+_BESIDE_RECORD = frozenset(
+    "from_record resume output_path output_audio save_frames overwrite health quiet verbose json yes memory_limit "
+    "save_every".split()
+)
+
+
+def _job_again(args: argparse.Namespace) -> Job:
+    """The job of a record, with its files where they were typed to be."""
+    if args.from_record and args.resume:
+        raise UserError(
+            "--resume goes on and --from-record starts anew; leave out one of them."
+        )
+    others = args.typed.keys() - _WITH_RECORD.keys() - _BESIDE_RECORD
+    if others:
+        names = ", ".join(flag for dest, flag in args.typed.items() if dest in others)
+        which = "--resume" if args.resume else "--from-record"
+        raise UserError(f"{which} makes a clip as it was asked for; leave out {names}.")
+    return moved(Job.from_record(args.from_record or args.resume), args)
+
+
+def moved(job: Job, args: argparse.Namespace) -> Job:
+    """``job`` with its files where they were typed to be."""
+    typed = files_from(args)
+    names = [name for dest, name in _WITH_RECORD.items() if dest in args.typed]
+    found = {name: getattr(typed, name) for name in names}
+    return replace(job, files=replace(job.files, **found))
+
+
+def files_from(args: argparse.Namespace) -> Files:
+    """The files that the arguments of any command name; those that are here by their full path, for the record."""
+    return Files(
+        model=_full(args.model),
+        text_encoder=_full(args.text_encoder),
+        upsampler=_full(getattr(args, "upsampler", None)),
+        loras=tuple(_lora_from(words) for words in getattr(args, "lora", ())),
+        distilled_lora=_full(getattr(args, "distilled_lora", None)),
+        dtype=args.dtype,
+        quantize=getattr(args, "quantize", None),
+        low_memory=getattr(args, "low_memory", False),
+    )
+
+
+def _full(path: str | None) -> str | None:
+    here = path is not None and is_there(typed_path(path))
+    return str(typed_path(path).resolve()) if here else path
+
+
+def _frames(
+    args: argparse.Namespace, files: Files, variant: str, usual: recipes.Defaults
+) -> int | None:
+    """As many as were asked for, by number or by how long they last; ``None`` where they were not."""
+    if args.duration is None:
+        return args.num_frames
+    if args.num_frames is not None:
+        raise UserError(
+            "--duration and --num-frames both say how long the clip is; leave out one of them."
+        )
+    if args.duration == AUTO:
+        return None
+    scale = _geometry(files, variant).video
+    return nearest_frames(args.duration, args.fps or usual.fps, scale.time)
+
+
+def _geometry(files: Files, variant: str) -> Geometry:
+    """The model's, as far as it is known before anything is fetched."""
+    return find_geometry(files.model, variant) or LTX_2.geometry
+
+
+def recipe_from(
+    args: argparse.Namespace, variant: str, defaults: recipes.Defaults, files: Files
+) -> recipes.Recipe:
+    """The recipe of ``variant`` with the strengths that were given, or else the ``defaults``."""
+    typed = args.typed.keys() & _GUIDANCE_FLAGS.keys()
+    rounds = getattr(args, "dfr", None)
+    if rounds is not None and variant != "distilled":
+        raise UserError("--dfr is for the distilled model; leave out --variant dev.")
+    if variant == "distilled":
+        refused = typed | args.typed.keys() & {"distilled_lora", "batch_guidance"}
+        if refused := refused - {"steps"}:
+            flags = ", ".join(f for dest, f in args.typed.items() if dest in refused)
+            raise UserError(
+                f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {flags}, "
+                "or use the dev model (--variant dev, or python -m mlx_video.generate_dev)."
+            )
+        return defaults.recipe(variant) if rounds is None else recipes.fidelity(rounds)
+    strengths = {_GUIDANCE_FLAGS[name]: getattr(args, name) for name in typed}
+    two_stage = strengths.pop("two_stage", False)
+    if strengths.pop("hq", False):
+        half = _geometry(files, variant).latents(defaults.shape.scaled(0.5))
+        return defaults.hq(half.tokens, **strengths)
+    return defaults.given(**strengths).recipe(variant, two_stage)
+
+
+_GUIDANCE_FLAGS = {
+    "steps": "steps",
+    "two_stage": "two_stage",
+    "hq": "hq",
+    "cfg_scale": "cfg",
+    "audio_cfg_scale": "audio_cfg",
+    "stg_scale": "stg",
+    "stg_blocks": "stg_blocks",
+    "modality_scale": "modality",
+    "rescale": "rescale",
+}
+
+
+def inputs_from(args: argparse.Namespace) -> tuple[Input, ...]:
+    """Every input that was typed."""
+    flags = (kind.option.flag for kind in Input.kinds.values() if kind.option)
+    given = (getattr(args, flag.strip("-").replace("-", "_")) for flag in flags)
+    return tuple(chain.from_iterable(given))
+
+
+def _lora_from(words: Sequence[str]) -> tuple[str, float]:
+    path, strength = (list(words) + ["1"])[:2]
+    try:
+        if len(words) > 2:
+            raise ValueError
+        strength = float(strength)
+        if not isfinite(strength):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
+        ) from None
+    return _full(path), strength
+
+
+def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) -> Output:
+    """The files that typed arguments ask for.
+
+    Where nothing is said, as the run had it that ``left`` latents or a state; else a name after the prompt and the seed.
+    """
+    usual = Output(Path()) if left is None else recalled(left)
+    audio, frames = args.output_audio or usual.audio, args.save_frames or usual.frames
+    return Output(
+        _clip(args.output_path, job, left, usual), audio, frames, args.overwrite
+    )
+
+
+def _clip(typed: str | None, job: Job, left: Path | None, usual: Output) -> Path:
+    request = job.request
+    if typed is None:
+        return usual.path if left else named_after(Path(), request.prompt, request.seed)
+    path = typed_path(typed)
+    if typed.endswith("/") or path.is_dir() and not path.suffix:
+        return named_after(path, request.prompt, request.seed)
+    return path
+
+
+def options_from(args: argparse.Namespace) -> Options:
+    """How to carry out what the arguments ask for."""
+    resume = getattr(args, "resume", None)
+    return Options(
+        health=args.health,
+        memory_limit=getattr(args, "memory_limit", None),
+        save_every=getattr(args, "save_every", Options.save_every),
+        resume=resume,
+    )

@@ -1,0 +1,57 @@
+"""How the words after options become values, and what is said of words that cannot."""
+
+import argparse
+import re
+from pathlib import Path
+
+from mlx_video.disk import typed_path
+from mlx_video.errors import UserError
+
+UNITS = {"": 1e9, "m": 1e6, "g": 1e9, "t": 1e12, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+AUTO = "auto"
+LONGEST_CLIP = 600  # seconds
+
+
+def byte_size(word: str) -> float:
+    """24, 24GB, 24 GiB or 24000MB."""
+    found = re.fullmatch(r"\s*([\d.]+)\s*((?:[mgt]i?)?)b?\s*", word.lower())
+    try:
+        size = float(found[1]) * UNITS[found[2]]
+    except (TypeError, ValueError):
+        size = 0
+    if not 0 < size < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, such as 24GB; got {word}")
+    return size
+
+
+def path(word: str) -> Path:
+    try:
+        return typed_path(word)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def seconds(word: str) -> float:
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = -1
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(
+            f"must be seconds, 0 or more, such as 60; got {word}"
+        )
+    return seconds
+
+
+def duration(word: str) -> str | float:
+    if word == AUTO:
+        return word
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= LONGEST_CLIP:
+        raise argparse.ArgumentTypeError(
+            f"must be auto, or seconds up to {LONGEST_CLIP}, such as 5; got {word}"
+        )
+    return seconds
