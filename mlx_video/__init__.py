@@ -33,7 +33,7 @@ _HOMES = {
     "Image": "inputs",
     "Pipeline": "pipeline",
     "Request": "pipeline",
-    "load": "pipeline",
+    "load": "api",
     "save": "media",
 }
 

@@ -5,6 +5,7 @@ Knows names of files and repositories, not how a clip is made.
 
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Callable, Iterable
 
 import mlx.core as mx
@@ -45,6 +46,13 @@ class Files:
     dtype: str | None = None
     quantize: int | None = None
     low_memory: bool = False
+
+    def __post_init__(self):
+        for name in ("model", "text_encoder", "upsampler", "distilled_lora"):
+            if isinstance(path := getattr(self, name), Path):
+                object.__setattr__(self, name, str(path))
+        loras = tuple((str(file), strength) for file, strength in self.loras)
+        object.__setattr__(self, "loras", loras)
 
     def check(self) -> None:
         """Raise ``UserError`` for a dtype, a width or a strength that there is not."""

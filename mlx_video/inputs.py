@@ -3,6 +3,7 @@
 An input says which networks it needs, checks itself, says how many tokens it adds, and becomes conditions of either stream.
 """
 
+import os
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import (
@@ -138,6 +139,9 @@ class Image(Input):
         "picture (PNG, JPEG, WebP, BMP, GIF or TIFF; HEIC with pillow-heif) to show at FRAME (0, "
         "or with LTX-2 a multiple of 8; 0 if left out), kept by STRENGTH (0 to 1; 1 if left out); repeatable",
     )
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", os.fspath(self.path))
 
     @classmethod
     def typed(cls, words: Sequence[str]) -> "Image":

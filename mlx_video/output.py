@@ -16,6 +16,7 @@ from mlx_video.disk import (
     lock_of,
     owned,
     short,
+    typed_path,
 )
 from mlx_video.errors import UserError
 from mlx_video.types import CLIP_SUFFIXES, SILENT_SUFFIXES, VideoPixelShape
@@ -150,6 +151,14 @@ class Output:
             [(_existing(folder), size) for folder, size in sizes],
             "free some, or choose another folder with --output-path",
         )
+
+
+def clip_path(typed: str | Path, prompt: str, seed: int) -> Path:
+    """The file that was typed; in a folder, which ends in / or is there, a name after the prompt and the seed."""
+    path = typed_path(typed)
+    if str(typed).endswith("/") or path.is_dir() and not path.suffix:
+        return named_after(path, prompt, seed)
+    return path
 
 
 def named_after(folder: Path, prompt: str, seed: int) -> Path:

@@ -10,7 +10,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video import health, postprocess
-from mlx_video.checkpoint import Files, open_components, resolve_model
 from mlx_video.conditioning.latent import (
     Condition,
     LatentState,
@@ -82,6 +81,11 @@ class Request:
     enhance: bool = False
     tiling: str = "auto"
     timed: bool = False
+
+    def __post_init__(self):
+        """A shape or inputs that come as plain tuples or lists are taken for what they are."""
+        object.__setattr__(self, "shape", VideoPixelShape(*self.shape))
+        object.__setattr__(self, "inputs", tuple(self.inputs))
 
     def check(self, recipe: Recipe, geometry: Geometry | None = None) -> None:
         """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded.
@@ -168,7 +172,7 @@ class Pipeline:
              always shared by its passes
     memory   bytes that decoding may bring the whole to; by default what the device has
 
-    ``defaults`` are the checkpoint's, and ``request`` makes one of them.
+    ``defaults`` are the checkpoint's.
     """
 
     def __init__(
@@ -192,22 +196,12 @@ class Pipeline:
         *_, clip = self.stream(request)
         return clip
 
-    def request(self, prompt: str) -> Request:
-        """One for ``prompt`` in which all else is the checkpoint's default; ``dataclasses.replace`` changes it."""
-        usual = self.defaults
-        return Request(
-            prompt,
-            usual.shape,
-            negative_prompt=usual.negative_prompt,
-            audio=usual.audio,
-        )
-
     def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
         """Yield ``Step``s as the work goes on, then the ``Sample``, worth saving, and last the ``Clip``.
 
         Raises ``UserError`` before anything is loaded, ``HealthError`` later.
         """
-        if caution := self.caution(request):
+        for caution in self.cautions(request):
             warnings.warn(caution, stacklevel=2)
         if request.timed:
             self.check(request)
@@ -302,14 +296,16 @@ class Pipeline:
         texts = self._texts(request, request.prompt)
         self.components.check(needs, texts, request.model_type)
 
-    def caution(self, request: Request) -> str:
-        """One line about what a model of a small world does not know of the prompt; empty where it knows all."""
-        if request.enhance:
-            return ""
-        from mlx_video.models.ltx import tokenizer  # with a library of its own
+    def cautions(self, request: Request) -> Iterator[str]:
+        """What a person should know before sampling: words that the model does not know, and what the inputs say."""
+        if not request.enhance:
+            from mlx_video.models.ltx import tokenizer  # with a library of its own
 
-        text_encoder = self.components.sources["text_encoder"].path
-        return tokenizer.caution(text_encoder, request.prompt)
+            text_encoder = self.components.sources["text_encoder"].path
+            if caution := tokenizer.caution(text_encoder, request.prompt):
+                yield caution
+        for given in request.inputs:
+            yield from given.notices(request.shape)
 
     def _texts(self, request: Request, prompt: str) -> list[str]:
         """What the text encoder reads."""
@@ -474,29 +470,6 @@ class Pipeline:
                 yield from health.watched(frames, self.defaults.may_be_still)
             else:
                 yield from postprocess.frames(chunks)
-
-
-def load(
-    model: str | None = None,
-    recipe: Recipe | None = None,
-    *,
-    variant: str = "distilled",
-    files: Files | None = None,
-    health: bool = True,
-) -> Pipeline:
-    """A pipeline over ``model``, which is as in ``Files``.
-
-    recipe   how to sample; by default as the checkpoint wants its ``variant``, "distilled" or "dev", to be sampled
-    files    the model with what goes with it, where it does not lie beside it; replaces ``model``
-    Finds the files, downloading what is missing from the hub; weights are read when their turn comes.
-    """
-    files = files or Files(model)
-    files, defaults = resolve_model(files, recipe.variant if recipe else variant)
-    recipe = recipe or defaults.recipe(variant)
-    components = open_components(files, recipe, recipe.needs)
-    from mlx_video.fidelity import pipeline_for  # which is made of what is here
-
-    return pipeline_for(components, recipe, health=health)
 
 
 def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:

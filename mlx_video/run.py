@@ -127,19 +127,50 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
     if start is None:
         output.check_unfinished()
     with _made(output.path.parent), output.owned():
-        if job.request.timed:
-            job = yield from _timed_by_prompt(job, options)
-        plan, pipeline = yield from _planned(job, options)
-        job = job.planned(plan)
+        job, plan, pipeline = yield from _prepared(job, options)
         output.check_space(job.request.shape, _bytes(pipeline, job))
         yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
-        if caution := pipeline.caution(job.request):
-            yield Warned(caution)
-        for given in job.request.inputs:
-            yield from map(Warned, given.notices(job.request.shape))
+        yield from map(Warned, pipeline.cautions(job.request))
         yield from map(Warned, output.notices(job.request.audio))
-        mx.set_cache_limit(min(CACHE_LIMIT, plan.spare))
         yield from _timed(_carried_out(pipeline, job, output, options, start), output)
+
+
+class Sampled(NamedTuple):
+    """A job whose latents are there, in memory, and what decodes them."""
+
+    job: Job
+    latents: AV[mx.array]
+    pipeline: Pipeline
+
+
+def sample(job: Job, options: Options = Options()) -> Generator[Event, None, Sampled]:
+    """Carry out ``job`` up to its latents, and write nothing; ``write`` does. Raises as ``run`` does."""
+    job.check()
+    job, _, pipeline = yield from _prepared(job, options)
+    yield from map(Warned, pipeline.cautions(job.request))
+    for event in pipeline.events(job.request):
+        if isinstance(event, Step):
+            yield event
+    return Sampled(job.with_prompt(event.prompt), event.latents, pipeline)
+
+
+def write(sampled: Sampled, output: Output) -> Iterator[Event]:
+    """Decode what was sampled and write its files."""
+    job, latents, pipeline = sampled
+    with _made(output.path.parent), output.owned():
+        output.check_space(job.request.shape, 0)
+        yield from _timed(_written(pipeline, latents, job, output), output)
+
+
+def _prepared(
+    job: Job, options: Options
+) -> Generator[Downloading | Step, None, tuple[Job, plans.Plan, Pipeline]]:
+    """``job`` as its record will tell it, what it will take, and what will carry it out."""
+    if job.request.timed:
+        job = yield from _timed_by_prompt(job, options)
+    plan, pipeline = yield from _planned(job, options)
+    mx.set_cache_limit(min(CACHE_LIMIT, plan.spare))
+    return job.planned(plan), plan, pipeline
 
 
 def _planned(
@@ -177,17 +208,15 @@ def finish(
     tensors, _ = load_tensors(latents)
     needs = ["video_decoder"]
     needs += ["audio_decoder", "vocoder"] if job.request.audio else []
-    with _made(output.path.parent), output.owned():
-        components = yield from _announced(
-            lambda announce: open_components(job.files, job.recipe, needs, announce)
-        )
-        pipeline = Pipeline(components, job.recipe, health=options.health)
-        _check_latents(latents, tensors, pipeline.latent_shapes(job.request))
-        if options.health:
-            check_latents(tensors, str(latents))
-        output.check_space(job.request.shape, 0)
-        yield from _timed(_written(pipeline, tensors, job, output), output)
-        latents.unlink(missing_ok=True)
+    components = yield from _announced(
+        lambda announce: open_components(job.files, job.recipe, needs, announce)
+    )
+    pipeline = Pipeline(components, job.recipe, health=options.health)
+    _check_latents(latents, tensors, pipeline.latent_shapes(job.request))
+    if options.health:
+        check_latents(tensors, str(latents))
+    yield from write(Sampled(job, tensors, pipeline), output)
+    latents.unlink(missing_ok=True)
 
 
 def _carried_out(

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
-from typing import Callable, Generic, Iterator, NamedTuple, TypeVar
+from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -256,16 +256,41 @@ class Waveform:
 class Clip:
     """What a generation hands back: uint8 RGB frames (H, W, 3), in order, and their sound.
 
-    ``frames`` is an iterator: frames are decoded as they are taken, and only once.
+    ``frames`` is an iterator: frames are decoded as they are taken, and only once; who asks again is told.
     """
 
     frames: Iterator[np.ndarray]
     shape: VideoPixelShape
     audio: Waveform | None = None
 
+    def __post_init__(self):
+        object.__setattr__(self, "frames", _Once(self.frames))
+
     @property
     def fps(self) -> float:
         return self.shape.fps
+
+
+class _Once(Iterator[np.ndarray]):
+    """Frames, which end once."""
+
+    def __init__(self, frames: Iterable[np.ndarray]):
+        self.frames, self.ended = iter(frames), False
+
+    def __iter__(self) -> "_Once":
+        if self.ended:
+            raise UserError(
+                "The frames of this clip were taken already; they are decoded once. Keep them in a list, or make the clip "
+                "again."
+            )
+        return self
+
+    def __next__(self) -> np.ndarray:
+        try:
+            return next(self.frames)
+        except StopIteration:
+            self.ended = True
+            raise
 
 
 @dataclass(frozen=True)

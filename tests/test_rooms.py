@@ -16,7 +16,7 @@ FLOORS = [
     {"recipes", "plan", "checkpoint", "inputs"},
     {"pipeline", "fidelity"},
     {"record", "output", "run"},
-    {"serve"},
+    {"serve", "api"},
     {"names", "cli", "convert"},
     {"generate", "generate_dev", "generate_av", "__main__"},
 ]

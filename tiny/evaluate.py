@@ -7,7 +7,6 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Sequence
 
@@ -15,8 +14,9 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image as Picture
 
-import mlx_video
-from mlx_video import Image, Pipeline, VideoPixelShape
+from mlx_video import Image, Pipeline, Request, VideoPixelShape
+from mlx_video.checkpoint import Files, open_components, resolve_model
+from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.postprocess import to_uint8
 from mlx_video.types import Waveform
@@ -172,13 +172,29 @@ def unseen(count: int, seed: int) -> Iterator[tuple[int, Scene, str]]:
         yield number, scene, describe(scene, rng)
 
 
+def opened(
+    model: str, variant: str = "distilled", steps: int | None = None
+) -> Pipeline:
+    """A pipeline whose parts can be had too; it makes clips that look like garbage as well."""
+    files, defaults = resolve_model(Files(model), variant)
+    recipe = defaults.given(steps=steps).recipe(variant)
+    return Pipeline(open_components(files, recipe, recipe.needs), recipe, health=False)
+
+
 def maker(pipeline: Pipeline, shape: VideoPixelShape) -> Make:
     """Makes clips of sentences as anybody would."""
 
     def make(sentence: str, seed: int, image: Path | None = None) -> Made:
         images = () if image is None else (Image(str(image)),)
-        request = pipeline.request(sentence)
-        request = replace(request, shape=shape, seed=seed, inputs=images)
+        usual = pipeline.defaults
+        request = Request(
+            sentence,
+            shape,
+            negative_prompt=usual.negative_prompt,
+            seed=seed,
+            audio=usual.audio,
+            inputs=images,
+        )
         *_, clip = pipeline.stream(request)
         return list(clip.frames), clip.audio
 
@@ -243,16 +259,16 @@ def read_seeds(count: int, seed: int, make: Make) -> list[float]:
 
 
 def read_autoencoder(
-    count: int, seed: int, pipeline: Pipeline, shape: VideoPixelShape
+    count: int, seed: int, components: Components, shape: VideoPixelShape
 ) -> list[float]:
     """PSNR (dB) of the world's clips after encoding and decoding."""
     scenes = [scene for _, scene, _ in unseen(count, seed)]
     latents, decibels = [], []
-    with pipeline.components.video_encoder() as encoder:
+    with components.video_encoder() as encoder:
         for scene in scenes:
             latents.append(encoder(world.draw([scene], *shape[:3])))
             mx.eval(latents[-1])
-    with pipeline.components.video_decoder() as decoder:
+    with components.video_decoder() as decoder:
         for scene, latent in zip(scenes, latents):
             frames = np.array(to_uint8(decoder(latent)[0]))
             decibels.append(psnr(frames, np.stack(drawn(scene, shape)[0])))
@@ -320,16 +336,14 @@ def main() -> None:
 
 def evaluate(options: argparse.Namespace, shape: VideoPixelShape) -> dict:
     """Everything, told as it is found."""
-    pipeline = mlx_video.load(options.model, variant=options.variant, health=False)
-    defaults = pipeline.defaults.given(steps=options.steps)
-    pipeline.recipe = defaults.recipe(options.variant)
+    pipeline = opened(options.model, options.variant, options.steps)
     make, seed, few = (
         maker(pipeline, shape),
         options.seed,
         max(1, options.sentences // 10),
     )
     found = {"variant": options.variant, "shape": shape}
-    found["autoencoder"] = read_autoencoder(few, seed, pipeline, shape)
+    found["autoencoder"] = read_autoencoder(few, seed, pipeline.components, shape)
     print(f"autoencoder: {_decibels(found['autoencoder'], VAE_GOAL)}", flush=True)
     of_scene = lambda scene, sentence, seed: make(sentence, seed)
     found |= read_sentences(options.sentences, seed, of_scene, options.sheets)

@@ -10,14 +10,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-import mlx_video
 from mlx_video import Pipeline, VideoPixelShape
 from mlx_video.linear import Linear, dense_weight
 from mlx_video.models.ltx.components import Components, quantize_blocks
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.types import AV
 from tiny.denoiser import Denoiser
-from tiny.evaluate import Scores, added, examine, maker, unseen
+from tiny.evaluate import Scores, added, examine, maker, opened, unseen
 from tiny.model import GEOMETRY, TEXT_TOKENS
 from tiny.train_transformer import SMALL, USUAL
 from tiny.world import FPS
@@ -109,9 +108,9 @@ def main() -> None:
     options = parser.parse_args()
     print("| blocks | velocity, picture and sound |", " | ".join(ROWS), "|")
     print("|" + "---|" * (2 + len(ROWS)))
-    exact = velocity(opened(None), "a red ball bounces on a blue floor")
+    exact = velocity(in_format(None), "a red ball bounces on a blue floor")
     for name in options.formats:
-        pipeline = opened(FORMATS[name])
+        pipeline = in_format(FORMATS[name])
         off = velocity(pipeline, "a red ball bounces on a blue floor").map(
             distance, exact
         )
@@ -125,8 +124,8 @@ def main() -> None:
         )
 
 
-def opened(format: Format | None) -> Pipeline:
-    pipeline = mlx_video.load(DEMO, variant="distilled", health=False)
+def in_format(format: Format | None) -> Pipeline:
+    pipeline = opened(DEMO)
     requantize(pipeline.components, format)
     return pipeline
 

@@ -4,7 +4,6 @@ python -m tiny.showreel docs/showreel.webp
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +31,7 @@ QUALITY = 85  # of WebP, of 100
 def frames(sentence: str, seed: int) -> list[np.ndarray]:
     """Every other frame of a clip, uint8 (SIDE, SIDE, 3)."""
     pipeline = mlx_video.load(DEMO)
-    request = replace(pipeline.request(sentence), seed=seed, audio=False)
-    taken = list(pipeline(request).frames)[::EVERY]
+    taken = list(pipeline(sentence, seed=seed, audio=False).frames)[::EVERY]
     return [
         np.array(Image.fromarray(f).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
         for f in taken

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_video import Clip, VideoPixelShape
-from mlx_video.pipeline import Request
+from mlx_video.recipes import Defaults
 from tiny import evaluate, world
 from tiny.evaluate import Score, judge
 from tiny.world import Actor, Scene
@@ -136,9 +136,7 @@ class Double:
         self.requests = []
         part = lambda: contextmanager(lambda: iter([lambda x: x]))()
         self.components = SimpleNamespace(video_encoder=part, video_decoder=part)
-
-    def request(self, sentence):
-        return Request(sentence, SHAPE, audio=True)
+        self.defaults = Defaults()
 
     def stream(self, request):
         self.requests.append(request)

@@ -5,7 +5,7 @@ import mlx.nn as nn
 import pytest
 
 from mlx_video.linear import Linear, QuantizedLinear
-from tiny.quantized import FORMATS, distance, make_dense, opened, velocity
+from tiny.quantized import FORMATS, distance, in_format, make_dense, velocity
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +26,6 @@ def test_a_dense_layer_is_what_the_quantized_one_stands_for():
 
 @pytest.mark.parametrize("name, least, most", [("8", 1e-4, 0.03), ("4", 0.03, 0.4)])
 def test_fewer_bits_are_farther_from_the_dense_model(name, least, most):
-    exact = velocity(opened(None), SENTENCE)
-    off = velocity(opened(FORMATS[name]), SENTENCE).map(distance, exact)
+    exact = velocity(in_format(None), SENTENCE)
+    off = velocity(in_format(FORMATS[name]), SENTENCE).map(distance, exact)
     assert least < off.video < most and least < off.audio < most

@@ -1,0 +1,318 @@
+"""Clips in a few lines of Python: ``mlx_video.load()("a red ball").save("ball.mp4")``.
+
+The runs, records and files are those of the terminal; here is only how they are asked for.
+"""
+
+import base64
+import html
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import warnings
+from contextlib import closing
+from dataclasses import replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Callable, Generator, Iterable, Iterator, Mapping, TypeVar
+
+import numpy as np
+
+from mlx_video import recipes
+from mlx_video.checkpoint import Files, resolve_model
+from mlx_video.disk import check_free
+from mlx_video.errors import UserError
+from mlx_video.inputs import Image, Input
+from mlx_video.output import Output, clip_path
+from mlx_video.pipeline import Request
+from mlx_video.plan import describe
+from mlx_video.record import Job
+from mlx_video.run import Event, Options, Sampled, Warned, sample, write
+from mlx_video.types import Clip, Sample, Step, Waveform
+
+log = logging.getLogger(__name__)
+
+X = TypeVar("X")
+OnStep = Callable[[Step], object]
+
+
+def load(
+    model: str | Path | None = None,
+    recipe: recipes.Recipe | None = None,
+    *,
+    variant: str = "distilled",
+    files: Files | None = None,
+    options: Options = Options(),
+) -> "LTXPipeline":
+    """What makes clips with ``model``: a file, a folder, a hub repository, or "ltx-2-tiny", the demo model.
+
+    model    by default LTX-2 where the hub's cache has it, else the demo model
+    recipe   how to sample; by default as the checkpoint wants its ``variant``, "distilled" or "dev", to be sampled
+    files    the model with what goes with it, such as LoRAs; replaces ``model``
+    options  whether results are checked, and the bytes of memory to stay within
+    Raises ``UserError`` where there is no such model. Its other files are found, and fetched, by the first clip.
+    """
+    files = files or Files(model)
+    files, defaults = resolve_model(files, recipe.variant if recipe else variant)
+    return LTXPipeline(files, recipe or defaults.recipe(variant), defaults, options)
+
+
+class LTXPipeline:
+    """Makes clips with one model. Each call reads the weights that it takes, and frees them.
+
+    files, recipe, options  as in ``load``
+    defaults                of a clip, as the checkpoint states them
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        recipe: recipes.Recipe,
+        defaults: recipes.Defaults,
+        options: Options = Options(),
+    ):
+        self.files = files
+        self.recipe = recipe
+        self.defaults = defaults
+        self.options = options
+
+    def __call__(
+        self,
+        prompt: str | Request | Iterable[str],
+        *,
+        seed: int | Iterable[int] | None = None,
+        on_step: OnStep | None = None,
+        **wanted,
+    ) -> "GeneratedClip | list[GeneratedClip]":
+        """A clip of ``prompt``; where there are several prompts or seeds, a list of clips: each prompt with each seed.
+
+        seed     of all noise, 0 to 2^64 - 1; random if left out, and kept as ``clip.seed``
+        on_step  is called with each ``Step``: ``index`` of ``total`` of a ``phase`` is done; also when the clip is saved
+        wanted   as in ``request``: image, frames, height, width, fps, audio, negative_prompt
+        Raises ``UserError`` before weights are read for what cannot be done, ``HealthError`` for garbage.
+        """
+        one = isinstance(prompt, (str, Request)), not isinstance(seed, Iterable)
+        prompts, seeds = [prompt] if one[0] else prompt, [seed] if one[1] else [*seed]
+        requests = [self._request(p, s, wanted) for p in prompts for s in seeds]
+        clips = []
+        for request in requests:
+            job = Job(request, self.recipe, self.files)
+            sampled = _followed(sample(job, self.options), on_step)
+            clips.append(GeneratedClip(sampled, on_step))
+        return clips[0] if all(one) else clips
+
+    def request(
+        self,
+        prompt: str,
+        *,
+        seed: int | None = None,
+        image: object = (),
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        fps: float | None = None,
+        audio: bool | None = None,
+        negative_prompt: str | None = None,
+    ) -> Request:
+        """What a call asks for; what is left out is the checkpoint's default, and the seed random.
+
+        image          what the clip begins with: a path, a PIL image, or an array (H, W, 3) of uint8 or from 0 to 1; or
+                       an ``Image``, which says where and how strongly it is shown; or a list of these
+        frames         1 + a multiple of 8, at ``fps`` per second
+        height, width  pixels, a multiple of 32, or of 64 in two stages
+        audio          whether the clip has sound
+        """
+        wanted = self.defaults.given(
+            frames=frames,
+            height=height,
+            width=width,
+            fps=fps,
+            audio=audio,
+            negative_prompt=negative_prompt,
+        )
+        given = image if isinstance(image, (list, tuple)) else (image,)
+        return Request(
+            prompt,
+            wanted.shape,
+            negative_prompt=wanted.negative_prompt,
+            seed=secrets.randbits(32) if seed is None else seed,
+            audio=wanted.audio,
+            inputs=tuple(map(_input, given)),
+        )
+
+    def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
+        """``Step``s as the work goes on, then what was sampled, and last the clip; see ``Pipeline.stream``."""
+        job = Job(request, self.recipe, self.files)
+        plan = job.plan(limit=self.options.memory_limit).check()
+        pipeline = job.pipeline(health=self.options.health, plan=plan)
+        return pipeline.stream(request)
+
+    def _request(self, prompt: str | Request, seed: int | None, wanted) -> Request:
+        if not isinstance(prompt, Request):
+            return self.request(prompt, seed=seed, **wanted)
+        if wanted:
+            raise UserError(
+                f"A Request says all that is wanted; leave out {', '.join(wanted)}, or give a prompt in its place."
+            )
+        return prompt if seed is None else replace(prompt, seed=seed)
+
+
+class GeneratedClip:
+    """A clip that was sampled. It is decoded whenever it is saved or shown; ``frames`` can be taken once.
+
+    job    what makes it again: request, recipe and files
+    shape  frames, height, width and fps
+    path   where it was saved last
+    """
+
+    def __init__(self, sampled: Sampled, on_step: OnStep | None = None):
+        self.job = sampled.job
+        self.shape = sampled.job.request.shape
+        self.path: Path | None = None
+        self._sampled, self._on_step = sampled, on_step
+
+    @property
+    def prompt(self) -> str:
+        return self.job.request.prompt
+
+    @property
+    def seed(self) -> int:
+        return self.job.request.seed
+
+    @property
+    def fps(self) -> float:
+        return self.shape.fps
+
+    @property
+    def frames(self) -> Iterator[np.ndarray]:
+        """RGB frames, uint8 (H, W, 3), decoded as they are taken, and only once."""
+        return self._decoded.frames
+
+    @property
+    def audio(self) -> Waveform | None:
+        return self._decoded.audio
+
+    def save(self, path: str | Path = ".", *, overwrite: bool = False) -> Path:
+        """Write the clip as its name's ending says, and beside it the record that makes it again; returns the path.
+
+        path  .mp4, .mov, .webm, .gif or .webp; or a folder, in which the clip is named after its prompt and seed
+        Raises ``UserError`` where the file exists, unless ``overwrite``, and ``HealthError`` for garbage.
+        """
+        path = clip_path(path, self.prompt, self.seed)
+        output = Output(path, overwrite=overwrite)
+        inputs, sound = self.job.request.inputs, self.job.request.audio
+        output.check(sound, (Path(file) for given in inputs for file in given.files))
+        pictures = _beside(path, inputs)
+        for file in pictures.values():
+            check_free(file, overwrite)
+        for notice in output.notices(sound):
+            warnings.warn(notice, stacklevel=2)
+        job = _reading(self.job, pictures)
+        _followed(write(self._sampled._replace(job=job), output), self._on_step)
+        for given, file in pictures.items():
+            shutil.copyfile(given.path, file)
+        self.path = path
+        return path
+
+    @cached_property
+    def _decoded(self) -> Clip:
+        request = self.job.request
+        return self._sampled.pipeline.decode(
+            self._sampled.latents, request.shape, request.tiling, request.seed
+        )
+
+    def __repr__(self) -> str:
+        sound = "with" if self.job.request.audio else "without"
+        return f"<clip of {self.prompt!r}: {describe(self.shape)}, {sound} sound, seed {self.seed}>"
+
+    def _repr_html_(self) -> str:
+        """A player, for a notebook."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = self.path
+            if file is None or file.suffix != ".mp4" or not file.is_file():
+                file = Path(folder, "clip.mp4")
+                _followed(write(self._sampled, Output(file)), self._on_step)
+            data = base64.b64encode(file.read_bytes()).decode()
+        return (
+            f'<video controls loop width="{self.shape.width}" title="{html.escape(self.prompt)}" '
+            f'src="data:video/mp4;base64,{data}"></video>'
+        )
+
+
+def _followed(events: Generator[Event, None, X], on_step: OnStep | None) -> X:
+    """What ``events`` return; steps are passed on, warnings are Python's, and the rest is logged."""
+    with closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                return end.value
+            if isinstance(event, Warned):
+                warnings.warn(event.text, stacklevel=3)
+            elif not isinstance(event, Step):
+                log.info("%s", event)
+            elif on_step is not None:
+                on_step(event)
+
+
+# Pictures
+
+
+def _input(given: object) -> Input:
+    """An input of what may stand for a picture."""
+    if isinstance(given, Input):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        return Image.typed([os.fspath(given)])
+    file = Path(tempfile.mkdtemp(dir=_folder().name), "frame_0000.png")
+    if hasattr(given, "save"):  # as a PIL image can
+        given.save(file)
+    else:
+        from mlx_video import media  # with codecs, which only such pictures need
+
+        for _ in media.save_frames([_pixels(given)], file.parent):
+            pass
+    return Image(str(file))
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """For pictures that came without a file; it goes when Python ends."""
+    return tempfile.TemporaryDirectory(prefix="mlx-video-")
+
+
+def _pixels(given: object) -> np.ndarray:
+    """An array as 8-bit pixels."""
+    array = np.asarray(given)
+    if (
+        np.issubdtype(array.dtype, np.floating)
+        and 0 <= array.min()
+        and array.max() <= 1
+    ):
+        array = np.rint(255 * array).astype(np.uint8)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (3, 4):
+        raise UserError(
+            f"A picture is a path, a PIL image, or an array (H, W, 3) of uint8, or of numbers from 0 to 1; got "
+            f"{array.dtype} {array.shape}."
+        )
+    return array
+
+
+def _beside(clip: Path, inputs: Iterable[Input]) -> dict[Input, Path]:
+    """The pictures among ``inputs`` that came without a file, and one for each beside the clip."""
+    own = (given for given in inputs if given.files and _is_ours(given.files[0]))
+    return {given: clip.with_suffix(f".{n}.png") for n, given in enumerate(own)}
+
+
+def _is_ours(file: str) -> bool:
+    return Path(_folder().name) in Path(file).parents
+
+
+def _reading(job: Job, files: Mapping[Input, Path]) -> Job:
+    """``job`` whose inputs are read from ``files``."""
+    inputs = tuple(
+        replace(given, path=str(files[given].resolve())) if given in files else given
+        for given in job.request.inputs
+    )
+    return replace(job, request=replace(job.request, inputs=inputs))
