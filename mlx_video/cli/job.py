@@ -17,7 +17,7 @@ from mlx_video.inputs import Input
 from mlx_video.models.ltx.duration import nearest_frames
 from mlx_video.models.ltx.find import find_geometry
 from mlx_video.models.ltx.releases import LTX_2
-from mlx_video.output import Output, named_after
+from mlx_video.output import Output, clip_path
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import Options, recalled
@@ -222,19 +222,11 @@ def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) ->
     """
     usual = Output(Path()) if left is None else recalled(left)
     audio, frames = args.output_audio or usual.audio, args.save_frames or usual.frames
-    return Output(
-        _clip(args.output_path, job, left, usual), audio, frames, args.overwrite
-    )
-
-
-def _clip(typed: str | None, job: Job, left: Path | None, usual: Output) -> Path:
-    request = job.request
-    if typed is None:
-        return usual.path if left else named_after(Path(), request.prompt, request.seed)
-    path = typed_path(typed)
-    if typed.endswith("/") or path.is_dir() and not path.suffix:
-        return named_after(path, request.prompt, request.seed)
-    return path
+    path = usual.path
+    if left is None or args.output_path is not None:
+        typed = "." if args.output_path is None else args.output_path
+        path = clip_path(typed, job.request.prompt, job.request.seed)
+    return Output(path, audio, frames, args.overwrite)
 
 
 def options_from(args: argparse.Namespace) -> Options:
