@@ -1,8 +1,10 @@
 """One forward of a full transformer (19B or 22B) with sound, bfloat16, random weights: this package beside diffusers.
 
-    python benchmarks/dit_forward.py [--compile] [--quantize 8 4 mxfp8 mxfp4 nvfp4] [--json PATH] [--tiny]
-    python benchmarks/dit_forward.py --release ltx-2.5 [--quantize ...]
-    python benchmarks/dit_forward.py --host [--tiny] [--release ltx-2.3]
+    python benchmarks/dit_forward.py --compile                   # the 19B of LTX-2
+    python benchmarks/dit_forward.py --compile --release 2.3     # the 22B; or 2.5
+    python benchmarks/dit_forward.py --compile --release 2.3 --tiny --repeats 1      # a miniature, on a CPU too
+    python benchmarks/dit_forward.py --only mlx --quantize 8 4 mxfp8 mxfp4 nvfp4     # this package alone; or diffusers-compiled
+    python benchmarks/dit_forward.py --host [--tiny] [--release 2.3]
 
 Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. A forward is what a
 sampler calls once per step: diffusers computes rotary tables and caption projections in every one, this package once
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tests" / "fixtures" / "manifests" / "ltx-2-19b.config.json"
 PUBLISHED = ROOT / "mlx_video" / "models" / "ltx" / "published"
-RELEASES = ("ltx-2", "ltx-2.3", "ltx-2.5")  # diffusers beside us computes the first
+RELEASES = ("2", "2.3", "2.5")
 SIGMA = 0.725
 HOST_ROUNDS, HOST_BLOCKS = 50, 20
 FPS = 24.0
@@ -44,6 +46,19 @@ TINY = {
     "audio_attention_head_dim": 8,
     "audio_cross_attention_dim": 32,
     "caption_channels": 48,
+}
+# What diffusers must be told of the 22B; its defaults are the 19B's.
+DIFFUSERS_22B = {
+    "gated_attn": True,
+    "audio_gated_attn": True,
+    "cross_attn_mod": True,
+    "audio_cross_attn_mod": True,
+    "use_prompt_embeddings": False,
+}
+DIFFUSERS_SIZES = {
+    "2": {},
+    "2.3": DIFFUSERS_22B,
+    "2.5": DIFFUSERS_22B | {"ff_bias": False, "use_keyframes_abs_pos_embedding": True},
 }
 
 
@@ -183,9 +198,9 @@ def mlx_config(tiny: bool, release: str, **changes):
     """The transformer's published config; of a miniature, if ``tiny``."""
     from mlx_video.models.ltx.config import LTXModelConfig
 
-    block = json.loads((PUBLISHED / f"{release}.json").read_text())["transformer"]
+    config = json.loads((PUBLISHED / f"ltx-{release}.json").read_text())
     sizes = TINY if tiny else {}
-    return replace(LTXModelConfig.from_dict(block), **(sizes | changes))
+    return replace(LTXModelConfig.from_dict(config["transformer"]), **(sizes | changes))
 
 
 def time_mlx(
@@ -421,7 +436,11 @@ def arrays_in(values) -> int:
 
 
 def run_diffusers(
-    clips: list[Clip], tiny: bool, repeats: int, *, compiled: bool = False
+    clips: list[Clip],
+    tiny: bool,
+    repeats: int,
+    release: str = RELEASES[0],
+    compiled: bool = False,
 ) -> Iterator[Result]:
     import torch
     from diffusers import LTX2VideoTransformer3DModel
@@ -431,7 +450,7 @@ def run_diffusers(
     torch.set_grad_enabled(False)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if cuda else "cpu"):
-        sizes = TINY if tiny else {}  # its defaults are the 19B model
+        sizes = DIFFUSERS_SIZES[release] | (TINY if tiny else {})
         model = LTX2VideoTransformer3DModel(**sizes, rope_type="split").eval()
         inputs = [diffusers_inputs(model.config, clip) for clip in clips]
     for parameter in model.parameters():
@@ -460,18 +479,19 @@ def diffusers_inputs(config, clip: Clip) -> dict:
     import torch
 
     frames, height, width = clip.grid
-    return {
+    shared = config.use_prompt_embeddings  # projects what both streams get, as LTX-2
+    video_text = config.caption_channels if shared else config.cross_attention_dim
+    audio_text = config.caption_channels if shared else config.audio_cross_attention_dim
+    level = torch.tensor([1000 * SIGMA], dtype=torch.float32)
+    given = {
         "hidden_states": torch.randn(1, clip.video_tokens, config.in_channels),
         "audio_hidden_states": torch.randn(
             1, clip.audio_tokens, config.audio_in_channels
         ),
-        "encoder_hidden_states": torch.randn(
-            1, clip.text_tokens, config.caption_channels
-        ),
-        "audio_encoder_hidden_states": torch.randn(
-            1, clip.text_tokens, config.caption_channels
-        ),
-        "timestep": torch.tensor([1000 * SIGMA], dtype=torch.float32),
+        "encoder_hidden_states": torch.randn(1, clip.text_tokens, video_text),
+        "audio_encoder_hidden_states": torch.randn(1, clip.text_tokens, audio_text),
+        "timestep": level,
+        "sigma": level,
         "num_frames": frames,
         "height": height,
         "width": width,
@@ -479,12 +499,10 @@ def diffusers_inputs(config, clip: Clip) -> dict:
         "audio_num_frames": clip.audio_tokens,
         "return_dict": False,
     }
-
-
-def run_diffusers_compiled(
-    clips: list[Clip], tiny: bool, repeats: int
-) -> Iterator[Result]:
-    return run_diffusers(clips, tiny, repeats, compiled=True)
+    if config.use_keyframes_abs_pos_embedding:
+        first_frame = torch.arange(clip.video_tokens) < clip.tokens_per_frame
+        given["video_keyframes_mask"] = first_frame[None, :, None]
+    return given
 
 
 # The run
@@ -492,7 +510,7 @@ def run_diffusers_compiled(
 RUNNERS = {
     "mlx": run_mlx,
     "diffusers": run_diffusers,
-    "diffusers-compiled": run_diffusers_compiled,
+    "diffusers-compiled": partial(run_diffusers, compiled=True),
 }
 
 
@@ -545,7 +563,11 @@ def main():
         help="also this package with its blocks' weights in these formats",
     )
     parser.add_argument(
-        "--release", choices=RELEASES, default=RELEASES[0], help="whose transformer"
+        "--release",
+        type=lambda name: name.removeprefix("ltx-"),
+        choices=RELEASES,
+        default=RELEASES[0],
+        help="whose transformer",
     )
     parser.add_argument(
         "--whole-blocks",
@@ -564,17 +586,14 @@ def main():
         return print(host_time(arguments.tiny, arguments.release))
     if arguments.only:
         clips = TINY_CLIPS if arguments.tiny else CLIPS
-        runner = RUNNERS[arguments.only]
+        runner = partial(RUNNERS[arguments.only], release=arguments.release)
         if arguments.only == "mlx":
-            formats, release = arguments.quantize, arguments.release
-            runner = partial(runner, formats=formats, release=release)
+            runner = partial(runner, formats=arguments.quantize)
             runner = partial(runner, whole_blocks=arguments.whole_blocks)
         for result in runner(clips, arguments.tiny, arguments.repeats):
             print(json.dumps(result._asdict()), flush=True)
         return
     names = list(RUNNERS)[: 3 if arguments.compile else 2]
-    if arguments.release != RELEASES[0]:
-        names = names[:1]
     results = [result for name in names for result in run_apart(name, arguments)]
     print(table(results))
     if arguments.json:

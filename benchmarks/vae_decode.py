@@ -1,16 +1,21 @@
 """Decode and encode a clip with the full video autoencoder, bfloat16, random weights: this package beside diffusers.
 
-    python benchmarks/vae_decode.py [--release 2.3] [--elements 80] [--json PATH] [--tiny]
-    python benchmarks/vae_decode.py --diffusion [--tile 8,4,4 4,4,8] [--band 48] [--tiles]
+    python benchmarks/vae_decode.py                      # LTX-2's
+    python benchmarks/vae_decode.py --release 2.3
+    python benchmarks/vae_decode.py --release 2.5        # the convolutional one, and the diffusion decoder
+    python benchmarks/vae_decode.py --diffusion [--repeats 2] [--tile 8,4,4 4,4,8] [--band 48] [--tiles]
+    python benchmarks/vae_decode.py --release 2.5 --tiny --repeats 1      # miniatures, on a CPU too
 
-Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. "Whole" is the clip
-at once, as diffusers does it; "streamed" is what the pipeline does, each piece dropped once it is made, and a clip of
-four times the length shows what that takes; "by frames" has each convolution as a sum of 2-D ones. Peak memory
-includes the input and the weights: here those of the part at work, since the pipeline loads one at a time; diffusers'
-model holds both parts.
+Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU; ``--only`` names one.
+"Whole" is the clip at once, as diffusers does it; "streamed" is what the pipeline does, each piece dropped once it is
+made, and a clip of four times the length shows what that takes; "by frames" has each convolution as a sum of 2-D ones.
+Peak memory includes the input and the weights: here those of the part at work, since the pipeline loads one at a time;
+diffusers' model holds both parts.
 
-``--diffusion`` is LTX-2.5's diffusion decoder instead, which diffusers lacks: streamed, in each of the tiles of queries
-that are named, beside the operations that it takes in each; and in official tiles.
+``--diffusion`` is LTX-2.5's diffusion decoder alone: streamed, in each of the tiles of queries that are named, beside
+the operations that it takes in each; and in official tiles. Diffusers' own runs with its blocks, its attention
+(FlexAttention) and the masks of that compiled; what finds no memory there is said and left out. Its other attention,
+NATTEN, comes from the hub and is not measured.
 """
 
 import argparse
@@ -27,10 +32,14 @@ from dit_forward import timed
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFESTS = ROOT / "tests" / "fixtures" / "manifests"
-CONFIGS = {"2": "ltx-2-19b.config.json", "2.3": "ltx-2.3-22b.config.json"}
+PUBLISHED = ROOT / "mlx_video" / "models" / "ltx" / "published"
+RELEASES = ("2", "2.3", "2.5")
 DIFFUSION_FILE = "vae/ltx-2.5-video-vae-bf16.safetensors"
 TINY_CHANNELS = 8
-# What diffusers must be told of 2.3; its defaults are 2's.
+TINY_WIDTHS = (512, 256, 128, 128, 64)
+TINY_DEPTHS = (1, 1, 1, 1, 2)
+TINY_KERNELS = ((3, 3, 3),) * 4 + ((5, 5, 5),)
+# What diffusers must be told of 2.3 and 2.5, whose convolutional ones are alike; its defaults are 2's.
 DIFFUSERS_2_3 = {
     "block_out_channels": (256, 512, 1024, 1024),
     "layers_per_block": (4, 6, 4, 2, 2),
@@ -63,8 +72,8 @@ class Clip(NamedTuple):
 
 CLIPS = [Clip(121, 512, 768), Clip(121, 1024, 1536)]
 LONG_CLIP = Clip(481, 512, 768)
-TINY_CLIPS = [Clip(9, 64, 96), Clip(17, 128, 192)]
-TINY_LONG_CLIP = Clip(65, 64, 96)
+TINY_CLIPS = [Clip(9, 96, 96), Clip(17, 128, 192)]
+TINY_LONG_CLIP = Clip(65, 96, 96)
 
 
 class Result(NamedTuple):
@@ -188,8 +197,8 @@ def mlx_model(part, release: str, tiny: bool):
 
     from mlx_video.models.ltx.video_config import VideoVAEConfig
 
-    block = json.loads((MANIFESTS / CONFIGS[release]).read_text())["config"]["vae"]
-    config = VideoVAEConfig.from_dict(block)
+    published = json.loads((PUBLISHED / f"ltx-{release}.json").read_text())
+    config = VideoVAEConfig.from_dict(published["vae"])
     if tiny:
         names = "latent_channels", "encoder_base_channels", "decoder_base_channels"
         config = replace(config, **dict.fromkeys(names, TINY_CHANNELS))
@@ -242,8 +251,12 @@ def diffusion_model(tiny: bool):
         files[DIFFUSION_FILE]["metadata"]["config"]["vae"]
     )
     if tiny:
-        widths = tuple(64 * n for n in (4, 2, 1, 1, 1))
-        config = replace(config, stage_channels=widths, stage_depths=(1, 1, 1, 1, 2))
+        config = replace(
+            config,
+            stage_channels=TINY_WIDTHS,
+            stage_depths=TINY_DEPTHS,
+            stage_kernels=TINY_KERNELS,
+        )
     model = DiffusionDecoder(config)
     model.set_dtype(mx.bfloat16)
     mx.eval(model.parameters())
@@ -279,16 +292,9 @@ def operations(model, clip: Clip, tile: tuple[int, int, int]) -> float:
 
 
 def run_diffusers(options: argparse.Namespace) -> Iterator[Result]:
-    import torch
-
-    cuda = torch.cuda.is_available()
-    torch.manual_seed(0)
-    torch.set_grad_enabled(False)
-    torch.set_default_dtype(torch.bfloat16)
-    torch.set_default_device("cuda" if cuda else "cpu")
+    torch = prepared_torch()
     tiny, repeats = options.tiny, options.repeats
     model = diffusers_model(options.release, tiny)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     for clip in TINY_CLIPS if tiny else CLIPS:
         latent = torch.randn(1, model.config.latent_channels, *clip.grid)
         pixels = torch.rand(1, 3, *clip) * 2 - 1
@@ -296,39 +302,104 @@ def run_diffusers(options: argparse.Namespace) -> Iterator[Result]:
             "decode, whole": lambda: model.decode(latent).sample,
             "encode, whole": lambda: model.encode(pixels).latent_dist.mode(),
         }
-        for name, work in works.items():
-            if cuda:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
+        yield from measured_torch(model, "diffusers, eager", works, clip, repeats)
 
-            def run():
-                work()
-                if cuda:
-                    torch.cuda.synchronize()
 
-            times = timed(run, repeats)
-            peak = torch.cuda.max_memory_allocated() if cuda else None
-            finite = work().isfinite().all().item()
-            yield Result(
-                "diffusers, eager", name, str(clip), times, peak, weights, finite
+def run_diffusers_diffusion(options: argparse.Namespace) -> Iterator[Result]:
+    torch = prepared_torch()
+    model = diffusers_diffusion_model(options.tiny)
+    for clip in TINY_CLIPS if options.tiny else CLIPS:
+        latent = torch.randn(1, model.config.latent_channels, *clip.grid)
+        for name, tiling in (("default tiles", True), ("whole", False)):
+            model.use_tiling = tiling
+            works = {f"diffusion, {name}": lambda: model.decode(latent).sample}
+            yield from measured_torch(
+                model, "diffusers, torch.compile", works, clip, options.repeats
             )
+
+
+def prepared_torch():
+    """Torch without gradients, in bfloat16, on the first GPU if there is one."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch
+
+
+def measured_torch(
+    model, framework: str, works: dict, clip: Clip, repeats: int
+) -> Iterator[Result]:
+    """The results of works, functions that give a tensor; one that finds no memory is said, and gives none."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    for name, work in works.items():
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+        def run():
+            work()
+            if cuda:
+                torch.cuda.synchronize()
+
+        try:
+            times = timed(run, repeats)
+        except torch.OutOfMemoryError as error:
+            print(f"{framework}, {name}, {clip}: {error}", file=sys.stderr)
+            continue
+        peak = torch.cuda.max_memory_allocated() if cuda else None
+        finite = work().isfinite().all().item()
+        yield Result(framework, name, str(clip), times, peak, weights, finite)
 
 
 def diffusers_model(release: str, tiny: bool):
     """AutoencoderKLLTX2Video: its defaults are LTX-2's sizes, but for the causality of the decoder."""
     from diffusers import AutoencoderKLLTX2Video
 
-    sizes = dict(DIFFUSERS_2_3) if release == "2.3" else {}
-    if tiny and release == "2":
-        sizes = {
-            "latent_channels": TINY_CHANNELS,
-            "block_out_channels": tuple(TINY_CHANNELS * n for n in (2, 4, 8, 16)),
-            "decoder_block_out_channels": tuple(TINY_CHANNELS * n for n in (2, 4, 8)),
-        }
+    sizes = {} if release == "2" else dict(DIFFUSERS_2_3)
+    if tiny:
+        sizes |= {"latent_channels": TINY_CHANNELS}
+        for name in ("block_out_channels", "decoder_block_out_channels"):
+            widths = sizes.get(
+                name, (256, 512, 1024, 2048)[: -1 if "dec" in name else None]
+            )
+            sizes[name] = tuple(width // 128 * TINY_CHANNELS for width in widths)
     return AutoencoderKLLTX2Video(decoder_causal=False, **sizes).eval()
 
 
-RUNNERS = {"mlx": run_mlx, "diffusers": run_diffusers, "diffusion": run_diffusion}
+def diffusers_diffusion_model(tiny: bool):
+    """LTX2VideoDiffusionDecoderModel, its blocks and its masks compiled: its defaults are LTX-2.5's sizes."""
+    import torch
+    from diffusers import LTX2VideoDiffusionDecoderModel
+    from torch.nn.attention import flex_attention
+
+    sizes = {
+        "decoder_stage_channels": TINY_WIDTHS,
+        "decoder_stage_depths": TINY_DEPTHS,
+        "decoder_stage_kernels": TINY_KERNELS[:-1],
+        "decoder_stage5_kernel": TINY_KERNELS[-1],
+    }
+    model = LTX2VideoDiffusionDecoderModel(**(sizes if tiny else {})).eval()
+    decoder = model.decoder
+    for block in [*decoder.diff_blocks, *(b for s in decoder.det_stages for b in s)]:
+        block.compile()
+    # Else it makes a whole mask of tokens by tokens before it is reduced to one of blocks.
+    masks = flex_attention.create_block_mask
+    flex_attention.create_block_mask = torch.compile(masks)
+    return model
+
+
+RUNNERS = {
+    "mlx": run_mlx,
+    "diffusers": run_diffusers,
+    "diffusion": run_diffusion,
+    "diffusers-diffusion": run_diffusers_diffusion,
+}
 
 
 def run_apart(name: str) -> Iterator[Result]:
@@ -368,7 +439,7 @@ def triple(text: str) -> tuple[int, ...]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--release", choices=CONFIGS, default="2", help="of LTX (2)")
+    parser.add_argument("--release", choices=RELEASES, default="2", help="of LTX (2)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs (5)")
     parser.add_argument("--json", type=Path, help="write every time here")
     parser.add_argument("--tiny", action="store_true", help="a miniature, for the CPU")
@@ -377,7 +448,7 @@ def main():
         "--elements", type=int, default=80, help="millions of elements of a piece (80)"
     )
     group = parser.add_argument_group("LTX-2.5's diffusion decoder")
-    group.add_argument("--diffusion", action="store_true", help="that one instead")
+    group.add_argument("--diffusion", action="store_true", help="that one alone")
     group.add_argument(
         "--tile",
         type=triple,
@@ -394,7 +465,9 @@ def main():
         for result in RUNNERS[arguments.only](arguments):
             print(json.dumps(result._asdict()), flush=True)
         return
-    names = ["diffusion"] if arguments.diffusion else ["mlx", "diffusers"]
+    names = list(RUNNERS)[2 * arguments.diffusion :]
+    if not arguments.diffusion and arguments.release != "2.5":
+        names = names[:2]
     results = [result for name in names for result in run_apart(name)]
     print(table(results))
     if arguments.json:
