@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_video import hub
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
-from mlx_video.models.ltx.find import default_model, find_defaults
+from mlx_video.models.ltx.find import default_model, find_defaults, named
 from mlx_video.recipes import Defaults, Recipe
 
 log = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ BITS = (8, 4)
 class Files:
     """Which checkpoint files to use; a ``None`` is found beside the model, or in its hub repository.
 
-    model           official file, folder that ``convert`` wrote, hub repository, or "ltx-2-tiny", the demo model in the
-                    package; ``None`` is the official repository if one of its models is in the hub's cache or any of
-                    the next four is given, else the demo model
+    model           official file, folder that ``convert`` wrote, hub repository, the name of a release such as "ltx-2.5",
+                    or "ltx-2-tiny", the demo model in the package; ``None`` is the official repository if one of its
+                    models is in the hub's cache or any of the next four is given, else the demo model
     loras           (file, strength) pairs to fuse into the transformer
     distilled_lora  for the refinement of the two-stage dev recipe
     dtype           of the weights: "bfloat16", "float16" or "float32"; ``None`` is bfloat16 on a GPU, float32 on a CPU
@@ -95,7 +95,7 @@ def model_of(files: Files, say: Say = log.warning) -> str:
     """The model that ``files`` names; or else LTX-2, if they name what goes with it, or what there is."""
     others = files.text_encoder, files.upsampler, files.loras, files.distilled_lora
     usual = hub.MODEL_REPO if any(others) else None
-    return files.model or usual or default_model(say)
+    return str(named(files.model or usual or default_model(say)))
 
 
 def open_components(

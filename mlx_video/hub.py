@@ -18,7 +18,6 @@ from mlx_video.errors import MissingFileError, UserError
 
 MODEL_REPO = "Lightricks/LTX-2"
 MODEL_FILE = "ltx-2-19b-{variant}.safetensors"
-MODEL_SIZE = "43 GB, and 24 GB for its text encoder"
 UPSAMPLER_FILE = "ltx-2-spatial-upscaler-x2-1.0.safetensors"
 DISTILLED_LORA_FILE = "ltx-2-19b-distilled-lora-384.safetensors"
 
@@ -32,11 +31,13 @@ class Plan:
     """What must be downloaded before the files of ``repo`` that match ``patterns`` are all in the cache.
 
     missing  name -> bytes of each file to download; empty if all are there
+    terms    the licence, in a line; empty where it is not known
     """
 
     repo: str
     patterns: tuple[str, ...]
     missing: Mapping[str, int]
+    terms: str = ""
 
     @property
     def bytes(self) -> int:
@@ -46,7 +47,8 @@ class Plan:
         if not self.missing:
             return f"{self.repo}: everything needed is in the cache"
         files = ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in self.missing.items())
-        return f"{self.repo}: {self.bytes / 1e9:.2f} GB to download ({files})"
+        terms = f"; {self.terms}" if self.terms else ""
+        return f"{self.repo}: {self.bytes / 1e9:.2f} GB to download ({files}){terms}"
 
     def fetch(self) -> Path:
         """Download what is missing and return the snapshot's folder. A fetch that was interrupted resumes.
@@ -57,7 +59,7 @@ class Plan:
             folder = hf.snapshot_download(
                 self.repo,
                 allow_patterns=list(self.patterns),
-                local_files_only=_is_cached(self.repo, self.patterns),
+                local_files_only=is_cached(self.repo, self.patterns),
             )
         return Path(folder)
 
@@ -129,7 +131,7 @@ def plan(repo: str, patterns: Sequence[str]) -> Plan:
     repository or file or it cannot be reached, ``ValueError`` where the repository is gated.
     """
     patterns = tuple(patterns)
-    if _is_cached(repo, patterns):
+    if is_cached(repo, patterns):
         return Plan(repo, patterns, {})
     with _explained(repo, patterns):
         files = hf.snapshot_download(repo, allow_patterns=list(patterns), dry_run=True)
@@ -147,11 +149,27 @@ def has(repo: str, file: str) -> bool:
 
     Fetching one more file of a repository that has changed makes its newest revision one without the others.
     """
-    folder = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
-    return any(path.is_file() for path in folder.glob(f"snapshots/*/{file}"))
+    return any(path.is_file() for path in _cache(repo).glob(f"snapshots/*/{file}"))
 
 
-def _is_cached(repo: str, patterns: Sequence[str]) -> bool:
+def cached_bytes(repo: str, patterns: Sequence[str]) -> int:
+    """Bytes in the cache of the files of any revision of ``repo`` that match ``patterns``."""
+    found = (path for p in patterns for path in _cache(repo).glob(f"snapshots/*/{p}"))
+    return sum(
+        path.stat().st_size for path in {p.resolve() for p in found if p.is_file()}
+    )
+
+
+def unfinished_bytes(repo: str) -> int:
+    """Bytes in the cache of downloads of ``repo`` that were interrupted, and will be resumed."""
+    return sum(p.stat().st_size for p in _cache(repo).glob("blobs/*.incomplete"))
+
+
+def _cache(repo: str) -> Path:
+    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+
+
+def is_cached(repo: str, patterns: Sequence[str]) -> bool:
     """Whether the cached snapshot has a file for each pattern, and every shard that the indices among them name."""
     try:
         with _explained(repo, patterns):

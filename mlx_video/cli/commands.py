@@ -24,11 +24,12 @@ from mlx_video.cli.options import (
     add_tiling,
 )
 from mlx_video.cli.parser import Parser, flag
-from mlx_video.cli.progress import Progress, describe_text, plan_text
+from mlx_video.cli.progress import Progress, catalog_text, describe_text, plan_text
 from mlx_video.cli.terminal import say, tell
 from mlx_video.disk import typed_path
 from mlx_video.errors import UserError
 from mlx_video.hub import MODEL_REPO
+from mlx_video.models.ltx.catalog import catalog
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.recipes import SEED, distilled
@@ -186,6 +187,18 @@ def enhance(args: argparse.Namespace) -> None:
     tell("" if stream else text)
 
 
+def models(args: argparse.Namespace) -> None:
+    """List what --model knows by name."""
+    entries = catalog()
+    if not args.json:
+        return tell(catalog_text(entries))
+    kept = [
+        e._asdict() | {"cached": {k: c._asdict() for k, c in e.cached.items()}}
+        for e in entries
+    ]
+    tell(json.dumps(kept, indent=1))
+
+
 def info(args: argparse.Namespace) -> None:
     tell(describe_text(describe(args.path)))
 
@@ -238,6 +251,11 @@ COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
         serving.add_arguments,
         serving.serve,
         "make clips from a page in the browser, and answer the OpenAI Videos API",
+    ),
+    "models": (
+        lambda parser: flag(parser, "--json", "as JSON"),
+        models,
+        "list the models that --model knows by name, with sizes, licences and what is in the cache",
     ),
     "info": (_add_info, info, "say what a file or folder holds and what is missing"),
     "completion": (

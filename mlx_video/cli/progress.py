@@ -2,8 +2,10 @@
 
 import json
 import time
+from typing import Sequence
 
 from mlx_video.cli.terminal import harmless, say, watched
+from mlx_video.models.ltx.catalog import Entry
 from mlx_video.models.ltx.describe import Description, PartSummary
 from mlx_video.models.ltx.find import DEMO_KNOWS, PACKAGED
 from mlx_video.plan import Phase, Plan
@@ -169,6 +171,24 @@ def describe_text(found: Description) -> str:
         lines.append(f"defaults    {stated}")
     lines += [f"missing     {name}: {how}" for name, how in found.missing.items()]
     lines += [f"not usable  {why}" for why in found.refusals]
+    return "\n".join(lines)
+
+
+def catalog_text(entries: Sequence[Entry]) -> str:
+    """Every model that has a name, for a person to read."""
+    lines = []
+    for entry in entries:
+        place = f"{entry.repository}: " if entry.repository else ""
+        lines.append(f"{entry.name:<12}{place}{entry.size}; {entry.terms}")
+        held = [
+            f"{name} {_size(c.bytes)}{'' if c.complete else ' of it'}"
+            for name, c in entry.cached.items()
+            if c.bytes
+        ]
+        if entry.unfinished:
+            held.append(f"{_size(entry.unfinished)} of interrupted downloads")
+        if entry.repository:
+            lines.append(f"{'':<12}in the cache: {', '.join(held) or 'nothing'}")
     return "\n".join(lines)
 
 

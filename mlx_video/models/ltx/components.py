@@ -101,7 +101,7 @@ class Components:
     ) -> "Components":
         """Find every needed part and read its config; no tensor is read.
 
-        model         official file, folder with one, folder that ``convert`` wrote, or hub repository
+        model         official file, folder with one, folder that ``convert`` wrote, hub repository, or a release's name
         variant       "distilled" or "dev": which checkpoint of a folder or repository
         text_encoder  Gemma folder, file or repository; ``None`` looks beside the model, then on the hub
         upsampler     file or folder, likewise; so is ``distilled_lora``
@@ -112,7 +112,7 @@ class Components:
         announce      hears what is about to be downloaded
         Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, for whatever would stop a run later.
         """
-        needs, loras = tuple(needs), tuple(loras)
+        model, needs, loras = find.named(model), tuple(needs), tuple(loras)
         residency = Residency(dtype or default_dtype(), quantize, low_memory)
         release = published(str(model))
         for file, strength in loras:

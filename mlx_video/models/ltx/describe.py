@@ -53,7 +53,7 @@ def _provided_by(name: str, release: Release) -> str:
     if name == "text_encoder":
         return (
             f"put {release.text_encoder.name} beside it, a folder named text_encoder or gemma-3-12b-it-..., or let it be "
-            f"fetched from {release.text_encoder_place} (24 GB)"
+            f"fetched from {release.text_encoder_place} ({release.text_encoder.size:.0f} GB)"
         )
     return f"use the files of {release.repository}"
 

@@ -4,12 +4,13 @@ Knows where to look and what would stop a run; not how parts are built.
 """
 
 import logging
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping
 
 from mlx_video import hub
 from mlx_video.disk import is_there, typed_path
-from mlx_video.errors import UserError
+from mlx_video.errors import MissingFileError, UserError
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.contents import upsampler_kind
 from mlx_video.models.ltx.fusion import LoRA
@@ -55,6 +56,30 @@ def default_model(tell: Callable[[str], None] = log.warning) -> str:
         f"For LTX-2 ({LTX_2.size}): --model {LTX_2.repository}"
     )
     return DEMO
+
+
+NAMES = {
+    name.lower(): r.repository for r in RELEASES for name in (r.name, r.repository)
+}
+
+
+def named(model: str | Path) -> str | Path:
+    """The repository of a release that goes by its name, such as "ltx-2.5"; any other model as it is.
+
+    Raises ``MissingFileError`` for what is nearly such a name.
+    """
+    typed = str(model).lower()
+    if typed == DEMO or is_there(typed_path(model)):
+        return model
+    if typed not in NAMES and not {"/", "\\"} & {*typed}:
+        if near := get_close_matches(
+            typed, [n for n in (*NAMES, DEMO) if "/" not in n], 1
+        ):
+            raise MissingFileError(
+                f"There is no file or folder {model}, and no release of that name. Did you mean {near[0]}? "
+                "`mlx-video models` lists them."
+            )
+    return NAMES.get(typed, model)
 
 
 def located(model: str | Path) -> Path:
@@ -106,7 +131,7 @@ def find_model(
         return hub.resolve_file(model, announce)
     if release := published(str(model)):
         files = release.files(variant or VARIANTS[0])
-        return hub.resolve(model, files, announce) / files[0]
+        return hub.resolve(model, files, release.announced(announce)) / files[0]
     folder = hub.resolve(model, [f"*{CONFIG}"], announce)
     wanted = _wanted(identify(folder, variant), needs)
     return hub.resolve(model, list(wanted), announce)
@@ -209,7 +234,7 @@ def _is_file(name: str | Path) -> bool:
 
 def _published(release: Release, file: str, announce: hub.Announce) -> Path:
     """A file of a release's own repository."""
-    return hub.resolve(release.repository, [file], announce) / file
+    return hub.resolve(release.repository, [file], release.announced(announce)) / file
 
 
 def find_upsampler(

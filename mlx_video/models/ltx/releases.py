@@ -4,7 +4,7 @@ A further official repository opens by one more entry in ``RELEASES``.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Mapping
 
 from mlx_video import hub
@@ -16,12 +16,14 @@ class TextEncoder:
     """The language model that a release was trained with.
 
     name     as people say it, and ``layers`` and ``width``, so that another is refused before anything is fetched
+    size     of its files, in GB
     file     of the release's own repository; empty where it is a ``repository`` of its own, whose folder it is
     """
 
     name: str
     layers: int
     width: int
+    size: float
     file: str = ""
     repository: str = ""
 
@@ -31,7 +33,8 @@ class Release:
     """One published model.
 
     version       from which on a file's stated version is this one
-    repository    on the hub, and ``size``, for a person who is about to fetch it
+    repository    on the hub; whether it is ``gated``: its ``licence`` must be accepted there before anything is fetched
+    gigabytes     of the files of one variant
     transformers  variant -> the file with its transformer: the whole checkpoint where there are no ``others``
     others        the files of its other parts
     upsampler, temporal_upsampler, distilled_lora, duration_head
@@ -43,7 +46,8 @@ class Release:
     name: str
     version: tuple[int, ...]
     repository: str
-    size: str
+    gigabytes: float
+    licence: str
     transformers: Mapping[str, str]
     text_encoder: TextEncoder
     upsampler: str
@@ -52,7 +56,23 @@ class Release:
     others: tuple[str, ...] = ()
     temporal_upsampler: str = ""
     duration_head: str = ""
+    gated: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def size(self) -> str:
+        return f"{self.gigabytes:.0f} GB, and {self.text_encoder.size:.0f} GB for its text encoder"
+
+    @property
+    def terms(self) -> str:
+        """The licence, and what must be done about it, in a line."""
+        page = f"https://huggingface.co/{self.repository}"
+        to_do = f"gated: accept it at {page}, then `hf auth login`"
+        return f"{self.licence}, {to_do if self.gated else 'open to all'}"
+
+    def announced(self, announce: hub.Announce) -> hub.Announce:
+        """``announce``, which hears the terms with what is about to be downloaded."""
+        return lambda plan: announce(replace(plan, terms=self.terms))
 
     @property
     def text_encoder_place(self) -> str:
@@ -81,11 +101,12 @@ def _geometry(output_rate: int) -> Geometry:
     )
 
 
-GEMMA_3 = TextEncoder("Gemma 3 12B", 48, 3840, repository=hub.TEXT_ENCODER_REPO)
+GEMMA_3 = TextEncoder("Gemma 3 12B", 48, 3840, 24.4, repository=hub.TEXT_ENCODER_REPO)
 GEMMA_4 = TextEncoder(
     "LTX-2.5's Gemma 4 12B",
     48,
     3840,
+    26.3,
     file="text_encoders/gemma4-12b-with-proj-ltx-2.5-bf16.safetensors",
 )
 NEWER = {"steps": 30, "stg_blocks": [28]}
@@ -94,7 +115,8 @@ LTX_2 = Release(
     name="LTX-2",
     version=(2,),
     repository=hub.MODEL_REPO,
-    size=hub.MODEL_SIZE,
+    gigabytes=43.3,
+    licence="LTX-2 Community License",
     transformers={v: hub.MODEL_FILE.format(variant=v) for v in ("distilled", "dev")},
     text_encoder=GEMMA_3,
     upsampler=hub.UPSAMPLER_FILE,
@@ -106,7 +128,8 @@ LTX_2_3 = Release(
     name="LTX-2.3",
     version=(2, 3),
     repository="Lightricks/LTX-2.3",
-    size="46 GB, and 24 GB for its text encoder",
+    gigabytes=46.1,
+    licence="LTX-2 Community License",
     transformers={
         "distilled": "ltx-2.3-22b-distilled-1.1.safetensors",
         "dev": "ltx-2.3-22b-dev.safetensors",
@@ -122,7 +145,9 @@ LTX_2_5 = Release(
     name="LTX-2.5",
     version=(2, 5),
     repository="Lightricks/LTX-2.5",
-    size="44 GB, and 26 GB for its text encoder",
+    gigabytes=43.9,
+    licence="LTX-2.x Community License",
+    gated=True,
     transformers={
         "distilled": "diffusion_models/ltx-2.5-22b-distilled-transformer-bf16.safetensors",
         "dev": "diffusion_models/ltx-2.5-22b-dev-transformer-bf16.safetensors",

@@ -1,0 +1,64 @@
+"""What there is to run: the demo model and Lightricks' releases, and how much of each the hub's cache holds. Fetches nothing."""
+
+from typing import Mapping, NamedTuple
+
+from mlx_video import hub
+from mlx_video.models.ltx.find import DEMO, PACKAGED
+from mlx_video.models.ltx.releases import RELEASES, Release
+
+
+class Cached(NamedTuple):
+    """How many bytes of some files the cache holds, and whether those are all of them."""
+
+    bytes: int
+    complete: bool
+
+
+class Entry(NamedTuple):
+    """A model by the name that ``--model`` takes.
+
+    size        of its files and its text encoder's, in words
+    cached      what the cache, or the package, holds: of each variant, the text encoder and the upscaler
+    unfinished  bytes of interrupted downloads, which will be resumed
+    """
+
+    name: str
+    repository: str
+    size: str
+    licence: str
+    gated: bool
+    terms: str
+    cached: Mapping[str, Cached]
+    unfinished: int = 0
+
+
+def catalog() -> list[Entry]:
+    """The demo model, where the package has it, and every release."""
+    return [*_demo(), *map(_release, RELEASES)]
+
+
+def _demo() -> list[Entry]:
+    size = sum(file.stat().st_size for file in PACKAGED.rglob("*") if file.is_file())
+    here = {"distilled": Cached(size, True)}
+    words = f"the demo model, {size / 1e6:.0f} MB in this package"
+    terms = "MIT licence, open to all"
+    return [Entry(DEMO, "", words, "MIT", False, terms, here)] if size else []
+
+
+def _release(release: Release) -> Entry:
+    repository, text = release.repository, release.text_encoder
+    files = {v: (repository, release.files(v)) for v in release.transformers}
+    files["text encoder"] = (repository, [text.file])
+    if text.repository:
+        files["text encoder"] = (text.repository, hub.TEXT_ENCODER_FILES)
+    files["upscaler"] = (repository, [release.upsampler])
+    return Entry(
+        release.name.lower(),
+        repository,
+        release.size,
+        release.licence,
+        release.gated,
+        release.terms,
+        {k: Cached(hub.cached_bytes(*v), hub.is_cached(*v)) for k, v in files.items()},
+        hub.unfinished_bytes(repository),
+    )
