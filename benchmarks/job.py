@@ -1,15 +1,20 @@
 """The whole distilled job at full size with random weights, bfloat16: seconds and peak memory of each phase.
 
-    python benchmarks/job.py [--size 512x768x121] [--runs 2] [--json PATH] [--tiny]
+    python benchmarks/job.py [--size 512x768x121] [--runs 2] [--json PATH] [--tiny] [--previews]
 
 Gemma 3 12B, connectors, two stages of the 19B transformer with sound, upsampler, audio and video decoders, up to the
 written mp4, whose frames are encoded as they are decoded; the tokenizer is the tests'. Weights are drawn on the device
 where a run would read them from a file, so the load phases are not those of a disk. The last of the runs is reported:
 by then every kernel is compiled.
+
+With ``--previews`` a frame of the clip is decoded and written after every step, however short, and what that takes is
+printed as a share of the step before it: of the first run, whose kernels are new, and of the last; the first row of each
+holds the decoder's load too. Without the flag a run shows as few as ``mlx_video.previews.SHARE`` allows.
 """
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -27,9 +32,10 @@ import mlx.core as mx  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
 
 try:
-    from mlx_video import media  # noqa: E402
+    from mlx_video import media, stills  # noqa: E402
 except ImportError as error:
     sys.exit(f"The job ends in a file, and PyAV and Pillow write it: {error}.")
+from mlx_video import previews  # noqa: E402
 from mlx_video.models.ltx.components import Components  # noqa: E402
 from mlx_video.models.ltx.gemma import language_model  # noqa: E402
 from mlx_video.models.ltx.ltx import X0Model  # noqa: E402
@@ -40,9 +46,8 @@ from mlx_video.models.ltx.text_encoder import GemmaTextEncoder  # noqa: E402
 from mlx_video.pipeline import Pipeline, Request  # noqa: E402
 from mlx_video.recipes import distilled  # noqa: E402
 from mlx_video.types import Sample, Step, VideoPixelShape  # noqa: E402
+from tests.reference import CHECKPOINT, FIXTURES, TINY, UPSCALER  # noqa: E402
 
-FIXTURES = ROOT / "tests" / "fixtures"
-TINY = FIXTURES / "ltx2_tiny"
 GEMMA = {
     "model_type": "gemma3",
     "text_config": {
@@ -79,6 +84,10 @@ class RandomComponents(Components):
         draw(network, self.dtype)
         return network
 
+    def sketch(self, name, *_):
+        config = PARTS[name].config(self.sources[name])
+        return PARTS[name].network(self.sources[name])(config)
+
     def check(self, *_):
         """There are no files whose tensors could be wrong."""
 
@@ -106,14 +115,14 @@ def components(tiny: bool) -> RandomComponents:
     blocks = {p.name: config.get(p.block, upscaler) for p in PARTS.values()}
     blocks["text_encoder"] = GEMMA
     if tiny:
-        opened = Components.open(TINY / "ltx-2-tiny.safetensors")
+        opened = Components.open(CHECKPOINT, upsampler=UPSCALER)
         blocks = {name: source.config for name, source in opened.sources.items()}
     sources = {name: Source(TINY, block) for name, block in blocks.items()}
     return RandomComponents(sources, Residency(mx.float32 if tiny else mx.bfloat16))
 
 
 def run(
-    pipeline: Pipeline, request: Request, path: Path
+    pipeline: Pipeline, request: Request, path: Path, shown: "Timed"
 ) -> list[tuple[str, float, float]]:
     """(phase, seconds, peak GiB) of one job, whose clip is written to ``path``."""
     phases, started = [], time.perf_counter()
@@ -130,7 +139,7 @@ def run(
         end("decode and encode frames")
 
     mx.reset_peak_memory()
-    for event in pipeline.stream(request):
+    for event in shown.following(pipeline.stream(request), path):
         if isinstance(event, Step):
             if event.index == event.total:
                 end(event.phase)
@@ -141,21 +150,55 @@ def run(
     return phases
 
 
+class Timed:
+    """The events of a run, with the seconds that each preview takes and those of the step before it."""
+
+    def __init__(self):
+        self.rows: list[tuple[str, float, float]] = []
+
+    def following(self, events: Iterator, path: Path) -> Iterator:
+        before, step = time.perf_counter(), 0.0
+        for event in events:
+            if isinstance(event, previews.Preview):
+                stills.save_still(event.picture, path.with_suffix(".webp"))
+                name = f"stage {event.stage}, step {event.step}"
+                self.rows.append((name, time.perf_counter() - before, step))
+            else:
+                step = time.perf_counter() - before
+                yield event
+            before = time.perf_counter()
+
+    def report(self) -> None:
+        print("\n| preview after | ms | of the step |\n|---|---|---|")
+        for name, seconds, step in self.rows:
+            print(f"| {name} | {1000 * seconds:.1f} | {100 * seconds / step:.1f} % |")
+        spent, steps = (sum(row[i] for row in self.rows) for i in (1, 2))
+        print(f"| all | {1000 * spent:.1f} | {100 * spent / steps:.1f} % |\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="512x768x121", help="height x width x frames")
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true", help="the tests' checkpoint")
+    parser.add_argument("--previews", action="store_true", help="show every step")
     args = parser.parse_args()
     height, width, frames = map(int, args.size.split("x"))
     shape = VideoPixelShape(frames, height, width, 24.0)
     request = Request(PROMPT, shape, audio=True, tiling="auto")
-    pipeline = Pipeline(components(args.tiny), distilled(), health=False)
+    pipeline = Pipeline(
+        components(args.tiny), distilled(), health=False, previews=args.previews
+    )
+    if args.previews:
+        previews.SHARE = math.inf
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.runs):
             path = Path(folder, f"{number}.mp4")
-            phases = run(pipeline, request, path)
+            shown = Timed()
+            phases = run(pipeline, request, path, shown)
+            if shown.rows and number in (0, args.runs - 1):
+                shown.report()
         written = path.stat().st_size
     loads = sum(seconds for phase, seconds, _ in phases if phase.startswith("load"))
     total = sum(seconds for _, seconds, _ in phases)

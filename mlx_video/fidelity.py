@@ -25,6 +25,7 @@ from mlx_video.pipeline import (
     unpatchify,
     with_sound,
 )
+from mlx_video.previews import Preview, Previews
 from mlx_video.recipes import SAMPLER_SEED, Recipe, Stage
 from mlx_video.sampling.guidance import Guidance, Predict, guided
 from mlx_video.sampling.samplers import Denoise, Steps
@@ -107,13 +108,17 @@ class FidelityPipeline(Pipeline):
         embeddings: PromptEmbeddings,
         conditions: list[Conditions],
         start: Reached | None,
-    ) -> Generator[Step | Reached, None, AV[mx.array]]:
+    ) -> Generator[Step | Preview | Reached, None, AV[mx.array]]:
         geometry, count = self.components.geometry, len(self.recipe.stages)
         yield Step("load transformer", 0, 1)
-        with self.components.transformer(request.model_type) as predict:
+        with (
+            self.components.transformer(request.model_type) as predict,
+            self._watching(predict) as previews,
+        ):
             yield Step("load transformer", 1, 1)
+            stages = conditions[:count]
             rendered, sound = yield from self._stages(
-                request, embeddings, conditions[:count], start, predict
+                request, embeddings, stages, start, predict, previews
             )
             denoise = guided(predict, embeddings, AV(Guidance()))
             tiles = iter(conditions[count:])
@@ -134,7 +139,8 @@ class FidelityPipeline(Pipeline):
         conditions: list[Conditions],
         start: Reached | None,
         predict: Predict,
-    ) -> Generator[Step | Reached, None, tuple[Rendered, mx.array | None]]:
+        previews: Previews,
+    ) -> Generator[Step | Preview | Reached, None, tuple[Rendered, mx.array | None]]:
         """The clip on its canvas with its pictures, at the size that was asked for, and its sound."""
         geometry, canvas = self.components.geometry, self.recipe.staged(request.shape)
         frames = dfr.Canvas.of(canvas.frames).keyframes
@@ -154,7 +160,8 @@ class FidelityPipeline(Pipeline):
             if start and number == start.stage:
                 states, done = start.into(states), start.step
             key = _key(request.seed + SAMPLER_SEED, number)
-            denoised = self._denoise(number, states, embeddings, predict, done, key)
+            previews.begin(number, geometry.latents(shape))
+            denoised = self._denoise(states, embeddings, predict, done, key, previews)
             states = yield from with_sound(denoised, sound)
             latents = unpatchify(states, shape, geometry)
             pictures = dfr.generated_pictures(states.video, frames, size)

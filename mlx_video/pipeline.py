@@ -38,6 +38,7 @@ from mlx_video.models.ltx.video_vae.tiling import (
     choose_tiling,
     decode_stream,
 )
+from mlx_video.previews import Preview, Previews
 from mlx_video.recipes import (
     DECODER_SEED,
     DEFAULT_NEGATIVE_PROMPT,
@@ -171,6 +172,7 @@ class Pipeline:
     batched  run the guided passes in one batch: faster where memory allows it; blocks that are read in each step are
              always shared by its passes
     memory   bytes that decoding may bring the whole to; by default what the device has
+    previews yield a ``Preview`` after the steps that are long enough for one
 
     ``defaults`` are the checkpoint's.
     """
@@ -183,12 +185,14 @@ class Pipeline:
         health: bool = True,
         batched: bool = False,
         memory: float | None = None,
+        previews: bool = False,
     ):
         self.components = components
         self.recipe = recipe
         self.health = health
         self.batched = batched
         self.memory = memory
+        self.previews = previews
         self.defaults = Defaults.from_dict(components.layout.defaults)
 
     def __call__(self, request: Request) -> Clip:
@@ -196,7 +200,7 @@ class Pipeline:
         *_, clip = self.stream(request)
         return clip
 
-    def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
+    def stream(self, request: Request) -> Iterator[Step | Preview | Sample | Clip]:
         """Yield ``Step``s as the work goes on, then the ``Sample``, worth saving, and last the ``Clip``.
 
         Raises ``UserError`` before anything is loaded, ``HealthError`` later.
@@ -213,7 +217,7 @@ class Pipeline:
 
     def events(
         self, request: Request, start: Reached | None = None
-    ) -> Iterator[Step | Reached | Sample]:
+    ) -> Iterator[Step | Preview | Reached | Sample]:
         """The same up to the ``Sample``, with what was ``Reached`` after each step; goes on from ``start``."""
         self.check(request)
         embeddings, prompt = yield from self._encode_prompt(request)
@@ -372,7 +376,7 @@ class Pipeline:
         embeddings: PromptEmbeddings,
         conditions: list[list[AV[list[Condition]]]],
         start: Reached | None,
-    ) -> Generator[Step | Reached, None, AV[mx.array]]:
+    ) -> Generator[Step | Preview | Reached, None, AV[mx.array]]:
         """Walk the stages; neighbours that use the same weights share one load of the transformer."""
         geometry = self.components.geometry
         keys = mx.random.split(mx.random.key(request.seed), len(self.recipe.stages))
@@ -383,7 +387,10 @@ class Pipeline:
         latents, sound = AV(), start.sound if start else None
         for lora, group in groupby(numbered, key=lambda item: item[1].distilled_lora):
             yield Step("load transformer", 0, 1)
-            with self.components.transformer(request.model_type, lora) as predict:
+            with (
+                self.components.transformer(request.model_type, lora) as predict,
+                self._watching(predict) as previews,
+            ):
                 yield Step("load transformer", 1, 1)
                 for index, stage in group:
                     shape = request.shape.scaled(stage.scale)
@@ -396,8 +403,9 @@ class Pipeline:
                     done = 0
                     if start and index == start.stage:
                         states, done = start.into(states), start.step
+                    previews.begin(index, geometry.latents(shape))
                     denoised = self._denoise(
-                        index, states, embeddings, predict, done, noise[index]
+                        states, embeddings, predict, done, noise[index], previews
                     )
                     states = yield from with_sound(denoised, sound)
                     latents = unpatchify(states, shape, geometry)
@@ -407,21 +415,26 @@ class Pipeline:
                         health.check_latents(latents, f"stage {index + 1}")
         return AV(latents.video, sound)
 
+    def _watching(self, predict) -> Previews:
+        return Previews(self.components, predict.model if self.previews else None)
+
     def _denoise(
         self,
-        number: int,
         states: AV,
         embeddings: PromptEmbeddings,
         predict,
         done: int,
         key: mx.array,
-    ) -> Generator[Step | Reached, None, AV[LatentState]]:
-        """Sample a stage from step ``done`` on; what noise the sampler takes is drawn from ``key``."""
+        previews: Previews,
+    ) -> Generator[Step | Preview | Reached, None, AV[LatentState]]:
+        """Sample the stage that ``previews`` watch from step ``done`` on; noise that the sampler takes comes from ``key``."""
+        number = previews.stage
         stage, name = self.recipe.stages[number], f"stage {number + 1}"
         total = len(stage.sigmas) - 1
         strengths = states.map(lambda _, guidance: guidance, stage.guidance)
         batched = self.batched or self.components.low_memory
         denoise = guided(predict, embeddings, strengths, batched=batched)
+        denoise = previews.watching(denoise)
         yield Step(name, done, total, stage.sigmas[done])
         steps = stage.sampler(denoise, states, stage.sigmas, key=key, start=done)
         for index, (states, sigma) in enumerate(steps, start=done + 1):
@@ -430,6 +443,8 @@ class Pipeline:
             yield Step(name, index, total, sigma)
             if index < total and may_start(strengths, index):
                 yield Reached(number, index, latents)
+            if index < total:
+                yield from previews.after(index)
         return states
 
     def _upsample(
@@ -478,8 +493,9 @@ def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:
 
 
 def with_sound(
-    events: Generator[Step | Reached, None, AV[LatentState]], sound: mx.array | None
-) -> Generator[Step | Reached, None, AV[LatentState]]:
+    events: Generator[Step | Preview | Reached, None, AV[LatentState]],
+    sound: mx.array | None,
+) -> Generator[Step | Preview | Reached, None, AV[LatentState]]:
     """``events`` in which what was ``Reached`` has ``sound`` too; returns what they return."""
     while True:
         try:

@@ -18,6 +18,7 @@ from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.models.ltx.pieces import SMALL
 from mlx_video.models.ltx.residency import Residency
+from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
 from mlx_video.recipes import Recipe, Stage
 from mlx_video.sampling.guidance import passes_of
 from mlx_video.types import (
@@ -40,6 +41,7 @@ class Work(NamedTuple):
     inputs         what the clip is made from beside the prompt
     prompt_tokens  of the longest prompt, at most; no more are reckoned with than the text encoder takes
     batched        whether the guided passes run at once
+    previews       whether the clip is shown while it is sampled, where memory allows it
     """
 
     shape: VideoPixelShape
@@ -49,16 +51,21 @@ class Work(NamedTuple):
     prompt_tokens: int = MAX_TOKENS
     tiling: str = "auto"
     batched: bool = False
+    previews: bool = False
 
     @property
     def model_type(self) -> LTXModelType:
         """The streams of the transformer that it takes."""
         return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
 
+    def staged(self, stage: Stage) -> VideoPixelShape:
+        """What a stage samples."""
+        return self.recipe.staged(self.shape).scaled(stage.scale)
+
     def tokens(self, stage: Stage, geometry: Geometry) -> AV[int]:
         """Of each modality in a stage."""
-        shape = self.recipe.staged(self.shape)
-        grid = geometry.latents(shape.scaled(stage.scale))
+        shape = self.staged(stage)
+        grid = geometry.latents(shape)
         sound = geometry.audio_frames(self.shape) if self.audio else None
         tokens = AV(
             grid.tokens + self.recipe.pictures(shape) * grid.tokens_per_frame, sound
@@ -119,6 +126,7 @@ class Plan:
     limit       bytes it may take
     components  as they were, or under the residency that fits; ``chosen`` names it
     refusal     why nothing fits, and what would; empty where it does
+    previews    whether the clip can be shown while it is sampled
     """
 
     phases: tuple[Phase, ...]
@@ -126,6 +134,7 @@ class Plan:
     components: Components
     chosen: str = ""
     refusal: str = ""
+    previews: bool = False
 
     @property
     def largest(self) -> Phase:
@@ -147,14 +156,17 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     """The first that fits into ``limit`` bytes, by default what the machine offers.
 
     Tried are ``components`` as they are, then with weights in 8 bits, then with the transformer streamed, then both;
-    of these only what leaves the user's choice and the checkpoint's as they are.
+    of these only what leaves the user's choice and the checkpoint's as they are. Previews change none of that: they are
+    left out where they do not fit.
     """
     limit = limit or OFFERED * machine_bytes()
     for chosen, residency in _residencies(components):
-        footprint = Footprint(components, work.model_type, residency)
-        steps = tuple(phases(footprint, work, limit))
-        if max(phase.peak for phase in steps) <= limit:
-            return Plan(steps, limit, components.under(residency), chosen)
+        for work, residency in _with_extras(work, residency):
+            footprint = Footprint(components, work.model_type, residency)
+            steps = tuple(phases(footprint, work, limit))
+            if max(phase.peak for phase in steps) <= limit:
+                lent = components.under(residency)
+                return Plan(steps, limit, lent, chosen, previews=work.previews)
     found = Plan(steps, limit, components.under(residency), chosen)
     return replace(found, refusal=_refusal(found, footprint, work))
 
@@ -163,7 +175,7 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
     """In the order of the run; ``limit`` decides how the video is decoded."""
 
     def phase(name: str, activations: float, *parts: str) -> Phase:
-        weights = sum(map(footprint.weights, parts))
+        weights = sum(map(footprint.weights, footprint.residency.keep.union(parts)))
         return Phase(name, weights, activations + SMALL)
 
     part, geometry = footprint.part, footprint.components.geometry
@@ -188,6 +200,10 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
         forward = transformer.activation_bytes(
             tokens, passes if together else 1, context
         )
+        if work.previews:
+            frame = geometry.latents(work.staged(stage))._replace(frames=1)
+            shown = part("video_decoder").activation_bytes(frame, StreamPlan())
+            forward = max(forward, shown)
         done = phase(f"stage {number}", held + forward, "transformer")
         forwards = passes * (len(stage.sigmas) - 1)
         operations = forwards * transformer.operations(tokens, context)
@@ -227,6 +243,14 @@ def _passes(work: Work, stage: Stage) -> int:
 def _seconds(operations: float) -> float | None:
     speed = SPEED.get(mx.device_info().get("device_name"))
     return operations / speed if speed else None
+
+
+def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Residency]]:
+    """With what is nice to have, and without."""
+    if work.previews:
+        kept = residency.keep | {"video_decoder"}  # to be used again after sampling
+        yield work, replace(residency, keep=kept)
+    yield work._replace(previews=False), residency
 
 
 def _residencies(components: Components) -> Iterator[tuple[str, Residency]]:

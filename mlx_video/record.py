@@ -65,6 +65,7 @@ class Job:
             health=health,
             batched=self.batch_guidance,
             memory=plan.limit if plan else None,
+            previews=plan is not None and plan.previews,
         )
 
     def components(self, announce: Announce = announce_to_log) -> Components:
@@ -73,10 +74,15 @@ class Job:
         return open_components(self.files, self.recipe, needs, announce)
 
     def plan(
-        self, *, limit: float | None = None, announce: Announce = announce_to_log
+        self,
+        *,
+        limit: float | None = None,
+        announce: Announce = announce_to_log,
+        previews: bool = False,
     ) -> plans.Plan:
         """What the job will take, made to fit into ``limit`` bytes or else the machine; loads no weights."""
-        return plans.plan(self.components(announce), self.work(), limit)
+        work = self.work()._replace(previews=previews)
+        return plans.plan(self.components(announce), work, limit)
 
     def work(self) -> plans.Work:
         """What memory must know of the job."""

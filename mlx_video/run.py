@@ -1,6 +1,6 @@
 """A job carried out to files that are safe, as a stream of events. It prints nothing: terminal and server listen.
 
-Every event is a tuple of plain values. Whatever ends a run carries a note of where its work is kept.
+Every event is a tuple of plain values (a ``Preview`` has pixels). Whatever ends a run carries a note of where its work is kept.
 """
 
 import math
@@ -25,6 +25,7 @@ from mlx_video.models.ltx.components import Announce
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached
 from mlx_video.plan import Phase
+from mlx_video.previews import Preview
 from mlx_video.record import RECORD_KEY, Job, load_tensors, save_tensors
 from mlx_video.types import AV, Clip, Sample, Step
 
@@ -43,12 +44,14 @@ class Options:
     memory_limit  bytes to stay within; ``None`` is what the machine has
     save_every    seconds after which the state of a long sampling is saved again, to go on from if the run is stopped
     resume        the state file to go on from
+    previews      show what the clip looks like while it is sampled, where memory allows it
     """
 
     health: bool = True
     memory_limit: float | None = None
     save_every: float = 60.0
     resume: Path | None = None
+    previews: bool = False
 
 
 class Downloading(NamedTuple):
@@ -73,12 +76,6 @@ class Fused(NamedTuple):
     """A LoRA was fused into the model."""
 
     text: str
-
-
-class Preview(NamedTuple):
-    """A frame of what the clip looks like so far. The place for it: nothing sends one yet."""
-
-    path: str
 
 
 class Saved(NamedTuple):
@@ -130,6 +127,8 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
         job, plan, pipeline = yield from _prepared(job, options)
         output.check_space(job.request.shape, _bytes(pipeline, job))
         yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
+        if options.previews and not plan.previews:
+            yield Warned("There is no memory for previews; the clip is made without.")
         yield from map(Warned, pipeline.cautions(job.request))
         yield from map(Warned, output.notices(job.request.audio))
         yield from _timed(_carried_out(pipeline, job, output, options, start), output)
@@ -149,7 +148,7 @@ def sample(job: Job, options: Options = Options()) -> Generator[Event, None, Sam
     job, _, pipeline = yield from _prepared(job, options)
     yield from map(Warned, pipeline.cautions(job.request))
     for event in pipeline.events(job.request):
-        if isinstance(event, Step):
+        if isinstance(event, Step | Preview):
             yield event
     return Sampled(job.with_prompt(event.prompt), event.latents, pipeline)
 
@@ -178,7 +177,9 @@ def _planned(
 ) -> Generator[Downloading, None, tuple[plans.Plan, Pipeline]]:
     """What ``job`` will take, within the limit, and what will carry it out; checked."""
     plan = yield from _announced(
-        lambda announce: job.plan(limit=options.memory_limit, announce=announce)
+        lambda announce: job.plan(
+            limit=options.memory_limit, announce=announce, previews=options.previews
+        )
     )
     pipeline = job.planned(plan.check()).pipeline(health=options.health, plan=plan)
     pipeline.check(job.request)
@@ -231,7 +232,7 @@ def _carried_out(
             yield from (Fused(str(fusion)) for fusion in fusions[fused:])
             fused = len(fusions)
             match event:
-                case Step():
+                case Step() | Preview():
                     yield event
                 case Reached():
                     yield from keeper.reached(event)

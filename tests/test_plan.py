@@ -132,6 +132,13 @@ def test_operations_of_the_full_model(full):
     )
 
 
+def test_operations_are_as_slow_as_measured(full):
+    """Of the decoder beside the transformer, on an H200; docs/performance.md."""
+    speed = full.sketch("transformer").operations(AV(6144, 126), 1024) / 0.342
+    whole = full.sketch("video_decoder").operations((1, 128, 16, 16, 24))
+    assert whole / speed == pytest.approx(0.181, rel=0.1)
+
+
 def test_the_other_parts(full):
     found = Footprint(full, LTXModelType.AudioVideo)
     upsampler = full.sketch("upsampler")
@@ -324,6 +331,32 @@ def test_a_tight_limit_decodes_in_smaller_pieces(full):
         return plan(full, Work(CLIP, recipes.distilled()), limit * GB).phases[-1].peak
 
     assert video(80) > video(3.5)
+
+
+def test_previews_are_planned_and_change_nothing_else(full):
+    clip = VideoPixelShape(121, 512, 768, 24.0)
+    work = Work(clip, recipes.distilled(), audio=True)
+    plain = plan(full, work, 80 * GB)
+    shown = plan(full, work._replace(previews=True), 80 * GB)
+    decoder = full.sketch("video_decoder")
+    weights = shown.components.weight_bytes("video_decoder")
+    assert shown.previews and not plain.previews and shown.chosen == plain.chosen == ""
+    for before, after in zip(plain.phases, shown.phases):
+        assert after.weights - before.weights in (weights, 0), after.name
+        assert after.activations == before.activations
+    assert shown.components.residency.keep == {"video_decoder"}
+    tight = (plain.largest.peak + shown.largest.peak) / 2
+    assert not plan(full, work._replace(previews=True), tight).previews
+    # A frame that takes more than a step is counted.
+    large = Work(clip._replace(frames=9, height=4096, width=4096), recipes.dev())
+    stages = [
+        next(p for p in plan(full, w, 900 * GB).phases if p.name == "stage 1")
+        for w in (large, large._replace(previews=True))
+    ]
+    assert stages[1].activations >= decoder.activation_bytes(
+        (1, 128, 1, 128, 128), StreamPlan()
+    )
+    assert stages[1].activations > stages[0].activations
 
 
 def test_a_job_says_what_memory_must_know():

@@ -14,7 +14,7 @@ FLOORS = [
     {"weights", "formats", "verify", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "pictures", "stills", "postprocess", "health"},
     {"recipes", "plan", "checkpoint", "inputs"},
-    {"pipeline", "fidelity"},
+    {"pipeline", "fidelity", "previews"},
     {"record", "output", "run"},
     {"serve", "api"},
     {"names", "cli", "convert"},

@@ -7,6 +7,7 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
 from mlx_video import __version__
@@ -26,12 +27,13 @@ from mlx_video.cli.options import (
 from mlx_video.cli.parser import Parser, flag
 from mlx_video.cli.progress import Progress, catalog_text, describe_text, plan_text
 from mlx_video.cli.terminal import say, tell
-from mlx_video.disk import typed_path
+from mlx_video.disk import file_errors, typed_path
 from mlx_video.errors import UserError
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.catalog import catalog
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.find import DEMO
+from mlx_video.previews import Preview
 from mlx_video.recipes import SEED, distilled
 from mlx_video.record import Job
 from mlx_video.run import Event, Planned, Written, finish
@@ -116,6 +118,9 @@ def generate(args: argparse.Namespace, variant: str | None = None) -> None:
     output = output_from(args, job, args.resume)
     if args.from_record or args.resume:
         ask(job, args, output)
+    if args.preview:
+        with file_errors(args.preview, "made"):
+            args.preview.mkdir(parents=True, exist_ok=True)
     _listen(args, run_job(job, output, options_from(args)), notices)
 
 
@@ -141,12 +146,25 @@ def _listen(
     with closing(events), closing(progress):
         for event in events:
             if isinstance(event, Planned):
-                job = event.job
+                job, path = event.job, Path(event.path)
                 for notice in notices:
                     log.warning(notice) if args.quiet else say(notice)
+            if isinstance(event, Preview):
+                _save_preview(event, args.preview / path.stem)
             progress.show(event)
     assert isinstance(event, Written)
     tell(_result(event, job) if args.json else event.path)
+
+
+def _save_preview(preview: Preview, base: Path) -> None:
+    """Write a picture under a name that begins with ``base``; the run goes on where that cannot be."""
+    from mlx_video.stills import save_still  # with codecs, which few commands need
+
+    name = f"{base.name}.stage-{preview.stage}-step-{preview.step:02}.png"
+    try:
+        save_still(preview.picture, base.with_name(name))
+    except UserError as error:
+        say(f"warning: {error}")
 
 
 def _result(written: Written, job: Job) -> str:

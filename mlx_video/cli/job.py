@@ -89,7 +89,7 @@ _WITH_RECORD = {
 }
 _BESIDE_RECORD = frozenset(
     "from_record resume output_path output_audio save_frames overwrite health quiet verbose json yes memory_limit "
-    "save_every".split()
+    "save_every preview".split()
 )
 
 
@@ -237,4 +237,5 @@ def options_from(args: argparse.Namespace) -> Options:
         memory_limit=getattr(args, "memory_limit", None),
         save_every=getattr(args, "save_every", Options.save_every),
         resume=resume,
+        previews=getattr(args, "preview", None) is not None,
     )

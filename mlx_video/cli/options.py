@@ -55,6 +55,13 @@ def add_generate(
         metavar="SECONDS",
         real=Options.save_every,
     )
+    option(
+        output,
+        "--preview",
+        "show the clip while it is sampled: write PNGs of a frame of it here",
+        type=path,
+        metavar="FOLDER",
+    )
     _add_again(parser)
 
 

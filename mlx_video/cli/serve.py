@@ -11,7 +11,7 @@ from typing import Iterator
 
 from mlx_video import hub
 from mlx_video.cli import server
-from mlx_video.cli.parser import option
+from mlx_video.cli.parser import flag, option
 from mlx_video.cli.values import byte_size
 from mlx_video.disk import read_small, typed_path
 from mlx_video.errors import UserError
@@ -61,6 +61,13 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         type=byte_size,
         shown="what the machine has",
         metavar="GB",
+    )
+    flag(
+        parser.add_argument_group("running"),
+        "--no-preview",
+        "do not show clips while they are made",
+        dest="previews",
+        real=True,
     )
 
 
@@ -117,6 +124,7 @@ def _worker(args: argparse.Namespace) -> list[str]:
         "models": {_short(model): {"model": _full(model)} for model in models},
         "loras": dict(map(_lora, args.lora or ())),
         "memory_limit": args.memory_limit,
+        "previews": args.previews,
     }
     return [sys.executable, "-m", "mlx_video.serve.worker", json.dumps(settings)]
 

@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 import traceback
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Iterator, Mapping
@@ -25,10 +25,11 @@ from mlx_video.health import HealthError
 from mlx_video.inputs import Image
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
+from mlx_video.previews import Preview
 from mlx_video.record import Job
-from mlx_video.run import Event, Options, Planned, Preview, finish, run
+from mlx_video.run import Event, Options, Planned, finish, run
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
-from mlx_video.stills import save_stills
+from mlx_video.stills import save_still, save_stills
 from mlx_video.types import Step, VideoPixelShape
 
 RECIPES = {
@@ -161,8 +162,10 @@ class Worker:
             request = VideoRequest.model_validate(message["request"])
             with closing(self._events(request, path)) as events:
                 for event in self._heard(id, events):
-                    pass
+                    if isinstance(event, Preview):
+                        self._show(id, event, path)
             save_stills(path)
+            path.with_suffix(".preview.webp").unlink(missing_ok=True)
         except KeyboardInterrupt:
             return self._say("failed", id=id, code="stopped", message="It was stopped.")
         except UserError as error:
@@ -186,7 +189,9 @@ class Worker:
     def _events(self, request: VideoRequest, path: Path) -> Iterator[Event]:
         """The run of a request; it goes on from what an interrupted one left."""
         output = Output(path, overwrite=True)
-        options = Options(memory_limit=self.settings.memory_limit)
+        options = Options(
+            memory_limit=self.settings.memory_limit, previews=self.settings.previews
+        )
         if output.latents.exists():
             return finish(
                 Job.from_record(output.latents), output.latents, output, options
@@ -200,7 +205,7 @@ class Worker:
 
     def _heard(self, id: str, events: Iterator[Event]) -> Iterator[Event]:
         """``events``, said to the server as they pass."""
-        stages = number = 0
+        stages = 0
         for event in events:
             match event:
                 case Planned(job=job):
@@ -216,10 +221,13 @@ class Worker:
                     elif phase.startswith("decode"):
                         percent = DECODING + (99 - DECODING) * index // max(total, 1)
                     self._say("progress", id=id, phase=phase, progress=percent)
-                case Preview():
-                    number += 1
-                    self._say("preview", id=id, number=number)
             yield event
+
+    def _show(self, id: str, preview: Preview, clip: Path) -> None:
+        """Replace the picture of the clip so far; where the disk is full there is none."""
+        with suppress(UserError):
+            save_still(preview.picture, clip.with_suffix(".preview.webp"))
+            self._say("preview", id=id, number=100 * preview.stage + preview.step)
 
     def _say(self, event: str, **fields) -> None:
         with self._writing:

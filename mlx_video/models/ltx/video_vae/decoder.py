@@ -43,6 +43,8 @@ LIVE_PIECES, LIVE_WHOLE, LIVE_TILE = 20.05, 8.7, 20
 """Arrays that are alive at once on a GPU, whose queue lets go late; measured on an H100. Of the size of a piece; and of
 the finest grid, for a clip so short that its pieces are never full, or for a tile, which nothing paces."""
 
+SLOWER = 1.7  # than the transformer's a convolution's operation is; docs/performance.md
+
 
 class VideoDecoder(ConvolutionalPart):
     """The decoder; not causal in LTX-2, so that a pixel frame may depend on later latents."""
@@ -184,6 +186,15 @@ class VideoDecoder(ConvolutionalPart):
             if isinstance(block, DepthToSpaceUpsample):
                 f, h, w = block.stride
                 time, height, width = time * f, height * h, width * w
+
+    def operations(self, shape: tuple[int, ...]) -> float:
+        """As many of the transformer's floating-point operations as take as long as decoding latents of ``shape``."""
+        B, _, F, H, W = shape
+        return sum(
+            2 * SLOWER * B * ((F - 1) * time + 1) * H * W * space * conv.weight.size
+            for convolutions, time, space in self._steps()
+            for conv in convolutions
+        )
 
     @property
     def receptive_field(self) -> int:

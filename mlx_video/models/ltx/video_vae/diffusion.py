@@ -12,6 +12,7 @@ from typing import Callable, ClassVar, Iterator, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.network import Network
@@ -53,6 +54,7 @@ PIECE_SHARE = 3
 LIVE_PIECES, LIVE_BANDS, LIVE_SCORES = 3, 24, 12
 """Arrays of the size of a piece, of ``BAND`` and, on a CPU, of an attention's scores that are alive at once; those of two
 bands, since one waits on a GPU. Counted; the scores were measured on two cores."""
+SLOWER = 22  # than the transformer's an operation is; docs/performance.md
 DEFAULT_KEY = 0  # of the noise where nobody gives a key, so that the same latents make the same pixels
 LEVEL = 1.0  # of noise in the one step: all
 # Official tiles overlap by a multiple of these, in frames and pixels.
@@ -233,6 +235,18 @@ class DiffusionDecoder(Network):
         pixels *= math.prod(self.scale[1:]) * self.config.out_channels * FLOAT32
         # The cells are there twice while their pieces are joined.
         return self._piece_bytes((B, 0, *tile), PIECE) + 2 * cells + pixels
+
+    def operations(self, shape: tuple[int, ...]) -> float:
+        """As many of the transformer's floating-point operations as take as long as decoding latents of ``shape``."""
+        B, _, F, H, W = self._least_shape(shape)
+        total = 0
+        for stage, blocks in enumerate([*self.det_stages, self.diff_blocks]):
+            time, height, width = self._cells(stage)
+            frames = (F + self._appendix - 1) * time + 1
+            weights = tree_flatten([block.parameters() for block in blocks])
+            size = sum(weight.size for _, weight in weights)
+            total += frames * H * height * W * width * size
+        return 2 * SLOWER * B * total
 
     def _piece_bytes(self, shape: tuple[int, ...], elements: int) -> int:
         """Of padded latents that pass in pieces."""

@@ -1,0 +1,104 @@
+"""A clip shown while it is sampled: one latent frame of what the last step points to, through the checkpoint's own decoder.
+
+Knows what a picture may cost; not how a clip is sampled.
+"""
+
+import time
+from contextlib import ExitStack
+from typing import Iterator, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_video.conditioning.latent import LatentState
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.ltx import LTXModel
+from mlx_video.models.ltx.patchify import unpatchify_video
+from mlx_video.models.ltx.video_vae.streaming_decode import decode_streaming
+from mlx_video.postprocess import to_uint8
+from mlx_video.sampling.samplers import Denoise
+from mlx_video.types import AV, VideoLatentShape
+
+SHARE = 0.03  # of the time since the one before it that a picture may take
+
+LEAST = 2  # latent rows and columns that a decoder needs; a first stage may have fewer
+
+
+class Preview(NamedTuple):
+    """What the middle of the clip looks like so far: ``picture`` is uint8 RGB (H, W, 3), stages and steps count from 1."""
+
+    stage: int
+    step: int
+    picture: np.ndarray
+
+
+class Previews:
+    """Makes a picture after each step that is long enough for it; the decoder is on loan from the first one on.
+
+    model  the transformer that samples; ``None``: nothing is shown
+
+    What a picture takes is foreseen from the step before until two of its size were made, of which the first prepares the
+    device; then it is measured, with what the listener does with it.
+    """
+
+    def __init__(self, components: Components, model: LTXModel | None):
+        self.components, self.model = components, model
+        self._loan, self._decoder = ExitStack(), None
+        self._costs: dict[VideoLatentShape, float | None] = {}
+
+    def __enter__(self) -> "Previews":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._decoder = None
+        self._loan.close()
+
+    def begin(self, stage: int, grid: VideoLatentShape) -> None:
+        """Stage number ``stage``, from 0, begins, of latents of this shape."""
+        self.stage, self._grid = stage, grid
+        self._last = self._began = time.perf_counter()
+
+    def watching(self, denoise: Denoise) -> Denoise:
+        """``denoise``, whose last estimate of the video is remembered."""
+
+        def watched(
+            states: AV[LatentState], sigma: float, step: int = 0
+        ) -> AV[mx.array]:
+            x0s = denoise(states, sigma, step)
+            self._tokens = states.map(lambda state: state.latent.shape[1])
+            self._x0 = states.video.masked(x0s.video)
+            return x0s
+
+        return watched
+
+    def after(self, step: int) -> Iterator[Preview]:
+        """The picture after a step that was evaluated, if it is time for one."""
+        now = time.perf_counter()
+        seconds, self._began = now - self._began, now
+        small = min(self._grid[3:]) < LEAST
+        if self.model is None or small:
+            return
+        if self._cost(seconds) > SHARE * (now - self._last):
+            return
+        if self._decoder is None:
+            lent = self.components.lend("video_decoder")
+            self._decoder = self._loan.enter_context(lent)
+        began = time.perf_counter()
+        yield Preview(self.stage + 1, step, self._picture())
+        self._last = self._began = time.perf_counter()
+        warm = self._grid in self._costs
+        self._costs[self._grid] = self._last - began if warm else None
+
+    def _cost(self, step: float) -> float:
+        """Seconds that a picture takes, where the last step took ``step``."""
+        if (measured := self._costs.get(self._grid)) is not None:
+            return measured
+        decoder = self._decoder or self.components.sketch("video_decoder")
+        frame = decoder.operations(self._grid._replace(frames=1))
+        return step * frame / self.model.operations(self._tokens, context=0)
+
+    def _picture(self) -> np.ndarray:
+        middle = self._grid.frames // 2
+        latent = unpatchify_video(self._x0, self._grid)[:, :, middle : middle + 1]
+        (pixels,) = decode_streaming(self._decoder, latent)
+        return np.array(to_uint8(pixels[0])[0])

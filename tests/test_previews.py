@@ -1,0 +1,184 @@
+"""Pictures of a clip while it is sampled: what they show, what they cost, and that they change nothing else."""
+
+import math
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_video import cli, plan, previews, recipes
+from mlx_video.checkpoint import Files
+from mlx_video.conditioning.latent import LatentState
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.patchify import patchify_video
+from mlx_video.output import Output
+from mlx_video.pipeline import Request
+from mlx_video.postprocess import to_uint8
+from mlx_video.previews import Preview, Previews
+from mlx_video.record import Job
+from mlx_video.run import Options, Warned, run
+from mlx_video.types import AV, VideoLatentShape, VideoPixelShape
+from tests.checkpoints import tiny_folder
+
+SHAPE = VideoPixelShape(9, 128, 128, 24.0)
+GRID = VideoLatentShape(1, 128, 3, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def always(monkeypatch):
+    monkeypatch.setattr(previews, "SHARE", math.inf)
+
+
+def events(model: Path, path: Path, shape=SHAPE, **options) -> list:
+    job = Job(Request("a red ball", shape), recipes.distilled(), Files(str(model)))
+    return list(run(job, Output(path), Options(**options)))
+
+
+def test_a_clip_is_shown_and_stays_the_same_to_the_byte(model, tmp_path, always):
+    shown = events(model, tmp_path / "a.mp4", previews=True)
+    plain = events(model, tmp_path / "b.mp4")
+    made = [event for event in shown if isinstance(event, Preview)]
+    # After all steps but the last of a stage.
+    assert [(e.stage, e.step) for e in made] == [(1, n) for n in range(1, 8)] + [
+        (2, 1),
+        (2, 2),
+    ]
+    sizes = [event.picture.shape for event in made]
+    assert sizes == [(64, 64, 3)] * 7 + [(128, 128, 3)] * 2
+    assert not any(isinstance(event, Preview) for event in plain)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_a_stage_too_small_for_the_decoder_is_not_shown(model, tmp_path, always):
+    made = events(model, tmp_path / "a.mp4", SHAPE._replace(height=64), previews=True)
+    assert {event.stage for event in made if isinstance(event, Preview)} == {2}
+
+
+class Clock:
+    """Time that passes where a test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(previews, "time", clock)
+    return clock
+
+
+def watched(model: Path, latents: mx.array) -> tuple[Previews, Components]:
+    """Previews of a stage whose one step ended in ``latents``."""
+    components = Components.open(model, dtype=mx.float32)
+    with components.transformer() as predict:
+        found = Previews(components, predict.model)
+    found.begin(0, GRID)
+    tokens = patchify_video(latents)
+    ones = mx.ones((*tokens.shape[:2], 1))
+    state = LatentState(0 * tokens, tokens, ones, mx.zeros((1, 3, 24, 2)))
+    found.watching(lambda states, sigma, step: AV(tokens))(AV(state), 1.0, 0)
+    return found, components
+
+
+def test_the_picture_is_the_middle_of_the_estimate_through_the_real_decoder(
+    model, always
+):
+    latents = mx.random.normal(GRID, key=mx.random.key(3))
+    found, components = watched(model, latents)
+    with found:
+        (preview,) = found.after(5)
+        assert components.resident == ["video_decoder"]
+    assert not components.resident
+    with components.video_decoder() as decoder:
+        (expected,) = to_uint8(decoder(latents[:, :, 1:2])[0])
+    assert (preview.stage, preview.step) == (1, 5)
+    assert np.array_equal(preview.picture, np.array(expected))
+
+
+def test_a_picture_takes_no_more_than_its_share(model, clock):
+    found, components = watched(model, mx.zeros(GRID))
+    decoder = components.sketch("video_decoder")
+    frame = decoder.operations(GRID._replace(frames=1))
+    ratio = frame / found.model.operations(AV(GRID.tokens), context=0)
+    shown = []
+
+    def step(seconds: float, cost: float = 0.0) -> None:
+        clock.now += seconds
+        for preview in found.after(len(shown)):
+            clock.now += cost
+        shown.append("preview" in locals())
+
+    with found:
+        while not any(shown):
+            step(1)  # the first is foreseen by the operations of a step
+        assert len(shown) == math.ceil(ratio / previews.SHARE)
+        while sum(shown) < 2:
+            step(1, cost=0.5)
+        shown.clear()
+        while not any(shown):
+            step(1)  # and then as long as the second took
+        assert len(shown) == math.ceil(0.5 / previews.SHARE)
+
+
+def test_where_memory_is_short_the_clip_is_made_without(
+    model, tmp_path, always, monkeypatch
+):
+    def none(work, residency):
+        yield work._replace(previews=False), residency
+
+    monkeypatch.setattr(plan, "_with_extras", none)
+    made = events(model, tmp_path / "b.mp4", previews=True)
+    assert not any(isinstance(event, Preview) for event in made)
+    (warned,) = (event for event in made if isinstance(event, Warned))
+    assert "no memory for previews" in warned.text
+
+
+def test_the_terminal_writes_them_as_png(model, tmp_path, always):
+    words = [
+        "generate",
+        "-p",
+        "a red ball",
+        "-W",
+        "128",
+        "-H",
+        "128",
+        "-n",
+        "9",
+        "--model",
+        str(model),
+        "--no-audio",
+    ]
+    folder = tmp_path / "new" / "seen"
+    assert (
+        cli.main([*words, "-o", str(tmp_path / "x.mp4"), "--preview", str(folder)]) == 0
+    )
+    names = sorted(file.name for file in folder.iterdir())
+    assert names[0] == "x.stage-1-step-01.png" and names[-1] == "x.stage-2-step-02.png"
+    with Image.open(folder / names[-1]) as picture:
+        assert (picture.format, picture.size) == ("PNG", (128, 128))
+
+
+def test_a_folder_that_cannot_be_made_is_refused(model, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = [
+        "generate",
+        "-p",
+        "a",
+        "--model",
+        str(model),
+        "--preview",
+        str(tmp_path / "file"),
+    ]
+    assert cli.main(words) == 2
+    assert "cannot be made" in capsys.readouterr().err
