@@ -13,8 +13,15 @@ import mlx.core as mx
 from mlx_video import hub
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
-from mlx_video.models.ltx.find import default_model, find_defaults, named
+from mlx_video.models.ltx.find import (
+    default_model,
+    find_defaults,
+    find_geometry,
+    named,
+)
+from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.recipes import Defaults, Recipe
+from mlx_video.types import Geometry
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +103,23 @@ def model_of(files: Files, say: Say = log.warning) -> str:
     others = files.text_encoder, files.upsampler, files.loras, files.distilled_lora
     usual = hub.MODEL_REPO if any(others) else None
     return str(named(files.model or usual or default_model(say)))
+
+
+def geometry_of(files: Files, variant: str) -> Geometry:
+    """The model's, as far as it is known before anything is fetched; else LTX-2's."""
+    return find_geometry(files.model, variant) or LTX_2.geometry
+
+
+def fitting_frames(
+    frames: int, files: Files, variant: str, say: Say = log.warning
+) -> int:
+    """``frames``, or the nearest number that a clip can have, of which ``say`` hears."""
+    step = geometry_of(files, variant).video.time
+    nearest = round((frames - 1) / step) * step + 1
+    if frames < 1 or nearest == frames:
+        return frames
+    say(f"{frames} frames are none of 1 + {step}k; making {nearest}.")
+    return nearest
 
 
 def open_components(

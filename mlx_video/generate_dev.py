@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
-from mlx_video.checkpoint import Files, resolve_model
+from mlx_video.checkpoint import Files, fitting_frames, resolve_model
 from mlx_video.generate import make, output_of
 from mlx_video.inputs import Image
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
@@ -44,7 +44,7 @@ def generate_video_dev(
     negative_prompt  what to avoid
     enhance_prompt   whether the text encoder rewrites the prompt first
     height, width    pixels; LTX-2 takes multiples of 32, or of 64 in two stages
-    num_frames       frames, at ``fps`` per second; LTX-2 takes 1 + a multiple of 8
+    num_frames       frames, at ``fps`` per second, or the nearest that can be; LTX-2 makes 1 + a multiple of 8
     steps            denoising steps
     guidance         every strength, per modality
     cfg_scale        replaces ``guidance.video.cfg``; ``None`` keeps it
@@ -58,7 +58,7 @@ def generate_video_dev(
     """
     files, defaults = resolve_model(files, "dev")
     wanted = defaults.given(
-        frames=num_frames,
+        frames=num_frames and fitting_frames(num_frames, files, "dev"),
         height=height,
         width=width,
         fps=fps,

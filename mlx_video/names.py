@@ -1,9 +1,13 @@
-"""Names that scripts import from the three doors: LTX-2's constants and grids as they were called. Nothing else uses them."""
+"""What scripts written for other MLX ports of LTX-2 import and type, and what it is called here. Nothing else uses the names."""
 
 import mlx.core as mx
 
+from mlx_video.models.ltx.audio_vae import AudioDecoder, Vocoder
+from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import audio_positions, position_grid
 from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.models.ltx.video_vae import VideoDecoder
+from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
 from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT
 from mlx_video.sampling.guidance import cfg_delta
 from mlx_video.sampling.schedules import (
@@ -12,6 +16,24 @@ from mlx_video.sampling.schedules import (
     ltx2_scheduler,
 )
 from mlx_video.types import VideoPixelShape, VideoScale
+
+# An option as it was -> the option that it is.
+OPTIONS = {"-i": "--image", "--text-encoder-repo": "--text-encoder"}
+# An option that is gone -> what to do.
+GONE = {
+    "--image-strength": "the strength stands after the frame, as in --image cat.png 0 0.8.",
+    "--image-frame-idx": "the frame stands after the picture, as in --image cat.png 8.",
+    "--stream": "every clip is written while it is decoded; leave it out.",
+    "--max-tokens": "Gemma ends an enhanced prompt itself; leave it out.",
+    "--temperature": "another --seed gives another enhanced prompt; leave it out.",
+}
+
+# The tensors of one network out of an official file's, under our names: dict -> dict.
+sanitize_transformer_weights = LTXModel.sanitize
+sanitize_vae_weights = VideoDecoder.sanitize
+sanitize_vae_encoder_weights = VideoEncoder.sanitize
+sanitize_audio_vae_weights = AudioDecoder.sanitize
+sanitize_vocoder_weights = Vocoder.sanitize
 
 AUDIO_SAMPLE_RATE = LTX_2.geometry.audio.output_rate
 AUDIO_LATENT_SAMPLE_RATE = LTX_2.geometry.audio.sample_rate

@@ -1,11 +1,12 @@
 """Arrays out: pixels to 8-bit frames, sound to the length of its clip and to PCM. Knows ranges and axes, not files."""
 
+from pathlib import Path
 from typing import Iterable, Iterator
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_video.types import VideoPixelShape, Waveform
+from mlx_video.types import Clip, VideoPixelShape, Waveform
 
 FADE = 0.01  # seconds at both ends of a sound, so that neither is heard as a click
 MIRRORED = 0.05  # seconds at most that a sound is made longer by its own end
@@ -52,3 +53,11 @@ def _faded(samples: mx.array, sample_rate: int) -> mx.array:
     from_end = mx.arange(samples.shape[1])
     from_end = mx.minimum(from_end, from_end[::-1]) / (FADE * sample_rate)
     return samples * (0.5 - 0.5 * mx.cos(mx.pi * mx.minimum(from_end, 1)))
+
+
+def save_video(frames: np.ndarray, path: str | Path, fps: float = 24.0) -> None:
+    """Write frames, uint8 (F, H, W, 3), as a clip without sound; ``media.save`` under the name that scripts know."""
+    from mlx_video import media  # which makes files of what is made here
+
+    F, H, W, _ = frames.shape
+    media.save(Clip(iter(frames), VideoPixelShape(F, H, W, float(fps))), path)

@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
 from mlx_video import recipes
-from mlx_video.checkpoint import Files, resolve_model
+from mlx_video.checkpoint import (
+    Files,
+    fitting_frames,
+    geometry_of,
+    resolve_model,
+)
 from mlx_video.cli.values import AUTO
 from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.duration import nearest_frames
-from mlx_video.models.ltx.find import find_geometry
-from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.output import Output, clip_path
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import Options, recalled
-from mlx_video.types import Geometry
 
+DEV_MODEL = "the dev model (--variant dev, or python -m mlx_video.generate_dev)"
 FAR = 1.25  # times the rate that a model learned
 
 
@@ -32,6 +35,10 @@ def job_from(
     hear: Callable[[object], None] = lambda what: None,
 ) -> Job:
     """The job that the arguments of a generating door ask for; ``hear`` gets notices, and downloads that begin."""
+
+    def warn(text: str) -> None:
+        hear(f"warning: {text}")
+
     if args.from_record or args.resume:
         return _job_again(args)
     if args.prompt is None:
@@ -39,7 +46,7 @@ def job_from(
     variant = variant or args.variant
     files, defaults = resolve_model(files_from(args), variant, hear)
     wanted = defaults.given(
-        frames=_frames(args, files, variant, defaults),
+        frames=_frames(args, files, variant, defaults, warn),
         height=args.height,
         width=args.width,
         fps=args.fps,
@@ -60,7 +67,7 @@ def job_from(
     recipe = recipe_from(args, variant, wanted, files)
     batched = getattr(args, "batch_guidance", False)
     for warning in _unused(args, recipe, defaults):
-        hear(warning)
+        warn(warning)
     return Job(request, recipe, files, batched)
 
 
@@ -68,11 +75,12 @@ def _unused(
     args: argparse.Namespace, recipe: recipes.Recipe, usual: recipes.Defaults
 ) -> Iterator[str]:
     """Warnings of what was typed and changes nothing, or is unlikely to be meant."""
+    remedy = "" if recipe.variant == "dev" else f"; use {DEV_MODEL}"
     if args.negative_prompt is not None and not recipe.guided:
-        yield "--negative-prompt is not used: this recipe samples without guidance."
+        yield f"--negative-prompt is not used: this recipe samples without guidance{remedy}."
     if "steps" in args.typed and recipe.variant == "distilled":
         steps = " and ".join(str(len(stage.sigmas) - 1) for stage in recipe.stages)
-        yield f"--steps is not used: the distilled model takes {steps} steps."
+        yield f"--steps is not used: the distilled model takes {steps} steps{remedy}."
     if "distilled_lora" in args.typed and "distilled_lora" not in recipe.needs:
         yield "--distilled-lora is not used without --two-stage."
     if args.fps is not None and not 1 / FAR <= args.fps / usual.fps <= FAR:
@@ -135,9 +143,18 @@ def _full(path: str | None) -> str | None:
 
 
 def _frames(
-    args: argparse.Namespace, files: Files, variant: str, usual: recipes.Defaults
+    args: argparse.Namespace,
+    files: Files,
+    variant: str,
+    usual: recipes.Defaults,
+    warn: Callable[[str], None],
 ) -> int | None:
-    """As many as were asked for, by number or by how long they last; ``None`` where they were not."""
+    """As many as were asked for, by number or by how long they last; ``None`` where they were not.
+
+    The dev model's are rounded, as its scripts expect, and ``warn`` hears of it.
+    """
+    if args.duration is None and args.num_frames is not None and variant == "dev":
+        return fitting_frames(args.num_frames, files, variant, warn)
     if args.duration is None:
         return args.num_frames
     if args.num_frames is not None:
@@ -146,13 +163,8 @@ def _frames(
         )
     if args.duration == AUTO:
         return None
-    scale = _geometry(files, variant).video
+    scale = geometry_of(files, variant).video
     return nearest_frames(args.duration, args.fps or usual.fps, scale.time)
-
-
-def _geometry(files: Files, variant: str) -> Geometry:
-    """The model's, as far as it is known before anything is fetched."""
-    return find_geometry(files.model, variant) or LTX_2.geometry
 
 
 def recipe_from(
@@ -169,13 +181,13 @@ def recipe_from(
             flags = ", ".join(f for dest, f in args.typed.items() if dest in refused)
             raise UserError(
                 f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {flags}, "
-                "or use the dev model (--variant dev, or python -m mlx_video.generate_dev)."
+                f"or use {DEV_MODEL}."
             )
         return defaults.recipe(variant) if rounds is None else recipes.fidelity(rounds)
     strengths = {_GUIDANCE_FLAGS[name]: getattr(args, name) for name in typed}
     two_stage = strengths.pop("two_stage", False)
     if strengths.pop("hq", False):
-        half = _geometry(files, variant).latents(defaults.shape.scaled(0.5))
+        half = geometry_of(files, variant).latents(defaults.shape.scaled(0.5))
         return defaults.hq(half.tokens, **strengths)
     return defaults.given(**strengths).recipe(variant, two_stage)
 
@@ -226,6 +238,8 @@ def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) ->
     if left is None or args.output_path is not None:
         typed = "." if args.output_path is None else args.output_path
         path = clip_path(typed, job.request.prompt, job.request.seed)
+    if frames is True:
+        frames = path.with_name(f"{path.stem}_frames")
     return Output(path, audio, frames, args.overwrite)
 
 

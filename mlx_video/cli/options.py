@@ -9,11 +9,11 @@ from mlx_video.cli.parser import flag, option
 from mlx_video.cli.values import byte_size, duration, path, seconds
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.find import DEMO
+from mlx_video.models.ltx.video_vae.tiling import MODES
 from mlx_video.run import Options
 
 OWN_DEFAULTS = "These are LTX-2's defaults; another checkpoint may bring its own, which the info command shows."
 BESIDE = "beside the model, else from the hub"
-TILINGS = ("auto", "none", "default", "aggressive", "conservative")
 
 
 def add_generate(
@@ -267,7 +267,7 @@ def add_tiling(group, real: str | None) -> None:
         group,
         "--tiling",
         "decode in tiles: aggressive needs least memory",
-        choices=TILINGS,
+        choices=MODES,
         real=real,
         shown=real or "as the run had it",
     )
@@ -284,7 +284,14 @@ def add_output(parser: argparse.ArgumentParser, shown: str):
         shown=shown,
     )
     add("--output-audio", "also write the sound here", type=path, metavar="WAV")
-    add("--save-frames", "also write PNG frames here", type=path, metavar="FOLDER")
+    add(
+        "--save-frames",
+        "also write PNG frames, into NAME_frames or the folder that is named",
+        type=path,
+        metavar="FOLDER",
+        nargs="?",
+        const=True,
+    )
     for names, about in {
         "--overwrite": "replace files that exist",
         "--quiet": "print the path only",

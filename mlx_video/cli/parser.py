@@ -6,10 +6,12 @@ argparse alone reads it. Options default to ``None``, so that what was typed is 
 import argparse
 import difflib
 import re
+import sys
 from typing import NoReturn, Sequence
 
 from mlx_video.cli import BAD_INPUT
 from mlx_video.cli.terminal import say
+from mlx_video.names import GONE, OPTIONS
 
 # What argparse says of an option and its value -> what we say; the first names the option alone.
 OUR_WORDS = {
@@ -48,7 +50,8 @@ class Parser(argparse.ArgumentParser):
 
         Of a word that nothing takes, the parser speaks that the arguments hold as ``command``, if there is one.
         """
-        args, unknown = self.parse_known_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        args, unknown = self.parse_known_args(_renamed(words))
         command = getattr(args, "command", self)
         if unknown:
             command.error(command._about(unknown[0]))
@@ -80,6 +83,8 @@ class Parser(argparse.ArgumentParser):
             hint = "a prompt comes after --prompt, in quotes" if told else "see --help"
             return f"{word!r} belongs to no option; {hint}."
         flag = word.partition("=")[0]
+        if flag in GONE and "--prompt" in options:
+            return f"There is no option {flag} any more: {GONE[flag]}"
         near = _nearest(flag, options)
         hint = f"did you mean {near}?" if near else "see --help."
         return f"There is no option {flag}; {hint}"
@@ -101,6 +106,12 @@ def flag(group, names: str, about: str, real: bool = False, **how) -> argparse.A
     """Add an option without a value: ``real`` where it is not typed, and the opposite where it is."""
     action = "store_false" if real else "store_true"
     return option(group, names, about, real, "", action=action, **how)
+
+
+def _renamed(words: Sequence[str]) -> list[str]:
+    """``words`` with the options of other ports as they are called here."""
+    parts = (word.partition("=") for word in words)
+    return [OPTIONS.get(flag, flag) + sign + value for flag, sign, value in parts]
 
 
 def _nearest(word: str, choices) -> str | None:

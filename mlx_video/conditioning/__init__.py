@@ -1,0 +1,6 @@
+from mlx_video.conditioning.latent import (
+    VideoConditionByLatentIndex,
+    apply_conditioning,
+)
+
+__all__ = ["VideoConditionByLatentIndex", "apply_conditioning"]

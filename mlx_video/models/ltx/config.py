@@ -71,7 +71,7 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class LTXModelConfig(Config):
-    """The diffusion transformer: block ``transformer`` of the metadata.
+    """The diffusion transformer: block ``transformer`` of the metadata. Without arguments it is that of LTX-2 (19B).
 
     apply_gated_attention          every attention scales its heads (LTX-2.3)
     cross_attention_adaln          the noise level modulates the text attention too (LTX-2.3) ...
@@ -81,10 +81,10 @@ class LTXModelConfig(Config):
     use_keyframes_abs_pos_embedding  marked tokens get an embedding (LTX-2.5)
     """
 
-    num_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
-    cross_attention_dim: int
+    num_layers: int = 48
+    num_attention_heads: int = 32
+    attention_head_dim: int = 128
+    cross_attention_dim: int = 4096
     audio_num_attention_heads: int = 32
     audio_attention_head_dim: int = 64
     audio_cross_attention_dim: int = 2048
@@ -99,9 +99,9 @@ class LTXModelConfig(Config):
     audio_positional_embedding_max_pos: tuple[int, ...] = (20,)
     use_middle_indices_grid: bool = True
     timestep_scale_multiplier: float = 1000.0
-    av_ca_timestep_scale_multiplier: float = 1.0
-    rope_type: LTXRopeType = LTXRopeType.INTERLEAVED
-    double_precision_rope: bool = False
+    av_ca_timestep_scale_multiplier: float = 1000.0
+    rope_type: LTXRopeType = LTXRopeType.SPLIT
+    double_precision_rope: bool = True
     apply_gated_attention: bool = False
     cross_attention_adaln: bool = False
     use_prompt_adaln_single: bool = True
@@ -129,6 +129,18 @@ class LTXModelConfig(Config):
         "use_audio_video_cross_attention": True,
         "caption_proj_input_norm": False,
     }
+    REQUIRED: ClassVar = (
+        "num_layers",
+        "num_attention_heads",
+        "attention_head_dim",
+        "cross_attention_dim",
+    )
+    # What a checkpoint means that is silent: the official code's defaults, where they are not the 19B's values.
+    SILENT: ClassVar = {
+        "av_ca_timestep_scale_multiplier": 1.0,
+        "rope_type": "interleaved",
+        "double_precision_rope": False,
+    }
     UNUSED: ClassVar = _CONNECTOR_KEYS | {
         "_diffusers_version",
         "cross_attention_norm",
@@ -147,7 +159,7 @@ class LTXModelConfig(Config):
         model_type: LTXModelType = LTXModelType.AudioVideo,
     ) -> "LTXModelConfig":
         """Read the ``transformer`` block; ``model_type`` says which of the checkpoint's streams to build."""
-        data = dict(data, model_type=model_type)
+        data = cls.SILENT | dict(data, model_type=model_type)
         if "frequencies_precision" in data:
             data["double_precision_rope"] = (
                 data.pop("frequencies_precision") == "float64"

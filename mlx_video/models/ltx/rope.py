@@ -3,6 +3,7 @@
 Knows how positions become angles and how angles turn queries and keys; not what the axes mean.
 """
 
+import warnings
 from typing import Sequence
 
 import mlx.core as mx
@@ -35,6 +36,12 @@ def precompute_freqs_cis(
     Split tables are (B, N, heads, dim / heads / 2), one angle a pair; interleaved ones (B, N, dim), each angle twice.
     Raises ``ValueError`` where ``max_pos`` does not name one extent per axis.
     """
+    if indices_grid.dtype == mx.bfloat16:
+        warnings.warn(
+            "Positions in bfloat16 are rounded by up to 0.4 %, which shows in the picture; give them in "
+            "float32.",
+            stacklevel=2,
+        )
     axes = indices_grid.shape[1]
     if len(max_pos) != axes:
         raise ValueError(

@@ -16,11 +16,13 @@ from mlx_video.models.ltx.kinds import conform, short
 class Config:
     """Base of every part's configuration.
 
-    ``FIXED`` names keys of which this build implements one value; ``UNUSED`` names keys that mean nothing to the part.
+    ``FIXED`` names keys of which this build implements one value; ``UNUSED`` names keys that mean nothing to the part;
+    ``REQUIRED`` those that a file must state though the field has a default.
     """
 
     FIXED: ClassVar[Mapping[str, object]] = {}
     UNUSED: ClassVar[frozenset[str]] = frozenset()
+    REQUIRED: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "Config":
@@ -40,7 +42,8 @@ class Config:
                 f"{cls.__name__}: unknown keys {', '.join(map(_plain, unknown[:5]))}; this version of mlx-video cannot tell what they "
                 "change. The checkpoint may need a newer mlx-video."
             )
-        if absent := [f.name for f in fields(cls) if _required(f, data)]:
+        required = [f.name for f in fields(cls) if f.name in cls.REQUIRED or _needed(f)]
+        if absent := [name for name in required if name not in data]:
             raise UserError(f"{cls.__name__}: the config lacks {', '.join(absent)}.")
         stated = [key for key in kinds if key in data]
         return cls(**{k: conform(cls.__name__, k, data[k], kinds[k]) for k in stated})
@@ -58,9 +61,5 @@ def _plain(key: str) -> str:
     return key if key.isidentifier() and len(key) < 60 else short(key)
 
 
-def _required(field: Field, data: Mapping[str, object]) -> bool:
-    return (
-        field.name not in data
-        and field.default is MISSING
-        and field.default_factory is MISSING
-    )
+def _needed(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING

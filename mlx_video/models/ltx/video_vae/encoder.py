@@ -1,5 +1,6 @@
 """Video encoder: pixels to latents. Knows its blocks in order, not how tall a clip may be to fit in memory."""
 
+from pathlib import Path
 from typing import ClassVar, Iterator
 
 import mlx.core as mx
@@ -150,3 +151,10 @@ def _out_channels(config: VideoEncoderConfig) -> int:
             f"latent_log_var must be one of {', '.join(log_variances)}; got {config.latent_log_var!r}."
         )
     return config.latent_channels + log_variances[config.latent_log_var]
+
+
+def load_vae_encoder(path: str | Path) -> VideoEncoder:
+    """The video encoder of a checkpoint that is here, with its weights, lazy."""
+    from mlx_video.models.ltx.layouts import identify  # which knows this room
+
+    return VideoEncoder.from_source(identify(Path(path)).sources["video_encoder"])

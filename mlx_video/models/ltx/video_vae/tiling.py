@@ -25,7 +25,15 @@ from mlx_video.types import VideoPixelShape, VideoScale
 Coder = Callable[[mx.array], mx.array]
 OnFramesReady = Callable[[mx.array, int], None]
 
-MODES = ("auto", "none", "default", "aggressive", "conservative")
+MODES = (
+    "auto",
+    "none",
+    "default",
+    "aggressive",
+    "conservative",
+    "spatial",
+    "temporal",
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,8 @@ class TilingConfig:
             raise UserError(f"tiling must be one of {', '.join(MODES)}; got {mode!r}.")
         if mode == "auto":
             return cls.auto(height, width, num_frames)
-        return None if mode == "none" else getattr(cls, mode)()
+        name = f"{mode}_only" if mode in ("spatial", "temporal") else mode
+        return None if mode == "none" else getattr(cls, name)()
 
 
 Tiling = TilingConfig | StreamPlan

@@ -1,0 +1,212 @@
+"""What scripts written for other MLX ports import and type: each name works, or is answered in one sentence."""
+
+import json
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_video import cli, generate_dev, names
+from mlx_video.checkpoint import Files
+from mlx_video.cli import commands
+from mlx_video.conditioning import VideoConditionByLatentIndex, apply_conditioning
+from mlx_video.conditioning.latent import LatentState
+from mlx_video.convert import sanitize_transformer_weights, sanitize_vae_encoder_weights
+from mlx_video.errors import UserError
+from mlx_video.inputs import Image
+from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
+from mlx_video.models.ltx.ltx import LTXModel
+from mlx_video.models.ltx.rope import precompute_freqs_cis
+from mlx_video.models.ltx.video_vae.encoder import VideoEncoder, load_vae_encoder
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig
+from mlx_video.plan import Phase
+from mlx_video.postprocess import save_video
+from mlx_video.record import Job
+from mlx_video.run import Planned, Written
+from tests.checkpoints import MODEL, tiny_folder
+from tests.media_reading import read_clip
+from tests.reference import FIXTURES
+
+DOORS = ("mlx_video.generate", "mlx_video.generate_dev", "mlx_video.generate_av")
+PROMPT = ["--prompt", "a ball"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def asked(model, here, monkeypatch):
+    """Runs ``mlx-video generate`` with words, without making the clip; gives the exit code, and the job and output it asks for."""
+    jobs = []
+
+    def nothing(job, output, options):
+        jobs.append((job, output))
+        yield Planned(job, str(output.path), (Phase("none", 0, 0.0),), 1.0, "")
+        yield Written(str(output.path), "x.json", 0.0, 0)
+
+    def ask(*words: str):
+        monkeypatch.setattr(commands, "run_job", nothing)
+        code = cli.main(["generate", "--model-repo", str(model), *PROMPT, *words])
+        return code, *(jobs.pop() if jobs else (None, None))
+
+    return ask
+
+
+# What is imported
+
+
+@pytest.mark.parametrize(
+    "place, name",
+    [(door, name) for door in DOORS for name in names.__all__]
+    + [
+        ("mlx_video.convert", f"sanitize_{part}_weights")
+        for part in ("transformer", "vae", "vae_encoder", "audio_vae", "vocoder")
+    ]
+    + [
+        ("mlx_video.generate", "generate_video"),
+        ("mlx_video.generate_dev", "generate_video_dev"),
+        ("mlx_video.generate_av", "generate_video_with_audio"),
+        ("mlx_video.convert", "convert"),
+        ("mlx_video.conditioning", "apply_conditioning"),
+        ("mlx_video.conditioning", "VideoConditionByLatentIndex"),
+        ("mlx_video.postprocess", "save_video"),
+        ("mlx_video.models.ltx.video_vae.encoder", "load_vae_encoder"),
+    ],
+)
+def test_a_name_is_where_scripts_look_for_it(place, name):
+    assert getattr(import_module(place), name) is not None
+
+
+def test_the_config_without_arguments_is_that_of_the_19b():
+    header = json.loads((FIXTURES / "manifests/ltx-2-19b.config.json").read_text())
+    assert LTXModelConfig() == LTXModelConfig.from_dict(header["config"]["transformer"])
+    assert LTXModelConfig().rope_type is LTXRopeType.SPLIT
+    assert LTXModelConfig(model_type=LTXModelType.VideoOnly).double_precision_rope
+
+
+def test_a_file_that_is_silent_means_what_the_official_code_does():
+    sizes = dict.fromkeys(LTXModelConfig.REQUIRED, 8)
+    silent = LTXModelConfig.from_dict(sizes)
+    assert silent.rope_type is LTXRopeType.INTERLEAVED
+    assert not silent.double_precision_rope
+    assert silent.av_ca_timestep_scale_multiplier == 1.0
+    for name in LTXModelConfig.REQUIRED:
+        with pytest.raises(UserError, match=f"the config lacks {name}"):
+            LTXModelConfig.from_dict({k: v for k, v in sizes.items() if k != name})
+
+
+def test_weights_are_sanitized_into_the_networks_that_they_fit(model):
+    raw = mx.load(str(model / MODEL))
+    block = json.loads(mx.load(str(model / MODEL), return_metadata=True)[1]["config"])
+    transformer = LTXModel(LTXModelConfig.from_dict(block["transformer"]))
+    transformer.load_weights(list(sanitize_transformer_weights(raw).items()))
+    encoder = load_vae_encoder(model / MODEL)
+    taken = sanitize_vae_encoder_weights(raw)
+    assert isinstance(encoder, VideoEncoder)
+    for name, value in tree_flatten(encoder.parameters()):
+        assert mx.array_equal(value, taken[name]), name
+
+
+def test_a_condition_needs_its_latent_alone():
+    latent = mx.ones((1, 4, 1, 2, 2))
+    state = LatentState.fresh(mx.zeros((1, 8, 4)), mx.zeros((1, 3, 8, 2)))
+    state = apply_conditioning(state, [VideoConditionByLatentIndex(latent=latent)])
+    assert state.denoise_mask[0, :, 0].tolist() == [0] * 4 + [1] * 4
+
+
+def test_tiles_in_space_or_in_time_alone():
+    assert TilingConfig.named("spatial", 512, 768, 121) == TilingConfig.spatial_only()
+    assert TilingConfig.named("temporal", 512, 768, 121) == TilingConfig.temporal_only()
+
+
+def test_positions_in_bfloat16_are_warned_of():
+    grid = mx.zeros((1, 3, 4, 2))
+    with warnings.catch_warnings(action="error"):
+        precompute_freqs_cis(grid, 12)
+    with pytest.warns(UserWarning, match="bfloat16 .* give them in float32"):
+        precompute_freqs_cis(grid.astype(mx.bfloat16), 12)
+
+
+def test_frames_become_a_file(here):
+    frames = np.full((9, 64, 96, 3), 99, np.uint8)
+    save_video(frames, "clip.mp4", fps=12)
+    read, fps, audio, _ = read_clip("clip.mp4")
+    assert (len(read), read[0].shape, fps, audio) == (9, (64, 96, 3), 12, None)
+
+
+# What is typed
+
+
+@pytest.mark.parametrize(
+    "words, answer",
+    [
+        (["--image-strength", "0.8"], "the strength stands after the frame, as in --image cat.png 0 0.8."),
+        (["--image-frame-idx=8"], "the frame stands after the picture, as in --image cat.png 8."),
+        (["--stream"], "every clip is written while it is decoded; leave it out."),
+        (["--max-tokens", "99"], "Gemma ends an enhanced prompt itself; leave it out."),
+        (["--temperature", "0.7"], "another --seed gives another enhanced prompt; leave it out."),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_gone_is_answered(words, answer, asked, capsys):
+    with pytest.raises(SystemExit, match=f"^{cli.BAD_INPUT}$"):
+        asked(*words)
+    flag = words[0].partition("=")[0]
+    assert capsys.readouterr().err == f"error: There is no option {flag} any more: {answer}\n"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        (["-i", "cat.png"], lambda job, _: job.request.inputs == (Image("cat.png"),)),
+        (["-i", "cat.png", "0", "0.5"], lambda job, _: job.request.inputs == (Image("cat.png", 0, 0.5),)),
+        (["--text-encoder-repo", "a/b"], lambda job, _: job.files.text_encoder == "a/b"),
+        (["--text-encoder-repo=a/b"], lambda job, _: job.files.text_encoder == "a/b"),
+        (["--tiling", "spatial"], lambda job, _: job.request.tiling == "spatial"),
+        (["--tiling", "temporal"], lambda job, _: job.request.tiling == "temporal"),
+        (["--save-frames", "-o", "a.mp4"], lambda _, output: output.frames == Path("a_frames")),
+        (["-o", "b/a.mp4", "--save-frames"], lambda _, output: output.frames == Path("b/a_frames")),
+        (["--save-frames", "b"], lambda _, output: output.frames == Path("b")),
+        (["--verbose"], lambda job, _: job.request.prompt == "a ball"),
+        (["--output", "x.mp4"], lambda _, output: output.path == Path("x.mp4")),
+        (["--output-path", "x.mp4"], lambda _, output: output.path == Path("x.mp4")),
+        (["--frames", "17", "--frame-rate", "25"], lambda job, _: job.request.shape[::3] == (17, 25)),
+        (["-n", "17", "-H", "64", "-W", "128", "-s", "3"], lambda job, _: job.request.shape[:3] == (17, 64, 128) and job.request.seed == 3),
+    ],
+)  # fmt: skip
+def test_an_option_works_as_it_did(words, wanted, asked):
+    code, job, output = asked(*words)
+    assert code == 0 and wanted(job, output)
+
+
+@pytest.mark.parametrize("frames, made", [(100, 97), (10, 9), (33, 33), (2, 1)])
+def test_the_dev_model_rounds_frames_and_says_so(frames, made, asked, capsys):
+    code, job, _ = asked("--variant", "dev", "-n", str(frames))
+    assert code == 0 and job.request.shape.frames == made
+    said = f"warning: {frames} frames are none of 1 + 8k; making {made}.\n"
+    assert (said in capsys.readouterr().err) is (frames != made)
+
+
+def test_so_does_its_function(model, here, caplog, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(generate_dev, "make", lambda job, *_: jobs.append(job))
+    generate_dev.generate_video_dev("a ball", num_frames=100, files=Files(model))
+    assert jobs[0].request.shape.frames == 97 and "making 97" in caplog.text
+
+
+def test_the_distilled_model_names_the_nearest(asked, capsys):
+    _, job, _ = asked("-n", "100")
+    assert isinstance(job, Job)
+    with pytest.raises(UserError, match="Nearest: 97 frames"):
+        job.check()
