@@ -4,12 +4,13 @@ import hashlib
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
 
 from mlx_video.disk import file_errors
 from mlx_video.formats.safetensors import read_header
+from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.weights import some, tensor_files
 
 HOLE = (
@@ -17,31 +18,53 @@ HOLE = (
 )  # bytes of zeros in a row: an unfinished or broken download leaves such, training does not
 CHUNK = 16 * 2**20
 FP8_NAN = 0x7F  # of E4M3, whatever the sign
+NO_NUMBERS = "values that are no numbers (NaN or infinity)"
 
 
-def verify(path: Path) -> list[str]:
-    """What is wrong with the bytes of a file or folder of tensors, a sentence each; empty where nothing is.
+class Finding(NamedTuple):
+    """A sentence on a file; ``certain`` where the file is damaged for sure, and not merely strange."""
+
+    text: str
+    certain: bool
+
+
+def verify(paths: Iterable[Path]) -> Iterator[Finding]:
+    """What is wrong with the bytes of files and folders of tensors; nothing where they are well.
 
     Reads everything: about a second a gigabyte. Compares with the hub's checksum where the cache or the download
-    folder has it, and names tensors with NaN, infinity, nothing but zeros, or a hole of zeros. Raises ``UserError``
-    where a file cannot be read at all.
+    folder has it, and names tensors with NaN or infinity, and where nothing vouches for the file, those with nothing
+    but zeros or a hole of zeros. Raises ``UserError`` where a file cannot be read at all.
     """
-    return [finding for file in tensor_files(path) for finding in _verify_file(file)]
+    for file in dict.fromkeys(file for path in paths for file in tensor_files(path)):
+        yield from _verify_file(file)
 
 
-def _verify_file(file: Path) -> Iterator[str]:
-    header, faults = read_header(file), defaultdict(list)
+def _verify_file(file: Path) -> Iterator[Finding]:
     stated = published_checksum(file)
-    if stated and (found := _checksum(file, stated)) != stated:
-        yield (
+    found = _checksum(file, stated) if stated else None
+    if found != stated:
+        yield Finding(
             f"{file} is not as it was published: its checksum is {found[:12]}..., the hub's {stated[:12]}.... "
-            "Fetch it again."
+            "Fetch it again.",
+            True,
         )
+    for fault, names in sorted(_faults(file).items()):
+        if fault != NO_NUMBERS and found:
+            continue  # as it was published, so it was made like that
+        have = "has" if len(names) == 1 else "have"
+        yield Finding(f"{file}: {some(names)} {have} {fault}.", fault == NO_NUMBERS)
+
+
+def _faults(file: Path) -> dict[str, list[str]]:
+    """Fault in words -> the tensors that have it."""
+    faults = defaultdict(list)
+    if sniff(file) == GGUF:  # whose packed bytes tell nothing of the kind
+        return faults
+    header = read_header(file)
     for name, value in mx.load(str(file)).items():
         if fault := _fault(value, header.tensors[name]["dtype"]):
             faults[fault].append(name)
-    for fault, names in sorted(faults.items()):
-        yield f"{file}: {some(names)} {'has' if len(names) == 1 else 'have'} {fault}."
+    return faults
 
 
 def published_checksum(file: Path) -> str | None:
@@ -93,7 +116,7 @@ def _fault(value: mx.array, stored: str) -> str:
     holes = (blocks == 0).all(axis=1).sum()
     count, empty, holes = (x.item() for x in (broken.sum(), (raw == 0).all(), holes))
     if count:
-        return "values that are no numbers (NaN or infinity)"
+        return NO_NUMBERS
     if empty and value.ndim > 1:
         return "nothing but zeros, as a broken download has, or layers that were never trained"
     return "a hole of zeros, as a broken download has" if holes and not empty else ""

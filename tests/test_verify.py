@@ -7,9 +7,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video.verify import HOLE, published_checksum, verify
-from tests.checkpoints import write_raw
+from mlx_video.cli import main
+from mlx_video.verify import HOLE, published_checksum
+from mlx_video.verify import verify as findings
+from tests.checkpoints import tiny_folder, write_raw
 from tests.reference import CHECKPOINT
+
+
+def verify(path) -> list[str]:
+    return [finding.text for finding in findings([path])]
+
 
 ALIVE = mx.random.normal((256, 256), key=mx.random.key(0))
 
@@ -42,6 +49,28 @@ def test_names_tensors_that_cannot_be_right(tmp_path, value, fault):
     file = saved(tmp_path / "a.safetensors", strange=value)
     (finding,) = verify(file)
     assert finding.startswith(f"{file}: strange ") and fault in finding
+
+
+def test_zeros_are_strange_and_no_numbers_are_damage(tmp_path):
+    zeros = saved(tmp_path / "a.safetensors", strange=mx.zeros((3, 4)))
+    broken = saved(tmp_path / "b.safetensors", strange=ALIVE * float("nan"))
+    certain = [f.certain for f in findings([zeros, broken, zeros])]
+    assert certain == [False, True]  # and each file is read once
+
+
+def test_info_verifies_every_file_that_a_run_reads(tmp_path, capsys):
+    folder = tiny_folder(tmp_path / "tiny")
+    assert main(["info", "--verify", str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("verified    nothing is wrong\n")
+    gemma = next((folder / "text_encoder").glob("*.safetensors"))
+    tensors, metadata = mx.load(str(gemma), return_metadata=True)
+    name = max(tensors, key=lambda name: tensors[name].size)
+    for value, code, told in ((0.0, 0, "\nnote        "), (float("nan"), 2, "\ndamaged     ")):  # fmt: skip
+        spoiled = {**tensors, name: mx.full(tensors[name].shape, value)}
+        mx.eval(spoiled)
+        mx.save_safetensors(str(gemma), spoiled, metadata)
+        assert main(["info", "--verify", str(folder)]) == code
+        assert f"{told}{gemma}: {name} has " in capsys.readouterr().out
 
 
 def test_a_bias_may_be_zero_and_integers_are_no_numbers_to_judge(tmp_path):
@@ -80,6 +109,12 @@ def test_compares_with_the_note_of_a_download(tmp_path):
     digest = hashlib.sha1(f"blob {len(raw)}\0".encode() + raw).hexdigest()
     note.write_text(f"commit\n{digest}\n0.0\n")
     assert published_checksum(file) == digest and verify(file) == []
+    zeros = {"alive": ALIVE, "zeros": mx.zeros((3, 4))}
+    mx.save_safetensors(str(file), zeros)
+    raw = file.read_bytes()
+    digest = hashlib.sha1(f"blob {len(raw)}\0".encode() + raw).hexdigest()
+    note.write_text(f"commit\n{digest}\n0.0\n")
+    assert verify(file) == []  # it was published with them
     note.write_text(f"commit\n{'0' * 64}\n0.0\n")
     assert "the hub's 000000000000..." in verify(file)[0]
     note.write_text("commit\nW/etag\n0.0\n")

@@ -27,7 +27,7 @@ from mlx_video.cli.options import (
 from mlx_video.cli.parser import Parser, flag
 from mlx_video.cli.progress import Progress, catalog_text, describe_text, plan_text
 from mlx_video.cli.terminal import say, tell
-from mlx_video.disk import file_errors, typed_path
+from mlx_video.disk import file_errors, short, typed_path
 from mlx_video.errors import UserError
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.catalog import catalog
@@ -38,6 +38,7 @@ from mlx_video.recipes import SEED, distilled
 from mlx_video.record import Job
 from mlx_video.run import Event, Planned, Written, finish
 from mlx_video.run import run as run_job
+from mlx_video.verify import verify
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +219,17 @@ def models(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    tell(describe_text(describe(args.path)))
+    """Say what a path holds. Raises ``UserError`` at the end where it cannot be used, or is found to be damaged."""
+    found = describe(args.path)
+    tell(describe_text(found))
+    findings = []
+    for finding in verify(found.files) if args.verify else ():
+        findings.append(finding)
+        tell(f"{'damaged' if finding.certain else 'note':<12}{finding.text}")
+    if args.verify and not findings:
+        tell("verified    nothing is wrong")
+    if found.refusals or any(finding.certain for finding in findings):
+        raise UserError(f"{short(found.path)} cannot be used as it is, see above.")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -245,6 +256,8 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         default=DEMO,
         help="file or folder (default: the demo model, where the package has it)",
     )
+    about = "read all of it: compare with the hub's checksums, and look for tensors that cannot be right"
+    flag(parser, "--verify", about)
 
 
 COMMANDS: dict[str, tuple[Callable, Callable, str]] = {

@@ -7,6 +7,8 @@ from typing import Mapping, NamedTuple
 from mlx_video import lora
 from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx import find
+from mlx_video.models.ltx.components import build
+from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import LORA, identify
 from mlx_video.models.ltx.parts import NEEDED, held, part_config, part_of
 from mlx_video.models.ltx.releases import Release
@@ -34,6 +36,7 @@ class Description(NamedTuple):
     refusals  why this version cannot run it, in the config's own words; empty if it can
     defaults  what it states in place of the usual ones
     changes   what it changes, where it is a LoRA
+    files     files and folders of its tensors
     """
 
     path: Path
@@ -44,6 +47,7 @@ class Description(NamedTuple):
     refusals: tuple[str, ...]
     defaults: Mapping[str, object] = {}
     changes: lora.About | None = None
+    files: tuple[Path, ...] = ()
 
 
 def _provided_by(name: str, release: Release) -> str:
@@ -62,8 +66,9 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
     """Say what ``path`` is and holds, from headers and configs. Raises as ``identify`` does."""
     layout = identify(find.located(path), variant)
     refusals = [layout.refusal] if layout.refusal else []
-    parts = {}
-    for name, source in layout.stored.items():
+    parts, stored = {}, find.joined(layout.stored)
+    files = [path for source in stored.values() for path in source.paths]
+    for name, source in stored.items():
         try:
             part_config(name, source)
             weights = part_of(name).network(source).sanitize(source.outline())
@@ -72,12 +77,20 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
             if source.path.is_file() and sniff(source.path) == GGUF:
                 size = source.path.stat().st_size  # what is packed has no type of MLX's
                 parts[name] = parts[name]._replace(dtypes=(), bytes=size)
+            build(name, source.sketch(), None)  # lazily: every tensor has its place
+        except ValueError as error:
+            refusals.append(str(error))
+    if "video_decoder" in layout.sources and not refusals:
+        try:
+            read_geometry(layout.sources)
         except ValueError as error:
             refusals.append(str(error))
     if layout.distillation:
+        files.append(layout.distillation)
         parts[layout.distillation.stem] = _summary(outline(layout.distillation))
     about = None
     if layout.name == LORA:
+        files.append(layout.path)
         try:
             about = lora.Adapter.read(layout.path).about
         except ValueError as error:
@@ -85,7 +98,7 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
     missing = {
         name: _provided_by(name, layout.release)
         for name in NEEDED
-        if name not in held(layout.stored)
+        if name not in held(layout.stored) and layout.name != LORA
     }
     return Description(
         layout.path,
@@ -93,9 +106,10 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
         layout.version,
         parts,
         missing,
-        tuple(refusals),
+        tuple(dict.fromkeys(refusals)),
         layout.defaults,
         about,
+        tuple(files),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video import hub
+from mlx_video.cli import main
 from mlx_video.convert import convert
 from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.config import LTXModelType
@@ -669,3 +670,33 @@ def test_statistics_have_values_where_a_sketch_has_none(folder, monkeypatch):
     with components.video_statistics() as statistics:
         mean = checkpoint()[0]["vae.per_channel_statistics.mean-of-means"]
         assert mx.array_equal(statistics.mean, mean)
+
+
+def test_a_model_that_cannot_be_used_is_said_by_info(folder, capsys):
+    """Rates that contradict each other, and tensors that another tool quantized in a way that cannot be."""
+    file = folder / MODEL
+
+    def faster(config: dict) -> None:
+        config["vocoder"]["output_sample_rate"] = 48000
+
+    rewrite(file, config=faster)
+    assert "output_sample_rate is 48000 Hz" in " ".join(describe(folder).refusals)
+    assert main(["info", str(folder)]) == 2
+    said = capsys.readouterr()
+    assert "not usable" in said.out and "cannot be used as it is" in said.err
+
+    def misquantized(weights: dict) -> None:
+        name = "model.diffusion_model.transformer_blocks.0.attn1.to_q"
+        note = (
+            b'{"format": "int8_tensorwise", "convrot": true, "convrot_groupsize": 256}'
+        )
+        weights[f"{name}.weight"] = mx.zeros((64, 64), mx.int8)
+        weights[f"{name}.weight_scale"] = mx.ones((64, 1))
+        weights[f"{name}.comfy_quant"] = mx.array(list(note), mx.uint8)
+
+    def slower(config: dict) -> None:
+        config["vocoder"]["output_sample_rate"] = 24000
+
+    rewrite(file, weights=misquantized, config=slower)
+    (refusal,) = set(describe(folder).refusals)
+    assert "is not made of groups of 256 columns" in refusal
