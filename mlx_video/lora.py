@@ -61,6 +61,9 @@ REFERENCE = ("reference_downscale_factor", "reference_temporal_scale_factor")
 IC_LORA = re.compile(r"(^|[^a-z])ic[-_]lora")
 ADAPTER = "lora_adapter_metadata"  # of a LoRA that diffusers saved: PEFT's config
 ADAPTER_CONFIG = "adapter_config.json"  # beside a LoRA that PEFT saved: the same
+WHOLE = (
+    0.9  # of the layers, which a distilled LoRA changes; the published ones change all
+)
 TRIGGERS = ("trigger_word", "trigger_phrase", "modelspec.trigger_phrase")
 
 Tensors = Mapping[str, mx.array]  # of one layer, by role
@@ -195,6 +198,16 @@ class Adapter:
             raise UserError(
                 f"{self.source} changes {some(homeless, 2)}, which the model does not have: it was made for another "
                 "model, and a part of it would mislead."
+            )
+
+    def check_distillation(self, transformer: nn.Module) -> None:
+        """Raise ``UserError`` where this cannot make the distilled ``transformer``: such LoRAs change all its layers."""
+        layers = set(layer_names(transformer).values())
+        share = len(self._places(transformer)) / len(layers)
+        if share < WHOLE:
+            raise UserError(
+                f"{self.source} changes {share:.0%} of the transformer's layers, and a distilled LoRA nearly all of them: "
+                "it is a LoRA of another kind. Use it with --lora."
             )
 
     def concerns(self, module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Callable
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.gemma import language_model
@@ -75,6 +76,24 @@ def write_raw(
         data += raw
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return file
+
+
+def completed(file: Path, transformer: nn.Module) -> Path:
+    """The LoRA in ``file``, in which all other Linears are changed by nothing: a distilled LoRA names all of them."""
+    tensors = mx.load(str(file))
+    mx.eval(tensors)
+    for path, layer in transformer.named_modules():
+        if isinstance(layer, nn.Linear):
+            rows, columns = layer.weight.shape
+            name = transformer.official_name(f"{path}.weight").removesuffix(".weight")
+            tensors.setdefault(
+                f"diffusion_model.{name}.lora_A.weight", mx.zeros((1, columns))
+            )
+            tensors.setdefault(
+                f"diffusion_model.{name}.lora_B.weight", mx.zeros((rows, 1))
+            )
+    mx.save_safetensors(str(file), tensors)
     return file
 
 

@@ -451,6 +451,16 @@ def test_a_lora_with_layers_that_the_model_lacks_is_refused():
     Adapter.of(pair(NAME)).check_layers([transformer(), connectors()])
 
 
+def test_a_distilled_lora_changes_all_of_the_transformer():
+    model = full_size("transformer")
+    shapes = manifest("ltx-2-19b-distilled-lora-384")
+    whole = {key: mx.zeros(shape) for key, shape in shapes.items()}
+    Adapter.of(whole).check_distillation(model)
+    style = {k: v for k, v in whole.items() if ".attn" in k or ".audio_attn" in k}
+    with pytest.raises(UserError, match="s changes 5.% of the transformer's layers, .*Use it with --lora"):  # fmt: skip
+        Adapter.of(style, source="s").check_distillation(model)
+
+
 @pytest.mark.parametrize("version", ["2.5.0", "2-5", "2.5"])
 def test_a_lora_of_another_version_is_refused(version):
     adapter = Adapter.of(pair(NAME), {"model_version": version})

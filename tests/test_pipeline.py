@@ -22,7 +22,7 @@ from mlx_video.models.ltx.patchify import patchify_audio
 from mlx_video.pipeline import Pipeline, Reached, Request
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE, Recipe, Stage
 from mlx_video.types import AV, Sample, VideoPixelShape, Waveform
-from tests.checkpoints import MODEL, rewrite, tiny_folder
+from tests.checkpoints import MODEL, completed, rewrite, tiny_folder
 from tests.reference import FIXTURES, error
 
 # At half size it has as many video tokens as audio tokens, 18, so that noise from one key would be the same for both.
@@ -280,7 +280,9 @@ def test_the_users_lora_stays_beside_the_distilled_one(model, tmp_path):
         USERS: 0.5 * write_lora(users, LTXModel.official_name(USERS), seed=1),
         DISTILLED: write_lora(distilled, LTXModel.official_name(DISTILLED), seed=2),
     }
-    (plain,) = loans(pipeline(model, ONE_STAGE), request())
+    plainly = pipeline(model, ONE_STAGE)
+    completed(distilled, plainly.components.sketch("transformer"))
+    (plain,) = loans(plainly, request())
     tuned = pipeline(model, DEV, loras=[(users, 0.5)], distilled_lora=distilled)
     first, second = loans(tuned, request())
     for loan, fused in ((first, [USERS]), (second, [USERS, DISTILLED])):

@@ -135,7 +135,7 @@ class Components:
             read_geometry({n: s for n, s in sources.items() if n in needs})
         if distilled_lora or DISTILLED_LORA in needs:
             distilled_lora = find.find_distilled_lora(distilled_lora, layout, announce)
-            find.check_lora(distilled_lora, layout.version)
+            find.check_distilled_lora(distilled_lora, layout)
         return cls(
             sources,
             residency,
@@ -196,6 +196,8 @@ class Components:
         files = [file for file, _ in self.loras]
         if DISTILLED_LORA in needs and self.distilled_lora is not None:
             files.append(self.distilled_lora)
+            distilled = lora.Adapter.read(self.distilled_lora)
+            distilled.check_distillation(self.sketch("transformer"))
         if files:
             parts = (self.sketch(name) for name in PARTS if name in needs)
             modules = [part for part in parts if part.LORAS]

@@ -356,6 +356,18 @@ def find_loras(
     return found
 
 
+def check_distilled_lora(file: Path, layout: Layout) -> None:
+    """``check_lora``, and that the rank, where the file states no version, is not that of another release."""
+    check_lora(file, layout.version)
+    ranks = {release.distilled_rank: release for release in RELEASES}
+    other = ranks.get(Adapter.read(file).about.rank, layout.release)
+    if other.distilled_rank != layout.release.distilled_rank:
+        raise UserError(
+            f"{file} has rank {other.distilled_rank}, as the distilled LoRA of {other.name} has, and the model is "
+            f"{layout.release.name}. Give {layout.release.distilled_lora} of {layout.release.repository}."
+        )
+
+
 def check_lora(file: Path, version: str) -> None:
     """Raise ``ValueError`` where ``file`` is no LoRA that can be applied, or one for another model than ``version``."""
     Adapter.read(file).check(version)

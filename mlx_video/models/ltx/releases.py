@@ -80,6 +80,11 @@ class Release:
         own = self.text_encoder
         return own.repository or f"{own.file} of {self.repository}"
 
+    @property
+    def distilled_rank(self) -> int:
+        """Of its distilled LoRA, as the name says."""
+        return int(re.search(r"lora-(\d+)", self.distilled_lora)[1])
+
     def files(self, variant: str) -> tuple[str, ...]:
         """The files of a whole checkpoint, that of its transformer first."""
         return (self.transformers[variant], *self.others)

@@ -31,6 +31,7 @@ def fused(strength: float, dtype: mx.Dtype = mx.float32) -> LTXModel:
     adapter = Adapter.read(FILE)
     adapter.check("2.3.0")
     adapter.check_layers([model])
+    adapter.check_distillation(model)
     report = fuse(model, adapter, strength)
     assert len(report.matched) == len(adapter.layers) and not report.skipped
     return model

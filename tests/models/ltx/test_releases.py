@@ -4,14 +4,19 @@ import json
 import shutil
 from dataclasses import replace
 
+import mlx.core as mx
 import pytest
 
 from mlx_video import hub
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import releases
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.find import find_defaults, find_geometry
-from mlx_video.models.ltx.layouts import identify
+from mlx_video.models.ltx.find import (
+    check_distilled_lora,
+    find_defaults,
+    find_geometry,
+)
+from mlx_video.models.ltx.layouts import Layout, identify
 from mlx_video.models.ltx.releases import (
     LTX_2,
     LTX_2_3,
@@ -149,6 +154,27 @@ def test_a_file_that_is_not_here_is_told_before_anything_is_fetched(
     monkeypatch.setattr(hub, "plan", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(UserError, match=sentence):
         Components.open("Lightricks/LTX-2.3", variant="dev", **named)
+
+
+def test_the_distilled_lora_of_another_release_is_told_by_its_rank(tmp_path):
+    """2.3 and 2.5 have layers of the same shapes; a LoRA that somebody resized has a rank of its own."""
+    file = tmp_path / "a.safetensors"
+
+    def check(rank: int, version: str) -> None:
+        A, B = mx.zeros((rank, 8)), mx.zeros((8, rank))
+        mx.save_safetensors(str(file), {"x.lora_A.weight": A, "x.lora_B.weight": B})
+        check_distilled_lora(
+            file, Layout("", "", file, metadata={"model_version": version})
+        )
+
+    for rank, version in ((384, "2.3.0"), (450, "2.5.0"), (175, "2.5.0")):
+        check(rank, version)
+    with pytest.raises(UserError, match="has rank 384, as the distilled LoRA of LTX-2"):
+        check(384, "2.5.0")
+    with pytest.raises(
+        UserError, match="rank 450, as .* of LTX-2.5 has, .* is LTX-2.3"
+    ):
+        check(450, "2.3.0")
 
 
 def test_a_language_model_of_another_size_is_told_before_anything_is_fetched(
