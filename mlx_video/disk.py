@@ -19,6 +19,7 @@ LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 ASIDE = ".partial-"  # in the name of a file that is not finished
 LOCK = ".mlx-video.lock"
 GB = 10**9
+BLOCK = 2**20  # bytes that are written at once
 
 
 # Paths as people type them
@@ -130,6 +131,23 @@ def written_aside(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
                 _take_name(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def reserved(path: Path, size: int) -> Iterator[Path]:
+    """A file that holds ``size`` bytes of the disk for one that will be written to ``path``, to be removed before that.
+
+    Raises ``UserError`` where there is no room. Random bytes, since some file systems shrink others.
+    """
+    room = _create_aside(path)
+    try:
+        with file_errors(path, "written"), open(room, "wb") as file:
+            for start in range(0, size, BLOCK):
+                file.write(os.urandom(min(BLOCK, size - start)))
+            os.fsync(file.fileno())
+        yield room
+    finally:
+        room.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from mlx_video import hub
 from mlx_video import plan as plans
 from mlx_video import weights
 from mlx_video.checkpoint import open_components
-from mlx_video.disk import file_errors, short, written_aside
+from mlx_video.disk import file_errors, reserved, short, written_aside
 from mlx_video.errors import UserError
 from mlx_video.health import check_latents
 from mlx_video.models.ltx.components import Announce
@@ -33,6 +33,7 @@ X = TypeVar("X")
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse
 WORTH_SAVING = 10.0  # seconds of sampling, when a run is stopped
 STAGE, STEP = "stage", "step"  # of a state, in its file's metadata
+SPARE = 2**20  # bytes of what stands beside latents in their file
 SOUND = "sound"  # that the clip has from a stage before, in a state's file
 
 
@@ -223,9 +224,9 @@ def finish(
 def _carried_out(
     pipeline: Pipeline, job: Job, output: Output, options: Options, start
 ) -> Iterator[Event]:
-    """Sample, keep what was sampled, and decode it."""
+    """Sample, keep what was sampled, and decode it. The latents' room on the disk is taken before."""
     keeper = _Keeper(job, output, options)
-    with keeper:
+    with reserved(output.latents, _bytes(pipeline, job) + SPARE) as room, keeper:
         fused = 0
         for event in pipeline.events(job.request, start):
             fusions = pipeline.components.fusions
@@ -237,6 +238,7 @@ def _carried_out(
                 case Reached():
                     yield from keeper.reached(event)
                 case Sample():
+                    room.unlink()
                     yield from keeper.sampled(event)
         yield from _written(pipeline, event.latents, keeper.job, output)
         keeper.done()

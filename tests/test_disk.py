@@ -1,12 +1,13 @@
 """Paths as people type them, and the system's refusals, in sentences."""
 
+import errno
 import os
 import shutil
 
 import mlx.core as mx
 import pytest
 
-from mlx_video import cli, hub, pictures, weights
+from mlx_video import cli, disk, hub, pictures, weights
 from mlx_video.disk import (
     check_space,
     file_errors,
@@ -130,6 +131,25 @@ def test_a_file_aside_has_the_usual_rights_and_takes_no_name(
             (tmp_path / "b.txt").write_text("another's")
     assert (tmp_path / "b-2.txt").read_text() == "b"
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "b-2.txt", "b.txt", "plain"]
+
+
+def test_room_is_taken_and_given_back(tmp_path):
+    with disk.reserved(tmp_path / "x.latents.safetensors", 3 * 2**20 + 5) as room:
+        assert room.stat().st_size == 3 * 2**20 + 5
+        assert disk.ASIDE in room.name  # so that a dead run's is removed
+        room.unlink()
+    assert not list(tmp_path.iterdir())
+
+
+def test_room_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mlx_video.disk.os.fsync", full)
+    with pytest.raises(UserError, match="x cannot be written: no space left on device"):
+        with disk.reserved(tmp_path / "x", 5):
+            pytest.fail("there was room")
+    assert not list(tmp_path.iterdir())
 
 
 def test_room_is_reckoned_by_disk(tmp_path, monkeypatch):

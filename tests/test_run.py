@@ -212,6 +212,16 @@ def test_latents_that_cannot_be_saved_do_not_end_a_run(model, here, monkeypatch)
     assert sorted(os.listdir()) == ["x.json", "x.mp4"]
 
 
+def test_the_room_of_latents_is_taken_before_sampling(model, here, monkeypatch):
+    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    events = run(job(model), Output(Path("x.mp4")))
+    next(event for event in events if isinstance(event, Step))
+    (room,) = here.glob(".x.latents.*partial-*")
+    assert room.stat().st_size > 2**20
+    events.close()
+    assert os.listdir() == []
+
+
 @pytest.fixture
 def small_world(model, tmp_path) -> Path:
     """The model with a text encoder that says how little it knows."""
