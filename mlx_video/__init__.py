@@ -2,8 +2,6 @@
 
 import sys
 
-from mlx_video.backend import prepare
-
 
 def _stopped(kind: type, error: BaseException, trace) -> None:
     """Ctrl-C while a command of ours is still importing is a word, as it is later."""
@@ -16,6 +14,8 @@ def _stopped(kind: type, error: BaseException, trace) -> None:
 # "-m" is what Python calls itself while it looks for the module to run: python -m mlx_video.generate.
 if sys.argv[:1] == ["-m"] or sys.argv[:1] and sys.argv[0].endswith("mlx-video"):
     sys.excepthook = _stopped
+
+from mlx_video.backend import prepare
 
 prepare()  # before anything imports mlx.core
 

@@ -60,6 +60,21 @@ def test_mlx_lm_is_whole_for_others_who_import_it():
     assert "transformers" in imported(code)
 
 
+def test_ctrl_c_while_the_backend_is_found_is_one_word():
+    code = "import sys; sys.argv = ['mlx-video']; import importlib.abc as a"
+    code += """
+class Find(a.MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == 'mlx_video.backend':
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Find())
+import mlx_video
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == "stopped\n"
+
+
 @pytest.mark.parametrize(
     "program, told",
     [("-m", "stopped"), ("/bin/mlx-video", "stopped"), ("other.py", "Traceback")],
