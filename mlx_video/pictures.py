@@ -235,7 +235,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode[0] not in "IF":
         return image
     profile = image.info.get("icc_profile")
-    levels = np.nan_to_num(np.asarray(image).astype(np.float64))
+    with np.errstate(invalid="ignore"):  # of NaN, which becomes 0
+        levels = np.nan_to_num(np.asarray(image).astype(np.float64))
     whites = (1, 255, 65535, 2**31 - 1)[image.mode != "F" :]
     held = (white for white in whites if levels.max() <= white)
     white = 65535 if image.mode.startswith("I;16") else next(held, levels.max())

@@ -15,6 +15,7 @@ from mlx_video.checkpoint import Files, model_of, open_components
 from mlx_video.disk import is_there, read_small, short, written_aside
 from mlx_video.errors import MissingFileError, UserError, check_text
 from mlx_video.fidelity import pipeline_for
+from mlx_video.formats.safetensors import clip
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
 from mlx_video.models.ltx.find import find_geometry
@@ -208,7 +209,8 @@ def _schema(kinds: tuple[str, ...]):
 
 def _sentence(error: Mapping) -> str:
     """What pydantic found, with the field's name: "job.request.seed should be a valid integer; got 'x'"."""
-    place = ".".join(map(str, error["loc"])) or "the record"
+    steps = (clip(str(step), 40) for step in error["loc"])
+    place = ".".join(steps) or "the record"
     match error["type"]:
         case "missing":
             return f"{place} is missing"
@@ -216,7 +218,9 @@ def _sentence(error: Mapping) -> str:
             return f"{place} is unknown"
         case "json_invalid":
             return f"it is not JSON ({error['ctx']['error']})"
-    said = error["msg"].removeprefix("Input ")
+        case "union_tag_invalid":
+            return f"{place}: its kind must be one of {error['ctx']['expected_tags']}"
+    said = clip(error["msg"].removeprefix("Input "), 120)
     return f"{place}: {said}; got {short(ascii(error['input']), 60)}"
 
 

@@ -68,6 +68,17 @@ def set_at(path: str, value):
     return change
 
 
+def named(name: str, value):
+    return lambda job: job["request"].update({name: value})
+
+
+def test_a_long_key_is_cut(read, tmp_path):
+    with pytest.raises(UserError, match=r"request\.aaa.*\.\.\. is unknown"):
+        read(named("a" * 9000, 1))
+    with pytest.raises(UserError, match="inputs.0: its kind must be one of 'image'"):
+        read(named("inputs", [{"kind": "b" * 9000}]))
+
+
 WRONG = {
     "request.prompt": [3, None, ["a"], {"a": 1}],
     "request.seed": ["x", 1.5, None, True],
