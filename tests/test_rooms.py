@@ -16,7 +16,7 @@ FLOORS = [
     {"recipes", "plan", "checkpoint", "inputs"},
     {"pipeline", "fidelity", "previews"},
     {"record", "output", "run"},
-    {"serve", "api"},
+    {"serve", "api", "check"},
     {"names", "cli", "convert"},
     {"generate", "generate_dev", "generate_av", "__main__"},
 ]

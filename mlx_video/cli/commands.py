@@ -12,6 +12,7 @@ from typing import Callable, Iterator, Sequence
 
 from mlx_video import __version__
 from mlx_video.checkpoint import open_components
+from mlx_video.cli import check as checking
 from mlx_video.cli import convert as converting
 from mlx_video.cli import serve as serving
 from mlx_video.cli.completion import add_completion, completion
@@ -48,7 +49,7 @@ DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own ma
 def run(argv: Sequence[str] | None) -> None:
     """Do what the ``mlx-video`` command line asks for."""
     args = main_parser().read(argv)
-    _talk(getattr(args, "verbose", False))
+    prepare_mlx(getattr(args, "verbose", False))
     args.run(args)
 
 
@@ -59,7 +60,7 @@ def run_door(
     parser = Parser(description=description)
     add_generate(parser, variant=variant, audio=audio)
     args = parser.read(argv)
-    _talk(args.verbose)
+    prepare_mlx(args.verbose)
     generate(args, variant)
 
 
@@ -86,10 +87,14 @@ def main_parser() -> Parser:
     return parser
 
 
-def _talk(verbose: bool) -> None:
-    """Let what the package logs be seen, where that is wished."""
+def prepare_mlx(verbose: bool) -> None:
+    """On a CPU nothing is compiled: MLX would call g++ for each fused piece, seconds at first, and gain nothing."""
+    import mlx.core as mx
+
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if mx.default_device() == mx.cpu:
+        mx.disable_compile()
 
 
 class _Version(argparse.Action):
@@ -285,6 +290,11 @@ COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
         "list the models that --model knows by name, with sizes, licences and what is in the cache",
     ),
     "info": (_add_info, info, "say what a file or folder holds and what is missing"),
+    "check": (
+        checking.add_arguments,
+        checking.check,
+        "test this machine's MLX, and write a report to attach to an issue",
+    ),
     "completion": (
         add_completion,
         lambda args: completion(args, main_parser()),

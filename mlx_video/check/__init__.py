@@ -1,0 +1,121 @@
+"""Does this machine compute what it should? Runs each check of ``table`` on MLX's device and says how far off it is.
+
+Knows how results are compared, not what is computed. Each result is compared with numbers of a CPU that are stored
+beside this file, and away from a CPU also with all of what this machine's own CPU makes of it.
+"""
+
+import json
+import math
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+STORED = Path(__file__).with_name("stored.json")  # benchmarks/store_checks.py writes it
+PARTS = 2  # of a result, of each of which two numbers are stored
+DIGITS = 5
+
+
+class Check(NamedTuple):
+    """One computation, and how far a result may be off, as a share of the expected numbers' root mean square."""
+
+    name: str
+    tolerance: float
+    compute: Callable[[], mx.array]
+
+
+class Outcome(NamedTuple):
+    """What came of a check.
+
+    error    how far off its result is; NaN where it has NaN or could not be computed
+    seconds  that the device took, compiling included
+    peak     bytes of MLX's memory at most
+    problem  what was raised, if anything
+    """
+
+    name: str
+    error: float
+    tolerance: float
+    seconds: float
+    peak: int
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance  # which NaN is not
+
+
+def run(checks: Iterable[Check]) -> Iterator[Outcome]:
+    """The outcome of each check, in order."""
+    stored = json.loads(STORED.read_text(encoding="utf-8"))
+    for check in checks:
+        yield _outcome(check, stored.get(check.name, []))
+
+
+def summary(result: mx.array) -> list[float]:
+    """For each of ``PARTS`` equal parts of a result: the number in its middle, and its root mean square."""
+    parts = np.array_split(_numbers(result), PARTS)
+    both = ((part[len(part) // 2], _size(part)) for part in parts)
+    return [float(f"{number:.{DIGITS}g}") for pair in both for number in pair]
+
+
+def _outcome(check: Check, stored: list[float]) -> Outcome:
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    start = time.perf_counter()
+    error, problem = math.nan, ""
+    try:
+        result = _evaluated(check)
+        seconds = time.perf_counter() - start
+        peak = mx.get_peak_memory()
+        error = _off(np.array(summary(result)), np.array(stored))
+        if mx.default_device() != mx.cpu:
+            with _on_cpu():
+                expected = _evaluated(check)
+            error = max(error, _off(_numbers(result), _numbers(expected)), key=_badness)
+    except Exception as raised:  # whatever it is, the report should say so and go on
+        seconds, peak = time.perf_counter() - start, mx.get_peak_memory()
+        problem = f"{type(raised).__name__}: {raised}"
+    return Outcome(check.name, error, check.tolerance, seconds, peak, problem)
+
+
+def _evaluated(check: Check) -> mx.array:
+    result = check.compute()
+    mx.eval(result)
+    # Metal tells of a command that failed only when the next one is done.
+    mx.eval(mx.zeros(1) + 1)
+    mx.synchronize()
+    return result
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    """Have MLX compute on the CPU, without compiling for it."""
+    mx.disable_compile()
+    try:
+        with mx.stream(mx.cpu):
+            yield
+    finally:
+        mx.enable_compile()
+
+
+def _numbers(result: mx.array) -> np.ndarray:
+    return np.array(result.astype(mx.float32)).astype(np.float64).flatten()
+
+
+def _off(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, as a share of the expected numbers' root mean square; infinite where sizes differ."""
+    if actual.shape != expected.shape:
+        return math.inf
+    return float(np.abs(actual - expected).max() / _size(expected))
+
+
+def _size(numbers: np.ndarray) -> float:
+    return math.sqrt(np.square(numbers).mean())
+
+
+def _badness(error: float) -> float:
+    return math.inf if math.isnan(error) else error
