@@ -10,4 +10,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 with suppress(ImportError):
     import torch  # noqa: F401
 
-import mlx_video  # noqa: F401  first, so that its BLAS is loaded before mlx.core
+from mlx_video.backend import suit_cpu  # first: its BLAS goes before mlx.core
+
+suit_cpu(0)

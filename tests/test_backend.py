@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_video.backend import THREADS
+
 ROOT = Path(__file__).parent.parent
 LINUX_CPU = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
@@ -79,8 +81,8 @@ class TestImport:
     def test_is_quick_and_brings_nothing_heavy(self):
         done = python(
             "-c",
-            "import time; start = time.perf_counter(); import mlx_video, sys\n"
-            "print(time.perf_counter() - start)\n"
+            "import time; start = time.process_time(); import mlx_video, sys\n"
+            "print(time.process_time() - start)\n"
             "print({'mlx.core', 'numpy', 'mlx_lm', 'av', 'PIL'} & set(sys.modules))",
         )
         seconds, heavy = done.stdout.split(maxsplit=1)
@@ -121,6 +123,27 @@ class TestBlas:
         with_blas = python("-c", "import mlx_video" + SPEED)
         without = python("-c", SPEED)
         assert float(with_blas.stdout) > 3 * float(without.stdout)  # 30 times when idle
+
+    @pytest.mark.parametrize(
+        "asked, small, large", [({}, "1", "all"), ({"OMP_NUM_THREADS": "1"}, "1", "1")]
+    )
+    def test_small_products_take_one_thread_unless_asked_otherwise(
+        self, monkeypatch, asked, small, large
+    ):
+        for name in THREADS:
+            monkeypatch.delenv(name, raising=False)
+        for name, count in asked.items():
+            monkeypatch.setenv(name, count)
+        done = python(
+            "-c",
+            "import ctypes; from mlx_video.backend import SHARED, suit_cpu\n"
+            "blas = ctypes.CDLL(None)\n"
+            "for largest in (SHARED - 1, SHARED):\n"
+            "    suit_cpu(largest); print(blas.openblas_get_num_threads())\n"
+            "print(blas.openblas_get_num_procs())",
+        )
+        *found, every = done.stdout.split()
+        assert found == [small, every if large == "all" else large]
 
     def test_too_late_is_said_once(self):
         done = python("-c", "import mlx.core, mlx_video, mlx_video.types")

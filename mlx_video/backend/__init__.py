@@ -21,6 +21,10 @@ BACKENDS = {
 }
 OPENBLAS = {"x86_64": "ngsolve-openblas", "aarch64": "cmeel-openblas"}
 SWITCH = "python -m mlx_video.backend"
+THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+SHARED = (
+    8 * 2**20
+)  # bytes of a weight from which on its products are worth more than one thread
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,24 @@ def prepare() -> None:
         return
     load_blas()
     require_backend()
+
+
+def suit_cpu(largest: int) -> None:
+    """Set MLX up for products with weights of up to ``largest`` bytes, where they are computed on a CPU.
+
+    Nothing is compiled there: MLX would call g++ for each fused piece, twenty seconds at first, and gain nothing.
+    Small products take one thread: on a busy machine several wait for each other, a time slice long each. A thread
+    count in the environment wins.
+    """
+    import mlx.core as mx
+
+    if mx.default_device() != mx.cpu:
+        return
+    mx.disable_compile()
+    blas = ctypes.CDLL(None)
+    if hasattr(blas, "openblas_set_num_threads") and not os.environ.keys() & {*THREADS}:
+        cores = blas.openblas_get_num_procs()
+        blas.openblas_set_num_threads(cores if largest >= SHARED else 1)
 
 
 def installed() -> list[str]:

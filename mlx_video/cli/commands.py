@@ -49,7 +49,7 @@ DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own ma
 def run(argv: Sequence[str] | None) -> None:
     """Do what the ``mlx-video`` command line asks for."""
     args = main_parser().read(argv)
-    prepare_mlx(getattr(args, "verbose", False))
+    _talk(getattr(args, "verbose", False))
     args.run(args)
 
 
@@ -60,7 +60,7 @@ def run_door(
     parser = Parser(description=description)
     add_generate(parser, variant=variant, audio=audio)
     args = parser.read(argv)
-    prepare_mlx(args.verbose)
+    _talk(args.verbose)
     generate(args, variant)
 
 
@@ -87,14 +87,10 @@ def main_parser() -> Parser:
     return parser
 
 
-def prepare_mlx(verbose: bool) -> None:
-    """On a CPU nothing is compiled: MLX would call g++ for each fused piece, seconds at first, and gain nothing."""
-    import mlx.core as mx
-
+def _talk(verbose: bool) -> None:
+    """Let what the package logs be seen, where that is wished."""
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if mx.default_device() == mx.cpu:
-        mx.disable_compile()
 
 
 class _Version(argparse.Action):

@@ -1,6 +1,7 @@
 """The header of a safetensors file: what it holds and where, checked before a byte of it is used. Reads no tensors."""
 
 import json
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -35,7 +36,12 @@ def read_header(file: Path) -> Header:
     sentence that names the file and what is wrong with it.
     """
     size = file_size(file)
-    text, start = _read_text(file, size)
+    return _checked(file, size, *_read_text(file, size))
+
+
+@lru_cache(maxsize=16)  # opening a checkpoint asks for each header many times
+def _checked(file: Path, size: int, text: bytes, start: int) -> Header:
+    """The header that ``text`` is, of a file of ``size`` bytes whose tensors begin at ``start``; not to be changed."""
     entries = parse_json(text, f"{file} is damaged: its table of contents")
     if not isinstance(entries, dict):
         raise _damaged(file, "its table of contents is not an object")
@@ -118,7 +124,7 @@ def _metadata(found: object, file: Path) -> dict[str, str]:
 
 def _fault(entry: object) -> str:
     """What is wrong with one tensor's entry, in words that follow its name; empty if nothing is."""
-    if not isinstance(entry, Mapping) or not ENTRY <= entry.keys():
+    if not isinstance(entry, dict) or not ENTRY <= entry.keys():
         return "has no proper dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str):

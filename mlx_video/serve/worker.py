@@ -237,10 +237,6 @@ class Worker:
 
 def main() -> None:
     """Started by ``Supervisor`` with the settings as one argument of JSON."""
-    import mlx.core as mx
-
-    if mx.default_device() == mx.cpu:
-        mx.disable_compile()  # as the commands do: it would call g++ for each fused piece
     out = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not come between the lines
     Worker(Settings(**json.loads(sys.argv[1])), out).work()

@@ -18,8 +18,10 @@ from typing import (
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_video import hub, lora
+from mlx_video.backend import suit_cpu
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.config import LTXModelType
@@ -232,6 +234,8 @@ class Components:
         lent = None
         try:
             lent = self._kept.pop(key, None) or self._load(name, model_type, loras)
+            weights = tree_flatten(lent.network.parameters())
+            suit_cpu(max((weight.nbytes for _, weight in weights), default=0))
             materialize(lent.network)
             yield lent
         finally:

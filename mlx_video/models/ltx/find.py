@@ -199,9 +199,11 @@ def find_sources(
             file = _published(release, others[name], announce)
             sources[name] = Source.of(file)
     sources = joined(sources)
-    for name in sources.keys() & set(needs):
-        part_config(name, sources[name])
-        sources[name].check()
+    wanted = {name: source for name, source in sources.items() if name in needs}
+    for name, source in wanted.items():
+        part_config(name, source)
+    for source in {source.paths: source for source in wanted.values()}.values():
+        source.check()
     return sources
 
 
