@@ -31,6 +31,7 @@ from mlx_video.types import (
 
 GB = 10**9
 OFFERED = 0.95  # of a machine's memory; the rest is the system's
+KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
 # Floating-point operations per second of the transformer, by device: those of docs/measurements/2026-11.md.
 SPEED = {"NVIDIA H200": 5.8e14}
 
@@ -42,6 +43,7 @@ class Work(NamedTuple):
     prompt_tokens  of the longest prompt, at most; no more are reckoned with than the text encoder takes
     batched        whether the guided passes run at once
     previews       whether the clip is shown while it is sampled, where memory allows it
+    keep           whether the large parts stay loaded afterwards, likewise
     """
 
     shape: VideoPixelShape
@@ -52,6 +54,7 @@ class Work(NamedTuple):
     tiling: str = "auto"
     batched: bool = False
     previews: bool = False
+    keep: bool = False
 
     @property
     def model_type(self) -> LTXModelType:
@@ -156,8 +159,8 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     """The first that fits into ``limit`` bytes, by default what the machine offers.
 
     Tried are ``components`` as they are, then with weights in 8 bits, then with the transformer streamed, then both;
-    of these only what leaves the user's choice and the checkpoint's as they are. Previews change none of that: they are
-    left out where they do not fit.
+    of these only what leaves the user's choice and the checkpoint's as they are. Previews and parts that stay loaded change
+    none of that: they are left out where they do not fit.
     """
     limit = limit or OFFERED * machine_bytes()
     for chosen, residency in _residencies(components):
@@ -221,14 +224,19 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
         yield phase("decode spectrogram", spectrogram, "audio_decoder")
         sound = part("vocoder").activation_bytes(geometry.audio.mel_frames * count)
         yield phase("decode sound", sound, "vocoder")
-    video = footprint.video(work.shape, work.tiling, limit)
+    others = footprint.residency.keep - {"video_decoder"}
+    free = limit - sum(map(footprint.weights, others))
+    video = footprint.video(work.shape, work.tiling, free)
     yield phase("decode video", video, "video_decoder")
 
 
 def machine_bytes() -> int:
     """Memory that MLX's device can use well: what Metal recommends or a GPU has left, else the computer's."""
     info = mx.device_info()
-    names = ("max_recommended_working_set_size", "free_memory", "total_memory")
+    if "free_memory" in info:  # what is ours already is not free
+        ours = mx.get_active_memory() + mx.get_cache_memory()
+        return info["free_memory"] + ours
+    names = ("max_recommended_working_set_size", "total_memory")
     known = next((info[name] for name in names if name in info), None)
     return known or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -246,11 +254,12 @@ def _seconds(operations: float) -> float | None:
 
 
 def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Residency]]:
-    """With what is nice to have, and without."""
-    if work.previews:
-        kept = residency.keep | {"video_decoder"}  # to be used again after sampling
-        yield work, replace(residency, keep=kept)
-    yield work._replace(previews=False), residency
+    """With all that is nice to have, and with ever less."""
+    for parts in KEPT if work.keep else KEPT[-1:]:
+        for previews in (True, False) if work.previews else (False,):
+            # The decoder, to be used again after sampling.
+            keep = residency.keep.union(parts, ["video_decoder"] * previews)
+            yield work._replace(previews=previews), replace(residency, keep=keep)
 
 
 def _residencies(components: Components) -> Iterator[tuple[str, Residency]]:

@@ -80,9 +80,10 @@ class Job:
         limit: float | None = None,
         announce: Announce = announce_to_log,
         previews: bool = False,
+        keep: bool = False,
     ) -> plans.Plan:
         """What the job will take, made to fit into ``limit`` bytes or else the machine; loads no weights."""
-        work = self.work()._replace(previews=previews)
+        work = self.work()._replace(previews=previews, keep=keep)
         return plans.plan(self.components(announce), work, limit)
 
     def work(self) -> plans.Work:

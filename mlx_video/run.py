@@ -22,6 +22,7 @@ from mlx_video.disk import file_errors, reserved, short, written_aside
 from mlx_video.errors import UserError
 from mlx_video.health import check_latents
 from mlx_video.models.ltx.components import Announce
+from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached
 from mlx_video.plan import Phase
@@ -46,6 +47,7 @@ class Options:
     save_every    seconds after which the state of a long sampling is saved again, to go on from if the run is stopped
     resume        the state file to go on from
     previews      show what the clip looks like while it is sampled, where memory allows it
+    shelf         where parts stay loaded for the next run, where memory allows it; ``None`` frees them
     """
 
     health: bool = True
@@ -53,6 +55,7 @@ class Options:
     save_every: float = 60.0
     resume: Path | None = None
     previews: bool = False
+    shelf: Shelf | None = None
 
 
 class Downloading(NamedTuple):
@@ -179,11 +182,16 @@ def _planned(
     """What ``job`` will take, within the limit, and what will carry it out; checked."""
     plan = yield from _announced(
         lambda announce: job.plan(
-            limit=options.memory_limit, announce=announce, previews=options.previews
+            limit=options.memory_limit,
+            announce=announce,
+            previews=options.previews,
+            keep=options.shelf is not None,
         )
     )
     pipeline = job.planned(plan.check()).pipeline(health=options.health, plan=plan)
     pipeline.check(job.request)
+    if options.shelf is not None:
+        plan.components.keep_on(options.shelf, job.request.model_type)
     return plan, pipeline
 
 

@@ -359,6 +359,27 @@ def test_previews_are_planned_and_change_nothing_else(full):
     assert stages[1].activations > stages[0].activations
 
 
+def test_what_stays_loaded_is_planned(full):
+    work = Work(CLIP, recipes.distilled(), audio=True, keep=True)
+    limit, kept = 80 * GB, []
+    for _ in range(3):
+        found = plan(full, work, limit)
+        held = sum(map(found.components.weight_bytes, found.components.residency.keep))
+        assert all(phase.weights >= held for phase in found.phases)
+        assert found.chosen == "" and found.largest.peak <= limit
+        kept.append(set(found.components.residency.keep))
+        limit = found.largest.peak - 1
+    assert kept == [{"transformer", "text_encoder"}, {"transformer"}, set()]
+
+
+def test_what_is_loaded_already_is_not_taken_from_the_machine(monkeypatch):
+    ones = mx.ones(1000)
+    mx.eval(ones)
+    info = {"free_memory": 10**9, "total_memory": 2 * 10**9}
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    assert machine_bytes() >= 10**9 + ones.nbytes
+
+
 def test_a_job_says_what_memory_must_know():
     images = (Image("a.png"), Image("b.png", 8))
     request = Request("x" * 300, CLIP, negative_prompt="", inputs=images, audio=True)

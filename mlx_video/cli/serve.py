@@ -12,7 +12,7 @@ from typing import Iterator
 from mlx_video import hub
 from mlx_video.cli import server
 from mlx_video.cli.parser import flag, option
-from mlx_video.cli.values import byte_size
+from mlx_video.cli.values import byte_size, seconds
 from mlx_video.disk import read_small, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.find import DEMO
@@ -24,6 +24,7 @@ NEEDED = ("fastapi", "uvicorn", "multipart")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_address(parser)
     _add_models(parser)
+    _add_running(parser)
     _add_storage(parser)
 
 
@@ -55,15 +56,36 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         shown="none",
         metavar="NAME=FILE",
     )
-    add(
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("running")
+    option(
+        group,
         "--memory-limit",
         "memory budget in GB",
         type=byte_size,
         shown="what the machine has",
         metavar="GB",
     )
+    option(
+        group,
+        "--keep",
+        "keep models loaded between clips, where memory allows it",
+        action=argparse.BooleanOptionalAction,
+        real=True,
+        shown="--keep",
+    )
+    option(
+        group,
+        "--idle",
+        "free what is kept after so long without a clip",
+        type=seconds,
+        real=600.0,
+        metavar="SECONDS",
+    )
     flag(
-        parser.add_argument_group("running"),
+        group,
         "--no-preview",
         "do not show clips while they are made",
         dest="previews",
@@ -125,6 +147,8 @@ def _worker(args: argparse.Namespace) -> list[str]:
         "loras": dict(map(_lora, args.lora or ())),
         "memory_limit": args.memory_limit,
         "previews": args.previews,
+        "keep": args.keep,
+        "idle": args.idle,
     }
     return [sys.executable, "-m", "mlx_video.serve.worker", json.dumps(settings)]
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Iterator, Mapping
 
@@ -23,6 +23,7 @@ from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.errors import UserError
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
+from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.previews import Preview
@@ -44,12 +45,17 @@ FAULT = "This is a fault of mlx-video, not of what you asked for: {error}. The s
 
 @dataclass(frozen=True)
 class Settings:
-    """What the worker may use: models and LoRAs by name, bytes of memory (``None``: the machine's)."""
+    """What the worker may use: models and LoRAs by name, bytes of memory (``None``: the machine's).
+
+    keep  whether models stay loaded between clips, where memory allows it; they are freed after ``idle`` seconds
+    """
 
     models: Mapping[str, Mapping[str, object]]
     loras: Mapping[str, str]
     memory_limit: float | None = None
     previews: bool = True
+    keep: bool = True
+    idle: float = 600.0
 
     def job(self, request: VideoRequest) -> Job:
         """The job that a request, of which everything is decided, asks for. Raises ``UserError``."""
@@ -104,6 +110,7 @@ class Worker:
         self.settings = settings
         self._out, self._writing = os.fdopen(out, "w"), threading.Lock()
         self._jobs: queue.Queue = queue.Queue()
+        self.shelf = Shelf()
 
     def work(self) -> None:
         """Until the input ends."""
@@ -117,11 +124,18 @@ class Worker:
             self._make(message)
 
     def _next(self) -> Mapping | None:
+        idle = self.settings.idle
         while True:
             try:
-                return self._jobs.get()
+                return self._jobs.get(
+                    timeout=(
+                        min(idle, threading.TIMEOUT_MAX) if self.shelf.names else None
+                    )
+                )
             except KeyboardInterrupt:  # what it was to stop is done already
                 continue
+            except queue.Empty:
+                self.shelf.clear()
 
     def _listen(self) -> None:
         for line in sys.stdin:
@@ -190,7 +204,9 @@ class Worker:
         """The run of a request; it goes on from what an interrupted one left."""
         output = Output(path, overwrite=True)
         options = Options(
-            memory_limit=self.settings.memory_limit, previews=self.settings.previews
+            memory_limit=self.settings.memory_limit,
+            previews=self.settings.previews,
+            shelf=self.shelf if self.settings.keep else None,
         )
         if output.latents.exists():
             return finish(
@@ -198,9 +214,7 @@ class Worker:
             )
         if output.state.exists():
             job = Job.from_record(output.state)
-            return run(
-                job, output, Options(**{**asdict(options), "resume": output.state})
-            )
+            return run(job, output, replace(options, resume=output.state))
         return run(self.settings.job(request), output, options)
 
     def _heard(self, id: str, events: Iterator[Event]) -> Iterator[Event]:

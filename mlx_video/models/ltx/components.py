@@ -5,6 +5,7 @@ Knows how files become modules and for how long; not what they compute, nor in w
 
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import (
@@ -33,6 +34,7 @@ from mlx_video.models.ltx.network import Network, quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
 from mlx_video.models.ltx.releases import LTX_2, published
 from mlx_video.models.ltx.residency import GROUP_SIZE, Residency, default_dtype
+from mlx_video.models.ltx.shelf import Mark, Shelf
 from mlx_video.models.ltx.source import Source
 from mlx_video.types import Geometry
 from mlx_video.weights import (
@@ -81,7 +83,7 @@ class Components:
         self.distilled_lora = distilled_lora
         self.layout = layout
         self._built: dict[Key, Built] = {}
-        self._kept: dict[Key, Network] = {}
+        self.shelf = Shelf()
         self._lent: dict[str, type[Network]] = {}
         self.fusions: list[Fusion] = []
 
@@ -153,6 +155,7 @@ class Components:
         other = type(self)(
             self.sources, residency, self.loras, self.distilled_lora, self.layout
         )
+        other.shelf = self.shelf
         if residency.dtype == self.dtype:
             other._built = self._built
         return other
@@ -222,8 +225,7 @@ class Components:
         residency keeps it.
         """
         loras = tuple(loras)
-        key = self._key(name, model_type)
-        keeps = name in self.residency.keep and not loras
+        mark = self._mark(name, model_type, loras)
         part = PARTS[name].network(self.sources[name])
         large = next((n for n, other in self._lent.items() if other.LARGE), None)
         if part.LARGE and large:
@@ -233,15 +235,15 @@ class Components:
         self._lent[name] = part
         lent = None
         try:
-            lent = self._kept.pop(key, None) or self._load(name, model_type, loras)
+            lent = self.shelf.take(name, mark) or self._load(name, model_type, loras)
             weights = tree_flatten(lent.network.parameters())
             suit_cpu(max((weight.nbytes for _, weight in weights), default=0))
             materialize(lent.network)
             yield lent
         finally:
             del self._lent[name]
-            if keeps and lent is not None:
-                self._kept[key] = lent
+            if lent is not None and name in self.residency.keep:
+                self.shelf.put(name, mark, lent)
             elif lent is not None:
                 lent.network.clear()
             mx.clear_cache()
@@ -319,6 +321,20 @@ class Components:
             sketched = (source,) if source.sketched else ()
             self._built[key] = self._network(name, model_type, *sketched)
         return self._built[key][0]
+
+    def keep_on(self, shelf: Shelf, model_type: LTXModelType) -> None:
+        """Keep what the residency keeps on ``shelf``, and free what else is there."""
+        self.shelf = shelf
+        shelf.clear(but={n: self._mark(n, model_type) for n in self.residency.keep})
+
+    def _mark(
+        self, name: str, model_type: LTXModelType, loras: tuple[LoRA, ...] = ()
+    ) -> Mark:
+        source = self.sources[name]
+        kept_alike = replace(self.residency, keep=frozenset())
+        fused = self.layout.distillation, self.loras, loras
+        written = source.path.exists() and source.path.stat().st_mtime_ns
+        return self._key(name, model_type), source, written, kept_alike, fused
 
     # Loading
 

@@ -22,7 +22,7 @@ class Residency:
     dtype       of floating-point weights
     quantize    bits to which the blocks of networks are quantized as they are loaded, see ``bits``; ``None`` leaves them
     low_memory  whether blocks are read as they are used instead of kept, of networks that are ``STREAMED``
-    keep        names of parts that stay in memory after they were used
+    keep        names of parts that stay loaded after they were used, on a ``Shelf``
     """
 
     dtype: mx.Dtype
