@@ -14,6 +14,8 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlx_video.backend import suit_cpu
+
 STORED = Path(__file__).with_name("stored.json")  # benchmarks/store_checks.py writes it
 PARTS = 2  # of a result, of each of which two numbers are stored
 DIGITS = 5
@@ -50,6 +52,7 @@ class Outcome(NamedTuple):
 
 def run(checks: Iterable[Check]) -> Iterator[Outcome]:
     """The outcome of each check, in order."""
+    suit_cpu(0)
     stored = json.loads(STORED.read_text(encoding="utf-8"))
     for check in checks:
         yield _outcome(check, stored.get(check.name, []))
