@@ -34,6 +34,8 @@ OFFERED = 0.95  # of a machine's memory; the rest is the system's
 KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
 # Floating-point operations per second of the transformer, by device: those of docs/measurements/2026-11.md.
 SPEED = {"NVIDIA H200": 5.8e14}
+DECODE = "decode video"
+PASSES_TO_DECODE = 0.5  # as long as so many passes of the last stage: 0.3 for ltx-2-tiny on a CPU, 0.7 for the 19B on an H200
 
 
 class Work(NamedTuple):
@@ -77,8 +79,8 @@ class Work(NamedTuple):
             tokens = tokens.map(lambda n, more: n + (more or 0), given.tokens(grid))
         return tokens
 
-    def round_tokens(self, geometry: Geometry) -> Iterator[AV[int]]:
-        """Of the largest tile of each of DFR's rounds."""
+    def round_tokens(self, geometry: Geometry) -> Iterator[tuple[AV[int], int]]:
+        """Of the largest tile of each of DFR's rounds, and how many tiles there are."""
         if self.recipe.rounds:
             canvas = dfr.Canvas.of(self.recipe.staged(self.shape).frames)
             cells, time = (
@@ -86,7 +88,8 @@ class Work(NamedTuple):
                 geometry.video.time,
             )
             for layout in dfr.layouts(canvas, len(self.recipe.rounds), time):
-                yield AV(max(tile.cells(time) for tile in layout) * cells)
+                tokens = AV(max(tile.cells(time) for tile in layout) * cells)
+                yield tokens, len(layout)
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -110,16 +113,22 @@ class Work(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Bytes that a phase takes; ``seconds`` where the device's speed is known."""
+    """Bytes that a phase takes, and its floating-point operations, where it has many; with those of others they tell
+    how long is left. ``seconds`` where the device's speed is known."""
 
     name: str
     weights: int
     activations: float
-    seconds: float | None = None
+    operations: float = 0.0
 
     @property
     def peak(self) -> float:
         return self.weights + self.activations
+
+    @property
+    def seconds(self) -> float | None:
+        speed = SPEED.get(mx.device_info().get("device_name"))
+        return self.operations / speed if speed and self.name != DECODE else None
 
 
 @dataclass(frozen=True)
@@ -209,15 +218,18 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
             forward = max(forward, shown)
         done = phase(f"stage {number}", held + forward, "transformer")
         forwards = passes * (len(stage.sigmas) - 1)
-        operations = forwards * transformer.operations(tokens, context)
-        yield done._replace(seconds=_seconds(operations))
-    for number, tokens in enumerate(work.round_tokens(geometry), start=1):
+        pass_operations = transformer.operations(tokens, context)
+        yield done._replace(operations=forwards * pass_operations)
+    for number, (tokens, tiles) in enumerate(work.round_tokens(geometry), start=1):
         held = transformer.held_bytes(tokens, 1, context)
         stage, whole = work.recipe.rounds[number - 1], geometry.latents(work.shape)
         upsample = held + part(stage.upsampler).activation_bytes(whole.tokens)
         yield phase("upsample", upsample, "transformer", stage.upsampler)
         forward = transformer.activation_bytes(tokens, 1, context)
-        yield phase(f"round {number}", held + forward, "transformer")
+        done = phase(f"round {number}", held + forward, "transformer")
+        forwards = tiles * (len(stage.sigmas) - 1)
+        operations = forwards * transformer.operations(tokens, context)
+        yield done._replace(operations=operations)
     if work.audio:
         count = geometry.audio_frames(work.shape)
         spectrogram = part("audio_decoder").activation_bytes(count)
@@ -227,7 +239,8 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
     others = footprint.residency.keep - {"video_decoder"}
     free = limit - sum(map(footprint.weights, others))
     video = footprint.video(work.shape, work.tiling, free)
-    yield phase("decode video", video, "video_decoder")
+    decode = phase(DECODE, video, "video_decoder")
+    yield decode._replace(operations=PASSES_TO_DECODE * pass_operations)
 
 
 def machine_bytes() -> int:
@@ -246,11 +259,6 @@ def _passes(work: Work, stage: Stage) -> int:
     streams = AV(True, work.audio or None)
     strengths = streams.map(lambda _, guidance: guidance, stage.guidance)
     return len(passes_of(PromptEmbeddings(AV(), AV()), strengths))
-
-
-def _seconds(operations: float) -> float | None:
-    speed = SPEED.get(mx.device_info().get("device_name"))
-    return operations / speed if speed else None
 
 
 def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Residency]]:

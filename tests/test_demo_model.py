@@ -128,8 +128,7 @@ def test_a_prompt_is_enough_for_a_clip(door, words, sound, demo, capsys):
     assert door([*PROMPT, *NAMED, *words]) == 0
     told = [x for x in capsys.readouterr().err.splitlines() if "ltx-2-tiny" in x]
     assert told == [
-        "Using the demo model ltx-2-tiny; `mlx-video info` says what it knows. "
-        "For LTX-2 (43 GB, and 24 GB for its text encoder): --model Lightricks/LTX-2"
+        "Using the demo model ltx-2-tiny; `mlx-video models` lists LTX-2 and the others."
     ]
     frames, fps, audio, _ = read_clip(Path("output.mp4"))
     assert (len(frames), *frames[0].shape[:2], fps) == SHAPE

@@ -71,8 +71,10 @@ def test_pictures_count_in_the_plan():
     )  # five latent frames of 2x2, a picture
     tokens = [work.tokens(stage, LTX_2.geometry).video for stage in recipe.stages]
     assert tokens == [5 + 1, 4 * (5 + 1)]
-    (tile,) = work.round_tokens(LTX_2.geometry)  # nine latent frames, two pictures
-    assert tile == AV(4 * (9 + 2))
+    ((tile, tiles),) = work.round_tokens(
+        LTX_2.geometry
+    )  # nine latent frames, two pictures
+    assert tile == AV(4 * (9 + 2)) and tiles == 1
 
 
 def test_a_picture_moves_with_its_tile():

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mlx_video import cli, recipes
 from mlx_video.checkpoint import Files
-from mlx_video.cli import commands, consent, terminal
+from mlx_video.cli import commands, consent, progress, terminal
 from mlx_video.cli.job import output_from
 from mlx_video.cli.progress import Progress
 from mlx_video.errors import UserError
@@ -36,7 +37,13 @@ ROOT = Path(__file__).parent.parent
 JOB = Job(
     Request("a ball", VideoPixelShape(9, 64, 128, 24.0), seed=7), recipes.distilled()
 )
-PLANNED = Planned(JOB, "x.mp4", (Phase("stage 1", 10**9, 5e8, 12.0),), 4e9, "")
+PHASES = (
+    Phase("stage 1", 10**9, 5e8, 30.0),
+    Phase("upsample", 10**9, 0.0),
+    Phase("stage 2", 10**9, 0.0, 60.0),
+    Phase("decode video", 10**8, 0.0, 10.0),
+)
+PLANNED = Planned(JOB, "x.mp4", PHASES, 4e9, "")
 OUTPUT = Output(Path("x.mp4"))
 WRITTEN = Written("x.mp4", "x.json", 2.0, 3 * 10**8)
 
@@ -112,7 +119,22 @@ def shown(*events, **options) -> None:
     progress.close()
 
 
-def test_without_a_terminal_there_is_a_line_a_phase_and_a_line_every_tenth(capsys):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on by a second whenever it is read: once a step."""
+    ticks = SimpleNamespace(seconds=1.0, now=0.0)
+
+    def read() -> float:
+        ticks.now += ticks.seconds
+        return ticks.now
+
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=read))
+    return ticks
+
+
+def test_without_a_terminal_there_is_a_line_a_phase_and_a_line_every_tenth(
+    clock, capsys
+):
     steps = [Step("stage 1", n, 40, 0.5) for n in range(41)]
     events = [PLANNED, PLANNED, *steps, Took("stage 1", 4.0, 10**9), WRITTEN]
     shown(Downloading("a/b", 2 * 10**9, ("x", "y")), *events)
@@ -122,11 +144,34 @@ def test_without_a_terminal_there_is_a_line_a_phase_and_a_line_every_tenth(capsy
     assert lines[:3] == [
         "a/b: 2.00 GB to download (x, y)",
         "making x.mp4: 'a ball', 9 frames of 128x64, 0.4 s without sound, seed 7",
-        "plan: at most 1.50 GB, for stage 1, of 4.00 GB, about 12 s of sampling",
+        "plan: at most 1.50 GB, for stage 1, of 4.00 GB",
     ]
-    assert lines[3].startswith("stage 1: 10 %, about ") and "left" in lines[3]
+    # 40 s for 30 of 100 units of work: 133 s in all.
+    assert lines[3] == "stage 1: 10 %, about 2 min left"
+    assert lines[11] == "stage 1: 90 %, about 97 s left"
     assert len(lines) == 3 + 9 + 2
     assert lines[-2:] == ["stage 1: 4.0 s, peak 1.00 GB", "total: 2.0 s, peak 0.30 GB"]
+
+
+def test_what_is_left_is_of_the_whole_run(clock, capsys):
+    clock.seconds = 5.0
+    shown(PLANNED, *[Step("stage 2", n, 3) for n in range(4)])
+    shown(PLANNED, *[Step("decode video", n, 10) for n in range(3)])
+    shown(PLANNED, *[Step("encode prompt", n, 2) for n in range(3)])
+    said = [line for line in capsys.readouterr().err.splitlines() if "%" in line]
+    assert said == [
+        "stage 2: 33 %, about 12 s left",  # 10 s of it, and a sixth as much to decode
+        "stage 2: 66 %, about 8 s left",
+        "decode video: 10 %, about 45 s left",
+        "decode video: 20 %, about 40 s left",
+        "encode prompt: 50 %",
+    ]
+
+
+def test_a_short_phase_has_one_line(clock, capsys):
+    clock.seconds = 0.05
+    shown(PLANNED, *[Step("stage 1", n, 40) for n in range(41)])
+    assert "%" not in capsys.readouterr().err
 
 
 def test_quiet_shows_warnings_only(capsys):
@@ -155,7 +200,7 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     steps = [Step("decode video", n, 9) for n in range(10)]
-    shown(*steps, Took("decode video", 1.0, 10**8), WRITTEN)
+    shown(PLANNED, *steps, Took("decode video", 1.0, 10**8), WRITTEN)
     assert "decode video" in screen.getvalue() and "9/9" in screen.getvalue()
     assert "left" in screen.getvalue()
 

@@ -22,8 +22,9 @@ from mlx_video.run import (
 from mlx_video.types import Step
 
 GB = 1e9
-BAR = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}, {remaining} left"
-TENTHS = 10  # lines of a phase where there is no terminal
+BAR = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}{postfix}"
+TENTHS = 10  # lines of a phase where there is no terminal ...
+WORTH_A_LINE = 3.0  # ... if it takes so many seconds
 
 
 class Progress:
@@ -36,6 +37,7 @@ class Progress:
         self.told: set[str] = set()
         self.bar = None
         self.phase: str | None = None
+        self.work: dict[str, float] = {}
 
     def show(self, event: Event) -> None:
         """Tell a person of ``event``."""
@@ -69,6 +71,7 @@ class Progress:
                 files = ", ".join(event.files)
                 say(f"{event.repo}: {event.bytes / GB:.2f} GB to download ({files})")
             case Planned():
+                self.work = {phase.name: phase.operations for phase in event.phases}
                 self.once(making_line(event))
                 self.once(plan_line(event))
             case Fused():
@@ -80,15 +83,19 @@ class Progress:
         if self.quiet:
             return
         if step.phase != self.phase:
-            self.phase, self.tenth, self.began = step.phase, 0, time.perf_counter()
+            self.phase, self.tenth = step.phase, 0
+            self.first, self.began = step.index, time.perf_counter()
             self._begin(step)
+        whole = self._whole(step)
+        left = self._left(step, whole)
         if self.lively:
             self.bar.n = step.index
-            self.bar.refresh()
+            self.bar.set_postfix_str(left)
         elif (tenth := TENTHS * step.index // step.total) > self.tenth:
             self.tenth = tenth
-            if 0 < tenth < TENTHS and step.total >= TENTHS:
-                say(f"{step.phase}: {10 * tenth} %{self._left(step)}")
+            if step.index < step.total and whole >= WORTH_A_LINE:
+                share = 100 * step.index // step.total
+                say(f"{step.phase}: {share} %" + (left and f", {left}"))
 
     def _begin(self, step: Step) -> None:
         if not self.lively:
@@ -99,9 +106,19 @@ class Progress:
         desc = f"{harmless(step.phase):<18}"
         self.bar = tqdm(total=step.total, desc=desc, bar_format=BAR, initial=step.index)
 
-    def _left(self, step: Step) -> str:
-        seconds = time.perf_counter() - self.began
-        return f", about {seconds / step.index * (step.total - step.index):.0f} s left"
+    def _left(self, step: Step, whole: float) -> str:
+        """How long the run will still take, where this phase takes ``whole`` seconds; empty where that cannot be told."""
+        own, names = self.work.get(step.phase), list(self.work)
+        if not (own and whole):
+            return ""
+        later = sum(self.work[name] for name in names[names.index(step.phase) + 1 :])
+        share = 1 - step.index / step.total + later / own
+        return f"about {_time(share * whole)} left"
+
+    def _whole(self, step: Step) -> float:
+        """Seconds that all of the phase takes at its pace so far; 0 before anything of it is done."""
+        done = step.index - self.first
+        return done and (time.perf_counter() - self.began) / done * step.total
 
     def _end(self, took: Took) -> None:
         self.close()
@@ -118,6 +135,10 @@ class Progress:
             for name, seconds, peak in self.phases:
                 say(f"{name:<20}{seconds:>9.1f}{peak / GB:>9.2f}")
         say(f"total: {written.seconds:.1f} s, peak {written.peak / GB:.2f} GB")
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def making_line(planned: Planned) -> str:

@@ -44,17 +44,14 @@ DEMO_KNOWS = _KNOWN.draws if _KNOWN else "a small world"
 def default_model(tell: Callable[[str], None] = log.warning) -> str:
     """What to use where nobody named a model: the demo model, if it is in the package and no official one is cached.
 
-    ``tell`` hears of the demo model, and how to get the official one.
+    ``tell`` hears of the demo model, and how to find the official ones.
     """
     for release in RELEASES:
         if any(hub.has(release.repository, f) for f in release.transformers.values()):
             return release.repository
     if not (PACKAGED / CONFIG).is_file():
         return LTX_2.repository
-    tell(
-        f"Using the demo model {DEMO}; `mlx-video info` says what it knows. "
-        f"For LTX-2 ({LTX_2.size}): --model {LTX_2.repository}"
-    )
+    tell(f"Using the demo model {DEMO}; `mlx-video models` lists LTX-2 and the others.")
     return DEMO
 
 
