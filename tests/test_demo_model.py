@@ -243,7 +243,7 @@ def test_no_time_goes_to_compiling_for_a_cpu(demo, monkeypatch):
     monkeypatch.setattr(mx, "disable_compile", lambda: disabled.append(1))
     for device in (mx.gpu, mx.cpu):
         monkeypatch.setattr(mx, "default_device", lambda: device)
-        with mlx_video.load().components.lend("vocoder"):
+        with Components.open(demo, needs=["vocoder"]).lend("vocoder"):
             assert bool(disabled) == (device == mx.cpu)
 
 
