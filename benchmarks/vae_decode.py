@@ -14,7 +14,7 @@ diffusers' model holds both parts.
 
 ``--diffusion`` is LTX-2.5's diffusion decoder alone: streamed, in each of the tiles of queries that are named, beside
 the operations that it takes in each; and in official tiles. Diffusers' own runs with its blocks, its attention
-(FlexAttention) and the masks of that compiled; what finds no memory there is said and left out. Its other attention,
+(FlexAttention) and the masks of that compiled on a GPU; what finds no memory there is said and left out. Its other attention,
 NATTEN, comes from the hub and is not measured.
 """
 
@@ -24,6 +24,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Callable, Iterator, NamedTuple
@@ -385,12 +386,13 @@ def diffusers_diffusion_model(tiny: bool):
         "decoder_stage5_kernel": TINY_KERNELS[-1],
     }
     model = LTX2VideoDiffusionDecoderModel(**(sizes if tiny else {})).eval()
-    decoder = model.decoder
-    for block in [*decoder.diff_blocks, *(b for s in decoder.det_stages for b in s)]:
-        block.compile()
-    # Else it makes a whole mask of tokens by tokens before it is reduced to one of blocks.
-    masks = flex_attention.create_block_mask
-    flex_attention.create_block_mask = torch.compile(masks)
+    if torch.cuda.is_available():  # on a CPU torch 2.13 cannot compile this attention
+        decoder = model.decoder
+        for block in (*decoder.diff_blocks, *chain(*decoder.det_stages)):
+            block.compile()
+        # Else it makes a whole mask of tokens by tokens before it is reduced to one of blocks.
+        masks = flex_attention.create_block_mask
+        flex_attention.create_block_mask = torch.compile(masks)
     return model
 
 
@@ -414,7 +416,7 @@ def run_apart(name: str) -> Iterator[Result]:
             if line.startswith("{"):
                 yield Result(**json.loads(line))
     if process.returncode:
-        sys.exit(f"{name} stopped with exit code {process.returncode}")
+        print(f"{name} stopped with exit code {process.returncode}", file=sys.stderr)
 
 
 def table(results: list[Result]) -> str:
