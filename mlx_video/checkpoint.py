@@ -14,6 +14,7 @@ from mlx_video import hub
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
 from mlx_video.models.ltx.find import (
+    CONV,
     default_model,
     find_defaults,
     find_geometry,
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 Say = Callable[[object], None]
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = (8, 4)
+BESIDE = ("text_encoder", "upsampler", "distilled_lora", "video_vae")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Files:
                     models is in the hub's cache or any of the next four is given, else the demo model
     loras           (file, strength) pairs to fuse into the transformer
     distilled_lora  for the refinement of the two-stage dev recipe
+    video_vae       of LTX-2.5: "conv" for the convolutional autoencoder in place of the diffusion one, or a file
     dtype           of the weights: "bfloat16", "float16" or "float32"; ``None`` is bfloat16 on a GPU, float32 on a CPU
     quantize        bits of the transformer's and the text encoder's blocks in memory, 8 or 4; ``None`` keeps them as
                     they are stored
@@ -50,12 +53,13 @@ class Files:
     upsampler: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
     distilled_lora: str | None = None
+    video_vae: str | None = None
     dtype: str | None = None
     quantize: int | None = None
     low_memory: bool = False
 
     def __post_init__(self):
-        for name in ("model", "text_encoder", "upsampler", "distilled_lora"):
+        for name in ("model", *BESIDE):
             if isinstance(path := getattr(self, name), Path):
                 object.__setattr__(self, name, str(path))
         loras = tuple((str(file), strength) for file, strength in self.loras)
@@ -78,8 +82,8 @@ class Files:
     def named(self) -> tuple[str, ...]:
         """Every file, folder or repository that is named here."""
         loras = (file for file, _ in self.loras)
-        names = self.model, self.text_encoder, self.upsampler, self.distilled_lora
-        return tuple(name for name in (*names, *loras) if name)
+        names = self.model, *(getattr(self, name) for name in BESIDE)
+        return tuple(name for name in (*names, *loras) if name and name != CONV)
 
 
 def resolve_model(
@@ -137,6 +141,7 @@ def open_components(
         upsampler=files.upsampler,
         loras=files.loras,
         distilled_lora=files.distilled_lora,
+        video_vae=files.video_vae,
         dtype=None if files.dtype is None else getattr(mx, files.dtype),
         quantize=files.quantize,
         low_memory=files.low_memory,

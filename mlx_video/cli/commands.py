@@ -24,6 +24,7 @@ from mlx_video.cli.options import (
     add_output,
     add_prompt,
     add_tiling,
+    add_video_vae,
 )
 from mlx_video.cli.parser import Parser, flag
 from mlx_video.cli.progress import Progress, catalog_text, describe_text, plan_text
@@ -235,7 +236,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("latents", help="the .latents.safetensors of a run")
-    add_model_files(parser)
+    add_video_vae(add_model_files(parser))
     add_tiling(parser, real=None)
     add_output(parser, shown="named after LATENTS")
 

@@ -93,6 +93,7 @@ _WITH_RECORD = {
     "text_encoder": "text_encoder",
     "upsampler": "upsampler",
     "distilled_lora": "distilled_lora",
+    "video_vae": "video_vae",
     "lora": "loras",
 }
 _BESIDE_RECORD = frozenset(
@@ -131,6 +132,7 @@ def files_from(args: argparse.Namespace) -> Files:
         upsampler=_full(getattr(args, "upsampler", None)),
         loras=tuple(_lora_from(words) for words in getattr(args, "lora", ())),
         distilled_lora=_full(getattr(args, "distilled_lora", None)),
+        video_vae=_full(getattr(args, "video_vae", None)),
         dtype=args.dtype,
         quantize=getattr(args, "quantize", None),
         low_memory=getattr(args, "low_memory", False),

@@ -173,7 +173,8 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser, variant: str | None) -> None:
-    add = partial(option, add_model_files(parser))
+    group = add_model_files(parser)
+    add = partial(option, group)
     if variant is None:
         add(
             "--variant",
@@ -190,6 +191,7 @@ def _add_model(parser: argparse.ArgumentParser, variant: str | None) -> None:
             metavar="ROUNDS",
             shown="off",
         )
+    add_video_vae(group)
     add("--upsampler", "latent upsampler .safetensors", metavar="PATH", shown=BESIDE)
     add(
         "--lora",
@@ -205,6 +207,16 @@ def _add_model(parser: argparse.ArgumentParser, variant: str | None) -> None:
         "LoRA of the two-stage refinement",
         metavar="PATH",
         shown=BESIDE,
+    )
+
+
+def add_video_vae(group) -> None:
+    option(
+        group,
+        "--video-vae",
+        "video autoencoder: of LTX-2.5 conv, the convolutional one; or a file",
+        metavar="conv|PATH",
+        shown="the diffusion one of LTX-2.5",
     )
 
 

@@ -97,6 +97,7 @@ class Components:
         upsampler: str | Path | None = None,
         loras: Iterable[tuple[str | Path, float]] = (),
         distilled_lora: str | Path | None = None,
+        video_vae: str | Path | None = None,
         dtype: mx.Dtype | None = None,
         quantize: int | None = None,
         low_memory: bool = False,
@@ -109,6 +110,7 @@ class Components:
         variant       "distilled" or "dev": which checkpoint of a folder or repository
         text_encoder  Gemma folder, file or repository; ``None`` looks beside the model, then on the hub
         upsampler     file or folder, likewise; so is ``distilled_lora``
+        video_vae     file of the video autoencoder, or "conv", the convolutional one where a checkpoint has two
         dtype         ``None`` is bfloat16 on a GPU and float32 on a CPU
         quantize      bits of the transformer's and Gemma's blocks in memory; those that are quantized already stay
         low_memory    read the transformer's blocks from the file in each step instead of keeping them
@@ -121,7 +123,8 @@ class Components:
         release = published(str(model))
         for file, strength in loras:
             lora.check_strength(file, strength)
-        files = (upsampler, distilled_lora, *(file for file, _ in loras))
+        given_vae = None if video_vae == find.CONV else video_vae
+        files = (upsampler, distilled_lora, given_vae, *(file for file, _ in loras))
         find.check_names(text_encoder, *files)
         if needs == ("text_encoder",) and (text_encoder or release):
             source = find.find_text_encoder(text_encoder, release or LTX_2, announce)
@@ -133,6 +136,8 @@ class Components:
         find.check_layout(layout, needs)
         find.check_variant(layout, variant)
         sources = find.find_sources(layout, needs, text_encoder, upsampler, announce)
+        if video_vae and "video_decoder" in sources:
+            sources |= find.find_video_vae(video_vae, layout, announce)
         if "transformer" in needs:
             find.check_residency(sources, quantize, low_memory)
         if "video_decoder" in needs:

@@ -3,6 +3,7 @@
 A checkpoint is one file (LTX-2, 2.3) or one file a part, each with its own config (LTX-2.5).
 """
 
+import re
 from pathlib import Path
 from typing import Iterator, Mapping
 
@@ -12,6 +13,7 @@ from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.releases import Release, release_of
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.weights import read_config, read_header
@@ -73,18 +75,39 @@ def transformer_files(folder: Path) -> list[Path]:
     return sorted(f for home in homes for end in ENDINGS for f in home.glob(f"*{end}"))
 
 
-def companions(file: Path) -> dict[str, Source]:
-    """The parts in the files that go with the transformer in ``file``, the newest by name where there are several.
+def companions(
+    file: Path, release: Release, diffusion: bool = True
+) -> dict[str, Source]:
+    """The parts in the files that go with the transformer in ``file``, which is of ``release``.
 
-    A diffusion autoencoder goes before a convolutional one, as in the official code.
+    Where there are several, one of the same release goes before one that states none, and that before another's; then
+    a diffusion autoencoder before a convolutional one, as in the official code, unless ``diffusion`` ones are left
+    out; then the last by name, which is the newest.
     """
-    found: dict[str, Source] = {}
+    found: dict[str, tuple[tuple[int, bool], Source]] = {}
     for other in _around(file):
         for name, source in _readable(other).items():
-            if name in found and _is_diffusion(found[name]) > _is_diffusion(source):
+            rank = _kinship(name, source, release), is_diffusion(source)
+            if name in found and found[name][0] > rank or rank[1] and not diffusion:
                 continue
-            found[name] = source
-    return found
+            found[name] = rank, source
+    return {name: source for name, (_, source) in found.items()}
+
+
+def _kinship(name: str, source: Source, release: Release) -> int:
+    """1 for a file of ``release``, -1 for one of another, 0 where nothing tells."""
+    if name == "text_encoder":
+        kind = str(source.config.get("model_type"))
+        return 1 if kind.startswith(release.text_encoder.kind) else -1
+    version = file_version(source.path)
+    return (1 if release_of(version) is release else -1) if version else 0
+
+
+def file_version(file: Path) -> str:
+    """The model's version that a file states, in its header or in its name; empty where it states none."""
+    told = re.search(r"ltx-?2(\.?\d)?(?!\d)", file.stem.lower())
+    by_name = f"2.{(told[1] or '0')[-1]}" if told else ""
+    return read_header(file).metadata.get(foreign.VERSION) or by_name
 
 
 def _around(file: Path) -> Iterator[Path]:
@@ -106,5 +129,5 @@ def _readable(file: Path) -> dict[str, Source]:
     return {} if "transformer" in found else found
 
 
-def _is_diffusion(source: Source) -> bool:
+def is_diffusion(source: Source) -> bool:
     return source.config.get("_class_name") == DiffusionDecoderConfig.CLASS_NAME

@@ -12,7 +12,12 @@ from mlx_video import hub
 from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.lora import Adapter
-from mlx_video.models.ltx.contents import upsampler_kind
+from mlx_video.models.ltx.contents import (
+    companions,
+    is_diffusion,
+    parts_in,
+    upsampler_kind,
+)
 from mlx_video.models.ltx.fusion import LoRA
 from mlx_video.models.ltx.gemma_check import check_gemma
 from mlx_video.models.ltx.geometry import read_geometry
@@ -248,6 +253,41 @@ def find_upsampler(
             f"{source.path} does not double rows and columns. Give {release.upsampler} of {release.repository}."
         )
     return source
+
+
+CONV = "conv"
+VIDEO_VAE = ("video_encoder", "video_decoder")
+
+
+def find_video_vae(
+    given: str | Path, layout: Layout, announce: hub.Announce
+) -> dict[str, Source]:
+    """The video autoencoder in the file ``given``; where that is "conv", the convolutional one of the checkpoint.
+
+    Raises ``UserError`` where there is none.
+    """
+    if str(given) != CONV:
+        file = hub.resolve_file(given, announce)
+        found = {k: v for k, v in parts_in(file).items() if k in VIDEO_VAE}
+        if len(found) < len(VIDEO_VAE):
+            raise UserError(
+                f"{file} is no video autoencoder: it lacks the encoder, the decoder or the config of one. Give a file such "
+                f"as {layout.release.conv_vae or layout.path}, or {CONV}."
+            )
+        return found
+    if not is_diffusion(layout.sources["video_decoder"]):
+        return {}
+    if layout.path.is_dir():
+        raise UserError(
+            f"{layout.path} ({layout.name}) is not searched for a second video autoencoder; name its file with "
+            "--video-vae."
+        )
+    beside = companions(layout.path, layout.release, diffusion=False)
+    found = {k: v for k, v in beside.items() if k in VIDEO_VAE}
+    if len(found) < len(VIDEO_VAE) and layout.release.conv_vae:
+        file = _published(layout.release, layout.release.conv_vae, announce)
+        return {k: v for k, v in parts_in(file).items() if k in VIDEO_VAE}
+    return found
 
 
 def find_distilled_lora(

@@ -19,6 +19,7 @@ from mlx_video.models.ltx.contents import (
     TRANSFORMER,
     checkpoint_folder,
     companions,
+    file_version,
     parts_in,
     transformer_files,
 )
@@ -33,6 +34,7 @@ VERSION = (
     "model_version"  # the key of a file's metadata, and of a converted folder's config
 )
 DEFAULTS = "defaults"  # the key of a checkpoint's own, in a folder's config and a file's metadata
+CRF = "image_crf"  # among them
 TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_TOKENS = 1024  # of a prompt, BOS included: the context LTX-2 was trained with
 VARIANTS = ("distilled", "dev")
@@ -184,12 +186,13 @@ def _identify_official(
     name, beside = OFFICIAL, {}
     needed = {part.name for part in PARTS.values() if part.block}
     if "transformer" in held and needed - held.keys():
-        name, beside = SPLIT, companions(file)
+        release = release_of(metadata.get(VERSION, ""))
+        name, beside = SPLIT, companions(file, release)
         if "connectors" in beside:  # their config is the transformer's
             config = held["transformer"].config
             beside["connectors"] = replace(beside["connectors"], config=config)
     sources = neighbours(checkpoint_folder(file)) | beside | held
-    defaults = _defaults(file, metadata, metadata.get(DEFAULTS, "{}"))
+    defaults = _defaults(file, metadata, metadata.get(DEFAULTS, "{}"), beside)
     layout = Layout(name, "", file, sources, metadata, {}, defaults)
     absent = needed - sources.keys()
     return layout._replace(refusal=_absence(layout, absent)) if absent else layout
@@ -249,9 +252,16 @@ def _distillation(
 
 
 def _defaults(
-    path: Path, metadata: Mapping[str, str], stated: object
+    path: Path,
+    metadata: Mapping[str, str],
+    stated: object,
+    beside: Mapping[str, Source] = {},
 ) -> Mapping[str, object]:
-    """A checkpoint's defaults: its release's, and in their place what it states, a folder's as read, a file's as text."""
+    """A checkpoint's defaults: its release's, and in their place what it states, a folder's as read, a file's as text.
+
+    How much a picture is compressed first is a matter of the video autoencoder ``beside`` it, where that is a file of
+    its own.
+    """
     try:
         found = json.loads(stated) if isinstance(stated, str) else stated
     except json.JSONDecodeError:
@@ -260,7 +270,12 @@ def _defaults(
         raise UserError(
             f'{path}: its {DEFAULTS} must be a JSON object, such as {{"width": 768}}; got {stated!r}.'
         )
-    return {**release_of(metadata.get(VERSION, "")).defaults, **found}
+    usual = dict(release_of(metadata.get(VERSION, "")).defaults)
+    vae = beside.get("video_encoder")
+    if version := file_version(vae.path) if vae else "":
+        usual.pop(CRF, None)
+        usual |= {k: v for k, v in release_of(version).defaults.items() if k == CRF}
+    return {**usual, **found}
 
 
 def _identify_gemma(folder: Path) -> Layout | None:

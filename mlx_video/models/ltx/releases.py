@@ -17,6 +17,7 @@ class TextEncoder:
 
     name     as people say it, and ``layers`` and ``width``, so that another is refused before anything is fetched
     size     of its files, in GB
+    kind     what the ``model_type`` of its config begins with
     file     of the release's own repository; empty where it is a ``repository`` of its own, whose folder it is
     """
 
@@ -24,6 +25,7 @@ class TextEncoder:
     layers: int
     width: int
     size: float
+    kind: str = "gemma3"
     file: str = ""
     repository: str = ""
 
@@ -37,8 +39,9 @@ class Release:
     gigabytes     of the files of one variant
     transformers  variant -> the file with its transformer: the whole checkpoint where there are no ``others``
     others        the files of its other parts
-    upsampler, temporal_upsampler, distilled_lora, duration_head
-                  files that some runs take; empty where there is none
+    upsampler, temporal_upsampler, distilled_lora, duration_head, conv_vae
+                  files that some runs take; empty where there is none. The last is the convolutional video autoencoder
+                  of a release whose usual one is another
     geometry      that its files state; a request is checked against it before they are fetched
     defaults      where it differs from ``recipes.Defaults``
     """
@@ -56,6 +59,7 @@ class Release:
     others: tuple[str, ...] = ()
     temporal_upsampler: str = ""
     duration_head: str = ""
+    conv_vae: str = ""
     gated: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
 
@@ -112,6 +116,7 @@ GEMMA_4 = TextEncoder(
     48,
     3840,
     26.3,
+    kind="gemma4",
     file="text_encoders/gemma4-12b-with-proj-ltx-2.5-bf16.safetensors",
 )
 NEWER = {"steps": 30, "stg_blocks": [28]}
@@ -166,6 +171,7 @@ LTX_2_5 = Release(
     temporal_upsampler="latent_upscale_models/ltx-2.5-latent-temporal-upscaler-x2-bf16-1.0.safetensors",
     distilled_lora="loras/ltx-2.5-22b-distilled-lora-450-bf16.safetensors",
     duration_head="model_patches/ltx-2.5-duration-head-bf16.safetensors",
+    conv_vae="vae/ltx-2.5-video-vae-conv-bf16.safetensors",
     geometry=_geometry(48000),
     defaults=NEWER | {"image_crf": 18, "sampler": "euler_ancestral"},
 )
