@@ -419,6 +419,88 @@ def write_diffusers(folder: Path, weights: Weights, configs: dict[str, dict]) ->
     return folder
 
 
+def diffusers_diffusion(weights: Weights) -> Weights:
+    """diffusers' decoder of LTX-2.5, of the bare names of its official file: queries, keys and values apart."""
+    found = {}
+    for key, value in weights.items():
+        statistics = {"mean-of-means": "latents_mean", "std-of-means": "latents_std"}
+        if name := statistics.get(key.removeprefix("per_channel_statistics.")):
+            found[name] = value
+        if not key.startswith("decoder.") or "coarse_" in key:
+            continue
+        key = _replaced(
+            key,
+            ("t_embedder.mlp.0.", "t_embedder.timestep_embedder.linear_1."),
+            ("t_embedder.mlp.2.", "t_embedder.timestep_embedder.linear_2."),
+            (".attn.proj.", ".attn.to_out.0."),
+            (".attn.q_norm.", ".attn.norm_q."),
+            (".attn.k_norm.", ".attn.norm_k."),
+        )
+        if ".qkv." in key:
+            for part, rows in zip("qkv", mx.split(value, 3)):
+                found[key.replace(".qkv.", f".to_{part}.")] = rows
+        else:
+            found[key] = value
+    return found
+
+
+def diffusers_duration_head(weights: Weights) -> Weights:
+    found = {}
+    for key, value in weights.items():
+        key = key.removeprefix("duration_head.")
+        if ".cross_attn.in_proj_" in key:
+            for part, rows in zip("qkv", mx.split(value, 3)):
+                new = key.replace(".cross_attn.in_proj_", f".to_{part}.")
+                found[new] = rows
+        else:
+            found[key.replace(".cross_attn.out_proj.", ".to_out.")] = value
+    return found
+
+
+def forge_text_encoder(folder: Path, weights: Weights, config: str) -> None:
+    """Its name before every tensor; what was packed as bytes, and the config, are files beside it."""
+    packed = {
+        "tokenizer_json": "tokenizer.json",
+        "hf_asset__tokenizer_config.json": "tokenizer_config.json",
+        "hf_asset__chat_template.jinja": "chat_template.jinja",
+        "hf_asset__generation_config.json": "generation_config.json",
+        "hf_asset__processor_config.json": "processor_config.json",
+    }
+    folder.mkdir(exist_ok=True)
+    for key, name in packed.items():
+        if key in weights:
+            (folder / name).write_bytes(bytes(memoryview(weights[key])))
+    write_json(folder / "text_encoder_config.json", json.loads(config))
+    rest = {k: v for k, v in weights.items() if k not in packed}
+    save(folder / "text_encoder.safetensors", in_container("text_encoder.", rest))
+
+
+def int8_convrot(
+    weights: Weights, group: int, chosen: Callable[[str], bool]
+) -> Weights:
+    """As ComfyUI's tools and Lightricks write int8: rows scaled, groups of columns turned by a Hadamard matrix."""
+    four = mx.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
+    turn = mx.ones((1, 1))
+    while len(turn) < group:
+        turn = mx.kron(turn, four)
+    note = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": group}
+    found = {}
+    for key, value in weights.items():
+        whole = value.ndim == 2 and value.shape[1] % group == 0
+        if not key.endswith(".weight") or not whole or not chosen(key):
+            found[key] = value
+            continue
+        turned = mx.unflatten(value.astype(mx.float32), 1, (-1, group)) @ turn
+        turned = turned.flatten(1)
+        scale = mx.abs(turned).max(axis=1, keepdims=True) / 127
+        found[key] = mx.round(turned / scale).astype(mx.int8)
+        found[f"{key}_scale"] = scale
+        name = key.removesuffix(".weight")
+        text = list(json.dumps(note).encode())
+        found[f"{name}.comfy_quant"] = mx.array(text, mx.uint8)
+    return found
+
+
 def write_forge_25(folder: Path, files: dict[str, Weights], blocks: dict) -> Path:
     """dgrauet's of LTX-2.5: two video autoencoders, each in two files; ``files`` are the official ones by role."""
     conv, diffusion = (in_container("vae.", files[n]) for n in ("conv", "diffusion"))

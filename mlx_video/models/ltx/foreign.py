@@ -11,12 +11,15 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx import foreign_names as names
 from mlx_video.models.ltx.foreign_configs import (
     audio_vae_block,
+    diffusion_vae_block,
+    duration_head_config,
     transformer_block,
     upsampler_config,
     video_vae_block,
     vocoder_block,
 )
 from mlx_video.models.ltx.foreign_names import Spelling
+from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.source import QUANTIZATION, Source
 from mlx_video.weights import CONFIG, read_header, read_json, tensor_files
 
@@ -81,11 +84,13 @@ def _diffusers(folder: Path) -> Found:
         block = _translated(folder / "vocoder", vocoder_block, configs["vocoder"])
         spelling = names.DIFFUSERS_VOCODER
         sources["vocoder"] = Source(folder / "vocoder", block, spelling=spelling)
-    if "latent_upsampler" in configs:
-        block = _translated(
-            folder / "latent_upsampler", upsampler_config, configs["latent_upsampler"]
-        )
-        sources["upsampler"] = Source(folder / "latent_upsampler", block)
+    for name, config in configs.items():
+        if found := DIFFUSERS_ALONE.get(config.get("_class_name")):
+            part, translate, spelling = found
+            block = _translated(folder / name, translate, config)
+            if block.get("temporal_upsample"):
+                part = f"temporal_{part}"
+            sources[part] = Source(folder / name, block, spelling=spelling)
     return Found(DIFFUSERS, sources, _diffusers_version(configs.get("transformer", {})))
 
 
@@ -101,6 +106,14 @@ DIFFUSERS_DIT = {
     "transformer": names.DIFFUSERS_TRANSFORMER,
     "connectors": names.DIFFUSERS_CONNECTORS,
 }
+
+
+# Class -> the part that is one, its official config, its spelling; whatever the folder is called.
+DIFFUSERS_ALONE = {
+    "LTX2LatentUpsamplerModel": ("upsampler", upsampler_config, None),
+    "LTX2VideoDiffusionDecoderModel": ("video_decoder", diffusion_vae_block, names.DIFFUSERS_DIFFUSION),
+    "LTX2DurationHead": ("duration_head", duration_head_config, names.DIFFUSERS_DURATION_HEAD),
+}  # fmt: skip
 
 
 def _diffusers_version(transformer: Mapping[str, object]) -> str:
@@ -138,18 +151,24 @@ def _forge(folder: Path, variant: str) -> Found:
     stems = (f"transformer-{variant}*", "transformer", "transformer-*")
     transformer = _first(folder, *stems)
     release = release_told_by(_tensors(transformer)) if transformer else "2.3"
-    blocks = {**published(release), **_embedded(folder, stated)}
+    embedded = _embedded(folder, stated)
+    blocks = {**published(release), **embedded}
+    if "vae" not in embedded and _first(folder, "vae_decoder_av"):
+        blocks["vae"] = blocks["vae_diffusion"]
+    quantized = _object(read_json(folder / QUANTIZE_CONFIG).get(QUANTIZATION))
     if transformer:
         found = _flat(transformer, blocks["transformer"], names.MLX_TRANSFORMER)
-        quantized = _object(read_json(folder / QUANTIZE_CONFIG).get(QUANTIZATION))
         sources["transformer"] = found.with_quantization(quantized)
     diffusion = blocks["vae"].get("_class_name") == "CausalDiffusionVAE"
     for part, (stems, block, spelling) in FORGE_FILES.items():
         kind = "av" if diffusion else "conv"
         if file := _first(folder, *(stem.format(vae=kind) for stem in stems)):
             sources[part] = _flat(file, blocks[block], spelling)
-    version = stated.get(VERSION)
+    version = stated.get(VERSION) or read_json(folder / EMBEDDED).get(VERSION)
     sources |= _forge_extras(folder, blocks)
+    if text := _first(folder, "text_encoder"):
+        source = Source.described(text, read_gemma_config(text))
+        sources["text_encoder"] = source.with_quantization(quantized)
     return Found(FORGE, sources, version if isinstance(version, str) else release)
 
 
@@ -166,12 +185,13 @@ def _object(value: object) -> dict[str, object]:
 
 
 def _forge_extras(folder: Path, blocks: Blocks) -> dict[str, Source]:
-    """The upscaler with a config of its own beside it, and the duration head."""
-    found = {}
-    if upscaler := _first(folder, "spatial_upscaler_x2*"):
-        config = read_json(upscaler.with_name(f"{upscaler.stem}_config.json"))
-        config = _object(config.get("config")) or config
-        found["upsampler"] = _flat(upscaler, config, names.MLX_UPSAMPLER)
+    """The upscalers with a config of their own beside them, and the duration head."""
+    found, upscalers = {}, {"upsampler": "spatial", "temporal_upsampler": "temporal"}
+    for part, kind in upscalers.items():
+        if upscaler := _first(folder, f"{kind}_upscaler_x2*"):
+            config = read_json(upscaler.with_name(f"{upscaler.stem}_config.json"))
+            config = _object(config.get("config")) or config
+            found[part] = _flat(upscaler, config, names.MLX_UPSAMPLER)
     if (head := _first(folder, "duration_head")) and "duration_head" in blocks:
         found["duration_head"] = _flat(head, blocks, names.MLX_DURATION_HEAD)
     return found

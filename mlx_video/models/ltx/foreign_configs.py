@@ -47,6 +47,7 @@ SAME = (
     *("cross_attention_dim", "audio_num_attention_heads", "audio_attention_head_dim"),
     *("audio_in_channels", "audio_out_channels", "audio_cross_attention_dim"),
     *("ff_bias", "audio_ff_bias", "use_keyframes_abs_pos_embedding"),
+    "use_prompt_adaln_single",
 )
 CONNECTOR_KEYS = (
     *("num_attention_heads", "attention_head_dim"),
@@ -100,6 +101,46 @@ def _decoder_blocks(v: "_Reader", factors: list[int]) -> list[list]:
         step = {"multiplier": factor} | ({"residual": True} if rest else {})
         blocks.append([f"compress_{KINDS[kind]}", step])
     return [*blocks, ["res_x", {"num_layers": last}]]
+
+
+def diffusion_vae_block(decoder: Block) -> dict[str, object]:
+    """The official block of a diffusion autoencoder, of which diffusers keeps the decoder in a folder of its own."""
+    d = _Reader(decoder, "diffusion decoder")
+    strides, divisors = d("decoder_upsample_strides"), d.list("decoder_upsample_channel_reductions", int)  # fmt: skip
+    kernels = d("decoder_stage_kernels")
+    for key, value in (("decoder_upsample_strides", strides), ("decoder_stage_kernels", kernels)):  # fmt: skip
+        if not isinstance(value, list):
+            raise d.wrong(key, "a list", value)
+    return {
+        "_class_name": "CausalDiffusionVAE",
+        "model_output_type": d("decoder_model_output_type"),
+        "decoder": {
+            "_class_name": "NADiffusionDecoder",
+            "in_channels": d("latent_channels"),
+            "out_channels": d("out_channels", 3),
+            "patch_size": d("patch_size"),
+            "head_dim": d("decoder_head_dim"),
+            "stage_channels": d("decoder_stage_channels"),
+            "stage_depths": d("decoder_stage_depths"),
+            "stage_kernels": [*kernels, d("decoder_stage5_kernel")],
+            "upsamples": [list(pair) for pair in zip(strides, divisors)],
+            "t_emb_dim": d("decoder_t_emb_dim"),
+            "timestep_scale_multiplier": d("decoder_timestep_scale_multiplier"),
+            "default_num_inference_steps": d("decoder_num_inference_steps"),
+        },
+    }
+
+
+def duration_head_config(head: Block) -> dict[str, object]:
+    """The official config of the duration head."""
+    h = _Reader(head, "duration_head")
+    widths = ("cross_attention_dim", "audio_cross_attention_dim")
+    theirs = ("video_cross_attention_dim", "audio_cross_attention_dim")
+    own = {k: h(k) for k in ("pooler_hidden_dim", "num_queries", "num_pooler_heads")}
+    return {
+        "transformer": {k: h(their) for k, their in zip(widths, theirs)},
+        "duration_head": own | {"mlp_hidden": h("mlp_hidden_dim")},
+    }
 
 
 def audio_vae_block(audio: Block) -> dict[str, object]:
@@ -207,7 +248,7 @@ class _Reader:
         """A whole number above 0."""
         value = self(key)
         if type(value) is not int or value < 1:
-            raise self._wrong(key, "a whole number above 0", value)
+            raise self.wrong(key, "a whole number above 0", value)
         return value
 
     def list(self, key: str, kind: type, known: Iterable[str] = ()) -> list:
@@ -226,10 +267,10 @@ class _Reader:
                 if known
                 else "a list of whole numbers above 0"
             )
-            raise self._wrong(key, words, values)
+            raise self.wrong(key, words, values)
         return values
 
-    def _wrong(self, key: str, words: str, value: object) -> UserError:
+    def wrong(self, key: str, words: str, value: object) -> UserError:
         return UserError(
             f"diffusers' config of the {self.name}: {key} must be {words}; got {clip(value)}."
         )

@@ -9,11 +9,14 @@ from typing import Mapping, NamedTuple, TypeVar
 import mlx.core as mx
 
 from mlx_video.tensor_names import TensorNames
-from mlx_video.weights import Weights, channels_last
+from mlx_video.weights import Weights
 
 X = TypeVar("X")
 
 DIT = "model.diffusion_model."
+TEXT_ENCODER = (
+    "text_encoder."  # before the names of Gemma's tensors in packs of mlx-forge
+)
 CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
 PROJECTION = "text_embedding_projection."
 
@@ -23,10 +26,13 @@ class Spelling(NamedTuple):
 
     names          official name -> theirs
     channels_last  whether convolutions are (O, ..., I), as in MLX, and not (O, I, ...), as in PyTorch
+    joined         what stands officially for ".to_q." in the name of the tensor that holds the rows of to_q, to_k and
+                   to_v; empty where each is officially one of its own
     """
 
     names: TensorNames
     channels_last: bool = False
+    joined: str = ""
 
 
 def to_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
@@ -38,15 +44,19 @@ def to_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
         except KeyError:  # another part's, in the same file
             continue
         found[name] = _channels_first(name, value) if spelling.channels_last else value
-    return found
+    return _joined(found, spelling.joined) if spelling.joined else found
 
 
-def from_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
-    """The inverse of ``to_official``; tensors that the project drops are left out."""
-    found = {}
-    for name, value in (spelling.names.take(weights) or {}).items():
-        official = spelling.names.official(name)
-        found[name] = _last(official, value) if spelling.channels_last else value
+def _joined(weights: Weights, whole: str) -> Weights:
+    """``weights`` with queries', keys' and values' rows in one tensor, whose name has ``whole``."""
+    found = dict(weights)
+    for query in (name for name in weights if ".to_q." in name):
+        names = [
+            query.replace(".to_q.", f".{part}.") for part in ("to_q", "to_k", "to_v")
+        ]
+        if found.keys() >= {*names}:
+            rows = [found.pop(name) for name in names]
+            found[query.replace(".to_q.", whole)] = mx.concatenate(rows)
     return found
 
 
@@ -75,12 +85,6 @@ def _channels_first(name: str, value: mx.array) -> mx.array:
     if value.ndim < 3 or not name.endswith(".weight"):
         return value
     return value.transpose(2, 0, 1) if _is_transposed(name) else mx.moveaxis(value, -1, 1)  # fmt: skip
-
-
-def _last(name: str, value: mx.array) -> mx.array:
-    if value.ndim < 3 or not (name.endswith(".weight") or _is_filter(name)):
-        return value
-    return value.transpose(1, 2, 0) if _is_transposed(name) else channels_last(value)
 
 
 # Names that only lose what stands before them
@@ -251,7 +255,29 @@ DIFFUSERS_VOCODER = Spelling(
         {"*.downsample.lowpass.filter": "*.downsample.filter"},
     )
 )
-DIFFUSERS_UPSAMPLER = Spelling(bare(""))
+DIFFUSERS_DIFFUSION = Spelling(
+    TensorNames(
+        {
+            "vae.per_channel_statistics.mean-of-means": "latents_mean",
+            "vae.per_channel_statistics.std-of-means": "latents_std",
+            "vae.": "",
+        },
+        {
+            "*.t_embedder.mlp.0.*": "*.t_embedder.timestep_embedder.linear_1.*",
+            "*.t_embedder.mlp.2.*": "*.t_embedder.timestep_embedder.linear_2.*",
+            "*.attn.proj.*": "*.attn.to_out.0.*",
+        },
+        DIFFUSERS_NORMS,
+    ),
+    joined=".qkv.",
+)
+DIFFUSERS_DURATION_HEAD = Spelling(
+    TensorNames(
+        {"duration_head.": ""},
+        {"attention_pooler.cross_attn.out_proj.*": "attention_pooler.to_out.*"},
+    ),
+    joined=".cross_attn.in_proj_",
+)
 
 
 def diffusers_video_vae(down: int, up: int) -> Spelling:

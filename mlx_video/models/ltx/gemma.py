@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_video.linear import Linear
+from mlx_video.models.ltx.foreign_names import TEXT_ENCODER
 from mlx_video.models.ltx.gemma_config import (
     Gemma3Config,
     Gemma4Config,
@@ -69,9 +70,10 @@ class _Language:
     @classmethod
     def sanitize(cls, tensors: Weights) -> Weights:
         """The language model's tensors, under the names mlx-lm gives them in a text-only model."""
+        contents = {k.removeprefix(TEXT_ENCODER): v for k, v in tensors.items()}
         return {
             cls.rename(key): value
-            for key, value in tensors.items()
+            for key, value in contents.items()
             if not key.startswith(cls.UNUSED)
         }
 

@@ -9,7 +9,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.gemma_shapes import FULL, SLIDING, inferred
 from mlx_video.models.ltx.kinds import short
 from mlx_video.models.ltx.schema import Config
-from mlx_video.weights import read_config, read_header
+from mlx_video.weights import read_config, read_header, read_json
 
 PACKED_CONFIG = "gemma_config"  # the key of a packed file's metadata
 PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
@@ -18,7 +18,8 @@ PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
 def read_gemma_config(path: Path) -> dict:
     """The config of a Gemma folder, or of a file that holds a Gemma; empty where there is none.
 
-    Lightricks packs a config into the file. ComfyUI's files have none: there the shapes of the tensors tell.
+    Lightricks packs a config into the file, mlx-forge lays it beside. ComfyUI's files have none: there the shapes of the
+    tensors tell.
     """
     path = Path(path)
     if path.is_dir():
@@ -26,6 +27,8 @@ def read_gemma_config(path: Path) -> dict:
     header = read_header(path)
     if stated := header.metadata.get(PACKED_CONFIG):
         return json_object(stated, path)
+    if found := read_json(path.with_name(f"{path.stem}_config.json")):
+        return found if "model_type" in found else {}
     return inferred({key: tuple(t["shape"]) for key, t in header.tensors.items()})
 
 

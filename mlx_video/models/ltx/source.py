@@ -10,7 +10,12 @@ import mlx.core as mx
 from mlx_video.errors import UserError
 from mlx_video.formats.quantized import quantized_as, read_dense
 from mlx_video.formats.sniff import GGUF, sniff
-from mlx_video.models.ltx.foreign_names import Spelling, contained, to_official
+from mlx_video.models.ltx.foreign_names import (
+    TEXT_ENCODER,
+    Spelling,
+    contained,
+    to_official,
+)
 from mlx_video.models.ltx.kinds import short
 from mlx_video.weights import (
     Weights,
@@ -120,7 +125,7 @@ class Source:
         if self.spelling:
             whole = to_official(whole, self.spelling)
         for weights in files:
-            whole |= weights
+            whole |= {k.removeprefix(TEXT_ENCODER): v for k, v in weights.items()}
         return whole
 
     def check(self) -> None:

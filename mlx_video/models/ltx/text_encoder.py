@@ -92,9 +92,11 @@ class GemmaTextEncoder:
         Files are copied as they are, unless tensors are to be quantized or come out of a packed file.
         """
         packed = source.path.is_file()
-        if source.quantization or not (packed or quantization):
+        if not packed and (source.quantization or not quantization):
             return copy_files(source.path, folder)
-        stated = {QUANTIZATION: dict(quantization)} if quantization else {}
+        quantization = {} if source.quantization else quantization
+        kept = dict(source.quantization or quantization)
+        stated = {QUANTIZATION: kept} if kept else {}
         tensors = cls._tensors(source, quantization)
         weights.save(folder, tensors, dict(source.config) | stated)
         if packed:

@@ -55,13 +55,15 @@ class PromptTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "PromptTokenizer":
-        """Of a Gemma folder, of one called ``tokenizer`` beside it, or packed in a file; no weights are read.
+        """Of a Gemma folder, of one called ``tokenizer`` beside it, or packed in a file or beside that; no weights are read.
 
         Raises ``FileNotFoundError`` where there is none and ``ValueError`` where it is damaged or another model's.
         """
         path = Path(path)
         if path.is_file():
-            return cls(_checked(_packed(path), path))
+            beside = path.with_name("tokenizer.json")  # as mlx-forge has it
+            backend = _read(beside) if beside.is_file() else _packed(path)
+            return cls(_checked(backend, path))
         if (folder := tokenizer_folder(path)) is None:
             raise MissingFileError(
                 f"No tokenizer.json or tokenizer.model in {path} or in {path.parent / 'tokenizer'}. "

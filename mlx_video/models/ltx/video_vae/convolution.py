@@ -189,6 +189,11 @@ class CausalConv3d(nn.Module):
             raise UserError(
                 f"Spatial padding must be 'zeros' or 'reflect'; got {padding_mode!r}."
             )
+        if not (in_channels > 0 and out_channels > 0):
+            raise UserError(
+                f"A convolution from {in_channels} to {out_channels} channels: the config's widths and multipliers do not "
+                "agree."
+            )
         bound = (in_channels * kernel_size**3) ** -0.5
         shape = (out_channels, kernel_size, kernel_size, kernel_size, in_channels)
         self.weight = mx.random.uniform(-bound, bound, shape)
