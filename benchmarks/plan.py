@@ -1,362 +1,194 @@
-"""The plan beside the truth: predicted and measured peak memory of each part at work, over a grid of clips.
+"""The plan beside the truth: what seventeen requests were planned to take and what they took, each in a process of its own.
 
-    python benchmarks/plan.py [--full] [--dtype bfloat16] [--text-encoder [FOLDER]] [--json PATH]
+    python benchmarks/plan.py [NAME ...] [--phases] [--json PATH]
 
-Random weights, of a middling size, or with --full of the 19B model's widths and two blocks, which a GPU does in a
-minute. Every part works once unmeasured: while a GPU compiles kernels, less of the work waits in its memory. A row ends
-with "off" where the prediction is more than 15 % and 50 MB away from the truth. --text-encoder looks at Gemma alone, a
-random one and that in FOLDER, by default the tests', as they are and quantized on load: these rows count the weights,
-and say how far the hidden states move.
+A row holds the plan's largest phase, MLX's peak, and how far the process's resident memory (Linux: VmHWM) is above the plan
+with its libraries. It ends with "off" where the peak is more than 15 % from the plan, or resident memory more than 300 MB
+above it; then the exit status is 1. The models are the demo's and the tests' miniatures of LTX-2.3 and 2.5. ``parts.py``
+measures the parts alone, of the 19B model's widths too, on any device.
 """
 
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Callable, Iterator, NamedTuple
-
-try:
-    import huggingface_hub  # noqa: F401
-except ImportError:  # a GPU machine may lack it, and nothing is fetched here
-    sys.modules["huggingface_hub"] = ModuleType("huggingface_hub")
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import mlx_video  # noqa: E402,F401  isort: skip  first: it chooses MLX's backend
-import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map
-
-from mlx_video.conditioning.latent import LatentState
-from mlx_video.models.ltx import patchify
-from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.connector import embed_prompts
-from mlx_video.models.ltx.footprint import Footprint
-from mlx_video.models.ltx.ltx import X0Model
-from mlx_video.models.ltx.parts import PARTS, part_config
-from mlx_video.models.ltx.pieces import SMALL, piece_by_piece
-from mlx_video.models.ltx.residency import Residency, default_dtype
-from mlx_video.models.ltx.source import Source
-from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
-from mlx_video.types import AV, TextFeatures, VideoPixelShape
-from mlx_video.weights import save
+from typing import Iterator, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-MANIFESTS = ROOT / "tests" / "fixtures" / "manifests"
-TINY_GEMMA = ROOT / "tests" / "fixtures" / "ltx2_tiny" / "text_encoder"
-CLIPS = [(9, 128, 192), (25, 256, 256), (49, 256, 384), (49, 512, 512)]
-FULL_CLIPS = [(49, 512, 768), (121, 512, 768), (121, 1024, 1536)]
-FPS = 24.0
-PROMPT, CONTEXT = 128, 1024  # tokens
-TEXT_LAYERS = 12
-TEXT = 8 * "a red ball rolls along a blue floor in the warm light of the evening "
-BITS = (None, 8, 4)
-LIMIT = 16e9  # bytes that decoding may choose to take
-TOLERANCE, FLOOR = 0.15, 50e6
+sys.path.insert(0, str(ROOT))
+TOLERANCE, LIBRARIES = 0.15, 300e6
+MB = 1e6
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
-# Of the 19B model's config, made middling.
-TRANSFORMER = {
-    "num_attention_heads": 8,
-    "attention_head_dim": 64,
-    "cross_attention_dim": 512,
-    "audio_num_attention_heads": 8,
-    "audio_attention_head_dim": 32,
-    "audio_cross_attention_dim": 256,
-    "caption_channels": 512,
-    "connector_num_attention_heads": 8,
-    "connector_attention_head_dim": 64,
-}
-# Of Gemma 3 12B's, whose width is the transformer's caption_channels.
-GEMMA = {
-    "model_type": "gemma3_text",
-    "num_hidden_layers": TEXT_LAYERS - 1,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 1024,
-    "vocab_size": 262208,
-}
-GEMMA_MIDDLING = {
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "query_pre_attn_scalar": 64,
-    "vocab_size": 8192,
-}
-VAE = {"encoder_base_channels": 32, "decoder_base_channels": 32}
+DEMO: tuple[str, ...] = ()
+OLDER = "--model", "{2.3}", "--variant", "dev", "--steps", "2", "--stg-blocks", "1"
+NEWER = "--model", "{2.5}"
+REQUESTS = {
+    "default": DEMO,
+    "larger": (*DEMO, "-W", "768", "-H", "512", "-n", "25"),
+    "longer": (*DEMO, "-n", "121"),
+    "aggressive tiles": (*DEMO, "-W", "512", "-H", "512", "--tiling", "aggressive"),
+    "default tiles": (*DEMO, "-W", "768", "-H", "512", "--tiling", "default"),
+    "two stages": (*DEMO, "--variant", "dev", "--two-stage", "--steps", "4"),
+    "guided": (*DEMO, "--variant", "dev", "--steps", "2", "--stg-scale", "1", "--stg-blocks", "1"),
+    "batched": (*DEMO, "--variant", "dev", "--steps", "2", "--batch-guidance", "--no-audio"),
+    "large picture": (*DEMO, "--image", "{9000x6000}"),
+    "three pictures": (*DEMO, "--image", "{768x512}", "--image", "{768x512}", "16", "--image", "{768x512}", "48", "0.5"),
+    "low memory": (*DEMO, "--low-memory"),
+    "8 bits": (*NEWER, "--quantize", "8", "-W", "256", "-H", "256", "-n", "49"),
+    "no sound": (*DEMO, "--no-audio", "-W", "512", "-H", "256"),
+    "kept latents": (*DEMO, "-W", "512", "-H", "512", "--then-decode"),
+    "2.3": (*OLDER, "-W", "384", "-H", "256", "-n", "49"),
+    "2.5": (*NEWER, "-W", "384", "-H", "256", "-n", "49", "--keyframes", "2"),
+    "DFR": (*NEWER, "-W", "256", "-H", "256", "-n", "49", "--dfr", "1"),
+}  # fmt: skip
 
 
-class Result(NamedTuple):
-    """Bytes beside the weights while a part works on a clip; of the text encoder with them.
+class Measured(NamedTuple):
+    """Bytes of a phase; of the whole run where ``phase`` is empty. ``planned`` is without libraries."""
 
-    moved  how far its hidden states are from those of the weights as they are, relatively
-    """
-
-    part: str
-    clip: str
-    predicted: float
-    measured: int
-    moved: float = 0.0
-
-    @property
-    def error(self) -> float:
-        return self.predicted / self.measured - 1
-
-    @property
-    def off(self) -> bool:
-        distance = abs(self.predicted - self.measured)
-        return abs(self.error) > TOLERANCE and distance > FLOOR
+    phase: str
+    planned: float
+    peak: int
+    resident: int
 
 
-class RandomComponents(Components):
-    """Parts with random weights, as they would be lent from files; the text encoder from its file, once there is one."""
-
-    text_layers = TEXT_LAYERS
-
-    def fit(self, gemma: Source) -> None:
-        """Lend this text encoder, and connectors as wide as it is."""
-        config = gemma.config.get("text_config", gemma.config)
-        self.text_layers = config["num_hidden_layers"] + 1
-        connectors = self.sources["connectors"]
-        width = {"caption_channels": config["hidden_size"]}
-        self.sources["connectors"] = replace(
-            connectors, config={**connectors.config, **width}
-        )
-        self.sources["text_encoder"] = gemma
-
-    def _network(self, name, model_type):
-        config = part_config(name, self.sources[name])
-        if name == "transformer":
-            config = replace(config, model_type=model_type)
-        if name == "connectors":
-            config = replace(config, text_layers=self.text_layers)
-        module = PARTS[name].network(self.sources[name])(config)
-        module.update(tree_map(self._cast, module.parameters()))
-        return module, []
-
-    def _cast(self, value: mx.array) -> mx.array:
-        floating = mx.issubdtype(value.dtype, mx.floating)
-        return value.astype(self.dtype) if floating else value
+# In a process of its own
 
 
-def components(full: bool, dtype: mx.Dtype) -> RandomComponents:
-    def read(name: str) -> dict:
-        return json.loads((MANIFESTS / f"{name}.config.json").read_text())
+def measure(words: list[str]) -> Iterator[Measured]:
+    """Run ``mlx-video generate`` with these ``words``, or the decoding of what it left, phase by phase."""
+    from mlx_video.cli.commands import main_parser, prepare_mlx
+    from mlx_video.cli.options import job_from, options_from, output_from
+    from mlx_video.run import Planned, Took, finish, run
 
-    blocks = read("ltx-2-19b")["config"]
-    blocks["transformer"]["num_layers"] = 2
-    upsampler = read("ltx-2-upscalers")["ltx-2-spatial-upscaler-x2-1.0.safetensors"]
-    if not full:
-        blocks["transformer"] |= TRANSFORMER
-        blocks["vae"] |= VAE
-        blocks["vocoder"]["upsample_initial_channel"] = 256
-        blocks["audio_vae"]["model"]["params"]["ddconfig"]["ch"] = 32
-        upsampler["config"]["mid_channels"] = 256
-    sources = {
-        part.name: Source(Path("random"), blocks[part.block])
-        for part in PARTS.values()
-        if part.block
-    }
-    sources["upsampler"] = Source(Path("random"), upsampler["config"])
-    return RandomComponents(sources, Residency(dtype))
-
-
-class Bench:
-    """Every part at work on one clip, and what its footprint said before."""
-
-    def __init__(self, lent: Components, shape: VideoPixelShape):
-        self.lent, self.shape = lent, shape
-        self.grid = lent.geometry.latents(shape)
-        self.frames = lent.geometry.audio_frames(shape)
-        self.footprint = Footprint(lent, LTXModelType.AudioVideo)
-
-    def run(self) -> Iterator[Result]:
-        foot, shape, part = self.footprint, self.shape, self.footprint.part
-        tokens = AV(self.grid.tokens, self.frames)
-        model, mel_frames = part("transformer"), 4 * self.frames
-        forward = model.held_bytes(tokens, 1, CONTEXT)
-        forward += model.activation_bytes(tokens, 1, CONTEXT)
-        connected = part("connectors").activation_bytes(PROMPT, 1, CONTEXT)
-        upsampled = part("upsampler").activation_bytes(4 * tokens.video)
-        spectrogram = part("audio_decoder").activation_bytes(self.frames)
-        sound = part("vocoder").activation_bytes(mel_frames)
-        works = {
-            "connectors": (connected, self.connect),
-            "video_encoder": (foot.image(*shape[1:3]), self.encode),
-            "transformer": (forward, self.denoise),
-            "upsampler": (upsampled, self.upsample),
-            "audio_decoder": (spectrogram, self.decode_spectrogram),
-            "vocoder": (sound, self.decode_sound),
-            "video_decoder": (foot.video(shape, "auto", LIMIT), self.decode_video),
-        }
-        for name, (predicted, work) in works.items():
-            with self.lent.lend(name) as part:
-                function, inputs = work(part)
-                mx.eval(function(inputs))
-                measured = peak(function, inputs)
-            clip = f"{shape.height}x{shape.width}x{shape.frames}"
-            yield Result(name, clip, predicted + SMALL, measured)
-
-    # Each gives a function and its inputs, which are there before.
-
-    def connect(self, part: nn.Module):
-        layers, width = part.config.text_layers + 1, part.config.caption_channels
-        states = noise(layers, 1, PROMPT, width, dtype=self.lent.dtype)
-        mask = mx.arange(CONTEXT)[None] >= CONTEXT - PROMPT
-        features = TextFeatures(states, mask.astype(mx.int32))
-        return lambda x: embed_prompts(part, x).positive.values, features
-
-    def encode(self, part: nn.Module):
-        return part, noise(1, 3, 1, *self.shape[1:3])
-
-    def denoise(self, part: nn.Module):
-        geometry = self.lent.geometry
-        audio = patchify.audio_positions(self.frames, geometry.audio)
-        positions = AV(patchify.video_positions(self.shape, geometry), audio)
-        states = positions.map(
-            lambda p: LatentState.fresh(noise(1, p.shape[2], 128), p)
-        )
-        width = part.config.caption_channels
-        context = positions.map(lambda _: noise(1, CONTEXT, width))
-        return lambda x: X0Model(part)(x, context, 0.7).values, states
-
-    def upsample(self, part: nn.Module):
-        return piece_by_piece()(part), noise(*self.grid)
-
-    def decode_spectrogram(self, part: nn.Module):
-        return part, noise(1, 8, self.frames, 16)
-
-    def decode_sound(self, part: nn.Module):
-        return part, noise(1, 2, 4 * self.frames, 64)
-
-    def decode_video(self, part: nn.Module):
-        budget = LIMIT - self.footprint.weights("video_decoder")
-
-        def decode(latents: mx.array) -> None:
-            tiling = choose_tiling("auto", part, latents, self.shape, budget)
-            for _ in decode_stream(part, latents, tiling):
-                pass
-
-        return decode, noise(*self.grid)
+    decodes = "--then-decode" in words
+    words = [word for word in words if word != "--then-decode"]
+    args = main_parser().read(["generate", "-p", "a red ball on a blue floor", "-s", "1", *words])  # fmt: skip
+    prepare_mlx(False)
+    job = job_from(args, None)
+    output, options = output_from(args, job), options_from(args)
+    if decodes:
+        latents = left_latents(job, output)
+        events = finish(job, latents, output, options)
+        planned = {p.name: p.peak for p in job.plan().phases if "decode" in p.name}
+    else:
+        events, planned = run(job, output, options), {}
+    whole, resident = 0, status("VmHWM")
+    for event in events:
+        if isinstance(event, Planned):
+            planned = {phase.name: phase.peak for phase in event.phases}
+            for phase in event.phases:
+                yield Measured(f"plan: {phase.name}", phase.peak, 0, 0)
+        if isinstance(event, Took):
+            resident = max(resident, high := status("VmHWM"))
+            whole = max(whole, event.peak)
+            yield Measured(event.phase, planned.get(event.phase, 0), event.peak, high)
+            CLEAR.write_text("5")
+    planned.pop("libraries", None)
+    yield Measured("", max(planned.values()), whole, max(resident, status("VmHWM")))
 
 
-def encode_text(lent: RandomComponents, folder: Path, name: str) -> Iterator[Result]:
-    """The text encoder in ``folder`` as it is, and quantized on load."""
-    lent.fit(Source.of(folder))
-    exact = None
-    for bits in BITS:
-        lent.residency, outputs = replace(lent.residency, quantize=bits), []
-        foot = Footprint(lent, LTXModelType.AudioVideo)
-        measured = peak(partial(encode, lent), outputs)
-        states, tokens = outputs
-        predicted = foot.weights("text_encoder") + foot.part(
-            "text_encoder"
-        ).activation_bytes(tokens.item())
-        exact = states if bits is None else exact
-        moved = mx.linalg.norm(states - exact) / mx.linalg.norm(exact)
-        clip = f"{bits} bits" if bits else "as it is"
-        yield Result(name, clip, predicted + SMALL, measured, moved.item())
+def left_latents(job, output) -> Path:
+    """What a run that was stopped before it decoded has left; made by another process, as it would be."""
+    import mlx.core as mx
+
+    from mlx_video.run import save_latents
+    from mlx_video.types import Sample
+
+    shapes = job.pipeline().latent_shapes(job.request)
+    latents = shapes.map(lambda shape: mx.random.normal(shape))
+    return save_latents(output, Sample(latents, job.request.prompt), job)
 
 
-def encode(lent: Components, outputs: list[mx.array]) -> None:
-    """The states in float32, one below another, and how many tokens they are of."""
-    with lent.text_encoder() as encoder:
-        features = encoder.features([TEXT])
-    states = features.hidden_states.astype(mx.float32)
-    outputs += states.reshape(-1, states.shape[-1]), features.mask.sum()
+def status(name: str) -> int:
+    """Bytes of a line of the process's status."""
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024
 
 
-def write_gemma(folder: Path, full: bool, dtype: mx.Dtype) -> Path:
-    """A random Gemma as deep and wide as the connectors expect, norms at 1 each, with the tests' tokenizer."""
-    from mlx_video.models.ltx.gemma import language_model
-
-    width = 3840 if full else TRANSFORMER["caption_channels"]
-    config = GEMMA | ({} if full else GEMMA_MIDDLING)
-    config |= {"hidden_size": width, "intermediate_size": 4 * width}
-    model = language_model(config)
-    mx.random.seed(0)
-    weights = {k: drawn(v, dtype) for k, v in tree_flatten(model.parameters())}
-    save(folder, weights, config)
-    for file in TINY_GEMMA.glob("tokenizer*"):
-        shutil.copy(file, folder)
-    return folder
+# Around them
 
 
-def drawn(value: mx.array, dtype: mx.Dtype) -> mx.array:
-    if value.ndim == 1:
-        return mx.zeros(value.shape, dtype)
-    return mx.random.normal(value.shape, dtype, scale=value.shape[-1] ** -0.5)
+def models(folder: Path) -> dict[str, str]:
+    """What stands in braces in the requests, made in ``folder``."""
+    import numpy as np
+    from PIL import Image
+
+    from tests.reference import FIXTURES
+    from tests.tiny_tokenizer import make_text_encoder_folder
+
+    older, newer = folder / "2.3", folder / "2.5"
+    older.mkdir()
+    newer.mkdir()
+    shutil.copy(FIXTURES / "ltx23_tiny" / "ltx-2.3-tiny.safetensors", older)
+    make_text_encoder_folder(older / "text_encoder")
+    for file in (FIXTURES / "ltx25_tiny").glob("*-bf16.safetensors"):
+        shutil.copy(file, newer)
+    temporal = "ltx-2.3-tiny-temporal-upscaler-x2.safetensors"
+    shutil.copy(
+        FIXTURES / "ltx23_tiny" / temporal,
+        newer / "ltx-2.5-tiny-latent-temporal-upscaler-x2-bf16.safetensors",
+    )
+    found = {"2.3": str(older), "2.5": str(newer)}
+    for width, height in ((768, 512), (9000, 6000)):
+        path = folder / f"{width}x{height}.png"
+        ramp = np.linspace(0, 255, width, dtype=np.uint8)
+        Image.fromarray(np.tile(ramp, (height, 1))).convert("RGB").save(path)
+        found[f"{width}x{height}"] = str(path)
+    return found
 
 
-def noise(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
-    x = mx.random.normal(shape, dtype)
-    mx.eval(x)
-    return x
+def measured(name: str, made: dict[str, str], folder: Path) -> list[Measured]:
+    """What the request of that ``name`` took."""
+    words = [w if w[:1] != "{" else made[w[1:-1]] for w in REQUESTS[name]]
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure", *words]
+    command += ["-o", str(folder / f"{name}.mp4".replace(" ", "-")), "--no-health-check"]  # fmt: skip
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return [Measured(*row) for row in map(json.loads, done.stdout.splitlines())]
 
 
-def peak(function: Callable, inputs) -> int:
-    """Bytes at the peak of ``function(inputs)``, above those before."""
-    mx.eval(inputs if isinstance(inputs, mx.array) else [])
-    mx.synchronize()
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    mx.eval(function(inputs))
-    mx.synchronize()
-    return mx.get_peak_memory() - before
-
-
-def clips(lent: Components, full: bool) -> Iterator[Result]:
-    for clip in FULL_CLIPS if full else CLIPS:
-        yield from Bench(lent, VideoPixelShape(*clip, FPS)).run()
-
-
-def text_encoders(lent: RandomComponents, full: bool, given: Path) -> Iterator[Result]:
-    with tempfile.TemporaryDirectory() as scratch:
-        random = write_gemma(Path(scratch, "gemma"), full, lent.dtype)
-        yield from encode_text(lent, random, "random Gemma")
-    yield from encode_text(lent, given, str(given))
+def row(name: str, found: list[Measured], libraries: float) -> tuple[str, bool]:
+    """A line of the table, and whether it is off."""
+    whole = found[-1]
+    error = whole.planned / whole.peak - 1
+    above = whole.resident - whole.planned - libraries
+    off = abs(error) > TOLERANCE or above > LIBRARIES
+    cells = f"{whole.planned / MB:.0f} | {whole.peak / MB:.0f} | {error:+.0%} | {whole.resident / MB:.0f} | {above / MB:+.0f}"  # fmt: skip
+    return f"| {name} | {cells} | {'off' * off} |", off
 
 
 def main():
+    if sys.argv[1:2] == ["--measure"]:
+        for each in measure(sys.argv[2:]):
+            print(json.dumps(each), flush=True)
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="the 19B model's widths")
-    parser.add_argument("--dtype", help="of the weights (the device's own)")
-    parser.add_argument(
-        "--text-encoder",
-        type=Path,
-        nargs="?",
-        const=TINY_GEMMA,
-        metavar="FOLDER",
-        help="Gemma alone, quantized too: a random one, and that of FOLDER (the tests')",
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*REQUESTS, []])
+    parser.add_argument("--phases", action="store_true", help="also each phase")
     parser.add_argument("--json", type=Path, help="write every figure here")
     arguments = parser.parse_args()
-    dtype = getattr(mx, arguments.dtype) if arguments.dtype else default_dtype()
-    lent, given = components(arguments.full, dtype), arguments.text_encoder
-    found = (
-        text_encoders(lent, arguments.full, given)
-        if given
-        else clips(lent, arguments.full)
-    )
-    print(
-        "| part | clip | predicted MB | measured MB | error | | states moved |\n|---|---|---|---|---|---|---|"
-    )
-    results = []
-    for r in found:
-        results.append(r)
-        row = f"{r.predicted / 1e6:.0f} | {r.measured / 1e6:.0f} | {r.error:+.0%}"
-        moved = f"{r.moved:.2%}" if r.moved else ""
-        off = "off" * r.off
-        print(f"| {r.part} | {r.clip} | {row} | {off} | {moved} |", flush=True)
+    print("| request | planned MB | peak MB | error | resident MB | above plan | |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    results, bad = {}, 0
+    with tempfile.TemporaryDirectory() as scratch:
+        made = models(Path(scratch))
+        for name in arguments.names or REQUESTS:
+            results[name] = found = measured(name, made, Path(scratch))
+            libraries = sum(m.planned for m in found if m.phase == "plan: libraries")
+            line, off = row(name, found, libraries)
+            bad += off
+            print(line, flush=True)
+            for each in found[:-1] if arguments.phases else ():
+                planned, peak, resident = (f"{x / MB:8.1f}" for x in each[1:])
+                print(f"    {each.phase:<24}{planned}{peak}{resident}")
     if arguments.json:
-        arguments.json.write_text(json.dumps([r._asdict() for r in results], indent=1))
+        rows = {k: [m._asdict() for m in found] for k, found in results.items()}
+        arguments.json.write_text(json.dumps(rows, indent=1))
+    print(f"{len(results) - bad} of {len(results)} within 15 % and 300 MB")
+    sys.exit(bool(bad))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How many arrays of its widest size each part holds at once while it computes: measured, by device.
 
-``benchmarks/plan.py`` measures it again. They are more on a CPU, where MLX keeps the scores of an attention and unfolds
+``benchmarks/parts.py`` measures it again. They are more on a CPU, where MLX keeps the scores of an attention and unfolds
 what it convolves.
 """
 

@@ -1,7 +1,7 @@
 """How many bytes each part of LTX-2 takes while it is lent, and while it computes. Knows sizes; reads no tensor.
 
 A part that computes holds so many arrays of its widest size at once. How many follows from the code, and
-``benchmarks/plan.py`` measures it. They are more on a CPU, where MLX unfolds what it convolves and keeps the scores of
+``benchmarks/parts.py`` measures it. They are more on a CPU, where MLX unfolds what it convolves and keeps the scores of
 an attention.
 """
 
