@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Callable, Generator, Iterable, Iterator, NamedTuple, TypeVar
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_video import hub
 from mlx_video import plan as plans
@@ -28,10 +29,11 @@ from mlx_video.pipeline import Pipeline, Reached
 from mlx_video.plan import Phase
 from mlx_video.previews import Preview
 from mlx_video.record import RECORD_KEY, Job, load_tensors, save_tensors
-from mlx_video.types import AV, Clip, Sample, Step
+from mlx_video.types import AV, Clip, Sample, Step, Waveform
 
 X = TypeVar("X")
-CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse
+CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse ...
+CPU_CACHE_LIMIT = 2**25  # ... and for a CPU, where more was seen to gain no time
 WORTH_SAVING = 10.0  # seconds of sampling, when a run is stopped
 STAGE, STEP = "stage", "step"  # of a state, in its file's metadata
 SPARE = 2**20  # bytes of what stands beside latents in their file
@@ -172,7 +174,8 @@ def _prepared(
     if job.request.timed:
         job = yield from _timed_by_prompt(job, options)
     plan, pipeline = yield from _planned(job, options)
-    mx.set_cache_limit(min(CACHE_LIMIT, plan.spare))
+    most = CACHE_LIMIT if mx.default_device() == mx.gpu else CPU_CACHE_LIMIT
+    mx.set_cache_limit(min(most, plan.spare))
     return job.planned(plan), plan, pipeline
 
 
@@ -314,19 +317,17 @@ def _written(
     from mlx_video import media  # with codecs, which only a finished clip needs
 
     request, record = job.request, job.record()
+    decoding = pipeline.decoding(latents, request.shape, request.tiling, request.seed)
     steps: deque[Step] = deque()
 
-    def passed(events: Iterable[X | Step]) -> Iterator[X]:
-        for event in events:
+    def frames() -> Iterator[np.ndarray]:
+        for event in decoding:
             if isinstance(event, Step):
                 steps.append(event)
             else:
                 yield event
 
-    made = passed(
-        pipeline.decoding(latents, request.shape, request.tiling, request.seed)
-    )
-    sound = None if latents.audio is None else next(made)
+    sound, made = (yield from _with_sound(decoding)), frames()
     if output.frames:
         made = media.save_frames(made, output.frames, overwrite=output.overwrite)
     writing = media.saving(
@@ -345,6 +346,20 @@ def _written(
     with written_aside(output.record, output.overwrite) as aside:
         aside.write_text(record + "\n", encoding="utf-8")
     yield from steps
+
+
+def _with_sound(
+    decoding: Iterator[Step | Waveform | np.ndarray],
+) -> Generator[Step, None, Waveform | None]:
+    """Pass the steps on until the first frame is about to be decoded; returns the sound, if there is any."""
+    sound = None
+    for event in decoding:
+        if not isinstance(event, Step):
+            sound = event
+            continue
+        yield event
+        if event.phase == "decode video":
+            return sound
 
 
 # What is kept
