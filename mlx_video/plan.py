@@ -5,7 +5,7 @@
 
 import os
 from dataclasses import dataclass, replace
-from typing import Iterator, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
 
@@ -30,8 +30,11 @@ from mlx_video.types import (
 )
 
 GB = 10**9
+LIBRARIES = "libraries"  # a phase
+LIBRARY_BYTES = 200e6  # of a process beside MLX's arrays, and of the clip's encoder: 90 to 200 were seen
 OFFERED = 0.95  # of a machine's memory; the rest is the system's
 KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
+TILINGS = "conservative", "default", "aggressive"  # those with fewer seams first
 # Floating-point operations per second of the transformer, by device: those of docs/measurements/2026-11.md.
 SPEED = {"NVIDIA H200": 5.8e14}
 DECODE = "decode video"
@@ -135,7 +138,8 @@ class Phase(NamedTuple):
 class Plan:
     """What a run will take.
 
-    limit       bytes it may take
+    phases      the first is "libraries", which are there beside each of the others; their ``peak`` is MLX's alone
+    limit       bytes that the process may take
     components  as they were, or under the residency that fits; ``chosen`` names it
     refusal     why nothing fits, and what would; empty where it does
     previews    whether the clip can be shown while it is sampled
@@ -150,12 +154,17 @@ class Plan:
 
     @property
     def largest(self) -> Phase:
-        return max(self.phases, key=lambda phase: phase.peak)
+        return largest(self.phases)
+
+    @property
+    def room(self) -> float:
+        """Bytes of the limit that the libraries leave."""
+        return self.limit - beside(self.phases)
 
     @property
     def spare(self) -> int:
         """Bytes of the limit that no phase takes."""
-        return max(0, round(self.limit - self.largest.peak))
+        return max(0, round(self.room - self.largest.peak))
 
     def check(self) -> "Plan":
         """Itself; raises ``ValueError`` where it does not fit."""
@@ -171,20 +180,21 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     of these only what leaves the user's choice and the checkpoint's as they are. Previews and parts that stay loaded change
     none of that: they are left out where they do not fit.
     """
-    limit = limit or OFFERED * machine_bytes()
+    limit, libraries = limit or OFFERED * machine_bytes(), _libraries()
+    room = limit - libraries.peak
     for chosen, residency in _residencies(components):
         for work, residency in _with_extras(work, residency):
             footprint = Footprint(components, work.model_type, residency)
-            steps = tuple(phases(footprint, work, limit))
-            if max(phase.peak for phase in steps) <= limit:
-                lent = components.under(residency)
-                return Plan(steps, limit, lent, chosen, previews=work.previews)
-    found = Plan(steps, limit, components.under(residency), chosen)
+            steps = libraries, *phases(footprint, work, room)
+            lent = components.under(residency)
+            found = Plan(steps, limit, lent, chosen, previews=work.previews)
+            if found.largest.peak <= room:
+                return found
     return replace(found, refusal=_refusal(found, footprint, work))
 
 
-def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
-    """In the order of the run; ``limit`` decides how the video is decoded."""
+def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
+    """In the order of the run, under its names; ``room`` for MLX's arrays decides how the video is decoded."""
 
     def phase(name: str, activations: float, *parts: str) -> Phase:
         weights = sum(map(footprint.weights, footprint.residency.keep.union(parts)))
@@ -194,9 +204,9 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
     prompts, context = 1 + work.recipe.guided, footprint.context
     rows = prompts * min(work.prompt_tokens, context)
     encoded = part("text_encoder").activation_bytes(rows)
-    yield phase("encode prompt", encoded, "text_encoder")
     connected = part("connectors").activation_bytes(rows, prompts, context)
-    yield phase("connect prompt", connected, "connectors")
+    both = phase("encode prompt", encoded, "text_encoder"), phase("encode prompt", connected, "connectors")  # fmt: skip
+    yield largest(both)
     if work.encoders:
         seen = "video_encoder" in work.encoders
         image = footprint.image(*work.shape[1:3]) if seen else 0
@@ -233,11 +243,11 @@ def phases(footprint: Footprint, work: Work, limit: float) -> Iterator[Phase]:
     if work.audio:
         count = geometry.audio_frames(work.shape)
         spectrogram = part("audio_decoder").activation_bytes(count)
-        yield phase("decode spectrogram", spectrogram, "audio_decoder")
         sound = part("vocoder").activation_bytes(geometry.audio.mel_frames * count)
-        yield phase("decode sound", sound, "vocoder")
+        both = phase("decode sound", spectrogram, "audio_decoder"), phase("decode sound", sound, "vocoder")  # fmt: skip
+        yield largest(both)
     others = footprint.residency.keep - {"video_decoder"}
-    free = limit - sum(map(footprint.weights, others))
+    free = room - sum(map(footprint.weights, others))
     video = footprint.video(work.shape, work.tiling, free)
     decode = phase(DECODE, video, "video_decoder")
     yield decode._replace(operations=PASSES_TO_DECODE * pass_operations)
@@ -252,6 +262,22 @@ def machine_bytes() -> int:
     names = ("max_recommended_working_set_size", "total_memory")
     known = next((info[name] for name in names if name in info), None)
     return known or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def largest(phases: Iterable[Phase]) -> Phase:
+    """That which takes most beside the libraries."""
+    return max((p for p in phases if p.name != LIBRARIES), key=lambda p: p.peak)
+
+
+def beside(phases: Iterable[Phase]) -> float:
+    """Bytes of the libraries, which are there in each of the other phases."""
+    return sum(phase.peak for phase in phases if phase.name == LIBRARIES)
+
+
+def _libraries() -> Phase:
+    """What the process takes beside MLX's arrays, where it has one memory with MLX's device."""
+    apart = mx.default_device() == mx.gpu and not mx.metal.is_available()
+    return Phase(LIBRARIES, 0, 0.0 if apart else LIBRARY_BYTES)
 
 
 def _passes(work: Work, stage: Stage) -> int:
@@ -286,18 +312,29 @@ def _residencies(components: Components) -> Iterator[tuple[str, Residency]]:
 
 
 def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
-    def fits(work: Work) -> bool:
-        steps = phases(footprint, work, plan.limit)
-        return all(phase.peak <= plan.limit for phase in steps)
+    """Why a run does not fit, and the settings and the nearest sizes that would."""
 
-    scale = footprint.components.geometry.video
-    candidates = (work.shorter(scale), work.smaller(scale))
-    found = [next(filter(fits, works), None) for works in candidates]
-    nearest = " or ".join(describe(work.shape) for work in found if work)
+    def fits(work: Work, footprint: Footprint = footprint) -> bool:
+        return all(p.peak <= plan.room for p in phases(footprint, work, plan.room))
+
+    components, own = footprint.components, footprint.residency
+    tilings = (mode for mode in TILINGS if fits(work._replace(tiling=mode)))
+    settings = [f"--tiling {mode}" for mode in tilings][:1]
+    for setting, kept in (
+        ("--quantize 4", replace(own, quantize=4)),
+        ("--low-memory", replace(own, low_memory=True)),
+    ):
+        if fits(work, Footprint(components, work.model_type, kept)):
+            settings.append(setting)
+    scale = components.geometry.video
+    sizes = (work.shorter(scale), work.smaller(scale))
+    found = [next(filter(fits, works), None) for works in sizes]
+    settings += [describe(work.shape) for work in found if work]
     chosen = f" even with the {plan.chosen}" if plan.chosen else ""
     return (
-        f"{describe(work.shape)} need {plan.largest.peak / GB:.2f} GB for {plan.largest.name}{chosen}, and "
-        f"{plan.limit / GB:.2f} GB may be used. What fits: {nearest or 'no size, the weights are too large'}."
+        f"{describe(work.shape)} need {(plan.limit - plan.room + plan.largest.peak) / GB:.2f} GB for "
+        f"{plan.largest.name}{chosen}, and {plan.limit / GB:.2f} GB may be used. What fits: "
+        f"{' or '.join(settings) or 'no size, the weights are too large'}."
     )
 
 

@@ -65,7 +65,7 @@ class Job:
             self.recipe,
             health=health,
             batched=self.batch_guidance,
-            memory=plan.limit if plan else None,
+            memory=plan.room if plan else None,
             previews=plan is not None and plan.previews,
         )
 

@@ -8,7 +8,7 @@ from mlx_video.cli.terminal import harmless, say, watched
 from mlx_video.models.ltx.catalog import Entry
 from mlx_video.models.ltx.describe import Description, PartSummary
 from mlx_video.models.ltx.find import DEMO_KNOWS, PACKAGED
-from mlx_video.plan import Phase, Plan
+from mlx_video.plan import Phase, Plan, beside, largest
 from mlx_video.run import (
     Downloading,
     Event,
@@ -154,12 +154,13 @@ def making_line(planned: Planned) -> str:
 
 def plan_line(plan: Plan | Planned) -> str:
     """What a run will take, in a line."""
-    largest = max(plan.phases, key=lambda phase: phase.peak)
+    most, more = largest(plan.phases), beside(plan.phases) / GB
+    libraries = f", beside {more:.2f} GB of libraries" if more else ""
     times = [phase.seconds for phase in plan.phases if phase.seconds]
     seconds = f", about {sum(times):.0f} s of sampling" if times else ""
     chosen = f", with the {plan.chosen}" if plan.chosen else ""
     return (
-        f"plan: at most {largest.peak / GB:.2f} GB, for {largest.name}, of {plan.limit / GB:.2f} GB"
+        f"plan: at most {most.peak / GB:.2f} GB, for {most.name}{libraries}, of {plan.limit / GB:.2f} GB"
         f"{seconds}{chosen}"
     )
 

@@ -33,7 +33,12 @@ from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.network import Network, quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
 from mlx_video.models.ltx.releases import LTX_2, published
-from mlx_video.models.ltx.residency import GROUP_SIZE, Residency, default_dtype
+from mlx_video.models.ltx.residency import (
+    GROUP_SIZE,
+    Residency,
+    default_dtype,
+    give_back_freed,
+)
 from mlx_video.models.ltx.shelf import Mark, Shelf
 from mlx_video.models.ltx.source import Source
 from mlx_video.types import Geometry
@@ -251,7 +256,7 @@ class Components:
                 self.shelf.put(name, mark, lent)
             elif lent is not None:
                 lent.network.clear()
-            mx.clear_cache()
+            give_back_freed()
 
     @contextmanager
     def transformer(

@@ -1,5 +1,6 @@
 """How the weights of a run are kept in memory: a value, which a plan tries and a run keeps to."""
 
+import ctypes
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -70,6 +71,13 @@ def _saved(weight: mx.array, bits: int) -> int:
     """Bytes that quantizing takes off: each group keeps a scale and a bias."""
     groups = weight.size // GROUP_SIZE
     return weight.nbytes - weight.size * bits // 8 - 2 * groups * weight.itemsize
+
+
+def give_back_freed() -> None:
+    """Give the system what is free: what MLX keeps for reuse, and what glibc's malloc does."""
+    mx.clear_cache()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def default_dtype() -> mx.Dtype:
