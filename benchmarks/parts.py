@@ -1,9 +1,9 @@
 """The plan beside the truth: predicted and measured peak memory of each part at work, over a grid of clips.
 
-    python benchmarks/parts.py [--full] [--dtype bfloat16] [--text-encoder [FOLDER]] [--json PATH]
+    python benchmarks/parts.py [--full] [--release 2|2.3|2.5] [--dtype bfloat16] [--text-encoder [FOLDER]] [--json PATH]
 
-Random weights, of a middling size, or with --full of the 19B model's widths and two blocks, which a GPU does in a
-minute. Every part works once unmeasured: while a GPU compiles kernels, less of the work waits in its memory. A row ends
+Random weights, of a middling size, or with --full of the release's own widths and two blocks, which a GPU does in a
+minute: python benchmarks/parts.py --full --release 2.5. Every part works once unmeasured: while a GPU compiles kernels, less of the work waits in its memory. A row ends
 with "off" where the prediction is more than 15 % and 50 MB away from the truth. --text-encoder looks at Gemma alone, a
 random one and that in FOLDER, by default the tests', as they are and quantized on load: these rows count the weights,
 and say how far the hidden states move.
@@ -145,13 +145,11 @@ class RandomComponents(Components):
         return value.astype(self.dtype) if floating else value
 
 
-def components(full: bool, dtype: mx.Dtype) -> RandomComponents:
-    def read(name: str) -> dict:
-        return json.loads((MANIFESTS / f"{name}.config.json").read_text())
-
-    blocks = read("ltx-2-19b")["config"]
+def components(full: bool, dtype: mx.Dtype, release: str = "2") -> RandomComponents:
+    blocks = published(release)
     blocks["transformer"]["num_layers"] = 2
-    upsampler = read("ltx-2-upscalers")["ltx-2-spatial-upscaler-x2-1.0.safetensors"]
+    upsamplers = read("ltx-2-upscalers")
+    upsampler = upsamplers["ltx-2-spatial-upscaler-x2-1.0.safetensors"]
     if not full:
         blocks["transformer"] |= TRANSFORMER
         blocks["vae"] |= VAE
@@ -165,6 +163,21 @@ def components(full: bool, dtype: mx.Dtype) -> RandomComponents:
     }
     sources["upsampler"] = Source(Path("random"), upsampler["config"])
     return RandomComponents(sources, Residency(dtype))
+
+
+def published(release: str) -> dict:
+    """The blocks of a release's config, whichever of its files each stands in."""
+    if release != "2.5":
+        return read({"2": "ltx-2-19b", "2.3": "ltx-2.3-22b"}[release])["config"]
+    blocks = {}
+    for name, file in read("ltx-2.5").items():
+        if "duration" not in name and "metadata" in file:
+            blocks |= file["metadata"].get("config", {})
+    return blocks
+
+
+def read(name: str) -> dict:
+    return json.loads((MANIFESTS / f"{name}.config.json").read_text())
 
 
 class Bench:
@@ -222,8 +235,10 @@ class Bench:
         states = positions.map(
             lambda p: LatentState.fresh(noise(1, p.shape[2], 128), p)
         )
-        width = part.config.caption_channels
-        context = positions.map(lambda _: noise(1, CONTEXT, width))
+        own, config = part.config.streams, part.config
+        projects = not config.caption_proj_before_connector
+        width = config.caption_channels if projects else None
+        context = own.map(lambda s: noise(1, CONTEXT, width or s.width))
         return lambda x: X0Model(part)(x, context, 0.7).values, states
 
     def upsample(self, part: nn.Module):
@@ -327,6 +342,7 @@ def text_encoders(lent: RandomComponents, full: bool, given: Path) -> Iterator[R
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="the 19B model's widths")
+    parser.add_argument("--release", choices=("2", "2.3", "2.5"), default="2")
     parser.add_argument("--dtype", help="of the weights (the device's own)")
     parser.add_argument(
         "--text-encoder",
@@ -339,7 +355,10 @@ def main():
     parser.add_argument("--json", type=Path, help="write every figure here")
     arguments = parser.parse_args()
     dtype = getattr(mx, arguments.dtype) if arguments.dtype else default_dtype()
-    lent, given = components(arguments.full, dtype), arguments.text_encoder
+    lent, given = (
+        components(arguments.full, dtype, arguments.release),
+        arguments.text_encoder,
+    )
     found = (
         text_encoders(lent, arguments.full, given)
         if given
