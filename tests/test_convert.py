@@ -8,7 +8,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
 
 from mlx_video import weights
 from mlx_video.convert import convert, main
@@ -119,6 +118,7 @@ def test_quantized_is_what_mlx_makes_of_the_loaded_module(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_only", [False, True])
 def test_gemma_is_quantized_as_on_load_and_as_mlx_lm_reads_it(tmp_path, text_only):
     model = tiny_folder(tmp_path / "model")
@@ -140,6 +140,8 @@ def test_gemma_is_quantized_as_on_load_and_as_mlx_lm_reads_it(tmp_path, text_onl
             states.append(encoder.features(["A cat walks."], 16).hidden_states)
     assert_same(*held)
     assert mx.array_equal(*states)
+    from mlx_lm.utils import load_model  # takes seconds to import
+
     theirs, _ = load_model(converted)
     theirs = dict(tree_flatten(theirs.parameters()))
     prefix = "" if text_only else "language_model."

@@ -65,6 +65,7 @@ def test_300_bad_inputs_are_answered(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_3000_bad_inputs_are_answered(tmp_path):
     check(tmp_path, seed=1, count=3000)
 

@@ -554,6 +554,7 @@ def test_every_block_of_the_real_config_is_accepted(folder):
 # Quantizing on load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_on_load_is_converted_then_loaded(folder, tmp_path, bits):
     convert(folder, tmp_path / "q", quantize=True, q_bits=bits)

@@ -233,6 +233,7 @@ def test_newer_embeddings(connectors_23, prompt):
     assert error(context.audio, v["audio_embeds"]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 @PROMPTS
 def test_connectors_from_two_files(connectors_25, prompt):
     """LTX-2.5 keeps the projection in the text encoder's file, and has the official 128 registers."""

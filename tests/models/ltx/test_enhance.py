@@ -26,6 +26,7 @@ class Scripted:
         yield from self.pieces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enhance_prompt", [enhance_t2v, enhance_i2v])
 def test_gemma_writes_piece_by_piece(encoder, enhance_prompt):
     pieces = []
@@ -34,6 +35,7 @@ def test_gemma_writes_piece_by_piece(encoder, enhance_prompt):
     assert text == clean_prompt("".join(pieces))
 
 
+@pytest.mark.slow
 def test_seed_decides_the_text(encoder):
     def write(seed):
         return enhance_t2v(encoder, "a cat", max_tokens=24, seed=seed)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,11 +52,16 @@ def parameters(components: Components, name: str) -> dict[str, mx.array]:
     return dict(tree_flatten(components.sketch(name).parameters()))
 
 
+@cache
+def official_parts(file: Path) -> Components:
+    return Components.open(file, needs=NEEDS, dtype=mx.float32)
+
+
 def check_same(path, layout: str, file: Path, absent: tuple[str, ...] = ()) -> None:
     """Every part of ``path`` has the very weights of the official ``file``."""
     needs = [name for name in NEEDS if name not in absent]
     found = Components.open(path, needs=needs, dtype=mx.float32)
-    true = Components.open(file, needs=needs, dtype=mx.float32)
+    true = official_parts(file)
     assert found.layout.name == layout
     assert found.layout.version.startswith(true.layout.version[:3])
     for name in needs:
@@ -70,6 +76,7 @@ def miniature(monkeypatch, official):
     monkeypatch.setattr(foreign, "published", lambda release: official.blocks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contain", [False, True])
 def test_a_pack_of_mlx_forge_loads_as_it_is(tmp_path, official, contain):
     check_same(
@@ -84,12 +91,14 @@ def test_a_pack_of_mlx_video_loads_as_it_is(tmp_path, official, miniature):
     check_same(folder, foreign.PRINCE, official.file, absent=("audio_encoder",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["", "model.safetensors"])
 def test_a_unified_file_loads_as_it_is(tmp_path, official, miniature, file):
     folder = write.write_unified(tmp_path, official.weights)
     check_same(folder / file, foreign.UNIFIED, official.file, absent=("audio_encoder",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bare", [False, True])
 def test_files_of_comfyui_load_as_they_are(tmp_path, official, miniature, bare):
     folder = write.write_comfy(tmp_path, *official[:2], bare)
@@ -205,6 +214,7 @@ def foreign_same(block: dict) -> dict:
     return {key: block[key] for key in SAME if key in block}
 
 
+@pytest.mark.slow
 def test_a_folder_of_diffusers_loads_as_it_is(tmp_path, official):
     weights, blocks, file = official
     if blocks["vae"]["encoder_base_channels"] != blocks["vae"]["latent_channels"]:
@@ -240,6 +250,7 @@ def test_a_quantized_pack_keeps_its_own_bits_by_layer(tmp_path, official):
     assert all(mx.allclose(dense_weight(m), dense[m.bits]) for m in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kind):
     gguf = pytest.importorskip("gguf")
@@ -276,6 +287,7 @@ def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kin
         assert max(error(ours[key], theirs[key]) for key in ours) < floor, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vae", ["conv", "diffusion"])
 def test_a_pack_of_2_5_has_two_autoencoders(tmp_path, vae):
     """All but the text encoder's projection, which is in a file of its own."""
@@ -311,6 +323,7 @@ def test_a_pack_of_2_5_has_two_autoencoders(tmp_path, vae):
         assert all(mx.array_equal(ours[key], theirs[key]) for key in ours), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["forge", "comfy"])
 def test_convert_makes_our_folder_of_it(tmp_path, official, kind):
     folder = tmp_path / "theirs"

@@ -1,5 +1,7 @@
 """Names of other projects: every tensor of the real files, written out as they write it, comes back as it was."""
 
+from functools import cache
+
 import mlx.core as mx
 import pytest
 
@@ -12,6 +14,7 @@ RELEASES = {"2": "ltx-2-19b", "2.3": "ltx-2.3-22b"}
 VAE = {"2": foreign.diffusers_video_vae(4, 3), "2.3": foreign.diffusers_video_vae(4, 4)}
 
 
+@cache
 def whole(release: str) -> dict[str, mx.array]:
     """The real file, of zeros that nobody evaluates."""
     return {key: mx.zeros(shape) for key, shape in manifest(RELEASES[release]).items()}

@@ -80,6 +80,7 @@ def real_block(release: str) -> dict:
     return whole["metadata"]["config"]["transformer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", REAL)
 def test_the_real_distilled_lora_matches_every_layer_it_names(release):
     _, name, rank = REAL[release]

@@ -395,6 +395,7 @@ def real(name: str) -> tuple[dict, dict]:
     return inside(json.loads(text))["transformer"], weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, model_type, count, parameters",
     [

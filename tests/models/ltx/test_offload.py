@@ -72,6 +72,7 @@ def test_computes_what_resident_blocks_do(folder, model_type, dtype):
     assert_streams_alike(folder, model_type, dtype=dtype)
 
 
+@pytest.mark.slow
 def test_loras_are_fused_in_every_reading(folder):
     lora = folder / "tiny-distilled-lora.safetensors"
     needs = ("transformer", "distilled_lora")
@@ -85,6 +86,7 @@ def test_loras_are_fused_in_every_reading(folder):
     assert len(components.fusions) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_folders_stream(folder, tmp_path, bits):
     convert(folder, tmp_path / "q", quantize=True, q_bits=bits, q_group_size=32)
@@ -157,6 +159,7 @@ def peak_of_a_forward(source: Source, low_memory: bool) -> int:
         return mx.get_peak_memory() - before
 
 
+@pytest.mark.slow
 def test_only_a_few_blocks_are_in_memory(large):
     streamed, resident = (peak_of_a_forward(large, low) for low in (True, False))
     assert streamed < 0.4 * resident

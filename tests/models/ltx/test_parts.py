@@ -118,6 +118,7 @@ def test_a_block_that_is_no_object_is_refused():
         PARTS["vocoder"].config(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [101, 700])
 def test_the_newer_vocoder_takes_what_it_says(frames):
     """In pieces of 512 frames, beyond which it takes no more."""

@@ -332,6 +332,7 @@ def write(encoder, temperature=0.7, seed=1, max_tokens=12):
     )
 
 
+@pytest.mark.slow
 def test_temperature_zero_takes_the_likeliest(encoder):
     assert write(encoder, 0, seed=1) == write(encoder, 0, seed=2) != ""
     assert write(encoder, 0, seed=1) == write(encoder, 1e-4, seed=1)
@@ -346,6 +347,7 @@ def test_writing_does_not_touch_the_global_seed(encoder):
     assert mx.array_equal(mx.random.uniform(shape=(4,)), expected)
 
 
+@pytest.mark.slow
 def test_writing_stops_at_the_end_of_the_turn(encoder):
     assert {EOS, END_OF_TURN} <= encoder.tokenizer.chat.eos_token_ids
     long = write(encoder, max_tokens=400)

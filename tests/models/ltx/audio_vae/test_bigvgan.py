@@ -107,6 +107,7 @@ def test_refuses_half_a_config(lacks):
 # Shapes, dtypes, equivalences
 
 
+@pytest.mark.slow
 def test_in_pieces_is_as_a_whole(monkeypatch):
     """A minute of sound takes the memory of five seconds, and is the same sound."""
     vocoder = tiny(BigVGANVocoder, release="ltx25_tiny")
@@ -116,6 +117,7 @@ def test_in_pieces_is_as_a_whole(monkeypatch):
     assert error(vocoder(log_mel), whole) < 1e-5
 
 
+@pytest.mark.slow
 def test_reach_is_what_reaches():
     """One mel frame changes samples up to ``reach`` frames away: no further, and not much less."""
     vocoder = tiny(BigVGANVocoder, release="ltx25_tiny")

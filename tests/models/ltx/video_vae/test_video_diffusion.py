@@ -97,24 +97,28 @@ def test_pixels():
     assert error(frames_of(pixels), VECTORS["video_sub"]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_pixels_of_the_default_recipe():
     recipe = vectors("recipe_video", "ltx25_tiny")
     pixels = decoder()(recipe["recipe2.final_video"], noise=noise(17, 128, 192))
     assert error(frames_of(pixels), recipe["recipe.video_sub"]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_windows_that_shift_at_the_left_and_right_border_too():
     pixels = combined()(LATENT, noise=noise(17, 96, 128))
     expected = VECTORS["out_combined_sub"]
     assert error(pixels[:, :, ::2, ::4], expected) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["single", "under"])
 def test_clips_smaller_than_a_window(name):
     pixels = decoder()(VECTORS[f"{name}.in"], noise=noise(17, 96, 96))
     assert error(pixels, VECTORS[f"{name}.out"]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, config, lengths",
     [
@@ -129,12 +133,14 @@ def test_tiles(name, config, lengths):
     assert error(pixels, VECTORS[f"{name}.out_sub"]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_the_clip_that_was_tiled_is_another_whole():
     whole = decoder()(VECTORS["tiled_t.in"], noise=noise(33, 96, 96))
     expected = VECTORS["tiled_t.whole_sub"]
     assert error(whole[:, :, ::2, ::4, ::4], expected) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_inside():
     """Every step that the official code wrote down."""
     model, found = decoder(), {}
@@ -199,6 +205,7 @@ def test_geometry():
 # Pieces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elements", [1, 500, 2_000, 10**9])
 @pytest.mark.parametrize("frames", [1, 2, 5])
 @pytest.mark.parametrize("repeat_columns", [True, False])
@@ -227,6 +234,7 @@ def test_bands_of_rows_equal_the_whole(monkeypatch):
     assert error(banded, whole) < EXACT
 
 
+@pytest.mark.slow
 def test_what_is_held_does_not_follow_the_length():
     def held(frames: int) -> int:
         latent = small_latent(frames)
@@ -243,6 +251,7 @@ def test_what_is_held_does_not_follow_the_length():
     assert 0 < long < 1.1 * short
 
 
+@pytest.mark.slow
 def test_bfloat16():
     weights, config = checkpoint(DIFFUSION)
     config = DiffusionDecoder.CONFIG.from_dict(config["vae"])
@@ -255,6 +264,7 @@ def test_bfloat16():
 # Noise
 
 
+@pytest.mark.slow
 def test_a_key_draws_the_noise_and_repeats_it():
     model, latent = small(), small_latent()
     first, second = (model(latent, mx.random.key(i)) for i in (1, 2))
@@ -263,6 +273,7 @@ def test_a_key_draws_the_noise_and_repeats_it():
     assert mx.array_equal(model(latent), model(latent))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiling", [None, TilingConfig.temporal_only(16, 8)])
 def test_the_key_reaches_streams_and_tiles(tiling):
     one, same, other = (

@@ -73,6 +73,7 @@ def test_the_full_encoder_on_a_gpu(monkeypatch):
     assert model.activation_bytes(512, 768) == encoder.LIVE * cells * 128 * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiling", [StreamPlan(), StreamPlan(300_000), AGGRESSIVE])
 def test_a_small_decoder_here_and_now(tiling):
     """Tiled decoding of small decoders was planned at a quarter of what it took."""
