@@ -12,8 +12,8 @@ from typing import Iterator
 import mlx.core as mx
 
 SMALL = 8 * 2**20  # bytes; a piece that ends in less joins the next
-QUEUED = 160 * 2**20  # bytes that unfinished pieces may end in ...
-PAIR = 384 * 2**20  # ... or two of them alone; a larger one has nothing beside it
+QUEUED = 320 * 2**20  # bytes that unfinished pieces may end in ...
+PAIR = 768 * 2**20  # ... or two of them alone; a larger one has nothing beside it
 
 
 class Pacer:
