@@ -61,11 +61,12 @@ class Options:
 
 
 class Downloading(NamedTuple):
-    """Files are about to be fetched from the hub."""
+    """Files are about to be fetched from the hub; ``terms`` is the licence, in a line, where it is known."""
 
     repo: str
     bytes: int
     files: tuple[str, ...]
+    terms: str = ""
 
 
 class Planned(NamedTuple):
@@ -457,7 +458,7 @@ def _announced(
             return find(announce)
         except _Heard:
             plan = heard[-1]
-        yield Downloading(plan.repo, plan.bytes, tuple(plan.missing))
+        yield Downloading(plan.repo, plan.bytes, tuple(plan.missing), plan.terms)
 
 
 def _timed(events: Iterable[Event], output: Output) -> Iterator[Event]:

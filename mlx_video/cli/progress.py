@@ -68,8 +68,12 @@ class Progress:
     def _line(self, event: Event) -> None:
         match event:
             case Downloading():
-                files = ", ".join(event.files)
-                say(f"{event.repo}: {event.bytes / GB:.2f} GB to download ({files})")
+                files, terms = (
+                    ", ".join(event.files),
+                    event.terms and f"; {event.terms}",
+                )
+                size = f"{event.bytes / GB:.2f} GB to download"
+                say(f"{event.repo}: {size} ({files}){terms}")
             case Planned():
                 self.work = {phase.name: phase.operations for phase in event.phases}
                 self.once(making_line(event))
