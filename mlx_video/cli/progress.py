@@ -24,7 +24,7 @@ from mlx_video.types import Step
 GB = 1e9
 BAR = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}{postfix}"
 TENTHS = 10  # lines of a phase where there is no terminal ...
-WORTH_A_LINE = 3.0  # ... if it takes so many seconds
+WORTH_A_LINE = 2.0  # ... once it has taken so many seconds
 
 
 class Progress:
@@ -86,18 +86,23 @@ class Progress:
     def _step(self, step: Step) -> None:
         if self.quiet:
             return
+        now = time.perf_counter()
         if step.phase != self.phase:
-            self.phase, self.tenth = step.phase, 0
-            self.first, self.began = step.index, time.perf_counter()
+            self.phase, self.tenth, self.first, self.began = (
+                step.phase,
+                0,
+                step.index,
+                now,
+            )
             self._begin(step)
-        whole = self._whole(step)
-        left = self._left(step, whole)
+        seconds = now - self.began
+        left = self._left(step, seconds)
         if self.lively:
             self.bar.n = step.index
             self.bar.set_postfix_str(left)
         elif (tenth := TENTHS * step.index // step.total) > self.tenth:
             self.tenth = tenth
-            if step.index < step.total and whole >= WORTH_A_LINE:
+            if step.index < step.total and seconds >= WORTH_A_LINE:
                 share = 100 * step.index // step.total
                 say(f"{step.phase}: {share} %" + (left and f", {left}"))
 
@@ -110,19 +115,15 @@ class Progress:
         desc = f"{harmless(step.phase):<18}"
         self.bar = tqdm(total=step.total, desc=desc, bar_format=BAR, initial=step.index)
 
-    def _left(self, step: Step, whole: float) -> str:
-        """How long the run will still take, where this phase takes ``whole`` seconds; empty where that cannot be told."""
-        own, names = self.work.get(step.phase), list(self.work)
-        if not (own and whole):
+    def _left(self, step: Step, seconds: float) -> str:
+        """How long the run will still take, at the pace of this phase; empty where that cannot be told."""
+        own, done = self.work.get(step.phase), step.index - self.first
+        if not (own and done):
             return ""
-        later = sum(self.work[name] for name in names[names.index(step.phase) + 1 :])
-        share = 1 - step.index / step.total + later / own
-        return f"about {_time(share * whole)} left"
-
-    def _whole(self, step: Step) -> float:
-        """Seconds that all of the phase takes at its pace so far; 0 before anything of it is done."""
-        done = step.index - self.first
-        return done and (time.perf_counter() - self.began) / done * step.total
+        phases = [*self.work]
+        later = sum(self.work[p] for p in phases[phases.index(step.phase) + 1 :])
+        units = step.total - step.index + step.total * later / own
+        return f"about {_time(seconds / done * units)} left"
 
     def _end(self, took: Took) -> None:
         self.close()
