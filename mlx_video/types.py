@@ -189,15 +189,23 @@ class Geometry:
     video     pixels per latent cell
     channels  of a video latent
     audio     ``None`` where the checkpoint makes no sound
+    least     cells on each side of a frame, below which the decoder cannot work
     """
 
     video: VideoScale
     channels: int
     audio: AudioScale | None = None
+    least: int = 1
 
     def check(self, shape: VideoPixelShape, shrink: int = 1, audio: bool = False):
         """Raise ``UserError`` where ``shape`` has no latent grid, or is too short for sound; ``shrink`` as in ``VideoScale``."""
         self.video.check(shape, shrink)
+        height, width = self.least * self.video.height, self.least * self.video.width
+        if shape.height < height or shape.width < width:
+            raise UserError(
+                f"This model makes frames of at least {width}x{height}; got {shape.width}x{shape.height}. Nearest: "
+                f"{max(width, shape.width)}x{max(height, shape.height)}."
+            )
         if audio and self.audio is None:
             raise UserError("This model makes no sound: leave the audio out.")
         if audio and self.audio_frames(shape) < 1:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_video import cli
+from mlx_video import cli, recipes
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.find import PACKAGED
@@ -18,9 +18,10 @@ from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.models.ltx.source import Source
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import Recipe, Stage
-from mlx_video.types import VideoPixelShape, VideoScale
+from mlx_video.types import AV, VideoPixelShape, VideoScale
 from mlx_video.weights import save
 from tests.checkpoints import MODEL, rewrite, tiny_folder
+from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5
 
 ONE_STEP = Recipe("distilled", (Stage((1.0, 0.0)),))
 TWO_STAGES = Recipe("distilled", (Stage((1.0, 0.0), scale=0.5), Stage((0.5, 0.0))))
@@ -147,6 +148,23 @@ def test_the_published_geometry_is_what_its_header_states(tmp_path):
     """A request is checked against it before 43 GB are fetched; the tiny checkpoint has the real one's."""
     found = Components.open(tiny_folder(tmp_path / "model")).geometry
     assert found == LTX_2.geometry
+
+
+@pytest.mark.parametrize("release, least", [("2.0", 64), ("2.3", 32), ("2.5", 32)])
+def test_the_smallest_clip_that_passes_can_be_decoded(release, least, tmp_path):
+    paths = {"2.0": tiny_folder(tmp_path / "a"), "2.3": TINY_2_3, "2.5": TINY_2_5}
+    needs = [part for part in PARTS if PARTS[part].block]
+    components = Components.open(paths[release], needs=needs)
+    geometry = components.geometry
+    for height, width in ((least - 32, least), (least, least - 32)):
+        with pytest.raises(UserError):
+            geometry.check(VideoPixelShape(1, height, width, 24.0))
+    shape = VideoPixelShape(1, least, least, 24.0)
+    geometry.check(shape)
+    latents = mx.random.normal(tuple(geometry.latents(shape)), key=mx.random.key(0))
+    pipeline = Pipeline(components, recipes.distilled(), health=False)
+    (frame,) = pipeline.decode(AV(latents), shape).frames
+    assert frame.shape == (least, least, 3)
 
 
 @pytest.mark.parametrize(

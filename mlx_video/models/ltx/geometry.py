@@ -26,7 +26,9 @@ def read_geometry(sources: Mapping[str, Source]) -> Geometry:
                 f"the decoder's for {_cell(decoder.decoder_scale)}. Use parts of one checkpoint."
             )
     audio = _audio(sources) if all(name in sources for name in SOUND) else None
-    geometry = Geometry(decoder.decoder_scale, decoder.latent_channels, audio)
+    geometry = Geometry(
+        decoder.decoder_scale, decoder.latent_channels, audio, decoder.least_cells
+    )
     if "transformer" in sources:
         _check_tokens(geometry, sources["transformer"])
     return geometry

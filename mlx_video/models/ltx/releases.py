@@ -94,8 +94,8 @@ class Release:
         return (self.transformers[variant], *self.others)
 
 
-def _geometry(output_rate: int) -> Geometry:
-    """All releases so far share their latents; the newer vocoder goes on to 48 kHz."""
+def _geometry(output_rate: int, least: int = 1) -> Geometry:
+    """All releases so far share their latents; the newer vocoder goes on to 48 kHz, and the newer decoder mirrors nothing."""
     return Geometry(
         video=VideoScale(time=8, height=32, width=32),
         channels=128,
@@ -107,6 +107,7 @@ def _geometry(output_rate: int) -> Geometry:
             bins=16,
             output_rate=output_rate,
         ),
+        least=least,
     )
 
 
@@ -132,7 +133,7 @@ LTX_2 = Release(
     upsampler=hub.UPSAMPLER_FILE,
     temporal_upsampler="ltx-2-temporal-upscaler-x2-1.0.safetensors",
     distilled_lora=hub.DISTILLED_LORA_FILE,
-    geometry=_geometry(24000),
+    geometry=_geometry(24000, least=2),
 )
 LTX_2_3 = Release(
     name="LTX-2.3",

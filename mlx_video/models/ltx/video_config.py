@@ -104,6 +104,11 @@ class VideoVAEConfig(VideoEncoderConfig):
         """Pixels per latent cell."""
         return _scale(self.decoder_blocks, self.patch_size)
 
+    @property
+    def least_cells(self) -> int:
+        """On each side of a frame: a mirror needs a second one."""
+        return 2 if self.decoder_spatial_padding_mode == "reflect" else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionDecoderConfig(Config):
@@ -144,6 +149,8 @@ class DiffusionDecoderConfig(Config):
         if kernel := data.pop("stage5_kernel", None):
             data["stage_kernels"] = [*data.get("stage_kernels", [])[:-1], kernel]
         return super().from_dict(data)
+
+    least_cells: ClassVar = 1  # on each side of a frame
 
     @property
     def latent_channels(self) -> int:
