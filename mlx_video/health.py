@@ -61,28 +61,29 @@ def check_embeddings(embeddings: AV[mx.array]) -> None:
         _check_tensor(embeddings[modality], f"the {modality.value} prompt embedding")
 
 
-def check_latents(latents: AV[mx.array], phase: str) -> None:
-    """Latents, video (B, C, F, H, W) and audio (B, C, T, M), as ``phase`` left them."""
+def check_latents(latents: AV[mx.array], phase: str, remedy: str = "") -> None:
+    """Latents, video (B, C, F, H, W) and audio (B, C, T, M), as ``phase`` left them; ``remedy`` says what to do."""
+    remedy = remedy or RELOAD
     for modality in latents.present:
         x, name = latents[modality], f"the {modality.value} latent after {phase}"
-        _check_tensor(x, name)
+        _check_tensor(x, name, remedy)
         if (peak := mx.abs(x).max().item()) > WILD_LATENT:
             raise HealthError(
                 f"{name.capitalize()} reaches {peak:.3g}, and healthy ones stay below "
-                f"{WILD_LATENT:g}. Try a lower --cfg-scale; if there is no guidance: {RELOAD}."
+                f"{WILD_LATENT:g}. Try a lower --cfg-scale; if there is no guidance: {remedy}."
             )
         if x.ndim >= 4 and _is_noise(np.array(x[0].astype(mx.float32))):
             what = "is still the noise that it began as; the transformer removed none"
-            raise HealthError(f"{name.capitalize()} {what}. {RELOAD}.")
+            raise HealthError(f"{name.capitalize()} {what}. {remedy}.")
 
 
-def _check_tensor(x: mx.array, name: str) -> None:
+def _check_tensor(x: mx.array, name: str, remedy: str = RELOAD) -> None:
     finite, deviation = mx.isfinite(x).all(), mx.std(x.astype(mx.float32))
     if not finite.item():
-        raise HealthError(f"There are NaN or infinite values in {name}. {RELOAD}.")
+        raise HealthError(f"There are NaN or infinite values in {name}. {remedy}.")
     if deviation.item() < FLAT_LATENT:
         raise HealthError(
-            f"There is nothing in {name}: it varies by {deviation.item():.1e} only. {RELOAD}."
+            f"There is nothing in {name}: it varies by {deviation.item():.1e} only. {remedy}."
         )
 
 

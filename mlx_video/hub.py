@@ -3,7 +3,6 @@
 The only room that knows huggingface_hub, which resumes, verifies and caches. Knows repositories, not tensors.
 """
 
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import filter as matching
@@ -15,6 +14,7 @@ from huggingface_hub import constants
 
 from mlx_video.disk import is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
+from mlx_video.weights import shard_names
 
 MODEL_REPO = "Lightricks/LTX-2"
 MODEL_FILE = "ltx-2-19b-{variant}.safetensors"
@@ -182,12 +182,8 @@ def is_cached(repo: str, patterns: Sequence[str]) -> bool:
     names = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
     found = [matching(names, pattern) for pattern in patterns]
     indices = {folder / n for ns in found for n in ns if n.endswith(".index.json")}
-    shards = {index.parent / name for index in indices for name in _shards(index)}
+    shards = {index.parent / name for index in indices for name in shard_names(index)}
     return all(found) and all(shard.is_file() for shard in shards)
-
-
-def _shards(index: Path) -> set[str]:
-    return set(json.loads(index.read_text())["weight_map"].values())
 
 
 @contextmanager

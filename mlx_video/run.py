@@ -228,7 +228,7 @@ def finish(
     pipeline = Pipeline(components, job.recipe, health=options.health)
     _check_latents(latents, tensors, pipeline.latent_shapes(job.request))
     if options.health:
-        check_latents(tensors, str(latents))
+        check_latents(tensors, f"reading {short(latents)}", "Sample the clip again")
     yield from write(Sampled(job, tensors, pipeline), output)
     latents.unlink(missing_ok=True)
 

@@ -125,7 +125,7 @@ def tensor_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     if (path / INDEX).is_file():
-        shards = _shard_names(path / INDEX)
+        shards = shard_names(path / INDEX)
         if absent := [name for name in shards if not (path / name).is_file()]:
             raise MissingFileError(
                 f"{path} lacks {some(absent)}, named in its {INDEX}: the download did not finish. Fetch it again."
@@ -136,7 +136,7 @@ def tensor_files(path: Path) -> list[Path]:
     raise MissingFileError(f"There is no safetensors file in {path}.")
 
 
-def _shard_names(index: Path) -> list[str]:
+def shard_names(index: Path) -> list[str]:
     """The files that an index names, each once: plain names of safetensors files beside it and nothing else."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found:

@@ -13,13 +13,14 @@ import zlib
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
 import mlx.core as mx
 
 from mlx_video.checkpoint import Files
-from mlx_video.cli import BAD_INPUT, main
+from mlx_video.cli import BAD_INPUT, BAD_OUTPUT, main
 from mlx_video.errors import UserError
 from mlx_video.formats import gguf
 from mlx_video.formats.quantized import read_dense
@@ -57,6 +58,7 @@ def maker(function: Maker) -> Maker:
 
 def cases(seed: int, count: int, folder: Path) -> Iterator[Case]:
     """``count`` bad inputs of ``seed``, of each kind in turn, their files below ``folder``."""
+    import_module("tests.fuzz_runs")  # more kinds, made with what is here
     for number in range(count):
         make = MAKERS[number % len(MAKERS)]
         home = folder / str(number)
@@ -489,11 +491,21 @@ OPTIONS = {
     "--cfg-scale": NUMBER,
     "--rescale": [*NUMBER, "99"],
     "--stg-blocks": ["x", "-1", "99", "1.5"],
+    "--duration": [*NUMBER, "0", "-5", "601", "Auto"],
+    "--keyframes": [*WHOLE, "0", "1", "99"],
+    "--dfr": [*WHOLE, "0", "3"],
+    "--save-every": ["x", "-1", "nan", ""],
+    "--audio-cfg-scale": NUMBER,
+    "--stg-scale": NUMBER,
+    "--modality-scale": NUMBER,
     "--no-such-option": ["1", "x"],
     "--text-encoder": ["none", "/dev/null", ""],
     "--upsampler": ["none.safetensors", "/dev/null", ""],
     "--distilled-lora": ["none.safetensors", "/dev/null", ""],
 }
+
+
+GUIDED = ("--steps", "--cfg-scale", "--rescale", "--stg-blocks", "--audio-cfg-scale", "--stg-scale", "--modality-scale")  # fmt: skip
 
 
 @maker
@@ -505,7 +517,7 @@ def command(rng: Random, folder: Path):
     size = {"--width": "64", "--height": "64", "--num-frames": "9"}
     for name, usual in size.items():
         words += [] if name == option else [name, usual]
-    if option in ("--steps", "--cfg-scale", "--rescale", "--stg-blocks"):
+    if option in GUIDED:
         words += ["--variant", "dev"]
     words.append(option)
     words += value.split(" ") if " " in value else [value]
@@ -521,7 +533,7 @@ def typed(words: list[str]) -> None:
         except SystemExit as end:  # of argparse
             code = end.code
     said = err.getvalue()
-    if code == BAD_INPUT:
+    if code in (BAD_INPUT, BAD_OUTPUT):
         raise UserError(said)
     if code:
         raise RuntimeError(said)

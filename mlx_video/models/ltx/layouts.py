@@ -66,8 +66,10 @@ def tokenizer_folder(text_encoder: Path) -> Path | None:
 def max_tokens(text_encoder: Path) -> int:
     """Of a prompt, and positions of its context: 1024, or fewer where the tokenizer states fewer."""
     file = (tokenizer_folder(text_encoder) or text_encoder) / TOKENIZER_CONFIG
-    stated = read_json(file).get("model_max_length") or MAX_TOKENS
-    if not isinstance(stated, (int, float)) or not stated >= 1:
+    stated = read_json(file).get("model_max_length")
+    stated = MAX_TOKENS if stated is None else stated
+    number = isinstance(stated, (int, float)) and stated is not True
+    if not number or not stated >= 1:
         raise UserError(
             f"{file}: model_max_length must be a number of tokens, such as {MAX_TOKENS}; got {stated!r}."
         )
