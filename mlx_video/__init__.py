@@ -20,22 +20,21 @@ from mlx_video.backend import prepare
 prepare()  # before anything imports mlx.core
 
 __version__ = "0.1.0"
-__all__ = ["AV", "Clip", "Image", "Pipeline", "Request", "Step", "VideoPixelShape"] + [
-    "load",
-    "save",
-]
-
 _HOMES = {
     "AV": "types",
     "Clip": "types",
-    "Step": "types",
-    "VideoPixelShape": "types",
+    "Files": "checkpoint",
     "Image": "inputs",
+    "LTXPipeline": "api",
+    "Options": "run",
     "Pipeline": "pipeline",
     "Request": "pipeline",
+    "Step": "types",
+    "VideoPixelShape": "types",
     "load": "api",
     "save": "media",
 }
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str):

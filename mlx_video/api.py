@@ -23,7 +23,7 @@ from mlx_video import recipes
 from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.disk import check_free
 from mlx_video.errors import UserError
-from mlx_video.inputs import Image, Input
+from mlx_video.inputs import Image, Input, as_input
 from mlx_video.output import Output, clip_path
 from mlx_video.pipeline import Request
 from mlx_video.plan import describe
@@ -261,10 +261,8 @@ def _followed(events: Generator[Event, None, X], on_step: OnStep | None) -> X:
 
 def _input(given: object) -> Input:
     """An input of what may stand for a picture."""
-    if isinstance(given, Input):
-        return given
-    if isinstance(given, (str, os.PathLike)):
-        return Image.typed([os.fspath(given)])
+    if isinstance(given, (Input, str, os.PathLike)):
+        return as_input(given)
     file = Path(tempfile.mkdtemp(dir=_folder().name), "frame_0000.png")
     if hasattr(given, "save"):  # as a PIL image can
         given.save(file)

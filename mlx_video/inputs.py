@@ -254,6 +254,11 @@ class Keyframes(Input):
         return AV([generated_keyframes(frames, (grid.height, grid.width), place)])
 
 
+def as_input(given: "Input | str | os.PathLike") -> Input:
+    """``given``, or the picture of that path, which begins the clip."""
+    return given if isinstance(given, Input) else Image.typed([os.fspath(given)])
+
+
 def taken_by(inputs: Iterable[Input], stage: int) -> tuple[Input, ...]:
     """Those of ``inputs`` that a recipe's stage takes, counted from 0."""
     return tuple(given for given in inputs if stage == 0 or not given.first_stage)

@@ -1,5 +1,6 @@
 """The one path from a request to a clip. Every door walks it; it owns order and lifetime, and no mathematics."""
 
+import operator
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from mlx_video.conditioning.latent import (
     apply_conditioning,
 )
 from mlx_video.errors import UserError, check_text
-from mlx_video.inputs import Input, Parts, check_inputs, forget, taken_by
+from mlx_video.inputs import Input, Parts, as_input, check_inputs, forget, taken_by
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
@@ -84,9 +85,12 @@ class Request:
     timed: bool = False
 
     def __post_init__(self):
-        """A shape or inputs that come as plain tuples or lists are taken for what they are."""
-        object.__setattr__(self, "shape", VideoPixelShape(*self.shape))
-        object.__setattr__(self, "inputs", tuple(self.inputs))
+        """Plain tuples and lists, NumPy's numbers and paths of pictures are taken for what they mean."""
+        frames, height, width, fps = self.shape
+        sizes = map(operator.index, (frames, height, width))
+        object.__setattr__(self, "shape", VideoPixelShape(*sizes, float(fps)))
+        object.__setattr__(self, "seed", operator.index(self.seed))
+        object.__setattr__(self, "inputs", tuple(map(as_input, self.inputs)))
 
     def check(self, recipe: Recipe, geometry: Geometry | None = None) -> None:
         """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded.

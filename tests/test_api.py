@@ -1,5 +1,6 @@
 """The short way in Python: a sentence in, a clip out, saved with its record."""
 
+import json
 import re
 import warnings
 from base64 import b64decode
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image as Picture
 
 import mlx_video
-from mlx_video import cli, media
+from mlx_video import cli, media, recipes
 from mlx_video.api import LTXPipeline
 from mlx_video.checkpoint import Files
 from mlx_video.errors import UserError
@@ -126,11 +127,19 @@ def test_pictures_are_named_in_every_way_that_is_clear(pipeline, here):
 
 
 def test_types_are_forgiven_where_the_meaning_is_clear():
-    request = Request("a ball", [9, 64, 128, 24.0], inputs=[Image("x.png")])
-    assert request == Request("a ball", SHAPE, inputs=(Image("x.png"),))
-    assert request.shape.seconds == 0.375
+    sizes = np.array([9, 64, 128, 24])
+    request = Request("a ball", sizes, seed=sizes[0], inputs=["x.png", Path("y.png")])
+    plain = Request("a ball", SHAPE, seed=9, inputs=(Image("x.png"), Image("y.png")))
+    assert request == plain and request.shape.seconds == 0.375
+    job = Job(request, recipes.distilled())
+    assert json.loads(job.record())["job"]["request"]["seed"] == 9
     files = Files(Path("a/b"), loras=[(Path("c"), 1)])
     assert files == Files("a/b", loras=(("c", 1),))
+
+
+def test_every_public_name_is_there():
+    assert {"load", "LTXPipeline", "Files", "Options"} <= set(mlx_video.__all__)
+    assert all(getattr(mlx_video, name) for name in mlx_video.__all__)
 
 
 def test_a_request_is_taken_as_it_is(pipeline):
