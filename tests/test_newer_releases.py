@@ -7,17 +7,21 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from PIL import Image as Picture
 
-from mlx_video import recipes
+from mlx_video import media, recipes
+from mlx_video.cli import main
 from mlx_video.convert import convert
 from mlx_video.models.ltx.components import Components
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.types import AV, Sample, VideoPixelShape
+from tests.media_reading import read_clip
 from tests.reference import FIXTURES, error
 from tests.tiny_tokenizer import make_text_encoder_folder
 
 pytestmark = pytest.mark.slow
 
+UPSCALER = FIXTURES / "ltx23_tiny" / "ltx-2.3-tiny-spatial-upscaler-x2.safetensors"
 GUIDANCE = replace(recipes.VIDEO_GUIDANCE, stg_blocks=(1,))
 RECIPE = recipes.dev(2, AV(GUIDANCE, replace(GUIDANCE, cfg=7.0)))
 REQUEST = Request("A cat walks.", VideoPixelShape(9, 64, 64, 24.0), audio=True)
@@ -29,6 +33,7 @@ def model(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     if request.param == "2.3":
         shutil.copy(FIXTURES / "ltx23_tiny" / "ltx-2.3-tiny.safetensors", folder)
+        shutil.copy(UPSCALER, folder)
         make_text_encoder_folder(folder / "text_encoder")
     else:
         for file in (FIXTURES / "ltx25_tiny").glob("*-bf16.safetensors"):
@@ -73,3 +78,57 @@ def test_low_memory_samples_the_same(model, latents):
     again = sampled(opened(model, low_memory=True))
     assert error(again.video, latents.video) < 1e-4
     assert error(again.audio, latents.audio) < 1e-4
+
+
+# From the command line, by the release's own two distilled stages
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Picture.new("RGB", (64, 64), "red").save("red.png")
+    return tmp_path
+
+
+def made(model: Path, words: str, name: str = "a.mp4") -> np.ndarray:
+    """The frames of a clip with sound; random weights make garbage, which is not looked at."""
+    usual = (
+        f"generate -p cat -n 9 -W 64 -H 64 --seed 1 --quiet --no-health-check -o {name}"
+    )
+    assert main([*usual.split(), "--model", str(model), *words.split()]) == 0
+    clip = read_clip(Path(name))
+    assert len(clip.frames) == 9 and clip.audio is not None
+    return np.stack(clip.frames)
+
+
+def test_text_pictures_and_quantized_weights_make_clips_of_their_own(model, here):
+    told = made(model, "")
+    for words in ("--image red.png", "--image red.png 8 0.9", "--quantize 8"):
+        assert not np.array_equal(made(model, f"{words} --overwrite"), told), words
+    assert np.array_equal(made(model, "--low-memory --overwrite"), told)
+
+
+def test_generated_keyframes_need_2_5(model, here, capsys):
+    if "transformer" in {file.stem.split("-")[-2] for file in model.glob("*-bf16*")}:
+        told = made(model, "")
+        assert not np.array_equal(made(model, "--keyframes 2 --overwrite"), told)
+    else:
+        words = ["generate", "-p", "cat", "--model", str(model), "--keyframes", "2"]
+        assert main(words) == 2
+        assert "cannot generate keyframes: LTX-2.5 can" in capsys.readouterr().err
+
+
+def test_what_was_sampled_is_decoded_later(model, here, monkeypatch):
+    told = made(model, "")
+
+    def killed(clip, *_, **__):
+        next(clip.frames)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "saving", killed)
+        words = "generate -p cat -n 9 -W 64 -H 64 --seed 1 --quiet --no-health-check -o b.mp4"
+        assert main([*words.split(), "--model", str(model)]) == 130
+    words = ["decode", "b.latents.safetensors", "--yes", "--no-health-check"]
+    assert main([*words, "--quiet"]) == 0
+    assert np.array_equal(np.stack(read_clip(Path("b.mp4"))[0]), told)
