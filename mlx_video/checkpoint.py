@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Say = Callable[[object], None]
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = (8, 4)
-BESIDE = ("text_encoder", "upsampler", "distilled_lora", "video_vae")
+BESIDE = ("text_encoder", "upsampler", "distilled_lora", "detailing_lora", "video_vae")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Files:
                     models is in the hub's cache or any of the next four is given, else the demo model
     loras           (file, strength) pairs to fuse into the transformer
     distilled_lora  for the refinement of the two-stage dev recipe
+    detailing_lora  for the second stage of DFR, which then looks at the clip of the first
     video_vae       of LTX-2.5: "conv" for the convolutional autoencoder in place of the diffusion one, or a file
     dtype           of the weights: "bfloat16", "float16" or "float32"; ``None`` is bfloat16 on a GPU, float32 on a CPU
     quantize        bits of the transformer's and the text encoder's blocks in memory, 8 or 4; ``None`` keeps them as
@@ -53,6 +54,7 @@ class Files:
     upsampler: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
     distilled_lora: str | None = None
+    detailing_lora: str | None = None
     video_vae: str | None = None
     dtype: str | None = None
     quantize: int | None = None
@@ -141,6 +143,7 @@ def open_components(
         upsampler=files.upsampler,
         loras=files.loras,
         distilled_lora=files.distilled_lora,
+        detailing_lora=files.detailing_lora,
         video_vae=files.video_vae,
         dtype=None if files.dtype is None else getattr(mx, files.dtype),
         quantize=files.quantize,

@@ -4,17 +4,18 @@ The same path as every other recipe's, with other stages: only the sampling diff
 """
 
 from dataclasses import replace
+from itertools import groupby
 from typing import Generator, Iterator, Mapping, NamedTuple
 
 import mlx.core as mx
 
-from mlx_video import health
+from mlx_video import health, lora
 from mlx_video.conditioning.latent import Condition, LatentState
 from mlx_video.errors import UserError
 from mlx_video.inputs import Parts
 from mlx_video.models.ltx import dfr
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.conditions import Place, generated_keyframes
+from mlx_video.models.ltx.conditions import Place, generated_keyframes, reference
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.pipeline import (
     Pipeline,
@@ -32,19 +33,37 @@ from mlx_video.sampling.samplers import Denoise, Steps
 from mlx_video.types import AV, PromptEmbeddings, Step, VideoPixelShape
 
 Conditions = list[AV[list[Condition]]]
+SMALLER = 2  # times fewer pixels a side has the clip that the second stage looks at
 
 
 class Rendered(NamedTuple):
-    """What there is between two rounds.
+    """What there is between two stages or rounds.
 
     video     latents (B, C, F, H, W)
     pictures  latents (B, C, 1, H, W) by the frame that they stand at
     shape     in pixels
+    audio     latents of the stage; ``sound`` are those of the stage whose sound the clip has
     """
 
-    video: mx.array
+    video: mx.array | None
     pictures: Mapping[int, mx.array]
     shape: VideoPixelShape
+    audio: mx.array | None = None
+    sound: mx.array | None = None
+
+    @classmethod
+    def nothing(cls, start: Reached | None) -> "Rendered":
+        """What there is before the first stage, or before the one that a run goes on in."""
+        empty = VideoPixelShape(0, 0, 0, 0.0)
+        return cls(None, {}, empty, sound=start.sound if start else None)
+
+
+class Watched(NamedTuple):
+    """What a stage is sampled with."""
+
+    embeddings: PromptEmbeddings
+    predict: Predict
+    previews: Previews
 
 
 def pipeline_for(components: Components, recipe: Recipe, **options) -> Pipeline:
@@ -56,7 +75,8 @@ def pipeline_for(components: Components, recipe: Recipe, **options) -> Pipeline:
 class FidelityPipeline(Pipeline):
     """DFR. A request's shape is that of the finished clip; inputs stand at frames of the clip before its rounds.
 
-    What was ``Reached`` within the rounds is not kept: such a run goes on from the last of its stages.
+    What was ``Reached`` within the rounds is not kept, nor in a stage that looks at the clip before it: such a run goes on
+    from the stage before.
     """
 
     def check(self, request: Request) -> None:
@@ -109,68 +129,84 @@ class FidelityPipeline(Pipeline):
         conditions: list[Conditions],
         start: Reached | None,
     ) -> Generator[Step | Preview | Reached, None, AV[mx.array]]:
+        """Walk the stages and then the rounds; neighbours that use the same weights share one load of the transformer."""
         geometry, count = self.components.geometry, len(self.recipe.stages)
-        yield Step("load transformer", 0, 1)
-        with (
-            self.components.transformer(request.model_type) as predict,
-            self._watching(predict) as previews,
-        ):
-            yield Step("load transformer", 1, 1)
-            stages = conditions[:count]
-            rendered, sound = yield from self._stages(
-                request, embeddings, stages, start, predict, previews
-            )
-            denoise = guided(predict, embeddings, AV(Guidance()))
-            tiles = iter(conditions[count:])
-            for number, layout in enumerate(self._layouts(request), start=1):
-                seed = request.seed + 1000 * number
-                rendered = yield from self._round(
-                    number, layout, rendered, denoise, tiles, seed
-                )
-        frames = geometry.latents(request.shape).frames
+        walk = [(s.detailing, n) for n, s in enumerate(self.recipe.stages)]
+        walk = walk[start.stage if start else 0 :]
+        walk += [(0.0, count)] if self.recipe.rounds else []
+        made, tiles = Rendered.nothing(start), iter(conditions[count:])
+        for detailing, group in groupby(walk, key=lambda item: item[0]):
+            yield Step("load transformer", 0, 1)
+            with (
+                self.components.transformer(
+                    request.model_type, detailing=detailing
+                ) as predict,
+                self._watching(predict) as previews,
+            ):
+                yield Step("load transformer", 1, 1)
+                for _, number in group:
+                    if number < count:
+                        begun = start if start and start.stage == number else None
+                        watched = Watched(embeddings, predict, previews)
+                        made = yield from self._stage(
+                            request, number, conditions[number], made, watched, begun
+                        )
+                        continue
+                    denoise = guided(predict, embeddings, AV(Guidance()))
+                    for round_, layout in enumerate(self._layouts(request), start=1):
+                        seed = request.seed + 1000 * round_
+                        made = yield from self._round(
+                            round_, layout, made, denoise, tiles, seed
+                        )
+        frames, sound = geometry.latents(request.shape).frames, made.sound
         if sound is not None:
             sound = sound[:, :, : geometry.audio_frames(request.shape)]
-        return AV(rendered.video[:, :, :frames], sound)
+        return AV(made.video[:, :, :frames], sound)
 
-    def _stages(
+    def _stage(
         self,
         request: Request,
-        embeddings: PromptEmbeddings,
-        conditions: list[Conditions],
+        number: int,
+        conditions: Conditions,
+        before: "Rendered",
+        watched: "Watched",
         start: Reached | None,
-        predict: Predict,
-        previews: Previews,
-    ) -> Generator[Step | Preview | Reached, None, tuple[Rendered, mx.array | None]]:
-        """The clip on its canvas with its pictures, at the size that was asked for, and its sound."""
+    ) -> Generator[Step | Preview | Reached, None, "Rendered"]:
+        """The clip on its canvas with its pictures, at the size of a stage, and its sound."""
         geometry, canvas = self.components.geometry, self.recipe.staged(request.shape)
-        frames = dfr.Canvas.of(canvas.frames).keyframes
-        latents, stack, sound = AV(), None, start.sound if start else None
-        stages = list(enumerate(self.recipe.stages))[start.stage if start else 0 :]
-        for number, stage in stages:
-            shape = canvas.scaled(stage.scale)
-            if latents.video is not None:
-                latents = yield from self._upsample(latents, stage)
-                stack = (yield from self._upsample(AV(stack), stage)).video
-            size, place = self._place(shape)
-            slots = AV([generated_keyframes(frames, size, place, stack)])
-            given = [*conditions[number], slots]
-            states = initial_states(shape, geometry, latents, given, request.audio)
-            states = noised(states, stage.sigmas[0], _key(request.seed, number))
-            done = 0
-            if start and number == start.stage:
-                states, done = start.into(states), start.step
-            key = _key(request.seed + SAMPLER_SEED, number)
-            previews.begin(number, geometry.latents(shape))
-            denoised = self._denoise(states, embeddings, predict, done, key, previews)
-            states = yield from with_sound(denoised, sound)
-            latents = unpatchify(states, shape, geometry)
-            pictures = dfr.generated_pictures(states.video, frames, size)
-            stack = mx.concatenate(list(pictures.values()), axis=2)
-            if number == self.recipe.sound_stage:
-                sound = latents.audio
-            if self.health:
-                health.check_latents(latents, f"stage {number + 1}")
-        return Rendered(latents.video, pictures, shape), sound
+        frames, stage = dfr.Canvas.of(canvas.frames).keyframes, self.recipe.stages[number]  # fmt: skip
+        shape, latents, stack = canvas.scaled(stage.scale), AV(), None
+        size, place = self._place(shape)
+        seen: list[Condition] = []
+        if before.video is not None:
+            small = AV(before.video, before.audio)
+            latents = yield from self._upsample(small, stage)
+            stack = mx.concatenate(list(before.pictures.values()), axis=2)
+            stack = (yield from self._upsample(AV(stack), stage)).video
+            if stage.detailing:
+                adapter = lora.Adapter.read(self.components.detailing_lora)
+                factor = adapter.reference_downscale(SMALLER)
+                seen = [reference(small.video, place, downscale=factor)]
+        slots = generated_keyframes(frames, size, place, stack)
+        given = [*conditions, AV([slots, *seen])]
+        states = initial_states(shape, geometry, latents, given, request.audio)
+        states = noised(states, stage.sigmas[0], _key(request.seed, number))
+        done = 0
+        if start:
+            states, done = start.into(states), start.step
+        key = _key(request.seed + SAMPLER_SEED, number)
+        embeddings, predict, previews = watched
+        previews.begin(number, geometry.latents(shape))
+        denoised = self._denoise(states, embeddings, predict, done, key, previews)
+        if seen:  # a run cannot go on from here without the smaller clip
+            denoised = _unkept(denoised)
+        states = yield from with_sound(denoised, before.sound)
+        latents = unpatchify(states, shape, geometry)
+        if self.health:
+            health.check_latents(latents, f"stage {number + 1}")
+        pictures = dfr.generated_pictures(states.video, frames, size)
+        own = latents.audio if number == self.recipe.sound_stage else before.sound
+        return Rendered(latents.video, pictures, shape, latents.audio, own)
 
     def _round(
         self,
@@ -206,13 +242,25 @@ class FidelityPipeline(Pipeline):
             made.append({f: pictures[f] for f in tile.anchors} | new)
         frames = 2 * (rendered.shape.frames - 1) + 1
         shape = rendered.shape._replace(frames=frames, fps=fps)
-        return Rendered(dfr.join(videos, layout), dfr.carried(made), shape)
+        video, pictures = dfr.join(videos, layout), dfr.carried(made)
+        return Rendered(video, pictures, shape, sound=rendered.sound)
 
     def _place(self, shape: VideoPixelShape) -> tuple[tuple[int, int], Place]:
         """Rows and columns of latents of ``shape``, and how they lie."""
         geometry = self.components.geometry
         grid = geometry.latents(shape)
         return (grid.height, grid.width), Place(geometry.video, shape.fps)
+
+
+def _unkept(events: Generator) -> Generator:
+    """``events`` without what was ``Reached``; returns what they return."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as done:
+            return done.value
+        if not isinstance(event, Reached):
+            yield event
 
 
 def _walked(

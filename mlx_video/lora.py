@@ -168,6 +168,19 @@ class Adapter:
         named = IC_LORA.search(Path(self.source).stem.lower()) is not None
         return named or any(key in self.metadata for key in REFERENCE)
 
+    def reference_downscale(self, usual: int) -> int:
+        """How many times fewer pixels a side its reference has; ``usual`` where nothing is stated."""
+        stated = self.metadata.get(REFERENCE[0], usual)
+        try:
+            factor = float(stated)
+        except ValueError:
+            factor = 0
+        if factor < 1 or factor != int(factor):
+            raise UserError(
+                f"{self.source}: {REFERENCE[0]} must be a whole number such as 2; got {clip(stated, 30)}."
+            )
+        return int(factor)
+
     def check(self, version: str = "", *, reference: bool = False) -> None:
         """Raise ``UserError`` where this LoRA is for a model of another ``version``, or needs what is not there.
 

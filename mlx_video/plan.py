@@ -78,6 +78,10 @@ class Work(NamedTuple):
         tokens = AV(
             grid.tokens + self.recipe.pictures(shape) * grid.tokens_per_frame, sound
         )
+        if stage.detailing:  # it looks at the clip of the stage before
+            before = self.recipe.stages[self.recipe.stages.index(stage) - 1]
+            seen = geometry.latents(self.staged(before)).tokens
+            tokens = replace(tokens, video=tokens.video + seen)
         for given in taken_by(self.inputs, self.recipe.stages.index(stage)):
             tokens = tokens.map(lambda n, more: n + (more or 0), given.tokens(grid))
         return tokens

@@ -40,6 +40,7 @@ HQ_GUIDANCE = AV(
     replace(AUDIO_GUIDANCE, stg=0.0, rescale=1.0),
 )
 HQ_STEPS = 15
+DETAILING = 0.5  # the strength that the detailing LoRA is published for
 
 DEFAULT_NEGATIVE_PROMPT = (
     "blurry picture, low quality, low contrast, washed-out or oversaturated colours, compression blocks, "
@@ -59,6 +60,7 @@ class Stage:
     distilled_lora  strength of the distilled LoRA fused into the transformer, 0 = none
     sampler         that walks the noise levels
     upsampler       the part that enlarges the latents of the stage before
+    detailing       strength of DFR's detailing LoRA, by which a stage looks at the smaller clip before it, 0 = none
     """
 
     sigmas: tuple[float, ...]
@@ -67,6 +69,7 @@ class Stage:
     distilled_lora: float = 0.0
     sampler: Sampler = Sampler()
     upsampler: str = "upsampler"
+    detailing: float = 0.0
 
     def check(self) -> None:
         """Raise ``UserError`` for noise levels or numbers that cannot be sampled by."""
@@ -77,10 +80,11 @@ class Stage:
                 f"A stage has at least two sigmas, which descend within 1 and 0; got {str(list(sigmas))[:80]}. "
                 "For example: [1.0, 0.5, 0.0]."
             )
-        if not 0 < self.scale <= 1 or not math.isfinite(self.distilled_lora):
+        strengths = self.distilled_lora, self.detailing
+        if not 0 < self.scale <= 1 or not all(map(math.isfinite, strengths)):
             raise UserError(
-                f"A stage's scale is above 0 and at most 1, and its LoRA's strength is finite; got {self.scale} and "
-                f"{self.distilled_lora}."
+                f"A stage's scale is above 0 and at most 1, and the strength of a LoRA is finite; got {self.scale}, "
+                f"{self.distilled_lora} and {self.detailing}."
             )
         if self.upsampler not in UPSAMPLERS:
             raise UserError(
@@ -212,10 +216,14 @@ def _check_rounds(rounds: int) -> None:
         raise UserError(f"DFR has from 0 to {MOST_ROUNDS} rounds; got {rounds}.")
 
 
-def fidelity(rounds: int) -> Recipe:
-    """Pictures generated with the clip in both stages, then ``rounds`` that double its frame rate tile by tile."""
+def fidelity(rounds: int, detailing: float = 0.0) -> Recipe:
+    """Pictures generated with the clip in both stages, then ``rounds`` that double its frame rate tile by tile.
+
+    ``detailing`` is the strength of the detailing LoRA in the second stage, usually ``DETAILING``; 0 is none.
+    """
     _check_rounds(rounds)
-    stages = Stage(STAGE_1_SIGMAS, scale=0.5), Stage(STAGE_2_SIGMAS)
+    second = Stage(STAGE_2_SIGMAS, detailing=detailing)
+    stages = Stage(STAGE_1_SIGMAS, scale=0.5), second
     sampler = Sampler("euler_ancestral", dfr.ROUND_ETA)
     round_ = Stage(DFR_ROUND_SIGMAS, sampler=sampler, upsampler="temporal_upsampler")
     return Recipe("distilled", stages, sound=0, rounds=(round_,) * rounds)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from PIL import Image as Picture
 
-from mlx_video import cli, recipes
+from mlx_video import cli, lora, recipes
 from mlx_video.errors import UserError
 from mlx_video.fidelity import FidelityPipeline, pipeline_for
 from mlx_video.inputs import Image
@@ -161,3 +161,57 @@ def test_a_clip_with_a_picture_from_the_command_line(
     clip = read_clip(tmp_path / "x.mp4")
     assert len(clip.frames) == 17 and clip.audio.sample_rate == 48000
     assert cli.main([*words, "--variant", "dev"]) == 2
+
+
+@pytest.fixture
+def detailing(tmp_path) -> Path:
+    """An IC-LoRA for the miniature, as the one that DFR's second stage is published with."""
+    file, layer = tmp_path / "detailing-ic-lora.safetensors", "attn1.to_q"
+    mx.random.seed(0)
+    factors = {
+        f"diffusion_model.transformer_blocks.0.{layer}.lora_{side}.weight": mx.random.normal(shape)
+        for side, shape in {"A": (4, 88), "B": (88, 4)}.items()
+    }  # fmt: skip
+    stated = {"model_version": "2.5.0", "reference_downscale_factor": "2"}
+    mx.save_safetensors(str(file), factors, stated)
+    return file
+
+
+def test_what_a_detailing_stage_looks_at_counts_in_the_plan(model):
+    geometry = Components.open(model, needs=["video_decoder"]).geometry
+    shape = VideoPixelShape(33, 64, 64, 24.0)
+    plain, detailed = (Work(shape, fidelity(0, d)) for d in (0.0, 0.5))
+    tokens = [w.tokens(w.recipe.stages[1], geometry).video for w in (plain, detailed)]
+    assert tokens[1] - tokens[0] == geometry.latents(plain.staged(plain.recipe.stages[0])).tokens  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_detailing_lora_is_of_the_second_stage_alone(model, detailing):
+    request = Request("a cat on a mat", VideoPixelShape(33, 64, 64, 24.0), audio=False)
+    sampled, loads, reached = [], [], []
+    for recipe, file in ((fidelity(0), None), (fidelity(0, 0.5), detailing)):
+        parts = Components.open(model, dtype=mx.float32, detailing_lora=file)
+        *events, last = pipeline_for(parts, recipe, health=False).events(request)
+        sampled.append(last.latents.video)
+        steps = [e for e in events if isinstance(e, Step)]
+        loads.append(sum(e.phase == "load transformer" and e.index for e in steps))
+        reached.append({e.stage for e in events if isinstance(e, Reached)})
+    assert sampled[0].shape == sampled[1].shape and loads == [1, 2]
+    assert not mx.array_equal(*sampled)
+    assert reached == [{0, 1}, {0}]  # in the second stage the smaller clip is not kept
+
+
+def test_a_detailing_lora_needs_dfr_and_a_recipe_its_lora(model, detailing, capsys):
+    words = ["generate", "-p", "cat", "--model", str(model)]
+    assert cli.main([*words, "--detailing-lora", str(detailing)]) == 2
+    assert "add --dfr 0" in capsys.readouterr().err
+    with pytest.raises(UserError, match="name it with --detailing-lora"):
+        with Components.open(model, needs=["transformer"]).transformer(detailing=0.5):
+            pass
+
+
+@pytest.mark.parametrize("stated", ["0", "1.5", "two"])
+def test_a_reference_that_makes_no_sense_is_refused(stated):
+    adapter = lora.Adapter("a.safetensors", {}, {"reference_downscale_factor": stated})
+    with pytest.raises(UserError, match="must be a whole number such as 2"):
+        adapter.reference_downscale(2)

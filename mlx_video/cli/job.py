@@ -93,6 +93,7 @@ _WITH_RECORD = {
     "text_encoder": "text_encoder",
     "upsampler": "upsampler",
     "distilled_lora": "distilled_lora",
+    "detailing_lora": "detailing_lora",
     "video_vae": "video_vae",
     "lora": "loras",
 }
@@ -132,6 +133,7 @@ def files_from(args: argparse.Namespace) -> Files:
         upsampler=_full(getattr(args, "upsampler", None)),
         loras=tuple(_lora_from(words) for words in getattr(args, "lora", ())),
         distilled_lora=_full(getattr(args, "distilled_lora", None)),
+        detailing_lora=_full(getattr(args, "detailing_lora", None)),
         video_vae=_full(getattr(args, "video_vae", None)),
         dtype=args.dtype,
         quantize=getattr(args, "quantize", None),
@@ -177,6 +179,8 @@ def recipe_from(
     rounds = getattr(args, "dfr", None)
     if rounds is not None and variant != "distilled":
         raise UserError("--dfr is for the distilled model; leave out --variant dev.")
+    if files.detailing_lora and rounds is None:
+        raise UserError("--detailing-lora is of DFR; add --dfr 0, or leave it out.")
     if variant == "distilled":
         refused = typed | args.typed.keys() & {"distilled_lora", "batch_guidance"}
         if refused := refused - {"steps"}:
@@ -185,7 +189,10 @@ def recipe_from(
                 f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {flags}, "
                 f"or use {DEV_MODEL}."
             )
-        return defaults.recipe(variant) if rounds is None else recipes.fidelity(rounds)
+        if rounds is None:
+            return defaults.recipe(variant)
+        detailing = recipes.DETAILING if files.detailing_lora else 0.0
+        return recipes.fidelity(rounds, detailing)
     strengths = {_GUIDANCE_FLAGS[name]: getattr(args, name) for name in typed}
     two_stage = strengths.pop("two_stage", False)
     if strengths.pop("hq", False):

@@ -191,6 +191,12 @@ def _add_model(parser: argparse.ArgumentParser, variant: str | None) -> None:
             metavar="ROUNDS",
             shown="off",
         )
+        add(
+            "--detailing-lora",
+            "IC-LoRA for the second stage of --dfr, which then looks at the clip of the first",
+            metavar="PATH",
+            shown="none",
+        )
     add_video_vae(group)
     add("--upsampler", "latent upsampler .safetensors", metavar="PATH", shown=BESIDE)
     add(

@@ -70,6 +70,7 @@ class Components:
     residency       how weights are kept while parts are lent
     loras           fused into every part that they concern
     distilled_lora  the LoRA of the two-stage dev recipe; ``None`` if there is none
+    detailing_lora  of DFR's second stage; ``None`` if there is none
     layout          what the model's path turned out to be
     fusions         what was fused so far, oldest first
     """
@@ -81,12 +82,14 @@ class Components:
         loras: Iterable[LoRA] = (),
         distilled_lora: Path | None = None,
         layout: Layout = Layout("none", "", Path()),
+        detailing_lora: Path | None = None,
     ):
         self.sources = dict(sources)
         self.residency = residency
         self.loras = tuple(loras)
         self.distilled_lora = distilled_lora
         self.layout = layout
+        self.detailing_lora = detailing_lora
         self._built: dict[Key, Built] = {}
         self.shelf = Shelf()
         self._lent: dict[str, type[Network]] = {}
@@ -102,6 +105,7 @@ class Components:
         upsampler: str | Path | None = None,
         loras: Iterable[tuple[str | Path, float]] = (),
         distilled_lora: str | Path | None = None,
+        detailing_lora: str | Path | None = None,
         video_vae: str | Path | None = None,
         dtype: mx.Dtype | None = None,
         quantize: int | None = None,
@@ -115,6 +119,7 @@ class Components:
         variant       "distilled" or "dev": which checkpoint of a folder or repository
         text_encoder  Gemma folder, file or repository; ``None`` looks beside the model, then on the hub
         upsampler     file or folder, likewise; so is ``distilled_lora``
+        detailing_lora  file of DFR's, which is nowhere else looked for
         video_vae     file of the video autoencoder, or "conv", the convolutional one where a checkpoint has two
         dtype         ``None`` is bfloat16 on a GPU and float32 on a CPU
         quantize      bits of the transformer's and Gemma's blocks in memory; those that are quantized already stay
@@ -129,7 +134,8 @@ class Components:
         for file, strength in loras:
             lora.check_strength(file, strength)
         given_vae = None if video_vae == find.CONV else video_vae
-        files = (upsampler, distilled_lora, given_vae, *(file for file, _ in loras))
+        files = (upsampler, distilled_lora, detailing_lora, given_vae)
+        files += tuple(file for file, _ in loras)
         find.check_names(text_encoder, *files)
         if needs == ("text_encoder",) and (text_encoder or release):
             source = find.find_text_encoder(text_encoder, release or LTX_2, announce)
@@ -150,12 +156,16 @@ class Components:
         if distilled_lora or DISTILLED_LORA in needs:
             distilled_lora = find.find_distilled_lora(distilled_lora, layout, announce)
             find.check_distilled_lora(distilled_lora, layout)
+        if detailing_lora:
+            detailing_lora = hub.resolve_file(detailing_lora, announce)
+            find.check_lora(detailing_lora, layout.version, reference=True)
         return cls(
             sources,
             residency,
             find.find_loras(loras, layout.version, announce),
             distilled_lora,
             layout,
+            detailing_lora,
         )
 
     def under(self, residency: Residency) -> "Components":
@@ -163,7 +173,12 @@ class Components:
         if residency == self.residency:
             return self
         other = type(self)(
-            self.sources, residency, self.loras, self.distilled_lora, self.layout
+            self.sources,
+            residency,
+            self.loras,
+            self.distilled_lora,
+            self.layout,
+            self.detailing_lora,
         )
         other.shelf = self.shelf
         if residency.dtype == self.dtype:
@@ -213,6 +228,8 @@ class Components:
             files.append(self.distilled_lora)
             distilled = lora.Adapter.read(self.distilled_lora)
             distilled.check_distillation(self.sketch("transformer"))
+        if self.detailing_lora is not None:
+            files.append(self.detailing_lora)
         if files:
             parts = (self.sketch(name) for name in PARTS if name in needs)
             modules = [part for part in parts if part.LORAS]
@@ -263,8 +280,9 @@ class Components:
         self,
         model_type: LTXModelType = LTXModelType.AudioVideo,
         distilled_lora: float = 0.0,
+        detailing: float = 0.0,
     ) -> Iterator[X0Model]:
-        """Lend the transformer as a sampler sees it (``X0Model``), the distilled LoRA fused at the given strength."""
+        """Lend the transformer as a sampler sees it (``X0Model``), with these LoRAs fused at the given strengths."""
         loras = []
         if distilled_lora and self.distilled_lora is None:
             raise UserError(
@@ -273,6 +291,12 @@ class Components:
             )
         if distilled_lora:
             loras = [LoRA(self.distilled_lora, distilled_lora)]
+        if detailing and self.detailing_lora is None:
+            raise UserError(
+                "This recipe needs its LoRA: name it with --detailing-lora."
+            )
+        if detailing:
+            loras.append(LoRA(self.detailing_lora, detailing))
         with self.lend("transformer", model_type, loras) as model:
             yield X0Model(model)
 

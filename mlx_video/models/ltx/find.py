@@ -407,6 +407,9 @@ def check_distilled_lora(file: Path, layout: Layout) -> None:
         )
 
 
-def check_lora(file: Path, version: str) -> None:
-    """Raise ``ValueError`` where ``file`` is no LoRA that can be applied, or one for another model than ``version``."""
-    Adapter.read(file).check(version)
+def check_lora(file: Path, version: str, *, reference: bool = False) -> None:
+    """Raise ``ValueError`` where ``file`` is no LoRA that can be applied, or one for another model than ``version``.
+
+    ``reference`` is whether there is a clip for one that needs it.
+    """
+    Adapter.read(file).check(version, reference=reference)
