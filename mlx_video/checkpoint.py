@@ -1,20 +1,14 @@
-"""Which model a run uses: the files that were named, what is found where nothing was, and the defaults it brings.
-
-Knows names of files and repositories, not how a clip is made.
-"""
+"""Which model a run uses where nobody named one, and the defaults that it brings. Knows nothing of how a clip is made."""
 
 import logging
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Callable, Iterable
-
-import mlx.core as mx
 
 from mlx_video import hub
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import (
-    CONV,
     default_model,
     find_defaults,
     find_geometry,
@@ -27,65 +21,6 @@ from mlx_video.types import Geometry
 log = logging.getLogger(__name__)
 
 Say = Callable[[object], None]
-DTYPES = ("bfloat16", "float16", "float32")
-BITS = (8, 4)
-BESIDE = ("text_encoder", "upsampler", "distilled_lora", "detailing_lora", "video_vae")
-
-
-@dataclass(frozen=True)
-class Files:
-    """Which checkpoint files to use; a ``None`` is found beside the model, or in its hub repository.
-
-    model           official file, folder that ``convert`` wrote, hub repository, the name of a release such as "ltx-2.5",
-                    or "ltx-2-tiny", the demo model in the package; ``None`` is the official repository if one of its
-                    models is in the hub's cache or any of the next four is given, else the demo model
-    loras           (file, strength) pairs to fuse into the transformer
-    distilled_lora  for the refinement of the two-stage dev recipe
-    detailing_lora  for the second stage of DFR, which then looks at the clip of the first
-    video_vae       of LTX-2.5: "conv" for the convolutional autoencoder in place of the diffusion one, or a file
-    dtype           of the weights: "bfloat16", "float16" or "float32"; ``None`` is bfloat16 on a GPU, float32 on a CPU
-    quantize        bits of the transformer's and the text encoder's blocks in memory, 8 or 4; ``None`` keeps them as
-                    they are stored
-    low_memory      whether the transformer's blocks are read in each step instead of kept
-    """
-
-    model: str | None = None
-    text_encoder: str | None = None
-    upsampler: str | None = None
-    loras: tuple[tuple[str, float], ...] = ()
-    distilled_lora: str | None = None
-    detailing_lora: str | None = None
-    video_vae: str | None = None
-    dtype: str | None = None
-    quantize: int | None = None
-    low_memory: bool = False
-
-    def __post_init__(self):
-        for name in ("model", *BESIDE):
-            if isinstance(path := getattr(self, name), Path):
-                object.__setattr__(self, name, str(path))
-        loras = tuple((str(file), strength) for file, strength in self.loras)
-        object.__setattr__(self, "loras", loras)
-
-    def check(self) -> None:
-        """Raise ``UserError`` for a dtype, a width or a strength that there is not."""
-        if self.dtype not in (None, *DTYPES):
-            raise UserError(
-                f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}."
-            )
-        if self.quantize not in (None, *BITS):
-            raise UserError(f"quantize must be 8 or 4 bits; got {self.quantize}.")
-        for file, strength in self.loras:
-            if not abs(strength) < float("inf"):
-                raise UserError(
-                    f"A LoRA's strength must be a finite number such as 0.8; got {strength} for {file}."
-                )
-
-    def named(self) -> tuple[str, ...]:
-        """Every file, folder or repository that is named here."""
-        loras = (file for file, _ in self.loras)
-        names = self.model, *(getattr(self, name) for name in BESIDE)
-        return tuple(name for name in (*names, *loras) if name and name != CONV)
 
 
 def resolve_model(
@@ -135,19 +70,7 @@ def open_components(
     announce: Announce = announce_to_log,
 ) -> Components:
     """The parts that ``needs`` names, found and identified where ``files`` says."""
-    files.check()
+    files = replace(files, model=model_of(files))
     return Components.open(
-        model_of(files),
-        variant=recipe.variant,
-        text_encoder=files.text_encoder,
-        upsampler=files.upsampler,
-        loras=files.loras,
-        distilled_lora=files.distilled_lora,
-        detailing_lora=files.detailing_lora,
-        video_vae=files.video_vae,
-        dtype=None if files.dtype is None else getattr(mx, files.dtype),
-        quantize=files.quantize,
-        low_memory=files.low_memory,
-        needs=needs,
-        announce=announce,
+        files, variant=recipe.variant, needs=needs, announce=announce
     )

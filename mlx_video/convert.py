@@ -29,6 +29,7 @@ from mlx_video.names import (  # noqa: F401  which users import from here
     sanitize_vae_weights,
     sanitize_vocoder_weights,
 )
+from mlx_video.models.ltx.source import Source
 from mlx_video.weights import CONFIG, aside, write_json
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -67,8 +68,7 @@ def convert(
         if layout.folders:
             find.find_folders(hf_path, layout.folders, hear)
         stored = find.joined(layout.stored).items()
-        transformers = [s for n, s in stored if part_of(n).name == "transformer"]
-        if quantize and any(source.quantization for source in transformers):
+        if quantize and any(_is_quantized(name, source) for name, source in stored):
             raise UserError(
                 f"{hf_path} is quantized already; convert the checkpoint it was made from, or leave out -q."
             )
@@ -81,6 +81,13 @@ def convert(
         if stated := layout.stated:
             write_json(folder / CONFIG, stated)
     return target
+
+
+def _is_quantized(name: str, source: Source) -> bool:
+    """Whether ``-q`` would be in vain for a part of the checkpoint's own."""
+    part = part_of(name)
+    own = part.block is not None and part.network(source).BLOCKS
+    return bool(own and source.quantization)
 
 
 def _quantization(bits: int, group_size: int) -> dict[str, int | str]:

@@ -36,9 +36,9 @@ def generate_video(
 ) -> Path:
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the distilled model; returns the path.
 
-    negative_prompt  what to avoid, where there is guidance: this model has none, the record keeps it
+    negative_prompt  what to avoid; only guidance uses it, so the distilled model ignores it
     enhance_prompt   whether the text encoder rewrites the prompt first
-    height, width    pixels; LTX-2 takes multiples of 64
+    height, width    pixels; LTX-2 takes multiples of 64, or of 32 in one stage
     num_frames       frames, at ``fps`` per second; LTX-2 takes 1 + a multiple of 8
     images           pictures that the clip shows
     audio            whether the clip has sound; ``output_audio`` names a wav file to write it to as well

@@ -41,20 +41,11 @@ def generate_video_dev(
 ) -> Path:
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the dev model; returns the path.
 
-    negative_prompt  what to avoid
-    enhance_prompt   whether the text encoder rewrites the prompt first
-    height, width    pixels; LTX-2 takes multiples of 32, or of 64 in two stages
-    num_frames       frames, at ``fps`` per second, or the nearest that can be; LTX-2 makes 1 + a multiple of 8
-    steps            denoising steps
-    guidance         every strength, per modality
-    cfg_scale        replaces ``guidance.video.cfg``; ``None`` keeps it
-    two_stage        half size first, then refined with the distilled LoRA
-    images           pictures that the clip shows
-    audio            whether the clip has sound; ``output_audio`` names a wav file to write it to as well
-    tiling           how the video is decoded, as in ``Request``
-    files            the model, by default as ``Files`` says; a ``None`` above is LTX-2's default or the model's own
-    quiet            whether nothing is said of the progress on stderr
-    Raises ``UserError`` for what cannot be done, ``HealthError`` for a result that is garbage.
+    steps      denoising steps
+    guidance   every strength, per modality
+    cfg_scale  replaces ``guidance.video.cfg``; ``None`` keeps it
+    two_stage  half size first, then refined with the distilled LoRA
+    All other arguments, and what is raised, are as in ``generate_video``.
     """
     files, defaults = resolve_model(files, "dev")
     wanted = defaults.given(

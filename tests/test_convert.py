@@ -13,6 +13,7 @@ from mlx_video import weights
 from mlx_video.convert import convert, main
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.describe import describe
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.network import quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS
 from mlx_video.models.ltx.residency import Residency
@@ -29,9 +30,9 @@ def folder(tmp_path_factory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("convert") / "model")
 
 
-def tensors(path: Path, name: str, dtype: mx.Dtype) -> dict[str, mx.array]:
+def tensors(path: Path, name: str, dtype: str) -> dict[str, mx.array]:
     """A part's parameters, evaluated copies that outlive the loan."""
-    with Components.open(path, dtype=dtype).lend(name) as module:
+    with Components.open(Files(path, dtype=dtype)).lend(name) as module:
         return dict(tree_flatten(module.parameters()))
 
 
@@ -41,7 +42,7 @@ def assert_same(a: dict[str, mx.array], b: dict[str, mx.array]) -> None:
         assert a[key].dtype == b[key].dtype and mx.array_equal(a[key], b[key]), key
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loads_as_the_official_files_do(folder, tmp_path, dtype):
     convert(folder, tmp_path / "mlx")
     for name in NETWORKS:
@@ -102,19 +103,19 @@ def test_quantized_is_what_mlx_makes_of_the_loaded_module(
     convert(
         folder, tmp_path / "mlx", quantize=True, q_bits=bits, q_group_size=group_size
     )
-    with Components.open(folder, dtype=mx.bfloat16).lend("transformer") as model:
+    with Components.open(Files(folder, dtype="bfloat16")).lend("transformer") as model:
         quantize_blocks(model, group_size, bits)
         expected = dict(tree_flatten(model.parameters()))
         mx.eval(expected)
-    assert_same(tensors(tmp_path / "mlx", "transformer", mx.bfloat16), expected)
+    assert_same(tensors(tmp_path / "mlx", "transformer", "bfloat16"), expected)
     config = json.loads((tmp_path / "mlx" / "transformer" / "config.json").read_text())
     assert config["quantization"] == dict(
         group_size=group_size, bits=bits, mode="affine"
     )
     for name in set(NETWORKS) - {"transformer"}:
         assert_same(
-            tensors(tmp_path / "mlx", name, mx.bfloat16),
-            tensors(folder, name, mx.bfloat16),
+            tensors(tmp_path / "mlx", name, "bfloat16"),
+            tensors(folder, name, "bfloat16"),
         )
 
 
@@ -186,8 +187,8 @@ def test_a_quantized_folder_converts_again(folder, tmp_path):
     convert(folder, tmp_path / "q", quantize=True, q_group_size=32)
     convert(tmp_path / "q", tmp_path / "again")
     assert_same(
-        tensors(tmp_path / "again", "transformer", mx.bfloat16),
-        tensors(tmp_path / "q", "transformer", mx.bfloat16),
+        tensors(tmp_path / "again", "transformer", "bfloat16"),
+        tensors(tmp_path / "q", "transformer", "bfloat16"),
     )
     assert describe(tmp_path / "again").parts["transformer"].quantization["bits"] == 8
 
@@ -272,7 +273,7 @@ def test_a_checkpoint_of_one_file_a_part_is_converted_whole(tmp_path):
     contexts = []
     for path in (root, tmp_path / "mlx"):
         parts = Components.open(
-            path, dtype=mx.float32, needs=["connectors", "text_encoder"]
+            Files(path, dtype="float32"), needs=["connectors", "text_encoder"]
         )
         with parts.text_encoder() as encoder:
             features = encoder.features(["a cat"])

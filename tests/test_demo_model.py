@@ -106,7 +106,7 @@ def unified(words) -> int:
 
 def weight(folder: Path, variant: str) -> mx.array:
     """Of a layer in which the variants differ."""
-    components = Components.open(folder, variant=variant, dtype=mx.float32)
+    components = Components.open(Files(folder, dtype="float32"), variant=variant)
     with components.lend("transformer") as model:
         return dict(model.named_modules())[OURS].weight * 1
 

@@ -13,6 +13,7 @@ from mlx_video.errors import UserError
 from mlx_video.fidelity import FidelityPipeline, pipeline_for
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.releases import LTX_2, LTX_2_5
 from mlx_video.pipeline import Pipeline, Reached, Request
 from mlx_video.plan import Work
@@ -85,7 +86,7 @@ def test_a_picture_moves_with_its_tile():
 
 
 def test_a_picture_stands_in_each_tile_at_the_rate_that_its_round_tells(model, picture):
-    components = Components.open(model, dtype=mx.float32)
+    components = Components.open(Files(model, dtype="float32"))
     pipeline = pipeline_for(components, fidelity(2), health=False)
     shape = finished(VideoPixelShape(25, 64, 64, 24.0), 2)
     request = Request("a cat", shape, inputs=(Image(picture, 8),))
@@ -133,7 +134,7 @@ def test_a_model_that_cannot_generate_pictures_is_told_at_once(tmp_path):
 def test_a_run_of_two_tiles_is_as_long_as_asked_for_and_goes_on_to_the_same_bytes(
     model,
 ):
-    recipe, components = fidelity(1), Components.open(model, dtype=mx.float32)
+    recipe, components = fidelity(1), Components.open(Files(model, dtype="float32"))
     pipeline = pipeline_for(components, recipe, health=False)
     assert isinstance(pipeline, FidelityPipeline)
     shape = finished(VideoPixelShape(41, 64, 64, 24.0), 1)  # a canvas of 49, 97 frames

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_video import cli, recipes
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import PACKAGED
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.releases import LTX_2
@@ -101,7 +102,7 @@ def test_other_rates_that_agree_give_sound_as_long_as_the_picture(
 
 
 def pipeline_of(model: Path, recipe: Recipe) -> Pipeline:
-    components = Components.open(model, dtype=mx.float32, needs=recipe.needs)
+    components = Components.open(Files(model, dtype="float32"), needs=recipe.needs)
     return Pipeline(components, recipe, health=False)
 
 

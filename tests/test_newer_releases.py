@@ -13,6 +13,7 @@ from mlx_video import media, recipes
 from mlx_video.cli import main
 from mlx_video.convert import convert
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.files import Files
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.types import AV, Sample, VideoPixelShape
 from tests.media_reading import read_clip
@@ -44,7 +45,7 @@ def model(request, tmp_path_factory) -> Path:
 def opened(model: Path, **options) -> Pipeline:
     needs = REQUEST.needs(RECIPE)
     parts = Components.open(
-        model, variant="dev", needs=needs, dtype=mx.float32, **options
+        Files(model, dtype="float32", **options), variant="dev", needs=needs
     )
     return Pipeline(parts, RECIPE, health=False)
 

@@ -167,7 +167,7 @@ def test_the_video_decoder_says_what_it_takes(full):
 
 def test_weights_are_those_of_the_files(model):
     """In the dtype of the run; of the transformer only the streams that it takes."""
-    components = Components.open(model, dtype=mx.float32)
+    components = Components.open(Files(model, dtype="float32"))
     header = weights.read_header(model / MODEL).tensors
     sizes = {name: 4 * mx.zeros(entry["shape"]).size for name, entry in header.items()}
     found = Footprint(components, LTXModelType.AudioVideo)

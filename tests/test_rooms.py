@@ -56,6 +56,31 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
             yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
+# The functions under the names that people know them by; each says what its many arguments are.
+OLD_NAMED = {"generate_video", "generate_video_dev", "generate_video_with_audio"}
+MOST_PARAMETERS, MOST_LINES = 8, 60  # of a function
+
+
+def functions(
+    tree: ast.AST, public: bool = True
+) -> Iterator[tuple[ast.FunctionDef, bool]]:
+    """Every function in a file, and whether it can be called from outside: by a public name and not within another."""
+    for node in ast.iter_child_nodes(tree):
+        open_ = public and not getattr(node, "name", "").startswith("_")
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node, open_ or public and node.name in ("__init__", "__call__")
+            yield from functions(node, public=False)
+        else:
+            yield from functions(node, open_)
+
+
+def parameters(function: ast.FunctionDef) -> int:
+    """How many parameters a caller may give."""
+    args = function.args
+    named = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+    return sum(arg is not None and arg.arg not in ("self", "cls") for arg in named)
+
+
 def within(name: str, rooms: set[str]) -> bool:
     """Whether a module is one of ``rooms`` or lies in one."""
     return any(f"{name}.".startswith(f"{room}.") for room in rooms)
@@ -148,5 +173,26 @@ def test_only_doors_talk():
         for name, tree in modules()
         for what in talks(tree)
         if not within(name, TALKERS)
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def test_no_public_function_has_many_parameters():
+    bad = [
+        f"{name}.{function.name} has {parameters(function)}"
+        for name, tree in modules()
+        for function, public in functions(tree)
+        if public and function.name not in OLD_NAMED
+        if parameters(function) > MOST_PARAMETERS
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def test_no_function_is_longer_than_a_page():
+    bad = [
+        f"{name}.{function.name} has {lines} lines"
+        for name, tree in modules()
+        for function, _ in functions(tree)
+        if (lines := function.end_lineno - function.lineno + 1) > MOST_LINES
     ]
     assert not bad, "\n".join(bad)

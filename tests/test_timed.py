@@ -59,7 +59,9 @@ def drained(events) -> tuple[list, object]:
 def test_official_frames_from_prompt_to_grid(fps):
     """LTX-2.5's own files: Gemma 4, its projection and connectors, and the duration head."""
     needs = ("text_encoder", "connectors", "duration_head")
-    parts = Components.open(FIXTURES / "ltx25_tiny", needs=needs, dtype=mx.float32)
+    parts = Components.open(
+        Files(FIXTURES / "ltx25_tiny", dtype="float32"), needs=needs
+    )
     parts.geometry = LTX_2_5.geometry  # which the transformer's file would confirm
     prompt = bytes(memoryview(vectors("text", "ltx25_tiny")["a.prompt_utf8"])).decode()
     request = Request(prompt, SHAPE._replace(fps=float(fps)), timed=True)

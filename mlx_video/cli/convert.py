@@ -4,10 +4,10 @@ import argparse
 from functools import partial
 
 from mlx_video import hub
-from mlx_video.checkpoint import DTYPES
 from mlx_video.cli.parser import flag, option
 from mlx_video.cli.terminal import say, tell
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.files import DTYPES
 from mlx_video.models.ltx.layouts import VARIANTS
 
 

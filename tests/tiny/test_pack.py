@@ -6,6 +6,7 @@ from mlx.utils import tree_flatten
 
 from mlx_video import lora
 from mlx_video.models.ltx.components import Components, build
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.source import Source
 from tests.reference import CHECKPOINT, UPSCALER
@@ -65,7 +66,7 @@ def nudged(transformer):
 def test_both_layouts_are_read_and_agree(untrained, tmp_path):
     needs = tuple(CONFIGS)
     file = pack.write_official(tmp_path / "official", "dev")
-    single = Components.open(file, needs=needs, dtype=mx.float32)
+    single = Components.open(Files(file, dtype="float32"), needs=needs)
     for name in needs:
         part = pack.DEV if name == "transformer" else name
         stored = dict(tree_flatten(model.load(part).parameters()))

@@ -26,19 +26,15 @@ from mlx_video.backend import suit_cpu
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.fusion import Fusion, LoRA, fuse
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import Layout, identify
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.network import Network, quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
-from mlx_video.models.ltx.releases import LTX_2, published
-from mlx_video.models.ltx.residency import (
-    GROUP_SIZE,
-    Residency,
-    default_dtype,
-    give_back_freed,
-)
+from mlx_video.models.ltx.releases import LTX_2, Release, published
+from mlx_video.models.ltx.residency import GROUP_SIZE, Residency, give_back_freed
 from mlx_video.models.ltx.shelf import Mark, Shelf
 from mlx_video.models.ltx.source import Source
 from mlx_video.types import Geometry
@@ -98,75 +94,42 @@ class Components:
     @classmethod
     def open(
         cls,
-        model: str | Path = hub.MODEL_REPO,
+        files: Files | str | Path = Files(),
         *,
         variant: str | None = None,
-        text_encoder: str | Path | None = None,
-        upsampler: str | Path | None = None,
-        loras: Iterable[tuple[str | Path, float]] = (),
-        distilled_lora: str | Path | None = None,
-        detailing_lora: str | Path | None = None,
-        video_vae: str | Path | None = None,
-        dtype: mx.Dtype | None = None,
-        quantize: int | None = None,
-        low_memory: bool = False,
         needs: Iterable[str] = NEEDED,
         announce: Announce = announce_to_log,
     ) -> "Components":
         """Find every needed part and read its config; no tensor is read.
 
-        model         official file, folder with one, folder that ``convert`` wrote, hub repository, or a release's name
-        variant       "distilled" or "dev": which checkpoint of a folder or repository
-        text_encoder  Gemma folder, file or repository; ``None`` looks beside the model, then on the hub
-        upsampler     file or folder, likewise; so is ``distilled_lora``
-        detailing_lora  file of DFR's, which is nowhere else looked for
-        video_vae     file of the video autoencoder, or "conv", the convolutional one where a checkpoint has two
-        dtype         ``None`` is bfloat16 on a GPU and float32 on a CPU
-        quantize      bits of the transformer's and Gemma's blocks in memory; those that are quantized already stay
-        low_memory    read the transformer's blocks from the file in each step instead of keeping them
-        needs         the parts to find, and "distilled_lora"; nothing else is fetched
-        announce      hears what is about to be downloaded
-        Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, for whatever would stop a run later.
+        files     what to open; a path or a name alone is the model, and no model is the official repository
+        variant   "distilled" or "dev": which checkpoint of a folder or repository
+        needs     the parts to find, and "distilled_lora"; nothing else is fetched
+        announce  hears what is about to be downloaded
+        Raises ``UserError``, in one sentence, for whatever would stop a run later.
         """
-        model, needs, loras = find.named(model), tuple(needs), tuple(loras)
-        residency = Residency(dtype or default_dtype(), quantize, low_memory)
+        files = files if isinstance(files, Files) else Files(files)
+        model, needs = find.named(files.model or hub.MODEL_REPO), tuple(needs)
+        files.check()
+        find.check_names(files)
         release = published(str(model))
-        for file, strength in loras:
-            lora.check_strength(file, strength)
-        given_vae = None if video_vae == find.CONV else video_vae
-        files = (upsampler, distilled_lora, detailing_lora, given_vae)
-        files += tuple(file for file, _ in loras)
-        find.check_names(text_encoder, *files)
-        if needs == ("text_encoder",) and (text_encoder or release):
-            source = find.find_text_encoder(text_encoder, release or LTX_2, announce)
-            return cls({"text_encoder": source}, residency)
-        if text_encoder and release and hub.local(text_encoder):
-            source = find.find_text_encoder(text_encoder, release, announce)
-            find.check_against_release(source, release)
+        if text_encoder := _alone(files, release, needs, announce):
+            return cls({"text_encoder": text_encoder}, files.residency)
         layout = identify(find.find_model(model, variant, needs, announce), variant)
         find.check_layout(layout, needs)
         find.check_variant(layout, variant)
-        sources = find.find_sources(layout, needs, text_encoder, upsampler, announce)
-        if video_vae and "video_decoder" in sources:
-            sources |= find.find_video_vae(video_vae, layout, announce)
-        if "transformer" in needs:
-            find.check_residency(sources, quantize, low_memory)
-        if "video_decoder" in needs:
-            read_geometry({n: s for n, s in sources.items() if n in needs})
+        sources = find.find_sources(layout, needs, files, announce)
+        distilled_lora = files.distilled_lora
         if distilled_lora or DISTILLED_LORA in needs:
             distilled_lora = find.find_distilled_lora(distilled_lora, layout, announce)
             find.check_distilled_lora(distilled_lora, layout)
-        if detailing_lora:
-            detailing_lora = hub.resolve_file(detailing_lora, announce)
+        detailing_lora = None
+        if files.detailing_lora:
+            detailing_lora = hub.resolve_file(files.detailing_lora, announce)
             find.check_lora(detailing_lora, layout.version, reference=True)
-        return cls(
-            sources,
-            residency,
-            find.find_loras(loras, layout.version, announce),
-            distilled_lora,
-            layout,
-            detailing_lora,
-        )
+        loras = find.find_loras(files.loras, layout.version, announce)
+        loras = loras, distilled_lora, layout, detailing_lora
+        return cls(sources, files.residency, *loras)
 
     def under(self, residency: Residency) -> "Components":
         """The same parts, kept in another way; what is built already is shared."""
@@ -408,6 +371,18 @@ class Components:
         if self.layout.distillation:
             fuse(name, part, [LoRA(self.layout.distillation)])
         return part, fuse(name, part, self.loras)
+
+
+def _alone(
+    files: Files, release: Release | None, needs: tuple[str, ...], announce: Announce
+) -> Source | None:
+    """The text encoder, where nothing else is needed. One for another release is refused before anything is fetched."""
+    if needs == ("text_encoder",) and (files.text_encoder or release):
+        return find.find_text_encoder(files.text_encoder, release or LTX_2, announce)
+    if files.text_encoder and release and hub.local(files.text_encoder):
+        found = find.find_text_encoder(files.text_encoder, release, announce)
+        find.check_against_release(found, release)
+    return None
 
 
 # A part, and the streams of it that are wanted.

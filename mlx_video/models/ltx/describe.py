@@ -10,8 +10,7 @@ from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import LORA, identify
-from mlx_video.models.ltx.parts import NEEDED, held, part_config, part_of
-from mlx_video.models.ltx.releases import Release
+from mlx_video.models.ltx.parts import NEEDED, PARTS, held, part_config, part_of
 from mlx_video.weights import Weights, outline
 
 
@@ -50,18 +49,6 @@ class Description(NamedTuple):
     files: tuple[Path, ...] = ()
 
 
-def _provided_by(name: str, release: Release) -> str:
-    """How to get a part that a checkpoint lacks."""
-    if name == "upsampler":
-        return f"put {release.upsampler} beside it, or let it be fetched from {release.repository} (1.0 GB)"
-    if name == "text_encoder":
-        return (
-            f"put {release.text_encoder.name} beside it, a folder named text_encoder or gemma-3-12b-it-..., or let it be "
-            f"fetched from {release.text_encoder_place} ({release.text_encoder.size:.0f} GB)"
-        )
-    return f"use the files of {release.repository}"
-
-
 def describe(path: str | Path, variant: str | None = None) -> Description:
     """Say what ``path`` is and holds, from headers and configs. Raises as ``identify`` does."""
     layout = identify(find.located(path), variant)
@@ -96,7 +83,7 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
         except ValueError as error:
             refusals.append(str(error))
     missing = {
-        name: _provided_by(name, layout.release)
+        name: PARTS[name].lacking.format(release=layout.release)
         for name in NEEDED
         if name not in held(layout.stored) and layout.name != LORA
     }

@@ -18,6 +18,7 @@ from mlx_video.models.ltx.contents import (
     parts_in,
     upsampler_kind,
 )
+from mlx_video.models.ltx.files import CONV, Files
 from mlx_video.models.ltx.fusion import LoRA
 from mlx_video.models.ltx.gemma_check import check_gemma
 from mlx_video.models.ltx.geometry import read_geometry
@@ -165,33 +166,32 @@ def _files(name: str, home: str) -> Iterator[str]:
     yield from (f"{home}/{file}" for file in part_of(name).files)
 
 
-def check_names(text_encoder: str | Path | None, *files: str | Path | None) -> None:
-    """Raise ``UserError`` where one of these can be neither a path nor a name on the hub; before anything is fetched."""
+def check_names(files: Files) -> None:
+    """Raise ``UserError`` where a name can be neither a path nor on the hub, before anything is fetched."""
+    text_encoder, loras = files.text_encoder, (file for file, _ in files.loras)
     if text_encoder and not _is_file(text_encoder):
         hub.local(text_encoder)
-    elif text_encoder:
-        hub.local_file(text_encoder)
-    for file in files:
-        if file:
+        text_encoder = None
+    others = files.upsampler, files.distilled_lora, files.detailing_lora
+    for file in (text_encoder, *others, files.video_vae, *loras):
+        if file and file != CONV:
             hub.local_file(file)
 
 
 def find_sources(
-    layout: Layout,
-    needs: tuple[str, ...],
-    text_encoder: str | Path | None,
-    upsampler: str | Path | None,
-    announce: hub.Announce,
+    layout: Layout, needs: tuple[str, ...], files: Files, announce: hub.Announce
 ) -> dict[str, Source]:
     """The parts of a checkpoint and, where it lacks them or others are given, its text encoder and upsampler; checked."""
     sources, release = dict(layout.sources), layout.release
-    if text_encoder or "text_encoder" in set(needs) - sources.keys():
-        found = find_text_encoder(text_encoder, release, announce)
+    if files.text_encoder or "text_encoder" in set(needs) - sources.keys():
+        found = find_text_encoder(files.text_encoder, release, announce)
         sources["text_encoder"] = found
     if {"text_encoder", "connectors"} <= sources.keys() & set(needs):
         check_text_encoder(layout, sources["text_encoder"])
-    if upsampler or "upsampler" in set(needs) - sources.keys():
-        sources["upsampler"] = find_upsampler(upsampler, release, announce)
+    if files.upsampler or "upsampler" in set(needs) - sources.keys():
+        sources["upsampler"] = find_upsampler(files.upsampler, release, announce)
+    if files.video_vae and "video_decoder" in sources:
+        sources |= find_video_vae(files.video_vae, layout, announce)
     others = {
         "duration_head": release.duration_head,
         "temporal_upsampler": release.temporal_upsampler,
@@ -206,6 +206,10 @@ def find_sources(
         part_config(name, source)
     for source in {source.paths: source for source in wanted.values()}.values():
         source.check()
+    if "transformer" in needs:
+        check_residency(sources, files.quantize, files.low_memory)
+    if "video_decoder" in needs:
+        read_geometry(wanted)
     return sources
 
 
@@ -255,7 +259,6 @@ def find_upsampler(
     return source
 
 
-CONV = "conv"
 VIDEO_VAE = ("video_encoder", "video_decoder")
 
 

@@ -59,6 +59,7 @@ class Part:
     candidates  the first that fits the block is the network; the last fits any
     optional    whether a checkpoint may do without
     files       patterns of its files in a folder of its own
+    lacking     how to get it where a checkpoint lacks it, with ``release`` in braces
     """
 
     name: str
@@ -66,6 +67,7 @@ class Part:
     candidates: tuple[Candidate, ...]
     optional: bool = False
     files: tuple[str, ...] = (CONFIG, INDEX, "*.safetensors")
+    lacking: str = "use the files of {release.repository}"
 
     def candidate(self, block: Mapping[str, object]) -> Candidate:
         return next(c for c in self.candidates if c.fits(block) or not c.marks)
@@ -112,8 +114,20 @@ PARTS = {
             ("audio_vae.bigvgan:BigVGANVocoder", BigVGANVocoderConfig, {"vocoder": None, "bwe": None}),
             ("audio_vae.vocoder:Vocoder", VocoderConfig),
         ),
-        _part("upsampler", None, ("upsampler:LatentUpsampler", UpsamplerConfig)),
-        _part("text_encoder", None, ("text_encoder:GemmaTextEncoder", GemmaConfig), files=hub.TEXT_ENCODER_FILES),
+        _part(
+            "upsampler",
+            None,
+            ("upsampler:LatentUpsampler", UpsamplerConfig),
+            lacking="put {release.upsampler} beside it, or let it be fetched from {release.repository} (1.0 GB)",
+        ),
+        _part(
+            "text_encoder",
+            None,
+            ("text_encoder:GemmaTextEncoder", GemmaConfig),
+            files=hub.TEXT_ENCODER_FILES,
+            lacking="put {release.text_encoder.name} beside it, a folder named text_encoder or gemma-3-12b-it-..., or let it "
+            "be fetched from {release.text_encoder_place} ({release.text_encoder.size:.0f} GB)",
+        ),
         _part("temporal_upsampler", None, ("upsampler:LatentUpsampler", UpsamplerConfig), optional=True),
         _part("duration_head", None, ("duration:DurationHead", DurationConfig), optional=True),
     )

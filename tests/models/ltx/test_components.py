@@ -16,6 +16,7 @@ from mlx_video.convert import convert
 from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.describe import describe
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.layouts import choose_checkpoint, identify
 from mlx_video.models.ltx.parts import NEEDED, PARTS
 from mlx_video.models.ltx.residency import Residency
@@ -64,7 +65,7 @@ def test_opens_a_file_or_its_folder(folder):
 def test_given_files_go_before_those_beside(folder, tmp_path):
     other = shutil.copytree(folder / "text_encoder", tmp_path / "gemma")
     upscaler = shutil.copy(UPSCALER, tmp_path / "x2.safetensors")
-    components = Components.open(folder, text_encoder=other, upsampler=upscaler)
+    components = Components.open(Files(folder, text_encoder=other, upsampler=upscaler))
     assert components.sources["text_encoder"].path == other
     assert components.sources["upsampler"].path == upscaler
 
@@ -80,7 +81,7 @@ def test_an_upscaler_that_does_not_double_the_sides_is_refused(folder, tmp_path,
     file = shutil.copy(UPSCALER, tmp_path / "other.safetensors")
     rewrite(Path(file), config=lambda config: config.update(other))
     with pytest.raises(ValueError, match="other.safetensors does not double rows"):
-        Components.open(folder, upsampler=file)
+        Components.open(Files(folder, upsampler=file))
 
 
 def test_the_newest_upscaler_beside_is_taken(folder):
@@ -201,10 +202,10 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path, folder):
     with pytest.raises(
         ValueError, match=f"{MODEL} does not double rows and columns. Give ltx-2-"
     ):
-        Components.open(folder, upsampler=folder / MODEL)
+        Components.open(Files(folder, upsampler=folder / MODEL))
     with pytest.raises(ValueError, match="vocoder is no Gemma folder"):
         (tmp_path / "vocoder").mkdir()
-        Components.open(folder, text_encoder=tmp_path / "vocoder")
+        Components.open(Files(folder, text_encoder=tmp_path / "vocoder"))
     bare = single(
         folder, metadata=lambda metadata: metadata.update(config='{"vae": {}}')
     )
@@ -316,7 +317,7 @@ def test_tensors_must_fit(folder, change, message):
 def test_lends_the_official_tensors(folder, name):
     source = UPSCALER if name == "upsampler" else CHECKPOINT
     expected = PARTS[name].candidates[-1].network.sanitize(checkpoint(source)[0])
-    with Components.open(folder, dtype=mx.float32).lend(name) as module:
+    with Components.open(Files(folder, dtype="float32")).lend(name) as module:
         held = parameters(module)
         assert held.keys() == expected.keys()
         assert all(mx.array_equal(held[key], expected[key]) for key in held)
@@ -324,7 +325,7 @@ def test_lends_the_official_tensors(folder, name):
 
 @pytest.mark.parametrize("name", ["video_decoder", "audio_decoder", "upsampler"])
 def test_reads_no_tensor_but_the_parts_own(folder, name):
-    components = Components.open(folder, dtype=mx.bfloat16)
+    components = Components.open(Files(folder, dtype="bfloat16"))
     mx.synchronize()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -336,7 +337,7 @@ def test_reads_no_tensor_but_the_parts_own(folder, name):
 
 
 def test_a_video_only_transformer_reads_no_sound(folder):
-    components = Components.open(folder, dtype=mx.float32)
+    components = Components.open(Files(folder, dtype="float32"))
     with components.transformer(LTXModelType.VideoOnly) as denoise:
         names = parameters(denoise.model).keys()
         assert not any("audio" in name for name in names) and len(names) > 50
@@ -345,7 +346,7 @@ def test_a_video_only_transformer_reads_no_sound(folder):
 
 
 def test_lends_the_text_encoder(folder):
-    components = Components.open(folder, dtype=mx.float32)
+    components = Components.open(Files(folder, dtype="float32"))
     with components.text_encoder() as encoder:
         states, _ = encoder.features(["a cat"], max_length=8)
         assert states.dtype == mx.float32 and len(states) == 8
@@ -384,7 +385,9 @@ def test_two_large_parts_are_never_resident(folder):
 
 def test_statistics_come_without_their_decoder(folder):
     before = mx.get_active_memory()
-    with Components.open(folder, dtype=mx.float32).video_statistics() as statistics:
+    with Components.open(
+        Files(folder, dtype="float32")
+    ).video_statistics() as statistics:
         weights, _ = checkpoint()
         mean = weights["vae.per_channel_statistics.mean-of-means"]
         assert mx.array_equal(statistics.mean, mean)
@@ -394,7 +397,7 @@ def test_statistics_come_without_their_decoder(folder):
 def test_the_dtype_is_float32_on_a_cpu_and_spares_the_tables(folder):
     with Components.open(folder).lend("transformer") as model:
         assert all(value.dtype == mx.float32 for value in parameters(model).values())
-    with Components.open(folder, dtype=mx.bfloat16).lend("transformer") as model:
+    with Components.open(Files(folder, dtype="bfloat16")).lend("transformer") as model:
         for key, value in parameters(model).items():
             assert value.dtype == (
                 mx.float32 if "scale_shift_table" in key else mx.bfloat16
@@ -409,7 +412,7 @@ LAYER = "transformer_blocks.1.attn1.to_q"  # officially
 
 def test_loras_are_fused_and_reported(folder, tmp_path):
     file = write_lora(tmp_path / "style.safetensors", f"diffusion_model.{LAYER}")
-    components = Components.open(folder, loras=[(file, 0.25)])
+    components = Components.open(Files(folder, loras=[(file, 0.25)]))
     before = checkpoint()[0][f"model.diffusion_model.{LAYER}.weight"]
     with components.transformer() as denoise:
         weight = denoise.model.transformer_blocks[1].video.attn1.to_q.weight
@@ -440,14 +443,16 @@ def test_a_file_that_is_no_lora_for_ltx_is_refused_when_opened(folder, tmp_path)
     with pytest.raises(
         ValueError, match="is no LoRA that this version can apply: it holds unet.weight"
     ):
-        Components.open(folder, loras=[(other, 1.0)])
+        Components.open(Files(folder, loras=[(other, 1.0)]))
     with pytest.raises(FileNotFoundError):
-        Components.open(folder, loras=[(tmp_path / "none.safetensors", 1.0)])
+        Components.open(Files(folder, loras=[(tmp_path / "none.safetensors", 1.0)]))
     with pytest.raises(ValueError, match="must be a finite number, such as 0.8"):
-        Components.open(folder, loras=[(tmp_path / "none.safetensors", float("nan"))])
+        Components.open(
+            Files(folder, loras=[(tmp_path / "none.safetensors", float("nan"))])
+        )
     needs = (*NEEDED, "distilled_lora")
     with pytest.raises(ValueError, match="is no LoRA that this version can apply"):
-        Components.open(folder, distilled_lora=other, needs=needs)
+        Components.open(Files(folder, distilled_lora=other), needs=needs)
 
 
 @pytest.mark.parametrize("asked", [{"loras": [("", 1.0)]}, {"distilled_lora": ""}])
@@ -458,7 +463,7 @@ def test_a_lora_for_other_layers_is_refused_before_weights_are_read(
     named = {name: [(other, 1.0)] if given else other for name, given in asked.items()}
     needs = (*NEEDED, "distilled_lora")
     write_lora(folder / "tiny-distilled-lora.safetensors", f"diffusion_model.{LAYER}")
-    components = Components.open(folder, needs=needs, **named)
+    components = Components.open(Files(folder, **named), needs=needs)
     with pytest.raises(ValueError, match="changes vae.x, which the model does not"):
         components.check(needs)
 
@@ -560,7 +565,7 @@ def test_quantized_on_load_is_converted_then_loaded(folder, tmp_path, bits):
     convert(folder, tmp_path / "q", quantize=True, q_bits=bits)
     held = {}
     for path, asked in ((folder, bits), (tmp_path / "q", None)):
-        components = Components.open(path, dtype=mx.bfloat16, quantize=asked)
+        components = Components.open(Files(path, dtype="bfloat16", quantize=asked))
         with components.lend("transformer") as model:
             held[path] = parameters(model)
     ours, converted = held.values()
@@ -574,7 +579,7 @@ def test_quantized_on_load_is_converted_then_loaded(folder, tmp_path, bits):
 def test_loras_are_fused_before_quantizing(folder, tmp_path):
     file = write_lora(tmp_path / "style.safetensors", f"diffusion_model.{LAYER}")
     before = checkpoint()[0][f"model.diffusion_model.{LAYER}.weight"]
-    components = Components.open(folder, loras=[(file, 0.25)], quantize=8)
+    components = Components.open(Files(folder, loras=[(file, 0.25)], quantize=8))
     with components.lend("transformer") as model:
         layer = model.transformer_blocks[1].video.attn1.to_q
         expected = mx.quantize(before + 0.5, 64, 8)
@@ -584,13 +589,13 @@ def test_loras_are_fused_before_quantizing(folder, tmp_path):
 
 
 def test_quantizing_leaves_the_small_parts(folder):
-    with Components.open(folder, quantize=8).lend("connectors") as connectors:
+    with Components.open(Files(folder, quantize=8)).lend("connectors") as connectors:
         assert not any("scales" in name for name in parameters(connectors))
 
 
 def gemma(folder: Path, **options) -> Components:
-    options = {"dtype": mx.float32, "text_encoder": folder} | options
-    return Components.open(needs=["text_encoder"], **options)
+    options = {"dtype": "float32", "text_encoder": folder} | options
+    return Components.open(Files(**options), needs=["text_encoder"])
 
 
 def test_gemmas_layers_are_quantized_on_load(folder):
@@ -629,10 +634,10 @@ def test_a_gemma_that_is_quantized_stays(folder, tmp_path):
 def test_each_large_part_is_quantized_if_it_is_not_yet(folder, tmp_path):
     dense = shutil.copytree(folder / "text_encoder", tmp_path / "gemma")
     convert(folder, tmp_path / "q", quantize=True, q_bits=4)
-    found = Components.open(tmp_path / "q", text_encoder=dense, quantize=8)
+    found = Components.open(Files(tmp_path / "q", text_encoder=dense, quantize=8))
     assert (found.bits("transformer"), found.bits("text_encoder")) == (None, 8)
     packed = tmp_path / "q" / "text_encoder"
-    found = Components.open(folder, text_encoder=packed, quantize=8)
+    found = Components.open(Files(folder, text_encoder=packed, quantize=8))
     assert (found.bits("transformer"), found.bits("text_encoder")) == (8, None)
 
 
@@ -660,12 +665,12 @@ def test_quantizing_twice_is_refused(folder, tmp_path):
         ValueError,
         match="transformer is quantized already, to 4 bits; leave out --quantize",
     ):
-        Components.open(tmp_path / "q", quantize=8)
-    assert Components.open(tmp_path / "q", quantize=8, needs=["vocoder"])
+        Components.open(Files(tmp_path / "q", quantize=8))
+    assert Components.open(Files(tmp_path / "q", quantize=8), needs=["vocoder"])
 
 
 def test_statistics_have_values_where_a_sketch_has_none(folder, monkeypatch):
-    components = Components.open(folder, dtype=mx.float32)
+    components = Components.open(Files(folder, dtype="float32"))
     monkeypatch.setattr(Source, "sketch", lambda self: replace(self, sketched=True))
     assert components.sketch("video_decoder")
     with components.video_statistics() as statistics:

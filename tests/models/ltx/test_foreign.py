@@ -19,6 +19,7 @@ from mlx_video.linear import dense_weight
 from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.describe import describe
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.layouts import identify
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.source import Source
@@ -60,7 +61,7 @@ def official_parts(file: Path) -> Components:
 def check_same(path, layout: str, file: Path, absent: tuple[str, ...] = ()) -> None:
     """Every part of ``path`` has the very weights of the official ``file``."""
     needs = [name for name in NEEDS if name not in absent]
-    found = Components.open(path, needs=needs, dtype=mx.float32)
+    found = Components.open(Files(path, dtype="float32"), needs=needs)
     true = official_parts(file)
     assert found.layout.name == layout
     assert found.layout.version.startswith(true.layout.version[:3])
@@ -242,7 +243,7 @@ def test_a_quantized_pack_keeps_its_own_bits_by_layer(tmp_path, official):
     write.save(file, weights)
     quantization = {"bits": 8, "group_size": 64}
     write.write_json(folder / "quantize_config.json", {"quantization": quantization})
-    components = Components.open(folder, needs=["transformer"], dtype=mx.bfloat16)
+    components = Components.open(Files(folder, dtype="bfloat16"), needs=["transformer"])
     assert components.sources["transformer"].quantization == quantization
     layers = [m for _, m in components.sketch("transformer").named_modules()]
     found = [m for m in layers if isinstance(m, nn.QuantizedLinear)]
@@ -274,8 +275,8 @@ def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kin
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = Components.open(folder, needs=NEEDS, dtype=mx.float32)
-    true = Components.open(true_file, needs=NEEDS, dtype=mx.float32)
+    found = Components.open(Files(folder, dtype="float32"), needs=NEEDS)
+    true = Components.open(Files(true_file, dtype="float32"), needs=NEEDS)
     sketched = parameters(found, "transformer")  # whose shapes alone were read
     assert mx.isnan(sketched["transformer_blocks.0.video.attn1.to_q.weight"]).all()
     for name in NEEDS:

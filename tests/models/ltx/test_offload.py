@@ -12,8 +12,10 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.convert import convert
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.offload import BlockStream
+from mlx_video.models.ltx.parts import NEEDED
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
 from mlx_video.sampling.guidance import Guidance, guided
@@ -46,10 +48,15 @@ def same(a: AV[mx.array], b: AV[mx.array]) -> bool:
 
 
 def x0(
-    path: Path, low_memory: bool, model_type=LTXModelType.AudioVideo, lora=0.0, **how
+    path: Path,
+    low_memory: bool,
+    model_type=LTXModelType.AudioVideo,
+    lora=0.0,
+    needs=NEEDED,
+    **how,
 ):
     """x0 of the second of two forwards, so that every block was read twice."""
-    components = Components.open(path, low_memory=low_memory, **how)
+    components = Components.open(Files(path, low_memory=low_memory, **how), needs=needs)
     with components.transformer(model_type, lora) as predict:
         for sigma in (1.0, SIGMA):
             x = predict(
@@ -67,7 +74,7 @@ def assert_streams_alike(path: Path, *given, **how) -> None:
 
 
 @pytest.mark.parametrize("model_type", [LTXModelType.AudioVideo, ONLY_VIDEO])
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_computes_what_resident_blocks_do(folder, model_type, dtype):
     assert_streams_alike(folder, model_type, dtype=dtype)
 
@@ -78,7 +85,7 @@ def test_loras_are_fused_in_every_reading(folder):
     needs = ("transformer", "distilled_lora")
     assert_streams_alike(folder, loras=[(lora, 0.5)])
     assert_streams_alike(folder, lora=1.0, needs=needs)
-    components = Components.open(folder, loras=[(lora, 0.5)], low_memory=True)
+    components = Components.open(Files(folder, loras=[(lora, 0.5)], low_memory=True))
     with components.transformer() as predict:
         for sigma in (1.0, SIGMA):
             with_lora = predict(states(), CONTEXTS, sigma)
@@ -100,7 +107,7 @@ def test_guided_passes_share_one_reading(folder, model_type):
     prompt = PromptEmbeddings(CONTEXTS, NEGATIVES)
     readings, results = [], []
     for low_memory in (True, False):
-        components = Components.open(folder, low_memory=low_memory)
+        components = Components.open(Files(folder, low_memory=low_memory))
         with components.transformer(model_type) as predict:
             if low_memory:
                 count_readings(predict, readings)
@@ -172,11 +179,11 @@ def test_quantizing_what_does_not_stay_is_refused(folder, tmp_path):
     convert(folder, tmp_path / "q", quantize=True)
     gemma = tmp_path / "q" / "text_encoder"
     with pytest.raises(ValueError, match="leave out one of them. A folder that"):
-        Components.open(folder, text_encoder=gemma, quantize=8, low_memory=True)
+        Components.open(Files(folder, text_encoder=gemma, quantize=8, low_memory=True))
 
 
 def test_beside_a_streamed_transformer_gemma_can_be_quantized(folder):
-    components = Components.open(folder, quantize=8, low_memory=True)
+    components = Components.open(Files(folder, quantize=8, low_memory=True))
     assert components.bits("text_encoder") == 8
     blocks = components.sketch("transformer").transformer_blocks
     names = [name for block in blocks for name, _ in tree_flatten(block.parameters())]

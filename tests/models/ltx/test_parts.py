@@ -11,6 +11,7 @@ import pytest
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.describe import describe
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import OFFICIAL, SPLIT, identify
 from mlx_video.models.ltx.parts import NEEDED, PARTS
@@ -84,7 +85,7 @@ def test_a_split_checkpoint_that_lacks_a_file_says_which(tmp_path):
 def test_the_connectors_projection_is_read_from_the_text_encoders_file(tmp_path):
     root = split_checkpoint(tmp_path / "model")
     needs = ["connectors", "text_encoder", "vocoder", "duration_head"]
-    components = Components.open(root, dtype=mx.float32, needs=needs)
+    components = Components.open(Files(root, dtype="float32"), needs=needs)
     with components.text_encoder() as encoder:
         features = encoder.features(["a cat on a mat"])
     with components.connectors() as connectors:
@@ -96,7 +97,7 @@ def test_the_connectors_projection_is_read_from_the_text_encoders_file(tmp_path)
 
 def test_the_parts_of_2_3_are_lent():
     needs = ["connectors", "video_encoder", "video_decoder", "audio_decoder", "vocoder"]
-    components = Components.open(TINY_2_3, dtype=mx.float32, needs=needs)
+    components = Components.open(Files(TINY_2_3, dtype="float32"), needs=needs)
     for name in needs:
         with components.lend(name) as part:
             assert part.parameters()
@@ -123,7 +124,7 @@ def test_a_block_that_is_no_object_is_refused():
 def test_the_newer_vocoder_takes_what_it_says(frames):
     """In pieces of 512 frames, beyond which it takes no more."""
     mx.disable_compile()  # as the doors do on a CPU
-    components = Components.open(TINY_2_3, dtype=mx.float32, needs=["vocoder"])
+    components = Components.open(Files(TINY_2_3, dtype="float32"), needs=["vocoder"])
     with components.vocoder() as vocoder:
         log_mel = mx.zeros((1, 2, frames, 64))
         mx.eval(log_mel, vocoder(log_mel[:, :, :20]))

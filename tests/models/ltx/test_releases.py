@@ -11,6 +11,7 @@ from mlx_video import hub
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import releases
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import (
     check_distilled_lora,
     find_defaults,
@@ -153,7 +154,7 @@ def test_a_file_that_is_not_here_is_told_before_anything_is_fetched(
 ):
     monkeypatch.setattr(hub, "plan", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(UserError, match=sentence):
-        Components.open("Lightricks/LTX-2.3", variant="dev", **named)
+        Components.open(Files("Lightricks/LTX-2.3", **named), variant="dev")
 
 
 def test_the_distilled_lora_of_another_release_is_told_by_its_rank(tmp_path):
@@ -187,10 +188,10 @@ def test_a_language_model_of_another_size_is_told_before_anything_is_fetched(
         UserError,
         match="text_encoder: this language model has .* LTX-2.3 was trained with 48",
     ):
-        Components.open("Lightricks/LTX-2.3", variant="dev", text_encoder=gemma)
+        Components.open(Files("Lightricks/LTX-2.3", text_encoder=gemma), variant="dev")
     wide = wide_gemma(shutil.copytree(gemma, tmp_path / "wide"))
     with pytest.raises(UserError, match=f"wide: The text encoder is 64 channels wide"):
-        Components.open(folder, text_encoder=wide)
+        Components.open(Files(folder, text_encoder=wide))
     (folder / "text_encoder" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="must be a Gemma"):
         Components.open(folder)
@@ -203,4 +204,4 @@ def test_a_newer_gemma_is_told_from_an_older(tmp_path):
         UserError,
         match="trained with Gemma 3, and the text encoder is a Gemma 4|channels wide",
     ):
-        Components.open(TINY_2_3, text_encoder=packed, needs=needs)
+        Components.open(Files(TINY_2_3, text_encoder=packed), needs=needs)

@@ -1,0 +1,74 @@
+"""Which files a run is to use, as a user names them, and how their weights are kept. Looks for none of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_video import lora
+from mlx_video.errors import UserError
+from mlx_video.models.ltx.residency import Residency, default_dtype
+
+DTYPES = ("bfloat16", "float16", "float32")
+BITS = (8, 4)
+BESIDE = ("text_encoder", "upsampler", "distilled_lora", "detailing_lora", "video_vae")
+CONV = "conv"  # in place of a video autoencoder's file: the convolutional one
+
+
+@dataclass(frozen=True)
+class Files:
+    """Which checkpoint files to use; a ``None`` is found beside the model, or in its hub repository.
+
+    model           official file, folder that ``convert`` wrote, hub repository, the name of a release such as "ltx-2.5",
+                    or "ltx-2-tiny", the demo model in the package; ``None`` is the official repository if one of its
+                    models is in the hub's cache or any of the next four is given, else the demo model
+    loras           (file, strength) pairs to fuse into the transformer
+    distilled_lora  for the refinement of the two-stage dev recipe
+    detailing_lora  for the second stage of DFR, which then looks at the clip of the first
+    video_vae       of LTX-2.5: "conv" for the convolutional autoencoder in place of the diffusion one, or a file
+    dtype           of the weights: "bfloat16", "float16" or "float32"; ``None`` is bfloat16 on a GPU, float32 on a CPU
+    quantize        bits of the transformer's and the text encoder's blocks in memory, 8 or 4; ``None`` keeps them as
+                    they are stored
+    low_memory      whether the transformer's blocks are read in each step instead of kept
+    """
+
+    model: str | None = None
+    text_encoder: str | None = None
+    upsampler: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    distilled_lora: str | None = None
+    detailing_lora: str | None = None
+    video_vae: str | None = None
+    dtype: str | None = None
+    quantize: int | None = None
+    low_memory: bool = False
+
+    def __post_init__(self):
+        for name in ("model", *BESIDE):
+            if isinstance(path := getattr(self, name), Path):
+                object.__setattr__(self, name, str(path))
+        loras = tuple((str(file), strength) for file, strength in self.loras)
+        object.__setattr__(self, "loras", loras)
+
+    def check(self) -> None:
+        """Raise ``UserError`` for a dtype, a width or a strength that there is not."""
+        if self.dtype not in (None, *DTYPES):
+            raise UserError(
+                f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}."
+            )
+        if self.quantize not in (None, *BITS):
+            raise UserError(f"quantize must be 8 or 4 bits; got {self.quantize}.")
+        for file, strength in self.loras:
+            lora.check_strength(file, strength)
+
+    @property
+    def residency(self) -> Residency:
+        """How the weights are kept."""
+        dtype = default_dtype() if self.dtype is None else getattr(mx, self.dtype)
+        return Residency(dtype, self.quantize, self.low_memory)
+
+    def named(self) -> tuple[str, ...]:
+        """Every file, folder or repository that is named here."""
+        loras = (file for file, _ in self.loras)
+        names = self.model, *(getattr(self, name) for name in BESIDE)
+        return tuple(name for name in (*names, *loras) if name and name != CONV)
