@@ -152,7 +152,7 @@ def mlx_forward(model) -> Callable[[], None]:
     from dit_forward import mlx_positions
 
     from mlx_video.conditioning.latent import LatentState
-    from mlx_video.models.ltx.ltx import X0Model
+    from mlx_video.models.ltx.x0 import X0Model
     from mlx_video.types import AV
 
     tokens = AV(CLIP.video_tokens, CLIP.audio_tokens)

@@ -240,7 +240,7 @@ def mlx_guided_step(model, clip: Clip) -> Callable[[], Sequence]:
     """A step with every guided pass in turn: prompt, negative prompt, STG and the modalities apart."""
 
     from mlx_video.conditioning.latent import LatentState
-    from mlx_video.models.ltx.ltx import X0Model
+    from mlx_video.models.ltx.x0 import X0Model
     from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
     from mlx_video.sampling.guidance import guided
     from mlx_video.types import AV, PromptEmbeddings

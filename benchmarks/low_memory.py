@@ -29,10 +29,11 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx import patchify
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelConfig
-from mlx_video.models.ltx.ltx import LTXModel, X0Model
+from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.models.ltx.residency import Residency, default_dtype
 from mlx_video.models.ltx.source import Source
+from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import Guidance, guided
 from mlx_video.types import AV, PromptEmbeddings

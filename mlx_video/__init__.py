@@ -28,7 +28,7 @@ _HOMES = {
     "LTXPipeline": "api",
     "Options": "run",
     "Pipeline": "pipeline",
-    "Request": "pipeline",
+    "Request": "request",
     "Step": "types",
     "VideoPixelShape": "types",
     "load": "api",

@@ -17,17 +17,11 @@ from mlx_video.models.ltx import dfr
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.conditions import Place, generated_keyframes, reference
 from mlx_video.models.ltx.parts import part_config
-from mlx_video.pipeline import (
-    Pipeline,
-    Reached,
-    Request,
-    initial_states,
-    noised,
-    unpatchify,
-    with_sound,
-)
+from mlx_video.models.ltx.states import initial_states, noised, unpatchify
+from mlx_video.pipeline import Pipeline, Reached, with_sound
 from mlx_video.previews import Preview, Previews
 from mlx_video.recipes import SAMPLER_SEED, Recipe, Stage
+from mlx_video.request import Request
 from mlx_video.sampling.guidance import Guidance, Predict, guided
 from mlx_video.sampling.samplers import Denoise, Steps
 from mlx_video.types import AV, PromptEmbeddings, Step, VideoPixelShape
@@ -111,7 +105,7 @@ class FidelityPipeline(Pipeline):
             return []
         fps = self.recipe.staged(request.shape).fps * 2**number
         shape = request.shape._replace(frames=tile.frames, fps=min(fps, dfr.MAX_FPS))
-        with self.components.video_encoder() as encoder:
+        with self.components.lend("video_encoder") as encoder:
             networks = {"video_encoder": encoder}
             parts = Parts(networks, self.components.geometry, self.defaults.image_crf)
             return [given.encode(parts, shape) for given in moved]

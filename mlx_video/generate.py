@@ -10,8 +10,8 @@ from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.inputs import Image
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.output import Output
-from mlx_video.pipeline import Request
 from mlx_video.record import Job
+from mlx_video.request import Request
 from mlx_video.run import run
 
 

@@ -1,11 +1,10 @@
 """The one path from a request to a clip. Every door walks it; it owns order and lifetime, and no mathematics."""
 
-import operator
 import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
-from typing import Generator, Iterable, Iterator, NamedTuple
+from typing import Generator, Iterator, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -14,131 +13,40 @@ from mlx_video import health, postprocess
 from mlx_video.conditioning.latent import (
     Condition,
     LatentState,
-    apply_conditioning,
 )
-from mlx_video.errors import UserError, check_text
-from mlx_video.inputs import Input, Parts, as_input, check_inputs, forget, taken_by
+from mlx_video.errors import UserError
+from mlx_video.inputs import Parts, forget, taken_by
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
 from mlx_video.models.ltx.parts import part_config
-from mlx_video.models.ltx.patchify import (
-    audio_positions,
-    patchify_audio,
-    patchify_video,
-    unpatchify_audio,
-    unpatchify_video,
-    video_positions,
-)
 from mlx_video.models.ltx.pieces import piece_by_piece
-from mlx_video.models.ltx.releases import LTX_2_5
+from mlx_video.models.ltx.states import initial_states, noised, unpatchify
 from mlx_video.models.ltx.upsampler import upsample_normalized
 from mlx_video.models.ltx.video_vae.tiling import (
-    TilingConfig,
     choose_tiling,
     decode_stream,
 )
 from mlx_video.previews import Preview, Previews
 from mlx_video.recipes import (
     DECODER_SEED,
-    DEFAULT_NEGATIVE_PROMPT,
     SAMPLER_SEED,
     SEED,
     Defaults,
     Recipe,
     Stage,
 )
+from mlx_video.request import Request, check_timed
 from mlx_video.sampling.guidance import guided, may_start
 from mlx_video.types import (
     AV,
     Clip,
-    Geometry,
     PromptEmbeddings,
     Sample,
     Step,
     VideoPixelShape,
     Waveform,
 )
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, in the user's units.
-
-    seed     of all noise, 0 to 2^64 - 1
-    audio    whether the clip has sound
-    inputs   what the clip is made from beside the prompt
-    enhance  whether Gemma rewrites the prompt first
-    timed    whether the checkpoint tells by the prompt how many frames there are, in place of those of ``shape``
-    tiling   how the video is decoded: auto, none, default, aggressive or conservative
-    """
-
-    prompt: str
-    shape: VideoPixelShape
-    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
-    seed: int = SEED
-    audio: bool = False
-    inputs: tuple[Input, ...] = ()
-    enhance: bool = False
-    tiling: str = "auto"
-    timed: bool = False
-
-    def __post_init__(self):
-        """Plain tuples and lists, NumPy's numbers and paths of pictures are taken for what they mean."""
-        frames, height, width, fps = self.shape
-        sizes = map(operator.index, (frames, height, width))
-        object.__setattr__(self, "shape", VideoPixelShape(*sizes, float(fps)))
-        object.__setattr__(self, "seed", operator.index(self.seed))
-        object.__setattr__(self, "inputs", tuple(map(as_input, self.inputs)))
-
-    def check(self, recipe: Recipe, geometry: Geometry | None = None) -> None:
-        """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded.
-
-        ``geometry`` is the checkpoint's, ``None`` where it is not known yet.
-        """
-        if not self.prompt.strip():
-            raise UserError(
-                "The prompt is empty; say what to show, for example 'a cat on a red sofa'."
-            )
-        check_text(self.prompt, "The prompt")
-        check_text(self.negative_prompt, "The negative prompt")
-        if not 0 <= self.seed < 2**64:
-            raise UserError(
-                f"seed must be from 0 to {2**64 - 1}; got {self.seed}. For example: {SEED}."
-            )
-        TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
-        if geometry:
-            geometry.check(self.shape, recipe.shrink, self.audio)
-            check_inputs(self.inputs, self.shape, geometry)
-
-    @property
-    def model_type(self) -> LTXModelType:
-        """The streams of the transformer that it takes."""
-        return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
-
-    def needs(self, recipe: Recipe) -> tuple[str, ...]:
-        """Names of the parts that this request takes when it is sampled by ``recipe``."""
-        unused = set()
-        if not self.audio:
-            unused |= {"audio_decoder", "vocoder"}
-        needed = {name for given in self.inputs for name in given.needs}
-        unused |= {"video_encoder"} - needed
-        if self.timed:
-            needed.add("duration_head")
-        return (
-            *(name for name in recipe.needs if name not in unused),
-            *sorted(needed - set(recipe.needs)),
-        )
-
-
-def check_timed(components: Components) -> None:
-    """Raise ``UserError`` where no duration head goes with a checkpoint."""
-    if "duration_head" not in components.sources:
-        raise UserError(
-            "This model cannot tell how long a clip should be: it has no duration head, which LTX-2.5 brings as "
-            f"{LTX_2_5.duration_head}. Put that beside it, or give --duration SECONDS or --num-frames."
-        )
 
 
 class Reached(NamedTuple):
@@ -325,13 +233,13 @@ class Pipeline:
         self, request: Request
     ) -> Generator[Step, None, tuple[PromptEmbeddings, str]]:
         yield Step("load text encoder", 0, 1)
-        with self.components.text_encoder() as encoder:
+        with self.components.lend("text_encoder") as encoder:
             yield Step("load text encoder", 1, 1)
             yield Step("encode prompt", 0, 2)
             prompt = self._enhanced(request, encoder)
             features = encoder.features(self._texts(request, prompt))
         yield Step("encode prompt", 1, 2)
-        with self.components.connectors() as connectors:
+        with self.components.lend("connectors") as connectors:
             modalities = AV(True, request.audio or None).present
             embeddings = embed_prompts(connectors, features, modalities)
             mx.eval(_arrays(embeddings))
@@ -467,10 +375,10 @@ class Pipeline:
         return AV(video, latents.audio)
 
     def _decode_audio(self, latent: mx.array) -> Waveform:
-        with self.components.audio_decoder() as decoder:
+        with self.components.lend("audio_decoder") as decoder:
             log_mel = decoder(latent)
             mx.eval(log_mel)
-        with self.components.vocoder() as vocoder:
+        with self.components.lend("vocoder") as vocoder:
             waveform = Waveform(vocoder(log_mel)[0], vocoder.sample_rate)
             mx.eval(waveform.samples)
         if self.health:
@@ -480,7 +388,7 @@ class Pipeline:
     def _decode_video(
         self, latent: mx.array, shape: VideoPixelShape, tiling: str, key: mx.array
     ) -> Iterator[np.ndarray]:
-        with self.components.video_decoder() as decoder:
+        with self.components.lend("video_decoder") as decoder:
             budget = self.memory and self.memory - mx.get_active_memory()
             plan = choose_tiling(tiling, decoder, latent, shape, budget)
             chunks = decode_stream(decoder, latent, plan, key=key)
@@ -507,59 +415,3 @@ def with_sound(
         except StopIteration as done:
             return done.value
         yield event._replace(sound=sound) if isinstance(event, Reached) else event
-
-
-def initial_states(
-    shape: VideoPixelShape,
-    geometry: Geometry,
-    latents: AV[mx.array],
-    conditions: Iterable[AV[list[Condition]]],
-    audio: bool,
-) -> AV[LatentState]:
-    """States of a stage before the noise: ``latents`` of the stage before, zeros where there is none, conditioned."""
-    grid = geometry.latents(shape)
-    if latents.video is None:
-        video = mx.zeros((1, grid.tokens, grid.channels))
-    else:
-        video = patchify_video(latents.video)
-    positions = video_positions(shape, geometry)
-    video = LatentState.fresh(video, positions, grid.tokens_per_frame)
-    states = AV(video, fresh_sound(shape, geometry, latents.audio) if audio else None)
-    for condition in conditions:
-        states = states.map(
-            lambda state, given: apply_conditioning(state, given or ()), condition
-        )
-    return states
-
-
-def fresh_sound(
-    shape: VideoPixelShape, geometry: Geometry, latent: mx.array | None
-) -> LatentState:
-    """The state of a clip's sound: ``latent`` (B, C, T, M) of the stage before, zeros where there is none."""
-    T = geometry.audio_frames(shape)
-    if latent is None:
-        sound = mx.zeros((1, T, geometry.audio.token_width))
-    else:
-        sound = patchify_audio(latent)
-    return LatentState.fresh(sound, audio_positions(T, geometry.audio))
-
-
-def noised(states: AV[LatentState], sigma: float, key: mx.array) -> AV[LatentState]:
-    """``states`` with Gaussian noise mixed in to level ``sigma``, another for each modality."""
-    keys = AV(*mx.random.split(key))
-    return states.map(
-        lambda state, key: state.noised(
-            sigma, mx.random.normal(state.latent.shape, key=key)
-        ),
-        keys,
-    )
-
-
-def unpatchify(
-    states: AV[LatentState], shape: VideoPixelShape, geometry: Geometry
-) -> AV[mx.array]:
-    """Latents of finished states: (B, C, F, H, W) and (B, C, T, M)."""
-    video = unpatchify_video(states.video.latent, geometry.latents(shape))
-    if states.audio is None:
-        return AV(video)
-    return AV(video, unpatchify_audio(states.audio.latent, geometry.audio))

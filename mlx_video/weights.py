@@ -170,22 +170,6 @@ def read_json(file: Path) -> dict:
 # Naming
 
 
-def strip_prefixes(
-    weights: Mapping[str, X], prefixes: Mapping[str, str]
-) -> dict[str, X] | None:
-    """The tensors under any of ``prefixes``, renamed by them; ``None`` if there is none.
-
-    ``None`` tells a ``sanitize`` that the weights already bear this package's names.
-    """
-    found = {
-        new + key.removeprefix(old): value
-        for key, value in weights.items()
-        for old, new in prefixes.items()
-        if key.startswith(old)
-    }
-    return found or None
-
-
 def channels_last(weight: mx.array) -> mx.array:
     """A PyTorch convolution weight in MLX's order: (O, I, ...) -> (O, ..., I)."""
     return mx.moveaxis(weight, 1, -1)

@@ -276,7 +276,7 @@ def test_a_prompt_has_the_length_that_the_tokenizer_states(demo, capsys):
     told = capsys.readouterr().err
     assert "has 65 tokens and may have 64 at most" in told and "by 1;" in told
     assert "[transformers]" not in told
-    with Components.open(demo, needs=["text_encoder"]).text_encoder() as encoder:
+    with Components.open(demo, needs=["text_encoder"]).lend("text_encoder") as encoder:
         assert encoder.features([fits]).mask.sum().item() == TOKENS
         assert encoder.features(["A"]).mask.shape == (1, TOKENS)
 
@@ -284,7 +284,7 @@ def test_a_prompt_has_the_length_that_the_tokenizer_states(demo, capsys):
 @pytest.mark.parametrize("stated", [None, 1e30, math.inf, 131072])
 def test_no_prompt_is_longer_than_in_training(demo, stated):
     state(demo / "text_encoder/tokenizer_config.json", model_max_length=stated)
-    with Components.open(demo, needs=["text_encoder"]).text_encoder() as encoder:
+    with Components.open(demo, needs=["text_encoder"]).lend("text_encoder") as encoder:
         assert encoder.max_tokens == MAX_TOKENS == 1024
 
 

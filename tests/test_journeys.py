@@ -156,7 +156,7 @@ def test_an_image_is_kept(model, picture):
     images = (Picture(str(picture)),)
     pipeline = mlx_video.load(str(model))
     *_, sample, clip = pipeline.stream(Request("a ball", shape, inputs=images))
-    with pipeline.components.video_encoder() as encoder:
+    with pipeline.components.lend("video_encoder") as encoder:
         image = encoder(read_picture(picture).fitted(64, 128, 33))
         assert error(sample.latents.video[:, :, :1], image) < 1e-5
         assert error(sample.latents.video[:, :, 1:], image) > 0.1

@@ -25,7 +25,7 @@ from mlx_video.models.ltx.conditions import (
     reference,
 )
 from mlx_video.models.ltx.config import LTXModelConfig, UpsamplerConfig
-from mlx_video.models.ltx.ltx import LTXModel, X0Model
+from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import (
     audio_positions,
     patchify_audio,
@@ -35,6 +35,7 @@ from mlx_video.models.ltx.patchify import (
 from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.models.ltx.upsampler import LatentUpsampler, upsample_normalized
 from mlx_video.models.ltx.video_vae import VideoEncoder
+from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import Guidance, guided
 from mlx_video.sampling.samplers import euler, euler_ancestral, res_2s

@@ -17,6 +17,7 @@ from mlx_video.inputs import Image, Keyframes
 from mlx_video.models.ltx import enhance
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import patchify_audio
 from mlx_video.pipeline import Pipeline, Reached, Request
@@ -90,7 +91,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def pipeline(model: Path, recipe: Recipe = TWO_STAGES, health=True, **files):
-    components = Recorded.open(model, **files)
+    components = Recorded.open(Files(str(model), **files))
     components.loans = []
     return Pipeline(components, recipe, health=health)
 
@@ -311,14 +312,14 @@ class Spoiled:
 
 def spoiled(model: Path, name: str, spoil, health=True) -> Pipeline:
     made = pipeline(model, ONE_STAGE, health)
-    lend = getattr(made.components, name)
+    lend = made.components.lend
 
     @contextmanager
-    def lend_spoiled():
-        with lend() as part:
-            yield Spoiled(part, spoil)
+    def lend_spoiled(part, *how):
+        with lend(part, *how) as lent:
+            yield Spoiled(lent, spoil) if part == name else lent
 
-    setattr(made.components, name, lend_spoiled)
+    made.components.lend = lend_spoiled
     return made
 
 

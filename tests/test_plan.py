@@ -177,7 +177,7 @@ def test_weights_are_those_of_the_files(model):
         assert found.weights(name) == stored + statistics
     alone = Footprint(components, LTXModelType.VideoOnly)
     assert alone.weights("transformer") < 0.9 * found.weights("transformer")
-    with components.text_encoder() as encoder:
+    with components.lend("text_encoder") as encoder:
         kept = tree_flatten(encoder.model.parameters())
         assert found.weights("text_encoder") == sum(v.nbytes for _, v in kept)
 
@@ -189,7 +189,7 @@ def test_weights_of_a_quantized_gemma_are_those_it_holds(tmp_path, bits, dtype):
     source = {"text_encoder": Source.of(tmp_path)}
     lent = Components(source, Residency(dtype, bits))
     found = Footprint(lent, LTXModelType.AudioVideo).weights("text_encoder")
-    with lent.text_encoder() as encoder:
+    with lent.lend("text_encoder") as encoder:
         kept = tree_flatten(encoder.model.parameters())
         assert found == sum(value.nbytes for _, value in kept)
 

@@ -13,7 +13,7 @@ FLOORS = [
     {"types", "backend", "linear", "errors", "disk", "tensor_names"},
     {"weights", "formats", "verify", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "pictures", "stills", "postprocess", "health"},
-    {"recipes", "plan", "checkpoint", "inputs"},
+    {"recipes", "plan", "checkpoint", "inputs", "request"},
     {"pipeline", "fidelity", "previews"},
     {"record", "output", "run"},
     {"serve", "api", "check"},

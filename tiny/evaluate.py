@@ -264,11 +264,11 @@ def read_autoencoder(
     """PSNR (dB) of the world's clips after encoding and decoding."""
     scenes = [scene for _, scene, _ in unseen(count, seed)]
     latents, decibels = [], []
-    with components.video_encoder() as encoder:
+    with components.lend("video_encoder") as encoder:
         for scene in scenes:
             latents.append(encoder(world.draw([scene], *shape[:3])))
             mx.eval(latents[-1])
-    with components.video_decoder() as decoder:
+    with components.lend("video_decoder") as decoder:
         for scene, latent in zip(scenes, latents):
             frames = np.array(to_uint8(decoder(latent)[0]))
             decibels.append(psnr(frames, np.stack(drawn(scene, shape)[0])))

@@ -85,9 +85,12 @@ def velocity(pipeline: Pipeline, sentence: str) -> AV[mx.array]:
         *(mx.random.normal((1, n, 128), key=k) for n, k in zip((tokens, sounds), keys))
     )
     components = pipeline.components
-    with components.text_encoder() as encoder:
+    with components.lend("text_encoder") as encoder:
         told = encoder.features([sentence], TEXT_TOKENS)
-    with components.connectors() as connectors, components.transformer() as transformer:
+    with (
+        components.lend("connectors") as connectors,
+        components.transformer() as transformer,
+    ):
         denoiser = Denoiser(transformer.model, connectors)
         context = denoiser.context(told, x.present)
         v = denoiser.velocity(x, context, mx.array([SIGMA]), shape, False)

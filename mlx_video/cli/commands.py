@@ -199,7 +199,7 @@ def enhance(args: argparse.Namespace) -> None:
     stream = partial(tell, end="") if sys.stdout and sys.stdout.isatty() else None
     components = open_components(files_from(args), distilled(), ["text_encoder"], say)
     seed = SEED if args.seed is None else args.seed
-    with components.text_encoder() as encoder:
+    with components.lend("text_encoder") as encoder:
         text = rewrite(encoder, args.prompt, seed=seed, on_text=stream)
     tell("" if stream else text)
 

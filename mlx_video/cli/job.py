@@ -21,8 +21,8 @@ from mlx_video.errors import UserError
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.duration import nearest_frames
 from mlx_video.output import Output, clip_path
-from mlx_video.pipeline import Request
 from mlx_video.record import Job
+from mlx_video.request import Request
 from mlx_video.run import Options, recalled
 
 DEV_MODEL = "the dev model (--variant dev, or python -m mlx_video.generate_dev)"

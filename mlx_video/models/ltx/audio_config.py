@@ -84,9 +84,9 @@ def _flatten(block: Mapping[str, object]) -> dict[str, object]:
     return flat
 
 
-@dataclass(frozen=True)
-class VocoderConfig(Config):
-    """HiFi-GAN vocoder: block ``vocoder``. Its hop is the product of ``upsample_rates``, in samples per mel frame."""
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(Config):
+    """What the two kinds of vocoder have in common."""
 
     upsample_initial_channel: int
     upsample_rates: tuple[int, ...]
@@ -94,31 +94,6 @@ class VocoderConfig(Config):
     resblock_kernel_sizes: tuple[int, ...]
     resblock_dilation_sizes: tuple[tuple[int, ...], ...]
     stereo: bool = True
-    output_sample_rate: int = 24000
-
-    FIXED: ClassVar = {"resblock": "1", "vocoder": None, "bwe": None}
-
-    @property
-    def hop(self) -> int:
-        """Samples of the waveform per mel frame."""
-        return math.prod(self.upsample_rates)
-
-
-@dataclass(frozen=True)
-class BigVGANConfig(Config):
-    """One BigVGAN generator: block ``vocoder.vocoder``. What is absent has the official default, not the usual value."""
-
-    upsample_initial_channel: int
-    upsample_rates: tuple[int, ...]
-    upsample_kernel_sizes: tuple[int, ...]
-    resblock_kernel_sizes: tuple[int, ...]
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...]
-    stereo: bool = True
-    use_tanh_at_final: bool = True
-    use_bias_at_final: bool = True
-    apply_final_activation: bool = True
-
-    FIXED: ClassVar = {"resblock": "AMP1", "activation": "snakebeta"}
 
     @property
     def channels(self) -> int:
@@ -128,6 +103,31 @@ class BigVGANConfig(Config):
     def hop(self) -> int:
         """Samples of a mel frame."""
         return math.prod(self.upsample_rates)
+
+    @property
+    def last_width(self) -> int:
+        """Channels after the last upsampling, each of which halves them."""
+        return self.upsample_initial_channel >> len(self.upsample_rates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocoderConfig(GeneratorConfig):
+    """HiFi-GAN vocoder: block ``vocoder``."""
+
+    output_sample_rate: int = 24000
+
+    FIXED: ClassVar = {"resblock": "1", "vocoder": None, "bwe": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigVGANConfig(GeneratorConfig):
+    """One BigVGAN generator: block ``vocoder.vocoder``. What is absent has the official default, not the usual value."""
+
+    use_tanh_at_final: bool = True
+    use_bias_at_final: bool = True
+    apply_final_activation: bool = True
+
+    FIXED: ClassVar = {"resblock": "AMP1", "activation": "snakebeta"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,6 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import (
-    TYPE_CHECKING,
-    ContextManager,
     Iterable,
     Iterator,
     Mapping,
@@ -30,20 +28,17 @@ from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.fusion import Fusion, LoRA, fuse
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import Layout, identify
-from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.network import Network, quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
 from mlx_video.models.ltx.releases import LTX_2, Release, published
 from mlx_video.models.ltx.residency import GROUP_SIZE, Residency, give_back_freed
 from mlx_video.models.ltx.shelf import Mark, Shelf
 from mlx_video.models.ltx.source import Source
+from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.types import Geometry
 from mlx_video.weights import (
     materialize,
 )
-
-if TYPE_CHECKING:  # it imports a tokenizer library, which takes seconds
-    from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 
 log = logging.getLogger(__name__)
 
@@ -271,30 +266,6 @@ class Components:
         else:
             decoder = self.sketch("video_decoder")
         yield decoder.per_channel_statistics
-
-    def connectors(self) -> ContextManager[nn.Module]:
-        return self.lend("connectors")
-
-    def video_encoder(self) -> ContextManager[nn.Module]:
-        return self.lend("video_encoder")
-
-    def video_decoder(self) -> ContextManager[nn.Module]:
-        return self.lend("video_decoder")
-
-    def audio_encoder(self) -> ContextManager[nn.Module]:
-        return self.lend("audio_encoder")
-
-    def audio_decoder(self) -> ContextManager[nn.Module]:
-        return self.lend("audio_decoder")
-
-    def vocoder(self) -> ContextManager[nn.Module]:
-        return self.lend("vocoder")
-
-    def upsampler(self) -> ContextManager[nn.Module]:
-        return self.lend("upsampler")
-
-    def text_encoder(self) -> ContextManager["GemmaTextEncoder"]:
-        return self.lend("text_encoder")
 
     def bits(self, name: str) -> int | None:
         """To which a part's blocks are quantized as it is loaded, see ``Residency.bits``."""

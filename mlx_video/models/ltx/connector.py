@@ -119,10 +119,6 @@ class TextConnectors(Network):
         weights = cls.NAMES.take(weights) or weights
         return EARLIER_NAMES.take(weights) or weights
 
-    @classmethod
-    def official_name(cls, key: str) -> str:
-        return cls.NAMES.official(key)
-
 
 EARLIER_NAMES = TensorNames(  # in folders that `convert` wrote before LTX-2.3
     {

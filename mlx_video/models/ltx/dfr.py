@@ -163,8 +163,3 @@ def carried(pictures: Sequence[Mapping[int, mx.array]]) -> dict[int, mx.array]:
     """Pictures of all tiles by frame, in order; where two tiles have one, it is the earlier tile's."""
     merged = {frame: picture for each in reversed(pictures) for frame, picture in each.items()}  # fmt: skip
     return dict(sorted(merged.items()))
-
-
-def final_frames(frames: int, rounds: int) -> int:
-    """How many frames a clip of ``frames`` has after so many temporal rounds; what the canvas has beyond is cut."""
-    return (frames - 1) * 2**rounds + 1

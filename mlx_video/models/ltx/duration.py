@@ -16,7 +16,6 @@ from mlx_video.models.ltx.rope import split_heads
 from mlx_video.models.ltx.schema import Config
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV
-from mlx_video.weights import Weights
 
 SHORTEST, LONGEST = 1.0, 20.0  # seconds
 
@@ -51,6 +50,16 @@ class DurationHead(Network):
     """A learned query attends to the context of both streams; what it finds becomes seconds."""
 
     CONFIG: ClassVar = DurationConfig
+    NAMES: ClassVar = TensorNames(
+        {"duration_head.": ""},
+        {
+            "*_input_proj.*": "*.proj.*",
+            "*_modality_emb": "*.embedding",
+            "attention_pooler.cross_attn.in_proj_*": "pooler.in_proj.*",
+            "attention_pooler.cross_attn.out_proj.*": "pooler.out_proj.*",
+            "attention_pooler.query_tokens": "pooler.queries",
+        },
+    )
 
     def __init__(self, config: DurationConfig):
         super().__init__()
@@ -70,27 +79,6 @@ class DurationHead(Network):
         pooled = self.pooler(mx.concatenate(tokens.values, axis=1))
         out = self.mlp_out(gelu(self.mlp_hidden(pooled.flatten(1))))
         return mx.exp(out[:, 0].astype(mx.float32))
-
-    @classmethod
-    def sanitize(cls, weights: Weights) -> Weights:
-        """The head's tensors under our names; unchanged where none has an official prefix."""
-        return NAMES.take(weights) or weights
-
-    @classmethod
-    def official_name(cls, key: str) -> str:
-        return NAMES.official(key)
-
-
-NAMES = TensorNames(
-    {"duration_head.": ""},
-    {
-        "*_input_proj.*": "*.proj.*",
-        "*_modality_emb": "*.embedding",
-        "attention_pooler.cross_attn.in_proj_*": "pooler.in_proj.*",
-        "attention_pooler.cross_attn.out_proj.*": "pooler.out_proj.*",
-        "attention_pooler.query_tokens": "pooler.queries",
-    },
-)
 
 
 class ContextInput(nn.Module):

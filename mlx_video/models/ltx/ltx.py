@@ -11,10 +11,9 @@ from typing import Callable, ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx import fitted, foreign_names
 from mlx_video.models.ltx.adaln import AdaLNSingle, chosen_rows, modulate
-from mlx_video.models.ltx.attention import attention_bias, gelu
+from mlx_video.models.ltx.attention import gelu
 from mlx_video.models.ltx.config import (
     LTXModelConfig,
     LTXModelType,
@@ -23,7 +22,6 @@ from mlx_video.models.ltx.config import (
 )
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.offload import BlockStream
-from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.transformer import (
@@ -32,7 +30,6 @@ from mlx_video.models.ltx.transformer import (
     ModalityInput,
     RopeTables,
     Rows,
-    Timesteps,
     TransformerBlock,
     table_rows,
 )
@@ -117,11 +114,6 @@ class LTXModel(Network):
         if any(key.startswith(("video.", "audio.")) for key in weights):
             return weights
         return {cls.NAMES.ours(OFFICIAL + key): v for key, v in weights.items()}
-
-    @classmethod
-    def official_name(cls, key: str) -> str:
-        """What the official files call one of our tensors."""
-        return cls.NAMES.official(key)
 
     @classmethod
     def configure(
@@ -365,113 +357,6 @@ class CaptionProjection(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.linear_2(gelu(self.linear_1(x)))
-
-
-class X0Model:
-    """What a sampler sees: the clean sample that ``model`` predicts from a pair of latent states.
-
-    While the same arrays come in, what does not change from step to step is computed once: projected prompts, rotary
-    tables, the levels of denoise masks and the bias of attention masks.
-    """
-
-    def __init__(self, model: LTXModel):
-        self.model = model
-        # Not a method of its own: the circle would keep model and tables until Python looks for such.
-        project = partial(_project, model)
-        self._contexts = _Memo(project, size=4)  # one per pass of a guided step
-        self._ropes = _Memo(model.rope, size=1)
-        self._levels = _Memo(_levels, size=1)
-        self._biases = _Memo(partial(_biases, model), size=1)
-
-    def __call__(
-        self,
-        states: AV[LatentState],
-        context: AV[mx.array],
-        sigma: float,
-        perturbations: Sequence[Perturbation] = (),
-    ) -> AV[mx.array]:
-        """x0 of each modality, (B, N, C) float32, at noise level ``sigma`` in [0, 1].
-
-        context        the text connectors' output, (B, L, caption_channels)
-        perturbations  one per batch item, or one for all of them
-        Latents and contexts must share one batch size; that of masks and positions may also be 1.
-        """
-        inputs = self._inputs(states, context, sigma)
-        with piece_by_piece():
-            velocity = self.model(inputs, perturbations)
-        return states.map(
-            lambda state, v: to_x0(state.latent, v, state.denoise_mask * sigma),
-            velocity,
-        )
-
-    def _inputs(
-        self, states: AV[LatentState], context: AV[mx.array], sigma: float
-    ) -> AV[ModalityInput]:
-        if absent := [m.value for m in states.present if context[m] is None]:
-            raise ValueError(
-                f"There is a latent but no text context for {absent[0]}; give one for each modality."
-            )
-
-        def one(
-            state: LatentState,
-            context: mx.array,
-            rope: RopeTables,
-            levels: Timesteps,
-            bias: mx.array | None,
-        ) -> ModalityInput:
-            return ModalityInput(
-                state.latent.astype(self.model.dtype),
-                levels.scaled(0.0 if state.frozen else sigma),
-                context,
-                rope,
-                state.enabled,
-                state.keyframes_mask,
-                bias,
-            )
-
-        return states.map(
-            one,
-            self._contexts(states.map(lambda _, c: c, context)),
-            self._ropes(states.map(lambda state: state.positions)),
-            self._levels(states.map(lambda state: state.denoise_mask)),
-            self._biases(states.map(lambda state: state.attention_mask)),
-        )
-
-
-def to_x0(latent: mx.array, velocity: mx.array, timesteps: mx.array) -> mx.array:
-    """Where the flow through ``latent`` began: latent - velocity * timestep, float32 as the timesteps (B, N, 1) are."""
-    return latent - velocity * timesteps
-
-
-def _project(model: LTXModel, context: AV[mx.array]) -> AV[mx.array]:
-    return model.project_context(context.map(lambda x: x.astype(model.dtype)))
-
-
-def _levels(masks: AV[mx.array]) -> AV[Timesteps]:
-    return masks.map(lambda mask: Timesteps.from_mask(1.0, mask))
-
-
-def _biases(model: LTXModel, masks: AV[mx.array]) -> AV[mx.array]:
-    return masks.map(lambda mask: attention_bias(mask, model.dtype))
-
-
-class _Memo:
-    """The last ``size`` results of a function of arrays, which it knows again by identity.
-
-    Holding the arguments keeps their identities from being reused.
-    """
-
-    def __init__(self, function: Callable[[AV], AV], size: int):
-        self.function, self.size = function, size
-        self.entries: list[tuple[AV, AV]] = []
-
-    def __call__(self, arrays: AV) -> AV:
-        for known, result in self.entries:
-            if all(known[m] is arrays[m] for m in Modality):
-                return result
-        result = self.function(arrays)
-        self.entries = [*self.entries, (arrays, result)][-self.size :]
-        return result
 
 
 def streams_of(key: str) -> set[Modality]:

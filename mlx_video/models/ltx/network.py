@@ -12,13 +12,14 @@ from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.schema import Config
 from mlx_video.models.ltx.source import QUANTIZATION, Source
 from mlx_video.tensor_names import TensorNames
-from mlx_video.weights import Weights, load, save
+from mlx_video.weights import Weights, channels_last, load, save
 
 
 class Network(nn.Module):
     """A part's network.
 
     CONFIG    its hyper-parameters
+    NAMES     what official files call its tensors
     LARGE     whether it must be alone in memory
     BLOCKS    how the names of those layers start that are quantized as they are loaded: they hold nearly all weights,
               while the few around them are cheap to keep exact; empty where nothing is quantized
@@ -28,6 +29,7 @@ class Network(nn.Module):
     """
 
     CONFIG: ClassVar[type[Config]]
+    NAMES: ClassVar[TensorNames]
     LARGE: ClassVar[bool] = False
     BLOCKS: ClassVar[str] = ""
     LORAS: ClassVar[bool] = False
@@ -37,13 +39,21 @@ class Network(nn.Module):
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """The network's own tensors out of an official file's, under our names; ours come back unchanged."""
-        raise NotImplementedError
+        """The network's own tensors out of an official file's, as we name and lay them out; ours come back unchanged."""
+        official = cls.NAMES.take(weights)
+        if official is None:
+            return weights
+        return {key: cls.to_mlx(key, value) for key, value in official.items()}
+
+    @staticmethod
+    def to_mlx(key: str, value: mx.array) -> mx.array:
+        """An official tensor as MLX lays it out; ``key`` is our name."""
+        return channels_last(value) if value.ndim > 3 else value
 
     @classmethod
     def official_name(cls, key: str) -> str:
         """What an official file calls our ``key``."""
-        raise NotImplementedError
+        return cls.NAMES.official(key)
 
     @classmethod
     def from_source(

@@ -16,26 +16,21 @@ from mlx_video.models.ltx import enhance, gemma
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.gemma_config import GemmaConfig, read_gemma_config
 from mlx_video.models.ltx.gemma_files import WRITTEN, copy_files, unpack_assets
-from mlx_video.models.ltx.network import quantize_blocks
+from mlx_video.models.ltx.network import Network, quantize_blocks
 from mlx_video.models.ltx.source import QUANTIZATION, Source
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.types import TextFeatures
 
 
-class GemmaTextEncoder:
-    """A Gemma 3 or 4 language model with its tokenizer; ``max_tokens`` are those of the longest prompt.
-
-    A part as ``Network`` describes it, though the weights are those of the ``model`` inside.
-    """
+class GemmaTextEncoder(Network):
+    """A Gemma 3 or 4 language model with its tokenizer; the weights are those of the ``model`` inside."""
 
     CONFIG: ClassVar = GemmaConfig
     LARGE: ClassVar = True
     BLOCKS: ClassVar = gemma.Gemma3.BLOCKS
-    LORAS: ClassVar = False
-    STREAMED: ClassVar = False
-    SELECTS: ClassVar = False
 
     def __init__(self, model: gemma.Gemma, tokenizer: PromptTokenizer):
+        super().__init__()
         self.model = model
         self.tokenizer = tokenizer
 
@@ -129,6 +124,7 @@ class GemmaTextEncoder:
 
     @property
     def max_tokens(self) -> int:
+        """Of the longest prompt."""
         return self.tokenizer.max_tokens
 
     def features(
@@ -141,23 +137,11 @@ class GemmaTextEncoder:
         mx.eval(states)
         return TextFeatures(states, mask)
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a prompt, BOS included."""
-        return len(self.tokenizer.encode(text))
-
     def tokenize(
         self, texts: Sequence[str], max_length: int | None = None
     ) -> tuple[mx.array, mx.array]:
         """Ids and mask, see ``PromptTokenizer.tokenize``."""
         return self.tokenizer.tokenize(texts, max_length)
-
-    def unknown_words(self, prompt: str) -> tuple[str, ...]:
-        """The words that a model of a small world never saw, see ``PromptTokenizer.unknown_words``."""
-        return self.tokenizer.unknown_words(prompt)
-
-    def caution(self, prompt: str) -> str:
-        """One line about what such a model does not know, see ``PromptTokenizer.caution``."""
-        return self.tokenizer.caution(prompt)
 
     def hidden_states(self, ids: mx.array, mask: mx.array) -> list[mx.array]:
         """The scaled embeddings, the outputs of all layers but the last, and the last one's normalised output.

@@ -7,7 +7,7 @@ import re
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Iterator, Sequence
 
 import mlx.core as mx
 from tokenizers import Tokenizer
@@ -178,11 +178,6 @@ def check_prompt(text: str) -> None:
             f"{text.strip()[:40]!r}. A paragraph of 200 words is right."
         )
     check_text(text, "The prompt")
-
-
-def check_prompts(text_encoder: str | Path, prompts: Iterable[str]) -> None:
-    """Raise ``UserError`` where one of ``prompts`` is too long or no text; reads the tokenizer alone."""
-    PromptTokenizer.load(text_encoder).tokenize(list(prompts))
 
 
 def caution(text_encoder: Path, prompt: str) -> str:

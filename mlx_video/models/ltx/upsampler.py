@@ -15,7 +15,7 @@ from mlx_video.models.ltx.video_vae.base import PerChannelStatistics
 from mlx_video.models.ltx.video_vae.convolution import conv3d
 from mlx_video.models.ltx.video_vae.sampling import depth_to_space
 from mlx_video.tensor_names import TensorNames
-from mlx_video.weights import Weights, channels_last
+from mlx_video.weights import Weights
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-5
@@ -29,24 +29,22 @@ def upsample_normalized(
 
 
 # The official name of each part -> ours. A file of its own: names have no prefix.
-NAMES = TensorNames(
-    {
-        "initial_conv.": "conv_in.",
-        "initial_norm.": "norm_in.",
-        "res_blocks.": "coarse_blocks.",
-        "upsampler.0.": "resample.conv.",
-        "upsampler.conv.": "resample.expand.",
-        "upsampler.blur_down.": "resample.blur.",
-        "post_upsample_res_blocks.": "fine_blocks.",
-        "final_conv.": "conv_out.",
-    }
-)
-
-
 class LatentUpsampler(Network):
     """Residual blocks at the coarse grid, a shuffle to the finer one, and as many residual blocks there."""
 
     CONFIG: ClassVar = UpsamplerConfig
+    NAMES: ClassVar = TensorNames(
+        {
+            "initial_conv.": "conv_in.",
+            "initial_norm.": "norm_in.",
+            "res_blocks.": "coarse_blocks.",
+            "upsampler.0.": "resample.conv.",
+            "upsampler.conv.": "resample.expand.",
+            "upsampler.blur_down.": "resample.blur.",
+            "post_upsample_res_blocks.": "fine_blocks.",
+            "final_conv.": "conv_out.",
+        }
+    )
 
     def __init__(self, config: UpsamplerConfig):
         super().__init__()
@@ -78,17 +76,12 @@ class LatentUpsampler(Network):
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
         """An official file's tensors renamed and channels last; ours come back unchanged."""
-        taken = NAMES.take(weights)
-        if taken is None:
+        taken = super().sanitize(weights)
+        if taken is weights:
             return _renamed(weights) if "resample.blur.kernel" in weights else weights
-        if unknown := [key for key in weights if NAMES.ours(key) is None]:
+        if unknown := [key for key in weights if cls.NAMES.ours(key) is None]:
             raise UserError(f"LatentUpsampler: unknown tensor {unknown[0]!r}.")
-        return {k: channels_last(v) if v.ndim >= 4 else v for k, v in taken.items()}
-
-    @classmethod
-    def official_name(cls, key: str) -> str:
-        """What an official file calls the tensor that is ``key`` here."""
-        return NAMES.official(key)
+        return taken
 
 
 class Conv3d(nn.Module):

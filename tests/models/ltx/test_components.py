@@ -347,7 +347,7 @@ def test_a_video_only_transformer_reads_no_sound(folder):
 
 def test_lends_the_text_encoder(folder):
     components = Components.open(Files(folder, dtype="float32"))
-    with components.text_encoder() as encoder:
+    with components.lend("text_encoder") as encoder:
         states, _ = encoder.features(["a cat"], max_length=8)
         assert states.dtype == mx.float32 and len(states) == 8
     assert not encoder.model.parameters()
@@ -600,7 +600,7 @@ def gemma(folder: Path, **options) -> Components:
 
 def test_gemmas_layers_are_quantized_on_load(folder):
     wide = wide_gemma(folder / "text_encoder")
-    with gemma(wide, quantize=8).text_encoder() as encoder:
+    with gemma(wide, quantize=8).lend("text_encoder") as encoder:
         held = parameters(encoder.model)
     packed = [name for name in held if name.endswith(".scales")]
     assert len(packed) == 7 * 7 and all("model.layers." in name for name in packed)
@@ -612,7 +612,7 @@ def test_gemmas_layers_are_quantized_on_load(folder):
 def test_features_of_a_quantized_gemma(folder, bits, least, most):
     wide, found = wide_gemma(folder / "text_encoder"), {}
     for asked in (None, bits):
-        with gemma(wide, quantize=asked).text_encoder() as encoder:
+        with gemma(wide, quantize=asked).lend("text_encoder") as encoder:
             found[asked] = encoder.features(["A cat walks."], 16).hidden_states
     dense, quantized = found.values()
     assert mx.array_equal(dense[0], quantized[0])  # the embeddings
@@ -625,7 +625,7 @@ def test_a_gemma_that_is_quantized_stays(folder, tmp_path):
     held = []
     for asked in (None, 4):
         packed = gemma(tmp_path / "q" / "text_encoder", quantize=asked)
-        with packed.text_encoder() as encoder:
+        with packed.lend("text_encoder") as encoder:
             held.append(parameters(encoder.model))
     assert held[0].keys() == held[1].keys()
     assert all(mx.array_equal(held[0][name], held[1][name]) for name in held[0])

@@ -10,12 +10,13 @@ from mlx_video.models.ltx.dfr import (
     Tile,
     carried,
     doubled,
-    final_frames,
     join,
     layouts,
     nearest,
     tiles,
 )
+from mlx_video.recipes import finished
+from mlx_video.types import VideoPixelShape
 from tests.reference import FIXTURES
 
 LAYOUT = json.loads((FIXTURES / "ltx2_modes" / "dfr_layout.json").read_text())
@@ -33,7 +34,8 @@ def test_a_canvas_is_the_official_one(row):
 def test_tiles_are_the_official_ones(row):
     seams = doubled(Canvas.of(row["canvas"]).keyframes)
     assert list(seams) == row["seams"]
-    assert final_frames(row["canvas"], row["round"]) == row["num_frames"]
+    canvas = VideoPixelShape(row["canvas"], 0, 0, 24.0)
+    assert finished(canvas, row["round"]).frames == row["num_frames"]
     ours = tiles(seams, row["num_tiles"], TIME)
     assert len(ours) == len(row["tiles"])
     for tile, official in zip(ours, row["tiles"]):

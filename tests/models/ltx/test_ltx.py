@@ -12,8 +12,9 @@ from mlx.utils import tree_flatten
 
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
-from mlx_video.models.ltx.ltx import LTXModel, X0Model, streams_of, to_x0
+from mlx_video.models.ltx.ltx import LTXModel, streams_of
 from mlx_video.models.ltx.transformer import Timesteps
+from mlx_video.models.ltx.x0 import X0Model, to_x0
 from mlx_video.types import AV, Modality, Perturbation
 from tests.models.ltx.dit import (
     CONTEXTS,

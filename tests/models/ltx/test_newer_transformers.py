@@ -13,8 +13,9 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.attention import attention_bias
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType
-from mlx_video.models.ltx.ltx import LTXModel, X0Model
+from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.transformer import CROSS_GATE, ModalityInput
+from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.types import AV, Modality, Perturbation
 from tests.models.ltx.dit import errors, levels, twice
 from tests.reference import (

@@ -86,9 +86,9 @@ def test_the_connectors_projection_is_read_from_the_text_encoders_file(tmp_path)
     root = split_checkpoint(tmp_path / "model")
     needs = ["connectors", "text_encoder", "vocoder", "duration_head"]
     components = Components.open(Files(root, dtype="float32"), needs=needs)
-    with components.text_encoder() as encoder:
+    with components.lend("text_encoder") as encoder:
         features = encoder.features(["a cat on a mat"])
-    with components.connectors() as connectors:
+    with components.lend("connectors") as connectors:
         context = connectors(*features)
         mx.eval(context.values)
     with components.lend("duration_head") as head:
@@ -125,7 +125,7 @@ def test_the_newer_vocoder_takes_what_it_says(frames):
     """In pieces of 512 frames, beyond which it takes no more."""
     mx.disable_compile()  # as the doors do on a CPU
     components = Components.open(Files(TINY_2_3, dtype="float32"), needs=["vocoder"])
-    with components.vocoder() as vocoder:
+    with components.lend("vocoder") as vocoder:
         log_mel = mx.zeros((1, 2, frames, 64))
         mx.eval(log_mel, vocoder(log_mel[:, :, :20]))
         gc.collect()  # what tests before it have left

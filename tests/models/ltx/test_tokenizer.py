@@ -12,7 +12,7 @@ from mlx_video.models.ltx.knowledge import FILE as KNOWS
 from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.sentencepiece import tokenizer_of
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
-from mlx_video.models.ltx.tokenizer import PromptTokenizer, check_prompts
+from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from tests.reference import FIXTURES
 from tests.tiny_tokenizer import make_text_encoder_folder
 from tiny.sentences import describe, words
@@ -109,7 +109,7 @@ def test_no_tokenizer(folder):
     for file in folder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(MissingFileError, match="No tokenizer.json or tokenizer.model"):
-        check_prompts(folder, ["a cat"])
+        PromptTokenizer.load(folder)
 
 
 def test_a_larger_models_tokenizer_is_refused(folder):
@@ -136,9 +136,9 @@ def test_a_prompt_that_cannot_be_read_is_refused_before_weights(
     folder, prompt, sentence
 ):
     (folder / "model.safetensors").unlink()
-    check_prompts(folder, ["a cat", ""])
+    PromptTokenizer.load(folder).tokenize(["a cat", ""])
     with pytest.raises(UserError, match=sentence) as caught:
-        check_prompts(folder, ["a cat", prompt])
+        PromptTokenizer.load(folder).tokenize(["a cat", prompt])
     assert len(str(caught.value)) < 400
 
 
@@ -189,17 +189,15 @@ def test_what_is_said_of_them(small):
 
 
 def test_a_large_model_knows_every_word(folder):
-    encoder = GemmaTextEncoder.load(folder)
-    assert encoder.unknown_words("zyzzyva") == () and encoder.caution("zyzzyva") == ""
+    large = PromptTokenizer.load(folder)
+    assert large.unknown_words("zyzzyva") == () and large.caution("zyzzyva") == ""
 
 
 def test_what_a_model_knows_goes_with_its_folder(tmp_path):
     copy = shutil.copytree(PACKAGED / "text_encoder", tmp_path / "other")
     known = json.loads((copy / KNOWS).read_text()) | {"name": "mine"}
     (copy / KNOWS).write_text(json.dumps(known))
-    encoder = GemmaTextEncoder.load(copy)
-    assert encoder.caution("fox") == encoder.tokenizer.caution("fox")
-    assert encoder.caution("fox").startswith("mine finds nothing")
+    assert PromptTokenizer.load(copy).caution("fox").startswith("mine finds nothing")
 
 
 @pytest.mark.parametrize(

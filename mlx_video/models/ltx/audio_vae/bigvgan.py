@@ -16,12 +16,16 @@ from mlx_video.models.ltx.audio_config import (
     BigVGANConfig,
     BigVGANVocoderConfig,
 )
-from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
+from mlx_video.models.ltx.audio_vae.convolution import (
+    SameConv1d,
+    grouped,
+    to_mlx,
+    upsampling,
+)
 from mlx_video.models.ltx.audio_vae.signal import frames, resample
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.tensor_names import TensorNames
-from mlx_video.weights import Weights, channels_last
 
 MEL_BINS = 64  # per channel; in no config
 EDGE_KERNEL = 7  # of the first and the last convolution
@@ -66,13 +70,12 @@ class BigVGANVocoder(Network):
 
     @property
     def sample_rate(self) -> int:
-        return self.config.bwe.output_sampling_rate
+        return self.config.output_sample_rate
 
     @property
     def hop(self) -> int:
         """Samples of a mel frame."""
-        bwe = self.config.bwe
-        return self.config.vocoder.hop * self.sample_rate // bwe.input_sampling_rate
+        return self.config.hop
 
     @property
     def reach(self) -> int:
@@ -113,32 +116,12 @@ class BigVGANVocoder(Network):
         wave = mx.clip(self.extension(self.mel(wave)) + wide, -1, 1)
         return wave[..., : log_mel.shape[2] * self.hop]
 
-    @classmethod
-    def sanitize(cls, weights: Weights) -> Weights:
-        """The vocoder's tensors out of any official file's, channels last; ours come back unchanged."""
-        official = cls.NAMES.take(weights)
-        if official is None:
-            return weights
-        return {key: _to_mlx(key, value) for key, value in official.items()}
-
-    @classmethod
-    def official_name(cls, key: str) -> str:
-        """What the official files call our ``key``."""
-        return cls.NAMES.official(key)
-
-
-def _to_mlx(key: str, value: mx.array) -> mx.array:
-    """Filters and the Fourier basis without their axes of 1; convolutions as MLX has them.
-
-    PyTorch's transposed convolutions hold (I, O, k), its others (O, I, k); MLX's all (O, k, I).
-    """
-    if value.ndim != 3:
-        return value
-    if key.endswith((".up", ".down")):
-        return value.flatten()
-    if key == "mel.basis":
-        return value.squeeze(1)
-    return value.transpose(1, 2, 0) if ".ups." in key else channels_last(value)
+    @staticmethod
+    def to_mlx(key: str, value: mx.array) -> mx.array:
+        """Filters and the Fourier basis lose their axes of 1."""
+        if key.endswith((".up", ".down")):
+            return value.flatten()
+        return value.squeeze(1) if key == "mel.basis" else to_mlx(key, value)
 
 
 def widths(config: BigVGANConfig) -> int:
@@ -158,29 +141,21 @@ class BigVGAN(nn.Module):
         self.config = config
         width = config.upsample_initial_channel
         self.conv_pre = SameConv1d(config.channels * bins, width, EDGE_KERNEL)
-        self.ups, self.resblocks = [], []
-        for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes):
-            self.ups.append(Upsample(width, width // 2, kernel, rate))
-            width //= 2
-            self.resblocks += [
-                AMPBlock(width, *kernel_and_dilations)
-                for kernel_and_dilations in zip(
-                    config.resblock_kernel_sizes, config.resblock_dilation_sizes
-                )
-            ]
-        self.act_post = AntiAliasedSnake(width)
+        self.ups, self.resblocks = upsampling(config, AMPBlock)
+        self.act_post = AntiAliasedSnake(config.last_width)
         self.conv_post = SameConv1d(
-            width, config.channels, EDGE_KERNEL, bias=config.use_bias_at_final
+            config.last_width,
+            config.channels,
+            EDGE_KERNEL,
+            bias=config.use_bias_at_final,
         )
 
     def __call__(self, log_mel: mx.array) -> mx.array:
         B, C, T, M = log_mel.shape
         x = self.conv_pre(log_mel.transpose(0, 2, 1, 3).reshape(B, T, C * M))
-        at_once = len(self.resblocks) // len(self.ups)
-        for i, up in enumerate(self.ups):
+        for up, blocks in grouped(self.ups, self.resblocks):
             x = up(x)
-            blocks = self.resblocks[i * at_once : (i + 1) * at_once]
-            x = sum(block(x) for block in blocks) / at_once
+            x = sum(block(x) for block in blocks) / len(blocks)
         x = self.conv_post(self.act_post(x)).transpose(0, 2, 1)
         if not self.config.apply_final_activation:
             return x

@@ -1,9 +1,13 @@
-"""Convolution over sound, (B, L, C), in forms that are fast on every backend. Knows no vocoder."""
+"""Convolution over sound, (B, L, C), in forms that are fast on every backend, and the order of layers that vocoders share."""
+
+from typing import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.audio_config import GeneratorConfig
+from mlx_video.weights import channels_last
 
 
 class SameConv1d(nn.Conv1d):
@@ -77,3 +81,32 @@ class Upsample(nn.ConvTranspose1d):
         y = mx.conv1d(x, weight, padding=taps - 1).reshape(B, -1, O)
         start = (K - self.stride) // 2
         return y[:, start : start + L * self.stride] + self.bias
+
+
+def upsampling(
+    config: GeneratorConfig, block: Callable[[int, int, Sequence[int]], nn.Module]
+) -> tuple[list[Upsample], list[nn.Module]]:
+    """Layers that each lengthen the sound and halve its width, and the residual blocks that come after each."""
+    width, ups, blocks = config.upsample_initial_channel, [], []
+    for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes):
+        ups.append(Upsample(width, width // 2, kernel, rate))
+        width //= 2
+        sizes = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes)
+        blocks += [block(width, size, dilations) for size, dilations in sizes]
+    return ups, blocks
+
+
+def grouped(
+    ups: list[Upsample], blocks: list[nn.Module]
+) -> Iterator[tuple[Upsample, list[nn.Module]]]:
+    """Each of ``ups`` with its own blocks."""
+    each = len(blocks) // len(ups)
+    for i, up in enumerate(ups):
+        yield up, blocks[i * each : (i + 1) * each]
+
+
+def to_mlx(key: str, value: mx.array) -> mx.array:
+    """PyTorch's transposed convolutions hold (I, O, k), its others (O, I, k); MLX's all (O, k, I)."""
+    if value.ndim != 3:
+        return value
+    return value.transpose(1, 2, 0) if ".ups." in f".{key}" else channels_last(value)

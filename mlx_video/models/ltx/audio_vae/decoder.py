@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.audio_config import AudioVAEConfig
-from mlx_video.models.ltx.audio_vae.base import AudioVAEPart, PerChannelStatistics
+from mlx_video.models.ltx.audio_vae.base import PerChannelStatistics, names_of
 from mlx_video.models.ltx.audio_vae.resnet import (
     CausalConv2d,
     MidBlock,
@@ -15,6 +15,7 @@ from mlx_video.models.ltx.audio_vae.resnet import (
     norm_silu,
     resnet_blocks,
 )
+from mlx_video.models.ltx.network import Network
 
 
 class UpLevel(nn.Module):
@@ -32,10 +33,11 @@ class UpLevel(nn.Module):
         return self.upsample(x) if "upsample" in self else x
 
 
-class AudioDecoder(AudioVAEPart):
+class AudioDecoder(Network):
     """Normalised latent (B, 8, T, 16), 25 frames a second -> log-mel spectrogram (B, 2, 4T - 3, 64)."""
 
-    NAMES: ClassVar = AudioVAEPart.names("decoder")
+    CONFIG: ClassVar = AudioVAEConfig
+    NAMES: ClassVar = names_of("decoder")
 
     def __init__(self, config: AudioVAEConfig):
         super().__init__()

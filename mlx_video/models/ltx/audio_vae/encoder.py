@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.audio_config import AudioVAEConfig
-from mlx_video.models.ltx.audio_vae.base import AudioVAEPart, PerChannelStatistics
+from mlx_video.models.ltx.audio_vae.base import PerChannelStatistics, names_of
 from mlx_video.models.ltx.audio_vae.mel import log_mel
 from mlx_video.models.ltx.audio_vae.resnet import (
     CausalConv2d,
@@ -16,6 +16,7 @@ from mlx_video.models.ltx.audio_vae.resnet import (
     resnet_blocks,
 )
 from mlx_video.models.ltx.audio_vae.signal import resample
+from mlx_video.models.ltx.network import Network
 from mlx_video.types import Waveform
 
 
@@ -34,10 +35,11 @@ class DownLevel(nn.Module):
         return self.downsample(x) if "downsample" in self else x
 
 
-class AudioEncoder(AudioVAEPart):
+class AudioEncoder(Network):
     """Log-mel spectrogram (B, 2, T_mel, 64) -> normalised latent (B, 8, ceil(T_mel / 4), 16): 25 frames a second."""
 
-    NAMES: ClassVar = AudioVAEPart.names("encoder")
+    CONFIG: ClassVar = AudioVAEConfig
+    NAMES: ClassVar = names_of("encoder")
 
     def __init__(self, config: AudioVAEConfig):
         super().__init__()

@@ -3,7 +3,6 @@
 Both channels pass through it as one: their mel bins side by side go in, two samples at a time come out.
 """
 
-import math
 from typing import ClassVar
 
 import mlx.core as mx
@@ -11,10 +10,14 @@ import mlx.nn as nn
 
 from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.audio_config import VocoderConfig
-from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
+from mlx_video.models.ltx.audio_vae.convolution import (
+    SameConv1d,
+    grouped,
+    to_mlx,
+    upsampling,
+)
 from mlx_video.models.ltx.network import Network
 from mlx_video.tensor_names import TensorNames
-from mlx_video.weights import Weights, channels_last
 
 MEL_BINS = 64  # per channel; in no config
 EDGE_KERNEL = 7  # of the first and the last convolution
@@ -31,25 +34,15 @@ class Vocoder(Network):
 
     CONFIG: ClassVar = VocoderConfig
     NAMES: ClassVar = TensorNames({"vocoder.": ""})
+    to_mlx = staticmethod(to_mlx)
 
     def __init__(self, config: VocoderConfig):
         super().__init__()
-        channels = 2 if config.stereo else 1
         width = config.upsample_initial_channel
-        self.sample_rate = config.output_sample_rate
-        self.hop = math.prod(config.upsample_rates)
-        self.conv_pre = SameConv1d(channels * MEL_BINS, width, EDGE_KERNEL)
-        self.ups, self.resblocks = [], []
-        for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes):
-            self.ups.append(Upsample(width, width // 2, kernel, rate))
-            width //= 2
-            self.resblocks += [
-                ResBlock(width, *kernel_and_dilations)
-                for kernel_and_dilations in zip(
-                    config.resblock_kernel_sizes, config.resblock_dilation_sizes
-                )
-            ]
-        self.conv_post = SameConv1d(width, channels, EDGE_KERNEL)
+        self.sample_rate, self.hop = config.output_sample_rate, config.hop
+        self.conv_pre = SameConv1d(config.channels * MEL_BINS, width, EDGE_KERNEL)
+        self.ups, self.resblocks = upsampling(config, ResBlock)
+        self.conv_post = SameConv1d(config.last_width, config.channels, EDGE_KERNEL)
 
     def activation_bytes(self, mel_frames: int) -> float:
         """For so many mel frames, in float32 as it computes."""
@@ -60,36 +53,11 @@ class Vocoder(Network):
         B, C, T, M = log_mel.shape
         x = log_mel.astype(mx.float32).transpose(0, 2, 1, 3).reshape(B, T, C * M)
         x = self.conv_pre(x)
-        at_once = len(self.resblocks) // len(self.ups)
-        for i, up in enumerate(self.ups):
+        for up, blocks in grouped(self.ups, self.resblocks):
             x = up(nn.leaky_relu(x, SLOPE))
-            x = _mean(self.resblocks[i * at_once : (i + 1) * at_once], x)
+            x = sum(block(x) for block in blocks) / len(blocks)
         x = self.conv_post(nn.leaky_relu(x, LAST_SLOPE))
         return mx.tanh(x).transpose(0, 2, 1)
-
-    @classmethod
-    def sanitize(cls, weights: Weights) -> Weights:
-        """The vocoder's tensors out of any official file's, channels last; ours come back unchanged."""
-        official = cls.NAMES.take(weights)
-        if official is None:
-            return weights
-        return {key: _to_mlx(key, value) for key, value in official.items()}
-
-    @classmethod
-    def official_name(cls, key: str) -> str:
-        """What the official files call our ``key``."""
-        return cls.NAMES.official(key)
-
-
-def _to_mlx(key: str, value: mx.array) -> mx.array:
-    """PyTorch's transposed convolutions hold (I, O, k), its others (O, I, k); MLX's all (O, k, I)."""
-    if value.ndim != 3:
-        return value
-    return value.transpose(1, 2, 0) if key.startswith("ups.") else channels_last(value)
-
-
-def _mean(blocks: list[nn.Module], x: mx.array) -> mx.array:
-    return sum(block(x) for block in blocks) / len(blocks)
 
 
 class ResBlock(nn.Module):

@@ -1,16 +1,14 @@
 """What encoder and decoder share: the statistics of the latents, the list of blocks and the names of the weights."""
 
 import math
-from typing import ClassVar, Iterator, Mapping
+from typing import Iterator, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.network import Network
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import VideoScale
-from mlx_video.weights import Weights, channels_last
 
 # By name without "_res" (with a skip connection): frames, rows, columns.
 STRIDES = {
@@ -87,25 +85,6 @@ def names_of(part: str, *tables: Mapping[str, str]) -> TensorNames:
             name = f"{file}per_channel_statistics.{statistic}"
             prefixes[name] = ours and f"per_channel_statistics.{ours}"
     return TensorNames(prefixes, *tables)
-
-
-class ConvolutionalPart(Network):
-    """Base of ``VideoEncoder`` and ``VideoDecoder``: the official names of their weights."""
-
-    NAMES: ClassVar[TensorNames]
-
-    @classmethod
-    def sanitize(cls, weights: Weights) -> Weights:
-        """The part's own tensors out of any official file's, renamed and channels last; ours come back unchanged."""
-        taken = cls.NAMES.take(weights)
-        if taken is None:
-            return weights
-        return {k: channels_last(v) if v.ndim == 5 else v for k, v in taken.items()}
-
-    @classmethod
-    def official_name(cls, key: str) -> str:
-        """What an official file calls the tensor that is ``key`` here."""
-        return cls.NAMES.official(key)
 
 
 # A convolution is wrapped in a module of its own there.

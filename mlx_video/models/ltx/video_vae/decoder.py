@@ -10,12 +10,12 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.fitted import FLOAT32
+from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.video_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae.base import (
     CONVOLUTIONS,
     STRIDES,
     Block,
-    ConvolutionalPart,
     PerChannelStatistics,
     compression,
     names_of,
@@ -46,7 +46,7 @@ the finest grid, for a clip so short that its pieces are never full, or for a ti
 SLOWER = 1.7  # than the transformer's a convolution's operation is; docs/performance.md
 
 
-class VideoDecoder(ConvolutionalPart):
+class VideoDecoder(Network):
     """The decoder; not causal in LTX-2, so that a pixel frame may depend on later latents."""
 
     CONFIG = VideoVAEConfig

@@ -29,6 +29,7 @@ from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     TimestepEmbedder,
     Upsample,
 )
+from mlx_video.models.ltx.video_vae.diffusion_weights import without_strangers
 from mlx_video.models.ltx.video_vae.neighborhood import NORM_EPS, TILE
 from mlx_video.models.ltx.video_vae.sampling import patchify, unpatchify
 from mlx_video.models.ltx.video_vae.stream import Incomplete, Stage, Stream, in_pieces
@@ -59,25 +60,6 @@ DEFAULT_KEY = 0  # of the noise where nobody gives a key, so that the same laten
 LEVEL = 1.0  # of noise in the one step: all
 # Official tiles overlap by a multiple of these, in frames and pixels.
 OVERLAP_FRAMES, OVERLAP_PIXELS = 8, 32
-# Rows of the checkpoint that may be gated, by the name of the gate: folded into the layer, as no gate is used here.
-GATES = {"gate_msa": "attn.proj", "gate_mlp": "mlp.w_down", "gate_ctx": "context_proj"}
-DROPPED = "coarse_"  # in names of heads that only training uses
-STRANGER = (
-    128  # elements of the one tensor of the published file that nobody has a name for
-)
-ROOTS = {  # of our names
-    "conv_in",
-    "conv_in_x_t",
-    "conv_out",
-    "det_stages",
-    "diff_blocks",
-    "norm_out",
-    "per_channel_statistics",
-    "shared_adaln",
-    "t_embedder",
-    "upsamples",
-}
-
 Noise = Callable[[int, tuple[int, ...]], mx.array]
 """Of a clip or a tile: the noise (B, 3, f, H, W) from a frame on."""
 
@@ -156,15 +138,7 @@ class DiffusionDecoder(Network):
         taken = cls.NAMES.take(weights)
         if taken is None:
             return weights
-        named = {k: v for k, v in taken.items() if DROPPED not in k}
-        for name in [name for name in named if name.rpartition(".")[2] in GATES]:
-            _fold(named, name)
-        return _without_the_stranger(named)
-
-    @classmethod
-    def official_name(cls, key: str) -> str:
-        """What an official file calls the tensor that is ``key`` here."""
-        return cls.NAMES.official(key)
+        return without_strangers(taken)
 
     @property
     def scale(self) -> VideoScale:
@@ -503,25 +477,3 @@ def _drawn(key: mx.array | None, frames: int) -> Noise:
 
 def _given(noise: mx.array) -> Noise:
     return lambda first, shape: noise[:, :, first : first + shape[2]]
-
-
-# Tensors of the official file that have no place here
-
-
-def _fold(weights: Weights, name: str) -> None:
-    """Take a gate out of ``weights``: it multiplies what its layer returns."""
-    block, _, kind = name.rpartition(".")
-    gate = weights.pop(name).astype(mx.float32).flatten()
-    for part in ("weight", "bias"):
-        layer = f"{block}.{GATES[kind]}.{part}"
-        if (value := weights.get(layer)) is not None:
-            gated = value * gate.reshape(-1, *[1] * (value.ndim - 1))
-            weights[layer] = gated.astype(value.dtype)
-
-
-def _without_the_stranger(weights: Weights) -> Weights:
-    """Without the one tensor of 128 elements that bears none of our names; of several, none is passed over."""
-    strangers = [k for k, v in weights.items() if k.split(".")[0] not in ROOTS]
-    if [weights[name].size for name in strangers] == [STRANGER]:
-        del weights[strangers[0]]
-    return weights

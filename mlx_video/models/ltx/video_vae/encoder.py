@@ -8,13 +8,13 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.fitted import FLOAT32
+from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.video_config import VideoEncoderConfig
 from mlx_video.models.ltx.video_vae.base import (
     CONVOLUTIONS,
     STRIDES,
     Block,
-    ConvolutionalPart,
     PerChannelStatistics,
     compression,
     names_of,
@@ -40,7 +40,7 @@ LIVE_UNFOLDED = {by_volume: 212, by_product: 132}
 computes in float32 and unfolds what it convolves; measured there on two cores."""
 
 
-class VideoEncoder(ConvolutionalPart):
+class VideoEncoder(Network):
     """The causal encoder: a frame's latent depends on no later frame, so an image is a clip of one frame."""
 
     CONFIG = VideoEncoderConfig

@@ -8,7 +8,6 @@ equals summing every weighted tile and dividing by the sum of weights.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Callable, Iterable, Iterator, NamedTuple, Protocol
 
 import mlx.core as mx
@@ -23,7 +22,6 @@ from mlx_video.models.ltx.video_vae.streaming_decode import (
 from mlx_video.types import VideoPixelShape, VideoScale
 
 Coder = Callable[[mx.array], mx.array]
-OnFramesReady = Callable[[mx.array, int], None]
 
 MODES = (
     "auto",
@@ -165,33 +163,6 @@ def decode_stream(
     if isinstance(tiling, TilingConfig):
         return decoder.tiled(latents, tiling, key)
     return decode_streaming(decoder, latents, tiling or StreamPlan(), key)
-
-
-def decode_with_tiling(
-    decoder_fn: Callable[..., mx.array],
-    latents: mx.array,
-    tiling_config: TilingConfig | None,
-    spatial_scale: int = 32,
-    temporal_scale: int = 8,
-    causal: bool | None = None,
-    on_frames_ready: OnFramesReady | None = None,
-    return_output: bool = True,
-) -> mx.array | None:
-    """``decode_stream`` for any ``decoder_fn(latents, causal=causal)``, handing chunks to a callback.
-
-    ``on_frames_ready(frames, start)`` gets each final frame (B, 3, f, H, W) once and in order, ``start`` being the
-    index of the first of them. Returns the whole clip, or ``None`` where ``return_output`` is false.
-    """
-    decode = partial(decoder_fn, causal=causal)
-    scale = VideoScale(temporal_scale, spatial_scale, spatial_scale)
-    chunks, start = [], 0
-    for frames in iterate_decode(decode, latents, tiling_config, scale):
-        if on_frames_ready is not None:
-            on_frames_ready(frames, start)
-        if return_output:
-            chunks.append(frames)
-        start += frames.shape[2]
-    return mx.concatenate(chunks, axis=2) if return_output else None
 
 
 def iterate_decode(

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx.audio_vae.base import AudioVAEPart
+from mlx_video.models.ltx.audio_config import AudioVAEConfig
 from mlx_video.models.ltx.schema import Config
 from mlx_video.weights import Weights
 from tests.reference import CHECKPOINT, FIXTURES, checkpoint, manifest
@@ -20,7 +20,7 @@ TINY = {"ltx2_tiny": CHECKPOINT} | NEWER
 
 def block(part: type) -> str:
     """Which block of a checkpoint's config describes a part."""
-    return "audio_vae" if issubclass(part, AudioVAEPart) else "vocoder"
+    return "audio_vae" if part.CONFIG is AudioVAEConfig else "vocoder"
 
 
 def tiny_config(part: type, release: str = "ltx2_tiny") -> Config:

@@ -15,7 +15,6 @@ from mlx_video.models.ltx.video_vae.tiling import (
     compute_trapezoidal_mask_1d,
     decode_grid,
     decode_stream,
-    decode_with_tiling,
     iterate_decode,
 )
 from mlx_video.types import VideoScale
@@ -125,42 +124,6 @@ def test_tiles_keep_the_dtype():
 
 
 # Streaming
-
-
-def test_callback_gets_each_frame_once_in_order():
-    seen = []
-    latents = mx.random.normal((1, 3, 9, 4, 5))
-    out = decode_with_tiling(
-        grow, latents, BOTH, on_frames_ready=lambda x, start: seen.append((x, start))
-    )
-    lengths = [frames.shape[2] for frames, _ in seen]
-    assert len(seen) > 2 and sum(lengths) == 65
-    assert [start for _, start in seen] == list(np.cumsum([0] + lengths[:-1]))
-    assert mx.array_equal(mx.concatenate([x for x, _ in seen], axis=2), out)
-
-
-def test_callback_without_output():
-    seen = []
-    out = decode_with_tiling(
-        grow,
-        LATENT[:, :3],
-        BOTH,
-        on_frames_ready=lambda *x: seen.append(x),
-        return_output=False,
-    )
-    assert out is None and len(seen) == 2
-
-
-def test_causal_and_scales_reach_the_decoder():
-    asked = []
-
-    def half(latents, causal):
-        asked.append(causal)
-        return grow(latents)[:, :, :, ::2, ::2]
-
-    out = decode_with_tiling(half, LATENT[:, :3], BOTH, spatial_scale=16, causal=True)
-    assert out.shape == (1, 3, 33, 64, 80)
-    assert set(asked) == {True}
 
 
 def test_frames_are_ready_before_the_next_tile_is_decoded():

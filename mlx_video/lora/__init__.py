@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import Callable, Iterable, Mapping, NamedTuple
+from typing import Iterable, Mapping, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,7 +14,14 @@ from mlx.utils import tree_unflatten
 from mlx_video.errors import UserError
 from mlx_video.formats.quantized import read_dense
 from mlx_video.formats.safetensors import clip, parse_json
-from mlx_video.linear import dense_weight
+from mlx_video.lora.changes import (
+    Tensors,
+    changed,
+    check,
+    check_shape,
+    name_of,
+    rank_of,
+)
 from mlx_video.weights import Weights, read_json, some
 
 # What a tensor is, by the end of its name.
@@ -65,16 +72,6 @@ WHOLE = (
     0.9  # of the layers, which a distilled LoRA changes; the published ones change all
 )
 TRIGGERS = ("trigger_word", "trigger_phrase", "modelspec.trigger_phrase")
-
-Tensors = Mapping[str, mx.array]  # of one layer, by role
-
-
-class Kind(NamedTuple):
-    """A way to write a change of a weight: the tensors it takes beside those of ``BESIDE``, and the change they make."""
-
-    name: str
-    needs: frozenset[str]
-    change: Callable[[Tensors], mx.array]
 
 
 class About(NamedTuple):
@@ -144,18 +141,18 @@ class Adapter:
         """The LoRA of these tensors; ``peft`` is the config that PEFT keeps in a file of its own."""
         layers = _by_layer(weights, source)
         for name, tensors in layers.items():
-            _check(f"{source}: {clip(name)}", tensors)
+            check(f"{source}: {clip(name)}", tensors)
         peft = peft or _packed_config(metadata, source)
         layers = {name: _with_alpha(name, has, peft) for name, has in layers.items()}
         return cls(source, layers, metadata)
 
     @property
     def about(self) -> About:
-        kinds = {_name(has): None for has in self.layers.values()}
+        kinds = {name_of(has): None for has in self.layers.values()}
         triggers = (self.metadata.get(key, "") for key in TRIGGERS)
         return About(
             " and ".join(kinds),
-            max(map(_rank, self.layers.values())),
+            max(map(rank_of, self.layers.values())),
             len(self.layers),
             self.metadata.get("model_version", ""),
             next(filter(None, triggers), ""),
@@ -204,7 +201,7 @@ class Adapter:
             layers, found = dict(module.named_modules()), self._places(module)
             for name, path in found.items():
                 del homeless[name]
-                _check_shape(
+                check_shape(
                     f"{self.source}: {clip(name)}", layers[path], self.layers[name]
                 )
         if homeless:
@@ -249,8 +246,8 @@ def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
     fused = {}
     for name, path in places.items():
         label, tensors = f"{adapter.source}: {clip(name)}", adapter.layers[name]
-        _check_shape(label, layers[path], tensors)
-        fused[path] = _fused(layers[path], tensors, strength)
+        check_shape(label, layers[path], tensors)
+        fused[path] = changed(layers[path], tensors, strength)
     module.update_modules(tree_unflatten(list(fused.items())))
     return Report(
         matched=tuple(fused),
@@ -351,144 +348,6 @@ def _with_alpha(name: str, has: Tensors, peft: Mapping[str, object]) -> Tensors:
     if peft.get("use_rslora"):  # there alpha is divided by the root of the rank
         alpha *= sqrt(has["down"].shape[0])
     return {**has, "alpha": mx.array(float(alpha))}
-
-
-# Formulas
-
-
-def _scale(has: Tensors, down: mx.array) -> mx.array | float:
-    """Alpha over the rank, which is how many rows ``down`` has."""
-    return has["alpha"].reshape(()) / down.shape[0] if "alpha" in has else 1.0
-
-
-def _low_rank(has: Tensors) -> mx.array:
-    return (has["up"] @ has["down"]) * _scale(has, has["down"])
-
-
-def _hadamard(has: Tensors) -> mx.array:
-    one = has["hada_w1_a"] @ has["hada_w1_b"]
-    other = has["hada_w2_a"] @ has["hada_w2_b"]
-    return one * other * _scale(has, has["hada_w1_b"])
-
-
-def _kronecker(has: Tensors) -> mx.array:
-    """The Kronecker product of two matrices, each whole or in two factors; whole ones have no rank to divide by."""
-
-    def whole(name: str) -> mx.array:
-        return has[name] if name in has else has[f"{name}_a"] @ has[f"{name}_b"]
-
-    ranked = has.get("lokr_w2_b", has.get("lokr_w1_b"))
-    scale = 1.0 if ranked is None else _scale(has, ranked)
-    return mx.kron(whole("lokr_w1"), whole("lokr_w2")) * scale
-
-
-BESIDE = frozenset({"alpha", "magnitude", "bias"})
-KINDS = (
-    Kind("LoRA", frozenset({"up", "down"}), _low_rank),
-    Kind("difference", frozenset({"diff"}), lambda has: has["diff"]),
-    Kind("LoHa", frozenset(r for r in ROLES.values() if "hada" in r), _hadamard),
-    *(
-        Kind("LoKr", frozenset((*one, *other)), _kronecker)
-        for one in (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
-        for other in (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
-    ),
-    Kind("difference", frozenset(), lambda has: mx.array(0.0)),  # of a bias alone
-)
-
-
-def _kind(has: Tensors) -> Kind | None:
-    """The kind whose tensors these are; ``None`` where they are not all of one kind's."""
-    factors = has.keys() - BESIDE
-    if not factors and has.keys() != {"bias"}:
-        return None
-    return next((kind for kind in KINDS if kind.needs == factors), None)
-
-
-def _name(has: Tensors) -> str:
-    return "DoRA" if "magnitude" in has else _kind(has).name
-
-
-def _rank(has: Tensors) -> int:
-    downs = (
-        has[r] for r in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if r in has
-    )
-    return max((down.shape[0] for down in downs), default=0)
-
-
-def _check(label: str, has: Tensors) -> None:
-    """Raise ``UserError`` where the tensors of a layer are not all of one kind's, or are no matrices."""
-    kind = _kind(has)
-    if kind is None:
-        raise UserError(
-            f"{label} is incomplete or mixed: it has {', '.join(sorted(has))} and lacks what goes with it; half of a "
-            "change is not applied."
-        )
-    if wrong := [role for role in sorted(kind.needs) if has[role].ndim != 2]:
-        raise UserError(
-            f"{label} has a factor ({wrong[0]}) of shape {has[wrong[0]].shape}; only Linears can be changed, by matrices."
-        )
-    if "alpha" in has and has["alpha"].size != 1:
-        raise UserError(
-            f"{label} has an alpha of shape {has['alpha'].shape}, no number."
-        )
-
-
-def _check_shape(label: str, layer: nn.Module, has: Tensors) -> None:
-    """Raise ``UserError`` where the tensors do not make a change of the layer's shape."""
-    outputs, inputs = _shape(layer)
-    shapes = {role: value.shape for role, value in has.items() if role != "alpha"}
-    told = ", ".join(f"{role} {shape}" for role, shape in shapes.items())
-    misfit = (
-        f"{label} does not fit: its tensors are {told}, and the layer's weight is {(outputs, inputs)}. The LoRA was made "
-        "for another model."
-    )
-    try:
-        made = _kind(has).change(has).shape
-    except ValueError:  # factors that cannot be multiplied
-        raise UserError(misfit) from None
-    magnitudes = ((outputs,), (outputs, 1), (1, inputs))
-    biased = "bias" not in has or ("bias" in layer and has["bias"].shape == (outputs,))
-    scaled = "magnitude" not in has or has["magnitude"].shape in magnitudes
-    if made not in ((outputs, inputs), ()) or not biased or not scaled:
-        raise UserError(misfit)
-
-
-def _shape(layer: nn.Module) -> tuple[int, int]:
-    outputs, inputs = layer.weight.shape
-    if isinstance(layer, nn.QuantizedLinear):
-        inputs = inputs * 32 // layer.bits
-    return outputs, inputs
-
-
-def _fused(layer: nn.Module, has: Tensors, strength: float) -> nn.Linear:
-    """``layer`` with its weight and bias changed; a dense one in place of a quantized."""
-    layer = _dense(layer)
-    weight = layer.weight.astype(mx.float32)
-    change = _kind(has).change(has)
-    if "magnitude" in has:
-        change = _remagnified(weight + change, has["magnitude"]) - weight
-    layer.weight = (weight + strength * change).astype(layer.weight.dtype)
-    if "bias" in has:
-        bias = layer.bias.astype(mx.float32) + strength * has["bias"]
-        layer.bias = bias.astype(layer.bias.dtype)
-    return layer
-
-
-def _remagnified(weight: mx.array, magnitude: mx.array) -> mx.array:
-    """DoRA (arXiv:2402.09353): ``weight`` with rows, or columns where ``magnitude`` is (1, in), of the given lengths."""
-    axis = 0 if magnitude.ndim == 2 and magnitude.shape[0] == 1 else 1
-    lengths = mx.linalg.norm(weight, axis=axis, keepdims=True)
-    return weight * (magnitude.reshape(lengths.shape) / lengths)
-
-
-def _dense(layer: nn.Module) -> nn.Linear:
-    if isinstance(layer, nn.Linear):
-        return layer
-    dense = nn.Linear(1, 1, bias="bias" in layer)
-    dense.weight = dense_weight(layer)
-    if "bias" in layer:
-        dense.bias = layer.bias
-    return dense
 
 
 def _release(version: str) -> tuple[str, ...]:

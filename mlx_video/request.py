@@ -1,0 +1,92 @@
+"""What the user asked for, what that takes, and what can be known to be wrong with it before anything is loaded."""
+
+import operator
+from dataclasses import dataclass
+
+from mlx_video.errors import UserError, check_text
+from mlx_video.inputs import Input, as_input, check_inputs
+from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.releases import LTX_2_5
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig
+from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT, SEED, Recipe
+from mlx_video.types import Geometry, VideoPixelShape
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, in the user's units.
+
+    seed     of all noise, 0 to 2^64 - 1
+    audio    whether the clip has sound
+    inputs   what the clip is made from beside the prompt
+    enhance  whether Gemma rewrites the prompt first
+    timed    whether the checkpoint tells by the prompt how many frames there are, in place of those of ``shape``
+    tiling   how the video is decoded: auto, none, default, aggressive or conservative
+    """
+
+    prompt: str
+    shape: VideoPixelShape
+    negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    seed: int = SEED
+    audio: bool = False
+    inputs: tuple[Input, ...] = ()
+    enhance: bool = False
+    tiling: str = "auto"
+    timed: bool = False
+
+    def __post_init__(self):
+        """Plain tuples and lists, NumPy's numbers and paths of pictures are taken for what they mean."""
+        frames, height, width, fps = self.shape
+        sizes = map(operator.index, (frames, height, width))
+        object.__setattr__(self, "shape", VideoPixelShape(*sizes, float(fps)))
+        object.__setattr__(self, "seed", operator.index(self.seed))
+        object.__setattr__(self, "inputs", tuple(map(as_input, self.inputs)))
+
+    def check(self, recipe: Recipe, geometry: Geometry | None = None) -> None:
+        """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded.
+
+        ``geometry`` is the checkpoint's, ``None`` where it is not known yet.
+        """
+        if not self.prompt.strip():
+            raise UserError(
+                "The prompt is empty; say what to show, for example 'a cat on a red sofa'."
+            )
+        check_text(self.prompt, "The prompt")
+        check_text(self.negative_prompt, "The negative prompt")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(
+                f"seed must be from 0 to {2**64 - 1}; got {self.seed}. For example: {SEED}."
+            )
+        TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
+        if geometry:
+            geometry.check(self.shape, recipe.shrink, self.audio)
+            check_inputs(self.inputs, self.shape, geometry)
+
+    @property
+    def model_type(self) -> LTXModelType:
+        """The streams of the transformer that it takes."""
+        return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
+
+    def needs(self, recipe: Recipe) -> tuple[str, ...]:
+        """Names of the parts that this request takes when it is sampled by ``recipe``."""
+        unused = set()
+        if not self.audio:
+            unused |= {"audio_decoder", "vocoder"}
+        needed = {name for given in self.inputs for name in given.needs}
+        unused |= {"video_encoder"} - needed
+        if self.timed:
+            needed.add("duration_head")
+        return (
+            *(name for name in recipe.needs if name not in unused),
+            *sorted(needed - set(recipe.needs)),
+        )
+
+
+def check_timed(components: Components) -> None:
+    """Raise ``UserError`` where no duration head goes with a checkpoint."""
+    if "duration_head" not in components.sources:
+        raise UserError(
+            "This model cannot tell how long a clip should be: it has no duration head, which LTX-2.5 brings as "
+            f"{LTX_2_5.duration_head}. Put that beside it, or give --duration SECONDS or --num-frames."
+        )
