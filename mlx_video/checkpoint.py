@@ -1,4 +1,4 @@
-"""Which model a run uses where nobody named one, and the defaults that it brings. Knows nothing of how a clip is made."""
+"""Which model a run uses when none is named, and the defaults it brings. Does not know how a clip is made."""
 
 import logging
 from dataclasses import replace
@@ -26,9 +26,9 @@ Say = Callable[[object], None]
 def resolve_model(
     files: Files, variant: str, say: Say = log.warning
 ) -> tuple[Files, Defaults]:
-    """``files`` with a model named, and the defaults that it brings.
+    """``files`` with a model named, and that model's defaults.
 
-    ``say`` hears that it is the demo model where none was named, and what is about to be downloaded.
+    ``say`` is told when the demo model is used because none was named, and what is about to be downloaded.
     """
     model = model_of(files, say)
     stated = find_defaults(model, variant, say)
@@ -40,7 +40,7 @@ def resolve_model(
 
 
 def model_of(files: Files, say: Say = log.warning) -> str:
-    """The model that ``files`` names; or else LTX-2, if they name what goes with it, or what there is."""
+    """The model that ``files`` names; else LTX-2 if they name files for it, else the default model."""
     others = files.text_encoder, files.upsampler, files.loras, files.distilled_lora
     usual = hub.MODEL_REPO if any(others) else None
     return str(named(files.model or usual or default_model(say)))
@@ -69,7 +69,7 @@ def open_components(
     needs: Iterable[str],
     announce: Announce = announce_to_log,
 ) -> Components:
-    """The parts that ``needs`` names, found and identified where ``files`` says."""
+    """The parts in ``needs``, found and identified by ``files``."""
     files = replace(files, model=model_of(files))
     return Components.open(
         files, variant=recipe.variant, needs=needs, announce=announce

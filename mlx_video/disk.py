@@ -1,6 +1,6 @@
 """Files that stay whole: typed paths, names that one run owns, files written aside, free space. Knows no format.
 
-What the system says of a file reaches nobody raw: it is a ``UserError`` in a sentence.
+The system's errors about a file become a ``UserError`` in one sentence.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ BLOCK = 2**20  # bytes that are written at once
 def typed_path(text: str | Path) -> Path:
     """The path that was typed, with ~ expanded.
 
-    Raises ``UserError`` for what can name nothing: an empty text, a user that is not here, too long a name.
+    Raises ``UserError`` for a path that cannot exist: empty, with an unknown user, or too long.
     """
     if not str(text):
         raise UserError("A path is empty; give the name of a file or folder.")
@@ -39,24 +39,24 @@ def typed_path(text: str | Path) -> Path:
     except RuntimeError:
         user = Path(text).parts[0]
         raise UserError(
-            f"There is no user {short(user[1:])} here, so {short(text)} is no path."
+            f"There is no user {short(user[1:])} here, so {short(text)} is not a path."
         ) from None
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         raise UserError(
-            f"{short(path)} is too long a name; at most {LONGEST_NAME} bytes are possible."
+            f"The name {short(path)} is too long; use at most {LONGEST_NAME} bytes."
         )
     return path
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file or folder ``path``; a folder that may not be entered is a ``UserError``."""
+    """Whether ``path`` exists; raises ``UserError`` where a folder may not be entered."""
     with file_errors(path):
         return path.exists()
 
 
 @contextmanager
 def file_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
-    """Turn what the system says of ``path`` ("[Errno 13] ...") into a sentence; ``doing`` is "read" or "written"."""
+    """Turn a system error about ``path`` ("[Errno 13] ...") into a sentence; ``doing`` is "read" or "written"."""
     try:
         yield
     except UserError:
@@ -69,7 +69,7 @@ def file_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
 
 
 def short(text: object, most: int = 120) -> str:
-    """``text``, for a sentence: its end where it is longer than ``most`` characters."""
+    """``text`` for a message; only its end if it is longer than ``most`` characters."""
     text = str(text)
     return text if len(text) <= most else f"...{text[3 - most:]}"
 
@@ -86,16 +86,16 @@ def file_size(file: Path) -> int:
 
 
 def read_small(path: Path, most: int = 2**20) -> str:
-    """The text of a file that somebody wrote by hand; refuses pipes, devices and what is longer than ``most`` bytes."""
+    """The text of a file written by hand; refuses pipes, devices and anything longer than ``most`` bytes."""
     if not is_there(path):
         raise MissingFileError(f"There is no file {short(path)}.")
     if not path.is_file():
-        raise UserError(f"{short(path)} is no file that can be read.")
+        raise UserError(f"{short(path)} is not a file that can be read.")
     with file_errors(path), open(path, "rb") as stream:
         data = stream.read(most + 1)
     if len(data) > most:
         raise UserError(
-            f"{short(path)} is too large: {path.stat().st_size:,} bytes, where {most:,} are possible."
+            f"{short(path)} is too large: {path.stat().st_size:,} bytes, and at most {most:,} are read."
         )
     try:
         return data.decode()
@@ -110,10 +110,10 @@ def read_small(path: Path, most: int = 2**20) -> str:
 
 @contextmanager
 def written_aside(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary file beside ``path``, which becomes it if the block ends well and vanishes if it does not.
+    """A temporary file beside ``path`` that becomes ``path`` if the block succeeds and is removed if it fails.
 
-    Raises ``UserError`` where ``path`` is taken, unless ``overwrite``. If it was taken while the block ran, what was
-    written stays under another name, which the error tells.
+    Raises ``UserError`` where ``path`` exists, unless ``overwrite``. If it appeared while the block ran, what was written
+    is kept under another name, which the error states.
     """
     path = Path(path)
     if not is_there(path.parent):
@@ -152,7 +152,7 @@ def reserved(path: Path, size: int) -> Iterator[Path]:
 
 @contextmanager
 def folder_aside(folder: Path) -> Iterator[Path]:
-    """The same for a folder, which is not there or empty: a scratch folder that becomes it."""
+    """The same for a folder that is missing or empty."""
     with owned(folder, folder.name):
         scratch = folder.with_name(f".{folder.name}{ASIDE}{secrets.token_hex(8)}")
         try:
@@ -165,7 +165,7 @@ def folder_aside(folder: Path) -> Iterator[Path]:
 
 
 def check_free(path: Path, overwrite: bool = False) -> None:
-    """Raise ``UserError`` where something is at ``path``, be it a dangling link, that is not to be replaced."""
+    """Raise ``UserError`` where ``path`` exists, even as a dangling link, unless ``overwrite``."""
     if os.path.lexists(path) and not overwrite:
         raise UserError(
             f"{short(path)} exists; choose another name, or add --overwrite to replace it."
@@ -173,7 +173,7 @@ def check_free(path: Path, overwrite: bool = False) -> None:
 
 
 def _create_aside(path: Path) -> Path:
-    """A new file with a name that nobody can guess or have put there, with the usual permissions."""
+    """A new file with the usual permissions, under a name that cannot be guessed or taken."""
     token = secrets.token_hex(8)
     partial = path.with_name(f".{path.name}{ASIDE}{token}{path.suffix}")
     with file_errors(path.parent, "written to"):
@@ -182,7 +182,7 @@ def _create_aside(path: Path) -> Path:
 
 
 def _take_name(partial: Path, path: Path) -> None:
-    """Give ``partial`` the name ``path``, or the next one that is free where somebody took that meanwhile."""
+    """Rename ``partial`` to ``path``, or to the next free name where another program took that meanwhile."""
     name = path
     while not _linked(partial, name):
         name = next_free(name)
@@ -193,7 +193,7 @@ def _take_name(partial: Path, path: Path) -> None:
 
 
 def _linked(partial: Path, name: Path) -> bool:
-    """Whether ``partial`` could take ``name``, at once and only if it was free."""
+    """Give ``partial`` the name ``name``, atomically, if it is free; returns whether it was."""
     try:
         os.link(partial, name)
     except FileExistsError:
@@ -206,7 +206,7 @@ def _linked(partial: Path, name: Path) -> bool:
 
 
 def next_free(path: Path) -> Path:
-    """``path``, or the first of path-2, path-3, ... that is not there."""
+    """``path``, or the first of path-2, path-3, ... that does not exist."""
     name, number = path, 2
     while os.path.lexists(name):
         name = path.with_stem(f"{path.stem}-{number}")
@@ -219,15 +219,15 @@ def next_free(path: Path) -> Path:
 
 @contextmanager
 def owned(path: Path, name: str | None = None) -> Iterator[None]:
-    """Own the name ``path``, whatever its suffix, while the block runs and the process lives; one run at a time can.
+    """Own the name ``path``, whatever its suffix, while the block runs; only one run at a time can.
 
-    What dead runs left aside in that folder is removed. ``name`` replaces the path's without its suffix.
+    Removes what dead runs left aside in that folder. ``name`` replaces the path's stem.
     """
     lock = lock_of(path, name)
     file = _locked(lock)
     if file is None:
         raise UserError(
-            f"Another run is making {short(path)} just now; choose another name, or wait until it is done."
+            f"Another run is making {short(path)} now; choose another name, or wait until it is done."
         )
     try:
         _clean_up(path.parent, lock)
@@ -242,7 +242,7 @@ def lock_of(path: Path, name: str | None = None) -> Path:
 
 
 def _locked(lock: Path) -> int | None:
-    """An open file that holds the lock, ``None`` where another does; the system unlocks it when its process ends."""
+    """An open file that holds the lock; ``None`` = another process does. The system unlocks it when the process ends."""
     while True:
         with file_errors(lock.parent, "written to"):
             file = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
@@ -260,7 +260,7 @@ def _locked(lock: Path) -> int | None:
 
 
 def _clean_up(folder: Path, ours: Path) -> None:
-    """Remove the locks of dead runs, and what these and the last owner of ``ours`` had not finished writing."""
+    """Remove the locks of dead runs, and the unfinished files of those runs and of the last owner of ``ours``."""
     for lock in folder.glob(f".*{LOCK}"):
         file = None if lock == ours else _locked(lock)
         if lock == ours or file is not None:
@@ -273,15 +273,12 @@ def _clean_up(folder: Path, ours: Path) -> None:
 
 def _remove(left: Path) -> None:
     with suppress(OSError):
-        (
-            shutil.rmtree(left)
-            if left.is_dir() and not left.is_symlink()
-            else left.unlink()
-        )
+        folder = left.is_dir() and not left.is_symlink()
+        shutil.rmtree(left) if folder else left.unlink()
 
 
 def _unfinished(folder: Path, name: str) -> Iterator[Path]:
-    """What is aside for ".name": ".name.mp4.partial-...", and not ".name.more.mp4.partial-..."."""
+    """Files written aside for ".name": ".name.mp4.partial-...", but not ".name.more.mp4.partial-..."."""
     for file in folder.glob(f"{glob.escape(name)}*{ASIDE}*"):
         if file.name[len(name)] != ".":
             continue
@@ -294,7 +291,7 @@ def _unfinished(folder: Path, name: str) -> Iterator[Path]:
 
 
 def check_space(needs: Iterable[tuple[Path, int]], remedy: str) -> None:
-    """Raise ``UserError`` where the disk of a folder lacks the bytes that are to be written there."""
+    """Raise ``UserError`` where the disk of a folder lacks the space for the bytes to write there."""
     disks: dict[int, tuple[Path, int]] = {}
     for folder, size in needs:
         disk = os.stat(folder).st_dev

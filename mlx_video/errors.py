@@ -1,4 +1,4 @@
-"""What went wrong, by who can mend it. Bad input is a ``UserError``; anything else is a fault of this package or machine."""
+"""Errors by who can fix them: bad input is a ``UserError``; anything else is a bug here or a fault of the machine."""
 
 import unicodedata
 
@@ -12,7 +12,7 @@ class MissingFileError(UserError, FileNotFoundError):
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise ``UserError`` where ``text`` holds what steers a terminal, or halves of characters; lines and tabs may be."""
+    """Raise ``UserError`` where ``text`` holds terminal controls, other than newline and tab, or broken characters."""
     kinds = {c: unicodedata.category(c) for c in text if not c.isprintable()}
     if "Cs" in kinds.values():
         raise UserError(f"{what} is not valid text; type it in UTF-8.")
@@ -22,5 +22,5 @@ def check_text(text: str, what: str) -> None:
         )
 
 
-STEERING = ("Cc", "Cf", "Zl", "Zp")  # kinds of characters, by Unicode
-ALLOWED = "\n\t\u200c\u200d"  # of these kinds; the last two join letters and emoji
+STEERING = ("Cc", "Cf", "Zl", "Zp")  # Unicode categories
+ALLOWED = "\n\t\u200c\u200d"  # in spite of them; the last two join letters and emoji

@@ -1,6 +1,6 @@
-"""DFR (diffusion fidelity rendering): a clip sampled together with pictures, then made smoother tile by tile between them.
+"""DFR (diffusion fidelity rendering): samples a clip together with pictures, then smooths it tile by tile between them.
 
-The same path as every other recipe's, with other stages: only the sampling differs.
+The path is every recipe's; only the sampling differs.
 """
 
 from dataclasses import replace
@@ -31,7 +31,7 @@ SMALLER = 2  # times fewer pixels a side has the clip that the second stage look
 
 
 class Rendered(NamedTuple):
-    """What there is between two stages or rounds.
+    """What one stage or round hands to the next.
 
     video     latents (B, C, F, H, W)
     pictures  latents (B, C, 1, H, W) by the frame that they stand at
@@ -67,10 +67,10 @@ def pipeline_for(components: Components, recipe: Recipe, **options) -> Pipeline:
 
 
 class FidelityPipeline(Pipeline):
-    """DFR. A request's shape is that of the finished clip; inputs stand at frames of the clip before its rounds.
+    """DFR. A request's shape is that of the finished clip; the frames of its inputs are counted before the rounds.
 
-    What was ``Reached`` within the rounds is not kept, nor in a stage that looks at the clip before it: such a run goes on
-    from the stage before.
+    The rounds report no ``Reached``, nor does a stage that looks at the smaller clip: such a run resumes from the stage
+    before.
     """
 
     def check(self, request: Request) -> None:
@@ -78,10 +78,10 @@ class FidelityPipeline(Pipeline):
         config = part_config("transformer", self.components.sources["transformer"])
         if not config.use_keyframes_abs_pos_embedding:
             raise UserError(
-                "This model cannot generate keyframes, which DFR is made of: LTX-2.5 can."
+                "This model cannot generate keyframes, which DFR needs; LTX-2.5 can."
             )
         if request.timed:
-            raise UserError("DFR cannot choose the clip's length; say how many frames.")
+            raise UserError("DFR cannot choose the clip's length; set --num-frames.")
 
     def _encode_inputs(
         self, request: Request
@@ -98,7 +98,7 @@ class FidelityPipeline(Pipeline):
         return stages + tiles
 
     def _tile_inputs(self, request: Request, number: int, tile: dfr.Tile) -> Conditions:
-        """What the inputs set on a tile of round ``number``: those that stand in it, counted in its own frames."""
+        """The conditions on a tile of round ``number``, from the inputs that lie in it."""
         moved = [g.moved(2**number, tile.start, tile.end) for g in request.inputs]
         moved = [given for given in moved if given is not None]
         if not moved:
@@ -211,7 +211,7 @@ class FidelityPipeline(Pipeline):
         conditions: Iterator[Conditions],
         seed: int,
     ) -> Generator[Step, None, Rendered]:
-        """Twice the frames a second: upsampled in time, and each tile refined between the pictures that there are."""
+        """Double the frame rate: upsample in time, then refine each tile between its pictures."""
         geometry, stage = self.components.geometry, self.recipe.rounds[number - 1]
         video = (yield from self._upsample(AV(rendered.video), stage)).video
         seams = dfr.doubled(rendered.pictures)
@@ -240,7 +240,7 @@ class FidelityPipeline(Pipeline):
         return Rendered(video, pictures, shape, sound=rendered.sound)
 
     def _place(self, shape: VideoPixelShape) -> tuple[tuple[int, int], Place]:
-        """Rows and columns of latents of ``shape``, and how they lie."""
+        """Rows and columns of the latents of ``shape``, and their place in pixels and seconds."""
         geometry = self.components.geometry
         grid = geometry.latents(shape)
         return (grid.height, grid.width), Place(geometry.video, shape.fps)

@@ -1,6 +1,6 @@
-"""Is this output garbage? Looks at what each phase made, and says in a sentence what is wrong and what to try.
+"""Is this output garbage? Checks what each phase made, and says in a sentence what is wrong and what to try.
 
-Knows numbers, not models. Every check raises ``HealthError``; none returns a verdict that could be overlooked.
+Knows numbers, not models. Every check raises ``HealthError``, so no verdict can be overlooked.
 """
 
 from collections import Counter
@@ -15,33 +15,42 @@ from mlx_video.types import AV, Waveform
 # Latents, which are near mean 0 and deviation 1.
 FLAT_LATENT = 1e-4  # standard deviation
 WILD_LATENT = 100.0  # largest magnitude; healthy latents stay below 20
-# Noise: how much more the means of channels vary than chance has it, which is 1, and how alike neighbours are.
-NOISE_MEANS, NOISE_LIKENESS, FEW_CELLS = 1.5, 0.25, 4  # fewer cells say nothing
+# Noise: how much channel means vary (1 = as chance has it), how alike neighbours are, and fewest cells to judge by.
+NOISE_MEANS, NOISE_LIKENESS, FEW_CELLS = 1.5, 0.25, 4
 
 # Decoded values, in [-1, 1] but for some overshoot.
-SATURATED, SATURATED_SHARE = 3.0, 0.01  # a magnitude, and how many may pass it
-PERIOD = 32  # pixels of a latent cell: what a decoder makes of nothing repeats so
-PHASES = ((3, 5), (11, 21), (19, 9), (27, 29))  # where in such a cell is looked
+SATURATED, SATURATED_SHARE = 3.0, 0.01  # a magnitude, and the share that may exceed it
+PERIOD = 32  # pixels of a latent cell: a decoder without input repeats at this period
+PHASES = ((3, 5), (11, 21), (19, 9), (27, 29))  # pixels of the cell that are compared
 
 # Pixel levels of 0 to 255. Real black frames carry codec and decoder noise well above these.
-BLACK_LEVEL, LIT_SHARE = 2, 0.001  # of what is black, and of a frame that is not all
+BLACK_LEVEL, LIT_SHARE = (
+    2,
+    0.001,
+)  # highest level of black, and the share above it in a lit frame
 FLAT_LEVEL, FLAT_RANGE = 0.5, 2  # deviation, or range, of a frame of one colour
 LIVELY_LEVEL = 8.0  # standard deviation of a picture that shows something
 STILL_LEVEL = 0.02  # mean change of a pixel over a clip in which nothing moves
 FLICKER_LEVEL, FLICKER_SHARE = 4.0, 0.25  # change of every frame, and of every second
-EVERY, FEW = 8, 64  # which rows and columns are looked at, and at first
+EVERY, FEW = (
+    8,
+    64,
+)  # steps between the rows and columns of a sample, and of a first glance
 DEAD_FRAMES, DEAD_SHARE = 8, 0.25  # in a row, and of the clip: a failed tile
-BLANK_SHARE = 0.6  # the same, in exact black or white, to which a clip may be cut
-FEW_FRAMES = 4  # in a row, which say nothing
-DEAD_SIDE = 0.2  # of a picture's width or height, that a failed tile leaves
+BLANK_SHARE = 0.6  # the same for exact black or white, to which a clip may cut
+FEW_FRAMES = 4  # in a row: fewer are never judged
+DEAD_SIDE = 0.2  # share of the width or height that a failed tile leaves blank
 
 # Samples in [-1, 1].
-SILENCE, QUIET = 1e-5, 1e-3  # root mean squares: -100 dB; too little to judge
-OFFSET = 0.95  # mean, of the root mean square, in every channel
-RAIL, RAIL_SHARE = 0.99, 0.25  # a magnitude, and how many may reach it
+SILENCE, QUIET = 1e-5, 1e-3  # root mean squares: -100 dB; too quiet to judge
+OFFSET = 0.95  # mean / root mean square, in every channel
+RAIL, RAIL_SHARE = 0.99, 0.25  # a magnitude, and the share that may reach it
 LOUD, WHITE = 0.5, 0.5  # root mean square and spectral flatness of noise at full scale
-STEADY = 0.007  # deviation of the loudness, of its mean ...
-LOUDNESS_SECONDS, STEADY_FRAMES = 0.125, 8  # ... over frames, and how many tell
+STEADY = 0.007  # deviation / mean of the loudness ...
+LOUDNESS_SECONDS, STEADY_FRAMES = (
+    0.125,
+    8,
+)  # ... of frames this long, and how many it takes
 
 RELOAD = "Check the files with `mlx-video info`, then run again"
 # A CPU computes in float32 as it is.
@@ -88,9 +97,9 @@ def _check_tensor(x: mx.array, name: str, remedy: str = RELOAD) -> None:
 
 
 def _is_noise(x: np.ndarray) -> bool:
-    """Whether no two cells of (C, F, H, W) or (C, T, M) have to do with each other, as in no picture and no sound.
+    """Whether the cells of (C, F, H, W) or (C, T, M) are unrelated, as they are in no picture and no sound.
 
-    The first frame may be a given image: where there are others it is only asked whether they go on from it.
+    The first frame may be a given image; where there are others, it counts only as their predecessor.
     """
     rest = x[:, 1:] if x.shape[1] > 1 else x
     axes = (1, 2, 3) if x.ndim == 4 else (1,)  # each mel bin is a channel of its own
@@ -106,7 +115,7 @@ def _is_noise(x: np.ndarray) -> bool:
 
 
 def _likeness(x: np.ndarray, axis: int) -> float:
-    """How much neighbours along ``axis`` have to do with each other: 0 nothing, 1 all."""
+    """Correlation of neighbours along ``axis``, 0 to 1."""
     if x.shape[axis] == 1:
         return 0.0
     a, b = np.delete(x, 0, axis), np.delete(x, -1, axis)
@@ -114,7 +123,7 @@ def _likeness(x: np.ndarray, axis: int) -> float:
 
 
 def check_waveform(waveform: Waveform, silent: bool = False) -> None:
-    """Sound that was asked for; ``silent`` if it may be so."""
+    """Sound that was asked for; ``silent`` = silence is fine."""
     if not mx.isfinite(waveform.samples).all().item():
         raise HealthError(
             f"Decoding made sound with NaN or infinite samples. {SOUND_AGAIN}."
@@ -131,12 +140,12 @@ def check_waveform(waveform: Waveform, silent: bool = False) -> None:
 
 
 def _wrong_with(samples: np.ndarray, rate: int) -> str | None:
-    """What no recording is like, in words; ``None`` where nothing is wrong with (channels, n)."""
+    """What is wrong with samples (channels, n), in words; ``None`` = nothing."""
     levels = np.sqrt(np.square(samples).mean(axis=1))
     if levels.min() < QUIET * levels.max():
         return f"sound in one channel only; the other is silent ({levels.min():.1e})"
     if (np.abs(samples.mean(axis=1)) > OFFSET * levels).all():
-        return "sound that is next to nothing but a constant offset"
+        return "sound that is little more than a constant offset"
     if (share := (np.abs(samples) > RAIL).mean()) > RAIL_SHARE:
         return f"sound of which {share:.0%} is as loud as can be"
     if levels.max() > LOUD and _flatness(samples) > WHITE:
@@ -155,7 +164,7 @@ def _flatness(samples: np.ndarray) -> float:
 
 
 def _is_steady(channel: np.ndarray, rate: int) -> bool:
-    """Whether its loudness never changes; not at the ends, which may be faded."""
+    """Whether the loudness never changes, leaving aside the ends, which may be faded."""
     size = round(LOUDNESS_SECONDS * rate)
     window = np.hanning(size)
     starts = range(size // 2, len(channel) - size * 3 // 2, size // 2)
@@ -167,7 +176,7 @@ def _is_steady(channel: np.ndarray, rate: int) -> bool:
 
 def check_pixels(chunk: mx.array) -> mx.array:
     """Decoded pixels (B, 3, f, H, W) on their way to frames; returned unchanged."""
-    # What is not finite shows in the sum of its row, and there are fewer of those to look at.
+    # A value that is not finite shows in the sum of its row, and there are fewer sums to check.
     finite = mx.isfinite(chunk.sum(axis=-1)).all()
     x = chunk[..., ::EVERY, ::EVERY]
     saturated = (mx.abs(x) > SATURATED).astype(mx.float32).mean()
@@ -185,7 +194,7 @@ def check_pixels(chunk: mx.array) -> mx.array:
 
 
 def _repeats(chunk: mx.array, row: int, column: int) -> mx.array:
-    """Where a pixel of each latent cell is exactly that of the next cells, in every colour: bool (B, f, h, w)."""
+    """Where a pixel of a latent cell equals that of the next cells exactly, in every colour: bool (B, f, h, w)."""
     height, width = (side // PERIOD * PERIOD for side in chunk.shape[-2:])
     x = chunk[..., row:height:PERIOD, column:width:PERIOD]
     here, right = x[..., :-1, :-1], x[..., :-1, 1:]
@@ -194,12 +203,12 @@ def _repeats(chunk: mx.array, row: int, column: int) -> mx.array:
 
 
 def watched(frames: Iterable[np.ndarray], still: bool = False) -> Iterator[np.ndarray]:
-    """The same uint8 frames (H, W, 3), and after the last a judgement of them all.
+    """Pass uint8 frames (H, W, 3) on, and judge them all after the last.
 
-    Raises ``HealthError`` when they were all black, all of one colour, or, unless they may be ``still``, all the same
-    picture; when the picture died (exactly one colour), froze (exactly equal frames), flickered between two pictures, or
-    lacked a side, many frames in a row. Decoder noise keeps real frames from all that, but where clipping hides it: clips
-    may fade or cut to exact black or white.
+    Raises ``HealthError`` when all are black, of one colour, or (unless the clip may be ``still``) the same picture; and
+    when for many frames in a row the picture is one exact colour, frozen, flickering between two pictures, or blank on
+    one side. Decoder noise keeps real frames from all that, except where clipping hides it: clips may fade or cut to
+    exact black or white.
     """
     seen = _Seen()
     for frame in frames:
@@ -215,7 +224,10 @@ class _Seen:
         self.count = 0
         self.lit = self.moves = self.shows = False
         self.deviation = 0.0  # the largest up to a frame that shows something
-        self.now, self.most = Counter(), Counter()  # how often in a row what was seen
+        self.now, self.most = (
+            Counter(),
+            Counter(),
+        )  # frames in a row by finding: now, and at most
         self.frame: np.ndarray | None = None  # the last one
         self.first = self.before = self.last = np.zeros((1, 1, 3), np.uint8)  # samples
 
@@ -238,9 +250,9 @@ class _Seen:
         self.before, self.last = self.last, sample
 
     def _look_for_death(self, frame: np.ndarray) -> None:
-        """Mark frames of exactly one colour; black and white ones only where they follow a lively picture at once."""
+        """Mark frames of exactly one colour; black and white ones only right after a lively picture."""
         colour = frame[0, 0]
-        # A few pixels tell nearly every frame that lives; only the others are looked at as a whole.
+        # A few pixels clear nearly every good frame; only the others are checked in full.
         plain = not ((frame[::FEW, ::FEW] != colour).any() or (frame != colour).any())
         blank = plain and _clipped(colour)
         self._mark("dead", plain and not blank)
@@ -306,7 +318,7 @@ def _change(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _shows(sample: np.ndarray) -> bool:
-    """Whether this is more than one colour, give or take a level."""
+    """Whether this is more than one colour, within a level."""
     low, high = np.quantile(sample, (0.001, 0.999), axis=(0, 1))
     return _deviation(sample) >= FLAT_LEVEL and bool((high - low).max() > FLAT_RANGE)
 
@@ -323,15 +335,15 @@ def _equal(a: np.ndarray | None, b: np.ndarray) -> bool:
 
 
 def _flickers(before: np.ndarray, last: np.ndarray, now: np.ndarray) -> bool:
-    """Whether a sample is like the last but one, and not like the last."""
+    """Whether a sample resembles the last but one, and not the last."""
     change = _change(last, now)
     return change >= FLICKER_LEVEL and _change(before, now) < FLICKER_SHARE * change
 
 
 def _lacks_a_side(picture: np.ndarray) -> bool:
-    """Whether one side of a picture has exactly one colour up to a straight edge, and the opposite side has not.
+    """Whether one side of a picture is exactly one colour up to a straight edge, and the opposite side is not.
 
-    Black and white, as shadows may be, count only to the left and right, up to a sharp edge: a sky may have a horizon.
+    Black and white, which shadows may be, count only on the left and right, up to a sharp edge: a sky may have a horizon.
     """
     for view, upright in ((picture, False), (picture.swapaxes(0, 1), True)):
         for side, other in ((view, view[:, ::-1]), (view[:, ::-1], view)):
@@ -345,6 +357,6 @@ def _lacks_a_side(picture: np.ndarray) -> bool:
 
 
 def _plain_columns(sample: np.ndarray) -> int:
-    """How many columns from the left on have exactly the colour of the first pixel."""
+    """How many columns, from the left, have exactly the colour of the first pixel."""
     plain = (sample == sample[0, 0]).all(axis=(0, 2))
     return int(np.append(plain, False).argmin())

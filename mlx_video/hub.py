@@ -1,6 +1,6 @@
-"""The Hugging Face hub: which files a repository must give, how large they are, and where they lie once fetched.
+"""The Hugging Face hub: which files a run needs of a repository, how large they are, and where they are in the cache.
 
-The only room that knows huggingface_hub, which resumes, verifies and caches. Knows repositories, not tensors.
+The only module that uses huggingface_hub, which resumes, verifies and caches. Knows repositories, not tensors.
 """
 
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ TEXT_ENCODER_FILES = ("*.json", "*.safetensors", "tokenizer*")
 
 @dataclass(frozen=True)
 class Plan:
-    """What must be downloaded before the files of ``repo`` that match ``patterns`` are all in the cache.
+    """What is left to download before the cache holds all files of ``repo`` that match ``patterns``.
 
     missing  name -> bytes of each file to download; empty if all are there
     terms    the licence, in a line; empty where it is not known
@@ -51,9 +51,9 @@ class Plan:
         return f"{self.repo}: {self.bytes / 1e9:.2f} GB to download ({files}){terms}"
 
     def fetch(self) -> Path:
-        """Download what is missing and return the snapshot's folder. A fetch that was interrupted resumes.
+        """Download what is missing, resuming an interrupted download; returns the snapshot's folder.
 
-        The network is asked too where only links are missing: the cache may hold the same file of another revision.
+        Also asks the network where only links are missing: the cache may hold the file under another revision.
         """
         with _explained(self.repo, self.patterns):
             folder = hf.snapshot_download(
@@ -72,7 +72,7 @@ def resolve(
     patterns: Sequence[str],
     announce: Announce = lambda plan: None,
 ) -> Path:
-    """``model`` itself if it is a path; else the snapshot of the repository of that name, fetched as far as needed.
+    """``model`` itself if it is a path; else the snapshot of that repository, fetched as far as needed.
 
     ``announce`` hears the plan before anything is downloaded. Raises as ``plan`` does.
     """
@@ -85,7 +85,7 @@ def resolve(
 
 
 def resolve_file(file: str | Path, announce: Announce = lambda plan: None) -> Path:
-    """``file`` itself if it is a path; else the one called owner/repository/name.safetensors, fetched if need be."""
+    """``file`` itself if it is a path; else the hub's owner/repository/name.safetensors, fetched if needed."""
     if path := local_file(file):
         return path
     repo, _, name = str(file).rpartition("/")
@@ -93,9 +93,9 @@ def resolve_file(file: str | Path, announce: Announce = lambda plan: None) -> Pa
 
 
 def local(model: str | Path) -> Path | None:
-    """The file or folder of that name here; ``None`` where it can be a repository of the hub.
+    """The local file or folder of that name; ``None`` where it may be a hub repository.
 
-    Raises ``MissingFileError`` where it is neither. Asks no network.
+    Raises ``MissingFileError`` where it is neither. Uses no network.
     """
     path = typed_path(model)
     if is_there(path):
@@ -108,7 +108,7 @@ def local(model: str | Path) -> Path | None:
 
 
 def local_file(file: str | Path) -> Path | None:
-    """``local`` for a file, which on the hub is called owner/repository/name."""
+    """``local`` for a file, which the hub names owner/repository/file."""
     path = typed_path(file)
     if is_there(path):
         return path
@@ -120,15 +120,15 @@ def local_file(file: str | Path) -> Path | None:
 
 
 def _is_typed_path(path: Path) -> bool:
-    """Whether it can only be meant as a path: it says so, or its first folder is here."""
+    """Whether it can only be a path: by how it begins, or because its first folder exists."""
     return path.is_absolute() or path.parts[0] in (".", "..") or is_there(Path(path.parts[0]))  # fmt: skip
 
 
 def plan(repo: str, patterns: Sequence[str]) -> Plan:
     """What fetching the files of ``repo`` that match ``patterns`` would download.
 
-    The network is asked only if the cache lacks something. Raises ``FileNotFoundError`` where there is no such
-    repository or file or it cannot be reached, ``ValueError`` where the repository is gated.
+    Uses the network only if the cache lacks something. Raises ``MissingFileError`` where there is no such repository or
+    file, or the hub cannot be reached, and ``UserError`` where the repository is gated.
     """
     patterns = tuple(patterns)
     if is_cached(repo, patterns):
@@ -145,9 +145,9 @@ def plan(repo: str, patterns: Sequence[str]) -> Plan:
 
 
 def has(repo: str, file: str) -> bool:
-    """Whether the cache holds ``file`` of any revision of ``repo``; asks no network.
+    """Whether the cache holds ``file`` of any revision of ``repo``; uses no network.
 
-    Fetching one more file of a repository that has changed makes its newest revision one without the others.
+    Any, because the newest cached revision may hold only the file that was fetched last.
     """
     return any(path.is_file() for path in _cache(repo).glob(f"snapshots/*/{file}"))
 
@@ -170,7 +170,7 @@ def _cache(repo: str) -> Path:
 
 
 def is_cached(repo: str, patterns: Sequence[str]) -> bool:
-    """Whether the cached snapshot has a file for each pattern, and every shard that the indices among them name."""
+    """Whether the cached snapshot has a file for each pattern, and every shard that an index names."""
     try:
         with _explained(repo, patterns):
             folder = hf.snapshot_download(
@@ -206,7 +206,7 @@ def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
         raise
     except errors.HFValidationError:
         raise MissingFileError(
-            f"{short(repo)} is neither a file or folder here nor the name of a Hugging Face repository such as {MODEL_REPO}."
+            f"{short(repo)} is neither a local file or folder nor the name of a Hugging Face repository such as {MODEL_REPO}."
         ) from None
     except unreachable as error:
         raise _explanation(repo, patterns, error.__cause__ or error) from error
@@ -226,7 +226,7 @@ def _explanation(repo: str, patterns: Sequence[str], cause: BaseException) -> Us
         )
     if isinstance(cause, errors.RepositoryNotFoundError):
         return MissingFileError(
-            f"There is no file or folder {repo} here, and no Hugging Face repository of that name that you may read."
+            f"There is no file or folder {repo} here, and no Hugging Face repository of that name that you can read."
         )
     return MissingFileError(
         f"{repo} is not here: the cache lacks {', '.join(patterns)}, and Hugging Face cannot be reached. "

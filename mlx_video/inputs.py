@@ -1,6 +1,6 @@
-"""What a user gives beside words: each kind of input is a class here, and nothing else has to know it.
+"""What a user gives besides words. Each kind of input is a class here; no other module needs to know it.
 
-An input says which networks it needs, checks itself, says how many tokens it adds, and becomes conditions of either stream.
+An input names the networks it needs, checks itself, counts the tokens it adds, and becomes conditions on either stream.
 """
 
 import os
@@ -38,7 +38,7 @@ class Parts(NamedTuple):
     """What inputs are encoded with.
 
     networks   those that an input ``needs``, by their names
-    image_crf  H.264 constant rate factor of the pictures that the model was trained with
+    image_crf  H.264 constant rate factor of the pictures the model was trained on
     """
 
     networks: Mapping[str, nn.Module]
@@ -47,7 +47,7 @@ class Parts(NamedTuple):
 
 
 class Option(NamedTuple):
-    """How an input is typed: ``flag`` takes the one or two groups of words that ``metavar`` names; it may be repeated."""
+    """How an input is typed: ``flag``, then the one or two groups of words that ``metavar`` names; repeatable."""
 
     flag: str
     metavar: tuple[str, ...]
@@ -74,7 +74,7 @@ class Input:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):
-        """For records: of ``Input`` itself any kind that there is, told by its ``kind``."""
+        """For records: an ``Input`` may be of any kind; its field ``kind`` says which."""
         if cls is not Input:
             return handler(source)
         from pydantic import Field
@@ -82,8 +82,8 @@ class Input:
         kinds = tuple(Input.kinds.values())
         if len(kinds) == 1:
             return handler.generate_schema(kinds[0])
-        told = Field(discriminator="kind")
-        return handler.generate_schema(Annotated[Union[kinds], told])
+        kind = Field(discriminator="kind")
+        return handler.generate_schema(Annotated[Union[kinds], kind])
 
     @classmethod
     def typed(cls, words: Sequence[str]) -> "Input":
@@ -97,21 +97,21 @@ class Input:
 
     @property
     def place(self) -> str | None:
-        """Where it stands, if nothing else may stand there."""
+        """Its place in the clip, where no other input may have the same."""
         return None
 
     def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
         """Raise ``UserError`` where it cannot be used for a clip of ``shape``."""
 
     def check_model(self, config: LTXModelConfig) -> None:
-        """Raise ``UserError`` where a transformer of ``config`` knows nothing of such an input."""
+        """Raise ``UserError`` where a transformer of ``config`` does not support such an input."""
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
-        """What a person should know of it, in sentences."""
+        """What the user should know about it, in sentences."""
         return ()
 
     def moved(self, factor: int, start: int, end: int) -> "Input | None":
-        """The same for a part of the clip at ``factor`` times its frame rate, between two frames; ``None`` = not in it."""
+        """The same input within frames ``start`` to ``end`` of the clip at ``factor`` times its frame rate; ``None`` = not there."""
         return None
 
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
@@ -119,7 +119,7 @@ class Input:
         return AV()
 
     def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
-        """The conditions that it sets on each stream of a clip of ``shape``."""
+        """The conditions it sets on each stream of a clip of ``shape``."""
         raise NotImplementedError
 
 
@@ -145,7 +145,7 @@ class Image(Input):
 
     @classmethod
     def typed(cls, words: Sequence[str]) -> "Image":
-        """PATH [FRAME] [STRENGTH]; a picture that is here by its full path."""
+        """PATH [FRAME] [STRENGTH]; the path of a local picture becomes absolute."""
         path, *rest = words
         try:
             frame, strength = (rest + ["0", "1"][len(rest) :])[:2]
@@ -194,7 +194,7 @@ class Image(Input):
         return AV(grid.tokens_per_frame if self.frame else 0)
 
     def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
-        """At the first frame it replaces the first latent; later it is keyframe tokens behind the clip's own."""
+        """At frame 0 it replaces the first latent; elsewhere it appends keyframe tokens to the clip's own."""
         encoder = parts.networks["video_encoder"]
         picture = _picture(self.path)
         latent = encoder(picture.fitted(shape.height, shape.width, parts.image_crf))
@@ -208,7 +208,7 @@ class Image(Input):
 
 @dataclass(frozen=True)
 class Keyframes(Input):
-    """Pictures that the model makes together with the clip, ``count`` of them evenly within it, to stay sharp between them."""
+    """``count`` pictures, evenly spaced, that the model makes together with the clip to keep it sharp."""
 
     count: int
     kind: Literal["keyframes"] = field(default="keyframes", kw_only=True, repr=False)
@@ -217,7 +217,7 @@ class Keyframes(Input):
     option = Option(
         "--keyframes",
         ("N",),
-        "have the model draw N single pictures within the clip too, which it then follows; LTX-2.5",
+        "let the model also draw N single pictures within the clip, and follow them; LTX-2.5",
     )
 
     @classmethod
@@ -241,7 +241,7 @@ class Keyframes(Input):
     def check_model(self, config: LTXModelConfig) -> None:
         if not config.use_keyframes_abs_pos_embedding:
             raise UserError(
-                "This model cannot generate keyframes: LTX-2.5 can. Leave out --keyframes."
+                "This model cannot generate keyframes; LTX-2.5 can. Leave out --keyframes."
             )
 
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
@@ -260,7 +260,7 @@ def as_input(given: "Input | str | os.PathLike") -> Input:
 
 
 def taken_by(inputs: Iterable[Input], stage: int) -> tuple[Input, ...]:
-    """Those of ``inputs`` that a recipe's stage takes, counted from 0."""
+    """The ``inputs`` that stage number ``stage`` takes, counted from 0."""
     return tuple(given for given in inputs if stage == 0 or not given.first_stage)
 
 
@@ -279,7 +279,7 @@ def check_inputs(
 
 
 def forget() -> None:
-    """Let go of the files that were read: each is read once in a run, and not kept when it is encoded."""
+    """Drop the files that were read. A run reads each once and does not keep it after encoding."""
     _read_picture.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""Linear layers that stay fast when quantized. Knows how to multiply; not which layers are quantized, or from what."""
+"""Linear layers that stay fast when quantized. Knows how to multiply, not which layers are quantized."""
 
 from functools import cache
 

@@ -1,6 +1,6 @@
 """Clips and sound, in and out. Knows containers and codecs, not how a clip is made.
 
-The only room with PyAV and Pillow. What it writes is written aside and renamed when it is complete.
+Files are written aside and renamed when they are complete.
 """
 
 import wave
@@ -40,12 +40,12 @@ def save(
     crf: int = CRF,
     overwrite: bool = False,
 ) -> None:
-    """Write ``clip`` as its name's ending says, taking its frames one by one; the sound is cut or padded to fit.
+    """Write ``clip`` in the format that the suffix names, frame by frame; the sound is cut or padded to fit.
 
     .mp4 and .mov have H.264 and AAC, .webm has VP9 and Opus; .gif and .webp are animations without sound.
 
-    metadata  strings kept under their keys in a file that may have sound; ``metadata(path)`` reads them back
-    crf       libx264's constant rate factor, and what is like it elsewhere: 0 best, 51 worst; of no use to .gif
+    metadata  strings to keep in the file, unless it is a .gif or .webp; ``metadata(path)`` reads them back
+    crf       libx264's constant rate factor, or its like elsewhere: 0 best, 51 worst; ignored for .gif
     Raises ``UserError`` where the file exists, unless ``overwrite``, and where a frame is missing or of another size.
     """
     for _ in saving(clip, path, metadata=metadata, crf=crf, overwrite=overwrite):
@@ -60,7 +60,7 @@ def saving(
     crf: int = CRF,
     overwrite: bool = False,
 ) -> Iterator[int]:
-    """The same frame by frame: yields how many are written. The file is there when this ends, not before."""
+    """``save`` as a generator of how many frames are written; the file appears when it ends."""
     kind = _kind(path)
     options = _file_options(kind, clip.shape)
     with written_aside(path, overwrite) as partial:
@@ -83,13 +83,13 @@ def _file_options(kind: "Kind", shape: VideoPixelShape) -> dict[str, str]:
         return {"loop": "0"}  # for ever
     if kind.format == "webm":
         return {}
-    # Ticks a second of the file's own clock: a whole number for each frame, which its milliseconds are not.
+    # Ticks per second of the file's clock, so that each frame lasts a whole number of them.
     ticks = str(shape.rate.numerator)
     return {"movflags": "+faststart+use_metadata_tags", "movie_timescale": ticks}
 
 
 class Kind(NamedTuple):
-    """How a file is written: container, codecs (no sound: ``None``), the layout of its pixels, and codec options."""
+    """How a file is written: container, codecs (``None`` = no sound), pixel format and codec options."""
 
     format: str
     video: str
@@ -103,7 +103,7 @@ def _h264(crf: int) -> dict[str, str]:
 
 
 def _vp9(crf: int) -> dict[str, str]:
-    # Its scale ends at 63; about 4 / 3 of x264's looks the same. Bit rate 0 lets the quality decide.
+    # The scale ends at 63, and 4 / 3 of x264's value looks about the same. Bit rate 0 lets the quality decide.
     return {"crf": str(min(63, round(crf * 4 / 3))), "b": "0", "row-mt": "1", "cpu-used": "4"}  # fmt: skip
 
 
@@ -128,9 +128,7 @@ OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 def _kind(path: str | Path) -> Kind:
     kind = KINDS.get(Path(path).suffix.lower())
     if kind is None:
-        raise UserError(
-            f"{short(path)} does not end in {any_of(CLIP_SUFFIXES)}, which a clip is written to."
-        )
+        raise UserError(f"{short(path)} must end in {any_of(CLIP_SUFFIXES)}.")
     return kind
 
 
@@ -148,9 +146,9 @@ def save_wav(waveform: Waveform, path: str | Path, *, overwrite: bool = False) -
 def save_frames(
     frames: Iterable[np.ndarray], folder: str | Path, *, overwrite: bool = False
 ) -> Iterator[np.ndarray]:
-    """Pass ``frames`` on, each written as ``folder``/frame_0000.png, frame_0001.png, ... when it is taken.
+    """Pass ``frames`` on, writing each to ``folder`` as frame_0000.png, frame_0001.png, ... when it is taken.
 
-    Raises ``FileExistsError``, at once, if the folder already holds such frames; ``overwrite`` removes them first.
+    Raises ``UserError`` at once if the folder already holds such frames; ``overwrite`` removes them first.
     """
     folder = Path(folder)
     if any(folder.glob(FRAME_PATTERN)) and not overwrite:
@@ -172,7 +170,7 @@ def _writing_frames(frames: Iterable[np.ndarray], folder: Path) -> Iterator[np.n
 def _add_video(
     file: av.container.OutputContainer, shape: VideoPixelShape, kind: Kind, crf: int
 ) -> Callable[[np.ndarray, int], list[av.Packet]]:
-    """A stream of pictures; what encodes the next one, (H, W, 3), by its number."""
+    """Add a video stream; returns the function that encodes a frame (H, W, 3), given its number."""
     stream = file.add_stream(kind.video, rate=shape.rate, options=kind.options(crf))
     stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, kind.pixels
     reduced = _palettes(shape) if kind.pixels == "pal8" else None
@@ -199,7 +197,7 @@ def _add_video(
 
 
 def _palettes(shape: VideoPixelShape) -> Callable[[av.VideoFrame], av.VideoFrame]:
-    """What gives each frame the 256 colours that suit it, dithered."""
+    """A function that reduces a frame to the 256 colours that suit it best, dithered."""
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=shape.width, height=shape.height, format="rgb24", time_base=1 / shape.rate
@@ -226,14 +224,14 @@ def _add_sound(
 ) -> av.AudioStream:
     rate = sound.sample_rate
     if kind.sound == "libopus" and rate not in OPUS_RATES:
-        rate = OPUS_RATES[-1]  # to which the encoder's door resamples
+        rate = OPUS_RATES[-1]  # PyAV resamples to it
     stream = file.add_stream(kind.sound, rate=rate)
     stream.layout = LAYOUTS[sound.samples.shape[0]]
     return stream
 
 
 def _checked_frames(clip: Clip) -> Iterator[np.ndarray]:
-    """The clip's frames, whose size and number must be those it promises."""
+    """The clip's frames; raises ``UserError`` unless their size and number are those it promises."""
     shape, count = clip.shape, 0
     for count, frame in enumerate(clip.frames, start=1):
         if count > shape.frames:
@@ -250,7 +248,7 @@ def _checked_frames(clip: Clip) -> Iterator[np.ndarray]:
 
 
 def _sound_per_frame(clip: Clip) -> Iterator[av.AudioFrame | None]:
-    """For each picture the samples that sound while it shows: together exactly as long as the clip."""
+    """The samples to play during each frame; together exactly as long as the clip."""
     if clip.audio is None:
         yield from repeat(None, clip.shape.frames)
         return
@@ -263,7 +261,7 @@ def _sound_per_frame(clip: Clip) -> Iterator[av.AudioFrame | None]:
 
 
 def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioFrame:
-    """With its time, without which the encoder's delay of 1,024 samples is heard as one."""
+    """With its time stamp; without one, the encoder's delay of 1,024 samples would be audible."""
     frame = av.AudioFrame.from_ndarray(
         np.ascontiguousarray(samples), format="fltp", layout=LAYOUTS[len(samples)]
     )
@@ -276,7 +274,7 @@ def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioF
 
 
 def metadata(path: str | Path) -> dict[str, str]:
-    """The strings that ``save`` put into a media file, and what else it says of itself."""
+    """The metadata of a media file: the strings that ``save`` put there, and any others."""
     with _opened(path) as container:
         found = dict(container.metadata)
         # Matroska, which WebM is, has all keys in capitals.
@@ -291,10 +289,10 @@ def load_audio(
     start: float = 0.0,
     seconds: float | None = None,
 ) -> Waveform:
-    """The first sound track of a file in stereo, at ``sample_rate`` Hz, or else its own.
+    """The first audio track of a file in stereo, at ``sample_rate`` Hz or its own rate.
 
-    ``start`` and ``seconds`` say which piece; there may be less. Raises ``MissingFileError``, or ``UserError`` if there
-    is no sound in it.
+    ``start`` and ``seconds`` select a piece, which the end of the track may cut short. Raises ``MissingFileError``, or
+    ``UserError`` if there is no sound in it.
     """
     with _opened(path) as container:
         if not container.streams.audio:

@@ -1,4 +1,4 @@
-"""The files that a run writes: their names, whether they can be written, and how much room they take."""
+"""The files that a run writes: their names, whether they can be written, and how much space they need."""
 
 import os
 import re
@@ -24,10 +24,10 @@ from mlx_video.types import CLIP_SUFFIXES, SILENT_SUFFIXES, VideoPixelShape
 LONGEST_NAME = 200  # bytes of a file name, so that the files beside it can be named too
 FRAMES = "frame_*.png"
 LATENTS, STATE = ".latents.safetensors", ".state.safetensors"
-# Bytes a pixel of a frame, at most in practice: of H.264 at the quality used, and of PNG.
+# Most bytes per pixel of a frame in practice: H.264 at the quality used, and PNG.
 CLIP_BYTES, PNG_BYTES = 0.5, 3.5
-WAV_BYTES = 2 * 2 * 48000  # a second, at most
-SPARE = GB // 50  # for the record, and for whatever else is written meanwhile
+WAV_BYTES = 2 * 2 * 48000  # per second, at most
+SPARE = GB // 50  # for the record, and for what other programs write meanwhile
 
 
 @dataclass(frozen=True)
@@ -57,30 +57,30 @@ class Output:
         return self.path.with_suffix(STATE)
 
     def remembered(self) -> dict[str, str]:
-        """For the latents and the state, so that who finishes them writes the same files; paths from their folder."""
+        """Metadata for the latents and the state, so that finishing them writes the same files; paths relative to them."""
         folder = self.path.parent.absolute()
         paths = {"output": self.path, "audio": self.audio, "frames": self.frames}
         return {k: os.path.relpath(p.absolute(), folder) for k, p in paths.items() if p}
 
     @classmethod
     def recalled(cls, left: Path, words: Mapping[str, str]) -> "Output":
-        """What ``remembered`` wrote into the file ``left``; where it says nothing, the clip is named after that."""
+        """What ``remembered`` wrote into the file ``left``; without that, the clip is named after ``left``."""
         path = Path(words.get("output") or f"{left.name.partition('.')[0]}.mp4")
         others = (words.get(name) for name in ("audio", "frames"))
         return cls(left.with_name(path.name), *(p and left.parent / p for p in others))
 
     def owned(self) -> AbstractContextManager[None]:
-        """Keep these names from other runs, while this one lives."""
+        """Reserve these names while this run lives."""
         return owned(self.path)
 
     def check(self, audio: bool, reads: Iterable[Path] = ()) -> None:
-        """Raise for what could not be written after a long run: a suffix, folder or permission, a file in the way.
+        """Raise ``UserError`` for what could not be written after a long run: a suffix, folder, permission or existing file.
 
         reads  files that the run is made from, none of which may be replaced
         """
         if self.audio and not audio:
             raise UserError(
-                f"--output-audio {short(self.audio)} asks for sound of a clip without; add --audio."
+                f"--output-audio {short(self.audio)} needs a clip with sound; add --audio."
             )
         targets = (
             (self.path, CLIP_SUFFIXES),
@@ -95,7 +95,7 @@ class Output:
         for file in reads:
             if self._replaces(file.resolve()):
                 raise UserError(
-                    f"{short(file)} would be replaced, and the clip is made from it; choose another --save-frames or "
+                    f"{short(file)} is an input of this clip and would be replaced; choose another --save-frames or "
                     "--output-audio."
                 )
 
@@ -115,17 +115,16 @@ class Output:
             )
 
     def notices(self, audio: bool) -> tuple[str, ...]:
-        """What will not be in the files, in sentences; ``audio`` if the clip has sound."""
+        """What the files will lack, in sentences; ``audio`` = the clip has sound."""
         suffix = self.path.suffix.lower()
         if not audio or suffix not in SILENT_SUFFIXES:
             return ()
-        kept = " beside the --output-audio" if self.audio else ""
         return (
-            f"{short(self.path)} is written without sound{kept}; a {suffix} file holds none. Name an .mp4 for both.",
+            f"{short(self.path)} will have no sound, because a {suffix} file holds none. Name an .mp4 for both.",
         )
 
     def check_unfinished(self) -> None:
-        """Raise where an unfinished run left work under this name: nothing of it is ever replaced."""
+        """Raise ``UserError`` where an unfinished run left work under this name, which is never replaced."""
         ways = {
             self.latents: "decode {}",
             self.state: "generate --resume {}",
@@ -138,7 +137,7 @@ class Output:
                 )
 
     def check_space(self, shape: VideoPixelShape, latents: int) -> None:
-        """Raise where a disk lacks the room for what a run of this ``shape`` may write; ``latents`` are in bytes."""
+        """Raise ``UserError`` where a disk lacks the space for a run of this ``shape``; ``latents`` in bytes."""
         pixels = shape.frames * shape.height * shape.width
         folder = self.path.parent.absolute()
         sizes = [(folder, round(pixels * CLIP_BYTES) + 2 * latents + SPARE)]
@@ -182,7 +181,7 @@ def _all_of(path: Path) -> tuple[Path, ...]:
 def _check_target(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     if path.name.lower() in suffixes:
         raise UserError(
-            f"{short(path)} is an ending without a name; try clip{path.name}."
+            f"{short(path)} is a suffix without a name; try clip{path.name}."
         )
     if path.suffix.lower() not in suffixes:
         raise UserError(
@@ -191,7 +190,7 @@ def _check_target(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     _check_folder(path.parent, path)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise UserError(
-            f"{path.name[:40]}... is too long a name; use at most {LONGEST_NAME} bytes."
+            f"The name {path.name[:40]}... is too long; use at most {LONGEST_NAME} bytes."
         )
     if path.is_dir():
         raise UserError(f"{short(path)} is a folder; choose another --output-path.")
@@ -199,20 +198,20 @@ def _check_target(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
 
 
 def _check_folder(folder: Path, path: Path) -> None:
-    """Raise where nothing can be written in ``folder``, which is made where it is missing, and ``path`` lies in it."""
+    """Raise ``UserError`` where ``path`` cannot be written in ``folder``, which is created if it is missing."""
     there = _existing(folder)
     if not there.is_dir():
         raise UserError(
-            f"{short(there)} is a file, so {path.name} cannot lie in it; choose a folder."
+            f"{short(there)} is a file, so it cannot contain {path.name}; choose a folder."
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
-            f"The folder {short(there)} cannot be written to: permission denied."
+            f"The folder {short(there)} is not writable: permission denied."
         )
 
 
 def _existing(folder: Path) -> Path:
-    """``folder``, or the nearest above it that is there."""
+    """``folder``, or its nearest parent that exists."""
     while not is_there(folder):
         folder = folder.parent
     return folder

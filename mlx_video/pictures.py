@@ -1,6 +1,6 @@
-"""Pictures in: read with care, upright, as sRGB on white, and made into what the video encoder wants.
+"""Pictures in: read safely, upright, as sRGB on white, and fitted to the video encoder.
 
-Knows picture files and colours, not how a clip is made. What should be known about a picture is returned as sentences.
+Knows picture files and colours, not how a clip is made. Anything unexpected about a picture is returned as a sentence.
 """
 
 import io
@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from mlx_video.disk import file_errors, is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
 
-# Only these are opened, whatever a file is called: for others, EPS among them, Pillow runs programs.
+# Only these are opened, whatever a file is named: for some others, such as EPS, Pillow runs programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 FORMAT_NAMES = "PNG, JPEG, WebP, BMP, GIF or TIFF"
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
@@ -32,14 +32,14 @@ CRF = 33  # of H.264: what pictures are compressed with for LTX-2 and 2.3; 18 fo
 
 SMALLEST = 16  # pixels a side: less is an icon or a mistake
 LARGEST = 25_000_000  # pixels; a picture with more is shrunk
-LARGEST_SIDE = 8192  # pixels; of a longer one only the middle is compressed
+LARGEST_SIDE = 8192  # pixels; of a longer picture only the middle is compressed
 MOST_DECODED = 250_000_000  # pixels; a file with more is refused, as decoding takes 3 bytes or more for each
 MOST_JPEG = 1_000_000_000  # of a JPEG, which is shrunk while it is decoded, unless it is progressive
-MOST_CROPPED = 0.5  # of a picture that may be cut off without a word
+MOST_CROPPED = 0.5  # share of a picture that may be cut off without a notice
 LARGEST_H264 = 16384  # pixels a side
 
 MEGA = 1_000_000
-# What Pillow raises for damaged files, by trial on some thousands.
+# What Pillow raised for some thousands of damaged files.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError)
 DAMAGED += (ArithmeticError, LookupError, AttributeError, RuntimeError)
 
@@ -49,7 +49,7 @@ class Picture:
     """A picture that was read.
 
     pixels   uint8 sRGB, (H, W, 3), upright
-    notices  what was done to it that one might not expect, in sentences
+    notices  what was done to it that the user may not expect, in sentences
     """
 
     name: str
@@ -69,11 +69,9 @@ class Picture:
         )
 
     def fitted(self, height: int, width: int, crf: int = CRF) -> mx.array:
-        """As the video encoder wants it: (1, 3, 1, height, width) in [-1, 1], with the traces of H.264."""
+        """For the video encoder: (1, 3, 1, height, width) in [-1, 1], with the traces of H.264."""
         pixels = self.pixels
-        if (
-            max(pixels.shape) > LARGEST_SIDE
-        ):  # which H.264 would take much memory for, or not take
+        if max(pixels.shape) > LARGEST_SIDE:  # too much for H.264, or for memory
             pixels = _middle(pixels, width / height)
         return fit_image(compress_like_video(pixels, crf), height, width)
 
@@ -86,9 +84,9 @@ def load_image(path: str | Path) -> np.ndarray:
 def read_picture(path: str | Path) -> Picture:
     """Read a picture file.
 
-    Its EXIF rotation and colour profile are applied, transparency becomes white, and of an animation the first frame
-    is taken. One of more than 25 megapixels is shrunk. Raises ``MissingFileError``, or
-    ``UserError`` if it is no picture, smaller than 16 pixels on a side, or too large to be decoded.
+    Applies EXIF rotation and colour profile, makes transparency white, takes the first frame of an animation and shrinks
+    what exceeds 25 megapixels. Raises ``MissingFileError``, or ``UserError`` if the file is not a picture, smaller than
+    16 pixels on a side, or too large to decode.
     """
     path = typed_path(path)
     name = short(path)
@@ -138,7 +136,7 @@ def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]]:
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Without Pillow's own limit, which refuses photos that can be read small; ``_check_size`` has ours."""
+    """Without Pillow's own size limit, which refuses photos that can be shrunk while decoding; ``_check_size`` has ours."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -148,7 +146,7 @@ def _any_size() -> Iterator[None]:
 
 @contextmanager
 def _quietly(file: BinaryIO) -> Iterator[None]:
-    """Without Pillow's warnings, and for TIFF without what its library writes to stderr itself."""
+    """Without Pillow's warnings, and without what the TIFF library writes to stderr itself."""
     tiff = _head(file)[:4] in TIFF_HEADS
     with warnings.catch_warnings(action="ignore"), ExitStack() as later:
         if tiff:
@@ -173,7 +171,7 @@ def _is_heic(file: BinaryIO) -> bool:
 
 
 def _heif(name: str) -> tuple[str]:
-    """The format of HEIC photos, which Pillow reads with the help of another package."""
+    """The format of HEIC photos, which Pillow reads with another package's help."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -185,7 +183,7 @@ def _heif(name: str) -> tuple[str]:
 
 
 def _check_size(image: Image.Image, name: str) -> None:
-    """Raise for what is too small to show anything, or too large to be decoded."""
+    """Raise ``UserError`` for a picture too small to show anything, or too large to decode."""
     width, height = image.size
     if min(width, height) < SMALLEST:
         raise UserError(
@@ -215,22 +213,22 @@ def _excess(image: Image.Image) -> int:
 
 
 def _shrink_while_decoding(image: Image.Image) -> None:
-    """Have a JPEG decoded at a half, a quarter or an eighth of its size if that is needed; of others nothing changes."""
+    """Decode a large JPEG at a half, a quarter or an eighth of its size; does nothing for other formats."""
     scale = next((s for s in (1, 2, 4) if s >= _excess(image)), 8)
     image.draft(None, (image.width // scale, image.height // scale))
 
 
 def _without_palette(image: Image.Image) -> Image.Image:
-    """In a mode that can be scaled."""
+    """Converted to a mode that can be scaled."""
     if image.mode not in ("P", "PA", "1"):
         return image
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Deeper greyscale (modes I;16, I and F) scaled to mode L, which Pillow would clip to white; others as they are.
+    """Deeper greyscale (modes I;16, I and F) scaled to mode L, since Pillow would clip it to white; others unchanged.
 
-    White is 65535 in I;16; elsewhere the least of 1 (F alone), 255, 65535 or 2^31 - 1 that nothing exceeds.
+    White is 65535 in I;16; elsewhere the smallest of 1 (F only), 255, 65535 and 2^31 - 1 that no pixel exceeds.
     """
     if image.mode[0] not in "IF":
         return image
@@ -246,18 +244,18 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _shrunk(image: Image.Image) -> Image.Image:
-    """Within the bounds, by the means of neighbouring pixels."""
+    """Shrunk to the limit by averaging neighbouring pixels."""
     scale = _excess(image)
     if scale == 1:
         return image
-    if image.mode.startswith("I;16"):  # which Pillow does not reduce
+    if image.mode.startswith("I;16"):  # Pillow cannot reduce it
         size = (image.width // scale, image.height // scale)
         return image.resize(size, Image.Resampling.BOX)
     return image.reduce(scale)
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The colours, and how opaque each pixel is; ``None`` where all are."""
+    """The colours, and the opacity of each pixel; ``None`` = all opaque."""
     if not image.has_transparency_data:
         return image, None
     profile = image.info.get("icc_profile")
@@ -270,14 +268,14 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _in_srgb(image: Image.Image, name: str, notices: list[str]) -> Image.Image:
-    """Its colours in sRGB, by the profile in the file if there is one."""
+    """Colours converted to sRGB, by the file's profile if it has one."""
     data = image.info.get("icc_profile")
     if not data:
         return image.convert("RGB")
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
         if "sRGB" in ImageCms.getProfileDescription(profile):
-            return image.convert("RGB")  # which a conversion would only round
+            return image.convert("RGB")  # converting would only round
         srgb = ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
@@ -289,7 +287,7 @@ def _in_srgb(image: Image.Image, name: str, notices: list[str]) -> Image.Image:
 
 
 def _middle(image: np.ndarray, shape: float) -> np.ndarray:
-    """What a clip shows of a picture, its ``shape`` being width / height, to a pixel or two."""
+    """The part of a picture that a clip of proportion ``shape`` (width / height) shows, to a pixel or two."""
     rows, columns = image.shape[:2]
     height, width = min(rows, math.ceil(columns / shape)), min(
         columns, math.ceil(rows * shape)
@@ -301,8 +299,8 @@ def _middle(image: np.ndarray, shape: float) -> np.ndarray:
 def compress_like_video(image: np.ndarray, crf: int = CRF) -> np.ndarray:
     """A picture after a trip through H.264, as one frame: uint8 (H, W, 3) of even size, the odd edge cut off.
 
-    The model learned from video frames; a picture without their traces makes it freeze. Official settings: ``crf``, the
-    constant rate factor, is 33 for LTX-2 and 2.3 and 18 for 2.5; 0 leaves the picture as it is.
+    The model learned from video frames; a picture without their traces makes it freeze. The official ``crf`` (constant
+    rate factor) is 33 for LTX-2 and 2.3, and 18 for 2.5; 0 leaves the picture as it is.
     """
     if crf == 0:
         return image
@@ -327,7 +325,7 @@ def compress_like_video(image: np.ndarray, crf: int = CRF) -> np.ndarray:
 def fit_image(image: np.ndarray, height: int, width: int) -> mx.array:
     """Scale a picture to cover ``height`` x ``width`` and cut out the middle: (1, 3, 1, height, width) in [-1, 1].
 
-    Plain bilinear, as in the official code; Pillow's would smooth what it shrinks.
+    Plain bilinear, as in the official code; Pillow's smooths when it shrinks.
     """
     rows, columns = image.shape[:2]
     scale = max(height / rows, width / columns)
@@ -338,7 +336,7 @@ def fit_image(image: np.ndarray, height: int, width: int) -> mx.array:
 
 
 def _resize_rows(image: np.ndarray, total: int, kept: int) -> np.ndarray:
-    """The middle ``kept`` of ``total`` rows, each between the two rows of ``image`` about it (pixel centres at 1/2)."""
+    """The middle ``kept`` of ``total`` rows, each interpolated from two rows of ``image`` (pixel centres at 1/2)."""
     rows = len(image)
     wanted = np.arange(kept) + (total - kept) // 2
     at = np.maximum((wanted + 0.5) * rows / total - 0.5, 0)

@@ -1,6 +1,6 @@
-"""What a run will take in memory, phase by phase, and how to make it fit. Knows sizes only: nothing is read.
+"""How much memory a run needs, phase by phase, and how to make it fit. Knows sizes only; reads nothing.
 
-``models.ltx.footprint`` says what a part takes; here is what a request makes of the parts.
+``models.ltx.footprint`` knows what a part needs; this module adds the parts up for a request.
 """
 
 import os
@@ -42,10 +42,10 @@ PASSES_TO_DECODE = 0.5  # as long as so many passes of the last stage: 0.3 for l
 
 
 class Work(NamedTuple):
-    """What memory hears of a request.
+    """What the plan needs to know of a request.
 
-    inputs         what the clip is made from beside the prompt
-    prompt_tokens  of the longest prompt, at most; no more are reckoned with than the text encoder takes
+    inputs         what the clip is made from besides the prompt
+    prompt_tokens  upper bound for the longest prompt; capped at what the text encoder takes
     batched        whether the guided passes run at once
     previews       whether the clip is shown while it is sampled, where memory allows it
     keep           whether the large parts stay loaded afterwards, likewise
@@ -71,7 +71,7 @@ class Work(NamedTuple):
         return self.recipe.staged(self.shape).scaled(stage.scale)
 
     def tokens(self, stage: Stage, geometry: Geometry) -> AV[int]:
-        """Of each modality in a stage."""
+        """Tokens of each modality in a stage."""
         shape = self.staged(stage)
         grid = geometry.latents(shape)
         sound = geometry.audio_frames(self.shape) if self.audio else None
@@ -87,7 +87,7 @@ class Work(NamedTuple):
         return tokens
 
     def round_tokens(self, geometry: Geometry) -> Iterator[tuple[AV[int], int]]:
-        """Of the largest tile of each of DFR's rounds, and how many tiles there are."""
+        """Tokens of the largest tile in each of DFR's rounds, and the number of its tiles."""
         if self.recipe.rounds:
             canvas = dfr.Canvas.of(self.recipe.staged(self.shape).frames)
             cells, time = (
@@ -100,7 +100,7 @@ class Work(NamedTuple):
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """The networks that the inputs need, which are lent together."""
+        """The networks that the inputs need; they are lent together."""
         return tuple(sorted({name for given in self.inputs for name in given.needs}))
 
     def shorter(self, scale: VideoScale) -> Iterator["Work"]:
@@ -109,7 +109,7 @@ class Work(NamedTuple):
             yield self._replace(shape=self.shape._replace(frames=frames))
 
     def smaller(self, scale: VideoScale) -> Iterator["Work"]:
-        """The same at ever smaller sizes of about the same proportions, two latent cells a side at least."""
+        """The same at ever smaller sizes of about the same proportions, down to two latent cells a side."""
         shrink, (_, height, width, _) = self.recipe.shrink, self.shape
         cell = scale.height * shrink, scale.width * shrink
         least = -(-2 // shrink)
@@ -120,8 +120,8 @@ class Work(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Bytes that a phase takes, and its floating-point operations, where it has many; with those of others they tell
-    how long is left. ``seconds`` where the device's speed is known."""
+    """Bytes that a phase needs, and its floating-point operations if it has many, by which the remaining time is judged;
+    ``seconds`` where the device's speed is known."""
 
     name: str
     weights: int
@@ -140,12 +140,12 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """What a run will need.
 
-    phases      the first is "libraries", which are there beside each of the others; their ``peak`` is MLX's alone
-    limit       bytes that the process may take
+    phases      the first is "libraries", which stay beside all others; the ``peak`` of those is MLX's alone
+    limit       bytes that the process may use
     components  as they were, or under the residency that fits; ``chosen`` names it
-    refusal     why nothing fits, and what would; empty where it does
+    refusal     why nothing fits, and what would; empty if the plan fits
     previews    whether the clip can be shown while it is sampled
     """
 
@@ -167,22 +167,22 @@ class Plan:
 
     @property
     def spare(self) -> int:
-        """Bytes of the limit that no phase takes."""
+        """Bytes of the limit that stay free in every phase."""
         return max(0, round(self.room - self.largest.peak))
 
     def check(self) -> "Plan":
-        """Itself; raises ``ValueError`` where it does not fit."""
+        """Itself; raises ``UserError`` if it does not fit."""
         if self.refusal:
             raise UserError(self.refusal)
         return self
 
 
 def plan(components: Components, work: Work, limit: float | None = None) -> Plan:
-    """The first that fits into ``limit`` bytes, by default what the machine offers.
+    """The first plan that fits into ``limit`` bytes, by default what the machine offers.
 
-    Tried are ``components`` as they are, then with weights in 8 bits, then with the transformer streamed, then both;
-    of these only what leaves the user's choice and the checkpoint's as they are. Previews and parts that stay loaded change
-    none of that: they are left out where they do not fit.
+    Tries ``components`` as they are, then with weights in 8 bits, then with the transformer streamed, then both; never
+    what contradicts the user's choice or the checkpoint's. Previews and parts that stay loaded change none of that: they
+    are left out if they do not fit.
     """
     limit, libraries = limit or OFFERED * machine_bytes(), _libraries()
     room = limit - libraries.peak
@@ -258,7 +258,7 @@ def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
 
 
 def machine_bytes() -> int:
-    """Memory that MLX's device can use well: what Metal recommends or a GPU has left, else the computer's."""
+    """Memory that MLX's device can use: what Metal recommends, or a GPU has left, else the computer's."""
     info = mx.device_info()
     if "free_memory" in info:  # what is ours already is not free
         ours = mx.get_active_memory() + mx.get_cache_memory()
@@ -301,7 +301,7 @@ def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Resid
 
 
 def _residencies(components: Components) -> Iterator[tuple[str, Residency]]:
-    """That of ``components``, and those that may be had where nobody chose, the best first."""
+    """That of ``components``, then the alternatives where the user chose none, best first."""
     own, sources = components.residency, components.sources
     yield "", own
     if own.quantize:

@@ -9,11 +9,11 @@ import numpy as np
 from mlx_video.types import Clip, VideoPixelShape, Waveform
 
 FADE = 0.01  # seconds at both ends of a sound, so that neither is heard as a click
-MIRRORED = 0.05  # seconds at most that a sound is made longer by its own end
+MIRRORED = 0.05  # most seconds that mirroring its end may lengthen a sound
 
 
 def frames(chunks: Iterable[mx.array]) -> Iterator[np.ndarray]:
-    """RGB frames, uint8 (H, W, 3), of decoded pieces of one clip, (1, 3, F, H, W) in [-1, 1]; one piece at a time."""
+    """RGB frames, uint8 (H, W, 3), from the decoded pieces of a clip, (1, 3, F, H, W) in [-1, 1]; one piece at a time."""
     for chunk in chunks:
         yield from np.array(to_uint8(chunk[0]))
 
@@ -34,10 +34,10 @@ def to_pcm16(waveform: Waveform) -> np.ndarray:
 
 
 def fit_sound(sound: Waveform, shape: VideoPixelShape) -> Waveform:
-    """``sound`` for as long as a clip lasts, to the sample, faded in and out.
+    """``sound`` as long as the clip, to the sample, faded in and out.
 
-    What is too long is cut. The decoder leaves 30 ms out at the end; so little is made of the end itself, mirrored. More
-    is silence.
+    Longer sound is cut. The decoder leaves out 30 ms at the end; a gap that short is filled by mirroring the end, a longer
+    one by silence.
     """
     total = round(shape.frames * sound.sample_rate / shape.rate)
     x = sound.samples.astype(mx.float32)[:, :total]

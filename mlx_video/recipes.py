@@ -1,6 +1,6 @@
-"""How each checkpoint is meant to be sampled. Data only: every default number of a generation stands here.
+"""How each checkpoint is meant to be sampled. Data only: every default of a generation is here.
 
-A checkpoint may state its own in place of any; here is what they may be called, and what stands where it is silent.
+A checkpoint may state its own; ``Defaults`` lists what it can state and what applies where it does not.
 """
 
 import math
@@ -22,8 +22,8 @@ from mlx_video.types import AV, VideoPixelShape
 VARIANTS = ("distilled", "dev")
 UPSAMPLERS = ("upsampler", "temporal_upsampler")  # parts
 SEED = 10
-SAMPLER_SEED = 10000  # added to a run's for the noise that a sampler takes, as in the official code
-DECODER_SEED = 20000  # likewise for the noise that a diffusion decoder makes pixels of
+SAMPLER_SEED = 10000  # added to a run's seed for the noise that a sampler adds, as in the official code
+DECODER_SEED = 20000  # likewise for the noise that a diffusion decoder starts from
 FPS = 24.0
 FRAMES = 121
 HEIGHT, WIDTH = 512, 768
@@ -34,7 +34,7 @@ VIDEO_GUIDANCE = Guidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, stg_block
 AUDIO_GUIDANCE = replace(VIDEO_GUIDANCE, cfg=7.0)
 STEPS = 40
 MOST_ROUNDS = 2  # of DFR
-# Those of its HQ pipeline, which samples by res_2s.
+# Of its HQ pipeline, which samples with res_2s.
 HQ_GUIDANCE = AV(
     replace(VIDEO_GUIDANCE, stg=0.0, rescale=0.45),
     replace(AUDIO_GUIDANCE, stg=0.0, rescale=1.0),
@@ -58,9 +58,8 @@ class Stage:
     scale           of the requested height and width
     guidance        strengths per modality
     distilled_lora  strength of the distilled LoRA fused into the transformer, 0 = none
-    sampler         that walks the noise levels
-    upsampler       the part that enlarges the latents of the stage before
-    detailing       strength of DFR's detailing LoRA, by which a stage looks at the smaller clip before it, 0 = none
+    upsampler       the part that enlarges the latents of the previous stage
+    detailing       strength of DFR's detailing LoRA, with which a stage looks at the smaller clip before it, 0 = none
     """
 
     sigmas: tuple[float, ...]
@@ -72,12 +71,12 @@ class Stage:
     detailing: float = 0.0
 
     def check(self) -> None:
-        """Raise ``UserError`` for noise levels or numbers that cannot be sampled by."""
+        """Raise ``UserError`` for noise levels or numbers that make no sense."""
         sigmas = self.sigmas
         falls = all(a > b for a, b in zip(sigmas, sigmas[1:]))
         if len(sigmas) < 2 or not falls or not 0 <= sigmas[-1] < sigmas[0] <= 1:
             raise UserError(
-                f"A stage has at least two sigmas, which descend within 1 and 0; got {str(list(sigmas))[:80]}. "
+                f"A stage needs at least two sigmas, descending from at most 1 to at least 0; got {str(list(sigmas))[:80]}. "
                 "For example: [1.0, 0.5, 0.0]."
             )
         strengths = self.distilled_lora, self.detailing
@@ -95,7 +94,7 @@ class Stage:
 
 
 def _check_strength(guidance: Guidance) -> None:
-    """Raise ``UserError`` for a strength that is no number, or beyond its range."""
+    """Raise ``UserError`` for a strength that is not a finite number or is out of range."""
     numbers = (guidance.cfg, guidance.stg, guidance.modality, guidance.rescale)
     if not all(map(math.isfinite, numbers)):
         raise UserError(
@@ -113,11 +112,11 @@ def _check_strength(guidance: Guidance) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The stages of a generation, each starting from the one before, upsampled.
+    """The stages of a generation; each starts from the upsampled result of the one before.
 
     variant  which transformer checkpoint it is for: "distilled" or "dev"
-    sound    the stage, counted from 0, whose sound the clip has; -1 = the last
-    rounds   of DFR, each of which doubles the frame rate; ``None`` = the recipe is not DFR
+    sound    the stage, counted from 0, whose sound the clip keeps; -1 = the last
+    rounds   DFR's rounds, each of which doubles the frame rate; ``None`` = not a DFR recipe
     """
 
     variant: str
@@ -127,11 +126,11 @@ class Recipe:
 
     @property
     def sound_stage(self) -> int:
-        """The stage whose sound the clip has, counted from 0."""
+        """The stage whose sound the clip keeps, counted from 0."""
         return self.sound % len(self.stages)
 
     def staged(self, shape: VideoPixelShape) -> VideoPixelShape:
-        """What the stages sample for a clip of ``shape``; DFR's, its canvas at the frame rate before the rounds."""
+        """What the stages sample for a clip of ``shape``; for DFR, its canvas at the frame rate before the rounds."""
         if self.rounds is None:
             return shape
         factor = 2 ** len(self.rounds)
@@ -143,7 +142,7 @@ class Recipe:
         return shape._replace(frames=canvas.frames, fps=shape.fps / factor)
 
     def pictures(self, canvas: VideoPixelShape) -> int:
-        """How many are generated with what the stages sample, whatever the user gives."""
+        """How many pictures DFR generates along with the clip, besides any the user asks for."""
         if self.rounds is None:
             return 0
         return len(dfr.Canvas.of(canvas.frames).keyframes)
@@ -155,7 +154,7 @@ class Recipe:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the parts that any request may take."""
+        """Names of the parts that a request may use."""
         parts = ["text_encoder", "connectors", "video_encoder", "transformer"]
         later = (*self.stages[1:], *(self.rounds or ()))
         parts += dict.fromkeys(stage.upsampler for stage in later)
@@ -165,11 +164,11 @@ class Recipe:
 
     @property
     def guided(self) -> bool:
-        """Whether any stage goes away from a negative prompt."""
+        """Whether any stage uses the negative prompt."""
         return any(g.cfg != 1.0 for stage in self.stages for g in stage.guidance.values)
 
     def check(self, num_layers: int) -> None:
-        """Raise ``UserError`` for a strength that is no number, or a perturbed block that ``num_layers`` lack."""
+        """Raise ``UserError`` for a bad strength, or a perturbed block that a model of ``num_layers`` lacks."""
         strengths = [g for stage in self.stages for g in stage.guidance.values]
         for strength in strengths:
             _check_strength(strength)
@@ -182,7 +181,7 @@ class Recipe:
                 )
 
     def check_stages(self) -> None:
-        """Raise ``UserError`` where there is nothing to sample, or by noise levels that make no sense."""
+        """Raise ``UserError`` where stages, variant or rounds make no sense."""
         if self.variant not in VARIANTS:
             raise UserError(f"The variant is distilled or dev; got {self.variant!r}.")
         if not self.stages:
@@ -197,13 +196,13 @@ class Recipe:
 
 
 def distilled(sampler: str = "euler") -> Recipe:
-    """Eight steps at half size by ``sampler``, then three of Euler's at full size on the upsampled latents."""
+    """Eight steps at half size with ``sampler``, then three Euler steps at full size on the upsampled latents."""
     first = Stage(STAGE_1_SIGMAS, scale=0.5, sampler=Sampler(sampler))
     return Recipe("distilled", (first, Stage(STAGE_2_SIGMAS)))
 
 
 def finished(shape: VideoPixelShape, rounds: int | None) -> VideoPixelShape:
-    """What DFR makes of a clip of ``shape`` in so many ``rounds``; ``None`` = the recipe is not DFR."""
+    """The shape of a clip of ``shape`` after ``rounds`` of DFR; ``None`` = not DFR."""
     _check_rounds(rounds or 0)
     factor = 2 ** (rounds or 0)
     return shape._replace(
@@ -260,13 +259,13 @@ def hq(
 
 @dataclass(frozen=True)
 class Defaults(Config):
-    """What a clip is made with where the user said nothing: LTX-2's, or in their place those that a checkpoint states.
+    """What applies where the user said nothing: LTX-2's values, or those that a checkpoint states.
 
     audio                       whether clips have sound, where the door leaves that open
-    sampler                     of the distilled model's first stage
-    image_crf                   H.264 constant rate factor of the pictures that the model was trained with
-    cfg, stg, modality, rescale strengths of guidance; ``audio_cfg`` is the sound's, the others are shared
-    may_be_still, may_be_silent whether such clips are in good health: the model was taught that some are so
+    sampler                     for the distilled model's first stage
+    image_crf                   H.264 constant rate factor of the pictures the model was trained on
+    cfg, stg, modality, rescale strengths of guidance; ``audio_cfg`` is for the audio, the others are shared
+    may_be_still, may_be_silent whether such clips count as healthy, because the model was trained on some
     """
 
     width: int = WIDTH
@@ -307,7 +306,7 @@ class Defaults(Config):
         return AV(video, replace(video, cfg=self.audio_cfg))
 
     def hq(self, tokens: int | None, **given) -> Recipe:
-        """The function of that name, with the steps and strengths that were ``given`` in place of its own."""
+        """The module's ``hq``, with the steps and strengths that were ``given``."""
         steps = given.pop("steps", HQ_STEPS)
         audio_cfg = given.pop("audio_cfg", HQ_GUIDANCE.audio.cfg)
         given = {"stg_blocks": tuple(self.stg_blocks)} | given

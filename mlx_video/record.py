@@ -1,4 +1,4 @@
-"""What makes a clip again, as data: a job, its record in JSON, and the files that carry it. Knows no mathematics."""
+"""What it takes to make a clip again: a job, its JSON record, and the files that hold it. Knows no mathematics."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +24,7 @@ from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import Recipe
 from mlx_video.types import AV
 
-RECORD_KEY = "mlx_video"  # of the record in a file's metadata
+RECORD_KEY = "mlx_video"  # of the record, in a file's metadata
 LETTERS_PER_TOKEN = 3  # of a prompt, at least, in most languages
 MOST_BYTES = 2**20  # of a record
 
@@ -33,7 +33,7 @@ MOST_BYTES = 2**20  # of a record
 class Job:
     """A request, how to sample it and with which files.
 
-    batch_guidance  whether the guided passes run at once: faster where memory allows it, and rounded a little otherwise
+    batch_guidance  whether the guided passes run at once: faster if memory allows, with slightly different rounding
     """
 
     request: Request
@@ -42,7 +42,7 @@ class Job:
     batch_guidance: bool = False
 
     def check(self) -> None:
-        """Raise ``UserError`` for what can be known to be wrong before anything is loaded."""
+        """Raise ``UserError`` for whatever is wrong and can be known before anything is loaded."""
         self.files.check()
         self.recipe.check_stages()
         geometry = find_geometry(model_of(self.files), self.recipe.variant)
@@ -55,10 +55,10 @@ class Job:
         announce: Announce = announce_to_log,
         plan: plans.Plan | None = None,
     ) -> Pipeline:
-        """Find the files and build the pipeline; downloads what the hub must give, and loads no weights.
+        """Find the files and build the pipeline; downloads what is missing, and loads no weights.
 
-        announce  hears what is about to be downloaded
-        plan      has found the parts, and says what decoding may take
+        announce  is told what is about to be downloaded
+        plan      provides the parts, and says how much memory decoding may use
         """
         return pipeline_for(
             plan.components if plan else self.components(announce),
@@ -70,7 +70,7 @@ class Job:
         )
 
     def components(self, announce: Announce = announce_to_log) -> Components:
-        """The parts that the job takes, found and identified."""
+        """The parts that the job needs, found and identified."""
         needs = self.request.needs(self.recipe)
         return open_components(self.files, self.recipe, needs, announce)
 
@@ -82,12 +82,12 @@ class Job:
         previews: bool = False,
         keep: bool = False,
     ) -> plans.Plan:
-        """What the job will take, made to fit into ``limit`` bytes or else the machine; loads no weights."""
+        """The memory plan of the job, fitted into ``limit`` bytes or the machine; loads no weights."""
         work = self.work()._replace(previews=previews, keep=keep)
         return plans.plan(self.components(announce), work, limit)
 
     def work(self) -> plans.Work:
-        """What memory must know of the job."""
+        """What the memory plan needs to know of the job."""
         request = self.request
         letters = max(map(len, (request.prompt, request.negative_prompt)))
         tokens = MAX_TOKENS if request.enhance else letters // LETTERS_PER_TOKEN + 2
@@ -102,7 +102,7 @@ class Job:
         )
 
     def planned(self, plan: plans.Plan) -> "Job":
-        """The same job, in whose record stand the residency that ``plan`` chose and the model that was found."""
+        """The same job, with the residency that ``plan`` chose and the model that was found."""
         lent, files = plan.components, self.files
         files = replace(
             files,
@@ -113,13 +113,13 @@ class Job:
         return replace(self, files=files)
 
     def with_prompt(self, prompt: str) -> "Job":
-        """The same job with ``prompt``, which is not to be enhanced again."""
+        """The same job with ``prompt``, and without enhancing it again."""
         return replace(
             self, request=replace(self.request, prompt=prompt, enhance=False)
         )
 
     def record(self) -> str:
-        """The job as JSON, with the versions that ran it."""
+        """The job as JSON, with the versions and the device that ran it."""
         versions = {"mlx_video": mlx_video.__version__, "mlx": mx.__version__}
         device = str(mx.default_device())
         return json.dumps(
@@ -128,7 +128,7 @@ class Job:
 
     @classmethod
     def from_record(cls, path: str | Path) -> "Job":
-        """The job of a record: the JSON file, or the mp4, latents or state file it travels in."""
+        """The job of a record: a JSON file, or an mp4, latents or state file that holds one."""
         text = read_record(Path(path))
         return _validated(text, str(path))
 
@@ -152,7 +152,7 @@ def read_record(path: Path) -> str:
     if not is_there(path):
         raise MissingFileError(f"There is no file {short(path)}.")
     if not path.is_file():
-        raise UserError(f"{short(path)} is no file that can be read.")
+        raise UserError(f"{short(path)} is not a file that can be read.")
     from mlx_video import media  # with codecs, which only a clip's file needs
 
     metadata = (
@@ -172,7 +172,7 @@ def _validated(text: str, path: str) -> Job:
         job = _schema(tuple(Input.kinds)).validate_json(_updated(text)).job
     except ValidationError as error:
         raise UserError(
-            f"{short(path)} is no record of this version of mlx-video: "
+            f"{short(path)} is not a record that this version of mlx-video can read: "
             f"{_sentence(error.errors(include_url=False)[0])}."
         ) from None
     for place, value in _strings(asdict(job), "job"):
@@ -181,7 +181,7 @@ def _validated(text: str, path: str) -> Job:
 
 
 def _updated(text: str) -> str:
-    """A record of version 0.1.0's first weeks, which knew pictures only, as one of today; others as they are."""
+    """A record of version 0.1.0's first weeks, which had pictures only, in today's form; others unchanged."""
     if '"images"' not in text:
         return text
     try:
@@ -190,7 +190,7 @@ def _updated(text: str) -> str:
         pictures = request.pop("images")
         request["inputs"] = [picture | {"kind": "image"} for picture in pictures]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return text  # for the schema to say what is wrong
+        return text  # the schema says what is wrong
     return json.dumps(data)
 
 
@@ -198,18 +198,18 @@ def _updated(text: str) -> str:
 def _schema(kinds: tuple[str, ...]):
     """Reads records strictly, with inputs of these ``kinds``.
 
-    By pydantic, because the server's FastAPI brings it too and shows the same schema.
+    Pydantic, because the server's FastAPI needs it anyway and can publish the same schema.
     """
     from pydantic import ConfigDict, TypeAdapter
 
-    # The dataclasses within take it over.
+    # The nested dataclasses inherit it.
     strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     Record.__pydantic_config__ = strict
     return TypeAdapter(Record)
 
 
 def _sentence(error: Mapping) -> str:
-    """What pydantic found, with the field's name: "job.request.seed should be a valid integer; got 'x'"."""
+    """What pydantic found, with the field's name: "job.request.seed: should be a valid integer; got 'x'"."""
     steps = (clip(str(step), 40) for step in error["loc"])
     place = ".".join(steps) or "the record"
     match error["type"]:
@@ -226,7 +226,7 @@ def _sentence(error: Mapping) -> str:
 
 
 def _strings(value: object, place: str) -> Iterator[tuple[str, str]]:
-    """Every text in ``value``, with the place where it stands."""
+    """Every string in ``value``, with its place."""
     match value:
         case str():
             yield place, value
@@ -247,7 +247,7 @@ def save_tensors(
     metadata: dict[str, str],
     others: Mapping[str, mx.array] | None = None,
 ) -> None:
-    """Write arrays "video", "audio" and ``others`` and strings, whole or not at all; raises ``UserError`` where it cannot."""
+    """Write arrays "video", "audio" and ``others``, and strings, completely or not at all; raises ``UserError`` on failure."""
     named = {modality.value: tensors[modality] for modality in tensors.present}
     named |= others or {}
     with written_aside(path, overwrite=True) as aside:

@@ -1,4 +1,4 @@
-"""What the user asked for, what that takes, and what can be known to be wrong with it before anything is loaded."""
+"""What the user asked for, the parts it needs, and the checks that need no weights."""
 
 import operator
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from mlx_video.types import Geometry, VideoPixelShape
 class Request:
     """What the user asked for, in the user's units.
 
-    seed     of all noise, 0 to 2^64 - 1
+    seed     random seed, 0 to 2^64 - 1
     audio    whether the clip has sound
-    inputs   what the clip is made from beside the prompt
+    inputs   what the clip is made from besides the prompt
     enhance  whether Gemma rewrites the prompt first
-    timed    whether the checkpoint tells by the prompt how many frames there are, in place of those of ``shape``
+    timed    whether the model chooses the number of frames by the prompt, instead of ``shape``
     tiling   how the video is decoded: auto, none, default, aggressive or conservative
     """
 
@@ -44,9 +44,9 @@ class Request:
         object.__setattr__(self, "inputs", tuple(map(as_input, self.inputs)))
 
     def check(self, recipe: Recipe, geometry: Geometry | None = None) -> None:
-        """Raise ``ValueError`` or ``FileNotFoundError`` for what can be known to be wrong before anything is loaded.
+        """Raise ``UserError`` for whatever is wrong and can be known before anything is loaded.
 
-        ``geometry`` is the checkpoint's, ``None`` where it is not known yet.
+        ``geometry`` is the checkpoint's; ``None`` = not known yet.
         """
         if not self.prompt.strip():
             raise UserError(
@@ -69,7 +69,7 @@ class Request:
         return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
 
     def needs(self, recipe: Recipe) -> tuple[str, ...]:
-        """Names of the parts that this request takes when it is sampled by ``recipe``."""
+        """Names of the parts that this request uses under ``recipe``."""
         unused = set()
         if not self.audio:
             unused |= {"audio_decoder", "vocoder"}
@@ -84,7 +84,7 @@ class Request:
 
 
 def check_timed(components: Components) -> None:
-    """Raise ``UserError`` where no duration head goes with a checkpoint."""
+    """Raise ``UserError`` where the checkpoint has no duration head."""
     if "duration_head" not in components.sources:
         raise UserError(
             "This model cannot tell how long a clip should be: it has no duration head, which LTX-2.5 brings as "

@@ -17,14 +17,8 @@ from mlx_video.errors import UserError
 
 X = TypeVar("X")
 
-CLIP_SUFFIXES = (
-    ".mp4",
-    ".mov",
-    ".webm",
-    ".gif",
-    ".webp",
-)  # of files that a clip is written to
-SILENT_SUFFIXES = (".gif", ".webp")  # those that hold no sound
+CLIP_SUFFIXES = (".mp4", ".mov", ".webm", ".gif", ".webp")
+SILENT_SUFFIXES = (".gif", ".webp")  # of files that hold no sound
 
 
 class Modality(Enum):
@@ -51,12 +45,12 @@ class AV(Generic[X]):
 
     @property
     def values(self) -> tuple[X, ...]:
-        """The values there are, video first."""
+        """The values that are not ``None``, video first."""
         return tuple(x for x in (self.video, self.audio) if x is not None)
 
     @property
     def swapped(self) -> "AV[X]":
-        """What each modality finds in the other one."""
+        """Each modality's value in the other's place."""
         return AV(self.audio, self.video)
 
     def map(self, fn: Callable, *others: "AV") -> "AV":
@@ -184,7 +178,7 @@ class VideoLatentShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a checkpoint's latents lie in pixels and seconds; read from its config, never typed.
+    """How a checkpoint's latents relate to pixels and seconds; read from its config, never assumed.
 
     video     pixels per latent cell
     channels  of a video latent
@@ -230,10 +224,10 @@ class Geometry:
 
 
 class TextFeatures(NamedTuple):
-    """What the language model made of a batch of prompts, before the connectors.
+    """The language model's output for a batch of prompts, before the connectors.
 
     hidden_states  (layers + 1, B, T, D): the embeddings, then every layer's output
-    mask           (B, L), 1 = token, 0 = padding on the left; L >= T, and what ``hidden_states`` lacks is padding
+    mask           (B, L), 1 = token, 0 = padding on the left; L >= T, and the positions that ``hidden_states`` lacks are padding
     """
 
     hidden_states: mx.array
@@ -262,9 +256,9 @@ class Waveform:
 
 @dataclass(frozen=True)
 class Clip:
-    """What a generation hands back: uint8 RGB frames (H, W, 3), in order, and their sound.
+    """The result of a generation: uint8 RGB frames (H, W, 3), in order, and their sound.
 
-    ``frames`` is an iterator: frames are decoded as they are taken, and only once; who asks again is told.
+    ``frames`` is an iterator: each frame is decoded when it is taken, once; a second iteration raises.
     """
 
     frames: Iterator[np.ndarray]
@@ -306,7 +300,7 @@ class Sample:
     """What sampling made, before it is decoded.
 
     latents  video (B, C, F, H, W) and audio (B, C, T, M), normalised
-    prompt   the one that was encoded: the request's, or what enhancement made of it
+    prompt   the prompt that was encoded: the request's, or its enhanced form
     """
 
     latents: AV[mx.array]
@@ -316,8 +310,8 @@ class Sample:
 class Step(NamedTuple):
     """Progress: ``index`` of ``total`` units of ``phase`` are done; 0 announces the phase.
 
-    Phases are named for a person: "load text encoder", "encode prompt", "stage 1", ...; ``sigma`` is the noise level
-    reached, where the phase has one.
+    Phases have readable names: "load text encoder", "encode prompt", "stage 1", ...; ``sigma`` is the noise level reached,
+    where the phase has one.
     """
 
     phase: str

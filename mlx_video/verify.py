@@ -1,4 +1,4 @@
-"""Whether the bytes of a checkpoint are the ones that were published, and look alive. Knows files and tensors, not networks."""
+"""Whether a checkpoint's bytes are those that were published, and look intact. Knows files and tensors, not networks."""
 
 import hashlib
 import re
@@ -13,27 +13,25 @@ from mlx_video.formats.safetensors import read_header
 from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.weights import some, tensor_files
 
-HOLE = (
-    16 * 1024
-)  # bytes of zeros in a row: an unfinished or broken download leaves such, training does not
+HOLE = 2**14  # bytes of zeros in a row, which a broken download leaves and training does not
 CHUNK = 16 * 2**20
 FP8_NAN = 0x7F  # of E4M3, whatever the sign
-NO_NUMBERS = "values that are no numbers (NaN or infinity)"
+NO_NUMBERS = "values that are not numbers (NaN or infinity)"
 
 
 class Finding(NamedTuple):
-    """A sentence on a file; ``certain`` where the file is damaged for sure, and not merely strange."""
+    """A sentence about a file; ``certain`` = the file is damaged, and not merely strange."""
 
     text: str
     certain: bool
 
 
 def verify(paths: Iterable[Path]) -> Iterator[Finding]:
-    """What is wrong with the bytes of files and folders of tensors; nothing where they are well.
+    """What is wrong with the bytes of files and folders of tensors; nothing if they are intact.
 
-    Reads everything: about a second a gigabyte. Compares with the hub's checksum where the cache or the download
-    folder has it, and names tensors with NaN or infinity, and where nothing vouches for the file, those with nothing
-    but zeros or a hole of zeros. Raises ``UserError`` where a file cannot be read at all.
+    Reads everything: about a second per gigabyte. Compares with the hub's checksum where the cache or the download folder
+    has it, and names tensors with NaN or infinity, and in files without a checksum also those with only zeros or a hole
+    of zeros. Raises ``UserError`` where a file cannot be read.
     """
     for file in dict.fromkeys(file for path in paths for file in tensor_files(path)):
         yield from _verify_file(file)
@@ -58,7 +56,7 @@ def _verify_file(file: Path) -> Iterator[Finding]:
 def _faults(file: Path) -> dict[str, list[str]]:
     """Fault in words -> the tensors that have it."""
     faults = defaultdict(list)
-    if sniff(file) == GGUF:  # whose packed bytes tell nothing of the kind
+    if sniff(file) == GGUF:  # its packed bytes show none of these
         return faults
     header = read_header(file)
     for name, value in mx.load(str(file)).items():
@@ -68,10 +66,9 @@ def _faults(file: Path) -> dict[str, list[str]]:
 
 
 def published_checksum(file: Path) -> str | None:
-    """The hub's checksum of ``file``: sha256, or git's sha1 of small files; ``None`` where nothing here states it.
+    """The hub's checksum of ``file``: sha256, or git's sha1 for small files; ``None`` = not known here.
 
-    In the cache a file is a link to a blob named by it; in a folder that a file was downloaded to, a note beside it
-    has it.
+    A file in the cache links to a blob named by its checksum; a download folder has a note that holds it.
     """
     name = file.resolve().name
     if file.resolve().parent.name == "blobs" and _is_checksum(name):
@@ -92,7 +89,7 @@ def _is_checksum(text: str) -> bool:
 
 
 def _checksum(file: Path, like: str) -> str:
-    """The checksum of ``file``, of the kind that ``like`` is by its length."""
+    """The checksum of ``file``, of the same kind as ``like``."""
     digest = hashlib.sha256() if len(like) == 64 else hashlib.sha1()
     if len(like) == 40:
         digest.update(f"blob {file.stat().st_size}\0".encode())
@@ -103,7 +100,7 @@ def _checksum(file: Path, like: str) -> str:
 
 
 def _fault(value: mx.array, stored: str) -> str:
-    """What a tensor has that it should not, in words; empty if nothing."""
+    """What a tensor should not hold, in words; empty if nothing."""
     if stored == "F8_E4M3":
         value = value & FP8_NAN
         broken = value == FP8_NAN
@@ -118,5 +115,5 @@ def _fault(value: mx.array, stored: str) -> str:
     if count:
         return NO_NUMBERS
     if empty and value.ndim > 1:
-        return "nothing but zeros, as a broken download has, or layers that were never trained"
-    return "a hole of zeros, as a broken download has" if holes and not empty else ""
+        return "only zeros, as after a broken download, or in a layer that was never trained"
+    return "a hole of zeros, as after a broken download" if holes and not empty else ""

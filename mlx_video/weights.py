@@ -1,6 +1,6 @@
-"""Checkpoint files: read, name, dequantize, load and save their tensors. Knows formats and names, not networks.
+"""Checkpoint files: read, load and save their tensors. Knows formats and names, not networks.
 
-Everything stays lazy: a tensor's bytes leave the disk when it is first evaluated, so what nobody uses is never read.
+Everything is lazy: a tensor's bytes are read when it is first evaluated, so unused ones are never read.
 """
 
 import json
@@ -26,7 +26,7 @@ SHARD_BYTES = 5 * GB
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 
-# What MLX makes of a file's types; what GGUF packs becomes float32.
+# MLX's type for each type in a file; GGUF's packed types become float32.
 TYPES = {
     "BOOL": mx.bool_,
     **{f"U{bits}": getattr(mx, f"uint{bits}") for bits in (8, 16, 32, 64)},
@@ -35,7 +35,7 @@ TYPES = {
     **{"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32, "C64": mx.complex64},
 }
 
-# Stays as precise as it is stored: the official code adds these float32 rows to activations before it rounds.
+# Kept in the stored precision: the official code adds these float32 rows to activations before rounding.
 KEPT_PRECISION = "scale_shift_table"
 
 
@@ -43,9 +43,9 @@ KEPT_PRECISION = "scale_shift_table"
 
 
 def read(path: Path) -> tuple[Weights, dict[str, str]]:
-    """Lazy tensors and metadata of one file, or of a folder of shards; of a GGUF file dense ones, as float32.
+    """Lazy tensors and metadata of a file or a folder of shards; GGUF tensors become dense float32.
 
-    Raises ``FileNotFoundError`` or ``ValueError``, in one sentence, where a file is absent, damaged or foreign.
+    Raises ``UserError`` where a file is missing, damaged or of another format.
     """
     weights, metadata, home = {}, {}, {}
     for file in tensor_files(path):
@@ -68,7 +68,7 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
 
 
 def read_header(file: Path) -> Header:
-    """The header of a safetensors or GGUF file, checked as a whole: the tensors that it holds, and its metadata."""
+    """The header of a safetensors or GGUF file, fully checked: its tensors and metadata."""
     if sniff(file) != GGUF:
         return safetensors.read_header(file)
     found = gguf.read_header(file)
@@ -80,7 +80,7 @@ def read_header(file: Path) -> Header:
 
 
 def stored_types(path: Path) -> dict[str, str]:
-    """Tensor name -> type as the file states it ("F8_E4M3"), which MLX does not always tell from another."""
+    """Tensor name -> type as the file states it ("F8_E4M3"); MLX does not keep all of them apart."""
     return {
         name: entry["dtype"]
         for file in tensor_files(path)
@@ -89,7 +89,7 @@ def stored_types(path: Path) -> dict[str, str]:
 
 
 def outline(path: Path) -> Weights:
-    """What ``read`` gives by name, shape and type, from the headers alone: placeholders, NaN where they can be."""
+    """Placeholders with the names, shapes and types of ``read``, from the headers alone; NaN where the type allows."""
 
     def placeholder(entry: Mapping) -> mx.array:
         dtype = TYPES.get(entry["dtype"], mx.float32)
@@ -104,7 +104,7 @@ def outline(path: Path) -> Weights:
 
 
 def read_config(path: Path) -> dict:
-    """What ``path`` says of itself: a folder's ``config.json``, or a file's ``config`` metadata; empty if nothing."""
+    """A folder's ``config.json``, or a file's ``config`` metadata; empty if there is none."""
     path = Path(path)
     if path.is_dir():
         return read_json(path / CONFIG)
@@ -118,7 +118,7 @@ def read_config(path: Path) -> dict:
 
 
 def tensor_files(path: Path) -> list[Path]:
-    """``path`` itself if it is a file; of a folder, the shards its index names, or else every safetensors file."""
+    """``path`` itself if it is a file; in a folder, the shards that its index names, else every safetensors file."""
     path = Path(path)
     if not is_there(path):
         raise MissingFileError(f"There is no file or folder {path}.")
@@ -137,11 +137,11 @@ def tensor_files(path: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index names, each once: plain names of safetensors files beside it and nothing else."""
+    """The files that an index names, each once; raises ``UserError`` unless they are safetensors files beside it."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise UserError(
-            f"{index} is damaged: its weight_map is no table of tensors and their files. Fetch it again."
+            f"{index} is damaged: its weight_map is not a table of tensors and files. Fetch it again."
         )
     for name in found.values():
         plain = isinstance(name, str) and Path(name).name == name
@@ -154,7 +154,7 @@ def shard_names(index: Path) -> list[str]:
 
 
 def read_json(file: Path) -> dict:
-    """The object that ``file`` holds; empty where there is none. Raises ``ValueError`` where it holds something else."""
+    """The JSON object in ``file``; empty if there is no file. Raises ``UserError`` where it holds anything else."""
     if not file.is_file():
         return {}
     if file_size(file) > LONGEST_HEADER:
@@ -176,7 +176,7 @@ def channels_last(weight: mx.array) -> mx.array:
 
 
 def some(names: Iterable[str], most: int = 4) -> str:
-    """The first few names and how many more there are, for a sentence."""
+    """The first few names and how many more there are, for a message."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(clip(name) for name in names[:most]) + rest
@@ -193,10 +193,10 @@ def load(
     mode: str = "affine",
     source: str = "The checkpoint",
 ) -> None:
-    """Give ``module`` its ``weights`` (in this package's names), all of them and no others.
+    """Give ``module`` its ``weights`` (in this package's names): all of them and no others.
 
     A Linear is quantized where the weights hold its ``.scales``. Floating tensors become ``dtype``, except the
-    ``scale_shift_table`` rows; ``None`` keeps every dtype. Raises ``ValueError`` naming what of ``source`` misfits.
+    ``scale_shift_table`` rows; ``None`` keeps every dtype. Raises ``UserError`` naming what in ``source`` does not fit.
     """
     _quantize_like(module, weights, mode, source)
     expected = dict(tree_flatten(module.parameters()))
@@ -208,7 +208,7 @@ def load(
 
 
 def materialize(module: nn.Module, batch_bytes: int = GB // 4) -> None:
-    """Read and compute every parameter of ``module``, a batch at a time so that temporary copies stay few."""
+    """Evaluate every parameter of ``module``, in batches to limit temporary copies."""
     batch, size = [], 0
     for _, value in tree_flatten(module.parameters()):
         batch.append(value)
@@ -229,7 +229,7 @@ def _is_float(value: mx.array) -> bool:
 
 
 def _quantize_like(module: nn.Module, weights: Weights, mode: str, source: str):
-    """Quantize the layers of which ``weights`` holds ``.scales``, with the bits and group size their shapes tell."""
+    """Quantize the layers for which ``weights`` holds ``.scales``, with bits and group size taken from the shapes."""
 
     def layout(path: str, layer: nn.Module) -> bool | dict:
         packed, scales = (
@@ -253,7 +253,7 @@ def _quantize_like(module: nn.Module, weights: Weights, mode: str, source: str):
 
 
 def _problems(expected: Weights, given: Weights) -> list[str]:
-    """What keeps ``given`` from filling ``expected``, in words."""
+    """Why ``given`` does not match ``expected``, in words."""
     common = expected.keys() & given.keys()
     kinds = {
         "missing": [key for key in expected if key not in given],
@@ -278,9 +278,9 @@ def _problems(expected: Weights, given: Weights) -> list[str]:
 
 
 def save(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
-    """Write ``weights`` and ``config`` as a folder of shards with an index, whole or not at all.
+    """Write ``weights`` and ``config`` as a folder of shards with an index, completely or not at all.
 
-    Empties ``weights`` as it goes: a shard's memory is free once it is on disk.
+    Empties ``weights`` as it goes, so that a shard's memory is free once it is on disk.
     """
     with aside(Path(folder)) as scratch:
         shards = _shards(weights)
@@ -298,7 +298,7 @@ def save(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
 
 
 def _shards(weights: Weights) -> list[list[str]]:
-    """Names in order, cut so that no shard of several tensors exceeds ``SHARD_BYTES``."""
+    """Names in order, split so that no shard exceeds ``SHARD_BYTES`` unless one tensor does."""
     shards, size = [[]], 0
     for key, value in weights.items():
         size += value.nbytes
@@ -310,12 +310,10 @@ def _shards(weights: Weights) -> list[list[str]]:
 
 
 def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file; ``UserError`` where the system refuses, as on a full disk."""
+    """Write a safetensors file; raises ``UserError`` where that fails, as on a full disk."""
     try:
         mx.save_safetensors(str(file), tensors, dict(metadata))
-    except (
-        RuntimeError
-    ) as error:  # MLX's word for it, and for weights that it cannot read
+    except RuntimeError as error:  # MLX raises it for bad weights too
         raise UserError(f"{short(file)} could not be written: {error}.") from None
 
 
@@ -325,9 +323,9 @@ def write_json(file: Path, data: Mapping[str, object]) -> None:
 
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes ``folder`` if the block ends well and vanishes if it does not.
+    """A scratch folder that becomes ``folder`` if the block succeeds and is removed if it fails.
 
-    Raises ``UserError`` if ``folder`` already holds something, or another process is writing it.
+    Raises ``UserError`` if ``folder`` is not empty, or another process is writing it.
     """
     with file_errors(folder):
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))

@@ -26,8 +26,8 @@ from mlx_video.errors import MissingFileError, UserError
         ("", "A path is empty"),
         ("a\0b", "holds a zero byte"),
         ("~nosuchuser/x", "There is no user nosuchuser here"),
-        ("x" * 5000, "is too long a name; at most 255 bytes"),
-        ("ä" * 128, "is too long a name"),
+        ("x" * 5000, "is too long; use at most 255 bytes"),
+        ("ä" * 128, "is too long"),
     ],
 )
 def test_what_can_name_nothing_is_refused(typed, sentence):

@@ -450,7 +450,7 @@ def hiss(level, seed=0):
         (sound(tone()), "a drone, whose loudness never changes"),
         (sound(tone(100) + tone(150), tone(220)), "a drone"),
         (sound(tone(100) * (1 + 0.005 * np.sin(9 * TIME))), "a drone"),
-        (sound(0.2 + 0.05 * hiss(1)), "next to nothing but a constant offset"),
+        (sound(0.2 + 0.05 * hiss(1)), "little more than a constant offset"),
         (sound(np.sign(tone())), "100% is as loud as can be"),
         (sound(hiss(0.9)), "of which .*% is as loud as can be"),
         (sound(hiss(0.6)), "white noise at full loudness"),

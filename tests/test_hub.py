@@ -197,6 +197,6 @@ def test_names_files_that_a_repository_lacks(remote):
 def test_a_name_that_cannot_be_a_repository(remote, monkeypatch, name):
     monkeypatch.setattr(hf, "snapshot_download", remote.look_up)
     with pytest.raises(
-        FileNotFoundError, match=f"{name} is neither a file or folder here nor"
+        FileNotFoundError, match=f"{name} is neither a local file or folder nor"
     ):
         hub.plan(name, ["x"])

@@ -209,7 +209,7 @@ def test_numbers_of_keyframes_that_make_no_sense_are_refused(given, sentence):
 def test_a_model_that_knows_no_keyframes_is_told_at_once(model):
     request = Request("a cat", SHAPE, inputs=(TWO,))
     pipeline = Pipeline(Components.open(model), recipes.distilled())
-    with pytest.raises(UserError, match="cannot generate keyframes: LTX-2.5 can"):
+    with pytest.raises(UserError, match="cannot generate keyframes; LTX-2.5 can"):
         pipeline.check(request)
 
 

@@ -113,7 +113,7 @@ def test_the_ending_of_the_name_says_what_is_written(suffix, model, here, capsys
     words = ["-o", f"a{suffix}", "--output-audio", "a.wav"]
     assert typed(generate_av.main, model, *words) == 0
     said = capsys.readouterr().err
-    assert ("is written without sound" in said) == (suffix == ".gif")
+    assert ("will have no sound" in said) == (suffix == ".gif")
     found = read_clip(here / f"a{suffix}")
     assert len(found.frames) == 9 and (found.audio is None) == (suffix == ".gif")
 
@@ -458,7 +458,7 @@ MISTAKES = {
         "leave out --prompt, --seed, --height, --width, --num-frames",
     ),
     "a folder": (["-o", "folder.mp4", "--overwrite"], "folder.mp4 is a folder"),
-    "long name": (["-o", "x" * 210 + ".mp4"], "too long a name"),
+    "long name": (["-o", "x" * 210 + ".mp4"], "is too long; use at most"),
     "not text": (["-p", "\udcff"], "not valid text"),
     "speed": (["--fps", "0.0003"], "fps must be from 1 to 240"),
 }

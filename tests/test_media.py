@@ -214,7 +214,7 @@ def test_animations(tmp_path, suffix, error):
 
 def test_of_an_unknown_ending(tmp_path):
     with pytest.raises(
-        UserError, match="clip.avi does not end in .mp4, .mov, .webm, .gif or .webp"
+        UserError, match="clip.avi must end in .mp4, .mov, .webm, .gif or .webp"
     ):
         media.save(clip(), tmp_path / "clip.avi")
     assert os.listdir(tmp_path) == []

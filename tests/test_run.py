@@ -124,7 +124,7 @@ def test_a_download_is_told_before_it_begins(model, here, monkeypatch):
 def test_a_live_run_owns_its_name_and_a_dead_one_does_not(model, here):
     first = run(job(model), Output(Path("x.mp4")))
     next(first)
-    with pytest.raises(UserError, match="Another run is making x.mp4 just now"):
+    with pytest.raises(UserError, match="Another run is making x.mp4 now"):
         next(run(job(model), Output(Path("x.mp4"))))
     first.close()
     assert os.listdir() == []

@@ -1,4 +1,4 @@
-"""Which MLX backend is installed, and the fast BLAS put under it; knows packages and shared libraries, not arrays.
+"""Which MLX backend is installed, and a fast BLAS for it. Knows packages and shared libraries, not arrays.
 
 On Linux `mlx` has no backend of its own: `mlx-cpu`, `mlx-cuda-12` and `mlx-cuda-13` each bring the same file,
 `mlx/lib/libmlx.so`, so exactly one of them may be installed. `python -m mlx_video.backend` reports and switches.
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 
 
 def prepare() -> None:
-    """Make `import mlx.core` find one whole backend, and on Linux a fast BLAS; `mlx_video` calls it first of all.
+    """Make `import mlx.core` find one whole backend, and on Linux a fast BLAS; `mlx_video` calls it first.
 
-    ImportError says in one sentence what to install. The switch itself must start where no backend is.
+    Raises ImportError saying what to install, except in the switch itself, which must start without a backend.
     """
     if "mlx_video.backend" in sys.orig_argv:
         return
@@ -120,11 +120,11 @@ def _require_cuda(name: str, library: Path) -> None:
 
 @cache
 def load_blas() -> str | None:
-    """On Linux, load OpenBLAS for every library to come; its path, or None where MLX keeps its own BLAS.
+    """On Linux, load OpenBLAS before MLX; returns its path, or None where MLX keeps its own BLAS.
 
     MLX's Linux wheels carry the reference BLAS, 20 to 40 times slower in float32, and bind its functions by their
-    plain names, so a library loaded globally before `mlx.core` takes its place. CUDA's wheels bind alike and use it
-    in operations placed on the CPU; only a CPU backend is warned about when it is missing.
+    plain names, so a library loaded globally before `mlx.core` replaces it. CUDA's wheels do the same for operations on
+    the CPU, but only a CPU backend warns when OpenBLAS is missing.
     """
     if sys.platform != "linux":
         return None
@@ -141,7 +141,7 @@ def load_blas() -> str | None:
 
 
 def _load_openblas() -> str:
-    """Load the OpenBLAS of the first package that has one, for all to see; OSError says what to install."""
+    """Load OpenBLAS globally from the first package that has it; OSError says what to install."""
     path = next(filter(None, map(_openblas, OPENBLAS.values())), None)
     if path is None:
         package = OPENBLAS.get(os.uname().machine, "an OpenBLAS with plain symbols")

@@ -1,7 +1,7 @@
 """Latents under denoising, and conditions that change them before the noise. Knows tokens and masks, not models or samplers.
 
-A condition is a function of a state of either stream, ``state -> state``. Conditions are applied in order; what they append
-stands behind the stream's own tokens, is denoised or kept with them, and is cut off at the end.
+A condition is a function ``state -> state`` of either stream. Conditions apply in order; the tokens they append follow the
+stream's own, are denoised or kept with them, and are cut off at the end.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ class LatentState(NamedTuple):
     """One modality during sampling, as tokens.
 
     latent          (B, N, C)     current sample x_t, float32
-    clean_latent    (B, N, C)     what tokens with a mask below 1 are drawn to, float32
+    clean_latent    (B, N, C)     what tokens with a mask below 1 are pulled towards, float32
     denoise_mask    (1, N, 1)     1 = denoise fully, 0 = keep clean, float32; one for the whole batch
     positions       (1, A, N, 2)  [start, end) of each token on each of A axes, float32;
                                   seconds on the time axis, pixels on the others
-    keyframes_mask  (1, N, 1)     1 = the token codes a single pixel frame: those of a clip's first latent frame and of
+    keyframes_mask  (1, N, 1)     1 = the token encodes a single pixel frame, as in a clip's first latent frame and in
                                   generated keyframes; ``None`` = no such token
     attention_mask  (1, N, N)     how strongly row n attends to column m, 0 to 1; ``None`` = fully everywhere
-    own             tokens of the stream itself, which come first; ``None`` = all
-    frozen          given whole: the network is told noise level 0, whatever the other stream's is
-    enabled         ``False`` = the network leaves the stream as it enters, though the other one still attends to it
+    own             how many tokens, the first ones, are the stream's own; ``None`` = all
+    frozen          given as it is: the network gets noise level 0 for this stream
+    enabled         ``False`` = the network does not change the stream, though the other still attends to it
     """
 
     latent: mx.array
@@ -40,9 +40,9 @@ class LatentState(NamedTuple):
     def fresh(
         cls, latent: mx.array, positions: mx.array, single_frames: int = 0
     ) -> "LatentState":
-        """A state with nothing pinned: ``latent`` (B, N, C) is what the noise will be mixed into.
+        """A state with nothing pinned; noise will be mixed into ``latent`` (B, N, C).
 
-        single_frames  how many tokens, the first ones, code a single pixel frame
+        single_frames  how many tokens, the first ones, encode a single pixel frame
         """
         mask = mx.ones((1, latent.shape[1], 1))
         marks = mx.arange(latent.shape[1])[None, :, None] < single_frames
@@ -55,7 +55,7 @@ class LatentState(NamedTuple):
         return self._replace(latent=self.masked(mixed))
 
     def masked(self, x: mx.array) -> mx.array:
-        """``x`` (B, N, C) with kept tokens put back; see ``apply_denoise_mask``."""
+        """``x`` (B, N, C) with the kept tokens restored; see ``apply_denoise_mask``."""
         return apply_denoise_mask(x, self.clean_latent, self.denoise_mask)
 
     @property
@@ -75,7 +75,7 @@ class LatentState(NamedTuple):
 def apply_denoise_mask(
     x: mx.array, clean_latent: mx.array, denoise_mask: mx.array
 ) -> mx.array:
-    """``x`` where the mask is 1, ``clean_latent`` where it is 0, their mixture between; in the dtype of ``x``."""
+    """``x`` where the mask is 1, ``clean_latent`` where it is 0, a mix in between; in the dtype of ``x``."""
     return (x * denoise_mask + clean_latent * (1 - denoise_mask)).astype(x.dtype)
 
 
@@ -125,10 +125,10 @@ class VideoConditionByLatentIndex:
 
 @dataclass(frozen=True)
 class VideoConditionByMask:
-    """Keep the cells of an encoded clip that ``mask`` names, as inpainting and outpainting do.
+    """Keep the cells of an encoded clip that ``mask`` selects, for inpainting and outpainting.
 
     latent    (B, C, F, H, W), of the whole clip
-    mask      (1, F, H, W), 1 = keep, 0 = make anew
+    mask      (1, F, H, W), 1 = keep, 0 = regenerate
     strength  1 keeps the cells exactly; 0 leaves them free
     """
 
@@ -149,7 +149,7 @@ class VideoConditionByMask:
 
 @dataclass(frozen=True)
 class TemporalRegionMask:
-    """Make anew what touches the seconds from ``start`` to ``end``, and keep all else; for either stream."""
+    """Regenerate the tokens between ``start`` and ``end`` in seconds, and keep the others; for either stream."""
 
     start: float
     end: float
@@ -165,7 +165,7 @@ class AppendedTokens:
     """Encoded pictures, clips or sound that a stream attends to: keyframes and references.
 
     tokens     (B, n, C)
-    positions  (1, A, n, 2), where they stand; sound that is to be heard as from before the clip stands at negative time
+    positions  (1, A, n, 2) of the tokens; sound from before the clip has negative times
     strength   1 keeps the tokens exactly; 0 leaves them free
     """
 
@@ -180,10 +180,10 @@ class AppendedTokens:
 
 @dataclass(frozen=True)
 class GeneratedKeyframes:
-    """Pictures that are denoised together with the clip, each a single pixel frame of it (from LTX-2.5 on).
+    """Pictures that are denoised together with the clip, each a single pixel frame (LTX-2.5 and later).
 
     positions  (1, 3, n, 2) of their tokens
-    tokens     (B, n, C) that their noise is mixed into; ``None`` = zeros
+    tokens     (B, n, C) to mix their noise into; ``None`` = zeros
     """
 
     positions: mx.array
@@ -198,10 +198,10 @@ class GeneratedKeyframes:
 
 @dataclass(frozen=True)
 class WithAttention:
-    """What ``condition`` appends exchanges attention with the stream's own tokens at ``strength``, from 0 to 1.
+    """Appended tokens of ``condition`` and the stream's own attend to each other at ``strength``, from 0 to 1.
 
-    strength  one number, or one for each appended token (1, n)
-    Among themselves the appended tokens attend fully; those of other conditions they do not see.
+    strength  one number, or one per appended token (1, n)
+    The appended tokens attend fully to each other, and not to those of other conditions.
     """
 
     condition: Condition
@@ -221,7 +221,7 @@ def _append(
     positions: mx.array,
     mark: float = 0.0,
 ) -> LatentState:
-    """``state`` with tokens (B, n, C) behind its last; once there is an attention mask, at attention strength 1."""
+    """``state`` with tokens (B, n, C) appended, at attention strength 1 if there is an attention mask."""
 
     def joined(x: mx.array, y: mx.array, axis: int = 1) -> mx.array:
         return mx.concatenate([x, y.astype(x.dtype)], axis=axis)
@@ -242,7 +242,7 @@ def _append(
 
 
 def _attention(state: LatentState, count: int, strength: float | mx.array) -> mx.array:
-    """The attention mask of ``state`` when ``count`` tokens more stand behind its last."""
+    """The attention mask of ``state`` after appending ``count`` tokens."""
     before, own = state.latent.shape[1], state.own_tokens
     old = state.attention_mask
     if old is None:

@@ -1,7 +1,6 @@
-"""GGUF files: their table of contents, and their tensors made dense, k-quants too. Knows no networks.
+"""GGUF files: their header, and their tensors made dense, including k-quants. Knows no networks.
 
-The header is checked as a whole before a tensor is read. A tensor's packed bytes are copied when it is asked for; it is
-made dense when it is evaluated.
+The whole header is checked before a tensor is read. A tensor becomes dense when it is evaluated.
 """
 
 import struct
@@ -43,7 +42,7 @@ class Header(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """A way to pack numbers: how many share a block of how many bytes, and what makes blocks (n, bytes) dense."""
+    """A way to pack numbers: how many make a block, its bytes, and how to unpack blocks (n, bytes)."""
 
     numbers: int
     bytes: int
@@ -53,9 +52,9 @@ class Packing(NamedTuple):
 def read(
     file: Path, dtype: mx.Dtype = mx.bfloat16
 ) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """The tensors of a GGUF file, dense and lazy, and those of its values that are text.
+    """The tensors of a GGUF file, dense and lazy, and its text values.
 
-    Quantized ones become ``dtype``; others keep the type they are stored in.
+    Quantized tensors become ``dtype``; others keep their stored type.
     """
     header = read_header(file)
     with file_errors(file):
@@ -65,12 +64,12 @@ def read(
 
 
 def texts(header: Header) -> dict[str, str]:
-    """Those of a file's values that are text: the model's config and version are."""
+    """The text values of a file, such as the model's config and version."""
     return {k: v for k, v in header.metadata.items() if isinstance(v, str)}
 
 
 def read_header(file: Path) -> Header:
-    """What a GGUF file holds and where. Raises ``UserError``, in a sentence that names the file and the fault."""
+    """What a GGUF file holds, and where. Raises ``UserError``, naming the file and the fault."""
     size = file_size(file)
     with file_errors(file), open(file, "rb") as stream:
         cursor = _Cursor(stream.read(LONGEST_HEADER))
@@ -98,7 +97,7 @@ def read_header(file: Path) -> Header:
 
 
 class _Cursor:
-    """Takes values from the bytes of a header, one after another."""
+    """Reads values from the bytes of a header, one after another."""
 
     def __init__(self, data: bytes):
         self.data, self.place = data, 0
@@ -259,7 +258,7 @@ def _q2_k(blocks: mx.array) -> mx.array:
 
 
 def _q3_k(blocks: mx.array) -> mx.array:
-    """16 groups of 16; the third bit lies apart, and so do two bits of each scale."""
+    """16 groups of 16; the third bit is stored apart, and so are two bits of each scale."""
     high = _bits(blocks[:, :32], 1).reshape(-1, 16, 16)
     codes = _bits(blocks[:, 32:96].reshape(-1, 32), 2).reshape(-1, 16, 16)
     packed = blocks[:, 96:108]
@@ -277,7 +276,7 @@ def _scales_and_minima(packed: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _by_scale_and_minimum(blocks: mx.array, codes: mx.array) -> mx.array:
-    """8 groups of 32 ``codes`` (n, 8, 32), whose scales lie where q4_k and q5_k have them."""
+    """8 groups of 32 ``codes`` (n, 8, 32), with scales stored as in q4_k and q5_k."""
     scales, minima = _scales_and_minima(blocks[:, 4:16])
     scale, least = _half(blocks, 0) * scales, _half(blocks, 2) * minima
     return (scale[..., None] * _float(codes) - least[..., None]).flatten(1)
@@ -294,7 +293,7 @@ def _q5_k(blocks: mx.array) -> mx.array:
 
 
 def _q6_k(blocks: mx.array) -> mx.array:
-    """16 groups of 16 with signed scales; the two high bits lie apart, in halves of 128."""
+    """16 groups of 16 with signed scales; the two high bits are stored apart, in halves of 128."""
     low = _nibbles(blocks[:, :128].reshape(-1, 64))
     high = _bits(blocks[:, 128:192].reshape(-1, 32), 2).flatten(1)
     codes = _float(low | high << 4).reshape(-1, 16, 16) - 32
@@ -336,7 +335,7 @@ PACKINGS = {
     "IQ4_XS": Packing(256, 136, _iq4_xs),
 }
 PACKED = {name for name, packing in PACKINGS.items() if packing.numbers > 1}
-# ggml's numbers of them.
+# ggml's number -> name.
 KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0"}
 KINDS |= dict(enumerate(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), start=10))
 KINDS |= {20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16"}

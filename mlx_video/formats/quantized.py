@@ -17,7 +17,7 @@ from mlx_video.formats.safetensors import clip, parse_json
 from mlx_video.weights import Weights, read, stored_types
 
 NOTE = ".comfy_quant"  # beside a layer's weight: JSON as bytes
-NOTES = "_quantization_metadata"  # in a file's metadata: the same of all layers
+NOTES = "_quantization_metadata"  # in a file's metadata: the same for all layers
 FP8, INT8, NVFP4 = "float8_e4m3fn", "int8_tensorwise", "nvfp4"  # as notes call them
 REFUSED = {
     "mxfp8": "mxfp8",
@@ -27,7 +27,7 @@ REFUSED = {
     "svdquant_w4a4": "4-bit SVDQuant",
     "float8_e5m2": "fp8 of kind e5m2",
 }
-# Tensors that go with a quantized one. Input scales serve arithmetic that MLX has not.
+# Tensors that accompany a quantized one. Input scales are for arithmetic that MLX lacks.
 COMPANIONS = (
     ".weight_scale",
     ".weight_scale_2",
@@ -121,7 +121,7 @@ def read_notes(
 
 
 def dense_fp8(codes: mx.array, scale: mx.array | None = None) -> mx.array:
-    """E4M3 bytes times a scale, one of all or one of each row; float32."""
+    """E4M3 bytes times a scale, one for all or one per row; float32."""
     values = mx.from_fp8(codes, mx.float32)
     return values if scale is None else values * _by_row(scale, codes)
 
@@ -129,10 +129,9 @@ def dense_fp8(codes: mx.array, scale: mx.array | None = None) -> mx.array:
 def dense_int8(
     codes: mx.array, scale: mx.array, rotated: int | None = None
 ) -> mx.array:
-    """Whole numbers (rows, columns) times a scale, one of all or one of each row; float32.
+    """Whole numbers (rows, columns) times a scale, one for all or one per row; float32.
 
-    ``rotated`` is the number of columns in each group that a Hadamard matrix turned before it was quantized; the
-    matrix is its own inverse, so it turns them back.
+    rotated  columns in each group that a Hadamard matrix rotated before quantizing; the matrix is its own inverse
     """
     values = codes.astype(mx.float32) * _by_row(scale, codes)
     if rotated is None:
@@ -145,9 +144,9 @@ def dense_int8(
 
 
 def dense_nvfp4(codes: mx.array, scales: mx.array, scale: mx.array) -> mx.array:
-    """Pairs of e2m1 (rows, columns / 2), the first in the high half, times E4M3 of each 16 and ``scale`` of all; float32.
+    """Pairs of e2m1 (rows, columns / 2), high half first, times an E4M3 scale per 16 columns and ``scale``; float32.
 
-    ``scales`` lie in cuBLAS' tiles: rows padded to 128, columns to 4.
+    ``scales`` are in cuBLAS' tiles: rows padded to 128, columns to 4.
     """
     codes = mx.stack([codes >> 4, codes & 15], axis=-1).flatten(1)
     table = mx.array([*E2M1, *(-value for value in E2M1)])
@@ -169,7 +168,7 @@ def hadamard(size: int) -> mx.array:
 
 
 def _kind(key: str, weights: Weights, stored: str | None, note: dict) -> str | None:
-    """How a tensor is quantized; ``None`` where it is not, or in MLX's own way."""
+    """How a tensor is quantized; ``None`` = not at all, or by MLX."""
     if f"{key}_scale_2" in weights:
         return NVFP4
     # What MLX saved of an fp8 file says U8.
@@ -205,7 +204,7 @@ def _rotation(note: dict) -> int | None:
 
 
 def _by_row(scale: mx.array, codes: mx.array) -> mx.array:
-    """``scale``, one of all or one of each row of ``codes``, in a shape that multiplies them."""
+    """``scale``, one for all or one per row of ``codes``, in a shape that broadcasts to them."""
     if scale.size not in (1, codes.shape[0] if codes.ndim else 1):
         raise ValueError(
             f"of shape {codes.shape} does not go with its scale of shape {scale.shape}"

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what it holds and where, checked before a byte of it is used. Reads no tensors."""
+"""The header of a safetensors file: what it holds and where, checked before use. Reads no tensors."""
 
 import json
 from functools import lru_cache
@@ -30,10 +30,10 @@ class Header(NamedTuple):
 
 
 def read_header(file: Path) -> Header:
-    """The header of ``file``, checked as a whole: sizes, types and places of all tensors, and the file's length.
+    """The header of ``file``, fully checked: sizes, types and places of all tensors, and the file's length.
 
-    MLX reads tensors lazily and would meet a cut-off file only in the middle of a run. Raises ``UserError``, in one
-    sentence that names the file and what is wrong with it.
+    MLX reads tensors lazily and would notice a truncated file only in the middle of a run. Raises ``UserError``, naming
+    the file and the fault.
     """
     size = file_size(file)
     return _checked(file, size, *_read_text(file, size))
@@ -59,7 +59,7 @@ def _checked(file: Path, size: int, text: bytes, start: int) -> Header:
 
 
 def parse_json(text: bytes | str, subject: str) -> object:
-    """The value that ``text`` holds. ``subject`` begins the sentence that is raised where it is no JSON."""
+    """The value of JSON ``text``. Raises ``UserError``, a sentence that begins with ``subject``, where it is not JSON."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
@@ -68,17 +68,14 @@ def parse_json(text: bytes | str, subject: str) -> object:
         fault = f"is not UTF-8 text (byte {error.start})"
     except json.JSONDecodeError as error:
         fault = f"is not JSON (line {error.lineno}, column {error.colno})"
-    except (
-        ValueError
-    ) as error:  # a name that occurs twice, or a number of thousands of digits
-        fault = (
-            "holds a number that is too long" if "digits" in str(error) else f"{error}"
-        )
+    except ValueError as error:  # a name that occurs twice, or thousands of digits
+        long = "digits" in str(error)
+        fault = "holds a number that is too long" if long else str(error)
     raise UserError(f"{subject} {fault}.")
 
 
 def clip(text: object, most: int = 80) -> str:
-    """``text``, or another value out of a file as JSON, for a sentence; no longer than ``most`` characters."""
+    """``text``, or another value as JSON, for a message; at most ``most`` characters."""
     text = text if isinstance(text, str) else json.dumps(text, default=str)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
@@ -93,7 +90,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _read_text(file: Path, size: int) -> tuple[bytes, int]:
-    """The bytes of the table of contents, and the place in the file where the tensors begin."""
+    """The bytes of the table of contents, and the offset at which the tensors begin."""
     if size == 0:
         raise UserError(
             f"{file} is empty: the download did not finish. Fetch it again."
@@ -123,16 +120,16 @@ def _metadata(found: object, file: Path) -> dict[str, str]:
 
 
 def _fault(entry: object) -> str:
-    """What is wrong with one tensor's entry, in words that follow its name; empty if nothing is."""
+    """What is wrong with a tensor's entry, in words that follow its name; empty if nothing."""
     if not isinstance(entry, dict) or not ENTRY <= entry.keys():
         return "has no proper dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str):
-        return f"has a dtype that is no name: {clip(dtype, 30)}"
+        return f"has a dtype that is not a name: {clip(dtype, 30)}"
     if not _counts(shape, LONGEST_AXIS):
-        return f"has a shape that is no list of sizes: {clip(shape, 60)}"
+        return f"has a shape that is not a list of sizes: {clip(shape, 60)}"
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        return f"has data_offsets that are no two places in order: {clip(offsets, 60)}"
+        return f"has data_offsets that are not two places in order: {clip(offsets, 60)}"
     wanted, given = prod(shape) * BITS.get(dtype, 0) // 8, offsets[1] - offsets[0]
     if dtype in BITS and wanted != given:
         return f"of type {dtype} and shape {clip(shape, 60)} takes {clip(f'{wanted:,}', 30)} bytes, and has {given:,}"
@@ -147,23 +144,19 @@ def _counts(found: object, most: int | None = None) -> bool:
 
 
 def _check_places(file: Path, entries: Mapping[str, dict], start: int, size: int):
-    """Raise where tensors share bytes, or the file is not as long as they say."""
+    """Raise ``UserError`` where tensors overlap, or the file has another length than they say."""
     places = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
-    places = [
-        place for place in places if place[0] < place[1]
-    ]  # empty ones lie nowhere
+    places = [place for place in places if place[0] < place[1]]  # empty ones need none
     for (_, end, one), (begin, _, other) in pairwise(places):
         if begin < end:
-            raise _damaged(
-                file, f"tensors {clip(one)} and {clip(other)} lie on the same bytes"
-            )
+            raise _damaged(file, f"tensors {clip(one)} and {clip(other)} overlap")
     wanted = start + max((end for _, end, _ in places), default=0)
     if size != wanted:
         raise _wrong_size(file, size, wanted)
 
 
 HINTS = {
-    "Git LFS pointer": ", which stands for one: fetch it with `git lfs pull`",
+    "Git LFS pointer": "; fetch the file with `git lfs pull`",
     "web page": ": fetch the file that the page offers",
     "GGUF file": ": give it a name that ends in .gguf",
 }
@@ -172,7 +165,7 @@ HINTS = {
 def _foreign(file: Path, kind: str) -> UserError:
     told = f"but a {kind}{HINTS.get(kind, '')}"
     if kind == UNKNOWN:
-        told = "for it does not begin with a table of contents. Fetch it again"
+        told = "because it does not begin with a table of contents. Fetch it again"
     return UserError(f"{file} is not a safetensors file, {told}.")
 
 

@@ -1,4 +1,4 @@
-"""What kind of file this is, by how it begins. Opens nothing and trusts no name."""
+"""What kind of file this is, by its first bytes. Trusts no name."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def sniff(path: Path) -> str:
 
 
 def kind_of(begin: bytes) -> str:
-    """The kind of a file that begins so; 64 bytes are enough."""
+    """The kind of a file by its first bytes; 64 are enough."""
     if begin[8:9] == b"{":
         return SAFETENSORS
     for start, kind in BEGINNINGS.items():

@@ -1,4 +1,4 @@
-"""Guidance: combine several predictions of the clean sample into one. Knows which passes to ask for, not the model."""
+"""Guidance: combine several predictions of the clean sample into one. Knows which passes it needs, not the model."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Guidance:
     modality    away from a prediction that does not see the other modality, 1 = off
     rescale     how far to pull the result's standard deviation back to the conditional one's, 0 = off, 1 = fully
                 (https://arxiv.org/abs/2305.08891, section 3.4)
-    skip_step   how many steps the modality rests after each that computes it, its last x0 used again; 0 = none
+    skip_step   how many steps reuse the modality's last x0 after each that computes it; 0 = none
     """
 
     cfg: float = 1.0
@@ -37,7 +37,7 @@ class Guidance:
     skip_step: int = 0
 
     def computes(self, step: int) -> bool:
-        """Whether the modality is predicted anew in ``step``, counted from 0."""
+        """Whether ``step``, counted from 0, computes the modality."""
         return step % (self.skip_step + 1) == 0
 
     def combine(
@@ -47,7 +47,7 @@ class Guidance:
         perturbed: mx.array | None = None,
         isolated: mx.array | None = None,
     ) -> mx.array:
-        """The guided x0 of four predictions of x0; a pass that was not run is ``None``."""
+        """The guided x0 from up to four predictions of x0; ``None`` = that pass was not run."""
         guided = cond
         if uncond is not None:
             guided = guided + cfg_delta(cond, uncond, self.cfg)
@@ -80,9 +80,9 @@ def guided(
 ) -> Denoise:
     """Return ``denoise(states, sigma, step=0) -> AV[x0]`` over ``predict(states, context, sigma, perturbations)``.
 
-    Every pass that either modality asks for is run for both, as the official code does.
-    batched  all passes in one call: faster where memory allows it, equal in result
-    Raises ``ValueError`` when a ``cfg`` other than 1 has no negative prompt to go away from.
+    A pass that either modality needs is run for both, as in the official code.
+    batched  all passes in one call: faster if memory allows, with the same result
+    Raises ``ValueError`` when ``cfg`` is not 1 and there is no negative prompt.
     """
     passes = passes_of(prompt, guidance)
     together = batched and len(passes) > 1
@@ -100,12 +100,12 @@ def guided(
 
 
 def may_start(guidance: AV[Guidance], step: int) -> bool:
-    """Whether a run that was stopped before ``step`` can go on there from its latents alone: no x0 is reused."""
+    """Whether a run stopped before ``step`` can resume there from its latents alone, because no x0 is reused."""
     return all(strength.computes(step) for strength in guidance.values)
 
 
 class _Resting:
-    """``denoise`` in which a modality rests, and its last x0 is used again, on the steps that ``skip_step`` leaves out."""
+    """``denoise`` that reuses a modality's last x0 on the steps that ``skip_step`` skips."""
 
     def __init__(self, denoise: Denoise, guidance: AV[Guidance]):
         self.denoise, self.guidance = denoise, guidance
@@ -129,7 +129,7 @@ class _Resting:
 
 
 def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pass]:
-    """Context and perturbation of each pass that is needed, by the name ``Guidance.combine`` gives it."""
+    """Context and perturbation of each pass that is needed, by its name in ``Guidance.combine``."""
     wanted = guidance.values
     passes = {"cond": (prompt.positive, Perturbation())}
     if any(g.cfg != 1.0 for g in wanted):
@@ -137,7 +137,7 @@ def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pas
             raise ValueError(
                 f"Guidance with cfg {max(g.cfg for g in wanted)} needs a negative prompt; an empty one will do."
             )
-        # A modality without a negative prompt of its own, as sound that is given, keeps the positive one.
+        # A modality without a negative prompt keeps the positive one.
         negative = prompt.positive.map(
             lambda positive, negative: positive if negative is None else negative,
             prompt.negative,
@@ -164,7 +164,7 @@ def _run_in_turn(predict: Predict, passes: Collection[Pass]):
 
 
 def _run_together(predict: Predict, passes: Collection[Pass]):
-    """One call with the passes stacked along the batch axis, then taken apart; masks and positions are shared."""
+    """One call with the passes stacked along the batch axis; masks and positions are shared."""
     contexts, perturbations = zip(*passes)
     context = contexts[0].map(lambda *each: mx.concatenate(each), *contexts[1:])
     count = len(contexts)

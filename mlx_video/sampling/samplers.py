@@ -1,12 +1,12 @@
 """Samplers: loops from noise to a sample, for any pair of latent states.
 
-Each is a generator over (states, sigma) after a step. It sees the model only as ``denoise(states, sigma, step) -> AV[x0]``
-and randomness only as ``noise(draw, states)``, and evaluates nothing: the caller decides when.
+Each is a generator of (states, sigma) after each step. It sees the model only as ``denoise(states, sigma, step) -> AV[x0]``
+and randomness only as ``noise(draw, states)``. It evaluates nothing: the caller decides when.
 
-**Resuming.** A step reads nothing of earlier ones but the latents that they left: after ``k`` steps the latents, the step
-number ``k`` and whatever made the sigmas and the noise (a key) are all there is to save. A sampler that is given those
-latents and ``start=k`` goes on to the same bytes. With ``Guidance.skip_step`` the denoiser remembers x0 between the steps
-that it computes, so that such a run is resumed at a step where nothing is reused (see ``guidance.may_start``).
+**Resuming.** A step depends on earlier ones only through their latents. So the latents after ``k`` steps, the number ``k``
+and the source of sigmas and noise (a key) are all there is to save, and a sampler given those latents and ``start=k``
+reaches the same bytes. With ``Guidance.skip_step`` the denoiser also remembers x0, so such a run resumes only at a step that
+reuses none (see ``guidance.may_start``).
 """
 
 import math
@@ -52,7 +52,7 @@ class Sampler:
         key: mx.array,
         start: int = 0,
     ) -> Steps:
-        """The steps from ``start`` on; whatever noise they take comes from ``key``."""
+        """The steps from ``start`` on; their noise, if any, comes from ``key``."""
         noise = gaussian(key, 2 * len(sigmas))
         if self.name == "euler_ancestral":
             return euler_ancestral(
@@ -93,10 +93,10 @@ def euler_ancestral(
     eta: float = 1.0,
     start: int = 0,
 ) -> Steps:
-    """Euler steps that go further than they should and come back by fresh noise, in float32.
+    """Euler steps that overshoot and add fresh noise, in float32.
 
-    noise  Gaussian; its draw number is that of the step
-    eta    how much of the noise is replaced in each step, from 0 (none: plain Euler) to 1
+    noise  Gaussian; the draw number is the step's
+    eta    how much of the noise each step replaces, from 0 (none: plain Euler) to 1
     """
     for index, sigma, sigma_next in _pairs(sigmas, start):
         x0s = denoise(states, sigma, index)
@@ -150,7 +150,7 @@ def _res_2s_step(
     noise: Noise,
     index: int,
 ) -> AV[LatentState]:
-    """One step: a prediction at ``sigma``, another at the geometric mean of both levels, and what both say together."""
+    """One step: a prediction at ``sigma``, another at the geometric mean of both levels, and both combined."""
     step = Res2s(sigma, sigma_next)
     middle = math.sqrt(sigma * sigma_next)
 
@@ -189,9 +189,9 @@ class Res2s:
         return x + self.h * self.a21 * (x1 - x)
 
     def anchor(self, x: mx.array, x1: mx.array, mid: mx.array) -> mx.array:
-        """The point from which ``x1`` leads to ``mid``, which noise has moved; ``x`` itself in long or late steps.
+        """The point from which ``x1`` leads to ``mid`` after the noise; ``x`` itself in long or late steps.
 
-        The official code iterates x <- mid - h a21 (x1 - x) a hundred times. It contracts, and this is where to.
+        The fixed point of x <- mid - h a21 (x1 - x), which the official code iterates a hundred times.
         """
         c = self.h * self.a21
         return (mid - c * x1) / (1 - c) if self.refined else x
@@ -212,7 +212,7 @@ def _phi_2(z: float) -> float:
 def sde_step(
     x: mx.array, y: mx.array, sigma: float, sigma_next: float, noise: mx.array
 ) -> mx.array:
-    """The step of a sampler from ``x`` to ``y``, with half of the noise that is left at its end drawn anew."""
+    """A sampler's step from ``x`` to ``y``, with half of the remaining noise redrawn."""
     up = min(0.5 * sigma_next, 0.9999 * sigma_next)
     kept = math.sqrt(sigma_next**2 - up**2)
     alpha = (1 - sigma_next) + kept
@@ -227,7 +227,7 @@ def euler_step(x: mx.array, x0: mx.array, sigma: float, sigma_next: float) -> mx
 
 
 def to_velocity(x: mx.array, x0: mx.array, sigma: float) -> mx.array:
-    """The flow's velocity at ``x`` when it ends in ``x0``."""
+    """The velocity at ``x`` of a flow that ends in ``x0``."""
     return (x - x0) / sigma
 
 
@@ -239,7 +239,7 @@ def ancestral_step(
     noise: mx.array,
     eta: float = 1.0,
 ) -> mx.array:
-    """One step below ``sigma_next``, which must not be 0, and back up to it by ``noise``; ``eta`` says how far below."""
+    """One step to below ``sigma_next`` (not 0), then back up to it with ``noise``; ``eta`` sets how far below."""
     down = sigma_next * (1 + (sigma_next / sigma - 1) * eta)
     x = down / sigma * x + (1 - down / sigma) * x0
     scale = (1 - sigma_next) / (1 - down)
@@ -248,7 +248,7 @@ def ancestral_step(
 
 
 def gaussian(key: mx.array, draws: int) -> Noise:
-    """Standard normal noise for each of ``draws`` draws: the same for the same key and draw, whatever was drawn before."""
+    """Standard normal noise for ``draws`` draws; it depends on the key and the draw only, not on earlier draws."""
     keys = mx.random.split(key, draws)
 
     def noise(draw: int, states: AV[LatentState]) -> AV[mx.array]:
@@ -261,7 +261,7 @@ def gaussian(key: mx.array, draws: int) -> Noise:
 
 
 def normalized(noise: Noise) -> Noise:
-    """``noise`` with mean 0 and deviation 1, first of the whole and then of each item of the batch, as res_2s wants it."""
+    """``noise`` normalised to mean 0 and deviation 1, first as a whole, then per batch item, as res_2s needs it."""
 
     def one(x: mx.array) -> mx.array:
         x = (x - x.mean()) / mx.std(x, ddof=1)

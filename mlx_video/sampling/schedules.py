@@ -10,7 +10,7 @@ from mlx_video.errors import UserError
 # Released with the distilled checkpoint (Lightricks/LTX-2, ltx_pipelines/utils/constants.py).
 STAGE_1_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 STAGE_2_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
-# Of the tiles of DFR's temporal rounds, which refine what was made.
+# For the tiles of DFR's temporal rounds, which refine what exists.
 DFR_ROUND_SIGMAS = STAGE_1_SIGMAS[4:]
 MOST_STEPS = 10_000  # more is a mistake
 
@@ -37,8 +37,8 @@ def ltx2_scheduler(
     tokens = 4096 if num_tokens is None else num_tokens
     slope = (max_shift - base_shift) / (4096 - 1024)
     shift = np.float32(math.exp(base_shift + (tokens - 1024) * slope))
-    # Float32 throughout, and a reciprocal times the shift: the official schedule begins at 0.99999976 rather than 1 for
-    # some sizes, and guidance multiplies the difference.
+    # Float32 throughout, and a reciprocal times the shift, as officially: for some sizes that begins at 0.99999976 rather
+    # than 1, and guidance multiplies the difference.
     sigmas = 1 / (shift + (1 / _times(steps) - 1)) * shift
     if stretch:
         distance = 1 - sigmas

@@ -41,10 +41,10 @@ def test_reads_a_header_that_is_right(tmp_path):
 
 DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 HOSTILE = {
-    "offsets of strings": ({"a": entry([2], "0", "8")}, "no two places in order"),
+    "offsets of strings": ({"a": entry([2], "0", "8")}, "not two places in order"),
     "offsets of null": (
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": None}},
-        "no two places in order: null",
+        "not two places in order: null",
     ),
     "one offset": ({"a": entry([2], 0, 8) | {"data_offsets": [8]}}, "no two places"),
     "offsets backwards": ({"a": entry([2], 8, 0)}, "no two places"),
@@ -133,7 +133,7 @@ def test_an_index_names_plain_files_beside_it(tmp_path, shard):
 @pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {}}])
 def test_an_index_has_a_table(tmp_path, index):
     (tmp_path / INDEX).write_text(json.dumps(index))
-    with pytest.raises(UserError, match="its weight_map is no table"):
+    with pytest.raises(UserError, match="its weight_map is not a table"):
         read(tmp_path)
 
 

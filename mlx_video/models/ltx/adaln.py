@@ -1,8 +1,8 @@
 """Adaptive layer norm: noise levels become the shifts, scales and gates of a stream (AdaLN-single, Chen et al., 2023).
 
-Knows levels and rows; not blocks, or what a row is used for. A block adds a table of its own, (R, D), to the rows
-(B, K, R, D) of the K noise levels that its tokens have; ``levels`` (N,) says which of them a token has, and ``None`` that
-all have the first. B may be 1 for a whole batch.
+Knows levels and rows; not blocks, or what a row is used for. A block adds its own table (R, D) to the rows (B, K, R, D)
+of the K noise levels of its tokens. ``levels`` (N,) is the level of each token; ``None`` = all have the first. B may be 1
+for a whole batch.
 """
 
 import math
@@ -53,7 +53,7 @@ def norm_modulate(
     scale: int,
     eps: float,
 ) -> mx.array:
-    """Tokens (B, N, D), RMS-normed, ``* (1 + scale) + shift`` with the rows of these numbers."""
+    """Tokens (B, N, D), RMS-normed, then ``* (1 + scale) + shift`` with the rows of these numbers."""
     normed = mx.fast.rms_norm(x, None, eps)
     return modulate(normed, *chosen_rows(table, rows, levels, shift, scale))
 
@@ -67,7 +67,7 @@ def add_gated(
     levels: mx.array | None,
     gate: int,
 ) -> mx.array:
-    """Tokens (B, N, D) plus ``update`` times the row of this number."""
+    """Tokens (B, N, D) plus ``update`` times row number ``gate``."""
     return _add_product(x, update, *chosen_rows(table, rows, levels, gate))
 
 
@@ -75,8 +75,7 @@ def add_gated(
 def chosen_rows(
     table: mx.array, rows: mx.array, levels: mx.array | None, *numbers: int
 ) -> list[mx.array]:
-    """These rows of every token, (B, N, D) each, or (B, 1, D) where all have one level; added in float32."""
-
+    """These rows for every token, (B, N, D) each, or (B, 1, D) if all have one level; added in float32."""
     first, last = min(numbers), max(numbers)
     own, shared = table[first : last + 1], rows[:, :, first : last + 1]
     sums = (own.astype(mx.float32) + shared.astype(mx.float32)).astype(rows.dtype)

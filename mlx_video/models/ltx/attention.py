@@ -1,4 +1,4 @@
-"""Multi-head attention and the feed-forward network, as the transformer and the text connectors share them.
+"""Multi-head attention and the feed-forward network, shared by the transformer and the text connectors.
 
 Knows projections, norms and heads; not modulation, residuals or modalities.
 """
@@ -13,7 +13,7 @@ from mlx_video.models.ltx.rope import Rope, apply_rotary, norm_rotate, split_hea
 
 
 class Attention(nn.Module):
-    """Attention whose queries and keys are RMS-normed over all heads at once, then turned by their positions."""
+    """Attention whose queries and keys are RMS-normed over all heads at once, then rotated by position."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Attention(nn.Module):
     ):
         """Queries from ``dim`` features, keys and values from ``context_dim`` (the same if ``None``).
 
-        gated  each head's result is multiplied by 0 to 2, as the query's token says
+        gated  each head's result is multiplied by 0 to 2, depending on the query's token
         """
         super().__init__()
         inner, context_dim = heads * head_dim, context_dim or dim
@@ -57,8 +57,8 @@ class Attention(nn.Module):
 
         rope          of the queries; ``context_rope`` of the keys (the queries' if ``None``)
         bias          (B, 1, N, M) added to the scores, in the dtype of x
-        attending     ``False``, or ``False`` in a (B, 1, 1) array: a token gets its own value instead of attending
-                      (spatio-temporal guidance); self-attention only
+        attending     ``False``, also per item in a (B, 1, 1) array: tokens keep their own values instead of attending
+                      (spatiotemporal guidance); self-attention only
         """
         context = x if context is None else context
         values = end_piece(self.to_v(context))
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         return self.to_out(self._gate(out, x))
 
     def _turn(self, x: mx.array, norm: nn.RMSNorm, rope: Rope | None) -> mx.array:
-        """Queries or keys (B, N, inner), normed and turned."""
+        """Queries or keys (B, N, inner), normed and rotated."""
         if rope is not None and self.rope_type is LTXRopeType.SPLIT:
             return norm_rotate(x, norm.weight, *rope, norm.eps)
         x = norm(x)
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         return apply_rotary(heads, rope, self.rope_type).flatten(-2)
 
     def _gate(self, out: mx.array, x: mx.array) -> mx.array:
-        """The heads' results (B, N, inner), each scaled by the gate of the token that asks."""
+        """The heads' results (B, N, inner), scaled by the gates of the query's token."""
         if not self.gated:
             return out
         heads = mx.unflatten(out, -1, (self.heads, -1))
@@ -102,7 +102,7 @@ class FeedForward(nn.Module):
 
 
 def attention_bias(strengths: mx.array, dtype: mx.Dtype) -> mx.array:
-    """What to add to the scores so that tokens attend with ``strengths`` (B, N, M) in [0, 1]: (B, 1, N, M)."""
+    """The bias for the scores that makes tokens attend with ``strengths`` (B, N, M) in [0, 1]: (B, 1, N, M)."""
     nothing = mx.array(mx.finfo(dtype).min, mx.float32)
     bias = mx.where(strengths > 0, mx.log(strengths.astype(mx.float32)), nothing)
     return bias.astype(dtype)[:, None]
@@ -117,7 +117,7 @@ def _attend(
     heads: int,
     scale: float,
 ) -> mx.array:
-    """What each query of (B, N, inner) takes from the values (B, M, inner), head by head: (B, N, inner)."""
+    """Scaled dot-product attention of (B, N, inner) to (B, M, inner), head by head: (B, N, inner)."""
     q, k, v = (split_heads(x, heads) for x in (q, k, v))
     out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=bias)
     return out.swapaxes(1, 2).flatten(-2)

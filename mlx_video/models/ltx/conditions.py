@@ -1,4 +1,4 @@
-"""Encoded pictures and clips as conditions of a clip: which tokens, and where they stand. Knows grids and frames, no network."""
+"""Encoded pictures and clips as conditions: their tokens and positions. Knows grids and frames, no network."""
 
 from typing import NamedTuple, Sequence
 
@@ -12,7 +12,7 @@ from mlx_video.types import VideoScale
 
 
 class Place(NamedTuple):
-    """How latents lie in a clip: pixels per latent cell, and pixel frames per second."""
+    """How latents relate to a clip: pixels per latent cell, and pixel frames per second."""
 
     scale: VideoScale
     fps: float
@@ -21,9 +21,9 @@ class Place(NamedTuple):
 def keyframe(
     latent: mx.array, frame: int, place: Place, strength: float = 1.0
 ) -> AppendedTokens:
-    """A picture (B, C, 1, H, W) that the clip shows at pixel frame ``frame``, or a clip (B, C, f, H, W) that begins there."""
+    """A picture (B, C, 1, H, W) at pixel frame ``frame``, or a clip (B, C, f, H, W) that begins there."""
     *_, F, H, W = latent.shape
-    # Only what begins with the clip begins with a latent of one frame; a picture is one frame wherever it stands.
+    # A clip's first latent is one frame only if it begins at frame 0; a picture is always one frame.
     single = F == 1 or frame == 0
     positions = _grid((F, H, W), place, causal_fix=single, first_frame=frame)
     return AppendedTokens(patchify_video(latent), positions, strength)
@@ -37,7 +37,7 @@ def generated_keyframes(
 ) -> GeneratedKeyframes:
     """Slots for pictures at pixel ``frames`` of a clip of ``size`` (rows, columns) in latent cells.
 
-    latents  (B, C, len(frames), H, W) that their noise is mixed into; ``None`` = zeros
+    latents  (B, C, len(frames), H, W) to mix their noise into; ``None`` = zeros
     """
     each = [_grid((1, *size), place, first_frame=frame) for frame in frames]
     tokens = None if latents is None else patchify_video(latents)
@@ -45,9 +45,9 @@ def generated_keyframes(
 
 
 def evenly_spaced(count: int, frames: int) -> tuple[int, ...]:
-    """Pixel frames for ``count`` generated keyframes within a clip of ``frames``, as far from each other as from its ends.
+    """Pixel frames for ``count`` keyframes, evenly spaced within a clip of ``frames``.
 
-    Raises ``UserError`` where there are no frames for so many.
+    Raises ``UserError`` if there are too many for the clip.
     """
     if not 1 <= count <= frames - 2:
         raise UserError(
@@ -65,10 +65,10 @@ def reference(
     every: int = 1,
     strength: float = 1.0,
 ) -> AppendedTokens:
-    """A clip (B, C, f, H, W) that the whole clip is made after.
+    """A clip (B, C, f, H, W) that the whole clip follows.
 
-    downscale  how many times fewer pixels a side it has
-    every      it has the first frame, the next one and then every so-many-th frame
+    downscale  how many times smaller its sides are
+    every      it has frames 0 and 1, and then every ``every``-th frame
     """
     fps = place.fps / every
     positions = _grid(latent.shape[2:], place._replace(fps=fps))

@@ -53,7 +53,7 @@ _CONNECTOR_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """One stream of the transformer, whichever modality it carries. Its width is heads x head dimension."""
+    """One stream of the transformer, of either modality. Its width is heads x head dimension."""
 
     heads: int
     head_dim: int
@@ -76,8 +76,8 @@ class LTXModelConfig(Config):
     apply_gated_attention          every attention scales its heads (LTX-2.3)
     cross_attention_adaln          the noise level modulates the text attention too (LTX-2.3) ...
     use_prompt_adaln_single        ... and the text it reads; otherwise only the blocks' own tables modulate that
-    caption_proj_before_connector  the text comes in the width of its stream (LTX-2.3)
-    ff_bias                        of the video stream; audio's is ``audio_ff_bias`` (LTX-2.5: none)
+    caption_proj_before_connector  the text already has the stream's width (LTX-2.3)
+    ff_bias                        for the video stream; ``audio_ff_bias`` for audio (LTX-2.5: none)
     use_keyframes_abs_pos_embedding  marked tokens get an embedding (LTX-2.5)
     """
 
@@ -194,7 +194,7 @@ class LTXModelConfig(Config):
 
 
 def _check_caption_projection(data: dict[str, object]) -> None:
-    """Take out what says again how the text is projected: by two layers here, or by none."""
+    """Remove the two keys that repeat how the text is projected: by two layers here, or by none."""
     inside = not data.get("caption_proj_before_connector", False)
     for layer in ("first", "second"):
         key = f"caption_projection_{layer}_linear"

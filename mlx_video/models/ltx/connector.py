@@ -1,4 +1,4 @@
-"""From the language model's hidden states to the transformer's text context: a projection, then a connector a stream.
+"""From the language model's hidden states to the transformer's text context: a projection, then a connector per stream.
 
 Knows layers, tokens and registers; not prompts, tokenizers or the language model.
 """
@@ -23,7 +23,7 @@ from mlx_video.weights import Weights
 
 
 class TextConnectors(Network):
-    """All of the language model's layers projected to one, then refined for video and for audio."""
+    """Projects all of the language model's layers to one, then refines it for video and for audio."""
 
     CONFIG: ClassVar = ConnectorConfig
     LORAS: ClassVar = True
@@ -57,8 +57,8 @@ class TextConnectors(Network):
     ) -> AV[mx.array]:
         """Hidden states (layers + 1, B, T, D) and their mask (B, L), see ``TextFeatures`` -> context (B, L, D) each.
 
-        Only the connectors of ``modalities`` run. Every one of the L positions is meant to be attended to: those
-        past the prompt hold registers. Raises ``ValueError`` where L is no multiple of the number of registers.
+        Only the connectors of ``modalities`` run. All L positions are meant to be attended to: those past the prompt hold
+        registers. Raises ``UserError`` if L is not a multiple of the number of registers.
         """
         if not isinstance(hidden_states, mx.array):
             hidden_states = mx.stack(hidden_states)
@@ -73,11 +73,11 @@ class TextConnectors(Network):
         return features.map(connect, AV(self.video, self.audio), wanted)
 
     def activation_bytes(self, rows: int, prompts: int, positions: int) -> float:
-        """For prompts of so many tokens in all, each of which gets a context of so many ``positions``."""
+        """For ``prompts`` of ``rows`` tokens in all, each with a context of ``positions``."""
         config, live = self.config, fitted.live()
         itemsize = self.video.learnable_registers.dtype.size
         inputs = (config.text_layers + 1) * config.caption_channels
-        # Both connectors' scores wait at once: nothing paces them.
+        # Both connectors' scores are alive at once, since nothing paces them.
         each = live.connected * config.streams.video.width
         each += 3.5 * live.scores * config.streams.video.heads * positions
         connected = prompts * positions * each * itemsize
@@ -92,12 +92,10 @@ class TextConnectors(Network):
 
     @classmethod
     def fit(cls, config: ConnectorConfig, weights: Weights) -> ConnectorConfig:
-        """``config`` with what only the tensors in ``weights`` (official or ours) tell: text layers and registers."""
+        """``config`` with what only the tensors in ``weights`` (official or ours) know: text layers and registers."""
         ours = cls.sanitize(weights)
-        kind = (
-            "video_aggregate" if config.caption_proj_before_connector else "aggregate"
-        )
-        projection = _matrix(ours, f"projection.{kind}_embed.weight")
+        kind = "video_" if config.caption_proj_before_connector else ""
+        projection = _matrix(ours, f"projection.{kind}aggregate_embed.weight")
         registers = _matrix(ours, "video.learnable_registers")
         if projection.shape[1] < config.caption_channels:
             raise UserError(
@@ -112,9 +110,9 @@ class TextConnectors(Network):
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """The connectors' tensors under our names; unchanged where none has an official prefix.
+        """The connectors' tensors under our names; unchanged if none has an official prefix.
 
-        LTX-2.5 keeps the projection in the text encoder's file: give the tensors of both files.
+        LTX-2.5 keeps the projection in the text encoder's file, so pass the tensors of both files.
         """
         weights = cls.NAMES.take(weights) or weights
         return EARLIER_NAMES.take(weights) or weights
@@ -130,7 +128,7 @@ EARLIER_NAMES = TensorNames(  # in folders that `convert` wrote before LTX-2.3
 
 
 def _matrix(weights: Weights, key: str) -> mx.array:
-    """The matrix of that name. Raises ``UserError`` where there is none."""
+    """The matrix of that name. Raises ``UserError`` if there is none."""
     if (found := weights.get(key)) is not None and found.ndim == 2:
         return found
     state = "missing" if found is None else f"of shape {found.shape}"
@@ -141,7 +139,7 @@ def _matrix(weights: Weights, key: str) -> mx.array:
 
 
 class PromptProjection(nn.Module):
-    """LTX-2's: one projection for both streams, of layers scaled over the whole prompt."""
+    """LTX-2: one projection for both streams, of layers scaled over the whole prompt."""
 
     def __init__(self, config: ConnectorConfig):
         super().__init__()
@@ -156,7 +154,7 @@ class PromptProjection(nn.Module):
 
 
 class TokenProjection(nn.Module):
-    """LTX-2.3's: a projection for each stream, of layers scaled token by token."""
+    """LTX-2.3: one projection per stream, of layers scaled token by token."""
 
     def __init__(self, config: ConnectorConfig):
         super().__init__()
@@ -210,7 +208,7 @@ class Connector(nn.Module):
             )
         T = x.shape[1]
         place, lengths = mx.arange(positions)[None, :, None], lengths[:, None, None]
-        # Row p of the prompt stands T - length rows further down; past the prompt any row will do.
+        # Row p of the prompt is T - length rows further down; past the prompt any row will do.
         tokens = mx.take_along_axis(x, mx.minimum(place + T - lengths, T - 1), axis=1)
         filler = mx.tile(self.learnable_registers, (positions // registers, 1))
         return mx.where(place < lengths, tokens, filler)

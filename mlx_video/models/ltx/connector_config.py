@@ -27,9 +27,9 @@ class ConnectorStream:
 class ConnectorConfig(Config):
     """The text connectors: the ``connector_*`` keys of block ``transformer``.
 
-    Audio's sizes are those of video where they are ``None``. ``caption_channels`` is the language model's width, and
-    ``caption_proj_before_connector`` says that each stream has a projection of its own (LTX-2.3). No checkpoint states
-    ``text_layers``, how many layers the language model has; the width of the projection does (``TextConnectors.fit``).
+    Audio sizes that are ``None`` equal video's. ``caption_channels`` is the language model's width, and
+    ``caption_proj_before_connector`` means that each stream has its own projection (LTX-2.3). No checkpoint states
+    ``text_layers``, the number of the language model's layers; ``TextConnectors.fit`` takes it from the projection's width.
     """
 
     connector_num_layers: int
@@ -76,7 +76,7 @@ class ConnectorConfig(Config):
 
     @property
     def norm_type(self) -> str:
-        """What ``text_encoder_norm_type`` calls the way hidden states are scaled; LTX-2 leaves it unsaid."""
+        """The ``text_encoder_norm_type`` that this implies; LTX-2 does not state it."""
         return "per_token_rms" if self.caption_proj_before_connector else "none"
 
     @property

@@ -1,10 +1,10 @@
-"""Where DFR (diffusion fidelity rendering) renders: its canvas, its keyframes, and the tiles of its temporal rounds.
+"""The layout of DFR (diffusion fidelity rendering): its canvas, its keyframes, and the tiles of its temporal rounds.
 
-Pictures are generated every ``segment`` frames of the canvas, together with the clip. A temporal round doubles the frame rate:
-it upsamples the clip in time, cuts it at those pictures into tiles of whole segments, refines each tile between them and
-generates a picture in the middle of each segment. What it made is carried to the next round.
+Pictures are generated every ``segment`` frames of the canvas, together with the clip. A temporal round doubles the frame
+rate: it upsamples the clip in time, cuts it at those pictures into tiles of whole segments, refines each tile between them
+and generates a picture in the middle of each segment, for the next round.
 
-Frames are pixel frames, counted from 0, of the canvas as long as it is in the round. Knows numbers, and how latents are joined.
+Frames are pixel frames of the round's canvas, counted from 0. Knows numbers, and how latents are joined.
 """
 
 from typing import Mapping, NamedTuple, Sequence
@@ -15,20 +15,20 @@ from mlx_video.conditioning.latent import Condition, LatentState
 from mlx_video.models.ltx.conditions import Place, generated_keyframes, keyframe
 
 SEGMENTS = (24, 32)  # frames; the first round doubles them, and so on
-ANCHOR_STRENGTH = 0.95  # of the pictures that a tile is refined between
-ROUND_ETA = 0.5  # of the ancestral steps of a tile
-MAX_FPS = 60.0  # that the transformer is told of; the clip may play faster
+ANCHOR_STRENGTH = 0.95  # of the pictures between which a tile is refined
+ROUND_ETA = 0.5  # of a tile's ancestral steps
+MAX_FPS = 60.0  # for the transformer; the clip may play faster
 
 
 class Canvas(NamedTuple):
-    """What stage 1 renders: ``frames``, a picture at every ``segment``-th of them."""
+    """What stage 1 renders: ``frames``, with a picture at every ``segment``-th."""
 
     frames: int
     segment: int
 
     @classmethod
     def of(cls, frames: int) -> "Canvas":
-        """The shortest canvas for a clip of ``frames``; of two as short, that with the longer segments."""
+        """The shortest canvas for a clip of ``frames``; if two are equal, the one with longer segments."""
         segment = min(SEGMENTS, key=lambda s: (-(frames - 1) % s, -s))
         return cls(frames + -(frames - 1) % segment, segment)
 
@@ -145,7 +145,7 @@ def tile_conditions(
 def generated_pictures(
     state: LatentState, frames: Sequence[int], size: tuple[int, int]
 ) -> dict[int, mx.array]:
-    """The pictures that were generated with ``state``, (B, C, 1, H, W) each, by the ``frames`` that they stand at."""
+    """The pictures generated with ``state``, (B, C, 1, H, W) each, by their ``frames``."""
     tokens = state.generated_keyframes()
     B, _, C = tokens.shape
     stack = tokens.swapaxes(1, 2).reshape(B, C, len(frames), *size)
@@ -153,13 +153,13 @@ def generated_pictures(
 
 
 def join(latents: Sequence[mx.array], layout: Sequence[Tile]) -> mx.array:
-    """The canvas (B, C, F, H, W) out of its tiles' latents, each without what led in."""
+    """The canvas (B, C, F, H, W) from its tiles' latents, each without its lead-in."""
     return mx.concatenate(
         [latent[:, :, tile.drop :] for latent, tile in zip(latents, layout)], axis=2
     )
 
 
 def carried(pictures: Sequence[Mapping[int, mx.array]]) -> dict[int, mx.array]:
-    """Pictures of all tiles by frame, in order; where two tiles have one, it is the earlier tile's."""
+    """Pictures of all tiles by frame, in order; where two tiles have one, the earlier tile's counts."""
     merged = {frame: picture for each in reversed(pictures) for frame, picture in each.items()}  # fmt: skip
     return dict(sorted(merged.items()))

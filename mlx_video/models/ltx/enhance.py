@@ -1,6 +1,6 @@
 """Prompt enhancement: a short idea becomes the kind of description that LTX-2 was trained on.
 
-Knows how such a description reads. The model that writes it is the text encoder's Gemma.
+Knows how such a description reads. The text encoder's Gemma writes it.
 """
 
 import logging
@@ -78,9 +78,8 @@ def enhance_t2v(
 ) -> str:
     """A fuller prompt for a video made from text alone.
 
-    ``system_prompt`` replaces the instructions of this module. ``on_text`` is given each piece as it is written,
-    uncleaned; ``verbose`` logs the prompt. The same seed gives the same text. Raises ``ValueError`` if the model
-    writes no word.
+    ``system_prompt`` replaces this module's instructions. ``on_text`` gets each piece as it is written, uncleaned;
+    ``verbose`` logs the prompt. The same seed gives the same text. Raises ``UserError`` if the model writes no word.
     """
     pieces = encoder.generate(
         system_prompt or FROM_TEXT,
@@ -108,8 +107,8 @@ def enhance_i2v(
 ) -> str:
     """A fuller prompt for a video that begins with an image; otherwise as ``enhance_t2v``.
 
-    The image itself is not looked at. The official code shows it to Gemma's vision tower, which mlx-lm does not have;
-    here Gemma knows of it only what the prompt says, and is told to describe change and to guess nothing.
+    The image itself is not used. The official code shows it to Gemma's vision tower, which mlx-lm lacks; here Gemma knows
+    only what the prompt says about it, and is told to describe change and to guess nothing.
     """
     return enhance_t2v(
         encoder,
@@ -143,5 +142,5 @@ def _collect(pieces: Iterator[str], on_text: Callable[[str], None] | None) -> st
     if prompt := clean_prompt(text):
         return prompt
     raise UserError(
-        f"Gemma wrote no word to enhance the prompt with, only {text!r}. Try another seed, or do without enhancement."
+        f"Gemma wrote no words for the enhanced prompt, only {text!r}. Try another seed, or do without enhancement."
     )

@@ -1,4 +1,4 @@
-"""Which files a run is to use, as a user names them, and how their weights are kept. Looks for none of them."""
+"""Which files a run uses, as the user names them, and how their weights are kept. Looks for none of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ CONV = "conv"  # in place of a video autoencoder's file: the convolutional one
 
 @dataclass(frozen=True)
 class Files:
-    """Which checkpoint files to use; a ``None`` is found beside the model, or in its hub repository.
+    """Which checkpoint files to use; ``None`` = found beside the model, or in its hub repository.
 
     model           official file, folder that ``convert`` wrote, hub repository, the name of a release such as "ltx-2.5",
-                    or "ltx-2-tiny", the demo model in the package; ``None`` is the official repository if one of its
-                    models is in the hub's cache or any of the next four is given, else the demo model
+                    or "ltx-2-tiny", the demo model in the package; ``None`` = the official repository if the hub's cache
+                    has one of its models or any of the next four is given, else the demo model
     loras           (file, strength) pairs to fuse into the transformer
     distilled_lora  for the refinement of the two-stage dev recipe
     detailing_lora  for the second stage of DFR, which then looks at the clip of the first
@@ -29,7 +29,7 @@ class Files:
     dtype           of the weights: "bfloat16", "float16" or "float32"; ``None`` is bfloat16 on a GPU, float32 on a CPU
     quantize        bits of the transformer's and the text encoder's blocks in memory, 8 or 4; ``None`` keeps them as
                     they are stored
-    low_memory      whether the transformer's blocks are read in each step instead of kept
+    low_memory      whether the transformer's blocks are read again in each step
     """
 
     model: str | None = None
@@ -51,7 +51,7 @@ class Files:
         object.__setattr__(self, "loras", loras)
 
     def check(self) -> None:
-        """Raise ``UserError`` for a dtype, a width or a strength that there is not."""
+        """Raise ``UserError`` for an unknown dtype or width, or a strength that is not finite."""
         if self.dtype not in (None, *DTYPES):
             raise UserError(
                 f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}."
@@ -68,7 +68,7 @@ class Files:
         return Residency(dtype, self.quantize, self.low_memory)
 
     def named(self) -> tuple[str, ...]:
-        """Every file, folder or repository that is named here."""
+        """Every file, folder or repository that the user named."""
         loras = (file for file, _ in self.loras)
         names = self.model, *(getattr(self, name) for name in BESIDE)
         return tuple(name for name in (*names, *loras) if name and name != CONV)

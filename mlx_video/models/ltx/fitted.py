@@ -1,7 +1,6 @@
-"""How many arrays of its widest size each part holds at once while it computes: measured, by device.
+"""How many arrays of its widest size each part holds at once while it computes, as measured on each device.
 
-``benchmarks/parts.py`` measures it again. They are more on a CPU, where MLX keeps the scores of an attention and unfolds
-what it convolves.
+``benchmarks/parts.py`` measures it. A CPU needs more: MLX keeps attention scores there, and unfolds convolutions.
 """
 
 from typing import NamedTuple
@@ -12,11 +11,11 @@ FLOAT32 = 4  # bytes
 
 
 class Live(NamedTuple):
-    """How many arrays of a part's widest size are alive at once; ``scores`` are those of an attention.
+    """How many arrays of a part's widest size are alive at once; ``scores`` are an attention's.
 
-    tokens         of the transformer; its pieces let ``queued`` more wait, at most ``QUEUED`` bytes
+    tokens         of the transformer; ``queued`` more may be queued, at most ``QUEUED`` bytes
     connected      of the connectors, which nothing paces; ``hidden_states`` of what they normalise
-    upsample       of the upsampler, with ``finer`` more that wait, at most ``QUEUED_FINER`` bytes
+    upsample       of the upsampler; ``finer`` more may be queued, at most ``QUEUED_FINER`` bytes
     spectrogram    of the audio decoder
     sound          of HiFi-GAN, and ``bandwidth`` of BigVGAN with its extension
     """
@@ -34,7 +33,7 @@ class Live(NamedTuple):
 
 
 QUEUED, QUEUED_FINER = 115e6, 430e6
-# As the doors run it, without compiled pieces.
+# The CPU's without compiled functions, as the commands run it.
 CPU = Live(12, 1, 0, 12, 4, 110, 0, 90, 96, 31.5)
 GPU = Live(9.6, 0, 8, 110, 4, 9.2, 20, 42, 48.6, 24)
 

@@ -1,9 +1,4 @@
-"""How many bytes each part of LTX-2 takes while it is lent, and while it computes. Knows sizes; reads no tensor.
-
-A part that computes holds so many arrays of its widest size at once. How many follows from the code, and
-``benchmarks/parts.py`` measures it. They are more on a CPU, where MLX unfolds what it convolves and keeps the scores of
-an attention.
-"""
+"""How many bytes each part of LTX-2 needs while it is lent, and while it computes. Knows sizes; reads no tensor."""
 
 from functools import cache
 
@@ -18,10 +13,10 @@ from mlx_video.types import VideoPixelShape
 
 
 class Footprint:
-    """Bytes of the parts of ``components``, each of which is laid out once, lazily.
+    """Bytes of the parts of ``components``; each is built once, lazily.
 
     model_type  the streams of the transformer that are lent
-    residency   how weights are kept, by default as ``components`` do
+    residency   how weights are kept; by default that of ``components``
     context     tokens of a prompt with its registers, as the text encoder pads it
     """
 
@@ -44,11 +39,11 @@ class Footprint:
     # While a part computes
 
     def image(self, height: int, width: int) -> int:
-        """Of the video encoder for one picture."""
+        """Bytes of the video encoder for one picture."""
         return self.part("video_encoder").activation_bytes(height, width)
 
     def video(self, shape: VideoPixelShape, mode: str, limit: float) -> int:
-        """Of the video decoder in a tiling ``mode``, where that leaves it a choice within ``limit``."""
+        """Bytes of the video decoder in a tiling ``mode``, which may choose within ``limit``."""
         decoder = self.part("video_decoder")
         grid = self.components.geometry.latents(shape)
         budget = limit - self.weights("video_decoder")

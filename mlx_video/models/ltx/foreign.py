@@ -1,5 +1,5 @@
-"""Checkpoints as other projects keep them, recognised by what lies in a folder or file: diffusers' folders, ComfyUI's
-files, GGUF and the MLX packs. Each part comes with its tensors' spelling and the official config; loads nothing.
+"""Checkpoints of other projects, recognised by the contents of a folder or file: diffusers' folders, ComfyUI's files,
+GGUF and the MLX packs. Each part gets its tensors' spelling and the official config; loads nothing.
 """
 
 import json
@@ -44,7 +44,7 @@ class Found(NamedTuple):
 
 
 def identify_folder(folder: Path, variant: str) -> Found | None:
-    """The checkpoint of another project in ``folder``; ``None`` where it is none that is known."""
+    """The checkpoint of another project in ``folder``; ``None`` if it is of no known kind."""
     if (folder / "model_index.json").is_file():
         return _diffusers(folder)
     if (folder / EMBEDDED).is_file() or (folder / SPLIT_MODEL).is_file():
@@ -60,7 +60,7 @@ def identify_folder(folder: Path, variant: str) -> Found | None:
 
 
 def _diffusers(folder: Path) -> Found:
-    """One folder a part, each with its own config."""
+    """One folder per part, each with its own config."""
     configs = {
         home.name: read_json(home / CONFIG)
         for home in sorted(folder.iterdir())
@@ -95,7 +95,7 @@ def _diffusers(folder: Path) -> Found:
 
 
 def _translated(home: Path, translate: Callable[..., Block], *configs: Block) -> Block:
-    """The official config that ``configs`` stand for; what is wrong with them is said with the folder's name."""
+    """``configs`` as the official config; errors name the folder."""
     try:
         return translate(*configs)
     except UserError as error:
@@ -125,7 +125,7 @@ def _diffusers_version(transformer: Mapping[str, object]) -> str:
 def _halves(
     kind: str, path: Path, block: Mapping[str, object], spelling: Spelling
 ) -> dict[str, Source]:
-    """The two parts of an autoencoder that lie together."""
+    """Both parts of an autoencoder in one place."""
     source = Source(path, block, spelling=spelling)
     return {f"{kind}_encoder": source, f"{kind}_decoder": source}
 
@@ -133,8 +133,8 @@ def _halves(
 # MLX packs
 
 
-# Part -> its files, of which the first that is there counts; its block of the config; its spelling. "{vae}" is the
-# kind of autoencoder that the config is of.
+# Part -> its files, of which the first that exists counts; its config block; its spelling. "{vae}" is the kind of
+# autoencoder in the config.
 FORGE_FILES = {
     "connectors": (("connector",), "transformer", names.MLX_CONNECTORS),
     "video_decoder": (("vae_decoder_{vae}", "vae_decoder"), "vae", names.MLX_VIDEO_DECODER),
@@ -146,7 +146,7 @@ FORGE_FILES = {
 
 
 def _forge(folder: Path, variant: str) -> Found:
-    """Flat files, one a part; what their config.json says of the transformer may be wrong, the embedded config is right."""
+    """Flat files, one per part. Their config.json may be wrong about the transformer; the embedded config is right."""
     stated, sources = read_json(folder / CONFIG), {}
     stems = (f"transformer-{variant}*", "transformer", "transformer-*")
     transformer = _first(folder, *stems)
@@ -173,19 +173,19 @@ def _forge(folder: Path, variant: str) -> Found:
 
 
 def _embedded(folder: Path, stated: Mapping[str, object]) -> Blocks:
-    """The official config that a pack has embedded, those of its blocks that are objects."""
+    """The blocks of the official config that a pack has embedded."""
     found = read_json(folder / EMBEDDED) or _object(stated.get("embedded_config"))
     found = _object(found.get("config")) or found
     return {name: block for name, block in found.items() if isinstance(block, dict)}
 
 
 def _object(value: object) -> dict[str, object]:
-    """``value`` if it is an object, and an empty one if it is not."""
+    """``value`` if it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def _forge_extras(folder: Path, blocks: Blocks) -> dict[str, Source]:
-    """The upscalers with a config of their own beside them, and the duration head."""
+    """The upscalers, whose configs are beside them, and the duration head."""
     found, upscalers = {}, {"upsampler": "spatial", "temporal_upsampler": "temporal"}
     for part, kind in upscalers.items():
         if upscaler := _first(folder, f"{kind}_upscaler_x2*"):
@@ -198,7 +198,7 @@ def _forge_extras(folder: Path, blocks: Blocks) -> dict[str, Source]:
 
 
 def _flat(file: Path, block: Mapping[str, object], spelling: Spelling) -> Source:
-    """A part in a file of its own, whose name may stand before all of its tensors."""
+    """A part in a file of its own, whose name may prefix all of its tensors."""
     keys, stem = _tensors(file), file.stem.partition("-")[0]
     words = (f"{word}." for word in (file.stem, stem, _component(stem)))
     stands = (word for word in words if keys and all(k.startswith(word) for k in keys))
@@ -210,12 +210,12 @@ def _flat(file: Path, block: Mapping[str, object], spelling: Spelling) -> Source
 
 
 def _component(stem: str) -> str:
-    """The part that a file of several kinds is named after: "vae_decoder_conv" is a vae_decoder."""
+    """The part in a file's name, without its kind: "vae_decoder_conv" is a vae_decoder."""
     return stem.removesuffix("_conv").removesuffix("_av")
 
 
 def _prince(folder: Path) -> Found:
-    """One folder a part with configs that guess; the published ones are right."""
+    """One folder per part. Their configs are guesses; the published ones are right."""
     transformer = folder / "transformer"
     own = read_json(transformer / CONFIG)
     release = release_told_by(_tensors(transformer) if transformer.is_dir() else [])
@@ -252,7 +252,7 @@ CONTAINERS = {
 
 
 def identify_unified(file: Path) -> Found | None:
-    """All parts in one file, each under a word of its own (notapalindrome/ltx2-mlx-av); ``None`` where it is none."""
+    """All parts in one file, each under its own prefix (notapalindrome/ltx2-mlx-av); ``None`` for other files."""
     keys = _tensors(file)
     if not any(key.startswith("transformer.transformer_blocks.") for key in keys):
         return None
@@ -273,9 +273,9 @@ def identify_unified(file: Path) -> Found | None:
 
 
 def bare_parts(file: Path, config: Blocks) -> dict[str, Source]:
-    """The transformer, or the connectors, of a file that leaves the prefix out or has no config; none of any other.
+    """The transformer or the connectors in a file without the prefix or without a config; nothing for other files.
 
-    ``config`` is what the file states; what it does not is as published.
+    ``config`` is what the file states; the rest is as published.
     """
     keys = _tensors(file)
     bare = {key.removeprefix(names.DIT) for key in keys}
@@ -303,7 +303,7 @@ def published(release: str) -> Blocks:
 
 
 def release_told_by(keys: Iterable[str]) -> str:
-    """The release whose transformer has tensors of these names, however they are spelled."""
+    """The release whose transformer has tensors of these names, in any spelling."""
     text = "\n".join(keys)
     if "keyframes_abs_pos_embedding" in text:
         return "2.5"
@@ -316,7 +316,7 @@ def _tensors(path: Path) -> list[str]:
 
 
 def _first(folder: Path, *stems: str) -> Path | None:
-    """The last by name of the files that match the first pattern that any matches."""
+    """The last file, by name, that matches the first pattern with any match."""
     for stem in stems:
         if files := sorted(folder.glob(f"{stem}.safetensors")):
             return files[-1]

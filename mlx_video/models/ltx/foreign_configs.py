@@ -1,4 +1,4 @@
-"""Other projects' configs as the official ones: what diffusers states of each part, key by key. Reads nothing itself."""
+"""diffusers' config of each part as the official one, key by key. Reads no files."""
 
 from typing import Iterable, Mapping
 
@@ -7,7 +7,7 @@ from mlx_video.formats.safetensors import clip
 
 Block = Mapping[str, object]
 
-# What diffusers' configs leave out, since every checkpoint has it.
+# Values that diffusers' configs leave out, since they never vary.
 MOST = 64  # entries of a list
 STFT_LENGTH, HIGHEST_MEL = 1024, 8000  # samples, Hz
 KINDS = {"spatial": "space", "temporal": "time", "spatiotemporal": "all"}
@@ -35,7 +35,7 @@ def transformer_block(transformer: Block, connectors: Block) -> dict[str, object
     block |= {key: t(key) for key in SAME if key in transformer}
     for key in CONNECTOR_KEYS:
         block[f"connector_{key}"] = c(f"video_connector_{key}")
-    if block["caption_proj_before_connector"]:  # else audio's are as video's
+    if block["caption_proj_before_connector"]:  # else audio's equal video's
         for key in CONNECTOR_KEYS[:2]:
             block[f"audio_connector_{key}"] = c(f"audio_connector_{key}")
     return block
@@ -56,7 +56,7 @@ CONNECTOR_KEYS = (
 
 
 def video_vae_block(vae: Block) -> dict[str, object]:
-    """The official block of the convolutional video autoencoder; both its lists are in encoder order."""
+    """The official block of the convolutional video autoencoder; both lists are in encoder order."""
     v = _Reader(vae, "vae")
     base, factors = v.whole("latent_channels"), v.list("upsample_factor", int)
     widths = [base, *v.list("block_out_channels", int)]
@@ -88,7 +88,7 @@ def video_vae_block(vae: Block) -> dict[str, object]:
 
 
 def _decoder_blocks(v: "_Reader", factors: list[int]) -> list[list]:
-    """diffusers has layers and factors from pixels to latents, and kinds from latents to pixels."""
+    """diffusers lists layers and factors from pixels to latents, but kinds from latents to pixels."""
     residual = v("upsample_residual", True)
     residual = residual if isinstance(residual, list) else [residual] * len(factors)
     kinds = ["spatiotemporal"] * len(factors)
@@ -178,7 +178,7 @@ def audio_vae_block(audio: Block) -> dict[str, object]:
 
 
 def vocoder_block(vocoder: Block) -> dict[str, object]:
-    """The official block of the vocoder, with bandwidth extension where it has one."""
+    """The official block of the vocoder, with its bandwidth extension if it has one."""
     v = _Reader(vocoder, "vocoder")
     if "bwe_hidden_channels" not in vocoder:
         rate = {"output_sample_rate": v("output_sampling_rate")}
@@ -230,7 +230,7 @@ def upsampler_config(upsampler: Block) -> dict[str, object]:
 
 
 class _Reader:
-    """Takes values of a config, which must be there where no default is given."""
+    """Reads values of a config; those without a default must be there."""
 
     def __init__(self, block: Block, name: str):
         self.block, self.name = block, name
@@ -252,22 +252,15 @@ class _Reader:
         return value
 
     def list(self, key: str, kind: type, known: Iterable[str] = ()) -> list:
-        """A list of whole numbers above 0, or of words that are ``known``; never empty."""
+        """A list of whole numbers above 0, or of ``known`` words; never empty."""
         values = self(key)
         good = isinstance(values, list) and 0 < len(values) <= MOST
         for value in values if good else ():
-            good = (
-                good
-                and type(value) is kind
-                and (value in known if known else value > 0)
-            )
+            fits = type(value) is kind and (value in known if known else value > 0)
+            good = good and fits
         if not good:
-            words = (
-                f"a list of {', '.join(known)}"
-                if known
-                else "a list of whole numbers above 0"
-            )
-            raise self.wrong(key, words, values)
+            kinds = ", ".join(known) or "whole numbers above 0"
+            raise self.wrong(key, f"a list of {kinds}", values)
         return values
 
     def wrong(self, key: str, words: str, value: object) -> UserError:

@@ -1,7 +1,7 @@
-"""What other projects call LTX-2's tensors, and how they lay convolutions out: tables that read both ways.
+"""Other projects' names for LTX-2's tensors, and their layout of convolutions, as tables.
 
-Knows names and shapes; not files, configs or networks. Sources of the tables: the conversion script of diffusers, and
-those of the MLX packs (dgrauet's mlx-forge, mlx-video-with-audio, Blaizzy's mlx-video).
+Knows names and shapes; not files, configs or networks. Sources: the conversion scripts of diffusers and of the MLX packs
+(dgrauet's mlx-forge, mlx-video-with-audio, Blaizzy's mlx-video).
 """
 
 from typing import Mapping, NamedTuple, TypeVar
@@ -22,12 +22,12 @@ PROJECTION = "text_embedding_projection."
 
 
 class Spelling(NamedTuple):
-    """How one project writes the tensors of one part.
+    """How a project writes the tensors of a part.
 
     names          official name -> theirs
-    channels_last  whether convolutions are (O, ..., I), as in MLX, and not (O, I, ...), as in PyTorch
-    joined         what stands officially for ".to_q." in the name of the tensor that holds the rows of to_q, to_k and
-                   to_v; empty where each is officially one of its own
+    channels_last  whether convolutions are (O, ..., I), as in MLX, instead of (O, I, ...), as in PyTorch
+    joined         what the official name of a tensor that holds the rows of to_q, to_k and to_v has for ".to_q."; empty
+                   if each has an official tensor of its own
     """
 
     names: TensorNames
@@ -36,7 +36,7 @@ class Spelling(NamedTuple):
 
 
 def to_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
-    """Tensors in another project's spelling under the official names and in PyTorch's layout, lazily."""
+    """Tensors in another project's spelling, with official names and PyTorch's layout; lazy."""
     found = {}
     for key, value in weights.items():
         try:
@@ -61,7 +61,7 @@ def _joined(weights: Weights, whole: str) -> Weights:
 
 
 def contained(weights: Mapping[str, X], container: str) -> dict[str, X]:
-    """The tensors in a container, which is a word before their names, without it."""
+    """The tensors whose names begin with ``container``, without it."""
     return {
         key.removeprefix(container): value
         for key, value in weights.items()
@@ -87,7 +87,7 @@ def _channels_first(name: str, value: mx.array) -> mx.array:
     return value.transpose(2, 0, 1) if _is_transposed(name) else mx.moveaxis(value, -1, 1)  # fmt: skip
 
 
-# Names that only lose what stands before them
+# Names without a prefix
 
 
 def bare(prefix: str) -> TensorNames:
@@ -159,7 +159,7 @@ PRINCE_VIDEO_ENCODER = _autoencoder("vae.", VAE_ENCODER, "mean", "std")
 PRINCE_AUDIO = _autoencoder(
     "audio_vae.", {"audio_vae.decoder.": ""}, "mean_of_means", "std_of_means"
 )
-# Its decoder wraps each convolution once more, except those that are wrapped twice already.
+# Its decoder wraps each convolution once more, except those wrapped twice already.
 WRAPPED = {
     f"*{name}.conv.*": f"*{name}.conv.conv.*"
     for name in ("conv1", "conv2", "conv_in", "conv_out")
@@ -176,7 +176,7 @@ PRINCE_VIDEO_DECODER = Spelling(
     True,
 )
 MLX_VOCODER = Spelling(bare("vocoder."), True)
-# Of LTX-2.3 and 2.5 dgrauet's loses each "vocoder." in a name.
+# For LTX-2.3 and 2.5, dgrauet's drops each "vocoder." in a name.
 FORGE_VOCODER = Spelling(
     TensorNames(
         {
@@ -281,7 +281,7 @@ DIFFUSERS_DURATION_HEAD = Spelling(
 
 
 def diffusers_video_vae(down: int, up: int) -> Spelling:
-    """diffusers groups each resampling with the layers before or after it; officially all stand in one list.
+    """diffusers groups each resampling with the layers before or after it; officially they form one list.
 
     down, up  how many resamplings the encoder and the decoder have
     """

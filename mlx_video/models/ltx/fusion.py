@@ -1,4 +1,4 @@
-"""LoRAs fused into parts, lazily, and what came of it. Knows which parts take LoRAs; not where the files lie."""
+"""LoRAs fused into parts, lazily, and the outcome. Knows which parts take LoRAs, not where the files are."""
 
 from pathlib import Path
 from typing import Iterable, NamedTuple
@@ -15,7 +15,7 @@ class LoRA(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """That a LoRA was fused into a part, and how well it matched."""
+    """A LoRA that was fused into a part, and how well it matched."""
 
     file: Path
     strength: float
@@ -31,7 +31,7 @@ class Fusion(NamedTuple):
 
 
 def fuse(name: str, module: Network, loras: Iterable[LoRA]) -> list[Fusion]:
-    """Fuse those of ``loras`` that concern part ``name`` into it, lazily."""
+    """Fuse the ``loras`` that concern part ``name`` into it, lazily."""
     if not module.LORAS:
         return []
     fusions = []

@@ -1,6 +1,6 @@
-"""The language models of LTX: mlx-lm's Gemma 3 and Gemma 4, and every hidden state of theirs.
+"""The language models of LTX: mlx-lm's Gemma 3 and Gemma 4, and all their hidden states.
 
-Knows layers, masks and the names that files give tensors; not tokenizers, prompts or what becomes of the states.
+Knows layers, masks and tensor names; not tokenizers, prompts or the use of the states.
 """
 
 import sys
@@ -26,10 +26,10 @@ from mlx_video.weights import Weights
 
 @contextmanager
 def _without_its_init(package: str) -> Iterator[None]:
-    """Import modules of a package without what its ``__init__`` imports.
+    """Import modules of a package without running its ``__init__``.
 
-    mlx-lm's imports transformers, which takes more than a second and serves only those who write text. What is
-    imported here stays private: whoever imports the package later gets it whole.
+    mlx-lm's imports transformers, which takes more than a second and is only needed to write text. The modules imported
+    here stay private; a later import of the package gets all of it.
     """
     own = lambda: [n for n in sys.modules if n == package or n.startswith(package + ".")]  # fmt: skip
     before = {name: sys.modules.pop(name) for name in own()}
@@ -50,14 +50,14 @@ with _without_its_init("mlx_lm"):
 
 
 class _Language:
-    """What both have in common: the names of their tensors, and Linears that stay fast for long prompts."""
+    """What both share: the names of their tensors, and Linears that stay fast for long prompts."""
 
     BLOCKS: ClassVar = "model.layers."
     LANGUAGE: ClassVar[dict[str, str]] = {
         "language_model.model.": "model.",  # hub files of 2025, mlx-lm, mlx-vlm
         "model.language_model.": "model.",  # transformers 5
     }
-    # Other modalities, copies of the embeddings, and what Lightricks packs into the same file.
+    # Other modalities, copies of the embeddings, and other tensors in Lightricks' packed file.
     UNUSED: ClassVar[tuple[str, ...]] = (
         *("vision_tower.", "vision_model.", "vision_embedder.", "embed_vision."),
         *("audio_tower.", "audio_projector.", "embed_audio.", "multi_modal_projector."),
@@ -110,7 +110,7 @@ class Gemma3(_Language, gemma3_text.Model):
 
 
 class Gemma4(_Language, gemma4_text.Model):
-    """The dense Gemma 4 of LTX-2.5: no experts, no inputs per layer, no keys that layers share."""
+    """The dense Gemma 4 of LTX-2.5: no experts, no per-layer inputs, no shared keys."""
 
     CONFIG: ClassVar = Gemma4Config
 
@@ -127,7 +127,7 @@ class Gemma4(_Language, gemma4_text.Model):
 
     @staticmethod
     def advance(layer: nn.Module, h: mx.array, mask: mx.array) -> mx.array:
-        return layer(h, mask)[0]  # beside it stand the layer's keys and values
+        return layer(h, mask)[0]  # then come the layer's keys and values
 
 
 Gemma = Gemma3 | Gemma4
@@ -141,7 +141,7 @@ def language_model(config: Mapping[str, object] | GemmaConfig) -> Gemma:
 
 
 def hidden_states(model: Gemma, ids: mx.array, mask: mx.array) -> Iterator[mx.array]:
-    """The scaled embeddings, the outputs of all layers but the last, and the last one's normalised output; lazy.
+    """The scaled embeddings, the outputs of all layers but the last, and the normalised output of the last; lazy.
 
     ``ids`` and ``mask`` (1 = token, 0 = padding on the left) are (B, T), and each state is (B, T, D).
     """

@@ -1,4 +1,4 @@
-"""Whether a Gemma is the one that a checkpoint was trained with; by configs alone, before anything large is fetched."""
+"""Whether a Gemma is the one that a checkpoint was trained with. Needs configs only, so it runs before large downloads."""
 
 import logging
 import re
@@ -23,8 +23,8 @@ def check_gemma(
 ) -> None:
     """Raise ``UserError`` where a checkpoint was not trained with such a Gemma.
 
-    connectors  the checkpoint's; ``fitted`` says whether tensors told its ``text_layers`` (``TextConnectors.fit``)
-    metadata    of the transformer's file: ``model_version``, and which Gemma it wants
+    connectors  the checkpoint's; ``fitted`` = its ``text_layers`` come from tensors (``TextConnectors.fit``)
+    metadata    of the transformer's file: ``model_version``, and the Gemma it wants
     """
     wanted = connectors.caption_channels
     name = _wanted_name(connectors, metadata) or "language model"
@@ -63,7 +63,7 @@ def _wanted_version(metadata: Mapping[str, str]) -> str:
 
 
 def _wanted_name(connectors: ConnectorConfig, metadata: Mapping[str, str]) -> str:
-    """Which family; empty where the file does not say and its connectors may go with either.
+    """The family; empty if the file does not say and its connectors fit either.
 
     Files older than 2.4 were trained with Gemma 3, unless they say otherwise; "-" in a version counts as ".".
     """

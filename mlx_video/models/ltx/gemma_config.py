@@ -1,4 +1,4 @@
-"""What a Gemma's ``config.json`` says of its language model, read strictly. Knows no tensors, and no checkpoint of LTX."""
+"""A Gemma's ``config.json``, read strictly as far as its language model is concerned. Knows no tensors and no LTX."""
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,10 +16,10 @@ PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
 
 
 def read_gemma_config(path: Path) -> dict:
-    """The config of a Gemma folder, or of a file that holds a Gemma; empty where there is none.
+    """The config of a Gemma folder, or of a file that holds a Gemma; empty if there is none.
 
-    Lightricks packs a config into the file, mlx-forge lays it beside. ComfyUI's files have none: there the shapes of the
-    tensors tell.
+    Lightricks packs the config into the file, and mlx-forge keeps it beside. ComfyUI's files have none, so it is inferred
+    from the tensors' shapes.
     """
     path = Path(path)
     if path.is_dir():
@@ -33,7 +33,7 @@ def read_gemma_config(path: Path) -> dict:
 
 
 def json_object(text: str, path: Path | str) -> dict:
-    """The config that ``text``, of ``path``, holds. Raises ``UserError`` where it is none."""
+    """The JSON object in ``text`` of ``path``. Raises ``UserError`` for anything else."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -47,7 +47,7 @@ def json_object(text: str, path: Path | str) -> dict:
 
 @dataclass(frozen=True)
 class RopeConfig(Config):
-    """How one kind of layer turns its queries and keys."""
+    """How one kind of layer rotates its queries and keys."""
 
     rope_type: str = "default"
     rope_theta: float | None = None
@@ -60,7 +60,7 @@ class RopeConfig(Config):
     def from_dict(cls, data: object) -> "RopeConfig":
         if not isinstance(data, Mapping):
             raise UserError(f"RopeConfig: must be an object; got {short(data)}.")
-        # "type" is what files called it before transformers 4.43.
+        # Files before transformers 4.43 call it "type".
         stated = {"rope_type": data["type"]} | data if "type" in data else data
         config = super().from_dict(_known(cls, stated))
         if config.rope_type not in cls.TYPES:
@@ -70,7 +70,7 @@ class RopeConfig(Config):
         return _positive(config)
 
     def of(self, theta: float) -> dict[str, object]:
-        """In mlx-lm's words, with ``theta`` where the file states none."""
+        """As mlx-lm takes it; ``theta`` applies if the file states none."""
         return asdict(self) | {"rope_theta": self.rope_theta or theta}
 
 
@@ -84,7 +84,7 @@ X = TypeVar("X", bound=Config)
 
 
 def _positive(config: X) -> X:
-    """``config``, no number of which may be 0 or less."""
+    """``config``; raises ``UserError`` if a number in it is not above 0."""
     for name, value in asdict(config).items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if number and not value > 0:
@@ -98,8 +98,8 @@ def _positive(config: X) -> X:
 class GemmaConfig(Config):
     """The language model of any Gemma that this version runs.
 
-    ``version`` is what Lightricks calls a Gemma that it packed, empty for others. Where the file is silent, the values
-    are those that transformers takes; keys that concern training or other modalities are not read.
+    ``version`` is Lightricks' name for a Gemma that it packed, empty for others. Defaults are transformers'; keys about
+    training or other modalities are not read.
     """
 
     NAME: ClassVar[str]
@@ -120,7 +120,7 @@ class GemmaConfig(Config):
         family = FAMILIES.get(kind) if isinstance(kind, str) else None
         if family is None:
             raise UserError(
-                f"The text encoder must be a Gemma 3 or a Gemma 4; its config.json tells of "
+                f"The text encoder must be a Gemma 3 or a Gemma 4; its config.json describes "
                 f"{short(kind) if kind else 'no language model'}. LTX-2 was trained with google/gemma-3-12b-it, "
                 "LTX-2.5 with a Gemma 4 of its own."
             )
@@ -139,7 +139,7 @@ class GemmaConfig(Config):
 
 @dataclass(frozen=True)
 class Gemma3Config(GemmaConfig):
-    """Gemma 3: every ``sliding_window_pattern``-th layer attends to all that came before, the others to a window."""
+    """Gemma 3: every ``sliding_window_pattern``-th layer attends to all earlier tokens, the others to a window."""
 
     NAME: ClassVar = "Gemma 3"
 
@@ -198,7 +198,7 @@ class Gemma3Config(GemmaConfig):
 
 @dataclass(frozen=True)
 class Gemma4Config(GemmaConfig):
-    """Gemma 4, dense: heads of another size where a layer attends to all, which may use its keys as values too."""
+    """Gemma 4, dense: layers with full attention have heads of another size, and may use their keys as values."""
 
     NAME: ClassVar = "Gemma 4"
 
@@ -224,7 +224,7 @@ class Gemma4Config(GemmaConfig):
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "Gemma4Config":
-        # Among pictures' tokens alone ("vision"): a prompt has none.
+        # "vision" concerns the tokens of pictures only, and a prompt has none.
         if text.get("use_bidirectional_attention") not in (None, False, "vision"):
             raise UserError(
                 f"Gemma 4 with use_bidirectional_attention = {text['use_bidirectional_attention']!r} is not implemented, "

@@ -1,4 +1,4 @@
-"""The files of a Gemma folder: copied, or unpacked from the one file into which Lightricks puts a Gemma."""
+"""The files of a Gemma folder: copied, or unpacked from Lightricks' packed file."""
 
 import shutil
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Sequence
 from mlx_video import hub
 from mlx_video.weights import CONFIG, INDEX, read
 
-WRITTEN = ("*.safetensors", INDEX, CONFIG)  # what ``weights.save`` writes itself
-ASSET = "hf_asset__"  # before the name of a file that is a tensor of bytes
+WRITTEN = ("*.safetensors", INDEX, CONFIG)  # ``weights.save`` writes these
+ASSET = "hf_asset__"  # prefix of a file that is stored as a tensor of bytes
 
 
 def copy_files(source: Path, target: Path, but: Sequence[str] = ()) -> None:
-    """The text encoder's own files, and its tokenizer if that lies beside it."""
+    """Copy the text encoder's files, and its tokenizer if that is beside it, except those that match ``but``."""
     target.mkdir(exist_ok=True)
     folders = [f for f in (source.parent / "tokenizer", source) if f.is_dir()]
     for folder in folders:
@@ -23,9 +23,9 @@ def copy_files(source: Path, target: Path, but: Sequence[str] = ()) -> None:
 
 
 def unpack_assets(packed: Path, target: Path) -> None:
-    """The tokenizer's settings, which are tensors of bytes in ``packed``."""
+    """Write the tokenizer's settings, which are tensors of bytes in ``packed``."""
     tensors, _ = read(packed)
     for name, value in tensors.items():
         file = name.removeprefix(ASSET)
-        if file != name and Path(file).name == file:  # a plain name and nothing else
+        if file != name and Path(file).name == file:  # a plain name only
             (target / file).write_bytes(bytes(memoryview(value.flatten())))

@@ -1,16 +1,16 @@
-"""A Gemma's config as the shapes of its tensors tell it, for files that state none. Knows shapes alone."""
+"""A Gemma's config inferred from the shapes of its tensors, for files that state none. Knows only shapes."""
 
 from typing import Mapping
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-LAYER_MARK = ".self_attn.q_norm.weight"  # of which a Gemma's layer has one
+LAYER_MARK = ".self_attn.q_norm.weight"  # each layer of a Gemma has one
 Shape = tuple[int, ...]
 
 
 def inferred(shapes: Mapping[str, Shape]) -> dict:
-    """A config from the shapes of a 12B Gemma's tensors; empty where they are no Gemma's.
+    """A config from the shapes of a 12B Gemma's tensors; empty if they are not a Gemma's.
 
-    What no shape tells is as in the Gemma 3 and the Gemma 4 that LTX was trained with.
+    What shapes cannot tell is as in the Gemma 3 and the Gemma 4 that LTX was trained with.
     """
     count = sum(key.endswith(LAYER_MARK) for key in shapes)
     if not count or "model.norm.weight" not in shapes:
@@ -55,6 +55,6 @@ def _gemma_4(shapes: Mapping[str, Shape], heads: list[int]) -> dict:
 
 
 def _rows(shapes: Mapping[str, Shape], layer: int, name: str) -> int:
-    """Of a layer's weight. Columns do not tell: packed weights have fewer."""
+    """Rows of a layer's weight; columns would mislead, since packed weights have fewer."""
     shape = shapes.get(f"model.layers.{layer}.{name}.weight", ())
     return max(shape[:1], default=1) or 1

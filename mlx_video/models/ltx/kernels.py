@@ -1,8 +1,7 @@
 """CUDA kernels for the passes over tokens between the matrix products.
 
-Knows rows and registers; what each pass means is said by the plain MLX function that it stands in for, which runs on
-every other backend, and whose gradient is this one's. One kernel in place of several moves every token through memory
-once.
+Each kernel replaces a plain MLX function, which defines it, runs on every other backend and provides its gradient. One
+kernel instead of several moves every token through memory once.
 """
 
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ MAX_THREADS = 1024
 class Kernel:
     """A kernel with a block of threads for each token of x (B, N, D); its output has the shape of x.
 
-    arrays    names of the function's array arguments, x first; its numbers follow them and are called ``number``
+    arrays    names of the function's array arguments, x first; the kernel sees the numbers after them as ``number``
     source    of the kernel's body
-    features  of a token that one thread takes
+    features  how many of a token one thread handles
     """
 
     name: str
@@ -31,16 +30,16 @@ class Kernel:
     features: int = WIDTH
 
     def fits(self, x: mx.array) -> bool:
-        """Whether this is CUDA, and a block of whole warps covers a token."""
+        """Whether this runs on CUDA, and whole warps cover a token."""
         return _on_cuda() and _whole_warps(x.shape[-1], self.features)
 
     def __call__(self, *arguments: mx.array | float | None) -> mx.array:
-        """The function of these arguments, arrays first. An array may be ``None``, and the kernel must know."""
+        """The function of these arguments, arrays first. An array may be ``None``; the kernel must handle that."""
         count = len(self.arrays)
         arrays = [mx.array([0]) if a is None else a for a in arguments[:count]]
         x, numbers = arrays[0], mx.array(arguments[count:], mx.float32)
         threads = x.shape[-1] // self.features
-        # MLX tells kernels apart by name and template alone, so every type belongs in it.
+        # MLX caches kernels by name and template, so the template must hold every type.
         types = [(f"T_{n}", a.dtype) for n, a in zip(self.arrays, arrays)]
         return _compiled(self)(
             inputs=[*arrays, numbers],
@@ -53,7 +52,7 @@ class Kernel:
 
 
 def fused(kernel: Kernel) -> Callable[[Callable], Callable]:
-    """Have ``kernel`` compute the decorated function where it fits, with the gradient of the function itself.
+    """Use ``kernel`` for the decorated function where it fits, with the function's own gradient.
 
     The function takes positional arguments only: arrays, x (B, N, D) first, then numbers.
     """
@@ -61,7 +60,7 @@ def fused(kernel: Kernel) -> Callable[[Callable], Callable]:
     def decorate(plain: Callable) -> Callable:
         launch = mx.custom_function(lambda *arguments: kernel(*arguments))
         launch.vjp(lambda primals, slope, _: _gradients(plain, primals, slope))
-        # MLX puts a kernel's source together in every call, but a compiled function's only once.
+        # MLX assembles a kernel's source in every call, but only once in a compiled function.
         launch = mx.compile(launch)
 
         @wraps(plain)
@@ -76,7 +75,7 @@ def fused(kernel: Kernel) -> Callable[[Callable], Callable]:
 def _gradients(
     plain: Callable, primals: tuple, slope: mx.array
 ) -> tuple[mx.array | None, ...]:
-    """Of ``plain`` by each of its arguments; zeros for whole numbers, ``None`` where it is no array."""
+    """Gradients of ``plain`` by its arguments; zeros for whole numbers, ``None`` for what is not an array."""
     chosen = [i for i, p in enumerate(primals) if _has_gradient(p)]
 
     def of_chosen(*values: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""Values of a config against the kinds that its fields are annotated with, and against sizes that no model has."""
+"""Checks a config's values against its fields' annotations, and against sizes that no model has."""
 
 import math
 from enum import Enum
@@ -9,8 +9,8 @@ from typing import Mapping, Union, get_args, get_origin
 from mlx_video.errors import UserError
 
 LARGEST = 2**20  # of any whole number in a config; widths and rates stay far below
-MOST = 1024  # layers, blocks or heads, and entries of a list: what is built one by one
-COUNTS = ("num_", "layers", "depth", "multiplier")  # in names of such numbers
+MOST = 1024  # layers, blocks or heads, and entries of a list
+COUNTS = ("num_", "layers", "depth", "multiplier")  # in the names of such numbers
 
 LONGEST = 120  # letters of a value in a message
 
@@ -29,9 +29,9 @@ _SHORT.maxlevel = 3
 
 
 def conform(owner: str, key: str, value: object, kind: type) -> object:
-    """``value`` of key ``key`` as a field of this ``kind`` holds it.
+    """``value`` of key ``key``, converted to ``kind``.
 
-    Raises ``UserError`` naming the key where it is of another kind, or so large that building it would hang.
+    Raises ``UserError`` naming the key if it is of another kind, or so large that building it would hang.
     """
     try:
         found = _of_kind(value, kind)
@@ -44,7 +44,7 @@ def conform(owner: str, key: str, value: object, kind: type) -> object:
 
 
 def short(value: object) -> str:
-    """A value out of a file, for a message: escaped, and cut where it is long."""
+    """A value from a file, for a message: escaped, and cut if it is long."""
     if isinstance(value, int) and value.bit_length() > 256:
         return "a number of more than 70 digits"
     text = _SHORT.repr(value)
@@ -109,7 +109,7 @@ def _words(kind: type) -> str:
 
 
 def _check_size(owner: str, key: str, value: object) -> None:
-    """Raise ``UserError`` for a number, or a list, that would take forever to build; lists and objects are looked into."""
+    """Raise ``UserError`` for a number or a list that would take forever to build, at any depth."""
     if isinstance(value, Mapping):
         for inner, each in value.items():
             _check_size(owner, f"{key}.{inner}", each)

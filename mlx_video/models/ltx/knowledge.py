@@ -1,4 +1,4 @@
-"""What a model of a small world says of itself: the things it can draw. Reads one small file; knows no tokenizer."""
+"""What a small model says it can draw. Reads one small file; knows no tokenizer."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +10,10 @@ FILE = "knows.json"  # in the text encoder's folder
 
 
 class Knowledge(NamedTuple):
-    """Of a model that was taught few things.
+    """What a model that was trained on few things can draw.
 
     name    of the model
-    draws   what it can draw, for a person to read
+    draws   what it can draw, in words
     things  the words for those things
     """
 
@@ -23,7 +23,7 @@ class Knowledge(NamedTuple):
 
     @classmethod
     def read(cls, text_encoder: Path) -> "Knowledge | None":
-        """From a text encoder's folder; ``None`` where it says nothing, as that of any large model."""
+        """From a text encoder's folder; ``None`` if it says nothing, as large models do."""
         if not (data := read_json(text_encoder / FILE)):
             return None
         name, draws, things = map(data.get, cls._fields)

@@ -1,4 +1,4 @@
-"""The files that people keep LTX-2 in: recognised by their headers and configs, with what lies beside them.
+"""The layouts in which people keep LTX-2, recognised by headers and configs, with the files beside them.
 
 Knows layouts, not networks; loads nothing.
 """
@@ -30,18 +30,16 @@ from mlx_video.models.ltx.releases import Release, release_of
 from mlx_video.models.ltx.source import Source
 from mlx_video.weights import CONFIG, read_config, read_header, read_json, some
 
-VERSION = (
-    "model_version"  # the key of a file's metadata, and of a converted folder's config
-)
-DEFAULTS = "defaults"  # the key of a checkpoint's own, in a folder's config and a file's metadata
-CRF = "image_crf"  # among them
+VERSION = foreign.VERSION  # key in a file's metadata, and in a converted folder's config
+DEFAULTS = "defaults"  # key of a checkpoint's own defaults, in the same places
+CRF = "image_crf"  # one of them
 TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_TOKENS = 1024  # of a prompt, BOS included: the context LTX-2 was trained with
 VARIANTS = ("distilled", "dev")
 DEV = "transformer-dev"
 
 OFFICIAL = "official single file"
-SPLIT = "official files, one a part"
+SPLIT = "official files, one per part"
 CONVERTED = "converted folder"
 UPSCALER = "upscaler file"
 LORA = "LoRA file"
@@ -50,21 +48,21 @@ GEMMA_FILE = "text encoder file"
 PART_FILE = "file of one part"
 
 
-# What lies beside a checkpoint; of several, the last by name is the newest version.
+# Files beside a checkpoint; of several, the last by name is the newest.
 UPSCALER_FILES = ("*upsampler*.safetensors", "*spatial-upscaler-x2*.safetensors")
 TEXT_ENCODER_FOLDERS = ("gemma-3-12b-it*", "text_encoder")
 DISTILLED_LORA_FILES = ("*distilled-lora*.safetensors",)
 
 
 def tokenizer_folder(text_encoder: Path) -> Path | None:
-    """Where the tokenizer lies: in Gemma's folder, or in one called ``tokenizer`` beside it."""
+    """The folder of the tokenizer: Gemma's, or one called ``tokenizer`` beside it."""
     names = ("tokenizer.json", "tokenizer.model")
     folders = (text_encoder, text_encoder.parent / "tokenizer")
     return next((f for f in folders if any((f / n).exists() for n in names)), None)
 
 
 def max_tokens(text_encoder: Path) -> int:
-    """Of a prompt, and positions of its context: 1024, or fewer where the tokenizer states fewer."""
+    """Most tokens of a prompt, and positions of its context: 1024, or fewer if the tokenizer says so."""
     file = (tokenizer_folder(text_encoder) or text_encoder) / TOKENIZER_CONFIG
     stated = read_json(file).get("model_max_length")
     stated = MAX_TOKENS if stated is None else stated
@@ -79,11 +77,11 @@ def max_tokens(text_encoder: Path) -> int:
 class Layout(NamedTuple):
     """What a path turned out to be.
 
-    refusal       why this version cannot use it and what to use instead; empty where it can
-    sources       of the parts it holds, or that lie beside it
-    folders       all that a converted folder holds, by their own names: "transformer-dev" beside "transformer"
-    defaults      what the checkpoint wants where the user said nothing: its release, or in place of that as it states
-    distillation  the LoRA that makes the distilled transformer of the dev one in ``sources``
+    refusal       why this version cannot use it and what to use instead; empty if it can
+    sources       of the parts in it or beside it
+    folders       everything in a converted folder, by name: "transformer-dev" as well as "transformer"
+    defaults      what applies where the user said nothing: the release's, overridden by what the checkpoint states
+    distillation  the LoRA that turns the dev transformer in ``sources`` into the distilled one
     """
 
     name: str
@@ -97,18 +95,18 @@ class Layout(NamedTuple):
 
     @property
     def stored(self) -> Mapping[str, Source]:
-        """Everything that lies there, whichever variant is chosen."""
+        """All parts, whichever variant is chosen."""
         return self.folders or self.sources
 
     @property
     def version(self) -> str:
-        """The model's version as the file states it; those of LTX-2.0 state none. Empty where no model is inside."""
+        """The model's version as the file states it; LTX-2.0 states none. Empty if there is no model inside."""
         stated = self.metadata.get(VERSION)
         return stated or ("2.0" if "transformer" in held(self.stored) else "")
 
     @property
     def stated(self) -> dict[str, object]:
-        """What a conversion must keep: the version, the text encoder that is wanted, and the defaults."""
+        """What a conversion must keep: the version, the wanted text encoder, and the defaults."""
         kept = {k: self.metadata[k] for k in (VERSION, SOURCE) if k in self.metadata}
         return kept | ({DEFAULTS: self.defaults} if self.defaults else {})
 
@@ -120,9 +118,8 @@ class Layout(NamedTuple):
 def identify(path: Path, variant: str | None = None) -> Layout:
     """Recognise a file or folder by its headers and configs, and find the upscaler and Gemma beside a checkpoint.
 
-    ``variant``, "distilled" or "dev", chooses among several checkpoints in a folder, or among the transformers of a
-    converted one. Raises ``FileNotFoundError`` where nothing is there and ``ValueError`` where a file is damaged or
-    the choice is open.
+    ``variant``, "distilled" or "dev", chooses among several checkpoints in a folder, or the transformers of a converted
+    one. Raises ``MissingFileError`` if nothing is there, ``UserError`` if a file is damaged or the choice is open.
     """
     path = Path(path)
     if path.is_file():
@@ -165,9 +162,7 @@ def _identify_file(file: Path) -> Layout:
 def _unknown(file: Path, header: Header) -> Layout:
     kind = "GGUF file" if sniff(file) == GGUF else "single file"
     model = header.metadata.get(ARCHITECTURE, "ltxv")
-    what = (
-        f"its tensors bear names that are not known, such as {some(header.tensors, 2)}"
-    )
+    what = f"its tensors have unknown names, such as {some(header.tensors, 2)}"
     if model != "ltxv":
         what = f"it holds a model of kind {clip(model, 30)}"
     elif not header.tensors:
@@ -178,13 +173,13 @@ def _unknown(file: Path, header: Header) -> Layout:
 
 
 def _not_a_transformer(held: Mapping[str, Source]) -> str:
-    return f"it holds {some(held)} alone, one file of several; give the transformer's file, or the folder of all of them"
+    return f"it holds only {some(held)}, one file of several; give the transformer's file, or the folder of all of them"
 
 
 def _identify_official(
     file: Path, held: Mapping[str, Source], metadata: Mapping[str, str]
 ) -> Layout:
-    """The single file of a whole checkpoint, or the transformer's file with the other parts beside it."""
+    """The file of a whole checkpoint, or the transformer's file with the other parts beside it."""
     name, beside = OFFICIAL, {}
     needed = {part.name for part in PARTS.values() if part.block}
     if "transformer" in held and needed - held.keys():
@@ -201,7 +196,7 @@ def _identify_official(
 
 
 def _absence(layout: Layout, absent: set[str]) -> str:
-    """Why a checkpoint without the parts in ``absent`` is of no use, and what to do."""
+    """Why a checkpoint without the parts in ``absent`` cannot be used, and what to do."""
     if "transformer" in absent:
         blocks = {PARTS[name].block for name in absent}
         return (
@@ -222,7 +217,7 @@ def _identify_foreign(path: Path, found: foreign.Found) -> Layout:
 
 
 def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
-    """A folder a part. One for ``variant``, such as transformer-dev, goes before the one that both variants share."""
+    """One folder per part. A folder for ``variant``, such as transformer-dev, precedes the one that both variants share."""
     found = {
         name: Source.of(folder / name)
         for name in (*PARTS, *(f"{part}-{v}" for part in PARTS for v in VARIANTS))
@@ -247,7 +242,7 @@ def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
 def _distillation(
     folder: Path, found: Mapping[str, Source], variant: str
 ) -> Path | None:
-    """The LoRA that makes the distilled transformer of the dev one, where ``folder`` keeps it in this form only."""
+    """The LoRA that makes the distilled transformer, where ``folder`` keeps it only in this form."""
     dense = {"transformer", "transformer-distilled"} & found.keys()
     if variant == "distilled" and DEV in found and not dense:
         return newest(folder, DISTILLED_LORA_FILES)
@@ -259,10 +254,9 @@ def _defaults(
     stated: object,
     beside: Mapping[str, Source] = {},
 ) -> Mapping[str, object]:
-    """A checkpoint's defaults: its release's, and in their place what it states, a folder's as read, a file's as text.
+    """A checkpoint's defaults: its release's, overridden by what it states, as an object (folder) or as text (file).
 
-    How much a picture is compressed first is a matter of the video autoencoder ``beside`` it, where that is a file of
-    its own.
+    The compression of pictures depends on the video autoencoder ``beside`` it, if that is a file of its own.
     """
     try:
         found = json.loads(stated) if isinstance(stated, str) else stated
@@ -287,19 +281,19 @@ def _identify_gemma(folder: Path) -> Layout | None:
 
 
 def is_gemma(source: Source) -> bool:
-    """Whether a folder's or a packed file's config is a Gemma's."""
+    """Whether the config of a folder or a packed file is a Gemma's."""
     return str(source.config.get("model_type")).startswith("gemma")
 
 
 def text_encoder_source(path: Path) -> Source:
-    """The language model in a Gemma folder, or in the file into which Lightricks packs one."""
+    """The language model in a Gemma folder, or in Lightricks' packed file."""
     return Source.described(path, read_gemma_config(path))
 
 
 def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
     """The single file in ``folder``: the only one there, or the only one of ``variant``.
 
-    Raises ``FileNotFoundError`` where there is none and ``ValueError`` where there are several.
+    Raises ``MissingFileError`` if there is none, ``UserError`` if there are several.
     """
     files = [f for f in transformer_files(folder) if not _is_companion(f)]
     if len(files) > 1:
@@ -319,7 +313,7 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
 
 
 def _of_variant(files: list[Path], variant: str | None) -> list[Path]:
-    """Those named after ``variant``, at best at the end, since remakes such as fp8 add to the name; or the nameless."""
+    """The files named after ``variant``, preferably at the end (remakes such as fp8 add to the name); else those named after neither."""
     if variant is None:
         return files
     return (
@@ -334,7 +328,7 @@ def _is_companion(file: Path) -> bool:
 
 
 def neighbours(folder: Path) -> dict[str, Source]:
-    """The upscaler and Gemma in ``folder``, under the names they are published with."""
+    """The upscaler and Gemma in ``folder``, under their published names."""
     found = {}
     if upscaler := newest(folder, UPSCALER_FILES):
         found["upsampler"] = Source.of(upscaler)
@@ -344,7 +338,7 @@ def neighbours(folder: Path) -> dict[str, Source]:
 
 
 def newest(folder: Path, patterns: Sequence[str]) -> Path | None:
-    """The last by name of the files in ``folder`` that match the last pattern that any file matches."""
+    """The last file in ``folder``, by name, that matches the last pattern with any match."""
     for pattern in reversed(patterns):
         if files := sorted(folder.glob(pattern)):
             return files[-1]

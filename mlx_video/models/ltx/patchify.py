@@ -1,4 +1,4 @@
-"""Latents as tokens, and where each token lies in time and space. Knows grids and positions, no network."""
+"""Latents as tokens, and each token's position in time and space. Knows grids and positions, no network."""
 
 from typing import Sequence
 
@@ -54,7 +54,7 @@ def position_grid(
     """[start, end) of every video token: (1, 3, F*H*W, 2) float32, axes seconds, pixel row, pixel column.
 
     cells        latent frames, rows and columns
-    causal_fix   the first latent covers one frame alone, as the causal VAE codes it
+    causal_fix   the first latent covers a single frame, as the causal VAE encodes it
     first_frame  pixel frame at which the grid begins in the clip
     """
     frames, rows, columns = map(_cells, cells, scale)

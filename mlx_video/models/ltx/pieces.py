@@ -1,7 +1,7 @@
-"""How much of a network may wait on the device at once. Knows arrays and their order, not what they are.
+"""How much of a network may be queued on the device at once. Knows arrays and their order, not their meaning.
 
-MLX builds a graph as long as nobody evaluates it, and on a GPU keeps every intermediate array of what is queued. So a
-network marks where a piece of its work ends, and whoever runs it may have the pieces evaluated as they come.
+MLX builds a graph until it is evaluated, and a GPU keeps every intermediate array of what is queued. So a network marks
+where a piece of its work ends, and its caller may have the pieces evaluated as they come.
 """
 
 from collections import deque
@@ -11,16 +11,16 @@ from typing import Iterator
 
 import mlx.core as mx
 
-SMALL = 8 * 2**20  # bytes; a piece that ends in less joins the next
-QUEUED = 320 * 2**20  # bytes that unfinished pieces may end in ...
-PAIR = 768 * 2**20  # ... or two of them alone; a larger one has nothing beside it
+SMALL = 8 * 2**20  # bytes; a piece with a smaller result joins the next
+QUEUED = 320 * 2**20  # bytes of results that may be queued ...
+PAIR = 768 * 2**20  # ... or of two alone; a larger one is queued alone
 
 
 class Pacer:
-    """Lets a few pieces wait behind the one that runs; of large ones, one or none.
+    """Queues a few pieces behind the one that runs; of large ones, one or none.
 
-    So memory holds what they need instead of what the whole network does, the device is hardly ever idle, and no GPU
-    command runs for seconds, which macOS would stop.
+    So memory holds what these pieces need rather than the whole network, the device is rarely idle, and no GPU command
+    runs for seconds, which macOS would stop.
     """
 
     def __init__(self):
@@ -32,7 +32,7 @@ class Pacer:
             return
         while self.queue and self._too_much(size):
             mx.eval(self.queue.popleft()[0])
-        mx.async_eval(*arrays)  # not before: what waits on the device has its memory
+        mx.async_eval(*arrays)  # only now: what is queued has its memory
         self.queue.append((arrays[0], size))
 
     def _too_much(self, more: int) -> bool:
@@ -45,7 +45,7 @@ _pacer: ContextVar[Pacer | None] = ContextVar("pacer", default=None)
 
 @contextmanager
 def piece_by_piece() -> Iterator[None]:
-    """Within this block, what ``end_piece`` sees is evaluated. Not for a gradient or a compiled function."""
+    """Within this block, ``end_piece`` evaluates its arrays. Not for gradients or compiled functions."""
     token = _pacer.set(Pacer())
     try:
         yield
@@ -54,7 +54,7 @@ def piece_by_piece() -> Iterator[None]:
 
 
 def each_piece_by_piece(items: Iterator[mx.array]) -> Iterator[mx.array]:
-    """``items``, each made as within ``piece_by_piece``; what is done between them is not."""
+    """``items``, each computed within ``piece_by_piece``."""
     while True:
         with piece_by_piece():
             item = next(items, None)

@@ -1,6 +1,6 @@
-"""What Lightricks has published, as data: where each model lies, what goes with it, and how it wants to be sampled.
+"""What Lightricks has published, as data: where each model is, what belongs to it, and its defaults.
 
-A further official repository opens by one more entry in ``RELEASES``.
+Another official repository needs one more entry in ``RELEASES``.
 """
 
 import re
@@ -15,10 +15,10 @@ from mlx_video.types import AudioScale, Geometry, VideoScale
 class TextEncoder:
     """The language model that a release was trained with.
 
-    name     as people say it, and ``layers`` and ``width``, so that another is refused before anything is fetched
+    name     for messages; ``layers`` and ``width`` let another model be refused before anything is fetched
     size     of its files, in GB
-    kind     what the ``model_type`` of its config begins with
-    file     of the release's own repository; empty where it is a ``repository`` of its own, whose folder it is
+    kind     what the ``model_type`` in its config begins with
+    file     in the release's repository; empty if it has a ``repository`` of its own
     """
 
     name: str
@@ -34,16 +34,16 @@ class TextEncoder:
 class Release:
     """One published model.
 
-    version       from which on a file's stated version is this one
-    repository    on the hub; whether it is ``gated``: its ``licence`` must be accepted there before anything is fetched
+    version       the lowest version stated in a file that belongs to this release
+    repository    on the hub; if it is ``gated``, its ``licence`` must be accepted there before anything is fetched
     gigabytes     of the files of one variant
-    transformers  variant -> the file with its transformer: the whole checkpoint where there are no ``others``
+    transformers  variant -> the file with its transformer: the whole checkpoint if there are no ``others``
     others        the files of its other parts
     upsampler, temporal_upsampler, distilled_lora, duration_head, conv_vae
-                  files that some runs take; empty where there is none. The last is the convolutional video autoencoder
-                  of a release whose usual one is another
-    geometry      that its files state; a request is checked against it before they are fetched
-    defaults      where it differs from ``recipes.Defaults``
+                  files that some runs need; empty = none. The last is the convolutional video autoencoder of a release
+                  that usually has another
+    geometry      as its files state it, to check requests before they are fetched
+    defaults      that differ from ``recipes.Defaults``
     """
 
     name: str
@@ -80,7 +80,7 @@ class Release:
 
     @property
     def text_encoder_place(self) -> str:
-        """What names its text encoder for a person."""
+        """Its text encoder, for messages."""
         own = self.text_encoder
         return own.repository or f"{own.file} of {self.repository}"
 
@@ -90,12 +90,12 @@ class Release:
         return int(re.search(r"lora-(\d+)", self.distilled_lora)[1])
 
     def files(self, variant: str) -> tuple[str, ...]:
-        """The files of a whole checkpoint, that of its transformer first."""
+        """The files of a whole checkpoint, the transformer's first."""
         return (self.transformers[variant], *self.others)
 
 
 def _geometry(output_rate: int, least: int = 1) -> Geometry:
-    """All releases so far share their latents; the newer vocoder goes on to 48 kHz, and the newer decoder mirrors nothing."""
+    """All releases so far share their latents; the newer vocoder makes 48 kHz, and the newer decoder mirrors nothing."""
     return Geometry(
         video=VideoScale(time=8, height=32, width=32),
         channels=128,
@@ -180,12 +180,12 @@ RELEASES = (LTX_2, LTX_2_3, LTX_2_5)
 
 
 def published(repository: str) -> Release | None:
-    """The release of that name on the hub, if Lightricks published it."""
+    """The release in that hub repository, if it is one of Lightricks'."""
     return next((r for r in RELEASES if r.repository == repository), None)
 
 
 def release_of(version: str) -> Release:
-    """The release that a file with this ``model_version`` belongs to; the first one where it states none."""
+    """The release that a file with this ``model_version`` belongs to; the first if it states none."""
     digits = re.match(r"\d+(?:[.-]\d+)*", version)
     stated = tuple(map(int, re.split("[.-]", digits[0]))) if digits else (0,)
     fitting = [release for release in RELEASES if release.version <= stated]

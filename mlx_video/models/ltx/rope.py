@@ -1,6 +1,6 @@
 """Rotary position embeddings (Su et al., 2021) over continuous positions, one frequency band per axis.
 
-Knows how positions become angles and how angles turn queries and keys; not what the axes mean.
+Knows how positions become angles and how angles rotate queries and keys; not what the axes mean.
 """
 
 import warnings
@@ -25,16 +25,16 @@ def precompute_freqs_cis(
     rope_type: LTXRopeType = LTXRopeType.INTERLEAVED,
     double_precision: bool = False,
 ) -> Rope:
-    """(cos, sin) of the angles by which each token's features turn, float32 whatever the grid's dtype.
+    """(cos, sin) of each token's rotation angles, always float32.
 
     indices_grid             (B, axes, N, 2) [start, end) of each token on each axis, or (B, axes, N) points
     dim                      width of all heads together
     max_pos                  extent of each axis, in the grid's units: positions 0..max_pos map to -1..1
-    use_middle_indices_grid  a token stands at the middle of its bounds; otherwise at their start
+    use_middle_indices_grid  a token's position is the middle of its bounds; otherwise their start
     double_precision         take the powers of ``theta`` in float64
 
     Split tables are (B, N, heads, dim / heads / 2), one angle a pair; interleaved ones (B, N, dim), each angle twice.
-    Raises ``ValueError`` where ``max_pos`` does not name one extent per axis.
+    Raises ``ValueError`` unless ``max_pos`` has one extent per axis.
     """
     if indices_grid.dtype == mx.bfloat16:
         warnings.warn(
@@ -50,7 +50,7 @@ def precompute_freqs_cis(
     points = _points(indices_grid.astype(mx.float32), use_middle_indices_grid)
     frequencies = _frequencies(theta, dim // (2 * axes), double_precision)
     angles = _angles(points, max_pos, frequencies)
-    # Widths that the axes do not divide keep their first pairs unturned.
+    # If the axes do not divide the width, the first pairs are not rotated.
     angles = mx.pad(angles, ((0, 0), (0, 0), (dim // 2 - angles.shape[-1], 0)))
     if rope_type is LTXRopeType.INTERLEAVED:
         angles = mx.repeat(angles, 2, axis=-1)  # (B, N, dim)
@@ -60,7 +60,7 @@ def precompute_freqs_cis(
 
 
 def apply_rotary(x: mx.array, rope: Rope, rope_type: LTXRopeType) -> mx.array:
-    """Turn the feature pairs of every head: (B, N, H, head_dim) -> the same shape and dtype, computed in float32.
+    """Rotate the feature pairs of every head: (B, N, H, head_dim) -> the same shape and dtype, computed in float32.
 
     A pair is features i and i + head_dim / 2 (split), or 2i and 2i + 1 (interleaved).
     """
@@ -74,7 +74,7 @@ def apply_rotary(x: mx.array, rope: Rope, rope_type: LTXRopeType) -> mx.array:
 def norm_rotate(
     x: mx.array, weight: mx.array, cos: mx.array, sin: mx.array, eps: float
 ) -> mx.array:
-    """Tokens (B, N, H * head_dim), RMS-normed over all heads at once, then turned by split tables."""
+    """Tokens (B, N, H * head_dim), RMS-normed over all heads at once, then rotated by split tables."""
     normed = mx.unflatten(mx.fast.rms_norm(x, weight, eps), -1, (cos.shape[2], -1))
     return apply_rotary(normed, (cos, sin), LTXRopeType.SPLIT).flatten(-2)
 
@@ -86,7 +86,7 @@ def split_heads(x: mx.array, heads: int) -> mx.array:
 
 @mx.compile
 def _turn(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array):
-    """The plane vectors (a, b) turned; float32 only inside the one fused kernel."""
+    """The plane vectors (a, b), rotated; float32 only inside the one fused kernel."""
     a32, b32 = a.astype(mx.float32), b.astype(mx.float32)
     turned = a32 * cos - b32 * sin, b32 * cos + a32 * sin
     return tuple(t.astype(a.dtype) for t in turned)

@@ -1,7 +1,7 @@
-"""The base of every config: what each key of the official ``config`` JSON means to this build.
+"""The base of every config: what each key of the official ``config`` JSON means here.
 
-A key is a field that is used, a value that is fixed, or says nothing at inference. Any other key, any other value of a
-fixed one, and a value of another kind than the field's annotation, stop the load by name.
+A key is a field that is used, has a fixed value, or means nothing at inference. Any other key, any other value of a fixed
+one, and a value that does not fit the field's annotation, stop the load by name.
 """
 
 from dataclasses import MISSING, Field, dataclass, fields
@@ -16,7 +16,7 @@ from mlx_video.models.ltx.kinds import conform, short
 class Config:
     """Base of every part's configuration.
 
-    ``FIXED`` names keys of which this build implements one value; ``UNUSED`` names keys that mean nothing to the part;
+    ``FIXED`` names keys with the one value that is implemented, ``UNUSED`` keys that mean nothing to the part, and
     ``REQUIRED`` those that a file must state though the field has a default.
     """
 
@@ -26,8 +26,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "Config":
-        """Build from the official JSON block; raises ``UserError`` naming each key it cannot honour, or value of the
-        wrong kind or size."""
+        """Build from the official JSON block; raises ``UserError`` naming keys that are unknown, missing or of a wrong value."""
         kinds = _kinds(cls)
         for key, value in data.items():
             if key in cls.FIXED and value != cls.FIXED[key]:
@@ -57,7 +56,7 @@ def _kinds(config: type["Config"]) -> Mapping[str, type]:
 
 
 def _plain(key: str) -> str:
-    """A key out of a file, for a message."""
+    """A key from a file, for a message."""
     return key if key.isidentifier() and len(key) < 60 else short(key)
 
 

@@ -1,6 +1,6 @@
-"""SentencePiece models (``tokenizer.model``, and inside ComfyUI's text encoders) as tokenizers of the tokenizers library.
+"""SentencePiece models (``tokenizer.model``, or inside ComfyUI's text encoders) as tokenizers of the tokenizers library.
 
-Knows Gemma's kind: byte-pair encoding, bytes for what has no piece, no normalisation but of spaces.
+Covers Gemma's kind: byte-pair encoding with byte fallback, and no normalisation except of spaces.
 """
 
 import struct
@@ -20,7 +20,7 @@ class Piece(NamedTuple):
 
 
 def tokenizer_of(data: bytes) -> Tokenizer:
-    """The tokenizer that a serialized SentencePiece model describes. Raises ``ValueError`` where it is none."""
+    """The tokenizer of a serialized SentencePiece model. Raises ``ValueError`` if it is not one."""
     pieces = list(read_pieces(data))
     ids = {piece.text: i for i, piece in enumerate(pieces)}
     unknown = next((p.text for p in pieces if p.kind == UNKNOWN), None)
@@ -41,7 +41,7 @@ def tokenizer_of(data: bytes) -> Tokenizer:
 
 
 def read_pieces(data: bytes) -> Iterator[Piece]:
-    """The pieces in the order of their ids: field 1 of the message, each a text, a score and a kind."""
+    """The pieces in the order of their ids: field 1 of the message; each has a text, a score and a kind."""
     for number, value in _fields(data):
         if number == 1 and isinstance(value, bytes):
             piece = dict(_fields(value))
@@ -50,7 +50,7 @@ def read_pieces(data: bytes) -> Iterator[Piece]:
 
 
 def _merges(pieces: list[Piece], ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a third, the likeliest third first."""
+    """Every pair of pieces that makes a third, ordered by the third's score."""
     found = []
     for text, score, kind in pieces:
         if kind not in (NORMAL, USER_DEFINED):
@@ -62,7 +62,7 @@ def _merges(pieces: list[Piece], ids: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a protobuf message. Raises ``ValueError`` where it is cut off."""
+    """(number, value) of each field of a protobuf message. Raises ``ValueError`` if it is cut off."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -78,7 +78,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in seven bits a byte, least first, and where it ends."""
+    """A number in seven bits per byte, lowest first, and the offset after it."""
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:

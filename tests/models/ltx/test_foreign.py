@@ -105,7 +105,7 @@ def test_files_of_comfyui_load_as_they_are(tmp_path, official, miniature, bare):
     folder = write.write_comfy(tmp_path, *official[:2], bare)
     file = folder / "diffusion_models/ltx-distilled.safetensors"
     for path in (folder, file):
-        check_same(path, "official files, one a part", official.file)
+        check_same(path, "official files, one per part", official.file)
 
 
 def diffusers_configs(blocks: dict) -> dict[str, dict]:
