@@ -1,6 +1,6 @@
 """LTX-2's parts, lent one at a time: found when opened, read when lent, freed when given back.
 
-Knows how files become modules and for how long; not what they compute, nor in which order they are needed.
+Knows how files become modules, and for how long; not what they compute or in which order they are needed.
 """
 
 import logging
@@ -49,7 +49,7 @@ def announce_to_log(plan: hub.Plan) -> None:
     log.info("%s", plan)
 
 
-DISTILLED_LORA = "distilled_lora"  # not a part, but it too can be needed
+DISTILLED_LORA = "distilled_lora"  # can be needed too, though it is not a part
 
 
 class Components:
@@ -57,12 +57,12 @@ class Components:
 
     Each part is built once, lazily: a plan weighs it, ``check`` compares its tensors, and the same one is lent.
 
-    sources         where each part lies
+    sources         the files of each part
     residency       how weights are kept while parts are lent
     loras           fused into every part that they concern
     distilled_lora  the LoRA of the two-stage dev recipe; ``None`` if there is none
     detailing_lora  of DFR's second stage; ``None`` if there is none
-    layout          what the model's path turned out to be
+    layout          what kind of checkpoint the model is
     fusions         what was fused so far, oldest first
     """
 
@@ -127,7 +127,7 @@ class Components:
         return cls(sources, files.residency, *loras)
 
     def under(self, residency: Residency) -> "Components":
-        """The same parts, kept in another way; what is built already is shared."""
+        """The same parts under another residency, sharing what is built already."""
         if residency == self.residency:
             return self
         other = type(self)(
@@ -162,7 +162,7 @@ class Components:
 
     @cached_property
     def geometry(self) -> Geometry:
-        """How the checkpoint's latents lie in pixels and seconds."""
+        """How the checkpoint's latents relate to pixels and seconds."""
         return read_geometry(self.sources)
 
     def check(
@@ -171,7 +171,7 @@ class Components:
         prompts: Sequence[str] = (),
         model_type: LTXModelType = LTXModelType.AudioVideo,
     ) -> None:
-        """Raise ``ValueError`` where tensors or LoRAs do not fit, or a prompt is too long; reads no weights."""
+        """Raise ``UserError`` if tensors or LoRAs do not fit, or a prompt is too long; reads no weights."""
         needs = tuple(needs)
         parts = [self.sketch(n, model_type) for n in PARTS if n in needs]
         if len([part for part in parts if part.LORAS]) > 1:
@@ -180,7 +180,7 @@ class Components:
             self.sketch("text_encoder").tokenize(prompts)
 
     def _check_loras(self, needs: Sequence[str]) -> None:
-        """A LoRA may name layers of several parts, and of streams that this run does without."""
+        """A LoRA may name layers of several parts, and of streams that this run does not use."""
         files = [file for file, _ in self.loras]
         if DISTILLED_LORA in needs and self.distilled_lora is not None:
             files.append(self.distilled_lora)
@@ -203,11 +203,10 @@ class Components:
         model_type: LTXModelType = LTXModelType.AudioVideo,
         loras: Iterable[LoRA] = (),
     ) -> Iterator[nn.Module]:
-        """Load a part, lend it for the length of the ``with`` block, and free it.
+        """Load a part, lend it for the ``with`` block, and free it.
 
-        Only the part's own tensors are read; of the transformer only the streams of ``model_type``. ``loras`` are
-        fused in addition to the checkpoint's. The module is empty afterwards, whoever still holds it, unless the
-        residency keeps it.
+        Reads only the part's own tensors, and only the streams of ``model_type``. ``loras`` are fused in addition to the
+        checkpoint's. Afterwards the module is empty, unless the residency keeps it.
         """
         loras = tuple(loras)
         mark = self._mark(name, model_type, loras)
@@ -260,7 +259,7 @@ class Components:
 
     @contextmanager
     def video_statistics(self) -> Iterator[nn.Module]:
-        """Lend the video latents' per-channel statistics, the only tensors of the decoder that the upsampler needs."""
+        """Lend the per-channel statistics of video latents, the only tensors of the decoder that the upsampler needs."""
         if self.sources["video_decoder"].sketch().sketched:  # it has no values
             decoder, _ = self._network("video_decoder", LTXModelType.AudioVideo)
         else:
@@ -268,21 +267,21 @@ class Components:
         yield decoder.per_channel_statistics
 
     def bits(self, name: str) -> int | None:
-        """To which a part's blocks are quantized as it is loaded, see ``Residency.bits``."""
+        """Bits to which a part's blocks are quantized on load, see ``Residency.bits``."""
         source = self.sources[name]
         return self.residency.bits(PARTS[name].network(source), source)
 
     def weight_bytes(
         self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
     ) -> int:
-        """Of a part while it is lent; known before anything is read."""
+        """Bytes of a part while it is lent, before anything is read."""
         part = self.sketch(name, model_type)
         return self.residency.weight_bytes(part, self.sources[name])
 
     def sketch(
         self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
     ) -> Network:
-        """A part, lazy, as it will be lent but for its residency: what it weighs is known before anything is read."""
+        """A part, lazy, as it will be lent but for its residency; for its sizes, before anything is read."""
         key = self._key(name, model_type)
         if key not in self._built:
             source = self.sources[name].sketch()
@@ -313,7 +312,7 @@ class Components:
     def _load(
         self, name: str, model_type: LTXModelType, loras: tuple[LoRA, ...] = ()
     ) -> Network:
-        """A part as it is lent; nothing is read yet."""
+        """A part as it is lent; still lazy."""
         built = self._built.pop(self._key(name, model_type), None)
         if self.sources[name].sketch().sketched:  # what was built has no values
             built = None
@@ -326,7 +325,7 @@ class Components:
         return part
 
     def _fused(self, built: "Built", name: str, loras: tuple[LoRA, ...]) -> Network:
-        """A part with ``loras`` in it too; says what was fused."""
+        """A part with ``loras`` fused too; logs them."""
         part, fusions = fused(built, name, loras)
         self.fusions += fusions
         for fusion in fusions:
@@ -336,7 +335,7 @@ class Components:
     def _network(
         self, name: str, model_type: LTXModelType, source: Source | None = None
     ) -> "Built":
-        """A part with the checkpoint's and the user's LoRAs, all of it lazy, and what was fused into it."""
+        """A part with the checkpoint's and the user's LoRAs, lazy, and what was fused into it."""
         source = source or self.sources[name]
         part = build(name, source, self.dtype, model_type)
         if self.layout.distillation:

@@ -1,6 +1,6 @@
-"""Which parts of LTX-2 a safetensors file holds, by its header alone, and which files beside it hold the others.
+"""Which parts of LTX-2 a file holds, by its header alone, and which files beside it hold the others.
 
-A checkpoint is one file (LTX-2, 2.3) or one file a part, each with its own config (LTX-2.5).
+A checkpoint is one file (LTX-2, 2.3), or one file per part, each with its own config (LTX-2.5).
 """
 
 import re
@@ -18,10 +18,10 @@ from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.weights import read_config, read_header
 
-TRANSFORMER = "model.diffusion_model."  # before the names of its tensors
+TRANSFORMER = "model.diffusion_model."  # prefix of its tensors
 TRANSFORMERS = "diffusion_models"  # the folder of the transformers of LTX-2.5
-UNET = "unet"  # what ComfyUI called that folder before
-# Folders of its other files, beside that one.
+UNET = "unet"  # ComfyUI's earlier name of that folder
+# Folders of the other files, beside that one.
 COMPANIONS = ("vae", "text_encoders", "latent_upscale_models", "model_patches")
 CONNECTOR = "_embeddings_connector."  # within the names of the connectors' tensors
 DURATION = "duration_head"
@@ -29,7 +29,7 @@ ENDINGS = (".safetensors", ".gguf")
 
 
 def parts_in(file: Path) -> dict[str, Source]:
-    """The parts that ``file`` holds; none where it is a LoRA or of unknown origin."""
+    """The parts in ``file``; none if it is a LoRA or of unknown origin."""
     header = read_header(file)
     if lora.holds_changes(header.tensors):
         return {}
@@ -54,7 +54,7 @@ def parts_in(file: Path) -> dict[str, Source]:
 
 
 def upsampler_kind(config: Mapping[str, object]) -> str:
-    """Which part an upsampler with this config can be: one doubles the sides, one the frames; empty for any other."""
+    """The part that an upsampler with this config is: one doubles the sides, one the frames; empty for any other."""
     if config.get("_class_name") != UpsamplerConfig.FIXED["_class_name"]:
         return ""
     space, time = config.get("spatial_upsample"), config.get("temporal_upsample")
@@ -64,7 +64,7 @@ def upsampler_kind(config: Mapping[str, object]) -> str:
 
 
 def checkpoint_folder(file: Path) -> Path:
-    """The folder in which a transformer's file lies, or which has a folder of transformers."""
+    """The root of a checkpoint: the folder of the transformer's file, or the parent of a folder of transformers."""
     inside = file.parent.name in (TRANSFORMERS, UNET)
     return file.parent.parent if inside else file.parent
 
@@ -78,10 +78,10 @@ def transformer_files(folder: Path) -> list[Path]:
 def companions(
     file: Path, release: Release, diffusion: bool = True
 ) -> dict[str, Source]:
-    """The parts in the files that go with the transformer in ``file``, which is of ``release``.
+    """The parts in the files that belong to the transformer in ``file``, which is of ``release``.
 
-    Where there are several, one of the same release goes before one that states none, and that before another's; then
-    a diffusion autoencoder before a convolutional one, as in the official code, unless ``diffusion`` ones are left
+    Of several, one of the same release precedes one that states none, and that one another release's; then a diffusion
+    autoencoder precedes a convolutional one, as in the official code, unless ``diffusion`` is false, which leaves those
     out; then the last by name, which is the newest.
     """
     found: dict[str, tuple[tuple[int, bool], Source]] = {}
@@ -121,7 +121,7 @@ def _around(file: Path) -> Iterator[Path]:
 
 
 def _readable(file: Path) -> dict[str, Source]:
-    """What ``file`` holds beside a transformer, which is another checkpoint's; nothing where it is damaged."""
+    """The parts in ``file``; none if it has a transformer (another checkpoint) or is damaged."""
     try:
         found = parts_in(file)
     except UserError:

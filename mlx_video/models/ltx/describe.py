@@ -1,4 +1,4 @@
-"""What a path is, told from its headers and configs alone. Knows layouts and parts; loads nothing."""
+"""What a path holds, from its headers and configs alone. Knows layouts and parts; loads nothing."""
 
 from collections import Counter
 from pathlib import Path
@@ -28,13 +28,13 @@ class PartSummary(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a path is, for a person to read.
+    """What a path holds, for people.
 
-    version   of the model, "2.0" where a checkpoint states none; empty where there is no checkpoint
-    missing   part -> how to get it, of the parts that a full run needs and nothing here provides
-    refusals  why this version cannot run it, in the config's own words; empty if it can
-    defaults  what it states in place of the usual ones
-    changes   what it changes, where it is a LoRA
+    version   of the model, "2.0" if a checkpoint states none; empty if there is no checkpoint
+    missing   part -> how to get it, for the parts that a full run needs and that are not here
+    refusals  why this version cannot run it; empty if it can
+    defaults  that differ from the usual ones
+    changes   what a LoRA changes
     files     files and folders of its tensors
     """
 
@@ -50,7 +50,7 @@ class Description(NamedTuple):
 
 
 def describe(path: str | Path, variant: str | None = None) -> Description:
-    """Say what ``path`` is and holds, from headers and configs. Raises as ``identify`` does."""
+    """Describe ``path`` from headers and configs. Raises as ``identify`` does."""
     layout = identify(find.located(path), variant)
     refusals = [layout.refusal] if layout.refusal else []
     parts, stored = {}, find.joined(layout.stored)

@@ -1,6 +1,6 @@
-"""How long a clip should be, by its prompt: the duration head of LTX-2.5.
+"""How long a clip should be, judged by its prompt: the duration head of LTX-2.5.
 
-Knows the connectors' context and seconds; how many frames those are is a matter of the latent grid it is given.
+Knows the connectors' context and seconds, and rounds them to a latent grid.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SHORTEST, LONGEST = 1.0, 20.0  # seconds
 
 @dataclass(frozen=True)
 class DurationConfig(Config):
-    """Widths of the two contexts, and sizes of the head; where the file is silent, they are the official ones."""
+    """Widths of the two contexts, and sizes of the head; the defaults are the official ones."""
 
     cross_attention_dim: int = 4096
     audio_cross_attention_dim: int = 2048
@@ -33,7 +33,7 @@ class DurationConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "DurationConfig":
-        """From a file's whole config: the block ``duration_head``, and the widths out of block ``transformer``."""
+        """From a file's whole config: block ``duration_head``, and the widths from block ``transformer``."""
         widths, head = data.get("transformer"), data.get("duration_head")
         if not isinstance(widths, Mapping) or not isinstance(head, Mapping):
             raise UserError(
@@ -47,7 +47,7 @@ class DurationConfig(Config):
 
 
 class DurationHead(Network):
-    """A learned query attends to the context of both streams; what it finds becomes seconds."""
+    """A learned query attends to the context of both streams; the result becomes seconds."""
 
     CONFIG: ClassVar = DurationConfig
     NAMES: ClassVar = TensorNames(
@@ -73,7 +73,7 @@ class DurationHead(Network):
     def __call__(self, context: AV[mx.array]) -> mx.array:
         """The context (B, L, width) of both streams or of one -> seconds (B,), float32.
 
-        All positions count, those that hold registers too.
+        All positions count, including registers.
         """
         tokens = context.map(lambda x, stream: stream(x), AV(self.video, self.audio))
         pooled = self.pooler(mx.concatenate(tokens.values, axis=1))
@@ -117,7 +117,7 @@ class Pooler(nn.Module):
 
 
 def nearest_frames(seconds: float, fps: float, step: int) -> int:
-    """Frames of the clip that ends nearest to ``seconds``: its last frame begins then.
+    """Frames of a clip whose last frame begins nearest to ``seconds``.
 
     >>> nearest_frames(5.0, 24, step=8)
     121

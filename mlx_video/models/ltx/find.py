@@ -1,6 +1,6 @@
-"""The files of a run: given, beside the model or on the hub, and checked before anything is loaded.
+"""The files of a run: given, beside the model or on the hub; checked before anything is loaded.
 
-Knows where to look and what would stop a run; not how parts are built.
+Knows where to look and what would stop a run, not how parts are built.
 """
 
 import logging
@@ -48,9 +48,9 @@ DEMO_KNOWS = _KNOWN.draws if _KNOWN else "a small world"
 
 
 def default_model(tell: Callable[[str], None] = log.warning) -> str:
-    """What to use where nobody named a model: the demo model, if it is in the package and no official one is cached.
+    """The model to use when none is named: a cached official one, else the demo model if the package has it.
 
-    ``tell`` hears of the demo model, and how to find the official ones.
+    ``tell`` is told about the demo model, and how to find the official ones.
     """
     for release in RELEASES:
         if any(hub.has(release.repository, f) for f in release.transformers.values()):
@@ -86,7 +86,7 @@ def named(model: str | Path) -> str | Path:
 
 
 def located(model: str | Path) -> Path:
-    """The path that ``model`` is, if it is no hub repository: the demo model goes by its name wherever it lies."""
+    """``model`` as a path, if it is not a hub repository; the demo model's name stands for its folder."""
     return PACKAGED if str(model) == DEMO else typed_path(model)
 
 
@@ -95,9 +95,9 @@ def find_defaults(
     variant: str,
     announce: hub.Announce = lambda plan: None,
 ) -> Mapping[str, object]:
-    """What the checkpoint states in place of the usual defaults, before anything large is fetched.
+    """The defaults that the checkpoint states, found before anything large is fetched.
 
-    Of what the hub holds only converted folders are asked. What is nowhere states nothing: its use will fail.
+    On the hub, only converted folders are asked. A model that does not exist states nothing; using it will fail.
     """
     path = located(model)
     if is_there(path):
@@ -112,7 +112,7 @@ def find_defaults(
 
 
 def find_geometry(model: str | Path, variant: str) -> Geometry | None:
-    """The geometry of the checkpoint, as far as it is known before anything is fetched; ``None`` where it is not."""
+    """The checkpoint's geometry, if it is known before anything is fetched."""
     path = located(model)
     if path.exists():
         sources = identify(path, variant).sources
@@ -143,26 +143,26 @@ def find_model(
 def find_folders(
     model: str | Path, folders: Mapping[str, Source], announce: hub.Announce
 ) -> None:
-    """Fetch all of a converted repository's ``folders``, whichever variant they are for; of a path nothing."""
+    """Fetch all ``folders`` of a converted repository, of both variants; does nothing for a path."""
     homes = {n: s.path.name for n, s in folders.items() if s.path.is_dir()}
     files = [file for name, home in homes.items() for file in _files(name, home)]
     hub.resolve(located(model), files, announce)
 
 
 def _wanted(layout: Layout, needs: tuple[str, ...]) -> Iterator[str]:
-    """Patterns of the files that a converted repository must give, of which ``layout`` knows the configs."""
+    """Patterns of the files to fetch from a converted repository, whose configs ``layout`` knows."""
     found = layout.sources.items()
     homes = {name: source.path.name for name, source in found if source.path.is_dir()}
     if "transformer" in needs and "transformer" not in homes and DEV in layout.folders:
         homes["transformer"] = DEV
-        yield from DISTILLED_LORA_FILES  # which makes the distilled one of it
+        yield from DISTILLED_LORA_FILES  # turns it into the distilled one
     for name in needs:
         if name in homes or (name in PARTS and PARTS[name].block):
             yield from _files(name, homes.get(name, name))
 
 
 def _files(name: str, home: str) -> Iterator[str]:
-    """Patterns of a part's files in the folder ``home``; the config too, which an interrupted fetch may lack."""
+    """Patterns of a part's files in the folder ``home``, including the config, which may be missing too."""
     yield from (f"{home}/{file}" for file in part_of(name).files)
 
 
@@ -181,7 +181,7 @@ def check_names(files: Files) -> None:
 def find_sources(
     layout: Layout, needs: tuple[str, ...], files: Files, announce: hub.Announce
 ) -> dict[str, Source]:
-    """The parts of a checkpoint and, where it lacks them or others are given, its text encoder and upsampler; checked."""
+    """The parts of a checkpoint, with the text encoder and upsampler that are given or that it lacks; checked."""
     sources, release = dict(layout.sources), layout.release
     if files.text_encoder or "text_encoder" in set(needs) - sources.keys():
         found = find_text_encoder(files.text_encoder, release, announce)
@@ -219,7 +219,7 @@ def find_text_encoder(
     source = text_encoder_source(_text_encoder_path(given, release, announce))
     if not is_gemma(source):
         raise UserError(
-            f"{source.path} is no Gemma folder: its config.json names no Gemma model. "
+            f"{source.path} is not a Gemma folder: its config.json names no Gemma model. "
             f"Give one such as {release.text_encoder_place}."
         )
     return source
@@ -304,7 +304,7 @@ def find_distilled_lora(
 
 
 def check_text_encoder(layout: Layout, given: Source) -> None:
-    """Raise ``UserError`` where the language model is not the one that the checkpoint's connectors were trained with."""
+    """Raise ``UserError`` if the checkpoint's connectors were trained with another language model."""
     own = joined({**layout.sources, "text_encoder": given}).get("connectors")
     if own is None:
         return
@@ -333,7 +333,7 @@ def check_against_release(given: Source, release: Release) -> None:
 
 
 def joined(sources: Mapping[str, Source]) -> dict[str, Source]:
-    """``sources`` with what a packed text encoder holds of the connectors: their projection."""
+    """``sources``, with the connectors' projection taken from a packed text encoder."""
     sources = dict(sources)
     text, connectors = sources.get("text_encoder"), sources.get("connectors")
     if text and connectors and text.path.is_file():
@@ -342,7 +342,7 @@ def joined(sources: Mapping[str, Source]) -> dict[str, Source]:
 
 
 def check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` where the model is of no use, before anything is fetched to go with it."""
+    """Raise ``UserError`` if the model cannot be used, before other files are fetched for it."""
     if layout.refusal:
         raise UserError(
             f"{layout.path} ({layout.name}) cannot be used: {layout.refusal}."
@@ -358,12 +358,12 @@ def check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
 
 
 def check_variant(layout: Layout, variant: str | None) -> None:
-    """Raise ``ValueError`` where a single file is named after the other variant than the one to sample."""
+    """Raise ``UserError`` if a single file is named after the other variant."""
     name = layout.path.stem
     others = [other for other in VARIANTS if other != variant and other in name]
     if variant and layout.path.is_file() and others and variant not in name:
         raise UserError(
-            f"{layout.path.name} is the {others[0]} model by its name, and the {variant} one is to be sampled. "
+            f"{layout.path.name} is the {others[0]} model by its name, but this run samples the {variant} one. "
             f"Give {layout.release.transformers[variant]}, or choose --variant {others[0]}."
         )
 
@@ -371,7 +371,7 @@ def check_variant(layout: Layout, variant: str | None) -> None:
 def check_residency(
     sources: Mapping[str, Source], quantize: int | None, low_memory: bool
 ):
-    """Raise ``ValueError`` where quantizing on load would be in vain; Gemma, where it is not quantized, gains by it."""
+    """Raise ``UserError`` if quantizing on load would change nothing."""
     transformer, gemma = sources["transformer"], sources.get("text_encoder")
     if not quantize or (gemma and not gemma.quantization):
         return
@@ -382,16 +382,16 @@ def check_residency(
         )
     if low_memory:
         raise UserError(
-            "--quantize shrinks the weights that stay in memory, and with --low-memory the transformer's do not, nor is "
-            "there a text encoder to quantize; leave out one of them. A folder that `mlx-video convert -q` wrote is "
-            "read in half the time."
+            "--quantize shrinks weights that stay in memory, but with --low-memory the transformer's do not stay, and there "
+            "is no text encoder to quantize; leave out one of them. A folder that `mlx-video convert -q` wrote is read "
+            "in half the time."
         )
 
 
 def find_loras(
     loras: Iterable[tuple[str | Path, float]], version: str, announce: hub.Announce
 ) -> list[LoRA]:
-    """The files of ``loras``, each of which is one for a model of this version."""
+    """The files of ``loras``; raises ``UserError`` if one is for another version."""
     found = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
     for file, _ in found:
         check_lora(file, version)
@@ -411,8 +411,8 @@ def check_distilled_lora(file: Path, layout: Layout) -> None:
 
 
 def check_lora(file: Path, version: str, *, reference: bool = False) -> None:
-    """Raise ``ValueError`` where ``file`` is no LoRA that can be applied, or one for another model than ``version``.
+    """Raise ``UserError`` if ``file`` is not a LoRA that can be applied to ``version``.
 
-    ``reference`` is whether there is a clip for one that needs it.
+    reference  whether there is a clip for a LoRA that needs one
     """
     Adapter.read(file).check(version, reference=reference)

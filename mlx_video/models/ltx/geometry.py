@@ -8,14 +8,14 @@ from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.source import Source
 from mlx_video.types import AudioScale, Geometry
 
-SOUND = ("audio_decoder", "vocoder")  # the parts that make it
+SOUND = ("audio_decoder", "vocoder")  # the parts that make sound
 
 
 def read_geometry(sources: Mapping[str, Source]) -> Geometry:
     """The geometry of the parts in ``sources``, the video decoder among them.
 
-    Raises ``UserError``, naming the file and the numbers, where the parts contradict each other: their clip would have
-    the wrong size, length or pitch.
+    Raises ``UserError``, naming the file and the numbers, if the parts contradict each other: their clip would have the
+    wrong size, length or pitch.
     """
     decoder = part_config("video_decoder", sources["video_decoder"])
     if "video_encoder" in sources:
@@ -35,12 +35,12 @@ def read_geometry(sources: Mapping[str, Source]) -> Geometry:
 
 
 def _audio(sources: Mapping[str, Source]) -> AudioScale:
-    """The sound's scale; a mel frame must last as long for the vocoder as for the decoder."""
+    """The audio's scale; raises ``UserError`` if a mel frame differs in length between vocoder and decoder."""
     config, vocoder = (part_config(name, sources[name]) for name in SOUND)
     rate, hop = config.sampling_rate, config.hop_length
     if vocoder.hop > LARGEST:
         raise UserError(
-            f"{sources['vocoder'].path}: a vocoder that makes {short(vocoder.hop)} samples of a mel frame is none. "
+            f"{sources['vocoder'].path}: its vocoder would make {short(vocoder.hop)} samples of a mel frame. "
             "The file may be damaged."
         )
     if rate * vocoder.hop != vocoder.output_sample_rate * hop:
@@ -60,7 +60,7 @@ def _audio(sources: Mapping[str, Source]) -> AudioScale:
 
 
 def _check_tokens(geometry: Geometry, transformer: Source) -> None:
-    """Raise ``UserError`` where the transformer's tokens are no latents of the autoencoders'."""
+    """Raise ``UserError`` if the transformer's tokens do not match the autoencoders' latents."""
     config, audio = part_config("transformer", transformer), geometry.audio
     widths = {"in_channels": (config.in_channels, geometry.channels)}
     if audio:

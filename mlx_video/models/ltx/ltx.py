@@ -1,6 +1,6 @@
 """LTX-2's diffusion transformer: noisy tokens of video and sound in, the velocity of each out.
 
-Knows the network and its checkpoint's names; not schedules, guidance or latents' geometry.
+Knows the network and its checkpoint's names; not schedules, guidance or geometry.
 """
 
 import re
@@ -105,10 +105,7 @@ class LTXModel(Network):
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """The transformer's tensors of an official checkpoint under our names; ours are returned unchanged.
-
-        Folders that ``convert`` wrote before the streams were modules keep the official names of what is in a block.
-        """
+        """As every network's. Folders written before the streams were modules have official names inside the blocks."""
         if (ours := cls.NAMES.take(weights)) is not None:
             return ours
         if any(key.startswith(("video.", "audio.")) for key in weights):
@@ -130,17 +127,14 @@ class LTXModel(Network):
         self.transformer_blocks = BlockStream(lambda: again().transformer_blocks)
 
     def select(self, weights: Weights) -> Weights:
-        """Those of sanitized ``weights`` that belong to the streams this model has.
-
-        Every other tensor is dropped by its name: a video-only model never reads the sound's.
-        """
+        """The sanitized ``weights`` of the streams that this model has; a video-only model never reads the audio's."""
         has = set(self.streams.present)
         return {k: v for k, v in weights.items() if streams_of(k) <= has}
 
-    # What it takes beside its weights
+    # What it needs beside its weights
 
     def held_bytes(self, tokens: AV[int], passes: int, context: int) -> float:
-        """From step to step of a stage: float32 rotary tables, and the contexts, of so many tokens, of its passes."""
+        """Bytes held from step to step of a stage: float32 rotary tables, and the contexts of its passes."""
         streams = self.config.streams
         angles = 1 + (self.config.rope_type is LTXRopeType.INTERLEAVED)
         cross = streams.audio.width if len(tokens.present) > 1 else 0
@@ -152,7 +146,7 @@ class LTXModel(Network):
         return total
 
     def activation_bytes(self, tokens: AV[int], passes: int, context: int) -> float:
-        """Of a forward of so many passes at once, for so many tokens of each stream and of the prompt."""
+        """Bytes of a forward of ``passes`` at once, by the tokens of each stream and of the prompt (``context``)."""
         live, moving, scores = fitted.live(), 0, 0
         for modality in tokens.present:
             count, own = tokens[modality], self.config.streams[modality]
@@ -182,7 +176,7 @@ class LTXModel(Network):
         return positions.map(tables, self.config.streams)
 
     def _cross_rope(self, bounds: mx.array) -> Rope:
-        """Across the streams only time has a meaning, and both share one scale of it."""
+        """Across the streams only time has a meaning, on a scale that both share."""
         streams = self.config.streams
         extent = max(stream.max_pos[0] for stream in streams.values)
         return self._freqs_cis(streams.audio, bounds[:, :1], (extent,))
@@ -215,7 +209,7 @@ class LTXModel(Network):
     ) -> AV[mx.array]:
         """The velocity of each modality, (B, N, C), in the dtype of its latent.
 
-        perturbations  one per batch item, or one for all of them; what all leave out is not computed
+        perturbations  one per batch item, or one for all; what all leave out is not computed
         """
         self._check(inputs, perturbations)
         x, conditioning = self.enter(inputs)
@@ -224,7 +218,7 @@ class LTXModel(Network):
         return self.leave(x, conditioning)
 
     def enter(self, inputs: AV[ModalityInput]) -> tuple[AV[mx.array], AV[Conditioning]]:
-        """What the first block gets: tokens (B, N, D) of each stream, and what every block reads besides."""
+        """The first block's input: tokens (B, N, D) of each stream, and what every block reads besides."""
         x = inputs.map(lambda given, s: s.enter(given), self.streams)
         conditioning = inputs.map(
             lambda given, s, other: s.condition(given, other),
@@ -234,11 +228,11 @@ class LTXModel(Network):
         return x, conditioning
 
     def leave(self, x: AV[mx.array], conditioning: AV[Conditioning]) -> AV[mx.array]:
-        """The velocities (B, N, C) that the last block's tokens stand for."""
+        """The velocities (B, N, C) from the last block's tokens."""
         return x.map(lambda x, s, c: s.leave(x, c), self.streams, conditioning)
 
     def _check(self, inputs: AV[ModalityInput], perturbations: Sequence[Perturbation]):
-        """Raise ``ValueError`` where the inputs do not fit the model or each other."""
+        """Raise ``ValueError`` if the inputs do not fit the model or each other."""
         has = self.streams.present
         if absent := [m.value for m in inputs.present if m not in has]:
             raise ValueError(
@@ -262,7 +256,7 @@ class LTXModel(Network):
 
 
 class Stream(nn.Module):
-    """One stream's ends: how its tokens enter and leave the blocks, and how its noise level modulates them."""
+    """Both ends of a stream: how its tokens enter and leave the blocks, and how its noise level modulates them."""
 
     def __init__(
         self, config: LTXModelConfig, own: StreamConfig, other: StreamConfig | None
@@ -287,11 +281,11 @@ class Stream(nn.Module):
             self.gate_adaln_single = AdaLNSingle(D, rows=1)
 
     def project_context(self, x: mx.array) -> mx.array:
-        """(B, L, caption_channels) -> (B, L, D), where the connectors have not done so."""
+        """(B, L, caption_channels) -> (B, L, D), unless the connectors have done so."""
         return self.caption_projection(x) if "caption_projection" in self else x
 
     def enter(self, given: ModalityInput) -> mx.array:
-        """Tokens (B, N, D), those that encode a single frame marked where the model knows marks."""
+        """Tokens (B, N, D); those that encode a single frame are marked, if the model supports it."""
         x = self.patchify_proj(given.latent)
         if given.keyframes is None or "keyframes_abs_pos_embedding" not in self:
             return x
@@ -300,7 +294,7 @@ class Stream(nn.Module):
     def condition(
         self, given: ModalityInput, other: ModalityInput | None
     ) -> Conditioning:
-        """What the blocks read of this stream; ``other`` is what enters the other one."""
+        """What the blocks read of this stream; ``other`` is the other stream's input."""
         times, dtype = given.timesteps, given.latent.dtype
         levels = times.values * self.level_scale
         rows, embedded = self.adaln_single(levels, dtype)
@@ -331,7 +325,7 @@ class Stream(nn.Module):
         return mx.concatenate([rows, gate], axis=2)
 
     def _prompt_rows(self, sigma: mx.array, dtype: mx.Dtype) -> mx.array | None:
-        """(B, 1, 2, D); zeros where only the blocks' tables modulate the prompt."""
+        """(B, 1, 2, D); zeros if only the blocks' tables modulate the prompt."""
         if not self.modulated_text:
             return None
         if "prompt_adaln_single" in self:
@@ -339,7 +333,7 @@ class Stream(nn.Module):
         return mx.zeros((1, 1, *self.scale_shift_table.shape), dtype)
 
     def leave(self, x: mx.array, c: Conditioning) -> mx.array:
-        """The velocity (B, N, C) that the last block's tokens stand for."""
+        """The velocity (B, N, C) from the last block's tokens."""
         rows = mx.repeat(c.embedded[:, :, None], 2, axis=2)  # both get the same added
         table, numbers = self.scale_shift_table, (OUTPUT.shift, OUTPUT.scale)
         normed = mx.fast.layer_norm(x, None, None, self.norm_eps)
@@ -360,7 +354,7 @@ class CaptionProjection(nn.Module):
 
 
 def streams_of(key: str) -> set[Modality]:
-    """The streams that one of our tensors needs: both, where it carries one to the other."""
+    """The streams that one of our tensors needs: both, if it carries one to the other."""
     name = re.sub(r"^transformer_blocks\.\d+\.", "", key)
     stream, part = name.split(".")[:2]
     tied = part.startswith(("cross_", "gate_"))
@@ -386,5 +380,5 @@ def _perturbed(
 
 
 def _agreed(answers: list[bool]) -> mx.array | bool:
-    """The one answer of all batch items, yes where none has one; or each one's, (B, 1, 1), where they differ."""
+    """The answer that all batch items share (yes if there are none), or each one's, (B, 1, 1), if they differ."""
     return all(answers) if len(set(answers)) < 2 else mx.array(answers)[:, None, None]

@@ -1,4 +1,4 @@
-"""What every network of LTX-2 is to those who find, lend, convert and plan: one class, opened from where it lies."""
+"""What all networks of LTX-2 have in common: finding, lending, converting and planning need no more than this."""
 
 from pathlib import Path
 from typing import Callable, ClassVar, Mapping
@@ -21,11 +21,11 @@ class Network(nn.Module):
     CONFIG    its hyper-parameters
     NAMES     what official files call its tensors
     LARGE     whether it must be alone in memory
-    BLOCKS    how the names of those layers start that are quantized as they are loaded: they hold nearly all weights,
-              while the few around them are cheap to keep exact; empty where nothing is quantized
+    BLOCKS    prefix of the layers that may be quantized: they hold nearly all weights, and the few others are cheap to
+              keep exact; empty = none
     STREAMED  whether its blocks may be read as they are used, see ``stream``
-    LORAS     whether LoRAs may change it, under the official names or ``OTHER_NAMES``, from official to theirs
-    SELECTS   whether what it reads depends on the streams that are wanted
+    LORAS     whether LoRAs may change it, under the official names or ``OTHER_NAMES`` (official to theirs)
+    SELECTS   whether it reads only the tensors of the wanted streams
     """
 
     CONFIG: ClassVar[type[Config]]
@@ -62,11 +62,11 @@ class Network(nn.Module):
         dtype: mx.Dtype | None = None,
         model_type: LTXModelType = LTXModelType.AudioVideo,
     ) -> "Network":
-        """The network with its weights, all lazy: what is not evaluated is never read.
+        """The network with its weights, all lazy.
 
-        dtype       of the weights; ``None`` keeps the stored ones (bfloat16 for what another tool quantized)
-        model_type  the streams that are wanted, where it has several
-        Raises ``UserError``, naming the file, where the tensors do not fit the config.
+        dtype       of the weights; ``None`` keeps the stored one (bfloat16 for what another tool quantized)
+        model_type  the wanted streams, if it has several
+        Raises ``UserError``, naming the file, if the tensors do not fit the config.
         """
         weights = cls.sanitize(source.weights(dtype or mx.bfloat16))
         config = cls.configure(source, weights, model_type)
@@ -89,7 +89,7 @@ class Network(nn.Module):
         return read_part_config(cls.CONFIG, source)
 
     def select(self, weights: Weights) -> Weights:
-        """Those of sanitized ``weights`` that this network reads."""
+        """The sanitized ``weights`` that this network reads."""
         return weights
 
     @classmethod
@@ -100,9 +100,9 @@ class Network(nn.Module):
         dtype: mx.Dtype | None = None,
         quantization: Mapping[str, int | str] = {},
     ) -> None:
-        """Write the part as a folder of our own; lazily, so that tensors pass through memory a shard at a time.
+        """Write the part as a folder in our format; lazily, so that memory holds one shard at a time.
 
-        ``quantization`` is that of its blocks, where it has any; what is quantized already stays as it is.
+        ``quantization`` applies to its blocks, if it has any; what is quantized already stays as it is.
         """
         asked = quantization if cls.BLOCKS and not source.quantization else {}
         stated = dict(asked or source.quantization)
@@ -116,7 +116,7 @@ class Network(nn.Module):
         dtype: mx.Dtype | None,
         quantization: Mapping[str, int | str],
     ) -> Weights:
-        """All lazy tensors, checked against the network, which itself is gone when this returns."""
+        """All tensors, lazy and checked against the network, which is freed on return."""
         part = cls.from_source(source, dtype)
         if quantization:
             quantize_blocks(part.network, **quantization)
@@ -124,7 +124,7 @@ class Network(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Those that ``stream`` lets go of."""
+        """The blocks that ``stream`` drops."""
         raise NotImplementedError
 
     def stream(self, again: Callable[[], "Network"]) -> None:
@@ -133,7 +133,7 @@ class Network(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """What holds the weights: itself, or what it wraps."""
+        """The module that holds the weights: itself, or the one it wraps."""
         return self
 
 
@@ -149,13 +149,18 @@ def quantize_blocks(
     network: nn.Module, group_size: int, bits: int, mode: str = "affine"
 ) -> None:
     """Quantize, lazily, the Linears of the network's ``BLOCKS`` whose width the groups divide."""
+    if chosen := quantizable(network, group_size):
+        wanted = lambda path, _: path in chosen  # noqa: E731
+        nn.quantize(network, group_size, bits, mode=mode, class_predicate=wanted)
 
-    def chosen(path: str, layer: nn.Module) -> bool:
-        return (
-            path.startswith(network.BLOCKS)
-            and isinstance(layer, nn.Linear)
-            and layer.weight.shape[-1] % group_size == 0
-        )
 
-    if network.BLOCKS:
-        nn.quantize(network, group_size, bits, mode=mode, class_predicate=chosen)
+def quantizable(network: nn.Module, group_size: int) -> dict[str, nn.Linear]:
+    """The layers that ``quantize_blocks`` quantizes, by their paths."""
+    return {
+        path: layer
+        for path, layer in network.named_modules()
+        if network.BLOCKS
+        and path.startswith(network.BLOCKS)
+        and isinstance(layer, nn.Linear)
+        and layer.weight.shape[-1] % group_size == 0
+    }

@@ -31,7 +31,7 @@ class Candidate(NamedTuple):
 
     home    its module and class
     config  its config, which can be read without the network
-    marks   a config block is its own if it has all of these keys, and these values where one is not ``None``
+    marks   keys that its config block has, with the value it must have unless that is ``None``
     """
 
     home: str
@@ -55,11 +55,11 @@ class Candidate(NamedTuple):
 class Part:
     """A component that is built, loaded and freed on its own.
 
-    block       which block of the official config is its own; ``None`` where its file holds nothing else
+    block       its block of the official config; ``None`` = its file holds nothing else
     candidates  the first that fits the block is the network; the last fits any
     optional    whether a checkpoint may do without
     files       patterns of its files in a folder of its own
-    lacking     how to get it where a checkpoint lacks it, with ``release`` in braces
+    lacking     how to get it if a checkpoint lacks it, as a format string over ``release``
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How the weights of a run are kept in memory: a value, which a plan tries and a run keeps to."""
+"""How the weights of a run are kept in memory: a value that a plan tries and a run uses."""
 
 import ctypes
 from dataclasses import dataclass
@@ -7,12 +7,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.network import Network, quantizable
 from mlx_video.models.ltx.source import Source
 
-GROUP_SIZE = (
-    64  # weights that share a scale, where they are quantized as they are loaded
-)
+GROUP_SIZE = 64  # weights that share a scale, if they are quantized on load
 BLOCKS_AT_ONCE = 2  # in memory, of a network whose blocks are read as they are used
 
 
@@ -21,9 +19,9 @@ class Residency:
     """How weights are kept.
 
     dtype       of floating-point weights
-    quantize    bits to which the blocks of networks are quantized as they are loaded, see ``bits``; ``None`` leaves them
-    low_memory  whether blocks are read as they are used instead of kept, of networks that are ``STREAMED``
-    keep        names of parts that stay loaded after they were used, on a ``Shelf``
+    quantize    bits for the networks' blocks, quantized on load, see ``bits``; ``None`` = as stored
+    low_memory  whether the blocks of ``STREAMED`` networks are read as they are used instead of kept
+    keep        names of parts that stay loaded after use, on a ``Shelf``
     """
 
     dtype: mx.Dtype
@@ -32,20 +30,21 @@ class Residency:
     keep: frozenset[str] = frozenset()
 
     def bits(self, network: type[Network], source: Source) -> int | None:
-        """To which the blocks of a network are quantized as it is loaded; ``None`` leaves them.
+        """Bits to which a network's blocks are quantized on load; ``None`` = as stored.
 
-        What is stored quantized stays so, and blocks that are read in each step are not worth the work.
+        What is quantized already stays so, and blocks that are read in each step are not worth the work.
         """
         passing = self.low_memory and network.STREAMED
         stays = passing or not network.BLOCKS or source.quantization
         return None if stays else self.quantize
 
     def weight_bytes(self, part: Network, source: Source) -> int:
-        """Of ``part``, which is lazy and in this dtype, while it is lent."""
+        """Bytes of ``part``, which is lazy and in this dtype, while it is lent."""
         network = part.network
         total = nbytes(network)
         if bits := self.bits(type(part), source):
-            total -= sum(_saved(w, bits) for w in _quantizable(network))
+            layers = quantizable(network, GROUP_SIZE).values()
+            total -= sum(_saved(layer.weight, bits) for layer in layers)
         if self.low_memory and part.STREAMED:
             blocks = [nbytes(block) for block in part.blocks]
             total += BLOCKS_AT_ONCE * max(blocks) - sum(blocks)
@@ -56,19 +55,8 @@ def nbytes(module: nn.Module) -> int:
     return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
 
 
-def _quantizable(network: nn.Module) -> list[mx.array]:
-    """The weights that ``quantize_blocks`` quantizes."""
-    return [
-        layer.weight
-        for path, layer in network.named_modules()
-        if path.startswith(network.BLOCKS)
-        and isinstance(layer, nn.Linear)
-        and layer.weight.shape[-1] % GROUP_SIZE == 0
-    ]
-
-
 def _saved(weight: mx.array, bits: int) -> int:
-    """Bytes that quantizing takes off: each group keeps a scale and a bias."""
+    """Bytes that quantizing saves: each group keeps a scale and a bias."""
     groups = weight.size // GROUP_SIZE
     return weight.nbytes - weight.size * bits // 8 - 2 * groups * weight.itemsize
 

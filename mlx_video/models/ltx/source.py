@@ -1,4 +1,4 @@
-"""Where the tensors of a part lie, and the config stored with them. Knows files; builds nothing."""
+"""Where a part's tensors are, and the config stored with them. Knows files; builds nothing."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,7 @@ MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")  # MLX's
 
 
 def checked_quantization(stated: object, path: Path) -> Mapping[str, object]:
-    """What the config of ``path`` states as its quantization; raises ``UserError`` where that makes no sense."""
+    """The quantization that the config of ``path`` states; raises ``UserError`` if it makes no sense."""
     stated = stated or {}
     if not isinstance(stated, Mapping) or stated.get("mode", MODES[0]) not in MODES:
         raise UserError(
@@ -48,9 +48,9 @@ class Source:
 
     path       the file or folder
     beside     further files that hold some of its tensors, in the official spelling
-    spelling   how the tensors in ``path`` are written; ``None`` where as officially, or as we do
-    container  a word before the names of the tensors that are the part's; empty where there is none
-    sketched   whether ``weights`` gives placeholders
+    spelling   of the tensors in ``path``; ``None`` = the official one, or ours
+    container  prefix of the names of the part's tensors; may be empty
+    sketched   whether ``weights`` returns placeholders
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Source:
         )
 
     def with_file(self, file: Path) -> "Source":
-        """The same part, some of whose tensors lie in ``file``."""
+        """The same part, with more of its tensors in ``file``."""
         return replace(self, beside=(*self.beside, file))
 
     def with_quantization(self, quantization: Mapping[str, object]) -> "Source":
@@ -91,17 +91,17 @@ class Source:
         return self.quantization.get("mode", "affine")
 
     def weights(self, dtype: mx.Dtype = mx.bfloat16) -> Weights:
-        """All lazy tensors of its files; what another tool quantized is dense and of ``dtype``."""
+        """All tensors of its files, lazy; those that another tool quantized become dense, in ``dtype``."""
         if self.sketched:
             return self.outline()
         return self._joined(read_dense(path, dtype)[0] for path in self.paths)
 
     def outline(self) -> Weights:
-        """Placeholders of all its tensors, with the names, shapes and types that are stored; no tensor is read."""
+        """Placeholders with the names, shapes and types of its tensors; reads none."""
         return self._joined(outline(path) for path in self.paths)
 
     def sketch(self) -> "Source":
-        """The same part for those who ask for shapes alone: without the tensors, where reading them takes memory.
+        """The same part for shapes only: placeholders where lazy tensors would take memory.
 
         MLX reads safetensors when they are evaluated, but a GGUF file's packed bytes are copied at once.
         """
@@ -111,7 +111,7 @@ class Source:
     def formats(self) -> tuple[str, ...]:
         """How other tools quantized it: "int8_tensorwise", "Q4_K" ...; the most frequent first.
 
-        Raises ``UserError`` where one is not read.
+        Raises ``UserError`` for a format that cannot be read.
         """
         found = Counter()
         for path in self.paths:
@@ -129,7 +129,7 @@ class Source:
         return whole
 
     def check(self) -> None:
-        """Raise ``UserError`` where a file is damaged, missing or quantized in a way that is not read; reads no tensor."""
+        """Raise ``UserError`` for a file that is damaged, missing or in an unknown quantization; reads no tensor."""
         for path in self.paths:
             for file in tensor_files(path):
                 read_header(file)

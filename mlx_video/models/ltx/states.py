@@ -1,4 +1,4 @@
-"""The states of a stage: tokens made of latents before the noise, and latents made of tokens after it."""
+"""The states of a stage: latents become tokens before it, and tokens become latents after it."""
 
 from typing import Iterable
 
@@ -27,7 +27,7 @@ def initial_states(
     conditions: Iterable[AV[list[Condition]]],
     audio: bool,
 ) -> AV[LatentState]:
-    """States of a stage before the noise: ``latents`` of the stage before, zeros where there is none, conditioned."""
+    """Conditioned states of a stage before the noise, from the previous stage's ``latents`` or zeros."""
     grid = geometry.latents(shape)
     if latents.video is None:
         video = mx.zeros((1, grid.tokens, grid.channels))
@@ -46,7 +46,7 @@ def initial_states(
 def fresh_sound(
     shape: VideoPixelShape, geometry: Geometry, latent: mx.array | None
 ) -> LatentState:
-    """The state of a clip's sound: ``latent`` (B, C, T, M) of the stage before, zeros where there is none."""
+    """The state of a clip's sound, from the previous stage's ``latent`` (B, C, T, M) or zeros."""
     T = geometry.audio_frames(shape)
     if latent is None:
         sound = mx.zeros((1, T, geometry.audio.token_width))
@@ -56,7 +56,7 @@ def fresh_sound(
 
 
 def noised(states: AV[LatentState], sigma: float, key: mx.array) -> AV[LatentState]:
-    """``states`` with Gaussian noise mixed in to level ``sigma``, another for each modality."""
+    """``states`` with Gaussian noise mixed in to level ``sigma``, drawn for each modality."""
     keys = AV(*mx.random.split(key))
     return states.map(
         lambda state, key: state.noised(

@@ -1,6 +1,6 @@
-"""The text encoder: a Gemma with its tokenizer, every hidden state of it for a prompt, and text that it writes.
+"""The text encoder: a Gemma with its tokenizer; returns its hidden states for prompts, and writes text.
 
-Which Gemma is its config's affair (``gemma``). What becomes of the hidden states is the connectors'.
+The config decides which Gemma (``gemma``). The connectors use the hidden states.
 """
 
 from pathlib import Path
@@ -38,12 +38,11 @@ class GemmaTextEncoder(Network):
     def load(
         cls, path: str | Path, dtype: mx.Dtype | None = None
     ) -> "GemmaTextEncoder":
-        """Open a Gemma folder in transformers' or mlx-lm's format, quantized or not, or the one file of Lightricks or ComfyUI.
+        """Open a Gemma: a folder in transformers' or mlx-lm's format, quantized or not, or Lightricks' or ComfyUI's file.
 
-        Tensors stay on disk until they are first used, so counting tokens costs no memory. Other modalities are never
-        read. The tokenizer may lie in the folder or in one called ``tokenizer`` beside it. ``dtype`` casts the
-        weights; ``None`` keeps them as stored. Raises ``FileNotFoundError`` where a file is missing and
-        ``ValueError`` where the model is not a Gemma that this version implements.
+        Tensors are lazy, and those of other modalities are never read. The tokenizer may be in the folder or in one
+        called ``tokenizer`` beside it. ``dtype`` casts the weights; ``None`` keeps them as stored. Raises
+        ``MissingFileError`` for a missing file, ``UserError`` if the model is not a Gemma that is implemented.
         """
         path = Path(path)
         tensors, _ = read_dense(path, dtype or mx.bfloat16)
@@ -66,7 +65,7 @@ class GemmaTextEncoder(Network):
         dtype: mx.Dtype | None = None,
         model_type: LTXModelType = LTXModelType.AudioVideo,
     ) -> "GemmaTextEncoder":
-        """The language model that lies at ``source``, see ``load``."""
+        """The language model at ``source``, see ``load``."""
         return cls.load(source.path, dtype)
 
     @classmethod
@@ -82,9 +81,9 @@ class GemmaTextEncoder(Network):
         dtype: mx.Dtype | None = None,
         quantization: Mapping[str, int | str] = {},
     ) -> None:
-        """Write a Gemma folder; ``dtype`` is left as it is, since Gemma's own is what it was trained in.
+        """Write a Gemma folder. ``dtype`` is ignored: Gemma keeps the one it was trained in.
 
-        Files are copied as they are, unless tensors are to be quantized or come out of a packed file.
+        Copies the files, unless tensors are quantized or come from a packed file.
         """
         packed = source.path.is_file()
         if not packed and (source.quantization or not quantization):
@@ -105,7 +104,7 @@ class GemmaTextEncoder(Network):
     def _tensors(
         cls, source: Source, quantization: Mapping[str, int | str]
     ) -> weights.Weights:
-        """Under the names that mlx-lm gives them in such a model."""
+        """All tensors under mlx-lm's names for such a model."""
         model = cls.load(source.path).model
         if quantization:
             quantize_blocks(model, **quantization)
@@ -113,7 +112,7 @@ class GemmaTextEncoder(Network):
         return {prefix + k: v for k, v in tree_flatten(model.parameters())}
 
     def activation_bytes(self, rows: int) -> int:
-        """For prompts of so many tokens: every layer's states, alone and stacked, and what one layer makes."""
+        """For prompts of ``rows`` tokens: every layer's states, single and stacked, and one layer's intermediates."""
         args, norm = self.model.args, self.model.model.norm.weight
         states = args.num_hidden_layers + 1
         return rows * (2 * states + 16) * args.hidden_size * norm.dtype.size
@@ -130,7 +129,7 @@ class GemmaTextEncoder(Network):
     def features(
         self, texts: Sequence[str], max_length: int | None = None
     ) -> TextFeatures:
-        """Hidden states of a batch of prompts, evaluated. Columns that are padding in every row are not computed."""
+        """Hidden states of a batch of prompts, evaluated; skips columns that are padding in every row."""
         ids, mask = self.tokenize(texts, max_length)
         longest = mask.sum(axis=1).max().item()
         states = mx.stack(self.hidden_states(ids[:, -longest:], mask[:, -longest:]))
@@ -144,11 +143,11 @@ class GemmaTextEncoder(Network):
         return self.tokenizer.tokenize(texts, max_length)
 
     def hidden_states(self, ids: mx.array, mask: mx.array) -> list[mx.array]:
-        """The scaled embeddings, the outputs of all layers but the last, and the last one's normalised output.
+        """The scaled embeddings, the outputs of all layers but the last, and the normalised output of the last.
 
-        ``ids`` and ``mask`` are (B, T), and each state (B, T, D): one more than there are layers, as transformers
-        counts them. Rows of padding hold finite numbers without meaning. Evaluates layer by layer, because macOS
-        stops a GPU command that runs for seconds.
+        ``ids`` and ``mask`` are (B, T), and each state (B, T, D): one more than there are layers, as in transformers.
+        Rows of padding hold meaningless finite numbers. Evaluates layer by layer, because macOS stops a GPU command that
+        runs for seconds.
         """
         states = []
         for state in gemma.hidden_states(self.model, ids, mask):
@@ -170,15 +169,15 @@ class GemmaTextEncoder(Network):
         temperature: float,
         seed: int,
     ) -> Iterator[str]:
-        """What the model answers, piece by piece. Temperature 0 takes the likeliest token; the seed fixes the rest.
+        """The model's answer, piece by piece. Temperature 0 takes the likeliest token; the seed fixes the rest.
 
-        Raises ``ValueError`` where the question is longer than any text that the tokenizer was made for.
+        Raises ``UserError`` if the question is longer than the tokenizer allows.
         """
         turn = self._turn(instructions, request)
         if len(turn) > (longest := self.tokenizer.chat.model_max_length):
             raise UserError(
-                f"This text encoder reads {longest} tokens at most and cannot be asked to write; do without "
-                "enhancement, or give a Gemma that follows instructions with --text-encoder."
+                f"This text encoder reads at most {longest} tokens and cannot enhance prompts; leave out the enhancement, or "
+                "give a Gemma that follows instructions with --text-encoder."
             )
         from mlx_lm import stream_generate  # with transformers, more than a second
 
@@ -193,7 +192,7 @@ class GemmaTextEncoder(Network):
             yield response.text
 
     def _turn(self, instructions: str, request: str) -> list[int]:
-        """A user's turn, ready to be answered. Gemma reads instructions at the head of the first turn."""
+        """A user's turn, ready for the answer. Gemma expects instructions at the head of the first turn."""
         chat = self.tokenizer.chat
         if chat.has_chat_template:
             messages = [
@@ -210,7 +209,7 @@ class GemmaTextEncoder(Network):
 def _sampler(
     temperature: float, seed: int, vocabulary: int
 ) -> Callable[[mx.array], mx.array]:
-    """Draws a token from log-probabilities (B, V); never one of those ids beyond ``vocabulary`` that have no text."""
+    """A function that draws a token from log-probabilities (B, V), never an id beyond ``vocabulary``, which has no text."""
     key = mx.random.key(seed)
 
     def sample(logprobs: mx.array) -> mx.array:

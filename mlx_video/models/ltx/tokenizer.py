@@ -1,11 +1,11 @@
-"""Prompts as ids: the tokenizer of a Gemma folder or of Lightricks' packed file, and the words that it knows.
+"""Prompts as ids: the tokenizer of a Gemma folder or of Lightricks' packed file, and the words it knows.
 
-Knows text and ids; not the language model that reads them. Only tokenizers is imported, unless Gemma is to write.
+Knows text and ids, not the language model. Imports only tokenizers, unless Gemma is asked to write.
 """
 
 import re
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, Sequence
 
@@ -25,8 +25,8 @@ PAD = 0
 BOS = "<bos>"
 TURNS = (("<start_of_turn>", "<end_of_turn>"), ("<|turn>", "<turn|>"))  # Gemma 3, 4
 PACKED = "tokenizer_json"  # the tensor of bytes in Lightricks' packed file
-PACKED_SENTENCEPIECE = "spiece_model"  # and in ComfyUI's
-LONGEST_TEXT = 100_000  # characters, more than the tokens of any prompt stand for
+PACKED_SENTENCEPIECE = "spiece_model"  # the same in ComfyUI's
+LONGEST_TEXT = 100_000  # characters, more than any prompt's tokens can encode
 
 
 class PromptTokenizer:
@@ -34,8 +34,8 @@ class PromptTokenizer:
 
     backend     tokenizers' own object
     max_tokens  of the longest prompt, BOS included
-    folder      that has its files; ``None`` where they are packed
-    knowledge   what the model knows, where that is little
+    folder      with its files; ``None`` = packed
+    knowledge   what a small model can draw; ``None`` for large ones
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class PromptTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "PromptTokenizer":
-        """Of a Gemma folder, of one called ``tokenizer`` beside it, or packed in a file or beside that; no weights are read.
+        """From a Gemma folder, a folder ``tokenizer`` beside it, or a packed file or beside it; reads no weights.
 
-        Raises ``FileNotFoundError`` where there is none and ``ValueError`` where it is damaged or another model's.
+        Raises ``MissingFileError`` if there is none, ``UserError`` if it is damaged or another model's.
         """
         path = Path(path)
         if path.is_file():
@@ -78,12 +78,12 @@ class PromptTokenizer:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, BOS first, as the official code has them. Outer white space does not count."""
+        """Ids of a prompt, BOS first, as in the official code. Outer white space is ignored."""
         check_prompt(text)
         return self.ids(text.strip())
 
     def ids(self, text: str) -> list[int]:
-        """Of any text, BOS first."""
+        """Ids of any text, BOS first."""
         damaged = UserError(
             f"The tokenizer cannot read the prompt that begins {text[:40]!r}: its file is damaged. Fetch it again."
         )
@@ -115,9 +115,9 @@ class PromptTokenizer:
     # Words
 
     def unknown_words(self, prompt: str) -> tuple[str, ...]:
-        """The words of ``prompt`` that a model of a small world never saw, in order, each once; of others none.
+        """The words of ``prompt`` that a small model never saw, in order, each once; none for large models.
 
-        Such a model spells them letter by letter, and makes nothing of them. A plural of a known word is known.
+        Such a model reads them letter by letter, without meaning. The plural of a known word is known.
         """
         if self.knowledge is None:
             return ()
@@ -126,7 +126,7 @@ class PromptTokenizer:
         return tuple(word for word in words if not self._knows(word))
 
     def caution(self, prompt: str) -> str:
-        """One line for whoever asks such a model for what it does not know; empty where it knows every word."""
+        """One line about what such a model does not know in ``prompt``; empty if it knows every word."""
         if self.knowledge is None:
             return ""
         name, draws, things = self.knowledge
@@ -138,24 +138,20 @@ class PromptTokenizer:
         return f"{name} does not know: {unknown}. It draws {draws}." if unknown else ""
 
     def _knows(self, word: str) -> bool:
-        return any(
-            len(self.backend.encode(written, add_special_tokens=False)) == 1
-            for form in (word, word.removesuffix("s"))
-            for written in (
-                form,
-                f" {form}",
-            )  # whichever way the tokenizer marks where words begin
-        )
+        # With and without a space, as tokenizers differ in how they mark the beginning of a word.
+        forms = [s + w for w in (word, word.removesuffix("s")) for s in ("", " ")]
+        encode = partial(self.backend.encode, add_special_tokens=False)
+        return any(len(encode(form)) == 1 for form in forms)
 
     # Writing
 
     @cached_property
     def chat(self) -> "TokenizerWrapper":
-        """mlx-lm's wrapper, which writes: it knows the chat template and where an answer ends."""
+        """mlx-lm's wrapper, for writing: it knows the chat template and where an answer ends."""
         if self.folder is None:
             raise UserError(
-                "The text encoder that Lightricks packs into one file encodes prompts and cannot write them. Write the "
-                "fuller prompt with `mlx-video enhance --text-encoder FOLDER` and a Gemma that follows instructions."
+                "Lightricks' packed text encoder can encode prompts but not write them. Enhance the prompt with "
+                "`mlx-video enhance --text-encoder FOLDER` and a Gemma that follows instructions."
             )
         from mlx_lm.tokenizer_utils import load
 
@@ -166,12 +162,12 @@ class PromptTokenizer:
 
     @property
     def turns(self) -> list[tuple[str, str]]:
-        """What begins and ends a turn of a conversation, where the tokenizer has tokens for it."""
+        """The tokens that begin and end a turn of a conversation, if the tokenizer has them."""
         return [t for t in TURNS if all(map(self.backend.token_to_id, t))]
 
 
 def check_prompt(text: str) -> None:
-    """Raise ``UserError`` where ``text`` is longer than any prompt, or no valid text."""
+    """Raise ``UserError`` if ``text`` is longer than any prompt, or not valid text."""
     if len(text) > LONGEST_TEXT:
         raise UserError(
             f"The prompt has {len(text):,} characters, and no prompt may have more than {LONGEST_TEXT:,}; it begins "
@@ -181,7 +177,7 @@ def check_prompt(text: str) -> None:
 
 
 def caution(text_encoder: Path, prompt: str) -> str:
-    """See ``PromptTokenizer.caution``; what large models know is not looked into."""
+    """See ``PromptTokenizer.caution``; for large models it does not load the tokenizer."""
     if not text_encoder.is_dir() or Knowledge.read(text_encoder) is None:
         return ""
     return PromptTokenizer.load(text_encoder).caution(prompt)
@@ -223,7 +219,7 @@ def _converted(folder: Path) -> Tokenizer:
 
 @contextmanager
 def _instead_of_any(error: UserError) -> Iterator[None]:
-    """Raise ``error`` for whatever a tokenizer's file makes the libraries raise: a bare Exception, or a panic of Rust."""
+    """Raise ``error`` for anything the libraries raise on a bad tokenizer file, be it a bare Exception or a Rust panic."""
     try:
         yield
     except KeyboardInterrupt:
@@ -234,5 +230,5 @@ def _instead_of_any(error: UserError) -> Iterator[None]:
 
 def _damaged(file: Path) -> UserError:
     return UserError(
-        f"{file} does not hold a tokenizer that can be read: it is damaged, or no tokenizer at all. Fetch it again."
+        f"{file} does not hold a readable tokenizer: it is damaged, or not a tokenizer at all. Fetch it again."
     )

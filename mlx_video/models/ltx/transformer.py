@@ -27,13 +27,13 @@ class Rows(NamedTuple):
     gate: int | None = None
 
 
-# Of a stream's table; the last is there where the text attention is modulated (LTX-2.3).
+# Of a stream's table; the last only if the text attention is modulated (LTX-2.3).
 SELF_ATTENTION = Rows(shift=0, scale=1, gate=2)
 FEED_FORWARD = Rows(shift=3, scale=4, gate=5)
 TEXT_ATTENTION = Rows(shift=6, scale=7, gate=8)
 # Of its table for the prompt.
 PROMPT = Rows(shift=0, scale=1)
-# Of its table for the attention between the streams, by the stream that asks.
+# Of its table for the attention between the streams, by the querying stream.
 CROSS_ATTENTION = AV(video=Rows(scale=0, shift=1, gate=4), audio=Rows(scale=2, shift=3, gate=4))  # fmt: skip
 CROSS_ROWS = 5
 CROSS_GATE = 4
@@ -45,10 +45,10 @@ def table_rows(config: LTXModelConfig) -> int:
 
 
 class Timesteps(NamedTuple):
-    """The noise levels of one stream's tokens, each distinct level once.
+    """The distinct noise levels of one stream's tokens.
 
     values  (B, K) float32 in [0, 1]; B may be 1 for a whole batch
-    index   (N,) which of the K levels each token has; ``None`` where there is only one
+    index   (N,) which of the K levels each token has; ``None`` = there is only one
     sigma   (B,) float32, the level of the stream as a whole; it modulates the prompt and gates the other stream
     """
 
@@ -58,7 +58,7 @@ class Timesteps(NamedTuple):
 
     @classmethod
     def from_mask(cls, sigma: mx.array | float, mask: mx.array) -> "Timesteps":
-        """``sigma``, a number or (B,), times a denoise mask (B, N, 1); reads the mask, so it can have no gradient."""
+        """``sigma``, a number or (B,), times a denoise mask (B, N, 1); evaluates the mask, which can have no gradient."""
         tokens = np.array(mask.astype(mx.float32)).reshape(mask.shape[:2])
         values, index = np.unique(tokens, axis=1, return_inverse=True)
         index = mx.array(index.reshape(-1)) if values.shape[1] > 1 else None
@@ -82,9 +82,9 @@ class RopeTables(NamedTuple):
 class ModalityInput:
     """One modality as the transformer sees it.
 
-    latent     (B, N, C), in the dtype to compute in
+    latent     (B, N, C), in the compute dtype
     context    (B, L, D), the prompt after ``LTXModel.project_context``
-    enabled    ``False``: the stream stays as it enters, but the other one still attends to it
+    enabled    ``False`` = the stream does not change, but the other still attends to it
     keyframes  (B, N, 1) 1 = the token encodes a single frame (LTX-2.5); ``None`` marks nothing
     bias       (B, 1, N, N) added to the scores of self-attention, as ``attention_bias`` makes it
     """
@@ -101,7 +101,7 @@ class ModalityInput:
 class Conditioning(NamedTuple):
     """What the blocks and the output read of one stream besides its tokens; rows for each of K noise levels.
 
-    levels       (N,) which level each token has; ``None`` where there is only one
+    levels       (N,) which level each token has; ``None`` = there is only one
     rows         (B, K, 6 or 9, D)  for the stream's own table
     embedded     (B, K, D)          what the output adds to its own shift and scale
     cross_rows   (B, K, 5, D)       for the table of the exchange with the other stream
@@ -143,7 +143,7 @@ class StreamBlock(nn.Module):
         if self.modulated_text:
             self.prompt_scale_shift_table = mx.zeros((2, D))
         if other is not None:
-            audio = config.streams.audio  # whose heads the exchange has
+            audio = config.streams.audio  # the exchange has its heads
             heads = {"heads": audio.heads, "head_dim": audio.head_dim}
             self.cross_attn = attention(context_dim=other.width, **heads)
             self.cross_scale_shift_table = mx.zeros((CROSS_ROWS, D))
@@ -159,7 +159,7 @@ class StreamBlock(nn.Module):
             attending=attending,
         )
         x = end_piece(self._add(x, update, c, SELF_ATTENTION))
-        del update  # a name would keep it while the text is attended to
+        del update  # frees it during the text attention
         if not self.modulated_text:
             return x + self.attn2(mx.fast.rms_norm(x, None, self.norm_eps), c.context)
         update = self.attn2(self._norm(x, c, TEXT_ATTENTION), self._prompt(c))
@@ -171,7 +171,7 @@ class StreamBlock(nn.Module):
         return modulate(c.context, *chosen_rows(table, c.prompt_rows, None, *numbers))
 
     def cross_input(self, x: mx.array, c: Conditioning, at: Rows) -> mx.array:
-        """The stream's tokens as the attention between the streams takes them, for its queries or its context."""
+        """The stream's tokens as queries or context of the attention between the streams."""
         table, numbers = self.cross_scale_shift_table, (at.shift, at.scale)
         return norm_modulate(x, table, c.cross_rows, c.levels, *numbers, self.norm_eps)
 
@@ -184,14 +184,14 @@ class StreamBlock(nn.Module):
         at: Rows,
         crossing: mx.array | bool,
     ) -> mx.array:
-        """Attention to the other stream, whose ``cross_input`` is ``context``; ``crossing`` says for which batch items."""
+        """Attention to the other stream, whose ``cross_input`` is ``context``, in the batch items that ``crossing`` selects."""
         query = self.cross_input(x, c, at)
         update = self.cross_attn(
             query, context, rope=c.rope.cross, context_rope=context_rope
         )
         if crossing is not True:
             update = update * crossing.astype(update.dtype)
-        # The gate follows the other stream's noise level, so the rows of all levels have the same.
+        # The gate follows the other stream's noise level, so it is the same in all rows.
         table = self.cross_scale_shift_table
         return add_gated(x, update, table, c.cross_rows, None, at.gate)
 
@@ -210,7 +210,7 @@ class StreamBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, text attention, exchange between the streams, feed-forward."""
+    """Self-attention, text attention, exchange between the streams, then feed-forward."""
 
     def __init__(self, config: LTXModelConfig):
         super().__init__()
@@ -231,8 +231,8 @@ class TransformerBlock(nn.Module):
     ) -> AV[mx.array]:
         """Tokens (B, N, D) of each stream -> the same shapes.
 
-        attending  whether a stream's self-attention runs or only passes its values through
-        crossing   whether the streams attend to each other; both may be (B, 1, 1), one answer per batch item
+        attending  whether a stream's self-attention runs, or only passes its values through
+        crossing   whether the streams attend to each other; both may be (B, 1, 1), per batch item
         """
         x = _advance(StreamBlock.attend, self.streams, x, c, attending)
         if crossing is not False and len(x.present) > 1:
@@ -242,7 +242,7 @@ class TransformerBlock(nn.Module):
     def _exchange(
         self, x: AV[mx.array], c: AV[Conditioning], crossing: mx.array | bool
     ) -> AV[mx.array]:
-        """Each stream attends to the other as it was before either changed."""
+        """Each stream attends to the other's state before the exchange."""
         others = self.streams.swapped, x.swapped, c.swapped, CROSS_ATTENTION
 
         def attend(own, x, c, other, other_x, other_c, at) -> mx.array:
@@ -259,11 +259,11 @@ def _advance(
     c: AV[Conditioning],
     *others: AV,
 ) -> AV[mx.array]:
-    """Each stream after ``rule``; one that is not enabled stays as it is."""
+    """Apply ``rule`` to each enabled stream."""
 
     def one(x: mx.array, c: Conditioning, stream: StreamBlock, *others) -> mx.array:
         return rule(stream, x, c, *others) if c.enabled else x
 
     x = x.map(one, c, streams, *others)
-    end_piece(*x.values)  # together: what the small stream reads of the large one goes
+    end_piece(*x.values)  # together, which frees what one stream reads of the other
     return x

@@ -24,13 +24,12 @@ NORM_EPS = 1e-5
 def upsample_normalized(
     upsampler: "LatentUpsampler", statistics: PerChannelStatistics, latent: mx.array
 ) -> mx.array:
-    """``upsampler`` for latents as the transformer knows them: (B, C, F, H, W), normalised by ``statistics``."""
+    """``upsampler`` for latents (B, C, F, H, W) that are normalised by ``statistics``, as the transformer's are."""
     return statistics.normalize(upsampler(statistics.un_normalize(latent)))
 
 
-# The official name of each part -> ours. A file of its own: names have no prefix.
 class LatentUpsampler(Network):
-    """Residual blocks at the coarse grid, a shuffle to the finer one, and as many residual blocks there."""
+    """Residual blocks on the coarse grid, a shuffle to the fine one, and as many residual blocks there."""
 
     CONFIG: ClassVar = UpsamplerConfig
     NAMES: ClassVar = TensorNames(
@@ -57,13 +56,13 @@ class LatentUpsampler(Network):
         self.conv_out = Conv3d(channels, config.in_channels)
 
     def activation_bytes(self, cells: int) -> float:
-        """For so many latent cells of the finer grid."""
+        """For so many latent cells of the fine grid."""
         live, weight = fitted.live(), self.conv_in.weight
         each = cells * weight.shape[0] * weight.dtype.size
         return live.upsample * each + min(fitted.QUEUED_FINER, live.finer * each)
 
     def __call__(self, latent: mx.array) -> mx.array:
-        """Un-normalised latents (B, C, F, H, W) -> the same at the finer grid; doubled in time, F becomes 2F - 1."""
+        """Un-normalised latents (B, C, F, H, W) -> the same on the fine grid; in time, F becomes 2F - 1."""
         x = mx.moveaxis(latent, 1, -1).astype(self.conv_in.weight.dtype)
         x = nn.silu(self.norm_in(self.conv_in(x)))
         for block in self.coarse_blocks:
@@ -75,7 +74,7 @@ class LatentUpsampler(Network):
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """An official file's tensors renamed and channels last; ours come back unchanged."""
+        """As every network's; strict, since the file holds nothing else."""
         taken = super().sanitize(weights)
         if taken is weights:
             return _renamed(weights) if "resample.blur.kernel" in weights else weights
@@ -127,13 +126,13 @@ class SpatialUpsample(nn.Module):
 
 
 class RationalUpsample(nn.Module):
-    """``scale`` times as many rows and columns: its numerator times as many, smoothed where a denominator thins them."""
+    """``scale`` times as many rows and columns: grown by its numerator, then smoothed and thinned by its denominator."""
 
     def __init__(self, channels: int, scale: Fraction):
         super().__init__()
         self.up = scale.numerator
         self.expand = nn.Conv2d(channels, channels * self.up**2, 3, padding=1)
-        self.blur = Blur(scale.denominator)  # the file of x2 has the kernel too
+        self.blur = Blur(scale.denominator)  # the x2 file has the kernel too
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.blur(_grown(x, self.expand, self.up))
@@ -159,7 +158,7 @@ class Blur(nn.Module):
 
 
 class TemporalUpsample(nn.Module):
-    """Twice as many frames, less the first: it stood before the clip."""
+    """Twice as many frames, without the first, which lies before the clip."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -170,14 +169,14 @@ class TemporalUpsample(nn.Module):
 
 
 def _grown(x: mx.array, conv: nn.Conv2d, factor: int) -> mx.array:
-    """``factor`` times as many rows and columns, from the channels that ``conv`` makes of each frame."""
+    """``factor`` times as many rows and columns, shuffled from the channels of ``conv``, frame by frame."""
     # A kernel of one frame: the 2-D convolution of each.
     x = conv3d(x, conv.weight[:, None], conv.bias, padding=(1, 1))
     return depth_to_space(x, (1, factor, factor))
 
 
 def _renamed(weights: Weights) -> Weights:
-    """A rational upsampler's, which folders written before 0.1.0 call as the plain ones'."""
+    """A rational upsampler's tensors, which folders written before 0.1.0 name like a plain one's."""
     old, new = "resample.conv.", "resample.expand."
     return {key.replace(old, new): value for key, value in weights.items()}
 
@@ -192,7 +191,7 @@ def _blocks(config: UpsamplerConfig) -> list[ResBlock]:
 
 
 def _resampler(config: UpsamplerConfig) -> nn.Module:
-    """What the config asks for; raises ``ValueError`` for a combination that no LTX-2 checkpoint uses."""
+    """The layer that the config asks for; raises ``UserError`` for a combination that no LTX-2 checkpoint uses."""
     space, time = config.spatial_upsample, config.temporal_upsample
     if time and not space:
         return TemporalUpsample(config.mid_channels)

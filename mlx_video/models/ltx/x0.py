@@ -25,7 +25,7 @@ class X0Model:
 
     def __init__(self, model: LTXModel):
         self.model = model
-        # Not a method of its own: the circle would keep model and tables until Python looks for such.
+        # Not a bound method: the reference cycle would keep model and tables until Python's collector runs.
         project = partial(_project, model)
         self._contexts = _Memo(project, size=4)  # one per pass of a guided step
         self._ropes = _Memo(model.rope, size=1)
@@ -88,7 +88,7 @@ class X0Model:
 
 
 def to_x0(latent: mx.array, velocity: mx.array, timesteps: mx.array) -> mx.array:
-    """Where the flow through ``latent`` began: latent - velocity * timestep, float32 as the timesteps (B, N, 1) are."""
+    """The origin of the flow through ``latent``: latent - velocity * timestep, in the timesteps' float32; they are (B, N, 1)."""
     return latent - velocity * timesteps
 
 
@@ -105,9 +105,9 @@ def _biases(model: LTXModel, masks: AV[mx.array]) -> AV[mx.array]:
 
 
 class _Memo:
-    """The last ``size`` results of a function of arrays, which it knows again by identity.
+    """The last ``size`` results of a function of arrays, recognised by identity.
 
-    Holding the arguments keeps their identities from being reused.
+    It holds the arguments, so that their identities are not reused.
     """
 
     def __init__(self, function: Callable[[AV], AV], size: int):

@@ -7,6 +7,7 @@ import pytest
 
 from mlx_video.models.ltx import foreign_names as foreign
 from mlx_video.models.ltx.foreign_names import to_official
+from mlx_video.weights import channels_last
 from tests import layout_writers as write
 from tests.reference import manifest
 
@@ -47,6 +48,25 @@ UNREAD = ("mean-of-stds", "mean-of-stds_over_std-of-means", "channel")
 
 def spelling(name: str, release: str) -> foreign.Spelling:
     return VAE[release] if name == "diffusers_video_vae" else getattr(foreign, name)
+
+
+def from_official(
+    weights: dict[str, mx.array], spelling: foreign.Spelling
+) -> dict[str, mx.array]:
+    """The inverse of ``to_official``; tensors that the project drops are left out."""
+    found = {}
+    for name, value in spelling.names.take(weights).items():
+        official = spelling.names.official(name)
+        found[name] = _last(official, value) if spelling.channels_last else value
+    return found
+
+
+def _last(name: str, value: mx.array) -> mx.array:
+    if value.ndim < 3 or not (name.endswith(".weight") or foreign._is_filter(name)):
+        return value
+    if foreign._is_transposed(name):
+        return value.transpose(1, 2, 0)
+    return channels_last(value)
 
 
 def shapes(weights: dict[str, mx.array]) -> dict[str, tuple[int, ...]]:
