@@ -37,6 +37,7 @@ except ImportError as error:
     sys.exit(f"The job ends in a file, and PyAV and Pillow write it: {error}.")
 from mlx_video import previews  # noqa: E402
 from mlx_video.models.ltx.components import Components  # noqa: E402
+from mlx_video.models.ltx.files import Files  # noqa: E402
 from mlx_video.models.ltx.gemma import language_model  # noqa: E402
 from mlx_video.models.ltx.parts import PARTS  # noqa: E402
 from mlx_video.models.ltx.residency import Residency
@@ -115,7 +116,7 @@ def components(tiny: bool) -> RandomComponents:
     blocks = {p.name: config.get(p.block, upscaler) for p in PARTS.values()}
     blocks["text_encoder"] = GEMMA
     if tiny:
-        opened = Components.open(CHECKPOINT, upsampler=UPSCALER)
+        opened = Components.open(Files(CHECKPOINT, upsampler=UPSCALER))
         blocks = {name: source.config for name, source in opened.sources.items()}
     sources = {name: Source(TINY, block) for name, block in blocks.items()}
     return RandomComponents(sources, Residency(mx.float32 if tiny else mx.bfloat16))

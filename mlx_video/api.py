@@ -106,7 +106,6 @@ class LTXPipeline:
         self,
         prompt: str,
         *,
-        seed: int | None = None,
         image: object = (),
         frames: int | None = None,
         height: int | None = None,
@@ -115,7 +114,7 @@ class LTXPipeline:
         audio: bool | None = None,
         negative_prompt: str | None = None,
     ) -> Request:
-        """What a call asks for; what is left out is the checkpoint's default, and the seed random.
+        """What a call asks for, with a random seed; what is left out is the checkpoint's default.
 
         image          what the clip begins with: a path, a PIL image, or an array (H, W, 3) of uint8 or from 0 to 1; or
                        an ``Image``, which says where and how strongly it is shown; or a list of these
@@ -136,7 +135,7 @@ class LTXPipeline:
             prompt,
             wanted.shape,
             negative_prompt=wanted.negative_prompt,
-            seed=secrets.randbits(32) if seed is None else seed,
+            seed=secrets.randbits(32),
             audio=wanted.audio,
             inputs=tuple(map(_input, given)),
         )
@@ -150,8 +149,8 @@ class LTXPipeline:
 
     def _request(self, prompt: str | Request, seed: int | None, wanted) -> Request:
         if not isinstance(prompt, Request):
-            return self.request(prompt, seed=seed, **wanted)
-        if wanted:
+            prompt = self.request(prompt, **wanted)
+        elif wanted:
             raise UserError(
                 f"A Request says all that is wanted; leave out {', '.join(wanted)}, or give a prompt in its place."
             )

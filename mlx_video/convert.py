@@ -22,6 +22,7 @@ from mlx_video.models.ltx.layouts import (
     newest,
 )
 from mlx_video.models.ltx.parts import PARTS, part_of
+from mlx_video.models.ltx.source import Source
 from mlx_video.names import (  # noqa: F401  which users import from here
     sanitize_audio_vae_weights,
     sanitize_transformer_weights,
@@ -29,7 +30,6 @@ from mlx_video.names import (  # noqa: F401  which users import from here
     sanitize_vae_weights,
     sanitize_vocoder_weights,
 )
-from mlx_video.models.ltx.source import Source
 from mlx_video.weights import CONFIG, aside, write_json
 
 BITS = (2, 3, 4, 5, 6, 8)

@@ -252,7 +252,7 @@ def test_no_time_goes_to_compiling_for_a_cpu(demo, monkeypatch):
 
 def test_it_cannot_enhance_prompts(demo, capsys):
     assert unified([*PROMPT, "--enhance-prompt"]) == cli.BAD_INPUT
-    assert "reads 64 tokens at most and cannot be asked" in capsys.readouterr().err
+    assert "reads at most 64 tokens and cannot enhance" in capsys.readouterr().err
     assert not Path("output.mp4").exists()
 
 

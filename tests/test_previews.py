@@ -80,7 +80,7 @@ def clock(monkeypatch) -> Clock:
 
 def watched(model: Path, latents: mx.array) -> tuple[Previews, Components]:
     """Previews of a stage whose one step ended in ``latents``."""
-    components = Components.open(model, dtype=mx.float32)
+    components = Components.open(Files(model, dtype="float32"))
     with components.transformer() as predict:
         found = Previews(components, predict.model)
     found.begin(0, GRID)
@@ -100,7 +100,7 @@ def test_the_picture_is_the_middle_of_the_estimate_through_the_real_decoder(
         (preview,) = found.after(5)
         assert components.resident == ["video_decoder"]
     assert not components.resident
-    with components.video_decoder() as decoder:
+    with components.lend("video_decoder") as decoder:
         (expected,) = to_uint8(decoder(latents[:, :, 1:2])[0])
     assert (preview.stage, preview.step) == (1, 5)
     assert np.array_equal(preview.picture, np.array(expected))

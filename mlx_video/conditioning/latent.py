@@ -49,6 +49,13 @@ class LatentState(NamedTuple):
         keyframes = marks.astype(mx.float32) if single_frames else None
         return cls(latent, latent, mask, positions, keyframes)
 
+    @classmethod
+    def pinned(cls, latent: mx.array, positions: mx.array) -> "LatentState":
+        """A state that stays as it is, such as given sound for which a video is made."""
+        state = cls.fresh(latent, positions)
+        mask = mx.zeros_like(state.denoise_mask)
+        return state._replace(denoise_mask=mask, frozen=True)
+
     def noised(self, sigma: float, noise: mx.array) -> "LatentState":
         """Mix Gaussian ``noise`` (B, N, C) in to level ``sigma``, as far as the mask allows."""
         mixed = (1 - sigma) * self.latent + sigma * noise

@@ -190,7 +190,7 @@ def test_a_language_model_of_another_size_is_told_before_anything_is_fetched(
     ):
         Components.open(Files("Lightricks/LTX-2.3", text_encoder=gemma), variant="dev")
     wide = wide_gemma(shutil.copytree(gemma, tmp_path / "wide"))
-    with pytest.raises(UserError, match=f"wide: The text encoder is 64 channels wide"):
+    with pytest.raises(UserError, match="wide: The text encoder is 64 channels wide"):
         Components.open(Files(folder, text_encoder=wide))
     (folder / "text_encoder" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="must be a Gemma"):
