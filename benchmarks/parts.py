@@ -37,12 +37,12 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.footprint import Footprint
-from mlx_video.models.ltx.ltx import X0Model
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.pieces import SMALL, piece_by_piece
 from mlx_video.models.ltx.residency import Residency, default_dtype
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
+from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.types import AV, TextFeatures, VideoPixelShape
 from mlx_video.weights import save
 
@@ -281,7 +281,7 @@ def encode_text(lent: RandomComponents, folder: Path, name: str) -> Iterator[Res
 
 def encode(lent: Components, outputs: list[mx.array]) -> None:
     """The states in float32, one below another, and how many tokens they are of."""
-    with lent.text_encoder() as encoder:
+    with lent.lend("text_encoder") as encoder:
         features = encoder.features([TEXT])
     states = features.hidden_states.astype(mx.float32)
     outputs += states.reshape(-1, states.shape[-1]), features.mask.sum()

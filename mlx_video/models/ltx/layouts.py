@@ -30,7 +30,9 @@ from mlx_video.models.ltx.releases import Release, release_of
 from mlx_video.models.ltx.source import Source
 from mlx_video.weights import CONFIG, read_config, read_header, read_json, some
 
-VERSION = foreign.VERSION  # key in a file's metadata, and in a converted folder's config
+VERSION = (
+    foreign.VERSION
+)  # key in a file's metadata, and in a converted folder's config
 DEFAULTS = "defaults"  # key of a checkpoint's own defaults, in the same places
 CRF = "image_crf"  # one of them
 TOKENIZER_CONFIG = "tokenizer_config.json"

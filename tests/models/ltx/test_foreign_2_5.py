@@ -17,6 +17,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.describe import describe
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import joined
 from mlx_video.models.ltx.gemma import language_model
 from mlx_video.models.ltx.layouts import SPLIT, identify
@@ -62,7 +63,7 @@ def blocks(read, monkeypatch) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def official() -> Components:
-    return Components.open(HOME, needs=NEEDS, dtype=mx.float32)
+    return Components.open(Files(HOME, dtype="float32"), needs=NEEDS)
 
 
 def parameters(components: Components, name: str) -> dict[str, mx.array]:
@@ -72,7 +73,7 @@ def parameters(components: Components, name: str) -> dict[str, mx.array]:
 def check_same(path, layout, official, but=(), floor=0.0) -> Components:
     """Every part of ``path`` has the official weights, to within ``floor`` of the largest."""
     needs = [name for name in NEEDS if name not in but]
-    found = Components.open(path, needs=needs, dtype=mx.float32)
+    found = Components.open(Files(path, dtype="float32"), needs=needs)
     assert found.layout.name == layout and found.layout.version.startswith("2.5")
     for name in needs:
         ours, theirs = parameters(found, name), parameters(official, name)
@@ -267,7 +268,7 @@ def test_an_unknown_file_is_refused_by_what_was_found(tmp_path, capsys):
 
 def opened(folder: Path, **options) -> Components:
     needs = ["transformer", "video_encoder", "video_decoder"]
-    return Components.open(folder, needs=needs, dtype=mx.float32, **options)
+    return Components.open(Files(folder, dtype="float32", **options), needs=needs)
 
 
 def test_the_convolutional_one_is_chosen_by_a_word_or_by_its_file(
