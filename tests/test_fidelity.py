@@ -191,7 +191,7 @@ def test_the_detailing_lora_is_of_the_second_stage_alone(model, detailing):
     request = Request("a cat on a mat", VideoPixelShape(33, 64, 64, 24.0), audio=False)
     sampled, loads, reached = [], [], []
     for recipe, file in ((fidelity(0), None), (fidelity(0, 0.5), detailing)):
-        parts = Components.open(model, dtype=mx.float32, detailing_lora=file)
+        parts = Components.open(Files(model, dtype="float32", detailing_lora=file))
         *events, last = pipeline_for(parts, recipe, health=False).events(request)
         sampled.append(last.latents.video)
         steps = [e for e in events if isinstance(e, Step)]

@@ -182,17 +182,16 @@ class Components:
     def _check_loras(self, needs: Sequence[str]) -> None:
         """A LoRA may name layers of several parts, and of streams that this run does not use."""
         files = [file for file, _ in self.loras]
-        if DISTILLED_LORA in needs and self.distilled_lora is not None:
-            files.append(self.distilled_lora)
-            distilled = lora.Adapter.read(self.distilled_lora)
-            distilled.check_distillation(self.sketch("transformer"))
-        if self.detailing_lora is not None:
-            files.append(self.detailing_lora)
+        distilled = self.distilled_lora if DISTILLED_LORA in needs else None
+        files += [file for file in (distilled, self.detailing_lora) if file]
         if files:
             parts = (self.sketch(name) for name in PARTS if name in needs)
             modules = [part for part in parts if part.LORAS]
         for file in files:
             lora.Adapter.read(file).check_layers(modules)
+        if distilled:
+            adapter = lora.Adapter.read(distilled)
+            adapter.check_distillation(self.sketch("transformer"))
 
     # Lending
 
