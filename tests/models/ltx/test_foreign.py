@@ -55,7 +55,7 @@ def parameters(components: Components, name: str) -> dict[str, mx.array]:
 
 @cache
 def official_parts(file: Path) -> Components:
-    return Components.open(file, needs=NEEDS, dtype=mx.float32)
+    return Components.open(Files(file, dtype="float32"), needs=NEEDS)
 
 
 def check_same(path, layout: str, file: Path, absent: tuple[str, ...] = ()) -> None:
