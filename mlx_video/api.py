@@ -24,6 +24,7 @@ from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.disk import check_free
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image, Input, as_input
+from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output, clip_path
 from mlx_video.pipeline import Request
 from mlx_video.plan import describe
@@ -59,7 +60,8 @@ def load(
 
 
 class LTXPipeline:
-    """Makes clips with one model. Each call reads the weights that it takes, and frees them.
+    """Makes clips with one model. Each call reads the weights that it takes, once for all its clips where memory allows
+    it, and frees them.
 
     files, recipe, options  as in ``load``
     defaults                of a clip, as the checkpoint states them
@@ -95,11 +97,12 @@ class LTXPipeline:
         one = isinstance(prompt, (str, Request)), not isinstance(seed, Iterable)
         prompts, seeds = [prompt] if one[0] else prompt, [seed] if one[1] else [*seed]
         requests = [self._request(p, s, wanted) for p in prompts for s in seeds]
-        clips = []
-        for request in requests:
-            job = Job(request, self.recipe, self.files)
-            sampled = _followed(sample(job, self.options), on_step)
-            clips.append(GeneratedClip(sampled, on_step))
+        jobs = [Job(request, self.recipe, self.files) for request in requests]
+        for job in jobs:
+            job.check()
+        clips = [
+            GeneratedClip(sampled, on_step) for sampled in self._sampled(jobs, on_step)
+        ]
         return clips[0] if all(one) else clips
 
     def request(
@@ -146,6 +149,17 @@ class LTXPipeline:
         plan = job.plan(limit=self.options.memory_limit).check()
         pipeline = job.pipeline(health=self.options.health, plan=plan)
         return pipeline.stream(request)
+
+    def _sampled(self, jobs: list[Job], on_step: OnStep | None) -> Iterator[Sampled]:
+        """Each of ``jobs``, sampled; what they load stays loaded for the next, if there are several."""
+        shelf = self.options.shelf or Shelf()
+        shared = replace(self.options, shelf=shelf) if len(jobs) > 1 else self.options
+        try:
+            for job in jobs:
+                yield _followed(sample(job, shared), on_step)
+        finally:
+            if self.options.shelf is None:
+                shelf.clear()
 
     def _request(self, prompt: str | Request, seed: int | None, wanted) -> Request:
         if not isinstance(prompt, Request):

@@ -16,6 +16,7 @@ from mlx_video.api import LTXPipeline
 from mlx_video.checkpoint import Files
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image, Keyframes
+from mlx_video.models.ltx.components import Components
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import Options
@@ -87,10 +88,17 @@ def test_a_notebook_shows_it(pipeline, here):
     assert shown() == clip.save("saved.mp4").read_bytes()
 
 
-def test_several_prompts_and_seeds_are_each_with_each(pipeline):
+def test_several_prompts_and_seeds_are_each_with_each(pipeline, monkeypatch):
+    loaded, load = [], Components._load
+    loading = lambda self, name, *rest: loaded.append(name) or load(self, name, *rest)
+    monkeypatch.setattr(Components, "_load", loading)
     clips = pipeline(["a ball", "a star"], seed=range(2), audio=False, **SIZE)
     made = [(clip.prompt, clip.seed) for clip in clips]
     assert made == [("a ball", 0), ("a ball", 1), ("a star", 0), ("a star", 1)]
+    assert loaded.count("transformer") == loaded.count("text_encoder") == 1
+    alone = pipeline("a star", seed=1, audio=False, **SIZE)
+    assert loaded.count("transformer") == 2
+    assert np.array_equal(list(clips[3].frames), list(alone.frames))
     assert len(pipeline(["a ball"], audio=False, **SIZE)) == 1
 
 
@@ -156,6 +164,8 @@ def test_what_cannot_be_done_is_said_before_weights_are_read(pipeline, monkeypat
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
     with pytest.raises(UserError, match="Nearest: 9 frames of 128x64"):
         pipeline("a ball", frames=10, height=64, width=128)
+    with pytest.raises(UserError, match="The prompt is empty"):
+        pipeline(["a ball", ""], **SIZE)
     small = LTXPipeline(
         pipeline.files, pipeline.recipe, pipeline.defaults, Options(memory_limit=1e5)
     )
