@@ -42,3 +42,12 @@ def test_lock_is_free_of_torch():
     names = {package["name"] for package in tomllib.loads(read("uv.lock"))["package"]}
     assert not names & {"torch", "diffusers"}
     assert {"mlx-cpu", "mlx-metal", "ngsolve-openblas", "cmeel-openblas"} <= names
+
+
+def test_badges_are_true():
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    badges = dict(re.findall(r"!\[(\w+): ([^]]+)\]\(https://img.shields.io/badge/", read("README.md")))  # fmt: skip
+    assert badges["Licence"] == project["license"]
+    assert (
+        badges["Python"] == f"{project['requires-python'].removeprefix('>=')} or newer"
+    )
