@@ -72,6 +72,11 @@ class Release(NamedTuple):
     def vectors(self) -> dict[str, mx.array]:
         return vectors(self.loops, self.folder)
 
+    @property
+    def begun(self) -> dict[str, mx.array]:
+        """Masks, positions, marks and clean tokens of what the loops begin with."""
+        return vectors(f"{self.loops}_states", self.folder)
+
 
 V2_3 = Release("ltx23_tiny/ltx-2.3-tiny", "ltx23_tiny", "loops", 25.0)
 V2_5 = Release("ltx25_tiny/ltx-2.5-tiny-transformer-bf16", "ltx25_tiny", "loops", 24.0)
@@ -122,8 +127,28 @@ class Loop:
         positions = position_grid((F, H, W), *self.place)
         state = LatentState.fresh(tokens, positions, H * W)
         states = AV(apply_conditioning(state, conditions), self._sound(latents.audio))
+        self._check_begun(states)
         noise = states.map(lambda _, name: self[name], AV("noise_video", "noise_audio"))
         return states.map(lambda state, x: state.noised(self.sigmas[0], x), noise)
+
+    def _check_begun(self, states: AV[LatentState]) -> None:
+        """What conditions made of the states, before any noise, is what the official ones make."""
+        for modality in states.present:
+            state, name = states[modality], f"{self.name}.{modality.value}"
+            ours = {
+                f"{name}_mask": state.denoise_mask,
+                f"{name}_positions": state.positions,
+                f"{name}_keyframes_mask": state.keyframes_mask,
+                f"{self.name}.clean_{modality.value}_tokens": state.clean_latent,
+            }
+            official = {
+                k: self.release.begun[k] for k in ours if k in self.release.begun
+            }
+            assert f"{name}_mask" in official
+            for key, value in official.items():
+                found = mx.zeros_like(value) if ours[key] is None else ours[key]
+                assert found.shape == value.shape, key
+                assert mx.abs(found - value).max() < 1e-5 * max(1, value.max()), key
 
     def _sound(self, latent: mx.array | None) -> LatentState | None:
         if f"{self.name}.final_audio" not in self.given:
