@@ -44,7 +44,10 @@ class Output:
 
     @property
     def record(self) -> Path:
-        return self.path.with_suffix(".json")
+        """x.json beside x.mp4, and x.gif.json beside an x.gif that may be another clip."""
+        if self.path.suffix.lower() == ".mp4":
+            return self.path.with_suffix(".json")
+        return self.path.with_name(f"{self.path.name}.json")
 
     @property
     def latents(self) -> Path:

@@ -68,7 +68,9 @@ def test_a_clip_is_saved_as_often_as_wanted_and_its_frames_are_taken_once(
         clip.save("a-red-ball-3.mp4")
     clip.save("a-red-ball-3.mp4", overwrite=True)
     with pytest.warns(UserWarning, match="will have no sound"):
-        clip.save("ball.GIF")
+        clip.save("a-red-ball-3.GIF")
+    found = Job.from_record("a-red-ball-3.GIF.json")
+    assert found == Job.from_record("a-red-ball-3.json")
     assert clip.audio.sample_rate and len(list(clip.frames)) == 9
     with pytest.raises(UserError, match="taken already; they are decoded once"):
         list(clip.frames)
