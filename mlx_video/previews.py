@@ -19,7 +19,7 @@ from mlx_video.postprocess import to_uint8
 from mlx_video.sampling.samplers import Denoise
 from mlx_video.types import AV, VideoLatentShape
 
-SHARE = 0.03  # of the time since the one before it that a picture may take
+SHARE = 0.05  # of the time since the one before it that a picture may take
 
 LEAST = 2  # latent rows and columns that a decoder needs; a first stage may have fewer
 
@@ -44,6 +44,7 @@ class Previews:
     def __init__(self, components: Components, model: LTXModel | None):
         self.components, self.model = components, model
         self._loan, self._decoder = ExitStack(), None
+        self._last = 0.0  # when the last picture was done
         self._costs: dict[VideoLatentShape, float | None] = {}
 
     def __enter__(self) -> "Previews":
@@ -56,7 +57,8 @@ class Previews:
     def begin(self, stage: int, grid: VideoLatentShape) -> None:
         """Stage number ``stage``, from 0, begins, of latents of this shape."""
         self.stage, self._grid = stage, grid
-        self._last = self._began = time.perf_counter()
+        self._began = time.perf_counter()
+        self._last = self._last or self._began
 
     def watching(self, denoise: Denoise) -> Denoise:
         """``denoise``, whose last estimate of the video is remembered."""

@@ -43,7 +43,8 @@ LIVE_PIECES, LIVE_WHOLE, LIVE_TILE = 20.05, 8.7, 20
 """Arrays that are alive at once on a GPU, whose queue lets go late; measured on an H100. Of the size of a piece; and of
 the finest grid, for a clip so short that its pieces are never full, or for a tile, which nothing paces."""
 
-SLOWER = 1.7  # than the transformer's a convolution's operation is; docs/performance.md
+SLOWER, SLOWER_CPU = 1.7, 0.9
+"""As many of the transformer's operations take as long as one of a convolution; measured on an H200, and on two cores."""
 
 
 class VideoDecoder(Network):
@@ -190,8 +191,9 @@ class VideoDecoder(Network):
     def operations(self, shape: tuple[int, ...]) -> float:
         """As many of the transformer's floating-point operations as take as long as decoding latents of ``shape``."""
         B, _, F, H, W = shape
+        slower = SLOWER if on_gpu() else SLOWER_CPU
         return sum(
-            2 * SLOWER * B * ((F - 1) * time + 1) * H * W * space * conv.weight.size
+            2 * slower * B * ((F - 1) * time + 1) * H * W * space * conv.weight.size
             for convolutions, time, space in self._steps()
             for conv in convolutions
         )
