@@ -149,6 +149,7 @@ def _worker(args: argparse.Namespace) -> list[str]:
         "previews": args.previews,
         "keep": args.keep,
         "idle": args.idle,
+        "lock": str(_data(args.data) / "worker.lock"),
     }
     return [sys.executable, "-m", "mlx_video.serve.worker", json.dumps(settings)]
 

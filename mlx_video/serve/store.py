@@ -68,17 +68,16 @@ class Store:
         for name in (self.clips, self.uploads):
             name.mkdir(parents=True, exist_ok=True)
         self._lock_file = _held(folder / "server.lock")
-        self._lock = threading.Lock()
-        self._rows = sqlite3.connect(
-            folder / "videos.sqlite", isolation_level=None, check_same_thread=False
-        )
-        self._rows.row_factory = sqlite3.Row
+        self._lock, self._reads = threading.Lock(), threading.Lock()
+        # One to write and one to read, so that nobody who reads waits for the disk.
+        self._rows, self._reading = _connected(folder), _connected(folder)
         self._rows.execute("PRAGMA journal_mode = WAL")
         self._rows.execute("PRAGMA synchronous = FULL")
         self._rows.executescript(SCHEMA)
         self._take_up()
 
     def close(self) -> None:
+        self._reading.close()
         self._rows.close()
         self._lock_file.close()
 
@@ -127,6 +126,16 @@ class Store:
         sql = "SELECT * FROM videos WHERE status IN (?, ?) ORDER BY number"
         return list(self._read(sql, OPEN))
 
+    def waiting(self) -> int:
+        """How many are queued or running."""
+        return self._count("status IN (?, ?)", OPEN)
+
+    def place(self, video: Video) -> int | None:
+        """In the queue, 0 is the first; ``None`` of one that waits no more."""
+        if video.status not in OPEN:
+            return None
+        return self._count("status IN (?, ?) AND number < ?", (*OPEN, video.number))
+
     def next(self) -> Video | None:
         """The first in the queue."""
         sql = "SELECT * FROM videos WHERE status = 'queued' ORDER BY number LIMIT 1"
@@ -152,11 +161,12 @@ class Store:
         )
 
     def fail(self, id: str, code: str, message: str) -> None:
-        """``code`` is one word for programs, ``message`` a sentence for people."""
+        """``code`` is one word for programs, ``message`` a sentence for people. What was begun is removed."""
         self._write(
             "UPDATE videos SET status = 'failed', completed_at = ?, error_code = ?, error_message = ? WHERE id = ?",
             (time.time(), code, message, id),
         )
+        self._delete_files({id})
 
     def requeue(self, id: str) -> None:
         """Hand a running video back to its place in the queue."""
@@ -211,14 +221,27 @@ class Store:
                 file.unlink(missing_ok=True)
 
     def _read(self, sql: str, values: tuple = ()) -> Iterator[Video]:
-        with self._lock:
-            rows = self._rows.execute(sql, values).fetchall()
+        with self._reads:
+            rows = self._reading.execute(sql, values).fetchall()
         for row in rows:
             yield Video(**{**dict(row), "request": json.loads(row["request"])})
+
+    def _count(self, where: str, values: tuple) -> int:
+        sql = f"SELECT COUNT(*) FROM videos WHERE {where}"
+        with self._reads:
+            return self._reading.execute(sql, values).fetchone()[0]
 
     def _write(self, sql: str, values: tuple = ()) -> None:
         with self._lock:
             self._rows.execute(sql, values)
+
+
+def _connected(folder: Path) -> sqlite3.Connection:
+    rows = sqlite3.connect(
+        folder / "videos.sqlite", isolation_level=None, check_same_thread=False
+    )
+    rows.row_factory = sqlite3.Row
+    return rows
 
 
 def _held(path: Path):

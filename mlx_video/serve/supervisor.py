@@ -59,9 +59,7 @@ class Supervisor:
         self.stopping = True
         self._awake.set()
         if (worker := self._worker) is not None:
-            if self._running is not None:
-                worker.send_signal(signal.SIGINT)
-            worker.stdin.close()
+            worker.stdin.close()  # which stops the clip that it makes
             try:
                 worker.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:

@@ -5,12 +5,15 @@ Out  {"event": "ready", "models"}   {"event": "trouble", "message"}   {"event": 
      {"event": "preview", "id", "number"}   {"event": "done", "id"}   {"event": "failed", "id", "code", "message"}
      {"event": "estimate", "ticket", "estimate"}
 
-An interrupt (SIGINT) stops the clip that is being made, and the end of the input ends the worker.
+An interrupt (SIGINT) stops the clip that is being made. The end of the input does too, and ends the worker: so one whose
+server was killed goes, and the next server's waits for that.
 """
 
+import fcntl
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -48,6 +51,7 @@ class Settings:
     """What the worker may use: models and LoRAs by name, bytes of memory (``None``: the machine's).
 
     keep  whether models stay loaded between clips, where memory allows it; they are freed after ``idle`` seconds
+    lock  a file that the one worker of a folder holds; empty: none
     """
 
     models: Mapping[str, Mapping[str, object]]
@@ -56,6 +60,7 @@ class Settings:
     previews: bool = True
     keep: bool = True
     idle: float = 600.0
+    lock: str = ""
 
     def job(self, request: VideoRequest) -> Job:
         """The job that a request, of which everything is decided, asks for. Raises ``UserError``."""
@@ -108,9 +113,10 @@ class Worker:
 
     def __init__(self, settings: Settings, out: int):
         self.settings = settings
-        self._out, self._writing = os.fdopen(out, "w"), threading.Lock()
+        self._out, self._writing = out, threading.Lock()
         self._jobs: queue.Queue = queue.Queue()
         self.shelf = Shelf()
+        self._making = False
 
     def work(self) -> None:
         """Until the input ends."""
@@ -121,7 +127,9 @@ class Worker:
         self._say("ready", models=[model.model_dump() for model in models])
         threading.Thread(target=self._listen, daemon=True).start()
         while (message := self._next()) is not None:
+            self._making = True
             self._make(message)
+            self._making = False
 
     def _next(self) -> Mapping | None:
         idle = self.settings.idle
@@ -149,6 +157,8 @@ class Worker:
                     estimate=self._estimate(message),
                 )
         self._jobs.put(None)
+        if self._making:
+            os.kill(os.getpid(), signal.SIGINT)
 
     def _estimate(self, message: Mapping) -> Mapping[str, object]:
         try:
@@ -219,21 +229,20 @@ class Worker:
 
     def _heard(self, id: str, events: Iterator[Event]) -> Iterator[Event]:
         """``events``, said to the server as they pass."""
-        stages = 0
+        stages = percent = 0
         for event in events:
             match event:
                 case Planned(job=job):
                     stages = sum(len(stage.sigmas) - 1 for stage in job.recipe.stages)
                     done = 0
                 case Step(phase=phase, index=index, total=total):
-                    percent = SAMPLING // 2
+                    reached = SAMPLING // 2
                     if phase.startswith("stage"):
                         done += index > 0
-                        percent = SAMPLING + (DECODING - SAMPLING) * done // max(
-                            stages, 1
-                        )
-                    elif phase.startswith("decode"):
-                        percent = DECODING + (99 - DECODING) * index // max(total, 1)
+                        reached = SAMPLING + (DECODING - SAMPLING) * done // stages
+                    elif phase == "decode video":
+                        reached = DECODING + (99 - DECODING) * index // total
+                    percent = max(percent, reached)
                     self._say("progress", id=id, phase=phase, progress=percent)
             yield event
 
@@ -244,16 +253,20 @@ class Worker:
             self._say("preview", id=id, number=100 * preview.stage + preview.step)
 
     def _say(self, event: str, **fields) -> None:
-        with self._writing:
-            self._out.write(json.dumps({"event": event, **fields}) + "\n")
-            self._out.flush()
+        line = json.dumps({"event": event, **fields}) + "\n"
+        with self._writing, suppress(BrokenPipeError):  # the server may be gone
+            os.write(self._out, line.encode())
 
 
 def main() -> None:
     """Started by ``Supervisor`` with the settings as one argument of JSON."""
     out = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not come between the lines
-    Worker(Settings(**json.loads(sys.argv[1])), out).work()
+    settings = Settings(**json.loads(sys.argv[1]))
+    if settings.lock:
+        held = open(settings.lock, "w")  # until the process ends
+        fcntl.flock(held, fcntl.LOCK_EX)
+    Worker(settings, out).work()
 
 
 if __name__ == "__main__":

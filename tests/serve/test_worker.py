@@ -1,0 +1,219 @@
+"""The process that makes the clips: what it says of each, line by line, and what it keeps and lets go."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mlx_video import previews
+from mlx_video.errors import UserError
+from mlx_video.health import HealthError
+from mlx_video.output import Output
+from mlx_video.record import Job
+from mlx_video.run import run
+from mlx_video.serve import worker
+from mlx_video.serve.schema import VideoRequest
+from mlx_video.serve.worker import Settings, Worker
+from mlx_video.types import Step
+from tests.checkpoints import tiny_folder, write_lora
+
+DECIDED = {
+    "prompt": "a red ball",
+    "model": "tiny",
+    "width": 128,
+    "height": 128,
+    "num_frames": 9,
+    "fps": 24.0,
+    "seed": 7,
+    "generate_sound": False,
+    "recipe": "distilled",
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+class Heard(Worker):
+    """A worker in this process, and what it said."""
+
+    def __init__(self, model: Path, **settings):
+        models = {"tiny": {"model": str(model)}}
+        super().__init__(Settings(models, settings.pop("loras", {}), **settings), -1)
+        self.lines: list[dict] = []
+
+    def _say(self, event: str, **fields) -> None:
+        self.lines.append(json.loads(json.dumps({"event": event, **fields})))
+
+    def make(self, output: Path, **fields) -> dict:
+        """The last line on a clip."""
+        request = {**DECIDED, **fields}
+        self._make({"id": "v", "request": request, "output": str(output)})
+        return self.lines[-1]
+
+
+def test_a_clip_is_told_from_its_plan_to_its_last_file(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(previews, "SHARE", float("inf"))
+    heard = Heard(model)
+    assert heard.make(tmp_path / "v.mp4") == {"event": "done", "id": "v"}
+    assert sorted(os.listdir(tmp_path)) == ["v.json", "v.mp4", "v.sheet.webp", "v.webp"]
+    progress = [line["progress"] for line in heard.lines if line["event"] == "progress"]
+    assert progress == sorted(progress) and progress[-1] == 99
+    shown = [line["number"] for line in heard.lines if line["event"] == "preview"]
+    assert shown == sorted(shown) and len(set(shown)) == 9
+    assert Job.from_record(tmp_path / "v.mp4").request.seed == 7
+
+
+def test_no_previews_where_nobody_wants_them(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(previews, "SHARE", float("inf"))
+    heard = Heard(model, previews=False)
+    heard.make(tmp_path / "v.mp4")
+    assert not [line for line in heard.lines if line["event"] == "preview"]
+
+
+def test_a_request_becomes_a_job(model, tmp_path):
+    lora = write_lora(
+        tmp_path / "a.safetensors", "diffusion_model.transformer_blocks.0.attn1.to_q"
+    )
+    settings = Heard(model, loras={"sepia": str(lora)}).settings
+    fields = {
+        "recipe": "dev",
+        "steps": 5,
+        "negative_prompt": "blur",
+        "loras": {"sepia": 0.5},
+    }
+    images = [{"path": "/x.png", "frame": 8, "strength": 0.7}]
+    job = settings.job(VideoRequest(**DECIDED | fields | {"images": images}))
+    (image,) = job.request.inputs
+    assert (image.path, image.frame, image.strength) == ("/x.png", 8, 0.7)
+    assert job.request.negative_prompt == "blur" and not job.request.audio
+    assert len(job.recipe.stages[0].sigmas) == 6
+    assert job.files.loras == ((str(lora), 0.5),)
+
+
+def test_models_are_described_by_their_grid(model):
+    found = Heard(model).settings.described("tiny")
+    assert (found.width_step, found.height_step, found.frame_step) == (64, 64, 8)
+    with pytest.raises(UserError):
+        Settings({"none": {"model": str(model / "nothing")}}, {}).described("none")
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (UserError("The seed is off."), "bad_input", "The seed is off."),
+        (HealthError("All frames are black."), "bad_output", "All frames are black."),
+        (MemoryError("no more"), "out_of_memory", "Memory ran out: no more"),
+        (KeyboardInterrupt(), "stopped", "It was stopped."),
+        (ZeroDivisionError("x"), "fault", "This is a fault of mlx-video"),
+    ],
+)
+def test_whatever_ends_a_clip_is_said(error, code, said, model, tmp_path, monkeypatch):
+    def fails(*_):
+        raise error
+        yield
+
+    monkeypatch.setattr(worker, "run", fails)
+    line = Heard(model).make(tmp_path / "v.mp4")
+    assert (line["event"], line["code"]) == ("failed", code)
+    assert line["message"].startswith(said)
+
+
+def test_a_full_disk_fails_the_clip_and_not_the_worker(model, tmp_path, monkeypatch):
+    from mlx_video import output
+
+    def full(*_):
+        raise UserError("The disk is full.")
+
+    monkeypatch.setattr(output, "check_space", full)
+    heard = Heard(model)
+    assert heard.make(tmp_path / "v.mp4")["message"] == "The disk is full."
+    monkeypatch.undo()
+    assert heard.make(tmp_path / "v.mp4")["event"] == "done"
+
+
+@pytest.mark.parametrize("left", ("state", "latents"))
+def test_an_interrupted_clip_goes_on_from_what_it_left(left, model, tmp_path):
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    heard = Heard(model)
+    heard.make(whole)
+    from mlx_video.run import Options
+
+    job = heard.settings.job(VideoRequest(**DECIDED))
+    events = run(job, Output(cut), Options(save_every=0))
+    stop = Step("stage 1", 4, 8) if left == "state" else Step("decode video", 1, 9)
+    next(e for e in events if isinstance(e, Step) and e[:2] == stop[:2])
+    events.close()
+    assert (tmp_path / f"cut.{left}.safetensors").exists()
+    heard.lines.clear()
+    assert (
+        heard.make(cut, seed=8)["event"] == "done"
+    )  # what is left counts, not the row
+    assert cut.read_bytes() == whole.read_bytes()
+    phases = {line["phase"] for line in heard.lines if line["event"] == "progress"}
+    assert ("stage 1" in phases) == (left == "state")
+
+
+def test_an_estimate_says_what_fits(model):
+    heard = Heard(model, memory_limit=3e7)
+    found = heard._estimate({"request": {**DECIDED, "width": 2048, "height": 2048}})
+    assert "2048x2048 need" in found["refusal"] and "What fits:" in found["refusal"]
+    assert Heard(model)._estimate({"request": DECIDED})["refusal"] == ""
+
+
+def test_what_is_kept_is_freed_when_nothing_comes(model, tmp_path):
+    heard = Heard(model, idle=0.1)
+    heard.make(tmp_path / "v.mp4")
+    assert {"transformer", "text_encoder"} <= heard.shelf.names
+    waiting = threading.Thread(target=heard._next, daemon=True)
+    waiting.start()
+    end = time.monotonic() + 20
+    while heard.shelf.names and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not heard.shelf.names
+    heard._jobs.put(None)
+    waiting.join(20)
+
+
+def test_nothing_is_kept_where_that_is_not_wanted(model, tmp_path):
+    heard = Heard(model, keep=False)
+    heard.make(tmp_path / "v.mp4")
+    assert not heard.shelf.names
+
+
+def test_a_worker_ends_with_its_server_and_the_next_one_waits_for_it(model, tmp_path):
+    settings = {
+        "models": {"tiny": {"model": str(model)}},
+        "loras": {},
+        "lock": str(tmp_path / "lock"),
+    }
+    command = [sys.executable, "-m", "mlx_video.serve.worker", json.dumps(settings)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, **pipes, start_new_session=True)
+    assert json.loads(first.stdout.readline())["event"] == "ready"
+    second = subprocess.Popen(command, **pipes, start_new_session=True)
+    request = {**DECIDED, "num_frames": 801}
+    message = {
+        "do": "make",
+        "id": "v",
+        "request": request,
+        "output": str(tmp_path / "v.mp4"),
+    }
+    first.stdin.write(json.dumps(message) + "\n")
+    first.stdin.flush()
+    assert json.loads(first.stdout.readline())["event"] == "progress"
+    assert second.poll() is None and first.poll() is None
+    first.stdin.close()
+    *_, last = first.stdout
+    assert json.loads(last)["code"] == "stopped"
+    assert first.wait(60) == 0
+    assert json.loads(second.stdout.readline())["event"] == "ready"
+    second.stdin.close()
+    assert second.wait(60) == 0
