@@ -30,7 +30,6 @@ from mlx_video.serve.schema import (
     Key,
     Model,
     ModelList,
-    Placed,
     RemixRequest,
     VideoObject,
     VideoPage,
@@ -70,7 +69,7 @@ class Serving(NamedTuple):
     door: guard.Door
 
 
-def serving(request: Request) -> Serving:
+async def serving(request: Request) -> Serving:
     return request.app.state.serving
 
 
@@ -113,12 +112,18 @@ def make_app(
 @router.post("/v1/videos", response_model=VideoObject)
 async def create(request: Request, at: At) -> Response:
     """Queue a clip: JSON, or a form whose ``input_reference`` is a picture for the first frame."""
-    wanted = await _read(request, at.store)
-    return await asyncio.to_thread(_queued, at, wanted)
+    kept: list[str] = []
+    try:
+        wanted = await _read(request, at.store, kept)
+        return await asyncio.to_thread(_queued, at, wanted)
+    except BaseException:
+        for name in kept:
+            (at.store.uploads / name).unlink(missing_ok=True)
+        raise
 
 
 @router.get("/v1/videos", response_model=VideoPage)
-def list_videos(
+async def list_videos(
     at: At,
     limit: int = Query(20, ge=1, le=100),
     after: str | None = Query(None, max_length=100),
@@ -130,10 +135,8 @@ def list_videos(
         raise HTTPException(
             404, f"There is no video {after!r} to list behind."
         ) from None
-    places = {video.id: place for place, video in enumerate(at.store.open())}
-    data = [
-        VideoObject.of(v, places.get(v.id), seconds_left(v)) for v in videos[:limit]
-    ]
+    place = at.store.place
+    data = [VideoObject.of(v, place(v), seconds_left(v)) for v in videos[:limit]]
     return VideoPage(
         data=data,
         first_id=data[0].id if data else None,
@@ -143,7 +146,7 @@ def list_videos(
 
 
 @router.get("/v1/videos/{id}", response_model=VideoObject)
-def retrieve(id: str, at: At) -> Response:
+async def retrieve(id: str, at: At) -> Response:
     return _shown(at, _found(at, id))
 
 
@@ -237,7 +240,7 @@ def edit() -> Response:
 
 
 @router.get("/v1/models", response_model=ModelList)
-def models(at: At) -> ModelList:
+async def models(at: At) -> ModelList:
     return ModelList(data=at.supervisor.models)
 
 
@@ -265,13 +268,13 @@ def session(given: Key, at: At) -> Response:
 
 
 @router.get("/health")
-def health(at: At) -> dict[str, object]:
+async def health(at: At) -> dict[str, object]:
     running = at.supervisor.running
     return {
         "status": "ok" if at.supervisor.models else "starting",
         "version": __version__,
         "running": running.id if running else None,
-        "queued": len(at.store.open()),
+        "queued": at.store.waiting(),
         "trouble": at.supervisor.trouble,
     }
 
@@ -279,13 +282,14 @@ def health(at: At) -> dict[str, object]:
 # Behind the answers
 
 
-def _shown(at: Serving, video: Video, notices: list[str] | None = None) -> JSONResponse:
-    ids = [other.id for other in at.store.open()] if video.status in OPEN else []
-    place = ids.index(video.id) if video.id in ids else None
+def _shown(at: Serving, video: Video, notices: list[str] | None = None) -> Response:
+    place = at.store.place(video)
     body = VideoObject.of(video, place, seconds_left(video) if place == 0 else None)
     body.notices = notices or []
-    return JSONResponse(
-        body.model_dump(), headers={"openai-poll-after-ms": POLL_AFTER_MS}
+    return Response(
+        body.model_dump_json(),
+        media_type="application/json",
+        headers={"openai-poll-after-ms": POLL_AFTER_MS},
     )
 
 
@@ -297,7 +301,7 @@ def _found(at: Serving, id: str) -> Video:
 
 def _queued(
     at: Serving, wanted: VideoRequest, remixed_from: str | None = None
-) -> JSONResponse:
+) -> Response:
     decided, notices = _decided(at, wanted)
     _check_room(at)
     video = at.store.add(decided.model_dump(), remixed_from)
@@ -338,8 +342,8 @@ def _wait(
 # What comes in
 
 
-async def _read(request: Request, store: Store) -> VideoRequest:
-    """The request of a JSON body, or of a form with files, whose pictures are kept."""
+async def _read(request: Request, store: Store, kept: list[str]) -> VideoRequest:
+    """The request of a JSON body, or of a form with files, whose pictures are kept; their names are added to ``kept``."""
     kind = request.headers.get("content-type", "")
     if not kind.startswith(
         ("multipart/form-data", "application/x-www-form-urlencoded")
@@ -353,18 +357,26 @@ async def _read(request: Request, store: Store) -> VideoRequest:
             files.append((name, value))
         else:
             fields[name] = value
-    fields.pop("images", None)
-    if isinstance(fields.get("loras"), str):
-        fields["loras"] = _parsed(str(fields["loras"]), "loras")
-    wanted = _validated(fields)
-    images = []
+    for name in ("loras", "images"):
+        if isinstance(fields.get(name), str):
+            fields[name] = _parsed(str(fields[name]), name)
+    places = fields.pop("images", None) or [{}]
+    if not isinstance(places, list) or len(places) != max(1, len(files)):
+        raise HTTPException(
+            400,
+            'images says where the pictures stand, one for each: [{"frame": 0}, {"frame": 48, "strength": 0.8}].',
+        )
+    wanted = _validated({**fields, "images": places if files else []})
     for name, file in files:
         if not name.startswith("input_reference"):
             raise HTTPException(
                 400, f"A file came as {name[:60]!r}; send a picture as input_reference."
             )
-        images.append(await asyncio.to_thread(keep_upload, file.file, store.uploads))
-    placed = [Placed(path=image, frame=0) for image in images[:1]]
+        kept.append(await asyncio.to_thread(keep_upload, file.file, store.uploads))
+    placed = [
+        place.model_copy(update={"path": image})
+        for place, image in zip(wanted.images, kept)
+    ]
     return wanted.model_copy(update={"images": placed})
 
 
@@ -442,7 +454,7 @@ def _model(at: Serving, name: str | None) -> Model:
 def _check_room(at: Serving) -> None:
     """Raise where the queue is full, or the disk or its budget."""
     store, limits = at.store, at.limits
-    if len(store.open()) >= limits.queue:
+    if store.waiting() >= limits.queue:
         raise HTTPException(
             429,
             f"The queue is full: {limits.queue} videos wait. Try again later.",
@@ -488,8 +500,14 @@ async def _bad_input(_: Request, error: UserError) -> JSONResponse:
     return error_answer(400, str(error))
 
 
-async def _refused(_: Request, error: HTTPException) -> JSONResponse:
-    return error_answer(error.status_code, str(error.detail), error.headers)
+async def _refused(request: Request, error: HTTPException) -> JSONResponse:
+    said = str(error.detail)
+    if not said.endswith("."):  # not one of ours
+        said = {
+            404: "There is nothing at this address; see /docs.html.",
+            405: f"This address does not take {request.method[:20]}; see /docs.html.",
+        }.get(error.status_code, f"The request cannot be read: {said}.")
+    return error_answer(error.status_code, said, error.headers)
 
 
 def _sentence(error: dict) -> str:
@@ -502,6 +520,8 @@ def _sentence(error: dict) -> str:
         return f"{name} is not a field of this request; see /docs for those there are."
     if error["type"] == "missing":
         return f"{name} is missing."
+    if error["type"] == "string_too_short":
+        return f"The {name} is empty; say what to show, for example 'a red ball bounces on a blue floor'."
     given = repr(error.get("input"))
     return (
         f"{name}: {error['msg']}; got {given[:60]}{'...' if len(given) > 60 else ''}."

@@ -22,12 +22,12 @@ Side = Annotated[int, Field(ge=32, le=8192)]
 
 
 class Placed(BaseModel):
-    """An uploaded picture in a clip: ``path`` is a name in the server's uploads, never one of the user's."""
+    """A picture in a clip: ``path`` is a name in the server's uploads, set by the server and never by the user."""
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str
-    frame: int = 0
+    path: Annotated[str, StringConstraints(max_length=100)] = ""
+    frame: Annotated[int, Field(ge=0, lt=4097)] = 0
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
@@ -72,7 +72,8 @@ class VideoRequest(BaseModel):
         ),
     ] = {}
     images: Annotated[list[Placed], Field(max_length=MOST_IMAGES)] = Field(
-        [], description="Set by the server from uploads."
+        [],
+        description="Where the pictures stand that a form sends as input_reference, one for each.",
     )
 
 

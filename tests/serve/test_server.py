@@ -1,5 +1,6 @@
 """The server by itself: its queue, its door, and what it does when something dies."""
 
+import io
 import json
 import sys
 import threading
@@ -7,6 +8,7 @@ import time
 
 import httpx
 import pytest
+from PIL import Image
 
 from mlx_video.errors import UserError
 from mlx_video.serve.app import Limits
@@ -99,6 +101,44 @@ def test_a_file_that_is_no_picture_is_refused_and_not_kept(server):
     answer = server.http.post("/v1/videos", data={"prompt": "a"}, files=files)
     assert answer.status_code == 400 and "The picture" in message(answer)
     assert not list(server.store.uploads.iterdir())
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_pictures_stand_where_they_are_put(server):
+    files = [
+        ("input_reference", ("a.png", png())),
+        ("input_reference", ("b.png", png())),
+    ]
+    places = '[{}, {"frame": 16, "strength": 0.5}]'
+    data = {"prompt": "a", "images": places, "loras": '{"sepia": 0.5}', "seed": "3"}
+    answer = server.http.post("/v1/videos", data=data, files=files).json()
+    first, second = answer["request"]["images"]
+    assert (first["frame"], second["frame"], second["strength"]) == (0, 16, 0.5)
+    assert first["path"] != second["path"] and answer["request"]["loras"] == {
+        "sepia": 0.5
+    }
+    data["images"] = "[{}]"
+    answer = server.http.post("/v1/videos", data=data, files=files)
+    assert answer.status_code == 400 and "one for each" in message(answer)
+
+
+def test_a_refused_request_leaves_no_picture(server):
+    before = set(server.store.uploads.iterdir())
+    files = {"input_reference": ("a.png", png())}
+    data = {"prompt": "a", "model": "sora-2"}
+    assert server.http.post("/v1/videos", data=data, files=files).status_code == 404
+    files = [
+        ("input_reference", ("a.png", png())),
+        ("input_reference", ("b.png", b"x")),
+    ]
+    data = {"prompt": "a", "images": "[{}, {}]"}
+    assert server.http.post("/v1/videos", data=data, files=files).status_code == 400
+    assert set(server.store.uploads.iterdir()) == before
 
 
 def test_estimates_come_from_the_worker(server):

@@ -139,16 +139,19 @@ function askEstimate() {
   const number = ++estimateNumber;
   estimateTimer = setTimeout(async () => {
     if (!models.length) return;
-    let text = "";
+    let text = "", refused = false;
     try {
       const body = wanted();
       const found = await api.estimate({ ...body, prompt: body.prompt.trim() || "a clip" });
       const gigabytes = (bytes) => (bytes / 1e9).toFixed(bytes < 1e10 ? 1 : 0);
+      refused = Boolean(found.refusal);
       text = found.refusal || `Takes up to ${gigabytes(found.peak_bytes)} GB of memory.`;
     } catch (problem) {
       text = problem.status === 400 ? problem.message : "";
     }
-    if (number === estimateNumber) $("estimate").textContent = text;
+    if (number !== estimateNumber) return;
+    $("estimate").textContent = text;
+    $("estimate").classList.toggle("problem", refused);
   }, 400);
 }
 

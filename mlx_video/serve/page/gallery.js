@@ -38,6 +38,7 @@ function update(video) {
   clip.video = video;
   const part = (name) => clip.element.querySelector(name);
   part(".progress").hidden = !open(video);
+  clip.element.classList.toggle("failed", video.status === "failed");
   part("progress").value = video.progress;
   if (video.status === "queued") part("progress").removeAttribute("value");
   part(".phase").textContent = phase(video);
