@@ -168,6 +168,12 @@ def test_what_is_left_is_of_the_whole_run(clock, capsys):
     ]
 
 
+def test_what_is_left_of_a_phase_that_was_not_planned_is_its_own(clock, capsys):
+    clock.seconds = 5.0
+    shown(*[Step("decode video", n, 10) for n in range(2)])
+    assert capsys.readouterr().err == "decode video: 10 %, about 45 s left\n"
+
+
 def test_a_short_phase_has_one_line(clock, capsys):
     clock.seconds = 0.05
     shown(PLANNED, *[Step("stage 1", n, 40) for n in range(41)])

@@ -117,11 +117,11 @@ class Progress:
 
     def _left(self, step: Step, seconds: float) -> str:
         """How long the run will still take, at the pace of this phase; empty where that cannot be told."""
-        own, done = self.work.get(step.phase), step.index - self.first
+        work = self.work or {step.phase: 1.0}  # its own, where nothing was planned
+        own, done = work.get(step.phase), step.index - self.first
         if not (own and done):
             return ""
-        phases = [*self.work]
-        later = sum(self.work[p] for p in phases[phases.index(step.phase) + 1 :])
+        later = sum([*work.values()][[*work].index(step.phase) + 1 :])
         units = step.total - step.index + step.total * later / own
         return f"about {_time(seconds / done * units)} left"
 
