@@ -184,7 +184,9 @@ def test_a_picture_that_the_clip_is_made_from_is_not_replaced(model, here):
     Picture.new("RGB", (128, 64), "red").save(picture)
     made_from = job(model, inputs=(Image(str(picture)),))
     output = Output(Path("x.mp4"), frames=folder, overwrite=True)
-    with pytest.raises(UserError, match="frame_0000.png would be replaced"):
+    with pytest.raises(
+        UserError, match="frame_0000.png is an input of this clip and would be replaced"
+    ):
         list(run(made_from, output))
     assert picture.exists()
 
