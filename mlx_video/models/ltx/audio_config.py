@@ -70,7 +70,7 @@ class AudioVAEConfig(Config):
 
 
 def _flatten(block: Mapping[str, object]) -> dict[str, object]:
-    """The values of nested blocks by their own keys; raises ``UserError`` where a key has two values."""
+    """The values of nested blocks by their own keys; raises ``UserError`` if a key has two values."""
     flat = {}
     for key, value in block.items():
         found = _flatten(value) if isinstance(value, Mapping) else {key: value}
@@ -86,7 +86,7 @@ def _flatten(block: Mapping[str, object]) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(Config):
-    """What the two kinds of vocoder have in common."""
+    """What both kinds of vocoder have in common; block ``vocoder``."""
 
     upsample_initial_channel: int
     upsample_rates: tuple[int, ...]
@@ -121,7 +121,7 @@ class VocoderConfig(GeneratorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BigVGANConfig(GeneratorConfig):
-    """One BigVGAN generator: block ``vocoder.vocoder``. What is absent has the official default, not the usual value."""
+    """One BigVGAN generator: block ``vocoder.vocoder``. Absent keys have the official default, not the usual value."""
 
     use_tanh_at_final: bool = True
     use_bias_at_final: bool = True
@@ -132,7 +132,7 @@ class BigVGANConfig(GeneratorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BandwidthExtensionConfig(BigVGANConfig):
-    """The generator that doubles as bandwidth extension, and its mel front end: block ``vocoder.bwe``; rates in Hz."""
+    """The bandwidth extension, another generator, and its mel front end: block ``vocoder.bwe``; rates in Hz."""
 
     input_sampling_rate: int
     output_sampling_rate: int

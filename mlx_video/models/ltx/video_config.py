@@ -12,7 +12,7 @@ Block = tuple[str, int | dict]  # name, and parameters or a number of layers
 
 @dataclass(frozen=True, kw_only=True)
 class VideoEncoderConfig(Config):
-    """The encoder's half of block ``vae``, as the convolutional and as the diffusion autoencoder state it.
+    """The encoder's half of block ``vae``, of the convolutional and of the diffusion autoencoder.
 
     Blocks are (name, parameters) pairs from pixels to latents.
     """
@@ -61,21 +61,21 @@ class VideoEncoderConfig(Config):
 
 
 def _scale(blocks: tuple, patch_size: int) -> VideoScale:
-    # The networks that know the strides of blocks import this room.
+    # Imported late: the networks, which know the strides of blocks, import this module.
     from mlx_video.models.ltx.video_vae.base import compression
 
     return compression(blocks, patch_size)
 
 
 def _diffusion_encoder(data: Mapping[str, object]) -> dict[str, object]:
-    """Block ``encoder`` of a diffusion autoencoder, in the words of a convolutional one."""
+    """Block ``encoder`` of a diffusion autoencoder, with a convolutional one's keys."""
     names = {
         "blocks": "encoder_blocks",
         "base_channels": "encoder_base_channels",
         "out_channels": "latent_channels",
         "spatial_padding_mode": "encoder_spatial_padding_mode",
     }
-    # A log-variance says nothing at inference, and the class is told by the block around.
+    # A log-variance means nothing at inference, and the outer block states the class.
     skipped = {"_class_name", "latent_log_var_value"}
     block = data.get("encoder", {})
     return {names.get(k, k): v for k, v in block.items() if k not in skipped}
@@ -83,7 +83,7 @@ def _diffusion_encoder(data: Mapping[str, object]) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoVAEConfig(VideoEncoderConfig):
-    """Convolutional video autoencoder: block ``vae``. The decoder's blocks too are in encoder order."""
+    """Convolutional video autoencoder: block ``vae``. The decoder's blocks are in encoder order too."""
 
     decoder_blocks: tuple[Block, ...]
     out_channels: int = 3
@@ -96,7 +96,7 @@ class VideoVAEConfig(VideoEncoderConfig):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "VideoVAEConfig":
-        # Where the key is absent, the official decoder is conditioned.
+        # Without the key, the official decoder is conditioned.
         return super().from_dict({"timestep_conditioning": True} | dict(data))
 
     @property
@@ -112,7 +112,7 @@ class VideoVAEConfig(VideoEncoderConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionDecoderConfig(Config):
-    """The decoder's half of block ``vae`` of a diffusion autoencoder (LTX-2.5): its keys ``decoder`` and beside it.
+    """The decoder's half of block ``vae`` of a diffusion autoencoder (LTX-2.5): key ``decoder``, and keys beside it.
 
     The stages go from latents to pixels; the last is the diffusion stage. ``upsamples`` are ((frames, rows, columns),
     divisor of the channels), one between two stages; kernels are windows in cells along the same axes.
@@ -139,7 +139,7 @@ class DiffusionDecoderConfig(Config):
     }
     # Nothing is padded: windows shift at the borders, or repeat the outermost column.
     UNUSED: ClassVar = frozenset({"spatial_padding_mode", "encoder"})
-    # What an absent key means to the official code, where that is not what this build knows.
+    # What an absent key means in the official code, if that is not implemented here.
     ABSENT: ClassVar = {"model_output_type": "v", "default_num_inference_steps": 2}
 
     @classmethod

@@ -267,7 +267,7 @@ def test_comfyui_file_with_fp8_weights_and_a_sentencepiece_model(tmp_path):
         ({"enable_moe_block": True}, "enable_moe_block = True"),
         ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention = 'all'"),
         ({"model_type": "gemma2"}, "must be a Gemma 3 or a Gemma 4"),
-        ({"model_type": None}, "tells of no language model"),
+        ({"model_type": None}, "describes no language model"),
         ({"model_type": ["gemma4_text"]}, "must be a Gemma 3 or a Gemma 4"),
     ],
 )

@@ -9,7 +9,7 @@ from mlx_video.tensor_names import TensorNames
 class PerChannelStatistics(nn.Module):
     """Mean and standard deviation over the training set of each (channel, mel bin) of a latent frame.
 
-    The transformer takes such a pair for one channel of its token, hence the name; the channel index is slowest.
+    To the transformer such a pair is one channel of a token, hence the name; the channel index is slowest.
     """
 
     def __init__(self, channels: int, bins: int):

@@ -1,7 +1,7 @@
-"""The vocoder of LTX-2.3 and 2.5: BigVGAN (Lee et al. 2023, arXiv:2206.04658) at 16 kHz, and a second one that adds
-what lies above 8 kHz.
+"""The vocoder of LTX-2.3 and 2.5: BigVGAN (Lee et al. 2023, arXiv:2206.04658) at 16 kHz, and a second one that adds the
+band above 8 kHz.
 
-Knows how sound is made of log-mel spectrograms, in pieces of bounded size; not files, and not who asks.
+Knows how log-mel spectrograms become sound, in pieces of bounded size; not files.
 """
 
 import math
@@ -38,9 +38,8 @@ PIECE = 512  # mel frames computed at a time: 5 s
 class BigVGANVocoder(Network):
     """Log-mel spectrogram (B, 2, T_mel, 64) -> waveform (B, 2, T_mel * hop) in [-1, 1] at ``sample_rate`` Hz.
 
-    Float32 whatever the weights' dtype, as in the official code: a float32 input is enough for that, since MLX then
-    promotes each weight as it is used. Long clips are computed in pieces that overlap by as much as reaches from one
-    into the next, so the result is the same.
+    Computes in float32 whatever the weights' dtype, as in the official code: given a float32 input, MLX promotes each
+    weight as it is used. Long clips are computed in pieces that overlap by the receptive field, with the same result.
     """
 
     CONFIG: ClassVar = BigVGANVocoderConfig
@@ -49,7 +48,7 @@ class BigVGANVocoder(Network):
             "vocoder.vocoder.": "generator.",
             "vocoder.bwe_generator.": "extension.",
             "vocoder.mel_stft.": "mel.",
-            "vocoder.mel_stft.stft_fn.inverse_basis": None,  # of no use here
+            "vocoder.mel_stft.stft_fn.inverse_basis": None,  # not used here
         },
         {
             "stft_fn.forward_basis": "basis",
@@ -79,13 +78,13 @@ class BigVGANVocoder(Network):
 
     @property
     def reach(self) -> int:
-        """How many mel frames to either side a sample depends on, at most."""
+        """Most mel frames to either side on which a sample depends."""
         inner, bwe = self.config.vocoder, self.config.bwe
         extension = reach(bwe) + math.ceil(bwe.n_fft / bwe.hop_length)
         return reach(inner) + math.ceil(extension * bwe.hop_length / inner.hop)
 
     def activation_bytes(self, mel_frames: int) -> float:
-        """For so many mel frames, in float32 as it computes: those of a piece, where the extension is widest."""
+        """For ``mel_frames``, in float32: those of a piece, at the widest array of the generator or the extension."""
         bwe = self.config.bwe
         frames = min(mel_frames, PIECE + 2 * self.reach)
         per_frame = self.config.vocoder.hop / bwe.hop_length
@@ -110,7 +109,7 @@ class BigVGANVocoder(Network):
     def _whole(self, log_mel: mx.array) -> mx.array:
         narrow = self.generator(log_mel)
         bwe = self.config.bwe
-        # The extension counts in whole frames of its own.
+        # The extension needs whole frames of its own.
         wave = mx.pad(narrow, ((0, 0), (0, 0), (0, -narrow.shape[2] % bwe.hop_length)))
         wide = resample(wave, bwe.input_sampling_rate, self.sample_rate, "edge")
         wave = mx.clip(self.extension(self.mel(wave)) + wide, -1, 1)
@@ -125,7 +124,7 @@ class BigVGANVocoder(Network):
 
 
 def widths(config: BigVGANConfig) -> int:
-    """Numbers of the widest array that a generator makes of a frame; its activations work at twice the rate."""
+    """Elements per frame of a generator's widest array; its activations work at twice the rate."""
     width, samples, most = config.upsample_initial_channel, 1, 0
     for rate in config.upsample_rates:
         width, samples = width // 2, samples * rate
@@ -200,7 +199,7 @@ class AntiAliasedSnake(nn.Module):
 def _snake(
     x: mx.array, alpha: mx.array, beta: mx.array, up: mx.array, down: mx.array
 ) -> mx.array:
-    """As sums of shifted views, which every backend fuses. Even and odd samples of the doubled rate stay apart."""
+    """As sums of shifted views, which every backend fuses. Even and odd samples of the doubled rate are kept apart."""
     alpha, beta = alpha.astype(mx.float32), beta.astype(mx.float32)
     frequency, magnitude = mx.exp(alpha), 1 / (mx.exp(beta) + 1e-9)
 
@@ -209,7 +208,7 @@ def _snake(
 
     L, first, last = x.shape[1], x[:, :1], x[:, -1:]
     near = mx.concatenate([first] * 3 + [x] + [last] * 3, axis=1)
-    # Times 2 for the zeros between samples, which every other tap meets.
+    # Times 2, since every other tap meets a zero between samples.
     even = snake(2 * _filtered(near, up[::-2], L))
     odd = snake(2 * _filtered(near[:, 1:], up[-2::-2], L))
     first, last = even[:, :1], odd[:, -1:]
@@ -226,7 +225,7 @@ def _filtered(x: mx.array, taps: mx.array, length: int) -> mx.array:
 class CausalLogMel(nn.Module):
     """The extension's view of the 16 kHz sound: (B, C, n) -> log-mel (B, C, n // hop_length, num_mels).
 
-    No frame looks ahead: the first one ends with the first ``hop_length`` samples.
+    Frames are causal: the first ends with the first ``hop_length`` samples.
     """
 
     def __init__(self, config: BandwidthExtensionConfig):
@@ -245,7 +244,7 @@ class CausalLogMel(nn.Module):
 
 
 def reach(config: BigVGANConfig) -> int:
-    """How many mel frames to either side a sample of a generator depends on, at most."""
+    """Most mel frames to either side on which a generator's sample depends."""
     frames, rate = EDGE_KERNEL // 2, 1
     block = max(
         sum((d + 1) * (kernel // 2) + 2 * FILTER_REACH for d in dilations)

@@ -13,8 +13,8 @@ from mlx_video.weights import channels_last
 class SameConv1d(nn.Conv1d):
     """Length-keeping convolution over (B, L, C), odd kernels only.
 
-    A dilated one is run as a dense one over every ``dilation``-th sample: MLX's CPU backend multiplies matrices only
-    for dense kernels, and is some hundred times slower otherwise.
+    A dilated one runs as a dense one over every ``dilation``-th sample: MLX's CPU backend uses matrix products only for
+    dense kernels, and is some hundred times slower otherwise.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ def join_phases(x: mx.array, phases: int) -> mx.array:
 class Upsample(nn.ConvTranspose1d):
     """Transposed convolution (B, L, I) -> (B, L * stride, O).
 
-    Run as a dense convolution that makes ``stride`` neighbouring samples at a time, which every backend has fast and
-    which multiplies no inserted zeros. Raises ``ValueError`` unless kernel - stride is even and not negative.
+    Runs as a dense convolution that makes ``stride`` neighbouring samples at a time, which is fast on every backend and
+    multiplies no inserted zeros. Raises ``UserError`` unless kernel - stride is even and not negative.
     """
 
     def __init__(

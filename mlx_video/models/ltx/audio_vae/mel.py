@@ -1,4 +1,4 @@
-"""The mel front end: sound as the audio encoder sees it. Knows spectra and mel bands, not files or resampling.
+"""The mel front end: sound as the audio encoder takes it. Knows spectra and mel bands, not files or resampling.
 
 Mel scale and norm are those of Slaney's Auditory Toolbox (1998), as in librosa and torchaudio with ``"slaney"``.
 """
@@ -24,8 +24,8 @@ MEL_PER_LOG_HZ = 27 / np.log(6.4)
 def log_mel(waveform: mx.array, config: AudioVAEConfig) -> mx.array:
     """Natural logarithm of mel magnitudes: (B, C, n) in [-1, 1] -> (B, C, 1 + n // hop, mel bins), float32.
 
-    ``waveform`` must be at ``config.sampling_rate`` Hz. Frame i is centred on sample i * hop; the sound is reflected
-    at both ends. Raises ``ValueError`` where it is too short for that.
+    ``waveform`` must be at ``config.sampling_rate`` Hz. Frame i is centred on sample i * hop; the sound is reflected at
+    both ends. Raises ``UserError`` if it is too short for that.
     """
     half = config.filter_length // 2
     if waveform.shape[-1] <= half:
@@ -56,7 +56,7 @@ def _magnitudes(padded: mx.array, config: AudioVAEConfig) -> mx.array:
 
 @cache
 def _hann(length: int, frame: int) -> np.ndarray:
-    """A periodic Hann window of ``length`` samples in the middle of a frame."""
+    """A periodic Hann window of ``length`` samples, centred in a frame."""
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
     left = (frame - length) // 2
     return np.pad(window, (left, frame - length - left))

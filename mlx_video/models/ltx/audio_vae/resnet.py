@@ -1,4 +1,4 @@
-"""Blocks of the audio autoencoder, over (B, T, M, C): time, mel bins, channels. Knows padding, not the blocks' order.
+"""Blocks of the audio autoencoder, over (B, T, M, C): time, mel bins, channels. Knows padding, not the order of blocks.
 
 The time axis is causal everywhere: no output frame depends on a later input frame.
 """
@@ -27,7 +27,7 @@ class CausalConv2d(nn.Conv2d):
 
 
 class Downsample(nn.Conv2d):
-    """Halve time and mel bins: T frames become ceil(T / 2), so the first one stays alone."""
+    """Halve time and mel bins: T frames become ceil(T / 2), and the first stays alone."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, kernel_size=3, stride=2)
@@ -37,7 +37,7 @@ class Downsample(nn.Conv2d):
 
 
 class Upsample(CausalConv2d):
-    """Double time and mel bins by repetition: T frames become 2T - 1, the first one's copy being dropped."""
+    """Double time and mel bins by repetition: T frames become 2T - 1, without the first one's copy."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels)

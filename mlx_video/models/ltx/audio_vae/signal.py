@@ -21,8 +21,8 @@ def resample(
 ) -> mx.array:
     """The same sound at another rate: (..., n) -> (..., ceil(n * to_rate / from_rate)), float32.
 
-    A sinc under a Hann window, as torchaudio's default has it. ``padding`` says what lies beyond both ends: "constant"
-    for silence, "edge" for more of the last sample.
+    A sinc under a Hann window, as torchaudio's default. ``padding`` beyond both ends is "constant" for silence, or "edge"
+    to repeat the last sample.
     """
     x = waveform.astype(mx.float32)
     if from_rate == to_rate:
@@ -43,7 +43,7 @@ def _lowest_terms(a: int, b: int) -> tuple[int, int]:
 
 @cache
 def _sinc_kernel(step: int, phases: int) -> np.ndarray:
-    """What makes ``phases`` samples of every ``step``: float64 (phases, 2 * reach + step)."""
+    """The kernel that makes ``phases`` samples from every ``step``: float64 (phases, 2 * reach + step)."""
     cutoff = min(step, phases) * ROLLOFF
     reach = math.ceil(ZEROS * step / cutoff)
     at = np.arange(-reach, reach + step) / step - np.arange(phases)[:, None] / phases

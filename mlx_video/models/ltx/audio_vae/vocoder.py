@@ -1,6 +1,6 @@
 """The vocoder: log-mel spectrogram to waveform. HiFi-GAN (Kong et al. 2020, arXiv:2010.05646), generator V1.
 
-Both channels pass through it as one: their mel bins side by side go in, two samples at a time come out.
+Both channels pass through it as one: their mel bins go in side by side, and two samples come out at a time.
 """
 
 from typing import ClassVar
@@ -28,8 +28,8 @@ LAST_SLOPE = 0.01  # but for the last one
 class Vocoder(Network):
     """Log-mel spectrogram (B, 2, T_mel, 64) -> waveform (B, 2, T_mel * hop) in [-1, 1] at ``sample_rate`` Hz.
 
-    Float32 whatever the weights' dtype: run in bfloat16, the same weights leave a hiss 42 dB below the sound (on the
-    tests' checkpoint). A float32 input is enough for that, since MLX then promotes each weight as it is used.
+    Computes in float32 whatever the weights' dtype: in bfloat16 the same weights leave a hiss 42 dB below the sound (on
+    the tests' checkpoint). Given a float32 input, MLX promotes each weight as it is used.
     """
 
     CONFIG: ClassVar = VocoderConfig
@@ -45,7 +45,7 @@ class Vocoder(Network):
         self.conv_post = SameConv1d(config.last_width, config.channels, EDGE_KERNEL)
 
     def activation_bytes(self, mel_frames: int) -> float:
-        """For so many mel frames, in float32 as it computes."""
+        """For ``mel_frames``, in float32."""
         width = self.conv_post.weight.shape[-1]
         return fitted.live().sound * mel_frames * self.hop * width * fitted.FLOAT32
 

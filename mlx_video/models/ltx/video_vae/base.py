@@ -1,4 +1,4 @@
-"""What encoder and decoder share: the statistics of the latents, the list of blocks and the names of the weights."""
+"""What encoder and decoder share: latent statistics, lists of blocks and names of weights."""
 
 import math
 from typing import Iterator, Mapping
@@ -18,7 +18,7 @@ STRIDES = {
 }
 _BLOCK_PARAMETERS = {"num_layers", "multiplier", "residual"}
 _OFF = {"inject_noise"}  # parameters that no published checkpoint switches on
-# Of the latents' statistics in an official file -> ours; LTX-2.0 has three more that nothing uses.
+# Official name of a latent statistic -> ours; ``None`` = not used.
 STATISTICS = {
     "mean-of-means": "mean",
     "std-of-means": "std",
@@ -30,7 +30,7 @@ Block = tuple[str, dict[str, int | bool]]
 
 
 def read_blocks(blocks: tuple) -> Iterator[Block]:
-    """(name, parameters) of the config's block list, where a bare number is ``num_layers``."""
+    """(name, parameters) from the config's block list, in which a bare number means ``num_layers``."""
     for name, parameters in blocks:
         if isinstance(parameters, int):
             parameters = {"num_layers": parameters}
@@ -44,7 +44,7 @@ def read_blocks(blocks: tuple) -> Iterator[Block]:
 
 
 def stride_of(name: str) -> tuple[int, int, int]:
-    """By how much a block shrinks (encoder) or grows (decoder) frames, rows and columns."""
+    """The factor by which a block shrinks (encoder) or grows (decoder) frames, rows and columns."""
     return STRIDES.get(name.removesuffix("_res"), (1, 1, 1))
 
 
@@ -77,7 +77,7 @@ def _per_channel(x: mx.array) -> mx.array:
 
 
 def names_of(part: str, *tables: Mapping[str, str]) -> TensorNames:
-    """The names of "encoder" or "decoder", in files of everything and in those of the video autoencoder alone."""
+    """The names of "encoder" or "decoder", in whole checkpoints and in files of the video autoencoder alone."""
     prefixes: dict[str, str | None] = {}
     for file in ("vae.", ""):
         prefixes[f"{file}{part}."] = ""
@@ -87,5 +87,5 @@ def names_of(part: str, *tables: Mapping[str, str]) -> TensorNames:
     return TensorNames(prefixes, *tables)
 
 
-# A convolution is wrapped in a module of its own there.
+# Official files wrap each convolution in a module of its own.
 CONVOLUTIONS = {"*.conv.weight": "*.weight", "*.conv.bias": "*.bias"}

@@ -1,4 +1,4 @@
-"""Convolution over video, (B, F, H, W, C). Knows padding and how large one call may be, not what a block computes."""
+"""Convolution over video, (B, F, H, W, C). Knows padding and the size limit of one call, not what a block computes."""
 
 import math
 from typing import Callable, Sequence
@@ -13,12 +13,12 @@ from mlx_video.models.ltx.video_vae.stream import Stream
 MAX_CONV_ELEMENTS = 1_500_000_000
 """Most elements one convolution may read or write. Metal's kernels returned zeros near 2e9 (ml-explore/mlx#3979)."""
 
-# Input times output channels; in wider kernels the product is slower.
+# Input times output channels; for wider kernels the matrix product is slower.
 NARROW = 128 * 128
 
 ACTIVATED, SUMMED = 4, 4
-"""Arrays of a convolution's input (normed, activated, extended) and of its output (sums, bias) that a CPU holds
-beside what it unfolds: it runs some operations ahead, and none of theirs is free before."""
+"""Arrays of a convolution's input (normed, activated, extended) and output (sums, bias) that a CPU holds besides the
+unfolded input, since it runs some operations ahead."""
 
 Triple = tuple[int, int, int]
 Form = Callable[[mx.array, mx.array, Triple, tuple[int, int]], mx.array]
@@ -35,9 +35,9 @@ def conv3d(
 ) -> mx.array:
     """Convolve (B, F, H, W, I) with (O, kF, kH, kW, I); ``padding`` is rows and columns of zeros, time has none.
 
-    Every 3-D convolution of the package is this call, in the ``form`` that suits the machine unless one is named. One
-    that would pass ``MAX_CONV_ELEMENTS`` is computed in pieces over time that share input frames, so the result is
-    the same. Raises ``ValueError`` where a single output frame is too large.
+    Every 3-D convolution of the package is this call, by default in the ``form`` that suits the machine. One that would
+    exceed ``MAX_CONV_ELEMENTS`` is computed in pieces over time that share input frames, with the same result. Raises
+    ``UserError`` if a single output frame is too large.
     """
     form = form or preferred_form(weight.shape, x.dtype)
     step, taps = stride[0], weight.shape[1]
@@ -79,12 +79,12 @@ def preferred_form(kernel: Sequence[int], dtype: mx.Dtype) -> Form:
 
 
 def on_gpu() -> bool:
-    """Whether memory is reckoned as a GPU takes it."""
+    """Whether memory is estimated as for a GPU."""
     return fitted.live() is fitted.GPU
 
 
 def unfolded_elements(conv: "CausalConv3d", frames: int, cells: int) -> int:
-    """What a CPU holds, in float32 numbers, while it convolves so many frames of so many cells."""
+    """Float32 numbers that a CPU holds while it convolves ``frames`` of ``cells``."""
     O, *kernel, I = conv.weight.shape
     outputs, inputs = frames * cells, (frames + kernel[0] - 1) * cells
     if preferred_form(conv.weight.shape, conv.weight.dtype) is by_product:
@@ -118,7 +118,7 @@ def by_frames(
 def by_product(
     x: mx.array, weight: mx.array, stride: Triple, padding: tuple[int, int]
 ) -> mx.array:
-    """The same as one matrix product of every frame's neighbourhoods with all frames of the kernel."""
+    """The same as one matrix product of each frame's neighbourhoods with all frames of the kernel."""
     O, taps, rows, columns, _ = weight.shape
     step, frames = stride[0], (x.shape[1] - taps) // stride[0] + 1
     x = mx.pad(x, [(0, 0), (0, 0), *((n, n) for n in padding), (0, 0)])
@@ -154,14 +154,12 @@ def total(*terms: mx.array) -> mx.array:
 def _frames_per_call(
     x: Sequence[int], weight: Sequence[int], stride: Triple, padding, form: Form
 ) -> int:
-    """The most output frames for which nothing passes ``MAX_CONV_ELEMENTS``; perhaps 0."""
+    """The most output frames for which nothing exceeds ``MAX_CONV_ELEMENTS``; may be 0."""
     B, _, H, W, I = x
     O, *kernel, _ = weight
     rows = (H + 2 * padding[0] - kernel[1]) // stride[1] + 1
     columns = (W + 2 * padding[1] - kernel[2]) // stride[2] + 1
-    if (
-        form is by_product
-    ):  # what it multiplies and what it adds up has all input frames
+    if form is by_product:  # its factors and terms have all input frames
         cell = max(I * kernel[1] * kernel[2], O * kernel[0])
         frames = MAX_CONV_ELEMENTS // (B * rows * columns * cell)
         return max(0, (frames - kernel[0]) // stride[0] + 1)
@@ -171,9 +169,9 @@ def _frames_per_call(
 
 
 class CausalConv3d(nn.Module):
-    """Convolution with a cubic kernel that keeps the size (over its stride), padded by the clip itself in time.
+    """Convolution with a cubic kernel that keeps the size (over its stride), padded in time with the clip itself.
 
-    ``padding_mode`` says what lies around a frame: ``"zeros"`` or ``"reflect"`` (mirrored about the outermost cell).
+    ``padding_mode`` is the padding around a frame: ``"zeros"`` or ``"reflect"`` (mirrored about the outermost cell).
     """
 
     def __init__(
@@ -206,7 +204,7 @@ class CausalConv3d(nn.Module):
         return total(self.linear(x, stream), self.bias)
 
     def linear(self, x: mx.array, stream: Stream) -> mx.array:
-        """Without the bias, for a caller that adds more to it in the same pass."""
+        """Without the bias, for a caller that adds more than the bias in one pass."""
         reach = self.kernel_size // 2
         padding = (reach, reach)
         x = stream.extend(self, x, self.kernel_size, self.stride[0])
@@ -226,6 +224,6 @@ def reflect(x: mx.array, count: int) -> mx.array:
         n = x.shape[axis]
         left = mx.take(x, mx.arange(count, 0, -1), axis=axis)
         right = mx.take(x, mx.arange(n - 2, n - 2 - count, -1), axis=axis)
-        # By concatenation: mx.pad copies the clip once a side, and a gather of all cells was slower on an H200.
+        # By concatenation: mx.pad copies the clip once per side, and gathering all cells was slower on an H200.
         x = mx.concatenate([left, x, right], axis=axis)
     return x

@@ -1,4 +1,4 @@
-"""Convolutional video decoder: latents to pixels. Knows its blocks in order, not how a long clip is cut into tiles."""
+"""Convolutional video decoder: latents to pixels. Knows its blocks in order, not how a clip is cut into tiles."""
 
 import math
 from fractions import Fraction
@@ -40,15 +40,15 @@ from mlx_video.models.ltx.video_vae.tiling import (
 
 KEPT = 3  # frames that a convolution, or the skip beside it, keeps for the next piece
 LIVE_PIECES, LIVE_WHOLE, LIVE_TILE = 20.05, 8.7, 20
-"""Arrays that are alive at once on a GPU, whose queue lets go late; measured on an H100. Of the size of a piece; and of
-the finest grid, for a clip so short that its pieces are never full, or for a tile, which nothing paces."""
+"""Arrays that are alive at once on a GPU, which frees them late; measured on an H100. Of the size of a piece; and of the
+finest grid, for a clip too short to fill a piece, and for a tile, which nothing paces."""
 
 SLOWER, SLOWER_CPU = 1.7, 0.9
 """As many of the transformer's operations take as long as one of a convolution; measured on an H200, and on two cores."""
 
 
 class VideoDecoder(Network):
-    """The decoder; not causal in LTX-2, so that a pixel frame may depend on later latents."""
+    """The decoder; not causal in LTX-2, so a pixel frame may depend on later latents."""
 
     CONFIG = VideoVAEConfig
     NAMES: ClassVar = names_of("decoder", CONVOLUTIONS)
@@ -84,7 +84,7 @@ class VideoDecoder(Network):
     ) -> mx.array:
         """Normalised latents (B, 128, F, H, W) -> pixels (B, 3, 8*(F-1)+1, 32*H, 32*W) near [-1, 1].
 
-        ``causal`` overrides the config. ``key`` is for the decoders that draw noise; this one has no use for it.
+        ``causal`` overrides the config. ``key`` is for decoders that draw noise; this one ignores it.
         """
         pieces = self.stream(latent, MAX_CONV_ELEMENTS, causal, key)
         return mx.concatenate(list(pieces), axis=2)
@@ -96,10 +96,9 @@ class VideoDecoder(Network):
         causal: bool | None = None,
         key: mx.array | None = None,
     ) -> Iterator[mx.array]:
-        """The same pixels in consecutive pieces, for whose sake no convolution touches more than about ``elements``.
+        """The same pixels in consecutive pieces, so that no convolution touches more than about ``elements``.
 
-        Evaluate each piece before the next is taken, and memory follows ``elements`` and the size of a frame, not the
-        length of the clip.
+        If each piece is evaluated before the next is taken, memory is bounded by ``elements`` and the size of a frame.
         """
         if causal is None:
             causal = self.config.causal_decoder
@@ -112,7 +111,7 @@ class VideoDecoder(Network):
     def tiled(
         self, latents: mx.array, tiling: TilingConfig, key: mx.array | None = None
     ) -> Iterator[mx.array]:
-        """Pixels from overlapping tiles of the latents, as Lightricks' code makes them: one piece per tile of time."""
+        """Pixels from overlapping tiles of the latents, as in Lightricks' code; one piece per tile of time."""
         return iterate_decode(partial(self, key=key), latents, tiling, self.scale)
 
     def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
@@ -122,10 +121,10 @@ class VideoDecoder(Network):
                 yield StreamPlan(elements, tiles)
 
     def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
-        """About how much memory it takes to decode latents of ``shape`` beside the weights.
+        """About how much memory decoding latents of ``shape`` needs beside the weights.
 
-        Of a clip in pieces that is the piece at work, and the two frames or three that each convolution and its skip keep
-        for the next, whatever the clip's length; of one in tiles a tile, and the pixels that are blended.
+        For a clip in pieces that is the current piece, and the two or three frames that each convolution and its skip keep
+        for the next; for one in tiles, a tile and the blended pixels.
         """
         B, _, *cells = shape
         if isinstance(tiling, TilingConfig):
@@ -149,7 +148,7 @@ class VideoDecoder(Network):
         return tiling.tiles * kept * self.conv_in.weight.itemsize + working
 
     def _working_bytes(self, B: int, cells: list[int], elements: int | None) -> int:
-        """Of pieces of ``elements`` of latents of so many frames, rows and columns; ``None``: of all at once."""
+        """Bytes for latents of ``cells`` (frames, rows, columns) in pieces of ``elements``; ``None`` = all at once."""
         F, H, W = cells
         most = whole = 0
         for convolutions, time, space in self._steps():
@@ -162,9 +161,7 @@ class VideoDecoder(Network):
             lap = 1.0
             if elements is not None and elements < count * frame * width:
                 count = max(1, elements // (frame * width))
-                lap += (
-                    1 / count
-                )  # a CPU begins the next piece before all of one is free
+                lap += 1 / count  # a CPU begins the next piece before this one is free
             if on_gpu():
                 most = max(most, count * frame * width)
             else:
@@ -200,7 +197,7 @@ class VideoDecoder(Network):
 
     @property
     def receptive_field(self) -> int:
-        """How many latent rows or columns away a cell may be and still matter to a pixel."""
+        """How many latent rows or columns away a cell may be and still affect a pixel."""
         steps = (
             Fraction(len(convolutions), math.isqrt(space))
             for convolutions, _, space in self._steps()

@@ -1,8 +1,8 @@
 """The diffusion decoder of LTX-2.5: latents to pixels by neighbourhood attention, in one step from noise.
 
-Knows its stages in order and what a tile of the clip is; not what is inside a block.
+Knows its stages and tiles, not what is inside a block.
 
-Four stages of ever more cells make a context of the latents. The fifth turns noise into pixels beside that context.
+Four stages with more and more cells turn latents into a context. The fifth turns noise into pixels, given that context.
 """
 
 import math
@@ -51,28 +51,30 @@ from mlx_video.types import VideoScale
 from mlx_video.weights import Weights
 
 PIECE_SHARE = 3
-"""A piece may be so many times as large as ``elements``: few arrays of its size are alive, as rows go in bands."""
+"""A piece may be this many times as large as ``elements``: few arrays of its size are alive, as rows go in bands."""
 LIVE_PIECES, LIVE_BANDS, LIVE_SCORES = 3, 24, 12
-"""Arrays of the size of a piece, of ``BAND`` and, on a CPU, of an attention's scores that are alive at once; those of two
-bands, since one waits on a GPU. Counted; the scores were measured on two cores."""
+"""Arrays of the size of a piece, of a ``BAND`` and, on a CPU, of an attention's scores that are alive at once; bands count
+twice, since a GPU queues one. Counted; the scores were measured on two cores."""
 SLOWER = 22  # than the transformer's an operation is; docs/performance.md
-DEFAULT_KEY = 0  # of the noise where nobody gives a key, so that the same latents make the same pixels
-LEVEL = 1.0  # of noise in the one step: all
+DEFAULT_KEY = (
+    0  # of the noise if no key is given, so that the same latents make the same pixels
+)
+LEVEL = 1.0  # of noise in the one step
 # Official tiles overlap by a multiple of these, in frames and pixels.
 OVERLAP_FRAMES, OVERLAP_PIXELS = 8, 32
 Noise = Callable[[int, tuple[int, ...]], mx.array]
-"""Of a clip or a tile: the noise (B, 3, f, H, W) from a frame on."""
+"""A function of first frame and shape: the noise (B, 3, f, H, W) of a clip or a tile."""
 
 
 class Ends(NamedTuple):
-    """Which ends of the clip a tile has: there, a doubling of the frames drops one, and the appendix is cut off."""
+    """Which ends of the clip a tile has; there, doubling drops a frame, and the appendix is cut off."""
 
     first: bool = True
     last: bool = True
 
 
 class Padded(NamedTuple):
-    """Latents (B, C, F, H, W) that are large enough for every window, and where in their pixels the clip is."""
+    """Latents (B, C, F, H, W) padded to the size of every window, and the clip's place in their pixels."""
 
     latents: mx.array
     frames: int
@@ -80,7 +82,7 @@ class Padded(NamedTuple):
     columns: slice
 
     def clips(self, pieces: Iterator[mx.array]) -> Iterator[mx.array]:
-        """The clip's pixels, of consecutive ``pieces`` of those of the padded latents."""
+        """The clip's part of consecutive ``pieces`` of pixels."""
         left = self.frames
         for pixels in pieces:
             if left:
@@ -92,7 +94,7 @@ class Padded(NamedTuple):
 class DiffusionDecoder(Network):
     """NADiffusionDecoder, whose output is the picture itself (x0): one step suffices.
 
-    ``repeat_columns`` is Lightricks' default mode at the left and right border; without it, their "combined" mode.
+    ``repeat_columns`` is Lightricks' default mode at the left and right borders; otherwise their "combined" mode.
     """
 
     CONFIG = DiffusionDecoderConfig
@@ -155,9 +157,9 @@ class DiffusionDecoder(Network):
     ) -> mx.array:
         """Normalised latents (B, 128, F, H, W) -> pixels (B, 3, 8*(F-1)+1, 32*H, 32*W) near [-1, 1].
 
-        key    draws the noise that the pixels are made of; without one it is always the same
-        noise  itself, in place of a key: (B, 3, F', H', W'), as large as the pixels or, of a clip that is smaller than a
-               window, as those of the padded clip
+        key    for the noise that becomes the pixels; ``None`` = always the same noise
+        noise  instead of a key: (B, 3, F', H', W'), as large as the pixels, or for a clip smaller than a window as the
+               padded clip's
         """
         return mx.concatenate(list(self.stream(latent, 2**62, key, noise)), axis=2)
 
@@ -168,9 +170,9 @@ class DiffusionDecoder(Network):
         key: mx.array | None = None,
         noise: mx.array | None = None,
     ) -> Iterator[mx.array]:
-        """The same pixels in consecutive pieces, in memory that follows ``elements`` and the size of a frame.
+        """The same pixels in consecutive pieces, with memory bounded by ``elements`` and the size of a frame.
 
-        ``elements`` is of the last stage, whose cells are most. Evaluate each piece before the next is taken.
+        ``elements`` applies to the last stage, which has the most cells. Evaluate each piece before taking the next.
         """
         padded = self._padded(latent)
         x, frames = self._enter(padded.latents), self._frames(padded.latents.shape)
@@ -182,15 +184,15 @@ class DiffusionDecoder(Network):
         return padded.clips(map(self._leave, pieces))
 
     def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
-        """How latents of ``shape`` may be cut with the same pixels, the fastest first: along time only."""
+        """How latents of ``shape`` may be cut with the same pixels, along time only; the fastest first."""
         return map(StreamPlan, PIECES)
 
     def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
-        """About how much memory it takes to decode latents of ``shape`` beside the weights, whatever their length.
+        """About how much memory decoding latents of ``shape`` needs beside the weights, whatever their length.
 
-        That is what each block keeps of the frames before the piece at work, the context that the last block still
-        waits for, the piece, and the bands of rows that are computed; of tiles the same for the largest, the cells
-        that are cut into tiles, and the pixels that are blended.
+        That is the frames each block keeps from before the current piece, the context that the last block still needs,
+        the piece, and its bands of rows; for tiles the same for the largest tile, the cells that are cut into tiles, and
+        the blended pixels.
         """
         shape = self._least_shape(shape)
         if isinstance(tiling, StreamPlan):
@@ -207,7 +209,7 @@ class DiffusionDecoder(Network):
         cells *= self.config.stage_channels[stage] * self.conv_in.weight.itemsize
         pixels = B * max(len(cut.mask) for cut in grid[0]) * H * W
         pixels *= math.prod(self.scale[1:]) * self.config.out_channels * FLOAT32
-        # The cells are there twice while their pieces are joined.
+        # The cells exist twice while their pieces are joined.
         return self._piece_bytes((B, 0, *tile), PIECE) + 2 * cells + pixels
 
     def operations(self, shape: tuple[int, ...]) -> float:
@@ -223,7 +225,7 @@ class DiffusionDecoder(Network):
         return 2 * SLOWER * B * total
 
     def _piece_bytes(self, shape: tuple[int, ...], elements: int) -> int:
-        """Of padded latents that pass in pieces."""
+        """Bytes for padded latents that pass in pieces."""
         B, _, _, H, W = shape
         frames = [
             B * H * W * math.prod(self._cells(stage)[1:]) * width
@@ -243,7 +245,7 @@ class DiffusionDecoder(Network):
         return (live + LIVE_SCORES * self._scores(B, W, min(whole, count))) * FLOAT32
 
     def _scores(self, B: int, columns: int, frames: int) -> int:
-        """Of the tiles side by side of the last stage; a CPU keeps them."""
+        """Attention scores of neighbouring tiles of the last stage; a CPU keeps them."""
         *_, width = self.config.stage_channels
         tile = min(TILE[0], max(1, frames)), *TILE[1:]
         seen = math.prod(q + k - 1 for q, k in zip(tile, self.config.stage_kernels[-1]))
@@ -253,7 +255,7 @@ class DiffusionDecoder(Network):
 
     @property
     def receptive_field(self) -> int:
-        """How many latent rows or columns matter to a pixel: all, for the noise is drawn for whole frames."""
+        """Latent rows or columns that affect a pixel: all, since noise is drawn for whole frames."""
         return sys.maxsize
 
     def tiled(
@@ -263,10 +265,10 @@ class DiffusionDecoder(Network):
         key: mx.array | None = None,
         noises: Iterator[Noise] | None = None,
     ) -> Iterator[mx.array]:
-        """Pixels from overlapping tiles of the last two stages, as Lightricks' code makes them: one piece per tile of time.
+        """Pixels from overlapping tiles of the last two stages, as in Lightricks' code; one piece per tile of time.
 
-        Tiles are at least as large, and overlap at least as much, as the windows want. Each draws noise of its own:
-        by ``key``, or the next of ``noises``.
+        Tiles are at least as large, and overlap at least as much, as the windows need. Each draws its own noise, from
+        ``key`` or the next of ``noises``.
         """
         padded = self._padded(latent)
         grid = self.grid(padded.latents.shape, tiling)
@@ -287,7 +289,7 @@ class DiffusionDecoder(Network):
         return padded.clips(run_tiles(tile, grid))
 
     def _tile(self, x: mx.array, ends: Ends, frames: int, noise: Noise) -> mx.array:
-        """``frames`` of pixels of a tile of cells of the last stage but one, evaluated."""
+        """``frames`` of pixels from a tile of cells of the second last stage, evaluated."""
         stages = self._context_stages(len(self.upsamples) - 1, None, ends.first)
         stages += self._pixel_stages(frames, noise)
         pieces = each_piece_by_piece(in_pieces(stages, x, Stream(), PIECE))
@@ -296,7 +298,7 @@ class DiffusionDecoder(Network):
         return pixels
 
     def grid(self, shape: tuple[int, ...], tiling: TilingConfig) -> Grid:
-        """Cuts from cells of the last stage but one to pixels, for latents of this ``shape`` once they are padded."""
+        """Cuts from cells of the second last stage to pixels, for padded latents of this ``shape``."""
         stage = len(self.upsamples) - 1
         time, height, width = self._cells(stage)
         stride = self.upsamples[stage].stride
@@ -318,7 +320,7 @@ class DiffusionDecoder(Network):
 
     @property
     def least_overlap(self) -> tuple[int, int]:
-        """Fewest frames and pixels that tiles share: as far as the windows of one of their stages reach."""
+        """Fewest frames and pixels that tiles share: the reach of the windows of their stages."""
         *_, before, last = self.config.stage_kernels
         stride, patch = self.upsamples[-1].stride, self.config.patch_size
         time, *space = (
@@ -336,13 +338,13 @@ class DiffusionDecoder(Network):
     # From latents to cells, and what surrounds a clip
 
     def _cells(self, stage: int) -> tuple[int, int, int]:
-        """How many cells a stage has for each of the latents', along each axis."""
+        """Cells of a stage per latent cell, along each axis."""
         strides = [up.stride for up in self.upsamples[:stage]]
         return tuple(math.prod(s[axis] for s in strides) for axis in range(3))
 
     @property
     def least_latents(self) -> tuple[int, int, int]:
-        """Fewest latent frames, rows and columns, so that every window of every stage lies within the clip."""
+        """Fewest latent frames, rows and columns with which every window of every stage fits into the clip."""
         stages = [
             [math.ceil(size / cells) for size, cells in zip(kernel, self._cells(stage))]
             for stage, kernel in enumerate(self.config.stage_kernels)
@@ -351,11 +353,11 @@ class DiffusionDecoder(Network):
 
     @property
     def _appendix(self) -> int:
-        """How often the last latent frame is repeated behind the clip."""
+        """How often the last latent frame is repeated after the clip."""
         return self.config.stage_kernels[0][0] // 2 * 2
 
     def _frames(self, shape: tuple[int, ...]) -> int:
-        """Frames that the last stage makes of padded latents; the context's are more by those of the appendix."""
+        """Frames that the last stage makes of padded latents; the context has those of the appendix too."""
         time = self._cells(len(self.upsamples))[0]
         return max((shape[2] - 1) * time + 1, self.config.stage_kernels[-1][0])
 
@@ -364,7 +366,7 @@ class DiffusionDecoder(Network):
         return *shape[:2], *map(max, self.least_latents, shape[2:])
 
     def _padded(self, latents: mx.array) -> Padded:
-        """Latents that are too few get more of their outermost: behind the last frame, and around a frame."""
+        """Latents below the least size, padded by repetition: after the last frame, and around each frame."""
         least = self._least_shape(latents.shape)
         lacking = [a - b for a, b in zip(least[2:], latents.shape[2:])]
         around = [(n // 2, n - n // 2) for n in lacking[1:]]
@@ -393,7 +395,7 @@ class DiffusionDecoder(Network):
     def _context_stages(
         self, first: int, stop: int | None = None, begins: bool = True
     ) -> list[Stage]:
-        """From latents or a stage's cells to those of another; ``begins``: the clip begins with these."""
+        """From latents or a stage's cells to those of another; ``begins`` = the clip begins with these."""
         stages = [self._stage(self._first, 0)] if first == 0 else []
         numbered = list(enumerate(zip(self.det_stages, self.upsamples)))
         for number, (blocks, upsample) in numbered[first:stop]:
@@ -403,7 +405,7 @@ class DiffusionDecoder(Network):
         return stages
 
     def _stage(self, run: Callable, number: int) -> Stage:
-        """A step of stage ``number``, so wide that pieces have as many frames' worth of cells in each stage."""
+        """A step of stage ``number``; its width makes pieces have equally many frames' worth of cells in each stage."""
         here, last = (math.prod(self._cells(n)) for n in (number, len(self.upsamples)))
         return Stage(run, self.config.stage_channels[-1] * last // here)
 
@@ -411,7 +413,7 @@ class DiffusionDecoder(Network):
         return self.conv_in(x)
 
     def _pixel_stages(self, frames: int, noise: Noise) -> list[Stage]:
-        """From the context to patches of pixels, of ``frames`` in all."""
+        """From the context to patches of pixels, for ``frames`` in all."""
         number = len(self.upsamples)
         context = Context(len(self.diff_blocks))
         blocks = [
@@ -448,7 +450,7 @@ class DiffusionDecoder(Network):
         return B, self.config.out_channels, F, H * patch, W * patch
 
     def _shared_rows(self) -> mx.array:
-        """Rows (1, 7, C) of scales and shifts for the noise level of the one step."""
+        """Scales and shifts (1, 7, C) for the noise level of the one step."""
         level = mx.array([LEVEL * self.config.timestep_scale_multiplier])
         rows = self.shared_adaln(nn.silu(self.t_embedder(level)))
         return mx.unflatten(rows, -1, (MODULATION, -1))
@@ -462,7 +464,7 @@ def _key(key: mx.array | None) -> mx.array:
 
 
 def _drawn(key: mx.array | None, frames: int) -> Noise:
-    """Each frame by a key of its own, so that the cuts of a clip do not change its noise."""
+    """Draws each frame with a key of its own, so that cuts of a clip do not change its noise."""
     keys = mx.random.split(_key(key), frames)
 
     def draw(first: int, shape: tuple[int, ...]) -> mx.array:

@@ -21,10 +21,10 @@ from mlx_video.models.ltx.video_vae.sampling import depth_to_space
 from mlx_video.models.ltx.video_vae.stream import Stream
 
 MLP_RATIO = 4
-MLP_MULTIPLE = 16  # of which the MLP's width is one
-MODULATION = 7  # rows: scale and shift of attention, a gate, those of the MLP, and two gates; no gate is used
+MLP_MULTIPLE = 16  # the MLP's width is a multiple of it
+MODULATION = 7  # rows: scale, shift and gate of attention, the same of the MLP, and a gate; gates are not used
 BAND = 48_000_000
-"""Elements of what a band of rows attends to: 20 rows of 8 frames at 1024 x 1536, enough to keep a large GPU busy."""
+"""Elements that a band of rows attends to: 20 rows of 8 frames at 1024 x 1536, enough to keep a large GPU busy."""
 
 
 class SwiGLU(nn.Module):
@@ -52,7 +52,7 @@ def _modulated(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
 
 
 class NeighborhoodBlock(nn.Module):
-    """Attention to a neighbourhood, then an MLP, each behind a norm and added to its input."""
+    """Neighbourhood attention, then an MLP, each after a norm and added to its input."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class NeighborhoodBlock(nn.Module):
     def __call__(
         self, x: mx.array, stream: Stream, modulation: list[mx.array] | None = None
     ) -> mx.array:
-        """``modulation``: scale and shift behind the first norm, then behind the second."""
+        """``modulation`` is scale and shift after the first norm, then after the second."""
         scales = modulation or [None] * 4
         norms = partial(_normed, self.norm1, scales[:2]), partial(
             _normed, self.norm2, scales[2:]
@@ -115,7 +115,7 @@ def _normed(norm: nn.Module, rows: list[mx.array | None], x: mx.array) -> mx.arr
 
 
 class DiffusionBlock(NeighborhoodBlock):
-    """A block that also takes the context in, and is told the noise level."""
+    """A block that also adds the context, and is modulated by the noise level."""
 
     def __init__(self, dim: int, *arguments):
         super().__init__(dim, *arguments)
@@ -123,7 +123,7 @@ class DiffusionBlock(NeighborhoodBlock):
         self.scale_shift_table = mx.zeros((MODULATION, dim))
 
     def rows(self, shared: mx.array) -> list[mx.array]:
-        """Scale and shift behind each norm, of the rows (B, 7, C) that all blocks share and its own."""
+        """Scale and shift after each norm, from the rows (B, 7, C) that all blocks share and its own."""
         rows = (shared + self.scale_shift_table)[:, :, None, None, None]
         return [rows[:, i] for i in (0, 1, 3, 4)]
 
@@ -141,7 +141,7 @@ class DiffusionBlock(NeighborhoodBlock):
 class Upsample(nn.Module):
     """A linear layer whose channels are shuffled into more frames, rows and columns.
 
-    Doubling the frames drops the first, the half of a pair that stood before the clip.
+    If frames are doubled, the first is dropped: it lies before the clip.
     """
 
     def __init__(self, dim: int, out: int, stride: tuple[int, int, int]):
@@ -150,7 +150,7 @@ class Upsample(nn.Module):
         self.proj = nn.Linear(dim, out * math.prod(stride))
 
     def __call__(self, x: mx.array, stream: Stream, begins: bool = True) -> mx.array:
-        """``begins``: the first frame of the first piece is the clip's, not only a tile's."""
+        """``begins`` = the first piece begins with the clip's first frame, not only a tile's."""
         y = depth_to_space(self.proj(x), self.stride)
         return y[:, self.stride[0] - 1 :] if stream.begins(self) and begins else y
 
@@ -170,7 +170,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class Context:
-    """Frames that several readers take in order, each at its own pace; held until the last has taken them."""
+    """Frames that several readers take in order, each at its own pace; kept until the last has taken them."""
 
     def __init__(self, readers: int):
         self._frames: deque[mx.array] = deque()

@@ -1,12 +1,12 @@
-"""Tensors of the diffusion decoder's official file that have no place in ours: gates, heads of the training, a stranger."""
+"""Tensors of the diffusion decoder's official file that ours does not have: gates, training heads, and an unknown one."""
 
 import mlx.core as mx
 
 from mlx_video.weights import Weights
 
-# Rows of the checkpoint that may be gated, by the name of the gate: folded into the layer, as no gate is used here.
+# Gate -> the layer whose result it multiplies; we fold it into that layer.
 GATES = {"gate_msa": "attn.proj", "gate_mlp": "mlp.w_down", "gate_ctx": "context_proj"}
-DROPPED = "coarse_"  # in names of heads that only training uses
+DROPPED = "coarse_"  # in the names of heads that only training uses
 STRANGER = (
     128  # elements of the one tensor of the published file that nobody has a name for
 )
@@ -33,7 +33,7 @@ def without_strangers(weights: Weights) -> Weights:
 
 
 def _fold(weights: Weights, name: str) -> None:
-    """Take a gate out of ``weights``: it multiplies what its layer returns."""
+    """Fold a gate into its layer's weight and bias."""
     block, _, kind = name.rpartition(".")
     gate = weights.pop(name).astype(mx.float32).flatten()
     for part in ("weight", "bias"):
@@ -44,7 +44,7 @@ def _fold(weights: Weights, name: str) -> None:
 
 
 def _without_the_stranger(weights: Weights) -> Weights:
-    """Without the one tensor of 128 elements that bears none of our names; of several, none is passed over."""
+    """Without the one unknown tensor of 128 elements; if there are more, all stay and are refused."""
     strangers = [k for k, v in weights.items() if k.split(".")[0] not in ROOTS]
     if [weights[name].size for name in strangers] == [STRANGER]:
         del weights[strangers[0]]

@@ -1,4 +1,4 @@
-"""Video encoder: pixels to latents. Knows its blocks in order, not how tall a clip may be to fit in memory."""
+"""Video encoder: pixels to latents. Knows its blocks in order, not how large a clip fits in memory."""
 
 from pathlib import Path
 from typing import ClassVar, Iterator
@@ -41,7 +41,7 @@ computes in float32 and unfolds what it convolves; measured there on two cores."
 
 
 class VideoEncoder(Network):
-    """The causal encoder: a frame's latent depends on no later frame, so an image is a clip of one frame."""
+    """The causal encoder: latents depend on no later frame, so an image is a clip of one frame."""
 
     CONFIG = VideoEncoderConfig
     NAMES: ClassVar = names_of("encoder", CONVOLUTIONS)
@@ -71,16 +71,15 @@ class VideoEncoder(Network):
     def __call__(self, pixels: mx.array) -> mx.array:
         """Pixels (B, 3, F, H, W) in [-1, 1] -> normalised latent means (B, 128, F', H', W').
 
-        Raises ``ValueError``, naming the nearest size, where F is not 1 + 8k or H or W no multiple of 32
-        (for the compression of LTX-2; others follow from their config).
+        Raises ``UserError``, naming the nearest size, unless F is 1 + 8k and H and W are multiples of 32 (as LTX-2's config
+        has it).
         """
         return mx.concatenate(list(self.stream(pixels, MAX_CONV_ELEMENTS)), axis=2)
 
     def stream(self, pixels: mx.array, elements: int) -> Iterator[mx.array]:
-        """The same latents in consecutive pieces, for whose sake no convolution touches more than about ``elements``.
+        """The same latents in consecutive pieces, so that no convolution touches more than about ``elements``.
 
-        Evaluate each piece before the next is taken, and memory follows ``elements`` and the size of a frame, not the
-        length of the clip.
+        If each piece is evaluated before the next is taken, memory is bounded by ``elements`` and the size of a frame.
         """
         self.check(pixels)
         stream = Stream()
@@ -90,7 +89,7 @@ class VideoEncoder(Network):
             yield self._encode(piece, stream)
 
     def _cut(self, pixels: mx.array, elements: int) -> list[mx.array]:
-        """Pieces of a multiple of 8 frames (as the compression has it), the first of one more."""
+        """Pieces of a multiple of the compression's frames, the first of one more."""
         B, _, F, H, W = pixels.shape
         cells = B * (H // self.config.patch_size) * (W // self.config.patch_size)
         step = self.scale.time
@@ -108,7 +107,7 @@ class VideoEncoder(Network):
         return self.per_channel_statistics.normalize(mx.moveaxis(means, -1, 1))
 
     def activation_bytes(self, height: int, width: int) -> int:
-        """About how much memory it takes to encode an image of so many pixels beside the weights."""
+        """About how much memory encoding an image of this size needs beside the weights."""
         base = self.config.encoder_base_channels
         cells = height * width // self.config.patch_size**2
         if on_gpu():
@@ -119,7 +118,7 @@ class VideoEncoder(Network):
         return live * cells * base * FLOAT32
 
     def check(self, pixels: mx.array) -> None:
-        """Raise ``ValueError`` where pixels (B, 3, F, H, W) have no latent grid."""
+        """Raise ``UserError`` if pixels (B, 3, F, H, W) have no latent grid."""
         self.scale.check(VideoPixelShape(*pixels.shape[2:], fps=1))
 
 
@@ -139,7 +138,7 @@ def _down_block(
 
 
 def _out_channels(config: VideoEncoderConfig) -> int:
-    """The latent means, and as many log-variances as the checkpoint carries; those are not used."""
+    """The latent means, and the checkpoint's log-variances, which are not used."""
     log_variances = {
         "none": 0,
         "uniform": 1,

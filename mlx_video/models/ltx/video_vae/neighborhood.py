@@ -2,9 +2,9 @@
 
 Knows windows, borders and tiles; not what queries and keys are made of.
 
-There is no kernel of it in MLX. Queries are taken in tiles: all windows of a tile lie in one box of keys, so that a tile
-is dense attention under a mask. The boxes of tiles side by side overlap, and nothing is copied for that: keys are laid
-out columns first, so that each box is a run of memory, and a strided view has all of them. Many tiles go in one call.
+MLX has no kernel for it. Queries are taken in tiles: all windows of a tile lie in one box of keys, so a tile is dense
+attention under a mask. Boxes of neighbouring tiles overlap without copies: keys are laid out columns first, so that each
+box is contiguous and a strided view covers all of them. One call computes many tiles.
 """
 
 from functools import lru_cache
@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx_video.models.ltx.pieces import end_piece
 
 NORM_EPS = 1e-6
-SCORES = 3  # arrays of the size of the scores that are alive at once: they, their softmax, the keys
+SCORES = 3  # arrays of the scores' size that are alive at once: scores, softmax, keys
 ROPE_THETA = 10_000.0
 TILE = 8, 4, 4
 """Frames, rows and columns of queries. Of an 11x11x11 window's 1331 keys, a tile computes 2.7 times as many scores;
@@ -36,7 +36,7 @@ class Windows(NamedTuple):
 
     @property
     def keys(self) -> slice:
-        """All that any of the queries sees."""
+        """All keys that any query sees."""
         return slice(self.starts[0], self.starts[-1] + self.size)
 
     @property
@@ -48,14 +48,14 @@ class Windows(NamedTuple):
 
 @lru_cache
 def shifted(length: int, size: int) -> Windows:
-    """Windows around each of ``length`` cells; at both ends they shift inward, so that all have ``size`` cells."""
+    """Windows around each of ``length`` cells; at both ends they shift inward, so all have ``size`` cells."""
     starts = (min(max(0, i - size // 2), length - size) for i in range(length))
     return Windows(tuple(starts), size)
 
 
 @lru_cache
 def centred(length: int, size: int) -> Windows:
-    """Windows around each of ``length`` cells, among keys that have ``size // 2`` more cells at both ends."""
+    """Windows around each of ``length`` cells, over keys with ``size // 2`` more cells at both ends."""
     return Windows(tuple(range(length)), size)
 
 
@@ -68,8 +68,8 @@ def attend(
 ) -> mx.array:
     """Softmax attention of queries (B, F, H, W, heads, D) to the keys in their windows, scaled by D ** -0.5.
 
-    ``windows`` of frames, rows and columns name keys (B, F', H', W', heads, D). ``tile`` is of queries, by default
-    ``TILE``, and changes no result. Returns (B, F, H, W, heads * D).
+    ``windows`` of frames, rows and columns index keys (B, F', H', W', heads, D). ``tile`` is the size of a tile of queries,
+    by default ``TILE``; it changes no result. Returns (B, F, H, W, heads * D).
     """
     tile = tile or TILE
     rows, columns = (runs_of(w, size) for w, size in zip(windows[1:], tile[1:]))
@@ -81,14 +81,14 @@ def attend(
             for r in rows
         ]
         keys = (f.keys.stop - f.keys.start) * rows[0].width * columns[0].width
-        # Queued at once, all scores took 18.8 GiB on a GPU where those of one tile's frames at a time take 4.3.
+        # All scores queued at once took 18.8 GiB on a GPU; one tile's frames at a time take 4.3.
         takes = SCORES * near[0].nbytes // q.shape[-1] * keys
         frames.append(end_piece(mx.concatenate(strips, axis=2), takes=takes))
     return mx.concatenate(frames, axis=1)
 
 
 class Box(NamedTuple):
-    """Queries of a tile along one axis, keys that hold all of their windows, and the windows, counted from those keys."""
+    """A tile's queries along one axis, the keys that hold all their windows, and the windows relative to those keys."""
 
     queries: slice
     keys: slice
@@ -103,13 +103,13 @@ class Box(NamedTuple):
 
     @property
     def alike(self) -> tuple[Windows, int]:
-        """What is the same in boxes that run on from each other."""
+        """What consecutive boxes of a run have in common."""
         return self.windows, self.keys.start - self.queries.start
 
 
 @lru_cache
 def boxes(windows: Windows, size: int) -> list[Box]:
-    """Tiles of ``size`` queries; also those at a border, which see less, have as many keys: CUDA prepares each size once."""
+    """Tiles of ``size`` queries. Those at a border have as many keys as others, since CUDA prepares each size once."""
     first, last = windows.keys.start, windows.keys.stop
     most = min(size + windows.size - 1, last - first)
     found = []
@@ -123,7 +123,7 @@ def boxes(windows: Windows, size: int) -> list[Box]:
 
 
 class Run(NamedTuple):
-    """Boxes side by side, each as many cells after the one before as it has queries."""
+    """Neighbouring boxes, spaced by the number of their queries."""
 
     first: Box
     count: int
@@ -147,9 +147,9 @@ class Run(NamedTuple):
         return slice(start, start + (self.count - 1) * self.step + self.width)
 
 
-@lru_cache  # a decode asks for a few of them thousands of times
+@lru_cache  # a decode needs a few of them thousands of times
 def runs_of(windows: Windows, size: int) -> list[Run]:
-    """The tiles of one axis: at each border one that is alone, between them all the others."""
+    """The tiles of one axis: one alone at each border, and all others between them."""
     grouped = groupby(boxes(windows, size), lambda box: box.alike)
     groups = [list(group) for _, group in grouped]
     return [Run(group[0], len(group)) for group in groups]
@@ -177,8 +177,8 @@ def _tiles(
 def _keys(x: mx.array, rows: Run, columns: Run) -> mx.array:
     """The keys (B, F, H, W, heads, D) of each tile: (columns, B * rows * heads, w * F * h, D), as attention takes them.
 
-    Rows that tiles share are copied for each; columns are not, as these are views. So are tiles of other rows taken for
-    other heads: batches and heads must each lie at one distance.
+    Rows that tiles share are copied; columns are views. Tiles of other rows count as other heads, because batches and
+    heads must each have one stride.
     """
     x = x[:, :, rows.keys, columns.keys].transpose(0, 4, 3, 1, 2, 5)
     B, heads, W, F, H, D = x.shape
@@ -197,7 +197,7 @@ def _keys(x: mx.array, rows: Run, columns: Run) -> mx.array:
 
 
 def _mask(tile: tuple[Box, Box, Box], dtype: mx.Dtype) -> mx.array:
-    """What is added to the scores (queries, keys) of a tile: 0 within a window; columns are slowest in both."""
+    """The mask added to the scores (queries, keys) of a tile: 0 within a window; columns are slowest in both."""
     f, r, c = (box.seen for box in tile)
     inside = c[:, None, None, :, None, None]
     inside = inside & f[:, None, None, :, None] & r[:, None, None, :]
@@ -211,8 +211,8 @@ def _mask(tile: tuple[Box, Box, Box], dtype: mx.Dtype) -> mx.array:
 def rotate(x: mx.array, first: tuple[int, int, int] = (0, 0, 0)) -> mx.array:
     """Rotary embedding of (B, F, H, W, heads, D) by frame, row and column, counted from ``first``.
 
-    A quarter of the pairs (2i, 2i + 1) turns with the frame, the rest with row and column in equal parts. Only
-    differences between positions matter to attention, so any origin will do.
+    A quarter of the pairs (2i, 2i + 1) rotates with the frame, the rest with row and column in equal parts. Only
+    differences between positions matter, so any origin will do.
     """
     pairs = mx.unflatten(x, -1, (-1, 2))
     positions = (mx.arange(i, i + n) for i, n in zip(first, x.shape[1:4]))
@@ -221,7 +221,7 @@ def rotate(x: mx.array, first: tuple[int, int, int] = (0, 0, 0)) -> mx.array:
 
 
 def _frequencies(dim: int) -> Iterator[mx.array]:
-    """Of all pairs of a head, by axis: (dim / 2,), 0 where a pair turns with another axis."""
+    """Frequencies of a head's pairs, for each axis: (dim / 2,), 0 where a pair rotates with another axis."""
     frames = dim // 4
     space = (dim - frames) // 2
     start = 0
@@ -247,10 +247,10 @@ def _turned(pairs, frames, rows, columns, by_frame, by_row, by_column):
 
 
 class NeighborhoodAttention(nn.Module):
-    """Queries, keys and values of cells, normed by head and rotated, and the windows they see.
+    """Attention of cells to windows, with queries and keys normed per head and rotated.
 
-    ``repeat_columns`` says what lies beyond the left and right border: the outermost column again, as in Lightricks'
-    default mode, or nothing, so that windows shift inward as they do along the other axes.
+    ``repeat_columns`` repeats the outermost column beyond the left and right border, as in Lightricks' default mode;
+    otherwise windows shift inward there, as along the other axes.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class NeighborhoodAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def __call__(self, x: mx.array, frames: slice, rows: slice, at: Windows):
-        """What the cells x[:, frames, rows] (B, f, h, W, C) gather from all of ``x``; ``at`` are the windows of rows."""
+        """The result for cells x[:, frames, rows] (B, f, h, W, C), from all of ``x``; ``at`` are the windows of the rows."""
         reach = self.kernel[2] // 2 if self.repeat_columns else 0
         borders = centred if self.repeat_columns else shifted
         windows = (

@@ -50,7 +50,7 @@ def depth_to_space(x: mx.array, stride: Triple) -> mx.array:
 class SpaceToDepthDownsample(nn.Module):
     """Shrink by ``stride``: a convolution, unshuffled, plus the input, unshuffled and averaged to as many channels.
 
-    Halving the time axis counts the first frame twice, so that it keeps a cell of its own.
+    If time is halved, the first frame counts twice, so that it keeps a cell of its own.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SpaceToDepthDownsample(nn.Module):
         y = space_to_depth(self.conv(x, stream), self.stride)
         skip = space_to_depth(x, self.stride)
         skip = mx.unflatten(skip, -1, (self.out_channels, -1))
-        # Summed as arrays: reducing an axis of 2 or 4 would cost more than all the rest.
+        # Summed as arrays, since reducing an axis of 2 or 4 would cost more than all the rest.
         return _plus_mean(y, *(skip[..., i] for i in range(skip.shape[-1])))
 
 
@@ -90,8 +90,8 @@ def _plus_mean(x: mx.array, *terms: mx.array) -> mx.array:
 class DepthToSpaceUpsample(nn.Module):
     """Grow by ``stride``: a convolution, shuffled; its channels are the input's divided by ``multiplier``.
 
-    Doubling the time axis drops the first frame, the half of a pair that stood before the clip. A ``residual`` adds
-    the input, shuffled and tiled to as many channels.
+    If time is doubled, the first frame is dropped: it lies before the clip. A ``residual`` adds the input, shuffled and
+    tiled to as many channels.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class DepthToSpaceUpsample(nn.Module):
         skip = stream.delay(self, x, 1)
         y, bias = self.conv.linear(x, stream), self.conv.bias
         if self.repeats:
-            # The shuffle moves whole channels, so what is tiled after it may as well be added before it.
+            # The shuffle moves whole channels, so the tiled input can be added before it.
             y, bias = (mx.unflatten(a, -1, (self.repeats, -1)) for a in (y, bias))
             y = total(y, bias, skip[..., None, :]).flatten(-2)
         else:

@@ -1,7 +1,7 @@
 """A clip on its way through a network, whole or in pieces with the same result. Knows frames, not what is done to them.
 
-A convolution over time that sees later frames lags behind its input: what it cannot finish yet waits for the next
-piece, and the clip's last piece sets it free. So pieces shift as they pass, and nothing is computed twice.
+A convolution over time that sees later frames lags behind its input: frames it cannot finish yet wait for the next piece,
+and the clip's last piece releases them. So pieces shift as they pass, and nothing is computed twice.
 """
 
 from contextlib import suppress
@@ -14,17 +14,17 @@ from mlx_video.models.ltx.pieces import end_piece
 
 
 class Incomplete(Exception):
-    """No frame can be finished with the pieces so far: go on with the next one."""
+    """The pieces so far finish no frame; the next piece is needed."""
 
 
 class Stream:
     """What the modules of a network remember of one clip, (B, F, H, W, C), between its pieces.
 
     causal  no frame sees a later one
-    last    the frames under way are the clip's last; whoever cuts the clip says so before each piece
+    last    whether the current piece is the clip's last; set before each piece
 
-    A module may be called once for each piece, the pieces in order. Results hold all that is remembered, so it is
-    evaluated with them and nothing keeps a whole piece alive.
+    A module may be called once per piece, in order. Results depend on all that is remembered, so it is evaluated with
+    them, and nothing keeps a whole piece alive.
     """
 
     def __init__(self, causal: bool = True):
@@ -34,7 +34,7 @@ class Stream:
         self._begun: set[int] = set()
 
     def begins(self, module: nn.Module) -> bool:
-        """Whether ``module`` asks for the first time: it has the clip's first frames."""
+        """Whether this is the first call for ``module``, with the clip's first frames."""
         first = id(module) not in self._begun
         self._begun.add(id(module))
         return first
@@ -42,10 +42,10 @@ class Stream:
     def extend(
         self, module: nn.Module, x: mx.array, kernel: int, stride: int = 1
     ) -> mx.array:
-        """``x`` between the frames that a convolution's ``kernel`` needs around it.
+        """``x`` with the frames that a convolution's ``kernel`` needs around it.
 
-        Before the clip its first frame is repeated, and after it its last one unless ``causal``, so that as many
-        frames leave the convolution as enter it. Raises ``Incomplete`` where there are fewer than ``kernel``.
+        The clip's first frame is repeated before it, and its last frame after it unless ``causal``, so that the
+        convolution keeps the number of frames. Raises ``Incomplete`` if there are fewer than ``kernel``.
         """
         before, after = (kernel - 1, 0) if self.causal else (kernel // 2, kernel // 2)
         if kernel == 1:
@@ -63,10 +63,10 @@ class Stream:
     def neighbors(
         self, module: nn.Module, x: mx.array, kernel: int
     ) -> tuple[list[mx.array], slice]:
-        """The frames that windows of ``kernel`` frames need, in parts of which ``x`` is the last; and which are ready.
+        """The frames that windows of ``kernel`` frames need, in parts that end with ``x``; and which frames are ready.
 
-        A window is centred but shifts inward at the clip's ends, so a frame is ready once all of its window is there.
-        Raises ``Incomplete`` where none is.
+        A window is centred but shifts inward at the clip's ends; a frame is ready once its whole window is there.
+        Raises ``Incomplete`` if none is.
         """
         kept = self._kept.pop(id(module), None)
         parts = [x] if kept is None else [kept, x]
@@ -83,7 +83,7 @@ class Stream:
         return parts, slice(first, stop)
 
     def delay(self, module: nn.Module, x: mx.array, frames: int) -> mx.array:
-        """``x`` as many ``frames`` late as the convolutions beside it, that neither repeat nor drop any."""
+        """``x`` delayed by as many ``frames`` as the convolutions that run beside it."""
         if self.causal:
             return x
         kept = self._kept.pop(id(module), None)
@@ -94,7 +94,7 @@ class Stream:
         return self._keep(module, x[:, :ready], x[:, ready:])
 
     def _keep(self, module: nn.Module, x: mx.array, frames: mx.array) -> mx.array:
-        """Remember a copy of ``frames``; it is made when ``x`` is."""
+        """Remember a copy of ``frames``, made when ``x`` is evaluated."""
         if self.last:
             return x
         self._kept[id(module)] = mx.contiguous(frames)
@@ -111,17 +111,17 @@ class Stage(NamedTuple):
 def in_pieces(
     stages: list[Stage], x: mx.array, stream: Stream, elements: int
 ) -> Iterator[mx.array]:
-    """What ``stages`` make of a clip ``x`` one after the other, in consecutive pieces.
+    """Run a clip ``x`` through ``stages``, in consecutive pieces.
 
-    Before each stage the frames are cut so that its convolutions touch about ``elements``, a frame at least. Early
-    stages, whose frames are small, thus work on many at once, and the late ones on few.
+    Before each stage the frames are cut so that its convolutions touch about ``elements``, at least a frame. So early
+    stages, with small frames, work on many at once, and late ones on few.
     """
     if not stages:
         yield x
         return
     (stage, *later), last = stages, stream.last
     pieces = cut(x, elements // stage.width)
-    del x  # Here and below no name is left on a piece, so that it is free as soon as it is used.
+    del x  # Here and below no variable keeps a piece alive after its use.
     while pieces:
         stream.last = last and len(pieces) == 1
         with suppress(Incomplete):
@@ -132,7 +132,7 @@ def in_pieces(
 
 
 def cut(x: mx.array, cells: int) -> list[mx.array]:
-    """(B, F, H, W, C) in pieces of about equal length, of at most ``cells`` cells or of one frame."""
+    """(B, F, H, W, C) in pieces of about equal length, of at most ``cells`` cells or one frame."""
     B, F, H, W, _ = x.shape
     count = -(-F // max(1, cells // (B * H * W)))
     return mx.split(x, [F * i // count for i in range(1, count)], axis=1)

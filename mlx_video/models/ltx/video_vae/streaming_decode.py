@@ -1,6 +1,6 @@
-"""Decode and encode a clip of any length in bounded memory, with the very pixels and latents of the whole.
+"""Decode and encode a clip of any length in bounded memory, with exactly the results of the whole.
 
-Knows what one step of a stream needs, not how a network makes it.
+Knows what a step of a stream needs, not how a network computes it.
 """
 
 import math
@@ -19,10 +19,10 @@ PIECES = PIECE, PIECE // 4, PIECE // 16
 
 
 class StreamPlan(NamedTuple):
-    """How a clip is cut for decoding: no seam can be seen, for there is none.
+    """How a clip is cut for decoding, without any seam.
 
-    elements  about how many one convolution may touch; a frame at least
-    tiles     side by side along the longer side, each with all cells around it that matter to it
+    elements  about how many one convolution may touch, at least a frame
+    tiles     how many, along the longer side; each includes all surrounding cells that affect it
     """
 
     elements: int = PIECE
@@ -30,11 +30,11 @@ class StreamPlan(NamedTuple):
 
 
 class StreamingDecoder(Protocol):
-    """What is asked of a network that decodes a clip in pieces.
+    """A network that decodes a clip in pieces.
 
     stream            the pixels of a clip or of a part of it, piece by piece
     plans             how latents of a shape may be cut, the fastest first
-    activation_bytes  about how much memory it takes to decode latents of a shape so, beside the weights
+    activation_bytes  about how much memory a plan needs for latents of a shape, beside the weights
     """
 
     scale: VideoScale
@@ -74,7 +74,7 @@ def _part(x: mx.array, axis: int, start: int, stop: int) -> mx.array:
 
 
 def _kept(pixels: mx.array, axis: int, keep: tuple[int, int]) -> mx.array:
-    """What a tile contributes, evaluated before the next tile's turn."""
+    """A tile's contribution, evaluated before the next tile."""
     pixels = mx.contiguous(_part(pixels, axis, *keep))
     mx.eval(pixels)
     return pixels
@@ -96,7 +96,7 @@ def encode_streaming(
 
 
 def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]:
-    """``count`` tiles of equal length: (start, stop, first kept, last kept + 1), the kept ones ``halo`` from a cut."""
+    """``count`` tiles of equal length: (start, stop, first kept, last kept + 1), where kept cells are ``halo`` from a cut."""
     size = min(length, -(-length // count) + 2 * halo)
     edges = [length * i // count for i in range(count + 1)]
     starts = [min(max(0, first - halo), length - size) for first in edges[:-1]]
@@ -109,9 +109,9 @@ def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]
 def fitting(
     decoder: StreamingDecoder, latents: mx.array, budget: float | None = None
 ) -> StreamPlan | None:
-    """The fastest plan for ``latents`` that takes at most ``budget`` bytes beside the weights; ``None``: there is none.
+    """The fastest plan for ``latents`` that needs at most ``budget`` bytes beside the weights; ``None`` = there is none.
 
-    Without a budget it is what the device has left, where MLX knows that.
+    The default budget is what the device has left, if MLX knows that.
     """
     if budget is None:
         info = mx.device_info()

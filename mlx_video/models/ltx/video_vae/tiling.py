@@ -1,10 +1,10 @@
 """Decode a clip in overlapping tiles that are blended. Knows cells, ramps and masks only.
 
-``streaming_decode`` does without: what tiles save in memory, streaming saves too, and it changes no pixel.
+``streaming_decode`` saves as much memory without changing any pixel; tiles follow the official code.
 
-A clip is cut along time, rows and columns; a tile is one ``Cut`` of each. Neighbours overlap, each fading in as the
-other fades out. Since the grid is regular, blending columns into strips, strips into frames and frames into the clip
-equals summing every weighted tile and dividing by the sum of weights.
+A clip is cut along time, rows and columns; a tile is one ``Cut`` of each. Neighbours overlap, one fading in as the other
+fades out. On this regular grid, blending columns into strips, strips into frames and frames into the clip equals summing
+all weighted tiles and dividing by the sum of weights.
 """
 
 from dataclasses import dataclass
@@ -72,19 +72,19 @@ def _check_tile(unit: str, cell: int, size: int, overlap: int) -> None:
 
 @dataclass(frozen=True)
 class TilingConfig:
-    """How large the tiles are in space and in time; ``None`` leaves the frame, or the time axis, whole."""
+    """Tile sizes in space and time; ``None`` = the whole frame, or all frames."""
 
     spatial_config: SpatialTilingConfig | None = None
     temporal_config: TemporalTilingConfig | None = None
 
     @classmethod
     def spatial_only(cls, tile_size: int = 512, overlap: int = 64) -> "TilingConfig":
-        """Tiles in space alone, in pixels; each has all frames."""
+        """Tiles in space only, in pixels; each has all frames."""
         return cls(spatial_config=SpatialTilingConfig(tile_size, overlap))
 
     @classmethod
     def temporal_only(cls, tile_size: int = 64, overlap: int = 24) -> "TilingConfig":
-        """Tiles in time alone, in frames; each has the whole frame."""
+        """Tiles in time only, in frames; each has the whole frame."""
         return cls(temporal_config=TemporalTilingConfig(tile_size, overlap))
 
     @classmethod
@@ -104,7 +104,7 @@ class TilingConfig:
 
     @classmethod
     def auto(cls, height: int, width: int, num_frames: int) -> "TilingConfig | None":
-        """No tiles for a clip that is no larger than one conservative tile, else the default."""
+        """No tiles for a clip within one conservative tile, else the default."""
         whole = height * width * num_frames <= 768 * 768 * 96
         return None if whole else cls.default()
 
@@ -112,7 +112,7 @@ class TilingConfig:
     def named(
         cls, mode: str, height: int, width: int, num_frames: int
     ) -> "TilingConfig | None":
-        """The tiles that ``mode``, one of ``MODES``, means for a clip of this size in pixels."""
+        """The tiles of ``mode``, one of ``MODES``, for a clip of this size in pixels."""
         if mode not in MODES:
             raise UserError(f"tiling must be one of {', '.join(MODES)}; got {mode!r}.")
         if mode == "auto":
@@ -141,8 +141,8 @@ def choose_tiling(
 ) -> Tiling:
     """How to decode the ``latents`` of a clip of this ``shape`` in ``mode``, one of ``MODES``.
 
-    None streams exactly, and so does auto, in pieces and tiles that take at most ``budget`` bytes beside the weights
-    (by default what the device has left). Where none are small enough, auto is what ``TilingConfig.auto`` says.
+    "none" streams exactly, and so does "auto", in pieces and tiles that need at most ``budget`` bytes beside the weights
+    (by default what the device has left). If none are small enough, "auto" is ``TilingConfig.auto``.
     """
     plan = fitting(decoder, latents, budget) if mode == "auto" else None
     return plan or TilingConfig.named(mode, *shape[1:3], shape.frames) or StreamPlan()
@@ -157,8 +157,8 @@ def decode_stream(
 ) -> Iterator[mx.array]:
     """Pixels of ``latents`` (B, 128, F, H, W) in order, (B, 3, f, 32*H, 32*W) at a time, each evaluated.
 
-    Without tiling exactly, as ``StreamPlan()`` says, else one chunk for each tile of time; no more than a chunk and a tile
-    are held. ``key`` draws the noise of a decoder that takes some.
+    Without tiling, exactly, as ``StreamPlan()``; else one chunk per tile of time. Holds at most a chunk and a tile. ``key``
+    is for a decoder that draws noise.
     """
     if isinstance(tiling, TilingConfig):
         return decoder.tiled(latents, tiling, key)
@@ -171,7 +171,7 @@ def iterate_decode(
     tiling: TilingConfig | None,
     scale: VideoScale,
 ) -> Iterator[mx.array]:
-    """``decode_stream`` for any function from latents to pixels that are ``scale`` times larger."""
+    """``decode_stream`` for any function from latents to pixels, which are ``scale`` times larger."""
 
     def tile(time: Cut, row: Cut, column: Cut) -> mx.array:
         return decode(latents[:, :, time.source, row.source, column.source])
@@ -180,7 +180,7 @@ def iterate_decode(
 
 
 class Interval(NamedTuple):
-    """Latent cells [start, stop) of one axis, of which ``left`` and ``right`` are shared with the neighbours."""
+    """Latent cells [start, stop) of one axis; ``left`` and ``right`` of them are shared with the neighbours."""
 
     start: int
     stop: int
@@ -189,7 +189,7 @@ class Interval(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """One tile along one axis: the cells it reads, those it writes, and the weight of each of those."""
+    """One tile along one axis: the cells it reads, the cells it writes, and the weights of those."""
 
     source: slice
     target: slice
@@ -218,7 +218,7 @@ def decode_grid(
 
 
 def split(length: int, size: int, overlap: int) -> list[Interval]:
-    """Cover [0, length) by intervals of ``size``, the last one shorter, that share ``overlap`` cells."""
+    """Cover [0, length) with intervals of ``size`` (the last may be shorter) that share ``overlap`` cells."""
     if length <= size:
         return [Interval(0, length)]
     count = -(-(length - overlap) // (size - overlap))
@@ -235,7 +235,7 @@ def split(length: int, size: int, overlap: int) -> list[Interval]:
 
 
 def split_time(length: int, size: int, overlap: int) -> list[Interval]:
-    """``split``, each tile after the first one cell earlier: its first cell stands for one frame, not a whole step."""
+    """``split``, but tiles after the first begin one cell earlier, as their first cell makes a single frame."""
     first, *others = split(length, size, overlap)
     return [first] + [
         Interval(start - 1, stop, left + 1, right)
@@ -273,9 +273,9 @@ def _decode_space_cut(interval: Interval, cell: int) -> Cut:
 
 
 def _decode_time_cut(interval: Interval, cell: int) -> Cut:
-    """As in space, but a tile's first cell makes one frame; after the first tile that frame has weight 0."""
+    """As in space, but a tile's first cell makes a single frame, which has weight 0 after the first tile."""
     start, stop, left, right = interval
-    # The first cell stands for the one frame at its end, every other for ``cell`` frames.
+    # The first cell makes the one frame at its end, every other makes ``cell`` frames.
     frames = slice(start * cell, (stop - 1) * cell + 1)
     left = (left - 1) * cell + 1 if left else 0
     mask = compute_trapezoidal_mask_1d(
@@ -284,7 +284,7 @@ def _decode_time_cut(interval: Interval, cell: int) -> Cut:
     return Cut(slice(start, stop), frames, mask)
 
 
-# Where a tile needs no cell before it: the cuts of the diffusion decoder
+# The cuts of the diffusion decoder, whose tiles need no cell before them
 
 
 def side_cuts(
@@ -294,7 +294,7 @@ def side_cuts(
     least_overlap: int,
     config: SpatialTilingConfig | None,
 ) -> list[Cut]:
-    """Cuts of a side, whose tiles are twice as long as their overlap or longer."""
+    """Cuts of a side; tiles are at least twice as long as their overlap."""
     if config is None:
         return [_decode_space_cut(Interval(0, cells), cell)]
     overlap = max(least_overlap, config.tile_overlap_in_pixels) // cell
@@ -310,7 +310,7 @@ def time_cuts(
     least_overlap: int,
     config: TemporalTilingConfig | None,
 ) -> list[Cut]:
-    """Cuts of time where only the clip's first cell makes fewer frames; the last tile reads up to cell ``last``."""
+    """Cuts of time, where only the clip's first cell makes fewer frames; the last tile reads up to cell ``last``."""
     if config is None:
         intervals = [Interval(0, cells)]
     else:
@@ -332,9 +332,9 @@ def time_cuts(
 def compute_trapezoidal_mask_1d(
     length: int, ramp_left: int, ramp_right: int, left_starts_from_0: bool = False
 ) -> mx.array:
-    """Weights (length,): 1, but rising along the first ``ramp_left`` cells and falling along the last ``ramp_right``.
+    """Weights (length,): rising over the first ``ramp_left`` cells, falling over the last ``ramp_right``, 1 between.
 
-    Ramps are linear and meet neither 0 nor 1; only the left one starts at 0 if asked to.
+    Ramps are linear and exclude 0 and 1, except that the left one may start at 0.
     """
     if length <= 0:
         raise UserError(f"A mask's length must be positive; got {length}.")
@@ -353,7 +353,7 @@ def compute_trapezoidal_mask_1d(
 def run_tiles(
     tile: Callable[[Cut, Cut, Cut], mx.array], grid: Grid
 ) -> Iterator[mx.array]:
-    """Blended pixels (B, 3, F, H, W) of what ``tile`` makes of cuts of time, rows and columns; one piece for each of time."""
+    """Blended pixels (B, 3, F, H, W) of ``tile`` over cuts of time, rows and columns; one piece per cut of time."""
     times, rows, columns = grid
 
     def strip(time: Cut, row: Cut) -> mx.array:
@@ -366,16 +366,16 @@ def run_tiles(
 
 
 def _join(tiles: Iterable[mx.array], cuts: list[Cut], axis: int) -> mx.array:
-    """The whole of an axis, evaluated."""
+    """A whole axis, evaluated."""
     y = mx.concatenate(list(_blend(tiles, cuts, axis)), axis=axis)
     mx.eval(y)
     return y
 
 
 def _blend(tiles: Iterable[mx.array], cuts: list[Cut], axis: int) -> Iterator[mx.array]:
-    """Weighted sum of overlapping ``tiles``: each yields what the next one does not reach, and hands on the rest.
+    """Weighted sum of overlapping ``tiles``: yields what the next tile does not reach, and carries the rest.
 
-    The sum is float32 and its pieces have the tiles' dtype. A single tile passes unchanged.
+    Sums in float32, and returns the tiles' dtype. A single tile passes unchanged.
     """
     if len(cuts) == 1:
         yield from tiles
@@ -383,7 +383,7 @@ def _blend(tiles: Iterable[mx.array], cuts: list[Cut], axis: int) -> Iterator[mx
     tiles, rest = iter(tiles), None
     ends = [cut.target.start for cut in cuts[1:]] + [cuts[-1].target.stop]
     for cut, weight, end in zip(cuts, _weights(cuts), ends):
-        # No name is left on a tile or on yielded cells, so that they are free while the next tile is computed.
+        # No variable keeps a tile or yielded cells alive while the next tile is computed.
         done, rest = _add(next(tiles), weight, rest, end - cut.target.start, axis)
         yield done
         del done
@@ -392,7 +392,7 @@ def _blend(tiles: Iterable[mx.array], cuts: list[Cut], axis: int) -> Iterator[mx
 def _add(
     tile: mx.array, weight: mx.array, rest: mx.array | None, count: int, axis: int
 ) -> tuple[mx.array, mx.array]:
-    """The weighted ``tile`` on top of the ``rest`` before it: its first ``count`` cells, and its rest."""
+    """The weighted ``tile`` plus the previous ``rest``: its first ``count`` cells, and the new rest."""
     total = tile * mx.expand_dims(weight, list(range(1, tile.ndim - axis)))
     if rest is not None:
         front, back = mx.split(total, [rest.shape[axis]], axis=axis)
