@@ -7,6 +7,7 @@ import asyncio
 import json
 import queue
 import secrets
+import sqlite3
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(UserError, _bad_input)
+    app.add_exception_handler(sqlite3.OperationalError, _full)
     app.include_router(router)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
@@ -498,6 +500,10 @@ async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
 
 async def _bad_input(_: Request, error: UserError) -> JSONResponse:
     return error_answer(400, str(error))
+
+
+async def _full(_: Request, error: sqlite3.OperationalError) -> JSONResponse:
+    return error_answer(507, f"Nothing can be written: {error}. Free some space.")
 
 
 async def _refused(request: Request, error: HTTPException) -> JSONResponse:

@@ -6,19 +6,24 @@ finished clip and no queued job is lost; a job that was running is queued again 
 
 import fcntl
 import json
+import logging
 import secrets
 import shutil
 import sqlite3
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Literal, Mapping
 
 from mlx_video.errors import UserError
 
+log = logging.getLogger(__name__)
+
 Status = Literal["queued", "in_progress", "completed", "failed"]
 OPEN = ("queued", "in_progress")
+FULL_SECONDS = 600  # for which a full disk is waited for
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS videos (
@@ -142,35 +147,36 @@ class Store:
         return next(self._read(sql), None)
 
     def start(self, id: str) -> None:
-        self._write(
+        self._write_at_last(
             "UPDATE videos SET status = 'in_progress', started_at = ? WHERE id = ?",
             (time.time(), id),
         )
 
     def advance(self, id: str, phase: str, progress: int) -> None:
         """A running video's phase and percent; of one that is not running nothing changes."""
-        self._write(
-            "UPDATE videos SET phase = ?, progress = ? WHERE id = ? AND status = 'in_progress'",
-            (phase, progress, id),
-        )
+        with suppress(sqlite3.OperationalError):  # where the disk is full
+            self._write(
+                "UPDATE videos SET phase = ?, progress = ? WHERE id = ? AND status = 'in_progress'",
+                (phase, progress, id),
+            )
 
     def complete(self, id: str) -> None:
-        self._write(
+        self._write_at_last(
             "UPDATE videos SET status = 'completed', progress = 100, phase = '', completed_at = ? WHERE id = ?",
             (time.time(), id),
         )
 
     def fail(self, id: str, code: str, message: str) -> None:
         """``code`` is one word for programs, ``message`` a sentence for people. What was begun is removed."""
-        self._write(
+        self._delete_files({id})
+        self._write_at_last(
             "UPDATE videos SET status = 'failed', completed_at = ?, error_code = ?, error_message = ? WHERE id = ?",
             (time.time(), code, message, id),
         )
-        self._delete_files({id})
 
     def requeue(self, id: str) -> None:
         """Hand a running video back to its place in the queue."""
-        self._write(
+        self._write_at_last(
             "UPDATE videos SET status = 'queued', started_at = NULL WHERE id = ? AND status = 'in_progress'",
             (id,),
         )
@@ -230,6 +236,16 @@ class Store:
         sql = f"SELECT COUNT(*) FROM videos WHERE {where}"
         with self._reads:
             return self._reading.execute(sql, values).fetchone()[0]
+
+    def _write_at_last(self, sql: str, values: tuple) -> None:
+        """Write what must not be lost: where the disk is full, when there is room again."""
+        for _ in range(FULL_SECONDS):
+            try:
+                return self._write(sql, values)
+            except sqlite3.OperationalError as error:
+                log.error("%s: %s", self.folder, error)
+                time.sleep(1)
+        self._write(sql, values)
 
     def _write(self, sql: str, values: tuple = ()) -> None:
         with self._lock:

@@ -1,6 +1,6 @@
 """A worker that makes no clips, for tests of the server: it speaks the real one's lines, and obeys words in the prompt.
 
-"slow" takes a second, "fail" fails, "die" ends the process, "huge" writes a large file. Anything else takes no time.
+"slow" takes a second, "endless" a minute, "fail" fails, "die" ends the process, "huge" writes a large file. Anything else takes no time.
 """
 
 import json
@@ -33,7 +33,7 @@ def make(id: str, request: dict, output: str) -> None:
     prompt = request["prompt"]
     for percent in (10, 50, 90):
         say("progress", id=id, phase="stage 1", progress=percent)
-        time.sleep(0.4 if "slow" in prompt else 0)
+        time.sleep(20 if "endless" in prompt else 0.4 if "slow" in prompt else 0)
         if "die" in prompt:
             os.kill(os.getpid(), signal.SIGKILL)
     if "fail" in prompt:

@@ -247,7 +247,7 @@ def test_a_full_disk_names_the_oldest(tmp_path):
 
 def test_cancelling_what_runs_and_what_waits(server):
     running, waiting = (
-        server.http.post("/v1/videos", json={"prompt": "slow"}).json()["id"]
+        server.http.post("/v1/videos", json={"prompt": "endless"}).json()["id"]
         for _ in range(2)
     )
     server.wait(running, "in_progress")
@@ -258,7 +258,7 @@ def test_cancelling_what_runs_and_what_waits(server):
 
 
 def test_deleting_what_runs_leaves_nothing(server):
-    id = server.http.post("/v1/videos", json={"prompt": "slow"}).json()["id"]
+    id = server.http.post("/v1/videos", json={"prompt": "endless"}).json()["id"]
     server.wait(id, "in_progress")
     assert server.http.delete(f"/v1/videos/{id}").json()["deleted"]
     assert server.http.get(f"/v1/videos/{id}").status_code == 404
@@ -280,7 +280,7 @@ def test_events_tell_of_a_video_until_it_is_done(server):
 
 
 def test_polls_are_quick_while_a_clip_is_made(server):
-    id = server.http.post("/v1/videos", json={"prompt": "slow"}).json()["id"]
+    id = server.http.post("/v1/videos", json={"prompt": "endless"}).json()["id"]
     server.wait(id, "in_progress")
     assert all(
         server.http.get(f"/v1/videos/{id}").status_code == 200 for _ in range(50)
@@ -325,6 +325,23 @@ def test_what_was_running_when_the_power_failed_is_queued_again(tmp_path):
     assert [store.get(id).status for id in ids] == ["completed", "queued", "queued"]
     assert store.next().id == ids[1]
     assert not stray.exists()
+
+
+def test_a_full_disk_ends_neither_the_server_nor_the_queue(tmp_path):
+    with serving(tmp_path) as server:
+        rows = server.store._rows
+        id = server.http.post("/v1/videos", json={"prompt": "slow"}).json()["id"]
+        server.wait(id, "in_progress")
+        rows.execute("PRAGMA max_page_count = 1")  # as good as full
+        full = {"prompt": "x" * 8000}
+        answers = [server.http.post("/v1/videos", json=full) for _ in range(4)]
+        assert answers[-1].status_code == 507 and "Free some space" in message(
+            answers[-1]
+        )
+        assert server.http.get(f"/v1/videos/{id}").status_code == 200
+        rows.execute("PRAGMA max_page_count = 100000")
+        server.wait(id, "completed")
+        server.make("the next one")
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path):

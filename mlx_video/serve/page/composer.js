@@ -139,6 +139,7 @@ function askEstimate() {
   const number = ++estimateNumber;
   estimateTimer = setTimeout(async () => {
     if (!models.length) return;
+    $("estimate").textContent = "Working out the memory…";
     let text = "", refused = false;
     try {
       const body = wanted();
