@@ -1,10 +1,13 @@
 """Who may import whom: each module knows only its own floor and the floors below it."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mlx_video"
 
@@ -125,6 +128,13 @@ def talks(tree: ast.Module) -> Iterator[str]:
 def test_every_module_has_a_floor():
     homeless = [name for name, _ in modules() if name.split(".")[0] not in FLOOR]
     assert not homeless, f"give them a floor in FLOORS: {homeless}"
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_documents_name_every_room(document):
+    text = (PACKAGE.parent / document).read_text(encoding="utf-8")
+    rooms = FLOOR.keys() - {"__main__"}
+    assert [room for room in rooms if not re.search(rf"`{room}/?`", text)] == []
 
 
 def test_imports_go_down():
