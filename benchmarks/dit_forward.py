@@ -226,11 +226,12 @@ def time_mlx(
 def mlx_forward(model, clip: Clip, pinned: int = 0) -> Callable[[], Sequence]:
     """One forward, piece by piece as a sampler has it run; the first ``pinned`` video tokens have no noise."""
     from mlx_video.models.ltx.pieces import piece_by_piece
+    from mlx_video.models.ltx.x0 import AHEAD
 
     inputs = mlx_inputs(model, clip, pinned)
 
     def forward():
-        with piece_by_piece():
+        with piece_by_piece(AHEAD):
             return model(inputs).values
 
     return forward

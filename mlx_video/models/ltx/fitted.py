@@ -32,10 +32,10 @@ class Live(NamedTuple):
     bandwidth: float
 
 
-QUEUED, QUEUED_FINER = 115e6, 430e6
+QUEUED, QUEUED_FINER = 400e6, 430e6
 # The CPU's without compiled functions, as the commands run it.
 CPU = Live(12, 1, 0, 12, 4, 110, 0, 90, 96, 31.5)
-GPU = Live(9.6, 0, 8, 110, 4, 9.2, 20, 42, 48.6, 24)
+GPU = Live(9.6, 0, 11, 110, 4, 9.2, 20, 42, 48.6, 24)
 
 
 def live() -> Live:

@@ -12,8 +12,8 @@ from typing import Iterator
 import mlx.core as mx
 
 SMALL = 8 * 2**20  # bytes; a piece with a smaller result joins the next
-QUEUED = 320 * 2**20  # bytes of results that may be queued ...
-PAIR = 768 * 2**20  # ... or of two alone; a larger one is queued alone
+QUEUED = 160 * 2**20  # bytes of results that may be queued ...
+PAIR = 384 * 2**20  # ... or of two alone; a larger one is queued alone
 
 
 class Pacer:
@@ -23,7 +23,9 @@ class Pacer:
     runs for seconds, which macOS would stop.
     """
 
-    def __init__(self):
+    def __init__(self, ahead: int = 1):
+        """``ahead`` times as many bytes as above may be queued."""
+        self.ahead = ahead
         self.queue: deque[tuple[mx.array, int]] = deque()
 
     def __call__(self, *arrays: mx.array, takes: int = 0) -> None:
@@ -37,16 +39,16 @@ class Pacer:
 
     def _too_much(self, more: int) -> bool:
         total = more + sum(size for _, size in self.queue)
-        return total > (PAIR if len(self.queue) == 1 else QUEUED)
+        return total > self.ahead * (PAIR if len(self.queue) == 1 else QUEUED)
 
 
 _pacer: ContextVar[Pacer | None] = ContextVar("pacer", default=None)
 
 
 @contextmanager
-def piece_by_piece() -> Iterator[None]:
+def piece_by_piece(ahead: int = 1) -> Iterator[None]:
     """Within this block, ``end_piece`` evaluates its arrays. Not for gradients or compiled functions."""
-    token = _pacer.set(Pacer())
+    token = _pacer.set(Pacer(ahead))
     try:
         yield
     finally:

@@ -15,6 +15,8 @@ from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.transformer import ModalityInput, RopeTables, Timesteps
 from mlx_video.types import AV, Modality, Perturbation
 
+AHEAD = 2  # a short forward took 2 % less on an H200 than with 1, and 0.3 GB more
+
 
 class X0Model:
     """What a sampler sees: the clean sample that ``model`` predicts from a pair of latent states.
@@ -46,7 +48,7 @@ class X0Model:
         Latents and contexts must share one batch size; that of masks and positions may also be 1.
         """
         inputs = self._inputs(states, context, sigma)
-        with piece_by_piece():
+        with piece_by_piece(AHEAD):
             velocity = self.model(inputs, perturbations)
         return states.map(
             lambda state, v: to_x0(state.latent, v, state.denoise_mask * sigma),

@@ -67,6 +67,14 @@ def test_small_pieces_may_wait_together(monkeypatch, evaluated):
     assert [x.item() for x in evaluated] == [0.0, 1.0]
 
 
+def test_twice_as_many_may_wait_where_a_caller_says_so(monkeypatch, evaluated):
+    monkeypatch.setattr(room, "QUEUED", 8)
+    with piece_by_piece(ahead=2):
+        for i in range(6):  # of 4 bytes
+            end_piece(mx.array(float(i)))
+    assert [x.item() for x in evaluated] == [0.0, 1.0]
+
+
 def test_two_pieces_may_be_larger_than_several(monkeypatch, evaluated):
     monkeypatch.setattr(room, "QUEUED", 0)
     monkeypatch.setattr(room, "PAIR", 8)
