@@ -6,6 +6,7 @@ The system's errors about a file become a ``UserError`` in one sentence.
 import fcntl
 import glob
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -65,7 +66,8 @@ def file_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
         raise MissingFileError(f"There is no file or folder {short(path)}.") from None
     except OSError as error:
         why = (error.strerror or str(error)).lower()
-        raise UserError(f"{short(path)} cannot be {doing}: {why}.") from None
+        name = re.sub(rf"\.([^/]+){ASIDE}[0-9a-f]+", r"\1", str(path))
+        raise UserError(f"{short(name)} cannot be {doing}: {why}.") from None
 
 
 def short(text: object, most: int = 120) -> str:
@@ -300,8 +302,13 @@ def check_space(needs: Iterable[tuple[Path, int]], remedy: str) -> None:
         free = shutil.disk_usage(folder).free
         if free < size:
             raise UserError(
-                f"{short(folder)} has {free / GB:.2f} GB free, and this run may write {size / GB:.2f} GB there; {remedy}."
+                f"{short(folder)} has {_amount(free)} free, and this run may write {_amount(size)} there; {remedy}."
             )
+
+
+def _amount(size: int) -> str:
+    """Of so many bytes."""
+    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
 
 
 def any_of(words: Sequence[str]) -> str:

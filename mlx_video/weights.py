@@ -5,6 +5,7 @@ Everything is lazy: a tensor's bytes are read when it is first evaluated, so unu
 
 import json
 from contextlib import contextmanager
+from errno import EIO
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping, TypeVar
 
@@ -12,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.disk import file_errors, file_size, folder_aside, is_there, short
+from mlx_video.disk import file_errors, file_size, folder_aside, is_there
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.formats import gguf, safetensors
 from mlx_video.formats.safetensors import LONGEST_HEADER, Header, clip, parse_json
@@ -310,11 +311,13 @@ def _shards(weights: Weights) -> list[list[str]]:
 
 
 def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file; raises ``UserError`` where that fails, as on a full disk."""
+    """Write a safetensors file. Raises ``OSError``, which those who own the file's name tell in a sentence."""
     try:
         mx.save_safetensors(str(file), tensors, dict(metadata))
-    except RuntimeError as error:  # MLX raises it for bad weights too
-        raise UserError(f"{short(file)} could not be written: {error}.") from None
+    except RuntimeError:  # MLX's only word for it
+        raise OSError(
+            EIO, "the disk is full, or a file that it is made from cannot be read"
+        ) from None
 
 
 def write_json(file: Path, data: Mapping[str, object]) -> None:
