@@ -76,6 +76,11 @@ def check_latents(latents: AV[mx.array], phase: str, remedy: str = "") -> None:
     for modality in latents.present:
         x, name = latents[modality], f"the {modality.value} latent after {phase}"
         _check_tensor(x, name, remedy)
+        cells = tuple(range(2, x.ndim))
+        if x[0, 0].size >= FEW_CELLS and mx.std(x, axis=cells).max() < FLAT_LATENT:
+            raise HealthError(
+                f"There is nothing in {name}: it is the same everywhere. {remedy}."
+            )
         if (peak := mx.abs(x).max().item()) > WILD_LATENT:
             raise HealthError(
                 f"{name.capitalize()} reaches {peak:.3g}, and healthy ones stay below "

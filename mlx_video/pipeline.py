@@ -371,6 +371,8 @@ class Pipeline:
         ):
             video = upsample_normalized(upsampler, statistics, latents.video)
             mx.eval(video)
+        if self.health:
+            health.check_latents(AV(video), "upsampling")
         yield Step("upsample", 1, 1)
         return AV(video, latents.audio)
 

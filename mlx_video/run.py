@@ -21,7 +21,7 @@ from mlx_video import weights
 from mlx_video.checkpoint import open_components
 from mlx_video.disk import file_errors, reserved, short, written_aside
 from mlx_video.errors import UserError
-from mlx_video.health import check_latents
+from mlx_video.health import HealthError, check_latents
 from mlx_video.models.ltx.components import Announce
 from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output
@@ -274,7 +274,8 @@ class _Keeper:
             with suppress(UserError):
                 save_state(self.output, self.unsaved, self.job)
         if where := where_kept(self.output):
-            error.add_note(where)
+            as_it_is = " Add --no-health-check to have it as it is."
+            error.add_note(where + as_it_is * isinstance(error, HealthError))
 
     def reached(self, state: Reached) -> Iterator[Event]:
         """Save the state, if it is time."""

@@ -49,6 +49,19 @@ def test_latents(bad, seen):
         health.check_latents(AV(bad), "stage 2")
 
 
+def test_latents_that_are_the_same_everywhere_are_nothing():
+    """As an upsampler of zeros makes them: each channel's own mean. A frame of one cell cannot be told so."""
+    means = mx.random.normal((1, 8, 1, 1, 1), key=mx.random.key(0))
+    flat = mx.broadcast_to(means, (1, 8, 2, 4, 4))
+    with pytest.raises(
+        HealthError, match="nothing in .* upsampling: it is the same ev"
+    ):
+        health.check_latents(AV(flat), "upsampling")
+    alive = flat + 1e-3 * mx.random.normal(flat.shape, key=mx.random.key(1))
+    health.check_latents(AV(alive), "upsampling")
+    health.check_latents(AV(flat[:, :, :1, :1, :1]), "upsampling")
+
+
 def test_bfloat16_latents_are_judged_too():
     health.check_latents(AV(GOOD.astype(mx.bfloat16)), "stage 1")
 

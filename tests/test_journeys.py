@@ -400,7 +400,8 @@ def test_garbage_stops_the_run_and_keeps_the_latents(model, here, monkeypatch, c
     black = lambda chunks: (np.zeros((64, 128, 3), np.uint8) for _ in range(9))
     monkeypatch.setattr("mlx_video.postprocess.frames", black)
     assert typed(generate.main, model) == cli.BAD_OUTPUT == 3
-    assert "All 9 frames are black" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "All 9 frames are black" in said and "Add --no-health-check to" in said
     assert [p.name for p in here.iterdir()] == ["output.latents.safetensors"]
     words = ["decode", "output.latents.safetensors", "--no-health-check", "--yes"]
     assert cli.main(words) == 0 and (here / "output.mp4").exists()

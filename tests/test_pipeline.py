@@ -8,6 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 from PIL import Image as Picture
 
 from mlx_video import recipes
@@ -345,6 +346,23 @@ def test_prompt_embeddings_are_looked_at_before_sampling(model):
     with pytest.raises(HealthError, match="in the audio prompt embedding"):
         sample(broken, request())
     assert broken.components.loans == []
+
+
+def test_an_upsampler_that_makes_nan_is_blamed_itself(model):
+    broken = pipeline(model, TWO_STAGES)
+    lend = broken.components.lend
+
+    @contextmanager
+    def lend_spoiled(part, *how):
+        with lend(part, *how) as lent:
+            if part == "upsampler":
+                lent.update(tree_map(lambda weight: weight * mx.nan, lent.parameters()))
+            yield lent
+
+    broken.components.lend = lend_spoiled
+    with pytest.raises(HealthError, match="NaN .* in the video latent after upsampl"):
+        sample(broken, request())
+    assert len(broken.components.loans) == 1
 
 
 def without_output(weights: dict) -> None:
