@@ -9,6 +9,7 @@ from PIL import Image
 
 from docs.options import options
 from mlx_video import cli
+from mlx_video.check.table import checks
 from mlx_video.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -77,3 +78,13 @@ def test_the_python_of_the_docs_runs(tmp_path, monkeypatch):
         exec(block, names)
     assert len(list((tmp_path / "balls").glob("*.mp4"))) == 4
     compile(settings, "python.md", "exec")
+
+
+def test_the_checks_that_the_page_on_metal_names_are_there():
+    text = (ROOT / "docs/metal.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .*\|.*\| (.*) \|$", text, re.MULTILINE)
+    named = re.findall(r"`([^`]+?)(?:, \.\.\.| \.\.\.)?`", " ".join(rows))
+    names = [check.name for check in checks()]
+    others = {"by volume", "device_info", "mlx-video plan"}
+    assert len(named) > 20
+    assert [n for n in named if n not in others and not any(x.startswith(n) for x in names)] == []  # fmt: skip
