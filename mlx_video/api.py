@@ -54,7 +54,7 @@ def load(
     options  whether results are checked, and the bytes of memory to stay within
     Raises ``UserError`` where there is no such model. Its other files are found, and fetched, by the first clip.
     """
-    files = files or Files(model)
+    files = (files or Files(model)).resolved()
     files, defaults = resolve_model(files, recipe.variant if recipe else variant)
     return LTXPipeline(files, recipe or defaults.recipe(variant), defaults, options)
 

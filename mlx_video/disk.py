@@ -49,6 +49,12 @@ def typed_path(text: str | Path) -> Path:
     return path
 
 
+def full_path(name: str) -> str:
+    """The full path of a file or folder that is here; any other name, such as a repository's, as it is."""
+    path = typed_path(name)
+    return str(path.resolve()) if is_there(path) else name
+
+
 def is_there(path: Path) -> bool:
     """Whether ``path`` exists; raises ``UserError`` where a folder may not be entered."""
     with file_errors(path):

@@ -136,13 +136,18 @@ def test_pictures_are_named_in_every_way_that_is_clear(pipeline, here):
             pipeline.request("a ball", image=strange)
 
 
-def test_types_are_forgiven_where_the_meaning_is_clear():
+def test_types_are_forgiven_where_the_meaning_is_clear(here):
     sizes = np.array([9, 64, 128, 24])
     request = Request("a ball", sizes, seed=sizes[0], inputs=["x.png", Path("y.png")])
     plain = Request("a ball", SHAPE, seed=9, inputs=(Image("x.png"), Image("y.png")))
     assert request == plain and request.shape.seconds == 0.375
     job = Job(request, recipes.distilled())
     assert json.loads(job.record())["job"]["request"]["seed"] == 9
+    file = Path("x.safetensors")
+    file.touch()
+    named = Files(file, "owner/name", upsampler=file, loras=[(file, 0.5)]).resolved()
+    full = str(here / file)
+    assert named == Files(full, "owner/name", upsampler=full, loras=((full, 0.5),))
     files = Files(Path("a/b"), loras=[(Path("c"), 1)])
     assert files == Files("a/b", loras=(("c", 1),))
 

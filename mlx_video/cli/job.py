@@ -16,10 +16,10 @@ from mlx_video.checkpoint import (
     resolve_model,
 )
 from mlx_video.cli.values import AUTO
-from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import UserError
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.duration import nearest_frames
+from mlx_video.models.ltx.files import BESIDE
 from mlx_video.output import Output, clip_path
 from mlx_video.record import Job
 from mlx_video.request import Request
@@ -127,23 +127,14 @@ def moved(job: Job, args: argparse.Namespace) -> Job:
 
 def files_from(args: argparse.Namespace) -> Files:
     """The files that the arguments of any command name; those that are here by their full path, for the record."""
+    others = {name: getattr(args, name, None) for name in (*BESIDE, "quantize")}
     return Files(
-        model=_full(args.model),
-        text_encoder=_full(args.text_encoder),
-        upsampler=_full(getattr(args, "upsampler", None)),
+        model=args.model,
         loras=tuple(_lora_from(words) for words in getattr(args, "lora", ())),
-        distilled_lora=_full(getattr(args, "distilled_lora", None)),
-        detailing_lora=_full(getattr(args, "detailing_lora", None)),
-        video_vae=_full(getattr(args, "video_vae", None)),
         dtype=args.dtype,
-        quantize=getattr(args, "quantize", None),
         low_memory=getattr(args, "low_memory", False),
-    )
-
-
-def _full(path: str | None) -> str | None:
-    here = path is not None and is_there(typed_path(path))
-    return str(typed_path(path).resolve()) if here else path
+        **others,
+    ).resolved()
 
 
 def _frames(
@@ -233,7 +224,7 @@ def _lora_from(words: Sequence[str]) -> tuple[str, float]:
         raise UserError(
             f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
         ) from None
-    return _full(path), strength
+    return path, strength
 
 
 def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) -> Output:

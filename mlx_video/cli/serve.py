@@ -13,7 +13,7 @@ from mlx_video import hub
 from mlx_video.cli import server
 from mlx_video.cli.parser import flag, option
 from mlx_video.cli.values import byte_size, seconds
-from mlx_video.disk import read_small, typed_path
+from mlx_video.disk import full_path, read_small, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.find import DEMO
 
@@ -143,7 +143,7 @@ def _worker(args: argparse.Namespace) -> list[str]:
     """The command that starts the worker."""
     models = args.model or list(_offered())
     settings = {
-        "models": {_short(model): {"model": _full(model)} for model in models},
+        "models": {_short(model): {"model": full_path(model)} for model in models},
         "loras": dict(map(_lora, args.lora or ())),
         "memory_limit": args.memory_limit,
         "previews": args.previews,
@@ -168,18 +168,13 @@ def _short(model: str) -> str:
     return Path(model).name if Path(model).exists() else model
 
 
-def _full(model: str) -> str:
-    path = typed_path(model)
-    return str(path.resolve()) if path.exists() else model
-
-
 def _lora(words: str) -> tuple[str, str]:
     name, _, file = words.partition("=")
     if not (name and file):
         raise UserError(
             f"--lora takes NAME=FILE; got {words!r}. For example: --lora sepia=sepia.safetensors."
         )
-    return name, _full(file)
+    return name, full_path(file)
 
 
 def _key(args: argparse.Namespace) -> str:

@@ -1,11 +1,12 @@
 """Which files a run uses, as the user names them, and how their weights are kept. Looks for none of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 
 from mlx_video import lora
+from mlx_video.disk import full_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.residency import Residency, default_dtype
 
@@ -49,6 +50,13 @@ class Files:
                 object.__setattr__(self, name, str(path))
         loras = tuple((str(file), strength) for file, strength in self.loras)
         object.__setattr__(self, "loras", loras)
+
+    def resolved(self) -> "Files":
+        """The same, with what is here named by its full path, so that a record finds it from anywhere."""
+        named = {name: getattr(self, name) for name in ("model", *BESIDE)}
+        here = {name: full_path(path) for name, path in named.items() if path}
+        loras = tuple((full_path(file), strength) for file, strength in self.loras)
+        return replace(self, loras=loras, **here)
 
     def check(self) -> None:
         """Raise ``UserError`` for an unknown dtype or width, or a strength that is not finite."""
