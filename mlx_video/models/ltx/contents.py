@@ -87,24 +87,23 @@ def companions(
     found: dict[str, tuple[tuple[int, bool], Source]] = {}
     for other in _around(file):
         for name, source in _readable(other).items():
-            rank = _kinship(name, source, release), is_diffusion(source)
+            rank = _kinship(source, release), is_diffusion(source)
             if name in found and found[name][0] > rank or rank[1] and not diffusion:
                 continue
             found[name] = rank, source
     return {name: source for name, (_, source) in found.items()}
 
 
-def _kinship(name: str, source: Source, release: Release) -> int:
-    """1 for a file of ``release``, -1 for one of another, 0 where nothing tells."""
-    if name == "text_encoder":
-        kind = str(source.config.get("model_type"))
-        return 1 if kind.startswith(release.text_encoder.kind) else -1
+def _kinship(source: Source, release: Release) -> int:
+    """1 for a part of ``release``, -1 for one of another, 0 if neither is stated."""
+    if kind := source.config.get("model_type"):  # only a language model's states one
+        return 1 if str(kind).startswith(release.text_encoder.kind) else -1
     version = file_version(source.path)
     return (1 if release_of(version) is release else -1) if version else 0
 
 
 def file_version(file: Path) -> str:
-    """The model's version that a file states, in its header or in its name; empty where it states none."""
+    """The model's version in a file's header or name; empty if neither states one."""
     told = re.search(r"ltx-?2(\.?\d)?(?!\d)", file.stem.lower())
     by_name = f"2.{(told[1] or '0')[-1]}" if told else ""
     return read_header(file).metadata.get(foreign.VERSION) or by_name
