@@ -25,7 +25,7 @@ from mlx_video import (
     media,
     recipes,
 )
-from mlx_video.checkpoint import Files
+from mlx_video.checkpoint import Files, open_components
 from mlx_video.inputs import Image as Picture
 from mlx_video.models.ltx.offload import BlockStream
 from mlx_video.pictures import read_picture
@@ -156,7 +156,8 @@ def test_an_image_is_kept(model, picture):
     images = (Picture(str(picture)),)
     pipeline = mlx_video.load(str(model))
     *_, sample, clip = pipeline.stream(Request("a ball", shape, inputs=images))
-    with pipeline.components.lend("video_encoder") as encoder:
+    components = open_components(pipeline.files, pipeline.recipe, ["video_encoder"])
+    with components.lend("video_encoder") as encoder:
         image = encoder(read_picture(picture).fitted(64, 128, 33))
         assert error(sample.latents.video[:, :, :1], image) < 1e-5
         assert error(sample.latents.video[:, :, 1:], image) > 0.1
@@ -261,7 +262,7 @@ TYPING = {
     "generate --variant destilled": "cannot be 'destilled'; did you mean distilled?",
     "genrate": "There is no command 'genrate'; did you mean generate?",
     "xyz": "There is no command 'xyz'; choose from generate, plan,",
-    "generate --image-strength 1": "There is no option --image-strength; see --help.",
+    "generate --image-strength 1": "--image cat.png 0 0.8",
 }
 
 
@@ -447,7 +448,7 @@ MISTAKES = {
         ["-o", "clip.avi"],
         "does not end in .mp4, .mov, .webm, .gif or .webp; try clip.mp4",
     ),
-    "a file": (["-o", "text.txt/clip.mp4"], "text.txt is a file, so clip.mp4 cannot"),
+    "a file": (["-o", "text.txt/clip.mp4"], "text.txt is a file, so it cannot contain clip.mp4"),
     "existing": (["-o", "there.mp4"], "there.mp4 exists.*--overwrite"),
     "sound": (["--output-audio", "a.wav", "--no-audio"], "add --audio"),
     "frames folder": (["--save-frames", "text.txt"], "text.txt is a file"),
