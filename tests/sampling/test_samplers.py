@@ -21,7 +21,7 @@ from mlx_video.sampling.samplers import (
     sde_step,
     to_velocity,
 )
-from mlx_video.sampling.schedules import STAGE_1_SIGMAS, ltx2_scheduler
+from mlx_video.sampling.schedules import STAGE_1_SIGMAS, STAGE_2_SIGMAS, ltx2_scheduler
 from mlx_video.types import AV
 from tests.reference import error, vectors
 
@@ -31,6 +31,10 @@ MODES = vectors("conditions", "ltx2_modes")
 SAMPLE, DENOISED = OFFICIAL["euler.sample"], OFFICIAL["euler.denoised"]
 SIGMAS = mx.array(STAGE_1_SIGMAS).tolist()  # in float32, as the official ones
 HQ_SIGMAS = ltx2_scheduler(15, 384).tolist()
+
+
+def test_the_second_stage_of_the_ancestral_recipe_has_the_official_noise_levels():
+    assert mx.array_equal(mx.array(STAGE_2_SIGMAS), ANCESTRAL["sigmas_stage2"])
 
 
 @pytest.mark.parametrize("index", [0, 5, 7])

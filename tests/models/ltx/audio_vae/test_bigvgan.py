@@ -15,7 +15,7 @@ from tests.models.ltx.audio_vae.audio import (
     tiny,
     tiny_weights,
 )
-from tests.reference import MODULE_TOLERANCE, checkpoint, error, vectors
+from tests.reference import LOOP_TOLERANCE, MODULE_TOLERANCE, checkpoint, error, vectors
 
 RELEASES = pytest.mark.parametrize("release", NEWER)
 UNUSED = "vocoder.mel_stft.stft_fn.inverse_basis"
@@ -158,3 +158,12 @@ def test_latent_to_sound(release):
     frames = 4 * v["dec.in"].shape[2] - 3
     assert waveform.shape == (1, 2, 480 * frames)
     assert 0 < mx.abs(waveform).max().item() <= 1
+
+
+def test_the_sound_of_the_official_recipe():
+    """From latents to 48 kHz; every 16th sample is kept here."""
+    latent = vectors("loops", "ltx25_tiny")["recipe2.final_audio"]
+    decoder, vocoder = (tiny(part, release="ltx25_tiny") for part in (AudioDecoder, BigVGANVocoder))  # fmt: skip
+    sound = vocoder(decoder(latent))
+    official = vectors("recipe_sound", "ltx25_tiny")["recipe.wave_16th"]
+    assert error(sound[..., ::16], official) < LOOP_TOLERANCE
