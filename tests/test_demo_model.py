@@ -34,7 +34,7 @@ from mlx_video.plan import Phase
 from mlx_video.record import Job
 from mlx_video.run import Event, Planned, Written
 from mlx_video.types import AV
-from tests.checkpoints import MODEL, rewrite, tiny_folder, write_lora
+from tests.checkpoints import MODEL, completed, rewrite, tiny_folder, write_lora
 from tests.media_reading import read_clip
 
 PROMPT = ["-p", "a red ball"]
@@ -490,6 +490,8 @@ def test_the_distilled_transformer_may_be_a_lora_of_the_dev_one(with_lora, capsy
     assert mx.allclose(change, mx.full((64, 64), 2.0), atol=1e-5)
     assert unified(PROMPT) == 0
     assert "tiny-distilled-lora" not in capsys.readouterr().err
+    dev = Components.open(with_lora, variant="dev").sketch("transformer")
+    completed(with_lora / "tiny-distilled-lora-2.safetensors", dev)
     words = ["--variant", "dev", "--two-stage", "-H", "128", "-o", "two.mp4"]
     assert unified([*PROMPT, *words]) == 0
     assert "tiny-distilled-lora-2.safetensors at 1" in capsys.readouterr().err
