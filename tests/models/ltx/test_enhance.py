@@ -55,7 +55,7 @@ def test_modes_differ_only_in_their_instructions():
 
 
 def test_nothing_written_is_an_error():
-    with pytest.raises(ValueError, match="no word .* another seed"):
+    with pytest.raises(ValueError, match="no words .* another seed"):
         enhance_t2v(Scripted("… ", "123"), "a cat")
 
 

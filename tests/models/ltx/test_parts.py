@@ -78,7 +78,7 @@ def test_a_split_checkpoint_that_lacks_a_file_says_which(tmp_path):
         Components.open(root)
     assert "is the transformer of LTX-2.5.0 alone" in str(error.value)
     assert "holds audio_decoder, audio_encoder, vocoder" in str(error.value)
-    with pytest.raises(UserError, match="holds video_encoder, video_decoder alone"):
+    with pytest.raises(UserError, match="holds only video_encoder, video_decoder"):
         Components.open(root / "vae" / "ltx-2.5-tiny-video-vae-conv-bf16.safetensors")
 
 
