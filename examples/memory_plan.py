@@ -9,7 +9,7 @@ from mlx_video.record import Job
 budget = float(sys.argv[1] if len(sys.argv) > 1 else 1.5) * 1e9
 pipeline = mlx_video.load("ltx-2-tiny")
 for side in (1024, 768, 512, 256):
-    request = pipeline.request("a blue ball falls", height=side, width=side, seed=5)
+    request = pipeline.request("a blue ball falls", height=side, width=side)
     plan = Job(request, pipeline.recipe, pipeline.files).plan(limit=budget)
     try:
         plan.check()
