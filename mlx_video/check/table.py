@@ -4,6 +4,7 @@ Knows what to compute, not what should come of it. Numbers are drawn by NumPy's 
 docs/metal.md says which check shows what of Metal.
 """
 
+from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from typing import Iterator
@@ -217,7 +218,7 @@ def phase_of(phase: str, low_memory: bool, dtype: str | None) -> mx.array:
 def demo_clip(low_memory: bool, dtype: str, device: str) -> dict[str, mx.array]:
     """What each phase of a clip made on ``device``, which must be MLX's."""
     pipeline = load(files=Files(DEMO, dtype=dtype, low_memory=low_memory))
-    request = pipeline.request(PROMPT, seed=42, frames=25)
+    request = replace(pipeline.request(PROMPT, frames=25), seed=42)
     *_, sample, made = pipeline.stream(request)
     frames = mx.array(np.stack(list(made.frames)))
     return {
