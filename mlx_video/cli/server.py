@@ -17,6 +17,7 @@ SETTINGS = (
 )
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STOP_SECONDS = 3  # that open requests have to end
+IDLE_SECONDS = 75  # that a connection stays open without a request
 
 
 def listen(settings: Mapping) -> None:
@@ -45,6 +46,7 @@ def listen(settings: Mapping) -> None:
         host=host,
         port=port,
         log_level="warning",
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
     uvicorn.Server(config).run(sockets=[listening])

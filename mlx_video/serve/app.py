@@ -7,7 +7,6 @@ import asyncio
 import json
 import queue
 import secrets
-import sqlite3
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,17 +14,14 @@ from pathlib import Path
 from typing import Annotated, AsyncIterator, Literal, NamedTuple
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from mlx_video import __version__
-from mlx_video.errors import UserError
-from mlx_video.serve import guard
+from mlx_video.serve import guard, refusals
+from mlx_video.serve.incoming import read_request
 from mlx_video.serve.schema import (
-    MOST_IMAGES,
     Deleted,
     Estimate,
     Key,
@@ -38,7 +34,6 @@ from mlx_video.serve.schema import (
 )
 from mlx_video.serve.store import OPEN, Store, Video
 from mlx_video.serve.supervisor import Supervisor, seconds_left
-from mlx_video.serve.uploads import keep_upload
 
 PAGE = Path(__file__).parent / "page"
 WRONG_KEY_SECONDS = 1.0  # that an answer to a wrong key takes
@@ -99,10 +94,7 @@ def make_app(
     )
     app.add_middleware(guard.Guard, door=door, body=limits.body)
     app.state.serving = Serving(store, supervisor, limits, door)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(UserError, _bad_input)
-    app.add_exception_handler(sqlite3.OperationalError, _full)
+    refusals.add_to(app)
     app.include_router(router)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
@@ -116,7 +108,7 @@ async def create(request: Request, at: At) -> Response:
     """Queue a clip: JSON, or a form whose ``input_reference`` is a picture for the first frame."""
     kept: list[str] = []
     try:
-        wanted = await _read(request, at.store, kept)
+        wanted = await read_request(request, at.store.uploads, kept)
         return await asyncio.to_thread(_queued, at, wanted)
     except BaseException:
         for name in kept:
@@ -341,78 +333,7 @@ def _wait(
                 ) from None
 
 
-# What comes in
-
-
-async def _read(request: Request, store: Store, kept: list[str]) -> VideoRequest:
-    """The request of a JSON body, or of a form with files, whose pictures are kept; their names are added to ``kept``."""
-    kind = request.headers.get("content-type", "")
-    if not kind.startswith(
-        ("multipart/form-data", "application/x-www-form-urlencoded")
-    ):
-        return _validated(await _json(request))
-    form = await request.form(max_files=MOST_IMAGES, max_fields=64)
-    fields: dict[str, object] = {}
-    files = []
-    for name, value in form.multi_items():
-        if hasattr(value, "read"):
-            files.append((name, value))
-        else:
-            fields[name] = value
-    for name in ("loras", "images"):
-        if isinstance(fields.get(name), str):
-            fields[name] = _parsed(str(fields[name]), name)
-    places = fields.pop("images", None) or [{}]
-    if not isinstance(places, list) or len(places) != max(1, len(files)):
-        raise HTTPException(
-            400,
-            'images says where the pictures stand, one for each: [{"frame": 0}, {"frame": 48, "strength": 0.8}].',
-        )
-    wanted = _validated({**fields, "images": places if files else []})
-    for name, file in files:
-        if not name.startswith("input_reference"):
-            raise HTTPException(
-                400, f"A file came as {name[:60]!r}; send a picture as input_reference."
-            )
-        kept.append(await asyncio.to_thread(keep_upload, file.file, store.uploads))
-    placed = [
-        place.model_copy(update={"path": image})
-        for place, image in zip(wanted.images, kept)
-    ]
-    return wanted.model_copy(update={"images": placed})
-
-
-async def _json(request: Request) -> dict[str, object]:
-    body = _parsed((await request.body()).decode("utf-8", "replace"), "body")
-    if not isinstance(body, dict):
-        raise HTTPException(
-            400, 'The body must be a JSON object, such as {"prompt": "a red ball"}.'
-        )
-    if body.pop("images", None):
-        raise HTTPException(
-            400,
-            "images is set by the server; send a picture as the file input_reference of a form.",
-        )
-    if body.pop("input_reference", None) is not None:
-        raise HTTPException(
-            400,
-            "input_reference must be a file of a multipart form; this server fetches nothing from addresses.",
-        )
-    return body
-
-
-def _parsed(text: str, name: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise HTTPException(400, f"The {name} is not valid JSON.") from None
-
-
-def _validated(fields: dict[str, object]) -> VideoRequest:
-    try:
-        return VideoRequest.model_validate(fields)
-    except ValidationError as error:
-        raise HTTPException(400, _sentence(error.errors()[0])) from None
+# What is asked for, and whether there is room
 
 
 def _decided(at: Serving, wanted: VideoRequest) -> tuple[VideoRequest, list[str]]:
@@ -473,62 +394,3 @@ def _check_room(at: Serving) -> None:
             507,
             f"There is no room for another video: {store.bytes() / 1e9:.1f} GB are taken. {advice}",
         )
-
-
-# Errors, in the form that the official client reads
-
-
-def error_answer(
-    status: int, message: str, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    kinds = {
-        401: "authentication_error",
-        403: "permission_error",
-        404: "not_found_error",
-        429: "rate_limit_error",
-    }
-    kind = kinds.get(
-        status, "invalid_request_error" if status < 500 else "server_error"
-    )
-    error = {"message": message, "type": kind, "param": None, "code": str(status)}
-    return JSONResponse({"error": error}, status, headers)
-
-
-async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    return error_answer(400, _sentence(error.errors()[0]))
-
-
-async def _bad_input(_: Request, error: UserError) -> JSONResponse:
-    return error_answer(400, str(error))
-
-
-async def _full(_: Request, error: sqlite3.OperationalError) -> JSONResponse:
-    return error_answer(507, f"Nothing can be written: {error}. Free some space.")
-
-
-async def _refused(request: Request, error: HTTPException) -> JSONResponse:
-    said = str(error.detail)
-    if not said.endswith("."):  # not one of ours
-        said = {
-            404: "There is nothing at this address; see /docs.html.",
-            405: f"This address does not take {request.method[:20]}; see /docs.html.",
-        }.get(error.status_code, f"The request cannot be read: {said}.")
-    return error_answer(error.status_code, said, error.headers)
-
-
-def _sentence(error: dict) -> str:
-    """One problem that pydantic found, as a sentence that names the field."""
-    parts = [
-        str(part) for part in error["loc"] if part not in ("body", "query", "path")
-    ]
-    name = ".".join(parts)[:60] or "The request"
-    if error["type"] == "extra_forbidden":
-        return f"{name} is not a field of this request; see /docs for those there are."
-    if error["type"] == "missing":
-        return f"{name} is missing."
-    if error["type"] == "string_too_short":
-        return f"The {name} is empty; say what to show, for example 'a red ball bounces on a blue floor'."
-    given = repr(error.get("input"))
-    return (
-        f"{name}: {error['msg']}; got {given[:60]}{'...' if len(given) > 60 else ''}."
-    )

@@ -1,5 +1,6 @@
 """The server by itself: its queue, its door, and what it does when something dies."""
 
+import base64
 import io
 import json
 import sys
@@ -72,7 +73,7 @@ def test_a_size_off_the_grid_is_snapped_and_said(server):
         ),
         (
             {"prompt": "a", "images": [{"path": "/etc/passwd"}]},
-            "images is set by the server",
+            "images says where the pictures stand",
         ),
         (
             {"prompt": "a", "input_reference": {"image_url": "http://x"}},
@@ -125,6 +126,15 @@ def test_pictures_stand_where_they_are_put(server):
     data["images"] = "[{}]"
     answer = server.http.post("/v1/videos", data=data, files=files)
     assert answer.status_code == 400 and "one for each" in message(answer)
+
+
+def test_a_picture_may_come_within_json(server):
+    url = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+    body = {"prompt": "a", "input_reference": {"image_url": url}}
+    (image,) = server.http.post("/v1/videos", json=body).json()["request"]["images"]
+    assert (server.store.uploads / image["path"]).read_bytes() == png()
+    body["input_reference"]["image_url"] = "data:image/png;base64,!"
+    assert server.http.post("/v1/videos", json=body).status_code == 400
 
 
 def test_a_refused_request_leaves_no_picture(server):

@@ -1,0 +1,101 @@
+"""What a request asks for, out of JSON or a form; the pictures that come with it are kept. Knows no model and no queue."""
+
+import asyncio
+import base64
+import binascii
+import io
+import json
+from pathlib import Path
+from typing import BinaryIO
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from mlx_video.serve.refusals import sentence
+from mlx_video.serve.schema import MOST_IMAGES, VideoRequest
+from mlx_video.serve.uploads import keep_upload
+
+Fields = dict[str, object]
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+REFERENCE = "input_reference"
+DATA = ";base64,"  # between the kind and the bytes of a data: address
+
+
+async def read_request(request: Request, folder: Path, kept: list[str]) -> VideoRequest:
+    """The request of a JSON body or a form; its pictures lie in ``folder``, and their names are added to ``kept``."""
+    form = request.headers.get("content-type", "").startswith(FORMS)
+    fields, files = await (_form(request) if form else _json(request))
+    places = fields.pop("images", [{}] * min(1, len(files)))
+    if not isinstance(places, list) or len(places) != len(files):
+        raise HTTPException(
+            400,
+            'images says where the pictures stand, one for each: [{"frame": 0}, {"frame": 48, "strength": 0.8}].',
+        )
+    wanted = _validated({**fields, "images": places})
+    for file in files:
+        kept.append(await asyncio.to_thread(keep_upload, file, folder))
+    placed = [
+        place.model_copy(update={"path": name})
+        for place, name in zip(wanted.images, kept)
+    ]
+    return wanted.model_copy(update={"images": placed})
+
+
+async def _form(request: Request) -> tuple[Fields, list[BinaryIO]]:
+    form = await request.form(max_files=MOST_IMAGES, max_fields=64)
+    fields: Fields = {}
+    files = []
+    for name, value in form.multi_items():
+        if not hasattr(value, "read"):
+            fields[name] = value
+        elif name.startswith(REFERENCE):
+            files.append(value.file)
+        else:
+            raise HTTPException(
+                400, f"A file came as {name[:60]!r}; send a picture as {REFERENCE}."
+            )
+    for name in ("loras", "images"):
+        if isinstance(fields.get(name), str):
+            fields[name] = _parsed(str(fields[name]), name)
+    return fields, files
+
+
+async def _json(request: Request) -> tuple[Fields, list[BinaryIO]]:
+    body = _parsed((await request.body()).decode("utf-8", "replace"), "body")
+    if not isinstance(body, dict):
+        raise HTTPException(
+            400, 'The body must be a JSON object, such as {"prompt": "a red ball"}.'
+        )
+    given = body.pop(REFERENCE, None)
+    return body, [] if given is None else [_picture(given)]
+
+
+def _picture(given: object) -> BinaryIO:
+    """The bytes of a picture in a JSON body: an object whose ``image_url`` holds them, as OpenAI's API has it."""
+    address = given.get("image_url") if isinstance(given, dict) else None
+    kind, found, data = str(address).partition(DATA)
+    try:
+        if kind.startswith("data:image/") and found:
+            return io.BytesIO(base64.b64decode(data, validate=True))
+    except (binascii.Error, ValueError):
+        pass
+    raise HTTPException(
+        400,
+        f'{REFERENCE} must be a file of a form, or {{"image_url": "data:image/png;base64,..."}}; this server fetches '
+        "nothing from addresses.",
+    )
+
+
+def _parsed(text: str, name: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise HTTPException(400, f"The {name} is not valid JSON.") from None
+
+
+def _validated(fields: Fields) -> VideoRequest:
+    try:
+        return VideoRequest.model_validate(fields)
+    except ValidationError as error:
+        raise HTTPException(400, sentence(error.errors()[0])) from None

@@ -1,0 +1,74 @@
+"""Errors as the official client reads them, each with a sentence. Knows what went wrong, not what was asked for."""
+
+import sqlite3
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from mlx_video.errors import UserError
+
+
+def add_to(app: FastAPI) -> None:
+    """Answer so whatever ``app`` raises."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(UserError, _bad_input)
+    app.add_exception_handler(sqlite3.OperationalError, _full)
+
+
+def error_answer(
+    status: int, message: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    kinds = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
+    kind = kinds.get(
+        status, "invalid_request_error" if status < 500 else "server_error"
+    )
+    error = {"message": message, "type": kind, "param": None, "code": str(status)}
+    return JSONResponse({"error": error}, status, headers)
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    return error_answer(400, sentence(error.errors()[0]))
+
+
+async def _bad_input(_: Request, error: UserError) -> JSONResponse:
+    return error_answer(400, str(error))
+
+
+async def _full(_: Request, error: sqlite3.OperationalError) -> JSONResponse:
+    return error_answer(507, f"Nothing can be written: {error}. Free some space.")
+
+
+async def _refused(request: Request, error: HTTPException) -> JSONResponse:
+    said = str(error.detail)
+    if not said.endswith("."):  # not one of ours
+        said = {
+            404: "There is nothing at this address; see /docs.html.",
+            405: f"This address does not take {request.method[:20]}; see /docs.html.",
+        }.get(error.status_code, f"The request cannot be read: {said}.")
+    return error_answer(error.status_code, said, error.headers)
+
+
+def sentence(error: dict) -> str:
+    """One problem that pydantic found, as a sentence that names the field."""
+    parts = [
+        str(part) for part in error["loc"] if part not in ("body", "query", "path")
+    ]
+    name = ".".join(parts)[:60] or "The request"
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not a field of this request; see /docs for those there are."
+    if error["type"] == "missing":
+        return f"{name} is missing."
+    if error["type"] == "string_too_short":
+        return f"The {name} is empty; say what to show, for example 'a red ball bounces on a blue floor'."
+    given = repr(error.get("input"))
+    return (
+        f"{name}: {error['msg']}; got {given[:60]}{'...' if len(given) > 60 else ''}."
+    )
