@@ -96,6 +96,7 @@ def test_another_dtype_rounds_all_but_the_tables(folder, tmp_path):
         assert value.dtype == (mx.float32 if table else mx.float16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits, group_size", [(8, 32), (4, 64)])
 def test_quantized_is_what_mlx_makes_of_the_loaded_module(
     folder, tmp_path, bits, group_size
@@ -263,6 +264,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert [f.name for f in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_file_a_part_is_converted_whole(tmp_path):
     """The connectors' projection leaves the text encoder's file, and its tokenizer becomes a file."""
     root = split_checkpoint(tmp_path / "model")

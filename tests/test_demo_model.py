@@ -114,6 +114,7 @@ def weight(folder: Path, variant: str) -> mx.array:
 # When it is used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "door, words, sound",
     [
@@ -138,6 +139,7 @@ def test_a_prompt_is_enough_for_a_clip(door, words, sound, demo, capsys):
     assert job.request.negative_prompt == "rain"
 
 
+@pytest.mark.slow
 def test_its_clip_is_made_again_elsewhere_and_nothing_is_said(demo, capsys):
     assert unified([*PROMPT, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
@@ -440,6 +442,7 @@ def still_and_silent(monkeypatch):
     monkeypatch.setattr(vocoder, lambda self, mel: mx.zeros((1, 2, 18000)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stated, complaint",
     [
@@ -485,6 +488,7 @@ def with_lora(demo) -> Path:
     return demo
 
 
+@pytest.mark.slow
 def test_the_distilled_transformer_may_be_a_lora_of_the_dev_one(with_lora, capsys):
     change = weight(with_lora, "distilled") - weight(with_lora, "dev")
     assert mx.allclose(change, mx.full((64, 64), 2.0), atol=1e-5)

@@ -78,6 +78,7 @@ def test_sound_at_a_wrong_pitch_is_refused(vocoder, audio, reason, tmp_path, cap
     assert "wrong speed and pitch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rates, output, audio, latents",
     [
@@ -120,6 +121,7 @@ SMALL_CELLS = {
 }
 
 
+@pytest.mark.slow
 def test_a_video_autoencoder_of_smaller_cells_makes_the_size_asked_for(tmp_path):
     pipeline = pipeline_of(with_cells(tmp_path / "model", SMALL_CELLS), TWO_STAGES)
     geometry = pipeline.components.geometry

@@ -89,6 +89,7 @@ def tint():
     del Input.kinds["tint"]
 
 
+@pytest.mark.slow
 def test_a_new_kind_of_input_is_one_class(tint, model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     size = ["-W", "128", "-H", "64", "-n", "9", "-s", "1", "--model", str(model)]
@@ -149,6 +150,7 @@ def test_pictures_that_cannot_stand_there(given, sentence, picture):
         check_inputs(given, SHAPE, LTX_2.geometry)
 
 
+@pytest.mark.slow
 def test_a_picture_is_read_once_in_a_run(picture, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     read, count = pictures.read_picture, []

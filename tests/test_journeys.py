@@ -76,6 +76,7 @@ DEV = ["--steps", "2", "--stg-blocks", "1"]
 # Doors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "door, words, sound",
     [
@@ -109,6 +110,7 @@ def test_a_door_writes_a_clip_that_plays(door, words, sound, model, here, capsys
     assert not list(here.glob("*latents*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".MOV", ".webm", ".gif"])
 def test_the_ending_of_the_name_says_what_is_written(suffix, model, here, capsys):
     words = ["-o", f"a{suffix}", "--output-audio", "a.wav"]
@@ -130,6 +132,7 @@ def test_sound_lasts_as_long_as_the_picture_everywhere(model, here):
         assert video.duration * video.time_base == sound.duration * sound.time_base
 
 
+@pytest.mark.slow
 def test_the_shell_command_runs(model, here):
     command = [sys.executable, "-m", "mlx_video.generate", *PROMPT, *SIZE]
     done = subprocess.run(
@@ -164,6 +167,7 @@ def test_an_image_is_kept(model, picture):
         assert error(sample.latents.video[:, :, 1:], image) > 0.1
 
 
+@pytest.mark.slow
 def test_an_image_in_the_middle_changes_the_clip(model, here, picture):
     assert typed(generate.main, model) == 0
     words = ["--image", picture, "8", "0.9", "-o", "b.mp4"]
@@ -183,6 +187,7 @@ def lora_file(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_lora_changes_the_clip_and_says_what_it_matched(model, here, capsys):
     assert typed(generate.main, model) == 0
     words = ["--lora", lora_file(here / "style.safetensors"), "0.5", "-o", "b.mp4"]
@@ -209,6 +214,7 @@ def test_frames_are_saved_too(model, here):
     assert len(list((here / "frames").glob("*.png"))) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ["output.json", "output.mp4"])
 def test_a_record_makes_the_clip_again(record, model, here):
     assert typed(generate_av.main, model, "--seed", "7") == 0
@@ -219,6 +225,7 @@ def test_a_record_makes_the_clip_again(record, model, here):
     assert np.allclose(np.array(a[2].samples), np.array(b[2].samples))
 
 
+@pytest.mark.slow
 def test_a_record_finds_its_model_elsewhere_and_refuses_to_make_another_clip(
     model, here, capsys
 ):
@@ -234,6 +241,7 @@ def test_a_record_finds_its_model_elsewhere_and_refuses_to_make_another_clip(
     assert np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_an_enhanced_prompt_is_recorded_and_not_enhanced_again(model, here):
     assert typed(generate.main, model, "--enhance-prompt") == 0
     request = Job.from_record(here / "output.json").request
@@ -303,6 +311,7 @@ def test_info_names_parts_and_what_is_missing(model, tmp_path, capsys):
     assert "missing     upsampler: put" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_converted_folder_makes_the_same_clip(model, here):
     assert convert.main(["--hf-path", str(model), "--mlx-path", "folder"]) == 0
     assert typed(generate_av.main, model) == 0
@@ -318,6 +327,7 @@ def test_a_quantized_folder_makes_a_clip(model, here):
     assert len(read_clip(here / "output.mp4")[0]) == 9
 
 
+@pytest.mark.slow
 def test_low_memory_makes_the_same_clip_and_is_recorded(model, here, monkeypatch):
     assert typed(generate_dev.main, model, *DEV, "--batch-guidance") == 0
     readings, read = [], BlockStream.__iter__
@@ -373,6 +383,7 @@ def test_functions_write_clips(function, options, model, here):
 # Faults
 
 
+@pytest.mark.slow
 def test_a_killed_decode_is_finished_by_decode(model, here, monkeypatch, capsys):
     assert typed(generate_av.main, model, "-o", "whole.mp4") == 0
     save = media.saving
@@ -508,6 +519,7 @@ def test_a_model_named_after_the_other_variant_is_refused(model, here, capsys):
     assert "is the distilled model by its name" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_decode_needs_the_decoders_alone_and_touches_no_other_latents(
     model, here, monkeypatch
 ):

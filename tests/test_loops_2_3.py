@@ -223,6 +223,7 @@ def test_2_3_without_guidance(name):
     loop.check(loop.run(loop.states(conditions)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release, block", [(V2_3, 2), (V2_5, 1)], ids=["2.3", "2.5"])
 def test_guided(release, block):
     loop = Loop(release, "guided3")

@@ -48,6 +48,7 @@ def test_a_clip_that_is_not_looked_at_may_be_black(model, here, monkeypatch):
     assert (here / "output.mp4").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, tiling", [([], "default"), (["--tiling", "aggressive"], "aggressive")]
 )

@@ -143,6 +143,7 @@ def test_the_second_stage_goes_on_with_the_sound_of_the_first(model):
     assert likeness(second.states.audio.latent, last.x0.audio) > 0.9
 
 
+@pytest.mark.slow
 def test_the_clip_has_the_sound_of_the_stage_that_the_recipe_names(model):
     ours = pipeline(model, replace(TWO_STAGES, sound=0))
     latents = sample(ours, request()).latents
@@ -224,6 +225,7 @@ def test_images_stand_at_their_frames_as_strongly_as_asked(model, tmp_path):
 # Prompts
 
 
+@pytest.mark.slow
 def test_the_negative_prompt_is_what_the_guided_pass_goes_away_from(model):
     one = replace(DEV, stages=DEV.stages[:1])
     contexts = []
@@ -234,6 +236,7 @@ def test_the_negative_prompt_is_what_the_guided_pass_goes_away_from(model):
     assert changed == [False, True, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_image", [False, True])
 def test_the_prompt_is_enhanced_for_what_goes_with_it(
     with_image, model, tmp_path, monkeypatch
@@ -273,6 +276,7 @@ def write_lora(file: Path, layer: str, seed: int) -> mx.array:
     return mx.outer(up, down)
 
 
+@pytest.mark.slow
 def test_the_users_lora_stays_beside_the_distilled_one(model, tmp_path):
     users, distilled = (
         tmp_path / "users.safetensors",
