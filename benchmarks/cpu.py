@@ -4,8 +4,8 @@
 
 The prompt's way to the transformer, one forward, each decoder, and a whole job of eight steps, up to frames and sound
 in memory. Each framework runs in a process of its own, diffusers by another PYTHON if one is named, and keeps its parts
-loaded. Milliseconds are the least of the calls after the first, in which MLX compiles its fused pieces with g++ unless
-the temporary folder has them: on the clock, and of work on all cores, which other processes hardly change.
+loaded. Milliseconds are the least of the calls after the first: on the clock, and of work on all cores, which other
+processes change less. As in a run on a CPU, MLX compiles nothing.
 """
 
 import argparse
@@ -89,11 +89,13 @@ def mlx_works() -> Works:
     import mlx_video  # noqa: F401  isort: skip  first: it finds MLX a fast BLAS
     import mlx.core as mx
 
+    from mlx_video.backend import suit_cpu
     from mlx_video.models.ltx.connector import embed_prompts
     from mlx_video.pipeline import Pipeline, Request
     from mlx_video.recipes import Recipe, Stage
     from mlx_video.types import VideoPixelShape
 
+    suit_cpu(0)
     parts = mlx_components()
     shape = VideoPixelShape(CLIP.frames, CLIP.height, CLIP.width, FPS)
     request = Request(PROMPT, shape, audio=True, tiling="none")
