@@ -149,24 +149,27 @@ def has(repo: str, file: str) -> bool:
 
     Any, because the newest cached revision may hold only the file that was fetched last.
     """
-    return any(path.is_file() for path in _cache(repo).glob(f"snapshots/*/{file}"))
+    return bool(_found(repo, f"snapshots/*/{file}"))
 
 
 def cached_bytes(repo: str, patterns: Sequence[str]) -> int:
     """Bytes in the cache of the files of any revision of ``repo`` that match ``patterns``."""
-    found = (path for p in patterns for path in _cache(repo).glob(f"snapshots/*/{p}"))
-    return sum(
-        path.stat().st_size for path in {p.resolve() for p in found if p.is_file()}
-    )
+    found = (file for p in patterns for file in _found(repo, f"snapshots/*/{p}"))
+    return sum(file.stat().st_size for file in {file.resolve() for file in found})
 
 
 def unfinished_bytes(repo: str) -> int:
     """Bytes in the cache of downloads of ``repo`` that were interrupted, and will be resumed."""
-    return sum(p.stat().st_size for p in _cache(repo).glob("blobs/*.incomplete"))
+    return sum(file.stat().st_size for file in _found(repo, "blobs/*.incomplete"))
 
 
-def _cache(repo: str) -> Path:
-    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+def _found(repo: str, pattern: str) -> list[Path]:
+    """Files in the cache of ``repo``; none where it may not be read, of which only who needs it is told."""
+    folder = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+    try:
+        return [file for file in folder.glob(pattern) if file.is_file()]
+    except OSError:
+        return []
 
 
 def is_cached(repo: str, patterns: Sequence[str]) -> bool:

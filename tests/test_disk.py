@@ -18,6 +18,7 @@ from mlx_video.disk import (
     written_aside,
 )
 from mlx_video.errors import MissingFileError, UserError
+from mlx_video.models.ltx.find import DEMO, default_model
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,18 @@ def test_a_cache_that_may_not_be_read_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", refused)
     with pytest.raises(UserError, match="cache .* cannot be used: .*HF_HOME"):
         hub.plan("someone/ltx", ["a.safetensors"])
+
+
+def test_a_cache_that_may_not_be_read_holds_nothing_for_who_needs_nothing_of_it(
+    monkeypatch,
+):
+    monkeypatch.setattr("pathlib.Path.stat", refused)
+    assert not hub.has(hub.MODEL_REPO, "*")
+    assert hub.cached_bytes(hub.MODEL_REPO, ["*"]) == 0
+    assert hub.unfinished_bytes(hub.MODEL_REPO) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(hub, "_found", lambda *_: [])
+    assert default_model(lambda notice: None) == DEMO
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path):
