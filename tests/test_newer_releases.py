@@ -116,7 +116,7 @@ def test_generated_keyframes_need_2_5(model, here, capsys):
     else:
         words = ["generate", "-p", "cat", "--model", str(model), "--keyframes", "2"]
         assert main(words) == 2
-        assert "cannot generate keyframes: LTX-2.5 can" in capsys.readouterr().err
+        assert "cannot generate keyframes" in capsys.readouterr().err
 
 
 def test_what_was_sampled_is_decoded_later(model, here, monkeypatch):
