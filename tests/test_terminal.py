@@ -276,6 +276,12 @@ def test_paths_that_are_none_are_refused(typed, here, capsys):
     assert "Traceback" not in told and all(len(x) < 400 for x in told.splitlines())
 
 
+@pytest.mark.parametrize("option", ["--model", "--text-encoder", "--upsampler"])
+def test_a_file_without_a_name_is_refused(option, capsys):
+    assert cli.main(["plan", "-p", "a", option, ""]) == 2
+    assert "A path is empty" in capsys.readouterr().err
+
+
 def test_latents_remember_what_they_were_to_become(here):
     output = Output(Path("a/x.gif"), Path("a/x.wav"), Path("elsewhere/frames"))
     words = output.remembered()
