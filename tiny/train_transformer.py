@@ -4,7 +4,6 @@ Knows noise levels, batches and the loss; not how latents were made (``tiny.late
 """
 
 import argparse
-from functools import cache
 from typing import Callable, Mapping, NamedTuple
 
 import mlx.core as mx
@@ -134,10 +133,16 @@ def features(encoder: GemmaTextEncoder, ids: np.ndarray) -> TextFeatures:
     return TextFeatures(_states_of(encoder)(ids, mask), mask)
 
 
-@cache
+# Compiled functions by the identity of their encoder, which each entry keeps: modules have no hash.
+_STATES: dict[int, tuple[GemmaTextEncoder, Callable]] = {}
+
+
 def _states_of(encoder: GemmaTextEncoder) -> Callable[[mx.array, mx.array], mx.array]:
-    states = lambda *given: mx.stack(list(hidden_states(encoder.model, *given)))
-    return mx.compile(states, inputs=[encoder.model.state])
+    if id(encoder) not in _STATES:
+        states = lambda *given: mx.stack(list(hidden_states(encoder.model, *given)))
+        compiled = mx.compile(states, inputs=[encoder.model.state])
+        _STATES[id(encoder)] = encoder, compiled
+    return _STATES[id(encoder)][1]
 
 
 # ---- lessons

@@ -216,7 +216,7 @@ def test_a_larger_tile_is_decoded_less_often():
     [
         (
             lambda: TilingConfig.named("fast", 64, 64, 9),
-            "auto, none, default, aggressive, conservative; got 'fast'",
+            "auto, none, default, aggressive, conservative, spatial, temporal; got 'fast'",
         ),
         (lambda: SpatialTilingConfig(500), "multiple of 32.*got 500. Nearest: 512"),
         (lambda: SpatialTilingConfig(32), "at least 64; got 32. Nearest: 64"),
