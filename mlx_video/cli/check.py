@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Run every check, write the report anew after each, and end with 1 where a result is wrong."""
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 as a CPU has it
     from mlx_video.check import run
     from mlx_video.check.table import checks
 
