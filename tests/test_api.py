@@ -56,6 +56,7 @@ def test_a_sentence_becomes_a_clip_whose_record_makes_it_again(pipeline, here):
     assert Path("again.mp4").read_bytes() == Path("made/ball.mp4").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_clip_is_saved_as_often_as_wanted_and_its_frames_are_taken_once(
     pipeline, here
 ):
@@ -90,6 +91,7 @@ def test_a_notebook_shows_it(pipeline, here):
     assert shown() == clip.save("saved.mp4").read_bytes()
 
 
+@pytest.mark.slow
 def test_several_prompts_and_seeds_are_each_with_each(pipeline, monkeypatch):
     loaded, load = [], Components._load
     loading = lambda self, name, *rest: loaded.append(name) or load(self, name, *rest)
@@ -109,6 +111,7 @@ def test_seeds_are_random_where_none_is_given(pipeline):
     assert len(seeds) == 5 and max(seeds) < 2**32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "image", [RED, RED / 255, Picture.fromarray(RED)], ids=["uint8", "float", "PIL"]
 )

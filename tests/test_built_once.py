@@ -35,6 +35,7 @@ def counted_builds(monkeypatch) -> Counter:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sound", [True, False])
 def test_a_run_builds_each_part_once_and_reads_each_picture_once(
     sound, model, monkeypatch

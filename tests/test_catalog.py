@@ -36,6 +36,7 @@ def listed(capsys) -> dict[str, dict]:
     return {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
 
 
+@pytest.mark.slow
 def test_every_release_is_listed_and_nothing_is_in_an_empty_cache(cache, capsys):
     found = listed(capsys)
     assert set(found) == {DEMO, "ltx-2", "ltx-2.3", "ltx-2.5"}

@@ -42,6 +42,7 @@ def assert_same(a: dict[str, mx.array], b: dict[str, mx.array]) -> None:
         assert a[key].dtype == b[key].dtype and mx.array_equal(a[key], b[key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loads_as_the_official_files_do(folder, tmp_path, dtype):
     convert(folder, tmp_path / "mlx")
@@ -184,6 +185,7 @@ def test_a_quantized_folder_is_not_quantized_again(folder, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_a_quantized_folder_converts_again(folder, tmp_path):
     convert(folder, tmp_path / "q", quantize=True, q_group_size=32)
     convert(tmp_path / "q", tmp_path / "again")

@@ -121,6 +121,7 @@ def test_the_ending_of_the_name_says_what_is_written(suffix, model, here, capsys
     assert len(found.frames) == 9 and (found.audio is None) == (suffix == ".gif")
 
 
+@pytest.mark.slow
 def test_sound_lasts_as_long_as_the_picture_everywhere(model, here):
     assert typed(generate_av.main, model, "--output-audio", "output.wav") == 0
     with wave.open(str(here / "output.wav")) as wav:
@@ -253,6 +254,7 @@ def test_enhance_prints_a_prompt(model, capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 def test_enhance_needs_the_text_encoder_alone(model, capsys):
     words = ["--text-encoder", str(model / "text_encoder")]
     assert cli.main(["enhance", *PROMPT, *words]) == 0
@@ -320,6 +322,7 @@ def test_a_converted_folder_makes_the_same_clip(model, here):
     assert np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_quantized_folder_makes_a_clip(model, here):
     words = ["convert", "--hf-path", str(model), "--mlx-path", "q", "-q"]
     assert cli.main([*words, "--q-group-size", "32"]) == 0
@@ -345,6 +348,7 @@ def test_low_memory_makes_the_same_clip_and_is_recorded(model, here, monkeypatch
 # The Python interface
 
 
+@pytest.mark.slow
 def test_a_pipeline_makes_clips(model, here):
     pipeline = mlx_video.load(str(model))
     request = Request("a red ball", VideoPixelShape(9, 64, 128, 24.0))
@@ -356,6 +360,7 @@ def test_a_pipeline_makes_clips(model, here):
     assert len(list(pipeline(request).frames)) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function, options",
     [

@@ -230,6 +230,7 @@ def test_guided(release, block):
     loop.check(loop.run(loop.states(), guidance=official_guidance(block)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batched", [False, True])
 def test_guided_with_pictures(batched):
     loop = Loop(V2_3, "i2v_kf3")

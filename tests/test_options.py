@@ -39,6 +39,7 @@ def generate(model: Path, *words: str) -> int:
     return cli.main(made)
 
 
+@pytest.mark.slow
 def test_a_clip_that_is_not_looked_at_may_be_black(model, here, monkeypatch):
     black = lambda chunks: (np.zeros((64, 128, 3), np.uint8) for _ in range(9))
     monkeypatch.setattr("mlx_video.postprocess.frames", black)

@@ -155,6 +155,7 @@ def test_the_clip_has_the_sound_of_the_stage_that_the_recipe_names(model):
     assert not mx.array_equal(latents.audio, last.audio)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_sound_of_a_stage_that_is_done(model):
     *events, whole = pipeline(model, replace(TWO_STAGES, sound=0)).events(request())
     reached = [event for event in events if isinstance(event, Reached)]
@@ -176,6 +177,7 @@ def test_generated_keyframes_are_sampled_with_the_first_stage_and_cut_off(
     assert latents.video.shape == (1, 128, 3, 4, 6)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_noise(model):
     starts = [
         loans(pipeline(model, ONE_STAGE), request(seed=seed))[0].calls[0].states
@@ -328,6 +330,7 @@ def spoiled(model: Path, name: str, spoil, health=True) -> Pipeline:
     return made
 
 
+@pytest.mark.slow
 def test_the_seed_draws_the_noise_of_a_diffusion_decoder():
     """LTX-2.5's: the same latents and seed make the same frames, another seed makes others."""
     made = pipeline(FIXTURES / "ltx25_tiny", ONE_STAGE, health=False)
@@ -377,6 +380,7 @@ def without_output(weights: dict) -> None:
             weights[key] = mx.zeros_like(weights[key])
 
 
+@pytest.mark.slow
 def test_noise_that_nothing_was_removed_from_is_not_decoded(tmp_path):
     folder = tiny_folder(tmp_path / "tiny")
     rewrite(folder / MODEL, without_output)

@@ -184,6 +184,7 @@ def test_weights_are_those_of_the_files(model):
         assert found.weights("text_encoder") == sum(v.nbytes for _, v in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_of_a_quantized_gemma_are_those_it_holds(tmp_path, bits, dtype):
@@ -196,6 +197,7 @@ def test_weights_of_a_quantized_gemma_are_those_it_holds(tmp_path, bits, dtype):
         assert found == sum(value.nbytes for _, value in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize, peak", [(None, 23.7), (8, 13.6), (4, 8.2)])
 def test_the_prompt_of_the_full_model(full, quantize, peak):
     """GB of Gemma 12B, whose 2 GB of embeddings stay as they are, and of a short prompt's states."""
@@ -260,12 +262,14 @@ def test_the_best_residency_that_fits(full, limit, chosen):
     assert (full.quantize, full.low_memory) == (None, False)
 
 
+@pytest.mark.slow
 def test_gemma_stays_exact_where_only_the_transformer_is_too_large(full):
     work = Work(VideoPixelShape(481, 1024, 1536, 24.0), recipes.distilled())
     found = plan(full, work, 28 * GB)
     assert (found.chosen, found.refusal) == ("transformer read in each step", "")
 
 
+@pytest.mark.slow
 def test_gemma_is_quantized_beside_a_transformer_that_streams_already(full):
     full.residency = Residency(mx.bfloat16, low_memory=True)
     found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
@@ -273,6 +277,7 @@ def test_gemma_is_quantized_beside_a_transformer_that_streams_already(full):
     assert (found.components.quantize, found.components.low_memory) == (8, True)
 
 
+@pytest.mark.slow
 def test_gemma_is_quantized_beside_a_transformer_that_is_quantized_already(full):
     full.sources["transformer"] = replace(
         full.sources["transformer"], quantization={"bits": 8}
@@ -289,12 +294,14 @@ def test_nothing_is_tried_where_all_is_quantized_already(full):
     assert found.components is full and "even with" not in found.refusal
 
 
+@pytest.mark.slow
 def test_what_the_user_chose_stays(full):
     full.residency = Residency(mx.bfloat16, 8)
     found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
     assert found.refusal and not found.chosen
 
 
+@pytest.mark.slow
 def test_a_refusal_names_the_nearest_that_fits(full):
     full.residency = Residency(mx.bfloat16, 8)
     work = Work(VideoPixelShape(481, 1024, 1536, 24.0), recipes.dev(), audio=True)
@@ -318,6 +325,7 @@ def test_where_no_size_fits(full):
     assert "What fits: no size" in found.refusal
 
 
+@pytest.mark.slow
 def test_batched_passes_and_keyframes_take_more(full):
     def stage(**options) -> float:
         work = Work(CLIP, recipes.dev(), audio=True, **options)
@@ -328,6 +336,7 @@ def test_batched_passes_and_keyframes_take_more(full):
     assert stage(inputs=(Image("a", 8),)) > stage() == stage(inputs=(Image("a"),))
 
 
+@pytest.mark.slow
 def test_a_tight_limit_decodes_in_smaller_pieces(full):
     def video(limit: float) -> float:
         return plan(full, Work(CLIP, recipes.distilled()), limit * GB).phases[-1].peak
@@ -335,6 +344,7 @@ def test_a_tight_limit_decodes_in_smaller_pieces(full):
     assert video(80) > video(3.5)
 
 
+@pytest.mark.slow
 def test_previews_are_planned_and_change_nothing_else(full):
     clip = VideoPixelShape(121, 512, 768, 24.0)
     work = Work(clip, recipes.distilled(), audio=True)
@@ -361,6 +371,7 @@ def test_previews_are_planned_and_change_nothing_else(full):
     assert stages[1].activations > stages[0].activations
 
 
+@pytest.mark.slow
 def test_what_stays_loaded_is_planned(full):
     work = Work(CLIP, recipes.distilled(), audio=True, keep=True)
     limit, kept = 80 * GB, []
@@ -428,6 +439,7 @@ def test_what_cannot_fit_is_refused(command, model, tmp_path, capsys, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_plan_is_said_before_a_run(model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert typed("generate", model, "--memory-limit", "4") == 0

@@ -41,6 +41,7 @@ def events(model: Path, path: Path, shape=SHAPE, **options) -> list:
     return list(run(job, Output(path), Options(**options)))
 
 
+@pytest.mark.slow
 def test_a_clip_is_shown_and_stays_the_same_to_the_byte(model, tmp_path, always):
     shown = events(model, tmp_path / "a.mp4", previews=True)
     plain = events(model, tmp_path / "b.mp4")
@@ -144,6 +145,7 @@ def test_where_memory_is_short_the_clip_is_made_without(
     assert "no memory for previews" in warned.text
 
 
+@pytest.mark.slow
 def test_the_terminal_writes_them_as_png(model, tmp_path, always):
     words = [
         "generate",

@@ -58,6 +58,7 @@ def test_zeros_are_strange_and_no_numbers_are_damage(tmp_path):
     assert certain == [False, True]  # and each file is read once
 
 
+@pytest.mark.slow
 def test_info_verifies_every_file_that_a_run_reads(tmp_path, capsys):
     folder = tiny_folder(tmp_path / "tiny")
     assert main(["info", "--verify", str(folder)]) == 0

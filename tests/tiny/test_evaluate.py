@@ -27,6 +27,7 @@ TWO = Scene(
 )
 
 
+@pytest.mark.slow
 def test_a_clip_of_its_scene_is_right():
     verdict = judge(HEART, *evaluate.drawn(HEART, SHAPE))
     asked = ("colour", "motion", "thing", "background", "sound")

@@ -200,6 +200,7 @@ def test_mlx_folder(tmp_path, quantize):
     assert isinstance(o_proj, QuantizedLinear) == quantize
 
 
+@pytest.mark.slow
 def test_a_folder_can_write_and_the_packed_file_cannot(tmp_path, encoder):
     folder = as_folder(tmp_path / "gemma", "language_model.")
     (folder / "chat_template.jinja").write_text(

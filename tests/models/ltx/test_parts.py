@@ -105,6 +105,7 @@ def test_the_parts_of_2_3_are_lent():
     assert read_geometry(sources).audio.output_rate == 48000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path, version", [(TINY_2_3, "2.3.0"), (TINY_2_5, "2.5.0")])
 def test_what_lies_there_is_described(path, version):
     told = describe(path)

@@ -131,6 +131,7 @@ def test_reach_is_what_reaches():
     assert reach(vocoder.config.vocoder) < vocoder.reach
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_compute_in_float32():
     """The tiny weights are exact in bfloat16, so that only the arithmetic could differ."""
     v = vectors("audio", "ltx25_tiny")

@@ -109,6 +109,7 @@ def compared(stages: dict, prefix: str, numbers: dict) -> int:
     return len(asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, tiling, lengths",
     [

@@ -66,6 +66,7 @@ def test_decoded_in_pieces(frames, elements, causal):
         assert len(pieces) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "blocks",
     [
@@ -125,6 +126,7 @@ def test_nothing_beyond_reach_matters(row, column):
         assert not mx.array_equal(model(changed)[..., :1, :1], pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiles", [2, 3])
 @pytest.mark.parametrize("shape", [(2, 40), (41, 2)])
 @pytest.mark.parametrize("padding", ["zeros", "reflect"])
@@ -188,6 +190,7 @@ def test_modes(mode, budget, expected):
 # Encoding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 9, 17, 41])
 @pytest.mark.parametrize("elements", [SMALL, 300_000, LARGE])
 def test_encoded_in_pieces(frames, elements):
@@ -268,6 +271,7 @@ def test_whole_clips_are_cut_where_they_must_be(largest):
     assert max(largest) < MAX_CONV_ELEMENTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["decode", "encode"])
 def test_what_is_held_does_not_follow_the_length(code):
     def held(cells: int) -> int:

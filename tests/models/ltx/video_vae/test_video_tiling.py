@@ -52,6 +52,7 @@ def ends(s: slice) -> list[int]:
     return [s.start, s.stop]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, config, lengths",
     [
@@ -88,6 +89,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_tiles_of_a_perfect_decoder_equal_the_whole(config):
     # Constant in time: a tile's first frame stands for 8, so a step there is not the whole clip's.
