@@ -40,10 +40,10 @@ from mlx_video.models.ltx.video_vae.neighborhood import NeighborhoodAttention, s
 from mlx_video.models.ltx.video_vae.stream import Stream
 from mlx_video.plan import machine_bytes
 
-# Pointwise work differs by roundings of its type; products also by the order of their sums, and a GPU may round
-# float32 factors to TF32.
-POINTWISE = {mx.float32: 1e-4, mx.float16: 2e-2, mx.bfloat16: 1e-1}
-PRODUCTS = {mx.float32: 1e-2, mx.float16: 2e-2, mx.bfloat16: 1e-1}
+# Pointwise work differs by roundings of its type, products also by the order of their sums. In 16 bits a CPU rounds
+# after each operation and a GPU's kernel once, so only gross faults show there; small ones show in float32.
+POINTWISE = {mx.float32: 1e-4, mx.float16: 5e-2, mx.bfloat16: 3e-1}
+PRODUCTS = {mx.float32: 1e-2, mx.float16: 5e-2, mx.bfloat16: 3e-1}
 
 STREAMS = {"video": (32, 128), "audio": (32, 64)}  # heads, and numbers of each
 PAST_INT32 = 2**31 + 2**20
