@@ -41,7 +41,7 @@ def url(tmp_path_factory):
         wait_for(
             lambda: json.load(urllib.request.urlopen(f"{url}/health"))["status"]
             == "ok",
-            60,
+            180,
         )
         yield url
     finally:
