@@ -61,14 +61,13 @@ class Measured(NamedTuple):
 
 def measure(words: list[str]) -> Iterator[Measured]:
     """Run ``mlx-video generate`` with these ``words``, or the decoding of what it left, phase by phase."""
-    from mlx_video.cli.commands import main_parser, prepare_mlx
-    from mlx_video.cli.options import job_from, options_from, output_from
+    from mlx_video.cli.commands import main_parser
+    from mlx_video.cli.job import job_from, options_from, output_from
     from mlx_video.run import Planned, Took, finish, run
 
     decodes = "--then-decode" in words
     words = [word for word in words if word != "--then-decode"]
     args = main_parser().read(["generate", "-p", "a red ball on a blue floor", "-s", "1", *words])  # fmt: skip
-    prepare_mlx(False)
     job = job_from(args, None)
     output, options = output_from(args, job), options_from(args)
     if decodes:

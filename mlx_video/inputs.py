@@ -33,6 +33,10 @@ from mlx_video.models.ltx.conditions import (
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.types import AV, Geometry, VideoLatentShape, VideoPixelShape
 
+COMPRESSED = (
+    7.2  # times a picture's bytes, while it makes its trip through H.264; measured
+)
+
 
 class Parts(NamedTuple):
     """What inputs are encoded with.
@@ -118,6 +122,11 @@ class Input:
         """How many tokens it adds to each stream of a clip whose latents are ``grid``; ``None`` = none."""
         return AV()
 
+    @property
+    def read_bytes(self) -> int:
+        """What the process takes, beside MLX's arrays, while it is made ready to be encoded."""
+        return 0
+
     def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
         """The conditions it sets on each stream of a clip of ``shape``."""
         raise NotImplementedError
@@ -192,6 +201,12 @@ class Image(Input):
 
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
         return AV(grid.tokens_per_frame if self.frame else 0)
+
+    @property
+    def read_bytes(self) -> int:
+        """Of a picture that is here: its pixels, and those of all that H.264 makes of them."""
+        here = is_there(typed_path(self.path))
+        return round(COMPRESSED * _picture(self.path).pixels.nbytes) if here else 0
 
     def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
         """At frame 0 it replaces the first latent; elsewhere it appends keyframe tokens to the clip's own."""

@@ -211,6 +211,8 @@ def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
     connected = part("connectors").activation_bytes(rows, prompts, context)
     both = phase("encode prompt", encoded, "text_encoder"), phase("encode prompt", connected, "connectors")  # fmt: skip
     yield largest(both)
+    if read := max((given.read_bytes for given in work.inputs), default=0):
+        yield Phase("read pictures", 0, read)
     if work.encoders:
         seen = "video_encoder" in work.encoders
         image = footprint.image(*work.shape[1:3]) if seen else 0

@@ -15,7 +15,9 @@ MIRRORED = 0.05  # most seconds that mirroring its end may lengthen a sound
 def frames(chunks: Iterable[mx.array]) -> Iterator[np.ndarray]:
     """RGB frames, uint8 (H, W, 3), from the decoded pieces of a clip, (1, 3, F, H, W) in [-1, 1]; one piece at a time."""
     for chunk in chunks:
-        yield from np.array(to_uint8(chunk[0]))
+        pictures = np.array(to_uint8(chunk[0]))
+        del chunk  # so that it is free while the next one is decoded
+        yield from pictures
 
 
 def to_uint8(pixels: mx.array) -> mx.array:

@@ -77,9 +77,10 @@ class TextConnectors(Network):
         config, live = self.config, fitted.live()
         itemsize = self.video.learnable_registers.dtype.size
         inputs = (config.text_layers + 1) * config.caption_channels
-        # Both connectors' scores are alive at once, since nothing paces them.
-        each = live.connected * config.streams.video.width
-        each += 3.5 * live.scores * config.streams.video.heads * positions
+        # Both connectors' arrays and scores are alive at once, since nothing paces them.
+        streams = config.streams.values
+        each = live.connected * sum(stream.width for stream in streams)
+        each += live.scores * sum(stream.heads for stream in streams) * positions
         connected = prompts * positions * each * itemsize
         normalized = rows * inputs * fitted.FLOAT32 * live.hidden_states
         return rows * inputs * itemsize + max(connected, normalized)

@@ -63,6 +63,7 @@ def each_piece_by_piece(items: Iterator[mx.array]) -> Iterator[mx.array]:
         if item is None:
             return
         yield item
+        del item  # or it would be there while the next one is made
 
 
 def end_piece(*arrays: mx.array, takes: int = 0) -> mx.array | tuple[mx.array, ...]:

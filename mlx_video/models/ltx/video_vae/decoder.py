@@ -34,8 +34,10 @@ from mlx_video.models.ltx.video_vae.streaming_decode import PIECES, StreamPlan
 from mlx_video.models.ltx.video_vae.tiling import (
     Tiling,
     TilingConfig,
+    blended_pixels,
     decode_grid,
     iterate_decode,
+    largest_tile,
 )
 
 KEPT = 3  # frames that a convolution, or the skip beside it, keeps for the next piece
@@ -124,17 +126,15 @@ class VideoDecoder(Network):
         """About how much memory decoding latents of ``shape`` needs beside the weights.
 
         For a clip in pieces that is the current piece, and the two or three frames that each convolution and its skip keep
-        for the next; for one in tiles, a tile and the blended pixels.
+        for the next; for one in tiles, a tile and the pixels before it, or those while they are blended.
         """
         B, _, *cells = shape
         if isinstance(tiling, TilingConfig):
             grid = decode_grid(tuple(cells), tiling, self.scale)
-            tile = [max(c.source.stop - c.source.start for c in axis) for axis in grid]
-            pixels = max(len(cut.mask) for cut in grid[0])
-            for side, scale in zip(cells[1:], self.scale[1:]):
-                pixels *= side * scale
-            blended = B * self.config.out_channels * pixels * FLOAT32
-            return self._working_bytes(B, tile, None) + blended
+            tile = [cut.source.stop - cut.source.start for cut in largest_tile(grid)]
+            pixel = B * self.config.out_channels * FLOAT32
+            done, blended = (n * pixel for n in blended_pixels(grid))
+            return max(self._working_bytes(B, tile, None) + done, blended)
         halo = self.receptive_field if tiling.tiles > 1 else 0
         longer = cells[1] > cells[2]
         length = max(cells[1:])

@@ -52,9 +52,10 @@ from mlx_video.weights import Weights
 
 PIECE_SHARE = 3
 """A piece may be this many times as large as ``elements``: few arrays of its size are alive, as rows go in bands."""
-LIVE_PIECES, LIVE_BANDS, LIVE_SCORES = 3, 24, 12
-"""Arrays of the size of a piece, of a ``BAND`` and, on a CPU, of an attention's scores that are alive at once; bands count
-twice, since a GPU queues one. Counted; the scores were measured on two cores."""
+LIVE_PIECES, LIVE_BANDS = 3, 24
+"""Arrays of the size of a piece and of a ``BAND`` that are alive at once; bands count twice, since a GPU queues one."""
+CPU_MLP, CPU_SCORES, CPU_ATTENDING = 21, 20, 5.5
+"""The same on a CPU, measured: of a band in its MLP; or, while it attends, of the scores and of the band."""
 SLOWER = 22  # than the transformer's an operation is; docs/performance.md
 DEFAULT_KEY = (
     0  # of the noise if no key is given, so that the same latents make the same pixels
@@ -239,10 +240,12 @@ class DiffusionDecoder(Network):
         piece = min(whole, max(self.scale.time, count))
         context = min(whole, blocks[-1] * (kernels[-1] // 2) + piece)
         band = min(BAND, (piece + kernels[-1] - 1) * last)
-        live = kept + (context + LIVE_PIECES * piece) * last + LIVE_BANDS * band
+        held = kept + (context + LIVE_PIECES * piece) * last
         if on_gpu():
-            return live * self.conv_in.weight.itemsize
-        return (live + LIVE_SCORES * self._scores(B, W, min(whole, count))) * FLOAT32
+            return (held + LIVE_BANDS * band) * self.conv_in.weight.itemsize
+        scores = self._scores(B, W, min(whole, count))
+        attending = CPU_SCORES * scores + CPU_ATTENDING * band
+        return round((held + max(CPU_MLP * band, attending)) * FLOAT32)
 
     def _scores(self, B: int, columns: int, frames: int) -> int:
         """Attention scores of neighbouring tiles of the last stage; a CPU keeps them."""

@@ -23,6 +23,8 @@ from mlx_video.types import VideoPixelShape, VideoScale
 
 Coder = Callable[[mx.array], mx.array]
 
+BLENDED, BLENDED_IN_TIME = 2.4, 1.2
+"""Arrays of a tile of time that are alive while tiles are blended, and more where those of time are; measured on a CPU."""
 MODES = (
     "auto",
     "none",
@@ -215,6 +217,31 @@ def decode_grid(
         ]
         for side, cell in zip(sides, scale[1:])
     )
+
+
+def largest_tile(grid: Grid) -> tuple[Cut, Cut, Cut]:
+    """The last of those with most cells, when most of the others are done."""
+
+    def size(cut: Cut) -> tuple[int, int]:
+        return cut.source.stop - cut.source.start, cut.source.start
+
+    return tuple(max(cuts, key=size) for cuts in grid)
+
+
+def blended_pixels(grid: Grid) -> tuple[int, int]:
+    """How many pixels there are beside the largest tile that is computed; and the most while tiles are blended.
+
+    The second counts arrays: of strips, their sum and what is handed on; more where tiles of time are blended as well.
+    """
+    times, rows, columns = grid
+    height, width = rows[-1].target.stop, columns[-1].target.stop
+    time, row, column = largest_tile(grid)
+    done = row.target.start * width + len(row.mask) * column.target.start
+    before = [cut.target.stop for cut in times if cut.target.start < time.target.start]
+    rest = max(before, default=time.target.start) - time.target.start
+    blended = BLENDED + BLENDED_IN_TIME * min(2, len(times) - 1)
+    whole = max(len(cut.mask) for cut in times) * height * width
+    return len(time.mask) * done + rest * height * width, round(blended * whole)
 
 
 def split(length: int, size: int, overlap: int) -> list[Interval]:
