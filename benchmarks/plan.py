@@ -85,7 +85,12 @@ def measure(words: list[str]) -> Iterator[Measured]:
         if isinstance(event, Took):
             resident = max(resident, high := status("VmHWM"))
             whole = max(whole, event.peak)
-            yield Measured(event.phase, planned.get(event.phase, 0), event.peak, high)
+            yield Measured(
+                event.phase,
+                planned.get(event.phase.partition(",")[0], 0),
+                event.peak,
+                high,
+            )
             CLEAR.write_text("5")
     planned.pop("libraries", None)
     yield Measured("", max(planned.values()), whole, max(resident, status("VmHWM")))

@@ -7,16 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import PIL.Image
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_video import cli, recipes, weights
+from mlx_video import cli, postprocess, recipes, weights
 from mlx_video.checkpoint import Files
-from mlx_video.inputs import Image
+from mlx_video.inputs import COMPRESSED, Image
 from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.fitted import CPU, GPU, QUEUED, QUEUED_FINER
+from mlx_video.models.ltx.find import PACKAGED
+from mlx_video.models.ltx.fitted import CPU, FLOAT32, GPU, QUEUED, QUEUED_FINER
 from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.gemma import Gemma3
 from mlx_video.models.ltx.gemma_config import Gemma3Config
@@ -26,11 +28,18 @@ from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.video_vae import decoder
 from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
-from mlx_video.models.ltx.video_vae.tiling import TilingConfig
+from mlx_video.models.ltx.video_vae.tiling import (
+    TilingConfig,
+    blended_pixels,
+    decode_grid,
+    iterate_decode,
+)
+from mlx_video.output import Output
 from mlx_video.pipeline import Request
-from mlx_video.plan import GB, Plan, Work, machine_bytes, plan
+from mlx_video.plan import GB, LIBRARIES, LIBRARY_BYTES, Plan, Work, machine_bytes, plan
 from mlx_video.record import Job
-from mlx_video.types import AV, VideoPixelShape
+from mlx_video.run import Options, Planned, Took, run
+from mlx_video.types import AV, VideoPixelShape, VideoScale
 from tests.checkpoints import MODEL, tiny_folder, wide_gemma
 from tests.reference import FIXTURES
 from tests.tiny_tokenizer import make_text_encoder_folder
@@ -242,6 +251,39 @@ def test_the_tiny_model_takes_what_was_foreseen(model, tmp_path, monkeypatch):
         assert foreseen[name] == pytest.approx(measured[name], rel=0.15, abs=12e6), name
 
 
+def test_a_run_has_the_phases_of_its_plan(model, tmp_path):
+    """Each books what it takes itself: decoding is not counted as sampling."""
+    request = Request("a ball", VideoPixelShape(9, 64, 128, 24.0), audio=True)
+    job = Job(request, recipes.distilled(), Files(str(model)))
+    events = list(run(job, Output(tmp_path / "a.mp4"), Options(health=False)))
+    planned = next(e for e in events if isinstance(e, Planned)).phases
+    took = [e for e in events if isinstance(e, Took) and "load" not in e.phase]
+    assert [e.phase for e in took] == [p.name for p in planned if p.name != LIBRARIES]
+    peaks = {e.phase: e.peak for e in took}
+    assert peaks["decode video"] > peaks["stage 2"] > 0 < peaks["decode sound"]
+
+
+@pytest.mark.parametrize("frames", [25, 49])
+def test_blending_takes_what_was_foreseen(frames):
+    """With a decoder that takes nothing itself."""
+    scale, tiling = VideoScale(8, 32, 32), TilingConfig.aggressive()
+
+    def decode(cells: mx.array) -> mx.array:
+        F, H, W = cells.shape[2:]
+        return mx.zeros((1, 3, 8 * (F - 1) + 1, 32 * H, 32 * W)) + cells.min()
+
+    latents = mx.zeros((1, 1, (frames - 1) // 8 + 1, 12, 12))
+    mx.eval(latents)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    for _ in postprocess.frames(iterate_decode(decode, latents, tiling, scale)):
+        pass
+    grid = decode_grid(latents.shape[2:], tiling, scale)
+    foreseen = 3 * FLOAT32 * blended_pixels(grid)[2]
+    assert foreseen == pytest.approx(mx.get_peak_memory() - before, rel=0.15)
+
+
 # What is done about it
 
 
@@ -318,6 +360,32 @@ def test_a_refusal_names_the_nearest_that_fits(full):
         at = [VideoPixelShape(*size, 24.0) for size in (shape, larger)]
         fits = [plan(full, work._replace(shape=s), 26 * GB).refusal == "" for s in at]
         assert fits == [True, False]
+
+
+def test_a_refusal_names_the_tiling_that_fits():
+    request = Request("a ball", VideoPixelShape(25, 512, 768, 24.0))
+    job = Job(request, recipes.distilled(), Files(str(PACKAGED)))
+    refusal = job.plan(limit=0.55 * GB).refusal
+    assert "What fits: --tiling aggressive or " in refusal
+    assert "--low-memory" not in refusal and "--quantize" not in refusal
+
+
+def test_libraries_count_as_part_of_the_limit(full):
+    work = Work(CLIP, recipes.distilled())
+    found = plan(full, work, 900 * GB)
+    assert found.phases[0][:3] == (LIBRARIES, 0, LIBRARY_BYTES)
+    peak = found.largest.peak
+    assert plan(full, work, peak + LIBRARY_BYTES).chosen == ""
+    assert plan(full, work, peak + LIBRARY_BYTES - 1).chosen != ""
+
+
+def test_a_picture_that_is_read_is_a_phase(full, tmp_path):
+    PIL.Image.new("RGB", (900, 600)).save(tmp_path / "a.png")
+    work = Work(CLIP, recipes.distilled(), inputs=(Image(str(tmp_path / "a.png")),))
+    read = next(
+        p for p in plan(full, work, 80 * GB).phases if p.name == "read pictures"
+    )
+    assert read.peak == pytest.approx(COMPRESSED * 900 * 600 * 3, rel=1e-6)
 
 
 def test_where_no_size_fits(full):

@@ -132,9 +132,10 @@ class VideoDecoder(Network):
         if isinstance(tiling, TilingConfig):
             grid = decode_grid(tuple(cells), tiling, self.scale)
             tile = [cut.source.stop - cut.source.start for cut in largest_tile(grid)]
+            working = self._working_bytes(B, tile, None)
             pixel = B * self.config.out_channels * FLOAT32
-            done, blended = (n * pixel for n in blended_pixels(grid))
-            return max(self._working_bytes(B, tile, None) + done, blended)
+            done, whole, blended = (n * pixel for n in blended_pixels(grid))
+            return working + whole if on_gpu() else max(working + done, blended)
         halo = self.receptive_field if tiling.tiles > 1 else 0
         longer = cells[1] > cells[2]
         length = max(cells[1:])

@@ -54,7 +54,7 @@ PIECE_SHARE = 3
 """A piece may be this many times as large as ``elements``: few arrays of its size are alive, as rows go in bands."""
 LIVE_PIECES, LIVE_BANDS = 3, 24
 """Arrays of the size of a piece and of a ``BAND`` that are alive at once; bands count twice, since a GPU queues one."""
-CPU_MLP, CPU_SCORES, CPU_ATTENDING = 21, 20, 5.5
+CPU_MLP, CPU_SCORES, CPU_ATTENDING = 21, 19, 5.5
 """The same on a CPU, measured: of a band in its MLP; or, while it attends, of the scores and of the band."""
 SLOWER = 22  # than the transformer's an operation is; docs/performance.md
 DEFAULT_KEY = (

@@ -228,20 +228,26 @@ def largest_tile(grid: Grid) -> tuple[Cut, Cut, Cut]:
     return tuple(max(cuts, key=size) for cuts in grid)
 
 
-def blended_pixels(grid: Grid) -> tuple[int, int]:
-    """How many pixels there are beside the largest tile that is computed; and the most while tiles are blended.
+def blended_pixels(grid: Grid) -> tuple[int, int, int]:
+    """How many pixels there are beside the largest tile that is computed, in a tile of time, and while tiles are blended.
 
-    The second counts arrays: of strips, their sum and what is handed on; more where tiles of time are blended as well.
+    The last counts arrays: of strips, their sum and what is handed on; more where tiles of time are blended as well.
     """
     times, rows, columns = grid
     height, width = rows[-1].target.stop, columns[-1].target.stop
     time, row, column = largest_tile(grid)
-    done = row.target.start * width + len(row.mask) * column.target.start
-    before = [cut.target.stop for cut in times if cut.target.start < time.target.start]
-    rest = max(before, default=time.target.start) - time.target.start
+    above, left = _end_before(rows, row), _end_before(columns, column)
+    rest = max(0, _end_before(times, time) - time.target.start)
+    done = len(time.mask) * (above * width + len(row.mask) * left)
     blended = BLENDED + BLENDED_IN_TIME * min(2, len(times) - 1)
     whole = max(len(cut.mask) for cut in times) * height * width
-    return len(time.mask) * done + rest * height * width, round(blended * whole)
+    return done + rest * height * width, whole, round(blended * whole)
+
+
+def _end_before(cuts: list[Cut], cut: Cut) -> int:
+    """Where the tile before ``cut`` ends; 0 where there is none."""
+    before = [each.target for each in cuts if each.target.start < cut.target.start]
+    return before[-1].stop if before else 0
 
 
 def split(length: int, size: int, overlap: int) -> list[Interval]:
