@@ -257,7 +257,7 @@ def session(given: Key, at: At) -> Response:
         time.sleep(WRONG_KEY_SECONDS)
         raise HTTPException(401, "That is not this server's key.")
     answer = JSONResponse({"ok": True})
-    answer.set_cookie(guard.COOKIE, given.key, httponly=True, samesite="strict")
+    answer.set_cookie(guard.COOKIE, at.door.token, httponly=True, samesite="strict")
     return answer
 
 

@@ -4,6 +4,7 @@ A page of another site can make a browser post to this machine, or rename this m
 So a request must call the server by a name it knows, and one that a page sends must come from the server's own page.
 """
 
+import hashlib
 import hmac
 import json
 from dataclasses import dataclass
@@ -43,11 +44,18 @@ class Door:
         cookies = dict(
             c.strip().partition("=")[::2] for c in headers.get("cookie", "").split(";")
         )
-        return self.opens(given) or self.opens(cookies.get(COOKIE, ""))
+        cookie = cookies.get(COOKIE, "").encode()
+        return self.opens(given) or hmac.compare_digest(cookie, self.token.encode())
 
     def opens(self, key: str) -> bool:
         """Whether this is the key, compared in constant time; any is where none is asked for."""
-        return not self.key or hmac.compare_digest(key.encode(), self.key.encode())
+        given = key.encode(errors="replace")
+        return not self.key or hmac.compare_digest(given, self.key.encode())
+
+    @property
+    def token(self) -> str:
+        """What the page's cookie holds in place of the key."""
+        return hashlib.sha256(self.key.encode()).hexdigest()
 
 
 class Guard:

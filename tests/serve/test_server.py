@@ -215,6 +215,14 @@ def test_a_key_opens_a_session_for_the_page(tmp_path):
             assert visitor.get("/v1/videos").status_code == 200
 
 
+def test_any_key_is_answered(server):
+    headers = {"Content-Type": "application/json"}
+    for key in ("\ud8c1☀", "sésame ☀"):
+        body = json.dumps({"key": key})
+        answer = server.http.post("/session", content=body, headers=headers)
+        assert answer.status_code < 500, key
+
+
 def test_only_its_own_files_are_served(server):
     for path in (
         "/v1/videos/..%2f..%2fserver.lock/content",
