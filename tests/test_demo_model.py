@@ -252,6 +252,7 @@ def test_no_time_goes_to_compiling_for_a_cpu(demo, monkeypatch):
 # It is no language model
 
 
+@pytest.mark.slow
 def test_it_cannot_enhance_prompts(demo, capsys):
     assert unified([*PROMPT, "--enhance-prompt"]) == cli.BAD_INPUT
     assert "reads at most 64 tokens and cannot enhance" in capsys.readouterr().err

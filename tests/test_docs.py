@@ -46,6 +46,7 @@ def test_links_lead_to_files(document):
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -60,6 +61,7 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

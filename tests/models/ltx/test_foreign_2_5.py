@@ -200,6 +200,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_is_named_and_loads_as_it_is(tmp_path, read, blocks, official, layout):
     make, name, absent, floor = LAYOUTS[layout]

@@ -300,6 +300,7 @@ def test_prompt_of_the_longest_length_is_taken_and_one_more_refused(encoder):
         encoder.tokenize([fits + " cat"])
 
 
+@pytest.mark.slow
 def test_turn_in_gemmas_format(encoder):
     ids = encoder._turn("Be kind.", "a cat")
     assert ids[:2] == [BOS, START_OF_TURN]
