@@ -153,7 +153,8 @@ class LTXModel(Network):
             moving += count * own.width
             scores = max(scores, own.heads * count * max(count, context))
         elements = live.tokens * moving + live.scores * scores
-        waiting = min(fitted.QUEUED, live.queued * moving * self.dtype.size)
+        result = moving * self.dtype.size
+        waiting = min(live.queued, fitted.QUEUED // result) * result
         return passes * elements * self.dtype.size + waiting
 
     def operations(self, tokens: AV[int], context: int) -> float:
