@@ -70,6 +70,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert list(tmp_path.glob("*.mp4")) and list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_the_python_of_the_docs_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -38,6 +38,7 @@ def test_a_clip_that_takes_too_long_is_stopped(here):
     assert not list(here.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "name, made",

@@ -265,6 +265,7 @@ def stopped(model: Path, recipe, after: Step, **changes) -> BaseException:
         return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe, after, audio",
     [
@@ -331,6 +332,7 @@ def test_the_state_is_saved_as_a_run_is_stopped_and_noted(model, here, monkeypat
     assert os.listdir() == ["x.state.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, sentence",
     [
@@ -382,6 +384,7 @@ def latents(model, here) -> Path:
     return here / "x.latents.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, sentence",
     [

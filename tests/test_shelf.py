@@ -62,6 +62,7 @@ def test_the_second_clip_reads_nothing_large_and_is_the_same(model, tmp_path, lo
     assert not shelf.names
 
 
+@pytest.mark.slow
 def test_what_is_made_otherwise_is_read_again(model, tmp_path, loaded):
     shelf = Shelf()
     made(job(model), tmp_path, shelf)
