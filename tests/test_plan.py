@@ -125,7 +125,9 @@ def test_a_forward_of_the_full_model_on_an_h200(full, tokens, peak):
     model, size = full.sketch("transformer"), AV(tokens, 126)
     above = (peak - 35.16) * 2**30
     held = model.held_bytes(size, 1, 1024)
-    assert held + model.activation_bytes(size, 1, 1024) == pytest.approx(above, rel=0.15)
+    assert held + model.activation_bytes(size, 1, 1024) == pytest.approx(
+        above, rel=0.15
+    )
 
 
 def test_a_cpu_keeps_the_scores(full, monkeypatch):
