@@ -23,6 +23,9 @@ Event = Mapping[str, object]
 
 START_SECONDS = 300  # that a worker may take to say that it is ready
 ESTIMATE_SECONDS = 20
+DEAF_SECONDS = (
+    1  # of progress after an interrupt, from which the worker has not heard it
+)
 STOP_SECONDS = 20  # from the request to stop until a worker is killed
 RESTARTS = 3  # in a row that end before any job; then the server says what is wrong
 DIED = (
@@ -44,7 +47,7 @@ class Supervisor:
         self.stopping = False
         self._worker: subprocess.Popen | None = None
         self._running: Video | None = None
-        self._cancelled = False
+        self._cancelled = 0.0  # when the worker was last told to stop, if it was
         self._awake = threading.Event()
         self._listeners: dict[str, set[queue.Queue]] = defaultdict(set)
         self._answers: dict[int, queue.Queue] = {}
@@ -79,9 +82,12 @@ class Supervisor:
         with self._lock:
             if self._running is None or self._running.id != id:
                 return False
-            self._cancelled = True
-            self._worker.send_signal(signal.SIGINT)
+            self._interrupt()
             return True
+
+    def _interrupt(self) -> None:
+        self._cancelled = time.monotonic()
+        self._worker.send_signal(signal.SIGINT)
 
     def estimate(self, request: VideoRequest) -> Estimate:
         """What a run would take; raises ``TimeoutError`` where the worker does not answer."""
@@ -174,7 +180,7 @@ class Supervisor:
                 continue
             self.store.start(video.id)
             with self._lock:
-                self._running, self._cancelled = self.store.get(video.id), False
+                self._running, self._cancelled = self.store.get(video.id), 0.0
             images = [
                 {**image, "path": str(self.store.uploads / image["path"])}
                 for image in video.request.get("images", ())
@@ -201,6 +207,9 @@ class Supervisor:
             return
         elif kind == "progress":
             self.store.advance(running.id, str(event["phase"]), int(event["progress"]))
+            told = self._cancelled
+            if told and time.monotonic() - told > DEAF_SECONDS:
+                self._interrupt()  # the first came before the worker had begun
         elif kind == "done":
             self.store.complete(running.id)
             self._finish()

@@ -1,6 +1,6 @@
 """A worker that makes no clips, for tests of the server: it speaks the real one's lines, and obeys words in the prompt.
 
-"slow" takes a second, "endless" a minute, "fail" fails, "die" ends the process, "huge" writes a large file. Anything else takes no time.
+"slow" takes a second, "endless" a minute, "deaf" too but for the second interrupt, "fail" fails, "die" ends the process, "huge" writes a large file. Anything else takes no time.
 """
 
 import json
@@ -29,8 +29,17 @@ def say(event: str, **fields) -> None:
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
+def deaf_once(*_) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def make(id: str, request: dict, output: str) -> None:
     prompt = request["prompt"]
+    if "deaf" in prompt:
+        signal.signal(signal.SIGINT, deaf_once)
+        for _ in range(200):
+            say("progress", id=id, phase="stage 1", progress=10)
+            time.sleep(0.3)
     for percent in (10, 50, 90):
         say("progress", id=id, phase="stage 1", progress=percent)
         time.sleep(20 if "endless" in prompt else 0.4 if "slow" in prompt else 0)

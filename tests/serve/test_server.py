@@ -275,6 +275,13 @@ def test_cancelling_what_runs_and_what_waits(server):
     server.make("the next one")
 
 
+def test_a_worker_that_missed_the_interrupt_hears_another(server):
+    id = server.http.post("/v1/videos", json={"prompt": "deaf"}).json()["id"]
+    server.wait(id, "in_progress")
+    server.http.post(f"/v1/videos/{id}/cancel")
+    assert server.wait(id, "failed")["error"]["code"] == "cancelled"
+
+
 def test_deleting_what_runs_leaves_nothing(server):
     id = server.http.post("/v1/videos", json={"prompt": "endless"}).json()["id"]
     server.wait(id, "in_progress")
