@@ -52,7 +52,7 @@ def load(
     recipe   how to sample; by default as the checkpoint wants its ``variant``, "distilled" or "dev", to be sampled
     files    the model with what goes with it, such as LoRAs; replaces ``model``
     options  whether results are checked, and the bytes of memory to stay within
-    Raises ``UserError`` where there is no such model. Its other files are found, and fetched, by the first clip.
+    Files are found, and fetched, by the first clip, which raises ``UserError`` where there is no such model.
     """
     files = (files or Files(model)).resolved()
     files, defaults = resolve_model(files, recipe.variant if recipe else variant)

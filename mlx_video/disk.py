@@ -176,7 +176,7 @@ def check_free(path: Path, overwrite: bool = False) -> None:
     """Raise ``UserError`` where ``path`` exists, even as a dangling link, unless ``overwrite``."""
     if os.path.lexists(path) and not overwrite:
         raise UserError(
-            f"{short(path)} exists; choose another name, or add --overwrite to replace it."
+            f"{short(path)} exists; choose another name, or replace it with --overwrite (in Python overwrite=True)."
         )
 
 
