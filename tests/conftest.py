@@ -1,7 +1,11 @@
 """The suite runs as a user's machine does: MLX is set up by the package itself."""
 
 import os
+import signal
 from contextlib import suppress
+
+# In the background of a shell an interrupt is ignored, and so it would be here and in what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two processes share two cores (-n 2): a second BLAS thread would only wait for the other's.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -383,7 +384,7 @@ def test_a_stop_is_one_line_whenever_it_comes(number, capsys):
     def stopped():
         os.kill(os.getpid(), number)
         while True:
-            pass
+            time.sleep(0.01)
 
     assert cli.guarded(stopped) == 130
     assert capsys.readouterr().err == "stopped\n"

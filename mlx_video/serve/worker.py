@@ -260,6 +260,8 @@ class Worker:
 
 def main() -> None:
     """Started by ``Supervisor`` with the settings as one argument of JSON."""
+    # A server in the background (nohup, a script's &) ignores interrupts, and its children would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     out = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not come between the lines
     settings = Settings(**json.loads(sys.argv[1]))
