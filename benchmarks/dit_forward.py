@@ -27,6 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple, Sequence
 
+from sizes import TINY
+
 if TYPE_CHECKING:
     import mlx.core as mx
 
@@ -37,16 +39,6 @@ RELEASES = ("2", "2.3", "2.5")
 SIGMA = 0.725
 HOST_ROUNDS, HOST_BLOCKS = 50, 20
 FPS = 24.0
-TINY = {
-    "num_layers": 2,
-    "num_attention_heads": 4,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 64,
-    "audio_num_attention_heads": 4,
-    "audio_attention_head_dim": 8,
-    "audio_cross_attention_dim": 32,
-    "caption_channels": 48,
-}
 # What diffusers must be told of the 22B; its defaults are the 19B's.
 DIFFUSERS_22B = {
     "gated_attn": True,

@@ -30,6 +30,7 @@ import mlx_video  # noqa: E402,F401  isort: skip  first: it chooses MLX's backen
 
 import mlx.core as mx  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
+from sizes import GEMMA  # noqa: E402
 
 try:
     from mlx_video import media, stills  # noqa: E402
@@ -49,20 +50,12 @@ from mlx_video.recipes import distilled  # noqa: E402
 from mlx_video.types import Sample, Step, VideoPixelShape  # noqa: E402
 from tests.reference import CHECKPOINT, FIXTURES, TINY, UPSCALER  # noqa: E402
 
-GEMMA = {
+GEMMA_FILE = {
     "model_type": "gemma3",
     "text_config": {
         "model_type": "gemma3_text",
-        "hidden_size": 3840,
-        "intermediate_size": 15360,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 1024,
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-        "vocab_size": 262208,
+        **GEMMA,
     },
 }
 PROMPT = "a red ball rolls along a blue floor in the warm light of the evening"
@@ -114,7 +107,7 @@ def components(tiny: bool) -> RandomComponents:
     files = json.loads((manifests / "ltx-2-upscalers.config.json").read_text())
     upscaler = files["ltx-2-spatial-upscaler-x2-1.0.safetensors"]["config"]
     blocks = {p.name: config.get(p.block, upscaler) for p in PARTS.values()}
-    blocks["text_encoder"] = GEMMA
+    blocks["text_encoder"] = GEMMA_FILE
     if tiny:
         opened = Components.open(Files(CHECKPOINT, upsampler=UPSCALER))
         blocks = {name: source.config for name, source in opened.sources.items()}

@@ -29,6 +29,7 @@ from diffusers.pipelines.ltx2.utils import (
     STAGE_2_DISTILLED_SIGMA_VALUES,
 )
 from diffusers.utils import encode_video
+from sizes import GEMMA, TINY
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -38,17 +39,6 @@ from transformers import (
 TOKENIZER = Path(__file__).resolve().parents[1] / "tests/fixtures/ltx2_tiny"
 PROMPT = "a red ball rolls along a blue floor in the warm light of the evening"
 FPS = 24.0
-GEMMA = {
-    "hidden_size": 3840,
-    "intermediate_size": 15360,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 1024,
-    "vocab_size": 262208,
-}
 TINY_GEMMA = GEMMA | {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -57,16 +47,6 @@ TINY_GEMMA = GEMMA | {
     "num_key_value_heads": 1,
     "head_dim": 32,
     "vocab_size": 4096,
-}
-TINY_TRANSFORMER = {
-    "num_layers": 2,
-    "num_attention_heads": 4,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 64,
-    "audio_num_attention_heads": 4,
-    "audio_attention_head_dim": 8,
-    "audio_cross_attention_dim": 32,
-    "caption_channels": 64,
 }
 UNGUIDED = dict.fromkeys(
     (
@@ -108,7 +88,7 @@ def pipelines(tiny: bool) -> tuple[LTX2Pipeline, LTX2LatentUpsamplePipeline]:
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
     torch.set_default_dtype(torch.bfloat16)
-    sizes = TINY_TRANSFORMER if tiny else {}
+    sizes = TINY | {"caption_channels": TINY_GEMMA["hidden_size"]} if tiny else {}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(TOKENIZER / "text_encoder" / "tokenizer.json"),
         pad_token="<pad>",
@@ -221,7 +201,9 @@ def main() -> None:
         "--compile", action="store_true", help="torch.compile the transformer's blocks"
     )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="a miniature, for the CPU")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a small transformer and Gemma, to try it"
+    )
     args = parser.parse_args()
     pipe, upsample = pipelines(args.tiny)
     if args.compile:

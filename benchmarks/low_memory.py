@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Callable, Iterator, NamedTuple
 
-from dit_forward import CLIPS, CONFIG, FPS, SIGMA, TINY, TINY_CLIPS, Clip
+from dit_forward import CLIPS, CONFIG, FPS, SIGMA, TINY_CLIPS, Clip
+from sizes import TINY
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import mlx_video  # noqa: E402,F401  isort: skip  first: it chooses MLX's backend

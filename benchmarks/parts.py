@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import mlx_video  # noqa: E402,F401  isort: skip  first: it chooses MLX's backend
 import mlx.core as mx
 import mlx.nn as nn
+import sizes
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_video.conditioning.latent import LatentState
@@ -71,16 +72,10 @@ TRANSFORMER = {
     "connector_num_attention_heads": 8,
     "connector_attention_head_dim": 64,
 }
-# Of Gemma 3 12B's, whose width is the transformer's caption_channels.
-GEMMA = {
+# As deep as the connectors expect.
+GEMMA = sizes.GEMMA | {
     "model_type": "gemma3_text",
     "num_hidden_layers": TEXT_LAYERS - 1,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 1024,
-    "vocab_size": 262208,
 }
 GEMMA_MIDDLING = {
     "num_attention_heads": 8,
@@ -129,8 +124,11 @@ class RandomComponents(Components):
             connectors, config={**connectors.config, **width}
         )
         self.sources["text_encoder"] = gemma
+        self._built.clear()  # of another text encoder
 
     def _network(self, name, model_type):
+        if name == "text_encoder":
+            return super()._network(name, model_type)
         config = part_config(name, self.sources[name])
         if name == "transformer":
             config = replace(config, model_type=model_type)

@@ -49,7 +49,7 @@ def load(
     """What makes clips with ``model``: a file, a folder, a hub repository, or "ltx-2-tiny", the demo model.
 
     model    by default LTX-2 where the hub's cache has it, else the demo model
-    recipe   how to sample; by default as the checkpoint wants its ``variant``, "distilled" or "dev", to be sampled
+    recipe   how to sample; by default the one that the checkpoint states for ``variant``, "distilled" or "dev"
     files    the model with what goes with it, such as LoRAs; replaces ``model``
     options  whether results are checked, and the bytes of memory to stay within
     Files are found, and fetched, by the first clip, which raises ``UserError`` where there is no such model.

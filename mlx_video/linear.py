@@ -5,6 +5,8 @@ from functools import cache
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.backend import on_cuda
+
 # From this many rows on, making the weight dense for one product is faster than multiplying with packed weights on
 # every backend: 5 times on an H200 and 20 times on a CPU at a thousand rows.
 DENSE_ROWS = 64
@@ -37,8 +39,7 @@ def dense_weight(layer: nn.QuantizedLinear) -> mx.array:
 
     On CUDA each value is computed in float32 and rounded once, 2 to 3 times as fast as MLX's own, which rounds twice.
     """
-    cuda = mx.cuda.is_available() and mx.default_device() == mx.gpu
-    if cuda and layer.mode == "affine" and layer.bits in (4, 8):
+    if on_cuda() and layer.mode == "affine" and layer.bits in (4, 8):
         return _unpack(layer.weight, layer.scales, layer.biases, layer.bits)
     return mx.dequantize(
         layer.weight,

@@ -5,7 +5,7 @@
 
 import os
 from dataclasses import dataclass, replace
-from typing import Iterable, Iterator, NamedTuple
+from typing import Iterable, Iterator, Mapping, NamedTuple
 
 import mlx.core as mx
 
@@ -199,64 +199,123 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
 
 def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
     """In the order of the run, under its names; ``room`` for MLX's arrays decides how the video is decoded."""
-
-    def phase(name: str, activations: float, *parts: str) -> Phase:
-        weights = sum(map(footprint.weights, footprint.residency.keep.union(parts)))
-        return Phase(name, weights, activations + SMALL)
-
-    part, geometry = footprint.part, footprint.components.geometry
-    prompts, context = 1 + work.recipe.guided, footprint.context
-    rows = prompts * min(work.prompt_tokens, context)
-    encoded = part("text_encoder").activation_bytes(rows)
-    connected = part("connectors").activation_bytes(rows, prompts, context)
-    both = phase("encode prompt", encoded, "text_encoder"), phase("encode prompt", connected, "connectors")  # fmt: skip
-    yield largest(both)
+    yield _prompt(footprint, work)
     if read := max((given.read_bytes for given in work.inputs), default=0):
         yield Phase("read pictures", 0, read)
     if work.encoders:
         seen = "video_encoder" in work.encoders
         image = footprint.image(*work.shape[1:3]) if seen else 0
-        yield phase("encode inputs", image, *work.encoders)
-    transformer = part("transformer")
+        yield _phase(footprint, "encode inputs", image, *work.encoders)
+    yield from _stages(footprint, work)
+    yield from _rounds(footprint, work)
+    if work.audio:
+        yield _sound(footprint, work)
+    yield _video(footprint, work, room)
+
+
+def _phase(footprint: Footprint, name: str, activations: float, *parts: str) -> Phase:
+    """One that needs these parts, beside what stays loaded."""
+    weights = sum(map(footprint.weights, footprint.residency.keep.union(parts)))
+    return Phase(name, weights, activations + SMALL)
+
+
+def _prompt(footprint: Footprint, work: Work) -> Phase:
+    prompts, context = 1 + work.recipe.guided, footprint.context
+    rows = prompts * min(work.prompt_tokens, context)
+    activations = {
+        "text_encoder": footprint.part("text_encoder").activation_bytes(rows),
+        "connectors": footprint.part("connectors").activation_bytes(
+            rows, prompts, context
+        ),
+    }
+    return _largest_of(footprint, "encode prompt", activations)
+
+
+def _stages(footprint: Footprint, work: Work) -> Iterator[Phase]:
+    geometry, shown = footprint.components.geometry, 0.0
     for number, stage in enumerate(work.recipe.stages, start=1):
         tokens, passes = work.tokens(stage, geometry), _passes(work, stage)
-        held = transformer.held_bytes(tokens, passes, context)
-        if number > 1:
-            upsample = held + part(stage.upsampler).activation_bytes(tokens.video)
-            yield phase("upsample", upsample, "transformer", stage.upsampler)
-        together = work.batched or footprint.residency.low_memory
-        forward = transformer.activation_bytes(
-            tokens, passes if together else 1, context
-        )
         if work.previews:
             frame = geometry.latents(work.staged(stage))._replace(frames=1)
-            shown = part("video_decoder").activation_bytes(frame, StreamPlan())
-            forward = max(forward, shown)
-        done = phase(f"stage {number}", held + forward, "transformer")
-        forwards = passes * (len(stage.sigmas) - 1)
-        pass_operations = transformer.operations(tokens, context)
-        yield done._replace(operations=forwards * pass_operations)
+            decoder = footprint.part("video_decoder")
+            shown = decoder.activation_bytes(frame, StreamPlan())
+        together = work.batched or footprint.residency.low_memory
+        sampling = _Sampling(tokens, passes, passes if together else 1, passes, shown)
+        finer = tokens.video if number > 1 else 0
+        yield from sampling.phases(footprint, stage, f"stage {number}", finer)
+
+
+def _rounds(footprint: Footprint, work: Work) -> Iterator[Phase]:
+    """Of DFR: the whole clip is upsampled, then sampled tile by tile."""
+    geometry = footprint.components.geometry
+    finer = geometry.latents(work.shape).tokens
     for number, (tokens, tiles) in enumerate(work.round_tokens(geometry), start=1):
-        held = transformer.held_bytes(tokens, 1, context)
-        stage, whole = work.recipe.rounds[number - 1], geometry.latents(work.shape)
-        upsample = held + part(stage.upsampler).activation_bytes(whole.tokens)
-        yield phase("upsample", upsample, "transformer", stage.upsampler)
-        forward = transformer.activation_bytes(tokens, 1, context)
-        done = phase(f"round {number}", held + forward, "transformer")
-        forwards = tiles * (len(stage.sigmas) - 1)
-        operations = forwards * transformer.operations(tokens, context)
+        stage = work.recipe.rounds[number - 1]
+        sampling = _Sampling(tokens, forwards=tiles)
+        yield from sampling.phases(footprint, stage, f"round {number}", finer)
+
+
+class _Sampling(NamedTuple):
+    """What a stage samples: so many tokens of each stream, in ``forwards`` of the transformer a step.
+
+    passes    guided ones, whose prompts are held; ``together`` of them are computed at once
+    shown     bytes that a preview takes
+    """
+
+    tokens: AV[int]
+    passes: int = 1
+    together: int = 1
+    forwards: int = 1
+    shown: float = 0.0
+
+    def phases(
+        self, footprint: Footprint, stage: Stage, name: str, finer: int
+    ) -> Iterator[Phase]:
+        """The stage, after the upsampling to ``finer`` tokens of video, if there are any."""
+        transformer, context = footprint.part("transformer"), footprint.context
+        held = transformer.held_bytes(self.tokens, self.passes, context)
+        if finer:
+            upsampler = footprint.part(stage.upsampler)
+            upsample = held + upsampler.activation_bytes(finer)
+            yield _phase(
+                footprint, "upsample", upsample, "transformer", stage.upsampler
+            )
+        forward = transformer.activation_bytes(self.tokens, self.together, context)
+        taken = held + max(forward, self.shown)
+        forwards = self.forwards * (len(stage.sigmas) - 1)
+        operations = forwards * transformer.operations(self.tokens, context)
+        done = _phase(footprint, name, taken, "transformer")
         yield done._replace(operations=operations)
-    if work.audio:
-        count = geometry.audio_frames(work.shape)
-        spectrogram = part("audio_decoder").activation_bytes(count)
-        sound = part("vocoder").activation_bytes(geometry.audio.mel_frames * count)
-        both = phase("decode sound", spectrogram, "audio_decoder"), phase("decode sound", sound, "vocoder")  # fmt: skip
-        yield largest(both)
+
+
+def _sound(footprint: Footprint, work: Work) -> Phase:
+    geometry = footprint.components.geometry
+    count = geometry.audio_frames(work.shape)
+    mel = geometry.audio.mel_frames * count
+    activations = {
+        "audio_decoder": footprint.part("audio_decoder").activation_bytes(count),
+        "vocoder": footprint.part("vocoder").activation_bytes(mel),
+    }
+    return _largest_of(footprint, "decode sound", activations)
+
+
+def _video(footprint: Footprint, work: Work, room: float) -> Phase:
     others = footprint.residency.keep - {"video_decoder"}
     free = room - sum(map(footprint.weights, others))
     video = footprint.video(work.shape, work.tiling, free)
-    decode = phase(DECODE, video, "video_decoder")
-    yield decode._replace(operations=PASSES_TO_DECODE * pass_operations)
+    tokens = work.tokens(work.recipe.stages[-1], footprint.components.geometry)
+    one = footprint.part("transformer").operations(tokens, footprint.context)
+    decode = _phase(footprint, DECODE, video, "video_decoder")
+    return decode._replace(operations=PASSES_TO_DECODE * one)
+
+
+def _largest_of(
+    footprint: Footprint, name: str, activations: Mapping[str, float]
+) -> Phase:
+    """A phase of parts that are lent one after the other."""
+    return largest(
+        [_phase(footprint, name, a, part) for part, a in activations.items()]
+    )
 
 
 def machine_bytes() -> int:

@@ -3,6 +3,9 @@
 import os
 import signal
 from contextlib import suppress
+from pathlib import Path
+
+import pytest
 
 # In the background of a shell an interrupt is ignored, and so it would be here and in what the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,3 +24,18 @@ from mlx_video import backend  # first: its BLAS goes before mlx.core
 if os.environ.get("COMPILED"):
     backend.suit_cpu = lambda largest: None
 backend.suit_cpu(0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A folder with the tests' miniature of LTX-2."""
+    from tests.checkpoints import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """The folder in which the test runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -14,9 +14,10 @@ from mlx_video.fidelity import FidelityPipeline, pipeline_for
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.releases import LTX_2, LTX_2_5
 from mlx_video.pipeline import Pipeline, Reached, Request
-from mlx_video.plan import Work
+from mlx_video.plan import Work, phases
 from mlx_video.recipes import Recipe, Stage, fidelity, finished
 from mlx_video.types import AV, Sample, Step, VideoPixelShape
 from tests.checkpoints import tiny_folder
@@ -184,6 +185,18 @@ def test_what_a_detailing_stage_looks_at_counts_in_the_plan(model):
     plain, detailed = (Work(shape, fidelity(0, d)) for d in (0.0, 0.5))
     tokens = [w.tokens(w.recipe.stages[1], geometry).video for w in (plain, detailed)]
     assert tokens[1] - tokens[0] == geometry.latents(plain.staged(plain.recipe.stages[0])).tokens  # fmt: skip
+
+
+def test_a_round_is_planned_with_all_of_its_tiles(model):
+    parts = Components.open(model)
+    work = Work(finished(VideoPixelShape(241, 64, 64, 24.0), 1), fidelity(1), False)
+    footprint = Footprint(parts, work.model_type, parts.residency)
+    ((tokens, tiles),) = work.round_tokens(parts.geometry)
+    (stage,) = work.recipe.rounds
+    one = parts.sketch("transformer").operations(tokens, footprint.context)
+    *_, found = (p for p in phases(footprint, work, 1e9) if p.name == "round 1")
+    assert tiles > 1
+    assert found.operations == tiles * (len(stage.sigmas) - 1) * one
 
 
 @pytest.mark.slow

@@ -28,16 +28,10 @@ from mlx_video.pipeline import Pipeline, Request
 from mlx_video.plan import Work
 from mlx_video.record import Job
 from mlx_video.types import AV, VideoPixelShape
-from tests.checkpoints import tiny_folder
 from tests.media_reading import read_clip
 from tests.reference import FIXTURES, checkpoint, error, vectors
 
 SHAPE = VideoPixelShape(17, 64, 128, 24.0)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

@@ -33,23 +33,12 @@ from mlx_video.pictures import read_picture
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.types import VideoPixelShape
-from tests.checkpoints import MODEL, completed, rewrite, tiny_folder
+from tests.checkpoints import MODEL, completed, rewrite
 from tests.media_reading import read_clip
 from tests.reference import UPSCALER, error
 
 SIZE = ["-W", "128", "-H", "64", "-n", "9", "-s", "10"]
 PROMPT = ["--prompt", "a red ball on a blue floor"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

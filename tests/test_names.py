@@ -27,23 +27,12 @@ from mlx_video.plan import Phase
 from mlx_video.postprocess import save_video
 from mlx_video.record import Job
 from mlx_video.run import Planned, Written
-from tests.checkpoints import MODEL, tiny_folder
+from tests.checkpoints import MODEL
 from tests.media_reading import read_clip
 from tests.reference import FIXTURES
 
 DOORS = ("mlx_video.generate", "mlx_video.generate_dev", "mlx_video.generate_av")
 PROMPT = ["--prompt", "a ball"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

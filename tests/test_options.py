@@ -7,21 +7,9 @@ import pytest
 
 from mlx_video import cli, media
 from mlx_video.pipeline import Pipeline
-from tests.checkpoints import tiny_folder
 
 LATENTS = "output.latents.safetensors"
 NAMED = ["-o", "output.mp4"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def generate(model: Path, *words: str) -> int:

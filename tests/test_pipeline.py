@@ -86,11 +86,6 @@ class Recorded(Components):
             yield predict
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
 def pipeline(model: Path, recipe: Recipe = TWO_STAGES, health=True, **files):
     components = Recorded.open(Files(str(model), **files))
     components.loans = []

@@ -40,7 +40,7 @@ from mlx_video.plan import GB, LIBRARIES, LIBRARY_BYTES, Plan, Work, machine_byt
 from mlx_video.record import Job
 from mlx_video.run import Options, Planned, Took, run
 from mlx_video.types import AV, VideoPixelShape, VideoScale
-from tests.checkpoints import MODEL, tiny_folder, wide_gemma
+from tests.checkpoints import MODEL, wide_gemma
 from tests.reference import FIXTURES
 from tests.tiny_tokenizer import make_text_encoder_folder
 
@@ -54,11 +54,6 @@ GEMMA_12B = {
 CLIP = VideoPixelShape(121, 512, 768, 24.0)
 SIZE = ["-W", "128", "-H", "64", "-n", "9"]
 PROMPT = ["--prompt", "a red ball on a blue floor"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
 class Laid(Components):

@@ -20,15 +20,9 @@ from mlx_video.previews import Preview, Previews
 from mlx_video.record import Job
 from mlx_video.run import Options, Warned, run
 from mlx_video.types import AV, VideoLatentShape, VideoPixelShape
-from tests.checkpoints import tiny_folder
 
 SHAPE = VideoPixelShape(9, 128, 128, 24.0)
 GRID = VideoLatentShape(1, 128, 3, 2, 4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

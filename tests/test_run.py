@@ -34,23 +34,11 @@ from mlx_video.run import (
     run,
 )
 from mlx_video.types import AV, Step, VideoPixelShape
-from tests.checkpoints import tiny_folder
 from tests.media_reading import read_clip
 
 ROOT = Path(__file__).parent.parent
 SHAPE = VideoPixelShape(9, 64, 128, 24.0)
 GUIDANCE = replace(recipes.VIDEO_GUIDANCE, stg_blocks=(1,))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def job(model: Path, recipe=recipes.distilled(), **changes) -> Job:

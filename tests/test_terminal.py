@@ -49,12 +49,6 @@ OUTPUT = Output(Path("x.mp4"))
 WRITTEN = Written("x.mp4", "x.json", 2.0, 3 * 10**8)
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 # Words
 
 

@@ -21,16 +21,10 @@ from mlx_video.record import Job
 from mlx_video.run import Planned, run
 from mlx_video.types import Step, VideoPixelShape
 from mlx_video.weights import save
-from tests.checkpoints import tiny_folder
 from tests.media_reading import read_clip
 from tests.reference import FIXTURES, vectors
 
 SHAPE = VideoPixelShape(9, 64, 128, 24.0)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,7 @@ BACKENDS = {
 OPENBLAS = {"x86_64": "ngsolve-openblas", "aarch64": "cmeel-openblas"}
 SWITCH = "python -m mlx_video.backend"
 THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
-SHARED = (
-    8 * 2**20
-)  # bytes of a weight from which on its products are worth more than one thread
+SHARED = 8 * 2**20  # bytes of a weight whose products are worth several threads
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +54,13 @@ def suit_cpu(largest: int) -> None:
     if hasattr(blas, "openblas_set_num_threads") and not os.environ.keys() & {*THREADS}:
         cores = blas.openblas_get_num_procs()
         blas.openblas_set_num_threads(cores if largest >= SHARED else 1)
+
+
+def on_cuda() -> bool:
+    """Whether MLX computes on an NVIDIA GPU."""
+    import mlx.core as mx
+
+    return mx.cuda.is_available() and mx.default_device() == mx.gpu
 
 
 def installed() -> list[str]:

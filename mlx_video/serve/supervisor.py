@@ -23,9 +23,7 @@ Event = Mapping[str, object]
 
 START_SECONDS = 300  # that a worker may take to say that it is ready
 ESTIMATE_SECONDS = 20
-DEAF_SECONDS = (
-    1  # of progress after an interrupt, from which the worker has not heard it
-)
+DEAF_SECONDS = 1  # a worker still at work so long after an interrupt missed it
 STOP_SECONDS = 20  # from the request to stop until a worker is killed
 RESTARTS = 3  # in a row that end before any job; then the server says what is wrong
 DIED = (

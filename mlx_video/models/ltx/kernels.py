@@ -10,6 +10,8 @@ from typing import Callable
 
 import mlx.core as mx
 
+from mlx_video.backend import on_cuda
+
 WARP = 32
 WIDTH = 8  # features a thread loads at once: 16 bytes of bfloat16
 MAX_THREADS = 1024
@@ -31,7 +33,7 @@ class Kernel:
 
     def fits(self, x: mx.array) -> bool:
         """Whether this runs on CUDA, and whole warps cover a token."""
-        return _on_cuda() and _whole_warps(x.shape[-1], self.features)
+        return on_cuda() and _whole_warps(x.shape[-1], self.features)
 
     def __call__(self, *arguments: mx.array | float | None) -> mx.array:
         """The function of these arguments, arrays first. An array may be ``None``; the kernel must handle that."""
@@ -98,10 +100,6 @@ def _has_gradient(value: object) -> bool:
 def _whole_warps(width: int, features: int) -> bool:
     threads, rest = divmod(width, features)
     return rest == 0 and threads % WARP == 0 and threads <= MAX_THREADS
-
-
-def _on_cuda() -> bool:
-    return mx.cuda.is_available() and mx.default_device() == mx.gpu
 
 
 @cache

@@ -22,7 +22,7 @@ def random(*shape: int, seed: int = 0, dtype: mx.Dtype = mx.float32) -> mx.array
 def plainly(monkeypatch, compute):
     """What ``compute`` gives without kernels."""
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "_on_cuda", lambda: False)
+        patch.setattr(kernels, "on_cuda", lambda: False)
         result = compute()
         mx.eval(result)
         return result
@@ -105,7 +105,7 @@ def test_the_gradient_is_taken_of_the_definition(index, expected):
 
 @pytest.mark.parametrize("width, fits", [(4096, True), (100, False), (16384, False)])
 def test_only_whole_warps_fit(monkeypatch, width, fits):
-    monkeypatch.setattr(kernels, "_on_cuda", lambda: True)
+    monkeypatch.setattr(kernels, "on_cuda", lambda: True)
     assert kernels.NORM_MODULATE.fits(mx.zeros((1, 2, width))) is fits
 
 
