@@ -26,6 +26,7 @@ from mlx_video import (
     recipes,
 )
 from mlx_video.checkpoint import Files, open_components
+from mlx_video.cli import commands
 from mlx_video.inputs import Image as Picture
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.offload import BlockStream
@@ -257,7 +258,10 @@ TYPING = {
     "generate --varaint=dev": "There is no option --varaint; did you mean --variant?",
     "plan --xyz": "There is no option --xyz; see --help.",
     "--sede": "There is no option --sede; see --help.",
-    "generate cat": "'cat' belongs to no option; a prompt comes after --prompt, in quotes.",
+    "generate a cat": "'a' belongs to no option; a prompt comes after --prompt, in quotes.",
+    "generate cat --prompt dog": "'cat' belongs to no option",
+    "generate --seed 7 8": "'8' belongs to no option",
+    "generate cat.png": "'cat.png' belongs to no option",
     "info here there": "'there' belongs to no option; see --help.",
     "generate --variant fast": "--variant cannot be 'fast'; choose from distilled, dev.",
     "generate --variant destilled": "cannot be 'destilled'; did you mean distilled?",
@@ -269,8 +273,7 @@ TYPING = {
 
 @pytest.mark.parametrize("words", TYPING)
 def test_what_cannot_be_read_gets_one_sentence(words, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(words.split())
+    assert cli.main(words.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and TYPING[words] in line
 
@@ -280,10 +283,39 @@ def test_what_cannot_be_read_gets_one_sentence(words, capsys):
     [(generate, "--promt", "--prompt"), (convert, "--hf-pth", "--hf-path")],
 )
 def test_a_door_reads_its_own_options(door, typo, meant, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        door.main([typo, "x"])
+    assert door.main([typo, "x"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: There is no option {typo}; did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a red ball"],
+        ["a red ball", "--seed", "7"],
+        ["--prompt", "a red ball"],
+        ["-p", "a red ball"],
+        ["generate", "a red ball"],
+        ["generate", "--seed", "7", "a red ball"],
+        ["generate", "--image", "cat.png", "-W", "64", "a red ball"],
+    ],
+)
+def test_a_prompt_may_stand_alone(words):
+    args = commands.main_parser().read(commands.meant(words))
+    assert args.prompt == "a red ball" and args.run is commands.generate
+    assert "prompt" in args.typed
+
+
+@pytest.mark.parametrize("word", ["sunset", "一只红色的球"])
+def test_a_prompt_may_be_one_word(word):
+    assert commands.main_parser().read(["plan", word]).prompt == word
+
+
+@pytest.mark.parametrize("words, told", [("help", "COMMAND"), ("help plan", "--prompt"), ("version", "BLAS")])  # fmt: skip
+def test_help_and_version_are_commands_too(words, told, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(words.split())
+    assert told in capsys.readouterr().out
 
 
 def test_the_bare_command_helps(capsys):

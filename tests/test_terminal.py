@@ -18,6 +18,7 @@ from mlx_video.cli import commands, consent, progress, terminal
 from mlx_video.cli.job import output_from
 from mlx_video.cli.progress import Progress
 from mlx_video.errors import UserError
+from mlx_video.health import HealthError
 from mlx_video.inputs import Image
 from mlx_video.output import Output, named_after
 from mlx_video.pipeline import Request
@@ -219,6 +220,31 @@ def test_json_is_one_object(monkeypatch, capsys):
         "peak": 3 * 10**8,
         "seed": 7,
     }
+
+
+@pytest.mark.parametrize(
+    "words, code, error",
+    [
+        (["generate", "-p", "a", "--sede", "3"], 2, "There is no option --sede; did you mean --seed?"),
+        (["decode", "no.safetensors"], 2, "There is no file no.safetensors."),
+        (["decode", "frozen"], 3, "The clip is frozen."),
+        (["decode", "broken"], 1, "broken"),
+        (["decode", "stopped"], 130, "stopped"),
+    ],
+)  # fmt: skip
+def test_json_tells_of_an_error_too(words, code, error, here, monkeypatch, capsys):
+    ends = {"frozen": HealthError("The clip is frozen."), "broken": RuntimeError("broken"), "stopped": KeyboardInterrupt()}  # fmt: skip
+    read = commands.Job.from_record
+
+    def from_record(path):
+        if path.name in ends:
+            raise ends[path.name]
+        return read(path)
+
+    monkeypatch.setattr(commands.Job, "from_record", from_record)
+    assert cli.main([*words, "--json"]) == code
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"error": error} and error in err
 
 
 def iter_events():

@@ -3,6 +3,8 @@
 0 is done, 1 a fault of ours, 2 bad input, 3 garbage, 130 Ctrl-C. Nothing heavy is imported before ``guarded`` answers for it.
 """
 
+import json
+import sys
 from typing import Callable, Sequence
 
 from mlx_video.errors import UserError
@@ -12,52 +14,48 @@ DONE, FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 0, 1, 2, 3, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the ``mlx-video`` command."""
-
-    def command() -> None:
-        from mlx_video.cli import commands
-
-        commands.run(argv)
-
-    return guarded(command)
+    return guarded(lambda: _commands().run(argv), argv)
 
 
 def door(
     description: str, variant: str, *, audio: bool, argv: Sequence[str] | None
 ) -> int:
     """The exit code of a generating door; the path of its clip goes to stdout."""
-
-    def generate() -> None:
-        from mlx_video.cli import commands
-
-        commands.run_door(description, variant, audio, argv)
-
-    return guarded(generate)
+    return guarded(
+        lambda: _commands().run_door(description, variant, audio, argv), argv
+    )
 
 
-def guarded(run: Callable[[], None]) -> int:
-    """The exit code of ``run``; whatever ends it is said on stderr: in a sentence, unless it is a fault of ours."""
+def _commands():
+    from mlx_video.cli import commands
+
+    return commands
+
+
+def guarded(run: Callable[[], None], argv: Sequence[str] | None = ()) -> int:
+    """The exit code of ``run``; whatever ends it is said on stderr: in a sentence, unless it is a fault of ours.
+
+    With --json in ``argv``, by default the process's own, stdout gets ``{"error": ...}`` as well.
+    """
     from mlx_video.cli import terminal
 
     try:
         with terminal.interrupts():
             run()
     except UserError as error:
-        return _failed(f"error: {error}", error, BAD_INPUT)
+        code, ended, said = BAD_INPUT, error, f"error: {error}"
     except KeyboardInterrupt as error:
-        return _failed("stopped", error, INTERRUPTED)
+        code, ended, said = INTERRUPTED, error, "stopped"
     except Exception as error:
         from mlx_video.health import HealthError
 
-        if isinstance(error, HealthError):
-            return _failed(f"error: {error}", error, BAD_OUTPUT)
-        terminal.say_fault(error)
-        return FAULT
-    return DONE
-
-
-def _failed(sentence: str, error: BaseException, code: int) -> int:
-    """Say what happened, and what the error carries along: where the work is kept."""
-    from mlx_video.cli import terminal
-
-    terminal.say("\n".join([sentence, *getattr(error, "__notes__", ())]))
+        code, ended, said = BAD_OUTPUT, error, f"error: {error}"
+        if not isinstance(error, HealthError):
+            code, said = FAULT, terminal.fault(error)
+    else:
+        return DONE
+    notes = () if code == FAULT else getattr(ended, "__notes__", ())
+    terminal.say("\n".join([said, *notes]))  # such as where the work is kept
+    if "--json" in (sys.argv if argv is None else argv):
+        terminal.tell(json.dumps({"error": str(ended) or "stopped"}))
     return code

@@ -49,9 +49,24 @@ DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own ma
 
 def run(argv: Sequence[str] | None) -> None:
     """Do what the ``mlx-video`` command line asks for."""
-    args = main_parser().read(argv)
+    args = main_parser().read(meant(sys.argv[1:] if argv is None else argv))
     _talk(getattr(args, "verbose", False))
     args.run(args)
+
+
+def meant(words: Sequence[str]) -> Sequence[str]:
+    """``words`` with what people leave out: a prompt alone is for ``generate``, and help and version are options."""
+    match words:
+        case ["help", *command]:
+            return [*command, "--help"]
+        case ["version"]:
+            return ["--version"]
+        case [first, *_] if " " in first or first.partition("=")[0] in (
+            "-p",
+            "--prompt",
+        ):
+            return ["generate", *words]
+    return words
 
 
 def run_door(

@@ -68,7 +68,11 @@ def add_generate(
 def add_prompt(parser: argparse.ArgumentParser):
     """--prompt and --seed; returns their group."""
     group = parser.add_argument_group("prompt")
-    option(group, "--prompt -p", "what to show and what to be heard")
+    option(
+        group,
+        "--prompt -p",
+        "what to show and what to be heard; in quotes it may stand without --prompt",
+    )
     option(
         group,
         "--seed -s",

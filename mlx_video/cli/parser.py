@@ -9,8 +9,7 @@ import re
 import sys
 from typing import NoReturn, Sequence
 
-from mlx_video.cli import BAD_INPUT
-from mlx_video.cli.terminal import say
+from mlx_video.errors import UserError
 from mlx_video.names import GONE, OPTIONS
 
 # What argparse says of an option and its value -> what we say; the first names the option alone.
@@ -33,7 +32,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that answers a mistake with one sentence and exit code 2."""
+    """A parser whose mistakes are ``UserError``s of one sentence."""
 
     def __init__(self, **options):
         options.setdefault("formatter_class", _Help)
@@ -42,8 +41,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         for theirs, ours in OUR_WORDS.items():
             message = re.sub(theirs, ours, message)
-        say(f"error: {message}")
-        self.exit(BAD_INPUT)
+        raise UserError(message)
 
     def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """The arguments in ``argv``, by default the process's; ``typed`` maps those that were typed to their option.
@@ -53,6 +51,8 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if argv is None else argv
         args, unknown = self.parse_known_args(_renamed(words))
         command = getattr(args, "command", self)
+        if getattr(args, "prompt", "") is None and [*map(_says, unknown)] == [True]:
+            args.prompt = unknown.pop()
         if unknown:
             command.error(command._about(unknown[0]))
         args.typed = {}
@@ -106,6 +106,11 @@ def flag(group, names: str, about: str, real: bool = False, **how) -> argparse.A
     """Add an option without a value: ``real`` where it is not typed, and the opposite where it is."""
     action = "store_false" if real else "store_true"
     return option(group, names, about, real, "", action=action, **how)
+
+
+def _says(word: str) -> bool:
+    """Whether a word that stands alone may be a prompt: a sentence in quotes or a plain word, no option, number or file."""
+    return not word.startswith("-") and (" " in word or word.isalpha())
 
 
 def _renamed(words: Sequence[str]) -> list[str]:

@@ -36,9 +36,9 @@ def tell(text: object, end: str = "\n") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say_fault(error: Exception) -> None:
+def fault(error: Exception) -> str:
     """The traceback of a fault of ours, and what to do with it."""
-    say("".join(traceback.format_exception(error)) + OUR_FAULT)
+    return "".join(traceback.format_exception(error)) + OUR_FAULT
 
 
 def watched() -> bool:
