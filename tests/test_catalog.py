@@ -83,6 +83,16 @@ def test_a_release_goes_by_its_name(release):
         assert model_of(Files(name)) == release.repository
 
 
+@pytest.mark.parametrize("name", ["ltx-2.5", "LTX-2.5", "Lightricks/LTX-2.5"])
+def test_info_describes_a_release_by_its_name(name, cache, capsys):
+    cached(cache, LTX_2_5.repository, *LTX_2_5.files("distilled"))
+    assert main(["info", name]) == 0
+    told = capsys.readouterr().out
+    assert "44 GB" in told and "gated" in told and "distilled 0.00 MB" in told
+    assert main(["info", name, "--verify"]) == 2
+    assert "--verify reads a file or folder" in capsys.readouterr().err
+
+
 def test_a_folder_of_that_name_goes_before_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ltx-2").mkdir()

@@ -32,9 +32,10 @@ from mlx_video.cli.terminal import say, tell
 from mlx_video.disk import file_errors, short, typed_path
 from mlx_video.errors import UserError
 from mlx_video.hub import MODEL_REPO
-from mlx_video.models.ltx.catalog import catalog
+from mlx_video.models.ltx.catalog import catalog, entry
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.find import DEMO
+from mlx_video.models.ltx.standins import stood_in
 from mlx_video.previews import Preview
 from mlx_video.recipes import SEED, distilled
 from mlx_video.record import Job
@@ -196,11 +197,15 @@ def plan(args: argparse.Namespace) -> None:
     notices: list[str] = []
     job = job_from(args, args.variant, partial(_hear, notices))
     job.check()
-    foreseen = job.plan(limit=args.memory_limit, announce=say)
-    for notice in notices:
-        say(notice)
-    tell(plan_text(foreseen))
-    job.pipeline(plan=foreseen.check()).check(job.request)
+    with stood_in(job.files, job.recipe.variant) as files:
+        if files != job.files:
+            say(f"{job.files.model} is not here yet; planned from what its files hold.")
+        job = replace(job, files=files)
+        foreseen = job.plan(limit=args.memory_limit, announce=say)
+        for notice in notices:
+            say(notice)
+        tell(plan_text(foreseen))
+        job.pipeline(plan=foreseen.check()).check(job.request)
 
 
 def enhance(args: argparse.Namespace) -> None:
@@ -232,7 +237,11 @@ def models(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    """Say what a path holds. Raises ``UserError`` at the end where it cannot be used, or is found to be damaged."""
+    """Say what a path or a release holds. Raises ``UserError`` at the end where it cannot be used, or is damaged."""
+    if release := entry(args.path):
+        if args.verify:
+            raise UserError(f"--verify reads a file or folder; {args.path} is a name.")
+        return tell(catalog_text([release]))
     found = describe(args.path)
     tell(describe_text(found))
     findings = []
@@ -267,7 +276,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         "path",
         nargs="?",
         default=DEMO,
-        help="file or folder (default: the demo model, where the package has it)",
+        help="file or folder, or the name of a release (default: the demo model, where the package has it)",
     )
     about = "read all of it: compare with the hub's checksums, and look for tensors that cannot be right"
     flag(parser, "--verify", about)

@@ -3,8 +3,8 @@
 from typing import Mapping, NamedTuple
 
 from mlx_video import hub
-from mlx_video.models.ltx.find import DEMO, PACKAGED
-from mlx_video.models.ltx.releases import RELEASES, Release
+from mlx_video.models.ltx.find import DEMO, PACKAGED, named
+from mlx_video.models.ltx.releases import RELEASES, Release, published
 
 
 class Cached(NamedTuple):
@@ -37,6 +37,12 @@ def catalog() -> list[Entry]:
     return [*_demo(), *map(_release, RELEASES)]
 
 
+def entry(model: str) -> Entry | None:
+    """The release of that name or repository, if it is one; raises as ``named`` does."""
+    release = published(str(named(model)))
+    return release and _release(release)
+
+
 def _demo() -> list[Entry]:
     size = sum(file.stat().st_size for file in PACKAGED.rglob("*") if file.is_file())
     here = {"distilled": Cached(size, True)}
@@ -46,11 +52,9 @@ def _demo() -> list[Entry]:
 
 
 def _release(release: Release) -> Entry:
-    repository, text = release.repository, release.text_encoder
+    repository = release.repository
     files = {v: (repository, release.files(v)) for v in release.transformers}
-    files["text encoder"] = (repository, [text.file])
-    if text.repository:
-        files["text encoder"] = (text.repository, hub.TEXT_ENCODER_FILES)
+    files["text encoder"] = release.text_files
     files["upscaler"] = (repository, [release.upsampler])
     return Entry(
         release.name.lower(),

@@ -89,6 +89,14 @@ class Release:
         """Of its distilled LoRA, as the name says."""
         return int(re.search(r"lora-(\d+)", self.distilled_lora)[1])
 
+    @property
+    def text_files(self) -> tuple[str, tuple[str, ...]]:
+        """The repository of its text encoder, and patterns of the files there."""
+        own = self.text_encoder
+        if own.repository:
+            return own.repository, hub.TEXT_ENCODER_FILES
+        return self.repository, (own.file,)
+
     def files(self, variant: str) -> tuple[str, ...]:
         """The files of a whole checkpoint, the transformer's first."""
         return (self.transformers[variant], *self.others)
