@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_video import lora
+from mlx_video.cli import main
 from mlx_video.errors import UserError
 from mlx_video.lora import Adapter, fuse
 from mlx_video.models.ltx.components import build
@@ -174,6 +175,21 @@ def test_the_official_distilled_lora_matches_every_layer_it_names():
     assert len(of_transformer.matched) + len(of_connectors.matched) == len(shapes) // 2
     assert of_transformer.skipped == ("text_embedding_projection.aggregate_embed",)
     assert adapter.about == lora.About("LoRA", 384, 1371)
+
+
+@pytest.mark.parametrize(
+    "name, sizes, told",
+    [
+        ("attn1.to_q", (4096, 4096), "LTX-2 and LTX-2.3 and LTX-2.5"),
+        ("attn1.to_gate_logits", (4096, 32), "LTX-2.3 and LTX-2.5"),
+        ("attn1.to_q", (2048, 2048), "no release of Lightricks"),
+    ],
+)
+def test_what_states_no_version_is_told_by_its_layers(name, sizes, told, tmp_path, capsys):  # fmt: skip
+    file, layer = tmp_path / "a.safetensors", f"transformer_blocks.0.{name}"
+    mx.save_safetensors(str(file), pair(f"diffusion_model.{layer}", *sizes))
+    assert main(["info", str(file)]) == 0
+    assert f"fits        {told}, by the names" in capsys.readouterr().out
 
 
 # Arithmetic
@@ -353,7 +369,7 @@ def test_says_what_a_file_is(tmp_path):
         "DoRA and LoRA and difference of rank 7, 3 layers, made for version 2.3.0, called by 'in clay', "
         "needs a reference video"
     )
-    assert str(Adapter.of({f"{NAME}.diff_b": mx.ones(1)}).about) == "difference, 1 layers"  # fmt: skip
+    assert str(Adapter.of({f"{NAME}.diff_b": mx.ones(1)}).about) == "difference, 1 layer"  # fmt: skip
 
 
 def test_a_lora_is_known_by_its_names():

@@ -191,6 +191,9 @@ def describe_text(found: Description) -> str:
         lines.append(f"version     LTX-{found.version}")
     if found.changes:
         lines.append(f"changes     {found.changes}")
+    if found.changes and not found.changes.version:
+        fits = " and ".join(found.fits) or "no release of Lightricks"
+        lines.append(f"fits        {fits}, by the names and shapes of its layers")
     width = 2 + max(map(len, found.parts), default=0)
     lines += [_part_line(f"{k:<{width}}", part) for k, part in found.parts.items()]
     if found.defaults:

@@ -91,7 +91,7 @@ class About(NamedTuple):
 
     def __str__(self) -> str:
         told = f"{self.kind} of rank {self.rank}" if self.rank else self.kind
-        told += f", {self.layers} layers"
+        told += f", {self.layers} layer{'s' * (self.layers != 1)}"
         told += f", made for version {clip(self.version, 20)}" if self.version else ""
         told += f", called by {clip(self.trigger)!r}" if self.trigger else ""
         return told + (", needs a reference video" if self.needs_reference else "")

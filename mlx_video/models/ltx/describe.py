@@ -1,16 +1,20 @@
 """What a path holds, from its headers and configs alone. Knows layouts and parts; loads nothing."""
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import Mapping, NamedTuple
+from typing import Iterator, Mapping, NamedTuple
 
 from mlx_video import lora
+from mlx_video.errors import UserError
 from mlx_video.formats.sniff import GGUF, sniff
-from mlx_video.models.ltx import find
+from mlx_video.models.ltx import find, foreign
 from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import LORA, identify
 from mlx_video.models.ltx.parts import NEEDED, PARTS, held, part_config, part_of
+from mlx_video.models.ltx.releases import RELEASES
+from mlx_video.models.ltx.source import Source
 from mlx_video.weights import Weights, outline
 
 
@@ -35,6 +39,7 @@ class Description(NamedTuple):
     refusals  why this version cannot run it; empty if it can
     defaults  that differ from the usual ones
     changes   what a LoRA changes
+    fits      releases whose layers are those of a LoRA that states no version
     files     files and folders of its tensors
     """
 
@@ -46,6 +51,7 @@ class Description(NamedTuple):
     refusals: tuple[str, ...]
     defaults: Mapping[str, object] = {}
     changes: lora.About | None = None
+    fits: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
 
 
@@ -75,11 +81,13 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
     if layout.distillation:
         files.append(layout.distillation)
         parts[layout.distillation.stem] = _summary(outline(layout.distillation))
-    about = None
+    about, fits = None, ()
     if layout.name == LORA:
         files.append(layout.path)
         try:
-            about = lora.Adapter.read(layout.path).about
+            adapter = lora.Adapter.read(layout.path)
+            about = adapter.about
+            fits = () if about.version else tuple(_fitting(adapter))
         except ValueError as error:
             refusals.append(str(error))
     missing = {
@@ -96,8 +104,23 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
         tuple(dict.fromkeys(refusals)),
         layout.defaults,
         about,
+        fits,
         tuple(files),
     )
+
+
+def _fitting(adapter: lora.Adapter) -> Iterator[str]:
+    """The releases that have all layers of ``adapter``, in their shapes."""
+    for release in RELEASES:
+        blocks = foreign.published(".".join(map(str, release.version)))
+        modules = []
+        for name in ("transformer", "connectors"):
+            source = Source(Path(name), blocks[PARTS[name].block])
+            network = PARTS[name].network(source)
+            modules.append(network(part_config(name, source)))  # without weights
+        with suppress(UserError):
+            adapter.check_layers(modules)
+            yield release.name
 
 
 def _summary(weights: Weights, quantization: Mapping[str, object] = {}) -> PartSummary:
