@@ -73,9 +73,8 @@ def measure(words: list[str]) -> Iterator[Measured]:
     if decodes:
         latents = left_latents(job, output)
         events = finish(job, latents, output, options)
-        planned = {p.name: p.peak for p in job.plan().phases if "decode" in p.name}
     else:
-        events, planned = run(job, output, options), {}
+        events = run(job, output, options)
     whole, resident = 0, status("VmHWM")
     for event in events:
         if isinstance(event, Planned):

@@ -49,6 +49,7 @@ class Work(NamedTuple):
     batched        whether the guided passes run at once
     previews       whether the clip is shown while it is sampled, where memory allows it
     keep           whether the large parts stay loaded afterwards, likewise
+    sampled        whether the latents are there, so that they need only be decoded
     """
 
     shape: VideoPixelShape
@@ -60,6 +61,7 @@ class Work(NamedTuple):
     batched: bool = False
     previews: bool = False
     keep: bool = False
+    sampled: bool = False
 
     @property
     def model_type(self) -> LTXModelType:
@@ -186,7 +188,7 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     """
     limit, libraries = limit or OFFERED * machine_bytes(), _libraries()
     room = limit - libraries.peak
-    for chosen, residency in _residencies(components):
+    for chosen, residency in _residencies(components, work.sampled):
         for work, residency in _with_extras(work, residency):
             footprint = Footprint(components, work.model_type, residency)
             steps = libraries, *phases(footprint, work, room)
@@ -199,6 +201,14 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
 
 def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
     """In the order of the run, under its names; ``room`` for MLX's arrays decides how the video is decoded."""
+    if not work.sampled:
+        yield from _until_sampled(footprint, work)
+    if work.audio:
+        yield _sound(footprint, work)
+    yield _video(footprint, work, room)
+
+
+def _until_sampled(footprint: Footprint, work: Work) -> Iterator[Phase]:
     yield _prompt(footprint, work)
     if read := max((given.read_bytes for given in work.inputs), default=0):
         yield Phase("read pictures", 0, read)
@@ -208,9 +218,6 @@ def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
         yield _phase(footprint, "encode inputs", image, *work.encoders)
     yield from _stages(footprint, work)
     yield from _rounds(footprint, work)
-    if work.audio:
-        yield _sound(footprint, work)
-    yield _video(footprint, work, room)
 
 
 def _phase(footprint: Footprint, name: str, activations: float, *parts: str) -> Phase:
@@ -303,9 +310,11 @@ def _video(footprint: Footprint, work: Work, room: float) -> Phase:
     others = footprint.residency.keep - {"video_decoder"}
     free = room - sum(map(footprint.weights, others))
     video = footprint.video(work.shape, work.tiling, free)
+    decode = _phase(footprint, DECODE, video, "video_decoder")
+    if work.sampled:  # there is no other to compare it with
+        return decode
     tokens = work.tokens(work.recipe.stages[-1], footprint.components.geometry)
     one = footprint.part("transformer").operations(tokens, footprint.context)
-    decode = _phase(footprint, DECODE, video, "video_decoder")
     return decode._replace(operations=PASSES_TO_DECODE * one)
 
 
@@ -361,11 +370,13 @@ def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Resid
             yield work._replace(previews=previews), replace(residency, keep=keep)
 
 
-def _residencies(components: Components) -> Iterator[tuple[str, Residency]]:
+def _residencies(
+    components: Components, sampled: bool
+) -> Iterator[tuple[str, Residency]]:
     """That of ``components``, then the alternatives where the user chose none, best first."""
     own, sources = components.residency, components.sources
     yield "", own
-    if own.quantize:
+    if own.quantize or sampled:
         return
     streamed, gemma = "transformer read in each step", "text encoder in 8 bits"
     if not (own.low_memory or sources["transformer"].quantization):
@@ -392,14 +403,14 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
         if fits(work, Footprint(components, work.model_type, kept)):
             settings.append(setting)
     scale = components.geometry.video
-    sizes = (work.shorter(scale), work.smaller(scale))
+    sizes = () if work.sampled else (work.shorter(scale), work.smaller(scale))
     found = [next(filter(fits, works), None) for works in sizes]
     settings += [describe(work.shape) for work in found if work]
     chosen = f" even with the {plan.chosen}" if plan.chosen else ""
     return (
         f"{describe(work.shape)} need {(plan.limit - plan.room + plan.largest.peak) / GB:.2f} GB for "
         f"{plan.largest.name}{chosen}, and {plan.limit / GB:.2f} GB may be used. What fits: "
-        f"{' or '.join(settings) or 'no size, the weights are too large'}."
+        f"{' or '.join(settings) or 'nothing, the limit is too low'}."
     )
 
 

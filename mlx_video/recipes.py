@@ -21,6 +21,7 @@ from mlx_video.types import AV, VideoPixelShape
 
 VARIANTS = ("distilled", "dev")
 UPSAMPLERS = ("upsampler", "temporal_upsampler")  # parts
+DECODERS = "video_decoder", "audio_decoder", "vocoder"
 SEED = 10
 SAMPLER_SEED = 10000  # added to a run's seed for the noise that a sampler adds, as in the official code
 DECODER_SEED = 20000  # likewise for the noise that a diffusion decoder starts from
@@ -160,7 +161,7 @@ class Recipe:
         parts += dict.fromkeys(stage.upsampler for stage in later)
         if any(stage.distilled_lora for stage in self.stages):
             parts.append("distilled_lora")
-        return (*parts, "video_decoder", "audio_decoder", "vocoder")
+        return (*parts, *DECODERS)
 
     @property
     def guided(self) -> bool:

@@ -21,7 +21,7 @@ from mlx_video.models.ltx.components import Announce, Components, announce_to_lo
 from mlx_video.models.ltx.find import find_geometry
 from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.pipeline import Pipeline, Request
-from mlx_video.recipes import Recipe
+from mlx_video.recipes import DECODERS, Recipe
 from mlx_video.types import AV
 
 RECORD_KEY = "mlx_video"  # of the record, in a file's metadata
@@ -69,9 +69,13 @@ class Job:
             previews=plan is not None and plan.previews,
         )
 
-    def components(self, announce: Announce = announce_to_log) -> Components:
-        """The parts that the job needs, found and identified."""
+    def components(
+        self, announce: Announce = announce_to_log, sampled: bool = False
+    ) -> Components:
+        """The parts that the job needs, found and identified; the decoders alone, where it is ``sampled``."""
         needs = self.request.needs(self.recipe)
+        if sampled:
+            needs = [name for name in needs if name in DECODERS]
         return open_components(self.files, self.recipe, needs, announce)
 
     def plan(
@@ -81,10 +85,12 @@ class Job:
         announce: Announce = announce_to_log,
         previews: bool = False,
         keep: bool = False,
+        sampled: bool = False,
     ) -> plans.Plan:
-        """The memory plan of the job, fitted into ``limit`` bytes or the machine; loads no weights."""
-        work = self.work()._replace(previews=previews, keep=keep)
-        return plans.plan(self.components(announce), work, limit)
+        """The memory plan of the job, or of its decoding where it is ``sampled``, fitted into ``limit`` bytes or the
+        machine; loads no weights."""
+        work = self.work()._replace(previews=previews, keep=keep, sampled=sampled)
+        return plans.plan(self.components(announce, sampled), work, limit)
 
     def work(self) -> plans.Work:
         """What the memory plan needs to know of the job."""

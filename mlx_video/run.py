@@ -18,7 +18,6 @@ import numpy as np
 from mlx_video import hub
 from mlx_video import plan as plans
 from mlx_video import weights
-from mlx_video.checkpoint import open_components
 from mlx_video.disk import file_errors, reserved, short, written_aside
 from mlx_video.errors import UserError
 from mlx_video.health import HealthError, check_latents
@@ -169,31 +168,33 @@ def write(sampled: Sampled, output: Output) -> Iterator[Event]:
 
 
 def _prepared(
-    job: Job, options: Options
+    job: Job, options: Options, sampled: bool = False
 ) -> Generator[Downloading | Step, None, tuple[Job, plans.Plan, Pipeline]]:
     """``job`` as its record will tell it, what it will take, and what will carry it out."""
     if job.request.timed:
         job = yield from _timed_by_prompt(job, options)
-    plan, pipeline = yield from _planned(job, options)
+    plan, pipeline = yield from _planned(job, options, sampled)
     most = CACHE_LIMIT if mx.default_device() == mx.gpu else CPU_CACHE_LIMIT
     mx.set_cache_limit(min(most, plan.spare))
     return job.planned(plan), plan, pipeline
 
 
 def _planned(
-    job: Job, options: Options
+    job: Job, options: Options, sampled: bool = False
 ) -> Generator[Downloading, None, tuple[plans.Plan, Pipeline]]:
     """What ``job`` will take, within the limit, and what will carry it out; checked."""
     plan = yield from _announced(
         lambda announce: job.plan(
             limit=options.memory_limit,
             announce=announce,
-            previews=options.previews,
-            keep=options.shelf is not None,
+            previews=options.previews and not sampled,
+            keep=options.shelf is not None and not sampled,
+            sampled=sampled,
         )
     )
     pipeline = job.planned(plan.check()).pipeline(health=options.health, plan=plan)
-    pipeline.check(job.request)
+    if not sampled:
+        pipeline.check(job.request)
     if options.shelf is not None:
         plan.components.keep_on(options.shelf, job.request.model_type)
     return plan, pipeline
@@ -220,15 +221,11 @@ def finish(
     job.check()
     output.check(job.request.audio)
     tensors, _ = load_tensors(latents)
-    needs = ["video_decoder"]
-    needs += ["audio_decoder", "vocoder"] if job.request.audio else []
-    components = yield from _announced(
-        lambda announce: open_components(job.files, job.recipe, needs, announce)
-    )
-    pipeline = Pipeline(components, job.recipe, health=options.health)
+    job, plan, pipeline = yield from _prepared(job, options, sampled=True)
     _check_latents(latents, tensors, pipeline.latent_shapes(job.request))
     if options.health:
         check_latents(tensors, f"reading {short(latents)}", "Sample the clip again")
+    yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
     yield from write(Sampled(job, tensors, pipeline), output)
     latents.unlink(missing_ok=True)
 

@@ -88,7 +88,7 @@ def test_a_download_is_told_before_it_begins(model, here, monkeypatch):
     plans = [hub.Plan("a/b", ("*",), {"x": 5}), hub.Plan("c/d", ("*",), {"y": 7})]
     fetched, components = [], Job.components
 
-    def found(self, announce):
+    def found(self, announce, sampled):
         for plan in plans:
             if plan.repo not in fetched:
                 announce(plan)
@@ -401,6 +401,15 @@ def test_latents_are_finished_with_sound_and_frames_too(latents, here):
     assert last.path == "x.mp4" and not latents.exists()
     assert (here / "deep/x.wav").exists()
     assert len(list((here / "frames").glob("*.png"))) == 9
+
+
+def test_decoding_is_planned_and_refused_where_it_does_not_fit(latents, here):
+    job, output = Job.from_record(latents), Output(Path("x.mp4"))
+    with pytest.raises(UserError, match="for decode video, and 0.20 GB.*What fits"):
+        list(finish(job, latents, output, Options(memory_limit=2e8)))
+    assert os.listdir() == [latents.name]
+    (planned,) = (e for e in finish(job, latents, output) if isinstance(e, Planned))
+    assert [p.name for p in planned.phases][1:] == ["decode sound", "decode video"]
 
 
 def test_latents_and_states_remember_the_files_of_their_run(model, here):

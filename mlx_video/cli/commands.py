@@ -19,11 +19,11 @@ from mlx_video.cli.completion import add_completion, completion
 from mlx_video.cli.consent import ask
 from mlx_video.cli.job import files_from, job_from, moved, options_from, output_from
 from mlx_video.cli.options import (
+    add_decoding,
     add_generate,
     add_model_files,
     add_output,
     add_prompt,
-    add_tiling,
     add_video_vae,
 )
 from mlx_video.cli.parser import Parser, flag
@@ -147,14 +147,13 @@ def decode(args: argparse.Namespace) -> None:
     ask(job, args, output)
     if args.tiling:
         job = replace(job, request=replace(job.request, tiling=args.tiling))
-    _listen(args, finish(job, latents, output, options_from(args)), [], job)
+    _listen(args, finish(job, latents, output, options_from(args)), [])
 
 
 def _listen(
     args: argparse.Namespace,
     events: Iterator[Event],
     notices: list[str],
-    job: Job | None = None,
 ) -> None:
     """Show the events of a run, and at its end the path."""
     progress = Progress(args.quiet, args.verbose)
@@ -261,7 +260,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def _add_decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("latents", help="the .latents.safetensors of a run")
     add_video_vae(add_model_files(parser))
-    add_tiling(parser, real=None)
+    add_decoding(parser, real=None)
     add_output(parser, shown="named after LATENTS")
 
 

@@ -258,7 +258,7 @@ def add_model_files(parser: argparse.ArgumentParser, default: str | None = None)
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory")
-    add_tiling(group, real="auto")
+    add_decoding(group, real="auto")
     option(
         group,
         "--quantize",
@@ -274,17 +274,10 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
         "read the transformer's weights from the file in each step, under 3 GiB at a time: slower; guided passes share "
         "a reading, as with --batch-guidance",
     )
-    option(
-        group,
-        "--memory-limit",
-        "memory budget, such as 24 or 24GB; quantizes or streams weights to stay within it, or refuses",
-        type=byte_size,
-        metavar="GB",
-        shown="what the machine has",
-    )
 
 
-def add_tiling(group, real: str | None) -> None:
+def add_decoding(group, real: str | None) -> None:
+    """--tiling and --memory-limit."""
     option(
         group,
         "--tiling",
@@ -292,6 +285,14 @@ def add_tiling(group, real: str | None) -> None:
         choices=MODES,
         real=real,
         shown=real or "as the run had it",
+    )
+    option(
+        group,
+        "--memory-limit",
+        "memory budget, such as 24 or 24GB; quantizes or streams weights to stay within it, or refuses",
+        type=byte_size,
+        metavar="GB",
+        shown="what the machine has",
     )
 
 

@@ -75,7 +75,7 @@ class Progress:
                 size = f"{event.bytes / GB:.2f} GB to download"
                 say(f"{event.repo}: {size} ({files}){terms}")
             case Planned():
-                self.work = {phase.name: phase.operations for phase in event.phases}
+                self.work = {p.name: p.operations for p in event.phases if p.operations}
                 self.once(making_line(event))
                 self.once(plan_line(event))
             case Fused():
