@@ -79,6 +79,7 @@ class Store:
         self._rows.execute("PRAGMA journal_mode = WAL")
         self._rows.execute("PRAGMA synchronous = FULL")
         self._rows.executescript(SCHEMA)
+        self._bytes: int | None = None
         self._take_up()
 
     def close(self) -> None:
@@ -161,6 +162,7 @@ class Store:
             )
 
     def complete(self, id: str) -> None:
+        self._bytes = None
         self._write_at_last(
             "UPDATE videos SET status = 'completed', progress = 100, phase = '', completed_at = ? WHERE id = ?",
             (time.time(), id),
@@ -189,9 +191,13 @@ class Store:
     # Space
 
     def bytes(self) -> int:
-        """What the clips and uploads take on disk."""
-        folders = (self.clips, self.uploads)
-        return sum(f.stat().st_size for d in folders for f in d.iterdir())
+        """What the clips and uploads take on disk, as it was when a clip last came or went."""
+        taken = self._bytes
+        if taken is None:
+            folders = (self.clips, self.uploads)
+            files = (file for folder in folders for file in folder.iterdir())
+            taken = self._bytes = sum(map(_size, files))
+        return taken
 
     def oldest(self, count: int = 3) -> list[Video]:
         """The finished videos that were made first."""
@@ -225,6 +231,7 @@ class Store:
         for file in self.clips.iterdir():
             if file.name.lstrip(".").partition(".")[0] in ids:
                 file.unlink(missing_ok=True)
+        self._bytes = None
 
     def _read(self, sql: str, values: tuple = ()) -> Iterator[Video]:
         with self._reads:
@@ -258,6 +265,14 @@ def _connected(folder: Path) -> sqlite3.Connection:
     )
     rows.row_factory = sqlite3.Row
     return rows
+
+
+def _size(file: Path) -> int:
+    """Its bytes; 0 of a file that the worker has just renamed or removed."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _held(path: Path):

@@ -263,6 +263,23 @@ def test_a_full_disk_names_the_oldest(tmp_path):
         assert answer.status_code == 507 and first["id"] in message(answer)
 
 
+def test_files_that_the_worker_renames_while_they_are_counted_count_nothing(tmp_path):
+    store = Store(tmp_path)
+    store.file("video_a", ".mp4").write_bytes(bytes(10))
+    store.file("video_b", ".partial").symlink_to("nowhere")  # listed, but not there
+    assert store.bytes() == 10
+    store.delete("video_a")
+    assert store.bytes() == 0
+
+
+def test_a_file_that_is_gone_is_said(server):
+    id = server.make("a red ball")["id"]
+    server.store.file(id, ".mp4").unlink()
+    for path in ("content", "preview"):
+        answer = server.http.get(f"/v1/videos/{id}/{path}")
+        assert answer.status_code == 404 and message(answer).endswith(".")
+
+
 def test_cancelling_what_runs_and_what_waits(server):
     running, waiting = (
         server.http.post("/v1/videos", json={"prompt": "endless"}).json()["id"]
