@@ -56,12 +56,15 @@ def _bound(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises ``UserError`` where none can."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
+        listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         why = (getattr(error, "strerror", None) or str(error)).lower()
         raise UserError(
             f"The server cannot listen on {host}:{port}: {why}. Choose another --port, such as {PORT + 1}."
         ) from None
+    # Each connection inherits it: the body of an answer does not wait until its head has been acknowledged.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def names(host: str, port: int) -> frozenset[str]:

@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference/videos
 
 import asyncio
 import json
+import os
 import queue
 import secrets
 import time
@@ -103,6 +104,13 @@ def make_app(
 # Videos
 
 
+# First, as routes are tried in turn, and without the dependency: most requests are these, and so each takes half as long.
+@router.get("/v1/videos/{id}", response_model=VideoObject)
+async def retrieve(id: str, request: Request) -> Response:
+    at = request.app.state.serving
+    return _shown(at, _found(at, id))
+
+
 @router.post("/v1/videos", response_model=VideoObject)
 async def create(request: Request, at: At) -> Response:
     """Queue a clip: JSON, or a form whose ``input_reference`` is a picture for the first frame."""
@@ -139,11 +147,6 @@ async def list_videos(
     )
 
 
-@router.get("/v1/videos/{id}", response_model=VideoObject)
-async def retrieve(id: str, at: At) -> Response:
-    return _shown(at, _found(at, id))
-
-
 @router.get("/v1/videos/{id}/content")
 def content(
     id: str, at: At, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
@@ -155,10 +158,12 @@ def content(
             f"The video {id} is {video.status}; its content comes when it is completed.",
         )
     suffix, kind = CONTENT[variant]
+    file = at.store.file(id, suffix)
     return FileResponse(
-        at.store.file(id, suffix),
+        file,
+        stat_result=_stat(file, f"The {variant} of {id} is gone."),
         media_type=kind,
-        filename=f"{id}{suffix}",
+        filename=file.name,
         content_disposition_type="inline",
     )
 
@@ -168,10 +173,11 @@ def preview(id: str, at: At) -> Response:
     """The latest picture of a clip that is being made."""
     _found(at, id)
     file = at.store.file(id, ".preview.webp")
-    if not file.exists():
-        raise HTTPException(404, f"There is no preview of {id} yet.")
     return FileResponse(
-        file, media_type="image/webp", headers={"Cache-Control": "no-store"}
+        file,
+        stat_result=_stat(file, f"There is no preview of {id} now."),
+        media_type="image/webp",
+        headers={"Cache-Control": "no-store"},
     )
 
 
@@ -291,6 +297,13 @@ def _found(at: Serving, id: str) -> Video:
     if (video := at.store.get(id)) is None:
         raise HTTPException(404, f"There is no video {id[:60]!r} here.")
     return video
+
+
+def _stat(file: Path, otherwise: str) -> os.stat_result:
+    try:
+        return file.stat()
+    except FileNotFoundError:  # the worker replaces and removes files at any time
+        raise HTTPException(404, otherwise) from None
 
 
 def _queued(
