@@ -19,8 +19,7 @@ from mlx_video.postprocess import to_uint8
 from mlx_video.sampling.samplers import Denoise
 from mlx_video.types import AV, VideoLatentShape
 
-SHARE = 0.05  # of the time since the one before it that a picture may take
-
+SHARE = 0.03  # of the time spent sampling that all pictures together may take
 LEAST = 2  # latent rows and columns that a decoder needs; a first stage may have fewer
 
 
@@ -33,18 +32,18 @@ class Preview(NamedTuple):
 
 
 class Previews:
-    """Makes a picture after each step that is long enough for it; the decoder is on loan from the first one on.
+    """Makes a picture after a step where ``SHARE`` allows one more; the decoder is on loan from the first one on.
 
     model  the transformer that samples; ``None``: nothing is shown
 
-    What a picture takes is foreseen from the step before until two of its size were made, of which the first prepares the
-    device; then it is measured, with what the listener does with it.
+    What the pictures took is measured, with loading the decoder and what the listener does. What the next takes is foreseen
+    from the step before it, until two of its size were made (the first prepares the device); then from the last.
     """
 
     def __init__(self, components: Components, model: LTXModel | None):
         self.components, self.model = components, model
         self._loan, self._decoder = ExitStack(), None
-        self._last = 0.0  # when the last picture was done
+        self._sampled = self._spent = 0.0  # seconds of steps, and of pictures
         self._costs: dict[VideoLatentShape, float | None] = {}
 
     def __enter__(self) -> "Previews":
@@ -58,7 +57,6 @@ class Previews:
         """Stage number ``stage``, from 0, begins, of latents of this shape."""
         self.stage, self._grid = stage, grid
         self._began = time.perf_counter()
-        self._last = self._last or self._began
 
     def watching(self, denoise: Denoise) -> Denoise:
         """``denoise``, whose last estimate of the video is remembered."""
@@ -75,21 +73,22 @@ class Previews:
 
     def after(self, step: int) -> Iterator[Preview]:
         """The picture after a step that was evaluated, if it is time for one."""
-        now = time.perf_counter()
-        seconds, self._began = now - self._began, now
-        small = min(self._grid[3:]) < LEAST
-        if self.model is None or small:
+        began = time.perf_counter()
+        seconds, self._began = began - self._began, began
+        self._sampled += seconds
+        if self.model is None or min(self._grid[3:]) < LEAST:
             return
-        if self._cost(seconds) > SHARE * (now - self._last):
+        if self._spent + self._cost(seconds) > SHARE * self._sampled:
             return
         if self._decoder is None:
             lent = self.components.lend("video_decoder")
             self._decoder = self._loan.enter_context(lent)
-        began = time.perf_counter()
         yield Preview(self.stage + 1, step, self._picture())
-        self._last = self._began = time.perf_counter()
+        self._began = time.perf_counter()
+        taken = self._began - began
+        self._spent += taken
         warm = self._grid in self._costs
-        self._costs[self._grid] = self._last - began if warm else None
+        self._costs[self._grid] = taken if warm else None
 
     def _cost(self, step: float) -> float:
         """Seconds that a picture takes, where the last step took ``step``."""

@@ -101,29 +101,23 @@ def test_the_picture_is_the_middle_of_the_estimate_through_the_real_decoder(
     assert np.array_equal(preview.picture, np.array(expected))
 
 
-def test_a_picture_takes_no_more_than_its_share(model, clock):
+def test_pictures_take_no_more_than_their_share_of_sampling(model, clock):
     found, components = watched(model, mx.zeros(GRID))
     decoder = components.sketch("video_decoder")
     frame = decoder.operations(GRID._replace(frames=1))
     ratio = frame / found.model.operations(AV(GRID.tokens), context=0)
     shown = []
-
-    def step(seconds: float, cost: float = 0.0) -> None:
-        clock.now += seconds
-        for preview in found.after(len(shown)):
-            clock.now += cost
-        shown.append("preview" in locals())
-
     with found:
-        while not any(shown):
-            step(1)  # the first is foreseen by the operations of a step
-        assert len(shown) == math.ceil(ratio / previews.SHARE)
-        while sum(shown) < 2:
-            step(1, cost=0.5)
-        shown.clear()
-        while not any(shown):
-            step(1)  # and then as long as the second took
-        assert len(shown) == math.ceil(0.5 / previews.SHARE)
+        for sampled in range(1, 301):
+            clock.now += 1
+            for _ in found.after(sampled):
+                clock.now += 0.4
+                shown.append(sampled)
+            if len(shown) > 1:  # what they take is known from here on
+                assert 0.4 * len(shown) <= 0.03 * sampled
+    # The first is foreseen by the operations of a step; all that time allows are made.
+    assert shown[0] == math.ceil(ratio / 0.03)
+    assert len(shown) == 300 * 0.03 // 0.4
 
 
 def test_where_memory_is_short_the_clip_is_made_without(
