@@ -104,12 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 for bad input with one sentence on stderr."""
     from mlx_video import cli
 
-    def command() -> None:
-        from mlx_video.cli import commands
-
-        commands.run_convert(__doc__.splitlines()[0], argv)
-
-    return cli.guarded(command)
+    return cli.main(argv, "convert")
 
 
 if __name__ == "__main__":

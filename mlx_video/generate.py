@@ -2,16 +2,17 @@
 
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
-from mlx_video.checkpoint import Files, resolve_model
+from mlx_video.api import load
+from mlx_video.checkpoint import Files
 from mlx_video.inputs import Image
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.output import Output
 from mlx_video.record import Job
-from mlx_video.request import Request
 from mlx_video.run import run
 
 
@@ -47,25 +48,19 @@ def generate_video(
     quiet            whether nothing is said of the progress on stderr
     Raises ``UserError`` for what cannot be done, ``HealthError`` for a result that is garbage.
     """
-    files, defaults = resolve_model(files, "distilled")
-    wanted = defaults.given(
+    pipeline = load(files=files)
+    request = pipeline.request(
+        prompt,
+        image=images,
         frames=num_frames,
         height=height,
         width=width,
         fps=fps,
+        audio=audio,
         negative_prompt=negative_prompt,
     )
-    request = Request(
-        prompt,
-        wanted.shape,
-        negative_prompt=wanted.negative_prompt,
-        seed=seed,
-        audio=audio,
-        inputs=tuple(images),
-        enhance=enhance_prompt,
-        tiling=tiling,
-    )
-    job = Job(request, wanted.recipe("distilled"), files)
+    request = replace(request, seed=seed, enhance=enhance_prompt, tiling=tiling)
+    job = Job(request, pipeline.recipe, pipeline.files)
     return make(job, output_of(output_path, output_audio, overwrite), quiet)
 
 
@@ -86,7 +81,7 @@ def make(job: Job, output: Output, quiet: bool) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.door(__doc__, "distilled", audio=False, argv=argv)
+    return cli.main(argv, "generate", variant="distilled", audio=False)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def generate_video_with_audio(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.door(__doc__, "distilled", audio=True, argv=argv)
+    return cli.main(argv, "generate", variant="distilled", audio=True)
 
 
 if __name__ == "__main__":

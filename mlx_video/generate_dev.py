@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
-from mlx_video.checkpoint import Files, fitting_frames, resolve_model
+from mlx_video.api import load
+from mlx_video.checkpoint import Files, fitting_frames
 from mlx_video.generate import make, output_of
 from mlx_video.inputs import Image
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.record import Job
-from mlx_video.request import Request
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.types import AV
 
@@ -47,34 +47,29 @@ def generate_video_dev(
     two_stage  half size first, then refined with the distilled LoRA
     All other arguments, and what is raised, are as in ``generate_video``.
     """
-    files, defaults = resolve_model(files, "dev")
-    wanted = defaults.given(
-        frames=num_frames and fitting_frames(num_frames, files, "dev"),
+    pipeline = load(variant="dev", files=files)
+    request = pipeline.request(
+        prompt,
+        image=images,
+        frames=num_frames and fitting_frames(num_frames, pipeline.files, "dev"),
         height=height,
         width=width,
         fps=fps,
-        negative_prompt=negative_prompt,
-        steps=steps,
-    )
-    request = Request(
-        prompt,
-        wanted.shape,
-        negative_prompt=wanted.negative_prompt,
-        seed=seed,
         audio=audio,
-        inputs=tuple(images),
-        enhance=enhance_prompt,
-        tiling=tiling,
+        negative_prompt=negative_prompt,
     )
-    guidance = guidance or wanted.guidance
+    request = replace(request, seed=seed, enhance=enhance_prompt, tiling=tiling)
+    usual = pipeline.defaults.given(steps=steps)
+    guidance = guidance or usual.guidance
     if cfg_scale is not None:
         guidance = AV(replace(guidance.video, cfg=cfg_scale), guidance.audio)
-    job = Job(request, recipes.dev(wanted.steps, guidance, two_stage), files)
+    recipe = recipes.dev(usual.steps, guidance, two_stage)
+    job = Job(request, recipe, pipeline.files)
     return make(job, output_of(output_path, output_audio, overwrite), quiet)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.door(__doc__, "dev", audio=False, argv=argv)
+    return cli.main(argv, "generate", variant="dev", audio=False)
 
 
 if __name__ == "__main__":

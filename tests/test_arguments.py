@@ -20,10 +20,14 @@ def no_demo_model(monkeypatch, tmp_path):
     monkeypatch.setattr(find, "PACKAGED", tmp_path / "nowhere")
 
 
-def job(*words: str, variant: str | None = "dev", audio: bool = False):
+def read(*words: str, **usual):
     parser = Parser()
-    add_generate(parser, variant=variant, audio=audio)
-    return job_from(parser.read(words), variant)
+    add_generate(parser)
+    return parser.read(words, usual)
+
+
+def job(*words: str, variant: str = "dev", audio: bool = False):
+    return job_from(read(*words, variant=variant, audio=audio))
 
 
 def test_a_prompt_is_enough():
@@ -117,7 +121,7 @@ def test_weights_take_less_memory_where_asked():
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(words, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
-        job(*words, variant=None)
+        job(*words, variant="distilled")
 
 
 def test_options_count_as_typed_however_their_value_follows():
@@ -131,7 +135,7 @@ def test_options_count_as_typed_however_their_value_follows():
 
 def test_help_shows_real_defaults(capsys):
     parser = Parser()
-    add_generate(parser, variant=None, audio=None)
+    add_generate(parser)
     told = " ".join(parser.format_help().split())
     for words in (
         "(default: 512)",
@@ -141,7 +145,7 @@ def test_help_shows_real_defaults(capsys):
         "of guidance",
         "(default: distilled)",
         "(default: 40)",
-        "(default: with)",
+        "(default: with, but",
         "(default: named after the prompt and the seed)",
     ):
         assert words.removeprefix("as the ").removeprefix("of ") in told, words
@@ -158,9 +162,7 @@ def test_seeds_are_random_unless_typed():
     [("24", 24e9), ("24GB", 24e9), ("1.5 GiB", 1.5 * 2**30), ("512mb", 512e6)],
 )
 def test_memory_is_typed_with_or_without_a_unit(typed, size):
-    parser = Parser()
-    add_generate(parser, variant=None, audio=None)
-    assert parser.read(["--memory-limit", typed]).memory_limit == size
+    assert read("--memory-limit", typed).memory_limit == size
 
 
 @pytest.mark.parametrize(
@@ -175,8 +177,7 @@ def test_memory_is_typed_with_or_without_a_unit(typed, size):
     ],
 )
 def test_what_changes_nothing_is_said(words, warning):
-    parser, heard = Parser(), []
-    add_generate(parser, variant=None, audio=None)
-    job_from(parser.read(["-p", "a cat", *words]), None, heard.append)
+    heard = []
+    job_from(read("-p", "a cat", *words), heard.append)
     assert len(heard) == (warning is not None)
     assert not heard or warning in heard[0]

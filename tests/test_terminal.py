@@ -210,7 +210,7 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left(monkeypatch):
 def test_json_is_one_object(monkeypatch, capsys):
     monkeypatch.setattr(commands, "run_job", lambda *_: iter_events())
     words = ["generate", "-p", "a ball", "--quiet", "--json", "--model", "a/b"]
-    monkeypatch.setattr(commands, "job_from", lambda args, variant, hear: JOB)
+    monkeypatch.setattr(commands, "job_from", lambda args, hear: JOB)
     assert cli.main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == {

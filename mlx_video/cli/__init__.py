@@ -12,30 +12,25 @@ from mlx_video.errors import UserError
 DONE, FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of the ``mlx-video`` command."""
-    return guarded(lambda: _commands().run(argv), argv)
+def main(argv: Sequence[str] | None = None, *before: str, **usual) -> int:
+    """The exit code of the ``mlx-video`` command for ``argv``, by default the process's, with words ``before`` them.
+
+    usual  defaults of options in place of those that --help shows
+    """
+    words = [*before, *(sys.argv[1:] if argv is None else argv)]
+
+    def command() -> None:
+        from mlx_video.cli import commands
+
+        commands.run(words, usual)
+
+    return guarded(command, json_errors="--json" in words)
 
 
-def door(
-    description: str, variant: str, *, audio: bool, argv: Sequence[str] | None
-) -> int:
-    """The exit code of a generating door; the path of its clip goes to stdout."""
-    return guarded(
-        lambda: _commands().run_door(description, variant, audio, argv), argv
-    )
-
-
-def _commands():
-    from mlx_video.cli import commands
-
-    return commands
-
-
-def guarded(run: Callable[[], None], argv: Sequence[str] | None = ()) -> int:
+def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
     """The exit code of ``run``; whatever ends it is said on stderr: in a sentence, unless it is a fault of ours.
 
-    With --json in ``argv``, by default the process's own, stdout gets ``{"error": ...}`` as well.
+    With ``json_errors`` stdout gets ``{"error": ...}`` as well.
     """
     from mlx_video.cli import terminal
 
@@ -56,6 +51,6 @@ def guarded(run: Callable[[], None], argv: Sequence[str] | None = ()) -> int:
         return DONE
     notes = () if code == FAULT else getattr(ended, "__notes__", ())
     terminal.say("\n".join([said, *notes]))  # such as where the work is kept
-    if "--json" in (sys.argv if argv is None else argv):
+    if json_errors:
         terminal.tell(json.dumps({"error": str(ended) or "stopped"}))
     return code

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Iterator, Mapping, Sequence
 
 from mlx_video import __version__
 from mlx_video.checkpoint import open_components
@@ -48,10 +48,11 @@ log = logging.getLogger(__name__)
 DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own machine."
 
 
-def run(argv: Sequence[str] | None) -> None:
-    """Do what the ``mlx-video`` command line asks for."""
-    args = main_parser().read(meant(sys.argv[1:] if argv is None else argv))
-    _talk(getattr(args, "verbose", False))
+def run(words: Sequence[str], usual: Mapping[str, object] = {}) -> None:
+    """Do what ``words`` ask for; ``usual`` as in ``Parser.read``."""
+    args = main_parser().read(meant(words), usual)
+    if getattr(args, "verbose", False):
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.run(args)
 
 
@@ -70,25 +71,6 @@ def meant(words: Sequence[str]) -> Sequence[str]:
     return words
 
 
-def run_door(
-    description: str, variant: str, audio: bool, argv: Sequence[str] | None
-) -> None:
-    """Do what the command line of a generating door asks for."""
-    parser = Parser(description=description)
-    add_generate(parser, variant=variant, audio=audio)
-    args = parser.read(argv)
-    _talk(args.verbose)
-    generate(args, variant)
-
-
-def run_convert(description: str, argv: Sequence[str] | None) -> None:
-    """Do what the command line of the conversion's own door asks for."""
-    parser = Parser(prog="python -m mlx_video.convert", description=description)
-    converting.add_arguments(parser)
-    args = parser.read(argv)
-    converting.convert(args)
-
-
 def main_parser() -> Parser:
     """Every command and option of ``mlx-video``."""
     parser = Parser(prog="mlx-video", description=DESCRIPTION)
@@ -102,12 +84,6 @@ def main_parser() -> Parser:
         add_arguments(command)
         command.set_defaults(run=run, command=command)
     return parser
-
-
-def _talk(verbose: bool) -> None:
-    """Let what the package logs be seen, where that is wished."""
-    if verbose:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 
 class _Version(argparse.Action):
@@ -127,9 +103,9 @@ class _Version(argparse.Action):
 # Commands
 
 
-def generate(args: argparse.Namespace, variant: str | None = None) -> None:
+def generate(args: argparse.Namespace) -> None:
     notices: list[str] = []
-    job = job_from(args, variant, partial(_hear, notices))
+    job = job_from(args, partial(_hear, notices))
     output = output_from(args, job, args.resume)
     if args.from_record or args.resume:
         ask(job, args, output)
@@ -194,7 +170,7 @@ def _hear(notices: list[str], what: object) -> None:
 def plan(args: argparse.Namespace) -> None:
     """Say what a run would take, and whether it fits."""
     notices: list[str] = []
-    job = job_from(args, args.variant, partial(_hear, notices))
+    job = job_from(args, partial(_hear, notices))
     job.check()
     with stood_in(job.files, job.recipe.variant) as files:
         if files != job.files:
@@ -253,10 +229,6 @@ def info(args: argparse.Namespace) -> None:
         raise UserError(f"{short(found.path)} cannot be used as it is, see above.")
 
 
-def _add_generate(parser: argparse.ArgumentParser) -> None:
-    add_generate(parser, variant=None, audio=None)
-
-
 def _add_decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("latents", help="the .latents.safetensors of a run")
     add_video_vae(add_model_files(parser))
@@ -283,12 +255,12 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
     "generate": (
-        _add_generate,
+        add_generate,
         generate,
         "make a clip from a prompt, with or without a picture, with or without sound",
     ),
     "plan": (
-        _add_generate,
+        add_generate,
         plan,
         "say how much memory a run would take, without running it",
     ),

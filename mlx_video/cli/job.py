@@ -30,11 +30,9 @@ FAR = 1.25  # times the rate that a model learned
 
 
 def job_from(
-    args: argparse.Namespace,
-    variant: str | None,
-    hear: Callable[[object], None] = lambda what: None,
+    args: argparse.Namespace, hear: Callable[[object], None] = lambda what: None
 ) -> Job:
-    """The job that the arguments of a generating door ask for; ``hear`` gets notices, and downloads that begin."""
+    """The job that the arguments of ``generate`` ask for; ``hear`` gets notices, and downloads that begin."""
 
     def warn(text: str) -> None:
         hear(f"warning: {text}")
@@ -43,10 +41,9 @@ def job_from(
         return _job_again(args)
     if args.prompt is None:
         raise UserError("Say what to show: --prompt 'a cat on a red sofa'.")
-    variant = variant or args.variant
-    files, defaults = resolve_model(files_from(args), variant, hear)
+    files, defaults = resolve_model(files_from(args), args.variant, hear)
     wanted = defaults.given(
-        frames=_frames(args, files, variant, defaults, warn),
+        frames=_frames(args, files, defaults, warn),
         height=args.height,
         width=args.width,
         fps=args.fps,
@@ -55,7 +52,7 @@ def job_from(
     )
     request = Request(
         prompt=args.prompt,
-        shape=recipes.finished(wanted.shape, getattr(args, "dfr", None)),
+        shape=recipes.finished(wanted.shape, args.dfr),
         negative_prompt=wanted.negative_prompt,
         seed=secrets.randbits(32) if args.seed is None else args.seed,
         audio=wanted.audio,
@@ -64,11 +61,10 @@ def job_from(
         tiling=args.tiling,
         timed=args.duration == AUTO,
     )
-    recipe = recipe_from(args, variant, wanted, files)
-    batched = getattr(args, "batch_guidance", False)
+    recipe = recipe_from(args, wanted, files)
     for warning in _unused(args, recipe, defaults):
         warn(warning)
-    return Job(request, recipe, files, batched)
+    return Job(request, recipe, files, args.batch_guidance)
 
 
 def _unused(
@@ -88,15 +84,7 @@ def _unused(
 
 
 # What may go with a record: where its files lie now, and what makes no other clip.
-_WITH_RECORD = {
-    "model": "model",
-    "text_encoder": "text_encoder",
-    "upsampler": "upsampler",
-    "distilled_lora": "distilled_lora",
-    "detailing_lora": "detailing_lora",
-    "video_vae": "video_vae",
-    "lora": "loras",
-}
+_WITH_RECORD = frozenset(("model", *BESIDE, "loras"))
 _BESIDE_RECORD = frozenset(
     "from_record resume output_path output_audio save_frames overwrite health quiet verbose json yes memory_limit "
     "save_every preview".split()
@@ -109,7 +97,7 @@ def _job_again(args: argparse.Namespace) -> Job:
         raise UserError(
             "--resume goes on and --from-record starts anew; leave out one of them."
         )
-    others = args.typed.keys() - _WITH_RECORD.keys() - _BESIDE_RECORD
+    others = args.typed.keys() - _WITH_RECORD - _BESIDE_RECORD
     if others:
         names = ", ".join(flag for dest, flag in args.typed.items() if dest in others)
         which = "--resume" if args.resume else "--from-record"
@@ -120,8 +108,7 @@ def _job_again(args: argparse.Namespace) -> Job:
 def moved(job: Job, args: argparse.Namespace) -> Job:
     """``job`` with its files where they were typed to be."""
     typed = files_from(args)
-    names = [name for dest, name in _WITH_RECORD.items() if dest in args.typed]
-    found = {name: getattr(typed, name) for name in names}
+    found = {name: getattr(typed, name) for name in args.typed.keys() & _WITH_RECORD}
     return replace(job, files=replace(job.files, **found))
 
 
@@ -130,7 +117,7 @@ def files_from(args: argparse.Namespace) -> Files:
     others = {name: getattr(args, name, None) for name in (*BESIDE, "quantize")}
     return Files(
         model=args.model,
-        loras=tuple(_lora_from(words) for words in getattr(args, "lora", ())),
+        loras=tuple(_lora_from(words) for words in getattr(args, "loras", ())),
         dtype=args.dtype,
         low_memory=getattr(args, "low_memory", False),
         **others,
@@ -140,7 +127,6 @@ def files_from(args: argparse.Namespace) -> Files:
 def _frames(
     args: argparse.Namespace,
     files: Files,
-    variant: str,
     usual: recipes.Defaults,
     warn: Callable[[str], None],
 ) -> int | None:
@@ -148,8 +134,8 @@ def _frames(
 
     The dev model's are rounded, as its scripts expect, and ``warn`` hears of it.
     """
-    if args.duration is None and args.num_frames is not None and variant == "dev":
-        return fitting_frames(args.num_frames, files, variant, warn)
+    if args.duration is None and args.num_frames is not None and args.variant == "dev":
+        return fitting_frames(args.num_frames, files, args.variant, warn)
     if args.duration is None:
         return args.num_frames
     if args.num_frames is not None:
@@ -158,51 +144,39 @@ def _frames(
         )
     if args.duration == AUTO:
         return None
-    scale = geometry_of(files, variant).video
+    scale = geometry_of(files, args.variant).video
     return nearest_frames(args.duration, args.fps or usual.fps, scale.time)
 
 
 def recipe_from(
-    args: argparse.Namespace, variant: str, defaults: recipes.Defaults, files: Files
+    args: argparse.Namespace, defaults: recipes.Defaults, files: Files
 ) -> recipes.Recipe:
-    """The recipe of ``variant`` with the strengths that were given, or else the ``defaults``."""
-    typed = args.typed.keys() & _GUIDANCE_FLAGS.keys()
-    rounds = getattr(args, "dfr", None)
-    if rounds is not None and variant != "distilled":
+    """The recipe of --variant with the strengths that were given, or else the ``defaults``."""
+    if args.dfr is not None and args.variant != "distilled":
         raise UserError("--dfr is for the distilled model; leave out --variant dev.")
-    if files.detailing_lora and rounds is None:
+    if files.detailing_lora and args.dfr is None:
         raise UserError("--detailing-lora is of DFR; add --dfr 0, or leave it out.")
-    if variant == "distilled":
-        refused = typed | args.typed.keys() & {"distilled_lora", "batch_guidance"}
-        if refused := refused - {"steps"}:
-            flags = ", ".join(f for dest, f in args.typed.items() if dest in refused)
-            raise UserError(
-                f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {flags}, "
-                f"or use {DEV_MODEL}."
-            )
-        if rounds is None:
-            return defaults.recipe(variant)
-        detailing = recipes.DETAILING if files.detailing_lora else 0.0
-        return recipes.fidelity(rounds, detailing)
-    strengths = {_GUIDANCE_FLAGS[name]: getattr(args, name) for name in typed}
-    two_stage = strengths.pop("two_stage", False)
-    if strengths.pop("hq", False):
-        half = geometry_of(files, variant).latents(defaults.shape.scaled(0.5))
-        return defaults.hq(half.tokens, **strengths)
-    return defaults.given(**strengths).recipe(variant, two_stage)
+    given = {name: getattr(args, name) for name in args.typed.keys() & _GUIDANCE}
+    if args.variant == "dev":
+        two_stage, hq = given.pop("two_stage", False), given.pop("hq", False)
+        if not hq:
+            return defaults.given(**given).recipe("dev", two_stage)
+        half = geometry_of(files, "dev").latents(defaults.shape.scaled(0.5))
+        return defaults.hq(half.tokens, **given)
+    unused = {*given, "distilled_lora", "batch_guidance"} - {"steps"}
+    if refused := [flag for dest, flag in args.typed.items() if dest in unused]:
+        raise UserError(
+            f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {', '.join(refused)}, "
+            f"or use {DEV_MODEL}."
+        )
+    if args.dfr is None:
+        return defaults.recipe("distilled")
+    return recipes.fidelity(args.dfr, recipes.DETAILING * bool(files.detailing_lora))
 
 
-_GUIDANCE_FLAGS = {
-    "steps": "steps",
-    "two_stage": "two_stage",
-    "hq": "hq",
-    "cfg_scale": "cfg",
-    "audio_cfg_scale": "audio_cfg",
-    "stg_scale": "stg",
-    "stg_blocks": "stg_blocks",
-    "modality_scale": "modality",
-    "rescale": "rescale",
-}
+_GUIDANCE = frozenset(
+    "steps two_stage hq cfg audio_cfg stg stg_blocks modality rescale".split()
+)
 
 
 def inputs_from(args: argparse.Namespace) -> tuple[Input, ...]:

@@ -16,14 +16,8 @@ OWN_DEFAULTS = "These are LTX-2's defaults; another checkpoint may bring its own
 BESIDE = "beside the model, else from the hub"
 
 
-def add_generate(
-    parser: argparse.ArgumentParser, *, variant: str | None, audio: bool | None
-) -> None:
-    """The arguments of a door, ``None`` where the user says nothing and the checkpoint may.
-
-    ``variant`` fixes the model's kind; ``None`` lets the user choose with --variant. ``audio`` is the door's default;
-    ``None`` leaves it to the checkpoint.
-    """
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    """All that can be said of a clip; ``None`` where nothing is, and the checkpoint's defaults apply."""
     prompt = add_prompt(parser)
     option(
         prompt,
@@ -34,9 +28,8 @@ def add_generate(
     flag(prompt, "--enhance-prompt", "let the text encoder rewrite the prompt first")
     _add_size(parser)
     _add_inputs(parser)
-    if variant != "distilled":
-        _add_guidance(parser)
-    _add_model(parser, variant)
+    _add_guidance(parser)
+    _add_model(parser)
     _add_memory(parser)
     output = add_output(parser, shown="named after the prompt and the seed")
     option(
@@ -44,8 +37,7 @@ def add_generate(
         "--audio",
         "with or without sound",
         action=argparse.BooleanOptionalAction,
-        real=audio,
-        shown="without" if audio is False else "with",
+        shown="with, but for python -m mlx_video.generate and generate_dev",
     )
     option(
         output,
@@ -157,7 +149,8 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         ),
         ("--rescale", video.rescale, "reduces contrast; 0 is off, 1 the most"),
     ):
-        add(name, about, type=float, shown=f"{usual:g}")
+        dest = name.strip("-").removesuffix("-scale").replace("-", "_")
+        add(name, about, type=float, dest=dest, shown=f"{usual:g}")
     add(
         "--stg-blocks",
         "transformer blocks that spatiotemporal guidance perturbs",
@@ -176,31 +169,29 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         flag(group, name, about)
 
 
-def _add_model(parser: argparse.ArgumentParser, variant: str | None) -> None:
+def _add_model(parser: argparse.ArgumentParser) -> None:
     group = add_model_files(parser)
     add = partial(option, group)
-    if variant is None:
-        add(
-            "--variant",
-            "distilled: few steps; dev: guided, many steps",
-            choices=("distilled", "dev"),
-            real="distilled",
-        )
-    if variant != "dev":
-        add(
-            "--dfr",
-            "DFR, by the distilled LTX-2.5: generates pictures with the clip and doubles its frame rate ROUNDS times "
-            "(0 to 2); frames and rate are those before",
-            type=int,
-            metavar="ROUNDS",
-            shown="off",
-        )
-        add(
-            "--detailing-lora",
-            "IC-LoRA for the second stage of --dfr, which then looks at the clip of the first",
-            metavar="PATH",
-            shown="none",
-        )
+    add(
+        "--variant",
+        "distilled: few steps; dev: guided, many steps",
+        choices=("distilled", "dev"),
+        real="distilled",
+    )
+    add(
+        "--dfr",
+        "DFR, by the distilled LTX-2.5: generates pictures with the clip and doubles its frame rate ROUNDS times "
+        "(0 to 2); frames and rate are those before",
+        type=int,
+        metavar="ROUNDS",
+        shown="off",
+    )
+    add(
+        "--detailing-lora",
+        "IC-LoRA for the second stage of --dfr, which then looks at the clip of the first",
+        metavar="PATH",
+        shown="none",
+    )
     add_video_vae(group)
     add("--upsampler", "latent upsampler .safetensors", metavar="PATH", shown=BESIDE)
     add(
@@ -208,6 +199,7 @@ def _add_model(parser: argparse.ArgumentParser, variant: str | None) -> None:
         "LoRA to fuse into the transformer by STRENGTH (1 if left out); repeatable",
         action="append",
         nargs="+",
+        dest="loras",
         real=(),
         shown="",
         metavar=("PATH", "STRENGTH"),

@@ -6,8 +6,7 @@ argparse alone reads it. Options default to ``None``, so that what was typed is 
 import argparse
 import difflib
 import re
-import sys
-from typing import NoReturn, Sequence
+from typing import Mapping, NoReturn, Sequence
 
 from mlx_video.errors import UserError
 from mlx_video.names import GONE, OPTIONS
@@ -15,6 +14,7 @@ from mlx_video.names import GONE, OPTIONS
 # What argparse says of an option and its value -> what we say; the first names the option alone.
 OUR_WORDS = {
     r"^argument ([^:/ ]+)[^:]*: ": r"\1: ",
+    r"^(\S+): (must .*)": r"\1 \2.",
     r"^(\S+): invalid int value: (.*)": r"\1 takes a whole number; got \2.",
     r"^(\S+): invalid float value: (.*)": r"\1 takes a number; got \2.",
     r"^(\S+): expected .*argument.*": r"\1 needs a value after it; see --help.",
@@ -43,12 +43,13 @@ class Parser(argparse.ArgumentParser):
             message = re.sub(theirs, ours, message)
         raise UserError(message)
 
-    def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """The arguments in ``argv``, by default the process's; ``typed`` maps those that were typed to their option.
+    def read(
+        self, words: Sequence[str], usual: Mapping[str, object] = {}
+    ) -> argparse.Namespace:
+        """The arguments in ``words``; ``typed`` maps those that were typed to their option, ``usual`` replaces defaults.
 
         Of a word that nothing takes, the parser speaks that the arguments hold as ``command``, if there is one.
         """
-        words = sys.argv[1:] if argv is None else argv
         args, unknown = self.parse_known_args(_renamed(words))
         command = getattr(args, "command", self)
         if getattr(args, "prompt", "") is None and [*map(_says, unknown)] == [True]:
@@ -60,7 +61,7 @@ class Parser(argparse.ArgumentParser):
             if getattr(args, action.dest, None) is not None and action.option_strings:
                 args.typed[action.dest] = action.option_strings[0]
             elif action.dest in args and hasattr(action, "real"):
-                setattr(args, action.dest, action.real)
+                setattr(args, action.dest, usual.get(action.dest, action.real))
         return args
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
