@@ -23,13 +23,14 @@ from mlx_video import recipes
 from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.disk import check_free
 from mlx_video.errors import UserError
+from mlx_video.events import Event, Warned
 from mlx_video.inputs import Image, Input, as_input
 from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output, clip_path
 from mlx_video.pipeline import Request
 from mlx_video.plan import describe
 from mlx_video.record import Job
-from mlx_video.run import Event, Options, Sampled, Warned, sample, write
+from mlx_video.run import Options, Sampled, sample, write
 from mlx_video.types import Clip, Sample, Step, Waveform
 
 log = logging.getLogger(__name__)

@@ -172,6 +172,21 @@ def folder_aside(folder: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it where they are missing; if the block fails, remove those that are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with file_errors(folder, "made"):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
 def check_free(path: Path, overwrite: bool = False) -> None:
     """Raise ``UserError`` where ``path`` exists, even as a dangling link, unless ``overwrite``."""
     if os.path.lexists(path) and not overwrite:

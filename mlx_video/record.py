@@ -12,7 +12,7 @@ import mlx_video
 from mlx_video import plan as plans
 from mlx_video import weights
 from mlx_video.checkpoint import Files, model_of, open_components
-from mlx_video.disk import is_there, read_small, short, written_aside
+from mlx_video.disk import is_there, read_small, short
 from mlx_video.errors import MissingFileError, UserError, check_text
 from mlx_video.fidelity import pipeline_for
 from mlx_video.formats.safetensors import clip
@@ -22,7 +22,6 @@ from mlx_video.models.ltx.find import find_geometry
 from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
-from mlx_video.types import AV
 
 RECORD_KEY = "mlx_video"  # of the record, in a file's metadata
 LETTERS_PER_TOKEN = 3  # of a prompt, at least, in most languages
@@ -242,29 +241,3 @@ def _strings(value: object, place: str) -> Iterator[tuple[str, str]]:
         case list() | tuple():
             for index, inner in enumerate(value):
                 yield from _strings(inner, f"{place}.{index}")
-
-
-# Latents and states
-
-
-def save_tensors(
-    path: Path,
-    tensors: AV[mx.array],
-    metadata: dict[str, str],
-    others: Mapping[str, mx.array] | None = None,
-) -> None:
-    """Write arrays "video", "audio" and ``others``, and strings, completely or not at all; raises ``UserError`` on failure."""
-    named = {modality.value: tensors[modality] for modality in tensors.present}
-    named |= others or {}
-    with written_aside(path, overwrite=True) as aside:
-        weights.write_tensors(aside, named, metadata)
-
-
-def load_tensors(path: Path) -> tuple[AV[mx.array], dict[str, str]]:
-    """What ``save_tensors`` wrote; lazy."""
-    tensors, metadata = weights.read(path)
-    if "video" not in tensors:
-        raise UserError(
-            f"{short(path)} holds no video latents; give the .latents.safetensors that a run left."
-        )
-    return AV(tensors["video"], tensors.get("audio")), metadata

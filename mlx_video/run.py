@@ -1,13 +1,12 @@
 """A job carried out to files that are safe, as a stream of events. It prints nothing: terminal and server listen.
 
-Every event is a tuple of plain values (a ``Preview`` has pixels). Whatever ends a run carries a note of where its work is kept.
+Whatever ends a run carries a note of where its work is kept.
 """
 
 import math
-import shlex
 import time
 from collections import deque
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Generator, Iterable, Iterator, NamedTuple, TypeVar
@@ -17,26 +16,30 @@ import numpy as np
 
 from mlx_video import hub
 from mlx_video import plan as plans
-from mlx_video import weights
-from mlx_video.disk import file_errors, reserved, short, written_aside
-from mlx_video.errors import UserError
-from mlx_video.health import HealthError, check_latents
+from mlx_video.disk import folder_made, reserved, short, written_aside
+from mlx_video.events import (
+    Downloading,
+    Event,
+    Fused,
+    Planned,
+    Took,
+    Warned,
+    Written,
+)
+from mlx_video.health import check_latents
+from mlx_video.kept import Keeper, check_shapes, load_state, load_tensors
 from mlx_video.models.ltx.components import Announce
 from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached
-from mlx_video.plan import Phase
 from mlx_video.previews import Preview
-from mlx_video.record import RECORD_KEY, Job, load_tensors, save_tensors
+from mlx_video.record import RECORD_KEY, Job
 from mlx_video.types import AV, Clip, Sample, Step, Waveform
 
 X = TypeVar("X")
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse ...
 CPU_CACHE_LIMIT = 2**25  # ... and for a CPU, where more was seen to gain no time
-WORTH_SAVING = 10.0  # seconds of sampling, when a run is stopped
-STAGE, STEP = "stage", "step"  # of a state, in its file's metadata
 SPARE = 2**20  # bytes of what stands beside latents in their file
-SOUND = "sound"  # that the clip has from a stage before, in a state's file
 
 
 @dataclass(frozen=True)
@@ -59,65 +62,6 @@ class Options:
     shelf: Shelf | None = None
 
 
-class Downloading(NamedTuple):
-    """Files are about to be fetched from the hub; ``terms`` is the licence, in a line, where it is known."""
-
-    repo: str
-    bytes: int
-    files: tuple[str, ...]
-    terms: str = ""
-
-
-class Planned(NamedTuple):
-    """What the run will make, where, and what it will take; ``job`` is as its record will tell it."""
-
-    job: Job
-    path: str
-    phases: tuple[Phase, ...]
-    limit: float
-    chosen: str
-
-
-class Fused(NamedTuple):
-    """A LoRA was fused into the model."""
-
-    text: str
-
-
-class Saved(NamedTuple):
-    """Work was saved that an interrupted run can go on from: ``step`` of a stage, or ``None`` for finished latents."""
-
-    path: str
-    step: int | None
-    prompt: str
-
-
-class Warned(NamedTuple):
-    """The run goes on, without something."""
-
-    text: str
-
-
-class Took(NamedTuple):
-    """A phase has ended, after so many seconds and with such a peak of bytes."""
-
-    phase: str
-    seconds: float
-    peak: int
-
-
-class Written(NamedTuple):
-    """The clip and what goes with it are complete; always the last event."""
-
-    path: str
-    record: str
-    seconds: float
-    peak: int
-
-
-Event = Downloading | Planned | Fused | Step | Preview | Saved | Warned | Took | Written
-
-
 def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Event]:
     """Carry out ``job`` and write its files; what is to happen is yielded before it happens.
 
@@ -129,7 +73,7 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
     start = None if options.resume is None else load_state(options.resume, job)
     if start is None:
         output.check_unfinished()
-    with _made(output.path.parent), output.owned():
+    with folder_made(output.path.parent), output.owned():
         job, plan, pipeline = yield from _prepared(job, options)
         output.check_space(job.request.shape, _bytes(pipeline, job))
         yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
@@ -162,7 +106,7 @@ def sample(job: Job, options: Options = Options()) -> Generator[Event, None, Sam
 def write(sampled: Sampled, output: Output) -> Iterator[Event]:
     """Decode what was sampled and write its files."""
     job, latents, pipeline = sampled
-    with _made(output.path.parent), output.owned():
+    with folder_made(output.path.parent), output.owned():
         output.check_space(job.request.shape, 0)
         yield from _timed(_written(pipeline, latents, job, output), output)
 
@@ -222,7 +166,7 @@ def finish(
     output.check(job.request.audio)
     tensors, _ = load_tensors(latents)
     job, plan, pipeline = yield from _prepared(job, options, sampled=True)
-    _check_latents(latents, tensors, pipeline.latent_shapes(job.request))
+    check_shapes(latents, tensors, pipeline.latent_shapes(job.request))
     if options.health:
         check_latents(tensors, f"reading {short(latents)}", "Sample the clip again")
     yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
@@ -234,7 +178,7 @@ def _carried_out(
     pipeline: Pipeline, job: Job, output: Output, options: Options, start
 ) -> Iterator[Event]:
     """Sample, keep what was sampled, and decode it. The latents' room on the disk is taken before."""
-    keeper = _Keeper(job, output, options)
+    keeper = Keeper(job, output, options.save_every, options.resume)
     with reserved(output.latents, _bytes(pipeline, job) + SPARE) as room, keeper:
         fused = 0
         for event in pipeline.events(job.request, start):
@@ -251,62 +195,6 @@ def _carried_out(
                     yield from keeper.sampled(event)
         yield from _written(pipeline, event.latents, keeper.job, output)
         keeper.done()
-
-
-class _Keeper:
-    """Keeps the work of a run on disk until its clip is written; notes on whatever ends the run where it is."""
-
-    def __init__(self, job: Job, output: Output, options: Options):
-        self.job, self.output, self.options = job, output, options
-        self.unsaved: Reached | None = None
-        self.saved = time.monotonic()
-
-    def __enter__(self) -> "_Keeper":
-        return self
-
-    def __exit__(self, kind, error: BaseException | None, _) -> None:
-        if error is None:
-            return
-        if self.unsaved and time.monotonic() - self.saved > WORTH_SAVING:
-            with suppress(UserError):
-                save_state(self.output, self.unsaved, self.job)
-        if where := where_kept(self.output):
-            as_it_is = " Add --no-health-check to have it as it is."
-            error.add_note(where + as_it_is * isinstance(error, HealthError))
-
-    def reached(self, state: Reached) -> Iterator[Event]:
-        """Save the state, if it is time."""
-        self.unsaved = state
-        if time.monotonic() - self.saved >= self.options.save_every:
-            yield from self._tried(save_state, state)
-            self.unsaved, self.saved = None, time.monotonic()
-
-    def sampled(self, sample: Sample) -> Iterator[Event]:
-        """Save the latents; the clip may still be made where they cannot be saved."""
-        self.unsaved = None
-        self.job = self.job.with_prompt(sample.prompt)
-        yield from self._tried(save_latents, sample)
-        if self.output.latents.exists():
-            self._remove_states()
-
-    def done(self) -> None:
-        """The clip is written: nothing needs to be kept."""
-        self.output.latents.unlink(missing_ok=True)
-        self._remove_states()
-
-    def _tried(self, save: Callable, what: Sample | Reached) -> Iterator[Event]:
-        try:
-            path = save(self.output, what, self.job)
-        except UserError as error:
-            yield Warned(str(error))
-        else:
-            step = getattr(what, "step", None)
-            yield Saved(str(path), step, self.job.request.prompt)
-
-    def _remove_states(self) -> None:
-        for state in (self.output.state, self.options.resume):
-            if state is not None:
-                state.unlink(missing_ok=True)
 
 
 def _written(
@@ -340,7 +228,7 @@ def _written(
             while steps:
                 yield steps.popleft()
     if output.audio:
-        with _made(output.audio.parent):
+        with folder_made(output.audio.parent):
             media.save_wav(sound, output.audio, overwrite=output.overwrite)
     with written_aside(output.record, output.overwrite) as aside:
         aside.write_text(record + "\n", encoding="utf-8")
@@ -361,79 +249,10 @@ def _with_sound(
             return sound
 
 
-# What is kept
-
-
-def where_kept(output: Output) -> str | None:
-    """A sentence on what an unfinished run to ``output`` has left, and how to go on with it."""
-    ways = {
-        output.latents: "The latents are kept: finish with `mlx-video decode {}`.",
-        output.state: "What was sampled is kept: go on with `mlx-video generate --resume {}`.",
-    }
-    notes = (n.format(shlex.quote(str(p))) for p, n in ways.items() if p.exists())
-    return next(notes, None)
-
-
-def save_latents(output: Output, sample: Sample, job: Job) -> Path:
-    """Write a sample beside its record, for ``finish``; returns where. Raises ``UserError`` where that cannot be."""
-    record = {RECORD_KEY: job.with_prompt(sample.prompt).record()}
-    save_tensors(output.latents, sample.latents, record | output.remembered())
-    return output.latents
-
-
-def save_state(output: Output, state: Reached, job: Job) -> Path:
-    """Write where sampling has got to, beside the record; returns where. Raises ``UserError`` where that cannot be."""
-    words = {RECORD_KEY: job.record(), STAGE: str(state.stage), STEP: str(state.step)}
-    sound = {} if state.sound is None else {SOUND: state.sound}
-    save_tensors(output.state, state.latents, words | output.remembered(), sound)
-    return output.state
-
-
-def recalled(left: Path) -> Output:
-    """The files that a run meant to write which left latents or a state."""
-    return Output.recalled(left, load_tensors(left)[1])
-
-
-def load_state(path: Path, job: Job) -> Reached:
-    """What ``save_state`` wrote, for the ``job`` of its record."""
-    latents, metadata = load_tensors(path)
-    stages = [len(stage.sigmas) - 1 for stage in job.recipe.stages]
-    try:
-        stage, step = int(metadata[STAGE]), int(metadata[STEP])
-        fits = stage >= 0 and 0 < step < stages[stage]
-        sound = weights.read(path)[0].get(SOUND)
-        if job.request.audio and stage > job.recipe.sound_stage:
-            fits = fits and sound is not None
-    except (KeyError, ValueError, IndexError):
-        fits = False
-    if not fits or latents.present != AV(True, job.request.audio or None).present:
-        raise UserError(
-            f"{short(path)} is no state to go on from; give the .state.safetensors that a stopped run left."
-        )
-    return Reached(stage, step, latents, sound)
-
-
-def _check_latents(path: Path, latents: AV[mx.array], shapes: AV[tuple]) -> None:
-    """Raise where ``latents`` are not those that their record asks for."""
-    given = latents.map(lambda x: tuple(x.shape))
-    if given != shapes:
-        raise UserError(
-            f"{short(path)} does not fit its record: it holds {_shapes(given)}, and the record asks for {_shapes(shapes)}."
-        )
-
-
-def _shapes(shapes: AV[tuple]) -> str:
-    sizes = (f"{m.value} {'x'.join(map(str, shapes[m]))}" for m in shapes.present)
-    return " and ".join(sizes)
-
-
 def _bytes(pipeline: Pipeline, job: Job) -> int:
     """Of the latents that sampling will make."""
     shapes = pipeline.latent_shapes(job.request).values
     return sum(4 * math.prod(shape) for shape in shapes)
-
-
-# Around a run
 
 
 class _Heard(Exception):
@@ -461,45 +280,23 @@ def _announced(
 
 def _timed(events: Iterable[Event], output: Output) -> Iterator[Event]:
     """``events``, with what each phase took, and ``Written`` at the end."""
-    clock = _Clock()
+    phases: list[Took] = []
+    phase, began = None, 0.0
+
+    def ended() -> Iterator[Took]:
+        if phase is not None:
+            seconds, peak = time.perf_counter() - began, mx.get_peak_memory()
+            phases.append(Took(phase, seconds, peak))
+            yield phases[-1]
+
     for event in events:
-        if isinstance(event, Step) and event.phase != clock.phase:
-            yield from clock.end()
-            clock.begin(event.phase)
+        if isinstance(event, Step) and event.phase != phase:
+            yield from ended()
+            phase, began = event.phase, time.perf_counter()
+            mx.reset_peak_memory()
         yield event
-    yield from clock.end()
-    yield Written(str(output.path), str(output.record), clock.seconds, clock.peak)
-
-
-class _Clock:
-    """Seconds and peak memory of the phase that is under way, and of all."""
-
-    def __init__(self):
-        self.phase: str | None = None
-        self.seconds, self.peak = 0.0, 0
-
-    def begin(self, phase: str) -> None:
-        self.phase, self.started = phase, time.perf_counter()
-        mx.reset_peak_memory()
-
-    def end(self) -> Iterator[Took]:
-        if self.phase is not None:
-            seconds, peak = time.perf_counter() - self.started, mx.get_peak_memory()
-            self.seconds, self.peak = self.seconds + seconds, max(self.peak, peak)
-            yield Took(self.phase, seconds, peak)
-        self.phase = None
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it where they are missing; if the block fails, remove those that are empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with file_errors(folder, "made"):
-            folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        raise
+    yield from ended()
+    seconds, peak = sum(p.seconds for p in phases), max(
+        (p.peak for p in phases), default=0
+    )
+    yield Written(str(output.path), str(output.record), seconds, peak)

@@ -24,6 +24,7 @@ from mlx_video.checkpoint import Files
 from mlx_video.cli import commands
 from mlx_video.convert import convert
 from mlx_video.errors import MissingFileError
+from mlx_video.events import Event, Planned, Written
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
@@ -32,7 +33,6 @@ from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.layouts import MAX_TOKENS, identify
 from mlx_video.plan import Phase
 from mlx_video.record import Job
-from mlx_video.run import Event, Planned, Written
 from mlx_video.types import AV
 from tests.checkpoints import MODEL, completed, rewrite, tiny_folder, write_lora
 from tests.media_reading import read_clip

@@ -17,6 +17,7 @@ from mlx_video.conditioning import VideoConditionByLatentIndex, apply_conditioni
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.convert import sanitize_transformer_weights, sanitize_vae_encoder_weights
 from mlx_video.errors import UserError
+from mlx_video.events import Planned, Written
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
 from mlx_video.models.ltx.ltx import LTXModel
@@ -26,7 +27,6 @@ from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.plan import Phase
 from mlx_video.postprocess import save_video
 from mlx_video.record import Job
-from mlx_video.run import Planned, Written
 from tests.checkpoints import MODEL
 from tests.media_reading import read_clip
 from tests.reference import FIXTURES

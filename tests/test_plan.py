@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_video import cli, postprocess, recipes, weights
 from mlx_video.checkpoint import Files
+from mlx_video.events import Planned, Took
 from mlx_video.inputs import COMPRESSED, Image
 from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.components import Components
@@ -38,7 +39,7 @@ from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.plan import GB, LIBRARIES, LIBRARY_BYTES, Plan, Work, machine_bytes, plan
 from mlx_video.record import Job
-from mlx_video.run import Options, Planned, Took, run
+from mlx_video.run import Options, run
 from mlx_video.types import AV, VideoPixelShape, VideoScale
 from tests.checkpoints import MODEL, wide_gemma
 from tests.reference import FIXTURES

@@ -11,6 +11,7 @@ from PIL import Image
 from mlx_video import cli, plan, previews, recipes
 from mlx_video.checkpoint import Files
 from mlx_video.conditioning.latent import LatentState
+from mlx_video.events import Warned
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.patchify import patchify_video
 from mlx_video.output import Output
@@ -18,7 +19,7 @@ from mlx_video.pipeline import Request
 from mlx_video.postprocess import to_uint8
 from mlx_video.previews import Preview, Previews
 from mlx_video.record import Job
-from mlx_video.run import Options, Warned, run
+from mlx_video.run import Options, run
 from mlx_video.types import AV, VideoLatentShape, VideoPixelShape
 
 SHAPE = VideoPixelShape(9, 128, 128, 24.0)

@@ -13,26 +13,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video import disk, hub, recipes
-from mlx_video import run as running
+from mlx_video import disk, hub, kept, recipes
 from mlx_video.checkpoint import Files
 from mlx_video.errors import UserError
+from mlx_video.events import Downloading, Fused, Planned, Saved, Took, Warned, Written
 from mlx_video.inputs import Image
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
-from mlx_video.run import (
-    Downloading,
-    Fused,
-    Options,
-    Planned,
-    Saved,
-    Took,
-    Warned,
-    Written,
-    finish,
-    run,
-)
+from mlx_video.run import Options, finish, run
 from mlx_video.types import AV, Step, VideoPixelShape
 from tests.media_reading import read_clip
 
@@ -310,7 +299,7 @@ def test_the_state_is_saved_as_a_run_is_stopped_and_noted(model, here, monkeypat
             raise KeyboardInterrupt
         return True
 
-    monkeypatch.setattr(running, "WORTH_SAVING", -1.0)
+    monkeypatch.setattr(kept, "WORTH_SAVING", -1.0)
     monkeypatch.setattr("mlx_video.pipeline.may_start", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         list(run(job(model, guided()), Output(Path("x.mp4"))))
@@ -351,13 +340,13 @@ def test_a_state_keeps_the_sound_of_a_stage_that_is_done(model, here):
     stopped(model, recipe, Step("stage 2", 2, 3), audio=True)
     state = here / "x.state.safetensors"
     again = Job.from_record(state)
-    assert running.load_state(state, again).sound.shape == (1, 8, 9, 16)
+    assert kept.load_state(state, again).sound.shape == (1, 8, 9, 16)
     tensors, words = mx.load(str(state), return_metadata=True)
     mx.eval(tensors)
     del tensors["sound"]
     mx.save_safetensors(str(state), tensors, words)
     with pytest.raises(UserError, match="is no state to go on from"):
-        running.load_state(state, again)
+        kept.load_state(state, again)
 
 
 # Finishing
@@ -417,7 +406,7 @@ def test_latents_and_states_remember_the_files_of_their_run(model, here):
     events = run(job(model, audio=True), output, Options(save_every=0))
     for kind in ("state", "latents"):
         next(e for e in events if isinstance(e, Saved) and kind in e.path)
-        assert running.recalled(Path(f"x.{kind}.safetensors")) == output
+        assert kept.recalled(Path(f"x.{kind}.safetensors")) == output
     events.close()
 
 

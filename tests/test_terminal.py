@@ -18,21 +18,13 @@ from mlx_video.cli import commands, consent, progress, terminal
 from mlx_video.cli.job import output_from
 from mlx_video.cli.progress import Progress
 from mlx_video.errors import UserError
+from mlx_video.events import Downloading, Fused, Planned, Saved, Took, Warned, Written
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
 from mlx_video.output import Output, named_after
 from mlx_video.pipeline import Request
 from mlx_video.plan import Phase
 from mlx_video.record import Job
-from mlx_video.run import (
-    Downloading,
-    Fused,
-    Planned,
-    Saved,
-    Took,
-    Warned,
-    Written,
-)
 from mlx_video.types import Step, VideoPixelShape
 
 ROOT = Path(__file__).parent.parent

@@ -31,6 +31,7 @@ from mlx_video.cli.progress import Progress, catalog_text, describe_text, plan_t
 from mlx_video.cli.terminal import say, tell
 from mlx_video.disk import file_errors, short, typed_path
 from mlx_video.errors import UserError
+from mlx_video.events import Event, Planned, Written
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.catalog import catalog, entry
 from mlx_video.models.ltx.describe import describe
@@ -39,7 +40,7 @@ from mlx_video.models.ltx.standins import stood_in
 from mlx_video.previews import Preview
 from mlx_video.recipes import SEED, distilled
 from mlx_video.record import Job
-from mlx_video.run import Event, Planned, Written, finish
+from mlx_video.run import finish
 from mlx_video.run import run as run_job
 from mlx_video.verify import verify
 

@@ -18,12 +18,13 @@ from mlx_video.checkpoint import (
 from mlx_video.cli.values import AUTO
 from mlx_video.errors import UserError
 from mlx_video.inputs import Input
+from mlx_video.kept import recalled
 from mlx_video.models.ltx.duration import nearest_frames
 from mlx_video.models.ltx.files import BESIDE
 from mlx_video.output import Output, clip_path
 from mlx_video.record import Job
 from mlx_video.request import Request
-from mlx_video.run import Options, recalled
+from mlx_video.run import Options
 
 DEV_MODEL = "the dev model (--variant dev, or python -m mlx_video.generate_dev)"
 FAR = 1.25  # times the rate that a model learned

@@ -5,11 +5,7 @@ import time
 from typing import Sequence
 
 from mlx_video.cli.terminal import harmless, say, watched
-from mlx_video.models.ltx.catalog import Entry
-from mlx_video.models.ltx.describe import Description, PartSummary
-from mlx_video.models.ltx.find import DEMO_KNOWS, PACKAGED
-from mlx_video.plan import Phase, Plan, beside, largest
-from mlx_video.run import (
+from mlx_video.events import (
     Downloading,
     Event,
     Fused,
@@ -19,6 +15,10 @@ from mlx_video.run import (
     Warned,
     Written,
 )
+from mlx_video.models.ltx.catalog import Entry
+from mlx_video.models.ltx.describe import Description, PartSummary
+from mlx_video.models.ltx.find import DEMO_KNOWS, PACKAGED
+from mlx_video.plan import Phase, Plan, beside, largest
 from mlx_video.types import Step
 
 GB = 1e9

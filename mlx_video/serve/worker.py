@@ -24,6 +24,7 @@ from typing import Iterator, Mapping
 
 from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.errors import UserError
+from mlx_video.events import Event, Planned
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.shelf import Shelf
@@ -31,7 +32,7 @@ from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.previews import Preview
 from mlx_video.record import Job
-from mlx_video.run import Event, Options, Planned, finish, run
+from mlx_video.run import Options, finish, run
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
 from mlx_video.stills import save_still, save_stills
 from mlx_video.types import Step, VideoPixelShape

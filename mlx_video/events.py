@@ -1,0 +1,67 @@
+"""What a run tells while it goes on: tuples of plain values, but for a ``Preview``, which has pixels."""
+
+from typing import NamedTuple
+
+from mlx_video.plan import Phase
+from mlx_video.previews import Preview
+from mlx_video.record import Job
+from mlx_video.types import Step
+
+
+class Downloading(NamedTuple):
+    """Files are about to be fetched from the hub; ``terms`` is the licence, in a line, where it is known."""
+
+    repo: str
+    bytes: int
+    files: tuple[str, ...]
+    terms: str = ""
+
+
+class Planned(NamedTuple):
+    """What the run will make, where, and what it will take; ``job`` is as its record will tell it."""
+
+    job: Job
+    path: str
+    phases: tuple[Phase, ...]
+    limit: float
+    chosen: str
+
+
+class Fused(NamedTuple):
+    """A LoRA was fused into the model."""
+
+    text: str
+
+
+class Saved(NamedTuple):
+    """Work was saved that an interrupted run can go on from: ``step`` of a stage, or ``None`` for finished latents."""
+
+    path: str
+    step: int | None
+    prompt: str
+
+
+class Warned(NamedTuple):
+    """The run goes on, without something."""
+
+    text: str
+
+
+class Took(NamedTuple):
+    """A phase has ended, after so many seconds and with such a peak of bytes."""
+
+    phase: str
+    seconds: float
+    peak: int
+
+
+class Written(NamedTuple):
+    """The clip and what goes with it are complete; always the last event."""
+
+    path: str
+    record: str
+    seconds: float
+    peak: int
+
+
+Event = Downloading | Planned | Fused | Step | Preview | Saved | Warned | Took | Written

@@ -1,0 +1,168 @@
+"""The work of a run that has no clip yet, on disk: finished latents, or the state of a sampling that goes on from there."""
+
+import shlex
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Callable, Iterator, Mapping
+
+import mlx.core as mx
+
+from mlx_video import weights
+from mlx_video.disk import short, written_aside
+from mlx_video.errors import UserError
+from mlx_video.events import Event, Saved, Warned
+from mlx_video.health import HealthError
+from mlx_video.output import Output
+from mlx_video.pipeline import Reached
+from mlx_video.record import RECORD_KEY, Job
+from mlx_video.types import AV, Sample
+
+WORTH_SAVING = 10.0  # seconds of sampling, when a run is stopped
+STAGE, STEP = "stage", "step"  # of a state, in its file's metadata
+SOUND = "sound"  # that the clip has from a stage before, in a state's file
+
+
+class Keeper:
+    """Keeps the work of a run on disk until its clip is written; notes on whatever ends the run where it is.
+
+    every    seconds after which a state is saved again; ``resumed`` is the one that the run goes on from
+    """
+
+    def __init__(self, job: Job, output: Output, every: float, resumed: Path | None):
+        self.job, self.output, self.every, self.resumed = job, output, every, resumed
+        self.unsaved: Reached | None = None
+        self.saved = time.monotonic()
+
+    def __enter__(self) -> "Keeper":
+        return self
+
+    def __exit__(self, kind, error: BaseException | None, _) -> None:
+        if error is None:
+            return
+        if self.unsaved and time.monotonic() - self.saved > WORTH_SAVING:
+            with suppress(UserError):
+                save_state(self.output, self.unsaved, self.job)
+        if where := where_kept(self.output):
+            as_it_is = " Add --no-health-check to have it as it is."
+            error.add_note(where + as_it_is * isinstance(error, HealthError))
+
+    def reached(self, state: Reached) -> Iterator[Event]:
+        """Save the state, if it is time."""
+        self.unsaved = state
+        if time.monotonic() - self.saved >= self.every:
+            yield from self._tried(save_state, state)
+            self.unsaved, self.saved = None, time.monotonic()
+
+    def sampled(self, sample: Sample) -> Iterator[Event]:
+        """Save the latents; the clip may still be made where they cannot be saved."""
+        self.unsaved = None
+        self.job = self.job.with_prompt(sample.prompt)
+        yield from self._tried(save_latents, sample)
+        if self.output.latents.exists():
+            self._remove_states()
+
+    def done(self) -> None:
+        """The clip is written: nothing needs to be kept."""
+        self.output.latents.unlink(missing_ok=True)
+        self._remove_states()
+
+    def _tried(self, save: Callable, what: Sample | Reached) -> Iterator[Event]:
+        try:
+            path = save(self.output, what, self.job)
+        except UserError as error:
+            yield Warned(str(error))
+        else:
+            step = getattr(what, "step", None)
+            yield Saved(str(path), step, self.job.request.prompt)
+
+    def _remove_states(self) -> None:
+        for state in (self.output.state, self.resumed):
+            if state is not None:
+                state.unlink(missing_ok=True)
+
+
+def where_kept(output: Output) -> str | None:
+    """A sentence on what an unfinished run to ``output`` has left, and how to go on with it."""
+    ways = {
+        output.latents: "The latents are kept: finish with `mlx-video decode {}`.",
+        output.state: "What was sampled is kept: go on with `mlx-video generate --resume {}`.",
+    }
+    notes = (n.format(shlex.quote(str(p))) for p, n in ways.items() if p.exists())
+    return next(notes, None)
+
+
+def save_latents(output: Output, sample: Sample, job: Job) -> Path:
+    """Write a sample beside its record, for ``finish``; returns where. Raises ``UserError`` where that cannot be."""
+    record = {RECORD_KEY: job.with_prompt(sample.prompt).record()}
+    _save_tensors(output.latents, sample.latents, record | output.remembered())
+    return output.latents
+
+
+def save_state(output: Output, state: Reached, job: Job) -> Path:
+    """Write where sampling has got to, beside the record; returns where. Raises ``UserError`` where that cannot be."""
+    words = {RECORD_KEY: job.record(), STAGE: str(state.stage), STEP: str(state.step)}
+    sound = {} if state.sound is None else {SOUND: state.sound}
+    _save_tensors(output.state, state.latents, words | output.remembered(), sound)
+    return output.state
+
+
+def recalled(left: Path) -> Output:
+    """The files that a run meant to write which left latents or a state."""
+    return Output.recalled(left, load_tensors(left)[1])
+
+
+def load_state(path: Path, job: Job) -> Reached:
+    """What ``save_state`` wrote, for the ``job`` of its record."""
+    latents, metadata = load_tensors(path)
+    stages = [len(stage.sigmas) - 1 for stage in job.recipe.stages]
+    try:
+        stage, step = int(metadata[STAGE]), int(metadata[STEP])
+        fits = stage >= 0 and 0 < step < stages[stage]
+        sound = weights.read(path)[0].get(SOUND)
+        if job.request.audio and stage > job.recipe.sound_stage:
+            fits = fits and sound is not None
+    except (KeyError, ValueError, IndexError):
+        fits = False
+    if not fits or latents.present != AV(True, job.request.audio or None).present:
+        raise UserError(
+            f"{short(path)} is no state to go on from; give the .state.safetensors that a stopped run left."
+        )
+    return Reached(stage, step, latents, sound)
+
+
+def check_shapes(path: Path, latents: AV[mx.array], shapes: AV[tuple]) -> None:
+    """Raise where ``latents`` are not those that their record asks for."""
+    given = latents.map(lambda x: tuple(x.shape))
+    if given != shapes:
+        raise UserError(
+            f"{short(path)} does not fit its record: it holds {_listed(given)}, and the record asks for {_listed(shapes)}."
+        )
+
+
+def _listed(shapes: AV[tuple]) -> str:
+    sizes = (f"{m.value} {'x'.join(map(str, shapes[m]))}" for m in shapes.present)
+    return " and ".join(sizes)
+
+
+def _save_tensors(
+    path: Path,
+    tensors: AV[mx.array],
+    metadata: dict[str, str],
+    others: Mapping[str, mx.array] | None = None,
+) -> None:
+    """Write arrays "video", "audio" and ``others``, and strings, completely or not at all; raises ``UserError`` on failure."""
+    named = {modality.value: tensors[modality] for modality in tensors.present}
+    named |= others or {}
+    with written_aside(path, overwrite=True) as aside:
+        weights.write_tensors(aside, named, metadata)
+
+
+def load_tensors(path: Path) -> tuple[AV[mx.array], dict[str, str]]:
+    """What ``save_tensors`` wrote; lazy."""
+    tensors, metadata = weights.read(path)
+    if "video" not in tensors:
+        raise UserError(
+            f"{short(path)} holds no video latents; give the .latents.safetensors that a run left."
+        )
+    return AV(tensors["video"], tensors.get("audio")), metadata
