@@ -323,13 +323,13 @@ def check_space(needs: Iterable[tuple[Path, int]], remedy: str) -> None:
         free = shutil.disk_usage(folder).free
         if free < size:
             raise UserError(
-                f"{short(folder)} has {_amount(free)} free, and this run may write {_amount(size)} there; {remedy}."
+                f"{short(folder)} has {amount(free)} free, and this run may write {amount(size)} there; {remedy}."
             )
 
 
-def _amount(size: int) -> str:
-    """Of so many bytes."""
-    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
+def amount(size: float) -> str:
+    """So many bytes, for a message."""
+    return f"{size / GB:.2f} GB" if size >= GB / 100 else f"{size / 1e6:.2f} MB"
 
 
 def any_of(words: Sequence[str]) -> str:

@@ -2,19 +2,11 @@
 
 from typing import NamedTuple
 
+from mlx_video.hub import Plan as Downloading  # files that are about to be fetched
 from mlx_video.plan import Phase
 from mlx_video.previews import Preview
 from mlx_video.record import Job
 from mlx_video.types import Step
-
-
-class Downloading(NamedTuple):
-    """Files are about to be fetched from the hub; ``terms`` is the licence, in a line, where it is known."""
-
-    repo: str
-    bytes: int
-    files: tuple[str, ...]
-    terms: str = ""
 
 
 class Planned(NamedTuple):

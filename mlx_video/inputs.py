@@ -83,11 +83,8 @@ class Input:
             return handler(source)
         from pydantic import Field
 
-        kinds = tuple(Input.kinds.values())
-        if len(kinds) == 1:
-            return handler.generate_schema(kinds[0])
-        kind = Field(discriminator="kind")
-        return handler.generate_schema(Annotated[Union[kinds], kind])
+        kinds = Union[tuple(Input.kinds.values())]
+        return handler.generate_schema(Annotated[kinds, Field(discriminator="kind")])
 
     @classmethod
     def typed(cls, words: Sequence[str]) -> "Input":

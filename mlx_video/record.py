@@ -174,7 +174,7 @@ def _validated(text: str, path: str) -> Job:
     from pydantic import ValidationError
 
     try:
-        job = _schema(tuple(Input.kinds)).validate_json(_updated(text)).job
+        job = _schema(tuple(Input.kinds)).validate_json(text).job
     except ValidationError as error:
         raise UserError(
             f"{short(path)} is not a record that this version of mlx-video can read: "
@@ -183,20 +183,6 @@ def _validated(text: str, path: str) -> Job:
     for place, value in _strings(asdict(job), "job"):
         check_text(value, f"{short(path)}: {place}")
     return job
-
-
-def _updated(text: str) -> str:
-    """A record of version 0.1.0's first weeks, which had pictures only, in today's form; others unchanged."""
-    if '"images"' not in text:
-        return text
-    try:
-        data = json.loads(text)
-        request = data["job"]["request"]
-        pictures = request.pop("images")
-        request["inputs"] = [picture | {"kind": "image"} for picture in pictures]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return text  # the schema says what is wrong
-    return json.dumps(data)
 
 
 @cache

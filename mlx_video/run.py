@@ -274,8 +274,8 @@ def _announced(
         try:
             return find(announce)
         except _Heard:
-            plan = heard[-1]
-        yield Downloading(plan.repo, plan.bytes, tuple(plan.missing), plan.terms)
+            pass
+        yield heard[-1]
 
 
 def _timed(events: Iterable[Event], output: Output) -> Iterator[Event]:

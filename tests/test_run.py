@@ -90,8 +90,8 @@ def test_a_download_is_told_before_it_begins(model, here, monkeypatch):
         if isinstance(event, Downloading):
             told.append((event, list(fetched)))
     assert told == [
-        (Downloading("a/b", 5, ("x",)), []),
-        (Downloading("c/d", 7, ("y",)), ["a/b"]),
+        (Downloading("a/b", ("*",), {"x": 5}), []),
+        (Downloading("c/d", ("*",), {"y": 7}), ["a/b"]),
     ]
 
 
@@ -175,7 +175,7 @@ def test_room_is_checked_before_sampling(model, here, monkeypatch):
     usage = shutil.disk_usage(here)._replace(free=1000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage)
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
-    with pytest.raises(UserError, match="0.0 MB free.*another folder with --output"):
+    with pytest.raises(UserError, match="0.00 MB free.*another folder with --output"):
         list(run(job(model), Output(Path("x.mp4"))))
     assert os.listdir() == []
 

@@ -125,12 +125,12 @@ def test_without_a_terminal_there_is_a_line_a_phase_and_a_line_every_tenth(
 ):
     steps = [Step("stage 1", n, 40, 0.5) for n in range(41)]
     events = [PLANNED, PLANNED, *steps, Took("stage 1", 4.0, 10**9), WRITTEN]
-    shown(Downloading("a/b", 2 * 10**9, ("x", "y"), "MIT licence"), *events)
+    shown(Downloading("a/b", ("*",), {"x": 10**9, "y": 10**9}, "MIT"), *events)
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
     assert lines[:3] == [
-        "a/b: 2.00 GB to download (x, y); MIT licence",
+        "a/b: 2.00 GB to download (x 1.00 GB, y 1.00 GB); MIT",
         "making x.mp4: 'a ball', 9 frames of 128x64, 0.4 s without sound, seed 7",
         "plan: at most 1.50 GB, for stage 1, of 4.00 GB",
     ]

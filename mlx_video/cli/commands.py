@@ -27,8 +27,9 @@ from mlx_video.cli.options import (
     add_video_vae,
 )
 from mlx_video.cli.parser import Parser, flag
-from mlx_video.cli.progress import Progress, catalog_text, describe_text, plan_text
+from mlx_video.cli.progress import Progress
 from mlx_video.cli.terminal import say, tell
+from mlx_video.cli.texts import catalog_text, describe_text, plan_text
 from mlx_video.disk import file_errors, short, typed_path
 from mlx_video.errors import UserError
 from mlx_video.events import Event, Planned, Written

@@ -6,7 +6,7 @@ import sys
 from typing import Iterator
 
 from mlx_video import hub
-from mlx_video.checkpoint import Files
+from mlx_video.cli.job import files_from
 from mlx_video.cli.terminal import say
 from mlx_video.disk import short
 from mlx_video.errors import UserError
@@ -22,7 +22,7 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
 
     A repository that would be fetched for the first time has to be named by the user.
     """
-    typed = _typed(args)
+    typed = files_from(args).named()
     names = [name for name in _opened(job) if name not in typed]
     strange = [name for name in names if not os.path.exists(name)]
     for name in strange:
@@ -58,10 +58,3 @@ def _written(output: Output, args: argparse.Namespace) -> list[str]:
     typed, folder = (args.output_audio, args.save_frames), output.path.parent.resolve()
     paths = (path for path in (output.audio, output.frames) if path not in typed)
     return [str(path) for path in paths if path.resolve().parent != folder]
-
-
-def _typed(args: argparse.Namespace) -> set[str]:
-    from mlx_video.cli.job import files_from
-
-    typed: Files = files_from(args)
-    return set(typed.named())

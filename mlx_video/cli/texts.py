@@ -1,0 +1,85 @@
+"""What commands say of plans, files and models: text for a person to read."""
+
+import json
+from typing import Sequence
+
+from mlx_video.disk import GB, amount
+from mlx_video.events import Planned
+from mlx_video.models.ltx.catalog import Entry
+from mlx_video.models.ltx.describe import Description, PartSummary
+from mlx_video.models.ltx.find import DEMO_KNOWS, PACKAGED
+from mlx_video.plan import Phase, Plan, beside, largest
+
+
+def plan_line(plan: Plan | Planned) -> str:
+    """What a run will take, in a line."""
+    most, more = largest(plan.phases), beside(plan.phases) / GB
+    libraries = f", beside {more:.2f} GB of libraries" if more else ""
+    times = [phase.seconds for phase in plan.phases if phase.seconds]
+    seconds = f", about {sum(times):.0f} s of sampling" if times else ""
+    chosen = f", with the {plan.chosen}" if plan.chosen else ""
+    return (
+        f"plan: at most {most.peak / GB:.2f} GB, for {most.name}{libraries}, of {plan.limit / GB:.2f} GB"
+        f"{seconds}{chosen}"
+    )
+
+
+def plan_text(plan: Plan) -> str:
+    """What a run will take, phase by phase."""
+    head = f"{'phase':<20}{'weights GB':>11}{'peak GB':>9}{'seconds':>9}"
+    return "\n".join([head, *map(_phase_line, plan.phases), plan_line(plan)])
+
+
+def _phase_line(phase: Phase) -> str:
+    seconds = "" if phase.seconds is None else f"{phase.seconds:>9.1f}"
+    weights, peak = phase.weights / GB, phase.peak / GB
+    return f"{phase.name:<20}{weights:>11.2f}{peak:>9.2f}{seconds}"
+
+
+def describe_text(found: Description) -> str:
+    """What a file or folder holds, for a person to read."""
+    lines = [str(found.path), f"layout      {found.layout}"]
+    if found.path == PACKAGED:
+        lines.append(f"knows       {DEMO_KNOWS}")
+    if found.version:
+        lines.append(f"version     LTX-{found.version}")
+    if found.changes:
+        lines.append(f"changes     {found.changes}")
+    if found.changes and not found.changes.version:
+        fits = " and ".join(found.fits) or "no release of Lightricks"
+        lines.append(f"fits        {fits}, by the names and shapes of its layers")
+    width = 2 + max(map(len, found.parts), default=0)
+    lines += [_part_line(f"{k:<{width}}", part) for k, part in found.parts.items()]
+    if found.defaults:
+        stated = json.dumps(found.defaults, ensure_ascii=False)
+        lines.append(f"defaults    {stated}")
+    lines += [f"missing     {name}: {how}" for name, how in found.missing.items()]
+    lines += [f"not usable  {why}" for why in found.refusals]
+    return "\n".join(lines)
+
+
+def catalog_text(entries: Sequence[Entry]) -> str:
+    """Every model that has a name, for a person to read."""
+    lines = []
+    for entry in entries:
+        place = f"{entry.repository}: " if entry.repository else ""
+        lines.append(f"{entry.name:<12}{place}{entry.size}; {entry.terms}")
+        held = [
+            f"{name} {amount(c.bytes)}{'' if c.complete else ' of it'}"
+            for name, c in entry.cached.items()
+            if c.bytes
+        ]
+        if entry.unfinished:
+            held.append(f"{amount(entry.unfinished)} of interrupted downloads")
+        if entry.repository:
+            lines.append(f"{'':<12}in the cache: {', '.join(held) or 'nothing'}")
+    return "\n".join(lines)
+
+
+def _part_line(name: str, part: PartSummary) -> str:
+    quantized = part.quantization.get("bits")
+    raw = ("float8", "int8") if part.formats else ()  # the formats say more
+    kinds = ", ".join([*part.formats, *(d for d in part.dtypes if d not in raw)])
+    return f"{name}{part.tensors:>6} tensors {amount(part.bytes):>11}  {kinds}" + (
+        f"  {quantized}-bit" if quantized else ""
+    )
