@@ -32,10 +32,8 @@ FLAT_LEVEL, FLAT_RANGE = 0.5, 2  # deviation, or range, of a frame of one colour
 LIVELY_LEVEL = 8.0  # standard deviation of a picture that shows something
 STILL_LEVEL = 0.02  # mean change of a pixel over a clip in which nothing moves
 FLICKER_LEVEL, FLICKER_SHARE = 4.0, 0.25  # change of every frame, and of every second
-EVERY, FEW = (
-    8,
-    64,
-)  # steps between the rows and columns of a sample, and of a first glance
+# Steps between the rows and columns of a sample, and of a first glance; how many of each are seen of a matrix.
+EVERY, FEW, GLANCE = 8, 64, 16
 DEAD_FRAMES, DEAD_SHARE = 8, 0.25  # in a row, and of the clip: a failed tile
 BLANK_SHARE = 0.6  # the same for exact black or white, to which a clip may cut
 FEW_FRAMES = 4  # in a row: fewer are never judged
@@ -68,6 +66,24 @@ def check_embeddings(embeddings: AV[mx.array]) -> None:
     """The connectors' output for one prompt, (B, L, D) per modality."""
     for modality in embeddings.present:
         _check_tensor(embeddings[modality], f"the {modality.value} prompt embedding")
+
+
+def check_weights(part: str, weights: Iterable[tuple[str, mx.array]]) -> None:
+    """Weights of a part, as they were read. No matrix has one value everywhere, as a broken download has.
+
+    A convolution may: the demo's vocoder has some that learned nothing. Looks at few numbers of a matrix, and at all of
+    them only where these are alike.
+    """
+    matrices = {k: w for k, w in weights if w.ndim == 2 and min(w.shape) >= GLANCE}
+    few = [w[:: len(w) // GLANCE, :: w.shape[1] // GLANCE] for w in matrices.values()]
+    alike = [(some == some[:1, :1]).all() for some in few]
+    mx.eval(alike)
+    alike = [k for k, same in zip(matrices, alike) if same.item()]
+    if dead := [k for k in alike if (matrices[k] == matrices[k][0, 0]).all().item()]:
+        raise HealthError(
+            f"{len(dead)} of the {len(matrices)} matrices of the {part} have one value everywhere, such as {dead[0]}. "
+            f"{RELOAD.replace('info', 'info --verify')}."
+        )
 
 
 def check_latents(latents: AV[mx.array], phase: str, remedy: str = "") -> None:

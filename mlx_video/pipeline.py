@@ -15,6 +15,7 @@ from mlx_video.conditioning.latent import (
     LatentState,
 )
 from mlx_video.errors import UserError
+from mlx_video.health import check_weights
 from mlx_video.inputs import Parts, forget, taken_by
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.connector import embed_prompts
@@ -99,6 +100,7 @@ class Pipeline:
         memory: float | None = None,
         previews: bool = False,
     ):
+        components.inspect = check_weights if health else None
         self.components = components
         self.recipe = recipe
         self.health = health

@@ -537,6 +537,18 @@ def test_a_prompt_is_counted_and_tensors_are_compared_before_weights_are_read(
     assert "may have 1024 at most" in capsys.readouterr().err
 
 
+def test_text_connectors_of_zeros_are_found_as_they_are_read(model, here, capsys):
+    broken = shutil.copytree(model, here / "broken")
+
+    def zero(weights):
+        kept = {k: v for k, v in weights.items() if "embeddings_connector" not in k}
+        weights |= {k: v * 0 for k, v in weights.items() if k not in kept}
+
+    rewrite(broken / MODEL, weights=zero)
+    assert typed(generate.main, broken) == 3
+    assert "matrices of the connectors have one value" in capsys.readouterr().err
+
+
 def test_a_model_named_after_the_other_variant_is_refused(model, here, capsys):
     (here / "m").mkdir()
     file = shutil.copy(model / MODEL, here / "m" / "ltx-2-19b-distilled.safetensors")

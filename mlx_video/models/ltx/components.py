@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import (
+    Callable,
     Iterable,
     Iterator,
     Mapping,
@@ -43,6 +44,7 @@ from mlx_video.weights import (
 log = logging.getLogger(__name__)
 
 Announce = hub.Announce
+Inspect = Callable[[str, list[tuple[str, mx.array]]], None]
 
 
 def announce_to_log(plan: hub.Plan) -> None:
@@ -64,6 +66,7 @@ class Components:
     detailing_lora  of DFR's second stage; ``None`` if there is none
     layout          what kind of checkpoint the model is
     fusions         what was fused so far, oldest first
+    inspect         is shown the name and the weights of each part that is lent; ``None`` = nothing looks at them
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Components:
         self.shelf = Shelf()
         self._lent: dict[str, type[Network]] = {}
         self.fusions: list[Fusion] = []
+        self.inspect: Inspect | None = None
 
     @classmethod
     def open(
@@ -222,6 +226,8 @@ class Components:
             weights = tree_flatten(lent.network.parameters())
             suit_cpu(max((weight.nbytes for _, weight in weights), default=0))
             materialize(lent.network)
+            if self.inspect is not None:
+                self.inspect(name, weights)
             yield lent
         finally:
             del self._lent[name]
