@@ -5,6 +5,7 @@ The runs, records and files are those of the terminal; here is only how they are
 
 import base64
 import html
+import inspect
 import logging
 import os
 import secrets
@@ -13,6 +14,7 @@ import tempfile
 import warnings
 from contextlib import closing
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Callable, Generator, Iterable, Iterator, Mapping, TypeVar
@@ -55,6 +57,13 @@ def load(
     options  whether results are checked, and the bytes of memory to stay within
     Files are found, and fetched, by the first clip, which raises ``UserError`` where there is no such model.
     """
+    kinds = {"recipe": recipes.Recipe, "files": Files, "options": Options}
+    given = {"recipe": recipe, "files": files, "options": options}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, kinds[name]):
+            raise UserError(
+                f"{name} must be of type {kinds[name].__name__}; got {value!r}."
+            )
     files = (files or Files(model)).resolved()
     files, defaults = resolve_model(files, recipe.variant if recipe else variant)
     return LTXPipeline(files, recipe or defaults.recipe(variant), defaults, options)
@@ -95,7 +104,7 @@ class LTXPipeline:
         wanted   as in ``request``: image, frames, height, width, fps, audio, negative_prompt
         Raises ``UserError`` before weights are read for what cannot be done, ``HealthError`` for garbage.
         """
-        one = isinstance(prompt, (str, Request)), not isinstance(seed, Iterable)
+        one = _is_one(prompt, str, bytes, Request), _is_one(seed, str)
         prompts, seeds = [prompt] if one[0] else prompt, [seed] if one[1] else [*seed]
         requests = [self._request(p, s, wanted) for p in prompts for s in seeds]
         jobs = [Job(request, self.recipe, self.files) for request in requests]
@@ -163,6 +172,13 @@ class LTXPipeline:
                 shelf.clear()
 
     def _request(self, prompt: str | Request, seed: int | None, wanted) -> Request:
+        known = inspect.signature(self.request).parameters
+        for name in wanted.keys() - known:
+            near = get_close_matches(name, known, 1)
+            raise TypeError(
+                f"A clip has no {name}{f'; did you mean {near[0]}?' if near else '.'} What can be wanted: "
+                f"{', '.join(known)}. The model and how it samples are given to load()."
+            )
         if not isinstance(prompt, Request):
             prompt = self.request(prompt, **wanted)
         elif wanted:
@@ -254,6 +270,11 @@ class GeneratedClip:
         )
 
 
+def _is_one(given: object, *kinds: type) -> bool:
+    """Whether ``given`` is of ``kinds``, or not several of anything."""
+    return isinstance(given, kinds) or not isinstance(given, Iterable)
+
+
 def _followed(events: Generator[Event, None, X], on_step: OnStep | None) -> X:
     """What ``events`` return; steps are passed on, warnings are Python's, and the rest is logged."""
     with closing(events):
@@ -297,13 +318,11 @@ def _folder() -> tempfile.TemporaryDirectory:
 def _pixels(given: object) -> np.ndarray:
     """An array as 8-bit pixels."""
     array = np.asarray(given)
-    if (
-        np.issubdtype(array.dtype, np.floating)
-        and 0 <= array.min()
-        and array.max() <= 1
-    ):
+    numbers = np.issubdtype(array.dtype, np.floating) and array.size
+    if numbers and 0 <= array.min() and array.max() <= 1:
         array = np.rint(255 * array).astype(np.uint8)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (3, 4):
+    flat = array.ndim == 3 and array.size and array.shape[2] in (3, 4)
+    if array.dtype != np.uint8 or not flat:
         raise UserError(
             f"A picture is a path, a PIL image, or an array (H, W, 3) of uint8, or of numbers from 0 to 1; got "
             f"{array.dtype} {array.shape}."

@@ -125,6 +125,8 @@ def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]]:
     except UserError:
         raise
     except UnidentifiedImageError:
+        if name.lower().endswith((".heic", ".heif")):
+            _heif(name)
         raise UserError(
             f"{name} is not an image that can be read; give a {FORMAT_NAMES} file."
         ) from None

@@ -293,7 +293,7 @@ class Defaults(Config):
 
     @property
     def shape(self) -> VideoPixelShape:
-        return VideoPixelShape(self.frames, self.height, self.width, float(self.fps))
+        return VideoPixelShape(self.frames, self.height, self.width, self.fps)
 
     @property
     def guidance(self) -> AV[Guidance]:

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx_video
 from mlx_video import plan as plans
 from mlx_video import weights
+from mlx_video.backend import blas_threads
 from mlx_video.checkpoint import Files, model_of, open_components
 from mlx_video.disk import is_there, read_small, short
 from mlx_video.errors import MissingFileError, UserError, check_text
@@ -124,12 +125,12 @@ class Job:
         )
 
     def record(self) -> str:
-        """The job as JSON, with the versions and the device that ran it."""
+        """The job as JSON, with the versions, the device and, on a CPU, the threads that ran it."""
         versions = {"mlx_video": mlx_video.__version__, "mlx": mx.__version__}
-        device = str(mx.default_device())
-        return json.dumps(
-            {"versions": versions, "device": device, "job": asdict(self)}, indent=2
-        )
+        ran = {"versions": versions, "device": str(mx.default_device())}
+        if mx.default_device() == mx.cpu:
+            ran["blas_threads"] = blas_threads()
+        return json.dumps(ran | {"job": asdict(self)}, indent=2)
 
     @classmethod
     def from_record(cls, path: str | Path) -> "Job":
@@ -143,11 +144,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """A record file as a whole; ``versions`` and ``device`` say what ran it."""
+    """A record file as a whole; all but the ``job`` says what ran it."""
 
     job: Job
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
+    blas_threads: str = ""
 
 
 def read_record(path: Path) -> str:

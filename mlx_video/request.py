@@ -2,7 +2,9 @@
 
 import operator
 from dataclasses import dataclass
+from typing import Callable, Iterable, TypeVar
 
+from mlx_video.disk import short
 from mlx_video.errors import UserError, check_text
 from mlx_video.inputs import Input, as_input, check_inputs
 from mlx_video.models.ltx.components import Components
@@ -11,6 +13,8 @@ from mlx_video.models.ltx.releases import LTX_2_5
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT, SEED, Recipe
 from mlx_video.types import Geometry, VideoPixelShape
+
+X = TypeVar("X")
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,14 @@ class Request:
 
     def __post_init__(self):
         """Plain tuples and lists, NumPy's numbers and paths of pictures are taken for what they mean."""
-        frames, height, width, fps = self.shape
-        sizes = map(operator.index, (frames, height, width))
-        object.__setattr__(self, "shape", VideoPixelShape(*sizes, float(fps)))
-        object.__setattr__(self, "seed", operator.index(self.seed))
+        shape = _as("shape", "frames, height, width and fps", _shape, self.shape)
+        whole = _as("seed", "a whole number", operator.index, self.seed)
+        audio = _as("audio", "True or False", (False, True).index, self.audio)
+        for name in ("prompt", "negative_prompt"):
+            _as(name, "text", str.strip, getattr(self, name))
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "seed", whole)
+        object.__setattr__(self, "audio", bool(audio))
         object.__setattr__(self, "inputs", tuple(map(as_input, self.inputs)))
 
     def check(self, recipe: Recipe, geometry: Geometry | None = None) -> None:
@@ -81,6 +89,25 @@ class Request:
             *(name for name in recipe.needs if name not in unused),
             *sorted(needed - set(recipe.needs)),
         )
+
+
+def _as(what: str, kind: str, convert: Callable[[object], X], value: object) -> X:
+    """``value`` as the ``kind`` that ``what`` must be; raises ``UserError`` where it is another."""
+    try:
+        return convert(value)
+    except UserError:
+        raise
+    except (TypeError, ValueError):
+        got = short(ascii(value), 60)
+        raise UserError(f"{what} must be {kind}; got {got}.") from None
+
+
+def _shape(given: Iterable) -> VideoPixelShape:
+    shape = VideoPixelShape(*given)
+    names = shape._fields[:3]
+    sizes = (_as(n, "a whole number", operator.index, x) for n, x in zip(names, shape))
+    fps = _as("fps", "a number", lambda x: float(x + 0), shape.fps)
+    return VideoPixelShape(*sizes, fps)
 
 
 def check_timed(components: Components) -> None:

@@ -61,6 +61,13 @@ class Options:
     previews: bool = False
     shelf: Shelf | None = None
 
+    def __post_init__(self):
+        limit = self.memory_limit
+        if not (limit is None or isinstance(limit, int | float) and limit > 0):
+            raise UserError(
+                f"memory_limit must be a number of bytes above 0, such as 24e9; got {limit!r}."
+            )
+
 
 def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Event]:
     """Carry out ``job`` and write its files; what is to happen is yielded before it happens.

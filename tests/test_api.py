@@ -160,8 +160,8 @@ def test_a_request_is_taken_as_it_is(pipeline):
     assert [clip.seed for clip in pipeline(request, seed=[5])] == [5]
     with pytest.raises(UserError, match="A Request says all .*leave out frames"):
         pipeline(request, frames=9)
-    with pytest.raises(TypeError, match="frame"):
-        pipeline("a ball", frame=9)
+    with pytest.raises(TypeError, match="no num_frames; did you mean frames?"):
+        pipeline("a ball", num_frames=9)
 
 
 def test_what_cannot_be_done_is_said_before_weights_are_read(pipeline, monkeypatch):
@@ -175,6 +175,28 @@ def test_what_cannot_be_done_is_said_before_weights_are_read(pipeline, monkeypat
     )
     with pytest.raises(UserError, match="need .* GB for "):
         small("a ball", **SIZE)
+
+
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda p: p(None), "prompt must be text; got None"),
+        (lambda p: p([b"a"]), "prompt must be text; got b'a'"),
+        (lambda p: p("a", seed=1.0), "seed must be a whole number; got 1.0"),
+        (lambda p: p("a", frames="9"), "frames must be a whole number; got '9'"),
+        (lambda p: p("a", fps="24"), "fps must be a number; got '24'"),
+        (lambda p: p("a", audio="no"), "audio must be True or False; got 'no'"),
+        (lambda p: p("a", image=np.zeros((0, 9, 3), np.uint8)), "A picture is a path"),
+        (lambda p: mlx_video.load(5), "model must be a path or a name; got 5"),
+        (lambda p: mlx_video.load("x", "dev"), "recipe must be of type Recipe"),
+        (lambda p: mlx_video.Files(loras=["x"]), "loras must be pairs"),
+        (lambda p: Options(memory_limit="24GB"), "a number of bytes .* got '24GB'"),
+        (lambda p: Request("a", (9, 64)), "shape must be frames, height, width and"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_answered_in_a_sentence(call, sentence, pipeline):
+    with pytest.raises(UserError, match=sentence):
+        call(pipeline)
 
 
 def test_frames_are_taken_once_from_any_clip():

@@ -370,9 +370,10 @@ def refused(path: Path) -> None:
         assert str(said).endswith((" file.", "on each side.", "Shrink it first."))
 
 
-def test_heic_without_its_reader_says_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize("content", [HEIC, b"broken"])
+def test_heic_without_its_reader_says_what_to_do(content, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    (tmp_path / "photo.heic").write_bytes(HEIC)
+    (tmp_path / "photo.heic").write_bytes(content)
     with pytest.raises(
         UserError, match="photo.heic is a HEIC photo.*pip install pillow-heif.*JPEG"
     ):

@@ -56,6 +56,16 @@ def suit_cpu(largest: int) -> None:
         blas.openblas_set_num_threads(cores if largest >= SHARED else 1)
 
 
+def blas_threads() -> str:
+    """How many threads compute products on a CPU, on which the last bits of a clip depend; empty = not known."""
+    blas = ctypes.CDLL(None)
+    if not hasattr(blas, "openblas_get_num_threads"):
+        return ""
+    if os.environ.keys() & {*THREADS}:
+        return str(blas.openblas_get_num_threads())
+    return f"1, or {blas.openblas_get_num_procs()} for large weights"
+
+
 def on_cuda() -> bool:
     """Whether MLX computes on an NVIDIA GPU."""
     import mlx.core as mx

@@ -48,7 +48,14 @@ class Files:
         for name in ("model", *BESIDE):
             if isinstance(path := getattr(self, name), Path):
                 object.__setattr__(self, name, str(path))
-        loras = tuple((str(file), strength) for file, strength in self.loras)
+            elif not isinstance(path, str | None):
+                raise UserError(f"{name} must be a path or a name; got {path!r}.")
+        try:
+            loras = tuple((str(file), float(strength)) for file, strength in self.loras)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"loras must be pairs of a file and a strength, such as [('style.safetensors', 0.8)]; got {self.loras!r}."
+            ) from None
         object.__setattr__(self, "loras", loras)
 
     def resolved(self) -> "Files":
