@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -19,6 +21,7 @@ from mlx_video.disk import (
 )
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.find import DEMO, default_model
+from mlx_video.output import Output
 
 
 @pytest.mark.parametrize(
@@ -195,9 +198,22 @@ def test_bad_input_exits_2_and_a_fault_of_ours_1_with_its_traceback(capsys):
     assert "The latents are kept" in told and "Please report" in told
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_closed_folder_is_a_sentence(tmp_path):
-    closed = tmp_path / "closed"
+@pytest.fixture
+def nobody():
+    """A folder of somebody without rights, as whom the test runs; root may read everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        own = os.getresuid()
+        if os.geteuid() == 0:
+            os.chmod(folder, 0o777)
+            os.setresuid(65534, 65534, 0)
+        yield Path(folder)
+        os.setresuid(*own)
+
+
+def test_a_closed_folder_is_a_sentence(nobody):
+    closed = nobody / "closed"
     closed.mkdir(mode=0)
     with pytest.raises(UserError, match="cannot be read: permission denied"):
         is_there(closed / "x")
+    with pytest.raises(UserError, match="closed is not writable: permission denied"):
+        Output(closed / "x.mp4").check(audio=False)

@@ -6,9 +6,11 @@ import re
 from copy import deepcopy
 from dataclasses import replace
 
+import mlx.core as mx
 import pytest
 
 from mlx_video import recipes
+from mlx_video.backend import load_blas
 from mlx_video.checkpoint import Files
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image
@@ -42,6 +44,14 @@ def read(tmp_path):
         return Job.from_record(file)
 
     return read
+
+
+def test_a_record_says_what_ran_it(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    kept = json.loads(JOB.record())
+    assert kept["versions"].keys() == {"mlx_video", "mlx"}
+    if mx.default_device() == mx.cpu and load_blas():
+        assert int(kept["blas_threads"]) > 0
 
 
 def test_a_record_gives_the_job_back(read):

@@ -28,7 +28,15 @@ from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS, held, part_of
 from mlx_video.models.ltx.releases import Release, release_of
 from mlx_video.models.ltx.source import Source
-from mlx_video.weights import CONFIG, read_config, read_header, read_json, some
+from mlx_video.weights import (
+    CONFIG,
+    INDEX,
+    read_config,
+    read_header,
+    read_json,
+    some,
+    tensor_files,
+)
 
 VERSION = (
     foreign.VERSION
@@ -132,6 +140,8 @@ def identify(path: Path, variant: str | None = None) -> Layout:
         return _identify_foreign(path, found)
     if found := _identify_converted(path, variant) or _identify_gemma(path):
         return found
+    if (path / INDEX).is_file():
+        tensor_files(path)  # raises where it names others
     return _identify_file(choose_checkpoint(path, variant))
 
 

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_video import hub
 from mlx_video.cli import main
 from mlx_video.convert import convert
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.describe import describe
@@ -151,6 +152,13 @@ def test_nothing_there():
 
 def test_an_empty_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no checkpoint of LTX-2 in"):
+        Components.open(tmp_path)
+
+
+def test_an_index_of_foreign_shards_is_named(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+    with pytest.raises(UserError, match="index.json names ../../etc/passwd as a shard"):
         Components.open(tmp_path)
 
 
