@@ -17,6 +17,7 @@ import numpy as np
 from mlx_video import hub
 from mlx_video import plan as plans
 from mlx_video.disk import folder_made, reserved, short, written_aside
+from mlx_video.errors import UserError
 from mlx_video.events import (
     Downloading,
     Event,
