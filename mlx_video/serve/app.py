@@ -268,10 +268,12 @@ def session(given: Key, at: At) -> Response:
 
 
 @router.get("/health")
-async def health(at: At) -> dict[str, object]:
+async def health(at: At, answer: Response) -> dict[str, object]:
+    """Status 503 as long as no clip can be asked for."""
     running = at.supervisor.running
+    answer.status_code = 200 if at.supervisor.models else 503
     return {
-        "status": "ok" if at.supervisor.models else "starting",
+        "status": at.supervisor.status,
         "version": __version__,
         "running": running.id if running else None,
         "queued": at.store.waiting(),
@@ -282,10 +284,9 @@ async def health(at: At) -> dict[str, object]:
 # Behind the answers
 
 
-def _shown(at: Serving, video: Video, notices: list[str] | None = None) -> Response:
+def _shown(at: Serving, video: Video) -> Response:
     place = at.store.place(video)
     body = VideoObject.of(video, place, seconds_left(video) if place == 0 else None)
-    body.notices = notices or []
     return Response(
         body.model_dump_json(),
         media_type="application/json",
@@ -311,9 +312,9 @@ def _queued(
 ) -> Response:
     decided, notices = _decided(at, wanted)
     _check_room(at)
-    video = at.store.add(decided.model_dump(), remixed_from)
+    video = at.store.add(decided.model_dump(), remixed_from, notices)
     at.supervisor.wake()
-    return _shown(at, video, notices)
+    return _shown(at, video)
 
 
 async def _stream(at: Serving, id: str) -> AsyncIterator[str]:

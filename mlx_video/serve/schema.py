@@ -144,6 +144,7 @@ class VideoObject(BaseModel):
             place=place,
             seconds_left=seconds_left,
             request=request,
+            notices=video.notices,
         )
 
 

@@ -15,14 +15,16 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Literal, Mapping
+from typing import Iterator, Literal, Mapping, Sequence
 
+from mlx_video.disk import file_errors
 from mlx_video.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 OPEN = ("queued", "in_progress")
+HARMLESS = {".DS_Store", "lost+found"}  # what a system puts into an empty folder
 FULL_SECONDS = 600  # for which a full disk is waited for
 
 SCHEMA = """
@@ -38,7 +40,8 @@ CREATE TABLE IF NOT EXISTS videos (
     started_at REAL,
     completed_at REAL,
     error_code TEXT,
-    error_message TEXT
+    error_message TEXT,
+    notices TEXT NOT NULL DEFAULT '[]'         -- JSON, sentences
 );
 CREATE INDEX IF NOT EXISTS by_status ON videos (status, number);
 """
@@ -60,6 +63,7 @@ class Video:
     completed_at: float | None
     error_code: str | None
     error_message: str | None
+    notices: Sequence[str]
 
 
 class Store:
@@ -70,9 +74,12 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for name in (self.clips, self.uploads):
-            name.mkdir(parents=True, exist_ok=True)
-        self._lock_file = _held(folder / "server.lock")
+        with file_errors(folder, "used"):
+            folder.mkdir(parents=True, exist_ok=True)
+            _check_own(folder)
+            self._lock_file = _held(folder / "server.lock")
+            for name in (self.clips, self.uploads):
+                name.mkdir(exist_ok=True)
         self._lock, self._reads = threading.Lock(), threading.Lock()
         # One to write and one to read, so that nobody who reads waits for the disk.
         self._rows, self._reading = _connected(folder), _connected(folder)
@@ -102,15 +109,27 @@ class Store:
     # Rows
 
     def add(
-        self, request: Mapping[str, object], remixed_from: str | None = None
+        self,
+        request: Mapping[str, object],
+        remixed_from: str | None = None,
+        notices: Sequence[str] = (),
     ) -> Video:
         """A new video at the end of the queue."""
         id = f"video_{secrets.token_hex(16)}"
         self._write(
-            "INSERT INTO videos (id, status, request, remixed_from, created_at) VALUES (?, 'queued', ?, ?, ?)",
-            (id, json.dumps(request), remixed_from, time.time()),
+            "INSERT INTO videos (id, status, request, remixed_from, created_at, notices) VALUES (?, 'queued', ?, ?, ?, ?)",
+            (id, json.dumps(request), remixed_from, time.time(), json.dumps(notices)),
         )
         return self.get(id)
+
+    def notice(self, id: str, text: str) -> None:
+        """Keep a sentence about a video, once."""
+        with suppress(sqlite3.OperationalError):  # where the disk is full
+            self._write(
+                "UPDATE videos SET notices = json_insert(notices, '$[#]', ?) WHERE id = ? "
+                "AND NOT EXISTS (SELECT 1 FROM json_each(notices) WHERE value = ?)",
+                (text, id, text),
+            )
 
     def get(self, id: str) -> Video | None:
         return next(self._read("SELECT * FROM videos WHERE id = ?", (id,)), None)
@@ -237,7 +256,8 @@ class Store:
         with self._reads:
             rows = self._reading.execute(sql, values).fetchall()
         for row in rows:
-            yield Video(**{**dict(row), "request": json.loads(row["request"])})
+            read = {name: json.loads(row[name]) for name in ("request", "notices")}
+            yield Video(**dict(row) | read)
 
     def _count(self, where: str, values: tuple) -> int:
         sql = f"SELECT COUNT(*) FROM videos WHERE {where}"
@@ -273,6 +293,15 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _check_own(folder: Path) -> None:
+    """Raise ``UserError`` where a folder holds anything but a server's files: those no row knows would be deleted."""
+    found = {file.name for file in folder.iterdir()} - HARMLESS
+    if found and "server.lock" not in found:
+        raise UserError(
+            f"{folder} holds other files, such as {min(found)}; choose a new or empty folder with --data."
+        )
 
 
 def _held(path: Path):

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import contextmanager, suppress
-from typing import Iterator, Mapping, Sequence
+from typing import Iterator, Literal, Mapping, Sequence
 
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
 from mlx_video.serve.store import Store, Video
@@ -30,6 +30,9 @@ DIED = (
     "The process that makes clips ended in the middle of this one ({reason}). Most often memory ran out: try a smaller "
     "size or fewer frames, or start the server with --memory-limit."
 )
+NO_WORKER = (
+    "The process that makes clips does not start; the server's terminal says why."
+)
 
 
 class Supervisor:
@@ -42,7 +45,7 @@ class Supervisor:
         self.store, self.command = store, command
         self.models: list[Model] = []
         self.trouble = ""
-        self.stopping = False
+        self.stopping = self._ready = False
         self._worker: subprocess.Popen | None = None
         self._running: Video | None = None
         self._cancelled = 0.0  # when the worker was last told to stop, if it was
@@ -66,6 +69,13 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 worker.kill()
         self._thread.join()
+
+    @property
+    def status(self) -> Literal["ok", "starting", "failed"]:
+        """Whether there is a worker that takes jobs, one is being started, or none could be."""
+        if self._ready:
+            return "ok"
+        return "starting" if self._thread.is_alive() else "failed"
 
     @property
     def running(self) -> Video | None:
@@ -120,8 +130,10 @@ class Supervisor:
         while not self.stopping and failures < RESTARTS:
             made = self._serve_one_worker()
             failures = 0 if made else failures + 1
-        for video in () if self.stopping else self.store.open():
-            self._fail(video, "no_worker", self.trouble)
+        if not self.stopping:
+            self.models, self.trouble = [], self.trouble or NO_WORKER
+            for video in self.store.open():
+                self._fail(video, "no_worker", self.trouble)
 
     def _serve_one_worker(self) -> bool:
         """Start a worker and feed it until it ends; whether it was ever ready."""
@@ -137,13 +149,15 @@ class Supervisor:
             for event in self._events():
                 if event["event"] == "ready":
                     self.models = [Model.model_validate(m) for m in event["models"]]
-                    ready, self.trouble = True, ""
+                    ready = self._ready = True
+                    self.trouble = ""
                 elif event["event"] == "trouble":
                     self.trouble = str(event["message"])
                 self._hear(event)
                 if ready and self._running is None:
                     self._feed()
         finally:
+            self._ready = False
             self._worker.wait()
             self._gone()
         return ready
@@ -208,6 +222,8 @@ class Supervisor:
             told = self._cancelled
             if told and time.monotonic() - told > DEAF_SECONDS:
                 self._interrupt()  # the first came before the worker had begun
+        elif kind == "notice":
+            self.store.notice(running.id, str(event["message"]))
         elif kind == "done":
             self.store.complete(running.id)
             self._finish()

@@ -2,7 +2,8 @@
 
 In   {"do": "make", "id", "request", "output"}   {"do": "estimate", "ticket", "request"}
 Out  {"event": "ready", "models"}   {"event": "trouble", "message"}   {"event": "progress", "id", "phase", "progress"}
-     {"event": "preview", "id", "number"}   {"event": "done", "id"}   {"event": "failed", "id", "code", "message"}
+     {"event": "preview", "id", "number"}   {"event": "notice", "id", "message"}
+     {"event": "done", "id"}   {"event": "failed", "id", "code", "message"}
      {"event": "estimate", "ticket", "estimate"}
 
 An interrupt (SIGINT) stops the clip that is being made. The end of the input does too, and ends the worker: so one whose
@@ -24,7 +25,7 @@ from typing import Iterator, Mapping
 
 from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.errors import UserError
-from mlx_video.events import Event, Planned
+from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.shelf import Shelf
@@ -236,6 +237,8 @@ class Worker:
                 case Planned(job=job):
                     stages = sum(len(stage.sigmas) - 1 for stage in job.recipe.stages)
                     done = 0
+                case Warned(text=text):
+                    self._say("notice", id=id, message=text)
                 case Step(phase=phase, index=index, total=total):
                     reached = SAMPLING // 2
                     if phase.startswith("stage"):

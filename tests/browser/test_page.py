@@ -134,10 +134,11 @@ def test_a_clip_is_made_played_made_again_and_deleted(page):
 
 
 def test_a_reload_in_the_middle_finds_the_run_and_cancel_stops_it(page):
-    make(page, "a green star spins on a meadow", "4")
+    make(page, "a green dragon spins on a meadow", "4")
     page.reload()
     clip = page.locator(".clip").first
-    assert "a green star" in clip.locator(".prompt").inner_text()
+    assert "a green dragon" in clip.locator(".prompt").inner_text()
+    clip.locator(".notices:has-text('does not know: dragon')").wait_for()
     clip.get_by_role("button", name="Cancel").click()
     clip.locator(".about .problem:has-text('Cancelled')").wait_for()
 

@@ -1,6 +1,6 @@
 """A worker that makes no clips, for tests of the server: it speaks the real one's lines, and obeys words in the prompt.
 
-"slow" takes a second, "endless" a minute, "deaf" too but for the second interrupt, "fail" fails, "die" ends the process, "huge" writes a large file. Anything else takes no time.
+"slow" takes a second, "endless" a minute, "deaf" too but for the second interrupt, "fail" fails, "die" ends the process, "huge" writes a large file, "unknown" brings a notice. Anything else takes no time.
 """
 
 import json
@@ -45,6 +45,9 @@ def make(id: str, request: dict, output: str) -> None:
         time.sleep(20 if "endless" in prompt else 0.4 if "slow" in prompt else 0)
         if "die" in prompt:
             os.kill(os.getpid(), signal.SIGKILL)
+    if "unknown" in prompt:
+        say("notice", id=id, message="The model does not know: unknown.")
+        say("notice", id=id, message="The model does not know: unknown.")
     if "fail" in prompt:
         return say("failed", id=id, code="bad_output", message="All frames are black.")
     for suffix in (".mp4", ".json", ".webp", ".sheet.webp"):

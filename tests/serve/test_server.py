@@ -6,6 +6,8 @@ import json
 import sys
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 from mlx_video.errors import UserError
 from mlx_video.serve.app import Limits
 from mlx_video.serve.store import Store
-from tests.serve.server import serving
+from tests.serve.server import FAKE, serving
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +55,14 @@ def test_a_size_off_the_grid_is_snapped_and_said(server):
     assert video["notices"] == [
         "200x130 became 192x128: sides are multiples of 64 and 64 pixels.",
         "50 frames became 49: frames are 1 + a multiple of 8.",
+    ]
+
+
+def test_what_the_worker_notices_is_said_once_beside_what_was_snapped(server):
+    video = server.make("unknown", width=200)
+    assert video["notices"] == [
+        "200x128 became 192x128: sides are multiples of 64 and 64 pixels.",
+        "The model does not know: unknown.",
     ]
 
 
@@ -409,16 +419,64 @@ def test_threads_share_the_store(tmp_path):
     assert len(store.open()) == 80
 
 
-def test_a_worker_that_never_comes_up_is_said(tmp_path):
-    said = """print('{"event": "trouble", "message": "There is no model here."}')"""
-    worker = (sys.executable, "-c", said)
-    with serving(tmp_path, worker=worker, ready="starting") as server:
-        end = time.monotonic() + 10
-        while (
-            not (trouble := server.http.get("/health").json()["trouble"])
-            and time.monotonic() < end
-        ):
-            time.sleep(0.05)
-        assert trouble == "There is no model here."
+@pytest.mark.parametrize(
+    "says, trouble",
+    [
+        (
+            """print('{"event": "trouble", "message": "There is no model here."}')""",
+            "There is no model here.",
+        ),
+        (
+            "raise SystemExit(1)",
+            "The process that makes clips does not start; the server's terminal says why.",
+        ),
+    ],
+)
+def test_a_worker_that_never_comes_up_is_said(tmp_path, says, trouble):
+    worker = (sys.executable, "-c", says)
+    with serving(tmp_path, worker=worker, ready="failed") as server:
+        health = server.http.get("/health")
+        assert health.status_code == 503 and health.json()["trouble"] == trouble
         answer = server.http.post("/v1/videos", json={"prompt": "a"})
         assert answer.status_code == 503 and message(answer) == trouble
+
+
+def test_health_and_new_videos_wait_for_the_worker_alike(tmp_path):
+    started = time.monotonic()
+    slow = f"import time, runpy; time.sleep(1); runpy.run_path({FAKE[1]!r}, run_name='__main__')"
+    with serving(
+        tmp_path, worker=(sys.executable, "-c", slow), ready="starting"
+    ) as server:
+        post = partial(server.http.post, "/v1/videos", json={"prompt": "a"})
+        before = post().status_code
+        while (health := server.http.get("/health")).json()["status"] != "ok":
+            assert (health.status_code, before) == (503, 503)
+            assert time.monotonic() < started + 20
+            before = post().status_code
+        assert health.status_code == post().status_code == 200
+
+
+def test_a_worker_that_cannot_be_started_again_ends_the_queue(tmp_path):
+    once = tmp_path / "once"
+    script = f"import os, runpy; os.mkdir({str(once)!r}); runpy.run_path({FAKE[1]!r}, run_name='__main__')"
+    with serving(tmp_path / "data", worker=(sys.executable, "-c", script)) as server:
+        for prompt in ("die", "waits"):
+            answer = server.http.post("/v1/videos", json={"prompt": prompt})
+        assert (
+            server.wait(answer.json()["id"], "failed")["error"]["code"] == "no_worker"
+        )
+        assert server.http.get("/health").json()["status"] == "failed"
+        assert server.http.post("/v1/videos", json={"prompt": "a"}).status_code == 503
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "wedding.mp4").write_bytes(b"x")
+    with pytest.raises(UserError, match="holds other files, such as clips"):
+        Store(tmp_path)
+    assert (tmp_path / "clips" / "wedding.mp4").exists()
+    with pytest.raises(UserError, match="/ holds other files"):
+        Store(Path("/"))
+    with pytest.raises(UserError, match="cannot be used"):
+        Store(tmp_path / "clips" / "wedding.mp4")

@@ -13,6 +13,7 @@ import pytest
 
 from mlx_video import previews
 from mlx_video.errors import UserError
+from mlx_video.events import Warned
 from mlx_video.health import HealthError
 from mlx_video.output import Output
 from mlx_video.record import Job
@@ -119,6 +120,14 @@ def test_whatever_ends_a_clip_is_said(error, code, said, model, tmp_path, monkey
     line = Heard(model).make(tmp_path / "v.mp4")
     assert (line["event"], line["code"]) == ("failed", code)
     assert line["message"].startswith(said)
+
+
+def test_what_a_run_warns_of_is_said(model, tmp_path, monkeypatch):
+    text = "It does not know: dragon."
+    monkeypatch.setattr(worker, "run", lambda *_: (Warned(text) for _ in range(1)))
+    heard = Heard(model)
+    heard.make(tmp_path / "v.mp4")
+    assert heard.lines[0] == {"event": "notice", "id": "v", "message": text}
 
 
 def test_a_full_disk_fails_the_clip_and_not_the_worker(model, tmp_path, monkeypatch):

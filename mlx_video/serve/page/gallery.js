@@ -43,6 +43,7 @@ function update(video) {
   if (video.status === "queued") part("progress").removeAttribute("value");
   part(".phase").textContent = phase(video);
   if (video.status === "completed" && part("video").hidden) showVideo(clip);
+  part(".notices").textContent = video.notices.join(" ");
   part(".about .problem").hidden = video.status !== "failed";
   part(".about .problem").textContent = video.error?.message ?? "";
   for (const button of clip.element.querySelectorAll("[data-do]")) {
