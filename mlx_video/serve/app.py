@@ -397,14 +397,16 @@ def _check_room(at: Serving) -> None:
             f"The queue is full: {limits.queue} videos wait. Try again later.",
             {"Retry-After": "30"},
         )
-    if store.bytes() > limits.disk or store.free() < limits.margin:
-        oldest = "; ".join(
-            f"{v.id} ({str(v.request['prompt'])[:40]})" for v in store.oldest()
-        )
-        advice = (
-            f"Delete some; the oldest are {oldest}." if oldest else "Free some space."
-        )
-        raise HTTPException(
-            507,
-            f"There is no room for another video: {store.bytes() / 1e9:.1f} GB are taken. {advice}",
-        )
+    taken, free = store.bytes(), store.free()
+    if taken <= limits.disk and free >= limits.margin:
+        return
+    why = (
+        f"clips take {taken / 1e9:.1f} GB of the {limits.disk / 1e9:g} GB that they may"
+    )
+    if free < limits.margin:
+        why = f"the disk has {free / 1e6:.0f} MB left, and {limits.margin / 1e6:.0f} MB stay free"
+    oldest = "; ".join(
+        f"{v.id} ({str(v.request['prompt'])[:40]})" for v in store.oldest()
+    )
+    advice = f"Delete some; the oldest are {oldest}." if oldest else "Free some space."
+    raise HTTPException(507, f"There is no room for another video: {why}. {advice}")

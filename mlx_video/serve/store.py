@@ -203,9 +203,9 @@ class Store:
         )
 
     def delete(self, id: str) -> None:
-        """The row and every file of a video."""
-        self._write("DELETE FROM videos WHERE id = ?", (id,))
+        """The row and every file of a video; the files first, as a full disk has no room for writing."""
         self._delete_files({id})
+        self._write("DELETE FROM videos WHERE id = ?", (id,))
 
     # Space
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import sqlite3
 import sys
 import threading
 import time
@@ -271,6 +272,10 @@ def test_a_full_disk_names_the_oldest(tmp_path):
         first = server.make("huge")
         answer = server.http.post("/v1/videos", json={"prompt": "another"})
         assert answer.status_code == 507 and first["id"] in message(answer)
+        assert "clips take 0.0 GB of the 0.001 GB that they may" in message(answer)
+    with serving(tmp_path, limits=Limits(margin=10**18)) as server:
+        answer = server.http.post("/v1/videos", json={"prompt": "another"})
+        assert answer.status_code == 507 and "MB left" in message(answer)
 
 
 def test_files_that_the_worker_renames_while_they_are_counted_count_nothing(tmp_path):
@@ -394,6 +399,22 @@ def test_a_full_disk_ends_neither_the_server_nor_the_queue(tmp_path):
         rows.execute("PRAGMA max_page_count = 100000")
         server.wait(id, "completed")
         server.make("the next one")
+
+
+def test_deleting_makes_room_on_a_full_disk(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    id = store.add({"prompt": "a"}).id
+    file, write = store.file(id, ".mp4"), store._write
+
+    def full(*values):
+        if file.exists():
+            raise sqlite3.OperationalError("database or disk is full")
+        write(*values)
+
+    file.write_bytes(b"x")
+    monkeypatch.setattr(store, "_write", full)
+    store.delete(id)
+    assert store.get(id) is None and not file.exists()
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path):
