@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from mlx_video.hub import Plan as Downloading  # files that are about to be fetched
 from mlx_video.plan import Phase
 from mlx_video.previews import Preview
 from mlx_video.record import Job
@@ -56,4 +55,4 @@ class Written(NamedTuple):
     peak: int
 
 
-Event = Downloading | Planned | Fused | Step | Preview | Saved | Warned | Took | Written
+Event = Planned | Fused | Step | Preview | Saved | Warned | Took | Written

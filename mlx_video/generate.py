@@ -13,7 +13,7 @@ from mlx_video.inputs import Image
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.output import Output
 from mlx_video.record import Job
-from mlx_video.run import run
+from mlx_video.run import Options, run
 
 
 def generate_video(
@@ -72,9 +72,11 @@ def output_of(path: str | Path, audio: str | Path | None, overwrite: bool) -> Ou
 def make(job: Job, output: Output, quiet: bool) -> Path:
     """Run ``job``, showing its progress on stderr unless ``quiet``; returns the clip's path."""
     from mlx_video.cli.progress import Progress
+    from mlx_video.cli.terminal import say
 
     progress = Progress(quiet)
-    with closing(progress), closing(run(job, output)) as events:
+    options = Options() if quiet else Options(announce=say)
+    with closing(progress), closing(run(job, output, options)) as events:
         for event in events:
             progress.show(event)
     return Path(event.path)

@@ -49,19 +49,11 @@ class Job:
         self.request.check(self.recipe, geometry)
 
     def pipeline(
-        self,
-        *,
-        health: bool = True,
-        announce: Announce = announce_to_log,
-        plan: plans.Plan | None = None,
+        self, *, health: bool = True, plan: plans.Plan | None = None
     ) -> Pipeline:
-        """Find the files and build the pipeline; downloads what is missing, and loads no weights.
-
-        announce  is told what is about to be downloaded
-        plan      provides the parts, and says how much memory decoding may use
-        """
+        """What carries it out, with the parts that ``plan`` found; without one it finds and fetches them. Loads no weights."""
         return pipeline_for(
-            plan.components if plan else self.components(announce),
+            plan.components if plan else self.components(),
             self.recipe,
             health=health,
             batched=self.batch_guidance,

@@ -9,17 +9,15 @@ from collections import deque
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Generator, Iterable, Iterator, NamedTuple, TypeVar
+from typing import Generator, Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_video import hub
 from mlx_video import plan as plans
 from mlx_video.disk import folder_made, reserved, short, written_aside
 from mlx_video.errors import UserError
 from mlx_video.events import (
-    Downloading,
     Event,
     Fused,
     Planned,
@@ -29,7 +27,7 @@ from mlx_video.events import (
 )
 from mlx_video.health import check_latents
 from mlx_video.kept import Keeper, check_shapes, load_state, load_tensors
-from mlx_video.models.ltx.components import Announce
+from mlx_video.models.ltx.components import Announce, announce_to_log
 from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached
@@ -37,7 +35,6 @@ from mlx_video.previews import Preview
 from mlx_video.record import RECORD_KEY, Job
 from mlx_video.types import AV, Clip, Sample, Step, Waveform
 
-X = TypeVar("X")
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse ...
 CPU_CACHE_LIMIT = 2**25  # ... and for a CPU, where more was seen to gain no time
 SPARE = 2**20  # bytes of what stands beside latents in their file
@@ -53,6 +50,7 @@ class Options:
     resume        the state file to go on from
     previews      show what the clip looks like while it is sampled, where memory allows it
     shelf         where parts stay loaded for the next run, where memory allows it; ``None`` frees them
+    announce      hears what is about to be downloaded
     """
 
     health: bool = True
@@ -61,6 +59,7 @@ class Options:
     resume: Path | None = None
     previews: bool = False
     shelf: Shelf | None = None
+    announce: Announce = announce_to_log
 
     def __post_init__(self):
         limit = self.memory_limit
@@ -121,11 +120,13 @@ def write(sampled: Sampled, output: Output) -> Iterator[Event]:
 
 def _prepared(
     job: Job, options: Options, sampled: bool = False
-) -> Generator[Downloading | Step, None, tuple[Job, plans.Plan, Pipeline]]:
+) -> Generator[Step, None, tuple[Job, plans.Plan, Pipeline]]:
     """``job`` as its record will tell it, what it will take, and what will carry it out."""
-    if job.request.timed:
-        job = yield from _timed_by_prompt(job, options)
-    plan, pipeline = yield from _planned(job, options, sampled)
+    if job.request.timed:  # planned as it is, so that the memory holds what finds out
+        _, pipeline = _planned(job, options)
+        job = replace(job, request=(yield from pipeline.timed(job.request)))
+        job.check()
+    plan, pipeline = _planned(job, options, sampled)
     most = CACHE_LIMIT if mx.default_device() == mx.gpu else CPU_CACHE_LIMIT
     mx.set_cache_limit(min(most, plan.spare))
     return job.planned(plan), plan, pipeline
@@ -133,16 +134,14 @@ def _prepared(
 
 def _planned(
     job: Job, options: Options, sampled: bool = False
-) -> Generator[Downloading, None, tuple[plans.Plan, Pipeline]]:
+) -> tuple[plans.Plan, Pipeline]:
     """What ``job`` will take, within the limit, and what will carry it out; checked."""
-    plan = yield from _announced(
-        lambda announce: job.plan(
-            limit=options.memory_limit,
-            announce=announce,
-            previews=options.previews and not sampled,
-            keep=options.shelf is not None and not sampled,
-            sampled=sampled,
-        )
+    plan = job.plan(
+        limit=options.memory_limit,
+        announce=options.announce,
+        previews=options.previews and not sampled,
+        keep=options.shelf is not None and not sampled,
+        sampled=sampled,
     )
     pipeline = job.planned(plan.check()).pipeline(health=options.health, plan=plan)
     if not sampled:
@@ -150,17 +149,6 @@ def _planned(
     if options.shelf is not None:
         plan.components.keep_on(options.shelf, job.request.model_type)
     return plan, pipeline
-
-
-def _timed_by_prompt(
-    job: Job, options: Options
-) -> Generator[Downloading | Step, None, Job]:
-    """``job`` with as many frames as suit its prompt; planned as it is, so that the memory holds what finds that out."""
-    _, pipeline = yield from _planned(job, options)
-    request = yield from pipeline.timed(job.request)
-    job = replace(job, request=request)
-    job.check()
-    return job
 
 
 def finish(
@@ -261,29 +249,6 @@ def _bytes(pipeline: Pipeline, job: Job) -> int:
     """Of the latents that sampling will make."""
     shapes = pipeline.latent_shapes(job.request).values
     return sum(4 * math.prod(shape) for shape in shapes)
-
-
-class _Heard(Exception):
-    """Carries a download out of the search that is about to begin it."""
-
-
-def _announced(
-    find: Callable[[Announce], X],
-) -> Generator[Downloading, None, X]:
-    """What ``find`` finds. A download is yielded before it begins: the search stops there and starts over."""
-    heard = []
-
-    def announce(plan: hub.Plan) -> None:
-        if plan not in heard:
-            heard.append(plan)
-            raise _Heard
-
-    while True:
-        try:
-            return find(announce)
-        except _Heard:
-            pass
-        yield heard[-1]
 
 
 def _timed(events: Iterable[Event], output: Output) -> Iterator[Event]:

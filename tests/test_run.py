@@ -16,7 +16,7 @@ import pytest
 from mlx_video import disk, hub, kept, recipes
 from mlx_video.checkpoint import Files
 from mlx_video.errors import UserError
-from mlx_video.events import Downloading, Fused, Planned, Saved, Took, Warned, Written
+from mlx_video.events import Fused, Planned, Saved, Took, Warned, Written
 from mlx_video.inputs import Image
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
@@ -86,13 +86,9 @@ def test_a_download_is_told_before_it_begins(model, here, monkeypatch):
 
     monkeypatch.setattr(Job, "components", found)
     told = []
-    for event in run(job(model), Output(Path("x.mp4"))):
-        if isinstance(event, Downloading):
-            told.append((event, list(fetched)))
-    assert told == [
-        (Downloading("a/b", ("*",), {"x": 5}), []),
-        (Downloading("c/d", ("*",), {"y": 7}), ["a/b"]),
-    ]
+    hear = Options(announce=lambda plan: told.append((plan.repo, list(fetched))))
+    next(run(job(model), Output(Path("x.mp4")), hear))
+    assert told == [("a/b", []), ("c/d", ["a/b"])]
 
 
 # Names

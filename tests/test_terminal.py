@@ -15,12 +15,13 @@ import pytest
 from mlx_video import cli, recipes
 from mlx_video.checkpoint import Files
 from mlx_video.cli import commands, consent, progress, terminal
-from mlx_video.cli.job import output_from
+from mlx_video.cli.job import options_from, output_from
 from mlx_video.cli.progress import Progress
 from mlx_video.errors import UserError
-from mlx_video.events import Downloading, Fused, Planned, Saved, Took, Warned, Written
+from mlx_video.events import Fused, Planned, Saved, Took, Warned, Written
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
+from mlx_video.models.ltx.components import announce_to_log
 from mlx_video.output import Output, named_after
 from mlx_video.pipeline import Request
 from mlx_video.plan import Phase
@@ -125,19 +126,18 @@ def test_without_a_terminal_there_is_a_line_a_phase_and_a_line_every_tenth(
 ):
     steps = [Step("stage 1", n, 40, 0.5) for n in range(41)]
     events = [PLANNED, PLANNED, *steps, Took("stage 1", 4.0, 10**9), WRITTEN]
-    shown(Downloading("a/b", ("*",), {"x": 10**9, "y": 10**9}, "MIT"), *events)
+    shown(*events)
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
-    assert lines[:3] == [
-        "a/b: 2.00 GB to download (x 1.00 GB, y 1.00 GB); MIT",
+    assert lines[:2] == [
         "making x.mp4: 'a ball', 9 frames of 128x64, 0.4 s without sound, seed 7",
         "plan: at most 1.50 GB, for stage 1, of 4.00 GB",
     ]
     # 40 s for 30 of 100 units of work: 133 s in all.
-    assert lines[3] == "stage 1: 10 %, about 2 min left"
-    assert lines[11] == "stage 1: 90 %, about 97 s left"
-    assert len(lines) == 3 + 9 + 2
+    assert lines[2] == "stage 1: 10 %, about 2 min left"
+    assert lines[10] == "stage 1: 90 %, about 97 s left"
+    assert len(lines) == 2 + 9 + 2
     assert lines[-2:] == ["stage 1: 4.0 s, peak 1.00 GB", "total: 2.0 s, peak 0.30 GB"]
 
 
@@ -261,6 +261,11 @@ def test_clips_are_named_after_prompt_and_seed_and_never_in_the_way(here):
     for taken in ("a-7.mp4", "a-7-2.json", "a-7-3.latents.safetensors"):
         (here / taken).touch()
     assert named_after(Path(), "a", 7) == Path("a-7-4.mp4")
+
+
+def test_a_download_is_said_unless_only_the_path_is_wanted():
+    assert options_from(args()).announce is terminal.say
+    assert options_from(args("--quiet")).announce is announce_to_log
 
 
 @pytest.mark.parametrize(

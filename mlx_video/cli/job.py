@@ -15,10 +15,12 @@ from mlx_video.checkpoint import (
     geometry_of,
     resolve_model,
 )
+from mlx_video.cli.terminal import say
 from mlx_video.cli.values import AUTO
 from mlx_video.errors import UserError
 from mlx_video.inputs import Input
 from mlx_video.kept import recalled
+from mlx_video.models.ltx.components import announce_to_log
 from mlx_video.models.ltx.duration import nearest_frames
 from mlx_video.models.ltx.files import BESIDE
 from mlx_video.output import Output, clip_path
@@ -227,4 +229,5 @@ def options_from(args: argparse.Namespace) -> Options:
         save_every=getattr(args, "save_every", Options.save_every),
         resume=resume,
         previews=getattr(args, "preview", None) is not None,
+        announce=announce_to_log if args.quiet else say,
     )

@@ -6,7 +6,6 @@ from mlx_video.cli.terminal import harmless, say, watched
 from mlx_video.cli.texts import plan_line
 from mlx_video.disk import GB
 from mlx_video.events import (
-    Downloading,
     Event,
     Fused,
     Planned,
@@ -62,8 +61,6 @@ class Progress:
 
     def _line(self, event: Event) -> None:
         match event:
-            case Downloading():
-                say(event)
             case Planned():
                 self.work = {p.name: p.operations for p in event.phases if p.operations}
                 self.once(making_line(event))
