@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +10,13 @@ import pytest
 
 # In the background of a shell an interrupt is ignored, and so it would be here and in what the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Where bytecode may not be written beside the code it is kept here: else each process compiles every library anew.
+if sys.dont_write_bytecode:
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode = False
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Two processes share two cores (-n 2): a second BLAS thread would only wait for the other's.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
