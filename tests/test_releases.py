@@ -34,7 +34,11 @@ RELEASES = {"LTX-2.3": model_2_3, "LTX-2.5": model_2_5}
 @pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize(
-    "recipe", [[], ["--variant", "dev", "--steps", "2", "--stg-blocks", "1"]]
+    "recipe",
+    [
+        pytest.param([], marks=pytest.mark.thorough),  # as in test_newer_releases.py
+        ["--variant", "dev", "--steps", "2", "--stg-blocks", "1"],
+    ],
 )
 def test_a_release_makes_a_clip_with_sound(release, recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -326,6 +326,7 @@ def test_the_network_computes_in_the_dtype_of_its_weights(denoiser, encoder, cli
     assert loss.dtype == mx.float32 and mx.isfinite(loss)
 
 
+@pytest.mark.thorough  # that it descends is held by the slope and the vector below
 def test_training_makes_the_loss_fall_and_is_read_back(encoder, clips):
     denoiser = new_denoiser()
     plan = Plan("transformer", steps=30, learning_rate=3e-3, warmup=1, average=0.0)
@@ -497,6 +498,7 @@ def test_a_student_leaves_what_is_given(denoiser, encoder, clips):
     assert mx.abs(own.x.video[2:, 4:] - x0.video[:, 4:]).max() > 1e-3
 
 
+@pytest.mark.thorough
 def test_distilling_makes_the_loss_fall_by_a_low_rank_change(encoder, clips):
     teacher = Denoiser(fresh("transformer"), new_denoiser().connectors)
     store("transformer-dev", teacher.transformer)
