@@ -1,5 +1,6 @@
 """What a user types, from the tiny checkpoint to files on disk: every door, every command, every mistake."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -54,6 +55,15 @@ def picture(here) -> Path:
 def typed(door, model: Path, *words, prompt=PROMPT, size=SIZE) -> int:
     named = [*prompt, *size, "-o", "output.mp4", "--model", str(model)]
     return door([*named, *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def made(model, tmp_path_factory) -> Path:
+    """The folder of a clip with sound, which others are compared with."""
+    folder = tmp_path_factory.mktemp("made")
+    with contextlib.chdir(folder):
+        assert typed(generate_av.main, model, "--output-audio", "output.wav") == 0
+    return folder
 
 
 def mlx_video_generate(words) -> int:
@@ -112,13 +122,12 @@ def test_the_ending_of_the_name_says_what_is_written(suffix, model, here, capsys
 
 
 @pytest.mark.slow
-def test_sound_lasts_as_long_as_the_picture_everywhere(model, here):
-    assert typed(generate_av.main, model, "--output-audio", "output.wav") == 0
-    with wave.open(str(here / "output.wav")) as wav:
+def test_sound_lasts_as_long_as_the_picture_everywhere(made):
+    with wave.open(str(made / "output.wav")) as wav:
         assert wav.getnframes() == 24000 * 9 // 24
         samples = np.frombuffer(wav.readframes(9000), np.int16).reshape(-1, 2)
     assert not samples[0].any() and not samples[-1].any()
-    with av.open(str(here / "output.mp4")) as mp4:
+    with av.open(str(made / "output.mp4")) as mp4:
         video, sound = mp4.streams
         assert video.duration * video.time_base == sound.duration * sound.time_base
 
@@ -159,11 +168,10 @@ def test_an_image_is_kept(model, picture):
 
 
 @pytest.mark.slow
-def test_an_image_in_the_middle_changes_the_clip(model, here, picture):
-    assert typed(generate.main, model) == 0
-    words = ["--image", picture, "8", "0.9", "-o", "b.mp4"]
-    assert typed(generate.main, model, *words) == 0
-    a, b = (np.stack(read_clip(here / n)[0]) for n in ("output.mp4", "b.mp4"))
+def test_an_image_in_the_middle_changes_the_clip(model, made, here, picture):
+    words = ["--image", picture, "8", "0.9"]
+    assert typed(generate_av.main, model, *words) == 0
+    a, b = (np.stack(read_clip(folder / "output.mp4")[0]) for folder in (made, here))
     assert not np.array_equal(a, b)
 
 
@@ -179,15 +187,14 @@ def lora_file(path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_lora_changes_the_clip_and_says_what_it_matched(model, here, capsys):
-    assert typed(generate.main, model) == 0
-    words = ["--lora", lora_file(here / "style.safetensors"), "0.5", "-o", "b.mp4"]
-    assert typed(generate.main, model, *words) == 0
+def test_a_lora_changes_the_clip_and_says_what_it_matched(model, made, here, capsys):
+    words = ["--lora", lora_file(here / "style.safetensors"), "0.5"]
+    assert typed(generate_av.main, model, *words) == 0
     assert re.search(
         r"style.safetensors at 0.5: 1 layers of the transformer",
         capsys.readouterr().err,
     )
-    a, b = (np.stack(read_clip(here / n)[0]) for n in ("output.mp4", "b.mp4"))
+    a, b = (np.stack(read_clip(folder / "output.mp4")[0]) for folder in (made, here))
     assert not np.array_equal(a, b)
 
 
@@ -207,11 +214,10 @@ def test_frames_are_saved_too(model, here):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("record", ["output.json", "output.mp4"])
-def test_a_record_makes_the_clip_again(record, model, here):
-    assert typed(generate_av.main, model, "--seed", "7") == 0
-    words = ["--from-record", record, "-o", "again.mp4", "--yes"]
+def test_a_record_makes_the_clip_again(record, made, here):
+    words = ["--from-record", str(made / record), "-o", "again.mp4", "--yes"]
     assert cli.main(["generate", *words]) == 0
-    a, b = (read_clip(here / name) for name in ("output.mp4", "again.mp4"))
+    a, b = (read_clip(file) for file in (made / "output.mp4", here / "again.mp4"))
     assert np.array_equal(np.stack(a[0]), np.stack(b[0]))
     assert np.allclose(np.array(a[2].samples), np.array(b[2].samples))
 
@@ -335,11 +341,10 @@ def test_info_names_parts_and_what_is_missing(model, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_converted_folder_makes_the_same_clip(model, here):
+def test_a_converted_folder_makes_the_same_clip(model, made, here):
     assert convert.main(["--hf-path", str(model), "--mlx-path", "folder"]) == 0
-    assert typed(generate_av.main, model) == 0
-    assert typed(generate_av.main, here / "folder", "-o", "b.mp4") == 0
-    a, b = (np.stack(read_clip(here / n)[0]) for n in ("output.mp4", "b.mp4"))
+    assert typed(generate_av.main, here / "folder") == 0
+    a, b = (np.stack(read_clip(folder / "output.mp4")[0]) for folder in (made, here))
     assert np.array_equal(a, b)
 
 
@@ -410,8 +415,7 @@ def test_functions_write_clips(function, options, model, here):
 
 
 @pytest.mark.slow
-def test_a_killed_decode_is_finished_by_decode(model, here, monkeypatch, capsys):
-    assert typed(generate_av.main, model, "-o", "whole.mp4") == 0
+def test_a_killed_decode_is_finished_by_decode(model, made, here, monkeypatch, capsys):
     save = media.saving
     with monkeypatch.context() as patch:
         patch.setattr(media, "saving", _interrupted)
@@ -424,7 +428,7 @@ def test_a_killed_decode_is_finished_by_decode(model, here, monkeypatch, capsys)
     assert typed(generate_av.main, model) == 2  # the latents are not overwritten
     assert "mlx-video decode output.latents" in capsys.readouterr().err
     assert cli.main(["decode", "output.latents.safetensors", "--yes"]) == 0
-    a, b = (read_clip(here / name) for name in ("whole.mp4", "output.mp4"))
+    a, b = (read_clip(folder / "output.mp4") for folder in (made, here))
     assert np.array_equal(np.stack(a[0]), np.stack(b[0]))
     assert np.allclose(np.array(a[2].samples), np.array(b[2].samples))
     assert not list(here.glob("*latents*"))

@@ -1,5 +1,6 @@
 """LTX-2.3 and 2.5 from a prompt to latents and a clip, as they are published and as ``convert`` writes them."""
 
+import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from mlx_video import media, recipes
+from mlx_video import recipes
 from mlx_video.cli import main
 from mlx_video.convert import convert
 from mlx_video.models.ltx.components import Components
@@ -84,52 +85,71 @@ def test_low_memory_samples_the_same(model, latents):
 # From the command line, by the release's own two distilled stages
 
 
+USUAL = "generate -p cat -n 9 -W 64 -H 64 --seed 1 --quiet --no-health-check"
+
+
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def here(here) -> Path:
     Picture.new("RGB", (64, 64), "red").save("red.png")
-    return tmp_path
+    return here
 
 
-def made(model: Path, words: str, name: str = "a.mp4") -> np.ndarray:
+@pytest.fixture(scope="module")
+def told(model, tmp_path_factory) -> np.ndarray:
     """The frames of a clip with sound; random weights make garbage, which is not looked at."""
-    usual = (
-        f"generate -p cat -n 9 -W 64 -H 64 --seed 1 --quiet --no-health-check -o {name}"
-    )
-    assert main([*usual.split(), "--model", str(model), *words.split()]) == 0
-    clip = read_clip(Path(name))
+    file = tmp_path_factory.mktemp("told") / "a.mp4"
+    assert main([*USUAL.split(), "--model", str(model), "-o", str(file)]) == 0
+    clip = read_clip(file)
     assert len(clip.frames) == 9 and clip.audio is not None
     return np.stack(clip.frames)
 
 
-def test_text_pictures_and_quantized_weights_make_clips_of_their_own(model, here):
-    told = made(model, "")
-    for words in ("--image red.png", "--image red.png 8 0.9", "--quantize 8"):
-        assert not np.array_equal(made(model, f"{words} --overwrite"), told), words
-    assert np.array_equal(made(model, "--low-memory --overwrite"), told)
+def kept(model: Path, words: str, name: str) -> Path:
+    """The latents of a run that is killed before it decodes."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pipeline, "decoding", killed)
+        words = [*USUAL.split(), *words.split(), "--model", str(model)]
+        assert main([*words, "-o", f"{name}.mp4"]) == 130
+    return Path(f"{name}.latents.safetensors")
 
 
-def test_generated_keyframes_need_2_5(model, here, capsys):
+def differs(one: Path, other: Path) -> bool:
+    one, other = mx.load(str(one)), mx.load(str(other))
+    assert one.keys() == other.keys() > set()
+    return not all(mx.array_equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def plain(model, tmp_path_factory) -> Path:
+    with contextlib.chdir(tmp_path_factory.mktemp("plain")):
+        return kept(model, "", "b").absolute()
+
+
+def test_text_pictures_and_quantized_weights_make_clips_of_their_own(
+    model, plain, here
+):
+    changes = ("--image red.png", "--image red.png 8 0.9", "--quantize 8")
+    for n, words in enumerate(changes):
+        assert differs(kept(model, words, f"changed-{n}"), plain), words
+    assert not differs(kept(model, "--low-memory", "low"), plain)
+
+
+def test_generated_keyframes_need_2_5(model, plain, here, capsys):
     if "transformer" in {file.stem.split("-")[-2] for file in model.glob("*-bf16*")}:
-        told = made(model, "")
-        assert not np.array_equal(made(model, "--keyframes 2 --overwrite"), told)
+        assert differs(kept(model, "--keyframes 2", "a"), plain)
     else:
         words = ["generate", "-p", "cat", "--model", str(model), "--keyframes", "2"]
         assert main(words) == 2
         assert "cannot generate keyframes" in capsys.readouterr().err
 
 
-def test_what_was_sampled_is_decoded_later(model, here, monkeypatch):
-    told = made(model, "")
-
-    def killed(clip, *_, **__):
-        next(clip.frames)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(media, "saving", killed)
-        words = "generate -p cat -n 9 -W 64 -H 64 --seed 1 --quiet --no-health-check -o b.mp4"
-        assert main([*words.split(), "--model", str(model)]) == 130
-    words = ["decode", "b.latents.safetensors", "--yes", "--no-health-check"]
+def test_what_was_sampled_is_decoded_later(plain, told, here):
+    latents = shutil.copy(plain, here)
+    words = ["decode", str(latents), "--yes", "--no-health-check"]
     assert main([*words, "--quiet"]) == 0
     assert np.array_equal(np.stack(read_clip(Path("b.mp4"))[0]), told)

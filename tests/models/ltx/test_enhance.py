@@ -27,10 +27,13 @@ class Scripted:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("enhance_prompt", [enhance_t2v, enhance_i2v])
+@pytest.mark.parametrize(
+    "enhance_prompt",
+    [enhance_t2v, pytest.param(enhance_i2v, marks=pytest.mark.thorough)],
+)
 def test_gemma_writes_piece_by_piece(encoder, enhance_prompt):
     pieces = []
-    text = enhance_prompt(encoder, "a cat", max_tokens=24, on_text=pieces.append)
+    text = enhance_prompt(encoder, "a cat", max_tokens=8, on_text=pieces.append)
     assert len(pieces) > 5
     assert text == clean_prompt("".join(pieces))
 
@@ -38,7 +41,7 @@ def test_gemma_writes_piece_by_piece(encoder, enhance_prompt):
 @pytest.mark.slow
 def test_seed_decides_the_text(encoder):
     def write(seed):
-        return enhance_t2v(encoder, "a cat", max_tokens=24, seed=seed)
+        return enhance_t2v(encoder, "a cat", max_tokens=6, seed=seed)
 
     assert write(1) == write(1) != write(2)
 
