@@ -319,6 +319,8 @@ def _queued(
 
 async def _stream(at: Serving, id: str) -> AsyncIterator[str]:
     with at.supervisor.listening(id) as events:
+        if at.store.file(id, ".preview.webp").exists():
+            events.put({"event": "preview", "number": 0})
         while (video := at.store.get(id)) is not None:
             body = VideoObject.of(video, None, seconds_left(video))
             yield f"event: video\ndata: {body.model_dump_json()}\n\n"

@@ -94,7 +94,7 @@ function showModel() {
   const model = chosen();
   if (!model) return;
   const area = model.width * model.height;
-  const sizes = new Map([[`${model.width}x${model.height}`, "usual"]]);
+  const sizes = new Map([[`${model.width}x${model.height}`, ""]]);
   for (const [name, ratio] of SHAPES) {
     const width = snap(Math.sqrt(area * ratio), model.width_step);
     const height = snap(Math.sqrt(area / ratio), model.height_step);

@@ -5,6 +5,7 @@ import * as composer from "./composer.js";
 
 const gallery = document.getElementById("gallery");
 const template = document.getElementById("clip");
+const NAMES = { num_frames: "frames", fps: "frames a second", generate_sound: "sound", recipe: "sampling", negative_prompt: "to avoid" };
 const open = (video) => video.status === "queued" || video.status === "in_progress";
 
 const shown = new Map();
@@ -38,7 +39,7 @@ function update(video) {
   clip.video = video;
   const part = (name) => clip.element.querySelector(name);
   part(".progress").hidden = !open(video);
-  clip.element.classList.toggle("failed", video.status === "failed");
+  clip.element.dataset.status = video.status;
   part("progress").value = video.progress;
   if (video.status === "queued") part("progress").removeAttribute("value");
   part(".phase").textContent = phase(video);
@@ -66,7 +67,7 @@ function settle(clip, video) {
   rows.push(...Object.entries(video.request.loras).map(([name, strength]) => [`LoRA ${name}`, strength]));
   rows.push(["made", new Date(video.created_at * 1000).toLocaleString()]);
   for (const [name, value] of rows) {
-    const term = document.createElement("dt"); term.textContent = name.replaceAll("_", " ");
+    const term = document.createElement("dt"); term.textContent = NAMES[name] ?? name;
     const text = document.createElement("dd"); text.textContent = value === true ? "yes" : value === false ? "no" : value;
     part("dl").append(term, text);
   }
