@@ -241,7 +241,7 @@ def add_model_files(parser: argparse.ArgumentParser, default: str | None = None)
     )
     add(
         "--dtype",
-        "of the weights",
+        "of the weights; what reads the prompt takes bfloat16 in place of float16",
         choices=DTYPES,
         shown="bfloat16 on a GPU, float32 on a CPU",
     )

@@ -377,5 +377,8 @@ def build(
     dtype: mx.Dtype | None,
     model_type: LTXModelType = LTXModelType.AudioVideo,
 ) -> Network:
-    """The part ``name`` with its weights, see ``Network.from_source``."""
-    return part_of(name).network(source).from_source(source, dtype, model_type)
+    """The part ``name`` with its weights, see ``Network.from_source``; bfloat16 where float16 is too narrow for it."""
+    network = part_of(name).network(source)
+    if network.WIDE and dtype and dtype == mx.float16:
+        dtype = mx.bfloat16
+    return network.from_source(source, dtype, model_type)

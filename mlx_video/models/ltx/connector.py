@@ -27,6 +27,7 @@ class TextConnectors(Network):
 
     CONFIG: ClassVar = ConnectorConfig
     LORAS: ClassVar = True
+    WIDE: ClassVar = True
     OTHER_NAMES: ClassVar = (foreign_names.DIFFUSERS_CONNECTORS.names,)
     NAMES: ClassVar = TensorNames(
         {

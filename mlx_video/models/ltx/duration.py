@@ -50,6 +50,7 @@ class DurationHead(Network):
     """A learned query attends to the context of both streams; the result becomes seconds."""
 
     CONFIG: ClassVar = DurationConfig
+    WIDE: ClassVar = True  # as what it reads
     NAMES: ClassVar = TensorNames(
         {"duration_head.": ""},
         {

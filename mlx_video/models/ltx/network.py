@@ -26,6 +26,7 @@ class Network(nn.Module):
     STREAMED  whether its blocks may be read as they are used, see ``stream``
     LORAS     whether LoRAs may change it, under the official names or ``OTHER_NAMES`` (official to theirs)
     SELECTS   whether it reads only the tensors of the wanted streams
+    WIDE      whether its numbers may pass 65,504, float16's largest, so that it takes bfloat16 instead
     """
 
     CONFIG: ClassVar[type[Config]]
@@ -36,6 +37,7 @@ class Network(nn.Module):
     OTHER_NAMES: ClassVar[tuple[TensorNames, ...]] = ()
     STREAMED: ClassVar[bool] = False
     SELECTS: ClassVar[bool] = False
+    WIDE: ClassVar[bool] = False
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:

@@ -28,6 +28,7 @@ class GemmaTextEncoder(Network):
     CONFIG: ClassVar = GemmaConfig
     LARGE: ClassVar = True
     BLOCKS: ClassVar = gemma.Gemma3.BLOCKS
+    WIDE: ClassVar = True
 
     def __init__(self, model: gemma.Gemma, tokenizer: PromptTokenizer):
         super().__init__()

@@ -412,6 +412,20 @@ def test_the_dtype_is_float32_on_a_cpu_and_spares_the_tables(folder):
             )
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "connectors"])
+def test_what_float16_cannot_hold_is_bfloat16(folder, part):
+    """Gemma 3's states reach several hundred thousand."""
+    components = Components.open(Files(folder, dtype="float16"))
+    assert mx.bfloat16 in dtypes(components.sketch(part))
+    assert mx.float16 not in dtypes(components.sketch(part))
+    assert mx.float16 in dtypes(components.sketch("transformer"))
+    assert mx.float16 in dtypes(components.sketch("video_decoder"))
+
+
+def dtypes(part) -> set[mx.Dtype]:
+    return {value.dtype for value in parameters(part.network).values()}
+
+
 # LoRA
 
 
