@@ -271,6 +271,7 @@ TYPING = {
     "info here there": "'there' belongs to no option; see --help.",
     "generate --variant fast": "--variant cannot be 'fast'; choose from distilled, dev.",
     "generate --variant destilled": "cannot be 'destilled'; did you mean distilled?",
+    "completion tcsh": "shell cannot be 'tcsh'; choose from bash, zsh, fish.",
     "genrate": "There is no command 'genrate'; did you mean generate?",
     "xyz": "There is no command 'xyz'; choose from generate, plan,",
     "generate --image-strength 1": "--image cat.png 0 0.8",

@@ -69,11 +69,11 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         choices = list(map(str, action.choices))
-        what = action.option_strings[0] if action.option_strings else "A command"
         near = _nearest(str(value), choices)
         hint = f"did you mean {near}?" if near else f"choose from {', '.join(choices)}."
-        if not action.option_strings:
+        if isinstance(action, argparse._SubParsersAction):
             self.error(f"There is no command {str(value)!r}; {hint}")
+        what = [*action.option_strings, action.dest][0]
         self.error(f"{what} cannot be {str(value)!r}; {hint}")
 
     def _about(self, word: str) -> str:

@@ -58,7 +58,7 @@ def _bound(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        why = (getattr(error, "strerror", None) or str(error)).lower()
+        why = (getattr(error, "strerror", None) or str(error)).lower().rstrip(".")
         raise UserError(
             f"The server cannot listen on {host}:{port}: {why}. Choose another --port, such as {PORT + 1}."
         ) from None
