@@ -1,6 +1,7 @@
 """How the words after options become values, and what is said of words that cannot."""
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -32,26 +33,24 @@ def path(word: str) -> Path:
 
 
 def seconds(word: str) -> float:
-    try:
-        seconds = float(word)
-    except ValueError:
-        seconds = -1
-    if not seconds >= 0:
+    if not (found := _number(word)) >= 0:
         raise argparse.ArgumentTypeError(
             f"must be seconds, 0 or more, such as 60; got {word}"
         )
-    return seconds
+    return found
 
 
 def duration(word: str) -> str | float:
-    if word == AUTO:
-        return word
-    try:
-        seconds = float(word)
-    except ValueError:
-        seconds = 0
-    if not 0 < seconds <= LONGEST_CLIP:
+    if word != AUTO and not 0 < _number(word) <= LONGEST_CLIP:
         raise argparse.ArgumentTypeError(
             f"must be auto, or seconds up to {LONGEST_CLIP}, such as 5; got {word}"
         )
-    return seconds
+    return word if word == AUTO else float(word)
+
+
+def _number(word: str) -> float:
+    """NaN for what is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan

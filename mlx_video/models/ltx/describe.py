@@ -1,7 +1,7 @@
 """What a path holds, from its headers and configs alone. Knows layouts and parts; loads nothing."""
 
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, Mapping, NamedTuple
 
@@ -59,37 +59,22 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
     """Describe ``path`` from headers and configs. Raises as ``identify`` does."""
     layout = identify(find.located(path), variant)
     refusals = [layout.refusal] if layout.refusal else []
-    parts, stored = {}, find.joined(layout.stored)
+    stored = find.joined(layout.stored)
     files = [path for source in stored.values() for path in source.paths]
-    for name, source in stored.items():
-        try:
-            part_config(name, source)
-            weights = part_of(name).network(source).sanitize(source.outline())
-            summary = _summary(weights, source.quantization)
-            parts[name] = summary._replace(formats=source.formats())
-            if source.path.is_file() and sniff(source.path) == GGUF:
-                size = source.path.stat().st_size  # what is packed has no type of MLX's
-                parts[name] = parts[name]._replace(dtypes=(), bytes=size)
-            build(name, source.sketch(), None)  # lazily: every tensor has its place
-        except ValueError as error:
-            refusals.append(str(error))
+    parts = _parts(stored, refusals)
     if "video_decoder" in layout.sources and not refusals:
-        try:
+        with _noted(refusals):
             read_geometry(layout.sources)
-        except ValueError as error:
-            refusals.append(str(error))
     if layout.distillation:
         files.append(layout.distillation)
         parts[layout.distillation.stem] = _summary(outline(layout.distillation))
     about, fits = None, ()
     if layout.name == LORA:
         files.append(layout.path)
-        try:
+        with _noted(refusals):
             adapter = lora.Adapter.read(layout.path)
             about = adapter.about
             fits = () if about.version else tuple(_fitting(adapter))
-        except ValueError as error:
-            refusals.append(str(error))
     missing = {
         name: PARTS[name].lacking.format(release=layout.release)
         for name in NEEDED
@@ -107,6 +92,31 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
         fits,
         tuple(files),
     )
+
+
+@contextmanager
+def _noted(refusals: list[str]) -> Iterator[None]:
+    """Add to ``refusals`` what is raised about a file."""
+    try:
+        yield
+    except ValueError as error:
+        refusals.append(str(error))
+
+
+def _parts(stored: Mapping[str, Source], refusals: list[str]) -> dict[str, PartSummary]:
+    """What is stored of each part; what cannot be used is added to ``refusals``."""
+    parts = {}
+    for name, source in stored.items():
+        with _noted(refusals):
+            part_config(name, source)
+            weights = part_of(name).network(source).sanitize(source.outline())
+            summary = _summary(weights, source.quantization)
+            parts[name] = summary._replace(formats=source.formats())
+            if source.path.is_file() and sniff(source.path) == GGUF:
+                size = source.path.stat().st_size  # what is packed has no type of MLX's
+                parts[name] = parts[name]._replace(dtypes=(), bytes=size)
+            build(name, source.sketch(), None)  # lazily: every tensor has its place
+    return parts
 
 
 def _fitting(adapter: lora.Adapter) -> Iterator[str]:
