@@ -1,6 +1,5 @@
 """The work of a run that has no clip yet, on disk: finished latents, or the state of a sampling that goes on from there."""
 
-import shlex
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -43,9 +42,12 @@ class Keeper:
         if self.unsaved and time.monotonic() - self.saved > WORTH_SAVING:
             with suppress(UserError):
                 save_state(self.output, self.unsaved, self.job)
-        if where := where_kept(self.output):
-            as_it_is = " Add --no-health-check to have it as it is."
-            error.add_note(where + as_it_is * isinstance(error, HealthError))
+        if left := self.output.left:
+            garbage = isinstance(error, HealthError)
+            as_it_is = " Add --no-health-check to have it as it is." * garbage
+            error.add_note(
+                f"What was sampled is kept: go on with `{left[1]}`.{as_it_is}"
+            )
 
     def reached(self, state: Reached) -> Iterator[Event]:
         """Save the state, if it is time."""
@@ -80,16 +82,6 @@ class Keeper:
         for state in (self.output.state, self.resumed):
             if state is not None:
                 state.unlink(missing_ok=True)
-
-
-def where_kept(output: Output) -> str | None:
-    """A sentence on what an unfinished run to ``output`` has left, and how to go on with it."""
-    ways = {
-        output.latents: "The latents are kept: finish with `mlx-video decode {}`.",
-        output.state: "What was sampled is kept: go on with `mlx-video generate --resume {}`.",
-    }
-    notes = (n.format(shlex.quote(str(p))) for p, n in ways.items() if p.exists())
-    return next(notes, None)
 
 
 def save_latents(output: Output, sample: Sample, job: Job) -> Path:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from contextlib import AbstractContextManager
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Mapping, Sequence
@@ -14,7 +14,6 @@ from mlx_video.disk import (
     check_space,
     is_there,
     lock_of,
-    owned,
     short,
     typed_path,
 )
@@ -72,10 +71,6 @@ class Output:
         others = (words.get(name) for name in ("audio", "frames"))
         return cls(left.with_name(path.name), *(p and left.parent / p for p in others))
 
-    def owned(self) -> AbstractContextManager[None]:
-        """Reserve these names while this run lives."""
-        return owned(self.path)
-
     def check(self, audio: bool, reads: Iterable[Path] = ()) -> None:
         """Raise ``UserError`` for what could not be written after a long run: a suffix, folder, permission or existing file.
 
@@ -126,18 +121,23 @@ class Output:
             f"{short(self.path)} will have no sound, because a {suffix} file holds none. Name an .mp4 for both.",
         )
 
+    @property
+    def left(self) -> tuple[Path, str] | None:
+        """What a run that did not finish left under this name, if anything, and the command that finishes it."""
+        ways = {self.latents: "decode", self.state: "generate --resume"}
+        for file, command in ways.items():
+            if os.path.lexists(file):
+                return file, f"mlx-video {command} {shlex.quote(str(file))}"
+        return None
+
     def check_unfinished(self) -> None:
-        """Raise ``UserError`` where an unfinished run left work under this name, which is never replaced."""
-        ways = {
-            self.latents: "decode {}",
-            self.state: "generate --resume {}",
-        }
-        for left, command in ways.items():
-            if os.path.lexists(left):
-                raise UserError(
-                    f"{short(left)} was left by a run that did not finish. Finish it with "
-                    f"`mlx-video {command.format(short(left))}`, or choose another name, or remove it."
-                )
+        """Raise ``UserError`` where work was left under this name, which is never replaced."""
+        if self.left:
+            file, command = self.left
+            raise UserError(
+                f"{short(file)} was left by a run that did not finish. Finish it with `{command}`, or choose another name, "
+                "or remove it."
+            )
 
     def check_space(self, shape: VideoPixelShape, latents: int) -> None:
         """Raise ``UserError`` where a disk lacks the space for a run of this ``shape``; ``latents`` in bytes."""

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video import plan as plans
-from mlx_video.disk import folder_made, reserved, short, written_aside
+from mlx_video.disk import folder_made, owned, reserved, short, written_aside
 from mlx_video.errors import UserError
 from mlx_video.events import (
     Event,
@@ -80,7 +80,7 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
     start = None if options.resume is None else load_state(options.resume, job)
     if start is None:
         output.check_unfinished()
-    with folder_made(output.path.parent), output.owned():
+    with folder_made(output.path.parent), owned(output.path):
         job, plan, pipeline = yield from _prepared(job, options)
         output.check_space(job.request.shape, _bytes(pipeline, job))
         yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
@@ -113,7 +113,7 @@ def sample(job: Job, options: Options = Options()) -> Generator[Event, None, Sam
 def write(sampled: Sampled, output: Output) -> Iterator[Event]:
     """Decode what was sampled and write its files."""
     job, latents, pipeline = sampled
-    with folder_made(output.path.parent), output.owned():
+    with folder_made(output.path.parent), owned(output.path):
         output.check_space(job.request.shape, 0)
         yield from _timed(_written(pipeline, latents, job, output), output)
 

@@ -425,7 +425,7 @@ def test_a_killed_decode_is_finished_by_decode(model, made, here, monkeypatch, c
     assert [p.name for p in sorted(here.glob("output*"))] == [
         "output.latents.safetensors"
     ]
-    assert "finish with `mlx-video decode output.latents" in capsys.readouterr().err
+    assert "go on with `mlx-video decode output.latents" in capsys.readouterr().err
     assert typed(generate_av.main, model) == 2  # the latents are not overwritten
     assert "mlx-video decode output.latents" in capsys.readouterr().err
     assert cli.main(["decode", "output.latents.safetensors", "--yes"]) == 0
