@@ -1,6 +1,6 @@
 """Clips in a few lines of Python: ``mlx_video.load()("a red ball").save("ball.mp4")``.
 
-The runs, records and files are those of the terminal; here is only how they are asked for.
+Runs, records and files are those of the terminal; this module only offers them to Python.
 """
 
 import base64
@@ -49,7 +49,7 @@ def load(
     files: Files | None = None,
     options: Options = Options(),
 ) -> "LTXPipeline":
-    """What makes clips with ``model``: a file, a folder, a hub repository, or "ltx-2-tiny", the demo model.
+    """A pipeline that makes clips with ``model``: a file, a folder, a hub repository, or "ltx-2-tiny", the demo model.
 
     model    by default LTX-2 where the hub's cache has it, else the demo model
     recipe   how to sample; by default the one that the checkpoint states for ``variant``, "distilled" or "dev"
@@ -276,7 +276,7 @@ def _is_one(given: object, *kinds: type) -> bool:
 
 
 def _followed(events: Generator[Event, None, X], on_step: OnStep | None) -> X:
-    """What ``events`` return; steps are passed on, warnings are Python's, and the rest is logged."""
+    """The return value of ``events``. Passes steps on, turns warnings into Python's, and logs the rest."""
     with closing(events):
         while True:
             try:
@@ -295,7 +295,7 @@ def _followed(events: Generator[Event, None, X], on_step: OnStep | None) -> X:
 
 
 def _input(given: object) -> Input:
-    """An input of what may stand for a picture."""
+    """The input that a path, a PIL image or an array stands for."""
     if isinstance(given, (Input, str, os.PathLike)):
         return as_input(given)
     file = Path(tempfile.mkdtemp(dir=_folder().name), "frame_0000.png")

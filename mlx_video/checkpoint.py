@@ -54,7 +54,7 @@ def geometry_of(files: Files, variant: str) -> Geometry:
 def fitting_frames(
     frames: int, files: Files, variant: str, say: Say = log.warning
 ) -> int:
-    """``frames``, or the nearest number that a clip can have, of which ``say`` hears."""
+    """``frames`` or, told to ``say``, the nearest number that a clip can have."""
     step = geometry_of(files, variant).video.time
     nearest = round((frames - 1) / step) * step + 1
     if frames < 1 or nearest == frames:

@@ -160,7 +160,7 @@ def reserved(path: Path, size: int) -> Iterator[Path]:
 
 @contextmanager
 def folder_aside(folder: Path) -> Iterator[Path]:
-    """The same for a folder that is missing or empty."""
+    """A scratch folder beside ``folder``, which is missing or empty; becomes it if the block succeeds, else is removed."""
     with owned(folder, folder.name):
         scratch = folder.with_name(f".{folder.name}{ASIDE}{secrets.token_hex(8)}")
         try:
@@ -242,7 +242,7 @@ def next_free(path: Path) -> Path:
 
 @contextmanager
 def owned(path: Path, name: str | None = None) -> Iterator[None]:
-    """Own the name ``path``, whatever its suffix, while the block runs; only one run at a time can.
+    """Own the name ``path``, with any suffix, while the block runs; only one run at a time can.
 
     Removes what dead runs left aside in that folder. ``name`` replaces the path's stem.
     """

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: tuples of plain values, but for a ``Preview``, which has pixels."""
+"""What a run reports as it goes on: tuples of plain values; only a ``Preview`` has pixels."""
 
 from typing import NamedTuple
 

@@ -164,7 +164,7 @@ def unfinished_bytes(repo: str) -> int:
 
 
 def _found(repo: str, pattern: str) -> list[Path]:
-    """Files in the cache of ``repo``; none where it may not be read, of which only who needs it is told."""
+    """Files in the cache of ``repo``; empty if it cannot be read, which ``plan`` reports to those who need it."""
     folder = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
     try:
         return [file for file in folder.glob(pattern) if file.is_file()]

@@ -1,4 +1,4 @@
-"""What a user gives besides words. Each kind of input is a class here; no other module needs to know it.
+"""What a clip is made from besides the prompt. Each kind of input is a class here, which no other module needs to know.
 
 An input names the networks it needs, checks itself, counts the tokens it adds, and becomes conditions on either stream.
 """
@@ -112,7 +112,7 @@ class Input:
         return ()
 
     def moved(self, factor: int, start: int, end: int) -> "Input | None":
-        """The same input within frames ``start`` to ``end`` of the clip at ``factor`` times its frame rate; ``None`` = not there."""
+        """The same input for frames ``start`` to ``end`` of the clip at ``factor`` times its frame rate; ``None`` = outside."""
         return None
 
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
@@ -121,7 +121,7 @@ class Input:
 
     @property
     def read_bytes(self) -> int:
-        """What the process takes, beside MLX's arrays, while it is made ready to be encoded."""
+        """Bytes that preparing it takes outside of MLX's arrays."""
         return 0
 
     def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
@@ -201,7 +201,7 @@ class Image(Input):
 
     @property
     def read_bytes(self) -> int:
-        """Of a picture that is here: its pixels, and those of all that H.264 makes of them."""
+        """The pixels of a local picture, and the copies that H.264 coding makes of them."""
         here = is_there(typed_path(self.path))
         return round(COMPRESSED * _picture(self.path).pixels.nbytes) if here else 0
 

@@ -23,7 +23,7 @@ SOUND = "sound"  # that the clip has from a stage before, in a state's file
 
 
 class Keeper:
-    """Keeps the work of a run on disk until its clip is written; notes on whatever ends the run where it is.
+    """Keeps the work of a run on disk until its clip is written. An exception that ends the run gets a note on where it is.
 
     every    seconds after which a state is saved again; ``resumed`` is the one that the run goes on from
     """

@@ -50,12 +50,12 @@ class Output:
 
     @property
     def latents(self) -> Path:
-        """What was sampled, until it is decoded."""
+        """Where sampled latents are kept until they are decoded."""
         return self.path.with_suffix(LATENTS)
 
     @property
     def state(self) -> Path:
-        """Where sampling has got to."""
+        """Where the state of an unfinished sampling is kept."""
         return self.path.with_suffix(STATE)
 
     def remembered(self) -> dict[str, str]:
@@ -113,7 +113,7 @@ class Output:
             )
 
     def notices(self, audio: bool) -> tuple[str, ...]:
-        """What the files will lack, in sentences; ``audio`` = the clip has sound."""
+        """Warnings about what the files cannot hold; ``audio`` = the clip has sound."""
         suffix = self.path.suffix.lower()
         if not audio or suffix not in SILENT_SUFFIXES:
             return ()

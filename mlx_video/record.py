@@ -1,4 +1,4 @@
-"""What it takes to make a clip again: a job, its JSON record, and the files that hold it. Knows no mathematics."""
+"""What is needed to make a clip again: a job, its JSON record, and the files that hold one. Knows no mathematics."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -51,7 +51,7 @@ class Job:
     def pipeline(
         self, *, health: bool = True, plan: plans.Plan | None = None
     ) -> Pipeline:
-        """What carries it out, with the parts that ``plan`` found; without one it finds and fetches them. Loads no weights."""
+        """The pipeline, with the parts that ``plan`` found; without a plan, finds and fetches them. Loads no weights."""
         return pipeline_for(
             plan.components if plan else self.components(),
             self.recipe,

@@ -1,6 +1,6 @@
 """A job carried out to files that are safe, as a stream of events. It prints nothing: terminal and server listen.
 
-Whatever ends a run carries a note of where its work is kept.
+An exception that ends a run carries a note on where its work is kept.
 """
 
 import math
@@ -70,7 +70,7 @@ class Options:
 
 
 def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Event]:
-    """Carry out ``job`` and write its files; what is to happen is yielded before it happens.
+    """Carry out ``job`` and write its files. Each event is yielded before what it announces happens.
 
     Raises ``UserError`` before any weights are read for what can be known to be wrong, ``HealthError`` later.
     """
@@ -92,7 +92,7 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
 
 
 class Sampled(NamedTuple):
-    """A job whose latents are there, in memory, and what decodes them."""
+    """A job, its latents, and the pipeline that decodes them."""
 
     job: Job
     latents: AV[mx.array]
@@ -121,7 +121,7 @@ def write(sampled: Sampled, output: Output) -> Iterator[Event]:
 def _prepared(
     job: Job, options: Options, sampled: bool = False
 ) -> Generator[Step, None, tuple[Job, plans.Plan, Pipeline]]:
-    """``job`` as its record will tell it, what it will take, and what will carry it out."""
+    """``job`` as its record will have it, its memory plan, and its pipeline."""
     if job.request.timed:  # planned as it is, so that the memory holds what finds out
         _, pipeline = _planned(job, options)
         job = replace(job, request=(yield from pipeline.timed(job.request)))
@@ -135,7 +135,7 @@ def _prepared(
 def _planned(
     job: Job, options: Options, sampled: bool = False
 ) -> tuple[plans.Plan, Pipeline]:
-    """What ``job`` will take, within the limit, and what will carry it out; checked."""
+    """The plan of ``job`` within the memory limit, and its pipeline; both checked."""
     plan = job.plan(
         limit=options.memory_limit,
         announce=options.announce,
@@ -246,7 +246,7 @@ def _with_sound(
 
 
 def _bytes(pipeline: Pipeline, job: Job) -> int:
-    """Of the latents that sampling will make."""
+    """The size of the latents that sampling will make."""
     shapes = pipeline.latent_shapes(job.request).values
     return sum(4 * math.prod(shape) for shape in shapes)
 

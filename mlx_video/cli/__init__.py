@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None, *before: str, **usual) -> int:
 
 
 def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
-    """The exit code of ``run``; whatever ends it is said on stderr: in a sentence, unless it is a fault of ours.
+    """The exit code of ``run``. What ends it is said on stderr: an error in one sentence, a fault of ours with its traceback.
 
     With ``json_errors`` stdout gets ``{"error": ...}`` as well.
     """

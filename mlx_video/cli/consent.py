@@ -1,4 +1,4 @@
-"""A record from elsewhere names files: what it would open that the user did not name is said, and asked for."""
+"""Asks before opening files that only a record names, since a record may come from anywhere."""
 
 import argparse
 import os

@@ -73,7 +73,7 @@ def job_from(
 def _unused(
     args: argparse.Namespace, recipe: recipes.Recipe, usual: recipes.Defaults
 ) -> Iterator[str]:
-    """Warnings of what was typed and changes nothing, or is unlikely to be meant."""
+    """Warnings about options that change nothing, or are unlikely to be meant."""
     remedy = "" if recipe.variant == "dev" else f"; use {DEV_MODEL}"
     if args.negative_prompt is not None and not recipe.guided:
         yield f"--negative-prompt is not used: this recipe samples without guidance{remedy}."
@@ -95,7 +95,7 @@ _BESIDE_RECORD = frozenset(
 
 
 def _job_again(args: argparse.Namespace) -> Job:
-    """The job of a record, with its files where they were typed to be."""
+    """The job of a record, with the files that were typed in place of its own."""
     if args.from_record and args.resume:
         raise UserError(
             "--resume goes on and --from-record starts anew; leave out one of them."
@@ -109,7 +109,7 @@ def _job_again(args: argparse.Namespace) -> Job:
 
 
 def moved(job: Job, args: argparse.Namespace) -> Job:
-    """``job`` with its files where they were typed to be."""
+    """``job`` with the files that were typed in place of its own."""
     typed = files_from(args)
     found = {name: getattr(typed, name) for name in args.typed.keys() & _WITH_RECORD}
     return replace(job, files=replace(job.files, **found))

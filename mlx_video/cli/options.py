@@ -1,4 +1,4 @@
-"""What can be typed: argument groups with their real defaults."""
+"""The options, in groups, with their real defaults."""
 
 import argparse
 from functools import partial
@@ -17,7 +17,7 @@ BESIDE = "beside the model, else from the hub"
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
-    """All that can be said of a clip; ``None`` where nothing is, and the checkpoint's defaults apply."""
+    """Every option of a clip; those that are not typed are ``None``, and the checkpoint's defaults apply."""
     prompt = add_prompt(parser)
     option(
         prompt,

@@ -1,4 +1,4 @@
-"""How a command line is read, and what is said of words that make no sense there; not which options there are.
+"""How a command line is read, and what is said about words that make no sense. Does not know which options exist.
 
 argparse alone reads it. Options default to ``None``, so that what was typed is known; the real defaults are filled in after.
 """
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
-        """Refuse what is none of the choices, and name the nearest."""
+        """Raise ``UserError`` for a value that is not among the choices; names the nearest."""
         if action.choices is None or value in action.choices:
             return
         choices = list(map(str, action.choices))
@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
 def option(
     group, names: str, about: str, real: object = None, shown: object = None, **how
 ) -> argparse.Action:
-    """Add an option that is ``None`` unless it is typed and ``real`` where it is not; help shows that, or ``shown``.
+    """Add an option with the default ``real``, which ``Parser.read`` fills in; help shows that, or ``shown``.
 
     ``names`` are its flags, spaces between; ``how`` goes to argparse.
     """
@@ -104,7 +104,7 @@ def option(
 
 
 def flag(group, names: str, about: str, real: bool = False, **how) -> argparse.Action:
-    """Add an option without a value: ``real`` where it is not typed, and the opposite where it is."""
+    """Add an option without a value: ``real`` unless it is typed, and then the opposite."""
     action = "store_false" if real else "store_true"
     return option(group, names, about, real, "", action=action, **how)
 

@@ -34,7 +34,7 @@ class Progress:
         self.work: dict[str, float] = {}
 
     def show(self, event: Event) -> None:
-        """Tell a person of ``event``."""
+        """Say on stderr what ``event`` means for the person who waits."""
         match event:
             case Step():
                 self._step(event)
@@ -48,7 +48,7 @@ class Progress:
                 self._line(event)
 
     def close(self) -> None:
-        """Leave the terminal in order, whatever ended the run."""
+        """Remove the bar, however the run ended."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

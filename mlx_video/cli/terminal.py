@@ -1,4 +1,4 @@
-"""How words reach the terminal: what files say is made harmless here, and nowhere else; and how Ctrl-C is heard."""
+"""How text reaches the terminal, with control codes escaped here and nowhere else, and how Ctrl-C is heard."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def say(text: object) -> None:
 
 
 def tell(text: object, end: str = "\n") -> None:
-    """A result, on stdout; whoever no longer reads it gets nothing more, which is no failure."""
+    """A result, on stdout. Nothing fails if the reader has closed it."""
     if sys.stdout is None:
         return
     encoding = sys.stdout.encoding or "utf-8"
@@ -42,12 +42,12 @@ def fault(error: Exception) -> str:
 
 
 def watched() -> bool:
-    """Whether a person looks at stderr as it is written."""
+    """Whether stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def harmless(text: str) -> str:
-    """``text`` with what would steer a terminal shown as text: escape codes, and marks that reverse the writing."""
+    """``text`` with control codes, and marks that reverse the direction of writing, escaped."""
     return "".join(_escaped(c) if _steers(c) else c for c in text)
 
 
@@ -82,7 +82,7 @@ def interrupts() -> Iterator[None]:
 
 
 def _hear(pipe: int) -> None:
-    """Say that Ctrl-C was heard, and end the process at the second; what it had not finished, the next run cleans up."""
+    """Say that Ctrl-C was heard, and end the process at the second. The next run cleans up what this one left."""
     stops = (signal.SIGINT, signal.SIGTERM)
     count = 0
     with open(pipe, "rb", buffering=0) as signals:

@@ -1,4 +1,4 @@
-"""What commands say of plans, files and models: text for a person to read."""
+"""Plans, files and models as text for a person to read."""
 
 import json
 from typing import Sequence

@@ -1,4 +1,4 @@
-"""How the words after options become values, and what is said of words that cannot."""
+"""How the words after options become values, and the errors for those that cannot."""
 
 import argparse
 import math
@@ -49,7 +49,7 @@ def duration(word: str) -> str | float:
 
 
 def _number(word: str) -> float:
-    """NaN for what is none."""
+    """The number that ``word`` is, or NaN."""
     try:
         return float(word)
     except ValueError:
