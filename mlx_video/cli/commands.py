@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from mlx_video.cli.terminal import say, tell
 from mlx_video.cli.texts import catalog_text, describe_text, plan_text
 from mlx_video.disk import file_errors, short, typed_path
 from mlx_video.errors import UserError
-from mlx_video.events import Event, Planned, Written
+from mlx_video.events import Event, Planned
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.catalog import catalog, entry
 from mlx_video.models.ltx.describe import describe
@@ -125,15 +125,13 @@ def decode(args: argparse.Namespace) -> None:
     ask(job, args, output)
     if args.tiling:
         job = replace(job, request=replace(job.request, tiling=args.tiling))
-    _listen(args, finish(job, latents, output, options_from(args)), [])
+    _listen(args, finish(job, latents, output, options_from(args)))
 
 
 def _listen(
-    args: argparse.Namespace,
-    events: Iterator[Event],
-    notices: list[str],
+    args: argparse.Namespace, events: Iterator[Event], notices: Sequence[str] = ()
 ) -> None:
-    """Show the events of a run, and at its end the path."""
+    """Show the events of a run, and at its end the path, or the object that --json asks for."""
     progress = Progress(args.quiet, args.verbose)
     with closing(events), closing(progress):
         for event in events:
@@ -144,8 +142,8 @@ def _listen(
             if isinstance(event, Preview):
                 _save_preview(event, args.preview / path.stem)
             progress.show(event)
-    assert isinstance(event, Written)
-    tell(_result(event, job) if args.json else event.path)
+    made = json.dumps(event._asdict() | {"seed": job.request.seed}, ensure_ascii=False)
+    tell(made if args.json else event.path)
 
 
 def _save_preview(preview: Preview, base: Path) -> None:
@@ -157,11 +155,6 @@ def _save_preview(preview: Preview, base: Path) -> None:
         save_still(preview.picture, base.with_name(name))
     except UserError as error:
         say(f"warning: {error}")
-
-
-def _result(written: Written, job: Job) -> str:
-    made = written._asdict() | {"seed": job.request.seed}
-    return json.dumps(made, ensure_ascii=False)
 
 
 def _hear(notices: list[str], what: object) -> None:
@@ -204,13 +197,8 @@ def enhance(args: argparse.Namespace) -> None:
 def models(args: argparse.Namespace) -> None:
     """List what --model knows by name."""
     entries = catalog()
-    if not args.json:
-        return tell(catalog_text(entries))
-    kept = [
-        e._asdict() | {"cached": {k: c._asdict() for k, c in e.cached.items()}}
-        for e in entries
-    ]
-    tell(json.dumps(kept, indent=1))
+    listed = json.dumps([asdict(entry) for entry in entries], indent=1)
+    tell(listed if args.json else catalog_text(entries))
 
 
 def info(args: argparse.Namespace) -> None:

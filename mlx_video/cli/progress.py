@@ -30,22 +30,15 @@ class Progress:
         self.phases: list[Took] = []
         self.told: set[str] = set()
         self.bar = None
-        self.phase: str | None = None
+        self.start: Step | None = None  # of the phase that is under way
         self.work: dict[str, float] = {}
 
     def show(self, event: Event) -> None:
         """Say on stderr what ``event`` means for the person who waits."""
-        match event:
-            case Step():
-                self._step(event)
-            case Took():
-                self._end(event)
-            case Written():
-                self._total(event)
-            case Warned():
-                say(f"warning: {event.text}")
-            case _ if not self.quiet:
-                self._line(event)
+        if isinstance(event, Warned):
+            say(f"warning: {event.text}")
+        elif not self.quiet:
+            self._show(event)
 
     def close(self) -> None:
         """Remove the bar, however the run ended."""
@@ -53,34 +46,33 @@ class Progress:
             self.bar.close()
             self.bar = None
 
-    def once(self, line: str) -> None:
-        """Print a line that was not printed yet."""
-        if line not in self.told and not self.quiet:
-            say(line)
-        self.told.add(line)
-
-    def _line(self, event: Event) -> None:
+    def _show(self, event: Event) -> None:
         match event:
             case Planned():
                 self.work = {p.name: p.operations for p in event.phases if p.operations}
-                self.once(making_line(event))
-                self.once(plan_line(event))
+                self._once(making_line(event))
+                self._once(plan_line(event))
             case Fused():
-                self.once(event.text)
+                self._once(event.text)
             case Saved() if event.step is not None and self.verbose:
                 say(f"state after step {event.step} saved in {event.path}")
+            case Step():
+                self._step(event)
+            case Took():
+                self._end(event)
+            case Written():
+                self._total(event)
+
+    def _once(self, line: str) -> None:
+        """Print a line that was not printed yet."""
+        if line not in self.told:
+            say(line)
+        self.told.add(line)
 
     def _step(self, step: Step) -> None:
-        if self.quiet:
-            return
         now = time.perf_counter()
-        if step.phase != self.phase:
-            self.phase, self.tenth, self.first, self.began = (
-                step.phase,
-                0,
-                step.index,
-                now,
-            )
+        if self.start is None or step.phase != self.start.phase:
+            self.start, self.began, self.tenth = step, now, 0
             self._begin(step)
         seconds = now - self.began
         left = self._left(step, seconds)
@@ -105,7 +97,7 @@ class Progress:
     def _left(self, step: Step, seconds: float) -> str:
         """How long the run will still take, at the pace of this phase; empty where that cannot be told."""
         work = self.work or {step.phase: 1.0}  # its own, where nothing was planned
-        own, done = work.get(step.phase), step.index - self.first
+        own, done = work.get(step.phase), step.index - self.start.index
         if not (own and done):
             return ""
         later = sum([*work.values()][[*work].index(step.phase) + 1 :])
@@ -114,14 +106,12 @@ class Progress:
 
     def _end(self, took: Took) -> None:
         self.close()
-        self.phase = None
+        self.start = None
         self.phases.append(took)
-        if not (self.quiet or self.lively):
+        if not self.lively:
             say(f"{took.phase}: {took.seconds:.1f} s, peak {took.peak / GB:.2f} GB")
 
     def _total(self, written: Written) -> None:
-        if self.quiet:
-            return
         if self.verbose:
             say(f"\n{'phase':<20}{'seconds':>9}{'peak GB':>9}")
             for name, seconds, peak in self.phases:

@@ -1,20 +1,23 @@
 """What there is to run: the demo model and Lightricks' releases, and how much of each the hub's cache holds. Fetches nothing."""
 
-from typing import Mapping, NamedTuple
+from dataclasses import dataclass
+from typing import Mapping
 
 from mlx_video import hub
 from mlx_video.models.ltx.find import DEMO, PACKAGED, named
 from mlx_video.models.ltx.releases import RELEASES, Release, published
 
 
-class Cached(NamedTuple):
+@dataclass(frozen=True)
+class Cached:
     """How many bytes of some files the cache holds, and whether those are all of them."""
 
     bytes: int
     complete: bool
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """A model by the name that ``--model`` takes.
 
     size        of its files and its text encoder's, in words
