@@ -157,4 +157,11 @@ def load_tensors(path: Path) -> tuple[AV[mx.array], dict[str, str]]:
         raise UserError(
             f"{short(path)} holds no video latents; give the .latents.safetensors that a run left."
         )
-    return AV(tensors["video"], tensors.get("audio")), metadata
+    found = AV(tensors["video"], tensors.get("audio"))
+    if kinds := [
+        x.dtype for x in found.values if not mx.issubdtype(x.dtype, mx.floating)
+    ]:
+        raise UserError(
+            f"{short(path)} holds latents of {kinds[0]}, and they are floating-point numbers. It is damaged, or no latents."
+        )
+    return found, metadata

@@ -67,9 +67,10 @@ class Output:
     @classmethod
     def recalled(cls, left: Path, words: Mapping[str, str]) -> "Output":
         """What ``remembered`` wrote into the file ``left``; without that, the clip is named after ``left``."""
-        path = Path(words.get("output") or f"{left.name.partition('.')[0]}.mp4")
-        others = (words.get(name) for name in ("audio", "frames"))
-        return cls(left.with_name(path.name), *(p and left.parent / p for p in others))
+        named = {k: typed_path(words[k]) for k in ("output", "audio", "frames") if words.get(k)}  # fmt: skip
+        usual = f"{left.name.partition('.')[0]}.mp4"
+        name = named.pop("output", Path()).name or usual
+        return cls(left.with_name(name), **{k: left.parent / p for k, p in named.items()})  # fmt: skip
 
     def check(self, audio: bool, reads: Iterable[Path] = ()) -> None:
         """Raise ``UserError`` for what could not be written after a long run: a suffix, folder, permission or existing file.

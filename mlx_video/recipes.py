@@ -86,10 +86,6 @@ class Stage:
                 f"A stage's scale is above 0 and at most 1, and the strength of a LoRA is finite; got {self.scale}, "
                 f"{self.distilled_lora} and {self.detailing}."
             )
-        if self.upsampler not in UPSAMPLERS:
-            raise UserError(
-                f"A stage's upsampler is {' or '.join(UPSAMPLERS)}; got {self.upsampler[:40]!r}."
-            )
         for strength in self.guidance.values:
             _check_strength(strength)
 
@@ -192,8 +188,18 @@ class Recipe:
                 f"sound is the number of a stage, from 0 to {len(self.stages) - 1}, or -1 for the last; got {self.sound}."
             )
         _check_rounds(len(self.rounds or ()))
-        for stage in (*self.stages, *(self.rounds or ())):
-            stage.check()
+        for stages, upsampler in zip((self.stages, self.rounds or ()), UPSAMPLERS):
+            for stage in stages:
+                stage.check()
+                if stage.upsampler != upsampler:
+                    raise UserError(
+                        f"A recipe's stages take the upsampler and DFR's rounds the temporal_upsampler; got "
+                        f"{stage.upsampler[:40]!r}."
+                    )
+        if self.rounds is None and any(stage.detailing for stage in self.stages):
+            raise UserError(
+                "The detailing LoRA is of DFR; a recipe without rounds takes none."
+            )
 
 
 def distilled(sampler: str = "euler") -> Recipe:

@@ -36,6 +36,8 @@ TYPES = {
     **{"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32, "C64": mx.complex64},
 }
 
+LONGEST = 240  # characters of what does not fit, in a message
+
 # Kept in the stored precision: the official code adds these float32 rows to activations before rounding.
 KEPT_PRECISION = "scale_shift_table"
 
@@ -203,7 +205,7 @@ def load(
     expected = dict(tree_flatten(module.parameters()))
     if problems := _problems(expected, weights):
         raise UserError(
-            f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}."
+            f"{source} does not fit {type(module).__name__}: {clip('; '.join(problems), LONGEST)}."
         )
     module.load_weights([(k, _cast(k, v, dtype)) for k, v in weights.items()])
 

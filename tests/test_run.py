@@ -374,6 +374,10 @@ def latents(left, here) -> Path:
         (lambda t: t.update(video=t["video"][..., :-1]), "does not fit its record"),
         (lambda t: t.pop("audio"), "does not fit its record"),
         (lambda t: t.pop("video"), "holds no video latents"),
+        (
+            lambda t: t.update(audio=t["audio"].astype(mx.int32)),
+            "latents of mlx.core.int",
+        ),
         (lambda t: t.update(video=t["video"] * 0), "There is nothing in the video"),
     ],
 )
@@ -414,6 +418,14 @@ def test_latents_and_states_remember_the_files_of_their_run(model, here):
         next(e for e in events if isinstance(e, Saved) and kind in e.path)
         assert kept.recalled(Path(f"x.{kind}.safetensors")) == output
     events.close()
+
+
+@pytest.mark.parametrize("name", ["output", "audio", "frames"])
+def test_a_path_that_cannot_be_is_refused_where_it_is_read(name):
+    with pytest.raises(UserError, match="holds a zero byte"):
+        Output.recalled(Path("x.latents.safetensors"), {name: "a\0b"})
+    named = Output.recalled(Path("x.latents.safetensors"), {"output": "/"})
+    assert named == Output(Path("x.mp4"))
 
 
 def test_a_lora_is_told(model, here):

@@ -95,6 +95,25 @@ class GeneratorConfig(Config):
     resblock_dilation_sizes: tuple[tuple[int, ...], ...]
     stereo: bool = True
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "GeneratorConfig":
+        config = super().from_dict(data)
+        for pair in ("upsample_rates", "upsample_kernel_sizes"), (
+            "resblock_kernel_sizes",
+            "resblock_dilation_sizes",
+        ):
+            first, second = (len(getattr(config, name)) for name in pair)
+            if first != second:
+                raise UserError(
+                    f"{cls.__name__}: {pair[0]} has {first} entries and {pair[1]} {second}; they belong together."
+                )
+        if config.last_width < 1:
+            raise UserError(
+                f"{cls.__name__}: upsample_initial_channel {config.upsample_initial_channel} cannot be halved "
+                f"{len(config.upsample_rates)} times. The file may be damaged."
+            )
+        return config
+
     @property
     def channels(self) -> int:
         return 2 if self.stereo else 1

@@ -5,6 +5,7 @@ from enum import Enum
 from typing import ClassVar, Mapping
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.kinds import short
 from mlx_video.models.ltx.schema import Config
 from mlx_video.types import AV, Modality
 
@@ -32,6 +33,7 @@ class LTXRopeType(Enum):
     INTERLEAVED = "interleaved"
 
 
+PRECISIONS = "float64", "float32"
 _CONNECTOR_KEYS = frozenset(
     {
         "connector_attention_head_dim",
@@ -95,8 +97,8 @@ class LTXModelConfig(Config):
     caption_channels: int = 3840
     norm_eps: float = 1e-6
     positional_embedding_theta: float = 10000.0
-    positional_embedding_max_pos: tuple[int, ...] = (20, 2048, 2048)
-    audio_positional_embedding_max_pos: tuple[int, ...] = (20,)
+    positional_embedding_max_pos: tuple[int, int, int] = (20, 2048, 2048)
+    audio_positional_embedding_max_pos: tuple[int] = (20,)
     use_middle_indices_grid: bool = True
     timestep_scale_multiplier: float = 1000.0
     av_ca_timestep_scale_multiplier: float = 1000.0
@@ -160,10 +162,7 @@ class LTXModelConfig(Config):
     ) -> "LTXModelConfig":
         """Read the ``transformer`` block; ``model_type`` says which of the checkpoint's streams to build."""
         data = cls.SILENT | dict(data, model_type=model_type)
-        if "frequencies_precision" in data:
-            data["double_precision_rope"] = (
-                data.pop("frequencies_precision") == "float64"
-            )
+        data |= rope_precision(data.pop("frequencies_precision", None))
         _check_caption_projection(data)
         return super().from_dict(data)
 
@@ -191,6 +190,15 @@ class LTXModelConfig(Config):
         )
         both = {Modality.VIDEO: video, Modality.AUDIO: audio}
         return AV(**{m.value: both[m] for m in self.model_type.modalities})
+
+
+def rope_precision(stated: object) -> dict[str, bool]:
+    """What ``frequencies_precision`` means, where a file states it; raises ``UserError`` for an unknown one."""
+    if stated is not None and stated not in PRECISIONS:
+        raise UserError(
+            f"LTXModelConfig: frequencies_precision must be {' or '.join(PRECISIONS)}; got {short(stated)}."
+        )
+    return {} if stated is None else {"double_precision_rope": stated == PRECISIONS[0]}
 
 
 def _check_caption_projection(data: dict[str, object]) -> None:

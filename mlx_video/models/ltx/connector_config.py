@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.config import LTXRopeType
+from mlx_video.models.ltx.config import LTXRopeType, rope_precision
 from mlx_video.models.ltx.kinds import short
 from mlx_video.models.ltx.schema import Config
 from mlx_video.types import AV
@@ -39,7 +39,7 @@ class ConnectorConfig(Config):
     audio_connector_num_layers: int | None = None
     audio_connector_num_attention_heads: int | None = None
     audio_connector_attention_head_dim: int | None = None
-    connector_positional_embedding_max_pos: tuple[int, ...] = (4096,)
+    connector_positional_embedding_max_pos: tuple[int] = (4096,)
     connector_apply_gated_attention: bool = False
     connector_ff_bias: bool = True
     caption_channels: int = 3840
@@ -59,9 +59,7 @@ class ConnectorConfig(Config):
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "ConnectorConfig":
         names = {field.name for field in fields(cls)} | cls.FIXED.keys()
-        data = dict(data)
-        if "frequencies_precision" in data:
-            data["double_precision_rope"] = data["frequencies_precision"] == "float64"
+        data = dict(data) | rope_precision(data.get("frequencies_precision"))
         # The rest of the block is the transformer's, which checks it.
         config = super().from_dict({key: data[key] for key in names & data.keys()})
         _check_connectors(config)
