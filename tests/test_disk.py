@@ -210,10 +210,13 @@ def nobody():
         os.setresuid(*own)
 
 
-def test_a_closed_folder_is_a_sentence(nobody):
+def test_a_closed_folder_is_a_sentence(nobody, capsys):
     closed = nobody / "closed"
     closed.mkdir(mode=0)
     with pytest.raises(UserError, match="cannot be read: permission denied"):
         is_there(closed / "x")
     with pytest.raises(UserError, match="closed is not writable: permission denied"):
         Output(closed / "x.mp4").check(audio=False)
+    assert cli.main(["info", str(closed)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {closed}") and "permission denied" in told

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Callable, Sequence
 
+from mlx_video.disk import closed_to_user
 from mlx_video.errors import UserError
 
 DONE, FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -35,7 +36,7 @@ def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
     from mlx_video.cli import terminal
 
     try:
-        with terminal.interrupts():
+        with terminal.interrupts(), closed_to_user():
             run()
     except UserError as error:
         code, ended, said = BAD_INPUT, error, f"error: {error}"
