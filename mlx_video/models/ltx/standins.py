@@ -33,16 +33,19 @@ class Published(NamedTuple):
 
 @cache
 def headers(release: str) -> dict[str, Published]:
-    """Of every file of the release of that name."""
+    """Of every file of the release of that name; empty for one whose headers are not packed."""
     packed = json.loads(lzma.decompress(HEADERS.read_bytes()))
-    return {file: Published(*header) for file, header in packed[release].items()}
+    return {
+        file: Published(*header) for file, header in packed.get(release, {}).items()
+    }
 
 
 @contextmanager
 def stood_in(files: Files, variant: str) -> Iterator[Files]:
     """``files``, or where they name a release that is not all in the cache, stand-ins for what they leave to it."""
     release = published(str(files.model))
-    if release is None or _is_here(release, variant):
+    known = release is not None and headers(release.name)
+    if not known or _is_here(release, variant):
         yield files
         return
     with TemporaryDirectory(prefix="mlx-video-") as folder:

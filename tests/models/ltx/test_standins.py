@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from huggingface_hub import constants
 from mlx_video import cli, hub
 from mlx_video.checkpoint import Files
 from mlx_video.formats.safetensors import read_header
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import fitted, standins
 from mlx_video.models.ltx.releases import RELEASES
 from mlx_video.models.ltx.standins import headers, stood_in
 from tests import published
@@ -60,6 +61,11 @@ def test_what_was_named_or_is_here_needs_none(monkeypatch):
         assert files.upsampler == "mine.safetensors" != files.text_encoder
     with stood_in(Files("x.safetensors"), "dev") as files:
         assert files == Files("x.safetensors")
+    newer = replace(RELEASES[0], name="LTX-9")
+    monkeypatch.setattr(standins, "published", lambda model: newer)
+    with stood_in(mine, "dev") as files:
+        assert files == mine  # nothing is known of its files
+    monkeypatch.undo()
     monkeypatch.setattr(hub, "is_cached", lambda *_: True)
     with stood_in(mine, "dev") as files:
         assert files == mine
