@@ -32,23 +32,21 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_memory(parser)
     output = add_output(parser, shown="named after the prompt and the seed")
-    option(
-        output,
+    add = partial(option, output)
+    add(
         "--audio",
         "with or without sound",
         action=argparse.BooleanOptionalAction,
         shown="with, but for python -m mlx_video.generate and generate_dev",
     )
-    option(
-        output,
+    add(
         "--save-every",
         "save the state of a long sampling this often, so that --resume can continue it",
         type=seconds,
         metavar="SECONDS",
         real=Options.save_every,
     )
-    option(
-        output,
+    add(
         "--preview",
         "show the clip while it is sampled: write PNGs of a frame of it here",
         type=path,
@@ -60,13 +58,12 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 def add_prompt(parser: argparse.ArgumentParser):
     """--prompt and --seed; returns their group."""
     group = parser.add_argument_group("prompt")
-    option(
-        group,
+    add = partial(option, group)
+    add(
         "--prompt -p",
         "what to show and what to be heard; in quotes it may stand without --prompt",
     )
-    option(
-        group,
+    add(
         "--seed -s",
         "random seed; the same seed makes the same clip",
         type=int,
