@@ -42,3 +42,10 @@ def test_the_server_goes_by_its_own_names_only():
         "[::1]:8420",
     }
     assert server.names("192.168.0.2", 80) == {"192.168.0.2:80", "192.168.0.2"}
+
+
+def test_the_body_of_an_answer_does_not_wait_for_its_head_to_be_acknowledged():
+    with server._bound("127.0.0.1", 0) as listening:
+        with socket.create_connection(listening.getsockname()):
+            with listening.accept()[0] as accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -37,14 +37,14 @@ from mlx_video.serve.store import OPEN, Store, Video
 from mlx_video.serve.supervisor import Supervisor, seconds_left
 
 PAGE = Path(__file__).parent / "page"
-WRONG_KEY_SECONDS = 1.0  # that an answer to a wrong key takes
+WRONG_KEY_SECONDS = 1.0  # before a wrong key is answered
 POLL_AFTER_MS = "1000"  # what the official client is told to wait between two polls
 CONTENT = {
     "video": (".mp4", "video/mp4"),
     "thumbnail": (".webp", "image/webp"),
     "spritesheet": (".sheet.webp", "image/webp"),
 }
-UNSUPPORTED = "This version cannot {verb} a video yet. Make a new one, or remix one with another prompt."
+UNSUPPORTED = "This version cannot extend or edit a video yet. Make a new one, or remix one with another prompt."
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Limits:
     queue: int = 32
     disk: int = 20 * 10**9
     body: int = 32 * 2**20
-    margin: int = 500 * 10**6  # that the disk keeps free
+    margin: int = 500 * 10**6  # bytes of the disk that stay free
 
 
 class Serving(NamedTuple):
-    """What every answer is made of."""
+    """What the routes need."""
 
     store: Store
     supervisor: Supervisor
@@ -77,7 +77,7 @@ router = APIRouter()
 def make_app(
     store: Store, supervisor: Supervisor, limits: Limits, door: guard.Door
 ) -> FastAPI:
-    """The server's application over ``store`` and ``supervisor``; ``door`` says who may come in."""
+    """The application over ``store`` and ``supervisor``; ``door`` says whose requests are answered."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -104,7 +104,7 @@ def make_app(
 # Videos
 
 
-# First, as routes are tried in turn, and without the dependency: most requests are these, and so each takes half as long.
+# Most requests are polls. This route stands first, since routes are tried in turn, and has no dependency: both cost time.
 @router.get("/v1/videos/{id}", response_model=VideoObject)
 async def retrieve(id: str, request: Request) -> Response:
     at = request.app.state.serving
@@ -135,7 +135,7 @@ async def list_videos(
         videos = at.store.page(limit + 1, after, order == "desc")
     except KeyError:
         raise HTTPException(
-            404, f"There is no video {after!r} to list behind."
+            404, f"There is no video {after!r} to continue after."
         ) from None
     place = at.store.place
     data = [VideoObject.of(v, place(v), seconds_left(v)) for v in videos[:limit]]
@@ -227,13 +227,9 @@ async def events(id: str, at: At) -> Response:
 
 
 @router.post("/v1/videos/extensions", status_code=501)
-def extend() -> Response:
-    raise HTTPException(501, UNSUPPORTED.format(verb="extend"))
-
-
 @router.post("/v1/videos/edits", status_code=501)
-def edit() -> Response:
-    raise HTTPException(501, UNSUPPORTED.format(verb="edit"))
+def unsupported() -> Response:
+    raise HTTPException(501, UNSUPPORTED)
 
 
 # The rest
@@ -246,13 +242,13 @@ async def models(at: At) -> ModelList:
 
 @router.post("/v1/estimates", response_model=Estimate)
 def estimate(wanted: VideoRequest, at: At) -> Estimate:
-    """What a clip would take in memory, and what would fit where it does not."""
+    """The memory a clip would take; where it does not fit, what would."""
     decided, _ = _decided(at, wanted)
     try:
         return at.supervisor.estimate(decided)
     except TimeoutError:
         raise HTTPException(
-            503, "No estimate can be had just now.", {"Retry-After": "2"}
+            503, "The estimate took too long; try again.", {"Retry-After": "2"}
         ) from None
 
 
@@ -338,7 +334,7 @@ async def _stream(at: Serving, id: str) -> AsyncIterator[str]:
 def _wait(
     supervisor: Supervisor, id: str, events: queue.Queue, seconds: float = 15
 ) -> None:
-    """Until the running video is no longer running."""
+    """Wait until the video is no longer running."""
     while supervisor.running is not None and supervisor.running.id == id:
         try:
             events.get(timeout=0.2)
@@ -353,7 +349,7 @@ def _wait(
 
 
 def _decided(at: Serving, wanted: VideoRequest) -> tuple[VideoRequest, list[str]]:
-    """The request with all that was left open decided: model, size on its grid, seed."""
+    """The request with model, size, length and seed decided, and what had to be changed, in sentences."""
     model = _model(at, wanted.model)
     if unknown := sorted(wanted.loras.keys() - set(model.loras)):
         known = ", ".join(model.loras) or "none"
@@ -391,7 +387,7 @@ def _model(at: Serving, name: str | None) -> Model:
 
 
 def _check_room(at: Serving) -> None:
-    """Raise where the queue is full, or the disk or its budget."""
+    """Raise where the queue, the disk or the disk budget is full."""
     store, limits = at.store, at.limits
     if store.waiting() >= limits.queue:
         raise HTTPException(

@@ -6,24 +6,25 @@ So a request must call the server by a name it knows, and one that a page sends 
 
 import hashlib
 import hmac
-import json
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlx_video.serve.refusals import error_answer
 
 COOKIE = "mlx_video_key"
 
 
 @dataclass(frozen=True)
 class Door:
-    """``hosts`` are the names with port that the server answers to; ``key`` is asked of everybody, empty of nobody."""
+    """``hosts`` are the names with port that the server answers to; everybody must send ``key``, unless it is empty."""
 
     hosts: frozenset[str]
     key: str = ""
 
     def refusal(self, headers: dict[str, str], path: str) -> tuple[int, str] | None:
-        """Status and sentence for those who may not come in."""
+        """Status and sentence where a request is refused, else ``None``."""
         host = headers.get("host", "").lower()
         if host not in self.hosts:
             return (
@@ -48,13 +49,13 @@ class Door:
         return self.opens(given) or hmac.compare_digest(cookie, self.token.encode())
 
     def opens(self, key: str) -> bool:
-        """Whether this is the key, compared in constant time; any is where none is asked for."""
+        """Whether this is the key, compared in constant time; any key is right where the server has none."""
         given = key.encode(errors="replace")
         return not self.key or hmac.compare_digest(given, self.key.encode())
 
     @property
     def token(self) -> str:
-        """What the page's cookie holds in place of the key."""
+        """What the page's cookie holds instead of the key."""
         return hashlib.sha256(self.key.encode()).hexdigest()
 
 
@@ -83,7 +84,7 @@ class Guard:
         }
         refusal = self.door.refusal(headers, scope["path"]) or self._too_large(headers)
         if refusal:
-            return await _answer(send, *refusal)
+            return await error_answer(*refusal)(scope, receive, send)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -103,7 +104,8 @@ class Guard:
         try:
             await self.app(scope, receive_bounded, send_guarded)
         except _TooLarge:
-            await _answer(send, *self._too_large({"content-length": str(taken)}))
+            too_large = self._too_large({"content-length": str(taken)})
+            await error_answer(*too_large)(scope, receive, send)
 
     def _too_large(self, headers: dict[str, str]) -> tuple[int, str] | None:
         length = headers.get("content-length", "0")
@@ -117,19 +119,3 @@ class Guard:
 
 class _TooLarge(Exception):
     pass
-
-
-async def _answer(send: Send, status: int, message: str) -> None:
-    error = {
-        "message": message,
-        "type": "permission_error",
-        "param": None,
-        "code": str(status),
-    }
-    body = json.dumps({"error": error}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""Errors as the official client reads them, each with a sentence. Knows what went wrong, not what was asked for."""
+"""Errors in the form that the official client reads, each with a sentence. Knows what went wrong, not what was asked for."""
 
 import sqlite3
 
@@ -11,7 +11,7 @@ from mlx_video.errors import UserError
 
 
 def add_to(app: FastAPI) -> None:
-    """Answer so whatever ``app`` raises."""
+    """Have ``app`` answer what it raises in this form."""
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(UserError, _bad_input)
@@ -63,7 +63,7 @@ def sentence(error: dict) -> str:
     ]
     name = ".".join(parts)[:60] or "The request"
     if error["type"] == "extra_forbidden":
-        return f"{name} is not a field of this request; see /docs for those there are."
+        return f"{name} is not a field of this request; see /docs.html for the fields."
     if error["type"] == "missing":
         return f"{name} is missing."
     if error["type"] == "string_too_short":

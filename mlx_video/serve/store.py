@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Status = Literal["queued", "in_progress", "completed", "failed"]
 OPEN = ("queued", "in_progress")
 HARMLESS = {".DS_Store", "lost+found"}  # what a system puts into an empty folder
-FULL_SECONDS = 600  # for which a full disk is waited for
+FULL_SECONDS = 600  # to wait for room on a full disk
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS videos (
@@ -137,7 +137,7 @@ class Store:
     def page(
         self, limit: int, after: str | None = None, newest_first: bool = True
     ) -> list[Video]:
-        """At most ``limit`` videos behind the one called ``after``; raises ``KeyError`` where there is none of that name."""
+        """At most ``limit`` videos that follow the one with the id ``after``; raises ``KeyError`` where there is none."""
         edge = None if after is None else self.get(after)
         if after is not None and edge is None:
             raise KeyError(after)
@@ -147,7 +147,7 @@ class Store:
         return list(self._read(sql, (limit,)))
 
     def open(self) -> list[Video]:
-        """What is queued or running, in the order of the queue."""
+        """The queued and running videos, in the order of the queue."""
         sql = "SELECT * FROM videos WHERE status IN (?, ?) ORDER BY number"
         return list(self._read(sql, OPEN))
 
@@ -156,7 +156,7 @@ class Store:
         return self._count("status IN (?, ?)", OPEN)
 
     def place(self, video: Video) -> int | None:
-        """In the queue, 0 is the first; ``None`` of one that waits no more."""
+        """Its place in the queue, 0 is the first; ``None`` where it no longer waits."""
         if video.status not in OPEN:
             return None
         return self._count("status IN (?, ?) AND number < ?", (*OPEN, video.number))
@@ -173,7 +173,7 @@ class Store:
         )
 
     def advance(self, id: str, phase: str, progress: int) -> None:
-        """A running video's phase and percent; of one that is not running nothing changes."""
+        """Set a running video's phase and percent; a video that is not running stays as it is."""
         with suppress(sqlite3.OperationalError):  # where the disk is full
             self._write(
                 "UPDATE videos SET phase = ?, progress = ? WHERE id = ? AND status = 'in_progress'",
@@ -188,7 +188,7 @@ class Store:
         )
 
     def fail(self, id: str, code: str, message: str) -> None:
-        """``code`` is one word for programs, ``message`` a sentence for people. What was begun is removed."""
+        """End a video: ``code`` is one word for programs, ``message`` a sentence for people. Its files are deleted."""
         self._delete_files({id})
         self._write_at_last(
             "UPDATE videos SET status = 'failed', completed_at = ?, error_code = ?, error_message = ? WHERE id = ?",
@@ -230,7 +230,7 @@ class Store:
     # Inside
 
     def _take_up(self) -> None:
-        """What a server that died was doing is queued again, and files that no row knows go."""
+        """Queue again what a server that died was doing, and delete files that no row knows."""
         self._write("UPDATE videos SET status = 'queued' WHERE status = 'in_progress'")
         known = {row["id"] for row in self._rows.execute("SELECT id FROM videos")}
         found = {
@@ -265,7 +265,7 @@ class Store:
             return self._reading.execute(sql, values).fetchone()[0]
 
     def _write_at_last(self, sql: str, values: tuple) -> None:
-        """Write what must not be lost: where the disk is full, when there is room again."""
+        """Write what must not be lost; on a full disk, wait until there is room."""
         for _ in range(FULL_SECONDS):
             try:
                 return self._write(sql, values)
@@ -305,7 +305,7 @@ def _check_own(folder: Path) -> None:
 
 
 def _held(path: Path):
-    """The open file of a lock, which goes with this process, however that ends."""
+    """The open file of a lock, which is released when this process ends, however it ends."""
     file = open(path, "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

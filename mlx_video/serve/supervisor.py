@@ -21,11 +21,12 @@ log = logging.getLogger(__name__)
 
 Event = Mapping[str, object]
 
-START_SECONDS = 300  # that a worker may take to say that it is ready
 ESTIMATE_SECONDS = 20
-DEAF_SECONDS = 1  # a worker still at work so long after an interrupt missed it
+DEAF_SECONDS = 1  # a worker that still works this long after an interrupt has missed it
 STOP_SECONDS = 20  # from the request to stop until a worker is killed
-RESTARTS = 3  # in a row that end before any job; then the server says what is wrong
+RESTARTS = (
+    3  # workers in a row that were never ready; then the server gives up and says why
+)
 DIED = (
     "The process that makes clips ended in the middle of this one ({reason}). Most often memory ran out: try a smaller "
     "size or fewer frames, or start the server with --memory-limit."
@@ -36,7 +37,7 @@ NO_WORKER = (
 
 
 class Supervisor:
-    """Feeds the queue of ``store`` to a worker started by ``command``, and tells whoever listens.
+    """Feeds the queue of ``store`` to a worker started by ``command``, and passes on its events.
 
     ``models`` are what the worker said it can make; empty until it is ready.
     """
@@ -72,7 +73,7 @@ class Supervisor:
 
     @property
     def status(self) -> Literal["ok", "starting", "failed"]:
-        """Whether there is a worker that takes jobs, one is being started, or none could be."""
+        """``ok`` where a worker takes jobs, ``starting`` until one does, ``failed`` where none could be started."""
         if self._ready:
             return "ok"
         return "starting" if self._thread.is_alive() else "failed"
@@ -86,7 +87,7 @@ class Supervisor:
         self._awake.set()
 
     def cancel(self, id: str) -> bool:
-        """Stop the job if it is the running one; whether it was."""
+        """Stop the job if it is running; returns whether it was."""
         with self._lock:
             if self._running is None or self._running.id != id:
                 return False
@@ -98,7 +99,7 @@ class Supervisor:
         self._worker.send_signal(signal.SIGINT)
 
     def estimate(self, request: VideoRequest) -> Estimate:
-        """What a run would take; raises ``TimeoutError`` where the worker does not answer."""
+        """The memory and time of a run; raises ``TimeoutError`` where the worker does not answer."""
         answers: queue.Queue = queue.Queue()
         ticket = id(answers)
         self._answers[ticket] = answers
@@ -136,7 +137,7 @@ class Supervisor:
                 self._fail(video, "no_worker", self.trouble)
 
     def _serve_one_worker(self) -> bool:
-        """Start a worker and feed it until it ends; whether it was ever ready."""
+        """Start a worker and feed it until it ends; returns whether it was ever ready."""
         self._worker = subprocess.Popen(
             self.command,
             stdin=subprocess.PIPE,
@@ -206,7 +207,7 @@ class Supervisor:
             return
 
     def _whole(self, video: Video) -> bool:
-        """Whether the server was killed between the last file of a clip and its row."""
+        """Whether all files are there: then the server was killed before it could write the row."""
         files = (".mp4", ".json", ".webp", ".sheet.webp")
         return all(self.store.file(video.id, suffix).exists() for suffix in files)
 

@@ -90,7 +90,9 @@ def test_errors_are_the_clients_own(videos):
         videos.create(prompt="a red ball", model="sora-2")
     with pytest.raises(openai.BadRequestError, match="size"):
         videos.create(prompt="a red ball", size="large")
-    with pytest.raises(openai.APIStatusError, match="cannot extend a video yet"):
+    with pytest.raises(
+        openai.APIStatusError, match="cannot extend or edit a video yet"
+    ):
         videos.extend(prompt="on", seconds="4", video=b"clip")
 
 

@@ -23,7 +23,6 @@ const post = (path, body) =>
 export const health = () => call("health", {}, 503);  // which says that no model is open yet
 export const models = () => call("v1/models");
 export const list = (after) => call(`v1/videos?limit=24${after ? `&after=${encodeURIComponent(after)}` : ""}`);
-export const retrieve = (id) => call(`v1/videos/${id}`);
 export const remix = (id, body) => post(`v1/videos/${id}/remix`, body);
 export const cancel = (id) => post(`v1/videos/${id}/cancel`, {});
 export const remove = (id) => call(`v1/videos/${id}`, { method: "DELETE" });

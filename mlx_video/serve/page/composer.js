@@ -79,7 +79,7 @@ function wanted() {
   const body = { prompt: $("prompt").value, generate_sound: $("sound").checked };
   if (models.length) body.model = $("model").value;
   for (const name of ["width", "height", "fps", "seed", "steps", "seconds"]) {
-    if ($(name).value !== "" && !$(`${name}`).closest("[hidden]")) body[name] = Number($(name).value);
+    if ($(name).value !== "" && !$(name).closest("[hidden]")) body[name] = Number($(name).value);
   }
   if ($("recipe").value) body.recipe = $("recipe").value;
   if ($("negative").value.trim() && !$("negative-field").hidden) body.negative_prompt = $("negative").value;
