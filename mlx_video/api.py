@@ -204,14 +204,17 @@ class GeneratedClip:
 
     @property
     def prompt(self) -> str:
+        """The prompt that was encoded: the one given, or its enhanced form."""
         return self.job.request.prompt
 
     @property
     def seed(self) -> int:
+        """Of all noise, 0 to 2^64 - 1; with it a call makes the same clip."""
         return self.job.request.seed
 
     @property
     def fps(self) -> float:
+        """Frames per second."""
         return self.shape.fps
 
     @property
@@ -221,6 +224,7 @@ class GeneratedClip:
 
     @property
     def audio(self) -> Waveform | None:
+        """Samples in [-1, 1], (channels, n), and their rate; ``None`` for a clip without sound."""
         return self._decoded.audio
 
     def save(self, path: str | Path = ".", *, overwrite: bool = False) -> Path:

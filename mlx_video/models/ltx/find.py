@@ -127,6 +127,7 @@ def find_model(
     needs: tuple[str, ...],
     announce: hub.Announce,
 ) -> Path:
+    """The file or folder of ``model``, fetched as far as the parts in ``needs`` ask for. Raises as ``hub.plan`` does."""
     path = located(model)
     if is_there(path):
         return path
@@ -216,6 +217,7 @@ def find_sources(
 def find_text_encoder(
     given: str | Path | None, release: Release, announce: hub.Announce
 ) -> Source:
+    """The text encoder that is ``given``, or the one of ``release``; raises ``UserError`` if it is no Gemma."""
     source = text_encoder_source(_text_encoder_path(given, release, announce))
     if not is_gemma(source):
         raise UserError(
@@ -248,6 +250,7 @@ def _published(release: Release, file: str, announce: hub.Announce) -> Path:
 def find_upsampler(
     given: str | Path | None, release: Release, announce: hub.Announce
 ) -> Source:
+    """The spatial upsampler that is ``given``, or the one of ``release``; raises ``UserError`` for any other network."""
     if given:
         source = Source.of(hub.resolve_file(given, announce))
     else:
@@ -296,6 +299,7 @@ def find_video_vae(
 def find_distilled_lora(
     given: str | Path | None, layout: Layout, announce: hub.Announce
 ) -> Path:
+    """The LoRA that is ``given``, lies beside the model, or was published with it, in this order."""
     folder = layout.path if layout.path.is_dir() else layout.path.parent
     beside = newest(folder, DISTILLED_LORA_FILES)
     if given or beside:
