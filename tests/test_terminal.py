@@ -84,6 +84,17 @@ def test_results_need_no_reader(monkeypatch):
         terminal.tell("once more")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+@pytest.mark.parametrize("words", [["info"], ["info", "nowhere", "--json"]])
+def test_a_full_disk_under_stdout_is_a_sentence(words):
+    code = f"import sys; from mlx_video import cli; sys.exit(cli.main({words}))"
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
 def test_closed_outputs_are_no_failure(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)

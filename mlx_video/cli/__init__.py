@@ -5,6 +5,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from typing import Callable, Sequence
 
 from mlx_video.disk import closed_to_user
@@ -53,5 +54,6 @@ def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
     notes = () if code == FAULT else getattr(ended, "__notes__", ())
     terminal.say("\n".join([said, *notes]))  # such as where the work is kept
     if json_errors:
-        terminal.tell(json.dumps({"error": str(ended) or "stopped"}))
+        with suppress(UserError):  # stdout may be what failed
+            terminal.tell(json.dumps({"error": str(ended) or "stopped"}))
     return code

@@ -9,7 +9,8 @@ import unicodedata
 from contextlib import contextmanager
 from typing import Iterator
 
-from mlx_video.errors import ALLOWED, STEERING
+from mlx_video.disk import file_errors
+from mlx_video.errors import ALLOWED, STEERING, UserError
 
 OUR_FAULT = (
     "This is a fault of mlx-video, not of what you typed. Please report it with the lines above, the command and what "
@@ -25,15 +26,18 @@ def say(text: object) -> None:
 
 
 def tell(text: object, end: str = "\n") -> None:
-    """A result, on stdout. Nothing fails if the reader has closed it."""
+    """A result, on stdout. Nothing fails if the reader has closed it; raises ``UserError`` where its disk is full."""
     if sys.stdout is None:
         return
     encoding = sys.stdout.encoding or "utf-8"
     text = harmless(str(text)).encode(encoding, "backslashreplace").decode(encoding)
     try:
-        print(text, end=end, flush=True)
-    except BrokenPipeError:
+        with file_errors("stdout", "written"):
+            print(text, end=end, flush=True)
+    except UserError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
 
 
 def fault(error: Exception) -> str:
