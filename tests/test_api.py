@@ -71,6 +71,7 @@ def test_a_clip_is_saved_as_often_as_wanted_and_its_frames_are_taken_once(
         list(clip.frames)
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_it(pipeline, here):
     clip = pipeline('<a> "red" ball', seed=3, audio=False, **SIZE)
 
@@ -154,6 +155,7 @@ def test_every_public_name_is_there():
     assert all(getattr(mlx_video, name) for name in mlx_video.__all__)
 
 
+@pytest.mark.slow
 def test_a_request_is_taken_as_it_is(pipeline):
     request = Request("a ball", SHAPE, seed=4)
     assert pipeline(request).job.request == request
@@ -207,6 +209,7 @@ def test_frames_are_taken_once_from_any_clip():
         iter(clip.frames)
 
 
+@pytest.mark.slow
 def test_only_warnings_are_heard(pipeline, capsys):
     with warnings.catch_warnings(action="error"):
         pipeline("a ball", seed=1, audio=False, **SIZE)

@@ -52,6 +52,7 @@ def test_a_run_builds_each_part_once_and_reads_each_picture_once(
     assert len(seen) == 1
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept_for_reuse_within_the_plan(model, monkeypatch):
     """What no phase takes, and no more than the usual: else MLX keeps all that was ever freed."""
     set_to = []
@@ -62,6 +63,7 @@ def test_freed_memory_is_kept_for_reuse_within_the_plan(model, monkeypatch):
     assert set_to[0] <= run.CACHE_LIMIT
 
 
+@pytest.mark.slow
 def test_a_plan_leaves_some_of_the_machine_to_the_system(model, monkeypatch, capsys):
     words = ["plan", *WORDS, model]
     assert cli.main(words) == 0

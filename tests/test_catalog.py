@@ -48,6 +48,7 @@ def test_every_release_is_listed_and_nothing_is_in_an_empty_cache(cache, capsys)
     assert "26 GB" in found["ltx-2.5"]["size"] and "43 GB" in found["ltx-2"]["size"]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_told_from_what_is_there_in_part(cache, capsys):
     distilled, *others = LTX_2_5.files("distilled")
     cached(cache, LTX_2_5.repository, distilled, GEMMA_4.file)

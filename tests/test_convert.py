@@ -52,6 +52,7 @@ def test_loads_as_the_official_files_do(folder, tmp_path, dtype):
         )
 
 
+@pytest.mark.slow
 def test_each_part_keeps_its_official_config(folder, tmp_path):
     convert(folder, tmp_path / "mlx")
     _, config = checkpoint(CHECKPOINT)
@@ -64,6 +65,7 @@ def test_each_part_keeps_its_official_config(folder, tmp_path):
     assert stated == {"model_version": "2.0"}
 
 
+@pytest.mark.slow
 def test_gemma_goes_along_with_its_tokenizer(folder, tmp_path):
     convert(folder, tmp_path / "mlx")
     with Components.open(tmp_path / "mlx").lend("text_encoder") as encoder:
@@ -151,6 +153,7 @@ def test_gemma_is_quantized_as_on_load_and_as_mlx_lm_reads_it(tmp_path, text_onl
     assert_same({prefix + key: value for key, value in held[0].items()}, theirs)
 
 
+@pytest.mark.slow
 def test_a_quantized_gemma_goes_along_as_it_is(folder, tmp_path):
     model = tiny_folder(tmp_path / "model")
     gemma = tmp_path / "q" / "text_encoder"
@@ -178,6 +181,7 @@ def test_only_linears_of_the_blocks_are_quantized(folder):
     assert not kinds["video.patchify_proj"] and not kinds["video.proj_out"]
 
 
+@pytest.mark.slow
 def test_a_quantized_folder_is_not_quantized_again(folder, tmp_path):
     convert(folder, tmp_path / "q", quantize=True, q_group_size=32)
     with pytest.raises(ValueError, match="q is quantized already; convert the"):
@@ -220,6 +224,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
 # The door
 
 
+@pytest.mark.slow
 def test_the_command_converts(folder, tmp_path, capsys):
     target = tmp_path / "mlx"
     flags = f"--hf-path {folder} --mlx-path {target} --dtype bfloat16 -q --q-bits 8 --q-group-size 32"

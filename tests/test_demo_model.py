@@ -152,6 +152,7 @@ def test_its_clip_is_made_again_elsewhere_and_nothing_is_said(demo, capsys):
     assert np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_record_names_the_model_where_the_job_did_not(demo):
     request = mlx_video.load().request("a red ball")
     unnamed = Job(request, recipes.distilled())
@@ -207,6 +208,7 @@ def test_without_it_the_official_model_is_used(cache, monkeypatch, tmp_path):
     assert job().files == Files(hub.MODEL_REPO)
 
 
+@pytest.mark.slow
 def test_it_goes_by_its_name(demo, capsys):
     assert job("--model", DEMO).files.model == DEMO
     assert job("--model", str(demo)).files.model == str(demo)
@@ -227,6 +229,7 @@ def test_plans_are_made_for_it(demo, capsys):
     assert "stage 2" in out and err.startswith("Using the demo model ltx-2-tiny")
 
 
+@pytest.mark.slow
 def test_python_uses_it_too(demo):
     pipeline = mlx_video.load()
     request = pipeline.request("a red ball")
@@ -363,6 +366,7 @@ def test_there_are_two_variants(demo):
         mlx_video.load(variant="distiled")
 
 
+@pytest.mark.slow
 def test_a_single_file_states_its_defaults_in_its_metadata(tmp_path):
     file = tiny_folder(tmp_path / "official") / MODEL
     text = json.dumps(DEFAULTS)
@@ -424,6 +428,7 @@ def test_a_repository_may_keep_the_distilled_transformer_as_a_lora(
         assert not opened.fusions
 
 
+@pytest.mark.slow
 def test_a_repository_is_converted_as_a_whole(published, tmp_path):
     convert("me/tiny", tmp_path / "here")
     there = {f.relative_to(published) for f in published.rglob("*")}
@@ -464,6 +469,7 @@ def test_still_and_silent_clips_pass_where_the_model_was_taught_them(
 # Its two transformers
 
 
+@pytest.mark.slow
 def test_the_variant_decides_which_transformer_is_taken(demo):
     distilled, dev = weight(demo, "distilled"), weight(demo, "dev")
     assert mx.allclose(dev, distilled + 1, atol=1e-2)  # bfloat16
@@ -522,6 +528,7 @@ def test_conversion_keeps_a_lora_too(demo, with_lora, tmp_path):
         convert(tmp_path / "q", tmp_path / "again", quantize=True)
 
 
+@pytest.mark.slow
 def test_conversion_loses_no_transformer_to_the_chosen_one(demo, tmp_path):
     convert(demo, tmp_path / "mlx", variant="dev")
     for variant in ("distilled", "dev"):

@@ -83,6 +83,7 @@ def test_the_python_of_the_docs_runs(tmp_path, monkeypatch):
     compile(settings, "python.md", "exec")
 
 
+@pytest.mark.slow
 def test_the_checks_that_the_page_on_metal_names_are_there():
     text = (ROOT / "docs/metal.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| .*\|.*\| (.*) \|$", text, re.MULTILINE)

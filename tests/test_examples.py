@@ -26,6 +26,7 @@ def test_each_is_tested():
     assert all(f'"{script.name}"' in source for script in EXAMPLES.glob("*.py"))
 
 
+@pytest.mark.slow
 def test_memory_plan(capsys):
     run("memory_plan.py", "1")
     refused, fits = capsys.readouterr().out.strip().splitlines()[-2:]

@@ -60,6 +60,7 @@ def check(folder, seed: int, count: int):
     assert not faults, f"{len(faults)} of {count}:\n" + "\n".join(faults[:40])
 
 
+@pytest.mark.slow
 def test_300_bad_inputs_are_answered(tmp_path):
     check(tmp_path, seed=0, count=300)
 

@@ -153,6 +153,7 @@ def test_the_published_geometry_is_what_its_header_states(tmp_path):
     assert found == LTX_2.geometry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release, least", [("2.0", 64), ("2.3", 32), ("2.5", 32)])
 def test_the_smallest_clip_that_passes_can_be_decoded(release, least, tmp_path):
     paths = {"2.0": tiny_folder(tmp_path / "a"), "2.3": TINY_2_3, "2.5": TINY_2_5}

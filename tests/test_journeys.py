@@ -146,6 +146,7 @@ def test_the_shell_command_runs(model, here):
     assert "stage" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_clip_and_another_seed_another(model, here):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert typed(generate.main, model, "-s", seed, "-o", f"{name}.mp4") == 0
@@ -198,6 +199,7 @@ def test_a_lora_changes_the_clip_and_says_what_it_matched(model, made, here, cap
     assert not np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_dev_model_is_refined_with_the_distilled_lora(model, here, capsys):
     transformer = Components.open(model, variant="dev").sketch("transformer")
     lora = completed(lora_file(here / "distilled.safetensors"), transformer)
@@ -207,6 +209,7 @@ def test_the_dev_model_is_refined_with_the_distilled_lora(model, here, capsys):
     assert "distilled.safetensors at 1: " in told and "stage 2" in told
 
 
+@pytest.mark.slow
 def test_frames_are_saved_too(model, here):
     assert typed(generate.main, model, "--save-frames", "frames") == 0
     assert len(list((here / "frames").glob("*.png"))) == 9
@@ -245,6 +248,7 @@ def test_an_enhanced_prompt_is_recorded_and_not_enhanced_again(model, here):
     assert request.prompt != PROMPT[1] and not request.enhance
 
 
+@pytest.mark.slow
 def test_enhance_prints_a_prompt(model, capsys):
     assert cli.main(["enhance", *PROMPT, "--model", str(model)]) == 0
     assert capsys.readouterr().out.strip()
@@ -330,6 +334,7 @@ def test_the_bare_command_helps(capsys):
     assert "generate" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_info_names_parts_and_what_is_missing(model, tmp_path, capsys):
     assert cli.main(["info", str(model)]) == 0
     told = capsys.readouterr().out
@@ -452,6 +457,7 @@ def test_garbage_stops_the_run_and_keeps_the_latents(model, here, monkeypatch, c
     assert cli.main(words) == 0 and (here / "output.mp4").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_make_nan_are_caught_before_decoding(model, here, capsys):
     broken = shutil.copytree(model, here / "broken")
 
@@ -529,6 +535,7 @@ def test_a_mistake_gets_one_sentence(mistake, model, here, picture, capsys):
     assert (here / "there.mp4").read_bytes() == b"somebody's"
 
 
+@pytest.mark.slow
 def test_a_prompt_is_counted_and_tensors_are_compared_before_weights_are_read(
     model, here, monkeypatch, capsys
 ):

@@ -57,6 +57,7 @@ def test_names_are_those_of_mlx():
     assert ours.keys() == theirs.keys() and len(ours) == 4
 
 
+@pytest.mark.slow
 def test_many_rows_meet_a_dense_weight_and_few_a_packed_one():
     layer = quantized(Linear).layers[0]
     assert isinstance(layer, QuantizedLinear)

@@ -130,6 +130,7 @@ def with_blocks(*blocks: int, **strengths) -> AV[Guidance]:
     return AV(replace(VIDEO_GUIDANCE, **change), replace(AUDIO_GUIDANCE, **change))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_guided_loop_with_every_pass(batched):
     states = start("guided4")

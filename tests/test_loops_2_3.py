@@ -216,6 +216,7 @@ def test_schedules_are_the_official_ones():
 # One stage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t2v4", "i2v4", "distilled8"])
 def test_2_3_without_guidance(name):
     loop = Loop(V2_3, name)
@@ -240,6 +241,7 @@ def test_guided_with_pictures(batched):
     loop.check(loop.run(states, guidance=guidance, batched=batched))
 
 
+@pytest.mark.slow
 def test_guided_with_a_resting_modality():
     loop = Loop(V2_3, "guided_skip3")
     video, audio = official_guidance(2, stg=0.0).values
@@ -275,12 +277,14 @@ def test_the_second_stage_begins_with_the_first_one_upsampled():
     assert error(upsampled, Loop(V2_3, "two_stage")["upsampled"]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_distilled_2_3_refines_what_the_first_stage_left():
     loop, first = Loop(V2_3, "two_stage"), Loop(V2_3, "distilled8")
     latents = AV(loop["upsampled"], first["final_audio"])
     loop.check(loop.run(loop.states([image(V2_3, "two_stage.image_latent")], latents)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["anc8", "slots8"])
 def test_distilled_2_5_begins_with_ancestral_steps(name):
     loop = Loop(V2_5, name)
@@ -297,6 +301,7 @@ def test_distilled_2_5_refines_what_the_first_stage_left():
     loop.check(loop.run(loop.states([image(V2_5, "stage2.image_latent")], latents)))
 
 
+@pytest.mark.slow
 def test_both_stages_of_2_5_on_a_real_prompt():
     text = vectors("text", "ltx25_tiny")
     context = PromptEmbeddings(AV(text["a.video_embeds"], text["a.audio_embeds"]))

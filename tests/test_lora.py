@@ -23,6 +23,7 @@ from tests.reference import CHECKPOINT, FIXTURES, error, manifest
 
 ATTENTION = "transformer_blocks.0.attn1.to_q"
 NAME = f"diffusion_model.{ATTENTION}"
+PATHS: dict[type, dict[str, str]] = {}  # official name -> path, of each network
 SIZE = 64  # of the layer's weight, both ways
 
 
@@ -54,7 +55,9 @@ def layer(module: nn.Module, name: str = ATTENTION) -> nn.Module:
 
 
 def path_of(module: nn.Module, name: str = ATTENTION) -> str:
-    return lora.layer_names(module)[name.replace(".", "_")]
+    if type(module) not in PATHS:
+        PATHS[type(module)] = lora.layer_names(module)
+    return PATHS[type(module)][name.replace(".", "_")]
 
 
 def changed(weights, *, strength=1.0, metadata={}, peft={}, name=ATTENTION) -> mx.array:
@@ -166,6 +169,7 @@ def test_no_two_layers_share_a_name():
         assert len(set(lora.layer_names(module).values())) == len(linears)
 
 
+@pytest.mark.slow
 def test_the_official_distilled_lora_matches_every_layer_it_names():
     shapes = manifest("ltx-2-19b-distilled-lora-384")
     adapter = Adapter.of({key: mx.zeros(shape) for key, shape in shapes.items()})
@@ -177,6 +181,7 @@ def test_the_official_distilled_lora_matches_every_layer_it_names():
     assert adapter.about == lora.About("LoRA", 384, 1371)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, sizes, told",
     [
@@ -309,6 +314,7 @@ def test_differences_are_added_to_weight_and_bias():
     assert mx.allclose(layer(model).bias, bias, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fp8_factors_are_decoded_with_their_scales(tmp_path):
     A, B = (mx.round(4 * x) / 4 for x in factors())
     tensors = {}
@@ -467,6 +473,7 @@ def test_a_lora_with_layers_that_the_model_lacks_is_refused():
     Adapter.of(pair(NAME)).check_layers([transformer(), connectors()])
 
 
+@pytest.mark.slow
 def test_a_distilled_lora_changes_all_of_the_transformer():
     model = full_size("transformer")
     shapes = manifest("ltx-2-19b-distilled-lora-384")

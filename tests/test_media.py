@@ -195,6 +195,7 @@ def test_webm_of_a_rate_that_opus_has_not(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix, error", [(".gif", 3), (".webp", 3)])
 def test_animations(tmp_path, suffix, error):
     """They repeat for ever, last as long as the clip, and hold no sound."""

@@ -218,6 +218,7 @@ def ramp(rows: int, columns: int) -> Image.Image:
     return Image.fromarray(np.broadcast_to(levels.astype(np.uint8), (rows, columns)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns, rows", [(17000, 1000), (40000, 300), (9000, 64)])
 def test_of_a_panorama_the_middle_is_used_in_full_detail(tmp_path, columns, rows):
     """More columns than H.264 takes, of which the clip shows few; that is said."""
@@ -344,6 +345,7 @@ def test_no_image_to_load(tmp_path):
         load_image(tmp_path / "text.png")
 
 
+@pytest.mark.slow
 def test_damaged_files_are_told_in_a_sentence(tmp_path):
     """Cut short or with bytes flipped, each format is read or refused; nothing that Pillow says comes through."""
     rng = np.random.default_rng(0)

@@ -131,6 +131,7 @@ def test_each_modality_and_each_stage_has_noise_of_its_own(model):
     assert abs(likeness(again, audio)) < 0.1
 
 
+@pytest.mark.slow
 def test_the_second_stage_goes_on_with_the_sound_of_the_first(model):
     (loan,) = loans(pipeline(model), request())
     last, second = loan.calls[1:3]
@@ -160,6 +161,7 @@ def test_a_run_goes_on_with_the_sound_of_a_stage_that_is_done(model):
     assert all(map(mx.array_equal, again.latents.values, whole.latents.values))
 
 
+@pytest.mark.slow
 def test_generated_keyframes_are_sampled_with_the_first_stage_and_cut_off(
     model, monkeypatch
 ):
@@ -201,6 +203,7 @@ def picture(file: Path, color: tuple[int, int, int]) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_images_stand_at_their_frames_as_strongly_as_asked(model, tmp_path):
     images = (
         Image(picture(tmp_path / "red.png", (220, 0, 0)), strength=0.75),
@@ -343,6 +346,7 @@ def nan_in_sound(context: AV[mx.array]) -> AV[mx.array]:
     return AV(context.video, context.audio * mx.nan)
 
 
+@pytest.mark.slow
 def test_prompt_embeddings_are_looked_at_before_sampling(model):
     broken = spoiled(model, "connectors", nan_in_sound)
     with pytest.raises(HealthError, match="in the audio prompt embedding"):
@@ -350,6 +354,7 @@ def test_prompt_embeddings_are_looked_at_before_sampling(model):
     assert broken.components.loans == []
 
 
+@pytest.mark.slow
 def test_an_upsampler_that_makes_nan_is_blamed_itself(model):
     broken = pipeline(model, TWO_STAGES)
     lend = broken.components.lend
@@ -395,12 +400,14 @@ def test_latents_of_nothing_are_not_decoded(model):
         pipeline(model, ONE_STAGE).decode(nothing, SHAPE)
 
 
+@pytest.mark.slow
 def test_the_sound_is_looked_at(model):
     broken = spoiled(model, "vocoder", mx.zeros_like)
     with pytest.raises(HealthError, match="silence"):
         broken(request())
 
 
+@pytest.mark.slow
 def test_nothing_is_looked_at_where_that_is_not_wanted(model):
     clip = spoiled(model, "vocoder", mx.zeros_like, health=False)(request())
     assert isinstance(clip.audio, Waveform)

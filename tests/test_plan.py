@@ -115,6 +115,7 @@ def test_a_forward_of_the_full_model(full):
     assert model.held_bytes(AV(6144), 1, 1024) == 4 * 6144 * 4096 + 5 * 1024 * 4096 * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens, peak", [(6144, 36.30), (24576, 37.83)])
 def test_a_forward_of_the_full_model_on_an_h200(full, tokens, peak):
     """GiB measured with its weights (docs/measurements/2026-11.md), of which 35.16 are weights; to 15 % of the rest."""
@@ -126,6 +127,7 @@ def test_a_forward_of_the_full_model_on_an_h200(full, tokens, peak):
     )
 
 
+@pytest.mark.slow
 def test_a_cpu_keeps_the_scores(full, monkeypatch):
     monkeypatch.setattr(fitted, "live", lambda: CPU)
     model = full.sketch("transformer", LTXModelType.VideoOnly)
@@ -143,6 +145,7 @@ def test_operations_of_the_full_model(full):
     )
 
 
+@pytest.mark.slow
 def test_operations_are_as_slow_as_measured(full, monkeypatch):
     """Of the decoder beside the transformer, on an H200; docs/performance.md."""
     monkeypatch.setattr(decoder, "on_gpu", lambda: True)
@@ -177,6 +180,7 @@ def test_the_video_decoder_says_what_it_takes(full):
     assert found.video(shape, "auto", 80 * GB) == pieces < tiles
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_files(model):
     """In the dtype of the run; of the transformer only the streams that it takes."""
     components = Components.open(Files(model, dtype="float32"))
@@ -218,6 +222,7 @@ def test_the_prompt_of_the_full_model(full, quantize, peak):
     assert phase.peak == pytest.approx(peak * GB, rel=0.01)
 
 
+@pytest.mark.slow
 def test_streamed_and_quantized_blocks(full):
     def size(**residency) -> int:
         tried = Residency(mx.bfloat16, **residency)
@@ -232,6 +237,7 @@ def test_streamed_and_quantized_blocks(full):
 # Beside the truth
 
 
+@pytest.mark.slow
 def test_the_tiny_model_takes_what_was_foreseen(model, tmp_path, monkeypatch):
     """Above what the tests before it have left in memory; to 12 MB, for its stages are small."""
     monkeypatch.chdir(tmp_path)
@@ -252,6 +258,7 @@ def test_the_tiny_model_takes_what_was_foreseen(model, tmp_path, monkeypatch):
         assert foreseen[name] == pytest.approx(measured[name], rel=0.15, abs=12e6), name
 
 
+@pytest.mark.slow
 def test_a_run_has_the_phases_of_its_plan(model, tmp_path):
     """Each books what it takes itself: decoding is not counted as sampling."""
     request = Request("a ball", VideoPixelShape(9, 64, 128, 24.0), audio=True)
@@ -264,6 +271,7 @@ def test_a_run_has_the_phases_of_its_plan(model, tmp_path):
     assert peaks["decode video"] > peaks["stage 2"] > 0 < peaks["decode sound"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [25, 49])
 def test_blending_takes_what_was_foreseen(frames):
     """With a decoder that takes nothing itself."""
@@ -330,6 +338,7 @@ def test_gemma_is_quantized_beside_a_transformer_that_is_quantized_already(full)
     assert (found.components.quantize, found.components.low_memory) == (8, False)
 
 
+@pytest.mark.slow
 def test_nothing_is_tried_where_all_is_quantized_already(full):
     for name in ("transformer", "text_encoder"):
         full.sources[name] = replace(full.sources[name], quantization={"bits": 8})
@@ -371,6 +380,7 @@ def test_a_refusal_names_the_tiling_that_fits():
     assert "--low-memory" not in refusal and "--quantize" not in refusal
 
 
+@pytest.mark.slow
 def test_libraries_count_as_part_of_the_limit(full):
     work = Work(CLIP, recipes.distilled())
     found = plan(full, work, 900 * GB)
@@ -389,6 +399,7 @@ def test_a_picture_that_is_read_is_a_phase(full, tmp_path):
     assert read.peak == pytest.approx(COMPRESSED * 900 * 600 * 3, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_where_no_size_fits(full):
     found = plan(full, Work(CLIP, recipes.distilled()), 5 * GB)
     assert "What fits: nothing, the limit is too low" in found.refusal

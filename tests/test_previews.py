@@ -52,6 +52,7 @@ def test_a_clip_is_shown_and_stays_the_same_to_the_byte(model, tmp_path, always)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stage_too_small_for_the_decoder_is_not_shown(model, tmp_path, always):
     made = events(model, tmp_path / "a.mp4", SHAPE._replace(height=64), previews=True)
     assert {event.stage for event in made if isinstance(event, Preview)} == {2}
@@ -102,6 +103,7 @@ def test_the_picture_is_the_middle_of_the_estimate_through_the_real_decoder(
     assert np.array_equal(preview.picture, np.array(expected))
 
 
+@pytest.mark.slow
 def test_pictures_take_no_more_than_their_share_of_sampling(model, clock):
     found, components = watched(model, mx.zeros(GRID))
     decoder = components.sketch("video_decoder")
@@ -121,6 +123,7 @@ def test_pictures_take_no_more_than_their_share_of_sampling(model, clock):
     assert len(shown) == 300 * 0.03 // 0.4
 
 
+@pytest.mark.slow
 def test_where_memory_is_short_the_clip_is_made_without(
     model, tmp_path, always, monkeypatch
 ):

@@ -49,6 +49,7 @@ def test_a_release_makes_a_clip_with_sound(release, recipe, tmp_path, monkeypatc
     assert clip.audio.sample_rate == 48000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_release_is_planned(release, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -67,6 +67,7 @@ def test_a_run_is_a_stream_of_plain_events(model, here, capsys):
     assert json.loads(json.dumps(plain)) == [list(e) for e in plain]
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_follows_leaves_its_work(model, here):
     events = run(job(model), Output(Path("x.mp4")))
     next(e for e in events if isinstance(e, Saved))
@@ -74,6 +75,7 @@ def test_a_run_that_nobody_follows_leaves_its_work(model, here):
     assert os.listdir() == ["x.latents.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_download_is_told_before_it_begins(model, here, monkeypatch):
     plans = [hub.Plan("a/b", ("*",), {"x": 5}), hub.Plan("c/d", ("*",), {"y": 7})]
     fetched, components = [], Job.components
@@ -95,6 +97,7 @@ def test_a_download_is_told_before_it_begins(model, here, monkeypatch):
 # Names
 
 
+@pytest.mark.slow
 def test_a_live_run_owns_its_name_and_a_dead_one_does_not(model, here):
     first = run(job(model), Output(Path("x.mp4")))
     next(first)
@@ -112,6 +115,7 @@ def test_a_live_run_owns_its_name_and_a_dead_one_does_not(model, here):
     assert sorted(os.listdir()) == [".x.y.mp4.partial-0123.mp4", "x.json", "x.mp4"]
 
 
+@pytest.mark.slow
 def test_a_loser_keeps_its_work_and_says_where(model, here):
     events = run(job(model), Output(Path("x.mp4")))
     next(e for e in events if isinstance(e, Step) and e[:2] == ("decode video", 3))
@@ -140,6 +144,7 @@ def test_a_dangling_link_is_not_replaced_unasked(model, here):
     assert (here / "x.mp4").is_symlink()
 
 
+@pytest.mark.slow
 def test_missing_folders_are_made_and_go_where_the_run_is_refused(model, here):
     path = here / "a" / "b" / "x.mp4"
     with pytest.raises(UserError, match="may be used"):
@@ -177,6 +182,7 @@ def test_room_is_checked_before_sampling(model, here, monkeypatch):
     assert os.listdir() == []
 
 
+@pytest.mark.slow
 def test_latents_that_cannot_be_saved_do_not_end_a_run(model, here, monkeypatch):
     def full(*_):
         raise RuntimeError("No space left")
@@ -207,6 +213,7 @@ def small_world(model, tmp_path) -> Path:
     return small
 
 
+@pytest.mark.slow
 def test_unknown_words_are_answered_before_anything_is_sampled(
     small_world, here, monkeypatch
 ):
@@ -290,6 +297,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(model, here):
     assert sorted(os.listdir()) == names
 
 
+@pytest.mark.slow
 def test_the_state_is_saved_as_a_run_is_stopped_and_noted(model, here, monkeypatch):
     def interrupted(strengths, step):
         if step == 3:
@@ -344,6 +352,7 @@ def test_a_state_that_does_not_fit_is_refused(change, sentence, left, here):
     assert state.exists()
 
 
+@pytest.mark.slow
 def test_a_state_keeps_the_sound_of_a_stage_that_is_done(model, here):
     recipe = replace(recipes.distilled(), sound=0)
     stopped(model, recipe, Step("stage 2", 2, 3), audio=True)
@@ -394,6 +403,7 @@ def test_latents_that_do_not_fit_are_refused_before_weights_are_read(
     assert os.listdir() == ["x.latents.safetensors"]
 
 
+@pytest.mark.slow
 def test_latents_are_finished_with_sound_and_frames_too(latents, here):
     output = Output(Path("x.mp4"), Path("deep/x.wav"), Path("frames"))
     *_, last = finish(Job.from_record(latents), latents, output)
@@ -402,6 +412,7 @@ def test_latents_are_finished_with_sound_and_frames_too(latents, here):
     assert len(list((here / "frames").glob("*.png"))) == 9
 
 
+@pytest.mark.slow
 def test_decoding_is_planned_and_refused_where_it_does_not_fit(latents, here):
     job, output = Job.from_record(latents), Output(Path("x.mp4"))
     with pytest.raises(UserError, match="for decode video, and 0.20 GB.*What fits"):
@@ -411,6 +422,7 @@ def test_decoding_is_planned_and_refused_where_it_does_not_fit(latents, here):
     assert [p.name for p in planned.phases][1:] == ["decode sound", "decode video"]
 
 
+@pytest.mark.slow
 def test_latents_and_states_remember_the_files_of_their_run(model, here):
     output = Output(Path("x.mp4"), Path("sound.wav"), Path("frames"))
     events = run(job(model, audio=True), output, Options(save_every=0))
@@ -428,6 +440,7 @@ def test_a_path_that_cannot_be_is_refused_where_it_is_read(name):
     assert named == Output(Path("x.mp4"))
 
 
+@pytest.mark.slow
 def test_a_lora_is_told(model, here):
     from tests.checkpoints import write_lora
 

@@ -49,6 +49,7 @@ def made(job: Job, folder: Path, shelf: Shelf | None, **options) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_second_clip_reads_nothing_large_and_is_the_same(model, tmp_path, loaded):
     shelf = Shelf()
     plain = made(job(model), tmp_path, None)
@@ -80,6 +81,7 @@ def test_what_is_made_otherwise_is_read_again(model, tmp_path, loaded):
     assert "transformer" in loaded
 
 
+@pytest.mark.slow
 def test_what_another_model_left_is_freed_before_the_run(model, tmp_path):
     shelf = Shelf()
     made(job(model), tmp_path, shelf)
@@ -101,6 +103,7 @@ def test_what_another_model_left_is_freed_before_the_run(model, tmp_path):
     events.close()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_parts_in_order(model, tmp_path, loaded):
     shelf = Shelf()
     plain = made(job(model), tmp_path, None)
@@ -111,6 +114,7 @@ def test_a_run_that_fails_leaves_the_parts_in_order(model, tmp_path, loaded):
     assert made(job(model), tmp_path, shelf) == plain and not loaded
 
 
+@pytest.mark.slow
 def test_two_stages_with_a_lora_never_hold_two_transformers(model, tmp_path):
     file = model / "tiny-distilled-lora.safetensors"
     write_lora(file, "diffusion_model.transformer_blocks.0.attn1.to_q")

@@ -47,6 +47,7 @@ def test_help_imports_no_codec_language_model_or_network(door, words):
     assert not modules & (CODECS | LANGUAGE | NETWORK)
 
 
+@pytest.mark.slow
 def test_encoding_a_prompt_imports_no_transformers():
     """mlx-lm brings it, more than a second of every run, for those who let Gemma write."""
     modules = imported("import mlx_video.models.ltx.text_encoder")
@@ -54,6 +55,7 @@ def test_encoding_a_prompt_imports_no_transformers():
     assert not modules & {"transformers", "mlx_lm", "mlx_lm.models.gemma3_text"}
 
 
+@pytest.mark.slow
 def test_mlx_lm_is_whole_for_others_who_import_it():
     code = "import mlx_video.models.ltx.gemma as ours, mlx_lm.models.gemma3_text as theirs, mlx_lm"
     code += "; assert mlx_lm.stream_generate and mlx_lm.models.gemma3_text is theirs"

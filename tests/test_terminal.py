@@ -378,6 +378,7 @@ def test_completion_knows_every_command_and_option(shell, capsys):
         assert word in script
 
 
+@pytest.mark.slow
 def test_bash_completes(tmp_path):
     script = subprocess.run(
         [sys.executable, "-m", "mlx_video", "completion", "bash"],

@@ -50,6 +50,7 @@ def drained(events) -> tuple[list, object]:
             return seen, end.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fps", [24, 25, 50])
 def test_official_frames_from_prompt_to_grid(fps):
     """LTX-2.5's own files: Gemma 4, its projection and connectors, and the duration head."""
@@ -67,6 +68,7 @@ def test_official_frames_from_prompt_to_grid(fps):
     assert steps[-1] == Step("predict duration", 1, 1)
 
 
+@pytest.mark.slow
 def test_a_run_is_as_long_as_its_prompt_asks_for(telling, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     request = Request("a red ball", SHAPE, timed=True)
@@ -78,6 +80,7 @@ def test_a_run_is_as_long_as_its_prompt_asks_for(telling, tmp_path, monkeypatch)
     assert Job.from_record("x.json").request.shape.frames == 33
 
 
+@pytest.mark.slow
 def test_a_pipeline_in_python_tells_too(telling):
     pipeline = Job(
         Request("a red ball", SHAPE, timed=True),
@@ -105,6 +108,7 @@ def test_the_nearest_number_of_frames(seconds, fps, frames):
     assert nearest_frames(seconds, fps, 8) == frames
 
 
+@pytest.mark.slow
 def test_seconds_on_the_command_line(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     size = ["-p", "a cat", "--model", str(model), "-W", "128", "-H", "64", "--no-audio"]

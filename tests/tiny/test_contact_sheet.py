@@ -57,6 +57,7 @@ def test_time_is_width_and_silence_dark_also_where_the_sound_is_over():
     assert (picture[:, :94] == contact_sheet.MAP[0]).all()
 
 
+@pytest.mark.slow
 def test_the_command_reads_a_clip_with_its_sentence(tmp_path, monkeypatch):
     file, png = tmp_path / "a.mp4", tmp_path / "a.png"
     record = {"job": {"request": {"prompt": "a grey wall"}}}

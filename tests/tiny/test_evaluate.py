@@ -34,6 +34,7 @@ def test_a_clip_of_its_scene_is_right():
     assert verdict == {row: True for row in asked} | {"knocks": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row, other",
     [
@@ -77,6 +78,7 @@ def test_two_that_swapped_their_colours_are_wrong():
     assert verdict["two colours"] is False
 
 
+@pytest.mark.slow
 def test_knocks_are_asked_of_each_bounce_but_not_of_a_silent_one():
     bounce = HEART.actors[0]._replace(motion="bounce", reach=0.4, period=0.72)
     scene = Scene((bounce,), "plain")
@@ -114,6 +116,7 @@ def test_sentences_are_of_what_training_never_sees_and_the_same_every_time():
     assert found[1:] != list(evaluate.unseen(12, seed=4))[1:]
 
 
+@pytest.mark.slow
 def test_the_world_itself_is_judged_from_the_command_line(
     tmp_path, monkeypatch, capsys
 ):

@@ -21,6 +21,7 @@ def test_variances_are_raised_to_the_power():
     )
 
 
+@pytest.mark.slow
 def test_what_is_folded_in_comes_out_again():
     mx.random.seed(0)
     parts = {

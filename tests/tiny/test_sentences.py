@@ -30,11 +30,13 @@ def sentences(of, count=60):
     return [describe(of, rng) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_sentences_use_the_grammars_words_and_all_of_them(told):
     assert {word for _, text in told for word in split(text)} == set(words())
     assert words() == sorted(set(words())) and len(words()) < 300
 
 
+@pytest.mark.slow
 def test_sentences_are_short_and_of_many_lengths(told):
     lengths = [
         len([word for word in split(text) if word.isalpha()]) for _, text in told

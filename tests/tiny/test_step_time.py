@@ -1,6 +1,7 @@
 """The clock beside a training does what the training does."""
 
 import mlx.core as mx
+import pytest
 
 from mlx_video.types import VideoPixelShape
 from tiny import step_time, text
@@ -10,6 +11,7 @@ from tiny.train_transformer import new_denoiser
 from tiny.training import Plan, State
 
 
+@pytest.mark.slow
 def test_every_step_is_timed_and_taken(tmp_path, monkeypatch):
     monkeypatch.setitem(CONFIGS, "transformer", {**TRANSFORMER, "num_layers": 1})
     shape = VideoPixelShape(9, 64, 64, 24.0)

@@ -52,6 +52,7 @@ def test_every_word_of_the_grammar_is_one_token(encoder):
         assert len(encoder.tokenizer.encode(word)) == 2, word
 
 
+@pytest.mark.slow
 def test_sentences_fit_and_hold_nothing_unknown(encoder):
     rng = np.random.default_rng(0)
     for _ in range(200):

@@ -78,6 +78,7 @@ def test_things_have_their_colours_hue_and_stand_out(colour):
     assert value[inside].min() > 0.4 and np.median(value[inside]) > 0.6
 
 
+@pytest.mark.slow
 def test_backgrounds_are_pale_or_dark_and_tell_from_each_other():
     kinds = [dict(background=b, variant=v) for b in BACKGROUNDS[:-1] for v in range(4)]
     kinds += [dict(background="floor", floor=c) for c in COLOURS]
@@ -339,6 +340,7 @@ def test_a_fifth_is_held_out_evenly():
     assert not world.held_out("ball", "red", "bounce")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unseen", [False, True])
 def test_random_scenes_obey_what_is_held_out(unseen):
     for each in random_scenes(1500, unseen=unseen):

@@ -104,6 +104,7 @@ def test_other_files_in_the_folder_do_not_disturb():
     )
 
 
+@pytest.mark.slow
 def test_a_converted_folder_prefers_its_own_parts(folder, tmp_path):
     convert(folder, tmp_path / "mlx")
     shutil.copy(UPSCALER, tmp_path / "mlx")
@@ -244,6 +245,7 @@ def test_unknown_and_unimplemented_keys_are_refused_before_anything_is_read(fold
         Components.open(folder)
 
 
+@pytest.mark.slow
 def test_newer_generations_are_refused_by_their_own_words(folder):
     newer = dict(share_ff=True)
     file = single(
@@ -493,6 +495,7 @@ def test_a_lora_for_other_layers_is_refused_before_weights_are_read(
 # fp8
 
 
+@pytest.mark.slow
 def test_official_fp8_files_are_read_dense(folder, tmp_path):
     names = [
         f"model.diffusion_model.transformer_blocks.1.attn1.{x}"
@@ -529,6 +532,7 @@ def test_official_fp8_files_are_read_dense(folder, tmp_path):
 # Describing
 
 
+@pytest.mark.slow
 def test_describes_a_complete_folder(folder):
     said = describe(folder)
     assert (said.layout, said.version) == ("official single file", "2.0")
@@ -541,6 +545,7 @@ def test_describes_a_complete_folder(folder):
     )
 
 
+@pytest.mark.slow
 def test_says_what_is_missing_and_where_it_is(folder):
     for name in ("text_encoder",):
         shutil.rmtree(folder / name)
@@ -552,6 +557,7 @@ def test_says_what_is_missing_and_where_it_is(folder):
     assert said.parts.keys() == {"upsampler"} and len(said.missing) == 8
 
 
+@pytest.mark.slow
 def test_describes_converted_folders_gemma_and_loras(folder, tmp_path):
     convert(folder, tmp_path / "mlx", quantize=True, q_group_size=32)
     said = describe(tmp_path / "mlx")
@@ -641,6 +647,7 @@ def test_features_of_a_quantized_gemma(folder, bits, least, most):
     assert least < mx.linalg.norm(quantized - dense) / mx.linalg.norm(dense) < most
 
 
+@pytest.mark.slow
 def test_a_gemma_that_is_quantized_stays(folder, tmp_path):
     wide_gemma(folder / "text_encoder")
     convert(folder, tmp_path / "q", quantize=True, q_group_size=32)
@@ -653,6 +660,7 @@ def test_a_gemma_that_is_quantized_stays(folder, tmp_path):
     assert all(mx.array_equal(held[0][name], held[1][name]) for name in held[0])
 
 
+@pytest.mark.slow
 def test_each_large_part_is_quantized_if_it_is_not_yet(folder, tmp_path):
     dense = shutil.copytree(folder / "text_encoder", tmp_path / "gemma")
     convert(folder, tmp_path / "q", quantize=True, q_bits=4)
@@ -663,6 +671,7 @@ def test_each_large_part_is_quantized_if_it_is_not_yet(folder, tmp_path):
     assert (found.bits("transformer"), found.bits("text_encoder")) == (8, None)
 
 
+@pytest.mark.slow
 def test_dense_weights_are_never_whole_in_memory(large, monkeypatch):
     by_block = partial(materialize, batch_bytes=1_000_000)
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", by_block)
@@ -681,6 +690,7 @@ def peak_of_a_loan(components: Components) -> int:
         return mx.get_peak_memory() - before
 
 
+@pytest.mark.slow
 def test_quantizing_twice_is_refused(folder, tmp_path):
     convert(folder, tmp_path / "q", quantize=True, q_bits=4)
     with pytest.raises(
@@ -700,6 +710,7 @@ def test_statistics_have_values_where_a_sketch_has_none(folder, monkeypatch):
         assert mx.array_equal(statistics.mean, mean)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_used_is_said_by_info(folder, capsys):
     """Rates that contradict each other, and tensors that another tool quantized in a way that cannot be."""
     file = folder / MODEL

@@ -92,6 +92,7 @@ def test_a_pack_of_mlx_forge_loads_as_it_is(tmp_path, official, contain):
     )
 
 
+@pytest.mark.slow
 def test_a_pack_of_mlx_video_loads_as_it_is(tmp_path, official, miniature):
     folder = write.write_prince(tmp_path, *official[:2])
     check_same(folder, foreign.PRINCE, official.file, absent=("audio_encoder",))
@@ -392,6 +393,7 @@ def test_a_gguf_of_another_model_is_named(tmp_path):
     assert "it holds a model of kind llama" in said.refusals[0]
 
 
+@pytest.mark.slow
 def test_info_names_formats_and_reads_no_tensor(tmp_path, official):
     """And refuses a format that is not read before anything is fetched to go with it."""
     weights, blocks, _ = official
@@ -414,6 +416,7 @@ def test_info_names_formats_and_reads_no_tensor(tmp_path, official):
         Components.open(folder, needs=["transformer"])
 
 
+@pytest.mark.slow
 def test_info_names_each_layout(tmp_path, official):
     folder = write.write_forge(tmp_path, *official[:2], False)
     said = describe(folder)

@@ -233,6 +233,7 @@ def test_convert_makes_our_folder_of_it(tmp_path, read, blocks, official, layout
     check_same(ours, "converted folder", official, absent, floor)
 
 
+@pytest.mark.slow
 def test_a_quantized_text_encoder_of_a_pack_stays_quantized(tmp_path, read):
     """In layers wider than the miniature's, which no group of weights fits."""
     tensors, metadata = read["text"]
@@ -272,6 +273,7 @@ def opened(folder: Path, **options) -> Components:
     return Components.open(Files(folder, dtype="float32", **options), needs=needs)
 
 
+@pytest.mark.slow
 def test_the_convolutional_one_is_chosen_by_a_word_or_by_its_file(
     tmp_path, read, blocks
 ):
@@ -288,6 +290,7 @@ def test_the_convolutional_one_is_chosen_by_a_word_or_by_its_file(
     assert opened(older, video_vae="conv").sources == opened(older).sources
 
 
+@pytest.mark.slow
 def test_picture_compression_follows_the_autoencoders_file(tmp_path, read, blocks):
     folder = comfy(tmp_path, read, blocks)
     assert identify(folder).defaults["image_crf"] == 18

@@ -93,6 +93,7 @@ def test_the_real_distilled_lora_matches_every_layer_it_names(release):
     assert adapter.about.rank == rank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", REAL)
 def test_no_two_layers_share_a_name(release):
     block = real_block(release)

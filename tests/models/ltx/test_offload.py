@@ -73,6 +73,7 @@ def assert_streams_alike(path: Path, *given, **how) -> None:
 # The same numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", [LTXModelType.AudioVideo, ONLY_VIDEO])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_computes_what_resident_blocks_do(folder, model_type, dtype):
@@ -100,6 +101,7 @@ def test_quantized_folders_stream(folder, tmp_path, bits):
     assert_streams_alike(tmp_path / "q")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", [LTXModelType.AudioVideo, ONLY_VIDEO])
 def test_guided_passes_share_one_reading(folder, model_type):
     strength = Guidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, stg_blocks=(1,))
@@ -175,6 +177,7 @@ def test_only_a_few_blocks_are_in_memory(large):
 # Refusals
 
 
+@pytest.mark.slow
 def test_quantizing_what_does_not_stay_is_refused(folder, tmp_path):
     convert(folder, tmp_path / "q", quantize=True)
     gemma = tmp_path / "q" / "text_encoder"

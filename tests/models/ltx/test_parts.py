@@ -83,6 +83,7 @@ def test_a_split_checkpoint_that_lacks_a_file_says_which(tmp_path):
         Components.open(root / "vae" / "ltx-2.5-tiny-video-vae-conv-bf16.safetensors")
 
 
+@pytest.mark.slow
 def test_the_connectors_projection_is_read_from_the_text_encoders_file(tmp_path):
     root = split_checkpoint(tmp_path / "model")
     needs = ["connectors", "text_encoder", "vocoder", "duration_head"]
@@ -96,6 +97,7 @@ def test_the_connectors_projection_is_read_from_the_text_encoders_file(tmp_path)
         assert 0 < head(context).item() < 60
 
 
+@pytest.mark.slow
 def test_the_parts_of_2_3_are_lent():
     needs = ["connectors", "video_encoder", "video_decoder", "audio_decoder", "vocoder"]
     components = Components.open(Files(TINY_2_3, dtype="float32"), needs=needs)

@@ -178,6 +178,7 @@ def test_the_distilled_lora_of_another_release_is_told_by_its_rank(tmp_path):
         check(450, "2.3.0")
 
 
+@pytest.mark.slow
 def test_a_language_model_of_another_size_is_told_before_anything_is_fetched(
     tmp_path, monkeypatch
 ):

@@ -42,6 +42,7 @@ def test_what_is_packed_is_what_the_manifests_say(release):
     assert packed == stated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.name)
 def test_stand_ins_are_as_long_as_the_files_and_take_no_room(release):
     with stood_in(Files(release.repository), "distilled") as files:

@@ -86,6 +86,7 @@ def test_batch_of_unequal_prompts(encoder):
         assert error(states[:, row, -valid:], expected) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_padding_need_not_be_computed(encoder):
     ids, mask = encoder.tokenize(["A cat walks slowly to the sea at night."])
     valid = len(encoder.tokenizer.encode("A cat walks slowly to the sea at night."))
@@ -309,6 +310,7 @@ def test_turn_in_gemmas_format(encoder):
     )
 
 
+@pytest.mark.slow
 def test_turn_follows_the_folders_chat_template(folder, tmp_path):
     target = shutil.copytree(folder, tmp_path / "text_encoder")
     (target / "chat_template.jinja").write_text(
@@ -340,6 +342,7 @@ def test_temperature_zero_takes_the_likeliest(encoder):
     assert write(encoder, 1, seed=1) != write(encoder, 1, seed=2)
 
 
+@pytest.mark.slow
 def test_writing_does_not_touch_the_global_seed(encoder):
     mx.random.seed(0)
     expected = mx.random.uniform(shape=(4,))

@@ -151,6 +151,7 @@ def test_begin_of_text_is_not_doubled(folder):
 # Words
 
 
+@pytest.mark.slow
 def test_the_small_world_knows_its_own_words(small):
     assert small.unknown_words(" ".join(words())) == ()
     rng = np.random.default_rng(1)

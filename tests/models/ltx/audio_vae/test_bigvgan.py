@@ -39,6 +39,7 @@ def test_vocoder(release):
     assert (vocoder.sample_rate, vocoder.hop) == (48000, 480)
 
 
+@pytest.mark.slow
 @RELEASES
 def test_generator_inside(release):
     v, vocoder = vectors("audio", release), tiny(BigVGANVocoder, release=release)
@@ -57,6 +58,7 @@ def test_generator_inside(release):
     assert error(generator(log_mel), v["voc.low"]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 @RELEASES
 def test_extension_inside(release):
     v, vocoder = vectors("audio", release), tiny(BigVGANVocoder, release=release)
@@ -141,6 +143,7 @@ def test_bfloat16_weights_compute_in_float32():
     assert error(half(v["voc.in"]), v["voc.wave"]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_batch_and_range():
     vocoder = tiny(BigVGANVocoder, release="ltx25_tiny")
     log_mel = noise(2, 2, 5, 64) * 3
@@ -150,6 +153,7 @@ def test_batch_and_range():
     assert error(vocoder(log_mel[1:]), waveform[1:]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 @RELEASES
 def test_latent_to_sound(release):
     """As the pipeline decodes: one mel frame in four but the last, 480 samples each."""
@@ -161,6 +165,7 @@ def test_latent_to_sound(release):
     assert 0 < mx.abs(waveform).max().item() <= 1
 
 
+@pytest.mark.slow
 def test_the_sound_of_the_official_recipe():
     """From latents to 48 kHz; every 16th sample is kept here."""
     latent = vectors("loops", "ltx25_tiny")["recipe2.final_audio"]

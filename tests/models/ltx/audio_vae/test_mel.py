@@ -25,6 +25,7 @@ def test_filterbank():
     assert error(bank, vectors("audio")["mel.filterbank"]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_bands_have_unit_area():
     """On a fine grid, over which a triangle's area is the sum of its samples times their distance."""
     fine = filterbank(80001, 64, 16000, 0, 8000)

@@ -227,6 +227,7 @@ def test_official_pixels_in_pieces():
     assert error(rows, VECTORS["out_rows"]) < MODULE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_bands_of_rows_equal_the_whole(monkeypatch):
     whole = small()(small_latent())
     monkeypatch.setattr(diffusion_blocks, "BAND", 1)
@@ -307,6 +308,7 @@ def test_tiles_are_as_large_as_the_windows_want():
     assert [len(rows), rows[-1][1]] == [6, 128]
 
 
+@pytest.mark.slow
 def test_a_tile_at_neither_end_keeps_every_frame():
     model = decoder()
     x = mx.random.normal((1, 4, 12, 12, 32))

@@ -250,6 +250,7 @@ def full_config() -> VideoVAEConfig:
 # 481 frames of 1920x1088 at full width: the graphs are built and never computed.
 
 
+@pytest.mark.slow
 def test_no_step_of_decoding_is_large(largest):
     latents = mx.zeros((1, 128, 61, 34, 60))
     pieces = list(VideoDecoder(full_config()).stream(latents, PIECE))
@@ -258,6 +259,7 @@ def test_no_step_of_decoding_is_large(largest):
     assert max(piece.size for piece in pieces) < PIECE
 
 
+@pytest.mark.slow
 def test_no_step_of_encoding_is_large(largest):
     pixels = mx.broadcast_to(mx.zeros(()), (1, 3, 481, 1088, 1920))
     pieces = list(VideoEncoder(full_config()).stream(pixels, PIECE))
