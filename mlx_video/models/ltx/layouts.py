@@ -38,10 +38,9 @@ from mlx_video.weights import (
     tensor_files,
 )
 
-VERSION = (
-    foreign.VERSION
-)  # key in a file's metadata, and in a converted folder's config
-DEFAULTS = "defaults"  # key of a checkpoint's own defaults, in the same places
+# Keys in a file's metadata, and in a converted folder's config; DEFAULTS are the checkpoint's own.
+VERSION = foreign.VERSION
+DEFAULTS = "defaults"
 CRF = "image_crf"  # one of them
 TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_TOKENS = 1024  # of a prompt, BOS included: the context LTX-2 was trained with
@@ -150,12 +149,9 @@ def _identify_file(file: Path) -> Layout:
     if lora.holds_changes(header.tensors):
         return Layout(LORA, "", file, metadata=header.metadata)
     held = parts_in(file)
-    metadata = header.metadata
-    if foreign.VERSION not in metadata and "transformer" in held:  # repacked
-        metadata = {
-            **metadata,
-            foreign.VERSION: foreign.release_told_by(header.tensors),
-        }
+    metadata = dict(header.metadata)
+    if "transformer" in held:  # a repacked one may state no version
+        metadata.setdefault(VERSION, foreign.release_told_by(header.tensors))
     if "upsampler" in held or "temporal_upsampler" in held:
         return Layout(UPSCALER, "", file, held, metadata)
     if "text_encoder" in held:
@@ -224,7 +220,7 @@ def _absence(layout: Layout, absent: set[str]) -> str:
 def _identify_foreign(path: Path, found: foreign.Found) -> Layout:
     """A checkpoint of another project, with the upscaler and Gemma beside it."""
     sources = neighbours(path if path.is_dir() else path.parent) | dict(found.sources)
-    metadata = {foreign.VERSION: found.version}
+    metadata = {VERSION: found.version}
     return Layout(found.layout, "", path, sources, metadata)
 
 
