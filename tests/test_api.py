@@ -108,7 +108,13 @@ def test_seeds_are_random_where_none_is_given(pipeline):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "image", [RED, RED / 255, Picture.fromarray(RED)], ids=["uint8", "float", "PIL"]
+    "image",
+    [
+        RED,
+        pytest.param(RED / 255, marks=pytest.mark.thorough),
+        pytest.param(Picture.fromarray(RED), marks=pytest.mark.thorough),
+    ],
+    ids=["uint8", "float", "PIL"],
 )
 def test_pictures_without_a_file_are_kept_beside_the_clip(image, pipeline, here):
     clip = pipeline("a ball", seed=1, image=image, audio=False, **SIZE)

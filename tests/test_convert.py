@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma
 from tests.models.ltx.test_parts import split_checkpoint
 from tests.reference import CHECKPOINT, checkpoint
 
+MORE = partial(pytest.param, marks=pytest.mark.thorough)
 NETWORKS = [name for name in NEEDED if name != "text_encoder"]
 
 
@@ -43,7 +45,7 @@ def assert_same(a: dict[str, mx.array], b: dict[str, mx.array]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [MORE("float32"), "bfloat16"])
 def test_loads_as_the_official_files_do(folder, tmp_path, dtype):
     convert(folder, tmp_path / "mlx")
     for name in NETWORKS:
@@ -100,7 +102,7 @@ def test_another_dtype_rounds_all_but_the_tables(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits, group_size", [(8, 32), (4, 64)])
+@pytest.mark.parametrize("bits, group_size", [(8, 32), MORE(4, 64)])
 def test_quantized_is_what_mlx_makes_of_the_loaded_module(
     folder, tmp_path, bits, group_size
 ):

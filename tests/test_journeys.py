@@ -71,6 +71,7 @@ def mlx_video_generate(words) -> int:
 
 
 DEV = ["--steps", "2", "--stg-blocks", "1"]
+THOROUGH = pytest.mark.thorough  # for what others here show one by one
 
 
 # Doors
@@ -82,12 +83,12 @@ DEV = ["--steps", "2", "--stg-blocks", "1"]
     [
         (generate.main, [], False),
         (generate_av.main, ["--output-audio", "output.wav"], True),
-        (generate_dev.main, DEV, False),
+        pytest.param(generate_dev.main, DEV, False, marks=THOROUGH),
         (generate_dev.main, [*DEV, "--audio", "--batch-guidance"], True),
-        (generate.main, ["--quantize", "8"], False),
+        pytest.param(generate.main, ["--quantize", "8"], False, marks=THOROUGH),
         (generate_dev.main, [*DEV, "--audio", "--low-memory", "--quantize", "8"], True),
         (mlx_video_generate, [], True),
-        (mlx_video_generate, ["--no-audio"], False),
+        pytest.param(mlx_video_generate, ["--no-audio"], False, marks=THOROUGH),
         (mlx_video_generate, ["--variant", "dev", *DEV, "--cfg-scale", "4.0"], True),
     ],
 )

@@ -251,7 +251,12 @@ def stopped(model: Path, recipe, after: Step, **changes) -> BaseException:
     "recipe, after, audio",
     [
         (guided(), Step("stage 1", 3, 4), True),
-        (recipes.distilled(), Step("stage 1", 5, 8), False),
+        pytest.param(
+            recipes.distilled(),
+            Step("stage 1", 5, 8),
+            False,
+            marks=pytest.mark.thorough,
+        ),
         (recipes.distilled(), Step("stage 2", 2, 3), True),
     ],
 )

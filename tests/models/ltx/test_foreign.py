@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from tests.media_reading import read_clip
 from tests.reference import CHECKPOINT, FIXTURES, UPSCALER, error
 from tests.tiny_tokenizer import make_text_encoder_folder
 
+MORE = partial(pytest.param, marks=pytest.mark.thorough)
 NEEDS = [name for name, part in PARTS.items() if part.block]
 
 
@@ -83,7 +84,7 @@ def miniature(monkeypatch, official):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("contain", [False, True])
+@pytest.mark.parametrize("contain", [MORE(False), True])
 def test_a_pack_of_mlx_forge_loads_as_it_is(tmp_path, official, contain):
     check_same(
         write.write_forge(tmp_path, *official[:2], contain),
@@ -99,14 +100,14 @@ def test_a_pack_of_mlx_video_loads_as_it_is(tmp_path, official, miniature):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["", "model.safetensors"])
+@pytest.mark.parametrize("file", ["", MORE("model.safetensors")])
 def test_a_unified_file_loads_as_it_is(tmp_path, official, miniature, file):
     folder = write.write_unified(tmp_path, official.weights)
     check_same(folder / file, foreign.UNIFIED, official.file, absent=("audio_encoder",))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("bare", [MORE(False), True])
 def test_files_of_comfyui_load_as_they_are(tmp_path, official, miniature, bare):
     folder = write.write_comfy(tmp_path, *official[:2], bare)
     file = folder / "diffusion_models/ltx-distilled.safetensors"
@@ -258,7 +259,7 @@ def test_a_quantized_pack_keeps_its_own_bits_by_layer(tmp_path, official):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["Q8_0", MORE("Q4_0")])
 def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kind):
     gguf = pytest.importorskip("gguf")
     weights, blocks, true_file = official
@@ -330,7 +331,7 @@ def test_a_pack_of_2_5_has_two_autoencoders(tmp_path, vae):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["forge", "comfy"])
+@pytest.mark.parametrize("kind", ["forge", MORE("comfy")])
 def test_convert_makes_our_folder_of_it(tmp_path, official, kind):
     folder = tmp_path / "theirs"
     if kind == "forge":

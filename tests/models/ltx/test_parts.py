@@ -124,7 +124,7 @@ def test_a_block_that_is_no_object_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frames", [101, 200])
+@pytest.mark.parametrize("frames", [pytest.param(101, marks=pytest.mark.thorough), 200])
 def test_the_newer_vocoder_takes_what_it_says(frames, monkeypatch):
     """In pieces, beyond which it takes no more."""
     monkeypatch.setattr(bigvgan, "PIECE", 128)
