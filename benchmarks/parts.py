@@ -224,7 +224,7 @@ class Bench:
         return lambda x: embed_prompts(part, x).positive.values, features
 
     def encode(self, part: nn.Module):
-        return part, noise(1, 3, 1, *self.shape[1:3])
+        return piece_by_piece()(part), noise(1, 3, 1, *self.shape[1:3])
 
     def denoise(self, part: nn.Module):
         geometry = self.lent.geometry

@@ -31,6 +31,7 @@ from mlx_video.models.ltx.conditions import (
     keyframe,
 )
 from mlx_video.models.ltx.config import LTXModelConfig
+from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.types import AV, Geometry, VideoLatentShape, VideoPixelShape
 
 COMPRESSED = (
@@ -209,9 +210,10 @@ class Image(Input):
         """At frame 0 it replaces the first latent; elsewhere it appends keyframe tokens to the clip's own."""
         encoder = parts.networks["video_encoder"]
         picture = _picture(self.path)
-        latent = encoder(picture.fitted(shape.height, shape.width, parts.image_crf))
-        latent = latent.astype(mx.float32)
-        mx.eval(latent)
+        pixels = picture.fitted(shape.height, shape.width, parts.image_crf)
+        with piece_by_piece():
+            latent = encoder(pixels).astype(mx.float32)
+            mx.eval(latent)
         if self.frame == 0:
             return AV([VideoConditionByLatentIndex(latent, 0, self.strength)])
         place = Place(parts.geometry.video, shape.fps)

@@ -80,7 +80,7 @@ class TextConnectors(Network):
         inputs = (config.text_layers + 1) * config.caption_channels
         # Both connectors' arrays and scores are alive at once, since nothing paces them.
         streams = config.streams.values
-        each = live.connected * sum(stream.width for stream in streams)
+        each = sum((live.connected + live.deeper * s.layers) * s.width for s in streams)
         each += live.scores * sum(stream.heads for stream in streams) * positions
         connected = prompts * positions * each * itemsize
         normalized = rows * inputs * fitted.FLOAT32 * live.hidden_states

@@ -14,7 +14,8 @@ class Live(NamedTuple):
     """How many arrays of a part's widest size are alive at once; ``scores`` are an attention's.
 
     tokens         of the transformer; ``queued`` more may be queued, at most ``QUEUED`` bytes
-    connected      of both connectors, which nothing paces; ``hidden_states`` of what they normalise
+    connected      of both connectors, which nothing paces, and ``deeper`` more for each of their layers; ``hidden_states``
+                   of what they normalise
     upsample       of the upsampler; ``finer`` more may be queued, at most ``QUEUED_FINER`` bytes
     spectrogram    of the audio decoder
     sound          of HiFi-GAN, and ``bandwidth`` of BigVGAN with its extension
@@ -24,6 +25,7 @@ class Live(NamedTuple):
     scores: float
     queued: float
     connected: float
+    deeper: float
     hidden_states: float
     upsample: float
     finer: float
@@ -34,8 +36,8 @@ class Live(NamedTuple):
 
 QUEUED, QUEUED_FINER = 400e6, 430e6
 # The CPU's without compiled functions, as the commands run it.
-CPU = Live(12, 1, 0, 17, 4, 110, 0, 90, 96, 31.5)
-GPU = Live(9.6, 0, 11, 55, 4, 9.2, 20, 42, 48.6, 24)
+CPU = Live(12, 1, 0, 17, 0, 4, 110, 0, 90, 96, 31.5)
+GPU = Live(9.6, 0, 11, 48, 3.3, 4, 9.2, 20, 42, 48.6, 29)
 
 
 def live() -> Live:

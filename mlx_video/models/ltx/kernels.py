@@ -1,4 +1,4 @@
-"""CUDA kernels for the passes over tokens between the matrix products.
+"""CUDA kernels for the passes over tokens between the matrix products, and how any kernel is launched.
 
 Each kernel replaces a plain MLX function, which defines it, runs on every other backend and provides its gradient. One
 kernel instead of several moves every token through memory once.
@@ -6,7 +6,7 @@ kernel instead of several moves every token through memory once.
 
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import mlx.core as mx
 
@@ -15,6 +15,14 @@ from mlx_video.backend import on_cuda
 WARP = 32
 WIDTH = 8  # features a thread loads at once: 16 bytes of bfloat16
 MAX_THREADS = 1024
+
+
+class Launch(NamedTuple):
+    """Threads in all, threads of a block, and the output's shape."""
+
+    threads: int
+    block: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -35,20 +43,25 @@ class Kernel:
         """Whether this runs on CUDA, and whole warps cover a token."""
         return on_cuda() and _whole_warps(x.shape[-1], self.features)
 
+    def launch(self, x: mx.array, *_: mx.array | float | None) -> Launch:
+        """For these arguments."""
+        block = x.shape[-1] // self.features
+        return Launch(block * x.shape[0] * x.shape[1], block, x.shape)
+
     def __call__(self, *arguments: mx.array | float | None) -> mx.array:
         """The function of these arguments, arrays first. An array may be ``None``; the kernel must handle that."""
         count = len(self.arrays)
         arrays = [mx.array([0]) if a is None else a for a in arguments[:count]]
         x, numbers = arrays[0], mx.array(arguments[count:], mx.float32)
-        threads = x.shape[-1] // self.features
+        launch = self.launch(*arguments)
         # MLX caches kernels by name and template, so the template must hold every type.
         types = [(f"T_{n}", a.dtype) for n, a in zip(self.arrays, arrays)]
         return _compiled(self)(
             inputs=[*arrays, numbers],
             template=[("T", x.dtype), *types],
-            grid=(threads * x.shape[0] * x.shape[1], 1, 1),
-            threadgroup=(threads, 1, 1),
-            output_shapes=[x.shape],
+            grid=(launch.threads, 1, 1),
+            threadgroup=(launch.block, 1, 1),
+            output_shapes=[launch.shape],
             output_dtypes=[x.dtype],
         )[0]
 
@@ -56,7 +69,7 @@ class Kernel:
 def fused(kernel: Kernel) -> Callable[[Callable], Callable]:
     """Use ``kernel`` for the decorated function where it fits, with the function's own gradient.
 
-    The function takes positional arguments only: arrays, x (B, N, D) first, then numbers.
+    The function takes positional arguments only: arrays, x first, then numbers.
     """
 
     def decorate(plain: Callable) -> Callable:

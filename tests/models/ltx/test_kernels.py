@@ -7,6 +7,16 @@ from mlx_video.models.ltx import kernels
 from mlx_video.models.ltx.adaln import add_gated, norm_modulate
 from mlx_video.models.ltx.kernels import Kernel, fused
 from mlx_video.models.ltx.rope import norm_rotate
+from mlx_video.models.ltx.video_vae import cells
+from mlx_video.models.ltx.video_vae.resnet import ResnetBlock3D
+from mlx_video.models.ltx.video_vae.sampling import GROWN, SHRUNK, grown, shrunk
+from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces
+from mlx_video.models.ltx.video_vae.window import (
+    PLUS_DELAYED,
+    WINDOW,
+    plus_delayed,
+    window,
+)
 from tests.reference import error
 
 cuda = pytest.mark.skipif(
@@ -22,7 +32,8 @@ def random(*shape: int, seed: int = 0, dtype: mx.Dtype = mx.float32) -> mx.array
 def plainly(monkeypatch, compute):
     """What ``compute`` gives without kernels."""
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "on_cuda", lambda: False)
+        for module in (kernels, cells):
+            patch.setattr(module, "on_cuda", lambda: False)
         result = compute()
         mx.eval(result)
         return result
@@ -57,6 +68,69 @@ def test_norm_rotate(monkeypatch, dtype, heads, head_dim):
     compute = lambda: norm_rotate(x, weight, mx.cos(angles), mx.sin(angles), 1e-6)
     assert compute().shape == x.shape
     assert error(compute(), plainly(monkeypatch, compute)) < TOLERANCE[dtype]
+
+
+@cuda
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("channels", [128, 256, 1024])
+@pytest.mark.parametrize("kept", [0, 2])
+@pytest.mark.parametrize("border", [0, 1])
+@pytest.mark.parametrize("activate", [0, 1])
+def test_window_of_a_convolution(monkeypatch, dtype, channels, kept, border, activate):
+    x = random(2, 3, 4, 5, channels, dtype=dtype)
+    bias = random(channels, seed=1, dtype=dtype) if border else None
+    old = (
+        random(2, kept, 4 + 2 * border, 5 + 2 * border, channels, seed=2, dtype=dtype)
+        if kept
+        else None
+    )
+    numbers = int(old is not None), kept or 1, 1, border, activate
+    compute = lambda: window(x, old, bias, *numbers)
+    assert WINDOW.fits(x)
+    assert error(compute(), plainly(monkeypatch, compute)) < TOLERANCE[dtype]
+
+
+@cuda
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("channels", [128, 512])
+@pytest.mark.parametrize("kept", [0, 2])
+def test_plus_delayed(monkeypatch, dtype, channels, kept):
+    x = random(2, 3 + kept - 2, 4, 5, channels, dtype=dtype)
+    skip = random(2, 3, 4, 5, channels, seed=1, dtype=dtype)
+    old = random(2, kept, 4, 5, channels, seed=2, dtype=dtype) if kept else None
+    compute = lambda: plus_delayed(x, old, skip, skip[0, 0, 0, 0], kept)
+    assert PLUS_DELAYED.fits(x)
+    assert error(compute(), plainly(monkeypatch, compute)) < TOLERANCE[dtype]
+
+
+@cuda
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 1, 1), (2, 2, 2)])
+def test_shuffles(monkeypatch, dtype, stride):
+    wide, skip = random(2, 4, 4, 6, 512, dtype=dtype), random(2, 4, 4, 6, 256, seed=1)
+    skip, bias = skip.astype(dtype), random(512, seed=2, dtype=dtype)
+    narrow = wide[..., :128]
+    assert SHRUNK.fits(narrow) and GROWN.fits(wide)
+    for compute in (
+        lambda: shrunk(narrow, skip, bias[:128], *stride),
+        lambda: grown(wide, skip, bias, *stride, 256),
+        lambda: grown(wide, None, bias, *stride, 0),
+    ):
+        assert error(compute(), plainly(monkeypatch, compute)) < TOLERANCE[dtype]
+
+
+@cuda
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_block_in_pieces_is_as_without_kernels(monkeypatch, causal):
+    block = ResnetBlock3D(128, "reflect")
+    x = random(1, 9, 4, 6, 128)
+
+    def compute():
+        stages = [Stage(block, 128)]
+        pieces = in_pieces(stages, x, Stream(causal), 2 * 4 * 6 * 128)
+        return mx.concatenate(list(pieces), axis=1)
+
+    assert error(compute(), plainly(monkeypatch, compute)) < 1e-5
 
 
 @cuda

@@ -8,7 +8,9 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx.video_vae.cells import total
 from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.window import window
 
 MAX_CONV_ELEMENTS = 1_500_000_000
 """Most elements one convolution may read or write. Metal's kernels returned zeros near 2e9 (ml-explore/mlx#3979)."""
@@ -144,13 +146,6 @@ def by_product(
     )
 
 
-@mx.compile
-def total(*terms: mx.array) -> mx.array:
-    """The sum of arrays that broadcast, in one pass over them."""
-    first, *others = terms
-    return sum(others, first)
-
-
 def _frames_per_call(
     x: Sequence[int], weight: Sequence[int], stride: Triple, padding, form: Form
 ) -> int:
@@ -200,30 +195,29 @@ class CausalConv3d(nn.Module):
         self.stride = stride
         self.padding_mode = padding_mode
 
-    def __call__(self, x: mx.array, stream: Stream) -> mx.array:
-        return total(self.linear(x, stream), self.bias)
+    def __call__(self, x: mx.array, stream: Stream, activate: bool = False) -> mx.array:
+        """Of ``x`` or, if ``activate``, of its norm's SiLU."""
+        return total(self.linear(x, stream, activate), self.bias)
 
-    def linear(self, x: mx.array, stream: Stream) -> mx.array:
-        """Without the bias, for a caller that adds more than the bias in one pass."""
+    def linear(
+        self,
+        x: mx.array,
+        stream: Stream,
+        activate: bool = False,
+        bias: mx.array | None = None,
+    ) -> mx.array:
+        """Without the bias, for a caller that adds more than the bias in one pass. ``bias`` is added to ``x`` first."""
         reach = self.kernel_size // 2
-        padding = (reach, reach)
-        x = stream.extend(self, x, self.kernel_size, self.stride[0])
+        border, padding = 0, (reach, reach)
         if self.padding_mode == "reflect":
-            x, padding = reflect(x, reach), (0, 0)
+            border, padding = reach, (0, 0)
+            if min(x.shape[2:4]) <= reach:
+                raise UserError(
+                    f"Reflect padding by {reach} needs more than {reach} cells on a side; got {min(x.shape[2:4])}. "
+                    "Frames must be at least 2 latent cells (64 pixels) high and wide."
+                )
+        kept, before, after = stream.around(self, self.kernel_size)
+        known = int(kept is not None)
+        x = window(x, kept, bias, known, before, after, border, int(activate))
+        x = stream.keep(self, x, self.kernel_size, self.stride[0])
         return conv3d(x, self.weight, stride=self.stride, padding=padding)
-
-
-def reflect(x: mx.array, count: int) -> mx.array:
-    """Mirror ``count`` cells about the outermost rows and columns. There must be more than ``count`` of each."""
-    if count and min(x.shape[2:4]) <= count:
-        raise UserError(
-            f"Reflect padding by {count} needs more than {count} cells on a side; got {min(x.shape[2:4])}. "
-            "Frames must be at least 2 latent cells (64 pixels) high and wide."
-        )
-    for axis in (2, 3) if count else ():
-        n = x.shape[axis]
-        left = mx.take(x, mx.arange(count, 0, -1), axis=axis)
-        right = mx.take(x, mx.arange(n - 2, n - 2 - count, -1), axis=axis)
-        # By concatenation: mx.pad copies the clip once per side, and gathering all cells was slower on an H200.
-        x = mx.concatenate([left, x, right], axis=axis)
-    return x

@@ -27,7 +27,7 @@ from mlx_video.models.ltx.video_vae.convolution import (
     on_gpu,
     unfolded_elements,
 )
-from mlx_video.models.ltx.video_vae.resnet import MidBlock3D, PixelNorm
+from mlx_video.models.ltx.video_vae.resnet import MidBlock3D, layers
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
 from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces, widest
 from mlx_video.models.ltx.video_vae.streaming_decode import PIECES, StreamPlan
@@ -41,9 +41,13 @@ from mlx_video.models.ltx.video_vae.tiling import (
 )
 
 KEPT = 3  # frames that a convolution, or the skip beside it, keeps for the next piece
-LIVE_PIECES, LIVE_WHOLE, LIVE_TILE = 20.05, 8.7, 20
-"""Arrays that are alive at once on a GPU, which frees them late; measured on an H100. Of the size of a piece; and of the
-finest grid, for a clip too short to fill a piece, and for a tile, which nothing paces."""
+LIVE_PIECES, LIVE_WHOLE, LIVE_TILE = 8, 9.7, 18.5
+"""Arrays that are alive at once on a GPU, which frees them late; measured on an H200. Of the size of a piece; and of the
+finest grid, for a clip that is one piece, and for a tile, which nothing paces."""
+
+QUEUED, AGAIN = 350e6, 1.6
+"""Bytes of small results that a GPU may have queued beside them; and how often kept frames are there, since the next are
+made before the last are free."""
 
 SLOWER, SLOWER_CPU = 1.7, 0.9
 """As many of the transformer's operations take as long as one of a convolution; measured on an H200, and on two cores."""
@@ -71,7 +75,6 @@ class VideoDecoder(Network):
         for block in blocks:
             self.up_blocks.append(_up_block(block, channels, padding_mode))
             channels //= _narrowing(block)
-        self.conv_norm_out = PixelNorm()
         self.conv_out = CausalConv3d(
             channels,
             config.out_channels * config.patch_size**2,
@@ -132,7 +135,7 @@ class VideoDecoder(Network):
         if isinstance(tiling, TilingConfig):
             grid = decode_grid(tuple(cells), tiling, self.scale)
             tile = [cut.source.stop - cut.source.start for cut in largest_tile(grid)]
-            working = self._working_bytes(B, tile, None)
+            working = self._working_bytes(B, tile)
             pixel = B * self.config.out_channels * FLOAT32
             done, whole, blended = (n * pixel for n in blended_pixels(grid))
             return working + whole if on_gpu() else max(working + done, blended)
@@ -140,16 +143,20 @@ class VideoDecoder(Network):
         longer = cells[1] > cells[2]
         length = max(cells[1:])
         cells[1 if longer else 2] = min(length, -(-length // tiling.tiles) + 2 * halo)
-        kept = sum(
+        kept = tiling.tiles * sum(
             KEPT * conv.weight.shape[-1] * B * cells[1] * cells[2] * space
             for convolutions, _, space in self._steps()
             for conv in convolutions
         )
-        working = self._working_bytes(B, cells, tiling.elements)
-        return tiling.tiles * kept * self.conv_in.weight.itemsize + working
+        return self._working_bytes(B, cells, tiling.elements, kept)
 
-    def _working_bytes(self, B: int, cells: list[int], elements: int | None) -> int:
-        """Bytes for latents of ``cells`` (frames, rows, columns) in pieces of ``elements``; ``None`` = all at once."""
+    def _working_bytes(
+        self, B: int, cells: list[int], elements: int | None = None, kept: int = 0
+    ) -> int:
+        """Bytes for latents of ``cells`` (frames, rows, columns) in pieces of ``elements``; ``None`` = all at once.
+
+        ``kept`` is how many elements wait between pieces.
+        """
         F, H, W = cells
         most = whole = 0
         for convolutions, time, space in self._steps():
@@ -168,22 +175,22 @@ class VideoDecoder(Network):
             else:
                 held = [unfolded_elements(conv, count, frame) for conv in convolutions]
                 most = max(most, round(lap * sum(held)))
+        size = self.conv_in.weight.itemsize
         if not on_gpu():
-            return most * FLOAT32
-        live = LIVE_TILE * whole
-        if elements is not None:
-            live = min(LIVE_WHOLE * whole, LIVE_PIECES * max(most, elements))
-        return round(live * self.conv_in.weight.itemsize)
+            return most * FLOAT32 + kept * size
+        if elements is None:
+            return round(LIVE_TILE * whole * size)
+        short = LIVE_WHOLE * whole * size
+        pieces = (LIVE_PIECES * max(most, elements) + AGAIN * kept) * size
+        return round(min(QUEUED, short) + min(short, pieces))
 
     def _steps(self) -> Iterator[tuple[list[CausalConv3d], int, int]]:
         """Convolutions that run together; and the frames, and the cells of a frame, for each of the latents'."""
         time, height, width = 1, 1, 1
-        for block in [self.conv_in, *self.up_blocks, self.conv_out]:
-            layers = block.res_blocks if isinstance(block, MidBlock3D) else [block]
-            for layer in layers:
-                yield _convolutions(layer), time, height * width
-            if isinstance(block, DepthToSpaceUpsample):
-                f, h, w = block.stride
+        for layer in [self.conv_in, *layers(self.up_blocks), self.conv_out]:
+            yield _convolutions(layer), time, height * width
+            if isinstance(layer, DepthToSpaceUpsample):
+                f, h, w = layer.stride
                 time, height, width = time * f, height * h, width * w
 
     def operations(self, shape: tuple[int, ...]) -> float:
@@ -206,17 +213,11 @@ class VideoDecoder(Network):
         return math.ceil(sum(steps))
 
     def _stages(self) -> list[Stage]:
-        def finish(x: mx.array, stream: Stream) -> mx.array:
-            return self.conv_out(nn.silu(self.conv_norm_out(x)), stream)
-
-        layers = [
-            layer
-            for block in self.up_blocks
-            for layer in (
-                block.res_blocks if isinstance(block, MidBlock3D) else [block]
-            )
+        stages = [
+            Stage(layer, widest(layer))
+            for layer in (self.conv_in, *layers(self.up_blocks))
         ]
-        stages = [Stage(layer, widest(layer)) for layer in (self.conv_in, *layers)]
+        finish = partial(self.conv_out, activate=True)
         return [*stages, Stage(finish, widest(self.conv_out))]
 
 

@@ -1,7 +1,8 @@
 """Video encoder: pixels to latents. Knows its blocks in order, not how large a clip fits in memory."""
 
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Iterator
+from typing import Callable, ClassVar, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,15 +30,17 @@ from mlx_video.models.ltx.video_vae.convolution import (
     on_gpu,
     preferred_form,
 )
-from mlx_video.models.ltx.video_vae.resnet import MidBlock3D, PixelNorm
+from mlx_video.models.ltx.video_vae.resnet import MidBlock3D, layers
 from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify
-from mlx_video.models.ltx.video_vae.stream import Stream, widest
+from mlx_video.models.ltx.video_vae.stream import Piece, Stream, gathered, widest
 from mlx_video.types import VideoPixelShape
 
-LIVE = 112
+LIVE, LIVE_SMALL, QUEUED = 36, 180, 700e6
+"""Arrays of the first grid that are alive at once while an image is encoded on a GPU (an H200), beside bytes of small
+results that wait; and where the image is so small that all do."""
+
 LIVE_UNFOLDED = {by_volume: 212, by_product: 132}
-"""Arrays of the first grid that are alive at once while an image is encoded: on a GPU (an H100), and on a CPU, which
-computes in float32 and unfolds what it convolves; measured there on two cores."""
+"""The same on a CPU, which computes in float32 and unfolds what it convolves; measured on two cores."""
 
 
 class VideoEncoder(Network):
@@ -63,7 +66,6 @@ class VideoEncoder(Network):
         for block in read_blocks(config.encoder_blocks):
             module, channels = _down_block(block, channels, config)
             self.down_blocks.append(module)
-        self.conv_norm_out = PixelNorm()
         self.conv_out = CausalConv3d(
             channels, _out_channels(config), padding_mode=padding_mode
         )
@@ -83,10 +85,12 @@ class VideoEncoder(Network):
         """
         self.check(pixels)
         stream = Stream()
-        *others, final = self._cut(pixels, elements)
-        for piece in [*others, final]:
-            stream.last = piece is final
-            yield self._encode(piece, stream)
+        cut = self._cut(pixels, elements)
+        pieces = ((x, i == len(cut)) for i, x in enumerate(cut, 1))
+        pieces = map(partial(_through, self._begin, stream), pieces)
+        for layer in (*layers(self.down_blocks), self._finish):
+            pieces = map(partial(_through, layer, stream), gathered(pieces, elements))
+        yield from (latents for latents, _ in pieces)
 
     def _cut(self, pixels: mx.array, elements: int) -> list[mx.array]:
         """Pieces of a multiple of the compression's frames, the first of one more."""
@@ -97,12 +101,12 @@ class VideoEncoder(Network):
         size = max(step, size)
         return mx.split(pixels, list(range(1 + size, F, size)), axis=2)
 
-    def _encode(self, pixels: mx.array, stream: Stream) -> mx.array:
+    def _begin(self, pixels: mx.array, stream: Stream) -> mx.array:
         x = patchify(pixels.astype(self.conv_in.weight.dtype), self.config.patch_size)
-        x = self.conv_in(x, stream)
-        for block in self.down_blocks:
-            x = end_piece(block(x, stream))
-        x = self.conv_out(nn.silu(self.conv_norm_out(x)), stream)
+        return self.conv_in(x, stream)
+
+    def _finish(self, x: mx.array, stream: Stream) -> mx.array:
+        x = self.conv_out(x, stream, activate=True)
         means = x[..., : self.config.latent_channels]
         return self.per_channel_statistics.normalize(mx.moveaxis(means, -1, 1))
 
@@ -111,7 +115,8 @@ class VideoEncoder(Network):
         base = self.config.encoder_base_channels
         cells = height * width // self.config.patch_size**2
         if on_gpu():
-            return LIVE * cells * base * self.conv_in.weight.itemsize
+            grid = cells * base * self.conv_in.weight.itemsize
+            return round(min(LIVE_SMALL * grid, QUEUED + LIVE * grid))
         # The second grid, of twice the channels, unfolds as much as the first.
         kernel, dtype = (2 * base, 3, 3, 3, 2 * base), self.conv_in.weight.dtype
         live = LIVE_UNFOLDED[preferred_form(kernel, dtype)]
@@ -120,6 +125,11 @@ class VideoEncoder(Network):
     def check(self, pixels: mx.array) -> None:
         """Raise ``UserError`` if pixels (B, 3, F, H, W) have no latent grid."""
         self.scale.check(VideoPixelShape(*pixels.shape[2:], fps=1))
+
+
+def _through(layer: Callable, stream: Stream, piece: Piece) -> Piece:
+    x, stream.last = piece
+    return end_piece(layer(x, stream)), stream.last
 
 
 def _down_block(

@@ -3,17 +3,9 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.video_vae.convolution import CausalConv3d, total
+from mlx_video.models.ltx.video_vae.convolution import CausalConv3d
 from mlx_video.models.ltx.video_vae.stream import Stream
-
-NORM_EPS = 1e-8
-
-
-class PixelNorm(nn.Module):
-    """Divide each cell by the root mean square of its channels."""
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, None, NORM_EPS)
+from mlx_video.models.ltx.video_vae.window import plus_delayed
 
 
 class ResnetBlock3D(nn.Module):
@@ -21,16 +13,15 @@ class ResnetBlock3D(nn.Module):
 
     def __init__(self, channels: int, padding_mode: str):
         super().__init__()
-        self.norm1 = PixelNorm()
         self.conv1 = CausalConv3d(channels, channels, padding_mode=padding_mode)
-        self.norm2 = PixelNorm()
         self.conv2 = CausalConv3d(channels, channels, padding_mode=padding_mode)
 
     def __call__(self, x: mx.array, stream: Stream) -> mx.array:
-        skip = stream.delay(self, x, 2)
-        h = self.conv1(nn.silu(self.norm1(x)), stream)
-        h = self.conv2.linear(nn.silu(self.norm2(h)), stream)
-        return total(h, self.conv2.bias, skip)
+        kept, x = stream.delay(self, x, 2)
+        h = self.conv1.linear(x, stream, activate=True)
+        h = self.conv2.linear(h, stream, activate=True, bias=self.conv1.bias)
+        known = 0 if kept is None else kept.shape[1]
+        return plus_delayed(h, kept, x, self.conv2.bias, known)
 
 
 class MidBlock3D(nn.Module):
@@ -46,3 +37,12 @@ class MidBlock3D(nn.Module):
         for block in self.res_blocks:
             x = block(x, stream)
         return x
+
+
+def layers(blocks: list[nn.Module]) -> list[nn.Module]:
+    """``blocks`` in order, with the residual ones of each one by one."""
+    return [
+        layer
+        for block in blocks
+        for layer in (block.res_blocks if isinstance(block, MidBlock3D) else [block])
+    ]

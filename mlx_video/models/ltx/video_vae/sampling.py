@@ -5,12 +5,10 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.video_vae.convolution import (
-    CausalConv3d,
-    Triple,
-    total,
-)
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.kernels import fused
+from mlx_video.models.ltx.video_vae.cells import CELL, CellKernel, Shape, total
+from mlx_video.models.ltx.video_vae.convolution import CausalConv3d, Triple
+from mlx_video.models.ltx.video_vae.stream import Stream, joined
 
 
 def patchify(pixels: mx.array, size: int) -> mx.array:
@@ -73,11 +71,111 @@ class SpaceToDepthDownsample(nn.Module):
         """Pieces after the first must have a multiple of the stride in frames."""
         if stream.begins(self):
             x = mx.concatenate([x[:, :1]] * (self.stride[0] - 1) + [x], axis=1)
-        y = space_to_depth(self.conv(x, stream), self.stride)
-        skip = space_to_depth(x, self.stride)
-        skip = mx.unflatten(skip, -1, (self.out_channels, -1))
-        # Summed as arrays, since reducing an axis of 2 or 4 would cost more than all the rest.
-        return _plus_mean(y, *(skip[..., i] for i in range(skip.shape[-1])))
+        return shrunk(self.conv.linear(x, stream), x, self.conv.bias, *self.stride)
+
+
+# Frames, rows and columns of a stride as exponents of 2; each is 1 or 2.
+STRIDE = """
+  const unsigned bf = unsigned(number[0]) >> 1, bh = unsigned(number[1]) >> 1, bw = unsigned(number[2]) >> 1;
+  const unsigned bits = bf + bh + bw, F = x_shape[1], H = x_shape[2], W = x_shape[3], C1 = x_shape[4];
+"""
+
+
+def _shrunk_shape(x: mx.array, *others) -> Shape:
+    (B, F, H, W, C), (f, h, w) = x.shape, others[2:5]
+    return B, F // f, H // h, W // w, C * f * h * w
+
+
+def _grown_shape(x: mx.array, *others) -> Shape:
+    (B, F, H, W, C), (f, h, w) = x.shape, others[2:5]
+    return B, F * f, H * h, W * w, C // (f * h * w)
+
+
+SHRUNK = CellKernel(
+    "shrunk",
+    ("x", "skip", "bias"),
+    STRIDE
+    + """
+  const unsigned frames = F >> bf, rows = H >> bh, columns = W >> bw, C = C1 << bits;
+"""
+    + CELL
+    + """
+  const unsigned C0 = skip_shape[4], averaged = (C0 << bits) / C;
+  const size_t first = ((batch * F + (frame << bf)) * H + (row << bh)) * W + (column << bw);
+  auto place = [&](unsigned k) {
+    const unsigned i = k >> (bh + bw) & ((1 << bf) - 1), j = k >> bw & ((1 << bh) - 1);
+    return first + (size_t(i) * H + j) * W + (k & ((1 << bw) - 1));
+  };
+  for (unsigned c = channel; c < C; c += step) {
+    Pack<T> v;
+    for (unsigned n = 0; n < 8; ++n) {
+      const unsigned k = c + n;
+      float sum = 0;
+      for (unsigned s = k * averaged; s < (k + 1) * averaged; ++s) sum += float(skip[place(s) * C0 + (s >> bits)]);
+      const T own = T(float(x[place(k) * C1 + (k >> bits)]) + float(bias[k >> bits]));
+      v.at[n] = T(float(own) + float(T(sum / averaged)));
+    }
+    store(to + c, v);
+  }
+""",
+    shape=_shrunk_shape,
+)
+
+GROWN = CellKernel(
+    "grown",
+    ("x", "skip", "bias"),
+    STRIDE
+    + """
+  const unsigned frames = F << bf, rows = H << bh, columns = W << bw, C = C1 >> bits;
+"""
+    + CELL
+    + """
+  const unsigned i = frame & ((1 << bf) - 1), j = row & ((1 << bh) - 1), inner = (i << bh | j) << bw | column & ((1 << bw) - 1);
+  const size_t from = ((batch * F + (frame >> bf)) * H + (row >> bh)) * W + (column >> bw);
+  const unsigned C0 = number[3];
+  const T* more = reinterpret_cast<const T*>(skip) + from * C0;
+  for (unsigned c = channel; c < C; c += step) {
+    Pack<T> v;
+    for (unsigned n = 0; n < 8; ++n) {
+      const unsigned k = (c + n) << bits | inner;
+      v.at[n] = T(float(x[from * C1 + k]) + float(bias[k]) + (C0 ? float(more[k % C0]) : 0.0f));
+    }
+    store(to + c, v);
+  }
+""",
+    shape=_grown_shape,
+    channels=64,
+)
+
+
+@fused(SHRUNK)
+def shrunk(
+    x: mx.array, skip: mx.array, bias: mx.array, f: int, h: int, w: int
+) -> mx.array:
+    """``x`` plus ``bias``, unshuffled by stride (f, h, w), plus ``skip`` unshuffled and averaged to as many channels."""
+    x = space_to_depth(total(x, bias), (f, h, w))
+    skip = space_to_depth(skip, (f, h, w))
+    skip = mx.unflatten(skip, -1, (x.shape[-1], -1))
+    # Summed as arrays, since reducing an axis of 2 or 4 would cost more than all the rest.
+    return _plus_mean(x, *(skip[..., i] for i in range(skip.shape[-1])))
+
+
+@fused(GROWN)
+def grown(
+    x: mx.array,
+    skip: mx.array | None,
+    bias: mx.array,
+    f: int,
+    h: int,
+    w: int,
+    channels: int,
+) -> mx.array:
+    """``x`` plus ``bias`` and ``skip``, which has ``channels`` (or 0 = none) and is tiled; shuffled by stride (f, h, w)."""
+    if skip is None:
+        return depth_to_space(total(x, bias), (f, h, w))
+    # The shuffle moves whole channels, so the tiled input can be added before it.
+    x, bias = (mx.unflatten(a, -1, (-1, channels)) for a in (x, bias))
+    return depth_to_space(total(x, bias, skip[..., None, :]).flatten(-2), (f, h, w))
 
 
 @mx.compile
@@ -104,7 +202,7 @@ class DepthToSpaceUpsample(nn.Module):
     ):
         super().__init__()
         self.stride = stride
-        self.repeats = math.prod(stride) // multiplier if residual else 0
+        self.residual = residual
         self.conv = CausalConv3d(
             in_channels,
             in_channels * math.prod(stride) // multiplier,
@@ -112,13 +210,9 @@ class DepthToSpaceUpsample(nn.Module):
         )
 
     def __call__(self, x: mx.array, stream: Stream) -> mx.array:
-        skip = stream.delay(self, x, 1)
-        y, bias = self.conv.linear(x, stream), self.conv.bias
-        if self.repeats:
-            # The shuffle moves whole channels, so the tiled input can be added before it.
-            y, bias = (mx.unflatten(a, -1, (self.repeats, -1)) for a in (y, bias))
-            y = total(y, bias, skip[..., None, :]).flatten(-2)
-        else:
-            y = total(y, bias)
-        y = depth_to_space(y, self.stride)
+        kept, x = stream.delay(self, x, 1)
+        y, skip, channels = self.conv.linear(x, stream), None, 0
+        if self.residual:
+            skip, channels = joined(kept, x)[:, : y.shape[1]], x.shape[-1]
+        y = grown(y, skip, self.conv.bias, *self.stride, channels)
         return y[:, self.stride[0] - 1 :] if stream.begins(self) else y

@@ -39,23 +39,29 @@ class Stream:
         self._begun.add(id(module))
         return first
 
-    def extend(
-        self, module: nn.Module, x: mx.array, kernel: int, stride: int = 1
-    ) -> mx.array:
-        """``x`` with the frames that a convolution's ``kernel`` needs around it.
+    def around(
+        self, module: nn.Module, kernel: int
+    ) -> tuple[mx.array | None, int, int]:
+        """What was kept of the frames before this piece, how many a convolution's ``kernel`` needs there, and after it.
 
-        The clip's first frame is repeated before it, and its last frame after it unless ``causal``, so that the
-        convolution keeps the number of frames. Raises ``Incomplete`` if there are fewer than ``kernel``.
+        Where none are kept the clip begins: its first frame is to be repeated before it; and its last one after it, so
+        that the convolution keeps the number of frames.
         """
         before, after = (kernel - 1, 0) if self.causal else (kernel // 2, kernel // 2)
-        if kernel == 1:
-            return x
         kept = self._kept.pop(id(module), None)
-        front = [x[:, :1]] * before if kept is None else [kept]
-        back = [x[:, -1:]] * after if self.last else []
-        x = mx.concatenate([*front, x, *back], axis=1)
+        before = before if kept is None else kept.shape[1]
+        return kept, before, after if self.last else 0
+
+    def keep(
+        self, module: nn.Module, x: mx.array, kernel: int, stride: int
+    ) -> mx.array:
+        """``x``, a piece with the frames around it, of which those are kept that the next piece needs.
+
+        Raises ``Incomplete`` if there are fewer than ``kernel``.
+        """
         finished = max(0, (x.shape[1] - kernel) // stride + 1)
-        x = self._keep(module, x, x[:, finished * stride :])
+        if kernel > 1:
+            x = self._keep(module, x, x[:, finished * stride :])
         if not finished:
             raise Incomplete
         return x
@@ -82,16 +88,19 @@ class Stream:
         parts[-1] = self._keep(module, x, late[:, late.shape[1] - kernel + 1 :])
         return parts, slice(first, stop)
 
-    def delay(self, module: nn.Module, x: mx.array, frames: int) -> mx.array:
-        """``x`` delayed by as many ``frames`` as the convolutions that run beside it."""
+    def delay(
+        self, module: nn.Module, x: mx.array, frames: int
+    ) -> tuple[mx.array | None, mx.array]:
+        """``x`` delayed by as many ``frames`` as the convolutions that run beside it: what waited, and ``x``, whose last
+        frames wait for the next piece.
+        """
         if self.causal:
-            return x
+            return None, x
         kept = self._kept.pop(id(module), None)
-        x = x if kept is None else mx.concatenate([kept, x], axis=1)
         if self.last:
-            return x
-        ready = max(0, x.shape[1] - frames)
-        return self._keep(module, x[:, :ready], x[:, ready:])
+            return kept, x
+        late = x if x.shape[1] >= frames else joined(kept, x)
+        return kept, self._keep(module, x, late[:, -frames:])
 
     def _keep(self, module: nn.Module, x: mx.array, frames: mx.array) -> mx.array:
         """Remember a copy of ``frames``, made when ``x`` is evaluated."""
@@ -101,11 +110,20 @@ class Stream:
         return mx.depends(x, self._kept[id(module)])
 
 
+Piece = tuple[mx.array, bool]
+"""Frames of a clip, (B, F, H, W, C), and whether they are its last."""
+
+
 class Stage(NamedTuple):
     """A step of a network, and the most channels that one of its convolutions reads or writes."""
 
     run: Callable[[mx.array, Stream], mx.array]
     width: int
+
+
+def joined(kept: mx.array | None, x: mx.array) -> mx.array:
+    """The frames that were kept, and ``x``."""
+    return x if kept is None else mx.concatenate([kept, x], axis=1)
 
 
 def in_pieces(
@@ -129,6 +147,22 @@ def in_pieces(
             rest = in_pieces(later, y, stream, elements)
             del y
             yield from rest
+
+
+def gathered(pieces: Iterator[Piece], elements: int) -> Iterator[Piece]:
+    """Consecutive pieces, put together while they have at most ``elements``: small ones keep no large GPU busy."""
+    waiting: list[mx.array] = []
+
+    def together() -> mx.array:
+        x = waiting[0] if len(waiting) == 1 else mx.concatenate(waiting, axis=1)
+        waiting.clear()
+        return x
+
+    for x, last in pieces:
+        waiting.append(x)
+        del x
+        if last or 2 * sum(array.size for array in waiting) > elements:
+            yield together(), last
 
 
 def cut(x: mx.array, cells: int) -> list[mx.array]:

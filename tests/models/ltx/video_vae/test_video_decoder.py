@@ -105,7 +105,7 @@ def test_blocks(block, scale, width, padding):
 def test_only_compress_all_reads_residual():
     blocks = [[f"compress_{kind}", {"residual": True}] for kind in ("all", "space")]
     space, both = VideoDecoder(small_config(decoder_blocks=blocks)).up_blocks
-    assert (space.repeats, both.repeats) == (0, 8)
+    assert (space.residual, both.residual) == (False, True)
 
 
 @pytest.mark.parametrize(
