@@ -51,7 +51,12 @@ class AudioVAEConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "AudioVAEConfig":
-        return super().from_dict(_flatten(data))
+        config = super().from_dict(_flatten(data))
+        if not config.ch_mult:
+            raise UserError(
+                "AudioVAEConfig: ch_mult must name at least one resolution; got []."
+            )
+        return config
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -58,6 +58,7 @@ def test_any_other_value_is_taken_or_refused_in_a_sentence(name):
         ("vocoder", {"upsample_rates": [2] * 5000}, "the length of upsample_rates must"),  # fmt: skip
         ("vocoder", {"stereo": 1}, "stereo must be true or false; got 1"),
         ("vocoder", {"upsample_initial_channel": 1}, "upsample_initial_channel 1 cannot be halved"),  # fmt: skip
+        ("audio_decoder", {"model": {"params": {"ddconfig": BLOCKS["audio_decoder"]["model"]["params"]["ddconfig"] | {"ch_mult": []}}}}, "ch_mult must name at least one"),  # fmt: skip
         ("vocoder", {"resblock_kernel_sizes": [3]}, "resblock_kernel_sizes has 1 entries"),  # fmt: skip
         ("transformer", {"positional_embedding_max_pos": []}, "positional_embedding_max_pos must be a list of 3"),  # fmt: skip
         ("transformer", {"frequencies_precision": "double"}, "frequencies_precision must be float64 or float32"),  # fmt: skip
