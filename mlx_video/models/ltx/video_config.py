@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Mapping
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.schema import Config
 from mlx_video.types import VideoScale
 
@@ -148,7 +149,15 @@ class DiffusionDecoderConfig(Config):
         data = cls.ABSENT | outer | data.get("decoder", {})
         if kernel := data.pop("stage5_kernel", None):
             data["stage_kernels"] = [*data.get("stage_kernels", [])[:-1], kernel]
-        return super().from_dict(data)
+        config = super().from_dict(data)
+        each = config.stage_channels, config.stage_depths, config.stage_kernels
+        counts = [*map(len, each), len(config.upsamples) + 1]
+        if len(set(counts)) > 1:
+            raise UserError(
+                f"{cls.__name__}: stage_channels, stage_depths, stage_kernels and upsamples are of {counts} stages; they "
+                "belong together."
+            )
+        return config
 
     least_cells: ClassVar = 1  # on each side of a frame
 
@@ -160,5 +169,5 @@ class DiffusionDecoderConfig(Config):
     def decoder_scale(self) -> VideoScale:
         """Pixels per latent cell."""
         strides = [stride for stride, _ in self.upsamples]
-        time, height, width = (math.prod(axis) for axis in zip(*strides))
+        time, height, width = (math.prod(s[i] for s in strides) for i in range(3))
         return VideoScale(time, height * self.patch_size, width * self.patch_size)

@@ -10,8 +10,9 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.source import Source
+from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from tests.checkpoints import MODEL, rewrite, tiny_folder
-from tests.reference import UPSCALER, checkpoint
+from tests.reference import FIXTURES, UPSCALER, checkpoint
 
 _, CONFIG = checkpoint()
 BLOCKS = {
@@ -102,3 +103,13 @@ def test_sizes_that_only_together_are_absurd_are_refused_too(
     with pytest.raises(UserError, match=f"{MODEL}.*{sentence}") as error:
         Components.open(folder).check(["transformer"])
     assert len(str(error.value)) < 400
+
+
+def test_stages_of_a_diffusion_decoder_belong_together():
+    file = FIXTURES / "ltx25_tiny" / "ltx-2.5-tiny-video-vae-bf16.safetensors"
+    block = dict(checkpoint(file)[1]["vae"])
+    assert DiffusionDecoderConfig.from_dict(block).stage_depths
+    for key in ("stage_channels", "stage_depths", "upsamples"):
+        changed = block | {"decoder": block["decoder"] | {key: []}}
+        with pytest.raises(UserError, match="belong together"):
+            DiffusionDecoderConfig.from_dict(changed)

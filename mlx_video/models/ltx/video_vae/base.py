@@ -51,7 +51,7 @@ def stride_of(name: str) -> tuple[int, int, int]:
 def compression(blocks: tuple, patch_size: int) -> VideoScale:
     """Pixels per latent cell of an encoder or decoder with these blocks."""
     strides = [stride_of(name) for name, _ in blocks]
-    time, height, width = (math.prod(axis) for axis in zip(*strides))
+    time, height, width = (math.prod(s[i] for s in strides) for i in range(3))
     return VideoScale(time, height * patch_size, width * patch_size)
 
 
