@@ -373,11 +373,11 @@ def test_an_upsampler_that_makes_nan_is_blamed_itself(model):
 
 
 def without_output(weights: dict) -> None:
-    """What each stream's last layer makes of anything is nothing."""
+    """What each stream's last layer makes of anything is next to nothing; all zeros would be refused as they are read."""
     for name in ("proj_out", "audio_proj_out"):
         for kind in ("weight", "bias"):
             key = f"model.diffusion_model.{name}.{kind}"
-            weights[key] = mx.zeros_like(weights[key])
+            weights[key] = weights[key] * 1e-6
 
 
 @pytest.mark.slow
