@@ -25,6 +25,7 @@ from mlx_video.models.ltx.video_vae.sampling import (
     space_to_depth,
 )
 from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.window import activated
 from tiny.model import VAE
 from tiny.world import draw, random_scene
 
@@ -147,7 +148,7 @@ def _start_encoder(rng, encoder: VideoEncoder, clips: list[np.ndarray]) -> None:
     fit = LeastSquares()
     for clip in clips:
         x = layers(patchify(mx.array(clip), PATCH))
-        x = np.array(nn.silu(encoder.conv_norm_out(x)))
+        x = np.array(activated(x))
         z = basis(_blocks(clip, (8, 8, 8))) @ turn
         fit.add(x.reshape(-1, x.shape[-1]), z.reshape(-1, LATENTS))
     _set_point(encoder.conv_out, *fit.solve(), tap=-1)
@@ -195,7 +196,7 @@ def _start_decoder(rng, decoder: VideoDecoder, pairs: list[Batch]) -> None:
             stride //= block.stride
             _fit_upsample(rng, block, layers, pairs, tuple(stride))
         layers.append(lambda x, block=block: block(x, Stream(causal=False)))
-    layers.append(lambda x: nn.silu(decoder.conv_norm_out(x)))
+    layers.append(activated)
     _fit(
         rng,
         decoder.conv_out,
@@ -223,7 +224,8 @@ def _fit_upsample(
         return space_to_depth(fine, block.stride)
 
     _fit(rng, block.conv, layers, pairs, target)
-    skip = mx.tile(mx.eye(block.conv.weight.shape[-1]), (block.repeats, 1))
+    outputs, *_, channels = block.conv.weight.shape
+    skip = mx.tile(mx.eye(channels), (outputs // channels, 1))
     block.conv.weight[:, 1, 1, 1] = block.conv.weight[:, 1, 1, 1] - skip
 
 

@@ -115,6 +115,7 @@ def test_psnr_has_a_peak_of_two_and_cuts_what_lies_beyond():
 # ---- training
 
 
+@pytest.mark.thorough
 def test_it_learns_and_what_it_stores_decodes_what_it_encodes(work):
     pair = untrained()
     x = train_video_vae.draw_crops(np.random.default_rng(0), CUT, 2)
@@ -167,6 +168,7 @@ def test_only_what_was_asked_for_is_trained(only):
     assert trained == wanted[only] and trained
 
 
+@pytest.mark.thorough
 def test_linear_algebra_is_a_start_that_trained_parts_take_the_place_of(
     work, monkeypatch
 ):

@@ -109,7 +109,7 @@ def window(
     if bias is not None:
         x = total(x, bias)
     if activate:
-        x = nn.silu(mx.fast.rms_norm(x, None, NORM_EPS))
+        x = activated(x)
     x = reflect(x, border)
     front = [kept] if known else [x[:, :1]] * before
     return mx.concatenate([*front, x, *[x[:, -1:]] * after], axis=1)
@@ -121,6 +121,11 @@ def plus_delayed(
 ) -> mx.array:
     """``x`` (B, F, H, W, C) plus ``bias`` (C) and the first F frames of the ``known`` that were ``kept``, then ``skip``."""
     return total(x, bias, joined(kept, skip)[:, : x.shape[1]])
+
+
+def activated(x: mx.array) -> mx.array:
+    """SiLU of ``x`` divided by the root mean square of its channels."""
+    return nn.silu(mx.fast.rms_norm(x, None, NORM_EPS))
 
 
 def reflect(x: mx.array, count: int) -> mx.array:
