@@ -34,6 +34,13 @@ if os.environ.get("COMPILED"):
 backend.suit_cpu(0)
 
 
+def pytest_collection_modifyitems(items):
+    """What is thorough is slow too."""
+    for item in items:
+        if item.get_closest_marker("thorough"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A folder with the tests' miniature of LTX-2."""

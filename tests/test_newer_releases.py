@@ -31,7 +31,7 @@ RECIPE = recipes.dev(2, AV(GUIDANCE, replace(GUIDANCE, cfg=7.0)))
 REQUEST = Request("A cat walks.", VideoPixelShape(9, 64, 64, 24.0), audio=True)
 
 
-@pytest.fixture(scope="module", params=["2.3", "2.5"])
+@pytest.fixture(scope="module", params=[MORE("2.3"), "2.5"])
 def model(request, tmp_path_factory) -> Path:
     """A release as it lies in a folder: 2.3 in one file with a Gemma 3 beside it, 2.5 in a file a part."""
     folder = tmp_path_factory.mktemp("model")

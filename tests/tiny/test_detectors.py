@@ -54,10 +54,12 @@ def agreeing(verdicts) -> float:
     return np.mean([right for right in asked if right is not None])
 
 
+@pytest.mark.thorough
 def test_own_clips_are_what_they_are():
     assert agreeing(judge(scene, *made) for scene, made in own_clips()) >= 0.98
 
 
+@pytest.mark.thorough
 def test_soft_and_noisy_clips_are_recognised():
     rng = np.random.default_rng(0)
 

@@ -95,7 +95,7 @@ def test_a_typo_takes_one_character():
     assert all(len(b) == len(a) - 1 for a, b in zip(spelled[:1], wrong[:1]))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_training_makes_it_a_language_model_and_is_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny.training, "WORK", tmp_path)
     encoder = text.fresh_encoder(tmp_path / "text_encoder")

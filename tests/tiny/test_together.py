@@ -61,6 +61,7 @@ def ends(lines: list[str]) -> list[tuple[float, int]]:
     return [(float(weight), int(steps)) for _, weight, steps in words]
 
 
+@pytest.mark.thorough
 def test_two_processes_end_with_one_model_that_the_first_one_wrote(tmp_path):
     lines = run(tmp_path, "steps")
     (one, steps), (other, also) = ends(lines)
@@ -69,6 +70,7 @@ def test_two_processes_end_with_one_model_that_the_first_one_wrote(tmp_path):
     assert "wrote 0" in lines and "wrote 1" not in lines
 
 
+@pytest.mark.thorough
 def test_two_processes_end_at_one_step_when_the_time_is_over(tmp_path):
     (one, steps), (other, also) = ends(run(tmp_path, "minutes"))
     assert one == other and steps == also > 10

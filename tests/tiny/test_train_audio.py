@@ -79,6 +79,7 @@ def test_errors_of_loud_cells_count_more():
     assert train_audio_vae.distance(loud + 1, loud).item() == pytest.approx(4)
 
 
+@pytest.mark.thorough
 def test_the_autoencoder_learns_and_is_stored(work, monkeypatch):
     target = tone_pairs(2)[0][:, :, :49]
     monkeypatch.setattr(train_audio_vae, "spectrograms", lambda *_: target)

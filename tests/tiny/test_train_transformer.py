@@ -153,6 +153,7 @@ def test_shards_are_written_once_and_read_together(encoders, small, monkeypatch)
         read(128)
 
 
+@pytest.mark.thorough
 def test_a_shard_that_is_being_written_is_not_read(encoders, small, monkeypatch):
     list(make(encoders, 2, 64, 9))
     seen, save = [], mx.save_safetensors
@@ -346,6 +347,7 @@ def test_training_makes_the_loss_fall_and_is_read_back(encoder, clips):
         assert after[level].audio < 0.8 * before[level].audio
 
 
+@pytest.mark.thorough
 def test_the_slope_in_pieces_is_the_gradient(encoder, clips, monkeypatch):
     """Of every weight, for clips with sound and without, with a first frame that is given and without."""
     monkeypatch.setitem(CONFIGS, "transformer", {**TRANSFORMER, "num_layers": 2})

@@ -38,7 +38,7 @@ def test_gemma_writes_piece_by_piece(encoder, enhance_prompt):
     assert text == clean_prompt("".join(pieces))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_seed_decides_the_text(encoder):
     def write(seed):
         return enhance_t2v(encoder, "a cat", max_tokens=6, seed=seed)

@@ -217,7 +217,7 @@ def test_it_is_named_and_loads_as_it_is(tmp_path, read, blocks, official, layout
             assert said.parts[part].formats == ("int8_tensorwise",)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_convert_makes_our_folder_of_it(tmp_path, read, blocks, official, layout):
     make, _, absent, floor = LAYOUTS[layout]

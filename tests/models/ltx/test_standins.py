@@ -72,7 +72,7 @@ def test_what_was_named_or_is_here_needs_none(monkeypatch):
         assert files == mine
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_every_release_is_planned_before_it_is_here(capsys):
     peaks = [planned(capsys, "--model", r.name) for r in RELEASES]
     assert all(35 < peak < 60 for peak in peaks)

@@ -119,7 +119,7 @@ def test_in_pieces_is_as_a_whole(monkeypatch):
     assert error(vocoder(log_mel), whole) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_reach_is_what_reaches():
     """One mel frame changes samples up to ``reach`` frames away: no further, and not much less."""
     vocoder = tiny(BigVGANVocoder, release="ltx25_tiny")

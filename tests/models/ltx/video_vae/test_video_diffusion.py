@@ -119,7 +119,7 @@ def test_clips_smaller_than_a_window(name):
     assert error(pixels, VECTORS[f"{name}.out"]) < MODULE_TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name, config, lengths",
     [
@@ -236,7 +236,7 @@ def test_bands_of_rows_equal_the_whole(monkeypatch):
     assert error(banded, whole) < EXACT
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_what_is_held_does_not_follow_the_length():
     def held(frames: int) -> int:
         latent = small_latent(frames)
@@ -253,7 +253,7 @@ def test_what_is_held_does_not_follow_the_length():
     assert 0 < long < 1.1 * short
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_bfloat16():
     weights, config = checkpoint(DIFFUSION)
     config = DiffusionDecoder.CONFIG.from_dict(config["vae"])

@@ -93,7 +93,16 @@ def test_the_full_encoder_on_a_gpu(monkeypatch, size, measured):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tiling", [StreamPlan(), StreamPlan(300_000), AGGRESSIVE])
+@pytest.mark.parametrize(
+    "tiling",
+    [
+        StreamPlan(),
+        *(
+            pytest.param(t, marks=pytest.mark.thorough)
+            for t in (StreamPlan(300_000), AGGRESSIVE)
+        ),
+    ],
+)
 def test_a_small_decoder_here_and_now(tiling):
     """Tiled decoding of small decoders was planned at a quarter of what it took."""
     blocks = [["compress_all", {}], ["res_x", 2], ["compress_all", {}]]
