@@ -69,19 +69,19 @@ def check_embeddings(embeddings: AV[mx.array]) -> None:
 
 
 def check_weights(part: str, weights: Iterable[tuple[str, mx.array]]) -> None:
-    """Weights of a part, as they were read. No matrix has one value everywhere, as a broken download has.
+    """Weights of a part, as they were read. No matrix is zero everywhere, as a broken download has it.
 
-    A convolution may: the demo's vocoder has some that learned nothing. Looks at few numbers of a matrix, and at all of
-    them only where these are alike.
+    A convolution may be: the demo's vocoder has some that learned nothing. Looks at few numbers of a matrix, and at all of
+    them only where these are zero.
     """
     matrices = {k: w for k, w in weights if w.ndim == 2 and min(w.shape) >= GLANCE}
     few = [w[:: len(w) // GLANCE, :: w.shape[1] // GLANCE] for w in matrices.values()]
-    alike = [(some == some[:1, :1]).all() for some in few]
-    mx.eval(alike)
-    alike = [k for k, same in zip(matrices, alike) if same.item()]
-    if dead := [k for k in alike if (matrices[k] == matrices[k][0, 0]).all().item()]:
+    zero = [(some == 0).all() for some in few]
+    mx.eval(zero)
+    zero = [k for k, none in zip(matrices, zero) if none.item()]
+    if dead := [k for k in zero if (matrices[k] == 0).all().item()]:
         raise HealthError(
-            f"{len(dead)} of the {len(matrices)} matrices of the {part} have one value everywhere, such as {dead[0]}. "
+            f"{len(dead)} of the {len(matrices)} matrices of the {part} are zero everywhere, such as {dead[0]}. "
             f"{RELOAD.replace('info', 'info --verify')}."
         )
 
