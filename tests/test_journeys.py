@@ -559,7 +559,7 @@ def test_text_connectors_of_zeros_are_found_as_they_are_read(model, here, capsys
 
     rewrite(broken / MODEL, weights=zero)
     assert typed(generate.main, broken) == 3
-    assert "matrices of the connectors have one value" in capsys.readouterr().err
+    assert "matrices of the connectors are zero everywhere" in capsys.readouterr().err
 
 
 def test_a_model_named_after_the_other_variant_is_refused(model, here, capsys):
