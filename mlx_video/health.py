@@ -69,10 +69,10 @@ def check_embeddings(embeddings: AV[mx.array]) -> None:
 
 
 def check_weights(part: str, weights: Iterable[tuple[str, mx.array]]) -> None:
-    """Weights of a part, as they were read. No matrix is zero everywhere, as a broken download has it.
+    """Raise ``HealthError`` where a matrix of a part's weights is zero everywhere, as in a broken download.
 
-    A convolution may be: the demo's vocoder has some that learned nothing. Looks at few numbers of a matrix, and at all of
-    them only where these are zero.
+    Only 2-D weights of at least GLANCE rows and columns are looked at: the demo's vocoder has convolutions that learned
+    nothing. Looks at few numbers of a matrix, and at all of them only where these are zero.
     """
     matrices = {k: w for k, w in weights if w.ndim == 2 and min(w.shape) >= GLANCE}
     few = [w[:: len(w) // GLANCE, :: w.shape[1] // GLANCE] for w in matrices.values()]

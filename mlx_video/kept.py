@@ -124,7 +124,7 @@ def load_state(path: Path, job: Job) -> Reached:
 
 
 def check_shapes(path: Path, latents: AV[mx.array], shapes: AV[tuple]) -> None:
-    """Raise where ``latents`` are not those that their record asks for."""
+    """Raise ``UserError`` where ``latents`` are not those that their record asks for."""
     given = latents.map(lambda x: tuple(x.shape))
     if given != shapes:
         raise UserError(
@@ -151,7 +151,10 @@ def _save_tensors(
 
 
 def load_tensors(path: Path) -> tuple[AV[mx.array], dict[str, str]]:
-    """What ``save_tensors`` wrote; lazy."""
+    """Latents, video (B, C, F, H, W) and audio (B, C, T, M), and strings of a file of latents or of a state; lazy.
+
+    Raises ``UserError`` where there are no video latents, or they are not floating-point numbers.
+    """
     tensors, metadata = weights.read(path)
     if "video" not in tensors:
         raise UserError(

@@ -27,9 +27,10 @@ GEMMA_3_12B = {
     "intermediate_size": 15360,
     "vocab_size": 262208,
 }
+VERSION = {"gemma_version": "gemma4-12b-ltx-v1"}
+# As manifests/ltx-2.5.config.json tells of the real file.
 GEMMA_4_12B = {
     "model_type": "gemma4_unified",
-    "gemma_version": "gemma4-12b-ltx-v1",
     "text_config": {
         "model_type": "gemma4_unified_text",
         "attention_k_eq_v": True,
@@ -73,7 +74,7 @@ def headers(release: Release) -> dict[str, tuple[dict, dict]]:
         for file, name in SPLIT.items():
             found[file] = _metadata(configs[file]["metadata"]), _tensors(name)
         found["text_encoder"] = (
-            _metadata({"gemma_config": GEMMA_4_12B}),
+            _metadata({"gemma_config": {"model_type": None, **VERSION, **GEMMA_4_12B}}),
             _tensors("ltx-2.5-gemma4-text-encoder"),
         )
     lora = Path(release.distilled_lora).stem.removesuffix("-1.1").removesuffix("-bf16")

@@ -28,6 +28,7 @@ from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.tokenizer import PACKED, PromptTokenizer
 from mlx_video.types import AV
 from tests.models.ltx.test_text_encoder import GEMMA_3_12B
+from tests.published import GEMMA_4_12B
 from tests.reference import FIXTURES, MODULE_TOLERANCE, error, manifest, vectors
 from tests.tiny_tokenizer import make_text_encoder_folder
 
@@ -36,26 +37,6 @@ TEXT_FILE = FOLDER / "ltx-2.5-tiny-gemma4-with-proj-bf16.safetensors"
 DURATION = FOLDER / "ltx-2.5-tiny-duration-head-bf16.safetensors"
 TRANSFORMER = FOLDER / "ltx-2.5-tiny-transformer-bf16.safetensors"
 CASES = json.loads((FOLDER / "tokenizer_cases.json").read_text())["cases"]
-# As manifests/ltx-2.5.config.json tells of the real file.
-GEMMA_4_12B = {
-    "model_type": "gemma4_unified",
-    "text_config": {
-        "model_type": "gemma4_unified_text",
-        "attention_k_eq_v": True,
-        "final_logit_softcapping": 30.0,
-        "global_head_dim": 512,
-        "head_dim": 256,
-        "hidden_size": 3840,
-        "intermediate_size": 15360,
-        "layer_types": 8 * (5 * ["sliding_attention"] + ["full_attention"]),
-        "num_attention_heads": 16,
-        "num_global_key_value_heads": 1,
-        "num_hidden_layers": 48,
-        "num_key_value_heads": 8,
-        "sliding_window": 1024,
-        "vocab_size": 262144,
-    },
-}
 PROMPTS = pytest.mark.parametrize("prompt", ["a", "b", "c"])
 
 

@@ -218,6 +218,8 @@ class CausalConv3d(nn.Module):
                 )
         kept, before, after = stream.around(self, self.kernel_size)
         known = int(kept is not None)
+        if bias is not None:
+            bias = bias.astype(x.dtype)  # as the kernel reads it
         x = window(x, kept, bias, known, before, after, border, int(activate))
         x = stream.keep(self, x, self.kernel_size, self.stride[0])
         return conv3d(x, self.weight, stride=self.stride, padding=padding)

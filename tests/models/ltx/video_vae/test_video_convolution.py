@@ -159,3 +159,14 @@ def test_a_frame_that_is_too_large_is_refused(monkeypatch):
     monkeypatch.setattr(convolution, "MAX_CONV_ELEMENTS", 300)
     with pytest.raises(ValueError, match="5x4 cells .* 6 -> 8 .* smaller spatial til"):
         conv3d(mx.zeros((1, 9, 4, 5, 6)), mx.zeros((8, 3, 3, 3, 6)), padding=(1, 1))
+
+
+def test_a_bias_of_another_type_is_read_as_the_clip_is():
+    """Some files keep vectors in float32; a kernel would read their bytes as bfloat16."""
+    conv = CausalConv3d(8, 8)
+    conv.set_dtype(mx.bfloat16)
+    x = mx.random.normal((1, 3, 4, 4, 8), key=mx.random.key(0)).astype(mx.bfloat16)
+    bias = mx.arange(8, dtype=mx.float32)
+    y = conv.linear(x, Stream(), bias=bias)
+    assert y.dtype == mx.bfloat16
+    assert mx.array_equal(y, conv.linear(x, Stream(), bias=bias.astype(mx.bfloat16)))
