@@ -1,15 +1,16 @@
 """The whole distilled job at full size with random weights, bfloat16: seconds and peak memory of each phase.
 
-    python benchmarks/job.py [--size 512x768x121] [--runs 2] [--json PATH] [--tiny] [--previews]
+    python benchmarks/job.py [--size 512x768x121] [--runs 2] [--json PATH] [--tiny] [--previews few|every]
 
 Gemma 3 12B, connectors, two stages of the 19B transformer with sound, upsampler, audio and video decoders, up to the
 written mp4, whose frames are encoded as they are decoded; the tokenizer is the tests'. Weights are drawn on the device
 where a run would read them from a file, so the load phases are not those of a disk. The last of the runs is reported:
 by then every kernel is compiled.
 
-With ``--previews`` a frame of the clip is decoded and written after every step, however short, and what that takes is
-printed as a share of the step before it: of the first run, whose kernels are new, and of the last; the first row of each
-holds the decoder's load too. Without the flag a run shows as few as ``mlx_video.previews.SHARE`` allows.
+With ``--previews few`` a frame of the clip is decoded and written as often as ``mlx_video.previews.SHARE`` allows, which
+is what the terminal and the server do, and with ``every`` after every step, however short. What each takes is printed
+beside the step before it, and all of them beside the time sampled: of the first run, whose kernels are new, and of the
+last; the first row of each holds the decoder's load too.
 """
 
 import argparse
@@ -149,6 +150,7 @@ class Timed:
 
     def __init__(self):
         self.rows: list[tuple[str, float, float]] = []
+        self.sampled = 0.0
 
     def following(self, events: Iterator, path: Path) -> Iterator:
         before, step = time.perf_counter(), 0.0
@@ -159,6 +161,7 @@ class Timed:
                 self.rows.append((name, time.perf_counter() - before, step))
             else:
                 step = time.perf_counter() - before
+                self.sampled += step if isinstance(event, Step) else 0
                 yield event
             before = time.perf_counter()
 
@@ -166,8 +169,11 @@ class Timed:
         print("\n| preview after | ms | of the step |\n|---|---|---|")
         for name, seconds, step in self.rows:
             print(f"| {name} | {1000 * seconds:.1f} | {100 * seconds / step:.1f} % |")
-        spent, steps = (sum(row[i] for row in self.rows) for i in (1, 2))
-        print(f"| all | {1000 * spent:.1f} | {100 * spent / steps:.1f} % |\n")
+        spent = sum(seconds for _, seconds, _ in self.rows)
+        print(
+            f"| all {len(self.rows)} beside {self.sampled:.2f} s of steps "
+            f"| {1000 * spent:.1f} | {100 * spent / self.sampled:.1f} % |\n"
+        )
 
 
 def main() -> None:
@@ -176,15 +182,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true", help="the tests' checkpoint")
-    parser.add_argument("--previews", action="store_true", help="show every step")
+    parser.add_argument("--previews", choices=("few", "every"), help="show steps")
     args = parser.parse_args()
     height, width, frames = map(int, args.size.split("x"))
     shape = VideoPixelShape(frames, height, width, 24.0)
     request = Request(PROMPT, shape, audio=True, tiling="auto")
     pipeline = Pipeline(
-        components(args.tiny), distilled(), health=False, previews=args.previews
+        components(args.tiny), distilled(), health=False, previews=bool(args.previews)
     )
-    if args.previews:
+    if args.previews == "every":
         previews.SHARE = math.inf
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.runs):
