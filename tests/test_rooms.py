@@ -45,6 +45,7 @@ ONLY_IN = {
     "pillow_heif": {"pictures"},
     "mlx_lm": LANGUAGE,
     "tokenizers": LANGUAGE,
+    "sentencepiece": LANGUAGE,
     "transformers": LANGUAGE,
     "tqdm": TALKERS,
     "argparse": TALKERS,
