@@ -9,7 +9,6 @@ from typing import Callable, Sequence
 import mlx.core as mx
 
 from mlx_video.conditioning.latent import LatentState
-from mlx_video.models.ltx.attention import attention_bias
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.transformer import ModalityInput, RopeTables, Timesteps
@@ -22,7 +21,7 @@ class X0Model:
     """What a sampler sees: the clean sample that ``model`` predicts from a pair of latent states.
 
     While the same arrays come in, what does not change from step to step is computed once: projected prompts, rotary
-    tables, the levels of denoise masks and the bias of attention masks.
+    tables and the levels of denoise masks.
     """
 
     def __init__(self, model: LTXModel):
@@ -32,7 +31,6 @@ class X0Model:
         self._contexts = _Memo(project, size=4)  # one per pass of a guided step
         self._ropes = _Memo(model.rope, size=1)
         self._levels = _Memo(_levels, size=1)
-        self._biases = _Memo(partial(_biases, model), size=1)
 
     def __call__(
         self,
@@ -68,7 +66,6 @@ class X0Model:
             context: mx.array,
             rope: RopeTables,
             levels: Timesteps,
-            bias: mx.array | None,
         ) -> ModalityInput:
             return ModalityInput(
                 state.latent.astype(self.model.dtype),
@@ -77,7 +74,6 @@ class X0Model:
                 rope,
                 state.enabled,
                 state.keyframes_mask,
-                bias,
             )
 
         return states.map(
@@ -85,7 +81,6 @@ class X0Model:
             self._contexts(states.map(lambda _, c: c, context)),
             self._ropes(states.map(lambda state: state.positions)),
             self._levels(states.map(lambda state: state.denoise_mask)),
-            self._biases(states.map(lambda state: state.attention_mask)),
         )
 
 
@@ -100,10 +95,6 @@ def _project(model: LTXModel, context: AV[mx.array]) -> AV[mx.array]:
 
 def _levels(masks: AV[mx.array]) -> AV[Timesteps]:
     return masks.map(lambda mask: Timesteps.from_mask(1.0, mask))
-
-
-def _biases(model: LTXModel, masks: AV[mx.array]) -> AV[mx.array]:
-    return masks.map(lambda mask: attention_bias(mask, model.dtype))
 
 
 class _Memo:

@@ -326,15 +326,12 @@ def test_every_step_of_the_first_block(official):
 
 @newer
 def test_x0_model_passes_on_what_a_state_says(official):
-    """A frozen stream, marked keyframes and an attention mask; the levels of both streams are one sampler's."""
+    """A frozen stream and marked keyframes; the levels of both streams are one sampler's."""
     latents, positions = (
         official.pair(f"in.{{}}_{x}") for x in ("latent", "positions")
     )
     states = latents.map(LatentState.fresh, positions)
-    video = states.video._replace(
-        keyframes_mask=official["in.keyframes_mask"],
-        attention_mask=official["in.attention_mask"],
-    )
+    video = states.video._replace(keyframes_mask=official["in.keyframes_mask"])
     states = AV(video, LatentState.pinned(latents.audio, positions.audio))
     model, sigma = official.model(), 0.6
     contexts = official.pair("in.{}_context")
@@ -343,7 +340,6 @@ def test_x0_model_passes_on_what_a_state_says(official):
         model,
         AV(official.masks.video, mx.zeros_like(official.masks.audio)),
         sigmas=AV(mx.array(sigma), mx.array(0.0)),
-        attention=official["in.attention_mask"],
     )
     velocity = model(given)
     assert error(x0.video, latents.video - sigma * velocity.video) < 1e-6
