@@ -3,6 +3,7 @@
 The system's errors about a file become a ``UserError`` in one sentence.
 """
 
+import errno
 import fcntl
 import glob
 import os
@@ -14,13 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterable, Iterator, Sequence
 
-from mlx_video.errors import MissingFileError, UserError
+from mlx_video.errors import DiskFullError, MissingFileError, UserError
 
 LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 ASIDE = ".partial-"  # in the name of a file that is not finished
 LOCK = ".mlx-video.lock"
 GB = 10**9
 BLOCK = 2**20  # bytes that are written at once
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 # Paths as people type them
@@ -73,7 +75,8 @@ def file_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         name = re.sub(rf"\.([^/]+){ASIDE}[0-9a-f]+", r"\1", str(path))
-        raise UserError(f"{short(name)} cannot be {doing}: {why}.") from None
+        kind = DiskFullError if error.errno in FULL else UserError
+        raise kind(f"{short(name)} cannot be {doing}: {why}.") from None
 
 
 @contextmanager
@@ -325,8 +328,8 @@ def _unfinished(folder: Path, name: str) -> Iterator[Path]:
 # Room
 
 
-def check_space(needs: Iterable[tuple[Path, int]], remedy: str) -> None:
-    """Raise ``UserError`` where the disk of a folder lacks the space for the bytes to write there."""
+def check_space(needs: Iterable[tuple[Path, int]]) -> None:
+    """Raise ``DiskFullError`` where the disk of a folder lacks the space for the bytes to write there."""
     disks: dict[int, tuple[Path, int]] = {}
     for folder, size in needs:
         disk = os.stat(folder).st_dev
@@ -334,8 +337,8 @@ def check_space(needs: Iterable[tuple[Path, int]], remedy: str) -> None:
     for folder, size in disks.values():
         free = shutil.disk_usage(folder).free
         if free < size:
-            raise UserError(
-                f"{short(folder)} has {amount(free)} free, and this run may write {amount(size)} there; {remedy}."
+            raise DiskFullError(
+                f"{short(folder)} has {amount(free)} free, and this run may write {amount(size)} there; free some space."
             )
 
 

@@ -7,6 +7,10 @@ class UserError(ValueError):
     """Bad input, in one sentence that names the value, the rule and a value that works."""
 
 
+class DiskFullError(UserError):
+    """A disk has no room for what is to be written there."""
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that was named is not there."""
 

@@ -154,7 +154,7 @@ def check_waveform(waveform: Waveform, silent: bool = False) -> None:
     if level < SILENCE and not silent:
         raise HealthError(
             f"Decoding made silence (root mean square {level:.1e} of 1) where sound was asked for. "
-            "Try another --seed, or --no-health-check if silence is what the prompt wants."
+            "Try another seed. If silence is what the prompt wants, add --no-health-check."
         )
     if level > QUIET and (what := _wrong_with(samples, waveform.sample_rate)):
         raise HealthError(f"Decoding made {what}. {SOUND_AGAIN}; {WANTED}.")
@@ -299,8 +299,8 @@ class _Seen:
             return f"All {self.count} frames have one colour (pixels vary by {self.deviation:.2f} of 255). {DECODE_AGAIN}."
         if self.count > 1 and not self.moves and not still:
             return (
-                f"All {self.count} frames are the same picture. Try another --seed or a prompt that says what moves, "
-                "or --no-health-check if a still is what you want."
+                f"All {self.count} frames are the same picture. Try another seed or a prompt that says what moves. "
+                "If a still is what you want, add --no-health-check."
             )
         return None
 

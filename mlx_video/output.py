@@ -141,7 +141,7 @@ class Output:
             )
 
     def check_space(self, shape: VideoPixelShape, latents: int) -> None:
-        """Raise ``UserError`` where a disk lacks the space for a run of this ``shape``; ``latents`` in bytes."""
+        """Raise ``DiskFullError`` where a disk lacks the space for a run of this ``shape``; ``latents`` in bytes."""
         pixels = shape.frames * shape.height * shape.width
         folder = self.path.parent.absolute()
         sizes = [(folder, round(pixels * CLIP_BYTES) + 2 * latents + SPARE)]
@@ -150,10 +150,7 @@ class Output:
             sizes.append((self.audio.parent.absolute(), sound))
         if self.frames:
             sizes.append((self.frames.absolute(), round(pixels * PNG_BYTES)))
-        check_space(
-            [(_existing(folder), size) for folder, size in sizes],
-            "free some, or choose another folder with --output-path",
-        )
+        check_space((_existing(folder), size) for folder, size in sizes)
 
 
 def clip_path(typed: str | Path, prompt: str, seed: int) -> Path:

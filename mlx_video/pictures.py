@@ -65,7 +65,7 @@ class Picture:
             return ()
         return (
             f"{self.name} is {columns}x{rows} and the clip {width}x{height}, so {lost:.0%} of the picture is cut off. "
-            "Crop it yourself, or choose a --width and --height of its shape.",
+            "Crop it yourself, or choose a width and height of its shape.",
         )
 
     def fitted(self, height: int, width: int, crf: int = CRF) -> mx.array:

@@ -405,12 +405,16 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
     scale = components.geometry.video
     sizes = () if work.sampled else (work.shorter(scale), work.smaller(scale))
     found = [next(filter(fits, works), None) for works in sizes]
-    settings += [describe(work.shape) for work in found if work]
+    sizes = [describe(work.shape) for work in found if work]
+    ways = {"What fits": sizes, "At this size": settings}
+    fitting = [
+        f"{where}: {' or '.join(found)}." for where, found in ways.items() if found
+    ]
+    fitting = fitting or ["What fits: nothing, the limit is too low."]
     chosen = f" even with the {plan.chosen}" if plan.chosen else ""
     return (
         f"{describe(work.shape)} need {(plan.limit - plan.room + plan.largest.peak) / GB:.2f} GB for "
-        f"{plan.largest.name}{chosen}, and {plan.limit / GB:.2f} GB may be used. What fits: "
-        f"{' or '.join(settings) or 'nothing, the limit is too low'}."
+        f"{plan.largest.name}{chosen}, and {plan.limit / GB:.2f} GB may be used. {' '.join(fitting)}"
     )
 
 

@@ -19,7 +19,7 @@ from mlx_video.disk import (
     typed_path,
     written_aside,
 )
-from mlx_video.errors import MissingFileError, UserError
+from mlx_video.errors import DiskFullError, MissingFileError, UserError
 from mlx_video.models.ltx.find import DEMO, default_model
 from mlx_video.output import Output
 
@@ -162,7 +162,9 @@ def test_room_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("mlx_video.disk.os.fsync", full)
-    with pytest.raises(UserError, match="x cannot be written: no space left on device"):
+    with pytest.raises(
+        DiskFullError, match="x cannot be written: no space left on device"
+    ):
         with disk.reserved(tmp_path / "x", 5):
             pytest.fail("there was room")
     assert not list(tmp_path.iterdir())
@@ -171,9 +173,10 @@ def test_room_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
 def test_room_is_reckoned_by_disk(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    check_space([(tmp_path, 4 * 10**8), (tmp_path, 5 * 10**8)], "free some")
-    with pytest.raises(UserError, match="1.00 GB free.*may write 1.20 GB.*free some"):
-        check_space([(tmp_path, 4 * 10**8), (tmp_path, 8 * 10**8)], "free some")
+    check_space([(tmp_path, 4 * 10**8), (tmp_path, 5 * 10**8)])
+    said = f"{short(tmp_path)} has 1.00 GB free.*may write 1.20 GB.*free some space"
+    with pytest.raises(DiskFullError, match=said):
+        check_space([(tmp_path, 4 * 10**8), (tmp_path, 8 * 10**8)])
 
 
 def test_long_words_are_cut():

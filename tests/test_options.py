@@ -1,11 +1,13 @@
 """Options of the commands that change what a run does, but nothing that its record tells."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mlx_video import cli, media
+from mlx_video.disk import short
 from mlx_video.pipeline import Pipeline
 
 LATENTS = "output.latents.safetensors"
@@ -35,6 +37,17 @@ def test_a_clip_that_is_not_looked_at_may_be_black(model, here, monkeypatch):
     assert not (here / "looked-at.mp4").exists()
     assert generate(model, "--no-health-check") == 0
     assert (here / "output.mp4").exists()
+
+
+def test_a_full_disk_is_said_with_what_is_needed_and_where_else_to_go(
+    model, here, monkeypatch, capsys
+):
+    usage = shutil.disk_usage(here)._replace(free=10**7)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert generate(model) == cli.BAD_INPUT
+    told = capsys.readouterr().err.splitlines()[-2:]
+    needs = f"{short(here)} has 0.01 GB free, and this run may write 0.02 GB there"
+    assert told == [f"error: {needs}; free some space.", "--output-path chooses another folder."]  # fmt: skip
 
 
 @pytest.mark.slow

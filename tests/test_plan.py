@@ -376,7 +376,7 @@ def test_a_refusal_names_the_tiling_that_fits():
     request = Request("a ball", VideoPixelShape(25, 512, 768, 24.0))
     job = Job(request, recipes.distilled(), Files(str(PACKAGED)))
     refusal = job.plan(limit=0.55 * GB).refusal
-    assert "What fits: --tiling aggressive or " in refusal
+    assert "What fits: " in refusal and "At this size: --tiling aggressive." in refusal
     assert "--low-memory" not in refusal and "--quantize" not in refusal
 
 

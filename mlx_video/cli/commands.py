@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from mlx_video.cli.progress import Progress
 from mlx_video.cli.terminal import say, tell
 from mlx_video.cli.texts import catalog_text, describe_text, plan_text
 from mlx_video.disk import file_errors, short, typed_path
-from mlx_video.errors import UserError
+from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.catalog import catalog, entry
@@ -133,7 +133,7 @@ def _listen(
 ) -> None:
     """Show the events of a run, and at its end the path, or the object that --json asks for."""
     progress = Progress(args.quiet, args.verbose)
-    with closing(events), closing(progress):
+    with closing(events), closing(progress), _space_elsewhere():
         for event in events:
             if isinstance(event, Planned):
                 job, path = event.job, Path(event.path)
@@ -144,6 +144,16 @@ def _listen(
             progress.show(event)
     made = json.dumps(event._asdict() | {"seed": job.request.seed}, ensure_ascii=False)
     tell(made if args.json else event.path)
+
+
+@contextmanager
+def _space_elsewhere() -> Iterator[None]:
+    """Where a disk is full, name the option that chooses another."""
+    try:
+        yield
+    except DiskFullError as error:
+        error.add_note("--output-path chooses another folder.")
+        raise
 
 
 def _save_preview(preview: Preview, base: Path) -> None:

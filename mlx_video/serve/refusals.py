@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from mlx_video.errors import UserError
+from mlx_video.errors import DiskFullError, UserError
 
 
 def add_to(app: FastAPI) -> None:
@@ -39,7 +39,8 @@ async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
 
 
 async def _bad_input(_: Request, error: UserError) -> JSONResponse:
-    return error_answer(400, str(error))
+    full = isinstance(error, DiskFullError)
+    return error_answer(507 if full else 400, str(error))
 
 
 async def _full(_: Request, error: sqlite3.OperationalError) -> JSONResponse:

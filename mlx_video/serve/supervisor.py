@@ -29,7 +29,7 @@ RESTARTS = (
 )
 DIED = (
     "The process that makes clips ended in the middle of this one ({reason}). Most often memory ran out: try a smaller "
-    "size or fewer frames, or start the server with --memory-limit."
+    "size or fewer frames."
 )
 NO_WORKER = (
     "The process that makes clips does not start; the server's terminal says why."
@@ -250,6 +250,7 @@ class Supervisor:
             self._fail(running, "cancelled", "Cancelled.")
         else:
             name = f"signal {-status}" if status < 0 else f"exit code {status}"
+            log.warning("A worker died (%s); --memory-limit can keep it small.", name)
             self._fail(running, "worker_died", DIED.format(reason=name))
         self._finish()
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
+from mlx_video.disk import file_errors
 from mlx_video.errors import UserError
 
 
@@ -17,11 +18,11 @@ def keep_upload(file: BinaryIO, folder: Path) -> str:
 
     name = f"picture_{secrets.token_hex(16)}"
     path = folder / name
-    with open(path, "xb") as kept:
-        shutil.copyfileobj(file, kept)
     try:
+        with file_errors("The picture", "kept"), open(path, "xb") as kept:
+            shutil.copyfileobj(file, kept)
         read_picture(path)
     except UserError as error:
-        path.unlink()
-        raise UserError(str(error).replace(str(path), "The picture")) from None
+        path.unlink(missing_ok=True)
+        raise type(error)(str(error).replace(str(path), "The picture")) from None
     return name

@@ -12,8 +12,10 @@ server was killed goes, and the next server's waits for that.
 
 import fcntl
 import json
+import logging
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Iterator, Mapping
 
 from mlx_video.checkpoint import Files, resolve_model
-from mlx_video.errors import UserError
+from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
@@ -38,6 +40,8 @@ from mlx_video.serve.schema import Estimate, Model, VideoRequest
 from mlx_video.stills import save_still, save_stills
 from mlx_video.types import Step, VideoPixelShape
 
+log = logging.getLogger(__name__)
+
 RECIPES = {
     "distilled": ("distilled", False),
     "dev": ("dev", False),
@@ -46,6 +50,8 @@ RECIPES = {
 # Percent of a run that is done when sampling begins, and when decoding does.
 SAMPLING, DECODING = 10, 75
 FAULT = "This is a fault of mlx-video, not of what you asked for: {error}. The server's terminal has the details; please report them."
+MORE = "The server's terminal says what may help."
+TYPED = re.compile(r"(?<!\w)--[a-z]|`")  # an option or a command
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class Worker:
         try:
             models = [self.settings.described(name) for name in self.settings.models]
         except UserError as error:
-            return self._say("trouble", message=str(error))
+            return self._say("trouble", message=_told(str(error)))
         self._say("ready", models=[model.model_dump() for model in models])
         threading.Thread(target=self._listen, daemon=True).start()
         while (message := self._next()) is not None:
@@ -170,15 +176,14 @@ class Worker:
             job.check()
             plan = job.plan(limit=self.settings.memory_limit)
         except UserError as error:
-            return Estimate(
-                peak_bytes=0, limit_bytes=0, refusal=str(error)
-            ).model_dump()
+            said = for_client(str(error))
+            return Estimate(peak_bytes=0, limit_bytes=0, refusal=said).model_dump()
         seconds = [phase.seconds for phase in plan.phases if phase.seconds]
         return Estimate(
             peak_bytes=round(plan.largest.peak),
             limit_bytes=round(plan.limit),
             seconds=sum(seconds) or None,
-            refusal=plan.refusal,
+            refusal=for_client(plan.refusal),
         ).model_dump()
 
     def _make(self, message: Mapping) -> None:
@@ -192,25 +197,11 @@ class Worker:
                         self._show(id, event, path)
             save_stills(path)
             path.with_suffix(".preview.webp").unlink(missing_ok=True)
-        except KeyboardInterrupt:
-            return self._say("failed", id=id, code="stopped", message="It was stopped.")
-        except UserError as error:
-            return self._say("failed", id=id, code="bad_input", message=str(error))
-        except HealthError as error:
-            return self._say("failed", id=id, code="bad_output", message=str(error))
-        except MemoryError as error:
-            return self._say(
-                "failed",
-                id=id,
-                code="out_of_memory",
-                message=f"Memory ran out: {error}",
-            )
-        except Exception as error:
-            traceback.print_exc()
-            return self._say(
-                "failed", id=id, code="fault", message=FAULT.format(error=error)
-            )
-        self._say("done", id=id)
+        except (KeyboardInterrupt, Exception) as error:
+            code, text = _ending(error)
+            self._say("failed", id=id, code=code, message=_told(text))
+        else:
+            self._say("done", id=id)
 
     def _events(self, request: VideoRequest, path: Path) -> Iterator[Event]:
         """The run of a request; it goes on from what an interrupted one left."""
@@ -238,7 +229,7 @@ class Worker:
                     stages = sum(len(stage.sigmas) - 1 for stage in job.recipe.stages)
                     done = 0
                 case Warned(text=text):
-                    self._say("notice", id=id, message=text)
+                    self._say("notice", id=id, message=for_client(text))
                 case Step(phase=phase, index=index, total=total):
                     reached = SAMPLING // 2
                     if phase.startswith("stage"):
@@ -260,6 +251,37 @@ class Worker:
         line = json.dumps({"event": event, **fields}) + "\n"
         with self._writing, suppress(BrokenPipeError):  # the server may be gone
             os.write(self._out, line.encode())
+
+
+def _ending(error: BaseException) -> tuple[str, str]:
+    """What ended a clip: a word for programs, and a sentence."""
+    match error:
+        case KeyboardInterrupt():
+            return "stopped", "It was stopped."
+        case DiskFullError():
+            return "disk_full", str(error)
+        case UserError():
+            return "bad_input", str(error)
+        case HealthError():
+            return "bad_output", str(error)
+        case MemoryError():
+            return "out_of_memory", f"Memory ran out: {error}"
+    traceback.print_exception(error)
+    return "fault", FAULT.format(error=error)
+
+
+def _told(text: str) -> str:
+    """``text`` for a client; where the terminal can do more about it, all of it is said there."""
+    if (said := for_client(text)) == text:
+        return text
+    log.warning(text)
+    return f"{said} {MORE}"
+
+
+def for_client(text: str) -> str:
+    """``text`` without its sentences on options and commands, which nobody can type into a page."""
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
+    return " ".join(s for s in sentences if not TYPED.search(s)) or text
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The server by itself: its queue, its door, and what it does when something dies."""
 
 import base64
+import errno
 import io
 import json
 import sqlite3
@@ -113,6 +114,19 @@ def test_a_file_that_is_no_picture_is_refused_and_not_kept(server):
     answer = server.http.post("/v1/videos", data={"prompt": "a"}, files=files)
     assert answer.status_code == 400 and "The picture" in message(answer)
     assert not list(server.store.uploads.iterdir())
+
+
+def test_a_picture_for_which_there_is_no_room_is_not_kept(server, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = set(server.store.uploads.iterdir())
+    monkeypatch.setattr("mlx_video.serve.uploads.shutil.copyfileobj", full)
+    files = {"input_reference": ("a.png", png())}
+    answer = server.http.post("/v1/videos", data={"prompt": "a"}, files=files)
+    assert answer.status_code == 507
+    assert message(answer) == "The picture cannot be kept: no space left on device."
+    assert set(server.store.uploads.iterdir()) == before
 
 
 def png() -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from mlx_video import previews
-from mlx_video.errors import UserError
+from mlx_video.disk import short
+from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Warned
 from mlx_video.health import HealthError
 from mlx_video.output import Output
@@ -105,6 +107,7 @@ def test_models_are_described_by_their_grid(model):
     "error, code, said",
     [
         (UserError("The seed is off."), "bad_input", "The seed is off."),
+        (DiskFullError("No room."), "disk_full", "No room."),
         (HealthError("All frames are black."), "bad_output", "All frames are black."),
         (MemoryError("no more"), "out_of_memory", "Memory ran out: no more"),
         (KeyboardInterrupt(), "stopped", "It was stopped."),
@@ -131,16 +134,41 @@ def test_what_a_run_warns_of_is_said(model, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_fails_the_clip_and_not_the_worker(model, tmp_path, monkeypatch):
-    from mlx_video import output
-
-    def full(*_):
-        raise UserError("The disk is full.")
-
-    monkeypatch.setattr(output, "check_space", full)
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**7)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     heard = Heard(model)
-    assert heard.make(tmp_path / "v.mp4")["message"] == "The disk is full."
+    line = heard.make(tmp_path / "v.mp4")
+    assert line["code"] == "disk_full"
+    assert line["message"] == (
+        f"{short(tmp_path)} has 0.01 GB free, and this run may write 0.02 GB there; free some space."
+    )
     monkeypatch.undo()
     assert heard.make(tmp_path / "v.mp4")["event"] == "done"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("It is 9 s. Name it with --lora. Or wait.", "It is 9 s. Or wait."),
+        ("All 9 are black. Try `mlx-video info`.", "All 9 are black."),
+        ("Choose another --seed.", "Choose another --seed."),
+        ("A well-known ball.", "A well-known ball."),
+    ],
+)
+def test_a_client_is_told_of_no_option_and_no_command(text, said):
+    assert worker.for_client(text) == said
+
+
+def test_the_terminal_says_what_a_client_cannot_do(
+    model, tmp_path, monkeypatch, caplog
+):
+    text = "All 9 are black. Try --tiling aggressive."
+    monkeypatch.setattr(
+        worker, "run", lambda *_: (_ for _ in ()).throw(HealthError(text))
+    )
+    line = Heard(model).make(tmp_path / "v.mp4")
+    assert line["message"] == f"All 9 are black. {worker.MORE}"
+    assert caplog.messages == [text]
 
 
 @pytest.mark.parametrize("left", ("state", "latents"))
@@ -169,6 +197,7 @@ def test_an_estimate_says_what_fits(model):
     heard = Heard(model, memory_limit=3e7)
     found = heard._estimate({"request": {**DECIDED, "width": 2048, "height": 2048}})
     assert "2048x2048 need" in found["refusal"] and "What fits:" in found["refusal"]
+    assert "--" not in found["refusal"]
     assert Heard(model)._estimate({"request": DECIDED})["refusal"] == ""
 
 

@@ -248,7 +248,7 @@ class Components:
         loras = []
         if distilled_lora and self.distilled_lora is None:
             raise UserError(
-                f"The refinement needs the distilled LoRA: put {self.layout.release.distilled_lora} beside the model, or name it "
+                f"The refinement needs the distilled LoRA {self.layout.release.distilled_lora}. Put it beside the model, or name it "
                 "with --distilled-lora."
             )
         if distilled_lora:
