@@ -22,8 +22,10 @@ ACTIVATED, SUMMED = 4, 4
 """Arrays of a convolution's input (normed, activated, extended) and output (sums, bias) that a CPU holds besides the
 unfolded input, since it runs some operations ahead."""
 
+KERNEL = 3  # frames, rows and columns of a causal convolution
+
 Triple = tuple[int, int, int]
-Form = Callable[[mx.array, mx.array, Triple, tuple[int, int]], mx.array]
+Form = Callable[[mx.array, mx.array, tuple[int, int]], mx.array]
 
 
 def conv3d(
@@ -31,37 +33,29 @@ def conv3d(
     weight: mx.array,
     bias: mx.array | None = None,
     *,
-    stride: Triple = (1, 1, 1),
     padding: tuple[int, int] = (0, 0),
-    form: Form | None = None,
 ) -> mx.array:
     """Convolve (B, F, H, W, I) with (O, kF, kH, kW, I); ``padding`` is rows and columns of zeros, time has none.
 
-    Every 3-D convolution of the package is this call, by default in the ``form`` that suits the machine. One that would
-    exceed ``MAX_CONV_ELEMENTS`` is computed in pieces over time that share input frames, with the same result. Raises
+    Every 3-D convolution of the package is this call, in the form that suits the machine. One that would exceed
+    ``MAX_CONV_ELEMENTS`` is computed in pieces over time that share input frames, with the same result. Raises
     ``UserError`` if a single output frame is too large.
     """
-    form = form or preferred_form(weight.shape, x.dtype)
-    step, taps = stride[0], weight.shape[1]
-    frames = (x.shape[1] - taps) // step + 1
-    size = _frames_per_call(x.shape, weight.shape, stride, padding, form)
+    form = preferred_form(weight.shape, x.dtype)
+    size = _frames_per_call(x.shape, weight.shape, padding, form)
     if not size and form is by_product:  # which unfolds what it multiplies
         form = by_volume
-        size = _frames_per_call(x.shape, weight.shape, stride, padding, form)
+        size = _frames_per_call(x.shape, weight.shape, padding, form)
     if not size:
         raise UserError(
             f"A convolution of {x.shape[3]}x{x.shape[2]} cells with {x.shape[-1]} -> {len(weight)} channels passes "
             f"{MAX_CONV_ELEMENTS:,} elements in a single frame. Use smaller spatial tiles, for example "
             "TilingConfig.default()."
         )
+    more = weight.shape[1] - 1  # input frames than output frames
     pieces = [
-        form(
-            x[:, i * step : (min(i + size, frames) - 1) * step + taps],
-            weight,
-            stride,
-            padding,
-        )
-        for i in range(0, frames, size)
+        form(x[:, i : i + size + more], weight, padding)
+        for i in range(0, x.shape[1] - more, size)
     ]
     y = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
     return y if bias is None else total(y, bias)
@@ -96,44 +90,30 @@ def unfolded_elements(conv: "CausalConv3d", frames: int, cells: int) -> int:
     return inputs * I * ACTIVATED + outputs * (I * unfolded + O * SUMMED)
 
 
-def by_volume(
-    x: mx.array, weight: mx.array, stride: Triple, padding: tuple[int, int]
-) -> mx.array:
+def by_volume(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.array:
     """MLX's own 3-D convolution."""
-    return mx.conv3d(x, weight, stride=stride, padding=(0, *padding))
+    return mx.conv3d(x, weight, padding=(0, *padding))
 
 
-def by_frames(
-    x: mx.array, weight: mx.array, stride: Triple, padding: tuple[int, int]
-) -> mx.array:
+def by_frames(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.array:
     """The same as a sum of 2-D convolutions, one for each frame of the kernel."""
-    step, taps = stride[0], weight.shape[1]
-    B, frames = x.shape[0], (x.shape[1] - taps) // step + 1
+    taps = weight.shape[1]
+    B, frames = x.shape[0], x.shape[1] - taps + 1
 
     def one(tap: int) -> mx.array:
-        images = x[:, tap : tap + (frames - 1) * step + 1 : step].flatten(0, 1)
-        return mx.conv2d(images, weight[:, tap], stride=stride[1:], padding=padding)
+        images = x[:, tap : tap + frames].flatten(0, 1)
+        return mx.conv2d(images, weight[:, tap], padding=padding)
 
     return mx.unflatten(total(*map(one, range(taps))), 0, (B, frames))
 
 
-def by_product(
-    x: mx.array, weight: mx.array, stride: Triple, padding: tuple[int, int]
-) -> mx.array:
+def by_product(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.array:
     """The same as one matrix product of each frame's neighbourhoods with all frames of the kernel."""
-    O, taps, rows, columns, _ = weight.shape
-    step, frames = stride[0], (x.shape[1] - taps) // stride[0] + 1
+    _, taps, rows, columns, _ = weight.shape
     x = mx.pad(x, [(0, 0), (0, 0), *((n, n) for n in padding), (0, 0)])
-    height, width = (
-        (x.shape[2 + i] - weight.shape[2 + i]) // stride[1 + i] + 1 for i in (0, 1)
-    )
+    frames, height, width = (n - k + 1 for n, k in zip(x.shape[1:4], weight.shape[1:4]))
     shifted = [
-        x[
-            :,
-            :,
-            i : i + (height - 1) * stride[1] + 1 : stride[1],
-            j : j + (width - 1) * stride[2] + 1 : stride[2],
-        ]
+        x[:, :, i : i + height, j : j + width]
         for i in range(rows)
         for j in range(columns)
     ]
@@ -141,41 +121,34 @@ def by_product(
         weight.swapaxes(0, 1).flatten(0, 1).flatten(1).T
     )
     parts = mx.split(products, taps, axis=-1)
-    return total(
-        *(p[:, k : k + (frames - 1) * step + 1 : step] for k, p in enumerate(parts))
-    )
+    return total(*(part[:, k : k + frames] for k, part in enumerate(parts)))
 
 
 def _frames_per_call(
-    x: Sequence[int], weight: Sequence[int], stride: Triple, padding, form: Form
+    x: Sequence[int], weight: Sequence[int], padding: tuple[int, int], form: Form
 ) -> int:
     """The most output frames for which nothing exceeds ``MAX_CONV_ELEMENTS``; may be 0."""
     B, _, H, W, I = x
     O, *kernel, _ = weight
-    rows = (H + 2 * padding[0] - kernel[1]) // stride[1] + 1
-    columns = (W + 2 * padding[1] - kernel[2]) // stride[2] + 1
+    rows, columns = (
+        H + 2 * padding[0] - kernel[1] + 1,
+        W + 2 * padding[1] - kernel[2] + 1,
+    )
     if form is by_product:  # its factors and terms have all input frames
         cell = max(I * kernel[1] * kernel[2], O * kernel[0])
-        frames = MAX_CONV_ELEMENTS // (B * rows * columns * cell)
-        return max(0, (frames - kernel[0]) // stride[0] + 1)
-    read = (MAX_CONV_ELEMENTS // (B * H * W * I) - kernel[0]) // stride[0] + 1
-    written = MAX_CONV_ELEMENTS // (B * rows * columns * O)
-    return max(0, min(read, written))
+        return max(0, MAX_CONV_ELEMENTS // (B * rows * columns * cell) - kernel[0] + 1)
+    read = MAX_CONV_ELEMENTS // (B * H * W * I) - kernel[0] + 1
+    return max(0, min(read, MAX_CONV_ELEMENTS // (B * rows * columns * O)))
 
 
 class CausalConv3d(nn.Module):
-    """Convolution with a cubic kernel that keeps the size (over its stride), padded in time with the clip itself.
+    """3x3x3 convolution that keeps the size, padded in time with the clip itself.
 
     ``padding_mode`` is the padding around a frame: ``"zeros"`` or ``"reflect"`` (mirrored about the outermost cell).
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        stride: Triple = (1, 1, 1),
-        padding_mode: str = "zeros",
+        self, in_channels: int, out_channels: int, padding_mode: str = "zeros"
     ):
         super().__init__()
         if padding_mode not in ("zeros", "reflect"):
@@ -187,12 +160,10 @@ class CausalConv3d(nn.Module):
                 f"A convolution from {in_channels} to {out_channels} channels: the config's widths and multipliers do not "
                 "agree."
             )
-        bound = (in_channels * kernel_size**3) ** -0.5
-        shape = (out_channels, kernel_size, kernel_size, kernel_size, in_channels)
+        bound = (in_channels * KERNEL**3) ** -0.5
+        shape = (out_channels, KERNEL, KERNEL, KERNEL, in_channels)
         self.weight = mx.random.uniform(-bound, bound, shape)
         self.bias = mx.zeros(out_channels)
-        self.kernel_size = kernel_size
-        self.stride = stride
         self.padding_mode = padding_mode
 
     def __call__(self, x: mx.array, stream: Stream, activate: bool = False) -> mx.array:
@@ -207,19 +178,17 @@ class CausalConv3d(nn.Module):
         bias: mx.array | None = None,
     ) -> mx.array:
         """Without the bias, for a caller that adds more than the bias in one pass. ``bias`` is added to ``x`` first."""
-        reach = self.kernel_size // 2
-        border, padding = 0, (reach, reach)
+        border, padding = 0, (1, 1)
         if self.padding_mode == "reflect":
-            border, padding = reach, (0, 0)
-            if min(x.shape[2:4]) <= reach:
+            border, padding = 1, (0, 0)
+            if min(x.shape[2:4]) < 2:
                 raise UserError(
-                    f"Reflect padding by {reach} needs more than {reach} cells on a side; got {min(x.shape[2:4])}. "
+                    f"Reflect padding by 1 needs more than 1 cell on a side; got {min(x.shape[2:4])}. "
                     "Frames must be at least 2 latent cells (64 pixels) high and wide."
                 )
-        kept, before, after = stream.around(self, self.kernel_size)
+        kept, before, after = stream.around(self, KERNEL)
         known = int(kept is not None)
         if bias is not None:
             bias = bias.astype(x.dtype)  # as the kernel reads it
         x = window(x, kept, bias, known, before, after, border, int(activate))
-        x = stream.keep(self, x, self.kernel_size, self.stride[0])
-        return conv3d(x, self.weight, stride=self.stride, padding=padding)
+        return conv3d(stream.keep(self, x, KERNEL), self.weight, padding=padding)

@@ -68,48 +68,32 @@ class VideoDecoder(Network):
         padding_mode = config.decoder_spatial_padding_mode
         blocks = list(read_blocks(config.decoder_blocks))[::-1]
         channels = config.decoder_base_channels * math.prod(map(_narrowing, blocks))
-        self.conv_in = CausalConv3d(
-            config.latent_channels, channels, padding_mode=padding_mode
-        )
+        self.conv_in = CausalConv3d(config.latent_channels, channels, padding_mode)
         self.up_blocks = []
         for block in blocks:
             self.up_blocks.append(_up_block(block, channels, padding_mode))
             channels //= _narrowing(block)
-        self.conv_out = CausalConv3d(
-            channels,
-            config.out_channels * config.patch_size**2,
-            padding_mode=padding_mode,
-        )
+        patch = config.out_channels * config.patch_size**2
+        self.conv_out = CausalConv3d(channels, patch, padding_mode)
 
-    def __call__(
-        self,
-        latent: mx.array,
-        causal: bool | None = None,
-        key: mx.array | None = None,
-    ) -> mx.array:
+    def __call__(self, latent: mx.array, key: mx.array | None = None) -> mx.array:
         """Normalised latents (B, 128, F, H, W) -> pixels (B, 3, 8*(F-1)+1, 32*H, 32*W) near [-1, 1].
 
-        ``causal`` overrides the config. ``key`` is for decoders that draw noise; this one ignores it.
+        ``key`` is for decoders that draw noise; this one ignores it.
         """
-        pieces = self.stream(latent, MAX_CONV_ELEMENTS, causal, key)
-        return mx.concatenate(list(pieces), axis=2)
+        return mx.concatenate(list(self.stream(latent, MAX_CONV_ELEMENTS)), axis=2)
 
     def stream(
-        self,
-        latent: mx.array,
-        elements: int,
-        causal: bool | None = None,
-        key: mx.array | None = None,
+        self, latent: mx.array, elements: int, key: mx.array | None = None
     ) -> Iterator[mx.array]:
         """The same pixels in consecutive pieces, so that no convolution touches more than about ``elements``.
 
         If each piece is evaluated before the next is taken, memory is bounded by ``elements`` and the size of a frame.
         """
-        if causal is None:
-            causal = self.config.causal_decoder
+        stream = Stream(self.config.causal_decoder)
         x = mx.moveaxis(self.per_channel_statistics.un_normalize(latent), 1, -1)
         x = x.astype(self.conv_in.weight.dtype)
-        pieces = in_pieces(self._stages(), x, Stream(causal), elements)
+        pieces = in_pieces(self._stages(), x, stream, elements)
         del x
         yield from map(partial(unpatchify, size=self.config.patch_size), pieces)
 
@@ -117,7 +101,7 @@ class VideoDecoder(Network):
         self, latents: mx.array, tiling: TilingConfig, key: mx.array | None = None
     ) -> Iterator[mx.array]:
         """Pixels from overlapping tiles of the latents, as in Lightricks' code; one piece per tile of time."""
-        return iterate_decode(partial(self, key=key), latents, tiling, self.scale)
+        return iterate_decode(self, latents, tiling, self.scale)
 
     def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
         """How latents of ``shape`` may be cut with the same pixels, the fastest first."""
@@ -222,9 +206,7 @@ class VideoDecoder(Network):
 
 
 def _convolutions(block: nn.Module) -> list[CausalConv3d]:
-    """Those that see their neighbours."""
-    parts = (part for part in block.modules() if isinstance(part, CausalConv3d))
-    return [part for part in parts if part.kernel_size > 1]
+    return [part for part in block.modules() if isinstance(part, CausalConv3d)]
 
 
 def _narrowing(block: Block) -> int:

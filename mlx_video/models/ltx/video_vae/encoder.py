@@ -57,18 +57,13 @@ class VideoEncoder(Network):
 
         padding_mode = config.encoder_spatial_padding_mode
         channels = config.encoder_base_channels
-        self.conv_in = CausalConv3d(
-            config.in_channels * config.patch_size**2,
-            channels,
-            padding_mode=padding_mode,
-        )
+        patch = config.in_channels * config.patch_size**2
+        self.conv_in = CausalConv3d(patch, channels, padding_mode)
         self.down_blocks = []
         for block in read_blocks(config.encoder_blocks):
             module, channels = _down_block(block, channels, config)
             self.down_blocks.append(module)
-        self.conv_out = CausalConv3d(
-            channels, _out_channels(config), padding_mode=padding_mode
-        )
+        self.conv_out = CausalConv3d(channels, _out_channels(config), padding_mode)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         """Pixels (B, 3, F, H, W) in [-1, 1] -> normalised latent means (B, 128, F', H', W').

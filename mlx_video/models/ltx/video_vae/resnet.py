@@ -13,8 +13,8 @@ class ResnetBlock3D(nn.Module):
 
     def __init__(self, channels: int, padding_mode: str):
         super().__init__()
-        self.conv1 = CausalConv3d(channels, channels, padding_mode=padding_mode)
-        self.conv2 = CausalConv3d(channels, channels, padding_mode=padding_mode)
+        self.conv1 = CausalConv3d(channels, channels, padding_mode)
+        self.conv2 = CausalConv3d(channels, channels, padding_mode)
 
     def __call__(self, x: mx.array, stream: Stream) -> mx.array:
         kept, x = stream.delay(self, x, 2)

@@ -60,12 +60,8 @@ class SpaceToDepthDownsample(nn.Module):
     ):
         super().__init__()
         self.stride = stride
-        self.out_channels = out_channels
-        self.conv = CausalConv3d(
-            in_channels,
-            out_channels // math.prod(stride),
-            padding_mode=padding_mode,
-        )
+        own = out_channels // math.prod(stride)
+        self.conv = CausalConv3d(in_channels, own, padding_mode)
 
     def __call__(self, x: mx.array, stream: Stream) -> mx.array:
         """Pieces after the first must have a multiple of the stride in frames."""
@@ -203,11 +199,8 @@ class DepthToSpaceUpsample(nn.Module):
         super().__init__()
         self.stride = stride
         self.residual = residual
-        self.conv = CausalConv3d(
-            in_channels,
-            in_channels * math.prod(stride) // multiplier,
-            padding_mode=padding_mode,
-        )
+        own = in_channels * math.prod(stride) // multiplier
+        self.conv = CausalConv3d(in_channels, own, padding_mode)
 
     def __call__(self, x: mx.array, stream: Stream) -> mx.array:
         kept, x = stream.delay(self, x, 1)

@@ -52,16 +52,13 @@ class Stream:
         before = before if kept is None else kept.shape[1]
         return kept, before, after if self.last else 0
 
-    def keep(
-        self, module: nn.Module, x: mx.array, kernel: int, stride: int
-    ) -> mx.array:
+    def keep(self, module: nn.Module, x: mx.array, kernel: int) -> mx.array:
         """``x``, a piece with the frames around it, of which those are kept that the next piece needs.
 
         Raises ``Incomplete`` if there are fewer than ``kernel``.
         """
-        finished = max(0, (x.shape[1] - kernel) // stride + 1)
-        if kernel > 1:
-            x = self._keep(module, x, x[:, finished * stride :])
+        finished = max(0, x.shape[1] - kernel + 1)
+        x = self._keep(module, x, x[:, finished:])
         if not finished:
             raise Incomplete
         return x

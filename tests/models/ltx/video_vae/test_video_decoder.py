@@ -28,16 +28,8 @@ def test_pixels_of_a_single_frame():
 
 
 def test_causal():
-    pixels = decoder()(LATENT, causal=True)[..., ::2, ::2]
+    pixels = decoder(causal=True)(LATENT)[..., ::2, ::2]
     assert error(pixels, VECTORS["dec.out_causal_sub"]) < MODULE_TOLERANCE
-
-
-def test_causality_by_config():
-    blocks = [["res_x", 1], ["compress_time", {}]]
-    causal = VideoDecoder(small_config(decoder_blocks=blocks, causal_decoder=True))
-    latent = mx.random.normal((1, 4, 3, 2, 2))
-    assert mx.array_equal(causal(latent), causal(latent, causal=True))
-    assert not mx.allclose(causal(latent), causal(latent, causal=False))
 
 
 def test_every_stage():

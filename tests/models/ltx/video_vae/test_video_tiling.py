@@ -75,7 +75,7 @@ def test_decode(name, config, lengths):
 # Blending, with a decoder that has no borders: tiled must equal whole
 
 
-def grow(latents: mx.array, causal=None) -> mx.array:
+def grow(latents: mx.array) -> mx.array:
     """Repeat each cell 8 x 32 x 32 times, the first in time once: what a perfect decoder would do."""
     x = mx.repeat(mx.repeat(latents, 32, axis=3), 32, axis=4)
     return mx.concatenate([x[:, :, :1], mx.repeat(x[:, :, 1:], 8, axis=2)], axis=2)

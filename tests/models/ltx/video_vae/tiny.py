@@ -1,5 +1,6 @@
 """The tiny video autoencoder, and configurations of other shapes."""
 
+from dataclasses import replace
 from functools import cache
 
 import mlx.core as mx
@@ -25,8 +26,8 @@ def encoder(dtype=mx.float32) -> VideoEncoder:
 
 
 @cache
-def decoder(dtype=mx.float32) -> VideoDecoder:
-    return load(VideoDecoder(config()), dtype)
+def decoder(dtype=mx.float32, causal=False) -> VideoDecoder:
+    return load(VideoDecoder(replace(config(), causal_decoder=causal)), dtype)
 
 
 def load(part, dtype=mx.float32, weights=None):
