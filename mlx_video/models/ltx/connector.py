@@ -28,7 +28,7 @@ class TextConnectors(Network):
     CONFIG: ClassVar = ConnectorConfig
     LORAS: ClassVar = True
     WIDE: ClassVar = True
-    OTHER_NAMES: ClassVar = (foreign_names.DIFFUSERS_CONNECTORS.names,)
+    OTHER_NAMES: ClassVar = (foreign_names.DIFFUSERS_CONNECTORS,)
     NAMES: ClassVar = TensorNames(
         {
             "text_embedding_projection.": "projection.",

@@ -4,7 +4,8 @@ Knows names and shapes; not files, configs or networks. Sources: the conversion 
 (dgrauet's mlx-forge, mlx-video-with-audio, Blaizzy's mlx-video).
 """
 
-from typing import Mapping, NamedTuple, TypeVar
+from functools import partial
+from typing import Mapping, TypeVar
 
 import mlx.core as mx
 
@@ -14,25 +15,28 @@ from mlx_video.weights import Weights
 X = TypeVar("X")
 
 DIT = "model.diffusion_model."
-TEXT_ENCODER = (
-    "text_encoder."  # before the names of Gemma's tensors in packs of mlx-forge
-)
+TEXT_ENCODER = "text_encoder."  # of Gemma's tensors in packs of mlx-forge
 CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
 PROJECTION = "text_embedding_projection."
 
 
-class Spelling(NamedTuple):
-    """How a project writes the tensors of a part.
+class Spelling(TensorNames):
+    """How a project writes the tensors of a part: official names, and theirs.
 
-    names          official name -> theirs
     channels_last  whether convolutions are (O, ..., I), as in MLX, instead of (O, I, ...), as in PyTorch
     joined         what the official name of a tensor that holds the rows of to_q, to_k and to_v has for ".to_q."; empty
                    if each has an official tensor of its own
     """
 
-    names: TensorNames
-    channels_last: bool = False
-    joined: str = ""
+    def __init__(
+        self,
+        prefixes: Mapping[str, str | None],
+        *tables: Mapping[str, str],
+        channels_last: bool = False,
+        joined: str = "",
+    ):
+        super().__init__(prefixes, *tables)
+        self.channels_last, self.joined = channels_last, joined
 
 
 def to_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
@@ -40,7 +44,7 @@ def to_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
     found = {}
     for key, value in weights.items():
         try:
-            name = spelling.names.official(key)
+            name = spelling.official(key)
         except KeyError:  # another part's, in the same file
             continue
         found[name] = _channels_first(name, value) if spelling.channels_last else value
@@ -51,9 +55,7 @@ def _joined(weights: Weights, whole: str) -> Weights:
     """``weights`` with queries', keys' and values' rows in one tensor, whose name has ``whole``."""
     found = dict(weights)
     for query in (name for name in weights if ".to_q." in name):
-        names = [
-            query.replace(".to_q.", f".{part}.") for part in ("to_q", "to_k", "to_v")
-        ]
+        names = [query.replace(".to_q.", f".to_{part}.") for part in "qkv"]
         if found.keys() >= {*names}:
             rows = [found.pop(name) for name in names]
             found[query.replace(".to_q.", whole)] = mx.concatenate(rows)
@@ -80,22 +82,15 @@ def _is_filter(name: str) -> bool:
 
 
 def _channels_first(name: str, value: mx.array) -> mx.array:
-    if _is_filter(name):  # some packs leave these as they are
-        return value if value.ndim < 3 or value.shape[1] == 1 else mx.moveaxis(value, -1, 1)  # fmt: skip
-    if value.ndim < 3 or not name.endswith(".weight"):
+    if value.ndim < 3 or not (name.endswith(".weight") or _is_filter(name)):
+        return value
+    if _is_filter(name) and value.shape[1] == 1:  # some packs leave these as they are
         return value
     return value.transpose(2, 0, 1) if _is_transposed(name) else mx.moveaxis(value, -1, 1)  # fmt: skip
 
 
-# Names without a prefix
-
-
-def bare(prefix: str) -> TensorNames:
-    return TensorNames({prefix: ""})
-
-
 # ComfyUI's files, and GGUF, may leave the transformer's prefix out; the projection's always stays.
-BARE = Spelling(TensorNames({DIT: "", PROJECTION: PROJECTION}))
+BARE = Spelling({DIT: "", PROJECTION: PROJECTION})
 
 
 # MLX packs
@@ -108,87 +103,56 @@ MLX_LAYERS = {
     "*.linear_1.*": "*.linear1.*",
     "*.linear_2.*": "*.linear2.*",
 }
-MLX_TRANSFORMER = Spelling(
-    TensorNames({DIT: "", **{DIT + name: None for name in CONNECTORS}}, MLX_LAYERS),
-)
+DIT_ALONE = {DIT: "", **{DIT + name: None for name in CONNECTORS}}
+MLX_TRANSFORMER = Spelling(DIT_ALONE, MLX_LAYERS)
 # dgrauet's, and the unified files, keep the official names of the connectors' layers; prince-canuma's do not.
-MLX_CONNECTORS = Spelling(
-    TensorNames({**{DIT + name: name for name in CONNECTORS}, PROJECTION: PROJECTION})
-)
+BARE_CONNECTORS = {DIT + name: name for name in CONNECTORS}
+MLX_CONNECTORS = Spelling({**BARE_CONNECTORS, PROJECTION: PROJECTION})
 UNIFIED_CONNECTORS = Spelling(
-    TensorNames(
-        {
-            **{DIT + name: f"connector.{name}" for name in CONNECTORS},
-            PROJECTION: PROJECTION,
-        }
-    )
+    {DIT + name: f"connector.{name}" for name in CONNECTORS} | {PROJECTION: PROJECTION}
 )
-PRINCE_CONNECTORS = Spelling(
-    TensorNames(
-        {**{DIT + name: name for name in CONNECTORS}, PROJECTION: ""}, MLX_LAYERS
-    )
-)
+PRINCE_CONNECTORS = Spelling({**BARE_CONNECTORS, PROJECTION: ""}, MLX_LAYERS)
 
 
-def _statistics(prefix: str, mean: str, std: str) -> dict[str, str]:
-    """The two statistics of a VAE that packs keep, under their names."""
-    whole, own = f"{prefix}per_channel_statistics.", "per_channel_statistics."
-    return {f"{whole}mean-of-means": own + mean, f"{whole}std-of-means": own + std}
+def _vae(
+    prefix: str, mean: str, std: str, halves: Mapping[str, str] = {"": ""}
+) -> dict[str, str | None]:
+    """Names of an autoencoder's ``halves``, and of the two statistics that others keep; official ones beside are dropped."""
+    whole = f"{prefix}.per_channel_statistics."
+    kept = {f"{whole}mean-of-means": mean, f"{whole}std-of-means": std}
+    named = {f"{prefix}.{half}": theirs for half, theirs in halves.items()}
+    return {whole: None, **kept, **named}
 
 
-def _autoencoder(
-    prefix: str, halves: Mapping[str, str], mean: str, std: str
-) -> Spelling:
-    """One half of an autoencoder, or both: ``halves`` are official prefix -> theirs."""
-    kept = _statistics(prefix, mean, std)
-    dropped = {f"{prefix}per_channel_statistics.": None}
-    return Spelling(TensorNames({**dropped, **kept, **halves}), True)
+def _means(mean: str, std: str) -> tuple[str, str]:
+    return f"per_channel_statistics.{mean}", f"per_channel_statistics.{std}"
 
 
-VAE_DECODER, VAE_ENCODER = {"vae.decoder.": ""}, {"vae.encoder.": ""}
-MEANS = ("_mean_of_means", "_std_of_means")
-MLX_VIDEO_DECODER = _autoencoder("vae.", VAE_DECODER, "mean", "std")
-MLX_VIDEO_ENCODER = _autoencoder("vae.", VAE_ENCODER, *MEANS)
-MLX_AUDIO = _autoencoder(
-    "audio_vae.",
-    {"audio_vae.decoder.": "decoder.", "audio_vae.encoder.": "encoder."},
-    *MEANS,
-)
-UNIFIED_AUDIO = _autoencoder("audio_vae.", {"audio_vae.decoder.": ""}, *MEANS)
-PRINCE_VIDEO_ENCODER = _autoencoder("vae.", VAE_ENCODER, "mean", "std")
-PRINCE_AUDIO = _autoencoder(
-    "audio_vae.", {"audio_vae.decoder.": ""}, "mean_of_means", "std_of_means"
-)
+DECODER, ENCODER = {"decoder.": ""}, {"encoder.": ""}
+BOTH = {"decoder.": "decoder.", "encoder.": "encoder."}
+PLAIN, OF_MEANS = _means("mean", "std"), _means("_mean_of_means", "_std_of_means")
+PRINCE_MEANS = _means("mean_of_means", "std_of_means")
 # Its decoder wraps each convolution once more, except those wrapped twice already.
 WRAPPED = {
     f"*{name}.conv.*": f"*{name}.conv.conv.*"
     for name in ("conv1", "conv2", "conv_in", "conv_out")
 }
-PRINCE_VIDEO_DECODER = Spelling(
-    TensorNames(
-        {
-            "vae.per_channel_statistics.": None,
-            **_statistics("vae.", "mean", "std"),
-            **VAE_DECODER,
-        },
-        WRAPPED,
-    ),
-    True,
-)
-MLX_VOCODER = Spelling(bare("vocoder."), True)
+_mlx = partial(Spelling, channels_last=True)
+MLX_VIDEO_DECODER = _mlx(_vae("vae", *PLAIN, DECODER))
+MLX_VIDEO_ENCODER = _mlx(_vae("vae", *OF_MEANS, ENCODER))
+MLX_AUDIO = _mlx(_vae("audio_vae", *OF_MEANS, BOTH))
+UNIFIED_AUDIO = _mlx(_vae("audio_vae", *OF_MEANS, DECODER))
+PRINCE_VIDEO_DECODER = _mlx(_vae("vae", *PLAIN, DECODER), WRAPPED)
+PRINCE_VIDEO_ENCODER = _mlx(_vae("vae", *PLAIN, ENCODER))
+PRINCE_AUDIO = _mlx(_vae("audio_vae", *PRINCE_MEANS, DECODER))
+MLX_VOCODER = _mlx({"vocoder.": ""})
 # For LTX-2.3 and 2.5, dgrauet's drops each "vocoder." in a name.
-FORGE_VOCODER = Spelling(
-    TensorNames(
-        {
-            "vocoder.vocoder.": "",
-            "vocoder.bwe_generator.": "bwe_generator.",
-            "vocoder.mel_stft.": "mel_stft.",
-        }
-    ),
-    True,
+FORGE_VOCODER = _mlx(
+    {"vocoder.vocoder.": ""}
+    | {f"vocoder.{name}.": f"{name}." for name in ("bwe_generator", "mel_stft")}
 )
-MLX_UPSAMPLER = Spelling(bare(""), True)
-MLX_DURATION_HEAD = Spelling(bare("duration_head."))
+MLX_UPSAMPLER = _mlx({"": ""})
+MLX_DURATION_HEAD = Spelling({"duration_head.": ""})
 
 
 # diffusers
@@ -212,35 +176,21 @@ DIFFUSERS_TOP = {
     "audio_adaln_single.*": "audio_time_embed.*",
 }
 DIFFUSERS_TRANSFORMER = Spelling(
-    TensorNames(
-        {DIT: "", **{DIT + name: None for name in CONNECTORS}},
-        DIFFUSERS_TOP,
-        DIFFUSERS_NORMS | DIFFUSERS_TABLES,
-    )
+    DIT_ALONE, DIFFUSERS_TOP, DIFFUSERS_NORMS | DIFFUSERS_TABLES
 )
 DIFFUSERS_CONNECTORS = Spelling(
-    TensorNames(
-        {
-            f"{PROJECTION}aggregate_embed.": "text_proj_in.",
-            f"{PROJECTION}video_aggregate_embed.": "video_text_proj_in.",
-            f"{PROJECTION}audio_aggregate_embed.": "audio_text_proj_in.",
-            f"{DIT}video_embeddings_connector.": "video_connector.",
-            f"{DIT}audio_embeddings_connector.": "audio_connector.",
-        },
-        {"*transformer_1d_blocks.*": "*transformer_blocks.*"},
-        DIFFUSERS_NORMS,
-    )
+    {
+        f"{PROJECTION}aggregate_embed.": "text_proj_in.",
+        f"{PROJECTION}video_aggregate_embed.": "video_text_proj_in.",
+        f"{PROJECTION}audio_aggregate_embed.": "audio_text_proj_in.",
+        f"{DIT}video_embeddings_connector.": "video_connector.",
+        f"{DIT}audio_embeddings_connector.": "audio_connector.",
+    },
+    {"*transformer_1d_blocks.*": "*transformer_blocks.*"},
+    DIFFUSERS_NORMS,
 )
-DIFFUSERS_AUDIO = Spelling(
-    TensorNames(
-        {
-            "audio_vae.per_channel_statistics.": None,
-            "audio_vae.per_channel_statistics.mean-of-means": "latents_mean",
-            "audio_vae.per_channel_statistics.std-of-means": "latents_std",
-            "audio_vae.": "",
-        }
-    )
-)
+DIFFUSERS_MEANS = ("latents_mean", "latents_std")
+DIFFUSERS_AUDIO = Spelling(_vae("audio_vae", *DIFFUSERS_MEANS))
 DIFFUSERS_GENERATOR = {
     "*conv_pre.*": "*conv_in.*",
     "*conv_post.*": "*conv_out.*",
@@ -249,33 +199,23 @@ DIFFUSERS_GENERATOR = {
     "*resblocks.*": "*resnets.*",
 }
 DIFFUSERS_VOCODER = Spelling(
-    TensorNames(
-        {"vocoder.": ""},
-        DIFFUSERS_GENERATOR,
-        {"*.downsample.lowpass.filter": "*.downsample.filter"},
-    )
+    {"vocoder.": ""},
+    DIFFUSERS_GENERATOR,
+    {"*.downsample.lowpass.filter": "*.downsample.filter"},
 )
 DIFFUSERS_DIFFUSION = Spelling(
-    TensorNames(
-        {
-            "vae.per_channel_statistics.mean-of-means": "latents_mean",
-            "vae.per_channel_statistics.std-of-means": "latents_std",
-            "vae.": "",
-        },
-        {
-            "*.t_embedder.mlp.0.*": "*.t_embedder.timestep_embedder.linear_1.*",
-            "*.t_embedder.mlp.2.*": "*.t_embedder.timestep_embedder.linear_2.*",
-            "*.attn.proj.*": "*.attn.to_out.0.*",
-        },
-        DIFFUSERS_NORMS,
-    ),
+    _vae("vae", *DIFFUSERS_MEANS),
+    {
+        "*.t_embedder.mlp.0.*": "*.t_embedder.timestep_embedder.linear_1.*",
+        "*.t_embedder.mlp.2.*": "*.t_embedder.timestep_embedder.linear_2.*",
+        "*.attn.proj.*": "*.attn.to_out.0.*",
+    },
+    DIFFUSERS_NORMS,
     joined=".qkv.",
 )
 DIFFUSERS_DURATION_HEAD = Spelling(
-    TensorNames(
-        {"duration_head.": ""},
-        {"attention_pooler.cross_attn.out_proj.*": "attention_pooler.to_out.*"},
-    ),
+    {"duration_head.": ""},
+    {"attention_pooler.cross_attn.out_proj.*": "attention_pooler.to_out.*"},
     joined=".cross_attn.in_proj_",
 )
 
@@ -296,10 +236,5 @@ def diffusers_video_vae(down: int, up: int) -> Spelling:
         blocks[f"decoder.up_blocks.{2 * i + 1}.*"] = f"{theirs}.upsamplers.0.*"
         blocks[f"decoder.up_blocks.{2 * i + 2}.*"] = f"{theirs}.*"
     blocks["decoder.up_blocks.0.*"] = "decoder.mid_block.*"
-    statistics = {
-        "vae.per_channel_statistics.": None,
-        "vae.per_channel_statistics.mean-of-means": "latents_mean",
-        "vae.per_channel_statistics.std-of-means": "latents_std",
-    }
-    names = {**statistics, "vae.": ""}
-    return Spelling(TensorNames(names, blocks, {"*.res_blocks.*": "*.resnets.*"}))
+    names = _vae("vae", *DIFFUSERS_MEANS)
+    return Spelling(names, blocks, {"*.res_blocks.*": "*.resnets.*"})

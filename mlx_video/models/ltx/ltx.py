@@ -49,8 +49,8 @@ class LTXModel(Network):
     BLOCKS: ClassVar = "transformer_blocks."
     LORAS: ClassVar = True
     OTHER_NAMES: ClassVar = (
-        foreign_names.DIFFUSERS_TRANSFORMER.names,
-        foreign_names.MLX_TRANSFORMER.names,
+        foreign_names.DIFFUSERS_TRANSFORMER,
+        foreign_names.MLX_TRANSFORMER,
     )
     STREAMED: ClassVar = True
     SELECTS: ClassVar = True

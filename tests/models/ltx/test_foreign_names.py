@@ -55,8 +55,8 @@ def from_official(
 ) -> dict[str, mx.array]:
     """The inverse of ``to_official``; tensors that the project drops are left out."""
     found = {}
-    for name, value in spelling.names.take(weights).items():
-        official = spelling.names.official(name)
+    for name, value in spelling.take(weights).items():
+        official = spelling.official(name)
         found[name] = _last(official, value) if spelling.channels_last else value
     return found
 
