@@ -30,12 +30,11 @@ from mlx_video.models.ltx.layouts import (
     Layout,
     identify,
     is_gemma,
-    newest,
     text_encoder_source,
 )
 from mlx_video.models.ltx.parts import PARTS, part_config, part_of
 from mlx_video.models.ltx.releases import LTX_2, RELEASES, Release, published
-from mlx_video.models.ltx.source import Source
+from mlx_video.models.ltx.source import Source, newest
 from mlx_video.types import Geometry
 from mlx_video.weights import CONFIG, some
 
@@ -156,7 +155,7 @@ def _wanted(layout: Layout, needs: tuple[str, ...]) -> Iterator[str]:
     homes = {name: source.path.name for name, source in found if source.path.is_dir()}
     if "transformer" in needs and "transformer" not in homes and DEV in layout.folders:
         homes["transformer"] = DEV
-        yield from DISTILLED_LORA_FILES  # turns it into the distilled one
+        yield DISTILLED_LORA_FILES  # turns it into the distilled one
     for name in needs:
         if name in homes or (name in PARTS and PARTS[name].block):
             yield from _files(name, homes.get(name, name))

@@ -20,8 +20,8 @@ from mlx_video.models.ltx.foreign_configs import (
 )
 from mlx_video.models.ltx.foreign_names import Spelling
 from mlx_video.models.ltx.gemma_config import read_gemma_config
-from mlx_video.models.ltx.source import QUANTIZATION, Source
-from mlx_video.weights import CONFIG, read_header, read_json, tensor_files
+from mlx_video.models.ltx.source import QUANTIZATION, Source, newest
+from mlx_video.weights import CONFIG, read_json, stored_types
 
 DIFFUSERS, FORGE = "diffusers folder", "MLX pack of mlx-forge"
 PRINCE, UNIFIED = "MLX pack of mlx-video", "unified MLX file"
@@ -59,6 +59,21 @@ def identify_folder(folder: Path, variant: str) -> Found | None:
 # diffusers
 
 
+# A folder, or the class of a network that may be in any -> the parts in it, their official config, their spelling.
+DIFFUSERS_PARTS = {
+    "vae": (("video_encoder", "video_decoder"), video_vae_block, None),
+    "audio_vae": (("audio_encoder", "audio_decoder"), audio_vae_block, names.DIFFUSERS_AUDIO),
+    "vocoder": (("vocoder",), vocoder_block, names.DIFFUSERS_VOCODER),
+    "LTX2LatentUpsamplerModel": (("upsampler",), upsampler_config, None),
+    "LTX2VideoDiffusionDecoderModel": (("video_decoder",), diffusion_vae_block, names.DIFFUSERS_DIFFUSION),
+    "LTX2DurationHead": (("duration_head",), duration_head_config, names.DIFFUSERS_DURATION_HEAD),
+}  # fmt: skip
+DIFFUSERS_DIT = {
+    "transformer": names.DIFFUSERS_TRANSFORMER,
+    "connectors": names.DIFFUSERS_CONNECTORS,
+}
+
+
 def _diffusers(folder: Path) -> Found:
     """One folder per part, each with its own config."""
     configs = {
@@ -67,30 +82,23 @@ def _diffusers(folder: Path) -> Found:
         if (home / CONFIG).is_file()
     }
     sources = {}
-    if {"transformer", "connectors"} <= configs.keys():
-        pair = configs["transformer"], configs["connectors"]
+    if DIFFUSERS_DIT.keys() <= configs.keys():
+        pair = (configs[name] for name in DIFFUSERS_DIT)
         block = _translated(folder / "transformer", transformer_block, *pair)
         for part, spelling in DIFFUSERS_DIT.items():
             sources[part] = Source(folder / part, block, spelling=spelling)
-    if "vae" in configs:
-        block = _translated(folder / "vae", video_vae_block, configs["vae"])
-        counts = (len(configs["vae"][key]) for key in ("downsample_type", "upsample_factor"))  # fmt: skip
-        spelling = names.diffusers_video_vae(*counts)
-        sources |= _halves("video", folder / "vae", block, spelling)
-    if "audio_vae" in configs:
-        block = _translated(folder / "audio_vae", audio_vae_block, configs["audio_vae"])
-        sources |= _halves("audio", folder / "audio_vae", block, names.DIFFUSERS_AUDIO)
-    if "vocoder" in configs:
-        block = _translated(folder / "vocoder", vocoder_block, configs["vocoder"])
-        spelling = names.DIFFUSERS_VOCODER
-        sources["vocoder"] = Source(folder / "vocoder", block, spelling=spelling)
-    for name, config in configs.items():
-        if found := DIFFUSERS_ALONE.get(config.get("_class_name")):
-            part, translate, spelling = found
+    for key, (parts, translate, spelling) in DIFFUSERS_PARTS.items():
+        for name, config in configs.items():
+            if key not in (name, config.get("_class_name")):
+                continue
             block = _translated(folder / name, translate, config)
-            if block.get("temporal_upsample"):
-                part = f"temporal_{part}"
-            sources[part] = Source(folder / name, block, spelling=spelling)
+            if key == "vae":
+                resampled = (config["downsample_type"], config["upsample_factor"])
+                spelling = names.diffusers_video_vae(*map(len, resampled))
+            doubles_frames = block.get("temporal_upsample")
+            held = ("temporal_upsampler",) if doubles_frames else parts
+            source = Source(folder / name, block, spelling=spelling)
+            sources |= dict.fromkeys(held, source)
     return Found(DIFFUSERS, sources, _diffusers_version(configs.get("transformer", {})))
 
 
@@ -102,39 +110,16 @@ def _translated(home: Path, translate: Callable[..., Block], *configs: Block) ->
         raise UserError(f"{home}: {error}") from None
 
 
-DIFFUSERS_DIT = {
-    "transformer": names.DIFFUSERS_TRANSFORMER,
-    "connectors": names.DIFFUSERS_CONNECTORS,
-}
-
-
-# Class -> the part that is one, its official config, its spelling; whatever the folder is called.
-DIFFUSERS_ALONE = {
-    "LTX2LatentUpsamplerModel": ("upsampler", upsampler_config, None),
-    "LTX2VideoDiffusionDecoderModel": ("video_decoder", diffusion_vae_block, names.DIFFUSERS_DIFFUSION),
-    "LTX2DurationHead": ("duration_head", duration_head_config, names.DIFFUSERS_DURATION_HEAD),
-}  # fmt: skip
-
-
-def _diffusers_version(transformer: Mapping[str, object]) -> str:
+def _diffusers_version(transformer: Block) -> str:
     if transformer.get("use_keyframes_abs_pos_embedding"):
         return "2.5"
     return "2.3" if transformer.get("cross_attn_mod") else "2.0"
 
 
-def _halves(
-    kind: str, path: Path, block: Mapping[str, object], spelling: Spelling
-) -> dict[str, Source]:
-    """Both parts of an autoencoder in one place."""
-    source = Source(path, block, spelling=spelling)
-    return {f"{kind}_encoder": source, f"{kind}_decoder": source}
+# MLX packs: of each, where a part is, its block of the official config, its spelling.
 
 
-# MLX packs
-
-
-# Part -> its files, of which the first that exists counts; its config block; its spelling. "{vae}" is the kind of
-# autoencoder in the config.
+# Files, of which the first that exists counts; "{vae}" is the kind of autoencoder in the config.
 FORGE_FILES = {
     "connectors": (("connector",), "transformer", names.MLX_CONNECTORS),
     "video_decoder": (("vae_decoder_{vae}", "vae_decoder"), "vae", names.MLX_VIDEO_DECODER),
@@ -143,105 +128,15 @@ FORGE_FILES = {
     "audio_encoder": (("audio_vae",), "audio_vae", names.MLX_AUDIO),
     "vocoder": (("vocoder",), "vocoder", names.MLX_VOCODER),
 }  # fmt: skip
-
-
-def _forge(folder: Path, variant: str) -> Found:
-    """Flat files, one per part. Their config.json may be wrong about the transformer; the embedded config is right."""
-    stated, sources = read_json(folder / CONFIG), {}
-    stems = (f"transformer-{variant}*", "transformer", "transformer-*")
-    transformer = _first(folder, *stems)
-    release = release_told_by(_tensors(transformer)) if transformer else "2.3"
-    embedded = _embedded(folder, stated)
-    blocks = {**published(release), **embedded}
-    if "vae" not in embedded and _first(folder, "vae_decoder_av"):
-        blocks["vae"] = blocks["vae_diffusion"]
-    quantized = _object(read_json(folder / QUANTIZE_CONFIG).get(QUANTIZATION))
-    if transformer:
-        found = _flat(transformer, blocks["transformer"], names.MLX_TRANSFORMER)
-        sources["transformer"] = found.with_quantization(quantized)
-    diffusion = blocks["vae"].get("_class_name") == "CausalDiffusionVAE"
-    for part, (stems, block, spelling) in FORGE_FILES.items():
-        kind = "av" if diffusion else "conv"
-        if file := _first(folder, *(stem.format(vae=kind) for stem in stems)):
-            sources[part] = _flat(file, blocks[block], spelling)
-    version = stated.get(VERSION) or read_json(folder / EMBEDDED).get(VERSION)
-    sources |= _forge_extras(folder, blocks)
-    if text := _first(folder, "text_encoder"):
-        source = Source.described(text, read_gemma_config(text))
-        sources["text_encoder"] = source.with_quantization(quantized)
-    return Found(FORGE, sources, version if isinstance(version, str) else release)
-
-
-def _embedded(folder: Path, stated: Mapping[str, object]) -> Blocks:
-    """The blocks of the official config that a pack has embedded."""
-    found = read_json(folder / EMBEDDED) or _object(stated.get("embedded_config"))
-    found = _object(found.get("config")) or found
-    return {name: block for name, block in found.items() if isinstance(block, dict)}
-
-
-def _object(value: object) -> dict[str, object]:
-    """``value`` if it is an object, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def _forge_extras(folder: Path, blocks: Blocks) -> dict[str, Source]:
-    """The upscalers, whose configs are beside them, and the duration head."""
-    found, upscalers = {}, {"upsampler": "spatial", "temporal_upsampler": "temporal"}
-    for part, kind in upscalers.items():
-        if upscaler := _first(folder, f"{kind}_upscaler_x2*"):
-            config = read_json(upscaler.with_name(f"{upscaler.stem}_config.json"))
-            config = _object(config.get("config")) or config
-            found[part] = _flat(upscaler, config, names.MLX_UPSAMPLER)
-    if (head := _first(folder, "duration_head")) and "duration_head" in blocks:
-        found["duration_head"] = _flat(head, blocks, names.MLX_DURATION_HEAD)
-    return found
-
-
-def _flat(file: Path, block: Mapping[str, object], spelling: Spelling) -> Source:
-    """A part in a file of its own, whose name may prefix all of its tensors."""
-    keys, stem = _tensors(file), file.stem.partition("-")[0]
-    words = (f"{word}." for word in (file.stem, stem, _component(stem)))
-    stands = (word for word in words if keys and all(k.startswith(word) for k in keys))
-    container = next(stands, "")
-    inner = {key.removeprefix(container).partition(".")[0] for key in keys}
-    if spelling is names.MLX_VOCODER and "bwe_generator" in inner:
-        spelling = spelling if "vocoder" in inner else names.FORGE_VOCODER
-    return Source(file, block, spelling=spelling, container=container)
-
-
-def _component(stem: str) -> str:
-    """The part in a file's name, without its kind: "vae_decoder_conv" is a vae_decoder."""
-    return stem.removesuffix("_conv").removesuffix("_av")
-
-
-def _prince(folder: Path) -> Found:
-    """One folder per part. Their configs are guesses; the published ones are right."""
-    transformer = folder / "transformer"
-    own = read_json(transformer / CONFIG)
-    release = release_told_by(_tensors(transformer) if transformer.is_dir() else [])
-    blocks = dict(published(release))
-    sizes = blocks["transformer"].keys() & own.keys() - {"rope_type"}
-    blocks["transformer"] = {**blocks["transformer"], **{key: own[key] for key in sizes}}  # fmt: skip
-    homes = {
-        "transformer": ("transformer", "transformer", names.MLX_TRANSFORMER),
-        "connectors": ("text_projections", "transformer", names.PRINCE_CONNECTORS),
-        "video_decoder": ("vae/decoder", "vae", names.PRINCE_VIDEO_DECODER),
-        "video_encoder": ("vae/encoder", "vae", names.PRINCE_VIDEO_ENCODER),
-        "audio_decoder": ("audio_vae/decoder", "audio_vae", names.PRINCE_AUDIO),
-        "vocoder": ("vocoder", "vocoder", names.MLX_VOCODER),
-    }
-    sources = {
-        part: Source(folder / home, blocks[block], spelling=spelling)
-        for part, (home, block, spelling) in homes.items()
-        if (folder / home).is_dir()
-    }
-    quantized = _object(own.get(QUANTIZATION))
-    if "transformer" in sources and quantized:
-        sources["transformer"] = sources["transformer"].with_quantization(quantized)
-    return Found(PRINCE, sources, release)
-
-
-CONTAINERS = {
+PRINCE_FOLDERS = {
+    "transformer": ("transformer", "transformer", names.MLX_TRANSFORMER),
+    "connectors": ("text_projections", "transformer", names.PRINCE_CONNECTORS),
+    "video_decoder": ("vae/decoder", "vae", names.PRINCE_VIDEO_DECODER),
+    "video_encoder": ("vae/encoder", "vae", names.PRINCE_VIDEO_ENCODER),
+    "audio_decoder": ("audio_vae/decoder", "audio_vae", names.PRINCE_AUDIO),
+    "vocoder": ("vocoder", "vocoder", names.MLX_VOCODER),
+}
+UNIFIED_PREFIXES = {
     "transformer": ("transformer.", "transformer", names.MLX_TRANSFORMER),
     "connectors": ("", "transformer", names.UNIFIED_CONNECTORS),
     "video_decoder": ("vae_decoder.", "vae", names.MLX_VIDEO_DECODER),
@@ -251,22 +146,104 @@ CONTAINERS = {
 }
 
 
+def _forge(folder: Path, variant: str) -> Found:
+    """Flat files, one per part. Their config.json may be wrong about the transformer; the embedded config is right."""
+
+    def first(*stems: str) -> Path | None:
+        return newest(folder, *(f"{stem}.safetensors" for stem in stems))
+
+    stated, sources = read_json(folder / CONFIG), {}
+    transformer = first(f"transformer-{variant}*", "transformer", "transformer-*")
+    release = release_told_by(stored_types(transformer)) if transformer else "2.3"
+    embedded = _embedded(folder, stated)
+    blocks = {**published(release), **embedded}
+    if "vae" not in embedded and first("vae_decoder_av"):
+        blocks["vae"] = blocks["vae_diffusion"]
+    if transformer:
+        whole = _flat(transformer, blocks["transformer"], names.MLX_TRANSFORMER)
+        sources["transformer"] = whole
+    kind = "av" if blocks["vae"].get("_class_name") == "CausalDiffusionVAE" else "conv"
+    for part, (stems, block, spelling) in FORGE_FILES.items():
+        if file := first(*(stem.format(vae=kind) for stem in stems)):
+            sources[part] = _flat(file, blocks[block], spelling)
+    for part, word in (("upsampler", "spatial"), ("temporal_upsampler", "temporal")):
+        if file := first(f"{word}_upscaler_x2*"):
+            config = read_json(file.with_name(f"{file.stem}_config.json"))
+            config = _object(config, "config") or config
+            sources[part] = _flat(file, config, names.MLX_UPSAMPLER)
+    if (head := first("duration_head")) and "duration_head" in blocks:
+        sources["duration_head"] = _flat(head, blocks, names.MLX_DURATION_HEAD)
+    if text := first("text_encoder"):
+        sources["text_encoder"] = Source.described(text, read_gemma_config(text))
+    stated_version = stated.get(VERSION) or read_json(folder / EMBEDDED).get(VERSION)
+    version = stated_version if isinstance(stated_version, str) else release
+    quantized = _quantized(sources, read_json(folder / QUANTIZE_CONFIG))
+    return Found(FORGE, quantized, version)
+
+
+def _embedded(folder: Path, stated: Block) -> Blocks:
+    """The blocks of the official config that a pack has embedded."""
+    found = read_json(folder / EMBEDDED) or _object(stated, "embedded_config")
+    found = _object(found, "config") or found
+    return {name: block for name, block in found.items() if isinstance(block, dict)}
+
+
+def _object(config: Block, key: str) -> dict[str, object]:
+    """The object under ``key``; empty if there is none."""
+    value = config.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _quantized(sources: Mapping[str, Source], config: Block) -> dict[str, Source]:
+    """``sources``, the large ones quantized as the config of their pack states."""
+    large = {"transformer", "text_encoder"} & sources.keys()
+    stated = _object(config, QUANTIZATION)
+    return {**sources, **{n: sources[n].with_quantization(stated) for n in large}}
+
+
+def _flat(file: Path, block: Block, spelling: Spelling) -> Source:
+    """A part in a file of its own, whose name, without its kind ("_conv"), may prefix all of its tensors."""
+    keys, stem = stored_types(file), file.stem.partition("-")[0]
+    words = file.stem, stem, stem.removesuffix("_conv").removesuffix("_av")
+    stands = (f"{w}." for w in words if keys and all(k.startswith(f"{w}.") for k in keys))  # fmt: skip
+    container = next(stands, "")
+    inner = {key.removeprefix(container).partition(".")[0] for key in keys}
+    if spelling is names.MLX_VOCODER and "bwe_generator" in inner:
+        spelling = spelling if "vocoder" in inner else names.FORGE_VOCODER
+    return Source(file, block, spelling=spelling, container=container)
+
+
+def _prince(folder: Path) -> Found:
+    """One folder per part. Their configs are guesses; the published ones are right."""
+    transformer = folder / "transformer"
+    own = read_json(transformer / CONFIG)
+    release = release_told_by(stored_types(transformer) if transformer.is_dir() else ())
+    blocks = dict(published(release))
+    sizes = blocks["transformer"].keys() & own.keys() - {"rope_type"}
+    blocks["transformer"] = {**blocks["transformer"], **{key: own[key] for key in sizes}}  # fmt: skip
+    sources = {
+        part: Source(folder / home, blocks[block], spelling=spelling)
+        for part, (home, block, spelling) in PRINCE_FOLDERS.items()
+        if (folder / home).is_dir()
+    }
+    return Found(PRINCE, _quantized(sources, own), release)
+
+
 def identify_unified(file: Path) -> Found | None:
     """All parts in one file, each under its own prefix (notapalindrome/ltx2-mlx-av); ``None`` for other files."""
-    keys = _tensors(file)
+    keys = stored_types(file)
     if not any(key.startswith("transformer.transformer_blocks.") for key in keys):
         return None
     release = release_told_by(keys)
-    blocks = published(release)
-    quantized = _object(read_json(file.with_name(CONFIG)).get(QUANTIZATION))
     sources = {
-        part: Source(file, blocks[block], spelling=spelling, container=container)
-        for part, (container, block, spelling) in CONTAINERS.items()
-        if any(key.startswith(container or "connector.") for key in keys)
+        part: Source(
+            file, published(release)[block], spelling=spelling, container=start
+        )
+        for part, (start, block, spelling) in UNIFIED_PREFIXES.items()
+        if any(key.startswith(start or "connector.") for key in keys)
     }
-    if quantized:
-        sources["transformer"] = sources["transformer"].with_quantization(quantized)
-    return Found(UNIFIED, sources, release)
+    quantized = _quantized(sources, read_json(file.with_name(CONFIG)))
+    return Found(UNIFIED, quantized, release)
 
 
 # ComfyUI's files and GGUF
@@ -277,7 +254,7 @@ def bare_parts(file: Path, config: Blocks) -> dict[str, Source]:
 
     ``config`` is what the file states; the rest is as published.
     """
-    keys = _tensors(file)
+    keys = stored_types(file)
     bare = {key.removeprefix(names.DIT) for key in keys}
     spelled = any(key.startswith(names.DIT) for key in keys)
     wanted = {
@@ -309,15 +286,3 @@ def release_told_by(keys: Iterable[str]) -> str:
         return "2.5"
     newer = ("prompt_adaln", "prompt_scale_shift_table", "video_aggregate_embed")
     return "2.3" if any(word in text for word in newer) else "2.0"
-
-
-def _tensors(path: Path) -> list[str]:
-    return [name for file in tensor_files(path) for name in read_header(file).tensors]
-
-
-def _first(folder: Path, *stems: str) -> Path | None:
-    """The last file, by name, that matches the first pattern with any match."""
-    for stem in stems:
-        if files := sorted(folder.glob(f"{stem}.safetensors")):
-            return files[-1]
-    return None

@@ -6,7 +6,7 @@ Knows layouts, not networks; loads nothing.
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import Mapping, NamedTuple
 
 from mlx_video import hub, lora
 from mlx_video.errors import MissingFileError, UserError
@@ -27,7 +27,7 @@ from mlx_video.models.ltx.gemma_check import SOURCE
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS, held, part_of
 from mlx_video.models.ltx.releases import Release, release_of
-from mlx_video.models.ltx.source import Source
+from mlx_video.models.ltx.source import Source, newest
 from mlx_video.weights import (
     CONFIG,
     INDEX,
@@ -57,10 +57,10 @@ GEMMA_FILE = "text encoder file"
 PART_FILE = "file of one part"
 
 
-# Files beside a checkpoint; of several, the last by name is the newest.
-UPSCALER_FILES = ("*upsampler*.safetensors", "*spatial-upscaler-x2*.safetensors")
-TEXT_ENCODER_FOLDERS = ("gemma-3-12b-it*", "text_encoder")
-DISTILLED_LORA_FILES = ("*distilled-lora*.safetensors",)
+# Files beside a checkpoint, the preferred ones first; of several, the last by name is the newest.
+UPSCALER_FILES = ("*spatial-upscaler-x2*.safetensors", "*upsampler*.safetensors")
+TEXT_ENCODER_FOLDERS = ("text_encoder", "gemma-3-12b-it*")
+DISTILLED_LORA_FILES = "*distilled-lora*.safetensors"
 
 
 def tokenizer_folder(text_encoder: Path) -> Path | None:
@@ -338,15 +338,8 @@ def _is_companion(file: Path) -> bool:
 def neighbours(folder: Path) -> dict[str, Source]:
     """The upscaler and Gemma in ``folder``, under their published names."""
     found = {}
-    if upscaler := newest(folder, UPSCALER_FILES):
+    if upscaler := newest(folder, *UPSCALER_FILES):
         found["upsampler"] = Source.of(upscaler)
-    if gemma := newest(folder, [f"{name}/{CONFIG}" for name in TEXT_ENCODER_FOLDERS]):
+    if gemma := newest(folder, *(f"{name}/{CONFIG}" for name in TEXT_ENCODER_FOLDERS)):
         found["text_encoder"] = Source.of(gemma.parent)
     return found
-
-
-def newest(folder: Path, patterns: Sequence[str]) -> Path | None:
-    """The last file in ``folder``, by name, that matches the last pattern with any match."""
-    for pattern in reversed(patterns):
-        if files := sorted(folder.glob(pattern)):
-            return files[-1]

@@ -134,3 +134,9 @@ class Source:
             for file in tensor_files(path):
                 read_header(file)
         self.formats()
+
+
+def newest(folder: Path, *patterns: str) -> Path | None:
+    """The last file in ``folder``, by name, that matches the first pattern with any match."""
+    found = (sorted(folder.glob(pattern)) for pattern in patterns)
+    return next((files[-1] for files in found if files), None)
