@@ -251,10 +251,7 @@ class GeneratedClip:
 
     @cached_property
     def _decoded(self) -> Clip:
-        request = self.job.request
-        return self._sampled.pipeline.decode(
-            self._sampled.latents, request.shape, request.tiling, request.seed
-        )
+        return self._sampled.pipeline.decode(self._sampled.latents, self.job.request)
 
     def __repr__(self) -> str:
         sound = "with" if self.job.request.audio else "without"

@@ -4,16 +4,13 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
-from typing import Generator, Iterator, NamedTuple
+from typing import Generator, Iterator, Mapping, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_video import health, postprocess
-from mlx_video.conditioning.latent import (
-    Condition,
-    LatentState,
-)
+from mlx_video.conditioning.latent import Condition, LatentState
 from mlx_video.errors import UserError
 from mlx_video.health import check_weights
 from mlx_video.inputs import Parts, forget, taken_by
@@ -24,30 +21,14 @@ from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
 from mlx_video.models.ltx.upsampler import upsample_normalized
-from mlx_video.models.ltx.video_vae.tiling import (
-    choose_tiling,
-    decode_stream,
-)
+from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
 from mlx_video.previews import Preview, Previews
-from mlx_video.recipes import (
-    DECODER_SEED,
-    SAMPLER_SEED,
-    SEED,
-    Defaults,
-    Recipe,
-    Stage,
-)
+from mlx_video.recipes import DECODER_SEED, SAMPLER_SEED, Defaults, Recipe, Stage
 from mlx_video.request import Request, check_timed
-from mlx_video.sampling.guidance import guided, may_start
-from mlx_video.types import (
-    AV,
-    Clip,
-    PromptEmbeddings,
-    Sample,
-    Step,
-    VideoPixelShape,
-    Waveform,
-)
+from mlx_video.sampling.guidance import Predict, guided, may_start
+from mlx_video.types import AV, Clip, PromptEmbeddings, Sample, Step, Waveform
+
+Conditions = list[AV[list[Condition]]]
 
 
 class Reached(NamedTuple):
@@ -55,7 +36,6 @@ class Reached(NamedTuple):
 
     stage, step  so many stages are done, and so many steps of the next
     latents      the tokens of each stream then, (B, N, C), float32
-    sound        the latents (B, C, T, M) of the clip's sound, where the recipe has it from a stage that is done
     """
 
     stage: int
@@ -74,6 +54,30 @@ class Reached(NamedTuple):
             return state._replace(latent=latent)
 
         return states.map(one, self.latents)
+
+
+class Made(NamedTuple):
+    """What one stage hands to the next.
+
+    latents   video (B, C, F, H, W) and audio (B, C, T, M)
+    sound     the latents of the clip's sound, once the stage that makes it is done
+    pictures  of DFR: latents (B, C, 1, H, W) by the frame that they stand at
+    """
+
+    latents: AV[mx.array] = AV()
+    sound: mx.array | None = None
+    pictures: Mapping[int, mx.array] = {}
+
+
+class Sampling(NamedTuple):
+    """What each stage of a run is sampled with; ``conditions`` are of each stage, ``start`` is where the run goes on."""
+
+    request: Request
+    embeddings: PromptEmbeddings
+    conditions: list[Conditions]
+    start: Reached | None
+    predict: Predict
+    previews: Previews
 
 
 class Pipeline:
@@ -127,7 +131,7 @@ class Pipeline:
         for event in self.events(request):
             if not isinstance(event, Reached):
                 yield event
-        yield self.decode(event.latents, request.shape, request.tiling)
+        yield self.decode(event.latents, request)
 
     def events(
         self, request: Request, start: Reached | None = None
@@ -154,39 +158,26 @@ class Pipeline:
         shape = request.shape._replace(frames=frames_for(seconds, fps, step))
         return replace(request, shape=shape, prompt=prompt, enhance=False, timed=False)
 
-    def decode(
-        self,
-        latents: AV[mx.array],
-        shape: VideoPixelShape,
-        tiling: str = "auto",
-        seed: int = SEED,
-    ) -> Clip:
-        """A clip of latents (B, C, F, H, W) and (B, C, T, M): the sound at once, the frames as they are taken.
-
-        ``seed`` is of the noise that a diffusion decoder makes its pixels of.
-        """
-        events = self.decoding(latents, shape, tiling, seed)
+    def decode(self, latents: AV[mx.array], request: Request) -> Clip:
+        """A clip of latents (B, C, F, H, W) and (B, C, T, M): the sound at once, the frames as they are taken."""
+        events = self.decoding(latents, request)
         made = (event for event in events if not isinstance(event, Step))
         sound = None if latents.audio is None else next(made)
-        return Clip(made, shape, sound)
+        return Clip(made, request.shape, sound)
 
     def decoding(
-        self,
-        latents: AV[mx.array],
-        shape: VideoPixelShape,
-        tiling: str = "auto",
-        seed: int = SEED,
+        self, latents: AV[mx.array], request: Request
     ) -> Iterator[Step | Waveform | np.ndarray]:
         """The sound, if there is any, and then each frame as it is decoded, with ``Step``s between."""
         if self.health:
             health.check_latents(latents, "sampling")
+        shape = request.shape
         if latents.audio is not None:
             yield Step("decode sound", 0, 1)
             yield postprocess.fit_sound(self._decode_audio(latents.audio), shape)
             yield Step("decode sound", 1, 1)
         yield Step("decode video", 0, shape.frames)
-        key = mx.random.key((seed + DECODER_SEED) % 2**32)
-        frames = self._decode_video(latents.video, shape, tiling, key)
+        frames = self._decode_video(latents.video, request)
         for count, frame in enumerate(frames, start=1):
             yield frame
             yield Step("decode video", count, shape.frames)
@@ -244,7 +235,7 @@ class Pipeline:
         with self.components.lend("connectors") as connectors:
             modalities = AV(True, request.audio or None).present
             embeddings = embed_prompts(connectors, features, modalities)
-            mx.eval(_arrays(embeddings))
+            mx.eval([p.values for p in (embeddings.positive, embeddings.negative) if p])
         if self.health:
             health.check_embeddings(embeddings.positive)
         yield Step("encode prompt", 2, 2)
@@ -262,7 +253,7 @@ class Pipeline:
 
     def _encode_inputs(
         self, request: Request
-    ) -> Generator[Step, None, list[list[AV[list[Condition]]]]]:
+    ) -> Generator[Step, None, list[Conditions]]:
         """The conditions that each input sets on each stage, at that stage's size."""
         stages, inputs = self.recipe.stages, request.inputs
         if not inputs:
@@ -275,10 +266,9 @@ class Pipeline:
             networks = {name: loans.enter_context(lend(name)) for name in needs}
             geometry, crf = self.components.geometry, self.defaults.image_crf
             parts = Parts(networks, geometry, crf)
-            for number, stage in enumerate(stages):
-                shape, taken = request.shape.scaled(stage.scale), taken_by(
-                    inputs, number
-                )
+            for number in range(len(stages)):
+                shape = self.recipe.shape(request.shape, number)
+                taken = taken_by(inputs, number)
                 conditions.append([given.encode(parts, shape) for given in taken])
                 yield Step("encode inputs", number + 1, len(stages))
         forget()
@@ -288,78 +278,101 @@ class Pipeline:
         self,
         request: Request,
         embeddings: PromptEmbeddings,
-        conditions: list[list[AV[list[Condition]]]],
+        conditions: list[Conditions],
         start: Reached | None,
     ) -> Generator[Step | Preview | Reached, None, AV[mx.array]]:
         """Walk the stages; neighbours that use the same weights share one load of the transformer."""
-        geometry = self.components.geometry
-        keys = mx.random.split(mx.random.key(request.seed), len(self.recipe.stages))
-        noise = mx.random.split(
-            mx.random.key((request.seed + SAMPLER_SEED) % 2**32), len(keys)
-        )
-        numbered = list(enumerate(self.recipe.stages))[start.stage if start else 0 :]
-        latents, sound = AV(), start.sound if start else None
-        for lora, group in groupby(numbered, key=lambda item: item[1].distilled_lora):
+        stages = list(enumerate(self.recipe.walk))[start.stage if start else 0 :]
+        made = Made(sound=start.sound if start else None)
+        for loras, group in groupby(stages, key=lambda item: item[1].loras):
             yield Step("load transformer", 0, 1)
             with (
-                self.components.transformer(request.model_type, lora) as predict,
-                self._watching(predict) as previews,
+                self.components.transformer(request.model_type, *loras) as predict,
+                self._previews(predict) as previews,
             ):
                 yield Step("load transformer", 1, 1)
-                for index, stage in group:
-                    shape = request.shape.scaled(stage.scale)
-                    if latents.video is not None:
-                        latents = yield from self._upsample(latents, stage)
-                    states = initial_states(
-                        shape, geometry, latents, conditions[index], request.audio
-                    )
-                    states = noised(states, stage.sigmas[0], keys[index])
-                    done = 0
-                    if start and index == start.stage:
-                        states, done = start.into(states), start.step
-                    previews.begin(index, geometry.latents(shape))
-                    denoised = self._denoise(
-                        states, embeddings, predict, done, noise[index], previews
-                    )
-                    states = yield from with_sound(denoised, sound)
-                    latents = unpatchify(states, shape, geometry)
-                    if index == self.recipe.sound_stage:
-                        sound = latents.audio
-                    if self.health:
-                        health.check_latents(latents, f"stage {index + 1}")
-        return AV(latents.video, sound)
+                sampling = Sampling(
+                    request, embeddings, conditions, start, predict, previews
+                )
+                for number, _ in group:
+                    made = yield from self._stage(sampling, number, made)
+        return AV(made.latents.video, made.sound)
 
-    def _watching(self, predict) -> Previews:
+    def _previews(self, predict: Predict) -> Previews:
         return Previews(self.components, predict.model if self.previews else None)
+
+    def _stage(
+        self, sampling: Sampling, number: int, before: Made
+    ) -> Generator[Step | Preview | Reached, None, Made]:
+        """Stage ``number``, from the upsampled latents of the one before."""
+        latents = before.latents
+        if latents.video is not None:
+            latents = yield from self._upsample(latents, self.recipe.stages[number])
+        conditions = sampling.conditions[number]
+        made, _ = yield from self._sampled(
+            sampling, number, latents, conditions, before.sound
+        )
+        return made
+
+    def _sampled(
+        self,
+        sampling: Sampling,
+        number: int,
+        latents: AV[mx.array],
+        conditions: Conditions,
+        sound: mx.array | None,
+        resumes: bool = True,
+    ) -> Generator[Step | Preview | Reached, None, tuple[Made, AV[LatentState]]]:
+        """What stage ``number`` makes of ``latents``, and its last states; ``resumes``: whether a run can go on within it."""
+        geometry = self.components.geometry
+        shape = self.recipe.shape(sampling.request.shape, number)
+        states = initial_states(
+            shape, geometry, latents, conditions, sampling.request.audio
+        )
+        sampling.previews.begin(number, geometry.latents(shape))
+        states = yield from self._denoise(sampling, number, states, sound, resumes)
+        latents = unpatchify(states, shape, geometry)
+        if self.health:
+            health.check_latents(latents, f"stage {number + 1}")
+        own = number == self.recipe.sound_stage
+        return Made(latents, latents.audio if own else sound), states
 
     def _denoise(
         self,
-        states: AV,
-        embeddings: PromptEmbeddings,
-        predict,
-        done: int,
-        key: mx.array,
-        previews: Previews,
+        sampling: Sampling,
+        number: int,
+        states: AV[LatentState],
+        sound: mx.array | None,
+        resumes: bool,
     ) -> Generator[Step | Preview | Reached, None, AV[LatentState]]:
-        """Sample the stage that ``previews`` watch from step ``done`` on; noise that the sampler takes comes from ``key``."""
-        number = previews.stage
-        stage, name = self.recipe.stages[number], f"stage {number + 1}"
-        total = len(stage.sigmas) - 1
+        """The states after the last step of stage ``number``, from ``states`` before the noise."""
+        request, embeddings, _, start, predict, previews = sampling
+        stage, name, done = self.recipe.stages[number], f"stage {number + 1}", 0
+        states = noised(states, stage.sigmas[0], self._key(request.seed, number))
+        if start and start.stage == number:
+            states, done = start.into(states), start.step
         strengths = states.map(lambda _, guidance: guidance, stage.guidance)
         batched = self.batched or self.components.low_memory
         denoise = guided(predict, embeddings, strengths, batched=batched)
         denoise = previews.watching(denoise)
+        total = len(stage.sigmas) - 1
         yield Step(name, done, total, stage.sigmas[done])
+        key = self._key((request.seed + SAMPLER_SEED) % 2**32, number)
         steps = stage.sampler(denoise, states, stage.sigmas, key=key, start=done)
         for index, (states, sigma) in enumerate(steps, start=done + 1):
             latents = states.map(lambda state: state.latent)
             mx.eval(latents.values)
             yield Step(name, index, total, sigma)
-            if index < total and may_start(strengths, index):
-                yield Reached(number, index, latents)
-            if index < total:
-                yield from previews.after(index)
+            if index == total:
+                continue
+            if resumes and may_start(strengths, index):
+                yield Reached(number, index, latents, sound)
+            yield from previews.after(index)
         return states
+
+    def _key(self, seed: int, number: int) -> mx.array:
+        """The random key of stage ``number``."""
+        return mx.random.split(mx.random.key(seed), len(self.recipe.stages))[number]
 
     def _upsample(
         self, latents: AV[mx.array], stage: Stage
@@ -389,33 +402,15 @@ class Pipeline:
             health.check_waveform(waveform, self.defaults.may_be_silent)
         return waveform
 
-    def _decode_video(
-        self, latent: mx.array, shape: VideoPixelShape, tiling: str, key: mx.array
-    ) -> Iterator[np.ndarray]:
+    def _decode_video(self, latent: mx.array, request: Request) -> Iterator[np.ndarray]:
+        # A diffusion decoder makes its pixels of noise.
+        key = mx.random.key((request.seed + DECODER_SEED) % 2**32)
         with self.components.lend("video_decoder") as decoder:
             budget = self.memory and self.memory - mx.get_active_memory()
-            plan = choose_tiling(tiling, decoder, latent, shape, budget)
+            plan = choose_tiling(request.tiling, decoder, latent, request.shape, budget)
             chunks = decode_stream(decoder, latent, plan, key=key)
             if self.health:
                 frames = postprocess.frames(map(health.check_pixels, chunks))
                 yield from health.watched(frames, self.defaults.may_be_still)
             else:
                 yield from postprocess.frames(chunks)
-
-
-def _arrays(embeddings: PromptEmbeddings) -> list[mx.array]:
-    both = (embeddings.positive, embeddings.negative or AV())
-    return [array for prompt in both for array in prompt.values]
-
-
-def with_sound(
-    events: Generator[Step | Preview | Reached, None, AV[LatentState]],
-    sound: mx.array | None,
-) -> Generator[Step | Preview | Reached, None, AV[LatentState]]:
-    """``events`` in which what was ``Reached`` has ``sound`` too; returns what they return."""
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as done:
-            return done.value
-        yield event._replace(sound=sound) if isinstance(event, Reached) else event

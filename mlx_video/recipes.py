@@ -71,6 +71,11 @@ class Stage:
     upsampler: str = "upsampler"
     detailing: float = 0.0
 
+    @property
+    def loras(self) -> tuple[float, float]:
+        """Strengths of the LoRAs that the transformer is lent with."""
+        return self.distilled_lora, self.detailing
+
     def check(self) -> None:
         """Raise ``UserError`` for noise levels or numbers that make no sense."""
         sigmas = self.sigmas
@@ -80,8 +85,7 @@ class Stage:
                 f"A stage needs at least two sigmas, descending from at most 1 to at least 0; got {str(list(sigmas))[:80]}. "
                 "For example: [1.0, 0.5, 0.0]."
             )
-        strengths = self.distilled_lora, self.detailing
-        if not 0 < self.scale <= 1 or not all(map(math.isfinite, strengths)):
+        if not 0 < self.scale <= 1 or not all(map(math.isfinite, self.loras)):
             raise UserError(
                 f"A stage's scale is above 0 and at most 1, and the strength of a LoRA is finite; got {self.scale}, "
                 f"{self.distilled_lora} and {self.detailing}."
@@ -126,6 +130,15 @@ class Recipe:
         """The stage whose sound the clip keeps, counted from 0."""
         return self.sound % len(self.stages)
 
+    @property
+    def walk(self) -> tuple[Stage, ...]:
+        """The stages, and then the rounds."""
+        return (*self.stages, *(self.rounds or ()))
+
+    def shape(self, clip: VideoPixelShape, number: int) -> VideoPixelShape:
+        """What stage ``number``, counted from 0, samples for a ``clip``."""
+        return self.staged(clip).scaled(self.stages[number].scale)
+
     def staged(self, shape: VideoPixelShape) -> VideoPixelShape:
         """What the stages sample for a clip of ``shape``; for DFR, its canvas at the frame rate before the rounds."""
         if self.rounds is None:
@@ -153,8 +166,7 @@ class Recipe:
     def needs(self) -> tuple[str, ...]:
         """Names of the parts that a request may use."""
         parts = ["text_encoder", "connectors", "video_encoder", "transformer"]
-        later = (*self.stages[1:], *(self.rounds or ()))
-        parts += dict.fromkeys(stage.upsampler for stage in later)
+        parts += dict.fromkeys(stage.upsampler for stage in self.walk[1:])
         if any(stage.distilled_lora for stage in self.stages):
             parts.append("distilled_lora")
         return (*parts, *DECODERS)

@@ -200,7 +200,7 @@ def _written(
     from mlx_video import media  # with codecs, which only a finished clip needs
 
     request, record = job.request, job.record()
-    decoding = pipeline.decoding(latents, request.shape, request.tiling, request.seed)
+    decoding = pipeline.decoding(latents, request)
     steps: deque[Step] = deque()
 
     def frames() -> Iterator[np.ndarray]:

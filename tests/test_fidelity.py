@@ -96,7 +96,7 @@ def test_a_picture_stands_in_each_tile_at_the_rate_that_its_round_tells(model, p
         try:
             next(encoding)
         except StopIteration as done:
-            first, second, third = done.value[2:]
+            (first,), (second, third) = done.value[2:]
             break
     (given,), (later,) = (tile[0].video for tile in (first, second))
     assert len(third) == 1  # which leads in from the first frame

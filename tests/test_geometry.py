@@ -167,7 +167,7 @@ def test_the_smallest_clip_that_passes_can_be_decoded(release, least, tmp_path):
     geometry.check(shape)
     latents = mx.random.normal(tuple(geometry.latents(shape)), key=mx.random.key(0))
     pipeline = Pipeline(components, recipes.distilled(), health=False)
-    (frame,) = pipeline.decode(AV(latents), shape).frames
+    (frame,) = pipeline.decode(AV(latents), Request("a cat", shape)).frames
     assert frame.shape == (least, least, 3)
 
 

@@ -64,7 +64,7 @@ def latents(model) -> AV[mx.array]:
 
 
 def test_a_clip_is_made(model, latents):
-    clip = opened(model).decode(latents, REQUEST.shape)
+    clip = opened(model).decode(latents, REQUEST)
     frames = np.stack(list(clip.frames))
     assert frames.shape == (9, 64, 64, 3) and frames.std() > 0
     assert clip.audio.sample_rate == 48000

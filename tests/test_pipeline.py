@@ -71,8 +71,8 @@ class Recorded(Components):
     loans: list[Loan]
 
     @contextmanager
-    def transformer(self, model_type=LTXModelType.AudioVideo, distilled_lora=0.0):
-        with super().transformer(model_type, distilled_lora) as x0_model:
+    def transformer(self, model_type=LTXModelType.AudioVideo, *loras):
+        with super().transformer(model_type, *loras) as x0_model:
             layers = dict(x0_model.model.named_modules())
             weights = {path: layers[path].weight for path in (USERS, DISTILLED)}
             loan = Loan(model_type, weights, [])
@@ -335,7 +335,7 @@ def test_the_seed_draws_the_noise_of_a_diffusion_decoder():
     shape = VideoPixelShape(1, 96, 96, 24.0)
     latents = AV(mx.random.normal(made.components.geometry.latents(shape)))
     first, same, other = (
-        np.stack(list(made.decode(latents, shape, seed=seed).frames))
+        np.stack(list(made.decode(latents, request(shape=shape, seed=seed)).frames))
         for seed in (1, 1, 2)
     )
     assert np.array_equal(first, same)
@@ -391,13 +391,13 @@ def test_noise_that_nothing_was_removed_from_is_not_decoded(tmp_path):
         sample(broken, request())
     latents = sample(pipeline(folder, ONE_STAGE, health=False), request()).latents
     with pytest.raises(HealthError, match="after sampling is still the noise"):
-        broken.decode(latents, SHAPE)
+        broken.decode(latents, request())
 
 
 def test_latents_of_nothing_are_not_decoded(model):
     nothing = AV(mx.zeros((1, 128, 2, 2, 4)), mx.zeros((1, 8, 9, 16)))
     with pytest.raises(HealthError, match="nothing in the video latent after sampling"):
-        pipeline(model, ONE_STAGE).decode(nothing, SHAPE)
+        pipeline(model, ONE_STAGE).decode(nothing, request())
 
 
 @pytest.mark.slow
