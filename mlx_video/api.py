@@ -8,7 +8,6 @@ import html
 import inspect
 import logging
 import os
-import secrets
 import shutil
 import tempfile
 import warnings
@@ -34,6 +33,7 @@ from mlx_video.plan import describe
 from mlx_video.record import Job
 from mlx_video.run import Options, Sampled, sample, write
 from mlx_video.types import Clip, Sample, Step, Waveform
+from mlx_video.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -135,23 +135,18 @@ class LTXPipeline:
         height, width  pixels, a multiple of 32, or of 64 in two stages
         audio          whether the clip has sound
         """
-        wanted = self.defaults.given(
+        given = image if isinstance(image, (list, tuple)) else (image,)
+        wishes = Wishes(
+            prompt,
+            negative_prompt=negative_prompt,
             frames=frames,
             height=height,
             width=width,
             fps=fps,
             audio=audio,
-            negative_prompt=negative_prompt,
-        )
-        given = image if isinstance(image, (list, tuple)) else (image,)
-        return Request(
-            prompt,
-            wanted.shape,
-            negative_prompt=wanted.negative_prompt,
-            seed=secrets.randbits(32),
-            audio=wanted.audio,
             inputs=tuple(map(_input, given)),
         )
+        return wishes.request(self.defaults)
 
     def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
         """``Step``s as the work goes on, then what was sampled, and last the clip; see ``Pipeline.stream``."""

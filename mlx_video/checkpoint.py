@@ -51,18 +51,6 @@ def geometry_of(files: Files, variant: str) -> Geometry:
     return find_geometry(files.model, variant) or LTX_2.geometry
 
 
-def fitting_frames(
-    frames: int, files: Files, variant: str, say: Say = log.warning
-) -> int:
-    """``frames`` or, told to ``say``, the nearest number that a clip can have."""
-    step = geometry_of(files, variant).video.time
-    nearest = round((frames - 1) / step) * step + 1
-    if frames < 1 or nearest == frames:
-        return frames
-    say(f"{frames} frames are none of 1 + {step}k; making {nearest}.")
-    return nearest
-
-
 def open_components(
     files: Files,
     recipe: Recipe,

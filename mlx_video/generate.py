@@ -2,18 +2,17 @@
 
 import sys
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
-from mlx_video.api import load
 from mlx_video.checkpoint import Files
 from mlx_video.inputs import Image
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.output import Output
 from mlx_video.record import Job
 from mlx_video.run import Options, run
+from mlx_video.wishes import Wishes
 
 
 def generate_video(
@@ -48,20 +47,21 @@ def generate_video(
     quiet            whether nothing is said of the progress on stderr
     Raises ``UserError`` for what cannot be done, ``HealthError`` for a result that is garbage.
     """
-    pipeline = load(files=files)
-    request = pipeline.request(
+    wishes = Wishes(
         prompt,
-        image=images,
+        negative_prompt=negative_prompt,
         frames=num_frames,
         height=height,
         width=width,
         fps=fps,
         audio=audio,
-        negative_prompt=negative_prompt,
+        seed=seed,
+        inputs=tuple(images),
+        enhance=enhance_prompt,
+        tiling=tiling,
     )
-    request = replace(request, seed=seed, enhance=enhance_prompt, tiling=tiling)
-    job = Job(request, pipeline.recipe, pipeline.files)
-    return make(job, output_of(output_path, output_audio, overwrite), quiet)
+    output = output_of(output_path, output_audio, overwrite)
+    return make(wishes.job(files), output, quiet)
 
 
 def output_of(path: str | Path, audio: str | Path | None, overwrite: bool) -> Output:

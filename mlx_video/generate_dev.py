@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
-from mlx_video.api import load
-from mlx_video.checkpoint import Files, fitting_frames
+from mlx_video.checkpoint import Files
 from mlx_video.generate import make, output_of
 from mlx_video.inputs import Image
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
-from mlx_video.record import Job
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.types import AV
+from mlx_video.wishes import Wishes
 
 
 def generate_video_dev(
@@ -47,25 +46,28 @@ def generate_video_dev(
     two_stage  half size first, then refined with the distilled LoRA
     All other arguments, and what is raised, are as in ``generate_video``.
     """
-    pipeline = load(variant="dev", files=files)
-    request = pipeline.request(
+    if guidance and cfg_scale is not None:
+        guidance = AV(replace(guidance.video, cfg=cfg_scale), guidance.audio)
+    wishes = Wishes(
         prompt,
-        image=images,
-        frames=num_frames and fitting_frames(num_frames, pipeline.files, "dev"),
+        "dev",
+        negative_prompt,
+        num_frames,
         height=height,
         width=width,
         fps=fps,
         audio=audio,
-        negative_prompt=negative_prompt,
+        seed=seed,
+        inputs=tuple(images),
+        enhance=enhance_prompt,
+        tiling=tiling,
+        steps=steps,
+        cfg=cfg_scale,
+        guidance=guidance,
+        two_stage=two_stage,
     )
-    request = replace(request, seed=seed, enhance=enhance_prompt, tiling=tiling)
-    usual = pipeline.defaults.given(steps=steps)
-    guidance = guidance or usual.guidance
-    if cfg_scale is not None:
-        guidance = AV(replace(guidance.video, cfg=cfg_scale), guidance.audio)
-    recipe = recipes.dev(usual.steps, guidance, two_stage)
-    job = Job(request, recipe, pipeline.files)
-    return make(job, output_of(output_path, output_audio, overwrite), quiet)
+    output = output_of(output_path, output_audio, overwrite)
+    return make(wishes.job(files), output, quiet)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

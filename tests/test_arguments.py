@@ -180,4 +180,4 @@ def test_what_changes_nothing_is_said(words, warning):
     heard = []
     job_from(read("-p", "a cat", *words), heard.append)
     assert len(heard) == (warning is not None)
-    assert not heard or warning in heard[0]
+    assert not heard or warning in heard[0].text

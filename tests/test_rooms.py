@@ -19,7 +19,7 @@ FLOORS = [
     {"models", "sampling", "media", "pictures", "stills", "postprocess", "health"},
     {"recipes", "plan", "checkpoint", "inputs", "request"},
     {"pipeline", "fidelity", "previews"},
-    {"record", "output", "events", "kept", "run"},
+    {"record", "wishes", "output", "events", "kept", "run"},
     {"serve", "api", "check"},
     {"names", "cli", "convert"},
     {"generate", "generate_dev", "generate_av", "__main__"},

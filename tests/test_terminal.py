@@ -213,9 +213,16 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left(monkeypatch):
 def test_json_is_one_object(monkeypatch, capsys):
     monkeypatch.setattr(commands, "run_job", lambda *_: iter_events())
     words = ["generate", "-p", "a ball", "--quiet", "--json", "--model", "a/b"]
-    monkeypatch.setattr(commands, "job_from", lambda args, hear: JOB)
+
+    def job_from(args, hear):
+        hear("Using the demo model."), hear(Warned("--steps is not used."))
+        return JOB
+
+    monkeypatch.setattr(commands, "job_from", job_from)
     assert cli.main(words) == 0
-    found = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    assert err == "warning: --steps is not used.\n"
+    found = json.loads(out)
     assert found == {
         "path": "x.mp4",
         "record": "x.json",

@@ -32,7 +32,7 @@ from mlx_video.cli.terminal import say, tell
 from mlx_video.cli.texts import catalog_text, describe_text, plan_text
 from mlx_video.disk import file_errors, short, typed_path
 from mlx_video.errors import DiskFullError, UserError
-from mlx_video.events import Event, Planned
+from mlx_video.events import Event, Planned, Warned
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.catalog import catalog, entry
 from mlx_video.models.ltx.describe import describe
@@ -44,8 +44,6 @@ from mlx_video.record import Job
 from mlx_video.run import finish
 from mlx_video.run import run as run_job
 from mlx_video.verify import verify
-
-log = logging.getLogger(__name__)
 
 DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own machine."
 
@@ -106,7 +104,7 @@ class _Version(argparse.Action):
 
 
 def generate(args: argparse.Namespace) -> None:
-    notices: list[str] = []
+    notices: list[str | Warned] = []
     job = job_from(args, partial(_hear, notices))
     output = output_from(args, job, args.resume)
     if args.from_record or args.resume:
@@ -129,7 +127,9 @@ def decode(args: argparse.Namespace) -> None:
 
 
 def _listen(
-    args: argparse.Namespace, events: Iterator[Event], notices: Sequence[str] = ()
+    args: argparse.Namespace,
+    events: Iterator[Event],
+    notices: Sequence[str | Warned] = (),
 ) -> None:
     """Show the events of a run, and at its end the path, or the object that --json asks for."""
     progress = Progress(args.quiet, args.verbose)
@@ -138,7 +138,7 @@ def _listen(
             if isinstance(event, Planned):
                 job, path = event.job, Path(event.path)
                 for notice in notices:
-                    log.warning(notice) if args.quiet else say(notice)
+                    progress.show(notice)
             if isinstance(event, Preview):
                 _save_preview(event, args.preview / path.stem)
             progress.show(event)
@@ -167,14 +167,14 @@ def _save_preview(preview: Preview, base: Path) -> None:
         say(f"warning: {error}")
 
 
-def _hear(notices: list[str], what: object) -> None:
+def _hear(notices: list[str | Warned], what: object) -> None:
     """Keep a notice until the run begins, and say at once what is about to be downloaded."""
-    notices.append(what) if isinstance(what, str) else say(what)
+    notices.append(what) if isinstance(what, str | Warned) else say(what)
 
 
 def plan(args: argparse.Namespace) -> None:
     """Say what a run would take, and whether it fits."""
-    notices: list[str] = []
+    notices: list[str | Warned] = []
     job = job_from(args, partial(_hear, notices))
     job.check()
     with stood_in(job.files, job.recipe.variant) as files:
@@ -183,7 +183,7 @@ def plan(args: argparse.Namespace) -> None:
         job = replace(job, files=files)
         foreseen = job.plan(limit=args.memory_limit, announce=say)
         for notice in notices:
-            say(notice)
+            Progress().show(notice)
         tell(plan_text(foreseen))
         job.pipeline(plan=foreseen.check()).check(job.request)
 

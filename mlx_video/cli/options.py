@@ -25,7 +25,12 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "what to avoid; used by guidance only",
         shown="a list of common faults",
     )
-    flag(prompt, "--enhance-prompt", "let the text encoder rewrite the prompt first")
+    flag(
+        prompt,
+        "--enhance-prompt",
+        "let the text encoder rewrite the prompt first",
+        dest="enhance",
+    )
     _add_size(parser)
     _add_inputs(parser)
     _add_guidance(parser)
@@ -88,6 +93,7 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
         "--num-frames --frames -n",
         "how many frames; LTX-2 takes 1 + a multiple of 8",
         type=int,
+        dest="frames",
         shown=recipes.FRAMES,
     )
     add(
@@ -306,7 +312,7 @@ def add_output(parser: argparse.ArgumentParser, shown: str):
     )
     for names, about in {
         "--overwrite": "replace files that exist",
-        "--quiet": "print the path only",
+        "--quiet": "print the path and warnings only",
         "--verbose -v": "say more: seconds and memory of each phase, and what is logged",
         "--json": "print one JSON object with path, seed, seconds and peak memory in place of the path",
         "--yes -y": "open the files that a record names without asking",

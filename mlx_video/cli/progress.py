@@ -33,8 +33,8 @@ class Progress:
         self.start: Step | None = None  # of the phase that is under way
         self.work: dict[str, float] = {}
 
-    def show(self, event: Event) -> None:
-        """Say on stderr what ``event`` means for the person who waits."""
+    def show(self, event: Event | str) -> None:
+        """Say on stderr what ``event`` means for the person who waits, or a notice as it is."""
         if isinstance(event, Warned):
             say(f"warning: {event.text}")
         elif not self.quiet:
@@ -48,6 +48,8 @@ class Progress:
 
     def _show(self, event: Event) -> None:
         match event:
+            case str():
+                say(event)
             case Planned():
                 self.work = {p.name: p.operations for p in event.phases if p.operations}
                 self._once(making_line(event))

@@ -143,7 +143,7 @@ def _worker(args: argparse.Namespace) -> list[str]:
     """The command that starts the worker."""
     models = args.model or list(_offered())
     settings = {
-        "models": {_short(model): {"model": full_path(model)} for model in models},
+        "models": {_short(model): full_path(model) for model in models},
         "loras": dict(map(_lora, args.lora or ())),
         "memory_limit": args.memory_limit,
         "previews": args.previews,

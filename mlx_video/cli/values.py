@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mlx_video.disk import typed_path
 from mlx_video.errors import UserError
+from mlx_video.wishes import AUTO
 
 UNITS = {"": 1e9, "m": 1e6, "g": 1e9, "t": 1e12, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-AUTO = "auto"
 LONGEST_CLIP = 600  # seconds
 
 

@@ -21,24 +21,24 @@ import sys
 import threading
 import traceback
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, Mapping
 
-from mlx_video.checkpoint import Files, resolve_model
+from mlx_video.checkpoint import Files, Say
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output
-from mlx_video.pipeline import Request
 from mlx_video.previews import Preview
 from mlx_video.record import Job
 from mlx_video.run import Options, finish, run
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
 from mlx_video.stills import save_still, save_stills
-from mlx_video.types import Step, VideoPixelShape
+from mlx_video.types import Step
+from mlx_video.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Settings:
     lock  a file that the one worker of a folder holds; empty: none
     """
 
-    models: Mapping[str, Mapping[str, object]]
+    models: Mapping[str, str]
     loras: Mapping[str, str]
     memory_limit: float | None = None
     previews: bool = True
@@ -70,46 +70,39 @@ class Settings:
     idle: float = 600.0
     lock: str = ""
 
-    def job(self, request: VideoRequest) -> Job:
+    def job(self, request: VideoRequest, warn: Say = lambda text: None) -> Job:
         """The job that a request, of which everything is decided, asks for. Raises ``UserError``."""
         variant, two_stage = RECIPES[request.recipe]
-        files = Files(**self.models[request.model])
+        wishes = Wishes(
+            request.prompt,
+            variant,
+            request.negative_prompt,
+            request.num_frames,
+            height=request.height,
+            width=request.width,
+            fps=request.fps,
+            audio=request.generate_sound,
+            seed=request.seed,
+            inputs=tuple(Image(**image.model_dump()) for image in request.images),
+            steps=request.steps,
+            two_stage=two_stage,
+        )
         loras = tuple((self.loras[name], s) for name, s in request.loras.items())
-        files, defaults = resolve_model(files, variant)
-        wanted = defaults.given(
-            negative_prompt=request.negative_prompt, steps=request.steps
-        )
-        shape = VideoPixelShape(
-            request.num_frames, request.height, request.width, request.fps
-        )
-        return Job(
-            Request(
-                request.prompt,
-                shape,
-                negative_prompt=wanted.negative_prompt,
-                seed=request.seed,
-                audio=request.generate_sound,
-                inputs=tuple(Image(**image.model_dump()) for image in request.images),
-            ),
-            wanted.recipe(variant, two_stage),
-            Files(**{**asdict(files), "loras": (*files.loras, *loras)}),
-        )
+        return wishes.job(Files(self.models[request.model], loras=loras), warn=warn)
 
     def described(self, name: str) -> Model:
         """What a model makes where nothing is asked, and its grid. Raises ``UserError`` where it cannot be opened."""
-        files, defaults = resolve_model(Files(**self.models[name]), "distilled")
-        request = Request("a clip", defaults.shape, audio=defaults.audio)
-        job = Job(request, defaults.recipe("distilled"), files)
-        scale, shrink = job.components().geometry.video, job.recipe.shrink
+        job = Wishes("a clip").job(Files(self.models[name]))
+        shape, scale = job.request.shape, job.components().geometry.video
         return Model(
             id=name,
-            width=defaults.width,
-            height=defaults.height,
-            num_frames=defaults.frames,
-            fps=defaults.fps,
-            generate_sound=defaults.audio,
-            width_step=scale.width * shrink,
-            height_step=scale.height * shrink,
+            width=shape.width,
+            height=shape.height,
+            num_frames=shape.frames,
+            fps=shape.fps,
+            generate_sound=job.request.audio,
+            width_step=scale.width * job.recipe.shrink,
+            height_step=scale.height * job.recipe.shrink,
             frame_step=scale.time,
             recipes=list(RECIPES),
             loras=list(self.loras),

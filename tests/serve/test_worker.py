@@ -43,7 +43,7 @@ class Heard(Worker):
     """A worker in this process, and what it said."""
 
     def __init__(self, model: Path, **settings):
-        models = {"tiny": {"model": str(model)}}
+        models = {"tiny": str(model)}
         super().__init__(Settings(models, settings.pop("loras", {}), **settings), -1)
         self.lines: list[dict] = []
 
@@ -100,7 +100,7 @@ def test_models_are_described_by_their_grid(model):
     found = Heard(model).settings.described("tiny")
     assert (found.width_step, found.height_step, found.frame_step) == (64, 64, 8)
     with pytest.raises(UserError):
-        Settings({"none": {"model": str(model / "nothing")}}, {}).described("none")
+        Settings({"none": str(model / "nothing")}, {}).described("none")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_nothing_is_kept_where_that_is_not_wanted(model, tmp_path):
 
 def test_a_worker_ends_with_its_server_and_the_next_one_waits_for_it(model, tmp_path):
     settings = {
-        "models": {"tiny": {"model": str(model)}},
+        "models": {"tiny": str(model)},
         "loras": {},
         "lock": str(tmp_path / "lock"),
     }

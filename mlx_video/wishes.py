@@ -1,0 +1,120 @@
+"""What is wished of a clip, as far as it was said; the defaults of a checkpoint make a job of it. Knows no options and no HTTP."""
+
+import logging
+import secrets
+from dataclasses import dataclass, fields, replace
+
+from mlx_video import recipes
+from mlx_video.checkpoint import Files, Say, geometry_of, resolve_model
+from mlx_video.inputs import Input
+from mlx_video.models.ltx.duration import nearest_frames
+from mlx_video.recipes import Defaults, Recipe
+from mlx_video.record import Job
+from mlx_video.request import Request
+from mlx_video.sampling.guidance import Guidance
+from mlx_video.types import AV
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+FAR = 1.25  # times the rate that a model learned
+STRENGTHS = "cfg", "audio_cfg", "stg", "stg_blocks", "modality", "rescale"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Everything that can be said about a clip. ``None`` is the checkpoint's default; of ``seed``, a random one.
+
+    variant         "distilled" or "dev"
+    duration        seconds, in place of ``frames``; ``AUTO`` lets the model choose by the prompt
+    guidance        of the dev model, all at once; replaces the strengths below
+    two_stage, hq   ways to sample the dev model
+    dfr             rounds of DFR, with the distilled model; ``frames`` and ``fps`` are those before them
+    """
+
+    prompt: str
+    variant: str = "distilled"
+    negative_prompt: str | None = None
+    frames: int | None = None
+    duration: float | str | None = None
+    height: int | None = None
+    width: int | None = None
+    fps: float | None = None
+    audio: bool | None = None
+    seed: int | None = None
+    inputs: tuple[Input, ...] = ()
+    enhance: bool = False
+    tiling: str = "auto"
+    steps: int | None = None
+    guidance: AV[Guidance] | None = None
+    cfg: float | None = None
+    audio_cfg: float | None = None
+    stg: float | None = None
+    stg_blocks: tuple[int, ...] | None = None
+    modality: float | None = None
+    rescale: float | None = None
+    two_stage: bool = False
+    hq: bool = False
+    dfr: int | None = None
+    batch_guidance: bool = False
+
+    def job(self, files: Files, say: Say = log.warning, warn: Say = log.warning) -> Job:
+        """The job that makes the clip with ``files``; ``say`` as in ``resolve_model``, ``warn`` hears what may not be meant.
+
+        Raises ``UserError`` where there is no such model.
+        """
+        files, usual = resolve_model(files.resolved(), self.variant, say)
+        wishes = replace(self, frames=self._frames(files, usual, warn))
+        recipe, request = wishes.recipe(usual, files), wishes.request(usual)
+        if self.fps is not None and not 1 / FAR <= self.fps / usual.fps <= FAR:
+            warn(
+                f"{self.fps:g} fps is far from the {usual.fps:g} that the model learned; motion may look wrong."
+            )
+        return Job(request, recipe, files, self.batch_guidance)
+
+    def request(self, usual: Defaults) -> Request:
+        """The request, where ``usual`` holds the checkpoint's defaults."""
+        wanted = self._over(usual)
+        return Request(
+            self.prompt,
+            recipes.finished(wanted.shape, self.dfr) if self.dfr else wanted.shape,
+            negative_prompt=wanted.negative_prompt,
+            seed=secrets.randbits(32) if self.seed is None else self.seed,
+            audio=wanted.audio,
+            inputs=self.inputs,
+            enhance=self.enhance,
+            tiling=self.tiling,
+            timed=self.duration == AUTO,
+        )
+
+    def recipe(self, usual: Defaults, files: Files) -> Recipe:
+        """How to sample, where ``usual`` holds the checkpoint's defaults."""
+        wanted = self._over(usual)
+        if self.dfr is not None:
+            detailing = recipes.DETAILING * bool(files.detailing_lora)
+            return recipes.fidelity(self.dfr, detailing)
+        if self.hq:
+            half = geometry_of(files, "dev").latents(wanted.shape.scaled(0.5))
+            said = {name: getattr(self, name) for name in ("steps", *STRENGTHS)}
+            said = {name: value for name, value in said.items() if value is not None}
+            return wanted.hq(half.tokens, **said)
+        if self.guidance:
+            return recipes.dev(wanted.steps, self.guidance, self.two_stage)
+        return wanted.recipe(self.variant, self.two_stage)
+
+    def _over(self, usual: Defaults) -> Defaults:
+        """What was said, and ``usual`` for the rest."""
+        names = (field.name for field in fields(usual))
+        return usual.given(**{name: getattr(self, name, None) for name in names})
+
+    def _frames(self, files: Files, usual: Defaults, warn: Say) -> int | None:
+        """The frames that last as long as ``duration``; the dev model's are rounded, as scripts for it expect."""
+        step = geometry_of(files, self.variant).video.time
+        if self.duration not in (None, AUTO):
+            return nearest_frames(self.duration, self.fps or usual.fps, step)
+        if self.variant != "dev" or self.frames is None or self.frames < 1:
+            return self.frames
+        nearest = round((self.frames - 1) / step) * step + 1
+        if nearest != self.frames:
+            warn(f"{self.frames} frames are none of 1 + {step}k; making {nearest}.")
+        return nearest
