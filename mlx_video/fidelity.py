@@ -53,9 +53,12 @@ class FidelityPipeline(Pipeline):
     def _encode_inputs(self, request: Request) -> Generator[Step, None, list]:
         """The conditions of each stage, and then those of each tile of each round."""
         stages = yield from super()._encode_inputs(request)
+        layouts = self.recipe.layouts(
+            request.shape, self.components.geometry.video.time
+        )
         rounds = [
             [self._tile_inputs(request, number, tile) for tile in layout]
-            for number, layout in enumerate(self._layouts(request), start=1)
+            for number, layout in enumerate(layouts, start=1)
         ]
         return stages + rounds
 
@@ -70,12 +73,6 @@ class FidelityPipeline(Pipeline):
             networks = {"video_encoder": encoder}
             parts = Parts(networks, self.components.geometry, self.defaults.image_crf)
             return [given.encode(parts, shape) for given in moved]
-
-    def _layouts(self, request: Request) -> list[list[dfr.Tile]]:
-        """The tiles of each round."""
-        canvas = dfr.Canvas.of(self.recipe.staged(request.shape).frames)
-        time = self.components.geometry.video.time
-        return dfr.layouts(canvas, len(self.recipe.rounds), time)
 
     def _told(self, request: Request, number: int, tile: dfr.Tile) -> VideoPixelShape:
         """A tile of round ``number``, at the frame rate that the transformer is told."""
@@ -102,9 +99,9 @@ class FidelityPipeline(Pipeline):
         """The clip on its canvas with its pictures, at the size of a stage, and its sound; or a round."""
         if number >= len(self.recipe.stages):
             return (yield from self._round(sampling, number, before))
-        stage, canvas = self.recipe.stages[number], sampling.request.shape
-        frames = dfr.Canvas.of(self.recipe.staged(canvas).frames).keyframes
-        size, place = self._place(self.recipe.shape(canvas, number))
+        stage, clip = self.recipe.stages[number], sampling.request.shape
+        frames = self.recipe.keyframes(clip)
+        size, place = self._place(self.recipe.shape(clip, number))
         latents, stack, seen = before.latents, None, []
         if latents.video is not None:
             latents = yield from self._upsample(latents, stage)
@@ -133,12 +130,13 @@ class FidelityPipeline(Pipeline):
         seams = dfr.doubled(before.pictures)
         pictures = dict(zip(seams, before.pictures.values()))
         request, round_ = sampling.request, number - len(self.recipe.stages) + 1
-        layout = self._layouts(request)[round_ - 1]
+        time = geometry.video.time
+        layout = self.recipe.layouts(request.shape, time)[round_ - 1]
         videos, made = [], []
         for index, tile in enumerate(layout):
             shape = self._told(request, round_, tile)
             size, place = self._place(shape)
-            part = video[:, :, tile.latents(geometry.video.time)]
+            part = video[:, :, tile.latents(time)]
             between = dfr.tile_conditions(tile, pictures, part, place)
             given = [*sampling.conditions[number][index], AV(between)]
             states = initial_states(shape, geometry, AV(part), given, audio=False)

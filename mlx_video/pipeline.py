@@ -261,9 +261,8 @@ class Pipeline:
         yield Step("encode inputs", 0, len(stages))
         conditions = []
         with ExitStack() as loans:
-            needs = {name for given in inputs for name in given.needs}
             lend = self.components.lend
-            networks = {name: loans.enter_context(lend(name)) for name in needs}
+            networks = {n: loans.enter_context(lend(n)) for n in request.encoders}
             geometry, crf = self.components.geometry, self.defaults.image_crf
             parts = Parts(networks, geometry, crf)
             for number in range(len(stages)):

@@ -10,29 +10,23 @@ from typing import Iterable, Iterator, Mapping, NamedTuple
 import mlx.core as mx
 
 from mlx_video.errors import UserError
-from mlx_video.inputs import Input, taken_by
-from mlx_video.models.ltx import dfr
+from mlx_video.inputs import taken_by
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.models.ltx.pieces import SMALL
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
 from mlx_video.recipes import Recipe, Stage
+from mlx_video.request import Request
 from mlx_video.sampling.guidance import passes_of
-from mlx_video.types import (
-    AV,
-    Geometry,
-    PromptEmbeddings,
-    VideoPixelShape,
-    VideoScale,
-)
+from mlx_video.types import AV, Geometry, PromptEmbeddings, VideoPixelShape, VideoScale
 
 GB = 10**9
 LIBRARIES = "libraries"  # a phase
 LIBRARY_BYTES = 200e6  # of a process beside MLX's arrays, and of the clip's encoder: 90 to 200 were seen
 OFFERED = 0.95  # of a machine's memory; the rest is the system's
+LETTERS_PER_TOKEN = 3  # of a prompt, at least, in most languages
 KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
 TILINGS = "conservative", "default", "aggressive"  # those with fewer seams first
 # Floating-point operations per second of the transformer, by device: those of docs/measurements/2026-11.md.
@@ -42,73 +36,60 @@ PASSES_TO_DECODE = 0.5  # as long as so many passes of the last stage: 0.3 for l
 
 
 class Work(NamedTuple):
-    """What the plan needs to know of a request.
+    """What the plan needs to know of a run.
 
-    inputs         what the clip is made from besides the prompt
-    prompt_tokens  upper bound for the longest prompt; capped at what the text encoder takes
-    batched        whether the guided passes run at once
-    previews       whether the clip is shown while it is sampled, where memory allows it
-    keep           whether the large parts stay loaded afterwards, likewise
-    sampled        whether the latents are there, so that they need only be decoded
+    batched   whether the guided passes run at once
+    previews  whether the clip is shown while it is sampled, where memory allows it
+    keep      whether the large parts stay loaded afterwards, likewise
+    sampled   whether the latents are there, so that they need only be decoded
     """
 
-    shape: VideoPixelShape
+    request: Request
     recipe: Recipe
-    audio: bool = False
-    inputs: tuple[Input, ...] = ()
-    prompt_tokens: int = MAX_TOKENS
-    tiling: str = "auto"
     batched: bool = False
     previews: bool = False
     keep: bool = False
     sampled: bool = False
 
     @property
-    def model_type(self) -> LTXModelType:
-        """The streams of the transformer that it takes."""
-        return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
+    def shape(self) -> VideoPixelShape:
+        return self.request.shape
 
-    def staged(self, stage: Stage) -> VideoPixelShape:
-        """What a stage samples."""
-        return self.recipe.staged(self.shape).scaled(stage.scale)
+    @property
+    def prompt_tokens(self) -> int:
+        """Upper bound for the longest prompt; the text encoder takes no more than its context."""
+        request = self.request
+        letters = max(map(len, (request.prompt, request.negative_prompt)))
+        return MAX_TOKENS if request.enhance else letters // LETTERS_PER_TOKEN + 2
 
-    def tokens(self, stage: Stage, geometry: Geometry) -> AV[int]:
-        """Tokens of each modality in a stage."""
-        shape = self.staged(stage)
+    def tokens(self, number: int, geometry: Geometry) -> AV[int]:
+        """Tokens of each modality in stage ``number``, counted from 0."""
+        recipe, shape = self.recipe, self.recipe.shape(self.shape, number)
         grid = geometry.latents(shape)
-        sound = geometry.audio_frames(self.shape) if self.audio else None
-        tokens = AV(
-            grid.tokens + self.recipe.pictures(shape) * grid.tokens_per_frame, sound
-        )
-        if stage.detailing:  # it looks at the clip of the stage before
-            before = self.recipe.stages[self.recipe.stages.index(stage) - 1]
-            seen = geometry.latents(self.staged(before)).tokens
-            tokens = replace(tokens, video=tokens.video + seen)
-        for given in taken_by(self.inputs, self.recipe.stages.index(stage)):
+        video = grid.tokens + len(recipe.keyframes(self.shape)) * grid.tokens_per_frame
+        if recipe.stages[number].detailing:  # it looks at the clip of the stage before
+            video += geometry.latents(recipe.shape(self.shape, number - 1)).tokens
+        sound = geometry.audio_frames(self.shape) if self.request.audio else None
+        tokens = AV(video, sound)
+        for given in taken_by(self.request.inputs, number):
             tokens = tokens.map(lambda n, more: n + (more or 0), given.tokens(grid))
         return tokens
 
     def round_tokens(self, geometry: Geometry) -> Iterator[tuple[AV[int], int]]:
         """Tokens of the largest tile in each of DFR's rounds, and the number of its tiles."""
-        if self.recipe.rounds:
-            canvas = dfr.Canvas.of(self.recipe.staged(self.shape).frames)
-            cells, time = (
-                geometry.latents(self.shape).tokens_per_frame,
-                geometry.video.time,
-            )
-            for layout in dfr.layouts(canvas, len(self.recipe.rounds), time):
-                tokens = AV(max(tile.cells(time) for tile in layout) * cells)
-                yield tokens, len(layout)
+        cells, time = geometry.latents(self.shape).tokens_per_frame, geometry.video.time
+        for layout in self.recipe.layouts(self.shape, time):
+            yield AV(max(tile.cells(time) for tile in layout) * cells), len(layout)
 
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        """The networks that the inputs need; they are lent together."""
-        return tuple(sorted({name for given in self.inputs for name in given.needs}))
+    def sized(self, **changes: int) -> "Work":
+        """The same for a clip of another shape."""
+        shape = self.shape._replace(**changes)
+        return self._replace(request=replace(self.request, shape=shape))
 
     def shorter(self, scale: VideoScale) -> Iterator["Work"]:
         """The same with ever fewer frames."""
         for frames in range(self.shape.frames - scale.time, scale.time, -scale.time):
-            yield self._replace(shape=self.shape._replace(frames=frames))
+            yield self.sized(frames=frames)
 
     def smaller(self, scale: VideoScale) -> Iterator["Work"]:
         """The same at ever smaller sizes of about the same proportions, down to two latent cells a side."""
@@ -117,8 +98,7 @@ class Work(NamedTuple):
         least = -(-2 // shrink)
         for rows in range(height // cell[0] - 1, least - 1, -1):
             columns = max(least, round(width / height * rows * cell[0] / cell[1]))
-            shape = self.shape._replace(height=rows * cell[0], width=columns * cell[1])
-            yield self._replace(shape=shape)
+            yield self.sized(height=rows * cell[0], width=columns * cell[1])
 
 
 class Phase(NamedTuple):
@@ -190,7 +170,7 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     room = limit - libraries.peak
     for chosen, residency in _residencies(components, work.sampled):
         for work, residency in _with_extras(work, residency):
-            footprint = Footprint(components, work.model_type, residency)
+            footprint = Footprint(components, work.request.model_type, residency)
             steps = libraries, *phases(footprint, work, room)
             lent = components.under(residency)
             found = Plan(steps, limit, lent, chosen, previews=work.previews)
@@ -203,19 +183,20 @@ def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
     """In the order of the run, under its names; ``room`` for MLX's arrays decides how the video is decoded."""
     if not work.sampled:
         yield from _until_sampled(footprint, work)
-    if work.audio:
+    if work.request.audio:
         yield _sound(footprint, work)
     yield _video(footprint, work, room)
 
 
 def _until_sampled(footprint: Footprint, work: Work) -> Iterator[Phase]:
     yield _prompt(footprint, work)
-    if read := max((given.read_bytes for given in work.inputs), default=0):
+    inputs, encoders = work.request.inputs, work.request.encoders
+    if read := max((given.read_bytes for given in inputs), default=0):
         yield Phase("read pictures", 0, read)
-    if work.encoders:
-        seen = "video_encoder" in work.encoders
+    if encoders:  # which are lent together
+        seen = "video_encoder" in encoders
         image = footprint.image(*work.shape[1:3]) if seen else 0
-        yield _phase(footprint, "encode inputs", image, *work.encoders)
+        yield _phase(footprint, "encode inputs", image, *encoders)
     yield from _stages(footprint, work)
     yield from _rounds(footprint, work)
 
@@ -240,16 +221,17 @@ def _prompt(footprint: Footprint, work: Work) -> Phase:
 
 def _stages(footprint: Footprint, work: Work) -> Iterator[Phase]:
     geometry, shown = footprint.components.geometry, 0.0
-    for number, stage in enumerate(work.recipe.stages, start=1):
-        tokens, passes = work.tokens(stage, geometry), _passes(work, stage)
+    for number, stage in enumerate(work.recipe.stages):
+        tokens, passes = work.tokens(number, geometry), _passes(work, stage)
         if work.previews:
-            frame = geometry.latents(work.staged(stage))._replace(frames=1)
+            shape = work.recipe.shape(work.shape, number)
+            frame = geometry.latents(shape)._replace(frames=1)
             decoder = footprint.part("video_decoder")
             shown = decoder.activation_bytes(frame, StreamPlan())
         together = work.batched or footprint.residency.low_memory
         sampling = _Sampling(tokens, passes, passes if together else 1, passes, shown)
-        finer = tokens.video if number > 1 else 0
-        yield from sampling.phases(footprint, stage, f"stage {number}", finer)
+        finer = tokens.video if number else 0
+        yield from sampling.phases(footprint, stage, f"stage {number + 1}", finer)
 
 
 def _rounds(footprint: Footprint, work: Work) -> Iterator[Phase]:
@@ -309,11 +291,12 @@ def _sound(footprint: Footprint, work: Work) -> Phase:
 def _video(footprint: Footprint, work: Work, room: float) -> Phase:
     others = footprint.residency.keep - {"video_decoder"}
     free = room - sum(map(footprint.weights, others))
-    video = footprint.video(work.shape, work.tiling, free)
+    video = footprint.video(work.shape, work.request.tiling, free)
     decode = _phase(footprint, DECODE, video, "video_decoder")
     if work.sampled:  # there is no other to compare it with
         return decode
-    tokens = work.tokens(work.recipe.stages[-1], footprint.components.geometry)
+    last = len(work.recipe.stages) - 1
+    tokens = work.tokens(last, footprint.components.geometry)
     one = footprint.part("transformer").operations(tokens, footprint.context)
     return decode._replace(operations=PASSES_TO_DECODE * one)
 
@@ -356,7 +339,7 @@ def _libraries() -> Phase:
 
 def _passes(work: Work, stage: Stage) -> int:
     """Forwards in each step of a stage."""
-    streams = AV(True, work.audio or None)
+    streams = AV(True, work.request.audio or None)
     strengths = streams.map(lambda _, guidance: guidance, stage.guidance)
     return len(passes_of(PromptEmbeddings(AV(), AV()), strengths))
 
@@ -394,13 +377,14 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
         return all(p.peak <= plan.room for p in phases(footprint, work, plan.room))
 
     components, own = footprint.components, footprint.residency
-    tilings = (mode for mode in TILINGS if fits(work._replace(tiling=mode)))
+    tiled = {mode: replace(work.request, tiling=mode) for mode in TILINGS}
+    tilings = (mode for mode in TILINGS if fits(work._replace(request=tiled[mode])))
     settings = [f"--tiling {mode}" for mode in tilings][:1]
     for setting, kept in (
         ("--quantize 4", replace(own, quantize=4)),
         ("--low-memory", replace(own, low_memory=True)),
     ):
-        if fits(work, Footprint(components, work.model_type, kept)):
+        if fits(work, Footprint(components, work.request.model_type, kept)):
             settings.append(setting)
     scale = components.geometry.video
     sizes = () if work.sampled else (work.shorter(scale), work.smaller(scale))

@@ -151,11 +151,16 @@ class Recipe:
         canvas = dfr.Canvas.of((shape.frames - 1) // factor + 1)
         return shape._replace(frames=canvas.frames, fps=shape.fps / factor)
 
-    def pictures(self, canvas: VideoPixelShape) -> int:
-        """How many pictures DFR generates along with the clip, besides any the user asks for."""
+    def keyframes(self, clip: VideoPixelShape) -> tuple[int, ...]:
+        """Frames of the canvas where DFR generates pictures, besides any the user asks for."""
         if self.rounds is None:
-            return 0
-        return len(dfr.Canvas.of(canvas.frames).keyframes)
+            return ()
+        return dfr.Canvas.of(self.staged(clip).frames).keyframes
+
+    def layouts(self, clip: VideoPixelShape, time_scale: int) -> list[list[dfr.Tile]]:
+        """The tiles of each of DFR's rounds."""
+        canvas = dfr.Canvas.of(self.staged(clip).frames)
+        return dfr.layouts(canvas, len(self.rounds or ()), time_scale)
 
     @property
     def shrink(self) -> int:

@@ -20,12 +20,10 @@ from mlx_video.formats.safetensors import clip
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
 from mlx_video.models.ltx.find import find_geometry
-from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
 
 RECORD_KEY = "mlx_video"  # of the record, in a file's metadata
-LETTERS_PER_TOKEN = 3  # of a prompt, at least, in most languages
 MOST_BYTES = 2**20  # of a record
 
 
@@ -81,23 +79,9 @@ class Job:
     ) -> plans.Plan:
         """The memory plan of the job, or of its decoding where it is ``sampled``, fitted into ``limit`` bytes or the
         machine; loads no weights."""
-        work = self.work()._replace(previews=previews, keep=keep, sampled=sampled)
+        batched = self.batch_guidance
+        work = plans.Work(self.request, self.recipe, batched, previews, keep, sampled)
         return plans.plan(self.components(announce, sampled), work, limit)
-
-    def work(self) -> plans.Work:
-        """What the memory plan needs to know of the job."""
-        request = self.request
-        letters = max(map(len, (request.prompt, request.negative_prompt)))
-        tokens = MAX_TOKENS if request.enhance else letters // LETTERS_PER_TOKEN + 2
-        return plans.Work(
-            request.shape,
-            self.recipe,
-            request.audio,
-            inputs=request.inputs,
-            prompt_tokens=tokens,
-            tiling=request.tiling,
-            batched=self.batch_guidance,
-        )
 
     def planned(self, plan: plans.Plan) -> "Job":
         """The same job, with the residency that ``plan`` chose and the model that was found."""

@@ -76,12 +76,17 @@ class Request:
         """The streams of the transformer that it takes."""
         return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the networks that the inputs need."""
+        return tuple(sorted({name for given in self.inputs for name in given.needs}))
+
     def needs(self, recipe: Recipe) -> tuple[str, ...]:
         """Names of the parts that this request uses under ``recipe``."""
         unused = set()
         if not self.audio:
             unused |= {"audio_decoder", "vocoder"}
-        needed = {name for given in self.inputs for name in given.needs}
+        needed = set(self.encoders)
         unused |= {"video_encoder"} - needed
         if self.timed:
             needed.add("duration_head")

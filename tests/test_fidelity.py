@@ -68,10 +68,9 @@ def test_other_numbers_of_rounds_are_refused(rounds):
 
 def test_pictures_count_in_the_plan():
     recipe = fidelity(1)
-    work = Work(
-        finished(SHAPE, 1), recipe, False
-    )  # five latent frames of 2x2, a picture
-    tokens = [work.tokens(stage, LTX_2.geometry).video for stage in recipe.stages]
+    work = Work(Request("a cat", finished(SHAPE, 1)), recipe)
+    # Five latent frames of 2x2, a picture.
+    tokens = [work.tokens(number, LTX_2.geometry).video for number in (0, 1)]
     assert tokens == [5 + 1, 4 * (5 + 1)]
     ((tile, tiles),) = work.round_tokens(
         LTX_2.geometry
@@ -102,7 +101,8 @@ def test_a_picture_stands_in_each_tile_at_the_rate_that_its_round_tells(model, p
     assert len(third) == 1  # which leads in from the first frame
     assert given.positions[0, 0, 0, 0].item() == pytest.approx(16 / 48)
     assert later.positions[0, 0, 0, 0].item() == pytest.approx(32 / 60)  # not 96
-    assert [tile.start for tile in pipeline._layouts(request)[1]] == [0, 0]
+    layouts = pipeline.recipe.layouts(shape, LTX_2_5.geometry.video.time)
+    assert [tile.start for tile in layouts[1]] == [0, 0]
 
 
 def test_the_temporal_upsampler_is_fetched_where_it_is_missing(tmp_path, monkeypatch):
@@ -182,15 +182,18 @@ def detailing(tmp_path) -> Path:
 def test_what_a_detailing_stage_looks_at_counts_in_the_plan(model):
     geometry = Components.open(model, needs=["video_decoder"]).geometry
     shape = VideoPixelShape(33, 64, 64, 24.0)
-    plain, detailed = (Work(shape, fidelity(0, d)) for d in (0.0, 0.5))
-    tokens = [w.tokens(w.recipe.stages[1], geometry).video for w in (plain, detailed)]
-    assert tokens[1] - tokens[0] == geometry.latents(plain.staged(plain.recipe.stages[0])).tokens  # fmt: skip
+    request = Request("a cat", shape)
+    plain, detailed = (Work(request, fidelity(0, d)) for d in (0.0, 0.5))
+    tokens = [work.tokens(1, geometry).video for work in (plain, detailed)]
+    first = plain.recipe.shape(shape, 0)
+    assert tokens[1] - tokens[0] == geometry.latents(first).tokens
 
 
 def test_a_round_is_planned_with_all_of_its_tiles(model):
     parts = Components.open(model)
-    work = Work(finished(VideoPixelShape(241, 64, 64, 24.0), 1), fidelity(1), False)
-    footprint = Footprint(parts, work.model_type, parts.residency)
+    request = Request("a cat", finished(VideoPixelShape(241, 64, 64, 24.0), 1))
+    work = Work(request, fidelity(1))
+    footprint = Footprint(parts, request.model_type, parts.residency)
     ((tokens, tiles),) = work.round_tokens(parts.geometry)
     (stage,) = work.recipe.rounds
     one = parts.sketch("transformer").operations(tokens, footprint.context)

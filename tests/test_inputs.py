@@ -99,8 +99,8 @@ def test_a_new_kind_of_input_is_one_class(tint, model, tmp_path, monkeypatch, ca
     assert np.array_equal(a, c) and not np.array_equal(a, b)
     job = Job.from_record(tmp_path / "a.json")
     assert job.request.inputs == (tint(0.5),)
-    stage, geometry = recipes.distilled().stages[1], LTX_2.geometry
-    assert job.work().tokens(stage, geometry).video == 2 * 2 * 4 + 1
+    work = Work(job.request, job.recipe)
+    assert work.tokens(1, LTX_2.geometry).video == 2 * 2 * 4 + 1
 
 
 # Pictures
@@ -180,10 +180,9 @@ def test_only_the_first_stage_takes_generated_keyframes():
     image = Image("x.png", 8)
     assert taken_by((image, TWO), 0) == (image, TWO)
     assert taken_by((image, TWO), 1) == (image,)
-    recipe = recipes.distilled()
     shape = VideoPixelShape(17, 128, 192, 24.0)
-    work = Work(shape, recipe, False, inputs=(TWO,))
-    first, second = (work.tokens(stage, LTX_2.geometry).video for stage in recipe.stages)  # fmt: skip
+    work = Work(Request("a cat", shape, inputs=(TWO,)), recipes.distilled())
+    first, second = (work.tokens(n, LTX_2.geometry).video for n in (0, 1))
     assert (first, second) == (18 + 2 * 6, 72)
 
 

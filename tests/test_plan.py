@@ -23,6 +23,7 @@ from mlx_video.models.ltx.fitted import CPU, FLOAT32, GPU, QUEUED, QUEUED_FINER
 from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.gemma import Gemma3
 from mlx_video.models.ltx.gemma_config import Gemma3Config
+from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
@@ -73,6 +74,11 @@ class Laid(Components):
         model = Gemma3(Gemma3Config(**GEMMA_12B))
         model.set_dtype(self.dtype)
         return model
+
+
+def asked(shape=CLIP, recipe=recipes.distilled(), **wanted) -> Work:
+    """A run with the longest prompt."""
+    return Work(Request("a ball", shape, enhance=True, **wanted), recipe)
 
 
 @pytest.fixture
@@ -216,7 +222,8 @@ def test_weights_of_a_quantized_gemma_are_those_it_holds(tmp_path, bits, dtype):
 def test_the_prompt_of_the_full_model(full, quantize, peak):
     """GB of Gemma 12B, whose 2 GB of embeddings stay as they are, and of a short prompt's states."""
     full.residency = Residency(mx.bfloat16, quantize)
-    work = Work(CLIP, recipes.distilled(), prompt_tokens=128)
+    request = Request("x" * 378, CLIP, negative_prompt="")  # 128 tokens
+    work = Work(request, recipes.distilled())
     phase = plan(full, work, 80 * GB).phases[1]
     assert phase.name == "encode prompt"
     assert phase.peak == pytest.approx(peak * GB, rel=0.01)
@@ -305,7 +312,7 @@ def test_blending_takes_what_was_foreseen(frames):
     ],
 )
 def test_the_best_residency_that_fits(full, limit, chosen):
-    found = plan(full, Work(CLIP, recipes.distilled(), audio=True), limit * GB)
+    found = plan(full, asked(audio=True), limit * GB)
     assert (found.chosen, found.refusal) == (chosen, "")
     assert found.largest.peak <= limit * GB
     assert found.components.quantize == (8 if "8" in chosen else None)
@@ -315,7 +322,7 @@ def test_the_best_residency_that_fits(full, limit, chosen):
 
 @pytest.mark.slow
 def test_gemma_stays_exact_where_only_the_transformer_is_too_large(full):
-    work = Work(VideoPixelShape(481, 1024, 1536, 24.0), recipes.distilled())
+    work = asked(VideoPixelShape(481, 1024, 1536, 24.0))
     found = plan(full, work, 28 * GB)
     assert (found.chosen, found.refusal) == ("transformer read in each step", "")
 
@@ -323,7 +330,7 @@ def test_gemma_stays_exact_where_only_the_transformer_is_too_large(full):
 @pytest.mark.slow
 def test_gemma_is_quantized_beside_a_transformer_that_streams_already(full):
     full.residency = Residency(mx.bfloat16, low_memory=True)
-    found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
+    found = plan(full, asked(), 15 * GB)
     assert (found.chosen, found.refusal) == ("text encoder in 8 bits", "")
     assert (found.components.quantize, found.components.low_memory) == (8, True)
 
@@ -333,7 +340,7 @@ def test_gemma_is_quantized_beside_a_transformer_that_is_quantized_already(full)
     full.sources["transformer"] = replace(
         full.sources["transformer"], quantization={"bits": 8}
     )
-    found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
+    found = plan(full, asked(), 15 * GB)
     assert found.chosen == "text encoder in 8 bits"
     assert (found.components.quantize, found.components.low_memory) == (8, False)
 
@@ -342,21 +349,21 @@ def test_gemma_is_quantized_beside_a_transformer_that_is_quantized_already(full)
 def test_nothing_is_tried_where_all_is_quantized_already(full):
     for name in ("transformer", "text_encoder"):
         full.sources[name] = replace(full.sources[name], quantization={"bits": 8})
-    found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
+    found = plan(full, asked(), 15 * GB)
     assert found.components is full and "even with" not in found.refusal
 
 
 @pytest.mark.slow
 def test_what_the_user_chose_stays(full):
     full.residency = Residency(mx.bfloat16, 8)
-    found = plan(full, Work(CLIP, recipes.distilled()), 15 * GB)
+    found = plan(full, asked(), 15 * GB)
     assert found.refusal and not found.chosen
 
 
 @pytest.mark.slow
 def test_a_refusal_names_the_nearest_that_fits(full):
     full.residency = Residency(mx.bfloat16, 8)
-    work = Work(VideoPixelShape(481, 1024, 1536, 24.0), recipes.dev(), audio=True)
+    work = asked(VideoPixelShape(481, 1024, 1536, 24.0), recipes.dev(), audio=True)
     found = plan(full, work, 26 * GB)
     with pytest.raises(ValueError, match="481 frames of 1536x1024 need") as refused:
         found.check()
@@ -368,7 +375,9 @@ def test_a_refusal_names_the_nearest_that_fits(full):
         ((481, height, width), (481, height + 32, round(1.5 * (height + 32)))),
     ):
         at = [VideoPixelShape(*size, 24.0) for size in (shape, larger)]
-        fits = [plan(full, work._replace(shape=s), 26 * GB).refusal == "" for s in at]
+        fits = [
+            plan(full, work.sized(**s._asdict()), 26 * GB).refusal == "" for s in at
+        ]
         assert fits == [True, False]
 
 
@@ -382,7 +391,7 @@ def test_a_refusal_names_the_tiling_that_fits():
 
 @pytest.mark.slow
 def test_libraries_count_as_part_of_the_limit(full):
-    work = Work(CLIP, recipes.distilled())
+    work = asked()
     found = plan(full, work, 900 * GB)
     assert found.phases[0][:3] == (LIBRARIES, 0, LIBRARY_BYTES)
     peak = found.largest.peak
@@ -392,7 +401,7 @@ def test_libraries_count_as_part_of_the_limit(full):
 
 def test_a_picture_that_is_read_is_a_phase(full, tmp_path):
     PIL.Image.new("RGB", (900, 600)).save(tmp_path / "a.png")
-    work = Work(CLIP, recipes.distilled(), inputs=(Image(str(tmp_path / "a.png")),))
+    work = asked(inputs=(Image(str(tmp_path / "a.png")),))
     read = next(
         p for p in plan(full, work, 80 * GB).phases if p.name == "read pictures"
     )
@@ -401,14 +410,15 @@ def test_a_picture_that_is_read_is_a_phase(full, tmp_path):
 
 @pytest.mark.slow
 def test_where_no_size_fits(full):
-    found = plan(full, Work(CLIP, recipes.distilled()), 5 * GB)
+    found = plan(full, asked(), 5 * GB)
     assert "What fits: nothing, the limit is too low" in found.refusal
 
 
 @pytest.mark.slow
 def test_batched_passes_and_keyframes_take_more(full):
-    def stage(**options) -> float:
-        work = Work(CLIP, recipes.dev(), audio=True, **options)
+    def stage(batched=False, **options) -> float:
+        work = asked(recipe=recipes.dev(), audio=True, **options)
+        work = work._replace(batched=batched)
         steps = plan(full, work, 80 * GB).phases
         return next(phase for phase in steps if phase.name == "stage 1").activations
 
@@ -419,7 +429,7 @@ def test_batched_passes_and_keyframes_take_more(full):
 @pytest.mark.slow
 def test_a_tight_limit_decodes_in_smaller_pieces(full):
     def video(limit: float) -> float:
-        return plan(full, Work(CLIP, recipes.distilled()), limit * GB).phases[-1].peak
+        return plan(full, asked(), limit * GB).phases[-1].peak
 
     assert video(80) > video(3.5)
 
@@ -427,7 +437,7 @@ def test_a_tight_limit_decodes_in_smaller_pieces(full):
 @pytest.mark.slow
 def test_previews_are_planned_and_change_nothing_else(full):
     clip = VideoPixelShape(121, 512, 768, 24.0)
-    work = Work(clip, recipes.distilled(), audio=True)
+    work = asked(clip, audio=True)
     plain = plan(full, work, 80 * GB)
     shown = plan(full, work._replace(previews=True), 80 * GB)
     part = full.sketch("video_decoder")
@@ -440,7 +450,7 @@ def test_previews_are_planned_and_change_nothing_else(full):
     tight = (plain.largest.peak + shown.largest.peak) / 2
     assert not plan(full, work._replace(previews=True), tight).previews
     # A frame that takes more than a step is counted.
-    large = Work(clip._replace(frames=9, height=4096, width=4096), recipes.dev())
+    large = asked(clip._replace(frames=9, height=4096, width=4096), recipes.dev())
     stages = [
         next(p for p in plan(full, w, 900 * GB).phases if p.name == "stage 1")
         for w in (large, large._replace(previews=True))
@@ -453,7 +463,7 @@ def test_previews_are_planned_and_change_nothing_else(full):
 
 @pytest.mark.slow
 def test_what_stays_loaded_is_planned(full):
-    work = Work(CLIP, recipes.distilled(), audio=True, keep=True)
+    work = asked(audio=True)._replace(keep=True)
     limit, kept = 80 * GB, []
     for _ in range(3):
         found = plan(full, work, limit)
@@ -473,13 +483,21 @@ def test_what_is_loaded_already_is_not_taken_from_the_machine(monkeypatch):
     assert machine_bytes() >= 10**9 + ones.nbytes
 
 
-def test_a_job_says_what_memory_must_know():
-    images = (Image("a.png"), Image("b.png", 8))
-    request = Request("x" * 300, CLIP, negative_prompt="", inputs=images, audio=True)
-    job = Job(request, recipes.dev(), batch_guidance=True)
-    work = job.work()
-    assert (work.inputs, work.prompt_tokens) == (images, 102)
-    assert work.audio and work.batched and work.model_type is LTXModelType.AudioVideo
+def test_a_prompt_has_at_most_a_token_for_three_letters():
+    request = Request("x" * 300, CLIP, negative_prompt="y" * 30)
+    assert Work(request, recipes.dev()).prompt_tokens == 102
+    enhanced = replace(request, enhance=True)
+    assert Work(enhanced, recipes.dev()).prompt_tokens == MAX_TOKENS
+
+
+def test_the_guided_passes_of_a_job_are_planned_as_it_runs_them(monkeypatch):
+    works = []
+    monkeypatch.setattr(
+        "mlx_video.plan.plan", lambda _, work, limit: works.append(work)
+    )
+    request = Request("a ball", CLIP)
+    Job(request, recipes.dev(), Files(str(PACKAGED)), batch_guidance=True).plan()
+    assert works == [Work(request, recipes.dev(), batched=True)]
 
 
 def test_the_record_keeps_what_was_chosen(full):
