@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_video.disk import file_errors, file_size, folder_aside, is_there
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.formats import gguf, safetensors
-from mlx_video.formats.safetensors import LONGEST_HEADER, Header, clip, parse_json
+from mlx_video.formats.safetensors import TYPES, Header, clip, parse_json
 from mlx_video.formats.sniff import GGUF, sniff
 
 X = TypeVar("X")
@@ -26,15 +26,7 @@ GB = 10**9
 SHARD_BYTES = 5 * GB
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-
-# MLX's type for each type in a file; GGUF's packed types become float32.
-TYPES = {
-    "BOOL": mx.bool_,
-    **{f"U{bits}": getattr(mx, f"uint{bits}") for bits in (8, 16, 32, 64)},
-    **{f"I{bits}": getattr(mx, f"int{bits}") for bits in (8, 16, 32, 64)},
-    **dict.fromkeys(("F8_E4M3", "F8_E8M0"), mx.uint8),
-    **{"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32, "C64": mx.complex64},
-}
+LONGEST_JSON = 100 * 10**6  # bytes
 
 LONGEST = 240  # characters of what does not fit, in a message
 
@@ -62,7 +54,7 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
         home |= dict.fromkeys(header.tensors, file)
         try:
             if sniff(file) == GGUF:
-                weights |= gguf.read(file, mx.float32)[0]
+                weights |= gguf.read(file)
             else:
                 weights |= mx.load(str(file))
         except RuntimeError:
@@ -72,14 +64,7 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
 
 def read_header(file: Path) -> Header:
     """The header of a safetensors or GGUF file, fully checked: its tensors and metadata."""
-    if sniff(file) != GGUF:
-        return safetensors.read_header(file)
-    found = gguf.read_header(file)
-    entries = {
-        name: {"dtype": tensor.kind, "shape": list(tensor.shape)}
-        for name, tensor in found.tensors.items()
-    }
-    return Header(entries, gguf.texts(found))
+    return (gguf if sniff(file) == GGUF else safetensors).read_header(file)
 
 
 def stored_types(path: Path) -> dict[str, str]:
@@ -95,7 +80,7 @@ def outline(path: Path) -> Weights:
     """Placeholders with the names, shapes and types of ``read``, from the headers alone; NaN where the type allows."""
 
     def placeholder(entry: Mapping) -> mx.array:
-        dtype = TYPES.get(entry["dtype"], mx.float32)
+        dtype = TYPES.get(entry["dtype"], mx.float32)  # of GGUF's packed types
         nothing = float("nan") if mx.issubdtype(dtype, mx.floating) else 0
         return mx.full(entry["shape"], nothing, dtype)
 
@@ -160,7 +145,7 @@ def read_json(file: Path) -> dict:
     """The JSON object in ``file``; empty if there is no file. Raises ``UserError`` where it holds anything else."""
     if not file.is_file():
         return {}
-    if file_size(file) > LONGEST_HEADER:
+    if file_size(file) > LONGEST_JSON:
         raise UserError(f"{file} is too long for a table of settings.")
     with file_errors(file):
         text = file.read_bytes()

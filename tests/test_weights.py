@@ -76,14 +76,8 @@ def test_reads_nothing_before_it_is_evaluated():
         (b"abc", "is not a safetensors file"),
         (
             struct.pack("<Q", 10**6) + b'{"a"',
-            "is cut off: it is 12 bytes long, .* 1,000,008",
+            "is cut off or damaged: .* its 12 bytes",
         ),
-        (struct.pack("<Q", 8) + b'{"a": 12', "is damaged: its table of contents"),
-        (
-            struct.pack("<Q", 8) + b'{"a": 1}',
-            "is damaged: tensor a has no proper dtype",
-        ),
-        (struct.pack("<Q", 4) + b"{ \xff}", "is damaged: its table of contents"),
     ],
 )
 def test_refuses_what_is_no_whole_safetensors_file(tmp_path, content, message):
@@ -97,10 +91,10 @@ def test_refuses_a_file_that_is_too_short_or_too_long(tmp_path):
     file = tmp_path / "model.safetensors"
     whole = CHECKPOINT.read_bytes()
     file.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match="is cut off: it is .* Fetch it again"):
+    with pytest.raises(ValueError, match="is cut off or damaged: .* Fetch it again"):
         read(file)
     file.write_bytes(whole + b"!")
-    with pytest.raises(ValueError, match="is damaged: it is .* Fetch it again"):
+    with pytest.raises(ValueError, match="is cut off or damaged: .* Fetch it again"):
         read(file)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlx_video.disk import file_errors, file_size
 from mlx_video.errors import UserError
-from mlx_video.formats.safetensors import LONGEST_AXIS, LONGEST_HEADER, clip
+from mlx_video.formats.safetensors import LONGEST_AXIS, Header, clip
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -21,6 +21,7 @@ ALIGNMENT = "general.alignment"
 ARCHITECTURE = "general.architecture"
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of a tensor that had to be reshaped
 MOST_AXES = 8
+LONGEST_HEADER = 100_000_000  # bytes
 
 # Kinds of values in the header: struct's letter of each; 8 is a string and 9 a list.
 VALUES = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
@@ -36,11 +37,6 @@ class Tensor(NamedTuple):
     nbytes: int
 
 
-class Header(NamedTuple):
-    tensors: dict[str, Tensor]
-    metadata: dict[str, object]
-
-
 class Packing(NamedTuple):
     """A way to pack numbers: how many make a block, its bytes, and how to unpack blocks (n, bytes)."""
 
@@ -49,32 +45,30 @@ class Packing(NamedTuple):
     unpack: Callable[[mx.array], mx.array]
 
 
-def read(
-    file: Path, dtype: mx.Dtype = mx.bfloat16
-) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """The tensors of a GGUF file, dense and lazy, and its text values.
-
-    Quantized tensors become ``dtype``; others keep their stored type.
-    """
-    header = read_header(file)
+def read(file: Path) -> dict[str, mx.array]:
+    """The tensors of a GGUF file, lazily dense: quantized ones become float32, others keep their stored type."""
+    tensors, _ = _contents(file)
     with file_errors(file):
         data = np.memmap(file, mode="r")
-    tensors = {name: _dense(data, t, dtype) for name, t in header.tensors.items()}
-    return tensors, texts(header)
-
-
-def texts(header: Header) -> dict[str, str]:
-    """The text values of a file, such as the model's config and version."""
-    return {k: v for k, v in header.metadata.items() if isinstance(v, str)}
+    return {name: _dense(data, tensor) for name, tensor in tensors.items()}
 
 
 def read_header(file: Path) -> Header:
-    """What a GGUF file holds, and where. Raises ``UserError``, naming the file and the fault."""
+    """What a GGUF file holds: its tensors, and its text values, such as the model's config and version."""
+    tensors, values = _contents(file)
+    return Header(
+        {k: {"dtype": t.kind, "shape": list(t.shape)} for k, t in tensors.items()},
+        {k: value for k, value in values.items() if isinstance(value, str)},
+    )
+
+
+def _contents(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The places of a file's tensors, and its values. Raises ``UserError``, naming the file and the fault."""
     size = file_size(file)
     with file_errors(file), open(file, "rb") as stream:
         cursor = _Cursor(stream.read(LONGEST_HEADER))
     try:
-        metadata, entries = _contents(cursor)
+        metadata, entries = _table(cursor)
         alignment = metadata.get(ALIGNMENT, 32)
         if type(alignment) is not int or not 0 < alignment <= 2**20:
             raise ValueError(f"its {ALIGNMENT} is {clip(alignment, 30)}")
@@ -93,7 +87,7 @@ def read_header(file: Path) -> Header:
     except (ValueError, struct.error) as error:
         fault = "it ends in its header" if isinstance(error, struct.error) else error
         raise UserError(f"{file} is a damaged GGUF file: {fault}. Fetch it again.") from None  # fmt: skip
-    return Header(tensors, metadata)
+    return tensors, metadata
 
 
 class _Cursor:
@@ -137,7 +131,7 @@ def _letter(kind: int) -> str:
     return VALUES[kind]
 
 
-def _contents(cursor: _Cursor) -> tuple[dict[str, object], dict[str, tuple]]:
+def _table(cursor: _Cursor) -> tuple[dict[str, object], dict[str, tuple]]:
     """The values of a header, and name -> (shape, number of its packing, offset) of each tensor."""
     magic, version, tensors, values = cursor.take("4sIQQ")
     if magic != MAGIC or version not in VERSIONS:
@@ -181,11 +175,10 @@ def _placed(
     return Tensor(KINDS[kind], shape, begin, nbytes)
 
 
-def _dense(data: np.ndarray, tensor: Tensor, dtype: mx.Dtype) -> mx.array:
+def _dense(data: np.ndarray, tensor: Tensor) -> mx.array:
     packing = PACKINGS[tensor.kind]
     raw = mx.array(data[tensor.begin : tensor.begin + tensor.nbytes])
-    values = packing.unpack(raw.reshape(-1, packing.bytes)).reshape(tensor.shape)
-    return values.astype(dtype) if packing.numbers > 1 else values
+    return packing.unpack(raw.reshape(-1, packing.bytes)).reshape(tensor.shape)
 
 
 # Packings, as ggml defines them. Blocks are (n, bytes) of uint8; results (n, numbers) of float32.

@@ -41,58 +41,64 @@ def test_reads_a_header_that_is_right(tmp_path):
 
 DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 HOSTILE = {
-    "offsets of strings": ({"a": entry([2], "0", "8")}, "not two places in order"),
-    "offsets of null": (
-        {"a": {"dtype": "F32", "shape": [2], "data_offsets": None}},
-        "not two places in order: null",
-    ),
-    "one offset": ({"a": entry([2], 0, 8) | {"data_offsets": [8]}}, "not two places"),
-    "offsets backwards": ({"a": entry([2], 8, 0)}, "not two places"),
-    "an offset below 0": ({"a": entry([2], -8, 0)}, "not two places"),
-    "an offset of a truth": ({"a": entry([1], False, 4)}, "not two places"),
-    "a shape of strings": ({"a": entry(["2"], 0, 8)}, "not a list of sizes"),
-    "a negative axis": ({"a": entry([-2], 0, 8)}, "not a list of sizes"),
-    "an absurd axis": ({"a": entry([0, 10**30], 0, 0)}, "not a list of sizes"),
-    "a shape of another size": (
-        {"a": entry([3], 0, 8)},
-        r"of type F32 and shape \[3\] takes 12 bytes, and has 8",
-    ),
-    "an absurd size": ({"a": entry([2**31 - 1] * 9, 0, 8)}, "takes .* bytes, and has"),
-    "no entry": ({"a": 7}, "has no proper dtype, shape and data_offsets"),
-    "no shape": ({"a": {"dtype": "F32"}}, "has no proper dtype"),
-    "a dtype of a number": ({"a": entry([2], 0, 8, 7)}, "not a name: 7"),
-    "the same bytes twice": (
-        {"a": entry([2], 0, 8), "b": entry([1], 4, 8)},
-        "tensors a and b overlap",
-    ),
-    "metadata of a list": ({"__metadata__": [1]}, "__metadata__ is not an object of"),
-    "metadata of numbers": ({"__metadata__": {"a": 1}}, "__metadata__ is not an obj"),
-    "a list": (b"[1]", "is not a safetensors file"),
-    "deep JSON": (DEEP, "its table of contents is nested too deeply"),
-    "a name twice": (b'{"a":1,"a":2}', "its table of contents names a twice"),
-    "no UTF-8": (b'{"\xff":1}', "is not UTF-8"),
-    "a long number": (b'{"a":' + b"9" * 9999 + b"}", "a number that is too long"),
-    "a type of tomorrow": ({"a": entry([8], 0, 8, "F8_E5M2")}, "of type F8_E5M2"),
+    "offsets of strings": {"a": entry([2], "0", "8")},
+    "offsets of null": {"a": {"dtype": "F32", "shape": [2], "data_offsets": None}},
+    "one offset": {"a": entry([2], 0, 8) | {"data_offsets": [8]}},
+    "offsets backwards": {"a": entry([2], 8, 0)},
+    "an offset below 0": {"a": entry([2], -8, 0)},
+    "an offset of a truth": {"a": entry([1], False, 4)},
+    "a shape of strings": {"a": entry(["2"], 0, 8)},
+    "a negative axis": {"a": entry([-2], 0, 8)},
+    "an absurd axis": {"a": entry([0, 10**30], 0, 0), "b": entry([2], 0, 8)},
+    "a long axis": {"a": entry([0, 2**31], 0, 0), "b": entry([2], 0, 8)},
+    "a shape of another size": {"a": entry([3], 0, 8)},
+    "an absurd size": {"a": entry([2**31 - 1] * 9, 0, 8)},
+    "no entry": {"a": 7},
+    "no shape": {"a": {"dtype": "F32"}},
+    "a dtype of a number": {"a": entry([2], 0, 8, 7)},
+    "the same bytes twice": {"a": entry([2], 0, 8), "b": entry([1], 4, 8)},
+    "a file too short": {"a": entry([3], 0, 12)},
+    "a file too long": {"a": entry([1], 0, 4)},
+    "metadata of a list": {"__metadata__": [1]},
+    "metadata of numbers": {"__metadata__": {"a": 1}},
+    "deep JSON": DEEP,
+    "a name twice": b'{"a":1,"a":2}',
+    "no UTF-8": b'{"\xff":1}',
+    "a long number": b'{"a":' + b"9" * 9999 + b"}",
+    "a long text": {"a": entry([2], "8" * 9999, 8)},
 }
 
 
-@pytest.mark.parametrize("header, message", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_header_is_refused_in_a_sentence(tmp_path, header, message):
+@pytest.mark.parametrize("header", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_header_is_refused_in_a_sentence(tmp_path, header):
     file = write(tmp_path / "a.safetensors", header, bytes(8))
-    with pytest.raises(UserError, match=message) as error:
+    told = f"{file} is cut off or damaged: its table of contents does not describe its"
+    with pytest.raises(UserError, match=told):
         read(file)
-    assert str(file) in str(error.value) and len(str(error.value)) < 400
 
 
-def test_the_length_of_a_header_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlx_video.formats.safetensors.LONGEST_HEADER", 100)
+def test_a_list_and_a_type_that_mlx_does_not_read_are_named(tmp_path):
+    file = write(tmp_path / "a.safetensors", b"[1]", bytes(8))
+    with pytest.raises(UserError, match="a.safetensors is not a safetensors file"):
+        read(file)
+    write(file, {"a": entry([8], 0, 8, "F8_E5M2")}, bytes(8))
+    with pytest.raises(UserError, match="numbers of type F8_E5M2 .tensor a., which"):
+        read(file)
+
+
+@pytest.mark.parametrize("length", [5000, 2**40, 2**63])
+def test_a_header_longer_than_its_file_is_refused(tmp_path, length):
     file = tmp_path / "a.safetensors"
-    file.write_bytes(struct.pack("<Q", 5000) + b"{" + b" " * 5000)
-    with pytest.raises(UserError, match="table of contents claims 5,000 bytes"):
+    file.write_bytes(struct.pack("<Q", length) + b"{}")
+    with pytest.raises(UserError, match="is cut off or damaged: .* its 10 bytes"):
         read_header(file)
-    file.write_bytes(struct.pack("<Q", 2**63) + b"{}")
-    with pytest.raises(UserError, match="is cut off: it is 10 bytes long"):
-        read_header(file)
+
+
+def test_a_file_that_changed_is_read_again(tmp_path):
+    file = write(tmp_path / "a.safetensors", {"a": entry([2], 0, 8)}, bytes(8))
+    assert read_header(file).tensors.keys() == {"a"}
+    os.utime(write(file, {"b": entry([2], 0, 8)}, bytes(8)), ns=(0, 10**9))
+    assert read_header(file).tensors.keys() == {"b"}
 
 
 def test_what_is_no_ordinary_file_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Iterator, Mapping, NamedTuple
 
 from mlx_video import hub
-from mlx_video.formats.safetensors import BITS
+from mlx_video.formats.safetensors import TYPES
 from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.releases import Release, published
 
@@ -83,7 +83,7 @@ def _write(file: Path, header: Published) -> None:
     """A file as long as the header says, which takes no room on the disk."""
     entries, end = {"__metadata__": header.metadata}, 0
     for name, (dtype, shape) in header.tensors.items():
-        start, end = end, end + prod(shape) * BITS[dtype] // 8
+        start, end = end, end + prod(shape) * TYPES[dtype].size
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": (start, end)}
     text = json.dumps(entries).encode()
     with open(file, "wb") as out:
