@@ -52,7 +52,7 @@ class Guidance:
         if uncond is not None:
             guided = guided + cfg_delta(cond, uncond, self.cfg)
         if perturbed is not None:
-            guided = guided + stg_delta(cond, perturbed, self.stg)
+            guided = guided + (cond - perturbed) * self.stg
         if isolated is not None:
             guided = guided + cfg_delta(cond, isolated, self.modality)
         if self.rescale == 0.0:
@@ -64,11 +64,6 @@ class Guidance:
 def cfg_delta(cond: mx.array, uncond: mx.array, scale: float) -> mx.array:
     """What classifier-free guidance of strength ``scale`` adds to ``cond``; 0 at scale 1."""
     return (cond - uncond) * (scale - 1.0)
-
-
-def stg_delta(cond: mx.array, perturbed: mx.array, scale: float) -> mx.array:
-    """What spatiotemporal guidance of strength ``scale`` adds to ``cond``; 0 at scale 0."""
-    return (cond - perturbed) * scale
 
 
 def guided(
@@ -86,7 +81,7 @@ def guided(
     """
     passes = passes_of(prompt, guidance)
     together = batched and len(passes) > 1
-    run = (_run_together if together else _run_in_turn)(predict, passes.values())
+    run = (_together if together else _in_turn)(predict, passes.values())
 
     def denoise(states: AV[LatentState], sigma: float, step: int = 0) -> AV[mx.array]:
         predictions = run(states, sigma)
@@ -151,19 +146,12 @@ def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pas
     return passes
 
 
-def _run_in_turn(predict: Predict, passes: Collection[Pass]):
+def _in_turn(predict: Predict, passes: Collection[Pass]):
     """One call of the model for each pass."""
-
-    def run(states: AV[LatentState], sigma: float) -> list[AV[mx.array]]:
-        return [
-            predict(states, context, sigma, (perturbation,))
-            for context, perturbation in passes
-        ]
-
-    return run
+    return lambda states, sigma: [predict(states, c, sigma, (p,)) for c, p in passes]
 
 
-def _run_together(predict: Predict, passes: Collection[Pass]):
+def _together(predict: Predict, passes: Collection[Pass]):
     """One call with the passes stacked along the batch axis; masks and positions are shared."""
     contexts, perturbations = zip(*passes)
     context = contexts[0].map(lambda *each: mx.concatenate(each), *contexts[1:])

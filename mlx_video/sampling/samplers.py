@@ -74,13 +74,10 @@ def euler(
     """Euler steps along the rectified flow: x <- x + (x - x0) / sigma * (sigma' - sigma), in float32."""
     for index, sigma, sigma_next in _pairs(sigmas, start):
 
-        def step(state: LatentState, x0: mx.array) -> LatentState:
-            x0 = state.masked(x0)
-            return state._replace(
-                latent=euler_step(state.latent, x0, sigma, sigma_next)
-            )
+        def step(x: mx.array, x0: mx.array) -> mx.array:
+            return euler_step(x, x0, sigma, sigma_next)
 
-        states = states.map(step, denoise(states, sigma, index))
+        states = _moved(states, step, _clean(denoise, states, sigma, index))
         yield states, sigma_next
 
 
@@ -99,18 +96,15 @@ def euler_ancestral(
     eta    how much of the noise each step replaces, from 0 (none: plain Euler) to 1
     """
     for index, sigma, sigma_next in _pairs(sigmas, start):
-        x0s = denoise(states, sigma, index)
+
+        def step(x: mx.array, x0: mx.array, fresh: mx.array) -> mx.array:
+            return ancestral_step(x, x0, sigma, sigma_next, fresh, eta)
+
+        x0s = _clean(denoise, states, sigma, index)
         if sigma_next == 0:
-            latents = states.map(lambda state, x0: state.masked(x0), x0s)
+            states = _with_latents(states, x0s)
         else:
-
-            def step(state: LatentState, x0: mx.array, fresh: mx.array) -> mx.array:
-                x, x0 = state.latent, state.masked(x0)
-                x = ancestral_step(x, x0, sigma, sigma_next, fresh, eta)
-                return state.masked(x)
-
-            latents = states.map(step, x0s, noise(index, states))
-        states = _with_latents(states, latents)
+            states = _masked(_moved(states, step, x0s, noise(index, states)))
         yield states, sigma_next
 
 
@@ -133,8 +127,7 @@ def res_2s(
         states = _res_2s_step(denoise, states, sigma, sigma_next, noise, index)
         last = index == len(levels) - 2
         if last:
-            x0s = denoise(states, RES_2S_LAST_SIGMA, index + 1)
-            x0s = states.map(lambda state, x0: state.masked(x0), x0s)
+            x0s = _clean(denoise, states, RES_2S_LAST_SIGMA, index + 1)
             states = _with_latents(states, x0s)
         yield states, 0.0 if last else sigma_next
 
@@ -150,55 +143,28 @@ def _res_2s_step(
     noise: Noise,
     index: int,
 ) -> AV[LatentState]:
-    """One step: a prediction at ``sigma``, another at the geometric mean of both levels, and both combined."""
-    step = Res2s(sigma, sigma_next)
-    middle = math.sqrt(sigma * sigma_next)
+    """One step: a prediction x1 at ``sigma``, another x2 at the geometric mean of both levels, and both combined."""
+    h, middle = math.log(sigma / sigma_next), math.sqrt(sigma * sigma_next)
+    c, b2 = h * (0.5 * _phi_1(-h / 2)), 2 * _phi_2(-h)
+    b1 = _phi_1(-h) - b2
 
-    def masked(state: LatentState, x0: mx.array) -> mx.array:
-        return state.masked(x0)
+    def halfway(x: mx.array, x1: mx.array, fresh: mx.array) -> mx.array:
+        return sde_step(x, x + c * (x1 - x), sigma, middle, fresh)
 
-    def halfway(state: LatentState, x0: mx.array, fresh: mx.array) -> mx.array:
-        mid = step.middle(state.latent, x0)
-        return state.masked(sde_step(state.latent, mid, sigma, middle, fresh))
+    def anchor(x: mx.array, x1: mx.array, mid: mx.array) -> mx.array:
+        # The fixed point of x <- mid - c (x1 - x), which the official code iterates a hundred times.
+        return (mid - c * x1) / (1 - c) if h < 0.5 and sigma > 0.03 else x
 
-    first = states.map(masked, denoise(states, sigma, index))
-    mids = states.map(halfway, first, noise(2 * index, states))
-    anchors = states.map(lambda s, x0, mid: step.anchor(s.latent, x0, mid), first, mids)
-    between = _with_latents(states, mids)
-    second = states.map(masked, denoise(between, middle, index))
+    def whole(x: mx.array, x1: mx.array, x2: mx.array, fresh: mx.array) -> mx.array:
+        end = x + h * (b1 * (x1 - x) + b2 * (x2 - x))
+        return sde_step(x, end, sigma, sigma_next, fresh)
 
-    def whole(state: LatentState, x: mx.array, x1: mx.array, x2: mx.array, fresh):
-        return state.masked(sde_step(x, step.end(x, x1, x2), sigma, sigma_next, fresh))
-
-    ends = states.map(whole, anchors, first, second, noise(2 * index + 1, states))
-    return _with_latents(states, ends)
-
-
-class Res2s:
-    """Coefficients of one res_2s step; eps is a prediction of x0 seen from the anchor x."""
-
-    def __init__(self, sigma: float, sigma_next: float):
-        self.h = h = math.log(sigma / sigma_next)
-        self.refined = h < 0.5 and sigma > 0.03
-        self.a21 = 0.5 * _phi_1(-h / 2)
-        self.b2 = 2 * _phi_2(-h)
-        self.b1 = _phi_1(-h) - self.b2
-
-    def middle(self, x: mx.array, x1: mx.array) -> mx.array:
-        """Where the first prediction ``x1`` leads halfway from ``x``."""
-        return x + self.h * self.a21 * (x1 - x)
-
-    def anchor(self, x: mx.array, x1: mx.array, mid: mx.array) -> mx.array:
-        """The point from which ``x1`` leads to ``mid`` after the noise; ``x`` itself in long or late steps.
-
-        The fixed point of x <- mid - h a21 (x1 - x), which the official code iterates a hundred times.
-        """
-        c = self.h * self.a21
-        return (mid - c * x1) / (1 - c) if self.refined else x
-
-    def end(self, x: mx.array, x1: mx.array, x2: mx.array) -> mx.array:
-        """Where both predictions lead from the anchor ``x``."""
-        return x + self.h * (self.b1 * (x1 - x) + self.b2 * (x2 - x))
+    first = _clean(denoise, states, sigma, index)
+    between = _masked(_moved(states, halfway, first, noise(2 * index, states)))
+    second = _clean(denoise, between, middle, index)
+    anchors = _moved(states, anchor, first, between.map(lambda state: state.latent))
+    ends = _moved(anchors, whole, first, second, noise(2 * index + 1, states))
+    return _masked(ends)
 
 
 def _phi_1(z: float) -> float:
@@ -223,12 +189,7 @@ def sde_step(
 
 def euler_step(x: mx.array, x0: mx.array, sigma: float, sigma_next: float) -> mx.array:
     """One step from noise level ``sigma`` to ``sigma_next``, towards the predicted clean sample ``x0``."""
-    return x + to_velocity(x, x0, sigma) * (sigma_next - sigma)
-
-
-def to_velocity(x: mx.array, x0: mx.array, sigma: float) -> mx.array:
-    """The velocity at ``x`` of a flow that ends in ``x0``."""
-    return (x - x0) / sigma
+    return x + (x - x0) / sigma * (sigma_next - sigma)
 
 
 def ancestral_step(
@@ -275,6 +236,25 @@ def _pairs(sigmas: Sequence[float], start: int) -> Iterator[tuple[int, float, fl
     """(step, sigma, next sigma) from step ``start`` on."""
     pairs = zip(sigmas, sigmas[1:])
     return ((index, *pair) for index, pair in enumerate(pairs) if index >= start)
+
+
+def _clean(
+    denoise: Denoise, states: AV[LatentState], sigma: float, step: int
+) -> AV[mx.array]:
+    """The predicted clean samples, with the kept tokens restored."""
+    return states.map(lambda state, x0: state.masked(x0), denoise(states, sigma, step))
+
+
+def _moved(states: AV[LatentState], step: Callable, *given: AV) -> AV[LatentState]:
+    """``states`` whose latents are ``step`` of the latent and what is ``given`` for each modality."""
+    return states.map(
+        lambda state, *each: state._replace(latent=step(state.latent, *each)), *given
+    )
+
+
+def _masked(states: AV[LatentState]) -> AV[LatentState]:
+    """``states`` with the kept tokens restored."""
+    return states.map(lambda state: state._replace(latent=state.masked(state.latent)))
 
 
 def _with_latents(states: AV[LatentState], latents: AV[mx.array]) -> AV[LatentState]:

@@ -19,7 +19,6 @@ from mlx_video.sampling.samplers import (
     normalized,
     res_2s,
     sde_step,
-    to_velocity,
 )
 from mlx_video.sampling.schedules import STAGE_1_SIGMAS, STAGE_2_SIGMAS, ltx2_scheduler
 from mlx_video.types import AV
@@ -41,11 +40,6 @@ def test_the_second_stage_of_the_ancestral_recipe_has_the_official_noise_levels(
 def test_an_euler_step_is_the_official_one(index):
     step = euler_step(SAMPLE, DENOISED, *SIGMAS[index : index + 2])
     assert error(step, OFFICIAL[f"euler.step{index}"]) < 1e-5
-
-
-def test_velocity_is_the_official_one():
-    velocity = to_velocity(SAMPLE, DENOISED, 0.725)
-    assert error(velocity, OFFICIAL["x0.to_velocity"]) < 1e-6
 
 
 @pytest.mark.parametrize("index", [0, 4, 6])
