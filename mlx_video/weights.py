@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_video.disk import file_errors, file_size, folder_aside, is_there
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.formats import gguf, safetensors
-from mlx_video.formats.safetensors import TYPES, Header, clip, parse_json
+from mlx_video.formats.safetensors import TYPES, Header, clip, json_object
 from mlx_video.formats.sniff import GGUF, sniff
 
 X = TypeVar("X")
@@ -97,12 +97,7 @@ def read_config(path: Path) -> dict:
     if path.is_dir():
         return read_json(path / CONFIG)
     text = read_header(path).metadata.get("config", "{}")
-    found = parse_json(text, f"The config inside {path}")
-    if not isinstance(found, dict):
-        raise UserError(
-            f"The config inside {path} must be a JSON object; got {clip(found)}."
-        )
-    return found
+    return json_object(text, f"The config inside {path}")
 
 
 def tensor_files(path: Path) -> list[Path]:
@@ -149,10 +144,7 @@ def read_json(file: Path) -> dict:
         raise UserError(f"{file} is too long for a table of settings.")
     with file_errors(file):
         text = file.read_bytes()
-    found = parse_json(text, str(file))
-    if not isinstance(found, dict):
-        raise UserError(f"{file} must hold a JSON object; got {clip(found)}.")
-    return found
+    return json_object(text, str(file))
 
 
 # Naming

@@ -126,7 +126,7 @@ def test_refuses_a_config_that_is_not_json(tmp_path):
     with pytest.raises(ValueError, match="config.json is not JSON"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"must hold a JSON object; got \[1\]"):
+    with pytest.raises(ValueError, match=r"must be a JSON object; got \[1\]"):
         read_config(tmp_path)
 
 

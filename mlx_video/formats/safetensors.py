@@ -84,6 +84,14 @@ def parse_json(text: bytes | str, subject: str) -> object:
     raise UserError(f"{subject} {fault}.")
 
 
+def json_object(text: bytes | str, subject: str) -> dict:
+    """The JSON object in ``text``. Raises as ``parse_json``, and where it is another value."""
+    found = parse_json(text, subject)
+    if not isinstance(found, dict):
+        raise UserError(f"{subject} must be a JSON object; got {clip(found)}.")
+    return found
+
+
 def clip(text: object, most: int = 80) -> str:
     """``text``, or another value as JSON, for a message; at most ``most`` characters."""
     text = text if isinstance(text, str) else json.dumps(text, default=str)

@@ -16,8 +16,8 @@ from transformers import (
     Gemma4TextConfig,
 )
 
+from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors
-from mlx_video.models.ltx.connector_config import ConnectorConfig
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.weights import load
 from tests.reference import MODULE_TOLERANCE, error

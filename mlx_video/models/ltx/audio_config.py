@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.kinds import short
-from mlx_video.models.ltx.schema import Config
+from mlx_video.models.ltx.schema import Config, short
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
-"""Hyper-parameters of the transformer and of the upsamplers, read from the checkpoint's own metadata."""
+"""Hyper-parameters of the transformer, the text connectors and the upsamplers, from the checkpoint's own metadata."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import ClassVar, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.kinds import short
-from mlx_video.models.ltx.schema import Config
+from mlx_video.models.ltx.schema import Config, short
 from mlx_video.types import AV, Modality
 
 
@@ -34,23 +33,88 @@ class LTXRopeType(Enum):
 
 
 PRECISIONS = "float64", "float32"
-_CONNECTOR_KEYS = frozenset(
-    {
-        "connector_attention_head_dim",
-        "connector_num_attention_heads",
-        "connector_num_layers",
-        "connector_num_learnable_registers",
-        "connector_positional_embedding_max_pos",
-        "connector_norm_output",
-        "connector_apply_gated_attention",
-        "connector_learnable_registers_std",
-        "connector_ff_bias",
-        "audio_connector_attention_head_dim",
-        "audio_connector_num_attention_heads",
-        "audio_connector_num_layers",
-        "use_embeddings_connector",
+PROJECTION_KEYS = "caption_projection_first_linear", "caption_projection_second_linear"
+NORM_TYPE = "text_encoder_norm_type"
+
+
+def rope_precision(stated: object) -> dict[str, bool]:
+    """What ``frequencies_precision`` means, where a file states it; raises ``UserError`` for an unknown one."""
+    if stated is not None and stated not in PRECISIONS:
+        raise UserError(
+            f"LTXModelConfig: frequencies_precision must be {' or '.join(PRECISIONS)}; got {short(stated)}."
+        )
+    return {} if stated is None else {"double_precision_rope": stated == PRECISIONS[0]}
+
+
+@dataclass(frozen=True)
+class ConnectorStream:
+    """One stream's connector. Its width is heads x head dimension."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class ConnectorConfig(Config):
+    """The text connectors: the ``connector_*`` keys of block ``transformer``.
+
+    Audio sizes that are ``None`` equal video's. ``caption_channels`` is the language model's width, and
+    ``caption_proj_before_connector`` means that each stream has its own projection (LTX-2.3). No checkpoint states
+    ``text_layers``, the number of the language model's layers; ``TextConnectors.fit`` takes it from the projection's width.
+    """
+
+    connector_num_layers: int
+    connector_num_attention_heads: int
+    connector_attention_head_dim: int
+    connector_num_learnable_registers: int = 128
+    audio_connector_num_layers: int | None = None
+    audio_connector_num_attention_heads: int | None = None
+    audio_connector_attention_head_dim: int | None = None
+    connector_positional_embedding_max_pos: tuple[int] = (4096,)
+    connector_apply_gated_attention: bool = False
+    connector_ff_bias: bool = True
+    caption_channels: int = 3840
+    caption_proj_before_connector: bool = False
+    text_layers: int = 48
+    norm_eps: float = 1e-6
+    positional_embedding_theta: float = 10000.0
+    rope_type: LTXRopeType = LTXRopeType.INTERLEAVED
+    double_precision_rope: bool = False
+
+    POSITIVE: ClassVar = True
+    FIXED: ClassVar = {
+        "connector_norm_output": True,
+        "use_embeddings_connector": True,
+        "caption_proj_input_norm": False,
     }
-)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "ConnectorConfig":
+        data = dict(data) | rope_precision(data.get("frequencies_precision"))
+        # Each stream's own projection reads normalised text; LTX-2 does not state that its one does not.
+        norm = "per_token_rms" if data.get("caption_proj_before_connector") else "none"
+        stated = str(data.get(NORM_TYPE) or norm).lower()
+        # The rest of the block is the transformer's, which checks it.
+        known = {key: data[key] for key in cls.keys() & data.keys()}
+        return super().from_dict(known | {NORM_TYPE: stated}, {NORM_TYPE: norm})
+
+    @classmethod
+    def keys(cls) -> set[str]:
+        """The keys of the block that it reads."""
+        return {field.name for field in fields(cls)} | cls.FIXED.keys()
+
+    @property
+    def streams(self) -> AV[ConnectorStream]:
+        keys = ("num_layers", "num_attention_heads", "attention_head_dim")
+        video = [getattr(self, f"connector_{key}") for key in keys]
+        audio = [getattr(self, f"audio_connector_{key}") for key in keys]
+        audio = [v if a is None else a for v, a in zip(video, audio)]
+        return AV(ConnectorStream(*video), ConnectorStream(*audio))
 
 
 @dataclass(frozen=True)
@@ -143,14 +207,15 @@ class LTXModelConfig(Config):
         "rope_type": "interleaved",
         "double_precision_rope": False,
     }
-    UNUSED: ClassVar = _CONNECTOR_KEYS | {
+    UNUSED: ClassVar = {k for k in ConnectorConfig.keys() if "connector" in k} | {
         "_diffusers_version",
+        "connector_learnable_registers_std",
         "cross_attention_norm",
         "dropout",
         "norm_num_groups",
         "num_embeds_ada_norm",
         "num_vector_embeds",
-        "text_encoder_norm_type",
+        NORM_TYPE,
         "use_linear_projection",
     }
 
@@ -163,54 +228,26 @@ class LTXModelConfig(Config):
         """Read the ``transformer`` block; ``model_type`` says which of the checkpoint's streams to build."""
         data = cls.SILENT | dict(data, model_type=model_type)
         data |= rope_precision(data.pop("frequencies_precision", None))
-        _check_caption_projection(data)
-        return super().from_dict(data)
+        # Text is projected by two layers here, or by none, as two more keys repeat.
+        inside = not data.get("caption_proj_before_connector", False)
+        return super().from_dict(data, dict.fromkeys(PROJECTION_KEYS, inside))
 
     @property
     def streams(self) -> AV[StreamConfig]:
         """The streams that ``model_type`` names."""
-        video = StreamConfig(
-            self.num_attention_heads,
-            self.attention_head_dim,
-            self.in_channels,
-            self.out_channels,
-            self.cross_attention_dim,
-            self.positional_embedding_max_pos,
-            self.ff_bias,
-            self.use_keyframes_abs_pos_embedding,
+        keys = (
+            *("num_attention_heads", "attention_head_dim", "in_channels"),
+            *("out_channels", "cross_attention_dim", "positional_embedding_max_pos"),
+            "ff_bias",
         )
-        audio = StreamConfig(
-            self.audio_num_attention_heads,
-            self.audio_attention_head_dim,
-            self.audio_in_channels,
-            self.audio_out_channels,
-            self.audio_cross_attention_dim,
-            self.audio_positional_embedding_max_pos,
-            self.audio_ff_bias,
+        video, audio = (
+            [getattr(self, f"{own}{k}") for k in keys] for own in ("", "audio_")
         )
-        both = {Modality.VIDEO: video, Modality.AUDIO: audio}
+        both = {
+            Modality.VIDEO: StreamConfig(*video, self.use_keyframes_abs_pos_embedding),
+            Modality.AUDIO: StreamConfig(*audio),
+        }
         return AV(**{m.value: both[m] for m in self.model_type.modalities})
-
-
-def rope_precision(stated: object) -> dict[str, bool]:
-    """What ``frequencies_precision`` means, where a file states it; raises ``UserError`` for an unknown one."""
-    if stated is not None and stated not in PRECISIONS:
-        raise UserError(
-            f"LTXModelConfig: frequencies_precision must be {' or '.join(PRECISIONS)}; got {short(stated)}."
-        )
-    return {} if stated is None else {"double_precision_rope": stated == PRECISIONS[0]}
-
-
-def _check_caption_projection(data: dict[str, object]) -> None:
-    """Remove the two keys that repeat how the text is projected: by two layers here, or by none."""
-    inside = not data.get("caption_proj_before_connector", False)
-    for layer in ("first", "second"):
-        key = f"caption_projection_{layer}_linear"
-        if data.pop(key, inside) != inside:
-            raise UserError(
-                f"LTXModelConfig: {key} = {not inside} is not implemented by this version of mlx-video beside "
-                f"caption_proj_before_connector = {not inside}. The checkpoint may need a newer mlx-video."
-            )
 
 
 @dataclass(frozen=True)

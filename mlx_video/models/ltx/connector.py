@@ -12,8 +12,7 @@ import mlx.nn as nn
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import fitted, foreign_names
 from mlx_video.models.ltx.attention import Attention, FeedForward
-from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.connector_config import ConnectorConfig, ConnectorStream
+from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream, LTXModelType
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
 from mlx_video.models.ltx.source import Source

@@ -5,8 +5,9 @@ import re
 from typing import Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.connector_config import ConnectorConfig
-from mlx_video.models.ltx.gemma_config import GemmaConfig, json_object
+from mlx_video.formats.safetensors import json_object
+from mlx_video.models.ltx.config import ConnectorConfig
+from mlx_video.models.ltx.gemma_config import GemmaConfig
 
 log = logging.getLogger(__name__)
 

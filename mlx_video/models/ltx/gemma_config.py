@@ -1,16 +1,16 @@
 """A Gemma's ``config.json``, read strictly as far as its language model is concerned. Knows no tensors and no LTX."""
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar, Mapping, TypeVar
+from typing import ClassVar, Literal, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.gemma_shapes import FULL, SLIDING, inferred
-from mlx_video.models.ltx.kinds import short
-from mlx_video.models.ltx.schema import Config
+from mlx_video.formats.safetensors import json_object
+from mlx_video.models.ltx.schema import Config, short
 from mlx_video.weights import read_config, read_header, read_json
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+LAYER_MARK = ".self_attn.q_norm.weight"  # each layer of a Gemma has one
 PACKED_CONFIG = "gemma_config"  # the key of a packed file's metadata
 PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
 
@@ -26,35 +26,22 @@ def read_gemma_config(path: Path) -> dict:
         return read_config(path)
     header = read_header(path)
     if stated := header.metadata.get(PACKED_CONFIG):
-        return json_object(stated, path)
+        return json_object(stated, f"The config inside {path}")
     if found := read_json(path.with_name(f"{path.stem}_config.json")):
         return found if "model_type" in found else {}
     return inferred({key: tuple(t["shape"]) for key, t in header.tensors.items()})
-
-
-def json_object(text: str, path: Path | str) -> dict:
-    """The JSON object in ``text`` of ``path``. Raises ``UserError`` for anything else."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(
-            f"{path}: a Gemma's config must be a JSON object; this begins {text[:40]!r}. Fetch the file again."
-        )
-    return found
 
 
 @dataclass(frozen=True)
 class RopeConfig(Config):
     """How one kind of layer rotates its queries and keys."""
 
-    rope_type: str = "default"
+    rope_type: Literal["default", "linear", "proportional"] = "default"
     rope_theta: float | None = None
     factor: float = 1.0
     partial_rotary_factor: float = 1.0
 
-    TYPES: ClassVar = ("default", "linear", "proportional")
+    POSITIVE: ClassVar = True
 
     @classmethod
     def from_dict(cls, data: object) -> "RopeConfig":
@@ -62,12 +49,7 @@ class RopeConfig(Config):
             raise UserError(f"RopeConfig: must be an object; got {short(data)}.")
         # Files before transformers 4.43 call it "type".
         stated = {"rope_type": data["type"]} | data if "type" in data else data
-        config = super().from_dict(_known(cls, stated))
-        if config.rope_type not in cls.TYPES:
-            raise UserError(
-                f"RopeConfig: rope_type = {short(config.rope_type)} is not implemented, only {', '.join(cls.TYPES)}."
-            )
-        return _positive(config)
+        return super().from_dict(_known(cls, stated))
 
     def of(self, theta: float) -> dict[str, object]:
         """As mlx-lm takes it; ``theta`` applies if the file states none."""
@@ -80,20 +62,6 @@ def _known(config: type[Config], data: Mapping[str, object]) -> dict[str, object
     return {k: v for k, v in data.items() if k in names and v is not None}
 
 
-X = TypeVar("X", bound=Config)
-
-
-def _positive(config: X) -> X:
-    """``config``; raises ``UserError`` if a number in it is not above 0."""
-    for name, value in asdict(config).items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and not value > 0:
-            raise UserError(
-                f"{type(config).__name__}: {name} must be above 0; got {value}. The file may be damaged."
-            )
-    return config
-
-
 @dataclass(frozen=True)
 class GemmaConfig(Config):
     """The language model of any Gemma that this version runs.
@@ -103,6 +71,7 @@ class GemmaConfig(Config):
     """
 
     NAME: ClassVar[str]
+    POSITIVE: ClassVar = True
 
     hidden_size: int = 2304
     num_attention_heads: int = 8
@@ -128,7 +97,7 @@ class GemmaConfig(Config):
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "GemmaConfig":
-        config = _positive(super().from_dict(_known(cls, text)))
+        config = super().from_dict(_known(cls, text))
         if config.num_attention_heads % config.num_key_value_heads:
             raise UserError(
                 f"{cls.__name__}: num_key_value_heads = {config.num_key_value_heads} must divide num_attention_heads = "
@@ -219,17 +188,15 @@ class Gemma4Config(GemmaConfig):
         "hidden_activation": "gelu_pytorch_tanh",
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
+        "use_bidirectional_attention": "vision",
         "use_double_wide_mlp": False,
     }
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "Gemma4Config":
         # "vision" concerns the tokens of pictures only, and a prompt has none.
-        if text.get("use_bidirectional_attention") not in (None, False, "vision"):
-            raise UserError(
-                f"Gemma 4 with use_bidirectional_attention = {text['use_bidirectional_attention']!r} is not implemented, "
-                "only 'vision'."
-            )
+        if text.get("use_bidirectional_attention") is False:
+            del text["use_bidirectional_attention"]
         each = text.get("per_layer_config")  # as transformers writes it since 5.20
         full = next(iter(each.values()), {}) if isinstance(each, Mapping) else {}
         if isinstance(full, Mapping):
@@ -263,3 +230,62 @@ FAMILIES: dict[str, type[GemmaConfig]] = {
     "gemma4_text": Gemma4Config,
     "gemma4_unified_text": Gemma4Config,
 }
+
+
+# Inferred from shapes
+
+
+Shape = tuple[int, ...]
+
+
+def inferred(shapes: Mapping[str, Shape]) -> dict:
+    """A config from the shapes of a 12B Gemma's tensors; empty if they are not a Gemma's.
+
+    What shapes cannot tell is as in the Gemma 3 and the Gemma 4 that LTX was trained with.
+    """
+    count = sum(key.endswith(LAYER_MARK) for key in shapes)
+    if not count or "model.norm.weight" not in shapes:
+        return {}
+    heads = [_rows(shapes, i, "self_attn.q_norm") for i in range(count)]
+    text = {
+        "hidden_size": shapes["model.norm.weight"][0],
+        "vocab_size": shapes.get("model.embed_tokens.weight", (1,))[0],
+        "intermediate_size": _rows(shapes, 0, "mlp.gate_proj"),
+        "num_hidden_layers": count,
+        "num_attention_heads": _rows(shapes, 0, "self_attn.q_proj") // heads[0],
+        "num_key_value_heads": _rows(shapes, 0, "self_attn.k_proj") // heads[0],
+        "head_dim": heads[0],
+        "sliding_window": 1024,
+    }
+    newer = "model.layers.0.layer_scalar" in shapes
+    more = _gemma_4(shapes, heads) if newer else _gemma_3(heads[0])
+    kind = "gemma4" if newer else "gemma3"
+    return {"model_type": kind, "text_config": text | more}
+
+
+def _gemma_3(head_dim: int) -> dict:
+    return {
+        "model_type": "gemma3_text",
+        "query_pre_attn_scalar": head_dim,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    }
+
+
+def _gemma_4(shapes: Mapping[str, Shape], heads: list[int]) -> dict:
+    full = next((i for i, size in enumerate(heads) if size != heads[0]), 0)
+    values = f"model.layers.{full}.self_attn.v_proj.weight"
+    return {
+        "model_type": "gemma4_text",
+        "layer_types": [SLIDING if size == heads[0] else FULL for size in heads],
+        "global_head_dim": heads[full],
+        "num_global_key_value_heads": _rows(shapes, full, "self_attn.k_proj")
+        // heads[full],
+        "attention_k_eq_v": values not in shapes,
+        "final_logit_softcapping": 30.0,
+    }
+
+
+def _rows(shapes: Mapping[str, Shape], layer: int, name: str) -> int:
+    """Rows of a layer's weight; columns would mislead, since packed weights have fewer."""
+    shape = shapes.get(f"model.layers.{layer}.{name}.weight", ())
+    return max(shape[:1], default=1) or 1

@@ -3,8 +3,8 @@
 from typing import Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.kinds import LARGEST, short
 from mlx_video.models.ltx.parts import part_config
+from mlx_video.models.ltx.schema import LARGEST, short
 from mlx_video.models.ltx.source import Source
 from mlx_video.types import AudioScale, Geometry
 

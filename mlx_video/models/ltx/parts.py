@@ -11,8 +11,7 @@ from mlx_video.models.ltx.audio_config import (
     BigVGANVocoderConfig,
     VocoderConfig,
 )
-from mlx_video.models.ltx.config import LTXModelConfig, UpsamplerConfig
-from mlx_video.models.ltx.connector_config import ConnectorConfig
+from mlx_video.models.ltx.config import ConnectorConfig, LTXModelConfig, UpsamplerConfig
 from mlx_video.models.ltx.duration import DurationConfig
 from mlx_video.models.ltx.gemma_config import GemmaConfig
 from mlx_video.models.ltx.network import Network, read_part_config

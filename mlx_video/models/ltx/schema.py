@@ -1,15 +1,46 @@
 """The base of every config: what each key of the official ``config`` JSON means here.
 
 A key is a field that is used, has a fixed value, or means nothing at inference. Any other key, any other value of a fixed
-one, and a value that does not fit the field's annotation, stop the load by name.
+one, and a value that does not fit the field's annotation or that no model has, stop the load by name.
 """
 
+import math
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields
+from enum import Enum
 from functools import cache
-from typing import ClassVar, Mapping, get_type_hints
+from reprlib import Repr
+from types import NoneType, UnionType
+from typing import (
+    ClassVar,
+    Literal,
+    Mapping,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.kinds import conform, short
+
+LARGEST = 2**20  # of any whole number in a config; widths and rates stay far below
+MOST = 1024  # layers, blocks or heads, and entries of a list
+COUNTS = ("num_", "layers", "depth", "multiplier")  # in the names of such numbers
+
+LONGEST = 120  # letters of a value in a message
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict: "an object",
+    tuple: "a list",
+    NoneType: "null",
+}
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlevel = 3
 
 
 @dataclass(frozen=True)
@@ -17,26 +48,30 @@ class Config:
     """Base of every part's configuration.
 
     ``FIXED`` names keys with the one value that is implemented, ``UNUSED`` keys that mean nothing to the part, and
-    ``REQUIRED`` those that a file must state though the field has a default.
+    ``REQUIRED`` those that a file must state though the field has a default. ``POSITIVE`` = no number may be 0 or less.
     """
 
     FIXED: ClassVar[Mapping[str, object]] = {}
     UNUSED: ClassVar[frozenset[str]] = frozenset()
     REQUIRED: ClassVar[tuple[str, ...]] = ()
+    POSITIVE: ClassVar[bool] = False
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "Config":
-        """Build from the official JSON block; raises ``UserError`` naming keys that are unknown, missing or of a wrong value."""
-        kinds = _kinds(cls)
+    def from_dict(
+        cls, data: Mapping[str, object], fixed: Mapping[str, object] = {}
+    ) -> "Config":
+        """Build from the official JSON block; raises ``UserError`` naming keys that are unknown, missing or of a wrong value.
+
+        ``fixed`` names further keys with one value, which follows from others.
+        """
+        kinds, fixed = _kinds(cls), {**cls.FIXED, **fixed}
         for key, value in data.items():
-            if key in cls.FIXED and value != cls.FIXED[key]:
+            if key in fixed and value != fixed[key]:
                 raise UserError(
                     f"{cls.__name__}: {key} = {short(value)} is not implemented by this version of mlx-video, "
-                    f"which knows only {cls.FIXED[key]!r}. The checkpoint may need a newer mlx-video."
+                    f"which knows only {fixed[key]!r}. The checkpoint may need a newer mlx-video."
                 )
-        if unknown := sorted(
-            data.keys() - kinds.keys() - cls.FIXED.keys() - cls.UNUSED
-        ):
+        if unknown := sorted(data.keys() - kinds.keys() - fixed.keys() - cls.UNUSED):
             raise UserError(
                 f"{cls.__name__}: unknown keys {', '.join(map(_plain, unknown[:5]))}; this version of mlx-video cannot tell what they "
                 "change. The checkpoint may need a newer mlx-video."
@@ -45,11 +80,24 @@ class Config:
         if absent := [name for name in required if name not in data]:
             raise UserError(f"{cls.__name__}: the config lacks {', '.join(absent)}.")
         stated = [key for key in kinds if key in data]
-        return cls(**{k: conform(cls.__name__, k, data[k], kinds[k]) for k in stated})
+        return cls(**{key: cls._read(key, data[key], kinds[key]) for key in stated})
+
+    @classmethod
+    def _read(cls, key: str, value: object, kind: type) -> object:
+        """``value`` as ``kind``. Raises ``UserError`` if it is of another kind, or so large that building it would hang."""
+        try:
+            found = _of_kind(value, kind)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{cls.__name__}: {key} must be {_words(kind)}; got {short(value)}."
+            ) from None
+        if problem := _outside(key, found, cls.POSITIVE):
+            raise UserError(f"{cls.__name__}: {problem}. The file may be damaged.")
+        return found
 
 
 @cache
-def _kinds(config: type["Config"]) -> Mapping[str, type]:
+def _kinds(config: type[Config]) -> Mapping[str, type]:
     """The annotation of each field."""
     hints = get_type_hints(config)
     return {field.name: hints[field.name] for field in fields(config)}
@@ -62,3 +110,82 @@ def _plain(key: str) -> str:
 
 def _needed(field: Field) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
+
+
+def short(value: object) -> str:
+    """A value from a file, for a message: escaped, and cut if it is long."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of more than 70 digits"
+    text = _SHORT.repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _of_kind(value: object, kind: type) -> object:
+    """``value``, converted to ``kind``; raises ``TypeError`` or ``ValueError`` if it is of another."""
+    origin, kinds = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        for each in kinds:
+            with suppress(TypeError, ValueError):
+                return _of_kind(value, each)
+        raise TypeError
+    if origin is tuple:
+        return _items(value, kinds)
+    if origin is Literal:
+        return kinds[kinds.index(value)]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    if kind is float and type(value) is int:
+        return float(value) if abs(value) <= LARGEST else value
+    if not isinstance(value, origin) or isinstance(value, bool) and kind is not bool:
+        raise TypeError
+    return value
+
+
+def _items(value: object, kinds: tuple[type, ...]) -> tuple:
+    """A list as a tuple: of any items, of one kind (``tuple[int, ...]``), or of one kind each."""
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    if not kinds:
+        return tuple(_items(v, ()) if isinstance(v, list) else v for v in value)
+    if kinds[-1] is ...:
+        kinds = kinds[:1] * len(value)
+    return tuple(_of_kind(v, kind) for v, kind in zip(value, kinds, strict=True))
+
+
+def _words(kind: type) -> str:
+    origin, kinds = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_words, kinds))
+    if origin is tuple and kinds[-1:] == (...,):
+        return f"a list of values, each {_words(kinds[0])}"
+    if origin is tuple and kinds:
+        return f"a list of {len(kinds)} values ({', '.join(map(_words, kinds))})"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        kinds = [member.value for member in kind]
+    return WORDS.get(origin) or " or ".join(kinds) or "an object"
+
+
+def _outside(key: str, value: object, positive: bool) -> str:
+    """Which number or list in ``value``, at any depth, no model has, or would take forever to build; empty if none."""
+    if isinstance(value, Mapping):
+        inner = (_outside(f"{key}.{k}", v, positive) for k, v in value.items())
+        return next(filter(None, inner), "")
+    if isinstance(value, tuple):
+        inner = (_outside(key, each, positive) for each in value)
+        length = _beyond(f"the length of {key}", len(value), 0, MOST)
+        return length or next(filter(None, inner), "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key} must be a finite number; got {value}"
+    if isinstance(value, float) and positive and value <= 0:
+        return f"{key} must be above 0; got {value}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        counted = any(word in key.rpartition(".")[2] for word in COUNTS)
+        least = 0 if counted and not positive else 1
+        return _beyond(key, value, least, MOST if counted else LARGEST)
+    return ""
+
+
+def _beyond(name: str, value: int, least: int, most: int) -> str:
+    if least <= value <= most:
+        return ""
+    return f"{name} must be from {least} to {most:,}; got {short(value)}"

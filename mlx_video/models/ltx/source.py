@@ -16,7 +16,7 @@ from mlx_video.models.ltx.foreign_names import (
     contained,
     to_official,
 )
-from mlx_video.models.ltx.kinds import short
+from mlx_video.models.ltx.schema import short
 from mlx_video.weights import (
     Weights,
     outline,

@@ -9,12 +9,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import (
     TextConnectors,
     embed_prompts,
     normalize_layers,
 )
-from mlx_video.models.ltx.connector_config import ConnectorConfig
 from mlx_video.types import AV, Modality, TextFeatures
 from mlx_video.weights import load, read_config
 from tests.reference import (

@@ -11,8 +11,7 @@ from mlx_video.models.ltx.audio_config import (
     BigVGANVocoderConfig,
     VocoderConfig,
 )
-from mlx_video.models.ltx.config import UpsamplerConfig
-from mlx_video.models.ltx.connector_config import ConnectorConfig
+from mlx_video.models.ltx.config import ConnectorConfig, UpsamplerConfig
 from mlx_video.models.ltx.video_config import VideoEncoderConfig, VideoVAEConfig
 from tests.reference import FIXTURES
 

@@ -14,16 +14,16 @@ from mlx.utils import tree_flatten
 from mlx_video import weights
 from mlx_video.errors import UserError
 from mlx_video.linear import QuantizedLinear
+from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors, embed_prompts
-from mlx_video.models.ltx.connector_config import ConnectorConfig
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead
 from mlx_video.models.ltx.gemma import Gemma4, language_model
 from mlx_video.models.ltx.gemma_check import check_gemma
 from mlx_video.models.ltx.gemma_config import (
     GemmaConfig,
+    inferred,
     read_gemma_config,
 )
-from mlx_video.models.ltx.gemma_shapes import inferred
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.tokenizer import PACKED, PromptTokenizer
 from mlx_video.types import AV
@@ -314,7 +314,7 @@ GEMMA_3 = {"model_type": "gemma3_text", "hidden_size": 40, "num_hidden_layers": 
         (GEMMA_3, {}, {"model_version": "2.3.0"}, None),
         ({}, {}, {"model_version": "2.3-rc1"}, "trained with Gemma 3, and .* a Gemma 4"),
         (GEMMA_3, {}, {"model_version": "2-5-0"}, "trained with Gemma 4, and"),
-        ({}, {}, {"gemma_source_checkpoint": "[[["}, "must be a JSON object"),
+        ({}, {}, {"gemma_source_checkpoint": "[[["}, "metadata is not JSON"),
     ],
 )  # fmt: skip
 def test_a_gemma_that_does_not_suit_is_refused(gemma, connectors, metadata, words):

@@ -7,9 +7,8 @@ import pytest
 
 from mlx_video.errors import UserError
 from mlx_video.lora import Adapter, fuse, layer_names
-from mlx_video.models.ltx.config import LTXModelConfig
+from mlx_video.models.ltx.config import ConnectorConfig, LTXModelConfig
 from mlx_video.models.ltx.connector import TextConnectors
-from mlx_video.models.ltx.connector_config import ConnectorConfig
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.types import AV
 from tests.models.ltx.dit import errors
