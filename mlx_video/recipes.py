@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import dfr
+from mlx_video.models.ltx.layouts import VARIANTS
 from mlx_video.models.ltx.schema import Config
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.sampling.samplers import Sampler
@@ -19,7 +20,6 @@ from mlx_video.sampling.schedules import (
 )
 from mlx_video.types import AV, VideoPixelShape
 
-VARIANTS = ("distilled", "dev")
 UPSAMPLERS = ("upsampler", "temporal_upsampler")  # parts
 DECODERS = "video_decoder", "audio_decoder", "vocoder"
 SEED = 10
@@ -76,8 +76,8 @@ class Stage:
         """Strengths of the LoRAs that the transformer is lent with."""
         return self.distilled_lora, self.detailing
 
-    def check(self) -> None:
-        """Raise ``UserError`` for noise levels or numbers that make no sense."""
+    def check(self, num_layers: int | None = None) -> None:
+        """Raise ``UserError`` for noise levels or numbers that make no sense, in a model of ``num_layers``."""
         sigmas = self.sigmas
         falls = all(a > b for a, b in zip(sigmas, sigmas[1:]))
         if len(sigmas) < 2 or not falls or not 0 <= sigmas[-1] < sigmas[0] <= 1:
@@ -91,11 +91,11 @@ class Stage:
                 f"{self.distilled_lora} and {self.detailing}."
             )
         for strength in self.guidance.values:
-            _check_strength(strength)
+            _check_strength(strength, num_layers)
 
 
-def _check_strength(guidance: Guidance) -> None:
-    """Raise ``UserError`` for a strength that is not a finite number or is out of range."""
+def _check_strength(guidance: Guidance, num_layers: int | None) -> None:
+    """Raise ``UserError`` for a number that is not finite or is out of range."""
     numbers = (guidance.cfg, guidance.stg, guidance.modality, guidance.rescale)
     if not all(map(math.isfinite, numbers)):
         raise UserError(
@@ -109,6 +109,12 @@ def _check_strength(guidance: Guidance) -> None:
         raise UserError(
             f"skip_step is 0 or more steps; got {guidance.skip_step}. The usual number is 0."
         )
+    for block in guidance.stg_blocks if guidance.stg and num_layers else ():
+        if not 0 <= block < num_layers:
+            raise UserError(
+                f"Guidance perturbs block {block}, and this transformer has {num_layers} blocks, counted from 0. "
+                f"Try --stg-blocks {num_layers // 2}."
+            )
 
 
 @dataclass(frozen=True)
@@ -181,21 +187,8 @@ class Recipe:
         """Whether any stage uses the negative prompt."""
         return any(g.cfg != 1.0 for stage in self.stages for g in stage.guidance.values)
 
-    def check(self, num_layers: int) -> None:
-        """Raise ``UserError`` for a bad strength, or a perturbed block that a model of ``num_layers`` lacks."""
-        strengths = [g for stage in self.stages for g in stage.guidance.values]
-        for strength in strengths:
-            _check_strength(strength)
-        strengths = [strength for strength in strengths if strength.stg]
-        for block in {block for g in strengths for block in g.stg_blocks}:
-            if not 0 <= block < num_layers:
-                raise UserError(
-                    f"Guidance perturbs block {block}, and this transformer has {num_layers} blocks, counted from 0. "
-                    f"Try --stg-blocks {num_layers // 2}."
-                )
-
-    def check_stages(self) -> None:
-        """Raise ``UserError`` where stages, variant or rounds make no sense."""
+    def check(self, num_layers: int | None = None) -> None:
+        """Raise ``UserError`` where stages, variant or rounds make no sense, or need blocks that a model of ``num_layers`` lacks."""
         if self.variant not in VARIANTS:
             raise UserError(f"The variant is distilled or dev; got {self.variant!r}.")
         if not self.stages:
@@ -207,7 +200,7 @@ class Recipe:
         _check_rounds(len(self.rounds or ()))
         for stages, upsampler in zip((self.stages, self.rounds or ()), UPSAMPLERS):
             for stage in stages:
-                stage.check()
+                stage.check(num_layers)
                 if stage.upsampler != upsampler:
                     raise UserError(
                         f"A recipe's stages take the upsampler and DFR's rounds the temporal_upsampler; got "
@@ -265,22 +258,6 @@ def dev(
     return Recipe("dev", (Stage(sigmas, 0.5, guidance), refinement), sound=0)
 
 
-def hq(
-    tokens: int | None,
-    steps: int = HQ_STEPS,
-    guidance: AV[Guidance] = HQ_GUIDANCE,
-) -> Recipe:
-    """Few guided steps of two predictions each, at half size and then refined, both with some of the distilled LoRA.
-
-    tokens  of the half-size clip's latents, which the noise levels depend on; ``None`` where they are not known
-    """
-    sampler = Sampler("res_2s")
-    sigmas = tuple(ltx2_scheduler(steps, tokens).tolist())
-    first = Stage(sigmas, 0.5, guidance, distilled_lora=0.25, sampler=sampler)
-    second = Stage(STAGE_2_SIGMAS, distilled_lora=0.5, sampler=sampler)
-    return Recipe("dev", (first, second), sound=0)
-
-
 @dataclass(frozen=True)
 class Defaults(Config):
     """What applies where the user said nothing: LTX-2's values, or those that a checkpoint states.
@@ -329,14 +306,27 @@ class Defaults(Config):
         )
         return AV(video, replace(video, cfg=self.audio_cfg))
 
-    def hq(self, tokens: int | None, **given) -> Recipe:
-        """The module's ``hq``, with the steps and strengths that were ``given``."""
-        steps = given.pop("steps", HQ_STEPS)
-        audio_cfg = given.pop("audio_cfg", HQ_GUIDANCE.audio.cfg)
+    def hq(
+        self,
+        tokens: int | None,
+        *,
+        steps: int = HQ_STEPS,
+        audio_cfg: float = HQ_GUIDANCE.audio.cfg,
+        **given,
+    ) -> Recipe:
+        """Few guided steps of two predictions each, at half size and then refined, both with some of the distilled LoRA.
+
+        tokens  of the half-size clip's latents, which the noise levels depend on; ``None`` where they are not known
+        given   strengths of ``Guidance`` in place of those of the official HQ pipeline
+        """
         given = {"stg_blocks": tuple(self.stg_blocks)} | given
         video = replace(HQ_GUIDANCE.video, **given)
         audio = replace(HQ_GUIDANCE.audio, **given | {"cfg": audio_cfg})
-        return hq(tokens, steps, AV(video, audio))
+        sampler = Sampler("res_2s")
+        sigmas = tuple(ltx2_scheduler(steps, tokens).tolist())
+        first = Stage(sigmas, 0.5, AV(video, audio), 0.25, sampler)
+        second = Stage(STAGE_2_SIGMAS, distilled_lora=0.5, sampler=sampler)
+        return Recipe("dev", (first, second), sound=0)
 
     def recipe(self, variant: str, two_stage: bool = False) -> Recipe:
         """How to sample ``variant``; raises ``ValueError`` where it is neither "distilled" nor "dev"."""

@@ -42,7 +42,7 @@ class Job:
     def check(self) -> None:
         """Raise ``UserError`` for whatever is wrong and can be known before anything is loaded."""
         self.files.check()
-        self.recipe.check_stages()
+        self.recipe.check()
         geometry = find_geometry(model_of(self.files), self.recipe.variant)
         self.request.check(self.recipe, geometry)
 

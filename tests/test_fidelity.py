@@ -63,7 +63,7 @@ def test_other_numbers_of_rounds_are_refused(rounds):
             refused(rounds)
     stages = (Stage((1.0, 0.0)),)
     with pytest.raises(UserError, match="from 0 to 2 rounds; got 3"):
-        Recipe("distilled", stages, rounds=stages * 3).check_stages()
+        Recipe("distilled", stages, rounds=stages * 3).check()
 
 
 def test_pictures_count_in_the_plan():

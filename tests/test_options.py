@@ -66,9 +66,9 @@ def test_decode_tiles_as_told_or_as_the_run_was(
         assert generate(model, "--tiling", "default") == cli.INTERRUPTED
     tilings, decoding = [], Pipeline.decoding
 
-    def recorded(self, latents, shape, tiling, *others):
-        tilings.append(tiling)
-        return decoding(self, latents, shape, tiling, *others)
+    def recorded(self, latents, request):
+        tilings.append(request.tiling)
+        return decoding(self, latents, request)
 
     monkeypatch.setattr(Pipeline, "decoding", recorded)
     assert cli.main(["decode", LATENTS, "--yes", *words]) == 0

@@ -43,4 +43,4 @@ def test_sound_of_a_stage_that_there_is_not_is_refused(sound):
     with pytest.raises(
         UserError, match=f"from 0 to 0, or -1 for the last; got {sound}"
     ):
-        recipe.check_stages()
+        recipe.check()
