@@ -1,12 +1,11 @@
-"""Clips and sound, in and out. Knows containers and codecs, not how a clip is made.
+"""Clips and sound as files, and the words in them. Knows containers and codecs, not how a clip is made.
 
 Files are written aside and renamed when they are complete.
 """
 
 import wave
-from contextlib import contextmanager
 from fractions import Fraction
-from itertools import chain, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping, NamedTuple
 
@@ -276,58 +275,6 @@ def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioF
 
 def metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a media file: the strings that ``save`` put there, and any others."""
-    with _opened(path) as container:
-        found = dict(container.metadata)
-        # Matroska, which WebM is, has all keys in capitals.
-        capitals = "matroska" in container.format.name
-        return {k.lower(): v for k, v in found.items()} if capitals else found
-
-
-def load_audio(
-    path: str | Path,
-    sample_rate: int | None = None,
-    *,
-    start: float = 0.0,
-    seconds: float | None = None,
-) -> Waveform:
-    """The first audio track of a file in stereo, at ``sample_rate`` Hz or its own rate.
-
-    ``start`` and ``seconds`` select a piece, which the end of the track may cut short. Raises ``MissingFileError``, or
-    ``UserError`` if there is no sound in it.
-    """
-    with _opened(path) as container:
-        if not container.streams.audio:
-            raise UserError(
-                f"{short(path)} holds no sound; give a WAV, FLAC, MP3, M4A or MP4 file with sound."
-            )
-        rate = sample_rate or container.streams.audio[0].sample_rate
-        first = round(start * rate)
-        last = None if seconds is None else first + round(seconds * rate)
-        samples = _decoded(container, rate, last)[:, first:last]
-    if not samples.size:
-        raise UserError(
-            f"{short(path)} holds no sound from {start:g} s on; its sound is shorter."
-        )
-    return Waveform(mx.array(samples), rate)
-
-
-def _decoded(
-    container: av.container.InputContainer, rate: int, most: int | None
-) -> np.ndarray:
-    """Stereo samples from the beginning, float32 (2, n); not many more than ``most``."""
-    resampler = av.AudioResampler("fltp", "stereo", rate)
-    pieces, count = [np.zeros((2, 0), np.float32)], 0
-    for frame in chain(container.decode(audio=0), [None]):
-        for piece in resampler.resample(frame):
-            pieces.append(piece.to_ndarray())
-            count += pieces[-1].shape[1]
-        if most is not None and count >= most:
-            break
-    return np.concatenate(pieces, axis=1, dtype=np.float32)
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[av.container.InputContainer]:
     path = typed_path(path)
     if not is_there(path):
         raise MissingFileError(f"There is no file {short(path)}.")
@@ -337,7 +284,10 @@ def _opened(path: str | Path) -> Iterator[av.container.InputContainer]:
     options = {"protocol_whitelist": "file", "format_whitelist": READABLE}
     try:
         with av.open(str(path), options=options) as container:
-            yield container
+            found = dict(container.metadata)
+            # Matroska, which WebM is, has all keys in capitals.
+            capitals = "matroska" in container.format.name
+            return {k.lower(): v for k, v in found.items()} if capitals else found
     except av.FFmpegError:
         raise UserError(
             f"{short(path)} is not a media file that can be read: it is of another kind, damaged or cut short."

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Sequence
 
 import av
+import mlx.core as mx
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mlx_video import media
 from mlx_video.errors import UserError
 from mlx_video.record import read_record
 from mlx_video.types import Waveform
@@ -86,11 +86,22 @@ def read(path: Path) -> tuple[list[np.ndarray], Waveform | None, str, float]:
         has_sound, video = bool(container.streams.audio), container.streams.video[0]
         fps = float(video.average_rate)
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video)]
+    sound = read_sound(path) if has_sound else None
     try:
         caption = json.loads(read_record(path))["job"]["request"]["prompt"]
     except UserError:
         caption = path.name
-    return frames, media.load_audio(path, 24000) if has_sound else None, caption, fps
+    return frames, sound, caption, fps
+
+
+def read_sound(path: Path, sample_rate: int = 24000) -> Waveform:
+    """The first audio track of a file, in stereo at ``sample_rate`` Hz."""
+    resampler = av.AudioResampler("fltp", "stereo", sample_rate)
+    with av.open(str(path)) as container:
+        decoded = (*container.decode(audio=0), None)
+        pieces = [piece for frame in decoded for piece in resampler.resample(frame)]
+    samples = np.concatenate([piece.to_ndarray() for piece in pieces], axis=1)
+    return Waveform(mx.array(samples), sample_rate)
 
 
 def _evenly(total: int, count: int) -> list[int]:
