@@ -107,20 +107,12 @@ def _vp9(crf: int) -> dict[str, str]:
     return {"crf": str(min(63, round(crf * 4 / 3))), "b": "0", "row-mt": "1", "cpu-used": "4"}  # fmt: skip
 
 
-def _gif(crf: int) -> dict[str, str]:
-    return {}
-
-
-def _webp(crf: int) -> dict[str, str]:
-    return {"quality": str(100 - crf)}
-
-
 KINDS = {
     ".mp4": Kind("mp4", "libx264", "aac", "yuv420p", _h264),
     ".mov": Kind("mov", "libx264", "aac", "yuv420p", _h264),
     ".webm": Kind("webm", "libvpx-vp9", "libopus", "yuv420p", _vp9),
-    ".gif": Kind("gif", "gif", None, "pal8", _gif),
-    ".webp": Kind("webp", "libwebp_anim", None, "bgra", _webp),
+    ".gif": Kind("gif", "gif", None, "pal8", lambda crf: {}),
+    ".webp": Kind("webp", "libwebp_anim", None, "bgra", lambda crf: {"quality": str(100 - crf)}),  # fmt: skip
 }
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
@@ -133,7 +125,7 @@ def _kind(path: str | Path) -> Kind:
 
 
 def save_wav(waveform: Waveform, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write sound as 16-bit PCM. Raises ``FileExistsError`` unless ``overwrite``."""
+    """Write sound as 16-bit PCM. Raises ``UserError`` where the file exists, unless ``overwrite``."""
     pcm = to_pcm16(waveform)
     with written_aside(path, overwrite) as partial:
         with wave.open(str(partial), "wb") as wav:
@@ -174,10 +166,11 @@ def _add_video(
     stream = file.add_stream(kind.video, rate=shape.rate, options=kind.options(crf))
     stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, kind.pixels
     reduced = _palettes(shape) if kind.pixels == "pal8" else None
+    matrix = None
     if kind.pixels == "yuv420p":
         # Marked as the colours of HD television (BT.709), as browsers expect.
-        codec = stream.codec_context
-        codec.colorspace = Colorspace.ITU709
+        codec, matrix = stream.codec_context, Colorspace.ITU709
+        codec.colorspace = matrix
         codec.color_primaries = ColorPrimaries.BT709
         codec.color_trc = ColorTrc.BT709
 
@@ -186,12 +179,8 @@ def _add_video(
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         frame.pts, frame.time_base = number, 1 / shape.rate
         if reduced:
-            frame = reduced(frame)
-        elif kind.pixels == "yuv420p":
-            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
-        else:
-            frame = frame.reformat(format=kind.pixels)
-        return stream.encode(frame)
+            return stream.encode(reduced(frame))
+        return stream.encode(frame.reformat(format=kind.pixels, dst_colorspace=matrix))
 
     return encode
 
