@@ -32,10 +32,8 @@ def _row(action: argparse.Action) -> str:
     values = (
         f" `{_value(action)}`" if action.nargs != 0 and action.option_strings else ""
     )
-    shown = getattr(action, "shown", None)
-    default = "" if shown in (None, "") else f" Default: {shown}."
     help = (action.help or "").replace("%%", "%")
-    return f"| {names}{values} | {_escaped(_sentence(help) + default)} |"
+    return f"| {names}{values} | {_escaped(_sentence(help))} |"
 
 
 def _value(action: argparse.Action) -> str:

@@ -8,7 +8,7 @@ from mlx_video import hub, recipes
 from mlx_video.checkpoint import Files
 from mlx_video.cli.job import job_from
 from mlx_video.cli.options import add_generate
-from mlx_video.cli.parser import Parser, option
+from mlx_video.cli.parser import Parser, group
 from mlx_video.inputs import Image
 from mlx_video.models.ltx import find
 
@@ -127,7 +127,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(words, sentence):
 def test_options_count_as_typed_however_their_value_follows():
     parser = Parser()
     for names in ("--width -W", "--fps", "--seed -s", "--height"):
-        option(parser, names, "a number", type=int, real=7)
+        group(parser)(names, "a number", 7, type=int)
     args = parser.read(["-W128", "--fps=7", "-s", "3"])
     assert args.typed == {"width": "--width", "fps": "--fps", "seed": "--seed"}
     assert (args.width, args.fps, args.seed, args.height) == (128, 7, 3, 7)

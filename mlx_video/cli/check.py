@@ -10,7 +10,7 @@ from pathlib import Path
 from mlx_video import __version__
 from mlx_video.check import Outcome
 from mlx_video.cli import FAULT
-from mlx_video.cli.parser import option
+from mlx_video.cli.parser import group
 from mlx_video.cli.terminal import say, tell
 from mlx_video.disk import file_errors, typed_path
 
@@ -20,7 +20,7 @@ SLOW = 0.1  # seconds from which the table has them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    option(parser, "--output -o", "JSON report to write", real=REPORT, metavar="FILE")
+    group(parser)("--output -o", "JSON report to write", REPORT, metavar="FILE")
 
 
 def check(args: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from mlx_video.cli.options import (
     add_prompt,
     add_video_vae,
 )
-from mlx_video.cli.parser import Parser, flag
+from mlx_video.cli.parser import Parser, flag, group
 from mlx_video.cli.progress import Progress
 from mlx_video.cli.terminal import say, tell
 from mlx_video.cli.texts import catalog_text, describe_text, plan_text
@@ -232,13 +232,16 @@ def info(args: argparse.Namespace) -> None:
 def _add_decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("latents", help="the .latents.safetensors of a run")
     add_video_vae(add_model_files(parser))
-    add_decoding(parser, real=None)
-    add_output(parser, shown="named after LATENTS")
+    about = (
+        "decode in tiles: aggressive needs least memory (default: as the run had it)"
+    )
+    add_decoding(group(parser, "memory"), about)
+    add_output(parser, "named after LATENTS")
 
 
 def _add_enhance(parser: argparse.ArgumentParser) -> None:
     add_prompt(parser)
-    flag(parser, "--image", "the clip begins with a picture")
+    flag(group(parser), "--image", "the clip begins with a picture")
     add_model_files(parser, default=MODEL_REPO)
 
 
@@ -250,7 +253,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         help="file or folder, or the name of a release (default: the demo model, where the package has it)",
     )
     about = "read all of it: compare with the hub's checksums, and look for tensors that cannot be right"
-    flag(parser, "--verify", about)
+    flag(group(parser), "--verify", about)
 
 
 COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
@@ -277,7 +280,7 @@ COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
         "make clips from a page in the browser, and answer the OpenAI Videos API",
     ),
     "models": (
-        lambda parser: flag(parser, "--json", "as JSON"),
+        lambda parser: flag(group(parser), "--json", "as JSON"),
         models,
         "list the models that --model knows by name, with sizes, licences and what is in the cache",
     ),

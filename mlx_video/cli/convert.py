@@ -1,10 +1,9 @@
 """The conversion's options, the flags of mlx-lm's convert that apply here."""
 
 import argparse
-from functools import partial
 
 from mlx_video import hub
-from mlx_video.cli.parser import flag, option
+from mlx_video.cli.parser import flag, group
 from mlx_video.cli.terminal import say, tell
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.files import DTYPES
@@ -12,32 +11,19 @@ from mlx_video.models.ltx.layouts import VARIANTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = partial(option, parser)
-    add(
-        "--hf-path",
-        "official .safetensors, folder with one, or hub repository",
-        real=hub.MODEL_REPO,
-    )
-    add("--mlx-path", "new folder to write", real="mlx_model")
-    add(
-        "--variant",
-        "which checkpoint, where there are several",
-        choices=VARIANTS,
-        shown="the only one; of the hub's, distilled",
-    )
-    add("--dtype", "of the weights", choices=DTYPES, shown="as stored")
+    add = group(parser)
+    about = "official .safetensors, folder with one, or hub repository"
+    add("--hf-path", about, hub.MODEL_REPO)
+    add("--mlx-path", "new folder to write", "mlx_model")
+    about = "which checkpoint, where there are several (default: the only one; of the hub's, distilled)"
+    add("--variant", about, choices=VARIANTS)
+    add("--dtype", "of the weights (default: as stored)", choices=DTYPES)
     flag(
-        parser,
-        "-q --quantize",
-        "quantize the transformer's blocks and the text encoder's",
+        add, "-q --quantize", "quantize the transformer's blocks and the text encoder's"
     )
-    add(
-        "--q-bits",
-        "bits per weight: 8 costs no visible quality, 4 costs some",
-        type=int,
-        real=8,
-    )
-    add("--q-group-size", "weights that share a scale", type=int, real=64)
+    about = "bits per weight: 8 costs no visible quality, 4 costs some"
+    add("--q-bits", about, 8, type=int)
+    add("--q-group-size", "weights that share a scale", 64, type=int)
 
 
 def convert(args: argparse.Namespace) -> None:

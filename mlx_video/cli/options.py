@@ -1,10 +1,9 @@
-"""The options, in groups, with their real defaults."""
+"""The options that commands share, in groups."""
 
 import argparse
-from functools import partial
 
 from mlx_video import hub, recipes
-from mlx_video.cli.parser import flag, option
+from mlx_video.cli.parser import Add, flag, group
 from mlx_video.cli.values import byte_size, duration, path, seconds
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.files import BITS, DTYPES
@@ -13,115 +12,65 @@ from mlx_video.models.ltx.video_vae.tiling import MODES
 from mlx_video.run import Options
 
 OWN_DEFAULTS = "These are LTX-2's defaults; another checkpoint may bring its own, which the info command shows."
-BESIDE = "beside the model, else from the hub"
+BESIDE = "(default: beside the model, else from the hub)"
+SIDE = "pixels; LTX-2 takes multiples of 32, or of 64 in two stages (default: {})"
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """Every option of a clip; those that are not typed are ``None``, and the checkpoint's defaults apply."""
-    prompt = add_prompt(parser)
-    option(
-        prompt,
-        "--negative-prompt",
-        "what to avoid; used by guidance only",
-        shown="a list of common faults",
-    )
-    flag(
-        prompt,
-        "--enhance-prompt",
-        "let the text encoder rewrite the prompt first",
-        dest="enhance",
-    )
-    _add_size(parser)
-    _add_inputs(parser)
-    _add_guidance(parser)
-    _add_model(parser)
-    _add_memory(parser)
-    output = add_output(parser, shown="named after the prompt and the seed")
-    add = partial(option, output)
-    add(
-        "--audio",
-        "with or without sound",
-        action=argparse.BooleanOptionalAction,
-        shown="with, but for python -m mlx_video.generate and generate_dev",
-    )
-    add(
-        "--save-every",
-        "save the state of a long sampling this often, so that --resume can continue it",
-        type=seconds,
-        metavar="SECONDS",
-        real=Options.save_every,
-    )
-    add(
-        "--preview",
-        "show the clip while it is sampled: write PNGs of a frame of it here",
-        type=path,
-        metavar="FOLDER",
-    )
-    _add_again(parser)
+    add = add_prompt(parser)
+    about = "what to avoid; used by guidance only (default: a list of common faults)"
+    add("--negative-prompt", about)
+    about = "let the text encoder rewrite the prompt first"
+    flag(add, "--enhance-prompt", about, dest="enhance")
+    _add_size(group(parser, "size", OWN_DEFAULTS))
+    _add_inputs(group(parser, "inputs"))
+    _add_guidance(group(parser, "guidance (dev model)", OWN_DEFAULTS))
+    _add_model(add_model_files(parser))
+    _add_memory(group(parser, "memory"))
+    _add_output(add_output(parser, "named after the prompt and the seed"))
+    add = group(parser, "again")
+    about = "make the clip of a .json record, or of an .mp4 made here, again"
+    add("--from-record", about, type=path, metavar="FILE")
+    about = "go on from the .state.safetensors that a stopped run left"
+    add("--resume", about, type=path, metavar="FILE")
 
 
-def add_prompt(parser: argparse.ArgumentParser):
-    """--prompt and --seed; returns their group."""
-    group = parser.add_argument_group("prompt")
-    add = partial(option, group)
-    add(
-        "--prompt -p",
-        "what to show and what to be heard; in quotes it may stand without --prompt",
+def add_prompt(parser: argparse.ArgumentParser) -> Add:
+    """--prompt and --seed; returns what adds to their group."""
+    add = group(parser, "prompt")
+    about = "what to show and what to be heard; in quotes it may stand without --prompt"
+    add("--prompt -p", about)
+    about = (
+        "random seed; the same seed makes the same clip (default: random, and printed)"
     )
-    add(
-        "--seed -s",
-        "random seed; the same seed makes the same clip",
-        type=int,
-        shown="random, and printed",
-    )
-    return group
+    add("--seed -s", about, type=int)
+    return add
 
 
-def _add_size(parser: argparse.ArgumentParser) -> None:
-    add = partial(option, parser.add_argument_group("size", OWN_DEFAULTS))
-    for names, default in {
-        "--height -H": recipes.HEIGHT,
-        "--width -W": recipes.WIDTH,
-    }.items():
-        add(
-            names,
-            "pixels; LTX-2 takes multiples of 32, or of 64 in two stages",
-            type=int,
-            shown=default,
-        )
-    add(
-        "--num-frames --frames -n",
-        "how many frames; LTX-2 takes 1 + a multiple of 8",
-        type=int,
-        dest="frames",
-        shown=recipes.FRAMES,
+def _add_size(add: Add) -> None:
+    add("--height -H", SIDE.format(recipes.HEIGHT), type=int)
+    add("--width -W", SIDE.format(recipes.WIDTH), type=int)
+    about = (
+        f"how many frames; LTX-2 takes 1 + a multiple of 8 (default: {recipes.FRAMES})"
     )
-    add(
-        "--duration --seconds",
-        "length of the clip, rounded to a number of frames that the model can make; auto lets LTX-2.5 judge by the prompt",
-        type=duration,
-        metavar="auto|SECONDS",
-        shown="what --num-frames says",
+    add("--num-frames --frames -n", about, type=int, dest="frames")
+    about = (
+        "length of the clip, rounded to a number of frames that the model can make; auto lets LTX-2.5 judge by the prompt "
+        "(default: what --num-frames says)"
     )
-    add("--fps --frame-rate", "frames per second", type=float, shown=f"{recipes.FPS:g}")
+    add("--duration --seconds", about, type=duration, metavar="auto|SECONDS")
+    about = f"frames per second (default: {recipes.FPS:g})"
+    add("--fps --frame-rate", about, type=float)
 
 
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
+def _add_inputs(add: Add) -> None:
     """An option for each kind of input that can be typed."""
-    group = parser.add_argument_group("inputs")
     for kind in Input.kinds.values():
         if kind.option:
-            option(
-                group,
-                kind.option.flag,
-                kind.option.help,
-                action=_Given,
-                kind=kind,
-                nargs=1 if len(kind.option.metavar) == 1 else "+",
-                real=(),
-                shown="",
-                metavar=kind.option.metavar,
-            )
+            metavar = kind.option.metavar
+            how = {"nargs": 1 if len(metavar) == 1 else "+", "metavar": metavar}
+            add(kind.option.flag, kind.option.help, (), action=_Given, kind=kind, **how)
 
 
 class _Given(argparse.Action):
@@ -136,11 +85,9 @@ class _Given(argparse.Action):
         setattr(namespace, self.dest, (*given, self.kind.typed(values)))
 
 
-def _add_guidance(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("guidance (dev model)", OWN_DEFAULTS)
-    add = partial(option, group)
+def _add_guidance(add: Add) -> None:
     video, audio = recipes.VIDEO_GUIDANCE, recipes.AUDIO_GUIDANCE
-    add("--steps", "denoising steps", type=int, shown=recipes.STEPS)
+    add("--steps", f"denoising steps (default: {recipes.STEPS})", type=int)
     for name, usual, about in (
         ("--cfg-scale", video.cfg, "away from the negative prompt; 1 is off"),
         ("--audio-cfg-scale", audio.cfg, "the same for the audio"),
@@ -153,163 +100,95 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         ("--rescale", video.rescale, "reduces contrast; 0 is off, 1 the most"),
     ):
         dest = name.strip("-").removesuffix("-scale").replace("-", "_")
-        add(name, about, type=float, dest=dest, shown=f"{usual:g}")
-    add(
-        "--stg-blocks",
-        "transformer blocks that spatiotemporal guidance perturbs",
-        type=int,
-        nargs="+",
-        metavar="BLOCK",
-        shown=" ".join(map(str, video.stg_blocks)),
+        add(name, f"{about} (default: {usual:g})", type=float, dest=dest)
+    blocks = " ".join(map(str, video.stg_blocks))
+    about = (
+        f"transformer blocks that spatiotemporal guidance perturbs (default: {blocks})"
     )
-    for name, about in {
-        "--two-stage": "sample at half size first, then refine with the distilled LoRA",
-        "--hq": f"two stages by the res_2s sampler, {recipes.HQ_STEPS} steps of two predictions, with some of the "
-        "distilled LoRA",
-        "--batch-guidance": "run the guided passes at once: faster where memory allows it; rounding differs by about "
-        "0.05 %%",
-    }.items():
-        flag(group, name, about)
+    add("--stg-blocks", about, type=int, nargs="+", metavar="BLOCK")
+    about = "sample at half size first, then refine with the distilled LoRA"
+    flag(add, "--two-stage", about)
+    about = f"two stages by the res_2s sampler, {recipes.HQ_STEPS} steps of two predictions, with some of the distilled LoRA"
+    flag(add, "--hq", about)
+    about = "run the guided passes at once: faster where memory allows it; rounding differs by about 0.05 %%"
+    flag(add, "--batch-guidance", about)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    group = add_model_files(parser)
-    add = partial(option, group)
-    add(
-        "--variant",
-        "distilled: few steps; dev: guided, many steps",
-        choices=("distilled", "dev"),
-        real="distilled",
+def _add_model(add: Add) -> None:
+    about = "distilled: few steps; dev: guided, many steps"
+    add("--variant", about, "distilled", choices=recipes.VARIANTS)
+    about = (
+        "DFR, by the distilled LTX-2.5: generates pictures with the clip and doubles its frame rate ROUNDS times (0 to 2); "
+        "frames and rate are those before (default: off)"
     )
-    add(
-        "--dfr",
-        "DFR, by the distilled LTX-2.5: generates pictures with the clip and doubles its frame rate ROUNDS times "
-        "(0 to 2); frames and rate are those before",
-        type=int,
-        metavar="ROUNDS",
-        shown="off",
-    )
-    add(
-        "--detailing-lora",
-        "IC-LoRA for the second stage of --dfr, which then looks at the clip of the first",
-        metavar="PATH",
-        shown="none",
-    )
-    add_video_vae(group)
-    add("--upsampler", "latent upsampler .safetensors", metavar="PATH", shown=BESIDE)
-    add(
-        "--lora",
-        "LoRA to fuse into the transformer by STRENGTH (1 if left out); repeatable",
-        action="append",
-        nargs="+",
-        dest="loras",
-        real=(),
-        shown="",
-        metavar=("PATH", "STRENGTH"),
-    )
-    add(
-        "--distilled-lora",
-        "LoRA of the two-stage refinement",
-        metavar="PATH",
-        shown=BESIDE,
-    )
+    add("--dfr", about, type=int, metavar="ROUNDS")
+    about = "IC-LoRA for the second stage of --dfr, which then looks at the clip of the first (default: none)"
+    add("--detailing-lora", about, metavar="PATH")
+    add_video_vae(add)
+    add("--upsampler", f"latent upsampler .safetensors {BESIDE}", metavar="PATH")
+    about = "LoRA to fuse into the transformer by STRENGTH (1 if left out); repeatable"
+    pair = {"nargs": "+", "metavar": ("PATH", "STRENGTH")}
+    add("--lora", about, (), action="append", dest="loras", **pair)
+    about = f"LoRA of the two-stage refinement {BESIDE}"
+    add("--distilled-lora", about, metavar="PATH")
 
 
-def add_video_vae(group) -> None:
-    option(
-        group,
-        "--video-vae",
-        "video autoencoder: of LTX-2.5 conv, the convolutional one; or a file",
-        metavar="conv|PATH",
-        shown="the diffusion one of LTX-2.5",
-    )
+def add_video_vae(add: Add) -> None:
+    about = "video autoencoder: of LTX-2.5 conv, the convolutional one; or a file (default: the diffusion one of LTX-2.5)"
+    add("--video-vae", about, metavar="conv|PATH")
 
 
-def add_model_files(parser: argparse.ArgumentParser, default: str | None = None):
-    """--model, --text-encoder and --dtype; returns their group. Without a ``default`` the cache decides."""
-    group = parser.add_argument_group("model")
-    add = partial(option, group)
-    usual = f"{hub.MODEL_REPO} if it is in the hub's cache, else {DEMO}"
-    add(
-        "--model --model-repo",
-        "official .safetensors, converted folder, or hub repository",
-        real=default,
-        shown=default or usual,
+def add_model_files(parser: argparse.ArgumentParser, default: str | None = None) -> Add:
+    """--model, --text-encoder and --dtype; returns what adds to their group. Without a ``default`` the cache decides."""
+    add = group(parser, "model")
+    about = "official .safetensors, converted folder, or hub repository"
+    cached = f" (default: {hub.MODEL_REPO} if it is in the hub's cache, else {DEMO})"
+    add("--model --model-repo", about + ("" if default else cached), default)
+    about = (
+        "folder, file or hub repository of the Gemma that the model was trained with"
     )
-    add(
-        "--text-encoder",
-        "folder, file or hub repository of the Gemma that the model was trained with",
-        metavar="PATH",
-        shown=BESIDE,
+    add("--text-encoder", f"{about} {BESIDE}", metavar="PATH")
+    about = (
+        "of the weights; what reads the prompt takes bfloat16 in place of float16 (default: bfloat16 on a GPU, float32 on "
+        "a CPU)"
     )
-    add(
-        "--dtype",
-        "of the weights; what reads the prompt takes bfloat16 in place of float16",
-        choices=DTYPES,
-        shown="bfloat16 on a GPU, float32 on a CPU",
-    )
-    return group
+    add("--dtype", about, choices=DTYPES)
+    return add
 
 
-def _add_memory(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("memory")
-    add_decoding(group, real="auto")
-    option(
-        group,
-        "--quantize",
-        "bits of the transformer's and the text encoder's weights in memory: 8 takes half of it, 4 a quarter at some "
-        "cost in quality",
-        type=int,
-        choices=BITS,
-        shown="as they are stored",
+def _add_memory(add: Add) -> None:
+    add_decoding(add, "decode in tiles: aggressive needs least memory", "auto")
+    about = (
+        "bits of the transformer's and the text encoder's weights in memory: 8 takes half of it, 4 a quarter at some cost "
+        "in quality (default: as they are stored)"
     )
-    flag(
-        group,
-        "--low-memory",
-        "read the transformer's weights from the file in each step, under 3 GiB at a time: slower; guided passes share "
-        "a reading, as with --batch-guidance",
+    add("--quantize", about, type=int, choices=BITS)
+    about = (
+        "read the transformer's weights from the file in each step, under 3 GiB at a time: slower; guided passes share a "
+        "reading, as with --batch-guidance"
     )
+    flag(add, "--low-memory", about)
 
 
-def add_decoding(group, real: str | None) -> None:
-    """--tiling and --memory-limit."""
-    option(
-        group,
-        "--tiling",
-        "decode in tiles: aggressive needs least memory",
-        choices=MODES,
-        real=real,
-        shown=real or "as the run had it",
+def add_decoding(add: Add, tiling: str, real: str | None = None) -> None:
+    """--tiling, with ``tiling`` as its help, and --memory-limit."""
+    add("--tiling", tiling, real, choices=MODES)
+    about = (
+        "memory budget, such as 24 or 24GB; quantizes or streams weights to stay within it, or refuses (default: what the "
+        "machine has)"
     )
-    option(
-        group,
-        "--memory-limit",
-        "memory budget, such as 24 or 24GB; quantizes or streams weights to stay within it, or refuses",
-        type=byte_size,
-        metavar="GB",
-        shown="what the machine has",
-    )
+    add("--memory-limit", about, type=byte_size, metavar="GB")
 
 
-def add_output(parser: argparse.ArgumentParser, shown: str):
-    """Where and how files are written, for every command that ends in a clip; returns the group."""
-    group = parser.add_argument_group("output")
-    add = partial(option, group)
-    add(
-        "--output-path --output -o",
-        ".mp4, .mov, .webm, or without sound .gif or .webp to write, or a folder/ to write an mp4 into",
-        metavar="PATH",
-        shown=shown,
-    )
+def add_output(parser: argparse.ArgumentParser, usual: str) -> Add:
+    """Where and how files are written, for every command that ends in a clip; returns what adds to the group."""
+    add = group(parser, "output")
+    about = ".mp4, .mov, .webm, or without sound .gif or .webp to write, or a folder/ to write an mp4 into"
+    add("--output-path --output -o", f"{about} (default: {usual})", metavar="PATH")
     add("--output-audio", "also write the sound here", type=path, metavar="WAV")
-    add(
-        "--save-frames",
-        "also write PNG frames, into NAME_frames or the folder that is named",
-        type=path,
-        metavar="FOLDER",
-        nargs="?",
-        const=True,
-    )
+    about = "also write PNG frames, into NAME_frames or the folder that is named"
+    folder = {"type": path, "metavar": "FOLDER"}
+    add("--save-frames", about, nargs="?", const=True, **folder)
     for names, about in {
         "--overwrite": "replace files that exist",
         "--quiet": "print the path and warnings only",
@@ -317,21 +196,18 @@ def add_output(parser: argparse.ArgumentParser, shown: str):
         "--json": "print one JSON object with path, seed, seconds and peak memory in place of the path",
         "--yes -y": "open the files that a record names without asking",
     }.items():
-        flag(group, names, about)
-    flag(
-        group,
-        "--no-health-check",
-        "write the clip even if it looks like garbage",
-        dest="health",
-        real=True,
-    )
-    return group
+        flag(add, names, about)
+    about = "write the clip even if it looks like garbage"
+    flag(add, "--no-health-check", about, True, dest="health")
+    return add
 
 
-def _add_again(parser: argparse.ArgumentParser) -> None:
-    add = partial(option, parser.add_argument_group("again"), type=path, metavar="FILE")
-    add(
-        "--from-record",
-        "make the clip of a .json record, or of an .mp4 made here, again",
+def _add_output(add: Add) -> None:
+    about = "with or without sound (default: with, but for python -m mlx_video.generate and generate_dev)"
+    add("--audio", about, action=argparse.BooleanOptionalAction)
+    about = (
+        "save the state of a long sampling this often, so that --resume can continue it"
     )
-    add("--resume", "go on from the .state.safetensors that a stopped run left")
+    add("--save-every", about, Options.save_every, type=seconds, metavar="SECONDS")
+    about = "show the clip while it is sampled: write PNGs of a frame of it here"
+    add("--preview", about, type=path, metavar="FOLDER")

@@ -6,7 +6,8 @@ argparse alone reads it. Options default to ``None``, so that what was typed is 
 import argparse
 import difflib
 import re
-from typing import Mapping, NoReturn, Sequence
+from functools import partial
+from typing import Callable, Mapping, NoReturn, Sequence
 
 from mlx_video.errors import UserError
 from mlx_video.names import GONE, OPTIONS
@@ -20,22 +21,14 @@ OUR_WORDS = {
     r"^(\S+): expected .*argument.*": r"\1 needs a value after it; see --help.",
     r"^the following arguments are required: (.*)": r"\1 is missing; see --help.",
 }
+Add = Callable[..., None]  # ``option``, of one group
 NEAR = 0.75  # how alike a word must be to what may have been meant
-
-
-class _Help(argparse.HelpFormatter):
-    """Help that ends each option with its real default."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        shown = getattr(action, "shown", None)
-        return action.help + ("" if shown in (None, "") else f" (default: {shown})")
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are ``UserError``s of one sentence."""
 
     def __init__(self, **options):
-        options.setdefault("formatter_class", _Help)
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -91,22 +84,26 @@ class Parser(argparse.ArgumentParser):
         return f"There is no option {flag}; {hint}"
 
 
+def group(parser: argparse.ArgumentParser, title="", about: str | None = None) -> Add:
+    """What adds to a new group of options, as ``option`` does; without a title, to those of the parser itself."""
+    return partial(option, parser.add_argument_group(title, about) if title else parser)
+
+
 def option(
-    group, names: str, about: str, real: object = None, shown: object = None, **how
-) -> argparse.Action:
-    """Add an option with the default ``real``, which ``Parser.read`` fills in; help shows that, or ``shown``.
+    to: argparse._ActionsContainer, names: str, about: str, real=None, **how
+) -> None:
+    """Add an option with the default ``real``, which ``Parser.read`` fills in and help shows, if it is a word or a number.
 
     ``names`` are its flags, spaces between; ``how`` goes to argparse.
     """
-    action = group.add_argument(*names.split(), default=None, help=about, **how)
-    action.real, action.shown = real, real if shown is None else shown
-    return action
+    if isinstance(real, str | int | float) and not isinstance(real, bool):
+        about += f" (default: {real})"
+    to.add_argument(*names.split(), default=None, help=about, **how).real = real
 
 
-def flag(group, names: str, about: str, real: bool = False, **how) -> argparse.Action:
-    """Add an option without a value: ``real`` unless it is typed, and then the opposite."""
-    action = "store_false" if real else "store_true"
-    return option(group, names, about, real, "", action=action, **how)
+def flag(add: Add, names: str, about: str, real: bool = False, **how) -> None:
+    """Have ``add`` add an option without a value: ``real`` unless it is typed, and then the opposite."""
+    add(names, about, real, action=f"store_{str(not real).lower()}", **how)
 
 
 def _says(word: str) -> bool:

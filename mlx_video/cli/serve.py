@@ -4,14 +4,13 @@ import argparse
 import json
 import os
 import sys
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator
 
 from mlx_video import hub
 from mlx_video.cli import server
-from mlx_video.cli.parser import flag, option
+from mlx_video.cli.parser import Add, flag, group
 from mlx_video.cli.values import byte_size, seconds
 from mlx_video.disk import full_path, read_small, typed_path
 from mlx_video.errors import UserError
@@ -22,93 +21,42 @@ NEEDED = ("fastapi", "uvicorn", "multipart")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_address(parser)
-    _add_models(parser)
-    _add_running(parser)
-    _add_storage(parser)
+    add = group(parser, "address")
+    about = "address to listen on; other than loopback needs a key"
+    add("--host", about, server.LOOPBACK[0], metavar="ADDRESS")
+    add("--port", "port to listen on", server.PORT, type=int)
+    add("--api-key", "key that everybody must send (default: none)")
+    about = "file that holds the key (default: none)"
+    add("--api-key-file", about, metavar="FILE")
+    _add_models(group(parser, "models"))
+    _add_running(group(parser, "running"))
+    add = group(parser, "storage")
+    about = "folder for clips and the queue (default: ~/.local/share/mlx-video)"
+    add("--data", about, metavar="FOLDER")
+    about = "space that clips may take (default: 20GB)"
+    add("--disk-budget", about, type=byte_size, metavar="GB")
+    add("--queue", "clips that may wait", 32, type=int, metavar="N")
 
 
-def _add_address(parser: argparse.ArgumentParser) -> None:
-    add = partial(option, parser.add_argument_group("address"))
-    add(
-        "--host",
-        "address to listen on; other than loopback needs a key",
-        real=server.LOOPBACK[0],
-        metavar="ADDRESS",
+def _add_models(add: Add) -> None:
+    about = (
+        "model to offer, as in `generate`; repeatable, the first is the default "
+        f"(default: {DEMO}, and LTX-2 where it is in the hub's cache)"
     )
-    add("--port", "port to listen on", type=int, real=server.PORT)
-    add("--api-key", "key that everybody must send", shown="none")
-    add("--api-key-file", "file that holds the key", shown="none", metavar="FILE")
+    add("--model", about, action="append")
+    about = "LoRA to offer under a name; repeatable (default: none)"
+    add("--lora", about, (), action="append", metavar="NAME=FILE")
 
 
-def _add_models(parser: argparse.ArgumentParser) -> None:
-    add = partial(option, parser.add_argument_group("models"))
-    add(
-        "--model",
-        "model to offer, as in `generate`; repeatable, the first is the default",
-        action="append",
-        shown=f"{DEMO}, and LTX-2 where it is in the hub's cache",
-    )
-    add(
-        "--lora",
-        "LoRA to offer under a name; repeatable",
-        action="append",
-        shown="none",
-        metavar="NAME=FILE",
-    )
-
-
-def _add_running(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("running")
-    option(
-        group,
-        "--memory-limit",
-        "memory budget in GB",
-        type=byte_size,
-        shown="what the machine has",
-        metavar="GB",
-    )
-    option(
-        group,
-        "--keep",
-        "keep models loaded between clips, where memory allows it",
-        action=argparse.BooleanOptionalAction,
-        real=True,
-        shown="--keep",
-    )
-    option(
-        group,
-        "--idle",
-        "free what is kept after so long without a clip",
-        type=seconds,
-        real=600.0,
-        metavar="SECONDS",
-    )
-    flag(
-        group,
-        "--no-preview",
-        "do not show clips while they are made",
-        dest="previews",
-        real=True,
-    )
-
-
-def _add_storage(parser: argparse.ArgumentParser) -> None:
-    add = partial(option, parser.add_argument_group("storage"))
-    add(
-        "--data",
-        "folder for clips and the queue",
-        shown="~/.local/share/mlx-video",
-        metavar="FOLDER",
-    )
-    add(
-        "--disk-budget",
-        "space that clips may take",
-        type=byte_size,
-        shown="20GB",
-        metavar="GB",
-    )
-    add("--queue", "clips that may wait", type=int, real=32, metavar="N")
+def _add_running(add: Add) -> None:
+    about = "memory budget in GB (default: what the machine has)"
+    add("--memory-limit", about, type=byte_size, metavar="GB")
+    about = "keep models loaded between clips, where memory allows it (default: --keep)"
+    add("--keep", about, True, action=argparse.BooleanOptionalAction)
+    about = "free what is kept after so long without a clip"
+    add("--idle", about, 600, type=seconds, metavar="SECONDS")
+    about = "do not show clips while they are made"
+    flag(add, "--no-preview", about, True, dest="previews")
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -144,7 +92,7 @@ def _worker(args: argparse.Namespace) -> list[str]:
     models = args.model or list(_offered())
     settings = {
         "models": {_short(model): full_path(model) for model in models},
-        "loras": dict(map(_lora, args.lora or ())),
+        "loras": dict(map(_lora, args.lora)),
         "memory_limit": args.memory_limit,
         "previews": args.previews,
         "keep": args.keep,
