@@ -86,42 +86,28 @@ def resolve(
 
 def resolve_file(file: str | Path, announce: Announce = lambda plan: None) -> Path:
     """``file`` itself if it is a path; else the hub's owner/repository/name.safetensors, fetched if needed."""
-    if path := local_file(file):
+    if path := local(file, file=True):
         return path
     repo, _, name = str(file).rpartition("/")
     return resolve(repo, [name], announce) / name
 
 
-def local(model: str | Path) -> Path | None:
-    """The local file or folder of that name; ``None`` where it may be a hub repository.
+def local(name: str | Path, *, file: bool = False) -> Path | None:
+    """The local file or folder of that name; ``None`` where it may be a hub repository, or with ``file`` a file in one.
 
-    Raises ``MissingFileError`` where it is neither. Uses no network.
+    Raises ``MissingFileError`` where it can only be a path, and is not there. Uses no network.
     """
-    path = typed_path(model)
+    path = typed_path(name)
     if is_there(path):
         return path
-    if _is_typed_path(path) or str(model).count("/") != 1:
-        raise MissingFileError(
-            f"There is no file or folder {short(model)}, and a hub repository is named owner/name, such as {MODEL_REPO}."
-        )
+    first = path.parts[0]
+    typed = path.is_absolute() or first in (".", "..") or is_there(Path(first))
+    if typed or str(name).count("/") != (2 if file else 1):
+        what, way = "file or folder", f"hub repository is named owner/name, such as {MODEL_REPO}"  # fmt: skip
+        if file:
+            what, way = "file", "file of the hub is named owner/repository/file"
+        raise MissingFileError(f"There is no {what} {short(name)}, and a {way}.")
     return None
-
-
-def local_file(file: str | Path) -> Path | None:
-    """``local`` for a file, which the hub names owner/repository/file."""
-    path = typed_path(file)
-    if is_there(path):
-        return path
-    if _is_typed_path(path) or str(file).count("/") != 2:
-        raise MissingFileError(
-            f"There is no file {short(file)}, and a file of the hub is named owner/repository/file."
-        )
-    return None
-
-
-def _is_typed_path(path: Path) -> bool:
-    """Whether it can only be a path: by how it begins, or because its first folder exists."""
-    return path.is_absolute() or path.parts[0] in (".", "..") or is_there(Path(path.parts[0]))  # fmt: skip
 
 
 def plan(repo: str, patterns: Sequence[str]) -> Plan:

@@ -175,7 +175,7 @@ def check_names(files: Files) -> None:
     others = files.upsampler, files.distilled_lora, files.detailing_lora
     for file in (text_encoder, *others, files.video_vae, *loras):
         if file and file != CONV:
-            hub.local_file(file)
+            hub.local(file, file=True)
 
 
 def find_sources(
