@@ -98,30 +98,27 @@ def short(text: object, most: int = 120) -> str:
 
 
 def file_size(file: Path) -> int:
-    """The length of an ordinary file in bytes; pipes and devices, which could block for ever, are refused."""
+    """The length of a file in bytes. Raises ``UserError`` for folders, and for pipes and devices, which may block for ever."""
+    if not is_there(file):
+        raise MissingFileError(f"There is no file {short(file)}.")
     with file_errors(file):
         found = os.stat(file)
     if not stat.S_ISREG(found.st_mode):
         raise UserError(
-            f"{file} is not an ordinary file; name one that is neither a pipe nor a device."
+            f"{short(file)} is not a file that can be read; name one that is no folder, pipe or device."
         )
     return found.st_size
 
 
 def read_small(path: Path, most: int = 2**20) -> str:
     """The text of a file written by hand; refuses pipes, devices and anything longer than ``most`` bytes."""
-    if not is_there(path):
-        raise MissingFileError(f"There is no file {short(path)}.")
-    if not path.is_file():
-        raise UserError(f"{short(path)} is not a file that can be read.")
-    with file_errors(path), open(path, "rb") as stream:
-        data = stream.read(most + 1)
-    if len(data) > most:
+    if (size := file_size(path)) > most:
         raise UserError(
-            f"{short(path)} is too large: {path.stat().st_size:,} bytes, and at most {most:,} are read."
+            f"{short(path)} is too large: {size:,} bytes, and at most {most:,} are read."
         )
     try:
-        return data.decode()
+        with file_errors(path):
+            return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UserError(
             f"{short(path)} is not UTF-8 text, from byte {error.start} on."

@@ -22,7 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.conditioning.latent import Condition, VideoConditionByLatentIndex
-from mlx_video.disk import is_there, short, typed_path
+from mlx_video.disk import full_path, is_there, short, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.conditions import (
     Place,
@@ -164,8 +164,7 @@ class Image(Input):
                 f"--image takes PATH [FRAME] [STRENGTH]; got '{short(' '.join(words))}'. "
                 "For example: --image cat.png 0 0.9."
             ) from None
-        file = typed_path(path)
-        return cls(str(file.resolve() if is_there(file) else path), frame, strength)
+        return cls(full_path(path), frame, strength)
 
     @property
     def files(self) -> tuple[str, ...]:

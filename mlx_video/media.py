@@ -15,8 +15,8 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from PIL import Image
 
-from mlx_video.disk import any_of, is_there, short, typed_path, written_aside
-from mlx_video.errors import MissingFileError, UserError
+from mlx_video.disk import any_of, file_size, short, typed_path, written_aside
+from mlx_video.errors import UserError
 from mlx_video.postprocess import to_pcm16
 from mlx_video.types import CLIP_SUFFIXES, Clip, VideoPixelShape, Waveform
 
@@ -265,10 +265,7 @@ def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioF
 def metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a media file: the strings that ``save`` put there, and any others."""
     path = typed_path(path)
-    if not is_there(path):
-        raise MissingFileError(f"There is no file {short(path)}.")
-    if not path.is_file():
-        raise UserError(f"{short(path)} is not a file; give one with a clip or sound.")
+    file_size(path)  # raises where it is no file
     # No playlist, which could name other files and addresses.
     options = {"protocol_whitelist": "file", "format_whitelist": READABLE}
     try:

@@ -20,8 +20,8 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from mlx_video.disk import file_errors, is_there, short, typed_path
-from mlx_video.errors import MissingFileError, UserError
+from mlx_video.disk import file_errors, file_size, short, typed_path
+from mlx_video.errors import UserError
 
 # Only these are opened, whatever a file is named: for some others, such as EPS, Pillow runs programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -76,11 +76,6 @@ class Picture:
         return fit_image(compress_like_video(pixels, crf), height, width)
 
 
-def load_image(path: str | Path) -> np.ndarray:
-    """The pixels of a picture: uint8 sRGB (H, W, 3), upright, on white where it is transparent."""
-    return read_picture(path).pixels
-
-
 def read_picture(path: str | Path) -> Picture:
     """Read a picture file.
 
@@ -90,10 +85,7 @@ def read_picture(path: str | Path) -> Picture:
     """
     path = typed_path(path)
     name = short(path)
-    if not is_there(path):
-        raise MissingFileError(f"There is no image {name}.")
-    if not path.is_file():
-        raise UserError(f"{name} is not a file; give a {FORMAT_NAMES} file.")
+    file_size(path)  # raises where it is no file
     with file_errors(path), open(path, "rb") as file:
         image, size = _decoded(file, name)
     notices = []
@@ -291,9 +283,8 @@ def _in_srgb(image: Image.Image, name: str, notices: list[str]) -> Image.Image:
 def _middle(image: np.ndarray, shape: float) -> np.ndarray:
     """The part of a picture that a clip of proportion ``shape`` (width / height) shows, to a pixel or two."""
     rows, columns = image.shape[:2]
-    height, width = min(rows, math.ceil(columns / shape)), min(
-        columns, math.ceil(rows * shape)
-    )
+    height = min(rows, math.ceil(columns / shape))
+    width = min(columns, math.ceil(rows * shape))
     top, left = (rows - height) // 2, (columns - width) // 2
     return image[top : top + height, left : left + width]
 
@@ -307,10 +298,9 @@ def compress_like_video(image: np.ndarray, crf: int = CRF) -> np.ndarray:
     if crf == 0:
         return image
     height, width = (side // 2 * 2 for side in image.shape[:2])
-    if not (height and width and max(height, width) <= LARGEST_H264):
+    if max(height, width) > LARGEST_H264:
         raise UserError(
-            f"the image is {image.shape[1]}x{image.shape[0]} pixels; it must be at least 2x2 and at most "
-            f"{LARGEST_H264} on a side."
+            f"the image is {width}x{height} pixels; it must be at most {LARGEST_H264} on a side."
         )
     encoder = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"

@@ -13,8 +13,8 @@ from mlx_video import plan as plans
 from mlx_video import weights
 from mlx_video.backend import blas_threads
 from mlx_video.checkpoint import Files, model_of, open_components
-from mlx_video.disk import is_there, read_small, short
-from mlx_video.errors import MissingFileError, UserError, check_text
+from mlx_video.disk import file_size, read_small, short
+from mlx_video.errors import UserError, check_text
 from mlx_video.fidelity import pipeline_for
 from mlx_video.formats.safetensors import clip
 from mlx_video.inputs import Input
@@ -132,10 +132,7 @@ def read_record(path: Path) -> str:
     """The JSON text of a record file, or of the one inside an mp4, latents or state file."""
     if path.suffix == ".json":
         return read_small(path, MOST_BYTES)
-    if not is_there(path):
-        raise MissingFileError(f"There is no file {short(path)}.")
-    if not path.is_file():
-        raise UserError(f"{short(path)} is not a file that can be read.")
+    file_size(path)  # raises where it is no file
     from mlx_video import media  # with codecs, which only a clip's file needs
 
     metadata = (

@@ -15,7 +15,7 @@ from mlx_video.weights import some, tensor_files
 
 HOLE = (
     2**14
-)  # bytes of zeros in a row, which a broken download leaves and training does not
+)  # zero bytes in a row, which a broken download leaves and training does not
 CHUNK = 16 * 2**20
 FP8_NAN = 0x7F  # of E4M3, whatever the sign
 NO_NUMBERS = "values that are not numbers (NaN or infinity)"

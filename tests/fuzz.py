@@ -27,7 +27,7 @@ from mlx_video.formats.quantized import read_dense
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.pictures import load_image
+from mlx_video.pictures import read_picture
 from mlx_video.pipeline import Request
 from mlx_video.recipes import distilled
 from mlx_video.record import Job
@@ -459,7 +459,7 @@ def picture(rng: Random, folder: Path):
         file.write_bytes(
             raw if how == "huge" else raw[: rng.randrange(9, len(raw) - 20)]
         )
-    return how, folder.name, lambda: load_image(file)
+    return how, folder.name, lambda: read_picture(file)
 
 
 def png(width: int, height: int) -> bytes:

@@ -70,7 +70,7 @@ def test_no_reader_shows_the_systems_own_words(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refused)
     monkeypatch.setattr("io.open", refused)
     monkeypatch.setattr("pathlib.Path.read_text", refused)
-    for read in (weights.read_header, weights.read_json, pictures.load_image):
+    for read in (weights.read_header, weights.read_json, pictures.read_picture):
         with pytest.raises(UserError, match="file.json cannot be read: permission"):
             read(file)
     monkeypatch.setattr("pathlib.Path.exists", refused)

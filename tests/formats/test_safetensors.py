@@ -104,9 +104,9 @@ def test_a_file_that_changed_is_read_again(tmp_path):
 def test_what_is_no_ordinary_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     for path in (tmp_path / "pipe.safetensors", "/dev/zero"):
-        with pytest.raises(UserError, match=f"{path} is not an ordinary file"):
+        with pytest.raises(UserError, match=f"{path} is not a file that can be read"):
             read(path)
-    with pytest.raises(MissingFileError, match="There is no file or folder"):
+    with pytest.raises(MissingFileError, match="There is no file"):
         read_header(tmp_path / "nothing")
 
 
