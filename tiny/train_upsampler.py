@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.upsampler import LatentUpsampler, upsample_normalized
-from mlx_video.models.ltx.video_vae import PerChannelStatistics, VideoEncoder
+from mlx_video.models.ltx.video_vae import VideoEncoder
 from tiny import quick
 from tiny.model import fresh, load, store
 from tiny.muon import Muon

@@ -105,8 +105,8 @@ PARTS = {
             ("video_vae.diffusion:DiffusionDecoder", DiffusionDecoderConfig, DIFFUSION),
             ("video_vae.decoder:VideoDecoder", VideoVAEConfig),
         ),
-        _part("audio_encoder", "audio_vae", ("audio_vae.encoder:AudioEncoder", AudioVAEConfig)),
-        _part("audio_decoder", "audio_vae", ("audio_vae.decoder:AudioDecoder", AudioVAEConfig)),
+        _part("audio_encoder", "audio_vae", ("audio_vae.autoencoder:AudioEncoder", AudioVAEConfig)),
+        _part("audio_decoder", "audio_vae", ("audio_vae.autoencoder:AudioDecoder", AudioVAEConfig)),
         _part(
             "vocoder",
             "vocoder",

@@ -11,7 +11,7 @@ from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import end_piece
-from mlx_video.models.ltx.video_vae.base import PerChannelStatistics
+from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_vae.convolution import conv3d
 from mlx_video.models.ltx.video_vae.sampling import depth_to_space
 from mlx_video.tensor_names import TensorNames

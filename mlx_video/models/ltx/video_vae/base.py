@@ -1,10 +1,7 @@
-"""What encoder and decoder share: latent statistics, lists of blocks and names of weights."""
+"""What encoder and decoder share: lists of blocks and names of weights."""
 
 import math
 from typing import Iterator, Mapping
-
-import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.tensor_names import TensorNames
@@ -53,27 +50,6 @@ def compression(blocks: tuple, patch_size: int) -> VideoScale:
     strides = [stride_of(name) for name, _ in blocks]
     time, height, width = (math.prod(s[i] for s in strides) for i in range(3))
     return VideoScale(time, height * patch_size, width * patch_size)
-
-
-class PerChannelStatistics(nn.Module):
-    """Mean and standard deviation of each latent channel over the training set."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.mean = mx.zeros(channels)
-        self.std = mx.ones(channels)
-
-    def normalize(self, latent: mx.array) -> mx.array:
-        """To mean 0 and deviation 1: (B, C, F, H, W), what the transformer works on."""
-        return (latent - _per_channel(self.mean)) / _per_channel(self.std)
-
-    def un_normalize(self, latent: mx.array) -> mx.array:
-        """The inverse of ``normalize``: what the decoder and the upsampler work on."""
-        return latent * _per_channel(self.std) + _per_channel(self.mean)
-
-
-def _per_channel(x: mx.array) -> mx.array:
-    return x[:, None, None, None]
 
 
 def names_of(part: str, *tables: Mapping[str, str]) -> TensorNames:

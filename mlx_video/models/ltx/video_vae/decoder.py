@@ -11,12 +11,12 @@ import mlx.nn as nn
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae.base import (
     CONVOLUTIONS,
     STRIDES,
     Block,
-    PerChannelStatistics,
     compression,
     names_of,
     read_blocks,

@@ -17,8 +17,9 @@ from mlx.utils import tree_flatten
 from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import each_piece_by_piece
+from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
-from mlx_video.models.ltx.video_vae.base import PerChannelStatistics, names_of
+from mlx_video.models.ltx.video_vae.base import names_of
 from mlx_video.models.ltx.video_vae.convolution import on_gpu
 from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     BAND,

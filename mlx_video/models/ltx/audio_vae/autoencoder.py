@@ -1,0 +1,133 @@
+"""The audio autoencoder: log-mel spectrograms to latents, and back. Knows the order of blocks, not what is in them."""
+
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx.audio_config import AudioVAEConfig
+from mlx_video.models.ltx.audio_vae.resnet import (
+    CausalConv2d,
+    Downsample,
+    MidBlock,
+    Upsample,
+    norm_silu,
+    resnet_blocks,
+)
+from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.statistics import PerChannelStatistics
+from mlx_video.tensor_names import TensorNames
+
+
+def names_of(part: str) -> TensorNames:
+    """The names of the "encoder" or the "decoder"."""
+    return TensorNames(
+        {
+            f"audio_vae.{part}.": "",
+            "audio_vae.per_channel_statistics.": "per_channel_statistics.",
+        },
+        {
+            "*nin_shortcut.conv.*": "*shortcut.*",
+            "*upsample.conv.conv.*": "*upsample.*",
+            "*mean-of-means": "*mean",
+            "*std-of-means": "*std",
+            "*.conv.weight": "*.weight",
+            "*.conv.bias": "*.bias",
+        },
+    )
+
+
+class AudioEncoder(Network):
+    """Log-mel spectrogram (B, 2, T_mel, 64) -> normalised latent (B, 8, ceil(T_mel / 4), 16): 25 frames a second."""
+
+    CONFIG: ClassVar = AudioVAEConfig
+    NAMES: ClassVar = names_of("encoder")
+
+    def __init__(self, config: AudioVAEConfig):
+        super().__init__()
+        widths, self.config = config.widths, config
+        self.conv_in = CausalConv2d(config.in_channels, config.ch)
+        self.down = [
+            DownLevel(before, width, config.num_res_blocks, last=i == len(widths) - 1)
+            for i, (before, width) in enumerate(zip((config.ch, *widths), widths))
+        ]
+        self.mid = MidBlock(widths[-1])
+        self.conv_out = CausalConv2d(widths[-1], 2 * config.z_channels)
+        tokens = config.z_channels * config.latent_bins
+        self.per_channel_statistics = PerChannelStatistics(tokens)
+
+    def __call__(self, log_mel: mx.array) -> mx.array:
+        """The most likely latent: the mean of the posterior, whose log-variance is dropped."""
+        x = log_mel.astype(self.conv_in.weight.dtype).transpose(0, 2, 3, 1)
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        x = self.conv_out(norm_silu(self.mid(x)))
+        mean, _ = mx.split(x.transpose(0, 3, 1, 2), 2, axis=1)
+        return self.per_channel_statistics.normalize(mean)
+
+
+class AudioDecoder(Network):
+    """Normalised latent (B, 8, T, 16), 25 frames a second -> log-mel spectrogram (B, 2, 4T - 3, 64)."""
+
+    CONFIG: ClassVar = AudioVAEConfig
+    NAMES: ClassVar = names_of("decoder")
+
+    def __init__(self, config: AudioVAEConfig):
+        super().__init__()
+        widths, self.config = config.widths, config
+        tokens = config.z_channels * config.latent_bins
+        self.per_channel_statistics = PerChannelStatistics(tokens)
+        self.conv_in = CausalConv2d(config.z_channels, widths[-1])
+        self.mid = MidBlock(widths[-1])
+        # In the checkpoint's order, highest resolution first; run from the last to the first.
+        self.up = [
+            UpLevel(before, width, config.num_res_blocks + 1, last=i == 0)
+            for i, (before, width) in enumerate(zip((*widths[1:], widths[-1]), widths))
+        ]
+        self.conv_out = CausalConv2d(widths[0], config.out_ch)
+
+    def activation_bytes(self, frames: int) -> float:
+        """For so many latent frames."""
+        cells = self.config.time_factor * frames * self.config.mel_bins
+        itemsize = self.conv_in.weight.dtype.size
+        return fitted.live().spectrogram * cells * self.config.ch * itemsize
+
+    def __call__(self, latent: mx.array) -> mx.array:
+        x = latent.astype(self.conv_in.weight.dtype)
+        x = self.per_channel_statistics.un_normalize(x).transpose(0, 2, 3, 1)
+        x = self.mid(self.conv_in(x))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(norm_silu(x)).transpose(0, 3, 1, 2)
+
+
+class DownLevel(nn.Module):
+    """Residual blocks at one resolution, and the step to the next lower one if there is one."""
+
+    def __init__(self, in_channels: int, out_channels: int, count: int, last: bool):
+        super().__init__()
+        self.block = resnet_blocks(in_channels, out_channels, count)
+        if not last:
+            self.downsample = Downsample(out_channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for block in self.block:
+            x = block(x)
+        return self.downsample(x) if "downsample" in self else x
+
+
+class UpLevel(nn.Module):
+    """Residual blocks at one resolution, and the step to the next higher one if there is one."""
+
+    def __init__(self, in_channels: int, out_channels: int, count: int, last: bool):
+        super().__init__()
+        self.block = resnet_blocks(in_channels, out_channels, count)
+        if not last:
+            self.upsample = Upsample(out_channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for block in self.block:
+            x = block(x)
+        return self.upsample(x) if "upsample" in self else x
