@@ -182,23 +182,13 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
 def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
     """In the order of the run, under its names; ``room`` for MLX's arrays decides how the video is decoded."""
     if not work.sampled:
-        yield from _until_sampled(footprint, work)
+        yield _prompt(footprint, work)
+        yield from _inputs(footprint, work)
+        yield from _stages(footprint, work)
+        yield from _rounds(footprint, work)
     if work.request.audio:
         yield _sound(footprint, work)
     yield _video(footprint, work, room)
-
-
-def _until_sampled(footprint: Footprint, work: Work) -> Iterator[Phase]:
-    yield _prompt(footprint, work)
-    inputs, encoders = work.request.inputs, work.request.encoders
-    if read := max((given.read_bytes for given in inputs), default=0):
-        yield Phase("read pictures", 0, read)
-    if encoders:  # which are lent together
-        seen = "video_encoder" in encoders
-        image = footprint.image(*work.shape[1:3]) if seen else 0
-        yield _phase(footprint, "encode inputs", image, *encoders)
-    yield from _stages(footprint, work)
-    yield from _rounds(footprint, work)
 
 
 def _phase(footprint: Footprint, name: str, activations: float, *parts: str) -> Phase:
@@ -207,16 +197,29 @@ def _phase(footprint: Footprint, name: str, activations: float, *parts: str) -> 
     return Phase(name, weights, activations + SMALL)
 
 
+def _in_turn(
+    footprint: Footprint, name: str, sizes: Mapping[str, tuple[int, ...]]
+) -> Phase:
+    """The largest of parts that are lent one after the other, each for a call of these ``sizes``."""
+    taken = {n: footprint.part(n).activation_bytes(*size) for n, size in sizes.items()}
+    return largest([_phase(footprint, name, taken[part], part) for part in taken])
+
+
 def _prompt(footprint: Footprint, work: Work) -> Phase:
     prompts, context = 1 + work.recipe.guided, footprint.context
     rows = prompts * min(work.prompt_tokens, context)
-    activations = {
-        "text_encoder": footprint.part("text_encoder").activation_bytes(rows),
-        "connectors": footprint.part("connectors").activation_bytes(
-            rows, prompts, context
-        ),
-    }
-    return _largest_of(footprint, "encode prompt", activations)
+    sizes = {"text_encoder": (rows,), "connectors": (rows, prompts, context)}
+    return _in_turn(footprint, "encode prompt", sizes)
+
+
+def _inputs(footprint: Footprint, work: Work) -> Iterator[Phase]:
+    inputs, encoders = work.request.inputs, work.request.encoders
+    if read := max((given.read_bytes for given in inputs), default=0):
+        yield Phase("read pictures", 0, read)
+    if encoders:  # which are lent together
+        seen = "video_encoder" in encoders
+        image = footprint.image(*work.shape[1:3]) if seen else 0
+        yield _phase(footprint, "encode inputs", image, *encoders)
 
 
 def _stages(footprint: Footprint, work: Work) -> Iterator[Phase]:
@@ -229,63 +232,57 @@ def _stages(footprint: Footprint, work: Work) -> Iterator[Phase]:
             decoder = footprint.part("video_decoder")
             shown = decoder.activation_bytes(frame, StreamPlan())
         together = work.batched or footprint.residency.low_memory
-        sampling = _Sampling(tokens, passes, passes if together else 1, passes, shown)
         finer = tokens.video if number else 0
-        yield from sampling.phases(footprint, stage, f"stage {number + 1}", finer)
+        name = f"stage {number + 1}"
+        yield from _sampling(
+            footprint, stage, name, tokens, finer, passes, together, shown
+        )
 
 
 def _rounds(footprint: Footprint, work: Work) -> Iterator[Phase]:
     """Of DFR: the whole clip is upsampled, then sampled tile by tile."""
     geometry = footprint.components.geometry
     finer = geometry.latents(work.shape).tokens
-    for number, (tokens, tiles) in enumerate(work.round_tokens(geometry), start=1):
-        stage = work.recipe.rounds[number - 1]
-        sampling = _Sampling(tokens, forwards=tiles)
-        yield from sampling.phases(footprint, stage, f"round {number}", finer)
+    rounds = zip(work.recipe.rounds or (), work.round_tokens(geometry))
+    for number, (stage, (tokens, tiles)) in enumerate(rounds, start=1):
+        for phase in _sampling(footprint, stage, f"round {number}", tokens, finer):
+            yield phase._replace(operations=tiles * phase.operations)
 
 
-class _Sampling(NamedTuple):
-    """What a stage samples: so many tokens of each stream, in ``forwards`` of the transformer a step.
+def _sampling(
+    footprint: Footprint,
+    stage: Stage,
+    name: str,
+    tokens: AV[int],
+    finer: int,
+    passes: int = 1,
+    together: bool = False,
+    shown: float = 0.0,
+) -> Iterator[Phase]:
+    """A stage of so many ``tokens``, after the upsampling to ``finer`` tokens of video, if there are any.
 
-    passes    guided ones, whose prompts are held; ``together`` of them are computed at once
-    shown     bytes that a preview takes
+    passes  of the transformer in each step, whose prompts are held; ``together`` or in turn
+    shown   bytes that a preview takes
     """
-
-    tokens: AV[int]
-    passes: int = 1
-    together: int = 1
-    forwards: int = 1
-    shown: float = 0.0
-
-    def phases(
-        self, footprint: Footprint, stage: Stage, name: str, finer: int
-    ) -> Iterator[Phase]:
-        """The stage, after the upsampling to ``finer`` tokens of video, if there are any."""
-        transformer, context = footprint.part("transformer"), footprint.context
-        held = transformer.held_bytes(self.tokens, self.passes, context)
-        if finer:
-            upsampler = footprint.part(stage.upsampler)
-            upsample = held + upsampler.activation_bytes(finer)
-            yield _phase(
-                footprint, "upsample", upsample, "transformer", stage.upsampler
-            )
-        forward = transformer.activation_bytes(self.tokens, self.together, context)
-        taken = held + max(forward, self.shown)
-        forwards = self.forwards * (len(stage.sigmas) - 1)
-        operations = forwards * transformer.operations(self.tokens, context)
-        done = _phase(footprint, name, taken, "transformer")
-        yield done._replace(operations=operations)
+    transformer, context = footprint.part("transformer"), footprint.context
+    held = transformer.held_bytes(tokens, passes, context)
+    if finer:
+        upsample = held + footprint.part(stage.upsampler).activation_bytes(finer)
+        yield _phase(footprint, "upsample", upsample, "transformer", stage.upsampler)
+    at_once = passes if together else 1
+    forward = transformer.activation_bytes(tokens, at_once, context)
+    done = _phase(footprint, name, held + max(forward, shown), "transformer")
+    forwards = passes * (len(stage.sigmas) - 1)
+    one = transformer.operations(tokens, context)
+    yield done._replace(operations=forwards * one)
 
 
 def _sound(footprint: Footprint, work: Work) -> Phase:
     geometry = footprint.components.geometry
     count = geometry.audio_frames(work.shape)
     mel = geometry.audio.mel_frames * count
-    activations = {
-        "audio_decoder": footprint.part("audio_decoder").activation_bytes(count),
-        "vocoder": footprint.part("vocoder").activation_bytes(mel),
-    }
-    return _largest_of(footprint, "decode sound", activations)
+    sizes = {"audio_decoder": (count,), "vocoder": (mel,)}
+    return _in_turn(footprint, "decode sound", sizes)
 
 
 def _video(footprint: Footprint, work: Work, room: float) -> Phase:
@@ -299,15 +296,6 @@ def _video(footprint: Footprint, work: Work, room: float) -> Phase:
     tokens = work.tokens(last, footprint.components.geometry)
     one = footprint.part("transformer").operations(tokens, footprint.context)
     return decode._replace(operations=PASSES_TO_DECODE * one)
-
-
-def _largest_of(
-    footprint: Footprint, name: str, activations: Mapping[str, float]
-) -> Phase:
-    """A phase of parts that are lent one after the other."""
-    return largest(
-        [_phase(footprint, name, a, part) for part, a in activations.items()]
-    )
 
 
 def machine_bytes() -> int:
