@@ -5,14 +5,13 @@ https://platform.openai.com/docs/api-reference/videos
 
 import asyncio
 import json
-import os
 import queue
 import secrets
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, AsyncIterator, Literal, NamedTuple
+from typing import Annotated, AsyncIterator, Container, Literal, NamedTuple
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -20,6 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from mlx_video import __version__
+from mlx_video.disk import amount
 from mlx_video.serve import guard, refusals
 from mlx_video.serve.incoming import read_request
 from mlx_video.serve.schema import (
@@ -33,7 +33,7 @@ from mlx_video.serve.schema import (
     VideoPage,
     VideoRequest,
 )
-from mlx_video.serve.store import OPEN, Store, Video
+from mlx_video.serve.store import ENDED, OPEN, Store, Video
 from mlx_video.serve.supervisor import Supervisor, seconds_left
 
 PAGE = Path(__file__).parent / "page"
@@ -44,6 +44,7 @@ CONTENT = {
     "thumbnail": (".webp", "image/webp"),
     "spritesheet": (".sheet.webp", "image/webp"),
 }
+PREVIEW = ".preview.webp"
 UNSUPPORTED = "This version cannot extend or edit a video yet. Make a new one, or remix one with another prompt."
 
 
@@ -151,43 +152,28 @@ async def list_videos(
 def content(
     id: str, at: At, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
 ) -> Response:
-    video = _found(at, id)
-    if video.status != "completed":
-        raise HTTPException(
-            409,
-            f"The video {id} is {video.status}; its content comes when it is completed.",
-        )
+    _found(at, id, ("completed",), "its content comes when it is completed")
     suffix, kind = CONTENT[variant]
-    file = at.store.file(id, suffix)
-    return FileResponse(
-        file,
-        stat_result=_stat(file, f"The {variant} of {id} is gone."),
-        media_type=kind,
-        filename=file.name,
-        content_disposition_type="inline",
-    )
+    shown = {"filename": f"{id}{suffix}", "content_disposition_type": "inline"}
+    gone = f"The {variant} of {id} is gone."
+    return _file(at, id, suffix, gone, media_type=kind, **shown)
 
 
 @router.get("/v1/videos/{id}/preview")
 def preview(id: str, at: At) -> Response:
     """The latest picture of a clip that is being made."""
     _found(at, id)
-    file = at.store.file(id, ".preview.webp")
-    return FileResponse(
-        file,
-        stat_result=_stat(file, f"There is no preview of {id} now."),
-        media_type="image/webp",
-        headers={"Cache-Control": "no-store"},
-    )
+    none = f"There is no preview of {id} now."
+    how = {"media_type": "image/webp", "headers": {"Cache-Control": "no-store"}}
+    return _file(at, id, PREVIEW, none, **how)
 
 
 @router.delete("/v1/videos/{id}", response_model=Deleted)
 def delete(id: str, at: At) -> Deleted:
     """Delete a video; one that is queued or being made is cancelled first."""
     _found(at, id)
-    if at.supervisor.cancel(id):
-        with at.supervisor.listening(id) as events:
-            _wait(at.supervisor, id, events)
+    if at.supervisor.cancel(id) and not at.supervisor.ended(id):
+        raise HTTPException(503, "The video is still being stopped; try again.")
     at.store.delete(id)
     return Deleted(id=id)
 
@@ -195,9 +181,7 @@ def delete(id: str, at: At) -> Deleted:
 @router.post("/v1/videos/{id}/cancel", response_model=VideoObject)
 def cancel(id: str, at: At) -> Response:
     """Stop a video that is queued or being made; it stays in the list as failed."""
-    video = _found(at, id)
-    if video.status not in OPEN:
-        raise HTTPException(409, f"The video {id} is {video.status} already.")
+    _found(at, id, OPEN, "there is nothing to stop")
     if not at.supervisor.cancel(id):
         at.store.fail(id, "cancelled", "Cancelled.")
     return _shown(at, _found(at, id))
@@ -205,12 +189,7 @@ def cancel(id: str, at: At) -> Response:
 
 @router.post("/v1/videos/{id}/remix", response_model=VideoObject)
 def remix(id: str, wanted: RemixRequest, at: At) -> Response:
-    video = _found(at, id)
-    if video.status in OPEN:
-        raise HTTPException(
-            409,
-            f"The video {id} is {video.status}; a remix is made of a finished one.",
-        )
+    video = _found(at, id, ENDED, "a remix is made of a finished one")
     changed = wanted.model_dump(exclude_none=True)
     return _queued(at, VideoRequest.model_validate({**video.request, **changed}), id)
 
@@ -290,15 +269,22 @@ def _shown(at: Serving, video: Video) -> Response:
     )
 
 
-def _found(at: Serving, id: str) -> Video:
+def _found(
+    at: Serving, id: str, statuses: Container[str] = (*OPEN, *ENDED), why: str = ""
+) -> Video:
+    """The video with this id; refuses, saying ``why``, where its status is none of ``statuses``."""
     if (video := at.store.get(id)) is None:
         raise HTTPException(404, f"There is no video {id[:60]!r} here.")
+    if video.status not in statuses:
+        raise HTTPException(409, f"The video {id} is {video.status}; {why}.")
     return video
 
 
-def _stat(file: Path, otherwise: str) -> os.stat_result:
+def _file(at: Serving, id: str, suffix: str, otherwise: str, **how) -> Response:
+    """A file of a video as ``FileResponse`` sends it; where it is not there, a sentence."""
+    file = at.store.file(id, suffix)
     try:
-        return file.stat()
+        return FileResponse(file, stat_result=file.stat(), **how)
     except FileNotFoundError:  # the worker replaces and removes files at any time
         raise HTTPException(404, otherwise) from None
 
@@ -315,7 +301,7 @@ def _queued(
 
 async def _stream(at: Serving, id: str) -> AsyncIterator[str]:
     with at.supervisor.listening(id) as events:
-        if at.store.file(id, ".preview.webp").exists():
+        if at.store.file(id, PREVIEW).exists():
             events.put({"event": "preview", "number": 0})
         while (video := at.store.get(id)) is not None:
             body = VideoObject.of(video, None, seconds_left(video))
@@ -329,20 +315,6 @@ async def _stream(at: Serving, id: str) -> AsyncIterator[str]:
                 continue
             if event and event["event"] == "preview":
                 yield f"event: preview\ndata: {json.dumps({'number': event['number']})}\n\n"
-
-
-def _wait(
-    supervisor: Supervisor, id: str, events: queue.Queue, seconds: float = 15
-) -> None:
-    """Wait until the video is no longer running."""
-    while supervisor.running is not None and supervisor.running.id == id:
-        try:
-            events.get(timeout=0.2)
-        except queue.Empty:
-            if (seconds := seconds - 0.2) <= 0:
-                raise HTTPException(
-                    503, "The video is still being stopped; try again in a moment."
-                ) from None
 
 
 # What is asked for, and whether there is room
@@ -398,13 +370,9 @@ def _check_room(at: Serving) -> None:
     taken, free = store.bytes(), store.free()
     if taken <= limits.disk and free >= limits.margin:
         return
-    why = (
-        f"clips take {taken / 1e9:.1f} GB of the {limits.disk / 1e9:g} GB that they may"
-    )
+    why = f"clips take {amount(taken)} of the {amount(limits.disk)} that they may"
     if free < limits.margin:
-        why = f"the disk has {free / 1e6:.0f} MB left, and {limits.margin / 1e6:.0f} MB stay free"
-    oldest = "; ".join(
-        f"{v.id} ({str(v.request['prompt'])[:40]})" for v in store.oldest()
-    )
+        why = f"the disk has {amount(free)} left, and {amount(limits.margin)} stay free"
+    oldest = "; ".join(f"{v.id} ({v.request['prompt'][:40]})" for v in store.oldest())
     advice = f"Delete some; the oldest are {oldest}." if oldest else "Free some space."
     raise HTTPException(507, f"There is no room for another video: {why}. {advice}")

@@ -7,8 +7,8 @@ So a request must call the server by a name it knows, and one that a page sends 
 import hashlib
 import hmac
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_video.serve.refusals import error_answer
@@ -23,29 +23,25 @@ class Door:
     hosts: frozenset[str]
     key: str = ""
 
-    def refusal(self, headers: dict[str, str], path: str) -> tuple[int, str] | None:
+    def refusal(self, asked: HTTPConnection) -> tuple[int, str] | None:
         """Status and sentence where a request is refused, else ``None``."""
-        host = headers.get("host", "").lower()
+        headers, host = asked.headers, asked.headers.get("host", "").lower()
         if host not in self.hosts:
-            return (
-                421,
-                "This server does not go by that name; open it by the address it printed.",
-            )
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host:
+            called = "This server does not go by that name; open it by the address it printed."
+            return 421, called
+        origin = headers.get("origin", f"//{host}").rpartition("//")[2].lower()
+        site = headers.get("sec-fetch-site", "none")
+        if origin != host or site not in ("none", "same-origin"):
             return 403, "Pages of other sites may not use this server."
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return 403, "Pages of other sites may not use this server."
-        if path.startswith(("/v1/", "/openapi")) and not self._known(headers):
+        if asked.scope["path"].startswith(("/v1/", "/openapi")) and not self._known(
+            asked
+        ):
             return 401, "An API key is needed: send it as Authorization: Bearer KEY."
         return None
 
-    def _known(self, headers: dict[str, str]) -> bool:
-        given = headers.get("authorization", "").removeprefix("Bearer ")
-        cookies = dict(
-            c.strip().partition("=")[::2] for c in headers.get("cookie", "").split(";")
-        )
-        cookie = cookies.get(COOKIE, "").encode()
+    def _known(self, asked: HTTPConnection) -> bool:
+        given = asked.headers.get("authorization", "").removeprefix("Bearer ")
+        cookie = asked.cookies.get(COOKIE, "").encode()
         return self.opens(given) or hmac.compare_digest(cookie, self.token.encode())
 
     def opens(self, key: str) -> bool:
@@ -78,12 +74,9 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers = {
-            k.decode("latin-1").lower(): v.decode("latin-1")
-            for k, v in scope["headers"]
-        }
-        refusal = self.door.refusal(headers, scope["path"]) or self._too_large(headers)
-        if refusal:
+        asked = HTTPConnection(scope)
+        length = asked.headers.get("content-length", "0")
+        if refusal := self.door.refusal(asked) or self._too_large(length):
             return await error_answer(*refusal)(scope, receive, send)
 
         async def send_guarded(message: Message) -> None:
@@ -104,17 +97,12 @@ class Guard:
         try:
             await self.app(scope, receive_bounded, send_guarded)
         except _TooLarge:
-            too_large = self._too_large({"content-length": str(taken)})
-            await error_answer(*too_large)(scope, receive, send)
+            await error_answer(*self._too_large(str(taken)))(scope, receive, send)
 
-    def _too_large(self, headers: dict[str, str]) -> tuple[int, str] | None:
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self.body:
-            return (
-                413,
-                f"That is too large: at most {self.body // 2**20} MiB a request.",
-            )
-        return None
+    def _too_large(self, length: str) -> tuple[int, str] | None:
+        if length.isdecimal() and int(length) <= self.body:
+            return None
+        return 413, f"That is too large: at most {self.body // 2**20} MiB a request."
 
 
 class _TooLarge(Exception):

@@ -5,6 +5,8 @@ import base64
 import binascii
 import io
 import json
+import secrets
+import shutil
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,9 +14,10 @@ from fastapi import Request
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from mlx_video.disk import file_errors
+from mlx_video.errors import UserError
 from mlx_video.serve.refusals import sentence
 from mlx_video.serve.schema import MOST_IMAGES, VideoRequest
-from mlx_video.serve.uploads import keep_upload
 
 Fields = dict[str, object]
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
@@ -99,3 +102,22 @@ def _validated(fields: Fields) -> VideoRequest:
         return VideoRequest.model_validate(fields)
     except ValidationError as error:
         raise HTTPException(400, sentence(error.errors()[0])) from None
+
+
+def keep_upload(file: BinaryIO, folder: Path) -> str:
+    """The name under which a picture was kept in ``folder``; the sender's name for it is not used.
+
+    Raises ``UserError`` where it is no picture that a clip can begin with; nothing is kept then.
+    """
+    from mlx_video.pictures import read_picture  # with codecs, which only pictures need
+
+    name = f"picture_{secrets.token_hex(16)}"
+    path = folder / name
+    try:
+        with file_errors("The picture", "kept"), open(path, "xb") as kept:
+            shutil.copyfileobj(file, kept)
+        read_picture(path)
+    except UserError as error:
+        path.unlink(missing_ok=True)
+        raise type(error)(str(error).replace(str(path), "The picture")) from None
+    return name

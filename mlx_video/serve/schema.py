@@ -5,20 +5,22 @@ Field names and states are those of the official ``openai`` client, version 3.57
 
 from typing import Annotated, Literal, Mapping
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from mlx_video.serve.store import Video
 
 LONGEST_PROMPT = 8000  # letters; the text encoder reads 1,024 tokens
 MOST_IMAGES = 8
 
-Text = Annotated[str, StringConstraints(max_length=LONGEST_PROMPT)]
 Prompt = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_PROMPT),
 ]
+Name = Annotated[str, StringConstraints(max_length=100)]
+Strength = Annotated[float, Field(ge=-4, le=4)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Side = Annotated[int, Field(ge=32, le=8192)]
+Time = Annotated[int, BeforeValidator(int)]  # whole Unix seconds
 
 
 class Placed(BaseModel):
@@ -26,9 +28,9 @@ class Placed(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: Annotated[str, StringConstraints(max_length=100)] = ""
-    frame: Annotated[int, Field(ge=0, lt=4097)] = 0
-    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+    path: Name = ""
+    frame: int = Field(0, ge=0, lt=4097)
+    strength: float = Field(1.0, ge=0, le=1)
 
 
 class VideoRequest(BaseModel):
@@ -37,42 +39,39 @@ class VideoRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: Prompt = Field(description="What to show and to be heard.")
-    model: Annotated[str, StringConstraints(max_length=200)] | None = Field(
-        None, description="One of GET /v1/models; by default the first."
+    model: str | None = Field(
+        None,
+        max_length=200,
+        description="One of GET /v1/models; by default the first.",
     )
-    seconds: Annotated[float, Field(gt=0, le=600)] | None = Field(
-        None, description="Length; snapped to the frame grid."
+    seconds: float | None = Field(
+        None, gt=0, le=600, description="Length; snapped to the frame grid."
     )
-    size: Annotated[str, StringConstraints(pattern=r"^\d{2,4}x\d{2,4}$")] | None = (
-        Field(
-            None,
-            description="Width x height in pixels, such as 768x512; snapped to the model's grid.",
-        )
+    size: str | None = Field(
+        None,
+        pattern=r"^\d{2,4}x\d{2,4}$",
+        description="Width x height in pixels, such as 768x512; snapped to the model's grid.",
     )
     # What LTX has beyond OpenAI's API
     width: Side | None = None
     height: Side | None = None
-    num_frames: Annotated[int, Field(ge=1, le=4097)] | None = Field(
-        None, description="In place of seconds; snapped to 1 + 8k."
+    num_frames: int | None = Field(
+        None, ge=1, le=4097, description="In place of seconds; snapped to 1 + 8k."
     )
-    fps: Annotated[float, Field(ge=1, le=240)] | None = None
+    fps: float | None = Field(None, ge=1, le=240)
     seed: Seed | None = Field(None, description="By default a new one each time.")
     generate_sound: bool | None = None
-    negative_prompt: Text | None = None
-    steps: Annotated[int, Field(ge=1, le=200)] | None = None
+    negative_prompt: str | None = Field(None, max_length=LONGEST_PROMPT)
+    steps: int | None = Field(None, ge=1, le=200)
     recipe: Literal["distilled", "dev", "dev-two-stage"] | None = None
-    loras: Annotated[
-        dict[
-            Annotated[str, StringConstraints(max_length=100)],
-            Annotated[float, Field(ge=-4, le=4)],
-        ],
-        Field(
-            max_length=8,
-            description="Strength by name; the names are those that the server was started with.",
-        ),
-    ] = {}
-    images: Annotated[list[Placed], Field(max_length=MOST_IMAGES)] = Field(
+    loras: dict[Name, Strength] = Field(
+        {},
+        max_length=8,
+        description="Strength by name; the names are those that the server was started with.",
+    )
+    images: list[Placed] = Field(
         [],
+        max_length=MOST_IMAGES,
         description="Where the pictures stand that a form sends as input_reference, one for each.",
     )
 
@@ -87,7 +86,7 @@ class RemixRequest(BaseModel):
 
 
 class Key(BaseModel):
-    key: Annotated[str, StringConstraints(max_length=1000)]
+    key: str = Field(max_length=1000)
 
 
 class VideoError(BaseModel):
@@ -102,8 +101,8 @@ class VideoObject(BaseModel):
     object: Literal["video"] = "video"
     status: Literal["queued", "in_progress", "completed", "failed"]
     progress: int
-    created_at: int
-    completed_at: int | None = None
+    created_at: Time
+    completed_at: Time | None = None
     expires_at: int | None = None
     model: str
     prompt: str
@@ -122,29 +121,19 @@ class VideoObject(BaseModel):
     def of(
         cls, video: Video, place: int | None = None, seconds_left: float | None = None
     ) -> "VideoObject":
+        """``video``, of whose row some columns have other names here."""
         request = VideoRequest.model_validate(video.request)
-        failed = video.status == "failed"
+        error = {"code": video.error_code, "message": video.error_message}
         return cls(
-            id=video.id,
-            status=video.status,
-            progress=video.progress,
-            created_at=int(video.created_at),
-            completed_at=video.completed_at and int(video.completed_at),
+            **{**vars(video), "request": request},
             model=request.model,
             prompt=request.prompt,
             seconds=f"{request.num_frames / request.fps:.3g}",
             size=f"{request.width}x{request.height}",
-            error=(
-                VideoError(code=video.error_code, message=video.error_message)
-                if failed
-                else None
-            ),
+            error=error if video.status == "failed" else None,
             remixed_from_video_id=video.remixed_from,
-            phase=video.phase,
             place=place,
             seconds_left=seconds_left,
-            request=request,
-            notices=video.notices,
         )
 
 

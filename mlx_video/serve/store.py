@@ -23,7 +23,7 @@ from mlx_video.errors import UserError
 log = logging.getLogger(__name__)
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
-OPEN = ("queued", "in_progress")
+OPEN, ENDED = ("queued", "in_progress"), ("completed", "failed")
 HARMLESS = {".DS_Store", "lost+found"}  # what a system puts into an empty folder
 FULL_SECONDS = 600  # to wait for room on a full disk
 

@@ -50,10 +50,10 @@ class Supervisor:
         self._worker: subprocess.Popen | None = None
         self._running: Video | None = None
         self._cancelled = 0.0  # when the worker was last told to stop, if it was
-        self._awake = threading.Event()
+        self._lines: queue.Queue = queue.Queue()  # of JSON, None at the end
         self._listeners: dict[str, set[queue.Queue]] = defaultdict(set)
         self._answers: dict[int, queue.Queue] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # notified when a job has ended
         self._thread = threading.Thread(target=self._work, name="supervisor")
 
     def start(self) -> None:
@@ -62,7 +62,6 @@ class Supervisor:
     def stop(self) -> None:
         """Hand back the running job, to be made again by the next server, and end the worker."""
         self.stopping = True
-        self._awake.set()
         if (worker := self._worker) is not None:
             worker.stdin.close()  # which stops the clip that it makes
             try:
@@ -84,7 +83,7 @@ class Supervisor:
 
     def wake(self) -> None:
         """There is something in the queue."""
-        self._awake.set()
+        self._lines.put('{"event": "woken"}')
 
     def cancel(self, id: str) -> bool:
         """Stop the job if it is running; returns whether it was."""
@@ -93,6 +92,15 @@ class Supervisor:
                 return False
             self._interrupt()
             return True
+
+    def ended(self, id: str, seconds: float = 15) -> bool:
+        """Wait until the job is not running; returns whether it stopped in time."""
+
+        def idle() -> bool:
+            return self._running is None or self._running.id != id
+
+        with self._lock:
+            return self._lock.wait_for(idle, seconds)
 
     def _interrupt(self) -> None:
         self._cancelled = time.monotonic()
@@ -164,26 +172,16 @@ class Supervisor:
         return ready
 
     def _events(self) -> Iterator[Event]:
-        """What the worker says; while it is idle, an "idle" event whenever the queue was woken."""
-        lines: queue.Queue = queue.Queue()
+        """What the worker says, and in between that the queue was woken, until the worker ends."""
+        self._lines = lines = queue.Queue()
 
-        def read():
+        def read() -> None:
             for line in self._worker.stdout:
                 lines.put(line)
             lines.put(None)
 
         threading.Thread(target=read, daemon=True).start()
-        while True:
-            try:
-                line = lines.get(timeout=0.1)
-            except queue.Empty:
-                if self._awake.is_set() and self._running is None and self.models:
-                    self._awake.clear()
-                    yield {"event": "idle"}
-                continue
-            if line is None:
-                return
-            yield json.loads(line)
+        yield from map(json.loads, iter(lines.get, None))
 
     def _feed(self) -> None:
         """Give the worker the first job of the queue, unless its clip is there already."""
@@ -261,6 +259,7 @@ class Supervisor:
     def _finish(self) -> None:
         with self._lock:
             id, self._running = self._running.id, None
+            self._lock.notify_all()
         self._tell(id, None)
 
     def _tell(self, id: str, event: Event | None) -> None:

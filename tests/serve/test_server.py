@@ -121,7 +121,7 @@ def test_a_picture_for_which_there_is_no_room_is_not_kept(server, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = set(server.store.uploads.iterdir())
-    monkeypatch.setattr("mlx_video.serve.uploads.shutil.copyfileobj", full)
+    monkeypatch.setattr("mlx_video.serve.incoming.shutil.copyfileobj", full)
     files = {"input_reference": ("a.png", png())}
     answer = server.http.post("/v1/videos", data={"prompt": "a"}, files=files)
     assert answer.status_code == 507
@@ -195,6 +195,7 @@ def test_models_say_their_grid(server):
         ({"Host": "evil.example"}, 421),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
     ],
 )
@@ -286,10 +287,10 @@ def test_a_full_disk_names_the_oldest(tmp_path):
         first = server.make("huge")
         answer = server.http.post("/v1/videos", json={"prompt": "another"})
         assert answer.status_code == 507 and first["id"] in message(answer)
-        assert "clips take 0.0 GB of the 0.001 GB that they may" in message(answer)
+        assert "clips take 4.00 MB of the 1.00 MB that they may" in message(answer)
     with serving(tmp_path, limits=Limits(margin=10**18)) as server:
         answer = server.http.post("/v1/videos", json={"prompt": "another"})
-        assert answer.status_code == 507 and "MB left" in message(answer)
+        assert answer.status_code == 507 and "GB left" in message(answer)
 
 
 def test_files_that_the_worker_renames_while_they_are_counted_count_nothing(tmp_path):
