@@ -15,6 +15,7 @@ from mlx_video.disk import typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.contents import joined
 from mlx_video.models.ltx.layouts import DISTILLED_LORA_FILES
 from mlx_video.models.ltx.parts import PARTS, part_of
 from mlx_video.models.ltx.source import Source, newest
@@ -62,7 +63,7 @@ def convert(
         ).layout
         if layout.folders:
             find.find_folders(hf_path, layout.folders, hear)
-        stored = find.joined(layout.stored).items()
+        stored = joined(layout.stored).items()
         if quantize and any(_is_quantized(name, source) for name, source in stored):
             raise UserError(
                 f"{hf_path} is quantized already; convert the checkpoint it was made from, or leave out -q."

@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten
 from mlx_video import hub, lora
 from mlx_video.backend import suit_cpu
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import find
+from mlx_video.models.ltx import checks, find
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.fusion import Fusion, LoRA, fuse
@@ -115,17 +115,18 @@ class Components:
         if text_encoder := _alone(files, release, needs, announce):
             return cls({"text_encoder": text_encoder}, files.residency)
         layout = identify(find.find_model(model, variant, needs, announce), variant)
-        find.check_layout(layout, needs)
-        find.check_variant(layout, variant)
+        checks.check_layout(layout, needs)
+        checks.check_variant(layout, variant)
         sources = find.find_sources(layout, needs, files, announce)
         distilled_lora = files.distilled_lora
         if distilled_lora or DISTILLED_LORA in needs:
             distilled_lora = find.find_distilled_lora(distilled_lora, layout, announce)
-            find.check_distilled_lora(distilled_lora, layout)
+            checks.check_distilled_lora(distilled_lora, layout)
         detailing_lora = None
         if files.detailing_lora:
             detailing_lora = hub.resolve_file(files.detailing_lora, announce)
-            find.check_lora(detailing_lora, layout.version, reference=True)
+            adapter = lora.Adapter.read(detailing_lora)
+            adapter.check(layout.version, reference=True)
         loras = find.find_loras(files.loras, layout.version, announce)
         loras = loras, distilled_lora, layout, detailing_lora
         return cls(sources, files.residency, *loras)
@@ -356,7 +357,7 @@ def _alone(
         return find.find_text_encoder(files.text_encoder, release or LTX_2, announce)
     if files.text_encoder and release and hub.local(files.text_encoder):
         found = find.find_text_encoder(files.text_encoder, release, announce)
-        find.check_against_release(found, release)
+        checks.check_against_release(found, release)
     return None
 
 

@@ -130,3 +130,12 @@ def _readable(file: Path) -> dict[str, Source]:
 
 def is_diffusion(source: Source) -> bool:
     return source.config.get("_class_name") == DiffusionDecoderConfig.CLASS_NAME
+
+
+def joined(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """``sources``, with the connectors' projection taken from a packed text encoder."""
+    sources = dict(sources)
+    text, connectors = sources.get("text_encoder"), sources.get("connectors")
+    if text and connectors and text.path.is_file():
+        sources["connectors"] = connectors.with_file(text.path)
+    return sources

@@ -10,6 +10,7 @@ from mlx_video.errors import UserError
 from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx import find, foreign
 from mlx_video.models.ltx.components import build
+from mlx_video.models.ltx.contents import joined
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import LORA, identify
 from mlx_video.models.ltx.parts import NEEDED, PARTS, held, part_config, part_of
@@ -59,7 +60,7 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
     """Describe ``path`` from headers and configs. Raises as ``identify`` does."""
     layout = identify(find.located(path), variant)
     refusals = [layout.refusal] if layout.refusal else []
-    stored = find.joined(layout.stored)
+    stored = joined(layout.stored)
     files = [path for source in stored.values() for path in source.paths]
     parts = _parts(stored, refusals)
     if "video_decoder" in layout.sources and not refusals:

@@ -1,6 +1,6 @@
-"""The files of a run: given, beside the model or on the hub; checked before anything is loaded.
+"""The files of a run: given, beside the model or on the hub.
 
-Knows where to look and what would stop a run, not how parts are built.
+Knows where to look, not how parts are built.
 """
 
 import logging
@@ -12,15 +12,16 @@ from mlx_video import hub
 from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.lora import Adapter
+from mlx_video.models.ltx.checks import check_residency, check_text_encoder
 from mlx_video.models.ltx.contents import (
     companions,
     is_diffusion,
+    joined,
     parts_in,
     upsampler_kind,
 )
 from mlx_video.models.ltx.files import CONV, Files
 from mlx_video.models.ltx.fusion import LoRA
-from mlx_video.models.ltx.gemma_check import check_gemma
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.layouts import (
@@ -36,7 +37,7 @@ from mlx_video.models.ltx.parts import PARTS, part_config, part_of
 from mlx_video.models.ltx.releases import LTX_2, RELEASES, Release, published
 from mlx_video.models.ltx.source import Source, newest
 from mlx_video.types import Geometry
-from mlx_video.weights import CONFIG, some
+from mlx_video.weights import CONFIG
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +75,8 @@ def named(model: str | Path) -> str | Path:
     if typed == DEMO or is_there(typed_path(model)):
         return model
     if typed not in NAMES and not {"/", "\\"} & {*typed}:
-        if near := get_close_matches(
-            typed, [n for n in (*NAMES, DEMO) if "/" not in n], 1
-        ):
+        short = [name for name in (*NAMES, DEMO) if "/" not in name]
+        if near := get_close_matches(typed, short, 1):
             raise MissingFileError(
                 f"There is no file or folder {model}, and no release of that name. Did you mean {near[0]}? "
                 "`mlx-video models` lists them."
@@ -101,10 +101,9 @@ def find_defaults(
     path = located(model)
     if is_there(path):
         return identify(path, variant).defaults
-    file, repository = path.suffix == ".safetensors", "/" in str(model)
     if release := published(str(model)):
         return release.defaults
-    if file or not repository:
+    if path.suffix == ".safetensors" or "/" not in str(model):
         return {}
     folder = hub.resolve(model, [f"*{CONFIG}"], announce)
     return identify(folder, variant).defaults
@@ -144,21 +143,25 @@ def find_folders(
     model: str | Path, folders: Mapping[str, Source], announce: hub.Announce
 ) -> None:
     """Fetch all ``folders`` of a converted repository, of both variants; does nothing for a path."""
-    homes = {n: s.path.name for n, s in folders.items() if s.path.is_dir()}
-    files = [file for name, home in homes.items() for file in _files(name, home)]
+    homes = _homes(folders).items()
+    files = [file for name, home in homes for file in _files(name, home)]
     hub.resolve(located(model), files, announce)
 
 
 def _wanted(layout: Layout, needs: tuple[str, ...]) -> Iterator[str]:
     """Patterns of the files to fetch from a converted repository, whose configs ``layout`` knows."""
-    found = layout.sources.items()
-    homes = {name: source.path.name for name, source in found if source.path.is_dir()}
+    homes = _homes(layout.sources)
     if "transformer" in needs and "transformer" not in homes and DEV in layout.folders:
         homes["transformer"] = DEV
         yield DISTILLED_LORA_FILES  # turns it into the distilled one
     for name in needs:
         if name in homes or (name in PARTS and PARTS[name].block):
             yield from _files(name, homes.get(name, name))
+
+
+def _homes(sources: Mapping[str, Source]) -> dict[str, str]:
+    """Part -> the name of its folder, where it has one."""
+    return {n: s.path.name for n, s in sources.items() if s.path.is_dir()}
 
 
 def _files(name: str, home: str) -> Iterator[str]:
@@ -183,23 +186,20 @@ def find_sources(
 ) -> dict[str, Source]:
     """The parts of a checkpoint, with the text encoder and upsampler that are given or that it lacks; checked."""
     sources, release = dict(layout.sources), layout.release
-    if files.text_encoder or "text_encoder" in set(needs) - sources.keys():
+    lacking = set(needs) - sources.keys()
+    if files.text_encoder or "text_encoder" in lacking:
         found = find_text_encoder(files.text_encoder, release, announce)
         sources["text_encoder"] = found
     if {"text_encoder", "connectors"} <= sources.keys() & set(needs):
         check_text_encoder(layout, sources["text_encoder"])
-    if files.upsampler or "upsampler" in set(needs) - sources.keys():
+    if files.upsampler or "upsampler" in lacking:
         sources["upsampler"] = find_upsampler(files.upsampler, release, announce)
     if files.video_vae and "video_decoder" in sources:
         sources |= find_video_vae(files.video_vae, layout, announce)
-    others = {
-        "duration_head": release.duration_head,
-        "temporal_upsampler": release.temporal_upsampler,
-    }
-    for name in others.keys() & set(needs) - sources.keys():
-        if others[name]:
-            file = _published(release, others[name], announce)
-            sources[name] = Source.of(file)
+    own = release.duration_head, release.temporal_upsampler
+    for name, file in zip(("duration_head", "temporal_upsampler"), own):
+        if name in lacking and file:
+            sources[name] = Source.of(_published(release, file, announce))
     sources = joined(sources)
     wanted = {name: source for name, source in sources.items() if name in needs}
     for name, source in wanted.items():
@@ -250,18 +250,13 @@ def find_upsampler(
     given: str | Path | None, release: Release, announce: hub.Announce
 ) -> Source:
     """The spatial upsampler that is ``given``, or the one of ``release``; raises ``UserError`` for any other network."""
-    if given:
-        source = Source.of(hub.resolve_file(given, announce))
-    else:
-        source = Source.of(_published(release, release.upsampler, announce))
+    file = hub.resolve_file(given, announce) if given else None
+    source = Source.of(file or _published(release, release.upsampler, announce))
     if upsampler_kind(source.config) != "upsampler":
         raise UserError(
             f"{source.path} does not double rows and columns. Give {release.upsampler} of {release.repository}."
         )
     return source
-
-
-VIDEO_VAE = ("video_encoder", "video_decoder")
 
 
 def find_video_vae(
@@ -273,13 +268,12 @@ def find_video_vae(
     """
     if str(given) != CONV:
         file = hub.resolve_file(given, announce)
-        found = {k: v for k, v in parts_in(file).items() if k in VIDEO_VAE}
-        if len(found) < len(VIDEO_VAE):
-            raise UserError(
-                f"{file} is no video autoencoder: it lacks the encoder, the decoder or the config of one. Give a file such "
-                f"as {layout.release.conv_vae or layout.path}, or {CONV}."
-            )
-        return found
+        if found := _autoencoder(parts_in(file)):
+            return found
+        raise UserError(
+            f"{file} is no video autoencoder: it lacks the encoder, the decoder or the config of one. Give a file such "
+            f"as {layout.release.conv_vae or layout.path}, or {CONV}."
+        )
     if not is_diffusion(layout.sources["video_decoder"]):
         return {}
     if layout.path.is_dir():
@@ -287,12 +281,17 @@ def find_video_vae(
             f"{layout.path} ({layout.name}) is not searched for a second video autoencoder; name its file with "
             "--video-vae."
         )
-    beside = companions(layout.path, layout.release, diffusion=False)
-    found = {k: v for k, v in beside.items() if k in VIDEO_VAE}
-    if len(found) < len(VIDEO_VAE) and layout.release.conv_vae:
+    found = _autoencoder(companions(layout.path, layout.release, diffusion=False))
+    if not found and layout.release.conv_vae:
         file = _published(layout.release, layout.release.conv_vae, announce)
-        return {k: v for k, v in parts_in(file).items() if k in VIDEO_VAE}
+        return _autoencoder(parts_in(file))
     return found
+
+
+def _autoencoder(parts: Mapping[str, Source]) -> dict[str, Source]:
+    """Both halves of the video autoencoder in ``parts``; empty if one is not there."""
+    halves = ("video_encoder", "video_decoder")
+    return {n: parts[n] for n in halves} if parts.keys() >= {*halves} else {}
 
 
 def find_distilled_lora(
@@ -306,116 +305,11 @@ def find_distilled_lora(
     return _published(layout.release, layout.release.distilled_lora, announce)
 
 
-def check_text_encoder(layout: Layout, given: Source) -> None:
-    """Raise ``UserError`` if the checkpoint's connectors were trained with another language model."""
-    own = joined({**layout.sources, "text_encoder": given}).get("connectors")
-    if own is None:
-        return
-    config = part_config("connectors", own)
-    try:
-        network = part_of("connectors").network(own)
-        config = network.fit(config, own.outline())
-        fitted = True
-    except UserError:  # its tensors are checked when the part is opened
-        fitted = False
-    gemma = part_config("text_encoder", given)
-    try:
-        check_gemma(gemma, config, layout.metadata, fitted=fitted)
-    except UserError as error:
-        raise UserError(f"{given.path}: {error}") from None
-
-
-def check_against_release(given: Source, release: Release) -> None:
-    """``check_text_encoder`` before the checkpoint itself is fetched."""
-    gemma, own = part_config("text_encoder", given), release.text_encoder
-    if (gemma.num_hidden_layers, gemma.hidden_size) != (own.layers, own.width):
-        raise UserError(
-            f"{given.path}: this language model has {gemma.num_hidden_layers} layers of width {gemma.hidden_size}, and "
-            f"{release.name} was trained with {own.layers} of {own.width}. Give {release.text_encoder_place}."
-        )
-
-
-def joined(sources: Mapping[str, Source]) -> dict[str, Source]:
-    """``sources``, with the connectors' projection taken from a packed text encoder."""
-    sources = dict(sources)
-    text, connectors = sources.get("text_encoder"), sources.get("connectors")
-    if text and connectors and text.path.is_file():
-        sources["connectors"] = connectors.with_file(text.path)
-    return sources
-
-
-def check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
-    """Raise ``UserError`` if the model cannot be used, before other files are fetched for it."""
-    if layout.refusal:
-        raise UserError(
-            f"{layout.path} ({layout.name}) cannot be used: {layout.refusal}."
-        )
-    parts = [name for name in needs if name in PARTS and PARTS[name].block]
-    if absent := [name for name in parts if name not in layout.sources]:
-        raise UserError(
-            f"{layout.path} ({layout.name}) has no {some(absent)}. Give a single file of {hub.MODEL_REPO}, or a folder "
-            "that `mlx-video convert` wrote."
-        )
-    for name in parts:
-        part_config(name, layout.sources[name])
-
-
-def check_variant(layout: Layout, variant: str | None) -> None:
-    """Raise ``UserError`` if a single file is named after the other variant."""
-    name = layout.path.stem
-    others = [other for other in VARIANTS if other != variant and other in name]
-    if variant and layout.path.is_file() and others and variant not in name:
-        raise UserError(
-            f"{layout.path.name} is the {others[0]} model by its name, but this run samples the {variant} one. "
-            f"Give {layout.release.transformers[variant]}, or choose --variant {others[0]}."
-        )
-
-
-def check_residency(
-    sources: Mapping[str, Source], quantize: int | None, low_memory: bool
-):
-    """Raise ``UserError`` if quantizing on load would change nothing."""
-    transformer, gemma = sources["transformer"], sources.get("text_encoder")
-    if not quantize or (gemma and not gemma.quantization):
-        return
-    if transformer.quantization:
-        raise UserError(
-            f"{transformer.path} is quantized already, to {transformer.quantization.get('bits')} bits; leave out "
-            "--quantize."
-        )
-    if low_memory:
-        raise UserError(
-            "--quantize shrinks weights that stay in memory, but with --low-memory the transformer's do not stay, and there "
-            "is no text encoder to quantize; leave out one of them. A folder that `mlx-video convert -q` wrote is read "
-            "in half the time."
-        )
-
-
 def find_loras(
     loras: Iterable[tuple[str | Path, float]], version: str, announce: hub.Announce
 ) -> list[LoRA]:
     """The files of ``loras``; raises ``UserError`` if one is for another version."""
     found = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
     for file, _ in found:
-        check_lora(file, version)
+        Adapter.read(file).check(version)
     return found
-
-
-def check_distilled_lora(file: Path, layout: Layout) -> None:
-    """``check_lora``, and that the rank, where the file states no version, is not that of another release."""
-    check_lora(file, layout.version)
-    ranks = {release.distilled_rank: release for release in RELEASES}
-    other = ranks.get(Adapter.read(file).about.rank, layout.release)
-    if other.distilled_rank != layout.release.distilled_rank:
-        raise UserError(
-            f"{file} has rank {other.distilled_rank}, as the distilled LoRA of {other.name} has, and the model is "
-            f"{layout.release.name}. Give {layout.release.distilled_lora} of {layout.release.repository}."
-        )
-
-
-def check_lora(file: Path, version: str, *, reference: bool = False) -> None:
-    """Raise ``UserError`` if ``file`` is not a LoRA that can be applied to ``version``.
-
-    reference  whether there is a clip for a LoRA that needs one
-    """
-    Adapter.read(file).check(version, reference=reference)

@@ -23,7 +23,6 @@ from mlx_video.models.ltx.contents import (
     parts_in,
     transformer_files,
 )
-from mlx_video.models.ltx.gemma_check import SOURCE
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS, held, part_of
 from mlx_video.models.ltx.releases import Release, release_of
@@ -40,6 +39,7 @@ from mlx_video.weights import (
 
 # Keys in a file's metadata, and in a converted folder's config; DEFAULTS are the checkpoint's own.
 VERSION = foreign.VERSION
+SOURCE = "gemma_source_checkpoint"
 DEFAULTS = "defaults"
 CRF = "image_crf"  # one of them
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -16,9 +16,9 @@ from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.components import Components, build
+from mlx_video.models.ltx.contents import joined
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.find import joined
 from mlx_video.models.ltx.gemma import language_model
 from mlx_video.models.ltx.layouts import SPLIT, identify
 from mlx_video.models.ltx.network import quantize_blocks

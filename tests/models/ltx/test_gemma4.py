@@ -14,11 +14,11 @@ from mlx.utils import tree_flatten
 from mlx_video import weights
 from mlx_video.errors import UserError
 from mlx_video.linear import QuantizedLinear
+from mlx_video.models.ltx.checks import check_gemma
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors, embed_prompts
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead
 from mlx_video.models.ltx.gemma import Gemma4, language_model
-from mlx_video.models.ltx.gemma_check import check_gemma
 from mlx_video.models.ltx.gemma_config import (
     GemmaConfig,
     inferred,
@@ -302,7 +302,7 @@ GEMMA_3 = {"model_type": "gemma3_text", "hidden_size": 40, "num_hidden_layers": 
     "gemma, connectors, metadata, words",
     [
         ({}, {}, STATED, None),
-        ({}, {"caption_channels": 3840}, STATED, "40 channels wide .* read 3840"),
+        ({}, {"caption_channels": 3840}, STATED, "has 40 channels .* read 3840"),
         ({}, {"text_layers": 48}, STATED, "has 12 layers .* read 48"),
         ({"gemma_version": "gemma4-27b"}, {}, STATED, "gemma4-12b-ltx-v1, and .*'gemma4-27b'"),
         ({"gemma_version": ""}, {}, STATED, None),

@@ -1,0 +1,170 @@
+"""What would stop a run, known from headers and configs before large files are fetched or loaded.
+
+Knows which parts, LoRAs and settings belong together, not where they are.
+"""
+
+import logging
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Mapping
+
+from mlx_video import hub
+from mlx_video.errors import UserError
+from mlx_video.formats.safetensors import json_object
+from mlx_video.lora import Adapter
+from mlx_video.models.ltx.config import ConnectorConfig
+from mlx_video.models.ltx.contents import joined
+from mlx_video.models.ltx.gemma_config import GemmaConfig
+from mlx_video.models.ltx.layouts import SOURCE, VARIANTS, VERSION, Layout
+from mlx_video.models.ltx.parts import PARTS, part_config, part_of
+from mlx_video.models.ltx.releases import RELEASES, Release
+from mlx_video.models.ltx.source import Source
+from mlx_video.weights import some
+
+log = logging.getLogger(__name__)
+
+FIRST_WITH_GEMMA_4 = (2, 4)
+
+
+def check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
+    """Raise ``UserError`` if the model cannot be used, before other files are fetched for it."""
+    if layout.refusal:
+        raise UserError(
+            f"{layout.path} ({layout.name}) cannot be used: {layout.refusal}."
+        )
+    parts = [name for name in needs if name in PARTS and PARTS[name].block]
+    if absent := [name for name in parts if name not in layout.sources]:
+        raise UserError(
+            f"{layout.path} ({layout.name}) has no {some(absent)}. Give a single file of {hub.MODEL_REPO}, or a folder "
+            "that `mlx-video convert` wrote."
+        )
+    for name in parts:
+        part_config(name, layout.sources[name])
+
+
+def check_variant(layout: Layout, variant: str | None) -> None:
+    """Raise ``UserError`` if a single file is named after the other variant."""
+    name = layout.path.stem
+    others = [other for other in VARIANTS if other != variant and other in name]
+    if variant and layout.path.is_file() and others and variant not in name:
+        raise UserError(
+            f"{layout.path.name} is the {others[0]} model by its name, but this run samples the {variant} one. "
+            f"Give {layout.release.transformers[variant]}, or choose --variant {others[0]}."
+        )
+
+
+def check_residency(
+    sources: Mapping[str, Source], quantize: int | None, low_memory: bool
+):
+    """Raise ``UserError`` if quantizing on load would change nothing."""
+    transformer, gemma = sources["transformer"], sources.get("text_encoder")
+    if not quantize or (gemma and not gemma.quantization):
+        return
+    if transformer.quantization:
+        raise UserError(
+            f"{transformer.path} is quantized already, to {transformer.quantization.get('bits')} bits; leave out "
+            "--quantize."
+        )
+    if low_memory:
+        raise UserError(
+            "--quantize shrinks weights that stay in memory, but with --low-memory the transformer's do not stay, and there "
+            "is no text encoder to quantize; leave out one of them. A folder that `mlx-video convert -q` wrote is read "
+            "in half the time."
+        )
+
+
+def check_distilled_lora(file: Path, layout: Layout) -> None:
+    """Raise ``UserError`` if a LoRA's version or, where it states none, its rank is that of another release."""
+    adapter = Adapter.read(file)
+    adapter.check(layout.version)
+    ranks = {release.distilled_rank: release for release in RELEASES}
+    other = ranks.get(adapter.about.rank, layout.release)
+    if other.distilled_rank != layout.release.distilled_rank:
+        raise UserError(
+            f"{file} has rank {other.distilled_rank}, as the distilled LoRA of {other.name} has, and the model is "
+            f"{layout.release.name}. Give {layout.release.distilled_lora} of {layout.release.repository}."
+        )
+
+
+def check_text_encoder(layout: Layout, given: Source) -> None:
+    """Raise ``UserError`` if the checkpoint's connectors were trained with another language model."""
+    own = joined({**layout.sources, "text_encoder": given}).get("connectors")
+    if own is None:
+        return
+    config, fitted = part_config("connectors", own), False
+    with suppress(UserError):  # its tensors are checked when the part is opened
+        config = part_of("connectors").network(own).fit(config, own.outline())
+        fitted = True
+    gemma = part_config("text_encoder", given)
+    try:
+        check_gemma(gemma, config, layout.metadata, fitted=fitted)
+    except UserError as error:
+        raise UserError(f"{given.path}: {error}") from None
+
+
+def check_against_release(given: Source, release: Release) -> None:
+    """``check_text_encoder`` before the checkpoint itself is fetched."""
+    gemma, own = part_config("text_encoder", given), release.text_encoder
+    if (gemma.num_hidden_layers, gemma.hidden_size) != (own.layers, own.width):
+        raise UserError(
+            f"{given.path}: this language model has {gemma.num_hidden_layers} layers of width {gemma.hidden_size}, and "
+            f"{release.name} was trained with {own.layers} of {own.width}. Give {release.text_encoder_place}."
+        )
+
+
+def check_gemma(
+    gemma: GemmaConfig,
+    connectors: ConnectorConfig,
+    metadata: Mapping[str, str] = {},
+    *,
+    fitted: bool = True,
+) -> None:
+    """Raise ``UserError`` where a checkpoint was not trained with such a Gemma.
+
+    connectors  the checkpoint's; ``fitted`` = its ``text_layers`` come from tensors (``TextConnectors.fit``)
+    metadata    of the transformer's file: ``model_version``, and the Gemma it wants
+    """
+    name = _wanted_name(connectors, metadata)
+    compared = {"channels": (gemma.hidden_size, connectors.caption_channels)}
+    if fitted:
+        compared["layers"] = gemma.num_hidden_layers, connectors.text_layers
+    for what, (own, wanted) in compared.items():
+        if own != wanted:
+            raise UserError(
+                f"The text encoder has {own} {what} and this checkpoint's connectors read {wanted}: give the "
+                f"{name or 'language model'} that it was trained with."
+            )
+    if name and gemma.NAME != name:
+        raise UserError(
+            f"This checkpoint was trained with {name}, and the text encoder is a {gemma.NAME}: its prompts would be "
+            f"noise. Give a {name} with --text-encoder."
+        )
+    version = _wanted_version(metadata)
+    if version and not gemma.version:
+        log.warning("The text encoder does not say whether it is %s.", version)
+    elif version and version != gemma.version:
+        raise UserError(
+            f"This checkpoint was trained with the text encoder {version}, and the one given is "
+            f"{gemma.version[:60]!r}. Give {version} with --text-encoder."
+        )
+
+
+def _wanted_version(metadata: Mapping[str, str]) -> str:
+    source = json_object(metadata.get(SOURCE) or "{}", "The checkpoint's metadata")
+    return str(source.get("gemma_version", ""))
+
+
+def _wanted_name(connectors: ConnectorConfig, metadata: Mapping[str, str]) -> str:
+    """The family; empty if the file does not say and its connectors fit either.
+
+    Files older than 2.4 were trained with Gemma 3, unless they say otherwise; "-" in a version counts as ".".
+    """
+    if version := _wanted_version(metadata):
+        return "Gemma 3" if version.lower().startswith(("gemma3", "gemma-3")) else "Gemma 4"  # fmt: skip
+    stated = metadata.get(VERSION)
+    if not stated:
+        return "" if connectors.caption_proj_before_connector else "Gemma 3"
+    numbers = re.match(r"[\d.]{0,20}", stated.replace("-", "."))
+    release = tuple(int(n) for n in numbers[0].split(".") if n)
+    return "Gemma 4" if release >= FIRST_WITH_GEMMA_4 else "Gemma 3"
