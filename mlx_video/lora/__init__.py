@@ -13,7 +13,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_video.errors import UserError
 from mlx_video.formats.quantized import read_dense
-from mlx_video.formats.safetensors import clip, parse_json
+from mlx_video.formats.safetensors import clip, json_object
 from mlx_video.lora.changes import (
     Tensors,
     changed,
@@ -24,26 +24,15 @@ from mlx_video.lora.changes import (
 )
 from mlx_video.weights import Weights, read_json, some
 
-# What a tensor is, by the end of its name.
+# What a tensor is, by the end of its name before ".weight" and PEFT's name of the adapter.
 ROLES = {
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    ".alpha": "alpha",
-    ".dora_scale": "magnitude",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector.default.weight": "magnitude",
-    ".diff": "diff",
-    ".diff_b": "bias",
-    **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b")},
-    **{f".lokr_{part}": f"lokr_{part}" for part in ("w2", "w2_a", "w2_b")},
-    **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
+    **dict.fromkeys((".lora_A", ".lora_down", ".lora.down"), "lora_down"),
+    **dict.fromkeys((".lora_B", ".lora_up", ".lora.up"), "lora_up"),
+    **dict.fromkeys((".dora_scale", ".lora_magnitude_vector"), "magnitude"),
+    **{".alpha": "alpha", ".diff": "diff", ".diff_b": "bias"},
+    **{f".{w}": w for w in ("lokr_w1", "lokr_w2")},
+    **{f".{w}_a": f"{w}_up" for w in ("lokr_w1", "lokr_w2", "hada_w1", "hada_w2")},
+    **{f".{w}_b": f"{w}_down" for w in ("lokr_w1", "lokr_w2", "hada_w1", "hada_w2")},
 }
 # Kinds of change that are not applied, by a part of their tensors' names.
 REFUSED = {
@@ -69,7 +58,7 @@ IC_LORA = re.compile(r"(^|[^a-z])ic[-_]lora")
 ADAPTER = "lora_adapter_metadata"  # of a LoRA that diffusers saved: PEFT's config
 ADAPTER_CONFIG = "adapter_config.json"  # beside a LoRA that PEFT saved: the same
 WHOLE = (
-    0.9  # of the layers, which a distilled LoRA changes; the published ones change all
+    0.9  # of the layers are changed by a distilled LoRA; the published ones change all
 )
 TRIGGERS = ("trigger_word", "trigger_phrase", "modelspec.trigger_phrase")
 
@@ -235,14 +224,9 @@ def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
     """Add ``strength`` times what ``adapter`` describes to the Linears of ``module``, in place.
 
     Lazy: computed in float32 when evaluated, then rounded once to the weight's dtype. Raises ``UserError`` where
-    nothing is meant for this module, or where tensors do not make a change of their layer's shape.
+    tensors do not make a change of their layer's shape.
     """
     places, layers = adapter._places(module), dict(module.named_modules())
-    if not places:
-        raise UserError(
-            f"{adapter.source} changes nothing in {type(module).__name__}: no layer answers to {some(adapter.layers)}. "
-            "Understood are the names of Lightricks, ComfyUI, diffusers, PEFT and Kohya."
-        )
     fused = {}
     for name, path in places.items():
         label, tensors = f"{adapter.source}: {clip(name)}", adapter.layers[name]
@@ -258,8 +242,12 @@ def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
 
 def holds_changes(names: Iterable[str]) -> bool:
     """Whether tensors of these names are a LoRA's, of whatever kind; other networks have an alpha too."""
-    ends = tuple(end for end, role in ROLES.items() if role != "alpha")
-    return any(name.endswith((*ends, *REFUSED)) or ".lora_" in name for name in names)
+    return any(
+        _split(name)[1] not in (None, "alpha")
+        or ".lora_" in name
+        or name.endswith(tuple(REFUSED))
+        for name in names
+    )
 
 
 def check_strength(file: str | Path, strength: float) -> None:
@@ -301,22 +289,28 @@ def _flat(name: str) -> str:
 # Reading
 
 
+def _split(key: str) -> tuple[str, str | None]:
+    """The layer that a tensor belongs to, and its role there; ``None`` = none that is known."""
+    plain = key.removesuffix(".weight").removesuffix(".default")
+    end = next(filter(plain.endswith, ROLES), "")
+    return plain.removesuffix(end), ROLES.get(end)
+
+
 def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
     """The tensors of every layer by their roles. Raises ``UserError`` where one has none, or no proper numbers."""
     layers, strange = defaultdict(dict), []
     for key, value in weights.items():
-        suffix = next(filter(key.endswith, ROLES), None)
-        if suffix is None:
+        layer, role = _split(key)
+        if role is None:
             strange.append(key)
-        elif not mx.issubdtype(value.dtype, mx.floating) and ROLES[suffix] != "alpha":
+        elif not mx.issubdtype(value.dtype, mx.floating) and role != "alpha":
             raise UserError(
                 f"{source}: {clip(key)} holds whole numbers ({value.dtype}); a LoRA's factors are floating-point."
             )
+        elif role in layers[layer]:
+            raise UserError(f"{source} holds {clip(key)} under two names.")
         else:
-            role, has = ROLES[suffix], layers[key.removesuffix(suffix)]
-            if role in has:
-                raise UserError(f"{source} holds {clip(key)} under two names.")
-            has[role] = value.astype(mx.float32)
+            layers[layer][role] = value.astype(mx.float32)
     if strange:
         kinds = (REFUSED[part] for part in REFUSED if part in strange[0])
         named = f" ({kind})" if (kind := next(kinds, "")) else ""
@@ -331,9 +325,7 @@ def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
 
 def _packed_config(metadata: Mapping[str, str], source: str) -> dict[str, object]:
     """PEFT's config of the transformer, which diffusers keeps in the metadata; empty where there is none."""
-    found = parse_json(metadata.get(ADAPTER, "{}"), f"The {ADAPTER} in {source}")
-    if not isinstance(found, dict):
-        raise UserError(f"The {ADAPTER} in {source} must be an object; got {clip(found)}.")  # fmt: skip
+    found = json_object(metadata.get(ADAPTER, "{}"), f"The {ADAPTER} in {source}")
     return {key.removeprefix("transformer."): value for key, value in found.items()}
 
 
@@ -343,10 +335,10 @@ def _with_alpha(name: str, has: Tensors, peft: Mapping[str, object]) -> Tensors:
     patterns = patterns.items() if isinstance(patterns, dict) else ()
     own = (value for key, value in patterns if f".{name}".endswith(f".{key}"))
     alpha = next(own, peft.get("lora_alpha"))
-    if "alpha" in has or "down" not in has or not isinstance(alpha, (int, float)):
+    if "alpha" in has or "lora_down" not in has or not isinstance(alpha, (int, float)):
         return has
     if peft.get("use_rslora"):  # there alpha is divided by the root of the rank
-        alpha *= sqrt(has["down"].shape[0])
+        alpha *= sqrt(has["lora_down"].shape[0])
     return {**has, "alpha": mx.array(float(alpha))}
 
 

@@ -1,6 +1,7 @@
 """How the tensors of one layer change its weight: kinds of change, their formulas and shapes. Knows no files and no names."""
 
-from typing import Callable, Mapping, NamedTuple
+from itertools import chain, product
+from typing import AbstractSet, Callable, Mapping, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,54 +13,37 @@ Tensors = Mapping[str, mx.array]  # of one layer, by role
 
 
 class Kind(NamedTuple):
-    """A way to write a change of a weight: the tensors it takes beside those of ``BESIDE``, and the change they make."""
+    """A way to write a change of a weight: ``join`` makes it of ``factors``, each a matrix or the product of two.
+
+    The two go by the factor's name with ``UP`` and ``DOWN``; the rows of the second are the rank.
+    """
 
     name: str
-    needs: frozenset[str]
-    change: Callable[[Tensors], mx.array]
+    factors: tuple[str, ...]
+    join: Callable[..., mx.array]
+
+    def fits(self, roles: AbstractSet[str]) -> bool:
+        """Whether tensors of these ``roles`` are all that the change is made of."""
+        ways = product(*(((n,), (n + UP, n + DOWN)) for n in self.factors))
+        return any(roles == {*chain(*way)} for way in ways)
+
+    def change(self, has: Tensors) -> mx.array:
+        factors = (
+            has[n] if n in has else has[n + UP] @ has[n + DOWN] for n in self.factors
+        )
+        ranks = _ranks(has)
+        scale = has["alpha"].reshape(()) / ranks[-1] if ranks and "alpha" in has else 1
+        return self.join(*factors) * scale
 
 
-def _scale(has: Tensors, down: mx.array) -> mx.array | float:
-    """Alpha over the rank, which is how many rows ``down`` has."""
-    return has["alpha"].reshape(()) / down.shape[0] if "alpha" in has else 1.0
-
-
-def _low_rank(has: Tensors) -> mx.array:
-    return (has["up"] @ has["down"]) * _scale(has, has["down"])
-
-
-def _hadamard(has: Tensors) -> mx.array:
-    one = has["hada_w1_a"] @ has["hada_w1_b"]
-    other = has["hada_w2_a"] @ has["hada_w2_b"]
-    return one * other * _scale(has, has["hada_w1_b"])
-
-
-def _kronecker(has: Tensors) -> mx.array:
-    """The Kronecker product of two matrices, each whole or in two factors; whole ones have no rank to divide by."""
-
-    def whole(name: str) -> mx.array:
-        return has[name] if name in has else has[f"{name}_a"] @ has[f"{name}_b"]
-
-    ranked = has.get("lokr_w2_b", has.get("lokr_w1_b"))
-    scale = 1.0 if ranked is None else _scale(has, ranked)
-    return mx.kron(whole("lokr_w1"), whole("lokr_w2")) * scale
-
-
+UP, DOWN = "_up", "_down"
 BESIDE = frozenset({"alpha", "magnitude", "bias"})
 KINDS = (
-    Kind("LoRA", frozenset({"up", "down"}), _low_rank),
-    Kind("difference", frozenset({"diff"}), lambda has: has["diff"]),
-    Kind(
-        "LoHa",
-        frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
-        _hadamard,
-    ),
-    *(
-        Kind("LoKr", frozenset((*one, *other)), _kronecker)
-        for one in (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
-        for other in (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
-    ),
-    Kind("difference", frozenset(), lambda has: mx.array(0.0)),  # of a bias alone
+    Kind("LoRA", ("lora",), lambda factor: factor),
+    Kind("LoHa", ("hada_w1", "hada_w2"), mx.multiply),
+    Kind("LoKr", ("lokr_w1", "lokr_w2"), mx.kron),
+    Kind("difference", ("diff",), lambda factor: factor),
+    Kind("difference", (), lambda: mx.array(0.0)),  # of a bias alone
 )
 
 
@@ -68,7 +52,7 @@ def kind_of(has: Tensors) -> Kind | None:
     factors = has.keys() - BESIDE
     if not factors and has.keys() != {"bias"}:
         return None
-    return next((kind for kind in KINDS if kind.needs == factors), None)
+    return next((kind for kind in KINDS if kind.fits(factors)), None)
 
 
 def name_of(has: Tensors) -> str:
@@ -76,10 +60,12 @@ def name_of(has: Tensors) -> str:
 
 
 def rank_of(has: Tensors) -> int:
-    downs = (
-        has[r] for r in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if r in has
-    )
-    return max((down.shape[0] for down in downs), default=0)
+    return max(_ranks(has), default=0)
+
+
+def _ranks(has: Tensors) -> list[int]:
+    """Of each factor that is a product; whole ones have none."""
+    return [has[role].shape[0] for role in sorted(has) if role.endswith(DOWN)]
 
 
 def check(label: str, has: Tensors) -> None:
@@ -90,14 +76,12 @@ def check(label: str, has: Tensors) -> None:
             f"{label} is incomplete or mixed: it has {', '.join(sorted(has))} and lacks what goes with it; half of a "
             "change is not applied."
         )
-    if wrong := [role for role in sorted(kind.needs) if has[role].ndim != 2]:
+    if wrong := [r for r in sorted(has.keys() - BESIDE) if has[r].ndim != 2]:
         raise UserError(
             f"{label} has a factor ({wrong[0]}) of shape {has[wrong[0]].shape}; only Linears can be changed, by matrices."
         )
     if "alpha" in has and has["alpha"].size != 1:
-        raise UserError(
-            f"{label} has an alpha of shape {has['alpha'].shape}, no number."
-        )
+        raise UserError(f"{label} has an alpha of shape {has['alpha'].shape}, no number.")  # fmt: skip
 
 
 def check_shape(label: str, layer: nn.Module, has: Tensors) -> None:
