@@ -24,10 +24,8 @@ PERIOD = 32  # pixels of a latent cell: a decoder without input repeats at this 
 PHASES = ((3, 5), (11, 21), (19, 9), (27, 29))  # pixels of the cell that are compared
 
 # Pixel levels of 0 to 255. Real black frames carry codec and decoder noise well above these.
-BLACK_LEVEL, LIT_SHARE = (
-    2,
-    0.001,
-)  # highest level of black, and the share above it in a lit frame
+# Highest level of black, and the share above it in a lit frame.
+BLACK_LEVEL, LIT_SHARE = 2, 0.001
 FLAT_LEVEL, FLAT_RANGE = 0.5, 2  # deviation, or range, of a frame of one colour
 LIVELY_LEVEL = 8.0  # standard deviation of a picture that shows something
 STILL_LEVEL = 0.02  # mean change of a pixel over a clip in which nothing moves
@@ -44,11 +42,8 @@ SILENCE, QUIET = 1e-5, 1e-3  # root mean squares: -100 dB; too quiet to judge
 OFFSET = 0.95  # mean / root mean square, in every channel
 RAIL, RAIL_SHARE = 0.99, 0.25  # a magnitude, and the share that may reach it
 LOUD, WHITE = 0.5, 0.5  # root mean square and spectral flatness of noise at full scale
-STEADY = 0.007  # deviation / mean of the loudness ...
-LOUDNESS_SECONDS, STEADY_FRAMES = (
-    0.125,
-    8,
-)  # ... of frames this long, and how many it takes
+# Deviation / mean of the loudness of frames this long, and how many it takes.
+STEADY, LOUDNESS_SECONDS, STEADY_FRAMES = 0.007, 0.125, 8
 
 RELOAD = "Check the files with `mlx-video info`, then run again"
 # A CPU computes in float32 as it is.
@@ -235,7 +230,8 @@ def watched(frames: Iterable[np.ndarray], still: bool = False) -> Iterator[np.nd
     for frame in frames:
         seen.look(frame)
         yield frame
-    seen.judge(still)
+    if what := seen.whole(still) or seen.part(still):
+        raise HealthError(what)
 
 
 class _Seen:
@@ -245,30 +241,27 @@ class _Seen:
         self.count = 0
         self.lit = self.moves = self.shows = False
         self.deviation = 0.0  # the largest up to a frame that shows something
-        self.now, self.most = (
-            Counter(),
-            Counter(),
-        )  # frames in a row by finding: now, and at most
-        self.frame: np.ndarray | None = None  # the last one
-        self.first = self.before = self.last = np.zeros((1, 1, 3), np.uint8)  # samples
+        self.now, self.most = Counter(), Counter()  # frames in a row, by finding
+        self.frame: np.ndarray | None = None  # the last one, and whether it was lively
+        self.lively = False
+        self.samples: list[np.ndarray] = []  # of the first frame and of the last two
 
     def look(self, frame: np.ndarray) -> None:
-        sample = _sampled(frame)
-        if self.count == 0:
-            self.first = self.before = self.last = sample
+        sample = np.ascontiguousarray(frame[::EVERY, ::EVERY])
+        first, before, last = self.samples or [sample] * 3
+        deviation = _deviation(sample)
         self.lit = self.lit or (sample > BLACK_LEVEL).mean() > LIT_SHARE
-        self.moves = self.moves or _change(self.first, sample) >= STILL_LEVEL
+        self.moves = self.moves or _change(first, sample) >= STILL_LEVEL
         if not self.shows:
-            self.deviation = max(self.deviation, _deviation(sample))
+            self.deviation = max(self.deviation, deviation)
             self.shows = _shows(sample)
         self._look_for_death(frame)
-        lively = _deviation(sample) >= LIVELY_LEVEL
+        self.lively = lively = deviation >= LIVELY_LEVEL
         self._mark("half", lively and all(map(_lacks_a_side, (sample, frame))))
         self._mark("frozen", self.moves and lively and _equal(self.frame, frame))
-        flickers = self.count > 1 and _flickers(self.before, self.last, sample)
-        self._mark("flickers", flickers)
+        self._mark("flickers", self.count > 1 and _flickers(before, last, sample))
         self.count, self.frame = self.count + 1, frame
-        self.before, self.last = self.last, sample
+        self.samples = [first, last, sample]
 
     def _look_for_death(self, frame: np.ndarray) -> None:
         """Mark frames of exactly one colour; black and white ones only right after a lively picture."""
@@ -277,19 +270,13 @@ class _Seen:
         plain = not ((frame[::FEW, ::FEW] != colour).any() or (frame != colour).any())
         blank = plain and _clipped(colour)
         self._mark("dead", plain and not blank)
-        cut = self.count and _deviation(self.last) >= LIVELY_LEVEL
-        self._mark("blank", blank and (self.now["blank"] or cut))
+        self._mark("blank", blank and (self.now["blank"] or self.lively))
 
     def _mark(self, what: str, seen: object) -> None:
         self.now[what] = self.now[what] + 1 if seen else 0
         self.most[what] = max(self.most[what], self.now[what])
 
-    def judge(self, still: bool) -> None:
-        """Raise ``HealthError`` if the clip is garbage."""
-        if what := self._whole(still) or self._part(still):
-            raise HealthError(what)
-
-    def _whole(self, still: bool) -> str | None:
+    def whole(self, still: bool) -> str | None:
         """What is wrong with all of it."""
         if self.count == 0:
             return f"Decoding made no frames. {DECODE_AGAIN}."
@@ -304,7 +291,7 @@ class _Seen:
             )
         return None
 
-    def _part(self, still: bool) -> str | None:
+    def part(self, still: bool) -> str | None:
         """What is wrong with many frames in a row."""
         long = max(DEAD_FRAMES, DEAD_SHARE * self.count)
         dies = "The picture dies: {} have exactly one colour"
@@ -322,10 +309,6 @@ class _Seen:
                 run = f"{self.most[what]} of {self.count} frames in a row"
                 return f"{text.format(run)}. {DECODE_AGAIN}; {WANTED}."
         return None
-
-
-def _sampled(frame: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(frame[::EVERY, ::EVERY])
 
 
 def _deviation(sample: np.ndarray) -> float:
