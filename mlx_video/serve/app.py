@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from mlx_video import __version__
 from mlx_video.disk import amount
+from mlx_video.errors import UserError
 from mlx_video.serve import guard, refusals
 from mlx_video.serve.incoming import read_request
 from mlx_video.serve.schema import (
@@ -34,7 +35,7 @@ from mlx_video.serve.schema import (
     VideoRequest,
 )
 from mlx_video.serve.store import ENDED, OPEN, Store, Video
-from mlx_video.serve.supervisor import Supervisor, seconds_left
+from mlx_video.serve.supervisor import Supervisor
 
 PAGE = Path(__file__).parent / "page"
 WRONG_KEY_SECONDS = 1.0  # before a wrong key is answered
@@ -44,6 +45,7 @@ CONTENT = {
     "thumbnail": (".webp", "image/webp"),
     "spritesheet": (".sheet.webp", "image/webp"),
 }
+SOON = {"Retry-After": "2"}
 PREVIEW = ".preview.webp"
 UNSUPPORTED = "This version cannot extend or edit a video yet. Make a new one, or remix one with another prompt."
 
@@ -135,11 +137,9 @@ async def list_videos(
     try:
         videos = at.store.page(limit + 1, after, order == "desc")
     except KeyError:
-        raise HTTPException(
-            404, f"There is no video {after!r} to continue after."
-        ) from None
-    place = at.store.place
-    data = [VideoObject.of(v, place(v), seconds_left(v)) for v in videos[:limit]]
+        gone = f"There is no video {after!r} to continue after."
+        raise HTTPException(404, gone) from None
+    data = [VideoObject.of(v, at.store.place(v)) for v in videos[:limit]]
     return VideoPage(
         data=data,
         first_id=data[0].id if data else None,
@@ -226,9 +226,8 @@ def estimate(wanted: VideoRequest, at: At) -> Estimate:
     try:
         return at.supervisor.estimate(decided)
     except TimeoutError:
-        raise HTTPException(
-            503, "The estimate took too long; try again.", {"Retry-After": "2"}
-        ) from None
+        late = "The estimate took too long; try again."
+        raise HTTPException(503, late, SOON) from None
 
 
 @router.post("/session")
@@ -260,8 +259,7 @@ async def health(at: At, answer: Response) -> dict[str, object]:
 
 
 def _shown(at: Serving, video: Video) -> Response:
-    place = at.store.place(video)
-    body = VideoObject.of(video, place, seconds_left(video) if place == 0 else None)
+    body = VideoObject.of(video, at.store.place(video))
     return Response(
         body.model_dump_json(),
         media_type="application/json",
@@ -304,8 +302,8 @@ async def _stream(at: Serving, id: str) -> AsyncIterator[str]:
         if at.store.file(id, PREVIEW).exists():
             events.put({"event": "preview", "number": 0})
         while (video := at.store.get(id)) is not None:
-            body = VideoObject.of(video, None, seconds_left(video))
-            yield f"event: video\ndata: {body.model_dump_json()}\n\n"
+            body = VideoObject.of(video).model_dump_json()
+            yield f"event: video\ndata: {body}\n\n"
             if video.status not in OPEN:
                 return
             try:
@@ -325,14 +323,12 @@ def _decided(at: Serving, wanted: VideoRequest) -> tuple[VideoRequest, list[str]
     model = _model(at, wanted.model)
     if unknown := sorted(wanted.loras.keys() - set(model.loras)):
         known = ", ".join(model.loras) or "none"
-        raise HTTPException(
-            400,
-            f"There is no LoRA {unknown[0]!r} here; the server was started with: {known}.",
+        raise UserError(
+            f"There is no LoRA {unknown[0]!r} here; the server was started with: {known}."
         )
     if wanted.recipe and wanted.recipe not in model.recipes:
-        raise HTTPException(
-            400,
-            f"{model.id} has no recipe {wanted.recipe!r}; it has {', '.join(model.recipes)}.",
+        raise UserError(
+            f"{model.id} has no recipe {wanted.recipe!r}; it has {', '.join(model.recipes)}."
         )
     decided, notices = model.snapped(wanted)
     if decided.seed is None:
@@ -343,30 +339,22 @@ def _decided(at: Serving, wanted: VideoRequest) -> tuple[VideoRequest, list[str]
 def _model(at: Serving, name: str | None) -> Model:
     models = at.supervisor.models
     if not models:
-        trouble = (
-            at.supervisor.trouble
-            or "The model is still being opened; try again in a moment."
-        )
-        raise HTTPException(503, trouble, {"Retry-After": "2"})
-    chosen = next((m for m in models if name in (None, m.id)), None)
-    if chosen is None:
-        known = ", ".join(m.id for m in models)
-        raise HTTPException(
-            404,
-            f"There is no model {name!r} here; the server was started with: {known}.",
-        )
-    return chosen
+        opening = "The model is still being opened; try again in a moment."
+        raise HTTPException(503, at.supervisor.trouble or opening, SOON)
+    for model in models:
+        if name in (None, model.id):
+            return model
+    known = ", ".join(model.id for model in models)
+    none = f"There is no model {name!r} here; the server was started with: {known}."
+    raise HTTPException(404, none)
 
 
 def _check_room(at: Serving) -> None:
     """Raise where the queue, the disk or the disk budget is full."""
     store, limits = at.store, at.limits
     if store.waiting() >= limits.queue:
-        raise HTTPException(
-            429,
-            f"The queue is full: {limits.queue} videos wait. Try again later.",
-            {"Retry-After": "30"},
-        )
+        full = f"The queue is full: {limits.queue} videos wait. Try again later."
+        raise HTTPException(429, full, {"Retry-After": "30"})
     taken, free = store.bytes(), store.free()
     if taken <= limits.disk and free >= limits.margin:
         return

@@ -12,7 +12,6 @@ from typing import BinaryIO
 
 from fastapi import Request
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
 from mlx_video.disk import file_errors
 from mlx_video.errors import UserError
@@ -31,8 +30,7 @@ async def read_request(request: Request, folder: Path, kept: list[str]) -> Video
     fields, files = await (_form(request) if form else _json(request))
     places = fields.pop("images", [{}] * min(1, len(files)))
     if not isinstance(places, list) or len(places) != len(files):
-        raise HTTPException(
-            400,
+        raise UserError(
             'images says where the pictures stand, one for each: [{"frame": 0}, {"frame": 48, "strength": 0.8}].',
         )
     wanted = _validated({**fields, "images": places})
@@ -55,8 +53,8 @@ async def _form(request: Request) -> tuple[Fields, list[BinaryIO]]:
         elif name.startswith(REFERENCE):
             files.append(value.file)
         else:
-            raise HTTPException(
-                400, f"A file came as {name[:60]!r}; send a picture as {REFERENCE}."
+            raise UserError(
+                f"A file came as {name[:60]!r}; send a picture as {REFERENCE}."
             )
     for name in ("loras", "images"):
         if isinstance(fields.get(name), str):
@@ -67,8 +65,8 @@ async def _form(request: Request) -> tuple[Fields, list[BinaryIO]]:
 async def _json(request: Request) -> tuple[Fields, list[BinaryIO]]:
     body = _parsed((await request.body()).decode("utf-8", "replace"), "body")
     if not isinstance(body, dict):
-        raise HTTPException(
-            400, 'The body must be a JSON object, such as {"prompt": "a red ball"}.'
+        raise UserError(
+            'The body must be a JSON object, such as {"prompt": "a red ball"}.'
         )
     given = body.pop(REFERENCE, None)
     return body, [] if given is None else [_picture(given)]
@@ -83,8 +81,7 @@ def _picture(given: object) -> BinaryIO:
             return io.BytesIO(base64.b64decode(data, validate=True))
     except (binascii.Error, ValueError):
         pass
-    raise HTTPException(
-        400,
+    raise UserError(
         f'{REFERENCE} must be a file of a form, or {{"image_url": "data:image/png;base64,..."}}; this server fetches '
         "nothing from addresses.",
     )
@@ -94,14 +91,14 @@ def _parsed(text: str, name: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise HTTPException(400, f"The {name} is not valid JSON.") from None
+        raise UserError(f"The {name} is not valid JSON.") from None
 
 
 def _validated(fields: Fields) -> VideoRequest:
     try:
         return VideoRequest.model_validate(fields)
     except ValidationError as error:
-        raise HTTPException(400, sentence(error.errors()[0])) from None
+        raise UserError(sentence(error.errors()[0])) from None
 
 
 def keep_upload(file: BinaryIO, folder: Path) -> str:

@@ -118,9 +118,7 @@ class VideoObject(BaseModel):
     notices: list[str] = []
 
     @classmethod
-    def of(
-        cls, video: Video, place: int | None = None, seconds_left: float | None = None
-    ) -> "VideoObject":
+    def of(cls, video: Video, place: int | None = None) -> "VideoObject":
         """``video``, of whose row some columns have other names here."""
         request = VideoRequest.model_validate(video.request)
         error = {"code": video.error_code, "message": video.error_message}
@@ -133,7 +131,7 @@ class VideoObject(BaseModel):
             error=error if video.status == "failed" else None,
             remixed_from_video_id=video.remixed_from,
             place=place,
-            seconds_left=seconds_left,
+            seconds_left=video.seconds_left,
         )
 
 

@@ -65,6 +65,14 @@ class Video:
     error_message: str | None
     notices: Sequence[str]
 
+    @property
+    def seconds_left(self) -> float | None:
+        """While it is made, from how long its progress took so far; ``None`` before there is any."""
+        if self.status != "in_progress" or self.progress < 5:
+            return None
+        spent = time.time() - self.started_at
+        return round(spent * (100 - self.progress) / self.progress, 1)
+
 
 class Store:
     """The rows and files of one folder. Safe to use from several threads of the one process that holds it.

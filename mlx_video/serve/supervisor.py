@@ -112,9 +112,8 @@ class Supervisor:
         ticket = id(answers)
         self._answers[ticket] = answers
         try:
-            self._send(
-                {"do": "estimate", "ticket": ticket, "request": request.model_dump()}
-            )
+            asked = {"ticket": ticket, "request": request.model_dump()}
+            self._send({"do": "estimate", **asked})
             answer = answers.get(timeout=ESTIMATE_SECONDS)
         except (queue.Empty, OSError, ValueError):  # closed
             raise TimeoutError from None
@@ -142,7 +141,8 @@ class Supervisor:
         if not self.stopping:
             self.models, self.trouble = [], self.trouble or NO_WORKER
             for video in self.store.open():
-                self._fail(video, "no_worker", self.trouble)
+                self.store.fail(video.id, "no_worker", self.trouble)
+                self._tell(video.id, None)
 
     def _serve_one_worker(self) -> bool:
         """Start a worker and feed it until it ends; returns whether it was ever ready."""
@@ -192,17 +192,21 @@ class Supervisor:
             self.store.start(video.id)
             with self._lock:
                 self._running, self._cancelled = self.store.get(video.id), 0.0
-            images = [
-                {**image, "path": str(self.store.uploads / image["path"])}
-                for image in video.request.get("images", ())
-            ]
-            request = {**video.request, "images": images}
-            message = {"do": "make", "id": video.id, "request": request}
-            with suppress(OSError):  # it has just died, which its end will tell
-                self._send(
-                    {**message, "output": str(self.store.file(video.id, ".mp4"))}
-                )
+            with suppress(
+                OSError, ValueError
+            ):  # it has just died, as its end will tell
+                self._send(self._order(video))
             return
+
+    def _order(self, video: Video) -> Mapping[str, object]:
+        """What the worker is told to make, with paths in place of the names of pictures."""
+        images = [
+            {**image, "path": str(self.store.uploads / image["path"])}
+            for image in video.request.get("images", ())
+        ]
+        request = {**video.request, "images": images}
+        output = str(self.store.file(video.id, ".mp4"))
+        return {"do": "make", "id": video.id, "request": request, "output": output}
 
     def _whole(self, video: Video) -> bool:
         """Whether all files are there: then the server was killed before it could write the row."""
@@ -227,34 +231,28 @@ class Supervisor:
             self.store.complete(running.id)
             self._finish()
         elif kind == "failed":
-            if self._cancelled:
-                self._fail(running, "cancelled", "Cancelled.")
-            elif self.stopping:
-                self.store.requeue(running.id)
-            else:
-                self._fail(running, str(event["code"]), str(event["message"]))
-            self._finish()
+            self._failed(str(event["code"]), str(event["message"]))
         if running:
             self._tell(running.id, event)
 
     def _gone(self) -> None:
-        """The worker ended; what it was making is handed back, or failed with the reason."""
-        if (running := self._running) is None:
-            return
-        status = self._worker.returncode
-        if self.stopping:
-            self.store.requeue(running.id)
-        elif self._cancelled:
-            self._fail(running, "cancelled", "Cancelled.")
-        else:
+        """The worker ended; if it was making a clip, that failed."""
+        if self._running is not None:
+            status = self._worker.returncode
             name = f"signal {-status}" if status < 0 else f"exit code {status}"
-            log.warning("A worker died (%s); --memory-limit can keep it small.", name)
-            self._fail(running, "worker_died", DIED.format(reason=name))
-        self._finish()
+            if not (self.stopping or self._cancelled):
+                log.warning("A worker died (%s); see --memory-limit.", name)
+            self._failed("worker_died", DIED.format(reason=name))
 
-    def _fail(self, video: Video, code: str, message: str) -> None:
-        self.store.fail(video.id, code, message)
-        self._tell(video.id, {"event": "failed", "code": code, "message": message})
+    def _failed(self, code: str, message: str) -> None:
+        """The running job ended without a clip, because that was wanted or with a reason."""
+        if self._cancelled:
+            self.store.fail(self._running.id, "cancelled", "Cancelled.")
+        elif self.stopping:
+            self.store.requeue(self._running.id)
+        else:
+            self.store.fail(self._running.id, code, message)
+        self._finish()
 
     def _finish(self) -> None:
         with self._lock:
@@ -268,16 +266,8 @@ class Supervisor:
 
     def _send(self, message: Mapping[str, object]) -> None:
         worker = self._worker
-        if worker is None or worker.stdin is None:
+        if worker is None:
             raise OSError("there is no worker")
         with self._lock:
             worker.stdin.write(json.dumps(message) + "\n")
             worker.stdin.flush()
-
-
-def seconds_left(video: Video) -> float | None:
-    """Of a running video, from how long its progress took so far; ``None`` before there is any."""
-    if video.started_at is None or video.progress < 5:
-        return None
-    spent = time.time() - video.started_at
-    return round(spent * (100 - video.progress) / video.progress, 1)

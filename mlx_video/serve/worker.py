@@ -22,6 +22,7 @@ import threading
 import traceback
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Iterator, Mapping
 
@@ -133,14 +134,10 @@ class Worker:
             self._making = False
 
     def _next(self) -> Mapping | None:
-        idle = self.settings.idle
+        idle = min(self.settings.idle, threading.TIMEOUT_MAX)
         while True:
             try:
-                return self._jobs.get(
-                    timeout=(
-                        min(idle, threading.TIMEOUT_MAX) if self.shelf.names else None
-                    )
-                )
+                return self._jobs.get(timeout=idle if self.shelf.names else None)
             except KeyboardInterrupt:  # what it was to stop is done already
                 continue
             except queue.Empty:
@@ -152,39 +149,34 @@ class Worker:
             if message["do"] == "make":
                 self._jobs.put(message)
             else:
-                self._say(
-                    "estimate",
-                    ticket=message["ticket"],
-                    estimate=self._estimate(message),
-                )
+                found = self._estimate(message["request"]).model_dump()
+                self._say("estimate", ticket=message["ticket"], estimate=found)
         self._jobs.put(None)
         if self._making:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def _estimate(self, message: Mapping) -> Mapping[str, object]:
+    def _estimate(self, request: Mapping) -> Estimate:
         try:
-            job = self.settings.job(
-                VideoRequest.model_validate({**message["request"], "seed": 0})
-            )
+            asked = VideoRequest.model_validate({**request, "seed": 0})
+            job = self.settings.job(asked)
             job.check()
             plan = job.plan(limit=self.settings.memory_limit)
         except UserError as error:
-            said = for_client(str(error))
-            return Estimate(peak_bytes=0, limit_bytes=0, refusal=said).model_dump()
-        seconds = [phase.seconds for phase in plan.phases if phase.seconds]
+            refusal = for_client(str(error))
+            return Estimate(peak_bytes=0, limit_bytes=0, refusal=refusal)
         return Estimate(
             peak_bytes=round(plan.largest.peak),
             limit_bytes=round(plan.limit),
-            seconds=sum(seconds) or None,
+            seconds=sum(phase.seconds or 0 for phase in plan.phases) or None,
             refusal=for_client(plan.refusal),
-        ).model_dump()
+        )
 
     def _make(self, message: Mapping) -> None:
         """Make one clip and say how it ended."""
         id, path = message["id"], Path(message["output"])
         try:
             request = VideoRequest.model_validate(message["request"])
-            with closing(self._events(request, path)) as events:
+            with closing(self._events(id, request, path)) as events:
                 for event in self._heard(id, events):
                     if isinstance(event, Preview):
                         self._show(id, event, path)
@@ -196,7 +188,7 @@ class Worker:
         else:
             self._say("done", id=id)
 
-    def _events(self, request: VideoRequest, path: Path) -> Iterator[Event]:
+    def _events(self, id: str, request: VideoRequest, path: Path) -> Iterator[Event]:
         """The run of a request; it goes on from what an interrupted one left."""
         output = Output(path, overwrite=True)
         options = Options(
@@ -204,14 +196,13 @@ class Worker:
             previews=self.settings.previews,
             shelf=self.shelf if self.settings.keep else None,
         )
-        if output.latents.exists():
-            return finish(
-                Job.from_record(output.latents), output.latents, output, options
-            )
-        if output.state.exists():
-            job = Job.from_record(output.state)
-            return run(job, output, replace(options, resume=output.state))
-        return run(self.settings.job(request), output, options)
+        if (latents := output.latents).exists():
+            return finish(Job.from_record(latents), latents, output, options)
+        if (state := output.state).exists():
+            going_on = replace(options, resume=state)
+            return run(Job.from_record(state), output, going_on)
+        warn = partial(self._notice, id)
+        return run(self.settings.job(request, warn), output, options)
 
     def _heard(self, id: str, events: Iterator[Event]) -> Iterator[Event]:
         """``events``, said to the server as they pass."""
@@ -222,7 +213,7 @@ class Worker:
                     stages = sum(len(stage.sigmas) - 1 for stage in job.recipe.stages)
                     done = 0
                 case Warned(text=text):
-                    self._say("notice", id=id, message=for_client(text))
+                    self._notice(id, text)
                 case Step(phase=phase, index=index, total=total):
                     reached = SAMPLING // 2
                     if phase.startswith("stage"):
@@ -233,6 +224,9 @@ class Worker:
                     percent = max(percent, reached)
                     self._say("progress", id=id, phase=phase, progress=percent)
             yield event
+
+    def _notice(self, id: str, text: str) -> None:
+        self._say("notice", id=id, message=for_client(text))
 
     def _show(self, id: str, preview: Preview, clip: Path) -> None:
         """Replace the picture of the clip so far; where the disk is full there is none."""

@@ -195,10 +195,17 @@ def test_an_interrupted_clip_goes_on_from_what_it_left(left, model, tmp_path):
 
 def test_an_estimate_says_what_fits(model):
     heard = Heard(model, memory_limit=3e7)
-    found = heard._estimate({"request": {**DECIDED, "width": 2048, "height": 2048}})
-    assert "2048x2048 need" in found["refusal"] and "What fits:" in found["refusal"]
-    assert "--" not in found["refusal"]
-    assert Heard(model)._estimate({"request": DECIDED})["refusal"] == ""
+    refusal = heard._estimate({**DECIDED, "width": 2048, "height": 2048}).refusal
+    assert "2048x2048 need" in refusal and "What fits:" in refusal
+    assert "--" not in refusal
+    assert Heard(model)._estimate(DECIDED).refusal == ""
+
+
+def test_a_rate_that_the_model_did_not_learn_is_a_notice(model, tmp_path):
+    heard = Heard(model)
+    heard.make(tmp_path / "v.mp4", fps=60.0)
+    said = [line["message"] for line in heard.lines if line["event"] == "notice"]
+    assert any("60 fps is far from" in text for text in said)
 
 
 def test_what_is_kept_is_freed_when_nothing_comes(model, tmp_path):
