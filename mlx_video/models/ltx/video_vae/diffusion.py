@@ -309,16 +309,13 @@ class DiffusionDecoder(Network):
         patch = self.config.patch_size
         frames, pixels = self.least_overlap
         last = (shape[2] + self._appendix - 1) * time + 1
-        times = time_cuts(
-            (self._frames(shape) - 1) // stride[0] + 1,
-            stride[0],
-            last,
-            frames,
-            tiling.temporal_config,
-        )
+        cells = (self._frames(shape) - 1) // stride[0] + 1
+        times = time_cuts(cells, stride[0], tiling.temporal_config, frames)
+        first = times[-1].source.start  # the last tile has the appendix too
+        times[-1] = times[-1]._replace(source=slice(first, last))
         sides = shape[3] * height, shape[4] * width
         return times, *(
-            side_cuts(side, max(sides), step * patch, pixels, tiling.spatial_config)
+            side_cuts(side, max(sides), step * patch, tiling.spatial_config, pixels)
             for side, step in zip(sides, stride[1:])
         )
 

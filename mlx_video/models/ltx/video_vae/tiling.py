@@ -207,14 +207,9 @@ def decode_grid(
     """Cuts from latent frames, rows and columns to pixels; tiles have the proportions of the frame."""
     tiling = tiling or TilingConfig()
     frames, *sides = cells
-    times = _time_intervals(frames, tiling.temporal_config, scale.time)
-    return [_decode_time_cut(interval, scale.time) for interval in times], *(
-        [
-            _decode_space_cut(interval, cell)
-            for interval in _side_intervals(
-                side, max(sides), tiling.spatial_config, cell
-            )
-        ]
+    times = time_cuts(frames, scale.time, tiling.temporal_config, lead=1)
+    return times, *(
+        side_cuts(side, max(sides), cell, tiling.spatial_config)
         for side, cell in zip(sides, scale[1:])
     )
 
@@ -267,120 +262,68 @@ def split(length: int, size: int, overlap: int) -> list[Interval]:
     ]
 
 
-def split_time(length: int, size: int, overlap: int) -> list[Interval]:
-    """``split``, but tiles after the first begin one cell earlier, as their first cell makes a single frame."""
-    first, *others = split(length, size, overlap)
-    return [first] + [
-        Interval(start - 1, stop, left + 1, right)
-        for start, stop, left, right in others
-    ]
-
-
-def _time_intervals(
-    cells: int, config: TemporalTilingConfig | None, cell: int
-) -> list[Interval]:
-    if config is None:
-        return [Interval(0, cells)]
-    overlap = config.tile_overlap_in_frames // cell
-    size = max(overlap + 1, config.tile_size_in_frames // cell)
-    return split_time(cells, size, overlap)
-
-
-def _side_intervals(
-    cells: int, longest: int, config: SpatialTilingConfig | None, cell: int
-) -> list[Interval]:
-    if config is None:
-        return [Interval(0, cells)]
-    overlap = config.tile_overlap_in_pixels // cell
-    size = round(config.tile_size_in_pixels // cell * cells / longest)
-    return split(cells, max(2, overlap + 1, size), overlap)
-
-
-def _decode_space_cut(interval: Interval, cell: int) -> Cut:
-    start, stop, left, right = interval
-    pixels = slice(start * cell, stop * cell)
-    mask = compute_trapezoidal_mask_1d(
-        pixels.stop - pixels.start, left * cell, right * cell
-    )
-    return Cut(slice(start, stop), pixels, mask)
-
-
-def _decode_time_cut(interval: Interval, cell: int) -> Cut:
-    """As in space, but a tile's first cell makes a single frame, which has weight 0 after the first tile."""
-    start, stop, left, right = interval
-    # The first cell makes the one frame at its end, every other makes ``cell`` frames.
-    frames = slice(start * cell, (stop - 1) * cell + 1)
-    left = (left - 1) * cell + 1 if left else 0
-    mask = compute_trapezoidal_mask_1d(
-        frames.stop - frames.start, left, right * cell, left_starts_from_0=True
-    )
-    return Cut(slice(start, stop), frames, mask)
-
-
-# The cuts of the diffusion decoder, whose tiles need no cell before them
-
-
 def side_cuts(
     cells: int,
     longest: int,
     cell: int,
-    least_overlap: int,
     config: SpatialTilingConfig | None,
+    least_overlap: int = 0,
 ) -> list[Cut]:
-    """Cuts of a side; tiles are at least twice as long as their overlap."""
-    if config is None:
-        return [_decode_space_cut(Interval(0, cells), cell)]
-    overlap = max(least_overlap, config.tile_overlap_in_pixels) // cell
-    size = round(config.tile_size_in_pixels // cell * cells / longest)
-    intervals = split(cells, max(2 * overlap, size), overlap)
-    return [_decode_space_cut(interval, cell) for interval in intervals]
+    """Cuts of a side of so many cells to ``cell`` pixels each; with a ``least_overlap`` tiles are twice as long as theirs."""
+    intervals = [Interval(0, cells)]
+    if config is not None:
+        overlap = max(least_overlap, config.tile_overlap_in_pixels) // cell
+        size = round(config.tile_size_in_pixels // cell * cells / longest)
+        least = 2 * overlap if least_overlap else max(2, overlap + 1)
+        intervals = split(cells, max(least, size), overlap)
+    return [
+        Cut(
+            slice(start, stop),
+            slice(start * cell, stop * cell),
+            trapezoid((stop - start) * cell, left * cell, right * cell),
+        )
+        for start, stop, left, right in intervals
+    ]
 
 
 def time_cuts(
     cells: int,
     cell: int,
-    last: int,
-    least_overlap: int,
     config: TemporalTilingConfig | None,
+    least_overlap: int = 0,
+    lead: int = 0,
 ) -> list[Cut]:
-    """Cuts of time, where only the clip's first cell makes fewer frames; the last tile reads up to cell ``last``."""
-    if config is None:
-        intervals = [Interval(0, cells)]
-    else:
+    """Cuts of time, whose first cell makes one frame, and every other ``cell`` frames.
+
+    lead  cells, 0 or 1, that a tile reads before its own if a tile's first cell always makes a single frame, which has
+          weight 0 after the first tile
+    """
+    intervals = [Interval(0, cells)]
+    if config is not None:
         overlap = max(least_overlap, config.tile_overlap_in_frames) // cell
-        size = max(2 * overlap, config.tile_size_in_frames // cell)
+        least = 2 * overlap if least_overlap else overlap + 1
+        size = max(least, config.tile_size_in_frames // cell)
         intervals = split(cells, size, overlap)
     cuts = []
     for start, stop, left, right in intervals:
-        first = start * cell - (cell - 1) if start else 0
-        frames = slice(first, (stop - 1) * cell + 1)
-        mask = compute_trapezoidal_mask_1d(
-            frames.stop - frames.start, left * cell, right * cell
+        before = lead if start else 0
+        first, end = max(0, (start - 1) * cell + 1), (stop - 1) * cell + 1
+        weights = trapezoid(end - first, left * cell, right * cell)
+        cuts.append(
+            Cut(
+                slice(start - before, stop),
+                slice(first - before, end),
+                mx.pad(weights, (before, 0)),
+            )
         )
-        source = slice(start, stop if stop < cells else last)
-        cuts.append(Cut(source, frames, mask))
     return cuts
 
 
-def compute_trapezoidal_mask_1d(
-    length: int, ramp_left: int, ramp_right: int, left_starts_from_0: bool = False
-) -> mx.array:
-    """Weights (length,): rising over the first ``ramp_left`` cells, falling over the last ``ramp_right``, 1 between.
-
-    Ramps are linear and exclude 0 and 1, except that the left one may start at 0.
-    """
-    if length <= 0:
-        raise UserError(f"A mask's length must be positive; got {length}.")
+def trapezoid(length: int, rising: int, falling: int) -> mx.array:
+    """Weights (length,): linear over the first ``rising`` and the last ``falling`` cells, 1 between, and nowhere 0."""
     index = mx.arange(length, dtype=mx.float32)
-    rising = (
-        index / max(ramp_left, 1)
-        if left_starts_from_0
-        else (index + 1) / (ramp_left + 1)
-    )
-    falling = (length - index) / (ramp_right + 1)
-    one = mx.ones(length)
-    left = mx.where(index < ramp_left, rising, one)
-    return left * mx.where(index >= length - ramp_right, falling, one)
+    left = mx.minimum(1, (index + 1) / (rising + 1))
+    return left * mx.minimum(1, (length - index) / (falling + 1))
 
 
 def run_tiles(

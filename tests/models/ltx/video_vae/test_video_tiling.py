@@ -12,10 +12,11 @@ from mlx_video.models.ltx.video_vae.tiling import (
     SpatialTilingConfig,
     TemporalTilingConfig,
     TilingConfig,
-    compute_trapezoidal_mask_1d,
     decode_grid,
     decode_stream,
     iterate_decode,
+    time_cuts,
+    trapezoid,
 )
 from mlx_video.types import VideoScale
 from tests.models.ltx.video_vae.tiny import VECTORS, decoder
@@ -175,13 +176,25 @@ def test_memory_does_not_follow_the_length():
 
 
 def test_mask():
-    assert compute_trapezoidal_mask_1d(4, 0, 0).tolist() == [1, 1, 1, 1]
-    assert compute_trapezoidal_mask_1d(6, 3, 1).tolist() == [0.25, 0.5, 0.75, 1, 1, 0.5]
-    assert compute_trapezoidal_mask_1d(4, 2, 0, True).tolist() == [0, 0.5, 1, 1]
-    both = compute_trapezoidal_mask_1d(3, 3, 3)
+    assert trapezoid(4, 0, 0).tolist() == [1, 1, 1, 1]
+    assert trapezoid(6, 3, 1).tolist() == [0.25, 0.5, 0.75, 1, 1, 0.5]
+    both = trapezoid(3, 3, 3)
     assert mx.allclose(both, mx.array([0.25 * 0.75, 0.25, 0.75 * 0.25]))
-    with pytest.raises(ValueError, match="must be positive; got 0"):
-        compute_trapezoidal_mask_1d(0, 1, 1)
+
+
+def test_a_tile_of_time_leads_in_with_a_frame_of_no_weight():
+    tiles = TemporalTilingConfig(32, 16)
+    first, second = time_cuts(5, 8, tiles, lead=1)[:2]
+    assert second.source.start == 1 and second.target.start == 8
+    assert second.mask[:3].tolist() == [
+        0,
+        mx.array(1 / 17).item(),
+        mx.array(2 / 17).item(),
+    ]
+    _, alone = time_cuts(5, 8, tiles)[:2]
+    assert alone.source.start == 2 and alone.target.start == 9
+    assert mx.array_equal(alone.mask, second.mask[1:])
+    assert first.mask[0] == 1
 
 
 @pytest.mark.parametrize(
