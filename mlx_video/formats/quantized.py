@@ -52,50 +52,34 @@ def read_dense(
 
     MLX's own quantization stays as it is. Raises ``UserError`` where a file is quantized in a way that is not read.
     """
-    weights, metadata = read(path)
-    types = stored_types(path)
-    packed = {key for key, kind in types.items() if kind in PACKED}
-    weights |= {key: weights[key].astype(dtype) for key in packed}
-    return dense(weights, types, metadata, dtype, str(path)), metadata
-
-
-def quantized_as(path: Path) -> list[str]:
-    """The format of each tensor in ``path`` that another tool quantized. Raises ``UserError`` where one is not read."""
-    types = stored_types(path)
-    formats = [kind for kind in types.values() if kind in PACKED]
-    if formats:
-        return formats
-    weights, metadata = read(path)
+    (weights, metadata), types = read(path), stored_types(path)
     notes = read_notes(weights, metadata, str(path))
-    kinds = (
-        _kind(key, weights, stored, notes.get(key.removesuffix(".weight"), {}))
-        for key, stored in types.items()
-        if not key.endswith(COMPANIONS)
-    )
-    return [kind for kind in kinds if kind]
-
-
-def dense(
-    weights: Weights,
-    types: Mapping[str, str],
-    metadata: Mapping[str, str],
-    dtype: mx.Dtype = mx.bfloat16,
-    source: str = "The checkpoint",
-) -> Weights:
-    """The tensors of a file, whose header states ``types`` and ``metadata``, with the quantized ones dense."""
-    notes = read_notes(weights, metadata, source)
     found = {}
     for key, value in weights.items():
         if key.endswith(COMPANIONS) or key.rpartition(".")[2] == SCALED_FP8:
             continue
         note = notes.get(key.removesuffix(".weight"), {})
-        if kind := _kind(key, weights, types.get(key), note):
+        if kind := _kind(key, types, note):
             try:
                 value = _decoded(key, weights, kind, note).astype(dtype)
             except ValueError as error:
-                raise UserError(f"{source}: {clip(key)} {error}.") from None
+                raise UserError(f"{path}: {clip(key)} {error}.") from None
         found[key] = value
-    return found
+    return found, metadata
+
+
+def quantized_as(path: Path) -> list[str]:
+    """The format of each tensor in ``path`` that another tool quantized. Raises ``UserError`` where one is not read."""
+    types = stored_types(path)
+    notes = {}
+    if PACKED.isdisjoint(types.values()):  # reading a GGUF file copies it
+        notes = read_notes(*read(path), str(path))
+    kinds = (
+        _kind(key, types, notes.get(key.removesuffix(".weight"), {}))
+        for key in types
+        if not key.endswith(COMPANIONS)
+    )
+    return [kind for kind in kinds if kind]
 
 
 def read_notes(
@@ -167,20 +151,25 @@ def hadamard(size: int) -> mx.array:
     return matrix
 
 
-def _kind(key: str, weights: Weights, stored: str | None, note: dict) -> str | None:
-    """How a tensor is quantized; ``None`` = not at all, or by MLX."""
-    if f"{key}_scale_2" in weights:
+def _kind(key: str, types: Mapping[str, str], note: Mapping) -> str | None:
+    """How a tensor is quantized; ``None`` = not at all, or by MLX. ``types`` are those of all tensors, as stored."""
+    stored = types[key]
+    if stored in PACKED:
+        return stored
+    if f"{key}_scale_2" in types:
         return NVFP4
     # What MLX saved of an fp8 file says U8.
-    if stored == "F8_E4M3" or (stored == "U8" and f"{key}_scale" in weights):
+    if stored == "F8_E4M3" or (stored == "U8" and f"{key}_scale" in types):
         return FP8
     if stored == "I8" and key.endswith(".weight"):
         return INT8
     return note.get("format") if key.endswith(".weight") else None
 
 
-def _decoded(key: str, weights: Weights, kind: str, note: dict) -> mx.array:
+def _decoded(key: str, weights: Weights, kind: str, note: Mapping) -> mx.array:
     codes, scale = weights[key], weights.get(f"{key}_scale")
+    if kind in PACKED:
+        return codes  # unpacked as it was read
     if scale is None:
         scale = weights.get(f"{key.removesuffix('.weight')}.scale_weight")
     if kind == FP8:
