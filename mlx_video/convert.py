@@ -11,7 +11,7 @@ from typing import Callable, Sequence
 import mlx.core as mx
 
 from mlx_video import hub
-from mlx_video.disk import typed_path
+from mlx_video.disk import folder_aside, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import Components
@@ -26,7 +26,7 @@ from mlx_video.names import (  # noqa: F401  which users import from here
     sanitize_vae_weights,
     sanitize_vocoder_weights,
 )
-from mlx_video.weights import CONFIG, aside, write_json
+from mlx_video.weights import CONFIG, write_json
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -56,7 +56,7 @@ def convert(
     """
     quantization = _quantization(q_bits, q_group_size) if quantize else {}
     target = typed_path(mlx_path).absolute()
-    with aside(target) as folder:
+    with folder_aside(target) as folder:
         needs = [name for name, part in PARTS.items() if part.block is not None]
         layout = Components.open(
             hf_path, variant=variant, needs=needs, announce=hear

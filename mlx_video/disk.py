@@ -172,7 +172,18 @@ def reserved(path: Path, size: int) -> Iterator[Path]:
 
 @contextmanager
 def folder_aside(folder: Path) -> Iterator[Path]:
-    """A scratch folder beside ``folder``, which is missing or empty; becomes it if the block succeeds, else is removed."""
+    """A scratch folder beside ``folder`` that becomes it if the block succeeds, else is removed.
+
+    Raises ``UserError`` if ``folder`` is there and not empty, or another process is writing it.
+    """
+    with file_errors(folder):
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken:
+        raise UserError(
+            f"{folder} already exists and is not an empty folder: name a new one, or remove it first."
+        )
+    with file_errors(folder.parent, "written to"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with owned(folder, folder.name):
         scratch = folder.with_name(f".{folder.name}{ASIDE}{secrets.token_hex(8)}")
         try:
@@ -217,10 +228,11 @@ def _create_aside(path: Path) -> Path:
 
 
 def _take_name(partial: Path, path: Path) -> None:
-    """Rename ``partial`` to ``path``, or to the next free name where another program took that meanwhile."""
-    name = path
+    """Rename ``partial`` to ``path``, or to path-2, path-3, ... where another program took that meanwhile."""
+    name, number = path, 1
     while not _linked(partial, name):
-        name = next_free(name)
+        number += 1
+        name = path.with_stem(f"{path.stem}-{number}")
     if name != path:
         raise UserError(
             f"Another program wrote {short(path)} while this run worked; what the run made is kept in {short(name)}."
@@ -238,15 +250,6 @@ def _linked(partial: Path, name: Path) -> bool:
             return False
         partial.rename(name)
     return True
-
-
-def next_free(path: Path) -> Path:
-    """``path``, or the first of path-2, path-3, ... that does not exist."""
-    name, number = path, 2
-    while os.path.lexists(name):
-        name = path.with_stem(f"{path.stem}-{number}")
-        number += 1
-    return name
 
 
 # Names that a run owns
@@ -300,16 +303,12 @@ def _clean_up(folder: Path, ours: Path) -> None:
         file = None if lock == ours else _locked(lock)
         if lock == ours or file is not None:
             for left in _unfinished(folder, lock.name.removesuffix(LOCK)):
-                _remove(left)
+                with suppress(OSError):  # of a folder
+                    left.unlink()
+                shutil.rmtree(left, ignore_errors=True)
         if file is not None:
             lock.unlink(missing_ok=True)
             os.close(file)
-
-
-def _remove(left: Path) -> None:
-    with suppress(OSError):
-        folder = left.is_dir() and not left.is_symlink()
-        shutil.rmtree(left) if folder else left.unlink()
 
 
 def _unfinished(folder: Path, name: str) -> Iterator[Path]:

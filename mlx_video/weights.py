@@ -4,10 +4,9 @@ Everything is lazy: a tensor's bytes are read when it is first evaluated, so unu
 """
 
 import json
-from contextlib import contextmanager
 from errno import EIO
 from pathlib import Path
-from typing import Iterable, Iterator, Mapping, TypeVar
+from typing import Iterable, Mapping, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -262,7 +261,7 @@ def save(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
 
     Empties ``weights`` as it goes, so that a shard's memory is free once it is on disk.
     """
-    with aside(Path(folder)) as scratch:
+    with folder_aside(Path(folder)) as scratch:
         shards = _shards(weights)
         index = {
             "metadata": {"total_size": sum(v.nbytes for v in weights.values())},
@@ -301,21 +300,3 @@ def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> 
 
 def write_json(file: Path, data: Mapping[str, object]) -> None:
     file.write_text(json.dumps(data, indent=2) + "\n")
-
-
-@contextmanager
-def aside(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes ``folder`` if the block succeeds and is removed if it fails.
-
-    Raises ``UserError`` if ``folder`` is not empty, or another process is writing it.
-    """
-    with file_errors(folder):
-        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if taken:
-        raise UserError(
-            f"{folder} already exists and is not an empty folder: name a new one, or remove it first."
-        )
-    with file_errors(folder.parent, "written to"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder_aside(folder) as scratch:
-        yield scratch
