@@ -16,7 +16,6 @@ from mlx_video.weights import some, tensor_files
 HOLE = (
     2**14
 )  # zero bytes in a row, which a broken download leaves and training does not
-CHUNK = 16 * 2**20
 FP8_NAN = 0x7F  # of E4M3, whatever the sign
 NO_NUMBERS = "values that are not numbers (NaN or infinity)"
 
@@ -92,13 +91,11 @@ def _is_checksum(text: str) -> bool:
 
 def _checksum(file: Path, like: str) -> str:
     """The checksum of ``file``, of the same kind as ``like``."""
-    digest = hashlib.sha256() if len(like) == 64 else hashlib.sha1()
+    digest = hashlib.sha256()
     if len(like) == 40:
-        digest.update(f"blob {file.stat().st_size}\0".encode())
+        digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode())
     with file_errors(file), open(file, "rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, lambda: digest).hexdigest()
 
 
 def _fault(value: mx.array, stored: str) -> str:
