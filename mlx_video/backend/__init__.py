@@ -75,7 +75,7 @@ def on_cuda() -> bool:
 
 def installed() -> list[str]:
     """The backends whose packages are installed, by the names of `BACKENDS`; more than one is a fault."""
-    return [name for name, package in BACKENDS.items() if _version(package)]
+    return [name for name, package in BACKENDS.items() if version_of(package)]
 
 
 def require_backend() -> None:
@@ -209,7 +209,8 @@ def _carried(prefix: str) -> Iterator[Path]:
         yield from Path(folder).glob(f"{prefix}*.so*")
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The version of an installed package; ``None`` = it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 from mlx_video import __version__
@@ -20,6 +20,7 @@ from mlx_video.backend import (
     libmlx,
     load_blas,
     require_backend,
+    version_of,
 )
 
 CHOICES = ("cpu", "cuda12", "cuda13")
@@ -48,8 +49,9 @@ def report() -> int:
     """Print versions, the loaded library, the device and the BLAS; 1 with the reason where MLX cannot run."""
     print(f"mlx_video    {__version__}, {platform.platform()}")
     print(f"python       {platform.python_version()}, {sys.executable}")
-    packages = ["mlx", *(BACKENDS[name] for name in installed()), *OPENBLAS.values()]
-    print(f"packages     {', '.join(filter(None, map(_named, packages)))}")
+    packages = ("mlx", *BACKENDS.values(), *OPENBLAS.values())
+    found = (f"{name} {version}" for name in packages if (version := version_of(name)))
+    print(f"packages     {', '.join(found)}")
     print(f"BLAS         {load_blas() or 'the one MLX brings'}")
     try:
         require_backend()
@@ -71,7 +73,7 @@ def switch(backend: str, options: list[str]) -> None:
     """
     if sys.platform != "linux":
         raise OSError("on macOS MLX always runs on Metal: there is nothing to switch")
-    package = f"{BACKENDS[backend]}=={metadata.version('mlx')}"
+    package = f"{BACKENDS[backend]}=={version_of('mlx')}"
     others = [BACKENDS[name] for name in installed() if name != backend]
     _pip("install", package, *options)
     if others:
@@ -103,14 +105,6 @@ def _is_uv_environment() -> bool:
     """uv writes its version into the environments it makes."""
     settings = Path(sys.prefix, "pyvenv.cfg")
     return settings.exists() and "\nuv = " in settings.read_text()
-
-
-def _named(package: str) -> str | None:
-    """A package with its version, or None where it is not installed."""
-    try:
-        return f"{package} {metadata.version(package)}"
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _loaded_library() -> str:
