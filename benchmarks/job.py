@@ -69,14 +69,14 @@ class RandomComponents(Components):
         if name == "text_encoder":
             tokenizer = GemmaTextEncoder.load(TINY / "text_encoder").tokenizer
             network = language_model(self.sources[name].config)
-            draw(network, self.dtype)
+            draw(network, self.residency.dtype)
             return GemmaTextEncoder(network, tokenizer)
         config = PARTS[name].config(self.sources[name])
         if name == "connectors":
             gemma = self.sources["text_encoder"].config["text_config"]
             config = replace(config, text_layers=gemma["num_hidden_layers"])
         network = PARTS[name].network(self.sources[name])(config)
-        draw(network, self.dtype)
+        draw(network, self.residency.dtype)
         return network
 
     def sketch(self, name, *_):

@@ -140,7 +140,7 @@ class RandomComponents(Components):
 
     def _cast(self, value: mx.array) -> mx.array:
         floating = mx.issubdtype(value.dtype, mx.floating)
-        return value.astype(self.dtype) if floating else value
+        return value.astype(self.residency.dtype) if floating else value
 
 
 def components(full: bool, dtype: mx.Dtype, release: str = "2") -> RandomComponents:
@@ -218,7 +218,7 @@ class Bench:
 
     def connect(self, part: nn.Module):
         layers, width = part.config.text_layers + 1, part.config.caption_channels
-        states = noise(layers, 1, PROMPT, width, dtype=self.lent.dtype)
+        states = noise(layers, 1, PROMPT, width, dtype=self.lent.residency.dtype)
         mask = mx.arange(CONTEXT)[None] >= CONTEXT - PROMPT
         features = TextFeatures(states, mask.astype(mx.int32))
         return lambda x: embed_prompts(part, x).positive.values, features
@@ -332,7 +332,7 @@ def clips(lent: Components, full: bool) -> Iterator[Result]:
 
 def text_encoders(lent: RandomComponents, full: bool, given: Path) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as scratch:
-        random = write_gemma(Path(scratch, "gemma"), full, lent.dtype)
+        random = write_gemma(Path(scratch, "gemma"), full, lent.residency.dtype)
         yield from encode_text(lent, random, "random Gemma")
     yield from encode_text(lent, given, str(given))
 

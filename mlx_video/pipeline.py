@@ -351,7 +351,7 @@ class Pipeline:
         if start and start.stage == number:
             states, done = start.into(states), start.step
         strengths = states.map(lambda _, guidance: guidance, stage.guidance)
-        batched = self.batched or self.components.low_memory
+        batched = self.batched or self.components.residency.low_memory
         denoise = guided(predict, embeddings, strengths, batched=batched)
         denoise = previews.watching(denoise)
         total = len(stage.sigmas) - 1

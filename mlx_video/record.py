@@ -89,8 +89,8 @@ class Job:
         files = replace(
             files,
             model=model_of(files),
-            quantize=lent.quantize,
-            low_memory=lent.low_memory,
+            quantize=lent.residency.quantize,
+            low_memory=lent.residency.low_memory,
         )
         return replace(self, files=files)
 

@@ -66,13 +66,16 @@ class Laid(Components):
             return GemmaTextEncoder(self.gemma(), None), []
         config = part_config(name, self.sources[name])
         module = PARTS[name].network(self.sources[name])(config)
-        cast = [(k, v.astype(self.dtype)) for k, v in tree_flatten(module.parameters())]
+        cast = [
+            (k, v.astype(self.residency.dtype))
+            for k, v in tree_flatten(module.parameters())
+        ]
         module.load_weights(cast)
         return module, []
 
     def gemma(self) -> Gemma3:
         model = Gemma3(Gemma3Config(**GEMMA_12B))
-        model.set_dtype(self.dtype)
+        model.set_dtype(self.residency.dtype)
         return model
 
 
@@ -315,9 +318,9 @@ def test_the_best_residency_that_fits(full, limit, chosen):
     found = plan(full, asked(audio=True), limit * GB)
     assert (found.chosen, found.refusal) == (chosen, "")
     assert found.largest.peak <= limit * GB
-    assert found.components.quantize == (8 if "8" in chosen else None)
-    assert found.components.low_memory == ("read" in chosen)
-    assert (full.quantize, full.low_memory) == (None, False)
+    assert found.components.residency.quantize == (8 if "8" in chosen else None)
+    assert found.components.residency.low_memory == ("read" in chosen)
+    assert (full.residency.quantize, full.residency.low_memory) == (None, False)
 
 
 @pytest.mark.slow
@@ -332,7 +335,8 @@ def test_gemma_is_quantized_beside_a_transformer_that_streams_already(full):
     full.residency = Residency(mx.bfloat16, low_memory=True)
     found = plan(full, asked(), 15 * GB)
     assert (found.chosen, found.refusal) == ("text encoder in 8 bits", "")
-    assert (found.components.quantize, found.components.low_memory) == (8, True)
+    kept = found.components.residency
+    assert (kept.quantize, kept.low_memory) == (8, True)
 
 
 @pytest.mark.slow
@@ -342,7 +346,8 @@ def test_gemma_is_quantized_beside_a_transformer_that_is_quantized_already(full)
     )
     found = plan(full, asked(), 15 * GB)
     assert found.chosen == "text encoder in 8 bits"
-    assert (found.components.quantize, found.components.low_memory) == (8, False)
+    kept = found.components.residency
+    assert (kept.quantize, kept.low_memory) == (8, False)
 
 
 @pytest.mark.slow
@@ -441,7 +446,9 @@ def test_previews_are_planned_and_change_nothing_else(full):
     plain = plan(full, work, 80 * GB)
     shown = plan(full, work._replace(previews=True), 80 * GB)
     part = full.sketch("video_decoder")
-    weights = shown.components.weight_bytes("video_decoder")
+    weights = Footprint(shown.components, LTXModelType.AudioVideo).weights(
+        "video_decoder"
+    )
     assert shown.previews and not plain.previews and shown.chosen == plain.chosen == ""
     for before, after in zip(plain.phases, shown.phases):
         assert after.weights - before.weights in (weights, 0), after.name
@@ -467,7 +474,8 @@ def test_what_stays_loaded_is_planned(full):
     limit, kept = 80 * GB, []
     for _ in range(3):
         found = plan(full, work, limit)
-        held = sum(map(found.components.weight_bytes, found.components.residency.keep))
+        weights = Footprint(found.components, LTXModelType.AudioVideo).weights
+        held = sum(map(weights, found.components.residency.keep))
         assert all(phase.weights >= held for phase in found.phases[1:])
         assert found.chosen == "" and found.largest.peak <= limit
         kept.append(set(found.components.residency.keep))

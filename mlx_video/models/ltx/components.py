@@ -5,16 +5,11 @@ Knows how files become modules, and for how long; not what they compute or in wh
 
 import logging
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import (
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -37,9 +32,7 @@ from mlx_video.models.ltx.shelf import Mark, Shelf
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.types import Geometry
-from mlx_video.weights import (
-    materialize,
-)
+from mlx_video.weights import materialize
 
 log = logging.getLogger(__name__)
 
@@ -118,11 +111,10 @@ class Components:
         checks.check_layout(layout, needs)
         checks.check_variant(layout, variant)
         sources = find.find_sources(layout, needs, files, announce)
-        distilled_lora = files.distilled_lora
-        if distilled_lora or DISTILLED_LORA in needs:
-            distilled_lora = find.find_distilled_lora(distilled_lora, layout, announce)
+        distilled_lora = detailing_lora = None
+        if (given := files.distilled_lora) or DISTILLED_LORA in needs:
+            distilled_lora = find.find_distilled_lora(given, layout, announce)
             checks.check_distilled_lora(distilled_lora, layout)
-        detailing_lora = None
         if files.detailing_lora:
             detailing_lora = hub.resolve_file(files.detailing_lora, announce)
             adapter = lora.Adapter.read(detailing_lora)
@@ -135,30 +127,11 @@ class Components:
         """The same parts under another residency, sharing what is built already."""
         if residency == self.residency:
             return self
-        other = type(self)(
-            self.sources,
-            residency,
-            self.loras,
-            self.distilled_lora,
-            self.layout,
-            self.detailing_lora,
-        )
-        other.shelf = self.shelf
-        if residency.dtype == self.dtype:
-            other._built = self._built
+        other = copy(self)
+        other.residency, other._lent, other.fusions = residency, {}, []
+        if residency.dtype != self.residency.dtype:
+            other._built = {}
         return other
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        return self.residency.dtype
-
-    @property
-    def quantize(self) -> int | None:
-        return self.residency.quantize
-
-    @property
-    def low_memory(self) -> bool:
-        return self.residency.low_memory
 
     @property
     def resident(self) -> list[str]:
@@ -186,12 +159,11 @@ class Components:
 
     def _check_loras(self, needs: Sequence[str]) -> None:
         """A LoRA may name layers of several parts, and of streams that this run does not use."""
-        files = [file for file, _ in self.loras]
         distilled = self.distilled_lora if DISTILLED_LORA in needs else None
-        files += [file for file in (distilled, self.detailing_lora) if file]
-        if files:
-            parts = (self.sketch(name) for name in PARTS if name in needs)
-            modules = [part for part in parts if part.LORAS]
+        own = [file for file in (distilled, self.detailing_lora) if file]
+        files = [*(file for file, _ in self.loras), *own]
+        modules = [self.sketch(n) for n in PARTS if files and n in needs]
+        modules = [module for module in modules if module.LORAS]
         for file in files:
             lora.Adapter.read(file).check_layers(modules)
         if distilled:
@@ -246,43 +218,35 @@ class Components:
         detailing: float = 0.0,
     ) -> Iterator[X0Model]:
         """Lend the transformer as a sampler sees it (``X0Model``), with these LoRAs fused at the given strengths."""
-        loras = []
         if distilled_lora and self.distilled_lora is None:
             raise UserError(
-                f"The refinement needs the distilled LoRA {self.layout.release.distilled_lora}. Put it beside the model, or name it "
+                f"The refinement needs the distilled LoRA: put {self.layout.release.distilled_lora} beside the model, or name it "
                 "with --distilled-lora."
             )
-        if distilled_lora:
-            loras = [LoRA(self.distilled_lora, distilled_lora)]
         if detailing and self.detailing_lora is None:
             raise UserError(
                 "This recipe needs its LoRA: name it with --detailing-lora."
             )
-        if detailing:
-            loras.append(LoRA(self.detailing_lora, detailing))
+        loras = [
+            LoRA(self.distilled_lora, distilled_lora),
+            LoRA(self.detailing_lora, detailing),
+        ]
+        loras = [each for each in loras if each.strength]
         with self.lend("transformer", model_type, loras) as model:
             yield X0Model(model)
 
     @contextmanager
     def video_statistics(self) -> Iterator[nn.Module]:
         """Lend the per-channel statistics of video latents, the only tensors of the decoder that the upsampler needs."""
+        decoder = self.sketch("video_decoder")
         if self.sources["video_decoder"].sketch().sketched:  # it has no values
             decoder, _ = self._network("video_decoder", LTXModelType.AudioVideo)
-        else:
-            decoder = self.sketch("video_decoder")
         yield decoder.per_channel_statistics
 
     def bits(self, name: str) -> int | None:
         """Bits to which a part's blocks are quantized on load, see ``Residency.bits``."""
         source = self.sources[name]
         return self.residency.bits(PARTS[name].network(source), source)
-
-    def weight_bytes(
-        self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
-    ) -> int:
-        """Bytes of a part while it is lent, before anything is read."""
-        part = self.sketch(name, model_type)
-        return self.residency.weight_bytes(part, self.sources[name])
 
     def sketch(
         self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
@@ -318,24 +282,25 @@ class Components:
     def _load(
         self, name: str, model_type: LTXModelType, loras: tuple[LoRA, ...] = ()
     ) -> Network:
-        """A part as it is lent; still lazy."""
+        """A part as it is lent; still lazy. Logs what was fused into it."""
         built = self._built.pop(self._key(name, model_type), None)
-        if self.sources[name].sketch().sketched:  # what was built has no values
-            built = None
-        part = self._fused(built or self._network(name, model_type), name, loras)
-        if self.low_memory and part.STREAMED:
-            again = partial(self._network, name, model_type)
-            part.stream(lambda: fused(again(), name, loras)[0])
-        if bits := self.bits(name):
-            quantize_blocks(part.network, GROUP_SIZE, bits)
-        return part
-
-    def _fused(self, built: "Built", name: str, loras: tuple[LoRA, ...]) -> Network:
-        """A part with ``loras`` fused too; logs them."""
-        part, fusions = fused(built, name, loras)
+        if built is None or self.sources[name].sketch().sketched:  # it has no values
+            built = self._network(name, model_type)
+        part, fusions = built
+        fusions = fusions + fuse(name, part, loras)
         self.fusions += fusions
         for fusion in fusions:
             log.info("%s", fusion)
+        if self.residency.low_memory and part.STREAMED:
+
+            def again() -> Network:
+                part, _ = self._network(name, model_type)
+                fuse(name, part, loras)
+                return part
+
+            part.stream(again)
+        if bits := self.bits(name):
+            quantize_blocks(part.network, GROUP_SIZE, bits)
         return part
 
     def _network(
@@ -343,7 +308,7 @@ class Components:
     ) -> "Built":
         """A part with the checkpoint's and the user's LoRAs, lazy, and what was fused into it."""
         source = source or self.sources[name]
-        part = build(name, source, self.dtype, model_type)
+        part = build(name, source, self.residency.dtype, model_type)
         if self.layout.distillation:
             fuse(name, part, [LoRA(self.layout.distillation)])
         return part, fuse(name, part, self.loras)
@@ -364,12 +329,6 @@ def _alone(
 # A part, and the streams of it that are wanted.
 Key = tuple[str, LTXModelType | None]
 Built = tuple[Network, list[Fusion]]
-
-
-def fused(built: Built, name: str, loras: Iterable[LoRA]) -> Built:
-    """A part, and what was fused into it, with ``loras`` fused too."""
-    part, fusions = built
-    return part, fusions + fuse(name, part, loras)
 
 
 def build(
