@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Sequence
 
@@ -33,6 +34,7 @@ def generate_video(
     files: Files = Files(),
     overwrite: bool = False,
     quiet: bool = True,
+    wishes: Wishes = Wishes(""),
 ) -> Path:
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the distilled model; returns the path.
 
@@ -45,10 +47,12 @@ def generate_video(
     tiling           how the video is decoded, as in ``Request``
     files            the model, by default as ``Files`` says; a ``None`` above is LTX-2's default or the model's own
     quiet            whether nothing is said of the progress on stderr
+    wishes           what else is wished, such as another variant
     Raises ``UserError`` for what cannot be done, ``HealthError`` for a result that is garbage.
     """
-    wishes = Wishes(
-        prompt,
+    wishes = replace(
+        wishes,
+        prompt=prompt,
         negative_prompt=negative_prompt,
         frames=num_frames,
         height=height,
@@ -60,13 +64,9 @@ def generate_video(
         enhance=enhance_prompt,
         tiling=tiling,
     )
-    output = output_of(output_path, output_audio, overwrite)
+    sound = None if output_audio is None else Path(output_audio)
+    output = Output(Path(output_path), sound, None, overwrite)
     return make(wishes.job(files), output, quiet)
-
-
-def output_of(path: str | Path, audio: str | Path | None, overwrite: bool) -> Output:
-    """The files that the arguments of a function name."""
-    return Output(Path(path), None if audio is None else Path(audio), None, overwrite)
 
 
 def make(job: Job, output: Output, quiet: bool) -> Path:

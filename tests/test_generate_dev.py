@@ -70,8 +70,7 @@ def made(monkeypatch, tmp_path):
         calls.append((job, output, quiet))
         return output.path
 
-    for door in (mlx_video.generate, mlx_video.generate_dev):
-        monkeypatch.setattr(door, "make", make)
+    monkeypatch.setattr(mlx_video.generate, "make", make)
 
     def call(function, *args, **kwargs):
         assert isinstance(function(*args, **kwargs), Path)

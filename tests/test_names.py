@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_video import cli, generate_dev, names
+from mlx_video import cli, generate, generate_dev, names
 from mlx_video.checkpoint import Files
 from mlx_video.cli import commands
 from mlx_video.conditioning import VideoConditionByLatentIndex, apply_conditioning
@@ -188,7 +188,7 @@ def test_the_dev_model_rounds_frames_and_says_so(frames, made, asked, capsys):
 
 def test_so_does_its_function(model, here, caplog, monkeypatch):
     jobs = []
-    monkeypatch.setattr(generate_dev, "make", lambda job, *_: jobs.append(job))
+    monkeypatch.setattr(generate, "make", lambda job, *_: jobs.append(job))
     generate_dev.generate_video_dev("a ball", num_frames=100, files=Files(model))
     assert jobs[0].request.shape.frames == 97 and "making 97" in caplog.text
 
