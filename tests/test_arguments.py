@@ -27,7 +27,7 @@ def read(*words: str, **usual):
 
 
 def job(*words: str, variant: str = "dev", audio: bool = False):
-    return job_from(read(*words, variant=variant, audio=audio))
+    return job_from(read(*words, variant=variant, audio=audio))[0]
 
 
 def test_a_prompt_is_enough():
@@ -177,7 +177,6 @@ def test_memory_is_typed_with_or_without_a_unit(typed, size):
     ],
 )
 def test_what_changes_nothing_is_said(words, warning):
-    heard = []
-    job_from(read("-p", "a cat", *words), heard.append)
+    _, heard = job_from(read("-p", "a cat", *words))
     assert len(heard) == (warning is not None)
     assert not heard or warning in heard[0].text

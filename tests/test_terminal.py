@@ -214,9 +214,8 @@ def test_json_is_one_object(monkeypatch, capsys):
     monkeypatch.setattr(commands, "run_job", lambda *_: iter_events())
     words = ["generate", "-p", "a ball", "--quiet", "--json", "--model", "a/b"]
 
-    def job_from(args, hear):
-        hear("Using the demo model."), hear(Warned("--steps is not used."))
-        return JOB
+    def job_from(args):
+        return JOB, ["Using the demo model.", Warned("--steps is not used.")]
 
     monkeypatch.setattr(commands, "job_from", job_from)
     assert cli.main(words) == 0

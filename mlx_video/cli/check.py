@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Run every check, write the report anew after each, and end with 1 where a result is wrong."""
+    """Test this machine's MLX, and write a report to attach to an issue.
+
+    The report is written anew after each check. Ends with 1 where a result is wrong.
+    """
     os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 as a CPU has it
     from mlx_video.check import run
     from mlx_video.check.table import checks

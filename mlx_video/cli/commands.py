@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import sys
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -63,10 +64,7 @@ def meant(words: Sequence[str]) -> Sequence[str]:
             return [*command, "--help"]
         case ["version"]:
             return ["--version"]
-        case [first, *_] if " " in first or first.partition("=")[0] in (
-            "-p",
-            "--prompt",
-        ):
+        case [first, *_] if " " in first or re.match(r"(-p|--prompt)(=|$)", first):
             return ["generate", *words]
     return words
 
@@ -77,9 +75,11 @@ def main_parser() -> Parser:
     parser.add_argument(
         "--version", action=_Version, nargs=0, help="say what runs here, and exit"
     )
-    parser.set_defaults(run=lambda _: parser.print_help())
+    parser.set_defaults(run=lambda _: parser.print_help(), main=parser)
     commands = parser.add_subparsers(metavar="COMMAND")
-    for name, (add_arguments, run, about) in COMMANDS.items():
+    for name, (add_arguments, run) in COMMANDS.items():
+        first = run.__doc__.partition(".\n")[0].rstrip(".")
+        about = first[0].lower() + first[1:]
         command = commands.add_parser(name, help=about, description=about)
         add_arguments(command)
         command.set_defaults(run=run, command=command)
@@ -100,12 +100,12 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-# Commands
+# Commands; each docstring begins with what --help says
 
 
 def generate(args: argparse.Namespace) -> None:
-    notices: list[str | Warned] = []
-    job = job_from(args, partial(_hear, notices))
+    """Make a clip from a prompt, with or without a picture, with or without sound."""
+    job, notices = job_from(args)
     output = output_from(args, job, args.resume)
     if args.from_record or args.resume:
         ask(job, args, output)
@@ -167,15 +167,9 @@ def _save_preview(preview: Preview, base: Path) -> None:
         say(f"warning: {error}")
 
 
-def _hear(notices: list[str | Warned], what: object) -> None:
-    """Keep a notice until the run begins, and say at once what is about to be downloaded."""
-    notices.append(what) if isinstance(what, str | Warned) else say(what)
-
-
 def plan(args: argparse.Namespace) -> None:
-    """Say what a run would take, and whether it fits."""
-    notices: list[str | Warned] = []
-    job = job_from(args, partial(_hear, notices))
+    """Say how much memory a run would take, without running it."""
+    job, notices = job_from(args)
     job.check()
     with stood_in(job.files, job.recipe.variant) as files:
         if files != job.files:
@@ -189,7 +183,10 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def enhance(args: argparse.Namespace) -> None:
-    """Print the enhanced prompt as it is written."""
+    """Let the text encoder rewrite a prompt.
+
+    On a terminal it is printed as it is written.
+    """
     if not (args.prompt or "").strip():
         raise UserError("Say what to start from: --prompt 'a fox in snow'.")
     # mlx-lm takes seconds to import.
@@ -205,27 +202,30 @@ def enhance(args: argparse.Namespace) -> None:
 
 
 def models(args: argparse.Namespace) -> None:
-    """List what --model knows by name."""
+    """List the models that --model knows by name, with sizes, licences and what is in the cache."""
     entries = catalog()
     listed = json.dumps([asdict(entry) for entry in entries], indent=1)
     tell(listed if args.json else catalog_text(entries))
 
 
 def info(args: argparse.Namespace) -> None:
-    """Say what a path or a release holds. Raises ``UserError`` at the end where it cannot be used, or is damaged."""
+    """Say what a file or folder holds and what is missing.
+
+    Raises ``UserError`` at the end where it cannot be used, or is damaged.
+    """
     if release := entry(args.path):
         if args.verify:
             raise UserError(f"--verify reads a file or folder; {args.path} is a name.")
         return tell(catalog_text([release]))
     found = describe(args.path)
     tell(describe_text(found))
-    findings = []
+    damaged = noted = False
     for finding in verify(found.files) if args.verify else ():
-        findings.append(finding)
+        damaged, noted = damaged or finding.certain, True
         tell(f"{'damaged' if finding.certain else 'note':<12}{finding.text}")
-    if args.verify and not findings:
+    if args.verify and not noted:
         tell("verified    nothing is wrong")
-    if found.refusals or any(finding.certain for finding in findings):
+    if found.refusals or damaged:
         raise UserError(f"{short(found.path)} cannot be used as it is, see above.")
 
 
@@ -245,6 +245,10 @@ def _add_enhance(parser: argparse.ArgumentParser) -> None:
     add_model_files(parser, default=MODEL_REPO)
 
 
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    flag(group(parser), "--json", "as JSON")
+
+
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path",
@@ -256,43 +260,15 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     flag(group(parser), "--verify", about)
 
 
-COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
-    "generate": (
-        add_generate,
-        generate,
-        "make a clip from a prompt, with or without a picture, with or without sound",
-    ),
-    "plan": (
-        add_generate,
-        plan,
-        "say how much memory a run would take, without running it",
-    ),
-    "decode": (_add_decode, decode, "finish a run from the latents it left"),
-    "enhance": (_add_enhance, enhance, "let the text encoder rewrite a prompt"),
-    "convert": (
-        converting.add_arguments,
-        converting.convert,
-        "turn an official checkpoint into a folder, smaller if wanted",
-    ),
-    "serve": (
-        serving.add_arguments,
-        serving.serve,
-        "make clips from a page in the browser, and answer the OpenAI Videos API",
-    ),
-    "models": (
-        lambda parser: flag(group(parser), "--json", "as JSON"),
-        models,
-        "list the models that --model knows by name, with sizes, licences and what is in the cache",
-    ),
-    "info": (_add_info, info, "say what a file or folder holds and what is missing"),
-    "check": (
-        checking.add_arguments,
-        checking.check,
-        "test this machine's MLX, and write a report to attach to an issue",
-    ),
-    "completion": (
-        add_completion,
-        lambda args: completion(args, main_parser()),
-        "print a completion script for bash, zsh or fish",
-    ),
+COMMANDS: dict[str, tuple[Callable, Callable]] = {
+    "generate": (add_generate, generate),
+    "plan": (add_generate, plan),
+    "decode": (_add_decode, decode),
+    "enhance": (_add_enhance, enhance),
+    "convert": (converting.add_arguments, converting.convert),
+    "serve": (serving.add_arguments, serving.serve),
+    "models": (_add_models, models),
+    "info": (_add_info, info),
+    "check": (checking.add_arguments, checking.check),
+    "completion": (add_completion, completion),
 }

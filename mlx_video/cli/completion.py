@@ -24,11 +24,13 @@ def add_completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
-def completion(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Print the script of a shell; ``eval "$(mlx-video completion bash)"`` puts it to use."""
-    subparsers = next(
-        a for a in parser._actions if isinstance(a, argparse._SubParsersAction)
-    )
+def completion(args: argparse.Namespace) -> None:
+    """Print a completion script for bash, zsh or fish.
+
+    ``eval "$(mlx-video completion bash)"`` puts it to use.
+    """
+    actions = args.main._actions
+    subparsers = next(a for a in actions if isinstance(a, argparse._SubParsersAction))
     commands = subparsers.choices
     about = {choice.dest: choice.help for choice in subparsers._choices_actions}
     if args.shell == "fish":

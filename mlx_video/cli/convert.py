@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Convert as the arguments say; progress goes to stderr."""
+    """Turn an official checkpoint into a folder, smaller if wanted."""
     import mlx.core as mx
 
     from mlx_video.convert import convert

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from itertools import chain
 from math import isfinite
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Iterator, Sequence
 
 from mlx_video.checkpoint import Files
 from mlx_video.cli.terminal import say
@@ -24,24 +24,25 @@ from mlx_video.wishes import STRENGTHS, Wishes
 DEV_MODEL = "the dev model (--variant dev, or python -m mlx_video.generate_dev)"
 
 
-def job_from(
-    args: argparse.Namespace, hear: Callable[[object], None] = lambda what: None
-) -> Job:
-    """The job that the arguments of ``generate`` ask for; ``hear`` gets notices, warnings, and downloads that begin."""
+def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
+    """The job that the arguments of ``generate`` ask for, and what may be said of it before it begins.
+
+    What is about to be downloaded is said at once.
+    """
     if args.from_record or args.resume:
-        return _job_again(args)
+        return _job_again(args), []
     _check(args)
     names = {field.name for field in fields(Wishes)} - {"inputs"}
     said = {name: getattr(args, name) for name in names & vars(args).keys()}
     wishes = Wishes(**said, inputs=inputs_from(args))
 
-    def warn(text: str) -> None:
-        hear(Warned(text))
+    notices: list[str | Warned] = []
 
-    job = wishes.job(files_from(args), hear, warn)
-    for text in _unused(args, job.recipe):
-        warn(text)
-    return job
+    def hear(what: object) -> None:
+        notices.append(what) if isinstance(what, str) else say(what)
+
+    job = wishes.job(files_from(args), hear, lambda text: notices.append(Warned(text)))
+    return job, [*notices, *map(Warned, _unused(args, job.recipe))]
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -131,18 +132,15 @@ def inputs_from(args: argparse.Namespace) -> tuple[Input, ...]:
 
 
 def _lora_from(words: Sequence[str]) -> tuple[str, float]:
-    path, strength = (list(words) + ["1"])[:2]
     try:
-        if len(words) > 2:
-            raise ValueError
-        strength = float(strength)
-        if not isfinite(strength):
-            raise ValueError
+        path, strength = words if len(words) > 1 else (*words, 1)
+        if isfinite(strength := float(strength)):
+            return path, strength
     except ValueError:
-        raise UserError(
-            f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
-        ) from None
-    return path, strength
+        pass
+    raise UserError(
+        f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
+    )
 
 
 def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) -> Output:

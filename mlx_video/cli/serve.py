@@ -60,7 +60,7 @@ def _add_running(add: Add) -> None:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Listen until Ctrl-C."""
+    """Make clips from a page in the browser, and answer the OpenAI Videos API."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UserError(
             f'The server needs {missing[0]}: pip install "mlx-video[serve]".'

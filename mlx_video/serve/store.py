@@ -175,10 +175,7 @@ class Store:
         return next(self._read(sql), None)
 
     def start(self, id: str) -> None:
-        self._write_at_last(
-            "UPDATE videos SET status = 'in_progress', started_at = ? WHERE id = ?",
-            (time.time(), id),
-        )
+        self._set(id, status="in_progress", started_at=time.time())
 
     def advance(self, id: str, phase: str, progress: int) -> None:
         """Set a running video's phase and percent; a video that is not running stays as it is."""
@@ -190,25 +187,19 @@ class Store:
 
     def complete(self, id: str) -> None:
         self._bytes = None
-        self._write_at_last(
-            "UPDATE videos SET status = 'completed', progress = 100, phase = '', completed_at = ? WHERE id = ?",
-            (time.time(), id),
+        self._set(
+            id, status="completed", progress=100, phase="", completed_at=time.time()
         )
 
     def fail(self, id: str, code: str, message: str) -> None:
         """End a video: ``code`` is one word for programs, ``message`` a sentence for people. Its files are deleted."""
         self._delete_files({id})
-        self._write_at_last(
-            "UPDATE videos SET status = 'failed', completed_at = ?, error_code = ?, error_message = ? WHERE id = ?",
-            (time.time(), code, message, id),
-        )
+        error = {"error_code": code, "error_message": message}
+        self._set(id, status="failed", completed_at=time.time(), **error)
 
     def requeue(self, id: str) -> None:
         """Hand a running video back to its place in the queue."""
-        self._write_at_last(
-            "UPDATE videos SET status = 'queued', started_at = NULL WHERE id = ? AND status = 'in_progress'",
-            (id,),
-        )
+        self._set(id, status="queued", started_at=None)
 
     def delete(self, id: str) -> None:
         """The row and every file of a video; the files first, as a full disk has no room for writing."""
@@ -241,10 +232,7 @@ class Store:
         """Queue again what a server that died was doing, and delete files that no row knows."""
         self._write("UPDATE videos SET status = 'queued' WHERE status = 'in_progress'")
         known = {row["id"] for row in self._rows.execute("SELECT id FROM videos")}
-        found = {
-            file.name.lstrip(".").partition(".")[0] for file in self.clips.iterdir()
-        }
-        self._delete_files(found - known)
+        self._delete_files({*map(_owner, self.clips.iterdir())} - known)
         used = {
             image["path"]
             for video in self._read("SELECT * FROM videos")
@@ -256,7 +244,7 @@ class Store:
 
     def _delete_files(self, ids: set[str]) -> None:
         for file in self.clips.iterdir():
-            if file.name.lstrip(".").partition(".")[0] in ids:
+            if _owner(file) in ids:
                 file.unlink(missing_ok=True)
         self._bytes = None
 
@@ -272,15 +260,17 @@ class Store:
         with self._reads:
             return self._reading.execute(sql, values).fetchone()[0]
 
-    def _write_at_last(self, sql: str, values: tuple) -> None:
-        """Write what must not be lost; on a full disk, wait until there is room."""
+    def _set(self, id: str, **columns: object) -> None:
+        """Change columns of a row, which must not be lost: on a full disk, wait until there is room."""
+        names = ", ".join(f"{name} = ?" for name in columns)
+        change = f"UPDATE videos SET {names} WHERE id = ?", (*columns.values(), id)
         for _ in range(FULL_SECONDS):
             try:
-                return self._write(sql, values)
+                return self._write(*change)
             except sqlite3.OperationalError as error:
                 log.error("%s: %s", self.folder, error)
                 time.sleep(1)
-        self._write(sql, values)
+        self._write(*change)
 
     def _write(self, sql: str, values: tuple = ()) -> None:
         with self._lock:
@@ -293,6 +283,11 @@ def _connected(folder: Path) -> sqlite3.Connection:
     )
     rows.row_factory = sqlite3.Row
     return rows
+
+
+def _owner(file: Path) -> str:
+    """The id of the video that a file belongs to; it may be unfinished, with a dot before its name."""
+    return file.name.lstrip(".").partition(".")[0]
 
 
 def _size(file: Path) -> int:
