@@ -52,7 +52,7 @@ def _checked(file: Path, size: int, *version: int) -> Header:
             slices = {name: opened.get_slice(name) for name in opened.keys()}
             metadata = opened.metadata() or {}
     except SafetensorError as error:
-        raise _damaged(file, size) from error
+        raise damaged(file, size) from error
     tensors = {
         name: {"dtype": found.get_dtype(), "shape": found.get_shape()}
         for name, found in slices.items()
@@ -64,7 +64,7 @@ def _checked(file: Path, size: int, *version: int) -> Header:
                 "in bfloat16, or in fp8 of kind e4m3."
             )
         if any(axis > LONGEST_AXIS for axis in entry["shape"]):
-            raise _damaged(file, size)
+            raise damaged(file, size)
     return Header(tensors, metadata)
 
 
@@ -125,7 +125,8 @@ def _foreign(file: Path, kind: str) -> UserError:
     return UserError(f"{file} is not a safetensors file, {told}.")
 
 
-def _damaged(file: Path, size: int) -> UserError:
+def damaged(file: Path, size: int) -> UserError:
+    """The error of a file of ``size`` bytes whose header cannot be right."""
     return UserError(
         f"{file} is cut off or damaged: its table of contents does not describe its {size:,} bytes. Fetch it again."
     )

@@ -30,6 +30,7 @@ def test_files_are_known_by_how_they_begin(tmp_path, kind, content):
     file.write_bytes(content)
     assert sniff(file) == kind
     told = {"unknown": "does not begin with a table", "empty file": "is empty"}
+    told["GGUF file"] = "is cut off or damaged"
     with pytest.raises(UserError, match=f"{file} .*{told.get(kind, kind)}"):
         read(file)
 
