@@ -12,15 +12,14 @@ import shutil
 import tempfile
 import warnings
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Callable, Generator, Iterable, Iterator, Mapping, TypeVar
+from typing import Callable, Generator, Iterable, Iterator, TypeVar
 
 import numpy as np
 
-from mlx_video import recipes
 from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.disk import check_free
 from mlx_video.errors import UserError
@@ -30,6 +29,7 @@ from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output, clip_path
 from mlx_video.pipeline import Request
 from mlx_video.plan import describe
+from mlx_video.recipes import Defaults, Recipe
 from mlx_video.record import Job
 from mlx_video.run import Options, Sampled, sample, write
 from mlx_video.types import Clip, Sample, Step, Waveform
@@ -43,7 +43,7 @@ OnStep = Callable[[Step], object]
 
 def load(
     model: str | Path | None = None,
-    recipe: recipes.Recipe | None = None,
+    recipe: Recipe | None = None,
     *,
     variant: str = "distilled",
     files: Files | None = None,
@@ -57,18 +57,16 @@ def load(
     options  whether results are checked, and the bytes of memory to stay within
     Files are found, and fetched, by the first clip, which raises ``UserError`` where there is no such model.
     """
-    kinds = {"recipe": recipes.Recipe, "files": Files, "options": Options}
-    given = {"recipe": recipe, "files": files, "options": options}
-    for name, value in given.items():
-        if value is not None and not isinstance(value, kinds[name]):
-            raise UserError(
-                f"{name} must be of type {kinds[name].__name__}; got {value!r}."
-            )
+    for value, kind in ((recipe, Recipe), (files, Files), (options, Options)):
+        if not isinstance(value, kind | None):
+            name = kind.__name__
+            raise UserError(f"{name.lower()} must be of type {name}; got {value!r}.")
     files = (files or Files(model)).resolved()
     files, defaults = resolve_model(files, recipe.variant if recipe else variant)
     return LTXPipeline(files, recipe or defaults.recipe(variant), defaults, options)
 
 
+@dataclass(eq=False)
 class LTXPipeline:
     """Makes clips with one model. Each call reads the weights that it takes, once for all its clips where memory allows
     it, and frees them.
@@ -77,17 +75,10 @@ class LTXPipeline:
     defaults                of a clip, as the checkpoint states them
     """
 
-    def __init__(
-        self,
-        files: Files,
-        recipe: recipes.Recipe,
-        defaults: recipes.Defaults,
-        options: Options = Options(),
-    ):
-        self.files = files
-        self.recipe = recipe
-        self.defaults = defaults
-        self.options = options
+    files: Files
+    recipe: Recipe
+    defaults: Defaults
+    options: Options = Options()
 
     def __call__(
         self,
@@ -232,15 +223,14 @@ class GeneratedClip:
         output = Output(path, overwrite=overwrite)
         inputs, sound = self.job.request.inputs, self.job.request.audio
         output.check(sound, (Path(file) for given in inputs for file in given.files))
-        pictures = _beside(path, inputs)
-        for file in pictures.values():
+        job, copies = _with_pictures(self.job, path)
+        for file in copies.values():
             check_free(file, overwrite)
         for notice in output.notices(sound):
             warnings.warn(notice, stacklevel=2)
-        job = _reading(self.job, pictures)
         _followed(write(self._sampled._replace(job=job), output), self._on_step)
-        for given, file in pictures.items():
-            shutil.copyfile(given.path, file)
+        for picture, file in copies.items():
+            shutil.copyfile(picture, file)
         self.path = path
         return path
 
@@ -326,20 +316,14 @@ def _pixels(given: object) -> np.ndarray:
     return array
 
 
-def _beside(clip: Path, inputs: Iterable[Input]) -> dict[Input, Path]:
-    """The pictures among ``inputs`` that came without a file, and one for each beside the clip."""
-    own = (given for given in inputs if given.files and _is_ours(given.files[0]))
-    return {given: clip.with_suffix(f".{n}.png") for n, given in enumerate(own)}
-
-
-def _is_ours(file: str) -> bool:
-    return Path(_folder().name) in Path(file).parents
-
-
-def _reading(job: Job, files: Mapping[Input, Path]) -> Job:
-    """``job`` whose inputs are read from ``files``."""
-    inputs = tuple(
-        replace(given, path=str(files[given].resolve())) if given in files else given
-        for given in job.request.inputs
-    )
-    return replace(job, request=replace(job.request, inputs=inputs))
+def _with_pictures(job: Job, clip: Path) -> tuple[Job, dict[str, Path]]:
+    """``job`` with the pictures that came without a file read from beside the ``clip``, and where to copy each."""
+    copies: dict[str, Path] = {}
+    inputs = []
+    for given in job.request.inputs:
+        if given.files and Path(_folder().name) in Path(given.files[0]).parents:
+            copy = clip.with_suffix(f".{len(copies)}.png")
+            copy = copies.setdefault(given.path, copy)
+            given = replace(given, path=str(copy.resolve()))
+        inputs.append(given)
+    return replace(job, request=replace(job.request, inputs=tuple(inputs))), copies

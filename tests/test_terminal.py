@@ -136,7 +136,7 @@ def test_without_a_terminal_there_is_a_line_a_phase_and_a_line_every_tenth(
     clock, capsys
 ):
     steps = [Step("stage 1", n, 40, 0.5) for n in range(41)]
-    events = [PLANNED, PLANNED, *steps, Took("stage 1", 4.0, 10**9), WRITTEN]
+    events = [PLANNED, *steps, Took("stage 1", 4.0, 10**9), WRITTEN]
     shown(*events)
     out, err = capsys.readouterr()
     lines = err.splitlines()

@@ -28,7 +28,6 @@ class Progress:
         self.quiet, self.verbose = quiet, verbose
         self.lively = not quiet and watched()
         self.phases: list[Took] = []
-        self.told: set[str] = set()
         self.bar = None
         self.start: Step | None = None  # of the phase that is under way
         self.work: dict[str, float] = {}
@@ -52,10 +51,10 @@ class Progress:
                 say(event)
             case Planned():
                 self.work = {p.name: p.operations for p in event.phases if p.operations}
-                self._once(making_line(event))
-                self._once(plan_line(event))
+                say(making_line(event))
+                say(plan_line(event))
             case Fused():
-                self._once(event.text)
+                say(event.text)
             case Saved() if event.step is not None and self.verbose:
                 say(f"state after step {event.step} saved in {event.path}")
             case Step():
@@ -64,12 +63,6 @@ class Progress:
                 self._end(event)
             case Written():
                 self._total(event)
-
-    def _once(self, line: str) -> None:
-        """Print a line that was not printed yet."""
-        if line not in self.told:
-            say(line)
-        self.told.add(line)
 
     def _step(self, step: Step) -> None:
         now = time.perf_counter()

@@ -24,7 +24,7 @@ def listen(settings: Mapping) -> None:
     """Answer until Ctrl-C, which hands the running clip back to the queue."""
     import uvicorn
 
-    from mlx_video.serve.app import Limits, make_app
+    from mlx_video.serve.app import Limits, Serving, make_app
     from mlx_video.serve.guard import Door
     from mlx_video.serve.store import Store
     from mlx_video.serve.supervisor import Supervisor
@@ -32,12 +32,10 @@ def listen(settings: Mapping) -> None:
     host, port = settings["host"], settings["port"]
     listening = _bound(host, port)
     store = Store(Path(settings["data"]))
-    app = make_app(
-        store,
-        Supervisor(store, settings["worker"]),
-        Limits(queue=settings["queue"], disk=settings["disk"]),
-        Door(names(host, port), settings["key"]),
-    )
+    supervisor = Supervisor(store, settings["worker"])
+    limits = Limits(queue=settings["queue"], disk=settings["disk"])
+    door = Door(names(host, port), settings["key"])
+    app = make_app(Serving(store, supervisor, limits, door))
     say(
         f"MLX-Video is at http://{host}:{port} (Ctrl-C stops it; clips are kept in {store.folder})"
     )

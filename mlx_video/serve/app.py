@@ -61,7 +61,7 @@ class Limits:
 
 
 class Serving(NamedTuple):
-    """What the routes need."""
+    """What the routes need; ``door`` says whose requests are answered."""
 
     store: Store
     supervisor: Supervisor
@@ -77,27 +77,20 @@ At = Annotated[Serving, Depends(serving)]
 router = APIRouter()
 
 
-def make_app(
-    store: Store, supervisor: Supervisor, limits: Limits, door: guard.Door
-) -> FastAPI:
-    """The application over ``store`` and ``supervisor``; ``door`` says whose requests are answered."""
+def make_app(at: Serving) -> FastAPI:
+    """The application over a store and its supervisor."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        supervisor.start()
+        at.supervisor.start()
         yield
-        await asyncio.to_thread(supervisor.stop)
-        store.close()
+        await asyncio.to_thread(at.supervisor.stop)
+        at.store.close()
 
-    app = FastAPI(
-        title="MLX-Video",
-        version=__version__,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-    )
-    app.add_middleware(guard.Guard, door=door, body=limits.body)
-    app.state.serving = Serving(store, supervisor, limits, door)
+    about = {"title": "MLX-Video", "version": __version__}
+    app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(guard.Guard, door=at.door, body=at.limits.body)
+    app.state.serving = at
     refusals.add_to(app)
     app.include_router(router)
     app.mount("/", StaticFiles(directory=PAGE, html=True))

@@ -31,11 +31,12 @@ async def read_request(request: Request, folder: Path, kept: list[str]) -> Video
     places = fields.pop("images", [{}] * min(1, len(files)))
     if not isinstance(places, list) or len(places) != len(files):
         raise UserError(
-            'images says where the pictures stand, one for each: [{"frame": 0}, {"frame": 48, "strength": 0.8}].',
+            'images says where the pictures stand, one for each: [{"frame": 0}, {"frame": 48, "strength": 0.8}].'
         )
     wanted = _validated({**fields, "images": places})
     for file in files:
-        kept.append(await asyncio.to_thread(keep_upload, file, folder))
+        kept.append(f"picture_{secrets.token_hex(16)}")
+        await asyncio.to_thread(_keep, file, folder / kept[-1])
     placed = [
         place.model_copy(update={"path": name})
         for place, name in zip(wanted.images, kept)
@@ -83,7 +84,7 @@ def _picture(given: object) -> BinaryIO:
         pass
     raise UserError(
         f'{REFERENCE} must be a file of a form, or {{"image_url": "data:image/png;base64,..."}}; this server fetches '
-        "nothing from addresses.",
+        "nothing from addresses."
     )
 
 
@@ -101,20 +102,13 @@ def _validated(fields: Fields) -> VideoRequest:
         raise UserError(sentence(error.errors()[0])) from None
 
 
-def keep_upload(file: BinaryIO, folder: Path) -> str:
-    """The name under which a picture was kept in ``folder``; the sender's name for it is not used.
-
-    Raises ``UserError`` where it is no picture that a clip can begin with; nothing is kept then.
-    """
+def _keep(file: BinaryIO, path: Path) -> None:
+    """Keep a picture as ``path``. Raises ``UserError`` where it is none that a clip can begin with."""
     from mlx_video.pictures import read_picture  # with codecs, which only pictures need
 
-    name = f"picture_{secrets.token_hex(16)}"
-    path = folder / name
     try:
         with file_errors("The picture", "kept"), open(path, "xb") as kept:
             shutil.copyfileobj(file, kept)
         read_picture(path)
     except UserError as error:
-        path.unlink(missing_ok=True)
         raise type(error)(str(error).replace(str(path), "The picture")) from None
-    return name

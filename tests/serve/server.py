@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import uvicorn
 
-from mlx_video.serve.app import Limits, make_app
+from mlx_video.serve.app import Limits, Serving, make_app
 from mlx_video.serve.guard import Door
 from mlx_video.serve.store import Store
 from mlx_video.serve.supervisor import Supervisor
@@ -58,9 +58,8 @@ def serving(
     with socket.create_server(("127.0.0.1", 0)) as listening:
         host = f"127.0.0.1:{listening.getsockname()[1]}"
         store = Store(folder)
-        app = make_app(
-            store, Supervisor(store, worker), limits, Door(frozenset({host}), key)
-        )
+        door = Door(frozenset({host}), key)
+        app = make_app(Serving(store, Supervisor(store, worker), limits, door))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
