@@ -17,18 +17,17 @@ from mlx_video.models.ltx.audio_config import (
     BigVGANVocoderConfig,
 )
 from mlx_video.models.ltx.audio_vae.convolution import (
+    EDGE_KERNEL,
+    MEL_BINS,
+    Generator,
     SameConv1d,
-    grouped,
     to_mlx,
-    upsampling,
 )
 from mlx_video.models.ltx.audio_vae.signal import frames, resample
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.tensor_names import TensorNames
 
-MEL_BINS = 64  # per channel; in no config
-EDGE_KERNEL = 7  # of the first and the last convolution
 TAPS = 12  # of the filters around an activation
 FILTER_REACH = TAPS // 2  # samples to either side, of an activation with both filters
 LOG_FLOOR = 1e-5
@@ -132,30 +131,17 @@ def widths(config: BigVGANConfig) -> int:
     return most
 
 
-class BigVGAN(nn.Module):
+class BigVGAN(Generator):
     """Log-mel spectrogram (B, C, T, bins) -> samples (B, C, T * hop); all channels pass through it as one."""
 
     def __init__(self, config: BigVGANConfig, bins: int):
-        super().__init__()
+        super().__init__(config, bins, AMPBlock, bias=config.use_bias_at_final)
         self.config = config
-        width = config.upsample_initial_channel
-        self.conv_pre = SameConv1d(config.channels * bins, width, EDGE_KERNEL)
-        self.ups, self.resblocks = upsampling(config, AMPBlock)
         self.act_post = AntiAliasedSnake(config.last_width)
-        self.conv_post = SameConv1d(
-            config.last_width,
-            config.channels,
-            EDGE_KERNEL,
-            bias=config.use_bias_at_final,
-        )
 
     def __call__(self, log_mel: mx.array) -> mx.array:
-        B, C, T, M = log_mel.shape
-        x = self.conv_pre(log_mel.transpose(0, 2, 1, 3).reshape(B, T, C * M))
-        for up, blocks in grouped(self.ups, self.resblocks):
-            x = up(x)
-            x = sum(block(x) for block in blocks) / len(blocks)
-        x = self.conv_post(self.act_post(x)).transpose(0, 2, 1)
+        x = self.act_post(self.lengthened(log_mel, nn.Identity()))
+        x = self.conv_post(x).transpose(0, 2, 1)
         if not self.config.apply_final_activation:
             return x
         return mx.tanh(x) if self.config.use_tanh_at_final else mx.clip(x, -1, 1)

@@ -1,6 +1,6 @@
 """Convolution over sound, (B, L, C), in forms that are fast on every backend, and the order of layers that vocoders share."""
 
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,6 +8,9 @@ import mlx.nn as nn
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.audio_config import GeneratorConfig
 from mlx_video.weights import channels_last
+
+MEL_BINS = 64  # per channel; in no config
+EDGE_KERNEL = 7  # of the first and the last convolution
 
 
 class SameConv1d(nn.Conv1d):
@@ -83,26 +86,44 @@ class Upsample(nn.ConvTranspose1d):
         return y[:, start : start + L * self.stride] + self.bias
 
 
-def upsampling(
-    config: GeneratorConfig, block: Callable[[int, int, Sequence[int]], nn.Module]
-) -> tuple[list[Upsample], list[nn.Module]]:
-    """Layers that each lengthen the sound and halve its width, and the residual blocks that come after each."""
-    width, ups, blocks = config.upsample_initial_channel, [], []
-    for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes):
-        ups.append(Upsample(width, width // 2, kernel, rate))
-        width //= 2
-        sizes = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes)
-        blocks += [block(width, size, dilations) for size, dilations in sizes]
-    return ups, blocks
+class Generator(nn.Module):
+    """What vocoders share: between two convolutions, layers that each lengthen the sound and halve its width.
 
+    After each layer comes the mean of residual blocks, ``block(width, kernel size, dilations)``.
+    """
 
-def grouped(
-    ups: list[Upsample], blocks: list[nn.Module]
-) -> Iterator[tuple[Upsample, list[nn.Module]]]:
-    """Each of ``ups`` with its own blocks."""
-    each = len(blocks) // len(ups)
-    for i, up in enumerate(ups):
-        yield up, blocks[i * each : (i + 1) * each]
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        bins: int,
+        block: Callable[[int, int, Sequence[int]], nn.Module],
+        bias: bool = True,
+    ):
+        super().__init__()
+        width, channels = config.upsample_initial_channel, config.channels
+        self.conv_pre = SameConv1d(channels * bins, width, EDGE_KERNEL)
+        self.ups, self.resblocks = [], []
+        for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes):
+            self.ups.append(Upsample(width, width // 2, kernel, rate))
+            width //= 2
+            sizes = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes)
+            self.resblocks += [
+                block(width, size, dilations) for size, dilations in sizes
+            ]
+        self.conv_post = SameConv1d(width, channels, EDGE_KERNEL, bias=bias)
+
+    def lengthened(
+        self, log_mel: mx.array, activation: Callable[[mx.array], mx.array]
+    ) -> mx.array:
+        """(B, C, T, bins), all channels side by side -> (B, T * hop, width); ``activation`` comes before each layer."""
+        B, C, T, M = log_mel.shape
+        x = self.conv_pre(log_mel.transpose(0, 2, 1, 3).reshape(B, T, C * M))
+        each = len(self.resblocks) // len(self.ups)
+        for i, up in enumerate(self.ups):
+            x = up(activation(x))
+            blocks = self.resblocks[i * each : (i + 1) * each]
+            x = sum(block(x) for block in blocks) / each
+        return x
 
 
 def to_mlx(key: str, value: mx.array) -> mx.array:
