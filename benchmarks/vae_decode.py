@@ -274,7 +274,7 @@ def operations(model, clip: Clip, tile: tuple[int, int, int]) -> float:
     depths = [*map(len, model.det_stages), len(model.diff_blocks)]
     frames, *sides = clip.grid
     for stage, (width, depth) in enumerate(zip(config.stage_channels, depths)):
-        time, *space = model._cells(stage)
+        time, *space = model.cells.per_latent(stage)
         cells = (frames + 1) * time + 1  # with the appendix of two latents
         if stage == len(depths) - 1:
             cells -= 2 * time

@@ -14,15 +14,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import each_piece_by_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.models.ltx.video_vae.base import names_of
-from mlx_video.models.ltx.video_vae.convolution import on_gpu
 from mlx_video.models.ltx.video_vae.diffusion_blocks import (
-    BAND,
     MODULATION,
     Context,
     DiffusionBlock,
@@ -30,8 +27,9 @@ from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     TimestepEmbedder,
     Upsample,
 )
+from mlx_video.models.ltx.video_vae.diffusion_cells import PIECE_SHARE, Cells
 from mlx_video.models.ltx.video_vae.diffusion_weights import without_strangers
-from mlx_video.models.ltx.video_vae.neighborhood import NORM_EPS, TILE
+from mlx_video.models.ltx.video_vae.neighborhood import NORM_EPS
 from mlx_video.models.ltx.video_vae.sampling import patchify, unpatchify
 from mlx_video.models.ltx.video_vae.stream import Incomplete, Stage, Stream, in_pieces
 from mlx_video.models.ltx.video_vae.streaming_decode import (
@@ -41,38 +39,17 @@ from mlx_video.models.ltx.video_vae.streaming_decode import (
 )
 from mlx_video.models.ltx.video_vae.tiling import (
     Cut,
-    Grid,
     Tiling,
     TilingConfig,
     run_tiles,
-    side_cuts,
-    time_cuts,
 )
-from mlx_video.types import VideoScale
 from mlx_video.weights import Weights
 
-PIECE_SHARE = 3
-"""A piece may be this many times as large as ``elements``: few arrays of its size are alive, as rows go in bands."""
-LIVE_PIECES, LIVE_BANDS = 3, 24
-"""Arrays of the size of a piece and of a ``BAND`` that are alive at once; bands count twice, since a GPU queues one."""
-CPU_MLP, CPU_SCORES, CPU_ATTENDING = 21, 19, 5.5
-"""The same on a CPU, measured: of a band in its MLP; or, while it attends, of the scores and of the band."""
 SLOWER = 22  # than the transformer's an operation is; docs/performance.md
-DEFAULT_KEY = (
-    0  # of the noise if no key is given, so that the same latents make the same pixels
-)
+DEFAULT_KEY = 0  # of the noise, so that the same latents make the same pixels
 LEVEL = 1.0  # of noise in the one step
-# Official tiles overlap by a multiple of these, in frames and pixels.
-OVERLAP_FRAMES, OVERLAP_PIXELS = 8, 32
 Noise = Callable[[int, tuple[int, ...]], mx.array]
 """A function of first frame and shape: the noise (B, 3, f, H, W) of a clip or a tile."""
-
-
-class Ends(NamedTuple):
-    """Which ends of the clip a tile has; there, doubling drops a frame, and the appendix is cut off."""
-
-    first: bool = True
-    last: bool = True
 
 
 class Padded(NamedTuple):
@@ -111,7 +88,8 @@ class DiffusionDecoder(Network):
 
     def __init__(self, config: DiffusionDecoderConfig, repeat_columns: bool = True):
         super().__init__()
-        self.config = config
+        self.config, self.cells = config, Cells(config)
+        self.scale = config.decoder_scale
         self.per_channel_statistics = PerChannelStatistics(config.in_channels)
         widths, head_dim = config.stage_channels, config.head_dim
         *stages, (dim, kernel, depth) = zip(
@@ -144,13 +122,6 @@ class DiffusionDecoder(Network):
             return weights
         return without_strangers(taken)
 
-    @property
-    def scale(self) -> VideoScale:
-        """Pixels per latent cell."""
-        time, height, width = self._cells(len(self.upsamples))
-        patch = self.config.patch_size
-        return VideoScale(time, height * patch, width * patch)
-
     def __call__(
         self,
         latent: mx.array,
@@ -177,7 +148,7 @@ class DiffusionDecoder(Network):
         ``elements`` applies to the last stage, which has the most cells. Evaluate each piece before taking the next.
         """
         padded = self._padded(latent)
-        x, frames = self._enter(padded.latents), self._frames(padded.latents.shape)
+        x, frames = self._enter(padded.latents), self.cells.frames(padded.latents.shape)
         stages = self._context_stages(0) + self._pixel_stages(
             frames, _drawn(key, frames) if noise is None else _given(noise)
         )
@@ -190,72 +161,21 @@ class DiffusionDecoder(Network):
         return map(StreamPlan, PIECES)
 
     def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
-        """About how much memory decoding latents of ``shape`` needs beside the weights, whatever their length.
-
-        That is the frames each block keeps from before the current piece, the context that the last block still needs,
-        the piece, and its bands of rows; for tiles the same for the largest tile, the cells that are cut into tiles, and
-        the blended pixels.
-        """
-        shape = self._least_shape(shape)
-        if isinstance(tiling, StreamPlan):
-            return self._piece_bytes(shape, tiling.elements)
-        stage = len(self.upsamples) - 1
-        grid, scale = self.grid(shape, tiling), self._cells(stage)
-        tile = [
-            math.ceil(max(cut.source.stop - cut.source.start for cut in cuts) / cells)
-            for cuts, cells in zip(grid, scale)
-        ]
-        B, _, F, H, W = shape
-        frames = (F + self._appendix - 1) * scale[0] + 1
-        cells = B * frames * H * W * math.prod(scale[1:])
-        cells *= self.config.stage_channels[stage] * self.conv_in.weight.itemsize
-        pixels = B * max(len(cut.mask) for cut in grid[0]) * H * W
-        pixels *= math.prod(self.scale[1:]) * self.config.out_channels * FLOAT32
-        # The cells exist twice while their pieces are joined.
-        return self._piece_bytes((B, 0, *tile), PIECE) + 2 * cells + pixels
+        """About how much memory decoding latents of ``shape`` needs beside the weights, whatever their length."""
+        itemsize = self.conv_in.weight.itemsize
+        return self.cells.activation_bytes(shape, tiling, itemsize)
 
     def operations(self, shape: tuple[int, ...]) -> float:
         """As many of the transformer's floating-point operations as take as long as decoding latents of ``shape``."""
-        B, _, F, H, W = self._least_shape(shape)
+        B, _, _, H, W = shape = self.cells.least_shape(shape)
         total = 0
         for stage, blocks in enumerate([*self.det_stages, self.diff_blocks]):
-            time, height, width = self._cells(stage)
-            frames = (F + self._appendix - 1) * time + 1
+            _, height, width = self.cells.per_latent(stage)
+            frames = self.cells.all_frames(stage, shape)
             weights = tree_flatten([block.parameters() for block in blocks])
             size = sum(weight.size for _, weight in weights)
             total += frames * H * height * W * width * size
         return 2 * SLOWER * B * total
-
-    def _piece_bytes(self, shape: tuple[int, ...], elements: int) -> int:
-        """Bytes for padded latents that pass in pieces."""
-        B, _, _, H, W = shape
-        frames = [
-            B * H * W * math.prod(self._cells(stage)[1:]) * width
-            for stage, width in enumerate(self.config.stage_channels)
-        ]
-        blocks = [*map(len, self.det_stages), len(self.diff_blocks)]
-        kernels = [kernel[0] for kernel in self.config.stage_kernels]
-        kept = sum(n * (k - 1) * f for n, k, f in zip(blocks, kernels, frames))
-        whole, last = self._frames(shape), frames[-1]
-        count = PIECE_SHARE * elements // last
-        piece = min(whole, max(self.scale.time, count))
-        context = min(whole, blocks[-1] * (kernels[-1] // 2) + piece)
-        band = min(BAND, (piece + kernels[-1] - 1) * last)
-        held = kept + (context + LIVE_PIECES * piece) * last
-        if on_gpu():
-            return (held + LIVE_BANDS * band) * self.conv_in.weight.itemsize
-        scores = self._scores(B, W, min(whole, count))
-        attending = CPU_SCORES * scores + CPU_ATTENDING * band
-        return round((held + max(CPU_MLP * band, attending)) * FLOAT32)
-
-    def _scores(self, B: int, columns: int, frames: int) -> int:
-        """Attention scores of neighbouring tiles of the last stage; a CPU keeps them."""
-        *_, width = self.config.stage_channels
-        tile = min(TILE[0], max(1, frames)), *TILE[1:]
-        seen = math.prod(q + k - 1 for q, k in zip(tile, self.config.stage_kernels[-1]))
-        tiles = math.ceil(columns * self._cells(len(self.upsamples))[2] / TILE[2])
-        heads = width // self.config.head_dim
-        return B * tiles * heads * math.prod(tile) * seen
 
     @property
     def receptive_field(self) -> int:
@@ -275,100 +195,39 @@ class DiffusionDecoder(Network):
         ``key`` or the next of ``noises``.
         """
         padded = self._padded(latent)
-        grid = self.grid(padded.latents.shape, tiling)
+        grid = self.cells.grid(padded.latents.shape, tiling)
         x = self._enter(padded.latents)
-        stages = self._context_stages(0, len(self.upsamples) - 1)
+        stages = self._context_stages(0, self.cells.last - 1)
         pieces = each_piece_by_piece(in_pieces(stages, x, Stream(), PIECE))
         x = mx.concatenate(list(pieces), axis=1)
         mx.eval(x)
         if noises is None:
             keys = mx.random.split(_key(key), math.prod(map(len, grid)))
-            noises = (_drawn(key, self._frames(padded.latents.shape)) for key in keys)
+            noises = (
+                _drawn(key, self.cells.frames(padded.latents.shape)) for key in keys
+            )
 
         def tile(time: Cut, row: Cut, column: Cut) -> mx.array:
             cells = x[:, time.source, row.source, column.source]
-            ends = Ends(time.source.start == 0, time.source.stop == x.shape[1])
-            return self._tile(cells, ends, len(time.mask), next(noises))
+            begins = time.source.start == 0
+            return self._tile(cells, begins, len(time.mask), next(noises))
 
         return padded.clips(run_tiles(tile, grid))
 
-    def _tile(self, x: mx.array, ends: Ends, frames: int, noise: Noise) -> mx.array:
-        """``frames`` of pixels from a tile of cells of the second last stage, evaluated."""
-        stages = self._context_stages(len(self.upsamples) - 1, None, ends.first)
+    def _tile(self, x: mx.array, begins: bool, frames: int, noise: Noise) -> mx.array:
+        """``frames`` of pixels from a tile of cells of the second last stage, evaluated; ``begins`` = the clip's first."""
+        stages = self._context_stages(self.cells.last - 1, None, begins)
         stages += self._pixel_stages(frames, noise)
         pieces = each_piece_by_piece(in_pieces(stages, x, Stream(), PIECE))
         pixels = mx.concatenate([self._leave(piece) for piece in pieces], axis=2)
         mx.eval(pixels)
         return pixels
 
-    def grid(self, shape: tuple[int, ...], tiling: TilingConfig) -> Grid:
-        """Cuts from cells of the second last stage to pixels, for padded latents of this ``shape``."""
-        stage = len(self.upsamples) - 1
-        time, height, width = self._cells(stage)
-        stride = self.upsamples[stage].stride
-        patch = self.config.patch_size
-        frames, pixels = self.least_overlap
-        last = (shape[2] + self._appendix - 1) * time + 1
-        cells = (self._frames(shape) - 1) // stride[0] + 1
-        times = time_cuts(cells, stride[0], tiling.temporal_config, frames)
-        first = times[-1].source.start  # the last tile has the appendix too
-        times[-1] = times[-1]._replace(source=slice(first, last))
-        sides = shape[3] * height, shape[4] * width
-        return times, *(
-            side_cuts(side, max(sides), step * patch, tiling.spatial_config, pixels)
-            for side, step in zip(sides, stride[1:])
-        )
-
-    @property
-    def least_overlap(self) -> tuple[int, int]:
-        """Fewest frames and pixels that tiles share: the reach of the windows of their stages."""
-        *_, before, last = self.config.stage_kernels
-        stride, patch = self.upsamples[-1].stride, self.config.patch_size
-        time, *space = (
-            max(
-                len(self.det_stages[-1]) * (wide // 2) * step,
-                len(self.diff_blocks) * (fine // 2),
-            )
-            for wide, fine, step in zip(before, last, stride)
-        )
-        return (
-            math.ceil(time / OVERLAP_FRAMES) * OVERLAP_FRAMES,
-            math.ceil(max(space) * patch / OVERLAP_PIXELS) * OVERLAP_PIXELS,
-        )
-
     # From latents to cells, and what surrounds a clip
-
-    def _cells(self, stage: int) -> tuple[int, int, int]:
-        """Cells of a stage per latent cell, along each axis."""
-        strides = [up.stride for up in self.upsamples[:stage]]
-        return tuple(math.prod(s[axis] for s in strides) for axis in range(3))
-
-    @property
-    def least_latents(self) -> tuple[int, int, int]:
-        """Fewest latent frames, rows and columns with which every window of every stage fits into the clip."""
-        stages = [
-            [math.ceil(size / cells) for size, cells in zip(kernel, self._cells(stage))]
-            for stage, kernel in enumerate(self.config.stage_kernels)
-        ]
-        return tuple(map(max, *stages))
-
-    @property
-    def _appendix(self) -> int:
-        """How often the last latent frame is repeated after the clip."""
-        return self.config.stage_kernels[0][0] // 2 * 2
-
-    def _frames(self, shape: tuple[int, ...]) -> int:
-        """Frames that the last stage makes of padded latents; the context has those of the appendix too."""
-        time = self._cells(len(self.upsamples))[0]
-        return max((shape[2] - 1) * time + 1, self.config.stage_kernels[-1][0])
-
-    def _least_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of latents once they are padded."""
-        return *shape[:2], *map(max, self.least_latents, shape[2:])
 
     def _padded(self, latents: mx.array) -> Padded:
         """Latents below the least size, padded by repetition: after the last frame, and around each frame."""
-        least = self._least_shape(latents.shape)
+        least = self.cells.least_shape(latents.shape)
         lacking = [a - b for a, b in zip(least[2:], latents.shape[2:])]
         around = [(n // 2, n - n // 2) for n in lacking[1:]]
         padding = [(0, 0), (0, 0), (0, lacking[0]), *around]
@@ -386,7 +245,7 @@ class DiffusionDecoder(Network):
         """Channels last, with the appendix."""
         x = self.per_channel_statistics.un_normalize(latents)
         x = mx.moveaxis(x, 1, -1).astype(self.conv_in.weight.dtype)
-        return mx.concatenate([x] + [x[:, -1:]] * self._appendix, axis=1)
+        return mx.concatenate([x] + [x[:, -1:]] * self.cells.appendix, axis=1)
 
     def _leave(self, x: mx.array) -> mx.array:
         return unpatchify(x, self.config.patch_size)
@@ -397,7 +256,8 @@ class DiffusionDecoder(Network):
         self, first: int, stop: int | None = None, begins: bool = True
     ) -> list[Stage]:
         """From latents or a stage's cells to those of another; ``begins`` = the clip begins with these."""
-        stages = [self._stage(self._first, 0)] if first == 0 else []
+        enter = self._stage(lambda x, _: self.conv_in(x), 0)
+        stages = [enter] if first == 0 else []
         numbered = list(enumerate(zip(self.det_stages, self.upsamples)))
         for number, (blocks, upsample) in numbered[first:stop]:
             stages += [self._stage(block, number) for block in blocks]
@@ -407,15 +267,14 @@ class DiffusionDecoder(Network):
 
     def _stage(self, run: Callable, number: int) -> Stage:
         """A step of stage ``number``; its width makes pieces have equally many frames' worth of cells in each stage."""
-        here, last = (math.prod(self._cells(n)) for n in (number, len(self.upsamples)))
+        here, last = (
+            math.prod(self.cells.per_latent(n)) for n in (number, self.cells.last)
+        )
         return Stage(run, self.config.stage_channels[-1] * last // here)
-
-    def _first(self, x: mx.array, stream: Stream) -> mx.array:
-        return self.conv_in(x)
 
     def _pixel_stages(self, frames: int, noise: Noise) -> list[Stage]:
         """From the context to patches of pixels, for ``frames`` in all."""
-        number = len(self.upsamples)
+        number = self.cells.last
         context = Context(len(self.diff_blocks))
         blocks = [
             partial(

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.video_vae import DiffusionDecoder, diffusion_blocks
-from mlx_video.models.ltx.video_vae.diffusion import Ends, _drawn
+from mlx_video.models.ltx.video_vae.diffusion import _drawn
 from mlx_video.models.ltx.video_vae.neighborhood import attend, rotate, shifted
 from mlx_video.models.ltx.video_vae.sampling import patchify
 from mlx_video.models.ltx.video_vae.stream import Stream
@@ -196,10 +196,10 @@ def test_geometry():
     """Least overlap in frames and pixels, least latents; the rest follows from those."""
     model = decoder()
     expected = VECTORS["geometry"].tolist()
-    assert [*model.least_overlap, *model.least_latents] == expected[:5]
+    assert [*model.cells.least_overlap, *model.cells.least_latents] == expected[:5]
     real = DiffusionDecoder(DiffusionDecoder.CONFIG.from_dict(real_config(REAL)))
-    assert real.least_overlap == (40, 160)
-    assert real.least_latents == (3, 7, 7)
+    assert real.cells.least_overlap == (40, 160)
+    assert real.cells.least_latents == (3, 7, 7)
     assert real.scale == model.scale == (8, 32, 32)
 
 
@@ -299,7 +299,7 @@ def test_noise_is_normal_and_of_each_frame():
 
 def test_tiles_are_as_large_as_the_windows_want():
     real = DiffusionDecoder(DiffusionDecoder.CONFIG.from_dict(real_config(REAL)))
-    grid = real.grid((1, 128, 16, 32, 48), TilingConfig.aggressive())
+    grid = real.cells.grid((1, 128, 16, 32, 48), TilingConfig.aggressive())
     time, rows, columns = (
         [(c.source.start, c.source.stop) for c in cuts] for cuts in grid
     )
@@ -313,7 +313,7 @@ def test_a_tile_at_neither_end_keeps_every_frame():
     model = decoder()
     x = mx.random.normal((1, 4, 12, 12, 32))
     shapes = [
-        model._tile(x, Ends(first, False), frames, next(noises())).shape
+        model._tile(x, first, frames, next(noises())).shape
         for first, frames in ((True, 7), (False, 8))
     ]
     assert [shape[2:] for shape in shapes] == [(7, 96, 96), (8, 96, 96)]

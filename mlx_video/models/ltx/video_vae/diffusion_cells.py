@@ -1,0 +1,167 @@
+"""The cells of the diffusion decoder's stages, their tiles, and the memory they take: arithmetic on its config."""
+
+import math
+from dataclasses import dataclass
+
+from mlx_video.models.ltx.fitted import FLOAT32
+from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
+from mlx_video.models.ltx.video_vae.convolution import on_gpu
+from mlx_video.models.ltx.video_vae.diffusion_blocks import BAND
+from mlx_video.models.ltx.video_vae.neighborhood import TILE
+from mlx_video.models.ltx.video_vae.streaming_decode import PIECE, StreamPlan
+from mlx_video.models.ltx.video_vae.tiling import (
+    Grid,
+    Tiling,
+    TilingConfig,
+    side_cuts,
+    time_cuts,
+)
+
+PIECE_SHARE = 3
+"""A piece may be this many times as large as ``elements``: few arrays of its size are alive, as rows go in bands."""
+LIVE_PIECES, LIVE_BANDS = 3, 24
+"""Arrays of the size of a piece and of a ``BAND`` that are alive at once; bands count twice, since a GPU queues one."""
+CPU_MLP, CPU_SCORES, CPU_ATTENDING = 21, 19, 5.5
+"""The same on a CPU, measured: of a band in its MLP; or, while it attends, of the scores and of the band."""
+# Official tiles overlap by a multiple of these, in frames and pixels.
+OVERLAP_FRAMES, OVERLAP_PIXELS = 8, 32
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Of every stage of a decoder with this ``config``. Shapes are those of latents, (B, C, F, H, W)."""
+
+    config: DiffusionDecoderConfig
+
+    @property
+    def last(self) -> int:
+        """The number of the stage that makes pixels; the one before is cut into tiles."""
+        return len(self.config.upsamples)
+
+    def per_latent(self, stage: int) -> tuple[int, int, int]:
+        """Cells of a stage per latent cell, along each axis."""
+        strides = [stride for stride, _ in self.config.upsamples[:stage]]
+        return tuple(math.prod(s[axis] for s in strides) for axis in range(3))
+
+    def all_frames(self, stage: int, shape: tuple[int, ...]) -> int:
+        """Frames of a stage for padded latents, those of the appendix among them."""
+        return (shape[2] + self.appendix - 1) * self.per_latent(stage)[0] + 1
+
+    @property
+    def least_latents(self) -> tuple[int, int, int]:
+        """Fewest latent frames, rows and columns with which every window of every stage fits into the clip."""
+        stages = [
+            [
+                math.ceil(size / cells)
+                for size, cells in zip(kernel, self.per_latent(stage))
+            ]
+            for stage, kernel in enumerate(self.config.stage_kernels)
+        ]
+        return tuple(map(max, *stages))
+
+    @property
+    def appendix(self) -> int:
+        """How often the last latent frame is repeated after the clip."""
+        return self.config.stage_kernels[0][0] // 2 * 2
+
+    def frames(self, shape: tuple[int, ...]) -> int:
+        """Frames that the last stage makes of padded latents; the context has those of the appendix too."""
+        time = self.per_latent(self.last)[0]
+        return max((shape[2] - 1) * time + 1, self.config.stage_kernels[-1][0])
+
+    def least_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of latents once they are padded."""
+        return *shape[:2], *map(max, self.least_latents, shape[2:])
+
+    def grid(self, shape: tuple[int, ...], tiling: TilingConfig) -> Grid:
+        """Cuts from cells of the second last stage to pixels, for padded latents of this ``shape``."""
+        stage, patch = self.last - 1, self.config.patch_size
+        _, height, width = self.per_latent(stage)
+        stride = self.config.upsamples[stage][0]
+        frames, pixels = self.least_overlap
+        last = self.all_frames(stage, shape)
+        cells = (self.frames(shape) - 1) // stride[0] + 1
+        times = time_cuts(cells, stride[0], tiling.temporal_config, frames)
+        first = times[-1].source.start  # the last tile has the appendix too
+        times[-1] = times[-1]._replace(source=slice(first, last))
+        sides = shape[3] * height, shape[4] * width
+        return times, *(
+            side_cuts(side, max(sides), step * patch, tiling.spatial_config, pixels)
+            for side, step in zip(sides, stride[1:])
+        )
+
+    @property
+    def least_overlap(self) -> tuple[int, int]:
+        """Fewest frames and pixels that tiles share: the reach of the windows of their stages."""
+        *_, before, last = self.config.stage_kernels
+        *_, depth_before, depth = self.config.stage_depths
+        stride, patch = self.config.upsamples[-1][0], self.config.patch_size
+        time, *space = (
+            max(depth_before * (wide // 2) * step, depth * (fine // 2))
+            for wide, fine, step in zip(before, last, stride)
+        )
+        return (
+            math.ceil(time / OVERLAP_FRAMES) * OVERLAP_FRAMES,
+            math.ceil(max(space) * patch / OVERLAP_PIXELS) * OVERLAP_PIXELS,
+        )
+
+    def activation_bytes(
+        self, shape: tuple[int, ...], tiling: Tiling, itemsize: int
+    ) -> int:
+        """About how much memory decoding latents of ``shape`` needs beside the weights, of ``itemsize`` bytes a number.
+
+        That is the frames each block keeps from before the current piece, the context that the last block still needs,
+        the piece, and its bands of rows; for tiles the same for the largest tile, the cells that are cut into tiles, and
+        the blended pixels.
+        """
+        shape = self.least_shape(shape)
+        if isinstance(tiling, StreamPlan):
+            return self._piece_bytes(shape, tiling.elements, itemsize)
+        stage = self.last - 1
+        grid, scale = self.grid(shape, tiling), self.per_latent(stage)
+        tile = [
+            math.ceil(max(cut.source.stop - cut.source.start for cut in cuts) / cells)
+            for cuts, cells in zip(grid, scale)
+        ]
+        B, _, _, H, W = shape
+        cells = B * self.all_frames(stage, shape) * H * W * math.prod(scale[1:])
+        cells *= self.config.stage_channels[stage] * itemsize
+        pixels = B * max(len(cut.mask) for cut in grid[0]) * H * W
+        pixels *= (
+            math.prod(self.config.decoder_scale[1:])
+            * self.config.out_channels
+            * FLOAT32
+        )
+        # The cells exist twice while their pieces are joined.
+        return self._piece_bytes((B, 0, *tile), PIECE, itemsize) + 2 * cells + pixels
+
+    def _piece_bytes(self, shape: tuple[int, ...], elements: int, itemsize: int) -> int:
+        """Bytes for padded latents that pass in pieces."""
+        B, _, _, H, W = shape
+        frames = [
+            B * H * W * math.prod(self.per_latent(stage)[1:]) * width
+            for stage, width in enumerate(self.config.stage_channels)
+        ]
+        blocks = self.config.stage_depths
+        kernels = [kernel[0] for kernel in self.config.stage_kernels]
+        kept = sum(n * (k - 1) * f for n, k, f in zip(blocks, kernels, frames))
+        whole, last = self.frames(shape), frames[-1]
+        count = PIECE_SHARE * elements // last
+        piece = min(whole, max(self.config.decoder_scale.time, count))
+        context = min(whole, blocks[-1] * (kernels[-1] // 2) + piece)
+        band = min(BAND, (piece + kernels[-1] - 1) * last)
+        held = kept + (context + LIVE_PIECES * piece) * last
+        if on_gpu():
+            return (held + LIVE_BANDS * band) * itemsize
+        scores = self._scores(B, W, min(whole, count))
+        attending = CPU_SCORES * scores + CPU_ATTENDING * band
+        return round((held + max(CPU_MLP * band, attending)) * FLOAT32)
+
+    def _scores(self, B: int, columns: int, frames: int) -> int:
+        """Attention scores of neighbouring tiles of the last stage; a CPU keeps them."""
+        *_, width = self.config.stage_channels
+        tile = min(TILE[0], max(1, frames)), *TILE[1:]
+        seen = math.prod(q + k - 1 for q, k in zip(tile, self.config.stage_kernels[-1]))
+        tiles = math.ceil(columns * self.per_latent(self.last)[2] / TILE[2])
+        heads = width // self.config.head_dim
+        return B * tiles * heads * math.prod(tile) * seen
