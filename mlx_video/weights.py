@@ -177,13 +177,15 @@ def load(
     A Linear is quantized where the weights hold its ``.scales``. Floating tensors become ``dtype``, except the
     ``scale_shift_table`` rows; ``None`` keeps every dtype. Raises ``UserError`` naming what in ``source`` does not fit.
     """
-    _quantize_like(module, weights, mode, source)
+    if any(key.endswith(".scales") for key in weights):
+        _quantize_like(module, weights, mode, source)
     expected = dict(tree_flatten(module.parameters()))
     if problems := _problems(expected, weights):
         raise UserError(
             f"{source} does not fit {type(module).__name__}: {clip('; '.join(problems), LONGEST)}."
         )
-    module.load_weights([(k, _cast(k, v, dtype)) for k, v in weights.items()])
+    fitting = [(k, _cast(k, v, dtype)) for k, v in weights.items()]
+    module.load_weights(fitting, strict=False)  # all of that was just checked
 
 
 def materialize(module: nn.Module, batch_bytes: int = GB // 4) -> None:
