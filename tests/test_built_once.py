@@ -36,7 +36,9 @@ def counted_builds(monkeypatch) -> Counter:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize(
+    "sound", [True, pytest.param(False, marks=pytest.mark.thorough)]
+)
 def test_a_run_builds_each_part_once_and_reads_each_picture_once(
     sound, model, monkeypatch
 ):

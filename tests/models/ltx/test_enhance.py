@@ -11,7 +11,9 @@ from tests.tiny_tokenizer import make_text_encoder_folder
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> GemmaTextEncoder:
-    folder = make_text_encoder_folder(tmp_path_factory.mktemp("text_encoder"))
+    folder = make_text_encoder_folder(
+        tmp_path_factory.mktemp("text_encoder"), longest=131072
+    )
     return GemmaTextEncoder.load(folder, dtype=mx.float32)
 
 

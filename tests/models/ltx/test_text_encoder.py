@@ -43,7 +43,8 @@ GEMMA_3_12B = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make_text_encoder_folder(tmp_path_factory.mktemp("text_encoder"))
+    folder = tmp_path_factory.mktemp("text_encoder")
+    return make_text_encoder_folder(folder, longest=131072)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ SPIECE = json.loads((SPIECE_FOLDER / "cases.json").read_text())
 
 @pytest.fixture
 def folder(tmp_path):
-    return make_text_encoder_folder(tmp_path / "text_encoder")
+    return make_text_encoder_folder(tmp_path / "text_encoder", longest=131072)
 
 
 @pytest.fixture(scope="module")
