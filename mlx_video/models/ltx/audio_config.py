@@ -175,13 +175,7 @@ class BigVGANVocoderConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "BigVGANVocoderConfig":
-        blocks = {"vocoder": BigVGANConfig, "bwe": BandwidthExtensionConfig}
-        read = {
-            key: block.from_dict(data[key])
-            for key, block in blocks.items()
-            if isinstance(data.get(key), Mapping)
-        }
-        config = super().from_dict(dict(data) | read)
+        config = super().from_dict(data)
         rate, bwe = config.bwe.input_sampling_rate, config.bwe
         if rate * bwe.hop != bwe.output_sampling_rate * bwe.hop_length:
             raise UserError(

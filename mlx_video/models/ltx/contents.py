@@ -4,6 +4,7 @@ A checkpoint is one file (LTX-2, 2.3), or one file per part, each with its own c
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, Mapping
 
@@ -137,5 +138,5 @@ def joined(sources: Mapping[str, Source]) -> dict[str, Source]:
     sources = dict(sources)
     text, connectors = sources.get("text_encoder"), sources.get("connectors")
     if text and connectors and text.path.is_file():
-        sources["connectors"] = connectors.with_file(text.path)
+        sources["connectors"] = replace(connectors, beside=(text.path,))
     return sources

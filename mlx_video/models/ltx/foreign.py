@@ -3,6 +3,7 @@ GGUF and the MLX packs. Each part gets its tensors' spelling and the official co
 """
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Callable, Iterable, Mapping, NamedTuple
@@ -198,7 +199,7 @@ def _quantized(sources: Mapping[str, Source], config: Block) -> dict[str, Source
     """``sources``, the large ones quantized as the config of their pack states."""
     large = {"transformer", "text_encoder"} & sources.keys()
     stated = _object(config, QUANTIZATION)
-    return {**sources, **{n: sources[n].with_quantization(stated) for n in large}}
+    return {**sources, **{n: replace(sources[n], quantization=stated) for n in large}}
 
 
 def _flat(file: Path, block: Block, spelling: Spelling) -> Source:

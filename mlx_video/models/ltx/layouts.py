@@ -3,7 +3,6 @@
 Knows layouts, not networks; loads nothing.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Mapping, NamedTuple
@@ -11,7 +10,7 @@ from typing import Mapping, NamedTuple
 from mlx_video import hub, lora
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.formats.gguf import ARCHITECTURE
-from mlx_video.formats.safetensors import Header, clip
+from mlx_video.formats.safetensors import Header, clip, parse_json
 from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.contents import (
@@ -266,10 +265,9 @@ def _defaults(
 
     The compression of pictures depends on the video autoencoder ``beside`` it, if that is a file of its own.
     """
-    try:
-        found = json.loads(stated) if isinstance(stated, str) else stated
-    except json.JSONDecodeError:
-        found = stated
+    found = stated
+    if isinstance(stated, str):
+        found = parse_json(stated, f"{path}: its {DEFAULTS}")
     if not isinstance(found, Mapping):
         raise UserError(
             f'{path}: its {DEFAULTS} must be a JSON object, such as {{"width": 768}}; got {stated!r}.'

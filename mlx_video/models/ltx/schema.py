@@ -87,6 +87,8 @@ class Config:
         """``value`` as ``kind``. Raises ``UserError`` if it is of another kind, or so large that building it would hang."""
         try:
             found = _of_kind(value, kind)
+        except UserError:  # of a block within
+            raise
         except (TypeError, ValueError):
             raise UserError(
                 f"{cls.__name__}: {key} must be {_words(kind)}; got {short(value)}."
@@ -134,6 +136,8 @@ def _of_kind(value: object, kind: type) -> object:
         return kinds[kinds.index(value)]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
+    if issubclass(origin, Config) and isinstance(value, Mapping):
+        return kind.from_dict(value)
     if kind is float and type(value) is int:
         return float(value) if abs(value) <= LARGEST else value
     if not isinstance(value, origin) or isinstance(value, bool) and kind is not bool:

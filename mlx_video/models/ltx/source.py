@@ -26,20 +26,7 @@ from mlx_video.weights import (
 )
 
 QUANTIZATION = "quantization"  # the key that mlx-lm and convert add to a config
-
-
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")  # MLX's
-
-
-def checked_quantization(stated: object, path: Path) -> Mapping[str, object]:
-    """The quantization that the config of ``path`` states; raises ``UserError`` if it makes no sense."""
-    stated = stated or {}
-    if not isinstance(stated, Mapping) or stated.get("mode", MODES[0]) not in MODES:
-        raise UserError(
-            f"{path}: its config's {QUANTIZATION} must be an object whose mode is one of {', '.join(MODES)}; got "
-            f"{short(stated)}."
-        )
-    return stated
 
 
 @dataclass(frozen=True)
@@ -61,6 +48,14 @@ class Source:
     container: str = ""
     sketched: bool = False
 
+    def __post_init__(self):
+        stated = self.quantization
+        if not isinstance(stated, Mapping) or self.mode not in MODES:
+            raise UserError(
+                f"{self.path}: its config's {QUANTIZATION} must be an object whose mode is one of {', '.join(MODES)}; got "
+                f"{short(stated)}."
+            )
+
     @classmethod
     def of(cls, path: Path) -> "Source":
         """A file or folder that holds one part and its config."""
@@ -70,16 +65,7 @@ class Source:
     def described(cls, path: Path, config: Mapping[str, object]) -> "Source":
         """A part whose whole config is known."""
         config = dict(config)
-        return cls(
-            path, config, checked_quantization(config.pop(QUANTIZATION, {}), path)
-        )
-
-    def with_file(self, file: Path) -> "Source":
-        """The same part, with more of its tensors in ``file``."""
-        return replace(self, beside=(*self.beside, file))
-
-    def with_quantization(self, quantization: Mapping[str, object]) -> "Source":
-        return replace(self, quantization=checked_quantization(quantization, self.path))
+        return cls(path, config, config.pop(QUANTIZATION, None) or {})
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -88,7 +74,7 @@ class Source:
     @property
     def mode(self) -> str:
         """How MLX quantized it."""
-        return self.quantization.get("mode", "affine")
+        return self.quantization.get("mode", MODES[0])
 
     def weights(self, dtype: mx.Dtype = mx.bfloat16) -> Weights:
         """All tensors of its files, lazy; those that another tool quantized become dense, in ``dtype``."""

@@ -7,7 +7,7 @@ import re
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Sequence
+from typing import TYPE_CHECKING, Callable, Iterator, Sequence
 
 import mlx.core as mx
 from tokenizers import Tokenizer
@@ -24,8 +24,9 @@ if TYPE_CHECKING:  # it imports transformers, which takes more than a second
 PAD = 0
 BOS = "<bos>"
 TURNS = (("<start_of_turn>", "<end_of_turn>"), ("<|turn>", "<turn|>"))  # Gemma 3, 4
-PACKED = "tokenizer_json"  # the tensor of bytes in Lightricks' packed file
-PACKED_SENTENCEPIECE = "spiece_model"  # the same in ComfyUI's
+# What reads the files of a folder, and the tensors of bytes in Lightricks' packed file and in ComfyUI's.
+PARSERS = {"tokenizer.json": Tokenizer.from_buffer, "tokenizer.model": tokenizer_of}
+PACKED = {"tokenizer_json": Tokenizer.from_buffer, "spiece_model": tokenizer_of}
 LONGEST_TEXT = 100_000  # characters, more than any prompt's tokens can encode
 
 
@@ -62,17 +63,14 @@ class PromptTokenizer:
         path = Path(path)
         if path.is_file():
             beside = path.with_name("tokenizer.json")  # as mlx-forge has it
-            backend = _read(beside) if beside.is_file() else _packed(path)
-            return cls(_checked(backend, path))
+            return cls(_read(beside) if beside.is_file() else _packed(path))
         if (folder := tokenizer_folder(path)) is None:
             raise MissingFileError(
                 f"No tokenizer.json or tokenizer.model in {path} or in {path.parent / 'tokenizer'}. "
                 "Both come with google/gemma-3-12b-it."
             )
-        file = folder / "tokenizer.json"
-        backend = _read(file) if file.is_file() else _converted(folder)
-        known = Knowledge.read(path)
-        return cls(_checked(backend, folder), max_tokens(path), folder, known)
+        file = next(f for name in PARSERS if (f := folder / name).exists())
+        return cls(_read(file), max_tokens(path), folder, Knowledge.read(path))
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size()
@@ -183,38 +181,37 @@ def caution(text_encoder: Path, prompt: str) -> str:
     return PromptTokenizer.load(text_encoder).caution(prompt)
 
 
-def _checked(backend: Tokenizer, source: Path) -> Tokenizer:
+def _read(file: Path) -> Tokenizer:
+    return _made(file, PARSERS[file.name], file.read_bytes)
+
+
+def _packed(file: Path) -> Tokenizer:
+    tensors, _ = weights.read(file)
+    for name, parse in PACKED.items():
+        if name in tensors:
+            return _made(
+                file, parse, lambda: bytes(memoryview(tensors[name].flatten()))
+            )
+    raise MissingFileError(
+        f"{file} has no tokenizer inside: it lacks the tensor {', or '.join(PACKED)}. Give the text encoder that "
+        "Lightricks publishes, or a Gemma folder."
+    )
+
+
+def _made(
+    source: Path, parse: Callable[[bytes], Tokenizer], read: Callable[[], bytes]
+) -> Tokenizer:
+    """The tokenizer in what ``read`` returns; raises ``UserError`` if it is damaged, or another model's."""
+    damaged = UserError(
+        f"{source} does not hold a readable tokenizer: it is damaged, or not a tokenizer at all. Fetch it again."
+    )
+    with _instead_of_any(damaged):
+        backend = parse(read())
     if backend.token_to_id(BOS) is None:
         raise UserError(
             f"The tokenizer in {source} is not a Gemma's: it has no token {BOS}. Take all files from one model."
         )
     return backend
-
-
-def _read(file: Path) -> Tokenizer:
-    with _instead_of_any(_damaged(file)):
-        return Tokenizer.from_buffer(file.read_bytes())
-
-
-def _packed(file: Path) -> Tokenizer:
-    tensors, _ = weights.read(file)
-    for name, read in (
-        (PACKED, Tokenizer.from_buffer),
-        (PACKED_SENTENCEPIECE, tokenizer_of),
-    ):
-        if name in tensors:
-            with _instead_of_any(_damaged(file)):
-                return read(bytes(memoryview(tensors[name].flatten())))
-    raise MissingFileError(
-        f"{file} has no tokenizer inside: it lacks the tensor {PACKED}, or {PACKED_SENTENCEPIECE}. Give the text encoder "
-        "that Lightricks publishes, or a Gemma folder."
-    )
-
-
-def _converted(folder: Path) -> Tokenizer:
-    file = folder / "tokenizer.model"
-    with _instead_of_any(_damaged(file)):
-        return tokenizer_of(file.read_bytes())
 
 
 @contextmanager
@@ -226,9 +223,3 @@ def _instead_of_any(error: UserError) -> Iterator[None]:
         raise
     except BaseException:
         raise error from None
-
-
-def _damaged(file: Path) -> UserError:
-    return UserError(
-        f"{file} does not hold a readable tokenizer: it is damaged, or not a tokenizer at all. Fetch it again."
-    )

@@ -25,13 +25,14 @@ from mlx_video.models.ltx.gemma_config import (
     read_gemma_config,
 )
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
-from mlx_video.models.ltx.tokenizer import PACKED, PromptTokenizer
+from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.types import AV
 from tests.models.ltx.test_text_encoder import GEMMA_3_12B
 from tests.published import GEMMA_4_12B
 from tests.reference import FIXTURES, MODULE_TOLERANCE, error, manifest, vectors
 from tests.tiny_tokenizer import make_text_encoder_folder
 
+PACKED = "tokenizer_json"  # the tensor of bytes in Lightricks' packed file
 FOLDER = FIXTURES / "ltx25_tiny"
 TEXT_FILE = FOLDER / "ltx-2.5-tiny-gemma4-with-proj-bf16.safetensors"
 DURATION = FOLDER / "ltx-2.5-tiny-duration-head-bf16.safetensors"
