@@ -160,27 +160,22 @@ class Pipeline:
 
     def decode(self, latents: AV[mx.array], request: Request) -> Clip:
         """A clip of latents (B, C, F, H, W) and (B, C, T, M): the sound at once, the frames as they are taken."""
-        events = self.decoding(latents, request)
-        made = (event for event in events if not isinstance(event, Step))
-        sound = None if latents.audio is None else next(made)
-        return Clip(made, request.shape, sound)
+        *_, clip = self.decoding(latents, request)
+        return clip
 
     def decoding(
         self, latents: AV[mx.array], request: Request
-    ) -> Iterator[Step | Waveform | np.ndarray]:
-        """The sound, if there is any, and then each frame as it is decoded, with ``Step``s between."""
+    ) -> Iterator[Step | Clip]:
+        """``Step``s until the first frame is to be decoded, and last the clip."""
         if self.health:
             health.check_latents(latents, "sampling")
-        shape = request.shape
+        shape, sound = request.shape, None
         if latents.audio is not None:
             yield Step("decode sound", 0, 1)
-            yield postprocess.fit_sound(self._decode_audio(latents.audio), shape)
+            sound = postprocess.fit_sound(self._decode_audio(latents.audio), shape)
             yield Step("decode sound", 1, 1)
         yield Step("decode video", 0, shape.frames)
-        frames = self._decode_video(latents.video, request)
-        for count, frame in enumerate(frames, start=1):
-            yield frame
-            yield Step("decode video", count, shape.frames)
+        yield Clip(self._decode_video(latents.video, request), shape, sound)
 
     def latent_shapes(self, request: Request) -> AV[tuple[int, ...]]:
         """Of what sampling makes for ``request``."""

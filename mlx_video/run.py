@@ -5,26 +5,17 @@ An exception that ends a run carries a note on where its work is kept.
 
 import math
 import time
-from collections import deque
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generator, Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_video import plan as plans
 from mlx_video.disk import folder_made, owned, reserved, short, written_aside
 from mlx_video.errors import UserError
-from mlx_video.events import (
-    Event,
-    Fused,
-    Planned,
-    Took,
-    Warned,
-    Written,
-)
+from mlx_video.events import Event, Fused, Planned, Took, Warned, Written
 from mlx_video.health import check_latents
 from mlx_video.kept import Keeper, check_shapes, load_state, load_tensors
 from mlx_video.models.ltx.components import Announce, announce_to_log
@@ -33,7 +24,7 @@ from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached
 from mlx_video.previews import Preview
 from mlx_video.record import RECORD_KEY, Job
-from mlx_video.types import AV, Clip, Sample, Step, Waveform
+from mlx_video.types import AV, Sample, Step
 
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse ...
 CPU_CACHE_LIMIT = 2**25  # ... and for a CPU, where more was seen to gain no time
@@ -199,50 +190,28 @@ def _written(
     """Decode and write the clip, and then its record."""
     from mlx_video import media  # with codecs, which only a finished clip needs
 
-    request, record = job.request, job.record()
-    decoding = pipeline.decoding(latents, request)
-    steps: deque[Step] = deque()
-
-    def frames() -> Iterator[np.ndarray]:
-        for event in decoding:
-            if isinstance(event, Step):
-                steps.append(event)
-            else:
-                yield event
-
-    sound, made = (yield from _with_sound(decoding)), frames()
+    record = job.record()
+    for event in pipeline.decoding(latents, job.request):
+        if isinstance(event, Step):
+            yield event
+    clip = event
     if output.frames:
-        made = media.save_frames(made, output.frames, overwrite=output.overwrite)
+        frames = media.save_frames(
+            clip.frames, output.frames, overwrite=output.overwrite
+        )
+        clip = replace(clip, frames=frames)
+    metadata = {RECORD_KEY: record}
     writing = media.saving(
-        Clip(made, request.shape, sound),
-        output.path,
-        metadata={RECORD_KEY: record},
-        overwrite=output.overwrite,
+        clip, output.path, metadata=metadata, overwrite=output.overwrite
     )
     with closing(writing):
-        for _ in writing:
-            while steps:
-                yield steps.popleft()
+        for count in writing:
+            yield Step("decode video", count, clip.shape.frames)
     if output.audio:
         with folder_made(output.audio.parent):
-            media.save_wav(sound, output.audio, overwrite=output.overwrite)
+            media.save_wav(clip.audio, output.audio, overwrite=output.overwrite)
     with written_aside(output.record, output.overwrite) as aside:
         aside.write_text(record + "\n", encoding="utf-8")
-    yield from steps
-
-
-def _with_sound(
-    decoding: Iterator[Step | Waveform | np.ndarray],
-) -> Generator[Step, None, Waveform | None]:
-    """Pass the steps on until the first frame is about to be decoded; returns the sound, if there is any."""
-    sound = None
-    for event in decoding:
-        if not isinstance(event, Step):
-            sound = event
-            continue
-        yield event
-        if event.phase == "decode video":
-            return sound
 
 
 def _bytes(pipeline: Pipeline, job: Job) -> int:
