@@ -34,6 +34,7 @@ def pipeline(tmp_path_factory) -> LTXPipeline:
     return mlx_video.load(tiny_folder(tmp_path_factory.mktemp("model") / "tiny"))
 
 
+@pytest.mark.slow
 def test_a_sentence_becomes_a_clip_whose_record_makes_it_again(pipeline, here):
     steps: list[Step] = []
     clip = pipeline("a red ball", seed=7, audio=True, on_step=steps.append, **SIZE)

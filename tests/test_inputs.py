@@ -151,7 +151,7 @@ def test_a_picture_is_read_once_in_a_run(picture, model, tmp_path, monkeypatch):
     monkeypatch.setattr(
         pictures, "read_picture", lambda path: count.append(path) or read(path)
     )
-    typed = ["-p", "a ball", "-W", "128", "-H", "64", "-n", "9", "--model", str(model)]
+    typed = "-p ball -W 128 -H 64 -n 9 --no-audio --model".split() + [str(model)]
     assert cli.main(["generate", *typed, "--image", picture, "-o", "a.mp4"]) == 0
     assert len(count) == 1
     Picture.new("RGB", (128, 64), "blue").save(picture)

@@ -11,7 +11,7 @@ from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
 from tests.reference import TINY
 
 PROMPT = ["-p", "a cat on a mat", "--no-health-check", "--quiet"]
-SIZE = ["-n", "9", "-W", "64", "-H", "64"]
+SIZE = ["-W", "64", "-H", "64"]
 
 
 def model_2_3(folder: Path) -> list[str]:
@@ -34,18 +34,20 @@ RELEASES = {"LTX-2.3": model_2_3, "LTX-2.5": model_2_5}
 @pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize(
-    "recipe",
+    "recipe, frames",
     [
-        pytest.param([], marks=pytest.mark.thorough),  # as in test_newer_releases.py
-        ["--variant", "dev", "--steps", "2", "--stg-blocks", "1"],
+        pytest.param([], 9, marks=pytest.mark.thorough),  # as in test_newer_releases.py
+        (["--variant", "dev", "--steps", "1", "--stg-blocks", "1"], 1),
     ],
 )
-def test_a_release_makes_a_clip_with_sound(release, recipe, tmp_path, monkeypatch):
+def test_a_release_makes_a_clip_with_sound(
+    release, recipe, frames, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    words = ["--model", *RELEASES[release](tmp_path / "model"), *recipe]
-    assert cli.main(["generate", *PROMPT, *SIZE, *words, "-o", "x.mp4"]) == 0
+    words = ["--model", *RELEASES[release](tmp_path / "model"), *recipe, "-n", frames]
+    assert cli.main(["generate", *PROMPT, *SIZE, *map(str, words), "-o", "x.mp4"]) == 0
     clip = read_clip(tmp_path / "x.mp4")
-    assert [frame.shape for frame in clip.frames] == [(64, 64, 3)] * 9
+    assert [frame.shape for frame in clip.frames] == [(64, 64, 3)] * frames
     assert clip.audio.sample_rate == 48000
 
 
@@ -54,5 +56,5 @@ def test_a_release_makes_a_clip_with_sound(release, recipe, tmp_path, monkeypatc
 def test_a_release_is_planned(release, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--model", *RELEASES[release](tmp_path / "model")]
-    assert cli.main(["plan", *PROMPT[:2], *SIZE, *words]) == 0
+    assert cli.main(["plan", *PROMPT[:2], *SIZE, "-n", "9", *words]) == 0
     assert "decode sound" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,6 +29,7 @@ from tests.media_reading import read_clip
 
 ROOT = Path(__file__).parent.parent
 SHAPE = VideoPixelShape(9, 64, 128, 24.0)
+MORE = partial(pytest.param, marks=pytest.mark.thorough)
 GUIDANCE = replace(recipes.VIDEO_GUIDANCE, stg_blocks=(1,))
 
 
@@ -250,13 +252,8 @@ def stopped(model: Path, recipe, after: Step, **changes) -> BaseException:
 @pytest.mark.parametrize(
     "recipe, after, audio",
     [
-        (guided(), Step("stage 1", 3, 4), True),
-        pytest.param(
-            recipes.distilled(),
-            Step("stage 1", 5, 8),
-            False,
-            marks=pytest.mark.thorough,
-        ),
+        MORE(guided(), Step("stage 1", 3, 4), True),  # without sound it is below
+        MORE(recipes.distilled(), Step("stage 1", 5, 8), False),
         (recipes.distilled(), Step("stage 2", 2, 3), True),
     ],
 )
@@ -455,5 +452,5 @@ def test_a_lora_is_told(model, here):
     )
     tuned = job(model)
     tuned = replace(tuned, files=replace(tuned.files, loras=((str(lora), 0.5),)))
-    events = list(run(tuned, Output(Path("x.mp4"))))
-    assert any(isinstance(e, Fused) and "at 0.5" in e.text for e in events)
+    with contextlib.closing(run(tuned, Output(Path("x.mp4")))) as events:
+        assert any(isinstance(e, Fused) and "at 0.5" in e.text for e in events)
