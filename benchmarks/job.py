@@ -156,7 +156,7 @@ class Timed:
         before, step = time.perf_counter(), 0.0
         for event in events:
             if isinstance(event, previews.Preview):
-                stills.save_still(event.picture, path.with_suffix(".webp"))
+                stills.save_still(event.picture, path.with_suffix(".jpg"))
                 name = f"stage {event.stage}, step {event.step}"
                 self.rows.append((name, time.perf_counter() - before, step))
             else:

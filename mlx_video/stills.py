@@ -32,7 +32,7 @@ def save_stills(clip: Path) -> None:
 
 
 def save_still(pixels: np.ndarray, path: Path) -> None:
-    """Write a frame, uint8 RGB (H, W, 3), as a picture at most 640 pixels wide, PNG or WebP by its ending; an older one is replaced."""
+    """Write a frame, uint8 RGB (H, W, 3), as a picture at most 640 pixels wide, in the format of its ending; an older one is replaced."""
     _save(np.array(_small(Image.fromarray(pixels), WIDTH)), path)
 
 
@@ -53,5 +53,6 @@ def _small(image: Image.Image, width: int) -> Image.Image:
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:
+    kind = Image.registered_extensions()[path.suffix]
     with written_aside(path, overwrite=True) as aside:
-        Image.fromarray(pixels).save(aside, path.suffix[1:].upper(), quality=82)
+        Image.fromarray(pixels).save(aside, kind, quality=82)

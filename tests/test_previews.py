@@ -138,7 +138,7 @@ def test_where_memory_is_short_the_clip_is_made_without(
 
 
 @pytest.mark.slow
-def test_the_terminal_writes_them_as_png(model, tmp_path, always):
+def test_the_terminal_writes_them_as_jpeg(model, tmp_path, always):
     words = [
         "generate",
         "-p",
@@ -158,9 +158,9 @@ def test_the_terminal_writes_them_as_png(model, tmp_path, always):
         cli.main([*words, "-o", str(tmp_path / "x.mp4"), "--preview", str(folder)]) == 0
     )
     names = sorted(file.name for file in folder.iterdir())
-    assert names[0] == "x.stage-1-step-01.png" and names[-1] == "x.stage-2-step-02.png"
+    assert names[0] == "x.stage-1-step-01.jpg" and names[-1] == "x.stage-2-step-02.jpg"
     with Image.open(folder / names[-1]) as picture:
-        assert (picture.format, picture.size) == ("PNG", (128, 128))
+        assert (picture.format, picture.size) == ("JPEG", (128, 128))
 
 
 def test_a_folder_that_cannot_be_made_is_refused(model, tmp_path, capsys):

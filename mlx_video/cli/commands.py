@@ -160,7 +160,7 @@ def _save_preview(preview: Preview, base: Path) -> None:
     """Write a picture under a name that begins with ``base``; the run goes on where that cannot be."""
     from mlx_video.stills import save_still  # with codecs, which few commands need
 
-    name = f"{base.name}.stage-{preview.stage}-step-{preview.step:02}.png"
+    name = f"{base.name}.stage-{preview.stage}-step-{preview.step:02}.jpg"
     try:
         save_still(preview.picture, base.with_name(name))
     except UserError as error:

@@ -46,7 +46,7 @@ CONTENT = {
     "spritesheet": (".sheet.webp", "image/webp"),
 }
 SOON = {"Retry-After": "2"}
-PREVIEW = ".preview.webp"
+PREVIEW = ".preview.jpg"
 UNSUPPORTED = "This version cannot extend or edit a video yet. Make a new one, or remix one with another prompt."
 
 
@@ -157,7 +157,7 @@ def preview(id: str, at: At) -> Response:
     """The latest picture of a clip that is being made."""
     _found(at, id)
     none = f"There is no preview of {id} now."
-    how = {"media_type": "image/webp", "headers": {"Cache-Control": "no-store"}}
+    how = {"media_type": "image/jpeg", "headers": {"Cache-Control": "no-store"}}
     return _file(at, id, PREVIEW, none, **how)
 
 

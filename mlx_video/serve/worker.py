@@ -181,7 +181,7 @@ class Worker:
                     if isinstance(event, Preview):
                         self._show(id, event, path)
             save_stills(path)
-            path.with_suffix(".preview.webp").unlink(missing_ok=True)
+            path.with_suffix(".preview.jpg").unlink(missing_ok=True)
         except (KeyboardInterrupt, Exception) as error:
             code, text = _ending(error)
             self._say("failed", id=id, code=code, message=_told(text))
@@ -231,7 +231,7 @@ class Worker:
     def _show(self, id: str, preview: Preview, clip: Path) -> None:
         """Replace the picture of the clip so far; where the disk is full there is none."""
         with suppress(UserError):
-            save_still(preview.picture, clip.with_suffix(".preview.webp"))
+            save_still(preview.picture, clip.with_suffix(".preview.jpg"))
             self._say("preview", id=id, number=100 * preview.stage + preview.step)
 
     def _say(self, event: str, **fields) -> None:

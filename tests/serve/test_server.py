@@ -354,10 +354,12 @@ def test_events_tell_of_a_video_until_it_is_done(server):
 def test_who_comes_in_the_middle_is_told_of_the_latest_preview(server):
     id = server.http.post("/v1/videos", json={"prompt": "slow"}).json()["id"]
     server.wait(id, "in_progress")
-    server.store.file(id, ".preview.webp").write_bytes(b"picture")
+    server.store.file(id, ".preview.jpg").write_bytes(b"picture")
     told = server.http.get(f"/v1/videos/{id}/events").text
     assert 'event: preview\ndata: {"number": 0}' in told
-    assert server.http.get(f"/v1/videos/{id}/preview").content == b"picture"
+    picture = server.http.get(f"/v1/videos/{id}/preview")
+    assert picture.content == b"picture"
+    assert picture.headers["content-type"] == "image/jpeg"
 
 
 def test_polls_are_quick_while_a_clip_is_made(server):
