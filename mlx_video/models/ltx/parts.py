@@ -30,7 +30,7 @@ class Candidate(NamedTuple):
 
     home    its module and class
     config  its config, which can be read without the network
-    marks   keys that its config block has, with the value it must have unless that is ``None``
+    marks   keys that its config block has, with the value it must have unless that is ``None``; without any, all fit
     """
 
     home: str
@@ -69,7 +69,7 @@ class Part:
     lacking: str = "use the files of {release.repository}"
 
     def candidate(self, block: Mapping[str, object]) -> Candidate:
-        return next(c for c in self.candidates if c.fits(block) or not c.marks)
+        return next(c for c in self.candidates if c.fits(block))
 
     def network(self, source: Source) -> type[Network]:
         """The class that the config in ``source`` asks for."""

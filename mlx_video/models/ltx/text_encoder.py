@@ -3,23 +3,27 @@
 The config decides which Gemma (``gemma``). The connectors use the hidden states.
 """
 
+import shutil
 from pathlib import Path
 from typing import Callable, ClassVar, Iterator, Mapping, Sequence
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_video import weights
+from mlx_video import hub, weights
 from mlx_video.errors import UserError
 from mlx_video.formats.quantized import read_dense
 from mlx_video.models.ltx import enhance, gemma
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.gemma_config import GemmaConfig, read_gemma_config
-from mlx_video.models.ltx.gemma_files import WRITTEN, copy_files, unpack_assets
 from mlx_video.models.ltx.network import Network, quantize_blocks
 from mlx_video.models.ltx.source import QUANTIZATION, Source
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.types import TextFeatures
+from mlx_video.weights import CONFIG, INDEX
+
+WRITTEN = ("*.safetensors", INDEX, CONFIG)  # ``weights.save`` writes these
+ASSET = "hf_asset__"  # prefix of a file that is stored as a tensor of bytes
 
 
 class GemmaTextEncoder(Network):
@@ -88,7 +92,7 @@ class GemmaTextEncoder(Network):
         """
         packed = source.path.is_file()
         if not packed and (source.quantization or not quantization):
-            return copy_files(source.path, folder)
+            return _copy_files(source.path, folder)
         quantization = {} if source.quantization else quantization
         kept = dict(source.quantization or quantization)
         stated = {QUANTIZATION: kept} if kept else {}
@@ -97,9 +101,9 @@ class GemmaTextEncoder(Network):
         if packed:
             tokenizer = PromptTokenizer.load(source.path)
             tokenizer.backend.save(str(folder / "tokenizer.json"))
-            unpack_assets(source.path, folder)
+            _unpack_assets(source.path, folder)
         else:
-            copy_files(source.path, folder, but=WRITTEN)
+            _copy_files(source.path, folder, but=WRITTEN)
 
     @classmethod
     def _tensors(
@@ -222,3 +226,23 @@ def _sampler(
         return mx.random.categorical(logprobs / temperature, key=draw)
 
     return sample
+
+
+def _copy_files(source: Path, target: Path, but: Sequence[str] = ()) -> None:
+    """Copy the text encoder's files, and its tokenizer if that is beside it, except those that match ``but``."""
+    target.mkdir(exist_ok=True)
+    folders = [f for f in (source.parent / "tokenizer", source) if f.is_dir()]
+    for folder in folders:
+        for pattern in hub.TEXT_ENCODER_FILES:
+            for file in folder.glob(pattern):
+                if not any(map(file.match, but)):
+                    shutil.copyfile(file, target / file.name)
+
+
+def _unpack_assets(packed: Path, target: Path) -> None:
+    """Write the tokenizer's settings, which are tensors of bytes in ``packed``."""
+    tensors, _ = weights.read(packed)
+    for name, value in tensors.items():
+        file = name.removeprefix(ASSET)
+        if file != name and Path(file).name == file:  # a plain name only
+            (target / file).write_bytes(bytes(memoryview(value.flatten())))
