@@ -235,57 +235,47 @@ FAMILIES: dict[str, type[GemmaConfig]] = {
 # Inferred from shapes
 
 
-Shape = tuple[int, ...]
-
-
-def inferred(shapes: Mapping[str, Shape]) -> dict:
+def inferred(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     """A config from the shapes of a 12B Gemma's tensors; empty if they are not a Gemma's.
 
     What shapes cannot tell is as in the Gemma 3 and the Gemma 4 that LTX was trained with.
     """
+
+    def rows(layer: int, name: str) -> int:
+        """Of a layer's weight; columns would mislead, since packed weights have fewer."""
+        shape = shapes.get(f"model.layers.{layer}.{name}.weight", ())
+        return max(shape[:1], default=1) or 1
+
     count = sum(key.endswith(LAYER_MARK) for key in shapes)
     if not count or "model.norm.weight" not in shapes:
         return {}
-    heads = [_rows(shapes, i, "self_attn.q_norm") for i in range(count)]
+    heads = [rows(i, "self_attn.q_norm") for i in range(count)]
     text = {
         "hidden_size": shapes["model.norm.weight"][0],
         "vocab_size": shapes.get("model.embed_tokens.weight", (1,))[0],
-        "intermediate_size": _rows(shapes, 0, "mlp.gate_proj"),
+        "intermediate_size": rows(0, "mlp.gate_proj"),
         "num_hidden_layers": count,
-        "num_attention_heads": _rows(shapes, 0, "self_attn.q_proj") // heads[0],
-        "num_key_value_heads": _rows(shapes, 0, "self_attn.k_proj") // heads[0],
+        "num_attention_heads": rows(0, "self_attn.q_proj") // heads[0],
+        "num_key_value_heads": rows(0, "self_attn.k_proj") // heads[0],
         "head_dim": heads[0],
         "sliding_window": 1024,
     }
-    newer = "model.layers.0.layer_scalar" in shapes
-    more = _gemma_4(shapes, heads) if newer else _gemma_3(heads[0])
-    kind = "gemma4" if newer else "gemma3"
-    return {"model_type": kind, "text_config": text | more}
-
-
-def _gemma_3(head_dim: int) -> dict:
-    return {
-        "model_type": "gemma3_text",
-        "query_pre_attn_scalar": head_dim,
-        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-    }
-
-
-def _gemma_4(shapes: Mapping[str, Shape], heads: list[int]) -> dict:
+    if "model.layers.0.layer_scalar" not in shapes:
+        text |= {
+            "model_type": "gemma3_text",
+            "query_pre_attn_scalar": heads[0],
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        }
+        return {"model_type": "gemma3", "text_config": text}
     full = next((i for i, size in enumerate(heads) if size != heads[0]), 0)
+    full_kv_heads = rows(full, "self_attn.k_proj") // heads[full]
     values = f"model.layers.{full}.self_attn.v_proj.weight"
-    return {
+    text |= {
         "model_type": "gemma4_text",
         "layer_types": [SLIDING if size == heads[0] else FULL for size in heads],
         "global_head_dim": heads[full],
-        "num_global_key_value_heads": _rows(shapes, full, "self_attn.k_proj")
-        // heads[full],
+        "num_global_key_value_heads": full_kv_heads,
         "attention_k_eq_v": values not in shapes,
         "final_logit_softcapping": 30.0,
     }
-
-
-def _rows(shapes: Mapping[str, Shape], layer: int, name: str) -> int:
-    """Rows of a layer's weight; columns would mislead, since packed weights have fewer."""
-    shape = shapes.get(f"model.layers.{layer}.{name}.weight", ())
-    return max(shape[:1], default=1) or 1
+    return {"model_type": "gemma4", "text_config": text}

@@ -136,8 +136,10 @@ def identify(path: Path, variant: str | None = None) -> Layout:
         raise MissingFileError(f"There is no file or folder {path}.")
     if found := foreign.identify_folder(path, variant or VARIANTS[0]):
         return _identify_foreign(path, found)
-    if found := _identify_converted(path, variant) or _identify_gemma(path):
+    if found := _identify_converted(path, variant):
         return found
+    if is_gemma(source := Source.of(path)):
+        return Layout(GEMMA, "", path, {"text_encoder": source})
     if (path / INDEX).is_file():
         tensor_files(path)  # raises where it names others
     return _identify_file(choose_checkpoint(path, variant))
@@ -162,7 +164,8 @@ def _identify_file(file: Path) -> Layout:
     if "transformer" in held:
         return _identify_official(file, held, metadata)
     if held:
-        return Layout(PART_FILE, _not_a_transformer(held), file, held, metadata)
+        refusal = f"it holds only {some(held)}, one file of several; give the transformer's file, or the folder of all of them"
+        return Layout(PART_FILE, refusal, file, held, metadata)
     return _unknown(file, header)
 
 
@@ -177,10 +180,6 @@ def _unknown(file: Path, header: Header) -> Layout:
     return Layout(
         f"{kind} of unknown origin", f"{what}. Use a file of {hub.MODEL_REPO}", file
     )
-
-
-def _not_a_transformer(held: Mapping[str, Source]) -> str:
-    return f"it holds only {some(held)}, one file of several; give the transformer's file, or the folder of all of them"
 
 
 def _identify_official(
@@ -230,12 +229,15 @@ def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
         for name in (*PARTS, *(f"{part}-{v}" for part in PARTS for v in VARIANTS))
         if (folder / name / CONFIG).is_file()
     }
-    if all(PARTS[part_of(name).name].block is None for name in found):
+    if all(part_of(name).block is None for name in found):
         return None
     found = neighbours(folder) | found
     variant = variant or VARIANTS[0]
     chosen = {name: found.get(f"{name}-{variant}", found.get(name)) for name in PARTS}
-    if distillation := _distillation(folder, found, variant):
+    distillation = None
+    if variant == "distilled" and not chosen["transformer"] and DEV in found:
+        distillation = newest(folder, DISTILLED_LORA_FILES)
+    if distillation:  # the folder keeps the distilled one only in this form
         chosen["transformer"] = found[DEV]
     sources = {name: source for name, source in chosen.items() if source}
     own = read_config(folder)
@@ -244,15 +246,6 @@ def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
     return Layout(
         CONVERTED, "", folder, sources, metadata, found, defaults, distillation
     )
-
-
-def _distillation(
-    folder: Path, found: Mapping[str, Source], variant: str
-) -> Path | None:
-    """The LoRA that makes the distilled transformer, where ``folder`` keeps it only in this form."""
-    dense = {"transformer", "transformer-distilled"} & found.keys()
-    if variant == "distilled" and DEV in found and not dense:
-        return newest(folder, DISTILLED_LORA_FILES)
 
 
 def _defaults(
@@ -280,12 +273,6 @@ def _defaults(
     return {**usual, **found}
 
 
-def _identify_gemma(folder: Path) -> Layout | None:
-    source = Source.of(folder)
-    if is_gemma(source):
-        return Layout(GEMMA, "", folder, {"text_encoder": source})
-
-
 def is_gemma(source: Source) -> bool:
     """Whether the config of a folder or a packed file is a Gemma's."""
     return str(source.config.get("model_type")).startswith("gemma")
@@ -301,7 +288,9 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
 
     Raises ``MissingFileError`` if there is none, ``UserError`` if there are several.
     """
-    files = [f for f in transformer_files(folder) if not _is_companion(f)]
+    others = ("lora", "upscaler", "upsampler")
+    files = transformer_files(folder)
+    files = [f for f in files if not any(word in f.stem for word in others)]
     if len(files) > 1:
         files = [f for f in files if _identify_file(f).name in (OFFICIAL, SPLIT)]
     files = _of_variant(files, variant)
@@ -327,10 +316,6 @@ def _of_variant(files: list[Path], variant: str | None) -> list[Path]:
         or [f for f in files if variant in f.stem]
         or [f for f in files if not any(name in f.stem for name in VARIANTS)]
     )
-
-
-def _is_companion(file: Path) -> bool:
-    return any(word in file.stem for word in ("lora", "upscaler", "upsampler"))
 
 
 def neighbours(folder: Path) -> dict[str, Source]:

@@ -6,7 +6,7 @@ one, and a value that does not fit the field's annotation or that no model has, 
 
 import math
 from contextlib import suppress
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from functools import cache
 from reprlib import Repr
@@ -76,7 +76,8 @@ class Config:
                 f"{cls.__name__}: unknown keys {', '.join(map(_plain, unknown[:5]))}; this version of mlx-video cannot tell what they "
                 "change. The checkpoint may need a newer mlx-video."
             )
-        required = [f.name for f in fields(cls) if f.name in cls.REQUIRED or _needed(f)]
+        needed = {f.name for f in fields(cls) if f.default is MISSING}
+        required = [name for name in kinds if name in needed.union(cls.REQUIRED)]
         if absent := [name for name in required if name not in data]:
             raise UserError(f"{cls.__name__}: the config lacks {', '.join(absent)}.")
         stated = [key for key in kinds if key in data]
@@ -108,10 +109,6 @@ def _kinds(config: type[Config]) -> Mapping[str, type]:
 def _plain(key: str) -> str:
     """A key from a file, for a message."""
     return key if key.isidentifier() and len(key) < 60 else short(key)
-
-
-def _needed(field: Field) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
 
 
 def short(value: object) -> str:
