@@ -37,9 +37,10 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
     wishes = Wishes(**said, inputs=inputs_from(args))
 
     notices: list[str | Warned] = []
+    announce = options_from(args).announce
 
     def hear(what: object) -> None:
-        notices.append(what) if isinstance(what, str) else say(what)
+        notices.append(what) if isinstance(what, str) else announce(what)
 
     job = wishes.job(files_from(args), hear, lambda text: notices.append(Warned(text)))
     return job, [*notices, *map(Warned, _unused(args, job.recipe))]

@@ -6,15 +6,13 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterator
 
-from mlx_video import hub
 from mlx_video.cli import server
 from mlx_video.cli.parser import Add, flag, group
 from mlx_video.cli.values import byte_size, seconds
 from mlx_video.disk import full_path, read_small, typed_path
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.find import DEMO
+from mlx_video.models.ltx.find import DEMO, default_model
 
 DISK = 20 * 10**9  # bytes
 NEEDED = ("fastapi", "uvicorn", "multipart")
@@ -31,8 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_models(group(parser, "models"))
     _add_running(group(parser, "running"))
     add = group(parser, "storage")
-    about = "folder for clips and the queue (default: ~/.local/share/mlx-video)"
-    add("--data", about, metavar="FOLDER")
+    share = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    about = "folder for clips and the queue"
+    add("--data", about, f"{share}/mlx-video", metavar="FOLDER")
     about = "space that clips may take (default: 20GB)"
     add("--disk-budget", about, type=byte_size, metavar="GB")
     add("--queue", "clips that may wait", 32, type=int, metavar="N")
@@ -70,15 +69,10 @@ def serve(args: argparse.Namespace) -> None:
         raise UserError(
             f"Whoever reaches {args.host} could use the server; give it a key with --api-key-file FILE, or listen on {server.LOOPBACK[0]}."
         )
-    settings = {
-        "host": args.host,
-        "port": args.port,
-        "key": key,
-        "data": str(_data(args.data)),
-        "queue": args.queue,
-        "disk": round(args.disk_budget or DISK),
-        "worker": _worker(args),
-    }
+    data = typed_path(args.data)
+    settings = {name: vars(args)[name] for name in ("host", "port", "queue")}
+    settings |= {"key": key, "data": str(data), "disk": round(args.disk_budget or DISK)}
+    settings["worker"] = _worker(args, data)
     # Another program takes this process over, so that what answers HTTP has no MLX in it.
     environment = {**os.environ, server.SETTINGS: json.dumps(settings)}
     sys.stderr.flush()
@@ -87,29 +81,18 @@ def serve(args: argparse.Namespace) -> None:
     )
 
 
-def _worker(args: argparse.Namespace) -> list[str]:
+def _worker(args: argparse.Namespace, data: Path) -> list[str]:
     """The command that starts the worker."""
-    models = args.model or list(_offered())
+    models = args.model or dict.fromkeys((DEMO, default_model(lambda text: None)))
     settings = {
+        name: vars(args)[name] for name in ("memory_limit", "previews", "keep", "idle")
+    }
+    settings |= {
         "models": {_short(model): full_path(model) for model in models},
         "loras": dict(map(_lora, args.lora)),
-        "memory_limit": args.memory_limit,
-        "previews": args.previews,
-        "keep": args.keep,
-        "idle": args.idle,
-        "lock": str(_data(args.data) / "worker.lock"),
+        "lock": str(data / "worker.lock"),
     }
     return [sys.executable, "-m", "mlx_video.serve.worker", json.dumps(settings)]
-
-
-def _offered() -> Iterator[str]:
-    """The demo model, and what is in the hub's cache."""
-    yield DEMO
-    if any(
-        hub.has(hub.MODEL_REPO, hub.MODEL_FILE.format(variant=v))
-        for v in ("distilled", "dev")
-    ):
-        yield hub.MODEL_REPO
 
 
 def _short(model: str) -> str:
@@ -132,10 +115,3 @@ def _key(args: argparse.Namespace) -> str:
     if not key:
         raise UserError(f"{args.api_key_file} is empty; write the key into it.")
     return key
-
-
-def _data(typed: str | None) -> Path:
-    if typed is not None:
-        return typed_path(typed)
-    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return typed_path(base) / "mlx-video"

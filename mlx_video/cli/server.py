@@ -12,9 +12,7 @@ from mlx_video.cli.terminal import say
 from mlx_video.errors import UserError
 
 PORT = 8420
-SETTINGS = (
-    "MLX_VIDEO_SERVE"  # the environment variable in which ``cli.serve`` hands them over
-)
+SETTINGS = "MLX_VIDEO_SERVE"  # the variable in which ``cli.serve`` hands them over
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STOP_SECONDS = 3  # that open requests have to end
 IDLE_SECONDS = 75  # that a connection stays open without a request
@@ -41,8 +39,6 @@ def listen(settings: Mapping) -> None:
     )
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level="warning",
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
@@ -69,8 +65,8 @@ def names(host: str, port: int) -> frozenset[str]:
     """The names with port by which the server may be called."""
     hosts = {host, *(LOOPBACK if host in LOOPBACK else ())}
     bare = {f"[{name}]" if ":" in name else name for name in hosts}
-    return frozenset(f"{name}:{port}" for name in bare) | frozenset(
-        bare if port == 80 else ()
+    return frozenset(
+        {f"{name}:{port}" for name in bare} | (bare if port == 80 else set())
     )
 
 
