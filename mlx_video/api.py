@@ -177,31 +177,19 @@ class LTXPipeline:
 class GeneratedClip:
     """A clip that was sampled. It is decoded whenever it is saved or shown; ``frames`` can be taken once.
 
-    job    what makes it again: request, recipe and files
-    shape  frames, height, width and fps
-    path   where it was saved last
+    job         what makes it again: request, recipe and files
+    prompt      the one that was encoded: the one given, or its enhanced form
+    seed        of all noise, 0 to 2^64 - 1; with it a call makes the same clip
+    shape, fps  frames, height, width and fps; and frames per second alone
+    path        where it was saved last
     """
 
     def __init__(self, sampled: Sampled, on_step: OnStep | None = None):
-        self.job = sampled.job
-        self.shape = sampled.job.request.shape
+        self.job, request = sampled.job, sampled.job.request
+        self.prompt, self.seed = request.prompt, request.seed
+        self.shape, self.fps = request.shape, request.shape.fps
         self.path: Path | None = None
         self._sampled, self._on_step = sampled, on_step
-
-    @property
-    def prompt(self) -> str:
-        """The prompt that was encoded: the one given, or its enhanced form."""
-        return self.job.request.prompt
-
-    @property
-    def seed(self) -> int:
-        """Of all noise, 0 to 2^64 - 1; with it a call makes the same clip."""
-        return self.job.request.seed
-
-    @property
-    def fps(self) -> float:
-        """Frames per second."""
-        return self.shape.fps
 
     @property
     def frames(self) -> Iterator[np.ndarray]:

@@ -32,10 +32,7 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
     if args.from_record or args.resume:
         return _job_again(args), []
     _check(args)
-    names = {field.name for field in fields(Wishes)} - {"inputs"}
-    said = {name: getattr(args, name) for name in names & vars(args).keys()}
-    wishes = Wishes(**said, inputs=inputs_from(args))
-
+    wishes = Wishes(**_said(args, Wishes), inputs=inputs_from(args))
     notices: list[str | Warned] = []
     announce = options_from(args).announce
 
@@ -115,14 +112,14 @@ def moved(job: Job, args: argparse.Namespace) -> Job:
 
 def files_from(args: argparse.Namespace) -> Files:
     """The files that the arguments of any command name; those that are here by their full path, for the record."""
-    others = {name: getattr(args, name, None) for name in (*BESIDE, "quantize")}
-    return Files(
-        model=args.model,
-        loras=tuple(_lora_from(words) for words in getattr(args, "loras", ())),
-        dtype=args.dtype,
-        low_memory=getattr(args, "low_memory", False),
-        **others,
-    ).resolved()
+    loras = tuple(map(_lora_from, getattr(args, "loras", ())))
+    return Files(**{**_said(args, Files), "loras": loras}).resolved()
+
+
+def _said(args: argparse.Namespace, kind: type) -> dict[str, object]:
+    """The arguments that are called as fields of the dataclass ``kind``."""
+    names = (field.name for field in fields(kind))
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def inputs_from(args: argparse.Namespace) -> tuple[Input, ...]:
@@ -162,12 +159,6 @@ def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) ->
 
 def options_from(args: argparse.Namespace) -> Options:
     """How to carry out what the arguments ask for."""
-    resume = getattr(args, "resume", None)
-    return Options(
-        health=args.health,
-        memory_limit=getattr(args, "memory_limit", None),
-        save_every=getattr(args, "save_every", Options.save_every),
-        resume=resume,
-        previews=getattr(args, "preview", None) is not None,
-        announce=announce_to_log if args.quiet else say,
-    )
+    previews = getattr(args, "preview", None) is not None
+    announce = announce_to_log if args.quiet else say
+    return Options(**_said(args, Options), previews=previews, announce=announce)

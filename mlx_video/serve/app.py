@@ -127,11 +127,8 @@ async def list_videos(
     after: str | None = Query(None, max_length=100),
     order: Literal["asc", "desc"] = "desc",
 ) -> VideoPage:
-    try:
-        videos = at.store.page(limit + 1, after, order == "desc")
-    except KeyError:
-        gone = f"There is no video {after!r} to continue after."
-        raise HTTPException(404, gone) from None
+    edge = None if after is None else _found(at, after)
+    videos = at.store.page(limit + 1, edge, order == "desc")
     data = [VideoObject.of(v, at.store.place(v)) for v in videos[:limit]]
     return VideoPage(
         data=data,
@@ -237,12 +234,11 @@ def session(given: Key, at: At) -> Response:
 @router.get("/health")
 async def health(at: At, answer: Response) -> dict[str, object]:
     """Status 503 as long as no clip can be asked for."""
-    running = at.supervisor.running
     answer.status_code = 200 if at.supervisor.models else 503
     return {
         "status": at.supervisor.status,
         "version": __version__,
-        "running": running.id if running else None,
+        "running": at.supervisor.running and at.supervisor.running.id,
         "queued": at.store.waiting(),
         "trouble": at.supervisor.trouble,
     }

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -58,15 +59,12 @@ class Door:
 class Guard:
     """ASGI middleware: refuse at the door, stop bodies that grow too large, and tell browsers to load nothing from elsewhere."""
 
-    HEADERS = [
-        (
-            b"content-security-policy",
-            b"default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'",
-        ),
-        (b"x-content-type-options", b"nosniff"),
-        (b"referrer-policy", b"no-referrer"),
-        (b"cross-origin-resource-policy", b"same-origin"),
-    ]
+    HEADERS = {
+        "content-security-policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-resource-policy": "same-origin",
+    }
 
     def __init__(self, app: ASGIApp, door: Door, body: int):
         self.app, self.door, self.body = app, door, body
@@ -81,7 +79,7 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *self.HEADERS]
+                MutableHeaders(scope=message).update(self.HEADERS)
             await send(message)
 
         taken = 0

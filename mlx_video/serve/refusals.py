@@ -9,45 +9,40 @@ from starlette.exceptions import HTTPException
 
 from mlx_video.errors import DiskFullError, UserError
 
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
 
 def add_to(app: FastAPI) -> None:
     """Have ``app`` answer what it raises in this form."""
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(UserError, _bad_input)
-    app.add_exception_handler(sqlite3.OperationalError, _full)
+    raised = RequestValidationError, HTTPException, UserError, sqlite3.OperationalError
+    for kind in raised:
+        app.add_exception_handler(kind, _refused)
 
 
 def error_answer(
     status: int, message: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    kinds = {
-        401: "authentication_error",
-        403: "permission_error",
-        404: "not_found_error",
-        429: "rate_limit_error",
-    }
-    kind = kinds.get(
-        status, "invalid_request_error" if status < 500 else "server_error"
-    )
+    other = "invalid_request_error" if status < 500 else "server_error"
+    kind = KINDS.get(status, other)
     error = {"message": message, "type": kind, "param": None, "code": str(status)}
     return JSONResponse({"error": error}, status, headers)
 
 
-async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    return error_answer(400, sentence(error.errors()[0]))
-
-
-async def _bad_input(_: Request, error: UserError) -> JSONResponse:
-    full = isinstance(error, DiskFullError)
-    return error_answer(507 if full else 400, str(error))
-
-
-async def _full(_: Request, error: sqlite3.OperationalError) -> JSONResponse:
-    return error_answer(507, f"Nothing can be written: {error}. Free some space.")
-
-
-async def _refused(request: Request, error: HTTPException) -> JSONResponse:
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    match error:
+        case RequestValidationError():
+            return error_answer(400, sentence(error.errors()[0]))
+        case UserError():
+            full = isinstance(error, DiskFullError)
+            return error_answer(507 if full else 400, str(error))
+        case sqlite3.OperationalError():
+            said = f"Nothing can be written: {error}. Free some space."
+            return error_answer(507, said)
     said = str(error.detail)
     if not said.endswith("."):  # not one of ours
         said = {
@@ -59,10 +54,8 @@ async def _refused(request: Request, error: HTTPException) -> JSONResponse:
 
 def sentence(error: dict) -> str:
     """One problem that pydantic found, as a sentence that names the field."""
-    parts = [
-        str(part) for part in error["loc"] if part not in ("body", "query", "path")
-    ]
-    name = ".".join(parts)[:60] or "The request"
+    places = [part for part in error["loc"] if part not in ("body", "query", "path")]
+    name = ".".join(map(str, places))[:60] or "The request"
     if error["type"] == "extra_forbidden":
         return f"{name} is not a field of this request; see /docs.html for the fields."
     if error["type"] == "missing":

@@ -143,14 +143,11 @@ class Store:
         return next(self._read("SELECT * FROM videos WHERE id = ?", (id,)), None)
 
     def page(
-        self, limit: int, after: str | None = None, newest_first: bool = True
+        self, limit: int, after: Video | None = None, newest_first: bool = True
     ) -> list[Video]:
-        """At most ``limit`` videos that follow the one with the id ``after``; raises ``KeyError`` where there is none."""
-        edge = None if after is None else self.get(after)
-        if after is not None and edge is None:
-            raise KeyError(after)
+        """At most ``limit`` videos that follow ``after``."""
         sign, order = ("<", "DESC") if newest_first else (">", "ASC")
-        where = "" if edge is None else f"WHERE number {sign} {edge.number}"
+        where = "" if after is None else f"WHERE number {sign} {after.number}"
         sql = f"SELECT * FROM videos {where} ORDER BY number {order} LIMIT ?"
         return list(self._read(sql, (limit,)))
 

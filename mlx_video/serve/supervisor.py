@@ -39,7 +39,9 @@ NO_WORKER = (
 class Supervisor:
     """Feeds the queue of ``store`` to a worker started by ``command``, and passes on its events.
 
-    ``models`` are what the worker said it can make; empty until it is ready.
+    models   what the worker said it can make; empty until it is ready
+    running  the video that is being made
+    trouble  why no worker takes jobs, in a sentence; empty where one does
     """
 
     def __init__(self, store: Store, command: Sequence[str]):
@@ -48,7 +50,7 @@ class Supervisor:
         self.trouble = ""
         self.stopping = self._ready = False
         self._worker: subprocess.Popen | None = None
-        self._running: Video | None = None
+        self.running: Video | None = None
         self._cancelled = 0.0  # when the worker was last told to stop, if it was
         self._lines: queue.Queue = queue.Queue()  # of JSON, None at the end
         self._listeners: dict[str, set[queue.Queue]] = defaultdict(set)
@@ -77,10 +79,6 @@ class Supervisor:
             return "ok"
         return "starting" if self._thread.is_alive() else "failed"
 
-    @property
-    def running(self) -> Video | None:
-        return self._running
-
     def wake(self) -> None:
         """There is something in the queue."""
         self._lines.put('{"event": "woken"}')
@@ -88,7 +86,7 @@ class Supervisor:
     def cancel(self, id: str) -> bool:
         """Stop the job if it is running; returns whether it was."""
         with self._lock:
-            if self._running is None or self._running.id != id:
+            if self.running is None or self.running.id != id:
                 return False
             self._interrupt()
             return True
@@ -97,7 +95,7 @@ class Supervisor:
         """Wait until the job is not running; returns whether it stopped in time."""
 
         def idle() -> bool:
-            return self._running is None or self._running.id != id
+            return self.running is None or self.running.id != id
 
         with self._lock:
             return self._lock.wait_for(idle, seconds)
@@ -163,7 +161,7 @@ class Supervisor:
                 elif event["event"] == "trouble":
                     self.trouble = str(event["message"])
                 self._hear(event)
-                if ready and self._running is None:
+                if ready and self.running is None:
                     self._feed()
         finally:
             self._ready = False
@@ -191,7 +189,7 @@ class Supervisor:
                 continue
             self.store.start(video.id)
             with self._lock:
-                self._running, self._cancelled = self.store.get(video.id), 0.0
+                self.running, self._cancelled = self.store.get(video.id), 0.0
             with suppress(
                 OSError, ValueError
             ):  # it has just died, as its end will tell
@@ -214,7 +212,7 @@ class Supervisor:
         return all(self.store.file(video.id, suffix).exists() for suffix in files)
 
     def _hear(self, event: Event) -> None:
-        kind, running = event["event"], self._running
+        kind, running = event["event"], self.running
         if kind == "estimate":
             if answers := self._answers.get(event["ticket"]):
                 answers.put(event["estimate"])
@@ -237,7 +235,7 @@ class Supervisor:
 
     def _gone(self) -> None:
         """The worker ended; if it was making a clip, that failed."""
-        if self._running is not None:
+        if self.running is not None:
             status = self._worker.returncode
             name = f"signal {-status}" if status < 0 else f"exit code {status}"
             if not (self.stopping or self._cancelled):
@@ -247,16 +245,16 @@ class Supervisor:
     def _failed(self, code: str, message: str) -> None:
         """The running job ended without a clip, because that was wanted or with a reason."""
         if self._cancelled:
-            self.store.fail(self._running.id, "cancelled", "Cancelled.")
+            self.store.fail(self.running.id, "cancelled", "Cancelled.")
         elif self.stopping:
-            self.store.requeue(self._running.id)
+            self.store.requeue(self.running.id)
         else:
-            self.store.fail(self._running.id, code, message)
+            self.store.fail(self.running.id, code, message)
         self._finish()
 
     def _finish(self) -> None:
         with self._lock:
-            id, self._running = self._running.id, None
+            id, self.running = self.running.id, None
             self._lock.notify_all()
         self._tell(id, None)
 
