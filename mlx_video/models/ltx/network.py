@@ -1,7 +1,7 @@
 """What all networks of LTX-2 have in common: finding, lending, converting and planning need no more than this."""
 
 from pathlib import Path
-from typing import Callable, ClassVar, Mapping
+from typing import ClassVar, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,7 +23,7 @@ class Network(nn.Module):
     LARGE     whether it must be alone in memory
     BLOCKS    prefix of the layers that may be quantized: they hold nearly all weights, and the few others are cheap to
               keep exact; empty = none
-    STREAMED  whether its blocks may be read as they are used, see ``stream``
+    STREAMED  whether it has ``blocks``, and a method ``stream`` after which they are read as they are used
     LORAS     whether LoRAs may change it, under the official names or ``OTHER_NAMES`` (official to theirs)
     SELECTS   whether it reads only the tensors of the wanted streams
     WIDE      whether its numbers may pass 65,504, float16's largest, so that it takes bfloat16 instead
@@ -123,15 +123,6 @@ class Network(nn.Module):
         if quantization:
             quantize_blocks(part.network, **quantization)
         return dict(tree_flatten(part.network.parameters()))
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The blocks that ``stream`` drops."""
-        raise NotImplementedError
-
-    def stream(self, again: Callable[[], "Network"]) -> None:
-        """Keep no blocks: take them, in each pass, from the same network built ``again``."""
-        raise NotImplementedError
 
     @property
     def network(self) -> nn.Module:

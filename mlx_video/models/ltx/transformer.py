@@ -86,7 +86,6 @@ class ModalityInput:
     context    (B, L, D), the prompt after ``LTXModel.project_context``
     enabled    ``False`` = the stream does not change, but the other still attends to it
     keyframes  (B, N, 1) 1 = the token encodes a single frame (LTX-2.5); ``None`` marks nothing
-    bias       (B, 1, N, N) added to the scores of self-attention, as ``attention_bias`` makes it
     """
 
     latent: mx.array
@@ -95,7 +94,6 @@ class ModalityInput:
     rope: RopeTables
     enabled: bool = True
     keyframes: mx.array | None = None
-    bias: mx.array | None = None
 
 
 class Conditioning(NamedTuple):
@@ -116,7 +114,6 @@ class Conditioning(NamedTuple):
     embedded: mx.array
     cross_rows: mx.array | None = None
     prompt_rows: mx.array | None = None
-    bias: mx.array | None = None
 
 
 class StreamBlock(nn.Module):
@@ -153,10 +150,7 @@ class StreamBlock(nn.Module):
     ) -> mx.array:
         """Attention to the stream's own tokens, then to its text."""
         update = self.attn1(
-            self._norm(x, c, SELF_ATTENTION),
-            rope=c.rope.tokens,
-            bias=c.bias,
-            attending=attending,
+            self._norm(x, c, SELF_ATTENTION), rope=c.rope.tokens, attending=attending
         )
         x = end_piece(self._add(x, update, c, SELF_ATTENTION))
         del update  # frees it during the text attention

@@ -11,7 +11,6 @@ from mlx.utils import tree_flatten
 
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.attention import attention_bias
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.transformer import CROSS_GATE, ModalityInput
@@ -94,7 +93,6 @@ class Official:
         sigmas: AV[mx.array] | None = None,
         enabled: AV[bool] = AV(True, True),
         keyframes: bool = True,
-        attention: mx.array | None = None,
     ) -> AV[ModalityInput]:
         sigmas, masks = sigmas or self.sigmas, masks or self.pinned
         latents = latents or self.pair("in.{}_latent")
@@ -108,7 +106,6 @@ class Official:
             model.rope(latents.map(lambda _, p: p, positions)),
             enabled,
             AV(self["in.keyframes_mask"] if keyframes else None),
-            AV(attention).map(lambda a: attention_bias(a, mx.float32)),
         )
 
 
@@ -169,15 +166,6 @@ def test_a_stream_that_rests_and_one_that_is_frozen(official):
     frozen = official.inputs(model, masks, sigmas=still)
     expected = official.pair("av_audio_frozen.velocity_{}")
     assert errors(model(frozen), expected) < MODULE_TOLERANCE
-
-
-@newer
-def test_attention_mask(official):
-    model = official.model()
-    strengths = official["in.attention_mask"]
-    velocity = model(official.inputs(model, attention=strengths))
-    expected = official.pair("av_attn_mask.velocity_{}")
-    assert errors(velocity, expected) < MODULE_TOLERANCE
 
 
 @newer

@@ -27,18 +27,14 @@ def resample(
     x = waveform.astype(mx.float32)
     if from_rate == to_rate:
         return x
-    step, phases = _lowest_terms(from_rate, to_rate)
+    divisor = math.gcd(from_rate, to_rate)
+    step, phases = from_rate // divisor, to_rate // divisor
     kernel = _sinc_kernel(step, phases)
     reach = (kernel.shape[1] - step) // 2
     beyond = [(0, 0)] * (x.ndim - 1) + [(reach, reach + step)]
     pieces = frames(mx.pad(x, beyond, mode=padding), kernel.shape[1], step)
     y = (pieces @ mx.array(kernel.T, dtype=mx.float32)).flatten(-2)
     return y[..., : -(-x.shape[-1] * phases // step)]
-
-
-def _lowest_terms(a: int, b: int) -> tuple[int, int]:
-    divisor = math.gcd(a, b)
-    return a // divisor, b // divisor
 
 
 @cache
