@@ -10,8 +10,8 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_video.models.ltx.audio_config import AudioVAEConfig
-from mlx_video.models.ltx.audio_vae.mel import LOG_FLOOR, log_mel
 from mlx_video.types import VideoPixelShape
+from tiny.mel import LOG_FLOOR, log_mel
 from tiny.model import AUDIO_VAE, GEOMETRY, fresh, store
 from tiny.training import Plan, slope_of, train
 from tiny.world import FPS, random_scene, sound

@@ -4,8 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video.models.ltx.audio_vae import resample
-from mlx_video.models.ltx.audio_vae.signal import frames
+from mlx_video.models.ltx.audio_vae.signal import frames, resample
 from tests.reference import MODULE_TOLERANCE, error, vectors
 
 

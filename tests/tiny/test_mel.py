@@ -6,10 +6,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video.models.ltx.audio_vae import AudioEncoder, log_mel
-from mlx_video.models.ltx.audio_vae.mel import filterbank, hz_to_mel, mel_to_hz
+from mlx_video.models.ltx.audio_vae import AudioEncoder
 from tests.models.ltx.audio_vae.audio import tiny_config
 from tests.reference import MODULE_TOLERANCE, error, vectors
+from tiny.mel import filterbank, hz_to_mel, log_mel, mel_to_hz
 
 CONFIG = tiny_config(AudioEncoder)
 BANK = filterbank(513, 64, 16000, 0, 8000)
