@@ -8,7 +8,7 @@ import struct
 from math import prod
 from operator import index
 from pathlib import Path
-from typing import Callable, Mapping, NamedTuple
+from typing import Callable, NamedTuple
 
 import mlx.core as mx
 import numpy as np
