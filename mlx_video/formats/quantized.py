@@ -4,7 +4,6 @@ Knows tensors, their types and their notes; not networks. All of it is lazy: a t
 evaluated, one at a time.
 """
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Mapping
@@ -19,14 +18,6 @@ from mlx_video.weights import Weights, read, stored_types
 NOTE = ".comfy_quant"  # beside a layer's weight: JSON as bytes
 NOTES = "_quantization_metadata"  # in a file's metadata: the same for all layers
 FP8, INT8, NVFP4 = "float8_e4m3fn", "int8_tensorwise", "nvfp4"  # as notes call them
-REFUSED = {
-    "mxfp8": "mxfp8",
-    "convrot_w4a4": "4-bit ConvRot",
-    "asym_w4a8_int8": "asymmetric 4-bit",
-    "awq_w4a16": "4-bit AWQ",
-    "svdquant_w4a4": "4-bit SVDQuant",
-    "float8_e5m2": "fp8 of kind e5m2",
-}
 # Tensors that accompany a quantized one. Input scales are for arithmetic that MLX lacks.
 COMPANIONS = (
     ".weight_scale",
@@ -221,12 +212,9 @@ def _bytes(mark: mx.array) -> bytes:
 
 
 def _check_note(layer: str, note: object, source: str) -> None:
-    name = note.get("format") if isinstance(note, dict) else None
-    if isinstance(name, str) and name in (FP8, INT8, NVFP4):
-        return
-    known = REFUSED.get(name, "") if isinstance(name, str) else ""
-    told = f"{known} ({name})" if known else clip(json.dumps(name), 40)
-    raise UserError(
-        f"{source} is quantized as {told}, as {clip(layer)} says, which this version does not read; use a file in "
-        "bf16, fp8, int8 (ConvRot), nvfp4 or GGUF."
-    )
+    name = note.get("format") if isinstance(note, dict) else note
+    if name not in (FP8, INT8, NVFP4):
+        raise UserError(
+            f"{source} is quantized as {clip(name, 40)}, as {clip(layer)} says, which this version does not read; use a "
+            "file in bf16, fp8, int8 (ConvRot), nvfp4 or GGUF."
+        )
