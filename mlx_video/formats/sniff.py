@@ -12,9 +12,7 @@ BEGINNINGS = {
     b"version https://git-lfs": "Git LFS pointer",
     b"<": "web page",
     b"PK\x03\x04": "zip archive, as PyTorch pickles are",
-    b"\x80\x02": "Python pickle",
-    b"\x80\x03": "Python pickle",
-    b"\x80\x04": "Python pickle",
+    b"\x80": "Python pickle",
     b"\x89PNG": "picture",
     b"\xff\xd8\xff": "picture",
     b"%PDF": "PDF",
@@ -28,14 +26,8 @@ def sniff(path: Path) -> str:
     if file_size(path) == 0:
         return EMPTY
     with file_errors(path), open(path, "rb") as stream:
-        return kind_of(stream.read(64))
-
-
-def kind_of(begin: bytes) -> str:
-    """The kind of a file by its first bytes; 64 are enough."""
+        begin = stream.read(64)
     if begin[8:9] == b"{":
         return SAFETENSORS
-    for start, kind in BEGINNINGS.items():
-        if begin.lstrip(b" \r\n\t\xef\xbb\xbf").startswith(start):
-            return kind
-    return UNKNOWN
+    begin = begin.lstrip(b" \r\n\t\xef\xbb\xbf")
+    return next((k for b, k in BEGINNINGS.items() if begin.startswith(b)), UNKNOWN)
