@@ -118,7 +118,7 @@ def read_small(path: Path, most: int = 2**20) -> str:
         )
     try:
         with file_errors(path):
-            return path.read_bytes().decode()
+            return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{short(path)} is not UTF-8 text, from byte {error.start} on."

@@ -6,19 +6,18 @@ Everything is lazy: a tensor's bytes are read when it is first evaluated, so unu
 import json
 from errno import EIO
 from pathlib import Path
-from typing import Iterable, Mapping, TypeVar
+from typing import Iterable, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.disk import file_errors, file_size, folder_aside, is_there
+from mlx_video.disk import folder_aside, is_there, read_small
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.formats import gguf, safetensors
 from mlx_video.formats.safetensors import TYPES, Header, clip, json_object
 from mlx_video.formats.sniff import GGUF, sniff
 
-X = TypeVar("X")
 Weights = dict[str, mx.array]
 
 GB = 10**9
@@ -68,11 +67,7 @@ def read_header(file: Path) -> Header:
 
 def stored_types(path: Path) -> dict[str, str]:
     """Tensor name -> type as the file states it ("F8_E4M3"); MLX does not keep all of them apart."""
-    return {
-        name: entry["dtype"]
-        for file in tensor_files(path)
-        for name, entry in read_header(file).tensors.items()
-    }
+    return {name: entry["dtype"] for name, entry in _entries(path).items()}
 
 
 def outline(path: Path) -> Weights:
@@ -83,11 +78,13 @@ def outline(path: Path) -> Weights:
         nothing = float("nan") if mx.issubdtype(dtype, mx.floating) else 0
         return mx.full(entry["shape"], nothing, dtype)
 
-    return {
-        name: placeholder(entry)
-        for file in tensor_files(path)
-        for name, entry in read_header(file).tensors.items()
-    }
+    return {name: placeholder(entry) for name, entry in _entries(path).items()}
+
+
+def _entries(path: Path) -> dict[str, dict]:
+    """Tensor name -> its entry in the header, in all files of ``path``."""
+    headers = map(read_header, tensor_files(path))
+    return {name: entry for found in headers for name, entry in found.tensors.items()}
 
 
 def read_config(path: Path) -> dict:
@@ -139,11 +136,7 @@ def read_json(file: Path) -> dict:
     """The JSON object in ``file``; empty if there is no file. Raises ``UserError`` where it holds anything else."""
     if not file.is_file():
         return {}
-    if file_size(file) > LONGEST_JSON:
-        raise UserError(f"{file} is too long for a table of settings.")
-    with file_errors(file):
-        text = file.read_bytes()
-    return json_object(text, str(file))
+    return json_object(read_small(file, LONGEST_JSON), str(file))
 
 
 # Naming
