@@ -35,8 +35,7 @@ CRAFTS = [
 
 TALKERS = FLOORS[-1] | {"cli", "convert", "backend.__main__"}
 LANGUAGE = {
-    f"models.ltx.{name}"
-    for name in ("gemma", "sentencepiece", "tokenizer", "text_encoder", "enhance")
+    f"models.ltx.{name}" for name in ("gemma", "tokenizer", "text_encoder", "enhance")
 }
 ONLY_IN = {
     "huggingface_hub": {"hub"},

@@ -137,9 +137,8 @@ def _fitting(adapter: lora.Adapter) -> Iterator[str]:
 def _summary(weights: Weights, quantization: Mapping[str, object] = {}) -> PartSummary:
     sizes = Counter()
     for value in weights.values():
+        name = str(value.dtype).rpartition(".")[2]
         # MLX shows float8 as the bytes it is made of.
-        sizes[
-            str(value.dtype).split(".")[-1].replace("uint8", "float8")
-        ] += value.nbytes
+        sizes[name.replace("uint8", "float8")] += value.nbytes
     dtypes = tuple(name for name, _ in sizes.most_common())
     return PartSummary(len(weights), sizes.total(), dtypes, quantization)

@@ -171,14 +171,9 @@ def _files(name: str, home: str) -> Iterator[str]:
 
 def check_names(files: Files) -> None:
     """Raise ``UserError`` where a name can be neither a path nor on the hub, before anything is fetched."""
-    text_encoder, loras = files.text_encoder, (file for file, _ in files.loras)
-    if text_encoder and not _is_file(text_encoder):
-        hub.local(text_encoder)
-        text_encoder = None
-    others = files.upsampler, files.distilled_lora, files.detailing_lora
-    for file in (text_encoder, *others, files.video_vae, *loras):
-        if file and file != CONV:
-            hub.local(file, file=True)
+    for name in files.named():
+        if name != files.model:
+            hub.local(name, file=name != files.text_encoder or _is_file(name))
 
 
 def find_sources(
@@ -199,7 +194,7 @@ def find_sources(
     own = release.duration_head, release.temporal_upsampler
     for name, file in zip(("duration_head", "temporal_upsampler"), own):
         if name in lacking and file:
-            sources[name] = Source.of(_published(release, file, announce))
+            sources[name] = Source.of(_file(None, release, file, announce))
     sources = joined(sources)
     wanted = {name: source for name, source in sources.items() if name in needs}
     for name, source in wanted.items():
@@ -230,10 +225,8 @@ def _text_encoder_path(
     given: str | Path | None, release: Release, announce: hub.Announce
 ) -> Path:
     usual = release.text_encoder
-    if not given and usual.file:
-        return _published(release, usual.file, announce)
-    if given and _is_file(given):
-        return hub.resolve_file(given, announce)
+    if _is_file(given or usual.file):
+        return _file(given, release, usual.file, announce)
     return hub.resolve(given or usual.repository, hub.TEXT_ENCODER_FILES, announce)
 
 
@@ -241,8 +234,12 @@ def _is_file(name: str | Path) -> bool:
     return str(name).endswith(".safetensors")
 
 
-def _published(release: Release, file: str, announce: hub.Announce) -> Path:
-    """A file of a release's own repository."""
+def _file(
+    given: str | Path | None, release: Release, file: str, announce: hub.Announce
+) -> Path:
+    """The file that is ``given``, or ``file`` of the release's own repository."""
+    if given:
+        return hub.resolve_file(given, announce)
     return hub.resolve(release.repository, [file], release.announced(announce)) / file
 
 
@@ -250,8 +247,7 @@ def find_upsampler(
     given: str | Path | None, release: Release, announce: hub.Announce
 ) -> Source:
     """The spatial upsampler that is ``given``, or the one of ``release``; raises ``UserError`` for any other network."""
-    file = hub.resolve_file(given, announce) if given else None
-    source = Source.of(file or _published(release, release.upsampler, announce))
+    source = Source.of(_file(given, release, release.upsampler, announce))
     if upsampler_kind(source.config) != "upsampler":
         raise UserError(
             f"{source.path} does not double rows and columns. Give {release.upsampler} of {release.repository}."
@@ -283,7 +279,7 @@ def find_video_vae(
         )
     found = _autoencoder(companions(layout.path, layout.release, diffusion=False))
     if not found and layout.release.conv_vae:
-        file = _published(layout.release, layout.release.conv_vae, announce)
+        file = _file(None, layout.release, layout.release.conv_vae, announce)
         return _autoencoder(parts_in(file))
     return found
 
@@ -299,10 +295,8 @@ def find_distilled_lora(
 ) -> Path:
     """The LoRA that is ``given``, lies beside the model, or was published with it, in this order."""
     folder = layout.path if layout.path.is_dir() else layout.path.parent
-    beside = newest(folder, DISTILLED_LORA_FILES)
-    if given or beside:
-        return hub.resolve_file(given or beside, announce)
-    return _published(layout.release, layout.release.distilled_lora, announce)
+    given = given or newest(folder, DISTILLED_LORA_FILES)
+    return _file(given, layout.release, layout.release.distilled_lora, announce)
 
 
 def find_loras(

@@ -122,6 +122,7 @@ def _diffusers_version(transformer: Block) -> str:
 
 # Files, of which the first that exists counts; "{vae}" is the kind of autoencoder in the config.
 FORGE_FILES = {
+    "transformer": (("transformer-{variant}*", "transformer", "transformer-*"), "transformer", names.MLX_TRANSFORMER),
     "connectors": (("connector",), "transformer", names.MLX_CONNECTORS),
     "video_decoder": (("vae_decoder_{vae}", "vae_decoder"), "vae", names.MLX_VIDEO_DECODER),
     "video_encoder": (("vae_encoder_{vae}", "vae_encoder"), "vae", names.MLX_VIDEO_ENCODER),
@@ -150,22 +151,20 @@ UNIFIED_PREFIXES = {
 def _forge(folder: Path, variant: str) -> Found:
     """Flat files, one per part. Their config.json may be wrong about the transformer; the embedded config is right."""
 
-    def first(*stems: str) -> Path | None:
-        return newest(folder, *(f"{stem}.safetensors" for stem in stems))
+    def first(*stems: str, vae: str = "") -> Path | None:
+        named = (stem.format(vae=vae, variant=variant) for stem in stems)
+        return newest(folder, *(f"{name}.safetensors" for name in named))
 
     stated, sources = read_json(folder / CONFIG), {}
-    transformer = first(f"transformer-{variant}*", "transformer", "transformer-*")
+    transformer = first(*FORGE_FILES["transformer"][0])
     release = release_told_by(stored_types(transformer)) if transformer else "2.3"
     embedded = _embedded(folder, stated)
     blocks = {**published(release), **embedded}
     if "vae" not in embedded and first("vae_decoder_av"):
         blocks["vae"] = blocks["vae_diffusion"]
-    if transformer:
-        whole = _flat(transformer, blocks["transformer"], names.MLX_TRANSFORMER)
-        sources["transformer"] = whole
     kind = "av" if blocks["vae"].get("_class_name") == "CausalDiffusionVAE" else "conv"
     for part, (stems, block, spelling) in FORGE_FILES.items():
-        if file := first(*(stem.format(vae=kind) for stem in stems)):
+        if file := first(*stems, vae=kind):
             sources[part] = _flat(file, blocks[block], spelling)
     for part, word in (("upsampler", "spatial"), ("temporal_upsampler", "temporal")):
         if file := first(f"{word}_upscaler_x2*"):

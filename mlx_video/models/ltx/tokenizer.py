@@ -10,23 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator, Sequence
 
 import mlx.core as mx
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from mlx_video import weights
 from mlx_video.errors import MissingFileError, UserError, check_text
 from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, tokenizer_folder
-from mlx_video.models.ltx.sentencepiece import tokenizer_of
 
-if TYPE_CHECKING:  # it imports transformers, which takes more than a second
+if TYPE_CHECKING:  # the first takes more than a second, the second a quarter of one
     from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 PAD = 0
 BOS = "<bos>"
+SPACE = "▁"  # in pieces of SentencePiece
 TURNS = (("<start_of_turn>", "<end_of_turn>"), ("<|turn>", "<turn|>"))  # Gemma 3, 4
-# What reads the files of a folder, and the tensors of bytes in Lightricks' packed file and in ComfyUI's.
-PARSERS = {"tokenizer.json": Tokenizer.from_buffer, "tokenizer.model": tokenizer_of}
-PACKED = {"tokenizer_json": Tokenizer.from_buffer, "spiece_model": tokenizer_of}
 LONGEST_TEXT = 100_000  # characters, more than any prompt's tokens can encode
 
 
@@ -179,6 +177,56 @@ def caution(text_encoder: Path, prompt: str) -> str:
     if not text_encoder.is_dir() or Knowledge.read(text_encoder) is None:
         return ""
     return PromptTokenizer.load(text_encoder).caution(prompt)
+
+
+# Files
+
+
+def tokenizer_of(data: bytes) -> Tokenizer:
+    """The tokenizer of a serialized SentencePiece model. Raises protobuf's ``DecodeError`` or ``ValueError`` if it is not one.
+
+    Covers Gemma's kind: byte-pair encoding with byte fallback, and no normalisation except of spaces.
+    """
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    pieces = ModelProto.FromString(data).pieces
+    ids = {piece.piece: i for i, piece in enumerate(pieces)}
+    unknown = next((p.piece for p in pieces if p.type == p.UNKNOWN), None)
+    if unknown is None or len(ids) != len(pieces):
+        raise ValueError("not a SentencePiece model")
+    backend = Tokenizer(
+        models.BPE(ids, _merges(pieces, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )  # fmt: skip
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    kinds = ModelProto.SentencePiece
+    whole = {kinds.CONTROL: {"special": True, "normalized": False}, kinds.USER_DEFINED: {"normalized": True}}  # fmt: skip
+    backend.add_tokens(
+        [AddedToken(p.piece, **whole[p.type]) for p in pieces if p.type in whole]
+    )
+    return backend
+
+
+def _merges(
+    pieces: Sequence["ModelProto.SentencePiece"], ids: dict[str, int]
+) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes a third, ordered by the third's score."""
+    found = []
+    for piece in pieces:
+        if piece.type not in (piece.NORMAL, piece.USER_DEFINED):
+            continue
+        text, score = piece.piece, piece.score
+        halves = ((text[:at], text[at:]) for at in range(1, len(text)))
+        found += [(score, pair) for pair in halves if pair[0] in ids and pair[1] in ids]
+    found.sort(key=lambda each: -each[0])  # stable: the shorter first half goes first
+    return [pair for _, pair in found]
+
+
+# What reads the files of a folder, and the tensors of bytes in Lightricks' packed file and in ComfyUI's.
+PARSERS = {"tokenizer.json": Tokenizer.from_buffer, "tokenizer.model": tokenizer_of}
+PACKED = {"tokenizer_json": Tokenizer.from_buffer, "spiece_model": tokenizer_of}
 
 
 def _read(file: Path) -> Tokenizer:

@@ -10,9 +10,8 @@ from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.find import PACKAGED
 from mlx_video.models.ltx.knowledge import FILE as KNOWS
 from mlx_video.models.ltx.knowledge import Knowledge
-from mlx_video.models.ltx.sentencepiece import tokenizer_of
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
-from mlx_video.models.ltx.tokenizer import PromptTokenizer
+from mlx_video.models.ltx.tokenizer import PromptTokenizer, tokenizer_of
 from tests.reference import FIXTURES
 from tests.tiny_tokenizer import make_text_encoder_folder
 from tiny.sentences import describe, words
