@@ -18,31 +18,28 @@ def save_stills(clip: Path) -> None:
     count = sum(1 for _ in _frames(clip))
     places = np.linspace(0, count - 1, COLUMNS * ROWS).round().astype(int).tolist()
     shown = count // 3
-    small: dict[int, np.ndarray] = {}
+    small: dict[int, Image.Image] = {}
     for place, frame in enumerate(_frames(clip)):
         if place in places:
-            small[place] = _image(frame, SHEET_WIDTH)
+            small[place] = _small(frame.to_image(), SHEET_WIDTH)
         if place == shown:
-            _save(_image(frame, WIDTH), clip.with_suffix(".webp"))
-    cells = [small[place] for place in places]
-    rows = [
-        np.concatenate(cells[i : i + COLUMNS], 1) for i in range(0, len(cells), COLUMNS)
-    ]
-    _save(np.concatenate(rows), clip.with_suffix(".sheet.webp"))
+            _save(_small(frame.to_image(), WIDTH), clip.with_suffix(".webp"))
+    width, height = small[0].size
+    sheet = Image.new("RGB", (COLUMNS * width, ROWS * height))
+    for number, place in enumerate(places):
+        row, column = divmod(number, COLUMNS)
+        sheet.paste(small[place], (column * width, row * height))
+    _save(sheet, clip.with_suffix(".sheet.webp"))
 
 
 def save_still(pixels: np.ndarray, path: Path) -> None:
     """Write a frame, uint8 RGB (H, W, 3), as a picture at most 640 pixels wide, in the format of its ending; an older one is replaced."""
-    _save(np.array(_small(Image.fromarray(pixels), WIDTH)), path)
+    _save(_small(Image.fromarray(pixels), WIDTH), path)
 
 
 def _frames(clip: Path) -> Iterator[av.VideoFrame]:
     with av.open(str(clip)) as container:
         yield from container.decode(video=0)
-
-
-def _image(frame: av.VideoFrame, width: int) -> np.ndarray:
-    return np.array(_small(frame.to_image(), width))
 
 
 def _small(image: Image.Image, width: int) -> Image.Image:
@@ -52,7 +49,6 @@ def _small(image: Image.Image, width: int) -> Image.Image:
     return image.resize((width, max(1, round(image.height * width / image.width))))
 
 
-def _save(pixels: np.ndarray, path: Path) -> None:
-    kind = Image.registered_extensions()[path.suffix]
+def _save(image: Image.Image, path: Path) -> None:
     with written_aside(path, overwrite=True) as aside:
-        Image.fromarray(pixels).save(aside, kind, quality=82)
+        image.save(aside, quality=82)
