@@ -15,9 +15,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_video.models.ltx.video_vae.blocks import MidBlock3D
+from mlx_video.models.ltx.video_vae.cells import activated
 from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
-from mlx_video.models.ltx.video_vae.resnet import MidBlock3D
 from mlx_video.models.ltx.video_vae.sampling import (
     DepthToSpaceUpsample,
     SpaceToDepthDownsample,
@@ -25,7 +26,6 @@ from mlx_video.models.ltx.video_vae.sampling import (
     space_to_depth,
 )
 from mlx_video.models.ltx.video_vae.stream import Stream
-from mlx_video.models.ltx.video_vae.window import activated
 from tiny.model import VAE
 from tiny.world import draw, random_scene
 

@@ -15,22 +15,32 @@ from mlx_video.models.ltx.kernels import ADD_GATED, NORM_MODULATE, fused
 EMBEDDING_WIDTH = 256
 
 
-class AdaLNSingle(nn.Module):
+class TimestepEmbedder(nn.Module):
+    """Noise levels as sinusoids through two linear layers: (...,) -> (..., dim), in ``dtype``."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(EMBEDDING_WIDTH, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def __call__(self, timesteps: mx.array, dtype: mx.Dtype) -> mx.array:
+        x = timestep_embedding(timesteps, EMBEDDING_WIDTH).astype(dtype)
+        return self.linear_2(nn.silu(self.linear_1(x)))
+
+
+class AdaLNSingle(TimestepEmbedder):
     """An MLP from a noise level to ``rows`` vectors of ``dim`` features, shared by all blocks."""
 
     def __init__(self, dim: int, rows: int):
-        super().__init__()
+        super().__init__(dim)
         self.rows = rows
-        self.linear_1 = nn.Linear(EMBEDDING_WIDTH, dim)
-        self.linear_2 = nn.Linear(dim, dim)
         self.linear = nn.Linear(dim, rows * dim)
 
     def __call__(
         self, timesteps: mx.array, dtype: mx.Dtype
     ) -> tuple[mx.array, mx.array]:
         """Scaled noise levels (B, K) -> rows (B, K, rows, dim) and the embedded levels (B, K, dim), in ``dtype``."""
-        x = timestep_embedding(timesteps, EMBEDDING_WIDTH).astype(dtype)
-        embedded = self.linear_2(nn.silu(self.linear_1(x)))
+        embedded = super().__call__(timesteps, dtype)
         rows = self.linear(nn.silu(embedded))
         return mx.unflatten(rows, -1, (self.rows, -1)), embedded
 

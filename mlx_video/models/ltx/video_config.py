@@ -63,7 +63,7 @@ class VideoEncoderConfig(Config):
 
 def _scale(blocks: tuple, patch_size: int) -> VideoScale:
     # Imported late: the networks, which know the strides of blocks, import this module.
-    from mlx_video.models.ltx.video_vae.base import compression
+    from mlx_video.models.ltx.video_vae.blocks import compression
 
     return compression(blocks, patch_size)
 

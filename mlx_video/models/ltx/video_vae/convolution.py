@@ -8,9 +8,8 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import fitted
-from mlx_video.models.ltx.video_vae.cells import total
+from mlx_video.models.ltx.video_vae.cells import total, window
 from mlx_video.models.ltx.video_vae.stream import Stream
-from mlx_video.models.ltx.video_vae.window import window
 
 MAX_CONV_ELEMENTS = 1_500_000_000
 """Most elements one convolution may read or write. Metal's kernels returned zeros near 2e9 (ml-explore/mlx#3979)."""

@@ -13,11 +13,13 @@ from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_config import VideoVAEConfig
-from mlx_video.models.ltx.video_vae.base import (
+from mlx_video.models.ltx.video_vae.blocks import (
     CONVOLUTIONS,
     STRIDES,
     Block,
+    MidBlock3D,
     compression,
+    layers,
     names_of,
     read_blocks,
 )
@@ -27,7 +29,6 @@ from mlx_video.models.ltx.video_vae.convolution import (
     on_gpu,
     unfolded_elements,
 )
-from mlx_video.models.ltx.video_vae.resnet import MidBlock3D, layers
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
 from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces, widest
 from mlx_video.models.ltx.video_vae.streaming_decode import PIECES, StreamPlan

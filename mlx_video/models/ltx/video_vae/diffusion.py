@@ -14,17 +14,17 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_video.models.ltx.adaln import TimestepEmbedder
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import each_piece_by_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
-from mlx_video.models.ltx.video_vae.base import names_of
+from mlx_video.models.ltx.video_vae.blocks import names_of
 from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     MODULATION,
     Context,
     DiffusionBlock,
     NeighborhoodBlock,
-    TimestepEmbedder,
     Upsample,
 )
 from mlx_video.models.ltx.video_vae.diffusion_cells import PIECE_SHARE, Cells
@@ -312,7 +312,9 @@ class DiffusionDecoder(Network):
     def _shared_rows(self) -> mx.array:
         """Scales and shifts (1, 7, C) for the noise level of the one step."""
         level = mx.array([LEVEL * self.config.timestep_scale_multiplier])
-        rows = self.shared_adaln(nn.silu(self.t_embedder(level)))
+        rows = self.shared_adaln(
+            nn.silu(self.t_embedder(level, self.t_embedder.linear_1.weight.dtype))
+        )
         return mx.unflatten(rows, -1, (MODULATION, -1))
 
 

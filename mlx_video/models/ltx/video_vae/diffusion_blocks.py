@@ -8,7 +8,6 @@ from typing import Callable, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.adaln import EMBEDDING_WIDTH, timestep_embedding
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.video_vae.neighborhood import (
     NORM_EPS,
@@ -153,20 +152,6 @@ class Upsample(nn.Module):
         """``begins`` = the first piece begins with the clip's first frame, not only a tile's."""
         y = depth_to_space(self.proj(x), self.stride)
         return y[:, self.stride[0] - 1 :] if stream.begins(self) and begins else y
-
-
-class TimestepEmbedder(nn.Module):
-    """A sinusoid through two linear layers."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(EMBEDDING_WIDTH, dim)
-        self.linear_2 = nn.Linear(dim, dim)
-
-    def __call__(self, timestep: mx.array) -> mx.array:
-        x = timestep_embedding(timestep, EMBEDDING_WIDTH)
-        x = self.linear_1(x.astype(self.linear_1.weight.dtype))
-        return self.linear_2(nn.silu(x))
 
 
 class Context:

@@ -13,11 +13,13 @@ from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_config import VideoEncoderConfig
-from mlx_video.models.ltx.video_vae.base import (
+from mlx_video.models.ltx.video_vae.blocks import (
     CONVOLUTIONS,
     STRIDES,
     Block,
+    MidBlock3D,
     compression,
+    layers,
     names_of,
     read_blocks,
     stride_of,
@@ -30,7 +32,6 @@ from mlx_video.models.ltx.video_vae.convolution import (
     on_gpu,
     preferred_form,
 )
-from mlx_video.models.ltx.video_vae.resnet import MidBlock3D, layers
 from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify
 from mlx_video.models.ltx.video_vae.stream import Piece, Stream, gathered, widest
 from mlx_video.types import VideoPixelShape

@@ -171,7 +171,7 @@ def test_inside():
     x_t = model.conv_in_x_t(patchify(noise(17, 96, 128), model.config.patch_size))
     found["x_t_sub"] = x_t[:, :, ::3, ::3]
     level = mx.array([1000.0])
-    found["t_emb"] = model.t_embedder(level)
+    found["t_emb"] = model.t_embedder(level, mx.float32)
     found["modulation"] = model._shared_rows()
     rows = {"": model.diff_blocks[0], "_combined": combined().diff_blocks[0]}
     x = x_t + rows[""].context_proj(x[:, :17])
