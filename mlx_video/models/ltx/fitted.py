@@ -37,7 +37,7 @@ class Live(NamedTuple):
 QUEUED, QUEUED_FINER = 400e6, 430e6
 # The CPU's without compiled functions, as the commands run it.
 CPU = Live(12, 1, 0, 17, 0, 4, 110, 0, 90, 96, 31.5)
-GPU = Live(9.6, 0, 11, 48, 3.3, 4, 9.2, 20, 42, 48.6, 29)
+GPU = Live(9.6, 0, 11, 52, 3.5, 4, 9.2, 20, 42, 48.6, 29)
 
 
 def live() -> Live:

@@ -19,8 +19,9 @@ from mlx_video.models.ltx.video_vae.tiling import (
 
 PIECE_SHARE = 3
 """A piece may be this many times as large as ``elements``: few arrays of its size are alive, as rows go in bands."""
-LIVE_PIECES, LIVE_BANDS = 3, 24
-"""Arrays of the size of a piece and of a ``BAND`` that are alive at once; bands count twice, since a GPU queues one."""
+LIVE_PIECES, LIVE_BANDS = 3, 2
+"""Arrays of the size of a piece, on a GPU (an H200) with the frames its windows reach, and of a ``BAND``: one queued, one at
+work."""
 CPU_MLP, CPU_SCORES, CPU_ATTENDING = 21, 19, 5.5
 """The same on a CPU, measured: of a band in its MLP; or, while it attends, of the scores and of the band."""
 # Official tiles overlap by a multiple of these, in frames and pixels.
@@ -150,9 +151,11 @@ class Cells:
         piece = min(whole, max(self.config.decoder_scale.time, count))
         context = min(whole, blocks[-1] * (kernels[-1] // 2) + piece)
         band = min(BAND, (piece + kernels[-1] - 1) * last)
-        held = kept + (context + LIVE_PIECES * piece) * last
         if on_gpu():
+            seen = min(whole, piece + kernels[-1] - 1)
+            held = kept + (context + LIVE_PIECES * seen) * last
             return (held + LIVE_BANDS * band) * itemsize
+        held = kept + (context + LIVE_PIECES * piece) * last
         scores = self._scores(B, W, min(whole, count))
         attending = CPU_SCORES * scores + CPU_ATTENDING * band
         return round((held + max(CPU_MLP * band, attending)) * FLOAT32)

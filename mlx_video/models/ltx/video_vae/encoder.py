@@ -36,7 +36,7 @@ from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patc
 from mlx_video.models.ltx.video_vae.stream import Piece, Stream, gathered, widest
 from mlx_video.types import VideoPixelShape
 
-LIVE, LIVE_SMALL, QUEUED = 36, 180, 700e6
+LIVE, LIVE_SMALL, QUEUED = 28, 180, 770e6
 """Arrays of the first grid that are alive at once while an image is encoded on a GPU (an H200), beside bytes of small
 results that wait; and where the image is so small that all do."""
 
