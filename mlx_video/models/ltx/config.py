@@ -12,17 +12,13 @@ from mlx_video.types import AV, Modality
 class LTXModelType(Enum):
     """Which streams of the transformer are built."""
 
-    VideoOnly = "VideoOnly"
-    AudioOnly = "AudioOnly"
-    AudioVideo = "AudioVideo"
+    VideoOnly = (Modality.VIDEO,)
+    AudioOnly = (Modality.AUDIO,)
+    AudioVideo = (Modality.VIDEO, Modality.AUDIO)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        return {
-            LTXModelType.VideoOnly: (Modality.VIDEO,),
-            LTXModelType.AudioOnly: (Modality.AUDIO,),
-            LTXModelType.AudioVideo: (Modality.VIDEO, Modality.AUDIO),
-        }[self]
+        return self.value
 
 
 class LTXRopeType(Enum):

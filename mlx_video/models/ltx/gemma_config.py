@@ -56,6 +56,15 @@ class RopeConfig(Config):
         return asdict(self) | {"rope_theta": self.rope_theta or theta}
 
 
+def _ropes(text: Mapping[str, object], full: Mapping) -> list[RopeConfig]:
+    """Those of sliding and full attention; ``full`` = the latter's where the file states none."""
+    stated = text.get("rope_parameters") or {}
+    if not isinstance(stated, Mapping):
+        raise UserError(f"rope_parameters must be an object; got {short(stated)}.")
+    usual = {SLIDING: {}, FULL: full}
+    return [RopeConfig.from_dict(stated.get(kind, usual[kind])) for kind in usual]
+
+
 def _known(config: type[Config], data: Mapping[str, object]) -> dict[str, object]:
     """The keys that a config reads; ``None`` means unset, as in transformers."""
     names = {field.name for field in fields(config)} | config.FIXED.keys()
@@ -132,17 +141,10 @@ class Gemma3Config(GemmaConfig):
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "Gemma3Config":
-        ropes = text.get("rope_parameters") or {}
-        scaling = text.get("rope_scaling") or {}
-        if not isinstance(ropes, Mapping) or not isinstance(scaling, Mapping):
-            raise UserError(
-                "Gemma3Config: rope_parameters and rope_scaling must be objects."
-            )
-        full = RopeConfig.from_dict(ropes.get(FULL, {}))
-        if scaling:
+        sliding, full = _ropes(text, {})
+        if scaling := text.get("rope_scaling"):
             scaled = RopeConfig.from_dict(scaling)
             full = replace(scaled, rope_theta=full.rope_theta)
-        sliding = RopeConfig.from_dict(ropes.get(SLIDING, {}))
         text["rope_scaling"] = asdict(full)
         text.setdefault("rope_theta", full.rope_theta)
         text.setdefault("rope_local_base_freq", sliding.rope_theta)
@@ -202,13 +204,8 @@ class Gemma4Config(GemmaConfig):
         if isinstance(full, Mapping):
             text.setdefault("global_head_dim", full.get("head_dim"))
             text.setdefault("num_global_key_value_heads", full.get("num_key_value_heads"))  # fmt: skip
-        ropes = text.get("rope_parameters") or {}
-        if isinstance(ropes, Mapping):
-            ropes = {k: RopeConfig.from_dict(v) for k, v in ({SLIDING: {}, FULL: PROPORTIONAL} | ropes).items()}  # fmt: skip
-            text["rope_parameters"] = {
-                SLIDING: ropes[SLIDING].of(1e4),
-                FULL: ropes[FULL].of(1e6),
-            }
+        sliding, full = _ropes(text, PROPORTIONAL)
+        text["rope_parameters"] = {SLIDING: sliding.of(1e4), FULL: full.of(1e6)}
         config = super().from_text(text)
         layers = config.layer_types or cls.pattern(config.num_hidden_layers)
         if {*layers} - {SLIDING, FULL} or len(layers) != config.num_hidden_layers:

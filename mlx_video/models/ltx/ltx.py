@@ -237,7 +237,7 @@ class LTXModel(Network):
         has = self.streams.present
         if absent := [m.value for m in inputs.present if m not in has]:
             raise ValueError(
-                f"This {self.config.model_type.value} model has no {absent[0]} stream; "
+                f"This {self.config.model_type.name} model has no {absent[0]} stream; "
                 f"give it {' and '.join(m.value for m in has)} only."
             )
         sizes = {
