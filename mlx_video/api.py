@@ -209,12 +209,11 @@ class GeneratedClip:
         """
         path = clip_path(path, self.prompt, self.seed)
         output = Output(path, overwrite=overwrite)
-        inputs, sound = self.job.request.inputs, self.job.request.audio
-        output.check(sound, (Path(file) for given in inputs for file in given.files))
+        output.check(self.job.request)
         job, copies = _with_pictures(self.job, path)
         for file in copies.values():
             check_free(file, overwrite)
-        for notice in output.notices(sound):
+        for notice in output.notices(self.job.request.audio):
             warnings.warn(notice, stacklevel=2)
         _followed(write(self._sampled._replace(job=job), output), self._on_step)
         for picture, file in copies.items():

@@ -5,7 +5,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Mapping, Sequence
+from typing import Mapping, Sequence
 
 from mlx_video.disk import (
     GB,
@@ -18,6 +18,7 @@ from mlx_video.disk import (
     typed_path,
 )
 from mlx_video.errors import UserError
+from mlx_video.request import Request
 from mlx_video.types import CLIP_SUFFIXES, SILENT_SUFFIXES, VideoPixelShape
 
 LONGEST_NAME = 200  # bytes of a file name, so that the files beside it can be named too
@@ -72,12 +73,9 @@ class Output:
         name = named.pop("output", Path()).name or usual
         return cls(left.with_name(name), **{k: left.parent / p for k, p in named.items()})  # fmt: skip
 
-    def check(self, audio: bool, reads: Iterable[Path] = ()) -> None:
-        """Raise ``UserError`` for what could not be written after a long run: a suffix, folder, permission or existing file.
-
-        reads  files that the run is made from, none of which may be replaced
-        """
-        if self.audio and not audio:
+    def check(self, request: Request) -> None:
+        """Raise ``UserError`` for what could not be written after a long run, or would replace what the clip is made from."""
+        if self.audio and not request.audio:
             raise UserError(
                 f"--output-audio {short(self.audio)} needs a clip with sound; add --audio."
             )
@@ -91,8 +89,8 @@ class Output:
                 _check_target(path, suffixes, self.overwrite)
         if self.frames:
             self._check_frames(self.frames)
-        for file in reads:
-            if self._replaces(file.resolve()):
+        for file in (file for given in request.inputs for file in given.files):
+            if self._replaces(Path(file).resolve()):
                 raise UserError(
                     f"{short(file)} is an input of this clip and would be replaced; choose another --save-frames or "
                     "--output-audio."

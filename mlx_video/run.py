@@ -66,8 +66,7 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
     Raises ``UserError`` before any weights are read for what can be known to be wrong, ``HealthError`` later.
     """
     job.check()
-    reads = [Path(file) for given in job.request.inputs for file in given.files]
-    output.check(job.request.audio, reads)
+    output.check(job.request)
     start = None if options.resume is None else load_state(options.resume, job)
     if start is None:
         output.check_unfinished()
@@ -150,7 +149,7 @@ def finish(
     Raises ``UserError`` where they do not fit the job, before any weights are read.
     """
     job.check()
-    output.check(job.request.audio)
+    output.check(job.request)
     tensors, _ = load_tensors(latents)
     job, plan, pipeline = yield from _prepared(job, options, sampled=True)
     check_shapes(latents, tensors, pipeline.latent_shapes(job.request))
@@ -238,7 +237,6 @@ def _timed(events: Iterable[Event], output: Output) -> Iterator[Event]:
             mx.reset_peak_memory()
         yield event
     yield from ended()
-    seconds, peak = sum(p.seconds for p in phases), max(
-        (p.peak for p in phases), default=0
-    )
+    seconds = sum(phase.seconds for phase in phases)
+    peak = max((phase.peak for phase in phases), default=0)
     yield Written(str(output.path), str(output.record), seconds, peak)

@@ -22,6 +22,8 @@ from mlx_video.disk import (
 from mlx_video.errors import DiskFullError, MissingFileError, UserError
 from mlx_video.models.ltx.find import DEMO, default_model
 from mlx_video.output import Output
+from mlx_video.request import Request
+from mlx_video.types import VideoPixelShape
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,9 @@ def test_a_closed_folder_is_a_sentence(nobody, capsys):
     with pytest.raises(UserError, match="cannot be read: permission denied"):
         is_there(closed / "x")
     with pytest.raises(UserError, match="closed is not writable: permission denied"):
-        Output(closed / "x.mp4").check(audio=False)
+        Output(closed / "x.mp4").check(
+            Request("a ball", VideoPixelShape(9, 64, 64, 24.0))
+        )
     assert cli.main(["info", str(closed)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {closed}") and "permission denied" in told
