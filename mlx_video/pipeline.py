@@ -2,7 +2,7 @@
 
 import warnings
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import groupby
 from typing import Generator, Iterator, Mapping, NamedTuple
 
@@ -80,6 +80,7 @@ class Sampling(NamedTuple):
     previews: Previews
 
 
+@dataclass(eq=False)
 class Pipeline:
     """Generate clips with a checkpoint's ``components``, sampled by ``recipe``.
 
@@ -94,24 +95,17 @@ class Pipeline:
     ``defaults`` are the checkpoint's.
     """
 
-    def __init__(
-        self,
-        components: Components,
-        recipe: Recipe,
-        *,
-        health: bool = True,
-        batched: bool = False,
-        memory: float | None = None,
-        previews: bool = False,
-    ):
-        components.inspect = check_weights if health else None
-        self.components = components
-        self.recipe = recipe
-        self.health = health
-        self.batched = batched
-        self.memory = memory
-        self.previews = previews
-        self.defaults = Defaults.from_dict(components.layout.defaults)
+    components: Components
+    recipe: Recipe
+    _: KW_ONLY
+    health: bool = True
+    batched: bool = False
+    memory: float | None = None
+    previews: bool = False
+
+    def __post_init__(self):
+        self.components.inspect = check_weights if self.health else None
+        self.defaults = Defaults.from_dict(self.components.layout.defaults)
 
     def __call__(self, request: Request) -> Clip:
         """The clip of ``request``; its frames are decoded as they are taken."""
