@@ -34,9 +34,8 @@ from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.types import AV, Geometry, VideoLatentShape, VideoPixelShape
 
-COMPRESSED = (
-    7.2  # times a picture's bytes, while it makes its trip through H.264; measured
-)
+# Times a picture's bytes, while it makes its trip through H.264; measured.
+COMPRESSED = 7.2
 
 
 class Parts(NamedTuple):
@@ -155,9 +154,7 @@ class Image(Input):
         """PATH [FRAME] [STRENGTH]; the path of a local picture becomes absolute."""
         path, *rest = words
         try:
-            frame, strength = (rest + ["0", "1"][len(rest) :])[:2]
-            if len(rest) > 2:
-                raise ValueError
+            frame, strength = *rest, *("0", "1")[len(rest) :]
             frame, strength = int(frame), float(strength)
         except ValueError:
             raise UserError(

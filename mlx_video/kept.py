@@ -3,7 +3,7 @@
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable, Iterator, Mapping
+from typing import Callable, Iterator
 
 import mlx.core as mx
 
@@ -87,16 +87,27 @@ class Keeper:
 def save_latents(output: Output, sample: Sample, job: Job) -> Path:
     """Write a sample beside its record, for ``finish``; returns where. Raises ``UserError`` where that cannot be."""
     record = {RECORD_KEY: job.with_prompt(sample.prompt).record()}
-    _save_tensors(output.latents, sample.latents, record | output.remembered())
-    return output.latents
+    return _save(output, output.latents, _named(sample.latents), record)
 
 
 def save_state(output: Output, state: Reached, job: Job) -> Path:
     """Write where sampling has got to, beside the record; returns where. Raises ``UserError`` where that cannot be."""
     words = {RECORD_KEY: job.record(), STAGE: str(state.stage), STEP: str(state.step)}
     sound = {} if state.sound is None else {SOUND: state.sound}
-    _save_tensors(output.state, state.latents, words | output.remembered(), sound)
-    return output.state
+    return _save(output, output.state, _named(state.latents) | sound, words)
+
+
+def _named(latents: AV[mx.array]) -> dict[str, mx.array]:
+    return {modality.value: latents[modality] for modality in latents.present}
+
+
+def _save(
+    output: Output, path: Path, tensors: dict[str, mx.array], words: dict[str, str]
+) -> Path:
+    """Write ``tensors`` and ``words``, with what ``output`` is, completely or not at all."""
+    with written_aside(path, overwrite=True) as aside:
+        weights.write_tensors(aside, tensors, words | output.remembered())
+    return path
 
 
 def recalled(left: Path) -> Output:
@@ -137,19 +148,6 @@ def _listed(shapes: AV[tuple]) -> str:
     return " and ".join(sizes)
 
 
-def _save_tensors(
-    path: Path,
-    tensors: AV[mx.array],
-    metadata: dict[str, str],
-    others: Mapping[str, mx.array] | None = None,
-) -> None:
-    """Write arrays "video", "audio" and ``others``, and strings, completely or not at all; raises ``UserError`` on failure."""
-    named = {modality.value: tensors[modality] for modality in tensors.present}
-    named |= others or {}
-    with written_aside(path, overwrite=True) as aside:
-        weights.write_tensors(aside, named, metadata)
-
-
 def load_tensors(path: Path) -> tuple[AV[mx.array], dict[str, str]]:
     """Latents, video (B, C, F, H, W) and audio (B, C, T, M), and strings of a file of latents or of a state; lazy.
 
@@ -161,10 +159,9 @@ def load_tensors(path: Path) -> tuple[AV[mx.array], dict[str, str]]:
             f"{short(path)} holds no video latents; give the .latents.safetensors that a run left."
         )
     found = AV(tensors["video"], tensors.get("audio"))
-    if kinds := [
-        x.dtype for x in found.values if not mx.issubdtype(x.dtype, mx.floating)
-    ]:
+    kinds = [x.dtype for x in found.values]
+    if others := [kind for kind in kinds if not mx.issubdtype(kind, mx.floating)]:
         raise UserError(
-            f"{short(path)} holds latents of {kinds[0]}, and they are floating-point numbers. It is damaged, or no latents."
+            f"{short(path)} holds latents of {others[0]}, and they are floating-point numbers. It is damaged, or no latents."
         )
     return found, metadata

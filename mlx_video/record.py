@@ -111,8 +111,19 @@ class Job:
     @classmethod
     def from_record(cls, path: str | Path) -> "Job":
         """The job of a record: a JSON file, or an mp4, latents or state file that holds one."""
-        text = read_record(Path(path))
-        return _validated(text, str(path))
+        from pydantic import ValidationError
+
+        text, name = read_record(Path(path)), short(str(path))
+        try:
+            job = _schema(tuple(Input.kinds)).validate_json(text).job
+        except ValidationError as error:
+            raise UserError(
+                f"{name} is not a record that this version of mlx-video can read: "
+                f"{_sentence(error.errors(include_url=False)[0])}."
+            ) from None
+        for place, value in _strings(asdict(job), "job"):
+            check_text(value, f"{name}: {place}")
+        return job
 
 
 # Reading
@@ -143,21 +154,6 @@ def read_record(path: Path) -> str:
             f"{short(path)} holds no record; give the .json or .mp4 that mlx-video wrote."
         )
     return metadata[RECORD_KEY]
-
-
-def _validated(text: str, path: str) -> Job:
-    from pydantic import ValidationError
-
-    try:
-        job = _schema(tuple(Input.kinds)).validate_json(text).job
-    except ValidationError as error:
-        raise UserError(
-            f"{short(path)} is not a record that this version of mlx-video can read: "
-            f"{_sentence(error.errors(include_url=False)[0])}."
-        ) from None
-    for place, value in _strings(asdict(job), "job"):
-        check_text(value, f"{short(path)}: {place}")
-    return job
 
 
 @cache
