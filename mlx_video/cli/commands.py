@@ -15,18 +15,11 @@ from mlx_video import __version__
 from mlx_video.checkpoint import open_components
 from mlx_video.cli import check as checking
 from mlx_video.cli import convert as converting
+from mlx_video.cli import options
 from mlx_video.cli import serve as serving
 from mlx_video.cli.completion import add_completion, completion
 from mlx_video.cli.consent import ask
 from mlx_video.cli.job import files_from, job_from, moved, options_from, output_from
-from mlx_video.cli.options import (
-    add_decoding,
-    add_generate,
-    add_model_files,
-    add_output,
-    add_prompt,
-    add_video_vae,
-)
 from mlx_video.cli.parser import Parser, flag, group
 from mlx_video.cli.progress import Progress
 from mlx_video.cli.terminal import say, tell
@@ -231,18 +224,18 @@ def info(args: argparse.Namespace) -> None:
 
 def _add_decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("latents", help="the .latents.safetensors of a run")
-    add_video_vae(add_model_files(parser))
+    options.add_video_vae(options.add_model_files(parser))
     about = (
         "decode in tiles: aggressive needs least memory (default: as the run had it)"
     )
-    add_decoding(group(parser, "memory"), about)
-    add_output(parser, "named after LATENTS")
+    options.add_decoding(group(parser, "memory"), about)
+    options.add_output(parser, "named after LATENTS")
 
 
 def _add_enhance(parser: argparse.ArgumentParser) -> None:
-    add_prompt(parser)
+    options.add_prompt(parser)
     flag(group(parser), "--image", "the clip begins with a picture")
-    add_model_files(parser, default=MODEL_REPO)
+    options.add_model_files(parser, default=MODEL_REPO)
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
@@ -261,8 +254,8 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS: dict[str, tuple[Callable, Callable]] = {
-    "generate": (add_generate, generate),
-    "plan": (add_generate, plan),
+    "generate": (options.add_generate, generate),
+    "plan": (options.add_generate, plan),
     "decode": (_add_decode, decode),
     "enhance": (_add_enhance, enhance),
     "convert": (converting.add_arguments, converting.convert),

@@ -21,19 +21,8 @@ from starlette.exceptions import HTTPException
 from mlx_video import __version__
 from mlx_video.disk import amount
 from mlx_video.errors import UserError
-from mlx_video.serve import guard, refusals
+from mlx_video.serve import guard, refusals, schema
 from mlx_video.serve.incoming import read_request
-from mlx_video.serve.schema import (
-    Deleted,
-    Estimate,
-    Key,
-    Model,
-    ModelList,
-    RemixRequest,
-    VideoObject,
-    VideoPage,
-    VideoRequest,
-)
 from mlx_video.serve.store import ENDED, OPEN, Store, Video
 from mlx_video.serve.supervisor import Supervisor
 
@@ -101,13 +90,13 @@ def make_app(at: Serving) -> FastAPI:
 
 
 # Most requests are polls. This route stands first, since routes are tried in turn, and has no dependency: both cost time.
-@router.get("/v1/videos/{id}", response_model=VideoObject)
+@router.get("/v1/videos/{id}", response_model=schema.VideoObject)
 async def retrieve(id: str, request: Request) -> Response:
     at = request.app.state.serving
     return _shown(at, _found(at, id))
 
 
-@router.post("/v1/videos", response_model=VideoObject)
+@router.post("/v1/videos", response_model=schema.VideoObject)
 async def create(request: Request, at: At) -> Response:
     """Queue a clip: JSON, or a form whose ``input_reference`` is a picture for the first frame."""
     kept: list[str] = []
@@ -120,17 +109,17 @@ async def create(request: Request, at: At) -> Response:
         raise
 
 
-@router.get("/v1/videos", response_model=VideoPage)
+@router.get("/v1/videos")
 async def list_videos(
     at: At,
     limit: int = Query(20, ge=1, le=100),
     after: str | None = Query(None, max_length=100),
     order: Literal["asc", "desc"] = "desc",
-) -> VideoPage:
+) -> schema.VideoPage:
     edge = None if after is None else _found(at, after)
     videos = at.store.page(limit + 1, edge, order == "desc")
-    data = [VideoObject.of(v, at.store.place(v)) for v in videos[:limit]]
-    return VideoPage(
+    data = [schema.VideoObject.of(v, at.store.place(v)) for v in videos[:limit]]
+    return schema.VideoPage(
         data=data,
         first_id=data[0].id if data else None,
         last_id=data[-1].id if data else None,
@@ -158,17 +147,17 @@ def preview(id: str, at: At) -> Response:
     return _file(at, id, PREVIEW, none, **how)
 
 
-@router.delete("/v1/videos/{id}", response_model=Deleted)
-def delete(id: str, at: At) -> Deleted:
+@router.delete("/v1/videos/{id}")
+def delete(id: str, at: At) -> schema.Deleted:
     """Delete a video; one that is queued or being made is cancelled first."""
     _found(at, id)
     if at.supervisor.cancel(id) and not at.supervisor.ended(id):
         raise HTTPException(503, "The video is still being stopped; try again.")
     at.store.delete(id)
-    return Deleted(id=id)
+    return schema.Deleted(id=id)
 
 
-@router.post("/v1/videos/{id}/cancel", response_model=VideoObject)
+@router.post("/v1/videos/{id}/cancel", response_model=schema.VideoObject)
 def cancel(id: str, at: At) -> Response:
     """Stop a video that is queued or being made; it stays in the list as failed."""
     _found(at, id, OPEN, "there is nothing to stop")
@@ -177,11 +166,13 @@ def cancel(id: str, at: At) -> Response:
     return _shown(at, _found(at, id))
 
 
-@router.post("/v1/videos/{id}/remix", response_model=VideoObject)
-def remix(id: str, wanted: RemixRequest, at: At) -> Response:
+@router.post("/v1/videos/{id}/remix", response_model=schema.VideoObject)
+def remix(id: str, wanted: schema.RemixRequest, at: At) -> Response:
     video = _found(at, id, ENDED, "a remix is made of a finished one")
     changed = wanted.model_dump(exclude_none=True)
-    return _queued(at, VideoRequest.model_validate({**video.request, **changed}), id)
+    return _queued(
+        at, schema.VideoRequest.model_validate({**video.request, **changed}), id
+    )
 
 
 @router.get("/v1/videos/{id}/events")
@@ -204,13 +195,13 @@ def unsupported() -> Response:
 # The rest
 
 
-@router.get("/v1/models", response_model=ModelList)
-async def models(at: At) -> ModelList:
-    return ModelList(data=at.supervisor.models)
+@router.get("/v1/models")
+async def models(at: At) -> schema.ModelList:
+    return schema.ModelList(data=at.supervisor.models)
 
 
-@router.post("/v1/estimates", response_model=Estimate)
-def estimate(wanted: VideoRequest, at: At) -> Estimate:
+@router.post("/v1/estimates")
+def estimate(wanted: schema.VideoRequest, at: At) -> schema.Estimate:
     """The memory a clip would take; where it does not fit, what would."""
     decided, _ = _decided(at, wanted)
     try:
@@ -221,7 +212,7 @@ def estimate(wanted: VideoRequest, at: At) -> Estimate:
 
 
 @router.post("/session")
-def session(given: Key, at: At) -> Response:
+def session(given: schema.Key, at: At) -> Response:
     """Trade the API key for a cookie, so that the page's players and pictures need no header."""
     if not at.door.opens(given.key):
         time.sleep(WRONG_KEY_SECONDS)
@@ -248,7 +239,7 @@ async def health(at: At, answer: Response) -> dict[str, object]:
 
 
 def _shown(at: Serving, video: Video) -> Response:
-    body = VideoObject.of(video, at.store.place(video))
+    body = schema.VideoObject.of(video, at.store.place(video))
     return Response(
         body.model_dump_json(),
         media_type="application/json",
@@ -277,7 +268,7 @@ def _file(at: Serving, id: str, suffix: str, otherwise: str, **how) -> Response:
 
 
 def _queued(
-    at: Serving, wanted: VideoRequest, remixed_from: str | None = None
+    at: Serving, wanted: schema.VideoRequest, remixed_from: str | None = None
 ) -> Response:
     decided, notices = _decided(at, wanted)
     _check_room(at)
@@ -291,7 +282,7 @@ async def _stream(at: Serving, id: str) -> AsyncIterator[str]:
         if at.store.file(id, PREVIEW).exists():
             events.put({"event": "preview", "number": 0})
         while (video := at.store.get(id)) is not None:
-            body = VideoObject.of(video).model_dump_json()
+            body = schema.VideoObject.of(video).model_dump_json()
             yield f"event: video\ndata: {body}\n\n"
             if video.status not in OPEN:
                 return
@@ -307,7 +298,9 @@ async def _stream(at: Serving, id: str) -> AsyncIterator[str]:
 # What is asked for, and whether there is room
 
 
-def _decided(at: Serving, wanted: VideoRequest) -> tuple[VideoRequest, list[str]]:
+def _decided(
+    at: Serving, wanted: schema.VideoRequest
+) -> tuple[schema.VideoRequest, list[str]]:
     """The request with model, size, length and seed decided, and what had to be changed, in sentences."""
     model = _model(at, wanted.model)
     if unknown := sorted(wanted.loras.keys() - set(model.loras)):
@@ -325,7 +318,7 @@ def _decided(at: Serving, wanted: VideoRequest) -> tuple[VideoRequest, list[str]
     return decided, notices
 
 
-def _model(at: Serving, name: str | None) -> Model:
+def _model(at: Serving, name: str | None) -> schema.Model:
     models = at.supervisor.models
     if not models:
         opening = "The model is still being opened; try again in a moment."

@@ -173,36 +173,35 @@ class Model(BaseModel):
 
     def snapped(self, request: VideoRequest) -> tuple[VideoRequest, list[str]]:
         """``request`` with every setting decided and on this model's grid, and what had to be changed, in sentences."""
-        width, height = request.width, request.height
+        width, height = request.width or self.width, request.height or self.height
         if request.size:
             width, height = map(int, request.size.split("x"))
-        width, height = width or self.width, height or self.height
         fps = request.fps or self.fps
         frames = request.num_frames or self.num_frames
         if request.seconds and not request.num_frames:
             frames = round(request.seconds * fps) + 1
-        grid = {
-            "width": _nearest(width, self.width_step),
-            "height": _nearest(height, self.height_step),
-            "num_frames": _nearest(frames - 1, self.frame_step, least=1) + 1,
-        }
+        asked = f"{width}x{height}"
+        width = _nearest(width, self.width_step)
+        height = _nearest(height, self.height_step)
+        nearest = _nearest(frames - 1, self.frame_step) + 1
         notices = []
-        if (grid["width"], grid["height"]) != (width, height):
+        if asked != (size := f"{width}x{height}"):
             notices.append(
-                f"{width}x{height} became {grid['width']}x{grid['height']}: sides are multiples of {self.width_step} "
-                f"and {self.height_step} pixels."
+                f"{asked} became {size}: sides are multiples of {self.width_step} and {self.height_step} pixels."
             )
-        if request.num_frames and grid["num_frames"] != frames:
+        if request.num_frames and nearest != frames:
             notices.append(
-                f"{frames} frames became {grid['num_frames']}: frames are 1 + a multiple of {self.frame_step}."
+                f"{frames} frames became {nearest}: frames are 1 + a multiple of {self.frame_step}."
             )
         sound = request.generate_sound
         decided: Mapping[str, object] = {
-            **grid,
             "model": self.id,
+            "width": width,
+            "height": height,
+            "size": size,
+            "num_frames": nearest,
             "fps": fps,
-            "size": f"{grid['width']}x{grid['height']}",
-            "seconds": round(grid["num_frames"] / fps, 3),
+            "seconds": round(nearest / fps, 3),
             "generate_sound": self.generate_sound if sound is None else sound,
             "recipe": request.recipe or self.recipes[0],
         }
@@ -223,5 +222,6 @@ class Estimate(BaseModel):
     refusal: str = ""
 
 
-def _nearest(value: int, step: int, least: int = 1) -> int:
-    return max(least, round(value / step)) * step
+def _nearest(value: int, step: int) -> int:
+    """The multiple of ``step``, 1 at least, that is nearest to ``value``."""
+    return max(1, round(value / step)) * step

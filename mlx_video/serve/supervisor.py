@@ -24,9 +24,7 @@ Event = Mapping[str, object]
 ESTIMATE_SECONDS = 20
 DEAF_SECONDS = 1  # a worker that still works this long after an interrupt has missed it
 STOP_SECONDS = 20  # from the request to stop until a worker is killed
-RESTARTS = (
-    3  # workers in a row that were never ready; then the server gives up and says why
-)
+RESTARTS = 3  # workers in a row that were never ready; then the server gives up
 DIED = (
     "The process that makes clips ended in the middle of this one ({reason}). Most often memory ran out: try a smaller "
     "size or fewer frames."
