@@ -178,9 +178,7 @@ def is_cached(repo: str, patterns: Sequence[str]) -> bool:
 @contextmanager
 def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
     """Turn what huggingface_hub raises into one sentence that says what to do."""
-    from huggingface_hub import (  # with an HTTP client, which local files need not
-        errors,
-    )
+    from huggingface_hub import errors  # with an HTTP client that local files need not
 
     unreachable = (
         errors.HTTPError,
@@ -198,26 +196,21 @@ def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
             f"{short(repo)} is neither a local file or folder nor the name of a Hugging Face repository such as {MODEL_REPO}."
         ) from None
     except unreachable as error:
-        raise _explanation(repo, patterns, error.__cause__ or error) from error
+        cause = error.__cause__ or error
+        if isinstance(cause, errors.GatedRepoError):
+            raise UserError(
+                f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in with `hf auth login`."
+            ) from error
+        if isinstance(cause, errors.RepositoryNotFoundError):
+            raise MissingFileError(
+                f"There is no file or folder {repo} here, and no Hugging Face repository of that name that you can read."
+            ) from error
+        raise MissingFileError(
+            f"{repo} is not here: the cache lacks {', '.join(patterns)}, and Hugging Face cannot be reached. "
+            "Connect and run again, or give the path of a file or folder."
+        ) from error
     except OSError as error:
         raise UserError(
             f"The hub's cache {short(error.filename or cache)} cannot be used: {str(error.strerror or error).lower()}. "
             "Make it readable, or name another in HF_HOME."
         ) from None
-
-
-def _explanation(repo: str, patterns: Sequence[str], cause: BaseException) -> UserError:
-    from huggingface_hub import errors
-
-    if isinstance(cause, errors.GatedRepoError):
-        return UserError(
-            f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in with `hf auth login`."
-        )
-    if isinstance(cause, errors.RepositoryNotFoundError):
-        return MissingFileError(
-            f"There is no file or folder {repo} here, and no Hugging Face repository of that name that you can read."
-        )
-    return MissingFileError(
-        f"{repo} is not here: the cache lacks {', '.join(patterns)}, and Hugging Face cannot be reached. "
-        "Connect and run again, or give the path of a file or folder."
-    )
