@@ -184,7 +184,7 @@ def weights() -> Iterator[Check]:
     yield Check("int8, rotated", PRODUCTS[mx.float32], lambda: quantized.dense_int8(codes, one, 256))  # fmt: skip
     yield Check("nvfp4, tiled", POINTWISE[mx.float32], lambda: quantized.dense_nvfp4(codes, codes[:, :32], one))  # fmt: skip
     for kind in sorted(gguf.PACKED):
-        _, size, unpack = gguf.PACKINGS[kind]
+        _, _, size, unpack = gguf.PACKINGS[kind]
         # No byte above 59, so that no half-precision scale is infinite.
         blocks = np.random.RandomState(6).randint(0, 60, (8, size))
         yield Check(f"GGUF {kind}", POINTWISE[mx.float32], partial(unpack, mx.array(blocks, mx.uint8)))  # fmt: skip

@@ -39,8 +39,9 @@ class Tensor(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """A way to pack numbers: how many make a block, its bytes, and how to unpack blocks (n, bytes)."""
+    """A way to pack numbers: ggml's code of it, how many make a block, its bytes, and how to unpack blocks (n, bytes)."""
 
+    code: int
     numbers: int
     bytes: int
     unpack: Callable[[mx.array], mx.array]
@@ -295,26 +296,23 @@ def _iq4_xs(blocks: mx.array) -> mx.array:
 
 
 PACKINGS = {
-    "F32": Packing(1, 4, _as(mx.float32)),
-    "F16": Packing(1, 2, _as(mx.float16)),
-    "BF16": Packing(1, 2, _as(mx.bfloat16)),
-    "Q4_0": Packing(32, 18, _q4_0),
-    "Q4_1": Packing(32, 20, _q4_1),
-    "Q5_0": Packing(32, 22, _q5_0),
-    "Q5_1": Packing(32, 24, _q5_1),
-    "Q8_0": Packing(32, 34, _q8_0),
-    "Q2_K": Packing(256, 84, _q2_k),
-    "Q3_K": Packing(256, 110, _q3_k),
-    "Q4_K": Packing(256, 144, _q4_k),
-    "Q5_K": Packing(256, 176, _q5_k),
-    "Q6_K": Packing(256, 210, _q6_k),
-    "IQ4_NL": Packing(32, 18, _iq4_nl),
-    "IQ4_XS": Packing(256, 136, _iq4_xs),
+    "F32": Packing(0, 1, 4, _as(mx.float32)),
+    "F16": Packing(1, 1, 2, _as(mx.float16)),
+    "BF16": Packing(30, 1, 2, _as(mx.bfloat16)),
+    "Q4_0": Packing(2, 32, 18, _q4_0),
+    "Q4_1": Packing(3, 32, 20, _q4_1),
+    "Q5_0": Packing(6, 32, 22, _q5_0),
+    "Q5_1": Packing(7, 32, 24, _q5_1),
+    "Q8_0": Packing(8, 32, 34, _q8_0),
+    "Q2_K": Packing(10, 256, 84, _q2_k),
+    "Q3_K": Packing(11, 256, 110, _q3_k),
+    "Q4_K": Packing(12, 256, 144, _q4_k),
+    "Q5_K": Packing(13, 256, 176, _q5_k),
+    "Q6_K": Packing(14, 256, 210, _q6_k),
+    "IQ4_NL": Packing(20, 32, 18, _iq4_nl),
+    "IQ4_XS": Packing(23, 256, 136, _iq4_xs),
 }
 PACKED = {name for name, packing in PACKINGS.items() if packing.numbers > 1}
-# ggml's number -> name.
-KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0"}
-KINDS |= dict(enumerate(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), start=10))
-KINDS |= {20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16"}
+KINDS = {packing.code: name for name, packing in PACKINGS.items()}
 OTHERS = {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S"}
 OTHERS |= {22: "IQ2_S", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
