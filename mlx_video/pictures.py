@@ -104,9 +104,12 @@ def read_picture(path: str | Path) -> Picture:
 
 def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]]:
     """The picture in ``file``, upright, and its size as stored: a large JPEG is shrunk while it is decoded."""
-    formats = _heif(name) if _is_heic(file) else FORMATS
+    head = file.read(12)
+    file.seek(0)
+    heic = head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
+    formats = _heif(name) if heic else FORMATS
     try:
-        with _any_size(), _quietly(file):
+        with _any_size(), _quietly(head[:4] in TIFF_HEADS):
             image = Image.open(file, formats=formats)
             _check_size(image, name)
             size = _upright_size(image)
@@ -139,9 +142,8 @@ def _any_size() -> Iterator[None]:
 
 
 @contextmanager
-def _quietly(file: BinaryIO) -> Iterator[None]:
+def _quietly(tiff: bool) -> Iterator[None]:
     """Without Pillow's warnings, and without what the TIFF library writes to stderr itself."""
-    tiff = _head(file)[:4] in TIFF_HEADS
     with warnings.catch_warnings(action="ignore"), ExitStack() as later:
         if tiff:
             sys.stderr.flush()
@@ -151,17 +153,6 @@ def _quietly(file: BinaryIO) -> Iterator[None]:
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), 2)
         yield
-
-
-def _head(file: BinaryIO) -> bytes:
-    head = file.read(12)
-    file.seek(0)
-    return head
-
-
-def _is_heic(file: BinaryIO) -> bool:
-    head = _head(file)
-    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
 
 
 def _heif(name: str) -> tuple[str]:
