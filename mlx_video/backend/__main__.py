@@ -60,7 +60,8 @@ def report() -> int:
         verdict, status = f"device       {mx.default_device()}", 0
     except (ImportError, RuntimeError) as error:
         verdict, status = f"problem      {error}", 1
-    print(f"library      {_loaded_library()}")
+    if path := libmlx():  # CUDA's lies where the CPU's does, ten times as large
+        print(f"library      {path} ({path.stat().st_size / 1e6:.0f} MB)")
     print(verdict)
     return status
 
@@ -105,15 +106,6 @@ def _is_uv_environment() -> bool:
     """uv writes its version into the environments it makes."""
     settings = Path(sys.prefix, "pyvenv.cfg")
     return settings.exists() and "\nuv = " in settings.read_text()
-
-
-def _loaded_library() -> str:
-    """The MLX library mapped into this process, with its size: CUDA's lies where the CPU's does, ten times as large."""
-    path, maps = libmlx(), Path("/proc/self/maps")
-    if maps.exists():
-        files = (line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines())
-        path = next((Path(file) for file in files if "libmlx" in file), None)
-    return f"{path} ({path.stat().st_size / 1e6:.0f} MB)" if path else "none"
 
 
 if __name__ == "__main__":
