@@ -16,9 +16,8 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.contents import joined
-from mlx_video.models.ltx.layouts import DISTILLED_LORA_FILES
 from mlx_video.models.ltx.parts import PARTS, part_of
-from mlx_video.models.ltx.source import Source, newest
+from mlx_video.models.ltx.source import Source
 from mlx_video.names import (  # noqa: F401  which users import from here
     sanitize_audio_vae_weights,
     sanitize_transformer_weights,
@@ -72,8 +71,8 @@ def convert(
             hear(name)
             network = part_of(name).network(source)
             network.write(source, folder / name, dtype, quantization)
-        if layout.folders and (lora := newest(layout.path, DISTILLED_LORA_FILES)):
-            shutil.copy(lora, folder)
+        if beside := layout.beside:
+            shutil.copy(beside, folder)
         if stated := layout.stated:
             write_json(folder / CONFIG, stated)
     return target

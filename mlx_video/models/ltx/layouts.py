@@ -119,6 +119,11 @@ class Layout(NamedTuple):
         return kept | ({DEFAULTS: self.defaults} if self.defaults else {})
 
     @property
+    def beside(self) -> Path | None:
+        """The file of a converted folder that goes along with its parts: the distilled LoRA."""
+        return newest(self.path, DISTILLED_LORA_FILES) if self.folders else None
+
+    @property
     def release(self) -> Release:
         return release_of(self.version)
 
