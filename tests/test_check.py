@@ -10,7 +10,7 @@ from mlx_video import check, cli
 from mlx_video.check import Check, run, summary, table
 
 GOOD = Check("fp8", 1e-4, lambda: mx.arange(4.0))
-SLOW = (table.attention, table.convolutions, table.limits)
+THOROUGH = (table.convolutions, table.limits, table.clip)
 STORED = {"fp8": summary(mx.arange(4.0))}
 
 
@@ -33,8 +33,8 @@ def test_every_check_has_stored_numbers_and_a_name_of_its_own():
     "group",
     [
         *(table.kernels, table.sound, table.weights),
-        *(pytest.param(g, marks=pytest.mark.slow) for g in SLOW),
-        pytest.param(table.clip, marks=[pytest.mark.slow, pytest.mark.thorough]),
+        pytest.param(table.attention, marks=pytest.mark.slow),
+        *(pytest.param(g, marks=pytest.mark.thorough) for g in THOROUGH),
     ],
 )
 def test_this_machine_passes(group):

@@ -121,8 +121,8 @@ def weight(folder: Path, variant: str) -> mx.array:
         (unified, [], True),
         (unified, ["--variant", "dev"], True),
         (generate.main, [], False),
-        (generate_dev.main, [], False),
-        (generate_av.main, [], True),
+        pytest.param(generate_dev.main, [], False, marks=pytest.mark.thorough),
+        pytest.param(generate_av.main, [], True, marks=pytest.mark.thorough),
     ],
 )
 def test_a_prompt_is_enough_for_a_clip(door, words, sound, demo, capsys):

@@ -184,7 +184,12 @@ def test_the_official_distilled_lora_matches_every_layer_it_names():
 @pytest.mark.parametrize(
     "name, sizes, told",
     [
-        ("attn1.to_q", (4096, 4096), "LTX-2 and LTX-2.3 and LTX-2.5"),
+        pytest.param(
+            "attn1.to_q",
+            (4096, 4096),
+            "LTX-2 and LTX-2.3 and LTX-2.5",
+            marks=pytest.mark.thorough,
+        ),
         ("attn1.to_gate_logits", (4096, 32), "LTX-2.3 and LTX-2.5"),
         ("attn1.to_q", (2048, 2048), "no release of Lightricks"),
     ],

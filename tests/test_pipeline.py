@@ -316,7 +316,7 @@ def spoiled(model: Path, name: str, spoil, health=True) -> Pipeline:
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_seed_draws_the_noise_of_a_diffusion_decoder():
     """LTX-2.5's: the same latents and seed make the same frames, another seed makes others."""
     made = pipeline(FIXTURES / "ltx25_tiny", ONE_STAGE, health=False)

@@ -24,8 +24,8 @@ def test_a_dense_layer_is_what_the_quantized_one_stands_for():
         assert mx.allclose(layer(x), y, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, least, most", [("8", 1e-4, 0.03), ("4", 0.03, 0.4)])
-def test_fewer_bits_are_farther_from_the_dense_model(name, least, most):
+def test_fewer_bits_are_farther_from_the_dense_model():
     exact = velocity(in_format(None), SENTENCE)
-    off = velocity(in_format(FORMATS[name]), SENTENCE).map(distance, exact)
-    assert least < off.video < most and least < off.audio < most
+    for name, least, most in (("8", 1e-4, 0.03), ("4", 0.03, 0.4)):
+        off = velocity(in_format(FORMATS[name]), SENTENCE).map(distance, exact)
+        assert least < off.video < most and least < off.audio < most, name

@@ -588,7 +588,7 @@ def test_every_block_of_the_real_config_is_accepted(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [pytest.param(8, marks=pytest.mark.thorough), 4])
 def test_quantized_on_load_is_converted_then_loaded(folder, tmp_path, bits):
     convert(folder, tmp_path / "q", quantize=True, q_bits=bits)
     held = {}

@@ -260,6 +260,7 @@ def test_a_quantized_pack_keeps_its_own_bits_by_layer(tmp_path, official):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Q8_0", MORE("Q4_0")])
+@pytest.mark.parametrize("official", ["2.0", MORE("2.3")], indirect=True)
 def test_a_gguf_transformer_loads_beside_the_other_files(tmp_path, official, kind):
     gguf = pytest.importorskip("gguf")
     weights, blocks, true_file = official
@@ -332,6 +333,7 @@ def test_a_pack_of_2_5_has_two_autoencoders(tmp_path, vae):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["forge", MORE("comfy")])
+@pytest.mark.parametrize("official", ["2.0", MORE("2.3")], indirect=True)
 def test_convert_makes_our_folder_of_it(tmp_path, official, kind):
     folder = tmp_path / "theirs"
     if kind == "forge":
@@ -395,6 +397,7 @@ def test_a_gguf_of_another_model_is_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("official", ["2.0", MORE("2.3")], indirect=True)
 def test_info_names_formats_and_reads_no_tensor(tmp_path, official):
     """And refuses a format that is not read before anything is fetched to go with it."""
     weights, blocks, _ = official
@@ -418,6 +421,7 @@ def test_info_names_formats_and_reads_no_tensor(tmp_path, official):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("official", ["2.0", MORE("2.3")], indirect=True)
 def test_info_names_each_layout(tmp_path, official):
     folder = write.write_forge(tmp_path, *official[:2], False)
     said = describe(folder)

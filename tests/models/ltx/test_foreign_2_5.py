@@ -201,7 +201,9 @@ LAYOUTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", ["forge", "diffusers", pytest.param("comfy", marks=pytest.mark.thorough)]
+)
 def test_it_is_named_and_loads_as_it_is(tmp_path, read, blocks, official, layout):
     make, name, absent, floor = LAYOUTS[layout]
     folder = make(tmp_path / "theirs", read, blocks)

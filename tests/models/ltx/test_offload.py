@@ -95,7 +95,7 @@ def test_loras_are_fused_in_every_reading(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [pytest.param(8, marks=pytest.mark.thorough), 4])
 def test_quantized_folders_stream(folder, tmp_path, bits):
     convert(folder, tmp_path / "q", quantize=True, q_bits=bits, q_group_size=32)
     assert_streams_alike(tmp_path / "q")

@@ -124,10 +124,10 @@ def test_a_block_that_is_no_object_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frames", [pytest.param(101, marks=pytest.mark.thorough), 200])
+@pytest.mark.parametrize("frames", [pytest.param(51, marks=pytest.mark.thorough), 100])
 def test_the_newer_vocoder_takes_what_it_says(frames, monkeypatch):
     """In pieces, beyond which it takes no more."""
-    monkeypatch.setattr(bigvgan, "PIECE", 128)
+    monkeypatch.setattr(bigvgan, "PIECE", 64)
     mx.disable_compile()  # as the doors do on a CPU
     components = Components.open(Files(TINY_2_3, dtype="float32"), needs=["vocoder"])
     with components.lend("vocoder") as vocoder:

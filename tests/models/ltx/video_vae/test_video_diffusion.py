@@ -98,7 +98,7 @@ def test_pixels():
     assert error(frames_of(pixels), VECTORS["video_sub"]) < MODULE_TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_pixels_of_the_default_recipe():
     recipe = vectors("recipe_video", "ltx25_tiny")
     pixels = decoder()(recipe["recipe2.final_video"], noise=noise(17, 128, 192))
@@ -113,7 +113,7 @@ def test_windows_that_shift_at_the_left_and_right_border_too():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["single", "under"])
+@pytest.mark.parametrize("name", ["single", MORE("under")])
 def test_clips_smaller_than_a_window(name):
     pixels = decoder()(VECTORS[f"{name}.in"], noise=noise(17, 96, 96))
     assert error(pixels, VECTORS[f"{name}.out"]) < MODULE_TOLERANCE
@@ -134,7 +134,7 @@ def test_tiles(name, config, lengths):
     assert error(pixels, VECTORS[f"{name}.out_sub"]) < MODULE_TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_clip_that_was_tiled_is_another_whole():
     whole = decoder()(VECTORS["tiled_t.in"], noise=noise(33, 96, 96))
     expected = VECTORS["tiled_t.whole_sub"]
@@ -207,7 +207,7 @@ def test_geometry():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("elements", [1, 500, MORE(2_000), 10**9])
+@pytest.mark.parametrize("elements", [1, MORE(500), MORE(2_000), 10**9])
 @pytest.mark.parametrize("frames", [1, MORE(2), 5])
 @pytest.mark.parametrize("repeat_columns", [True, False])
 def test_in_pieces(elements, frames, repeat_columns):
@@ -268,7 +268,7 @@ def test_bfloat16():
 
 @pytest.mark.slow
 def test_a_key_draws_the_noise_and_repeats_it():
-    model, latent = small(), small_latent()
+    model, latent = small(), small_latent(2)
     first, second = (model(latent, mx.random.key(i)) for i in (1, 2))
     assert mx.array_equal(first, model(latent, mx.random.key(1)))
     assert error(first, second) > 0.01

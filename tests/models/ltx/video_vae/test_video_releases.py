@@ -1,5 +1,7 @@
 """The convolutional autoencoders of LTX-2.3 and 2.5 against Lightricks' numbers, whole, streamed and tiled."""
 
+from functools import partial
+
 import mlx.core as mx
 import pytest
 
@@ -34,6 +36,7 @@ NUMBERS = {
 }
 FILES = [LTX_2_3, CONVOLUTIONAL]
 SPACE, TIME = SpatialTilingConfig(64, 32), TemporalTilingConfig(24, 8)
+MORE = partial(pytest.param, marks=pytest.mark.thorough)
 
 
 def joined(pieces) -> mx.array:
@@ -114,8 +117,8 @@ def compared(stages: dict, prefix: str, numbers: dict) -> int:
     [
         ("whole", None, [33]),
         ("out", TilingConfig(SPACE, TIME), [8, 25]),
-        ("spatial", TilingConfig(SPACE, TemporalTilingConfig(64, 8)), [33]),
-        ("temporal", TilingConfig(None, TIME), [8, 25]),
+        MORE("spatial", TilingConfig(SPACE, TemporalTilingConfig(64, 8)), [33]),
+        MORE("temporal", TilingConfig(None, TIME), [8, 25]),
     ],
 )
 def test_tiles(name, tiling, lengths):
