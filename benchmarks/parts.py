@@ -42,7 +42,7 @@ from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.pieces import SMALL, piece_by_piece
 from mlx_video.models.ltx.residency import Residency, default_dtype
 from mlx_video.models.ltx.source import Source
-from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
+from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.types import AV, TextFeatures, VideoPixelShape
 from mlx_video.weights import save

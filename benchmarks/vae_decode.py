@@ -133,8 +133,8 @@ def measured(model, works: dict, clip: Clip, x, repeats: int) -> Iterator[Result
 
 
 def decode_works(decoder, elements: int) -> dict:
-    from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
-    from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
+    from mlx_video.models.ltx.video_vae.decoding import StreamPlan, decode_stream
+    from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 
     plan = StreamPlan(elements)
     return {
@@ -150,7 +150,7 @@ def decode_works(decoder, elements: int) -> dict:
 
 
 def encode_works(encoder, elements: int) -> dict:
-    from mlx_video.models.ltx.video_vae.streaming_decode import encode_streaming
+    from mlx_video.models.ltx.video_vae.decoding import encode_streaming
 
     return {
         "encode, streamed": lambda x: encode_streaming(encoder, x, elements),
@@ -218,8 +218,8 @@ def run_diffusion(options: argparse.Namespace) -> Iterator[Result]:
     import mlx.core as mx
 
     from mlx_video.models.ltx.video_vae import diffusion_blocks, neighborhood
-    from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
-    from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
+    from mlx_video.models.ltx.video_vae.decoding import StreamPlan, decode_stream
+    from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 
     mx.random.seed(0)
     diffusion_blocks.BAND = options.band * 10**6

@@ -21,7 +21,7 @@ from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
 from mlx_video.models.ltx.upsampler import upsample_normalized
-from mlx_video.models.ltx.video_vae.tiling import choose_tiling, decode_stream
+from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
 from mlx_video.previews import Preview, Previews
 from mlx_video.recipes import DECODER_SEED, SAMPLER_SEED, Defaults, Recipe, Stage
 from mlx_video.request import Request, check_timed

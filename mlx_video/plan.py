@@ -16,7 +16,7 @@ from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.models.ltx.pieces import SMALL
 from mlx_video.models.ltx.residency import Residency
-from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
+from mlx_video.models.ltx.video_vae.decoding import StreamPlan
 from mlx_video.recipes import Recipe, Stage
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import passes_of

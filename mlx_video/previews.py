@@ -14,7 +14,7 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import unpatchify_video
-from mlx_video.models.ltx.video_vae.streaming_decode import decode_streaming
+from mlx_video.models.ltx.video_vae.decoding import decode_streaming
 from mlx_video.postprocess import to_uint8
 from mlx_video.sampling.samplers import Denoise
 from mlx_video.types import AV, VideoLatentShape

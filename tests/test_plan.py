@@ -31,7 +31,7 @@ from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.video_vae import decoder
-from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
+from mlx_video.models.ltx.video_vae.decoding import StreamPlan
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
     blended_pixels,

@@ -8,7 +8,7 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens
 from mlx_video.models.ltx.residency import Residency
-from mlx_video.models.ltx.video_vae.tiling import choose_tiling
+from mlx_video.models.ltx.video_vae.decoding import choose_tiling
 from mlx_video.types import VideoPixelShape
 
 

@@ -13,9 +13,8 @@ from mlx_video.models.ltx.transformer import TransformerBlock
 from mlx_video.types import AV
 from mlx_video.weights import materialize
 
-BATCH_BYTES = (
-    128 * 2**20
-)  # read at a time; fusing a LoRA takes up to four times as much
+# Read at a time; fusing a LoRA takes up to four times as much.
+BATCH_BYTES = 128 * 2**20
 
 
 class BlockStream:

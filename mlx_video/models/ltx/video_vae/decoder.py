@@ -29,11 +29,10 @@ from mlx_video.models.ltx.video_vae.convolution import (
     on_gpu,
     unfolded_elements,
 )
+from mlx_video.models.ltx.video_vae.decoding import PIECES, StreamPlan, Tiling
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
 from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces, widest
-from mlx_video.models.ltx.video_vae.streaming_decode import PIECES, StreamPlan
 from mlx_video.models.ltx.video_vae.tiling import (
-    Tiling,
     TilingConfig,
     blended_pixels,
     decode_grid,
@@ -77,11 +76,8 @@ class VideoDecoder(Network):
         patch = config.out_channels * config.patch_size**2
         self.conv_out = CausalConv3d(channels, patch, padding_mode)
 
-    def __call__(self, latent: mx.array, key: mx.array | None = None) -> mx.array:
-        """Normalised latents (B, 128, F, H, W) -> pixels (B, 3, 8*(F-1)+1, 32*H, 32*W) near [-1, 1].
-
-        ``key`` is for decoders that draw noise; this one ignores it.
-        """
+    def __call__(self, latent: mx.array) -> mx.array:
+        """Normalised latents (B, 128, F, H, W) -> pixels (B, 3, 8*(F-1)+1, 32*H, 32*W) near [-1, 1]."""
         return mx.concatenate(list(self.stream(latent, MAX_CONV_ELEMENTS)), axis=2)
 
     def stream(
@@ -90,6 +86,7 @@ class VideoDecoder(Network):
         """The same pixels in consecutive pieces, so that no convolution touches more than about ``elements``.
 
         If each piece is evaluated before the next is taken, memory is bounded by ``elements`` and the size of a frame.
+        ``key`` is for decoders that draw noise; this one ignores it.
         """
         stream = Stream(self.config.causal_decoder)
         x = mx.moveaxis(self.per_channel_statistics.un_normalize(latent), 1, -1)

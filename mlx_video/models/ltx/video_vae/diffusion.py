@@ -20,6 +20,7 @@ from mlx_video.models.ltx.pieces import each_piece_by_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.models.ltx.video_vae.blocks import names_of
+from mlx_video.models.ltx.video_vae.decoding import PIECE, PIECES, StreamPlan, Tiling
 from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     MODULATION,
     Context,
@@ -32,17 +33,7 @@ from mlx_video.models.ltx.video_vae.diffusion_weights import without_strangers
 from mlx_video.models.ltx.video_vae.neighborhood import NORM_EPS
 from mlx_video.models.ltx.video_vae.sampling import patchify, unpatchify
 from mlx_video.models.ltx.video_vae.stream import Incomplete, Stage, Stream, in_pieces
-from mlx_video.models.ltx.video_vae.streaming_decode import (
-    PIECE,
-    PIECES,
-    StreamPlan,
-)
-from mlx_video.models.ltx.video_vae.tiling import (
-    Cut,
-    Tiling,
-    TilingConfig,
-    run_tiles,
-)
+from mlx_video.models.ltx.video_vae.tiling import Cut, TilingConfig, run_tiles
 from mlx_video.weights import Weights
 
 SLOWER = 22  # than the transformer's an operation is; docs/performance.md

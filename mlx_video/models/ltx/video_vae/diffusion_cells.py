@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.models.ltx.video_vae.convolution import on_gpu
+from mlx_video.models.ltx.video_vae.decoding import PIECE, StreamPlan, Tiling
 from mlx_video.models.ltx.video_vae.diffusion_blocks import BAND
 from mlx_video.models.ltx.video_vae.neighborhood import TILE
-from mlx_video.models.ltx.video_vae.streaming_decode import PIECE, StreamPlan
 from mlx_video.models.ltx.video_vae.tiling import (
     Grid,
-    Tiling,
     TilingConfig,
     side_cuts,
     time_cuts,

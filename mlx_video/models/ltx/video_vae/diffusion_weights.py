@@ -7,9 +7,7 @@ from mlx_video.weights import Weights
 # Gate -> the layer whose result it multiplies; we fold it into that layer.
 GATES = {"gate_msa": "attn.proj", "gate_mlp": "mlp.w_down", "gate_ctx": "context_proj"}
 DROPPED = "coarse_"  # in the names of heads that only training uses
-STRANGER = (
-    128  # elements of the one tensor of the published file that nobody has a name for
-)
+STRANGER = 128  # elements of the one tensor of the published file without a known name
 ROOTS = {  # of our names
     "conv_in",
     "conv_in_x_t",

@@ -1,6 +1,6 @@
 """Decode a clip in overlapping tiles that are blended. Knows cells, ramps and masks only.
 
-``streaming_decode`` saves as much memory without changing any pixel; tiles follow the official code.
+``decoding`` can save as much memory without changing any pixel; tiles follow the official code.
 
 A clip is cut along time, rows and columns; a tile is one ``Cut`` of each. Neighbours overlap, one fading in as the other
 fades out. On this regular grid, blending columns into strips, strips into frames and frames into the clip equals summing
@@ -8,18 +8,12 @@ all weighted tiles and dividing by the sum of weights.
 """
 
 from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator, NamedTuple, Protocol
+from typing import Callable, Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.video_vae.streaming_decode import (
-    StreamingDecoder,
-    StreamPlan,
-    decode_streaming,
-    fitting,
-)
-from mlx_video.types import VideoPixelShape, VideoScale
+from mlx_video.types import VideoScale
 
 Coder = Callable[[mx.array], mx.array]
 
@@ -123,57 +117,13 @@ class TilingConfig:
         return None if mode == "none" else getattr(cls, name)()
 
 
-Tiling = TilingConfig | StreamPlan
-
-
-class Decoder(StreamingDecoder, Protocol):
-    """A network that decodes a clip in pieces, or in overlapping tiles that are blended."""
-
-    def tiled(
-        self, latents: mx.array, tiling: TilingConfig, key: mx.array | None = None
-    ) -> Iterator[mx.array]: ...
-
-
-def choose_tiling(
-    mode: str,
-    decoder: Decoder,
-    latents: mx.array,
-    shape: VideoPixelShape,
-    budget: float | None = None,
-) -> Tiling:
-    """How to decode the ``latents`` of a clip of this ``shape`` in ``mode``, one of ``MODES``.
-
-    "none" streams exactly, and so does "auto", in pieces and tiles that need at most ``budget`` bytes beside the weights
-    (by default what the device has left). If none are small enough, "auto" is ``TilingConfig.auto``.
-    """
-    plan = fitting(decoder, latents, budget) if mode == "auto" else None
-    return plan or TilingConfig.named(mode, *shape[1:3], shape.frames) or StreamPlan()
-
-
-def decode_stream(
-    decoder: Decoder,
-    latents: mx.array,
-    tiling: Tiling | None = None,
-    *,
-    key: mx.array | None = None,
-) -> Iterator[mx.array]:
-    """Pixels of ``latents`` (B, 128, F, H, W) in order, (B, 3, f, 32*H, 32*W) at a time, each evaluated.
-
-    Without tiling, exactly, as ``StreamPlan()``; else one chunk per tile of time. Holds at most a chunk and a tile. ``key``
-    is for a decoder that draws noise.
-    """
-    if isinstance(tiling, TilingConfig):
-        return decoder.tiled(latents, tiling, key)
-    return decode_streaming(decoder, latents, tiling or StreamPlan(), key)
-
-
 def iterate_decode(
     decode: Coder,
     latents: mx.array,
     tiling: TilingConfig | None,
     scale: VideoScale,
 ) -> Iterator[mx.array]:
-    """``decode_stream`` for any function from latents to pixels, which are ``scale`` times larger."""
+    """Blended pixels of any function from latents to pixels, which are ``scale`` times larger; one piece per tile of time."""
 
     def tile(time: Cut, row: Cut, column: Cut) -> mx.array:
         return decode(latents[:, :, time.source, row.source, column.source])

@@ -10,16 +10,17 @@ from mlx.utils import tree_flatten
 from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.video_vae import DiffusionDecoder, diffusion_blocks
+from mlx_video.models.ltx.video_vae.decoding import (
+    PIECE,
+    StreamPlan,
+    choose_tiling,
+    decode_stream,
+)
 from mlx_video.models.ltx.video_vae.diffusion import _drawn
 from mlx_video.models.ltx.video_vae.neighborhood import attend, rotate, shifted
 from mlx_video.models.ltx.video_vae.sampling import patchify
 from mlx_video.models.ltx.video_vae.stream import Stream
-from mlx_video.models.ltx.video_vae.streaming_decode import PIECE, StreamPlan
-from mlx_video.models.ltx.video_vae.tiling import (
-    TilingConfig,
-    choose_tiling,
-    decode_stream,
-)
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.types import VideoPixelShape
 from tests.models.ltx.video_vae.test_video_names import real_config, real_weights
 from tests.models.ltx.video_vae.tiny import DIFFUSION, frames_of, load, part_of

@@ -7,8 +7,8 @@ import pytest
 
 from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
-from mlx_video.models.ltx.video_vae.streaming_decode import StreamPlan
-from mlx_video.models.ltx.video_vae.tiling import TilingConfig, decode_stream
+from mlx_video.models.ltx.video_vae.decoding import StreamPlan, decode_stream
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from tests.models.ltx.video_vae.test_video_names import real_config
 from tests.models.ltx.video_vae.tiny import small_config
 

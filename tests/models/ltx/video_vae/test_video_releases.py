@@ -6,18 +6,18 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
-from mlx_video.models.ltx.video_vae.sampling import patchify
-from mlx_video.models.ltx.video_vae.stream import Stream
-from mlx_video.models.ltx.video_vae.streaming_decode import (
+from mlx_video.models.ltx.video_vae.decoding import (
     StreamPlan,
+    decode_stream,
     decode_streaming,
     encode_streaming,
 )
+from mlx_video.models.ltx.video_vae.sampling import patchify
+from mlx_video.models.ltx.video_vae.stream import Stream
 from mlx_video.models.ltx.video_vae.tiling import (
     SpatialTilingConfig,
     TemporalTilingConfig,
     TilingConfig,
-    decode_stream,
 )
 from tests.models.ltx.video_vae.tiny import (
     CONVOLUTIONAL,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from mlx_video.models.ltx.video_vae import tiling
+from mlx_video.models.ltx.video_vae.decoding import decode_stream
 from mlx_video.models.ltx.video_vae.tiling import (
     SpatialTilingConfig,
     TemporalTilingConfig,
     TilingConfig,
     decode_grid,
-    decode_stream,
     iterate_decode,
     time_cuts,
     trapezoid,

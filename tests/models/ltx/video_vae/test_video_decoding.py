@@ -8,16 +8,17 @@ import pytest
 from mlx_video.models.ltx.video_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.convolution import MAX_CONV_ELEMENTS, CausalConv3d
-from mlx_video.models.ltx.video_vae.stream import Incomplete, Stream, cut
-from mlx_video.models.ltx.video_vae.streaming_decode import (
+from mlx_video.models.ltx.video_vae.decoding import (
     PIECE,
     StreamPlan,
+    choose_tiling,
     decode_streaming,
     encode_streaming,
     fitting,
     spans,
 )
-from mlx_video.models.ltx.video_vae.tiling import TilingConfig, choose_tiling
+from mlx_video.models.ltx.video_vae.stream import Incomplete, Stream, cut
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.types import VideoPixelShape
 from tests.models.ltx.video_vae.tiny import VECTORS, decoder, encoder, small_config
 from tests.reference import FIXTURES, MODULE_TOLERANCE, error

@@ -1,6 +1,6 @@
-"""Decode and encode a clip of any length in bounded memory, with exactly the results of the whole.
+"""Decode and encode a clip of any length in bounded memory: exactly as the whole, or in tiles that are blended.
 
-Knows what a step of a stream needs, not how a network computes it.
+Knows what a plan needs, not how a network computes it.
 """
 
 import math
@@ -11,7 +11,8 @@ import mlx.core as mx
 
 from mlx_video.models.ltx.pieces import each_piece_by_piece
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
-from mlx_video.types import VideoScale
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig
+from mlx_video.types import VideoPixelShape, VideoScale
 
 PIECE = 80_000_000
 """Elements per convolution: 25 frames of 512 x 768 or 6 of 1024 x 1536, enough to keep a large GPU busy."""
@@ -29,12 +30,16 @@ class StreamPlan(NamedTuple):
     tiles: int = 1
 
 
-class StreamingDecoder(Protocol):
-    """A network that decodes a clip in pieces.
+Tiling = TilingConfig | StreamPlan
+
+
+class Decoder(Protocol):
+    """A network that decodes a clip.
 
     stream            the pixels of a clip or of a part of it, piece by piece
-    plans             how latents of a shape may be cut, the fastest first
-    activation_bytes  about how much memory a plan needs for latents of a shape, beside the weights
+    tiled             the pixels of a clip from overlapping tiles that are blended, one piece per tile of time
+    plans             how latents of a shape may be cut for ``stream``, the fastest first
+    activation_bytes  about how much memory decoding latents of a shape needs, beside the weights
     """
 
     scale: VideoScale
@@ -44,18 +49,55 @@ class StreamingDecoder(Protocol):
         self, latent: mx.array, elements: int, *, key: mx.array | None = None
     ) -> Iterator[mx.array]: ...
 
+    def tiled(
+        self, latents: mx.array, tiling: TilingConfig, key: mx.array | None = None
+    ) -> Iterator[mx.array]: ...
+
     def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]: ...
 
-    def activation_bytes(self, shape: tuple[int, ...], tiling: StreamPlan) -> int: ...
+    def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int: ...
+
+
+def choose_tiling(
+    mode: str,
+    decoder: Decoder,
+    latents: mx.array,
+    shape: VideoPixelShape,
+    budget: float | None = None,
+) -> Tiling:
+    """How to decode the ``latents`` of a clip of this ``shape`` in ``mode``, one of ``tiling.MODES``.
+
+    "none" streams exactly, and so does "auto", in pieces and tiles that need at most ``budget`` bytes beside the weights
+    (by default what the device has left). If none are small enough, "auto" is ``TilingConfig.auto``.
+    """
+    plan = fitting(decoder, latents, budget) if mode == "auto" else None
+    return plan or TilingConfig.named(mode, *shape[1:3], shape.frames) or StreamPlan()
+
+
+def decode_stream(
+    decoder: Decoder,
+    latents: mx.array,
+    tiling: Tiling | None = None,
+    *,
+    key: mx.array | None = None,
+) -> Iterator[mx.array]:
+    """Pixels of ``latents`` (B, 128, F, H, W) in order, (B, 3, f, 32*H, 32*W) at a time, each evaluated.
+
+    Without tiling, exactly, as ``StreamPlan()``; else one chunk per tile of time. Holds at most a chunk and a tile. ``key``
+    is for a decoder that draws noise.
+    """
+    if isinstance(tiling, TilingConfig):
+        return decoder.tiled(latents, tiling, key)
+    return decode_streaming(decoder, latents, tiling or StreamPlan(), key)
 
 
 def decode_streaming(
-    decoder: StreamingDecoder,
+    decoder: Decoder,
     latents: mx.array,
     plan: StreamPlan = StreamPlan(),
     key: mx.array | None = None,
 ) -> Iterator[mx.array]:
-    """Pixels of ``latents`` (B, 128, F, H, W) in order, (B, 3, f, 32*H, 32*W) at a time, each evaluated."""
+    """``decode_stream``, exactly."""
     H, W = latents.shape[3:]
     axis, length, cell = (
         (3, H, decoder.scale.height) if H > W else (4, W, decoder.scale.width)
@@ -107,7 +149,7 @@ def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]
 
 
 def fitting(
-    decoder: StreamingDecoder, latents: mx.array, budget: float | None = None
+    decoder: Decoder, latents: mx.array, budget: float | None = None
 ) -> StreamPlan | None:
     """The fastest plan for ``latents`` that needs at most ``budget`` bytes beside the weights; ``None`` = there is none.
 
