@@ -243,11 +243,6 @@ class Components:
             decoder, _ = self._network("video_decoder", LTXModelType.AudioVideo)
         yield decoder.per_channel_statistics
 
-    def bits(self, name: str) -> int | None:
-        """Bits to which a part's blocks are quantized on load, see ``Residency.bits``."""
-        source = self.sources[name]
-        return self.residency.bits(PARTS[name].network(source), source)
-
     def sketch(
         self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
     ) -> Network:
@@ -299,7 +294,7 @@ class Components:
                 return part
 
             part.stream(again)
-        if bits := self.bits(name):
+        if bits := self.residency.bits(type(part), self.sources[name]):
             quantize_blocks(part.network, GROUP_SIZE, bits)
         return part
 

@@ -85,14 +85,10 @@ def companions(
     autoencoder precedes a convolutional one, as in the official code, unless ``diffusion`` is false, which leaves those
     out; then the last by name, which is the newest.
     """
-    found: dict[str, tuple[tuple[int, bool], Source]] = {}
-    for other in _around(file):
-        for name, source in _readable(other).items():
-            rank = _kinship(source, release), is_diffusion(source)
-            if name in found and found[name][0] > rank or rank[1] and not diffusion:
-                continue
-            found[name] = rank, source
-    return {name: source for name, (_, source) in found.items()}
+    found = [part for other in _around(file) for part in _readable(other).items()]
+    found = [part for part in found if diffusion or not is_diffusion(part[1])]
+    found.sort(key=lambda part: (_kinship(part[1], release), is_diffusion(part[1])))
+    return dict(found)  # of parts of one name, the last
 
 
 def _kinship(source: Source, release: Release) -> int:
