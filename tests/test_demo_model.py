@@ -198,11 +198,6 @@ def test_what_goes_with_the_official_model_asks_for_it(flag, demo, cache, capsys
     assert "Using" not in capsys.readouterr().err
 
 
-def test_it_is_never_used_unheard(demo, cache, capsys, caplog):
-    assert job("--quiet").files.model == DEMO
-    assert capsys.readouterr().err == "" and f"demo model {DEMO}" in caplog.text
-
-
 def test_without_it_the_official_model_is_used(cache, monkeypatch, tmp_path):
     monkeypatch.setattr(find, "PACKAGED", tmp_path / "nowhere")
     assert job().files == Files(hub.MODEL_REPO)
@@ -376,7 +371,7 @@ def test_a_single_file_states_its_defaults_in_its_metadata(tmp_path):
     convert(file, tmp_path / "mlx")
     assert identify(tmp_path / "mlx").defaults == DEFAULTS
     rewrite(file, metadata=lambda metadata: metadata.update(defaults="{"))
-    with pytest.raises(ValueError, match=f"{MODEL}: its defaults must be a JSON"):
+    with pytest.raises(ValueError, match=f"{MODEL}: its defaults is not JSON"):
         identify(file)
 
 
