@@ -21,7 +21,6 @@ class LatentState(NamedTuple):
     keyframes_mask  (1, N, 1)     1 = the token encodes a single pixel frame, as in a clip's first latent frame and in
                                   generated keyframes; ``None`` = no such token
     own             how many tokens, the first ones, are the stream's own; ``None`` = all
-    frozen          given as it is: the network gets noise level 0 for this stream
     enabled         ``False`` = the network does not change the stream, though the other still attends to it
     """
 
@@ -31,7 +30,6 @@ class LatentState(NamedTuple):
     positions: mx.array
     keyframes_mask: mx.array | None = None
     own: int | None = None
-    frozen: bool = False
     enabled: bool = True
 
     @classmethod
@@ -46,13 +44,6 @@ class LatentState(NamedTuple):
         marks = mx.arange(latent.shape[1])[None, :, None] < single_frames
         keyframes = marks.astype(mx.float32) if single_frames else None
         return cls(latent, latent, mask, positions, keyframes)
-
-    @classmethod
-    def pinned(cls, latent: mx.array, positions: mx.array) -> "LatentState":
-        """A state that stays as it is, such as given sound for which a video is made."""
-        state = cls.fresh(latent, positions)
-        mask = mx.zeros_like(state.denoise_mask)
-        return state._replace(denoise_mask=mask, frozen=True)
 
     def noised(self, sigma: float, noise: mx.array) -> "LatentState":
         """Mix Gaussian ``noise`` (B, N, C) in to level ``sigma``, as far as the mask allows."""

@@ -169,12 +169,6 @@ def test_a_condition_is_any_function_of_a_state_of_either_stream():
     )
 
 
-def test_given_sound_stays_as_it_is_and_counts_as_clean():
-    pinned = LatentState.pinned(TOKENS, mx.zeros((1, 1, 4, 2)))
-    assert mx.array_equal(pinned.noised(1.0, mx.ones(TOKENS.shape)).latent, TOKENS)
-    assert pinned.frozen
-
-
 def test_the_mask_mixes_and_keeps_the_dtype():
     mask = mx.array([1.0, 0.25]).reshape(1, 2, 1)
     x, clean = mx.full((1, 2, 1), 8.0, mx.bfloat16), mx.zeros((1, 2, 1))

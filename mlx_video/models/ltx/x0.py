@@ -69,7 +69,7 @@ class X0Model:
         ) -> ModalityInput:
             return ModalityInput(
                 state.latent.astype(self.model.dtype),
-                levels.scaled(0.0 if state.frozen else sigma),
+                levels.scaled(sigma),
                 context,
                 rope,
                 state.enabled,

@@ -314,20 +314,21 @@ def test_every_step_of_the_first_block(official):
 
 @newer
 def test_x0_model_passes_on_what_a_state_says(official):
-    """A frozen stream and marked keyframes; the levels of both streams are one sampler's."""
+    """A stream whose tokens are kept, and marked keyframes."""
     latents, positions = (
         official.pair(f"in.{{}}_{x}") for x in ("latent", "positions")
     )
     states = latents.map(LatentState.fresh, positions)
     video = states.video._replace(keyframes_mask=official["in.keyframes_mask"])
-    states = AV(video, LatentState.pinned(latents.audio, positions.audio))
+    kept = mx.zeros_like(states.audio.denoise_mask)
+    states = AV(video, states.audio._replace(denoise_mask=kept))
     model, sigma = official.model(), 0.6
     contexts = official.pair("in.{}_context")
     x0 = X0Model(model)(states, contexts, sigma)
     given = official.inputs(
         model,
         AV(official.masks.video, mx.zeros_like(official.masks.audio)),
-        sigmas=AV(mx.array(sigma), mx.array(0.0)),
+        sigmas=AV(mx.array(sigma), mx.array(sigma)),
     )
     velocity = model(given)
     assert error(x0.video, latents.video - sigma * velocity.video) < 1e-6
