@@ -8,7 +8,6 @@ from typing import Generator
 import mlx.core as mx
 
 from mlx_video import lora
-from mlx_video.conditioning.latent import LatentState
 from mlx_video.errors import UserError
 from mlx_video.inputs import Parts
 from mlx_video.models.ltx import dfr
@@ -16,12 +15,11 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.conditions import Place, generated_keyframes, reference
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
-from mlx_video.pipeline import Conditions, Made, Pipeline, Reached, Sampling
+from mlx_video.pipeline import Conditions, Made, Pipeline, Reached, Sampling, steps
 from mlx_video.previews import Preview
-from mlx_video.recipes import Recipe, Stage, finished
+from mlx_video.recipes import Recipe, finished
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import Guidance, guided
-from mlx_video.sampling.samplers import Steps
 from mlx_video.types import AV, PromptEmbeddings, Step, VideoPixelShape
 
 SMALLER = 2  # times fewer pixels a side has the clip that the second stage looks at
@@ -143,9 +141,9 @@ class FidelityPipeline(Pipeline):
             seed = request.seed + 1000 * round_ + index
             noise, key = mx.random.split(mx.random.key(seed % 2**32))
             states = noised(states, stage.sigmas[0], noise)
-            steps = stage.sampler(denoise, states, stage.sigmas, key=key)
             name = f"round {round_}, tile {index + 1}"
-            states = yield from _walked(name, stage, steps)
+            for step, states in steps(name, stage, denoise, states, key):
+                yield step
             videos.append(unpatchify(states, shape, geometry).video)
             new = dfr.generated_pictures(states.video, tile.slots, size)
             made.append({f: pictures[f] for f in tile.anchors} | new)
@@ -156,15 +154,3 @@ class FidelityPipeline(Pipeline):
         geometry = self.components.geometry
         grid = geometry.latents(shape)
         return (grid.height, grid.width), Place(geometry.video, shape.fps)
-
-
-def _walked(
-    name: str, stage: Stage, steps: Steps
-) -> Generator[Step, None, AV[LatentState]]:
-    """The states after the last of ``steps``."""
-    total = len(stage.sigmas) - 1
-    yield Step(name, 0, total, stage.sigmas[0])
-    for index, (states, sigma) in enumerate(steps, start=1):
-        mx.eval(states.video.latent)
-        yield Step(name, index, total, sigma)
-    return states

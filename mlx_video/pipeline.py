@@ -26,6 +26,7 @@ from mlx_video.previews import Preview, Previews
 from mlx_video.recipes import DECODER_SEED, SAMPLER_SEED, Defaults, Recipe, Stage
 from mlx_video.request import Request, check_timed
 from mlx_video.sampling.guidance import Predict, guided, may_start
+from mlx_video.sampling.samplers import Denoise
 from mlx_video.types import AV, Clip, PromptEmbeddings, Sample, Step, Waveform
 
 Conditions = list[AV[list[Condition]]]
@@ -276,7 +277,9 @@ class Pipeline:
             yield Step("load transformer", 0, 1)
             with (
                 self.components.transformer(request.model_type, *loras) as predict,
-                self._previews(predict) as previews,
+                Previews(
+                    self.components, predict.model if self.previews else None
+                ) as previews,
             ):
                 yield Step("load transformer", 1, 1)
                 sampling = Sampling(
@@ -285,9 +288,6 @@ class Pipeline:
                 for number, _ in group:
                     made = yield from self._stage(sampling, number, made)
         return AV(made.latents.video, made.sound)
-
-    def _previews(self, predict: Predict) -> Previews:
-        return Previews(self.components, predict.model if self.previews else None)
 
     def _stage(
         self, sampling: Sampling, number: int, before: Made
@@ -343,19 +343,15 @@ class Pipeline:
         batched = self.batched or self.components.residency.low_memory
         denoise = guided(predict, embeddings, strengths, batched=batched)
         denoise = previews.watching(denoise)
-        total = len(stage.sigmas) - 1
-        yield Step(name, done, total, stage.sigmas[done])
         key = self._key((request.seed + SAMPLER_SEED) % 2**32, number)
-        steps = stage.sampler(denoise, states, stage.sigmas, key=key, start=done)
-        for index, (states, sigma) in enumerate(steps, start=done + 1):
-            latents = states.map(lambda state: state.latent)
-            mx.eval(latents.values)
-            yield Step(name, index, total, sigma)
-            if index == total:
+        for step, states in steps(name, stage, denoise, states, key, done):
+            yield step
+            if not done < step.index < step.total:
                 continue
-            if resumes and may_start(strengths, index):
-                yield Reached(number, index, latents, sound)
-            yield from previews.after(index)
+            if resumes and may_start(strengths, step.index):
+                latents = states.map(lambda state: state.latent)
+                yield Reached(number, step.index, latents, sound)
+            yield from previews.after(step.index)
         return states
 
     def _key(self, seed: int, number: int) -> mx.array:
@@ -402,3 +398,20 @@ class Pipeline:
                 yield from health.watched(frames, self.defaults.may_be_still)
             else:
                 yield from postprocess.frames(chunks)
+
+
+def steps(
+    name: str,
+    stage: Stage,
+    denoise: Denoise,
+    states: AV[LatentState],
+    key: mx.array,
+    done: int = 0,
+) -> Iterator[tuple[Step, AV[LatentState]]]:
+    """The steps of a stage from ``done`` on, each with the states after it, which are evaluated; before the first, ``states``."""
+    total = len(stage.sigmas) - 1
+    yield Step(name, done, total, stage.sigmas[done]), states
+    sampled = stage.sampler(denoise, states, stage.sigmas, key=key, start=done)
+    for index, (states, sigma) in enumerate(sampled, start=done + 1):
+        mx.eval([state.latent for state in states.values])
+        yield Step(name, index, total, sigma), states
