@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Mapping
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_video.errors import UserError
 from mlx_video.formats.gguf import PACKED
-from mlx_video.formats.safetensors import clip, parse_json
+from mlx_video.formats.safetensors import clip, json_object
 from mlx_video.weights import Weights, read, stored_types
 
 NOTE = ".comfy_quant"  # beside a layer's weight: JSON as bytes
@@ -82,12 +83,14 @@ def read_notes(
     """
     marks = {key: value for key, value in weights.items() if key.endswith(NOTE)}
     mx.eval(list(marks.values()))
-    listed = parse_json(metadata.get(NOTES, "{}"), f"The {NOTES} in {source}")
-    layers = listed.get("layers", {}) if isinstance(listed, dict) else None
+    listed = json_object(metadata.get(NOTES, "{}"), f"The {NOTES} in {source}")
+    layers = listed.get("layers", {})
     if not isinstance(layers, dict):
         raise UserError(f"The {NOTES} in {source} is no table of layers.")
     notes = layers | {
-        key.removesuffix(NOTE): parse_json(_bytes(mark), f"{source}: {clip(key)}")
+        key.removesuffix(NOTE): json_object(
+            np.array(mark).tobytes(), f"{source}: {clip(key)}"
+        )
         for key, mark in marks.items()
     }
     for layer, note in notes.items():
@@ -205,10 +208,6 @@ def _untiled(scales: mx.array, rows: int, blocks: int) -> mx.array:
     tiles = scales.reshape(down, across, 32, 4, TILE_COLUMNS)
     tiles = tiles.transpose(0, 3, 2, 1, 4)  # (down, quarter, line, across, column)
     return tiles.reshape(down * TILE_ROWS, -1)[:rows, :blocks]
-
-
-def _bytes(mark: mx.array) -> bytes:
-    return bytes(mark.astype(mx.uint8).flatten().tolist())
 
 
 def _check_note(layer: str, note: object, source: str) -> None:

@@ -68,25 +68,14 @@ def _checked(file: Path, size: int, *version: int) -> Header:
     return Header(tensors, metadata)
 
 
-def parse_json(text: bytes | str, subject: str) -> object:
-    """The value of JSON ``text``. Raises ``UserError``, a sentence that begins with ``subject``, where it is not JSON."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except RecursionError:
-        fault = "is nested too deeply"
-    except UnicodeDecodeError as error:
-        fault = f"is not UTF-8 text (byte {error.start})"
-    except json.JSONDecodeError as error:
-        fault = f"is not JSON (line {error.lineno}, column {error.colno})"
-    except ValueError as error:  # a name that occurs twice, or thousands of digits
-        long = "digits" in str(error)
-        fault = "holds a number that is too long" if long else str(error)
-    raise UserError(f"{subject} {fault}.")
-
-
 def json_object(text: bytes | str, subject: str) -> dict:
-    """The JSON object in ``text``. Raises as ``parse_json``, and where it is another value."""
-    found = parse_json(text, subject)
+    """The JSON object in ``text``. Raises ``UserError``, a sentence that begins with ``subject``, where it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        known = isinstance(error, json.JSONDecodeError)
+        place = f" (line {error.lineno}, column {error.colno})" if known else ""
+        raise UserError(f"{subject} is not JSON that can be read{place}.") from None
     if not isinstance(found, dict):
         raise UserError(f"{subject} must be a JSON object; got {clip(found)}.")
     return found
@@ -96,15 +85,6 @@ def clip(text: object, most: int = 80) -> str:
     """``text``, or another value as JSON, for a message; at most ``most`` characters."""
     text = text if isinstance(text, str) else json.dumps(text, default=str)
     return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"names {clip(twice)} twice")
-    return found
 
 
 HINTS = {

@@ -10,7 +10,7 @@ from typing import Mapping, NamedTuple
 from mlx_video import hub, lora
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.formats.gguf import ARCHITECTURE
-from mlx_video.formats.safetensors import Header, clip, parse_json
+from mlx_video.formats.safetensors import Header, clip, json_object
 from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.contents import (
@@ -265,7 +265,7 @@ def _defaults(
     """
     found = stated
     if isinstance(stated, str):
-        found = parse_json(stated, f"{path}: its {DEFAULTS}")
+        found = json_object(stated, f"{path}: its {DEFAULTS}")
     if not isinstance(found, Mapping):
         raise UserError(
             f'{path}: its {DEFAULTS} must be a JSON object, such as {{"width": 768}}; got {stated!r}.'
