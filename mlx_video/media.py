@@ -15,7 +15,14 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from PIL import Image
 
-from mlx_video.disk import any_of, file_size, short, typed_path, written_aside
+from mlx_video.disk import (
+    any_of,
+    check_free,
+    file_size,
+    short,
+    typed_path,
+    written_aside,
+)
 from mlx_video.errors import UserError
 from mlx_video.postprocess import to_pcm16
 from mlx_video.types import CLIP_SUFFIXES, Clip, VideoPixelShape, Waveform
@@ -140,19 +147,12 @@ def save_frames(
 ) -> Iterator[np.ndarray]:
     """Pass ``frames`` on, writing each to ``folder`` as frame_0000.png, frame_0001.png, ... when it is taken.
 
-    Raises ``UserError`` at once if the folder already holds such frames; ``overwrite`` removes them first.
+    Raises ``UserError`` at the first if the folder already holds such frames; ``overwrite`` removes them.
     """
     folder = Path(folder)
-    if any(folder.glob(FRAME_PATTERN)) and not overwrite:
-        raise UserError(
-            f"{folder} already holds frames; choose another folder, or allow overwriting."
-        )
-    return _writing_frames(frames, folder)
-
-
-def _writing_frames(frames: Iterable[np.ndarray], folder: Path) -> Iterator[np.ndarray]:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(FRAME_PATTERN):
+        check_free(old, overwrite)
         old.unlink()
     for index, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"frame_{index:04d}.png")

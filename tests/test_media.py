@@ -326,7 +326,8 @@ def test_save_frames_passes_them_on(tmp_path):
     for index, frame in enumerate(pictures(3)):
         found = np.array(Image.open(folder / f"frame_{index:04d}.png"))
         np.testing.assert_array_equal(found, frame)
-    with pytest.raises(ValueError, match="already holds frames"):
-        media.save_frames(iter(pictures(1)), folder)
+    with pytest.raises(UserError, match="frame_000[0-2].png exists; choose another"):
+        next(media.save_frames(iter(pictures(1)), folder))
+    assert len(os.listdir(folder)) == 3
     list(media.save_frames(iter(pictures(1)), folder, overwrite=True))
     assert os.listdir(folder) == ["frame_0000.png"]
