@@ -194,10 +194,6 @@ def _float(codes: mx.array) -> mx.array:
     return codes.astype(mx.float32)
 
 
-def _as(dtype: mx.Dtype) -> Callable[[mx.array], mx.array]:
-    return lambda blocks: blocks.view(dtype)
-
-
 def _q4_0(blocks: mx.array) -> mx.array:
     return _half(blocks, 0) * (_float(_nibbles(blocks[:, 2:])) - 8)
 
@@ -245,17 +241,11 @@ def _q3_k(blocks: mx.array) -> mx.array:
     return (scale[..., None] * (_float(codes | high << 2) - 4)).flatten(1)
 
 
-def _scales_and_minima(packed: mx.array) -> tuple[mx.array, mx.array]:
-    """Eight scales and eight minima of 6 bits out of 12 bytes, (n, 8) each."""
-    a, b, c = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+def _by_scale_and_minimum(blocks: mx.array, codes: mx.array) -> mx.array:
+    """8 groups of 32 ``codes`` (n, 8, 32); their scales and minima are of 6 bits each, in 12 bytes."""
+    a, b, c = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = mx.concatenate([a & 63, (c & 15) | (a >> 6) << 4], axis=1)
     minima = mx.concatenate([b & 63, (c >> 4) | (b >> 6) << 4], axis=1)
-    return _float(scales), _float(minima)
-
-
-def _by_scale_and_minimum(blocks: mx.array, codes: mx.array) -> mx.array:
-    """8 groups of 32 ``codes`` (n, 8, 32), with scales stored as in q4_k and q5_k."""
-    scales, minima = _scales_and_minima(blocks[:, 4:16])
     scale, least = _half(blocks, 0) * scales, _half(blocks, 2) * minima
     return (scale[..., None] * _float(codes) - least[..., None]).flatten(1)
 
@@ -296,9 +286,9 @@ def _iq4_xs(blocks: mx.array) -> mx.array:
 
 
 PACKINGS = {
-    "F32": Packing(0, 1, 4, _as(mx.float32)),
-    "F16": Packing(1, 1, 2, _as(mx.float16)),
-    "BF16": Packing(30, 1, 2, _as(mx.bfloat16)),
+    "F32": Packing(0, 1, 4, lambda raw: raw.view(mx.float32)),
+    "F16": Packing(1, 1, 2, lambda raw: raw.view(mx.float16)),
+    "BF16": Packing(30, 1, 2, lambda raw: raw.view(mx.bfloat16)),
     "Q4_0": Packing(2, 32, 18, _q4_0),
     "Q4_1": Packing(3, 32, 20, _q4_1),
     "Q5_0": Packing(6, 32, 22, _q5_0),
