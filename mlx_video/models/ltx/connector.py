@@ -89,11 +89,15 @@ class TextConnectors(Network):
     def configure(
         cls, source: Source, weights: Weights, model_type: LTXModelType
     ) -> ConnectorConfig:
+        """As every network's, see ``fit``."""
         return cls.fit(super().configure(source, weights, model_type), weights)
 
     @classmethod
     def fit(cls, config: ConnectorConfig, weights: Weights) -> ConnectorConfig:
-        """``config`` with what only the tensors in ``weights`` (official or ours) know: text layers and registers."""
+        """``config`` with what only the tensors in ``weights`` (official or ours) know: text layers and registers.
+
+        Raises ``UserError`` if those tensors are missing, or of another model than the config.
+        """
         ours = cls.sanitize(weights)
         kind = "video_" if config.caption_proj_before_connector else ""
         projection = _matrix(ours, f"projection.{kind}aggregate_embed.weight")
@@ -200,7 +204,10 @@ class Connector(nn.Module):
     def fill_with_registers(
         self, x: mx.array, lengths: mx.array, positions: int
     ) -> mx.array:
-        """The prompt's tokens moved to the front; every later position p holds register p mod R."""
+        """The prompt's tokens moved to the front; every later position p holds register p mod R.
+
+        Raises ``UserError`` if ``positions`` is not a multiple of the number of registers R.
+        """
         registers = len(self.learnable_registers)
         if positions % registers:
             raise UserError(
@@ -229,7 +236,7 @@ class Connector(nn.Module):
 
 
 class ConnectorBlock(nn.Module):
-    """Pre-norm self-attention and feed-forward, without modulation."""
+    """Pre-norm self-attention and feed-forward, without modulation: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, config: ConnectorConfig, own: ConnectorStream):
         super().__init__()

@@ -55,6 +55,7 @@ class Tile(NamedTuple):
 
     @property
     def frames(self) -> int:
+        """How many frames it has, both ends included."""
         return self.end - self.start + 1
 
     def latents(self, time_scale: int) -> slice:

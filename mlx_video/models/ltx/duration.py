@@ -33,7 +33,10 @@ class DurationConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "DurationConfig":
-        """From a file's whole config: block ``duration_head``, and the widths from block ``transformer``."""
+        """From a file's whole config: block ``duration_head``, and the widths from block ``transformer``.
+
+        Raises ``UserError`` if either is missing.
+        """
         widths, head = data.get("transformer"), data.get("duration_head")
         if not isinstance(widths, Mapping) or not isinstance(head, Mapping):
             raise UserError(
@@ -83,7 +86,7 @@ class DurationHead(Network):
 
 
 class ContextInput(nn.Module):
-    """One stream's context in the head's width, marked as that stream's."""
+    """One stream's context in the head's width, marked as that stream's: (B, L, width) -> (B, L, dim)."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()

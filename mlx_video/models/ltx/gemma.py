@@ -95,6 +95,8 @@ class _Language:
 
 
 class Gemma3(_Language, gemma3_text.Model):
+    """The Gemma 3 of LTX-2 and 2.3, without a head of its own: it shares the embeddings."""
+
     CONFIG: ClassVar = Gemma3Config
 
     def __init__(self, config: Gemma3Config):
@@ -106,6 +108,7 @@ class Gemma3(_Language, gemma3_text.Model):
 
     @staticmethod
     def advance(layer: nn.Module, h: mx.array, mask: mx.array) -> mx.array:
+        """The hidden states (B, T, D) after ``layer``, whose attention sees what ``mask`` (B, 1, T, T) allows."""
         return layer(h, mask)
 
 
@@ -127,6 +130,7 @@ class Gemma4(_Language, gemma4_text.Model):
 
     @staticmethod
     def advance(layer: nn.Module, h: mx.array, mask: mx.array) -> mx.array:
+        """As ``Gemma3.advance``."""
         return layer(h, mask)[0]  # then come the layer's keys and values
 
 
@@ -134,7 +138,7 @@ Gemma = Gemma3 | Gemma4
 
 
 def language_model(config: Mapping[str, object] | GemmaConfig) -> Gemma:
-    """The Gemma that a ``config.json`` describes, with random weights."""
+    """The Gemma that a ``config.json`` describes, with random weights. Raises ``UserError`` if it is of another kind."""
     if not isinstance(config, GemmaConfig):
         config = GemmaConfig.from_dict(config)
     return next(m for m in (Gemma3, Gemma4) if isinstance(config, m.CONFIG))(config)

@@ -94,6 +94,7 @@ class LTXModel(Network):
 
     @property
     def streams(self) -> AV["Stream"]:
+        """``video`` and ``audio``; ``None`` for one that the model lacks."""
         return AV(self.video, self.audio)
 
     @property
@@ -116,14 +117,17 @@ class LTXModel(Network):
     def configure(
         cls, source: Source, weights: Weights, model_type: LTXModelType
     ) -> LTXModelConfig:
+        """As every network's, for the wanted streams."""
         config = super().configure(source, weights, model_type)
         return replace(config, model_type=model_type)
 
     @property
     def blocks(self) -> list[TransformerBlock]:
+        """The blocks in order, which ``stream`` drops."""
         return self.transformer_blocks
 
     def stream(self, again: Callable[[], "LTXModel"]) -> None:
+        """Keep no blocks: take them, in each pass, from the same model built ``again``."""
         self.transformer_blocks = BlockStream(lambda: again().transformer_blocks)
 
     def select(self, weights: Weights) -> Weights:
@@ -211,6 +215,7 @@ class LTXModel(Network):
         """The velocity of each modality, (B, N, C), in the dtype of its latent.
 
         perturbations  one per batch item, or one for all; what all leave out is not computed
+        Raises ``ValueError`` if the inputs do not fit the model or each other.
         """
         self._check(inputs, perturbations)
         x, conditioning = self.enter(inputs)
@@ -342,7 +347,7 @@ class Stream(nn.Module):
 
 
 class CaptionProjection(nn.Module):
-    """Text embeddings to the width of a stream."""
+    """Text embeddings (B, L, dim) to the width of a stream, (B, L, width)."""
 
     def __init__(self, dim: int, width: int):
         super().__init__()

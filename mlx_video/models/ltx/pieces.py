@@ -24,7 +24,7 @@ class Pacer:
     """
 
     def __init__(self, ahead: int = 1):
-        """``ahead`` times as many bytes as above may be queued."""
+        """``ahead`` times as many bytes as ``QUEUED`` and ``PAIR`` may be queued."""
         self.ahead = ahead
         self.queue: deque[tuple[mx.array, int]] = deque()
 

@@ -124,17 +124,18 @@ class GemmaTextEncoder(Network):
 
     @property
     def network(self) -> gemma.Gemma:
+        """The module that holds the weights."""
         return self.model
 
     @property
     def max_tokens(self) -> int:
-        """Of the longest prompt."""
+        """How many tokens the longest prompt may have, BOS included."""
         return self.tokenizer.max_tokens
 
     def features(
         self, texts: Sequence[str], max_length: int | None = None
     ) -> TextFeatures:
-        """Hidden states of a batch of prompts, evaluated; skips columns that are padding in every row."""
+        """Hidden states of prompts and their mask, evaluated; without columns that are padding in every row."""
         ids, mask = self.tokenize(texts, max_length)
         longest = mask.sum(axis=1).max().item()
         states = mx.stack(self.hidden_states(ids[:, -longest:], mask[:, -longest:]))

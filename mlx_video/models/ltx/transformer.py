@@ -190,6 +190,7 @@ class StreamBlock(nn.Module):
         return add_gated(x, update, table, c.cross_rows, None, at.gate)
 
     def feed_forward(self, x: mx.array, c: Conditioning) -> mx.array:
+        """Tokens (B, N, D) plus what the feed-forward network makes of them."""
         update = self.ff(self._norm(x, c, FEED_FORWARD))
         return self._add(x, update, c, FEED_FORWARD)
 
@@ -214,6 +215,7 @@ class TransformerBlock(nn.Module):
 
     @property
     def streams(self) -> AV[StreamBlock]:
+        """``video`` and ``audio``; ``None`` for one that the model lacks."""
         return AV(self.video, self.audio)
 
     def __call__(

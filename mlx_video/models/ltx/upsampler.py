@@ -29,7 +29,10 @@ def upsample_normalized(
 
 
 class LatentUpsampler(Network):
-    """Residual blocks on the coarse grid, a shuffle to the fine one, and as many residual blocks there."""
+    """Residual blocks on the coarse grid, a shuffle to the fine one, and as many residual blocks there.
+
+    Raises ``UserError`` if the config asks for a factor that no published checkpoint has. Layers take (B, F, H, W, C).
+    """
 
     CONFIG: ClassVar = UpsamplerConfig
     NAMES: ClassVar = TensorNames(

@@ -43,7 +43,8 @@ class X0Model:
 
         context        the text connectors' output, (B, L, caption_channels)
         perturbations  one per batch item, or one for all of them
-        Latents and contexts must share one batch size; that of masks and positions may also be 1.
+        Latents and contexts must share one batch size; that of masks and positions may also be 1. Raises ``ValueError``
+        otherwise, or where a latent has no context.
         """
         inputs = self._inputs(states, context, sigma)
         with piece_by_piece(AHEAD):

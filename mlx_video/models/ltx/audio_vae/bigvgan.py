@@ -68,6 +68,7 @@ class BigVGANVocoder(Network):
 
     @property
     def sample_rate(self) -> int:
+        """Of the waveform, in Hz."""
         return self.config.output_sample_rate
 
     @property

@@ -33,7 +33,10 @@ Block = tuple[str, dict[str, int | bool]]
 
 
 def read_blocks(blocks: tuple) -> Iterator[Block]:
-    """(name, parameters) from the config's block list, in which a bare number means ``num_layers``."""
+    """(name, parameters) from the config's block list, in which a bare number means ``num_layers``.
+
+    Raises ``UserError`` for a parameter that is not implemented.
+    """
     for name, parameters in blocks:
         if isinstance(parameters, int):
             parameters = {"num_layers": parameters}
@@ -74,7 +77,7 @@ CONVOLUTIONS = {"*.conv.weight": "*.weight", "*.conv.bias": "*.bias"}
 
 
 class ResnetBlock3D(nn.Module):
-    """Twice norm, SiLU, 3x3x3 convolution; added to the input."""
+    """Twice norm, SiLU, 3x3x3 convolution; added to the input: (B, F, H, W, C) -> the same, but see ``Stream.delay``."""
 
     def __init__(self, channels: int, padding_mode: str):
         super().__init__()

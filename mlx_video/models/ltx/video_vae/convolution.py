@@ -143,7 +143,8 @@ def _frames_per_call(
 class CausalConv3d(nn.Module):
     """3x3x3 convolution that keeps the size, padded in time with the clip itself.
 
-    ``padding_mode`` is the padding around a frame: ``"zeros"`` or ``"reflect"`` (mirrored about the outermost cell).
+    ``padding_mode`` is the padding around a frame: ``"zeros"`` or ``"reflect"`` (mirrored about the outermost cell). Raises
+    ``UserError`` for another mode, for widths that are not positive, and for frames too small to be mirrored.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ BAND = 48_000_000
 
 
 class SwiGLU(nn.Module):
-    """w_down(silu(w_gate(x)) * w_up(x)), four times as wide inside."""
+    """w_down(silu(w_gate(x)) * w_up(x)), (..., dim) -> (..., dim), four times as wide inside."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -133,6 +133,7 @@ class DiffusionBlock(NeighborhoodBlock):
         context: Callable[[int], mx.array],
         modulation: list[mx.array],
     ) -> mx.array:
+        """The block for a piece ``x``; ``context`` gives its next frames, and ``rows`` the ``modulation``."""
         x = end_piece(x + self.context_proj(context(x.shape[1])))
         return self(x, stream, modulation)
 

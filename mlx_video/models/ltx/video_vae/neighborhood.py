@@ -32,6 +32,7 @@ class Windows(NamedTuple):
     size: int
 
     def part(self, queries: slice) -> "Windows":
+        """Those of some ``queries``."""
         return Windows(self.starts[queries], self.size)
 
     @property
@@ -123,7 +124,7 @@ def boxes(windows: Windows, size: int) -> list[Box]:
 
 
 class Run(NamedTuple):
-    """Neighbouring boxes, spaced by the number of their queries."""
+    """Neighbouring boxes, ``step`` apart, the number of their queries; each has ``width`` keys."""
 
     first: Box
     count: int

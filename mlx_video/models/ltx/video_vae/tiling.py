@@ -32,7 +32,7 @@ MODES = (
 
 @dataclass(frozen=True)
 class SpatialTilingConfig:
-    """Tiles along the longer side of a frame, in pixels; along the shorter side they shrink with it."""
+    """Tiles along the longer side of a frame, in pixels, multiples of 32; along the shorter side they shrink with it."""
 
     tile_size_in_pixels: int
     tile_overlap_in_pixels: int = 0
@@ -43,7 +43,7 @@ class SpatialTilingConfig:
 
 @dataclass(frozen=True)
 class TemporalTilingConfig:
-    """Tiles along time, in pixel frames."""
+    """Tiles along time, in pixel frames, multiples of 8. Raises ``UserError`` for others."""
 
     tile_size_in_frames: int
     tile_overlap_in_frames: int = 0
@@ -108,7 +108,7 @@ class TilingConfig:
     def named(
         cls, mode: str, height: int, width: int, num_frames: int
     ) -> "TilingConfig | None":
-        """The tiles of ``mode``, one of ``MODES``, for a clip of this size in pixels."""
+        """The tiles of ``mode``, one of ``MODES`` or ``UserError``, for a clip of this size in pixels."""
         if mode not in MODES:
             raise UserError(f"tiling must be one of {', '.join(MODES)}; got {mode!r}.")
         if mode == "auto":
