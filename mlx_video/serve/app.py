@@ -202,8 +202,9 @@ async def models(at: At) -> schema.ModelList:
 
 @router.post("/v1/estimates")
 def estimate(wanted: schema.VideoRequest, at: At) -> schema.Estimate:
-    """The memory a clip would take; where it does not fit, what would."""
-    decided, _ = _decided(at, wanted)
+    """The memory a clip would take; where it does not fit, what would. Pictures count as none."""
+    # Only ``create`` names files, those it has kept: any other name is a stranger's, and is never opened.
+    decided, _ = _decided(at, wanted.model_copy(update={"images": []}))
     try:
         return at.supervisor.estimate(decided)
     except TimeoutError:

@@ -52,6 +52,7 @@ RECIPES = {
 SAMPLING, DECODING = 10, 75
 FAULT = "This is a fault of mlx-video, not of what you asked for: {error}. The server's terminal has the details; please report them."
 MORE = "The server's terminal says what may help."
+UPLOAD = r"\S*picture_[0-9a-f]{32}"  # as ``incoming`` names them
 TYPED = re.compile(r"(?<!\w)--[a-z]|`")  # an option or a command
 
 
@@ -259,14 +260,16 @@ def _ending(error: BaseException) -> tuple[str, str]:
 
 def _told(text: str) -> str:
     """``text`` for a client; where the terminal can do more about it, all of it is said there."""
-    if (said := for_client(text)) == text:
-        return text
+    if not TYPED.search(text):
+        return for_client(text)
     log.warning(text)
-    return f"{said} {MORE}"
+    return f"{for_client(text)} {MORE}"
 
 
 def for_client(text: str) -> str:
-    """``text`` without its sentences on options and commands, which nobody can type into a page."""
+    """``text`` without its sentences on options and commands, which nobody can type into a page, and names of uploads."""
+    text = re.sub(r"(^|(?<=\. ))" + UPLOAD, "The picture", text)
+    text = re.sub(UPLOAD, "the picture", text)
     sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
     return " ".join(s for s in sentences if not TYPED.search(s)) or text
 

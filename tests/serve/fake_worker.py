@@ -62,7 +62,8 @@ def main() -> None:
         message = json.loads(line)
         if message["do"] == "estimate":
             peak = message["request"]["width"] * 10**6
-            estimate = {"peak_bytes": peak, "limit_bytes": 10**9, "refusal": ""}
+            opened = " ".join(image["path"] for image in message["request"]["images"])
+            estimate = {"peak_bytes": peak, "limit_bytes": 10**9, "refusal": opened}
             say("estimate", ticket=message["ticket"], estimate=estimate)
             continue
         try:

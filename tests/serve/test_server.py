@@ -181,6 +181,12 @@ def test_estimates_come_from_the_worker(server):
     assert answer.json()["peak_bytes"] == 256 * 10**6
 
 
+def test_an_estimate_opens_no_file_that_a_stranger_names(server):
+    body = {"prompt": "a", "images": [{"path": "/etc/passwd"}]}
+    answer = server.http.post("/v1/estimates", json=body)
+    assert answer.status_code == 200 and answer.json()["refusal"] == ""
+
+
 def test_models_say_their_grid(server):
     (model,) = server.http.get("/v1/models").json()["data"]
     assert (model["id"], model["width_step"], model["frame_step"]) == ("fake", 64, 8)

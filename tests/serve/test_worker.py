@@ -26,6 +26,7 @@ from mlx_video.serve.worker import Settings, Worker
 from mlx_video.types import Step
 from tests.checkpoints import write_lora
 
+UPLOAD = f"picture_{'0af1' * 8}"
 DECIDED = {
     "prompt": "a red ball",
     "model": "tiny",
@@ -151,6 +152,7 @@ def test_a_full_disk_fails_the_clip_and_not_the_worker(model, tmp_path, monkeypa
     [
         ("It is 9 s. Name it with --lora. Or wait.", "It is 9 s. Or wait."),
         ("All 9 are black. Try `mlx-video info`.", "All 9 are black."),
+        (f"/a/{UPLOAD} is 9x9. Use {UPLOAD}.", "The picture is 9x9. Use the picture."),
         ("Choose another --seed.", "Choose another --seed."),
         ("A well-known ball.", "A well-known ball."),
     ],
