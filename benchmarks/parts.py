@@ -37,13 +37,13 @@ from mlx_video.models.ltx import patchify
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
-from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.pieces import SMALL, piece_by_piece
 from mlx_video.models.ltx.residency import Residency, default_dtype
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
 from mlx_video.models.ltx.x0 import X0Model
+from mlx_video.plan import Footprint
 from mlx_video.types import AV, TextFeatures, VideoPixelShape
 from mlx_video.weights import save
 
@@ -193,13 +193,14 @@ class Bench:
         model, mel_frames = part("transformer"), 4 * self.frames
         forward = model.held_bytes(tokens, 1, CONTEXT)
         forward += model.activation_bytes(tokens, 1, CONTEXT)
+        image = part("video_encoder").activation_bytes(*shape[1:3])
         connected = part("connectors").activation_bytes(PROMPT, 1, CONTEXT)
         upsampled = part("upsampler").activation_bytes(4 * tokens.video)
         spectrogram = part("audio_decoder").activation_bytes(self.frames)
         sound = part("vocoder").activation_bytes(mel_frames)
         works = {
             "connectors": (connected, self.connect),
-            "video_encoder": (foot.image(*shape[1:3]), self.encode),
+            "video_encoder": (image, self.encode),
             "transformer": (forward, self.denoise),
             "upsampler": (upsampled, self.upsample),
             "audio_decoder": (spectrogram, self.decode_spectrogram),

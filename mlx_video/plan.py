@@ -1,10 +1,11 @@
 """How much memory a run needs, phase by phase, and how to make it fit. Knows sizes only; reads nothing.
 
-``models.ltx.footprint`` knows what a part needs; this module adds the parts up for a request.
+Each part knows what it needs for a call; this module adds the parts up for a request.
 """
 
 import os
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Iterable, Iterator, Mapping, NamedTuple
 
 import mlx.core as mx
@@ -12,11 +13,11 @@ import mlx.core as mx
 from mlx_video.errors import UserError
 from mlx_video.inputs import taken_by
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.footprint import Footprint
-from mlx_video.models.ltx.layouts import MAX_TOKENS
+from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens
 from mlx_video.models.ltx.pieces import SMALL
 from mlx_video.models.ltx.residency import Residency
-from mlx_video.models.ltx.video_vae.decoding import StreamPlan
+from mlx_video.models.ltx.video_vae.decoding import StreamPlan, choose_tiling
 from mlx_video.recipes import Recipe, Stage
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import passes_of
@@ -120,6 +121,49 @@ class Phase(NamedTuple):
         return self.operations / speed if speed and self.name != DECODE else None
 
 
+class Footprint:
+    """How many bytes the parts of ``components`` need while they are lent, and while they compute; each is built once, lazily.
+
+    model_type  the streams of the transformer that are lent
+    residency   how weights are kept; by default that of ``components``
+    context     tokens of a prompt with its registers, as the text encoder pads it
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        model_type: LTXModelType,
+        residency: Residency | None = None,
+    ):
+        sources = components.sources
+        self.components = components
+        self.residency = residency = residency or components.residency
+        self.part = cache(lambda name: components.sketch(name, model_type))
+        self.weights = cache(
+            lambda name: residency.weight_bytes(self.part(name), sources[name])
+        )
+        gemma = sources.get("text_encoder")
+        self.context = max_tokens(gemma.path) if gemma else MAX_TOKENS
+
+    def phase(self, name: str, activations: float, *parts: str) -> Phase:
+        """One that needs these parts, beside what stays loaded."""
+        weights = sum(map(self.weights, self.residency.keep.union(parts)))
+        return Phase(name, weights, activations + SMALL)
+
+    def in_turn(self, name: str, sizes: Mapping[str, tuple[int, ...]]) -> Phase:
+        """The largest of parts that are lent one after the other, each for a call of these ``sizes``."""
+        taken = {n: self.part(n).activation_bytes(*size) for n, size in sizes.items()}
+        return largest([self.phase(name, taken[part], part) for part in taken])
+
+    def video(self, shape: VideoPixelShape, mode: str, limit: float) -> int:
+        """Bytes of the video decoder in a tiling ``mode``, which may choose within ``limit``."""
+        decoder = self.part("video_decoder")
+        grid = self.components.geometry.latents(shape)
+        budget = limit - self.weights("video_decoder")
+        tiling = choose_tiling(mode, decoder, mx.zeros(grid), shape, budget)
+        return decoder.activation_bytes(grid, tiling)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run will need.
@@ -191,25 +235,11 @@ def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
     yield _video(footprint, work, room)
 
 
-def _phase(footprint: Footprint, name: str, activations: float, *parts: str) -> Phase:
-    """One that needs these parts, beside what stays loaded."""
-    weights = sum(map(footprint.weights, footprint.residency.keep.union(parts)))
-    return Phase(name, weights, activations + SMALL)
-
-
-def _in_turn(
-    footprint: Footprint, name: str, sizes: Mapping[str, tuple[int, ...]]
-) -> Phase:
-    """The largest of parts that are lent one after the other, each for a call of these ``sizes``."""
-    taken = {n: footprint.part(n).activation_bytes(*size) for n, size in sizes.items()}
-    return largest([_phase(footprint, name, taken[part], part) for part in taken])
-
-
 def _prompt(footprint: Footprint, work: Work) -> Phase:
     prompts, context = 1 + work.recipe.guided, footprint.context
     rows = prompts * min(work.prompt_tokens, context)
     sizes = {"text_encoder": (rows,), "connectors": (rows, prompts, context)}
-    return _in_turn(footprint, "encode prompt", sizes)
+    return footprint.in_turn("encode prompt", sizes)
 
 
 def _inputs(footprint: Footprint, work: Work) -> Iterator[Phase]:
@@ -217,9 +247,11 @@ def _inputs(footprint: Footprint, work: Work) -> Iterator[Phase]:
     if read := max((given.read_bytes for given in inputs), default=0):
         yield Phase("read pictures", 0, read)
     if encoders:  # which are lent together
-        seen = "video_encoder" in encoders
-        image = footprint.image(*work.shape[1:3]) if seen else 0
-        yield _phase(footprint, "encode inputs", image, *encoders)
+        image = 0
+        if "video_encoder" in encoders:
+            encoder = footprint.part("video_encoder")
+            image = encoder.activation_bytes(*work.shape[1:3])
+        yield footprint.phase("encode inputs", image, *encoders)
 
 
 def _stages(footprint: Footprint, work: Work) -> Iterator[Phase]:
@@ -268,10 +300,10 @@ def _sampling(
     held = transformer.held_bytes(tokens, passes, context)
     if finer:
         upsample = held + footprint.part(stage.upsampler).activation_bytes(finer)
-        yield _phase(footprint, "upsample", upsample, "transformer", stage.upsampler)
+        yield footprint.phase("upsample", upsample, "transformer", stage.upsampler)
     at_once = passes if together else 1
     forward = transformer.activation_bytes(tokens, at_once, context)
-    done = _phase(footprint, name, held + max(forward, shown), "transformer")
+    done = footprint.phase(name, held + max(forward, shown), "transformer")
     forwards = passes * (len(stage.sigmas) - 1)
     one = transformer.operations(tokens, context)
     yield done._replace(operations=forwards * one)
@@ -282,14 +314,14 @@ def _sound(footprint: Footprint, work: Work) -> Phase:
     count = geometry.audio_frames(work.shape)
     mel = geometry.audio.mel_frames * count
     sizes = {"audio_decoder": (count,), "vocoder": (mel,)}
-    return _in_turn(footprint, "decode sound", sizes)
+    return footprint.in_turn("decode sound", sizes)
 
 
 def _video(footprint: Footprint, work: Work, room: float) -> Phase:
     others = footprint.residency.keep - {"video_decoder"}
     free = room - sum(map(footprint.weights, others))
     video = footprint.video(work.shape, work.request.tiling, free)
-    decode = _phase(footprint, DECODE, video, "video_decoder")
+    decode = footprint.phase(DECODE, video, "video_decoder")
     if work.sampled:  # there is no other to compare it with
         return decode
     last = len(work.recipe.stages) - 1

@@ -29,9 +29,8 @@ from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.find import DEMO
-from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.layouts import MAX_TOKENS, identify
-from mlx_video.plan import Phase
+from mlx_video.plan import Footprint, Phase
 from mlx_video.record import Job
 from mlx_video.types import AV
 from tests.checkpoints import MODEL, completed, rewrite, tiny_folder, write_lora

@@ -14,10 +14,9 @@ from mlx_video.fidelity import FidelityPipeline, pipeline_for
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.footprint import Footprint
 from mlx_video.models.ltx.releases import LTX_2, LTX_2_5
 from mlx_video.pipeline import Pipeline, Reached, Request
-from mlx_video.plan import Work, phases
+from mlx_video.plan import Footprint, Work, phases
 from mlx_video.recipes import Recipe, Stage, fidelity, finished
 from mlx_video.types import AV, Sample, Step, VideoPixelShape
 from tests.checkpoints import tiny_folder
