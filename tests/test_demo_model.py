@@ -285,7 +285,7 @@ def test_a_prompt_has_the_length_that_the_tokenizer_states(demo, capsys):
 def test_no_prompt_is_longer_than_in_training(demo, stated):
     state(demo / "text_encoder/tokenizer_config.json", model_max_length=stated)
     with Components.open(demo, needs=["text_encoder"]).lend("text_encoder") as encoder:
-        assert encoder.max_tokens == MAX_TOKENS == 1024
+        assert encoder.tokenizer.max_tokens == MAX_TOKENS == 1024
 
 
 @pytest.mark.parametrize("stated", ["long", -1, math.nan])

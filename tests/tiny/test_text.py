@@ -63,7 +63,7 @@ def test_sentences_fit_and_hold_nothing_unknown(encoder):
 
 
 def test_the_folder_says_how_long_a_prompt_may_be(encoder):
-    assert encoder.max_tokens == TEXT_TOKENS
+    assert encoder.tokenizer.max_tokens == TEXT_TOKENS
 
 
 def test_a_tokenizer_of_too_many_words_is_refused():

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Callable, ClassVar, Iterator, Mapping, Sequence
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mlx_video import hub, weights
 from mlx_video.errors import UserError
@@ -16,8 +15,8 @@ from mlx_video.formats.quantized import read_dense
 from mlx_video.models.ltx import enhance, gemma
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.gemma_config import GemmaConfig, read_gemma_config
-from mlx_video.models.ltx.network import Network, quantize_blocks
-from mlx_video.models.ltx.source import QUANTIZATION, Source
+from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.types import TextFeatures
 from mlx_video.weights import CONFIG, INDEX
@@ -93,11 +92,7 @@ class GemmaTextEncoder(Network):
         packed = source.path.is_file()
         if not packed and (source.quantization or not quantization):
             return _copy_files(source.path, folder)
-        quantization = {} if source.quantization else quantization
-        kept = dict(source.quantization or quantization)
-        stated = {QUANTIZATION: kept} if kept else {}
-        tensors = cls._tensors(source, quantization)
-        weights.save(folder, tensors, dict(source.config) | stated)
+        super().write(source, folder, None, quantization)
         if packed:
             tokenizer = PromptTokenizer.load(source.path)
             tokenizer.backend.save(str(folder / "tokenizer.json"))
@@ -106,15 +101,10 @@ class GemmaTextEncoder(Network):
             _copy_files(source.path, folder, but=WRITTEN)
 
     @classmethod
-    def _tensors(
-        cls, source: Source, quantization: Mapping[str, int | str]
-    ) -> weights.Weights:
+    def _tensors(cls, source: Source, *options) -> weights.Weights:
         """All tensors under mlx-lm's names for such a model."""
-        model = cls.load(source.path).model
-        if quantization:
-            quantize_blocks(model, **quantization)
         prefix = "language_model." if "text_config" in source.config else ""
-        return {prefix + k: v for k, v in tree_flatten(model.parameters())}
+        return {prefix + k: v for k, v in super()._tensors(source, *options).items()}
 
     def activation_bytes(self, rows: int) -> int:
         """For prompts of ``rows`` tokens: every layer's states, single and stacked, and one layer's intermediates."""
@@ -126,11 +116,6 @@ class GemmaTextEncoder(Network):
     def network(self) -> gemma.Gemma:
         """The module that holds the weights."""
         return self.model
-
-    @property
-    def max_tokens(self) -> int:
-        """How many tokens the longest prompt may have, BOS included."""
-        return self.tokenizer.max_tokens
 
     def features(
         self, texts: Sequence[str], max_length: int | None = None
@@ -149,9 +134,8 @@ class GemmaTextEncoder(Network):
         return self.tokenizer.tokenize(texts, max_length)
 
     def hidden_states(self, ids: mx.array, mask: mx.array) -> list[mx.array]:
-        """The scaled embeddings, the outputs of all layers but the last, and the normalised output of the last.
+        """The states (B, T, D) of ``gemma.hidden_states``: one more than there are layers, as in transformers.
 
-        ``ids`` and ``mask`` are (B, T), and each state (B, T, D): one more than there are layers, as in transformers.
         Rows of padding hold meaningless finite numbers. Evaluates layer by layer, because macOS stops a GPU command that
         runs for seconds.
         """

@@ -192,3 +192,14 @@ class CausalConv3d(nn.Module):
             bias = bias.astype(x.dtype)  # as the kernel reads it
         x = window(x, kept, bias, known, before, after, border, int(activate))
         return conv3d(stream.keep(self, x, KERNEL), self.weight, padding=padding)
+
+
+def convolutions(module: nn.Module) -> list[CausalConv3d]:
+    """All those in ``module``."""
+    return [part for part in module.modules() if isinstance(part, CausalConv3d)]
+
+
+def widest(module: nn.Module) -> int:
+    """The most channels that a convolution in ``module`` reads or writes."""
+    shapes = [conv.weight.shape for conv in convolutions(module)]
+    return max(max(O, I) for O, *_, I in shapes)

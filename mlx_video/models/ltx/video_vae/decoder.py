@@ -26,12 +26,14 @@ from mlx_video.models.ltx.video_vae.blocks import (
 from mlx_video.models.ltx.video_vae.convolution import (
     MAX_CONV_ELEMENTS,
     CausalConv3d,
+    convolutions,
     on_gpu,
     unfolded_elements,
+    widest,
 )
 from mlx_video.models.ltx.video_vae.decoding import PIECES, StreamPlan, Tiling
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
-from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces, widest
+from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
     blended_pixels,
@@ -127,8 +129,8 @@ class VideoDecoder(Network):
         cells[1 if longer else 2] = min(length, -(-length // tiling.tiles) + 2 * halo)
         kept = tiling.tiles * sum(
             KEPT * conv.weight.shape[-1] * B * cells[1] * cells[2] * space
-            for convolutions, _, space in self._steps()
-            for conv in convolutions
+            for layer, _, space in self._steps()
+            for conv in convolutions(layer)
         )
         return self._working_bytes(B, cells, tiling.elements, kept)
 
@@ -141,12 +143,9 @@ class VideoDecoder(Network):
         """
         F, H, W = cells
         most = whole = 0
-        for convolutions, time, space in self._steps():
+        for layer, time, space in self._steps():
             frame = B * H * W * space
-            count = (F - 1) * time + 1
-            width = max(
-                max(c.weight.shape[0], c.weight.shape[-1]) for c in convolutions
-            )
+            count, width = (F - 1) * time + 1, widest(layer)
             whole = max(whole, count * frame * self.config.decoder_base_channels)
             lap = 1.0
             if elements is not None and elements < count * frame * width:
@@ -155,8 +154,10 @@ class VideoDecoder(Network):
             if on_gpu():
                 most = max(most, count * frame * width)
             else:
-                held = [unfolded_elements(conv, count, frame) for conv in convolutions]
-                most = max(most, round(lap * sum(held)))
+                held = sum(
+                    unfolded_elements(c, count, frame) for c in convolutions(layer)
+                )
+                most = max(most, round(lap * held))
         size = self.conv_in.weight.itemsize
         if not on_gpu():
             return most * FLOAT32 + kept * size
@@ -166,11 +167,11 @@ class VideoDecoder(Network):
         pieces = (LIVE_PIECES * max(most, elements) + AGAIN * kept) * size
         return round(min(QUEUED, short) + min(short, pieces))
 
-    def _steps(self) -> Iterator[tuple[list[CausalConv3d], int, int]]:
-        """Convolutions that run together; and the frames, and the cells of a frame, for each of the latents'."""
+    def _steps(self) -> Iterator[tuple[nn.Module, int, int]]:
+        """The layers in order; and the frames, and the cells of a frame, for each of the latents'."""
         time, height, width = 1, 1, 1
         for layer in [self.conv_in, *layers(self.up_blocks), self.conv_out]:
-            yield _convolutions(layer), time, height * width
+            yield layer, time, height * width
             if isinstance(layer, DepthToSpaceUpsample):
                 f, h, w = layer.stride
                 time, height, width = time * f, height * h, width * w
@@ -181,30 +182,24 @@ class VideoDecoder(Network):
         slower = SLOWER if on_gpu() else SLOWER_CPU
         return sum(
             2 * slower * B * ((F - 1) * time + 1) * H * W * space * conv.weight.size
-            for convolutions, time, space in self._steps()
-            for conv in convolutions
+            for layer, time, space in self._steps()
+            for conv in convolutions(layer)
         )
 
     @property
     def receptive_field(self) -> int:
         """How many latent rows or columns away a cell may be and still affect a pixel."""
         steps = (
-            Fraction(len(convolutions), math.isqrt(space))
-            for convolutions, _, space in self._steps()
+            Fraction(len(convolutions(layer)), math.isqrt(space))
+            for layer, _, space in self._steps()
         )
         return math.ceil(sum(steps))
 
     def _stages(self) -> list[Stage]:
-        stages = [
-            Stage(layer, widest(layer))
-            for layer in (self.conv_in, *layers(self.up_blocks))
-        ]
-        finish = partial(self.conv_out, activate=True)
-        return [*stages, Stage(finish, widest(self.conv_out))]
-
-
-def _convolutions(block: nn.Module) -> list[CausalConv3d]:
-    return [part for part in block.modules() if isinstance(part, CausalConv3d)]
+        *stages, (_, width) = (
+            Stage(layer, widest(layer)) for layer, *_ in self._steps()
+        )
+        return [*stages, Stage(partial(self.conv_out, activate=True), width)]
 
 
 def _narrowing(block: Block) -> int:

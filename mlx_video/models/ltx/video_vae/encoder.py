@@ -31,9 +31,10 @@ from mlx_video.models.ltx.video_vae.convolution import (
     by_volume,
     on_gpu,
     preferred_form,
+    widest,
 )
 from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify
-from mlx_video.models.ltx.video_vae.stream import Piece, Stream, gathered, widest
+from mlx_video.models.ltx.video_vae.stream import Piece, Stream, gathered
 from mlx_video.types import VideoPixelShape
 
 LIVE, LIVE_SMALL, QUEUED = 28, 180, 770e6
@@ -79,7 +80,7 @@ class VideoEncoder(Network):
 
         If each piece is evaluated before the next is taken, memory is bounded by ``elements`` and the size of a frame.
         """
-        self.check(pixels)
+        self.scale.check(VideoPixelShape(*pixels.shape[2:], fps=1))
         stream = Stream()
         cut = self._cut(pixels, elements)
         pieces = ((x, i == len(cut)) for i, x in enumerate(cut, 1))
@@ -117,10 +118,6 @@ class VideoEncoder(Network):
         kernel, dtype = (2 * base, 3, 3, 3, 2 * base), self.conv_in.weight.dtype
         live = LIVE_UNFOLDED[preferred_form(kernel, dtype)]
         return live * cells * base * FLOAT32
-
-    def check(self, pixels: mx.array) -> None:
-        """Raise ``UserError`` if pixels (B, 3, F, H, W) have no latent grid."""
-        self.scale.check(VideoPixelShape(*pixels.shape[2:], fps=1))
 
 
 def _through(layer: Callable, stream: Stream, piece: Piece) -> Piece:

@@ -167,12 +167,3 @@ def cut(x: mx.array, cells: int) -> list[mx.array]:
     B, F, H, W, _ = x.shape
     count = -(-F // max(1, cells // (B * H * W)))
     return mx.split(x, [F * i // count for i in range(1, count)], axis=1)
-
-
-def widest(module: nn.Module) -> int:
-    """The most channels that a convolution in ``module`` reads or writes."""
-    return max(
-        max(part.weight.shape[0], part.weight.shape[-1])
-        for part in module.modules()
-        if "weight" in part and part.weight.ndim == 5
-    )
