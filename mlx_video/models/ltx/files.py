@@ -61,7 +61,9 @@ class Files:
     def resolved(self) -> "Files":
         """The same, with what is here named by its full path, so that a record finds it from anywhere."""
         named = {name: getattr(self, name) for name in ("model", *BESIDE)}
-        here = {name: path and full_path(path) for name, path in named.items()}
+        here = {
+            k: None if path is None else full_path(path) for k, path in named.items()
+        }
         loras = tuple((full_path(file), strength) for file, strength in self.loras)
         return replace(self, loras=loras, **here)
 
