@@ -24,10 +24,9 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
     """
     typed = files_from(args).named()
     names = [name for name in _opened(job) if name not in typed]
-    strange = [name for name in names if not os.path.exists(name)]
-    for name in strange:
+    for name in names:
         repo = "/".join(name.split("/")[:2])
-        if "/" in name and not hub.has(repo, "*"):
+        if not os.path.exists(name) and "/" in name and not hub.has(repo, "*"):
             raise UserError(
                 f"The record names {short(name)}, which is not here. If you trust it, name it yourself, for example "
                 f"with --model."

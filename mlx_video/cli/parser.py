@@ -7,7 +7,7 @@ import argparse
 import difflib
 import re
 from functools import partial
-from typing import Callable, Mapping, NoReturn, Sequence
+from typing import Callable, Iterable, Mapping, NoReturn, Sequence
 
 from mlx_video.errors import UserError
 from mlx_video.names import GONE, OPTIONS
@@ -62,8 +62,7 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         choices = list(map(str, action.choices))
-        near = _nearest(str(value), choices)
-        hint = f"did you mean {near}?" if near else f"choose from {', '.join(choices)}."
+        hint = _hint(str(value), choices, f"choose from {', '.join(choices)}.")
         if isinstance(action, argparse._SubParsersAction):
             self.error(f"There is no command {str(value)!r}; {hint}")
         what = [*action.option_strings, action.dest][0]
@@ -79,9 +78,7 @@ class Parser(argparse.ArgumentParser):
         flag = word.partition("=")[0]
         if flag in GONE and "--prompt" in options:
             return f"There is no option {flag} any more: {GONE[flag]}"
-        near = _nearest(flag, options)
-        hint = f"did you mean {near}?" if near else "see --help."
-        return f"There is no option {flag}; {hint}"
+        return f"There is no option {flag}; {_hint(flag, options, 'see --help.')}"
 
 
 def group(parser: argparse.ArgumentParser, title="", about: str | None = None) -> Add:
@@ -117,6 +114,7 @@ def _renamed(words: Sequence[str]) -> list[str]:
     return [OPTIONS.get(flag, flag) + sign + value for flag, sign, value in parts]
 
 
-def _nearest(word: str, choices) -> str | None:
+def _hint(word: str, choices: Iterable[str], otherwise: str) -> str:
+    """Which of ``choices`` may have been meant by ``word``."""
     near = difflib.get_close_matches(word, choices, n=1, cutoff=NEAR)
-    return near[0] if near else None
+    return f"did you mean {near[0]}?" if near else otherwise

@@ -34,6 +34,7 @@ CONTENT = {
     "thumbnail": (".webp", "image/webp"),
     "spritesheet": (".sheet.webp", "image/webp"),
 }
+UNKEPT = {"Cache-Control": "no-store"}
 SOON = {"Retry-After": "2"}
 PREVIEW = ".preview.jpg"
 UNSUPPORTED = "This version cannot extend or edit a video yet. Make a new one, or remix one with another prompt."
@@ -143,7 +144,7 @@ def preview(id: str, at: At) -> Response:
     """The latest picture of a clip that is being made."""
     _found(at, id)
     none = f"There is no preview of {id} now."
-    how = {"media_type": "image/jpeg", "headers": {"Cache-Control": "no-store"}}
+    how = {"media_type": "image/jpeg", "headers": UNKEPT}
     return _file(at, id, PREVIEW, none, **how)
 
 
@@ -179,11 +180,8 @@ def remix(id: str, wanted: schema.RemixRequest, at: At) -> Response:
 async def events(id: str, at: At) -> Response:
     """Server-sent events until the video is completed or failed: each is the video, or a preview."""
     _found(at, id)
-    return StreamingResponse(
-        _stream(at, id),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store"},
-    )
+    how = {"media_type": "text/event-stream", "headers": UNKEPT}
+    return StreamingResponse(_stream(at, id), **how)
 
 
 @router.post("/v1/videos/extensions", status_code=501)

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import io
 import json
 import secrets
@@ -80,7 +79,7 @@ def _picture(given: object) -> BinaryIO:
     try:
         if kind.startswith("data:image/") and found:
             return io.BytesIO(base64.b64decode(data, validate=True))
-    except (binascii.Error, ValueError):
+    except ValueError:
         pass
     raise UserError(
         f'{REFERENCE} must be a file of a form, or {{"image_url": "data:image/png;base64,..."}}; this server fetches '

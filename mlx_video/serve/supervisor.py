@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections import defaultdict
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Iterator, Literal, Mapping, Sequence
 
@@ -52,7 +53,7 @@ class Supervisor:
         self._cancelled = 0.0  # when the worker was last told to stop, if it was
         self._lines: queue.Queue = queue.Queue()  # of JSON, None at the end
         self._listeners: dict[str, set[queue.Queue]] = defaultdict(set)
-        self._answers: dict[int, queue.Queue] = {}
+        self._answers: dict[int, Future] = {}
         self._lock = threading.Condition()  # notified when a job has ended
         self._thread = threading.Thread(target=self._work, name="supervisor")
 
@@ -104,18 +105,17 @@ class Supervisor:
 
     def estimate(self, request: VideoRequest) -> Estimate:
         """The memory and time of a run; raises ``TimeoutError`` where the worker does not answer."""
-        answers: queue.Queue = queue.Queue()
-        ticket = id(answers)
-        self._answers[ticket] = answers
+        answer: Future = Future()
+        self._answers[id(answer)] = answer
+        asked = {"ticket": id(answer), "request": request.model_dump()}
         try:
-            asked = {"ticket": ticket, "request": request.model_dump()}
             self._send({"do": "estimate", **asked})
-            answer = answers.get(timeout=ESTIMATE_SECONDS)
-        except (queue.Empty, OSError, ValueError):  # closed
+            found = answer.result(ESTIMATE_SECONDS)
+        except (OSError, ValueError):  # closed; TimeoutError is an OSError
             raise TimeoutError from None
         finally:
-            del self._answers[ticket]
-        return Estimate.model_validate(answer)
+            del self._answers[id(answer)]
+        return Estimate.model_validate(found)
 
     @contextmanager
     def listening(self, id: str) -> Iterator[queue.Queue]:
@@ -212,8 +212,8 @@ class Supervisor:
     def _hear(self, event: Event) -> None:
         kind, running = event["event"], self.running
         if kind == "estimate":
-            if answers := self._answers.get(event["ticket"]):
-                answers.put(event["estimate"])
+            if answer := self._answers.get(event["ticket"]):
+                answer.set_result(event["estimate"])
         elif running is None or event.get("id") != running.id:
             return
         elif kind == "progress":
