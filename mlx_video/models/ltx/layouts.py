@@ -49,12 +49,14 @@ DEV = "transformer-dev"
 OFFICIAL = "official single file"
 SPLIT = "official files, one per part"
 CONVERTED = "converted folder"
-UPSCALER = "upscaler file"
 LORA = "LoRA file"
 GEMMA = "Gemma folder"
-GEMMA_FILE = "text encoder file"
 PART_FILE = "file of one part"
-
+ALONE = {  # parts that are published in a file of their own
+    "upsampler": "upscaler file",
+    "temporal_upsampler": "upscaler file",
+    "text_encoder": "text encoder file",
+}
 
 # Files beside a checkpoint, the preferred ones first; of several, the last by name is the newest.
 UPSCALER_FILES = ("*spatial-upscaler-x2*.safetensors", "*upsampler*.safetensors")
@@ -158,15 +160,12 @@ def _identify_file(file: Path) -> Layout:
     metadata = dict(header.metadata)
     if "transformer" in held:  # a repacked one may state no version
         metadata.setdefault(VERSION, foreign.release_told_by(header.tensors))
-    if "upsampler" in held or "temporal_upsampler" in held:
-        return Layout(UPSCALER, "", file, held, metadata)
-    if "text_encoder" in held:
-        return Layout(GEMMA_FILE, "", file, held, metadata)
-    if any(name.startswith(TRANSFORMER) for name in header.tensors):
-        return _identify_official(file, held, metadata)
-    if unified := foreign.identify_unified(file):
+    if alone := [kind for name, kind in ALONE.items() if name in held]:
+        return Layout(alone[0], "", file, held, metadata)
+    spelled = any(name.startswith(TRANSFORMER) for name in header.tensors)
+    if not spelled and (unified := foreign.identify_unified(file)):
         return _identify_foreign(file, unified)
-    if "transformer" in held:
+    if spelled or "transformer" in held:
         return _identify_official(file, held, metadata)
     if held:
         refusal = f"it holds only {some(held)}, one file of several; give the transformer's file, or the folder of all of them"
