@@ -6,7 +6,7 @@ Knows how files become modules, and for how long; not what they compute or in wh
 import logging
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,6 +47,7 @@ def announce_to_log(plan: hub.Plan) -> None:
 DISTILLED_LORA = "distilled_lora"  # can be needed too, though it is not a part
 
 
+@dataclass(eq=False, repr=False)
 class Components:
     """The parts of one checkpoint; at most one large part is resident at a time.
 
@@ -62,26 +63,17 @@ class Components:
     inspect         is shown the name and the weights of each part that is lent; ``None`` = nothing looks at them
     """
 
-    def __init__(
-        self,
-        sources: Mapping[str, Source],
-        residency: Residency,
-        loras: Iterable[LoRA] = (),
-        distilled_lora: Path | None = None,
-        layout: Layout = Layout("none", "", Path()),
-        detailing_lora: Path | None = None,
-    ):
-        self.sources = dict(sources)
-        self.residency = residency
-        self.loras = tuple(loras)
-        self.distilled_lora = distilled_lora
-        self.layout = layout
-        self.detailing_lora = detailing_lora
-        self._built: dict[Key, Built] = {}
-        self.shelf = Shelf()
-        self._lent: dict[str, type[Network]] = {}
-        self.fusions: list[Fusion] = []
-        self.inspect: Inspect | None = None
+    sources: Mapping[str, Source]
+    residency: Residency
+    loras: Sequence[LoRA] = ()
+    distilled_lora: Path | None = None
+    layout: Layout = Layout("none", "", Path())
+    detailing_lora: Path | None = None
+    shelf: Shelf = field(default_factory=Shelf, init=False)
+    fusions: list[Fusion] = field(default_factory=list, init=False)
+    inspect: Inspect | None = field(default=None, init=False)
+    _built: dict["Key", "Built"] = field(default_factory=dict, init=False)
+    _lent: dict[str, type[Network]] = field(default_factory=dict, init=False)
 
     @classmethod
     def open(
