@@ -8,7 +8,8 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
@@ -157,7 +158,7 @@ def load_blas() -> str | None:
 
 def _load_openblas() -> str:
     """Load OpenBLAS globally from the first package that has it; OSError says what to install."""
-    path = next(filter(None, map(_openblas, OPENBLAS.values())), None)
+    path = next(_libraries(OPENBLAS.values(), "libopenblas*.so*"), None)
     if path is None:
         package = OPENBLAS.get(os.uname().machine, "an OpenBLAS with plain symbols")
         raise OSError(f"pip install {package}")
@@ -171,14 +172,12 @@ def _load_openblas() -> str:
     return str(path)
 
 
-def _openblas(package: str) -> Path | None:
-    """The shared library in an installed package, which is not imported."""
-    try:
-        files = metadata.files(package) or []
-    except metadata.PackageNotFoundError:
-        return None
-    found = (file for file in files if file.match("libopenblas*.so*"))
-    return next((Path(file.locate()) for file in found), None)
+def _libraries(packages: Iterable[str], pattern: str) -> Iterator[Path]:
+    """The shared libraries of that name in the installed ones of ``packages``, which are not imported."""
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            files = metadata.files(package) or []
+            yield from (Path(f.locate()) for f in files if f.match(pattern))
 
 
 def _lend_libgfortran() -> None:
@@ -187,26 +186,16 @@ def _lend_libgfortran() -> None:
     Wheels rename the libraries they carry (libgfortran-f7379c93.so.5.0.0), and the loader goes by the name written
     inside the file, so a copy in memory gets the common name back. OSError where there is nothing to lend.
     """
-    library = next(_carried("libgfortran-"), None)
+    library = next(_libraries(BACKENDS.values(), "libgfortran-*.so*"), None)
     if library is None:
         raise OSError("OpenBLAS needs the system package libgfortran5")
-    for helper in _carried("libquadmath-"):
+    for helper in _libraries(BACKENDS.values(), "libquadmath-*.so*"):
         ctypes.CDLL(str(helper))
     ours = library.name.encode() + b"\0"
     plain = b"libgfortran.so.5".ljust(len(ours), b"\0")
     copy = os.memfd_create("libgfortran.so.5")  # stays open: its path is its identity
     os.write(copy, library.read_bytes().replace(ours, plain))
     ctypes.CDLL(f"/proc/self/fd/{copy}")
-
-
-def _carried(prefix: str) -> Iterator[Path]:
-    """Libraries of that name which the installed backends carry along."""
-    for name in installed():
-        package = BACKENDS[name]
-        folder = metadata.distribution(package).locate_file(
-            package.replace("-", "_") + ".libs"
-        )
-        yield from Path(folder).glob(f"{prefix}*.so*")
 
 
 def version_of(package: str) -> str | None:
