@@ -87,19 +87,12 @@ def clip(text: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-HINTS = {
-    "Git LFS pointer": "; fetch the file with `git lfs pull`",
-    "web page": ": fetch the file that the page offers",
-    "GGUF file": ": give it a name that ends in .gguf",
-}
-
-
 def _foreign(file: Path, kind: str) -> UserError:
     if kind == EMPTY:
         return UserError(
             f"{file} is empty: the download did not finish. Fetch it again."
         )
-    told = f"but a {kind}{HINTS.get(kind, '')}"
+    told = f"but a {kind}"
     if kind == UNKNOWN:
         told = "because it does not begin with a table of contents. Fetch it again"
     return UserError(f"{file} is not a safetensors file, {told}.")

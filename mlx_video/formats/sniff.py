@@ -9,8 +9,8 @@ EMPTY, UNKNOWN = "empty file", "unknown"
 # What a file begins with -> what it is called in a sentence.
 BEGINNINGS = {
     b"GGUF": GGUF,
-    b"version https://git-lfs": "Git LFS pointer",
-    b"<": "web page",
+    b"version https://git-lfs": "Git LFS pointer; fetch the file with `git lfs pull`",
+    b"<": "web page: fetch the file that it offers",
     b"PK\x03\x04": "zip archive, as PyTorch pickles are",
     b"\x80": "Python pickle",
     b"\x89PNG": "picture",

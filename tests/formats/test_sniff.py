@@ -15,8 +15,8 @@ def contents():
     return {
         "empty file": b"",
         "GGUF file": b"GGUF\3\0\0\0",
-        "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
-        "web page": b"\xef\xbb\xbf\n <!DOCTYPE html>",
+        "Git LFS pointer; fetch the file with `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\n",
+        "web page: fetch the file that it offers": b"\xef\xbb\xbf\n <!DOCTYPE html>",
         "Python pickle": pickle.dumps([1], protocol=4),
         "zip archive, as PyTorch pickles are": b"PK\x03\x04rest",
         "unknown": b"\1\2\3\4",
