@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.disk import folder_aside, is_there, read_small
+from mlx_video.disk import GB, folder_aside, is_there, read_small
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.formats import gguf, safetensors
 from mlx_video.formats.safetensors import TYPES, Header, clip, json_object
@@ -20,7 +20,6 @@ from mlx_video.formats.sniff import GGUF, sniff
 
 Weights = dict[str, mx.array]
 
-GB = 10**9
 SHARD_BYTES = 5 * GB
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
