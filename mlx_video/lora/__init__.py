@@ -209,10 +209,6 @@ class Adapter:
                 "it is a LoRA of another kind. Use it with --lora."
             )
 
-    def concerns(self, module: nn.Module) -> bool:
-        """Whether any layer of ``module`` is changed."""
-        return bool(self._places(module))
-
     def _places(self, module: nn.Module) -> dict[str, str]:
         """Layer as the file names it -> path in ``module``, of those that it has."""
         known = layer_names(module)

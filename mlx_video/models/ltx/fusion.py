@@ -36,8 +36,7 @@ def fuse(name: str, module: Network, loras: Iterable[LoRA]) -> list[Fusion]:
         return []
     fusions = []
     for file, strength in loras:
-        adapter = lora.Adapter.read(file)
-        if adapter.concerns(module):
-            report = lora.fuse(module, adapter, strength)
+        report = lora.fuse(module, lora.Adapter.read(file), strength)
+        if report.matched:
             fusions.append(Fusion(file, strength, name, report))
     return fusions
