@@ -15,7 +15,7 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.conditions import Place, generated_keyframes, reference
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
-from mlx_video.pipeline import Conditions, Made, Pipeline, Reached, Sampling, steps
+from mlx_video.pipeline import Made, Pipeline, Reached, Sampling, steps
 from mlx_video.previews import Preview
 from mlx_video.recipes import Recipe, finished
 from mlx_video.request import Request
@@ -48,29 +48,22 @@ class FidelityPipeline(Pipeline):
         if request.timed:
             raise UserError("DFR cannot choose the clip's length; set --num-frames.")
 
-    def _encode_inputs(self, request: Request) -> Generator[Step, None, list]:
-        """The conditions of each stage, and then those of each tile of each round."""
-        stages = yield from super()._encode_inputs(request)
-        layouts = self.recipe.layouts(
-            request.shape, self.components.geometry.video.time
-        )
-        rounds = [
-            [self._tile_inputs(request, number, tile) for tile in layout]
-            for number, layout in enumerate(layouts, start=1)
-        ]
-        return stages + rounds
+    def _conditions(self, request: Request, parts: Parts, number: int) -> list:
+        """Those of a stage; of a round, those of each tile, from the inputs that lie in it."""
+        round_ = number - len(self.recipe.stages) + 1
+        if round_ < 1:
+            return super()._conditions(request, parts, number)
+        tiles = []
+        for tile in self._layout(request, round_):
+            moved = [g.moved(2**round_, tile.start, tile.end) for g in request.inputs]
+            shape = self._told(request, round_, tile)
+            tiles.append([g.encode(parts, shape) for g in moved if g is not None])
+        return tiles
 
-    def _tile_inputs(self, request: Request, number: int, tile: dfr.Tile) -> Conditions:
-        """The conditions on a tile of round ``number``, from the inputs that lie in it."""
-        moved = [g.moved(2**number, tile.start, tile.end) for g in request.inputs]
-        moved = [given for given in moved if given is not None]
-        if not moved:
-            return []
-        shape = self._told(request, number, tile)
-        with self.components.lend("video_encoder") as encoder:
-            networks = {"video_encoder": encoder}
-            parts = Parts(networks, self.components.geometry, self.defaults.image_crf)
-            return [given.encode(parts, shape) for given in moved]
+    def _layout(self, request: Request, number: int) -> list[dfr.Tile]:
+        """The tiles of round ``number``, counted from 1."""
+        time = self.components.geometry.video.time
+        return self.recipe.layouts(request.shape, time)[number - 1]
 
     def _told(self, request: Request, number: int, tile: dfr.Tile) -> VideoPixelShape:
         """A tile of round ``number``, at the frame rate that the transformer is told."""
@@ -128,13 +121,12 @@ class FidelityPipeline(Pipeline):
         seams = dfr.doubled(before.pictures)
         pictures = dict(zip(seams, before.pictures.values()))
         request, round_ = sampling.request, number - len(self.recipe.stages) + 1
-        time = geometry.video.time
-        layout = self.recipe.layouts(request.shape, time)[round_ - 1]
+        layout = self._layout(request, round_)
         videos, made = [], []
         for index, tile in enumerate(layout):
             shape = self._told(request, round_, tile)
             size, place = self._place(shape)
-            part = video[:, :, tile.latents(time)]
+            part = video[:, :, tile.latents(geometry.video.time)]
             between = dfr.tile_conditions(tile, pictures, part, place)
             given = [*sampling.conditions[number][index], AV(between)]
             states = initial_states(shape, geometry, AV(part), given, audio=False)

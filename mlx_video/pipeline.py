@@ -244,24 +244,26 @@ class Pipeline:
     def _encode_inputs(
         self, request: Request
     ) -> Generator[Step, None, list[Conditions]]:
-        """The conditions that each input sets on each stage, at that stage's size."""
-        stages, inputs = self.recipe.stages, request.inputs
-        if not inputs:
-            return [[] for _ in stages]
-        yield Step("encode inputs", 0, len(stages))
-        conditions = []
+        """The conditions that the inputs set on each stage."""
+        count, conditions = len(self.recipe.walk), []
+        if request.inputs:
+            yield Step("encode inputs", 0, count)
         with ExitStack() as loans:
             lend = self.components.lend
             networks = {n: loans.enter_context(lend(n)) for n in request.encoders}
-            geometry, crf = self.components.geometry, self.defaults.image_crf
-            parts = Parts(networks, geometry, crf)
-            for number in range(len(stages)):
-                shape = self.recipe.shape(request.shape, number)
-                taken = taken_by(inputs, number)
-                conditions.append([given.encode(parts, shape) for given in taken])
-                yield Step("encode inputs", number + 1, len(stages))
+            parts = Parts(networks, self.components.geometry, self.defaults.image_crf)
+            for number in range(count):
+                conditions.append(self._conditions(request, parts, number))
+                if request.inputs:
+                    yield Step("encode inputs", number + 1, count)
         forget()
         return conditions
+
+    def _conditions(self, request: Request, parts: Parts, number: int) -> Conditions:
+        """Those of stage ``number``, at its size."""
+        shape = self.recipe.shape(request.shape, number)
+        taken = taken_by(request.inputs, number)
+        return [given.encode(parts, shape) for given in taken]
 
     def _sample(
         self,
