@@ -164,10 +164,10 @@ def named_after(folder: Path, prompt: str, seed: int) -> Path:
     words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")
     while len(os.fsencode(words)) > 60:
         words = words[:-1]
-    path = folder / f"{words.rstrip('-_') or 'clip'}-{seed}.mp4"
-    number = 2
+    stem, number = f"{words.rstrip('-_') or 'clip'}-{seed}", 2
+    path = folder / f"{stem}.mp4"
     while any(map(os.path.lexists, _all_of(path))):
-        path = path.with_stem(f"{words.rstrip('-_') or 'clip'}-{seed}-{number}")
+        path = path.with_stem(f"{stem}-{number}")
         number += 1
     return path
 

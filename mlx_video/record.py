@@ -4,9 +4,10 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Mapping
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 import mlx_video
 from mlx_video import plan as plans
@@ -121,8 +122,9 @@ class Job:
                 f"{name} is not a record that this version of mlx-video can read: "
                 f"{_sentence(error.errors(include_url=False)[0])}."
             ) from None
-        for place, value in _strings(asdict(job), "job"):
-            check_text(value, f"{name}: {place}")
+        for place, value in tree_flatten({"job": asdict(job)}):
+            if isinstance(value, str):
+                check_text(value, f"{name}: {place}")
         return job
 
 
@@ -185,16 +187,3 @@ def _sentence(error: Mapping) -> str:
             return f"{place}: its kind must be one of {error['ctx']['expected_tags']}"
     said = clip(error["msg"].removeprefix("Input "), 120)
     return f"{place}: {said}; got {short(ascii(error['input']), 60)}"
-
-
-def _strings(value: object, place: str) -> Iterator[tuple[str, str]]:
-    """Every string in ``value``, with its place."""
-    match value:
-        case str():
-            yield place, value
-        case dict():
-            for key, inner in value.items():
-                yield from _strings(inner, f"{place}.{key}")
-        case list() | tuple():
-            for index, inner in enumerate(value):
-                yield from _strings(inner, f"{place}.{index}")

@@ -102,7 +102,7 @@ def euler_ancestral(
 
         x0s = _clean(denoise, states, sigma, index)
         if sigma_next == 0:
-            states = _with_latents(states, x0s)
+            states = _moved(states, lambda _, x0: x0, x0s)
         else:
             states = _masked(_moved(states, step, x0s, noise(index, states)))
         yield states, sigma_next
@@ -128,7 +128,7 @@ def res_2s(
         last = index == len(levels) - 2
         if last:
             x0s = _clean(denoise, states, RES_2S_LAST_SIGMA, index + 1)
-            states = _with_latents(states, x0s)
+            states = _moved(states, lambda _, x0: x0, x0s)
         yield states, 0.0 if last else sigma_next
 
 
@@ -255,7 +255,3 @@ def _moved(states: AV[LatentState], step: Callable, *given: AV) -> AV[LatentStat
 def _masked(states: AV[LatentState]) -> AV[LatentState]:
     """``states`` with the kept tokens restored."""
     return states.map(lambda state: state._replace(latent=state.masked(state.latent)))
-
-
-def _with_latents(states: AV[LatentState], latents: AV[mx.array]) -> AV[LatentState]:
-    return states.map(lambda state, latent: state._replace(latent=latent), latents)
