@@ -28,7 +28,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 FORMAT_NAMES = "PNG, JPEG, WebP, BMP, GIF or TIFF"
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-CRF = 33  # of H.264: what pictures are compressed with for LTX-2 and 2.3; 18 for 2.5
 
 SMALLEST = 16  # pixels a side: less is an icon or a mistake
 LARGEST = 25_000_000  # pixels; a picture with more is shrunk
@@ -68,7 +67,7 @@ class Picture:
             "Crop it yourself, or choose a width and height of its shape.",
         )
 
-    def fitted(self, height: int, width: int, crf: int = CRF) -> mx.array:
+    def fitted(self, height: int, width: int, crf: int) -> mx.array:
         """For the video encoder: (1, 3, 1, height, width) in [-1, 1], with the traces of H.264."""
         pixels = self.pixels
         if max(pixels.shape) > LARGEST_SIDE:  # too much for H.264, or for memory
@@ -280,7 +279,7 @@ def _middle(image: np.ndarray, shape: float) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
-def compress_like_video(image: np.ndarray, crf: int = CRF) -> np.ndarray:
+def compress_like_video(image: np.ndarray, crf: int) -> np.ndarray:
     """A picture after a trip through H.264, as one frame: uint8 (H, W, 3) of even size, the odd edge cut off.
 
     The model learned from video frames; a picture without their traces makes it freeze. The official ``crf`` (constant

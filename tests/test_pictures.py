@@ -238,7 +238,13 @@ def test_of_a_panorama_the_middle_is_used_in_full_detail(tmp_path, columns, rows
 
 def test_a_tall_one_likewise(tmp_path):
     Image.new("RGB", (100, 20000), "red").save(tmp_path / "tall.png")
-    assert read_picture(tmp_path / "tall.png").fitted(64, 96).shape == (1, 3, 1, 64, 96)
+    assert read_picture(tmp_path / "tall.png").fitted(64, 96, 33).shape == (
+        1,
+        3,
+        1,
+        64,
+        96,
+    )
 
 
 @pytest.mark.parametrize(
@@ -437,12 +443,12 @@ def test_compress_like_video_is_the_trip_through_a_file(tmp_path):
         mp4.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         mp4.mux(stream.encode(None))
     expected = read_clip(path).frames[0]
-    np.testing.assert_array_equal(compress_like_video(image), expected)
+    np.testing.assert_array_equal(compress_like_video(image, 33), expected)
 
 
 def test_h264_has_a_longest_side():
     with pytest.raises(UserError, match="is 16386x2 pixels; it must be at most 16384"):
-        compress_like_video(np.zeros((2, 16386, 3), np.uint8))
+        compress_like_video(np.zeros((2, 16386, 3), np.uint8), 33)
 
 
 def test_fit_image_is_the_official_resize():
