@@ -27,11 +27,8 @@ from mlx_video.errors import UserError
 from mlx_video.postprocess import to_pcm16
 from mlx_video.types import CLIP_SUFFIXES, Clip, VideoPixelShape, Waveform
 
-CRF = 18  # constant rate factor of libx264, 0 to 51: visually lossless
 FRAME_PATTERN = "frame_*.png"
-READABLE = (
-    "mov,matroska,webm,avi,asf,mpeg,mpegts,wav,w64,flac,mp3,ogg,aac,aiff,caf,amr,gif"
-)
+READABLE = "mov,matroska,webm,avi,asf,mpeg,mpegts,gif"
 LAYOUTS = {1: "mono", 2: "stereo"}
 
 
@@ -43,7 +40,6 @@ def save(
     path: str | Path,
     *,
     metadata: Mapping[str, str] | None = None,
-    crf: int = CRF,
     overwrite: bool = False,
 ) -> None:
     """Write ``clip`` in the format that the suffix names, frame by frame; the sound is cut or padded to fit.
@@ -51,10 +47,9 @@ def save(
     .mp4 and .mov have H.264 and AAC, .webm has VP9 and Opus; .gif and .webp are animations without sound.
 
     metadata  strings to keep in the file, unless it is a .gif or .webp; ``metadata(path)`` reads them back
-    crf       libx264's constant rate factor, or its like elsewhere: 0 best, 51 worst; ignored for .gif
     Raises ``UserError`` where the file exists, unless ``overwrite``, and where a frame is missing or of another size.
     """
-    for _ in saving(clip, path, metadata=metadata, crf=crf, overwrite=overwrite):
+    for _ in saving(clip, path, metadata=metadata, overwrite=overwrite):
         pass
 
 
@@ -63,7 +58,6 @@ def saving(
     path: str | Path,
     *,
     metadata: Mapping[str, str] | None = None,
-    crf: int = CRF,
     overwrite: bool = False,
 ) -> Iterator[int]:
     """``save`` as a generator of how many frames are written; the file appears when it ends."""
@@ -72,7 +66,7 @@ def saving(
     with written_aside(path, overwrite) as partial:
         with av.open(str(partial), "w", kind.format, container_options=options) as file:
             file.metadata.update(metadata or {} if kind.sound else {})
-            video = _add_video(file, clip.shape, kind, crf)
+            video = _add_video(file, clip.shape, kind)
             sound = kind.sound and clip.audio and _add_sound(file, clip.audio, kind)
             pairs = zip(_checked_frames(clip), _sound_per_frame(clip))
             for count, (pixels, samples) in enumerate(pairs, start=1):
@@ -101,25 +95,19 @@ class Kind(NamedTuple):
     video: str
     sound: str | None
     pixels: str
-    options: Callable[[int], dict[str, str]]
+    options: Mapping[str, str]
 
 
-def _h264(crf: int) -> dict[str, str]:
-    # Of photographs in motion, a third of the time of libx264's own preset, a smaller file, and 0.3 dB less.
-    return {"crf": str(crf), "preset": "veryfast"}
-
-
-def _vp9(crf: int) -> dict[str, str]:
-    # The scale ends at 63, and 4 / 3 of x264's value looks about the same. Bit rate 0 lets the quality decide.
-    return {"crf": str(min(63, round(crf * 4 / 3))), "b": "0", "row-mt": "1", "cpu-used": "4"}  # fmt: skip
-
-
+# Visually lossless. Of photographs in motion, veryfast takes a third of the time of libx264's own preset, and makes a
+# smaller file with 0.3 dB less. A bit rate of 0 lets the quality decide.
+H264 = {"crf": "18", "preset": "veryfast"}
+VP9 = {"crf": "24", "b": "0", "row-mt": "1", "cpu-used": "4"}
 KINDS = {
-    ".mp4": Kind("mp4", "libx264", "aac", "yuv420p", _h264),
-    ".mov": Kind("mov", "libx264", "aac", "yuv420p", _h264),
-    ".webm": Kind("webm", "libvpx-vp9", "libopus", "yuv420p", _vp9),
-    ".gif": Kind("gif", "gif", None, "pal8", lambda crf: {}),
-    ".webp": Kind("webp", "libwebp_anim", None, "bgra", lambda crf: {"quality": str(100 - crf)}),  # fmt: skip
+    ".mp4": Kind("mp4", "libx264", "aac", "yuv420p", H264),
+    ".mov": Kind("mov", "libx264", "aac", "yuv420p", H264),
+    ".webm": Kind("webm", "libvpx-vp9", "libopus", "yuv420p", VP9),
+    ".gif": Kind("gif", "gif", None, "pal8", {}),
+    ".webp": Kind("webp", "libwebp_anim", None, "bgra", {"quality": "82"}),
 }
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
@@ -160,10 +148,10 @@ def save_frames(
 
 
 def _add_video(
-    file: av.container.OutputContainer, shape: VideoPixelShape, kind: Kind, crf: int
+    file: av.container.OutputContainer, shape: VideoPixelShape, kind: Kind
 ) -> Callable[[np.ndarray, int], list[av.Packet]]:
     """Add a video stream; returns the function that encodes a frame (H, W, 3), given its number."""
-    stream = file.add_stream(kind.video, rate=shape.rate, options=kind.options(crf))
+    stream = file.add_stream(kind.video, rate=shape.rate, options=dict(kind.options))
     stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, kind.pixels
     reduced = _palettes(shape) if kind.pixels == "pal8" else None
     matrix = None
@@ -194,11 +182,9 @@ def _palettes(shape: VideoPixelShape) -> Callable[[av.VideoFrame], av.VideoFrame
     split, sink = graph.add("split"), graph.add("buffersink")
     palette = graph.add("palettegen", "stats_mode=single")
     use = graph.add("paletteuse", "new=1:dither=sierra2_4a")
-    source.link_to(split)
-    split.link_to(use, 0, 0)
+    graph.link_nodes(source, split, use, sink)
     split.link_to(palette, 1, 0)
     palette.link_to(use, 0, 1)
-    use.link_to(sink)
     graph.configure()
 
     def reduced(frame: av.VideoFrame) -> av.VideoFrame:

@@ -142,13 +142,6 @@ def test_frames_are_taken_one_by_one(tmp_path):
     assert written == list(range(1, FRAMES + 1))
 
 
-def test_crf(tmp_path):
-    for crf in (5, 40):
-        media.save(clip(), tmp_path / f"{crf}.mp4", crf=crf)
-    sizes = [(tmp_path / f"{crf}.mp4").stat().st_size for crf in (5, 40)]
-    assert sizes[0] > sizes[1]
-
-
 def test_metadata_survives(tmp_path):
     strings = {
         "mlx_video": '{\n "prompt": "Ein \\"Löwe\\"; 50 % = #1 \U0001f981"\n}'
