@@ -1,5 +1,6 @@
 """The diffusion decoder and the duration head of LTX-2.5 against diffusers' on fresh random weights, float32."""
 
+import json
 from dataclasses import fields
 
 import mlx.core as mx
@@ -37,8 +38,9 @@ def loaded(ours, theirs, spelling):
 
 
 def config_of(model) -> dict:
-    lists = {k: list(v) if isinstance(v, tuple) else v for k, v in model.config.items()}
-    return {k: v for k, v in lists.items() if not k.startswith("_")}
+    """As its config.json holds it."""
+    shown = {k: v for k, v in model.config.items() if not k.startswith("_")}
+    return json.loads(json.dumps(shown))
 
 
 @pytest.mark.parametrize("frames, height, width", [(2, 3, 4), (3, 4, 3)])
