@@ -32,6 +32,11 @@ def folder(tmp_path_factory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("convert") / "model")
 
 
+@pytest.fixture(scope="module")
+def converted(folder, tmp_path_factory) -> Path:
+    return convert(folder, tmp_path_factory.mktemp("converted") / "mlx")
+
+
 def tensors(path: Path, name: str, dtype: str) -> dict[str, mx.array]:
     """A part's parameters, evaluated copies that outlive the loan."""
     with Components.open(Files(path, dtype=dtype)).lend(name) as module:
@@ -46,33 +51,28 @@ def assert_same(a: dict[str, mx.array], b: dict[str, mx.array]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [MORE("float32"), "bfloat16"])
-def test_loads_as_the_official_files_do(folder, tmp_path, dtype):
-    convert(folder, tmp_path / "mlx")
+def test_loads_as_the_official_files_do(folder, converted, dtype):
     for name in NETWORKS:
-        assert_same(
-            tensors(tmp_path / "mlx", name, dtype), tensors(folder, name, dtype)
-        )
+        assert_same(tensors(converted, name, dtype), tensors(folder, name, dtype))
 
 
 @pytest.mark.slow
-def test_each_part_keeps_its_official_config(folder, tmp_path):
-    convert(folder, tmp_path / "mlx")
+def test_each_part_keeps_its_official_config(converted):
     _, config = checkpoint(CHECKPOINT)
     for name in NETWORKS:
-        written = json.loads((tmp_path / "mlx" / name / "config.json").read_text())
+        written = json.loads((converted / name / "config.json").read_text())
         if PARTS[name].block:
             assert written == config[PARTS[name].block]
-    assert {f.name for f in (tmp_path / "mlx").iterdir()} == {*NEEDED, "config.json"}
-    stated = json.loads((tmp_path / "mlx" / "config.json").read_text())
+    assert {f.name for f in converted.iterdir()} == {*NEEDED, "config.json"}
+    stated = json.loads((converted / "config.json").read_text())
     assert stated == {"model_version": "2.0"}
 
 
 @pytest.mark.slow
-def test_gemma_goes_along_with_its_tokenizer(folder, tmp_path):
-    convert(folder, tmp_path / "mlx")
-    with Components.open(tmp_path / "mlx").lend("text_encoder") as encoder:
+def test_gemma_goes_along_with_its_tokenizer(folder, converted):
+    with Components.open(converted).lend("text_encoder") as encoder:
         assert len(encoder.tokenizer.encode("a cat")) == 3
-    source, target = folder / "text_encoder", tmp_path / "mlx" / "text_encoder"
+    source, target = folder / "text_encoder", converted / "text_encoder"
     assert {f.name for f in target.iterdir()} == {f.name for f in source.iterdir()}
 
 
