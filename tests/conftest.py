@@ -1,6 +1,9 @@
 """The suite runs as a user's machine does: MLX is set up by the package itself."""
 
+import gc
 import os
+import random
+import secrets
 import signal
 import sys
 from contextlib import suppress
@@ -33,12 +36,28 @@ if os.environ.get("COMPILED"):
     backend.suit_cpu = lambda largest: None
 backend.suit_cpu(0)
 
+import mlx.core as mx
+
 
 def pytest_collection_modifyitems(items):
     """What is thorough is slow too."""
     for item in items:
         if item.get_closest_marker("thorough"):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def drawn_alike(monkeypatch):
+    """What is drawn without a key, and the seed of a clip that names none, are the same whichever tests came before."""
+    mx.random.seed(0)
+    monkeypatch.setattr(secrets, "randbits", random.Random(0).getrandbits)
+
+
+@pytest.fixture
+def settled():
+    """What the tests before left in memory is freed now, and not while this one measures it."""
+    gc.collect()
+    mx.clear_cache()
 
 
 @pytest.fixture(scope="module")

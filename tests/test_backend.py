@@ -119,6 +119,7 @@ class TestImport:
 
 @LINUX_CPU
 class TestBlas:
+    @pytest.mark.slow
     def test_multiplies_many_times_faster(self):
         with_blas = python("-c", "import mlx_video" + SPEED)
         without = python("-c", SPEED)

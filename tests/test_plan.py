@@ -299,6 +299,7 @@ def test_a_run_has_the_phases_of_its_plan(model, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frames", [25, 49])
+@pytest.mark.usefixtures("settled")
 def test_blending_takes_what_was_foreseen(frames):
     """With a decoder that takes nothing itself."""
     scale, tiling = VideoScale(8, 32, 32), TilingConfig.aggressive()

@@ -200,6 +200,7 @@ def test_refuses_impossible_quantization():
         load(Net(), given)
 
 
+@pytest.mark.usefixtures("settled")
 def test_materializes_all_of_a_module(tmp_path):
     file = tmp_path / "net.safetensors"
     mx.save_safetensors(str(file), filled())

@@ -363,6 +363,7 @@ def test_lends_the_text_encoder(folder):
     assert not encoder.model.parameters()
 
 
+@pytest.mark.usefixtures("settled")
 def test_frees_what_comes_back_though_a_name_outlives_the_block(folder):
     components = Components.open(folder)
     before = mx.get_active_memory()
@@ -678,6 +679,7 @@ def test_each_large_part_is_quantized_if_it_is_not_yet(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("settled")
 def test_dense_weights_are_never_whole_in_memory(large, monkeypatch):
     by_block = partial(materialize, batch_bytes=1_000_000)
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", by_block)

@@ -169,6 +169,7 @@ def peak_of_a_forward(source: Source, low_memory: bool) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("settled")
 def test_only_a_few_blocks_are_in_memory(large):
     streamed, resident = (peak_of_a_forward(large, low) for low in (True, False))
     assert streamed < 0.4 * resident

@@ -277,6 +277,7 @@ def test_whole_clips_are_cut_where_they_must_be(largest):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["decode", "encode"])
+@pytest.mark.usefixtures("settled")
 def test_what_is_held_does_not_follow_the_length(code):
     def held(cells: int) -> int:
         """The most bytes between pieces, beside the input and one copy of the latents."""

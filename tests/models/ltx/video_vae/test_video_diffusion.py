@@ -238,6 +238,7 @@ def test_bands_of_rows_equal_the_whole(monkeypatch):
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("settled")
 def test_what_is_held_does_not_follow_the_length():
     def held(frames: int) -> int:
         latent = small_latent(frames)

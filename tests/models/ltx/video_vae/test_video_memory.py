@@ -103,6 +103,7 @@ def test_the_full_encoder_on_a_gpu(monkeypatch, size, measured):
         ),
     ],
 )
+@pytest.mark.usefixtures("settled")
 def test_a_small_decoder_here_and_now(tiling):
     """Tiled decoding of small decoders was planned at a quarter of what it took."""
     blocks = [["compress_all", {}], ["res_x", 2], ["compress_all", {}]]

@@ -144,6 +144,7 @@ def test_frames_are_ready_before_the_next_tile_is_decoded():
 
 
 @pytest.mark.parametrize("config", [None, BOTH])
+@pytest.mark.usefixtures("settled")
 def test_frames_are_evaluated_when_they_are_yielded(config):
     latents = LATENT[:, :3] + 1
     mx.eval(latents)
