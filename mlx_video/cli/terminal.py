@@ -52,15 +52,9 @@ def watched() -> bool:
 
 def harmless(text: str) -> str:
     """``text`` with control codes, and marks that reverse the direction of writing, escaped."""
-    return "".join(_escaped(c) if _steers(c) else c for c in text)
-
-
-def _steers(c: str) -> bool:
-    return c not in ALLOWED and unicodedata.category(c) in (*STEERING, "Cs")
-
-
-def _escaped(c: str) -> str:
-    return c.encode("unicode_escape").decode()
+    kinds = {c: unicodedata.category(c) for c in {*text} - {*ALLOWED}}
+    steer = (c for c, kind in kinds.items() if kind in (*STEERING, "Cs"))
+    return text.translate({ord(c): ascii(c)[1:-1] for c in steer})
 
 
 @contextmanager
