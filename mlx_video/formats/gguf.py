@@ -5,6 +5,7 @@ with which the tests compare, never ends on a wrong count, and unpacks 3 to 10 t
 """
 
 import struct
+from functools import partial
 from math import prod
 from operator import index
 from pathlib import Path
@@ -194,28 +195,16 @@ def _float(codes: mx.array) -> mx.array:
     return codes.astype(mx.float32)
 
 
-def _q4_0(blocks: mx.array) -> mx.array:
-    return _half(blocks, 0) * (_float(_nibbles(blocks[:, 2:])) - 8)
-
-
-def _q4_1(blocks: mx.array) -> mx.array:
-    return _half(blocks, 0) * _float(_nibbles(blocks[:, 4:])) + _half(blocks, 2)
-
-
-def _fifth(blocks: mx.array, place: int) -> mx.array:
-    """The fifth bits of 32 numbers, which are four bytes at a place: (n, 32)."""
-    eight = _bits(blocks[:, place : place + 4], 1)  # (n, bit, byte)
-    return eight.swapaxes(1, 2).flatten(1) << 4
-
-
-def _q5_0(blocks: mx.array) -> mx.array:
-    codes = _nibbles(blocks[:, 6:]) | _fifth(blocks, 2)
-    return _half(blocks, 0) * (_float(codes) - 16)
-
-
-def _q5_1(blocks: mx.array) -> mx.array:
-    codes = _nibbles(blocks[:, 8:]) | _fifth(blocks, 4)
-    return _half(blocks, 0) * _float(codes) + _half(blocks, 2)
+def _four_bits(blocks: mx.array, fifth: bool = False, least: bool = False) -> mx.array:
+    """32 numbers of 4 bits, or of 5, whose last bits lie apart: about zero, or from a minimum on that is stored."""
+    start = 4 if least else 2
+    codes = _nibbles(blocks[:, start + 4 * fifth :])
+    if fifth:
+        bits = _bits(blocks[:, start : start + 4], 1)  # (n, bit, byte)
+        codes = codes | bits.swapaxes(1, 2).flatten(1) << 4
+    if least:
+        return _half(blocks, 0) * _float(codes) + _half(blocks, 2)
+    return _half(blocks, 0) * (_float(codes) - (16 if fifth else 8))
 
 
 def _q8_0(blocks: mx.array) -> mx.array:
@@ -241,23 +230,17 @@ def _q3_k(blocks: mx.array) -> mx.array:
     return (scale[..., None] * (_float(codes | high << 2) - 4)).flatten(1)
 
 
-def _by_scale_and_minimum(blocks: mx.array, codes: mx.array) -> mx.array:
-    """8 groups of 32 ``codes`` (n, 8, 32); their scales and minima are of 6 bits each, in 12 bytes."""
+def _q4_k(blocks: mx.array, fifth: bool = False) -> mx.array:
+    """8 groups of 32 numbers of 4 bits, or of 5; their scales and minima are of 6 bits each, in 12 bytes."""
     a, b, c = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = mx.concatenate([a & 63, (c & 15) | (a >> 6) << 4], axis=1)
     minima = mx.concatenate([b & 63, (c >> 4) | (b >> 6) << 4], axis=1)
     scale, least = _half(blocks, 0) * scales, _half(blocks, 2) * minima
+    packed = blocks[:, 48 if fifth else 16 :].reshape(-1, 4, 32)
+    codes = _nibbles(packed).reshape(-1, 8, 32)
+    if fifth:
+        codes = codes | _bits(blocks[:, 16:48], 1) << 4
     return (scale[..., None] * _float(codes) - least[..., None]).flatten(1)
-
-
-def _q4_k(blocks: mx.array) -> mx.array:
-    codes = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
-    return _by_scale_and_minimum(blocks, codes)
-
-
-def _q5_k(blocks: mx.array) -> mx.array:
-    codes = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
-    return _by_scale_and_minimum(blocks, codes | _bits(blocks[:, 16:48], 1) << 4)
 
 
 def _q6_k(blocks: mx.array) -> mx.array:
@@ -289,15 +272,15 @@ PACKINGS = {
     "F32": Packing(0, 1, 4, lambda raw: raw.view(mx.float32)),
     "F16": Packing(1, 1, 2, lambda raw: raw.view(mx.float16)),
     "BF16": Packing(30, 1, 2, lambda raw: raw.view(mx.bfloat16)),
-    "Q4_0": Packing(2, 32, 18, _q4_0),
-    "Q4_1": Packing(3, 32, 20, _q4_1),
-    "Q5_0": Packing(6, 32, 22, _q5_0),
-    "Q5_1": Packing(7, 32, 24, _q5_1),
+    "Q4_0": Packing(2, 32, 18, _four_bits),
+    "Q4_1": Packing(3, 32, 20, partial(_four_bits, least=True)),
+    "Q5_0": Packing(6, 32, 22, partial(_four_bits, fifth=True)),
+    "Q5_1": Packing(7, 32, 24, partial(_four_bits, fifth=True, least=True)),
     "Q8_0": Packing(8, 32, 34, _q8_0),
     "Q2_K": Packing(10, 256, 84, _q2_k),
     "Q3_K": Packing(11, 256, 110, _q3_k),
     "Q4_K": Packing(12, 256, 144, _q4_k),
-    "Q5_K": Packing(13, 256, 176, _q5_k),
+    "Q5_K": Packing(13, 256, 176, partial(_q4_k, fifth=True)),
     "Q6_K": Packing(14, 256, 210, _q6_k),
     "IQ4_NL": Packing(20, 32, 18, _iq4_nl),
     "IQ4_XS": Packing(23, 256, 136, _iq4_xs),
