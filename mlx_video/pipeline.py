@@ -19,12 +19,13 @@ from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.pieces import piece_by_piece
+from mlx_video.models.ltx.releases import LTX_2_5
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
 from mlx_video.models.ltx.upsampler import upsample_normalized
 from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
 from mlx_video.previews import Preview, Previews
 from mlx_video.recipes import DECODER_SEED, SAMPLER_SEED, Defaults, Recipe, Stage
-from mlx_video.request import Request, check_timed
+from mlx_video.request import Request
 from mlx_video.sampling.guidance import Predict, guided, may_start
 from mlx_video.sampling.samplers import Denoise
 from mlx_video.types import AV, Clip, PromptEmbeddings, Sample, Step, Waveform
@@ -190,8 +191,11 @@ class Pipeline:
         for given in request.inputs:
             given.check_model(config)
         needs = request.needs(self.recipe)
-        if request.timed:
-            check_timed(self.components)
+        if request.timed and "duration_head" not in self.components.sources:
+            raise UserError(
+                "This model cannot tell how long a clip should be: it has no duration head, which LTX-2.5 brings as "
+                f"{LTX_2_5.duration_head}. Put that beside it, or give --duration SECONDS or --num-frames."
+            )
         texts = self._texts(request, request.prompt)
         self.components.check(needs, texts, request.model_type)
 

@@ -7,9 +7,7 @@ from typing import Callable, Iterable, TypeVar
 from mlx_video.disk import short
 from mlx_video.errors import UserError, check_text
 from mlx_video.inputs import Input, as_input, check_inputs
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.releases import LTX_2_5
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT, SEED, Recipe
 from mlx_video.types import Geometry, VideoPixelShape
@@ -83,17 +81,12 @@ class Request:
 
     def needs(self, recipe: Recipe) -> tuple[str, ...]:
         """Names of the parts that this request uses under ``recipe``."""
-        unused = set()
+        needed = {*self.encoders, *["duration_head"] * self.timed}
+        unused = {"video_encoder"} - needed
         if not self.audio:
             unused |= {"audio_decoder", "vocoder"}
-        needed = set(self.encoders)
-        unused |= {"video_encoder"} - needed
-        if self.timed:
-            needed.add("duration_head")
-        return (
-            *(name for name in recipe.needs if name not in unused),
-            *sorted(needed - set(recipe.needs)),
-        )
+        parts = [name for name in recipe.needs if name not in unused]
+        return (*parts, *sorted(needed - set(parts)))
 
 
 def _as(what: str, kind: str, convert: Callable[[object], X], value: object) -> X:
@@ -113,12 +106,3 @@ def _shape(given: Iterable) -> VideoPixelShape:
     sizes = (_as(n, "a whole number", operator.index, x) for n, x in zip(names, shape))
     fps = _as("fps", "a number", lambda x: float(x + 0), shape.fps)
     return VideoPixelShape(*sizes, fps)
-
-
-def check_timed(components: Components) -> None:
-    """Raise ``UserError`` where the checkpoint has no duration head."""
-    if "duration_head" not in components.sources:
-        raise UserError(
-            "This model cannot tell how long a clip should be: it has no duration head, which LTX-2.5 brings as "
-            f"{LTX_2_5.duration_head}. Put that beside it, or give --duration SECONDS or --num-frames."
-        )
