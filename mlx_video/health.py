@@ -81,9 +81,8 @@ def check_weights(part: str, weights: Iterable[tuple[str, mx.array]]) -> None:
         )
 
 
-def check_latents(latents: AV[mx.array], phase: str, remedy: str = "") -> None:
+def check_latents(latents: AV[mx.array], phase: str, remedy: str = RELOAD) -> None:
     """Latents, video (B, C, F, H, W) and audio (B, C, T, M), as ``phase`` left them; ``remedy`` says what to do."""
-    remedy = remedy or RELOAD
     for modality in latents.present:
         x, name = latents[modality], f"the {modality.value} latent after {phase}"
         _check_tensor(x, name, remedy)

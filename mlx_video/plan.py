@@ -210,7 +210,10 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     what contradicts the user's choice or the checkpoint's. Previews and parts that stay loaded change none of that: they
     are left out if they do not fit.
     """
-    limit, libraries = limit or OFFERED * machine_bytes(), _libraries()
+    limit = limit or OFFERED * machine_bytes()
+    # A GPU with memory of its own holds no libraries.
+    apart = mx.default_device() == mx.gpu and not mx.metal.is_available()
+    libraries = Phase(LIBRARIES, 0, 0.0 if apart else LIBRARY_BYTES)
     room = limit - libraries.peak
     for chosen, residency in _residencies(components, work.sampled):
         for work, residency in _with_extras(work, residency):
@@ -349,12 +352,6 @@ def largest(phases: Iterable[Phase]) -> Phase:
 def beside(phases: Iterable[Phase]) -> float:
     """Bytes of the libraries, which are there in each of the other phases."""
     return sum(phase.peak for phase in phases if phase.name == LIBRARIES)
-
-
-def _libraries() -> Phase:
-    """What the process takes beside MLX's arrays, where it has one memory with MLX's device."""
-    apart = mx.default_device() == mx.gpu and not mx.metal.is_available()
-    return Phase(LIBRARIES, 0, 0.0 if apart else LIBRARY_BYTES)
 
 
 def _passes(work: Work, stage: Stage) -> int:
