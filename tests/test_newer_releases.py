@@ -98,13 +98,21 @@ def here(here) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(model, tmp_path_factory) -> np.ndarray:
-    """The frames of a clip with sound; random weights make garbage, which is not looked at."""
-    file = tmp_path_factory.mktemp("told") / "a.mp4"
-    assert main([*USUAL.split(), "--model", str(model), "-o", str(file)]) == 0
-    clip = read_clip(file)
-    assert len(clip.frames) == 9 and clip.audio is not None
-    return np.stack(clip.frames)
+def made(model, tmp_path_factory) -> Path:
+    """The folder of b.mp4, a clip with sound, and of plain.safetensors, the latents that it was decoded from.
+
+    Random weights make garbage, which is not looked at.
+    """
+    folder, decoding = tmp_path_factory.mktemp("made"), Pipeline.decoding
+
+    def kept_too(*given):
+        shutil.copy("b.latents.safetensors", "plain.safetensors")
+        return decoding(*given)
+
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pipeline, "decoding", kept_too)
+        assert main([*USUAL.split(), "--model", str(model), "-o", "b.mp4"]) == 0
+    return folder
 
 
 def kept(model: Path, words: str, name: str) -> Path:
@@ -128,9 +136,8 @@ def differs(one: Path, other: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def plain(model, tmp_path_factory) -> Path:
-    with contextlib.chdir(tmp_path_factory.mktemp("plain")):
-        return kept(model, "", "b").absolute()
+def plain(made) -> Path:
+    return made / "plain.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -157,8 +164,10 @@ def test_generated_keyframes_need_2_5(model, plain, here, capsys):
         assert "cannot generate keyframes" in capsys.readouterr().err
 
 
-def test_what_was_sampled_is_decoded_later(plain, told, here):
-    latents = shutil.copy(plain, here)
-    words = ["decode", str(latents), "--yes", "--no-health-check"]
+def test_what_was_sampled_is_decoded_later(made, plain, here):
+    shutil.copy(plain, "b.latents.safetensors")
+    words = ["decode", "b.latents.safetensors", "--yes", "--no-health-check"]
     assert main([*words, "--quiet"]) == 0
-    assert np.array_equal(np.stack(read_clip(Path("b.mp4"))[0]), told)
+    once, later = read_clip(made / "b.mp4"), read_clip(Path("b.mp4"))
+    assert len(once.frames) == 9 and once.audio is not None
+    assert np.array_equal(np.stack(later.frames), np.stack(once.frames))
