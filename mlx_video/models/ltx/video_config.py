@@ -2,13 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Mapping
+from typing import ClassVar, Iterable, Literal, Mapping, Sequence
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.schema import Config
 from mlx_video.types import VideoScale
 
 Block = tuple[str, int | dict]  # name, and parameters or a number of layers
+Padding = Literal[
+    "zeros", "reflect"
+]  # around a frame; mirrored about the outermost cell
+
+# By a block's name without "_res" (with a skip connection): by what it divides or multiplies frames, rows and columns.
+STRIDES = {
+    "compress_time": (2, 1, 1),
+    "compress_space": (1, 2, 2),
+    "compress_all": (2, 2, 2),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +33,8 @@ class VideoEncoderConfig(Config):
     latent_channels: int = 128
     patch_size: int = 4
     encoder_base_channels: int = 128
-    latent_log_var: str = "uniform"
-    encoder_spatial_padding_mode: str = "zeros"
+    latent_log_var: Literal["none", "uniform", "constant", "per_channel"] = "uniform"
+    encoder_spatial_padding_mode: Padding = "zeros"
 
     FIXED: ClassVar = {
         "_class_name": "CausalVideoAutoencoder",
@@ -58,14 +68,20 @@ class VideoEncoderConfig(Config):
     @property
     def encoder_scale(self) -> VideoScale:
         """Pixels per latent cell."""
-        return _scale(self.encoder_blocks, self.patch_size)
+        return _scale(
+            (stride_of(name) for name, _ in self.encoder_blocks), self.patch_size
+        )
 
 
-def _scale(blocks: tuple, patch_size: int) -> VideoScale:
-    # Imported late: the networks, which know the strides of blocks, import this module.
-    from mlx_video.models.ltx.video_vae.blocks import compression
+def stride_of(name: str) -> tuple[int, int, int]:
+    """The factor by which a block shrinks (encoder) or grows (decoder) frames, rows and columns."""
+    return STRIDES.get(name.removesuffix("_res"), (1, 1, 1))
 
-    return compression(blocks, patch_size)
+
+def _scale(strides: Iterable[Sequence[int]], patch_size: int) -> VideoScale:
+    """Pixels per latent cell, after all ``strides``."""
+    time, height, width = map(math.prod, zip((1, 1, 1), *strides))
+    return VideoScale(time, height * patch_size, width * patch_size)
 
 
 def _diffusion_encoder(data: Mapping[str, object]) -> dict[str, object]:
@@ -90,7 +106,7 @@ class VideoVAEConfig(VideoEncoderConfig):
     out_channels: int = 3
     decoder_base_channels: int = 128
     causal_decoder: bool = False
-    decoder_spatial_padding_mode: str = "reflect"
+    decoder_spatial_padding_mode: Padding = "reflect"
 
     FIXED: ClassVar = VideoEncoderConfig.FIXED | {"timestep_conditioning": False}
     UNUSED: ClassVar = frozenset()
@@ -103,7 +119,9 @@ class VideoVAEConfig(VideoEncoderConfig):
     @property
     def decoder_scale(self) -> VideoScale:
         """Pixels per latent cell."""
-        return _scale(self.decoder_blocks, self.patch_size)
+        return _scale(
+            (stride_of(name) for name, _ in self.decoder_blocks), self.patch_size
+        )
 
     @property
     def least_cells(self) -> int:
@@ -168,6 +186,4 @@ class DiffusionDecoderConfig(Config):
     @property
     def decoder_scale(self) -> VideoScale:
         """Pixels per latent cell."""
-        strides = [stride for stride, _ in self.upsamples]
-        time, height, width = (math.prod(s[i] for s in strides) for i in range(3))
-        return VideoScale(time, height * self.patch_size, width * self.patch_size)
+        return _scale((stride for stride, _ in self.upsamples), self.patch_size)

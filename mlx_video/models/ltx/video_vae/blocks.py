@@ -1,6 +1,5 @@
 """What the convolutional encoder and decoder share: lists of blocks, residual blocks and names of weights."""
 
-import math
 from typing import Iterator, Mapping
 
 import mlx.core as mx
@@ -11,14 +10,7 @@ from mlx_video.models.ltx.video_vae.cells import plus_delayed
 from mlx_video.models.ltx.video_vae.convolution import CausalConv3d
 from mlx_video.models.ltx.video_vae.stream import Stream
 from mlx_video.tensor_names import TensorNames
-from mlx_video.types import VideoScale
 
-# By name without "_res" (with a skip connection): frames, rows, columns.
-STRIDES = {
-    "compress_time": (2, 1, 1),
-    "compress_space": (1, 2, 2),
-    "compress_all": (2, 2, 2),
-}
 _BLOCK_PARAMETERS = {"num_layers", "multiplier", "residual"}
 _OFF = {"inject_noise"}  # parameters that no published checkpoint switches on
 # Official name of a latent statistic -> ours; ``None`` = not used.
@@ -47,18 +39,6 @@ def read_blocks(blocks: tuple) -> Iterator[Block]:
                 "The checkpoint may need a newer mlx-video."
             )
         yield name, parameters
-
-
-def stride_of(name: str) -> tuple[int, int, int]:
-    """The factor by which a block shrinks (encoder) or grows (decoder) frames, rows and columns."""
-    return STRIDES.get(name.removesuffix("_res"), (1, 1, 1))
-
-
-def compression(blocks: tuple, patch_size: int) -> VideoScale:
-    """Pixels per latent cell of an encoder or decoder with these blocks."""
-    strides = [stride_of(name) for name, _ in blocks]
-    time, height, width = (math.prod(s[i] for s in strides) for i in range(3))
-    return VideoScale(time, height * patch_size, width * patch_size)
 
 
 def names_of(part: str, *tables: Mapping[str, str]) -> TensorNames:

@@ -8,6 +8,7 @@ import mlx.nn as nn
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx.video_config import Padding
 from mlx_video.models.ltx.video_vae.cells import total, window
 from mlx_video.models.ltx.video_vae.stream import Stream
 
@@ -144,17 +145,13 @@ class CausalConv3d(nn.Module):
     """3x3x3 convolution that keeps the size, padded in time with the clip itself.
 
     ``padding_mode`` is the padding around a frame: ``"zeros"`` or ``"reflect"`` (mirrored about the outermost cell). Raises
-    ``UserError`` for another mode, for widths that are not positive, and for frames too small to be mirrored.
+    ``UserError`` for widths that are not positive, and for frames too small to be mirrored.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, padding_mode: str = "zeros"
+        self, in_channels: int, out_channels: int, padding_mode: Padding = "zeros"
     ):
         super().__init__()
-        if padding_mode not in ("zeros", "reflect"):
-            raise UserError(
-                f"Spatial padding must be 'zeros' or 'reflect'; got {padding_mode!r}."
-            )
         if not (in_channels > 0 and out_channels > 0):
             raise UserError(
                 f"A convolution from {in_channels} to {out_channels} channels: the config's widths and multipliers do not "

@@ -12,13 +12,11 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
-from mlx_video.models.ltx.video_config import VideoVAEConfig
+from mlx_video.models.ltx.video_config import STRIDES, VideoVAEConfig
 from mlx_video.models.ltx.video_vae.blocks import (
     CONVOLUTIONS,
-    STRIDES,
     Block,
     MidBlock3D,
-    compression,
     layers,
     names_of,
     read_blocks,
@@ -64,7 +62,7 @@ class VideoDecoder(Network):
     def __init__(self, config: VideoVAEConfig):
         super().__init__()
         self.config = config
-        self.scale = compression(config.decoder_blocks, config.patch_size)
+        self.scale = config.decoder_scale
         self.per_channel_statistics = PerChannelStatistics(config.latent_channels)
 
         padding_mode = config.decoder_spatial_padding_mode

@@ -12,17 +12,14 @@ from mlx_video.models.ltx.fitted import FLOAT32
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
-from mlx_video.models.ltx.video_config import VideoEncoderConfig
+from mlx_video.models.ltx.video_config import STRIDES, VideoEncoderConfig, stride_of
 from mlx_video.models.ltx.video_vae.blocks import (
     CONVOLUTIONS,
-    STRIDES,
     Block,
     MidBlock3D,
-    compression,
     layers,
     names_of,
     read_blocks,
-    stride_of,
 )
 from mlx_video.models.ltx.video_vae.convolution import (
     MAX_CONV_ELEMENTS,
@@ -54,7 +51,7 @@ class VideoEncoder(Network):
     def __init__(self, config: VideoEncoderConfig):
         super().__init__()
         self.config = config
-        self.scale = compression(config.encoder_blocks, config.patch_size)
+        self.scale = config.encoder_scale
         self.per_channel_statistics = PerChannelStatistics(config.latent_channels)
 
         padding_mode = config.encoder_spatial_padding_mode
@@ -142,17 +139,8 @@ def _down_block(
 
 def _out_channels(config: VideoEncoderConfig) -> int:
     """The latent means, and the checkpoint's log-variances, which are not used."""
-    log_variances = {
-        "none": 0,
-        "uniform": 1,
-        "constant": 1,
-        "per_channel": config.latent_channels,
-    }
-    if config.latent_log_var not in log_variances:
-        raise UserError(
-            f"latent_log_var must be one of {', '.join(log_variances)}; got {config.latent_log_var!r}."
-        )
-    return config.latent_channels + log_variances[config.latent_log_var]
+    log_variances = {"none": 0, "per_channel": config.latent_channels}
+    return config.latent_channels + log_variances.get(config.latent_log_var, 1)
 
 
 def load_vae_encoder(path: str | Path) -> VideoEncoder:

@@ -114,10 +114,14 @@ def test_log_variances_are_left_out(log_var, channels):
         (
             [],
             {"latent_log_var": "some"},
-            "latent_log_var must be one of none.*got 'some'",
+            "latent_log_var must be none or uniform or .*got 'some'",
         ),
         ([["res_x", 1]], {"norm_layer": "group_norm"}, "norm_layer = 'group_norm' is"),
-        ([], {"encoder_spatial_padding_mode": "edge"}, "padding must be .*'edge'"),
+        (
+            [],
+            {"encoder_spatial_padding_mode": "edge"},
+            "padding_mode must be zeros or reflect; got 'edge'",
+        ),
     ],
 )
 def test_refuses_what_it_does_not_know(blocks, changes, message):
