@@ -25,10 +25,6 @@ DECODERS = "video_decoder", "audio_decoder", "vocoder"
 SEED = 10
 SAMPLER_SEED = 10000  # added to a run's seed for the noise that a sampler adds, as in the official code
 DECODER_SEED = 20000  # likewise for the noise that a diffusion decoder starts from
-FPS = 24.0
-FRAMES = 121
-HEIGHT, WIDTH = 512, 768
-IMAGE_CRF = 33  # H.264 constant rate factor of the official training images
 
 # Official strengths of the 19B dev model (Lightricks/LTX-2, ltx_pipelines/utils/constants.py).
 VIDEO_GUIDANCE = Guidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, stg_blocks=(29,))
@@ -264,15 +260,15 @@ class Defaults(Config):
 
     audio                       whether clips have sound, where the door leaves that open
     sampler                     for the distilled model's first stage
-    image_crf                   H.264 constant rate factor of the pictures the model was trained on
+    image_crf                   H.264 constant rate factor of the pictures the model was trained on; officially 33
     cfg, stg, modality, rescale strengths of guidance; ``audio_cfg`` is for the audio, the others are shared
     may_be_still, may_be_silent whether such clips count as healthy, because the model was trained on some
     """
 
-    width: int = WIDTH
-    height: int = HEIGHT
-    frames: int = FRAMES
-    fps: float = FPS
+    width: int = 768
+    height: int = 512
+    frames: int = 121
+    fps: float = 24.0
     audio: bool = True
     negative_prompt: str = DEFAULT_NEGATIVE_PROMPT
     steps: int = STEPS
@@ -283,7 +279,7 @@ class Defaults(Config):
     modality: float = VIDEO_GUIDANCE.modality
     rescale: float = VIDEO_GUIDANCE.rescale
     sampler: str = "euler"
-    image_crf: int = IMAGE_CRF
+    image_crf: int = 33
     may_be_still: bool = False
     may_be_silent: bool = False
 

@@ -49,18 +49,16 @@ def add_prompt(parser: argparse.ArgumentParser) -> Add:
 
 
 def _add_size(add: Add) -> None:
-    add("--height -H", SIDE.format(recipes.HEIGHT), type=int)
-    add("--width -W", SIDE.format(recipes.WIDTH), type=int)
-    about = (
-        f"how many frames; LTX-2 takes 1 + a multiple of 8 (default: {recipes.FRAMES})"
-    )
+    add("--height -H", SIDE.format(recipes.Defaults.height), type=int)
+    add("--width -W", SIDE.format(recipes.Defaults.width), type=int)
+    about = f"how many frames; LTX-2 takes 1 + a multiple of 8 (default: {recipes.Defaults.frames})"
     add("--num-frames --frames -n", about, type=int, dest="frames")
     about = (
         "length of the clip, rounded to a number of frames that the model can make; auto lets LTX-2.5 judge by the prompt "
         "(default: what --num-frames says)"
     )
     add("--duration --seconds", about, type=duration, metavar="auto|SECONDS")
-    about = f"frames per second (default: {recipes.FPS:g})"
+    about = f"frames per second (default: {recipes.Defaults.fps:g})"
     add("--fps --frame-rate", about, type=float)
 
 
