@@ -47,14 +47,11 @@ def completion(args: argparse.Namespace) -> None:
 def _fish(commands, about):
     for name, command in commands.items():
         yield FISH_COMMAND.format(command=name, about=about[name])
-        for action in command._actions:
-            for flag in action.option_strings:
-                if flag.startswith("--"):
-                    words = (action.help or "").replace("%%", "%")
-                    yield FISH_OPTION.format(command=name, option=flag[2:], about=words)
+        for flag, told in _flags(command).items():
+            yield FISH_OPTION.format(command=name, option=flag[2:], about=told)
 
 
-def _flags(command: argparse.ArgumentParser) -> list[str]:
-    """The long options of a command."""
-    flags = (flag for action in command._actions for flag in action.option_strings)
-    return [flag for flag in flags if flag.startswith("--")]
+def _flags(command: argparse.ArgumentParser) -> dict[str, str]:
+    """The long options of a command, and what each does."""
+    every = [(f, action) for action in command._actions for f in action.option_strings]
+    return {f: (a.help or "").replace("%%", "%") for f, a in every if f[:2] == "--"}

@@ -14,6 +14,7 @@ from mlx_video.events import (
     Warned,
     Written,
 )
+from mlx_video.plan import describe
 from mlx_video.types import Step
 
 BAR = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}{postfix}"
@@ -121,9 +122,8 @@ def _time(seconds: float) -> str:
 def making_line(planned: Planned) -> str:
     """What is being made, in a line."""
     request = planned.job.request
-    frames, height, width, _ = shape = request.shape
     sound = "with sound" if request.audio else "without sound"
     return (
-        f"making {planned.path}: {request.prompt!r}, {frames} frames of {width}x{height}, {shape.seconds:.1f} s "
-        f"{sound}, seed {request.seed}"
+        f"making {planned.path}: {request.prompt!r}, {describe(request.shape)}, {request.shape.seconds:.1f} s {sound}, "
+        f"seed {request.seed}"
     )

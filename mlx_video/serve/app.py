@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, AsyncIterator, Container, Literal, NamedTuple
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -211,9 +211,9 @@ def estimate(wanted: schema.VideoRequest, at: At) -> schema.Estimate:
 
 
 @router.post("/session")
-def session(given: schema.Key, at: At) -> Response:
+def session(key: Annotated[str, Body(embed=True, max_length=1000)], at: At) -> Response:
     """Trade the API key for a cookie, so that the page's players and pictures need no header."""
-    if not at.door.opens(given.key):
+    if not at.door.opens(key):
         time.sleep(WRONG_KEY_SECONDS)
         raise HTTPException(401, "That is not this server's key.")
     answer = JSONResponse({"ok": True})

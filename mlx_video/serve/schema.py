@@ -85,10 +85,6 @@ class RemixRequest(BaseModel):
     seed: Seed | None = Field(None, description="By default the same as before.")
 
 
-class Key(BaseModel):
-    key: str = Field(max_length=1000)
-
-
 class VideoError(BaseModel):
     code: str
     message: str

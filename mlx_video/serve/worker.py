@@ -48,6 +48,8 @@ RECIPES = {
     "dev": ("dev", False),
     "dev-two-stage": ("dev", True),
 }
+# What a request and ``Wishes`` call by one name.
+ALIKE = {"prompt", "negative_prompt", "height", "width", "fps", "seed", "steps"}
 # Percent of a run that is done when sampling begins, and when decoding does.
 SAMPLING, DECODING = 10, 75
 FAULT = "This is a fault of mlx-video, not of what you asked for: {error}. The server's terminal has the details; please report them."
@@ -76,18 +78,12 @@ class Settings:
         """The job that a request, of which everything is decided, asks for. Raises ``UserError``."""
         variant, two_stage = RECIPES[request.recipe]
         wishes = Wishes(
-            request.prompt,
-            variant,
-            request.negative_prompt,
-            request.num_frames,
-            height=request.height,
-            width=request.width,
-            fps=request.fps,
-            audio=request.generate_sound,
-            seed=request.seed,
-            inputs=tuple(Image(**image.model_dump()) for image in request.images),
-            steps=request.steps,
+            **request.model_dump(include=ALIKE),
+            variant=variant,
             two_stage=two_stage,
+            frames=request.num_frames,
+            audio=request.generate_sound,
+            inputs=tuple(Image(**image.model_dump()) for image in request.images),
         )
         loras = tuple((self.loras[name], s) for name, s in request.loras.items())
         return wishes.job(Files(self.models[request.model], loras=loras), warn=warn)
