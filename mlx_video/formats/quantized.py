@@ -26,9 +26,10 @@ COMPANIONS = (
     ".scale_weight",
     ".input_scale",
     ".scale_input",
+    "scaled_fp8",  # of a whole file of older ComfyUI
     NOTE,
 )
-SCALED_FP8 = "scaled_fp8"  # marks a whole file of older ComfyUI
+Notes = dict[str, dict]
 
 ROTATION_GROUP = 256  # columns, where a note says nothing else
 HADAMARD_4 = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
@@ -48,12 +49,11 @@ def read_dense(
     notes = read_notes(weights, metadata, str(path))
     found = {}
     for key, value in weights.items():
-        if key.endswith(COMPANIONS) or key.rpartition(".")[2] == SCALED_FP8:
+        if key.endswith(COMPANIONS):
             continue
-        note = notes.get(key.removesuffix(".weight"), {})
-        if kind := _kind(key, types, note):
+        if kind := _kind(key, types, notes):
             try:
-                value = _decoded(key, weights, kind, note).astype(dtype)
+                value = _decoded(key, weights, kind, notes).astype(dtype)
             except ValueError as error:
                 raise UserError(f"{path}: {clip(key)} {error}.") from None
         found[key] = value
@@ -66,18 +66,12 @@ def quantized_as(path: Path) -> list[str]:
     notes = {}
     if PACKED.isdisjoint(types.values()):  # reading a GGUF file copies it
         notes = read_notes(*read(path), str(path))
-    kinds = (
-        _kind(key, types, notes.get(key.removesuffix(".weight"), {}))
-        for key in types
-        if not key.endswith(COMPANIONS)
-    )
-    return [kind for kind in kinds if kind]
+    own = (key for key in types if not key.endswith(COMPANIONS))
+    return [kind for key in own if (kind := _kind(key, types, notes))]
 
 
-def read_notes(
-    weights: Weights, metadata: Mapping[str, str], source: str
-) -> dict[str, dict]:
-    """Layer -> how ComfyUI quantized it: {"format": ..., ...}; empty where nothing says.
+def read_notes(weights: Weights, metadata: Mapping[str, str], source: str) -> Notes:
+    """Weight -> how ComfyUI quantized it: {"format": ..., ...}; empty where nothing says.
 
     Raises ``UserError`` where a format is not read.
     """
@@ -95,7 +89,7 @@ def read_notes(
     }
     for layer, note in notes.items():
         _check_note(layer, note, source)
-    return notes
+    return {f"{layer}.weight": note for layer, note in notes.items()}
 
 
 def dense_fp8(codes: mx.array, scale: mx.array | None = None) -> mx.array:
@@ -145,7 +139,7 @@ def hadamard(size: int) -> mx.array:
     return matrix
 
 
-def _kind(key: str, types: Mapping[str, str], note: Mapping) -> str | None:
+def _kind(key: str, types: Mapping[str, str], notes: Notes) -> str | None:
     """How a tensor is quantized; ``None`` = not at all, or by MLX. ``types`` are those of all tensors, as stored."""
     stored = types[key]
     if stored in PACKED:
@@ -157,10 +151,10 @@ def _kind(key: str, types: Mapping[str, str], note: Mapping) -> str | None:
         return FP8
     if stored == "I8" and key.endswith(".weight"):
         return INT8
-    return note.get("format") if key.endswith(".weight") else None
+    return notes.get(key, {}).get("format")
 
 
-def _decoded(key: str, weights: Weights, kind: str, note: Mapping) -> mx.array:
+def _decoded(key: str, weights: Weights, kind: str, notes: Notes) -> mx.array:
     codes, scale = weights[key], weights.get(f"{key}_scale")
     if kind in PACKED:
         return codes  # unpacked as it was read
@@ -171,7 +165,7 @@ def _decoded(key: str, weights: Weights, kind: str, note: Mapping) -> mx.array:
     if scale is None:
         raise ValueError(f"is quantized as {kind} and lacks its scale")
     if kind == INT8:
-        return dense_int8(codes, scale, _rotation(note))
+        return dense_int8(codes, scale, _rotation(notes.get(key, {})))
     if (of_all := weights.get(f"{key}_scale_2")) is None:
         raise ValueError("is quantized as nvfp4 and lacks its second scale")
     return dense_nvfp4(codes, scale, of_all)
