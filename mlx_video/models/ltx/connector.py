@@ -51,7 +51,7 @@ class TextConnectors(Network):
 
     def __call__(
         self,
-        hidden_states: mx.array | Sequence[mx.array],
+        hidden_states: mx.array,
         mask: mx.array,
         modalities: Sequence[Modality] = tuple(Modality),
     ) -> AV[mx.array]:
@@ -60,8 +60,6 @@ class TextConnectors(Network):
         Only the connectors of ``modalities`` run. All L positions are meant to be attended to: those past the prompt hold
         registers. Raises ``UserError`` if L is not a multiple of the number of registers.
         """
-        if not isinstance(hidden_states, mx.array):
-            hidden_states = mx.stack(hidden_states)
         valid = mask[:, -hidden_states.shape[2] :] > 0
         lengths, positions = valid.sum(axis=1), mask.shape[1]
 

@@ -172,19 +172,19 @@ class LTXModel(Network):
 
     def rope(self, positions: AV[mx.array]) -> AV[RopeTables]:
         """Rotary tables of tokens at ``positions``, (B, axes, N, 2) in seconds and pixels; once per stage."""
-        both = len(positions.present) > 1
+        streams = self.config.streams
+        # Across the streams only time has a meaning, on a scale that both share.
+        shared = (max(stream.max_pos[0] for stream in streams.values),)
 
         def tables(bounds: mx.array, own: StreamConfig) -> RopeTables:
-            cross = self._cross_rope(bounds) if both else None
-            return RopeTables(self._freqs_cis(own, bounds, own.max_pos), cross)
+            alone = self._freqs_cis(own, bounds, own.max_pos)
+            if len(positions.present) < 2:
+                return RopeTables(alone)
+            return RopeTables(
+                alone, self._freqs_cis(streams.audio, bounds[:, :1], shared)
+            )
 
-        return positions.map(tables, self.config.streams)
-
-    def _cross_rope(self, bounds: mx.array) -> Rope:
-        """Across the streams only time has a meaning, on a scale that both share."""
-        streams = self.config.streams
-        extent = max(stream.max_pos[0] for stream in streams.values)
-        return self._freqs_cis(streams.audio, bounds[:, :1], (extent,))
+        return positions.map(tables, streams)
 
     def _freqs_cis(
         self, heads_of: StreamConfig, bounds: mx.array, extent: tuple[float, ...]

@@ -15,8 +15,6 @@ import mlx.core as mx
 from mlx_video.errors import UserError
 from mlx_video.types import VideoScale
 
-Coder = Callable[[mx.array], mx.array]
-
 BLENDED, BLENDED_IN_TIME = 2.4, 1.2
 """Arrays of a tile of time that are alive while tiles are blended, and more where those of time are; measured on a CPU."""
 MODES = (
@@ -118,7 +116,7 @@ class TilingConfig:
 
 
 def iterate_decode(
-    decode: Coder,
+    decode: Callable[[mx.array], mx.array],
     latents: mx.array,
     tiling: TilingConfig | None,
     scale: VideoScale,
