@@ -4,6 +4,7 @@ A checkpoint is one file (LTX-2, 2.3), or one file per part, each with its own c
 """
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, Mapping
@@ -118,11 +119,10 @@ def _around(file: Path) -> Iterator[Path]:
 
 def _readable(file: Path) -> dict[str, Source]:
     """The parts in ``file``; none if it has a transformer (another checkpoint) or is damaged."""
-    try:
+    with suppress(UserError):
         found = parts_in(file)
-    except UserError:
-        return {}
-    return {} if "transformer" in found else found
+        return {} if "transformer" in found else found
+    return {}
 
 
 def is_diffusion(source: Source) -> bool:

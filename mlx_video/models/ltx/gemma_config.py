@@ -83,6 +83,7 @@ class GemmaConfig(Config):
     POSITIVE: ClassVar = True
 
     hidden_size: int = 2304
+    intermediate_size: int = 9216
     num_attention_heads: int = 8
     num_key_value_heads: int = 4
     head_dim: int = 256
@@ -122,7 +123,6 @@ class Gemma3Config(GemmaConfig):
     NAME: ClassVar = "Gemma 3"
 
     vocab_size: int = 262208
-    intermediate_size: int = 9216
     num_hidden_layers: int = 26
     query_pre_attn_scalar: float = 256
     sliding_window: int = 4096
@@ -174,7 +174,6 @@ class Gemma4Config(GemmaConfig):
     NAME: ClassVar = "Gemma 4"
 
     vocab_size: int = 262144
-    intermediate_size: int = 9216
     num_hidden_layers: int = 30
     global_head_dim: int = 512
     num_global_key_value_heads: int | None = None

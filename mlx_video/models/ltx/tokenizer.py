@@ -5,6 +5,7 @@ Knows text and ids, not the language model. Imports only tokenizers, unless Gemm
 
 import re
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ TURNS = (("<start_of_turn>", "<end_of_turn>"), ("<|turn>", "<turn|>"))  # Gemma 
 LONGEST_TEXT = 100_000  # characters, more than any prompt's tokens can encode
 
 
+@dataclass(eq=False)
 class PromptTokenizer:
     """The tokenizer that a text encoder was trained with.
 
@@ -37,20 +39,15 @@ class PromptTokenizer:
     knowledge   what a small model can draw; ``None`` for large ones
     """
 
-    def __init__(
-        self,
-        backend: Tokenizer,
-        max_tokens: int = MAX_TOKENS,
-        folder: Path | None = None,
-        knowledge: Knowledge | None = None,
-    ):
-        backend.no_truncation()
-        backend.no_padding()
-        self.backend = backend
-        self.max_tokens = max_tokens
-        self.folder = folder
-        self.bos = backend.token_to_id(BOS)
-        self.knowledge = knowledge
+    backend: Tokenizer
+    max_tokens: int = MAX_TOKENS
+    folder: Path | None = None
+    knowledge: Knowledge | None = None
+
+    def __post_init__(self):
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.bos = self.backend.token_to_id(BOS)
 
     @classmethod
     def load(cls, path: str | Path) -> "PromptTokenizer":
