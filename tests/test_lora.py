@@ -14,6 +14,7 @@ from mlx_video.lora import Adapter, fuse
 from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.config import ConnectorConfig, LTXModelConfig, LTXModelType
 from mlx_video.models.ltx.connector import TextConnectors
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.layouts import identify
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.network import quantize_blocks
@@ -513,4 +514,4 @@ def test_an_ic_lora_waits_for_a_reference_video(metadata, name):
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf")])
 def test_a_strength_is_a_number(strength):
     with pytest.raises(UserError, match="strength of x must be a finite number"):
-        lora.check_strength("x", strength)
+        Files(loras=(("x", strength),)).check()

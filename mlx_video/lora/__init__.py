@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Iterable, Mapping, NamedTuple
 
@@ -244,14 +244,6 @@ def holds_changes(names: Iterable[str]) -> bool:
         or name.endswith(tuple(REFUSED))
         for name in names
     )
-
-
-def check_strength(file: str | Path, strength: float) -> None:
-    """Raise ``UserError`` where a LoRA's strength is no number to multiply by."""
-    if not isfinite(strength):
-        raise UserError(
-            f"The strength of {file} must be a finite number, such as 0.8; got {strength}."
-        )
 
 
 # Names

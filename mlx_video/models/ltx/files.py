@@ -1,11 +1,11 @@
 """Which files a run uses, as the user names them, and how their weights are kept. Looks for none of them."""
 
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_video import lora
 from mlx_video.disk import full_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.residency import Residency, default_dtype
@@ -76,7 +76,10 @@ class Files:
         if self.quantize not in (None, *BITS):
             raise UserError(f"quantize must be 8 or 4 bits; got {self.quantize}.")
         for file, strength in self.loras:
-            lora.check_strength(file, strength)
+            if not isfinite(strength):
+                raise UserError(
+                    f"The strength of {file} must be a finite number, such as 0.8; got {strength}."
+                )
 
     @property
     def residency(self) -> Residency:
