@@ -33,10 +33,9 @@ def typed_path(text: str | Path) -> Path:
 
     Raises ``UserError`` for a path that cannot exist: empty, with an unknown user, or too long.
     """
-    if not str(text):
-        raise UserError("A path is empty; give the name of a file or folder.")
-    if "\0" in str(text):
-        raise UserError("A path holds a zero byte; give the name of a file or folder.")
+    if not str(text) or "\0" in str(text):
+        fault = "holds a zero byte" if str(text) else "is empty"
+        raise UserError(f"A path {fault}; give the name of a file or folder.")
     try:
         path = Path(text).expanduser()
     except RuntimeError:

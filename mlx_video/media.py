@@ -61,7 +61,9 @@ def saving(
     overwrite: bool = False,
 ) -> Iterator[int]:
     """``save`` as a generator of how many frames are written; the file appears when it ends."""
-    kind = _kind(path)
+    kind = KINDS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise UserError(f"{short(path)} must end in {any_of(CLIP_SUFFIXES)}.")
     options = _file_options(kind, clip.shape)
     with written_aside(path, overwrite) as partial:
         with av.open(str(partial), "w", kind.format, container_options=options) as file:
@@ -110,13 +112,6 @@ KINDS = {
     ".webp": Kind("webp", "libwebp_anim", None, "bgra", {"quality": "82"}),
 }
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
-
-
-def _kind(path: str | Path) -> Kind:
-    kind = KINDS.get(Path(path).suffix.lower())
-    if kind is None:
-        raise UserError(f"{short(path)} must end in {any_of(CLIP_SUFFIXES)}.")
-    return kind
 
 
 def save_wav(waveform: Waveform, path: str | Path, *, overwrite: bool = False) -> None:
