@@ -15,13 +15,8 @@ DENSE_ROWS = 64
 class Linear(nn.Linear):
     """``nn.Linear`` whose quantized form is the one below."""
 
-    def to_quantized(
-        self,
-        group_size: int | None = None,
-        bits: int | None = None,
-        mode: str = "affine",
-    ) -> "QuantizedLinear":
-        return QuantizedLinear.from_linear(self, group_size, bits, mode)
+    def to_quantized(self, *args, **options) -> "QuantizedLinear":
+        return QuantizedLinear.from_linear(self, *args, **options)
 
 
 class QuantizedLinear(nn.QuantizedLinear):
