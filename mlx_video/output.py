@@ -79,14 +79,10 @@ class Output:
             raise UserError(
                 f"--output-audio {short(self.audio)} needs a clip with sound; add --audio."
             )
-        targets = (
-            (self.path, CLIP_SUFFIXES),
-            (self.record, (".json",)),
-            (self.audio, (".wav",)),
-        )
-        for path, suffixes in targets:
-            if path is not None:
-                _check_target(path, suffixes, self.overwrite)
+        _check_target(self.path, CLIP_SUFFIXES, self.overwrite)
+        _check_target(self.record, (".json",), self.overwrite)
+        if self.audio:
+            _check_target(self.audio, (".wav",), self.overwrite)
         if self.frames:
             self._check_frames(self.frames)
         for file in (file for given in request.inputs for file in given.files):
