@@ -22,6 +22,10 @@ TYPES = {
     **dict.fromkeys(("F8_E4M3", "F8_E8M0"), mx.uint8),
     **{"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32, "C64": mx.complex64},
 }
+FOREIGN = {
+    EMPTY: "is empty: the download did not finish. Fetch it again.",
+    UNKNOWN: "is not a safetensors file, because it does not begin with a table of contents. Fetch it again.",
+}
 
 
 class Header(NamedTuple):
@@ -38,7 +42,8 @@ def read_header(file: Path) -> Header:
     the file and the fault.
     """
     if (kind := sniff(file)) != SAFETENSORS:
-        raise _foreign(file, kind)
+        told = FOREIGN.get(kind, f"is not a safetensors file, but a {kind}.")
+        raise UserError(f"{file} {told}")
     with file_errors(file):
         found = os.stat(file)
         return _checked(file, found.st_size, found.st_ino, found.st_mtime_ns)
@@ -85,17 +90,6 @@ def clip(text: object, most: int = 80) -> str:
     """``text``, or another value as JSON, for a message; at most ``most`` characters."""
     text = text if isinstance(text, str) else json.dumps(text, default=str)
     return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _foreign(file: Path, kind: str) -> UserError:
-    if kind == EMPTY:
-        return UserError(
-            f"{file} is empty: the download did not finish. Fetch it again."
-        )
-    told = f"but a {kind}"
-    if kind == UNKNOWN:
-        told = "because it does not begin with a table of contents. Fetch it again"
-    return UserError(f"{file} is not a safetensors file, {told}.")
 
 
 def damaged(file: Path, size: int) -> UserError:
