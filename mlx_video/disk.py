@@ -323,9 +323,9 @@ def _unfinished(folder: Path, name: str) -> Iterator[Path]:
 # Room
 
 
-def check_space(needs: Iterable[tuple[Path, int]]) -> None:
+def check_space(needs: Iterable[tuple[Path, float]]) -> None:
     """Raise ``DiskFullError`` where the disk of a folder lacks the space for the bytes to write there."""
-    disks: dict[int, tuple[Path, int]] = {}
+    disks: dict[int, tuple[Path, float]] = {}
     for folder, size in needs:
         disk = os.stat(folder).st_dev
         disks[disk] = folder, size + disks.get(disk, (folder, 0))[1]

@@ -137,14 +137,12 @@ class Output:
     def check_space(self, shape: VideoPixelShape, latents: int) -> None:
         """Raise ``DiskFullError`` where a disk lacks the space for a run of this ``shape``; ``latents`` in bytes."""
         pixels = shape.frames * shape.height * shape.width
-        folder = self.path.parent.absolute()
-        sizes = [(folder, round(pixels * CLIP_BYTES) + 2 * latents + SPARE)]
+        sizes = [(self.path.parent, pixels * CLIP_BYTES + 2 * latents + SPARE)]
         if self.audio:
-            sound = round(shape.seconds * WAV_BYTES)
-            sizes.append((self.audio.parent.absolute(), sound))
+            sizes.append((self.audio.parent, shape.seconds * WAV_BYTES))
         if self.frames:
-            sizes.append((self.frames.absolute(), round(pixels * PNG_BYTES)))
-        check_space((_existing(folder), size) for folder, size in sizes)
+            sizes.append((self.frames, pixels * PNG_BYTES))
+        check_space((_existing(folder.absolute()), size) for folder, size in sizes)
 
 
 def clip_path(typed: str | Path, prompt: str, seed: int) -> Path:
