@@ -87,14 +87,14 @@ def read_picture(path: str | Path) -> Picture:
     file_size(path)  # raises where it is no file
     with file_errors(path), open(path, "rb") as file:
         image, size = _decoded(file, name)
-    notices = []
+    notices, profile = [], image.info.get("icc_profile")
     image = _eight_bit(_shrunk(_without_palette(image)))
     if image.size != size:
         notices.append(
             f"{name} has {_pixels(*size)}; it is read at {image.width}x{image.height}."
         )
     image, alpha = _split_alpha(image)
-    image = _in_srgb(image, name, notices)
+    image = _in_srgb(image, profile, name, notices)
     if alpha is not None:
         notices.append(f"{name} is partly transparent; it is laid on white.")
         image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
@@ -216,15 +216,12 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """
     if image.mode[0] not in "IF":
         return image
-    profile = image.info.get("icc_profile")
     with np.errstate(invalid="ignore"):  # of NaN, which becomes 0
         levels = np.nan_to_num(np.asarray(image).astype(np.float64))
     whites = (1, 255, 65535, 2**31 - 1)[image.mode != "F" :]
     held = (white for white in whites if levels.max() <= white)
     white = 65535 if image.mode.startswith("I;16") else next(held, levels.max())
-    grey = Image.fromarray(np.rint(levels.clip(0) / white * 255).astype(np.uint8))
-    grey.info["icc_profile"] = profile
-    return grey
+    return Image.fromarray(np.rint(levels.clip(0) / white * 255).astype(np.uint8))
 
 
 def _shrunk(image: Image.Image) -> Image.Image:
@@ -242,26 +239,25 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The colours, and the opacity of each pixel; ``None`` = all opaque."""
     if not image.has_transparency_data:
         return image, None
-    profile = image.info.get("icc_profile")
     grey = image.mode in ("L", "LA", "La")
     image = image.convert("RGBA")
     alpha, colours = image.getchannel("A"), image.convert("RGB")
     colours = colours.getchannel(0) if grey else colours
-    colours.info["icc_profile"] = profile
     return colours, alpha if alpha.getextrema()[0] < 255 else None
 
 
-def _in_srgb(image: Image.Image, name: str, notices: list[str]) -> Image.Image:
-    """Colours converted to sRGB, by the file's profile if it has one."""
-    data = image.info.get("icc_profile")
-    if not data:
+def _in_srgb(
+    image: Image.Image, profile: bytes | None, name: str, notices: list[str]
+) -> Image.Image:
+    """Colours converted to sRGB, by the file's ICC profile if it has one."""
+    if not profile:
         return image.convert("RGB")
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        if "sRGB" in ImageCms.getProfileDescription(profile):
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(own):
             return image.convert("RGB")  # converting would only round
         srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
+        return ImageCms.profileToProfile(image, own, srgb, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
         notices.append(f"The colour profile of {name} cannot be read and is ignored.")
         return image.convert("RGB")
