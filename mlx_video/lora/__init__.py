@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from math import sqrt
 from pathlib import Path
 from typing import Iterable, Mapping, NamedTuple
@@ -20,7 +21,7 @@ from mlx_video.lora.changes import (
     check,
     check_shape,
     name_of,
-    rank_of,
+    ranks_of,
 )
 from mlx_video.weights import Weights, read_json, some
 
@@ -141,7 +142,7 @@ class Adapter:
         triggers = (self.metadata.get(key, "") for key in TRIGGERS)
         return About(
             " and ".join(kinds),
-            max(map(rank_of, self.layers.values())),
+            max(chain([0], *map(ranks_of, self.layers.values()))),
             len(self.layers),
             self.metadata.get("model_version", ""),
             next(filter(None, triggers), ""),

@@ -31,7 +31,7 @@ class Kind(NamedTuple):
         factors = (
             has[n] if n in has else has[n + UP] @ has[n + DOWN] for n in self.factors
         )
-        ranks = _ranks(has)
+        ranks = ranks_of(has)
         scale = has["alpha"].reshape(()) / ranks[-1] if ranks and "alpha" in has else 1
         return self.join(*factors) * scale
 
@@ -59,11 +59,7 @@ def name_of(has: Tensors) -> str:
     return "DoRA" if "magnitude" in has else kind_of(has).name
 
 
-def rank_of(has: Tensors) -> int:
-    return max(_ranks(has), default=0)
-
-
-def _ranks(has: Tensors) -> list[int]:
+def ranks_of(has: Tensors) -> list[int]:
     """Of each factor that is a product; whole ones have none."""
     return [has[role].shape[0] for role in sorted(has) if role.endswith(DOWN)]
 
@@ -86,7 +82,9 @@ def check(label: str, has: Tensors) -> None:
 
 def check_shape(label: str, layer: nn.Module, has: Tensors) -> None:
     """Raise ``UserError`` where the tensors do not make a change of the layer's shape."""
-    outputs, inputs = _shape(layer)
+    outputs, inputs = layer.weight.shape
+    if isinstance(layer, nn.QuantizedLinear):
+        inputs = inputs * 32 // layer.bits
     shapes = {role: value.shape for role, value in has.items() if role != "alpha"}
     told = ", ".join(f"{role} {shape}" for role, shape in shapes.items())
     misfit = (
@@ -102,13 +100,6 @@ def check_shape(label: str, layer: nn.Module, has: Tensors) -> None:
     scaled = "magnitude" not in has or has["magnitude"].shape in magnitudes
     if made not in ((outputs, inputs), ()) or not biased or not scaled:
         raise UserError(misfit)
-
-
-def _shape(layer: nn.Module) -> tuple[int, int]:
-    outputs, inputs = layer.weight.shape
-    if isinstance(layer, nn.QuantizedLinear):
-        inputs = inputs * 32 // layer.bits
-    return outputs, inputs
 
 
 def changed(layer: nn.Module, has: Tensors, strength: float) -> nn.Linear:
