@@ -18,8 +18,6 @@ from mlx_video.disk import file_errors, file_size
 from mlx_video.errors import UserError
 from mlx_video.formats.safetensors import LONGEST_AXIS, Header, clip, damaged
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
 ALIGNMENT = "general.alignment"
 ARCHITECTURE = "general.architecture"
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of a tensor that had to be reshaped
@@ -136,7 +134,7 @@ class _Cursor:
 def _table(cursor: _Cursor) -> tuple[dict[str, object], dict[str, _Entry]]:
     """The values of a header, and its tensors."""
     magic, version, tensors, values = cursor.take("4sIQQ")
-    if magic != MAGIC or version not in VERSIONS:
+    if magic != b"GGUF" or version not in (2, 3):
         raise ValueError(f"version {version}")
     metadata = {cursor.text(): cursor.value() for _ in range(values)}
     entries = {}
