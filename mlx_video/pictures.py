@@ -22,6 +22,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from mlx_video.disk import file_errors, file_size, short, typed_path
 from mlx_video.errors import UserError
+from mlx_video.types import LARGEST_SIDE
 
 # Only these are opened, whatever a file is named: for some others, such as EPS, Pillow runs programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -31,11 +32,10 @@ TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 SMALLEST = 16  # pixels a side: less is an icon or a mistake
 LARGEST = 25_000_000  # pixels; a picture with more is shrunk
-LARGEST_SIDE = 8192  # pixels; of a longer picture only the middle is compressed
+MOST_COMPRESSED = 8192  # pixels; of a longer picture only the middle is compressed
 MOST_DECODED = 250_000_000  # pixels; a file with more is refused, as decoding takes 3 bytes or more for each
 MOST_JPEG = 1_000_000_000  # of a JPEG, which is shrunk while it is decoded, unless it is progressive
 MOST_CROPPED = 0.5  # share of a picture that may be cut off without a notice
-LARGEST_H264 = 16384  # pixels a side
 
 MEGA = 1_000_000
 # What Pillow raised for some thousands of damaged files.
@@ -70,7 +70,7 @@ class Picture:
     def fitted(self, height: int, width: int, crf: int) -> mx.array:
         """For the video encoder: (1, 3, 1, height, width) in [-1, 1], with the traces of H.264."""
         pixels = self.pixels
-        if max(pixels.shape) > LARGEST_SIDE:  # too much for H.264, or for memory
+        if max(pixels.shape) > MOST_COMPRESSED:  # too much for H.264, or for memory
             pixels = _middle(pixels, width / height)
         return fit_image(compress_like_video(pixels, crf), height, width)
 
@@ -284,9 +284,9 @@ def compress_like_video(image: np.ndarray, crf: int) -> np.ndarray:
     if crf == 0:
         return image
     height, width = (side // 2 * 2 for side in image.shape[:2])
-    if max(height, width) > LARGEST_H264:
+    if max(height, width) > LARGEST_SIDE:
         raise UserError(
-            f"the image is {width}x{height} pixels; it must be at most {LARGEST_H264} on a side."
+            f"the image is {width}x{height} pixels; it must be at most {LARGEST_SIDE} on a side."
         )
     encoder = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
