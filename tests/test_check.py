@@ -22,6 +22,7 @@ def stored(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "STORED", file)
 
 
+@pytest.mark.slow
 def test_every_check_has_stored_numbers_and_a_name_of_its_own():
     names = [each.name for each in table.checks()]
     assert len(set(names)) == len(names) > 140

@@ -513,9 +513,10 @@ def test_short_sounds_pass():
 # The synthetic world's own clips, since no real ones ship in a package
 
 
-MANY = pytest.param(400, marks=[pytest.mark.slow, pytest.mark.thorough])
+MANY = pytest.param(400, marks=pytest.mark.thorough)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [20, MANY])
 def test_clips_of_the_world_pass(count):
     """As they are, for a model that was taught such plain ones; and with a decoder's noise, for any."""
