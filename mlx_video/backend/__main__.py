@@ -81,7 +81,9 @@ def switch(backend: str, options: list[str]) -> None:
         _pip("uninstall", *others)
     whole = [*options, *({"--no-deps"} - set(options))]
     _pip("install", "--force-reinstall", package, *whole)
-    if backend != "cpu" and _is_uv_environment():
+    settings = Path(sys.prefix, "pyvenv.cfg")  # where uv leaves its version
+    by_uv = settings.exists() and "\nuv = " in settings.read_text()
+    if backend != "cpu" and by_uv:
         print(
             "Note: `uv run` and `uv sync` put the locked CPU backend back. "
             "Use `uv run --no-sync`, or set UV_NO_SYNC=1.",
@@ -100,12 +102,6 @@ def _pip(command: str, *arguments: str) -> None:
         raise OSError("neither pip nor uv is here: `python -m ensurepip` brings pip")
     print("+", *line, file=sys.stderr)
     subprocess.run(line, check=True, stdout=sys.stderr)
-
-
-def _is_uv_environment() -> bool:
-    """uv writes its version into the environments it makes."""
-    settings = Path(sys.prefix, "pyvenv.cfg")
-    return settings.exists() and "\nuv = " in settings.read_text()
 
 
 if __name__ == "__main__":
