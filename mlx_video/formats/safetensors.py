@@ -1,7 +1,6 @@
 """The header of a safetensors file: what it holds, checked before use; and JSON read with care. Reads no tensors."""
 
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +44,7 @@ def read_header(file: Path) -> Header:
         told = FOREIGN.get(kind, f"is not a safetensors file, but a {kind}.")
         raise UserError(f"{file} {told}")
     with file_errors(file):
-        found = os.stat(file)
+        found = file.stat()
         return _checked(file, found.st_size, found.st_ino, found.st_mtime_ns)
 
 

@@ -58,9 +58,7 @@ REFERENCE = ("reference_downscale_factor", "reference_temporal_scale_factor")
 IC_LORA = re.compile(r"(^|[^a-z])ic[-_]lora")
 ADAPTER = "lora_adapter_metadata"  # of a LoRA that diffusers saved: PEFT's config
 ADAPTER_CONFIG = "adapter_config.json"  # beside a LoRA that PEFT saved: the same
-WHOLE = (
-    0.9  # of the layers are changed by a distilled LoRA; the published ones change all
-)
+WHOLE = 0.9  # of the layers, which a distilled LoRA changes; published ones change all
 TRIGGERS = ("trigger_word", "trigger_phrase", "modelspec.trigger_phrase")
 
 
