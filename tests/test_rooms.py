@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "mlx_video"
 
 # Ground first. A new module gets a place here before it gets a test.
 FLOORS = [
-    {"types", "backend", "linear", "errors", "disk", "tensor_names"},
+    {"types", "backend", "linear", "exponentials", "errors", "disk", "tensor_names"},
     {"weights", "formats", "verify", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "pictures", "stills", "postprocess", "health"},
     {"recipes", "plan", "checkpoint", "inputs", "request"},

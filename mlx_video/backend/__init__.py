@@ -28,6 +28,10 @@ SHARED = 8 * 2**20  # bytes of a weight whose products are worth several threads
 log = logging.getLogger(__name__)
 
 
+eager = False
+"""Whether every operation may be evaluated at once: on a CPU, once nothing is compiled there."""
+
+
 def prepare() -> None:
     """Make `import mlx.core` find one whole backend, and on Linux a fast BLAS; `mlx_video` calls it first.
 
@@ -48,7 +52,9 @@ def suit_cpu(largest: int) -> None:
     """
     import mlx.core as mx
 
-    if mx.default_device() != mx.cpu:
+    global eager
+    eager = mx.default_device() == mx.cpu
+    if not eager:
         return
     mx.disable_compile()
     blas = ctypes.CDLL(None)

@@ -6,6 +6,7 @@ Knows projections, norms and heads; not modulation, residuals or modalities.
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.exponentials import attention, sigmoid
 from mlx_video.linear import Linear
 from mlx_video.models.ltx.config import LTXRopeType
 from mlx_video.models.ltx.pieces import end_piece
@@ -105,7 +106,7 @@ def _attend(
 ) -> mx.array:
     """Scaled dot-product attention of (B, N, inner) to (B, M, inner), head by head: (B, N, inner)."""
     q, k, v = (split_heads(x, heads) for x in (q, k, v))
-    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    out = attention(q, k, v, scale)
     return out.swapaxes(1, 2).flatten(-2)
 
 
@@ -117,11 +118,11 @@ def gelu(x: mx.array) -> mx.array:
     """
     x32 = x.astype(mx.float32)
     u = 0.7978845608028654 * (x32 + 0.044715 * x32 * x32 * x32)  # sqrt(2 / pi)
-    return (x32 * mx.sigmoid(2 * u)).astype(x.dtype)
+    return (x32 * sigmoid(2 * u)).astype(x.dtype)
 
 
 @mx.compile
 def _scale_heads(x: mx.array, logits: mx.array) -> mx.array:
     """``x`` (B, N, H, head_dim) times 2 sigmoid(logits (B, N, H)), float32 inside the one fused kernel."""
-    gates = 2 * mx.sigmoid(logits.astype(mx.float32))[..., None]
+    gates = 2 * sigmoid(logits.astype(mx.float32))[..., None]
     return (x.astype(mx.float32) * gates).astype(x.dtype)

@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
+from mlx_video.exponentials import silu
 from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.network import Network
@@ -67,7 +68,7 @@ class LatentUpsampler(Network):
     def __call__(self, latent: mx.array) -> mx.array:
         """Un-normalised latents (B, C, F, H, W) -> the same on the fine grid; in time, F becomes 2F - 1."""
         x = mx.moveaxis(latent, 1, -1).astype(self.conv_in.weight.dtype)
-        x = nn.silu(self.norm_in(self.conv_in(x)))
+        x = silu(self.norm_in(self.conv_in(x)))
         for block in self.coarse_blocks:
             x = block(x)
         x = end_piece(self.resample(x))
@@ -113,8 +114,8 @@ class ResBlock(nn.Module):
         self.norm2 = _norm(channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        h = end_piece(nn.silu(self.norm1(self.conv1(x))))
-        return end_piece(nn.silu(x + self.norm2(self.conv2(h))))
+        h = end_piece(silu(self.norm1(self.conv1(x))))
+        return end_piece(silu(x + self.norm2(self.conv2(h))))
 
 
 class SpatialUpsample(nn.Module):

@@ -6,12 +6,14 @@ The time axis is causal everywhere: no output frame depends on a later input fra
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.exponentials import silu
+
 NORM_EPS = 1e-6
 
 
 def norm_silu(x: mx.array) -> mx.array:
     """Divide each cell by the root mean square of its channels, then SiLU."""
-    return nn.silu(mx.fast.rms_norm(x, None, NORM_EPS))
+    return silu(mx.fast.rms_norm(x, None, NORM_EPS))
 
 
 class CausalConv2d(nn.Conv2d):

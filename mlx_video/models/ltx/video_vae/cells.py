@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Callable
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_video.backend import on_cuda
+from mlx_video.exponentials import silu
 from mlx_video.models.ltx.kernels import WARP, WIDTH, Kernel, Launch, fused
 from mlx_video.models.ltx.video_vae.stream import joined
 
@@ -179,7 +179,7 @@ def plus_delayed(
 
 def activated(x: mx.array) -> mx.array:
     """SiLU of ``x`` divided by the root mean square of its channels."""
-    return nn.silu(mx.fast.rms_norm(x, None, NORM_EPS))
+    return silu(mx.fast.rms_norm(x, None, NORM_EPS))
 
 
 def reflect(x: mx.array, count: int) -> mx.array:

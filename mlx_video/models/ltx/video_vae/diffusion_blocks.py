@@ -8,6 +8,7 @@ from typing import Callable, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.exponentials import silu
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.video_vae.neighborhood import (
     NORM_EPS,
@@ -42,7 +43,7 @@ class SwiGLU(nn.Module):
 
 @mx.compile
 def _gated(gate: mx.array, x: mx.array) -> mx.array:
-    return nn.silu(gate) * x
+    return silu(gate) * x
 
 
 @mx.compile

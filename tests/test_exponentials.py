@@ -1,0 +1,66 @@
+"""What NumPy computes in MLX's place agrees with MLX, values and gradients."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_video import backend, exponentials
+
+pytestmark = pytest.mark.skipif(
+    not (backend.eager and exponentials.X86),
+    reason="only an eager x86 CPU leaves MLX's exponentials aside",
+)
+
+
+def draw(*shape) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        draw(7, 33),
+        mx.array([-200.0, -88.8, 0.0, 88.8, 200.0, np.inf, -np.inf, np.nan]),
+        mx.broadcast_to(mx.array(0.5), (3, 4)),
+        draw(8, 6).T[1:],
+    ],
+    ids=["drawn", "extreme", "broadcast", "strided"],
+)
+def test_sigmoids_are_those_of_mlx(x):
+    before = np.array(x)
+    for ours, theirs in (
+        (exponentials.sigmoid(x), mx.sigmoid(x)),
+        (exponentials.silu(x), x * mx.sigmoid(x)),
+    ):
+        np.testing.assert_allclose(np.array(ours), np.array(theirs), 3e-7, 1e-30)
+    np.testing.assert_array_equal(np.array(x), before)
+
+
+def test_attention_is_that_of_mlx():
+    q, k, v = draw(2, 3, 5, 8), 9 * draw(2, 3, 11, 8), draw(2, 3, 11, 16)
+    ours = exponentials.attention(q, k, v, 0.3)
+    theirs = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3)
+    np.testing.assert_allclose(np.array(ours), np.array(theirs), 1e-5, 1e-6)
+
+
+def test_gradients_are_those_of_mlx():
+    q, k, v = draw(1, 2, 4, 8), draw(1, 2, 6, 8), draw(1, 2, 6, 8)
+
+    def ours(q, k, v):
+        out = exponentials.attention(q, k, v, 0.3)
+        return (exponentials.silu(out) * exponentials.sigmoid(out)).sum()
+
+    def theirs(q, k, v):
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3)
+        return (out * mx.sigmoid(out) ** 2).sum()
+
+    both = (
+        mx.grad(function, argnums=(0, 1, 2))(q, k, v) for function in (ours, theirs)
+    )
+    for a, b in zip(*both):
+        np.testing.assert_allclose(np.array(a), np.array(b), 1e-4, 1e-6)
+
+
+def test_other_types_are_left_to_mlx():
+    x = draw(5).astype(mx.bfloat16)
+    assert mx.array_equal(exponentials.sigmoid(x), mx.sigmoid(x))
