@@ -1,18 +1,14 @@
-"""Sigmoid, SiLU and attention, whose exponentials NumPy computes where MLX would take them one by one: eagerly, on an x86 CPU.
+"""Sigmoid, SiLU and attention, whose exponentials NumPy computes on a CPU that is eager; elsewhere they are MLX's.
 
-There a sigmoid takes 4 ns in place of 26, and an attention a third to a half of the time. Sigmoids differ by 1e-7 at most
-from MLX's, attention by less than 1e-6 of its values.
+On an x86 one MLX takes them one by one: a sigmoid 26 ns where this takes 4, an attention two to three times as long. And
+since each is evaluated at once, fewer arrays wait. Sigmoids differ from MLX's by 1e-7 at most, attention by less than 1e-6.
 """
-
-import platform
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from mlx_video import backend
-
-X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 def sigmoid(x: mx.array) -> mx.array:
@@ -31,16 +27,18 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
 
 
 def _by_numpy(x: mx.array) -> bool:
-    return backend.eager and X86 and x.dtype == mx.float32
+    return backend.eager and x.dtype == mx.float32
 
 
 @mx.custom_function
 def _sigmoid(x: mx.array) -> mx.array:
-    y = np.negative(np.array(x, copy=False))
+    y = mx.contiguous(-x)
+    memory = np.array(y, copy=False)  # of y, which nobody else has
     with np.errstate(over="ignore"):  # 1 / inf is the right 0
-        np.exp(y, out=y)
-    y += 1
-    return mx.array(np.reciprocal(y, out=y))
+        np.exp(memory, out=memory)
+    memory += 1
+    np.reciprocal(memory, out=memory)
+    return y
 
 
 @_sigmoid.vjp
@@ -51,10 +49,12 @@ def _sigmoid_vjp(_, cotangent: mx.array, y: mx.array) -> mx.array:
 @mx.custom_function
 def _attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     scores = q @ k.swapaxes(-1, -2)
-    weights = np.array(scores, copy=False)  # the product's own memory
+    weights = np.array(scores, copy=False)  # their memory
     weights -= weights.max(-1, keepdims=True)
     np.exp(weights, out=weights)
-    return (scores @ v) / mx.array(weights.sum(-1, keepdims=True))
+    out = (scores @ v) / mx.array(weights.sum(-1, keepdims=True))
+    mx.eval(out)  # else the scores would wait
+    return out
 
 
 @_attention.vjp
