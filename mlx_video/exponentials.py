@@ -19,11 +19,13 @@ def silu(x: mx.array) -> mx.array:
     return x * _sigmoid(x) if _by_numpy(x) else nn.silu(x)
 
 
-def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Softmax of q kᵀ times ``scale``, times v; q (B, H, N, D), k and v (B, H, M, D) -> (B, H, N, D)."""
-    if _by_numpy(q):
+def attention(
+    q: mx.array, k: mx.array, v: mx.array, scale: float, bias: mx.array | None = None
+) -> mx.array:
+    """Softmax of q kᵀ times ``scale`` plus ``bias``, times v; q (B, H, N, D), k and v (B, H, M, D) -> (B, H, N, D)."""
+    if bias is None and _by_numpy(q):
         return _attention(q * scale, k, v)
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=bias)
 
 
 def _by_numpy(x: mx.array) -> bool:

@@ -21,7 +21,7 @@ from mlx_video.formats import gguf, quantized
 from mlx_video.linear import Linear, QuantizedLinear, dense_weight
 from mlx_video.models.ltx import upsampler
 from mlx_video.models.ltx.adaln import add_gated, norm_modulate
-from mlx_video.models.ltx.attention import Attention, gelu
+from mlx_video.models.ltx.attention import Attention, attention_bias, gelu
 from mlx_video.models.ltx.audio_vae import bigvgan, resnet, signal
 from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
 from mlx_video.models.ltx.config import LTXRopeType
@@ -91,8 +91,10 @@ def attention() -> Iterator[Check]:
             dtype,
         )
         x, text = drawn(2, 133, 64, dtype=dtype), drawn(2, 77, 64, dtype=dtype)
+        bias = attention_bias(mx.abs(drawn(2, 133, 133)), dtype)
         forms = {
             "attention": partial(layer, x, rope=rope(133, 2, size)),
+            "attention, bias": partial(layer, x, rope=rope(133, 2, size), bias=bias),
             "attention to text": partial(layer, x, text),
             "attention skipped": partial(
                 layer, x, attending=mx.array([True, False])[:, None, None]

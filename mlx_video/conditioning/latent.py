@@ -20,7 +20,9 @@ class LatentState(NamedTuple):
                                   seconds on the time axis, pixels on the others
     keyframes_mask  (1, N, 1)     1 = the token encodes a single pixel frame, as in a clip's first latent frame and in
                                   generated keyframes; ``None`` = no such token
+    attention_mask  (1, N, N)     how strongly row n attends to column m, 0 to 1; ``None`` = fully everywhere
     own             how many tokens, the first ones, are the stream's own; ``None`` = all
+    frozen          given as it is: the network gets noise level 0 for this stream
     enabled         ``False`` = the network does not change the stream, though the other still attends to it
     """
 
@@ -29,7 +31,9 @@ class LatentState(NamedTuple):
     denoise_mask: mx.array
     positions: mx.array
     keyframes_mask: mx.array | None = None
+    attention_mask: mx.array | None = None
     own: int | None = None
+    frozen: bool = False
     enabled: bool = True
 
     @classmethod
@@ -45,15 +49,21 @@ class LatentState(NamedTuple):
         keyframes = marks.astype(mx.float32) if single_frames else None
         return cls(latent, latent, mask, positions, keyframes)
 
+    @classmethod
+    def pinned(cls, latent: mx.array, positions: mx.array) -> "LatentState":
+        """A state that stays as it is, such as given sound for which a video is made."""
+        state = cls.fresh(latent, positions)
+        mask = mx.zeros_like(state.denoise_mask)
+        return state._replace(denoise_mask=mask, frozen=True)
+
     def noised(self, sigma: float, noise: mx.array) -> "LatentState":
         """Mix Gaussian ``noise`` (B, N, C) in to level ``sigma``, as far as the mask allows."""
         mixed = (1 - sigma) * self.latent + sigma * noise
         return self._replace(latent=self.masked(mixed))
 
     def masked(self, x: mx.array) -> mx.array:
-        """``x`` (B, N, C) where the mask is 1, the clean latent where it is 0, a mix in between; in the dtype of ``x``."""
-        mask = self.denoise_mask
-        return (x * mask + self.clean_latent * (1 - mask)).astype(x.dtype)
+        """``x`` (B, N, C) with the kept tokens restored; see ``apply_denoise_mask``."""
+        return apply_denoise_mask(x, self.clean_latent, self.denoise_mask)
 
     @property
     def own_tokens(self) -> int:
@@ -67,6 +77,13 @@ class LatentState(NamedTuple):
         marks = self.keyframes_mask[0, self.own_tokens :, 0].tolist()
         chosen = [self.own_tokens + i for i, mark in enumerate(marks) if mark]
         return self.latent[:, mx.array(chosen, mx.int32)]
+
+
+def apply_denoise_mask(
+    x: mx.array, clean_latent: mx.array, denoise_mask: mx.array
+) -> mx.array:
+    """``x`` where the mask is 1, ``clean_latent`` where it is 0, a mix in between; in the dtype of ``x``."""
+    return (x * denoise_mask + clean_latent * (1 - denoise_mask)).astype(x.dtype)
 
 
 Condition = Callable[[LatentState], LatentState]
@@ -114,6 +131,43 @@ class VideoConditionByLatentIndex:
 
 
 @dataclass(frozen=True)
+class VideoConditionByMask:
+    """Keep the cells of an encoded clip that ``mask`` selects, for inpainting and outpainting.
+
+    latent    (B, C, F, H, W), of the whole clip
+    mask      (1, F, H, W), 1 = keep, 0 = regenerate
+    strength  1 keeps the cells exactly; 0 leaves them free
+    """
+
+    latent: mx.array
+    mask: mx.array
+    strength: float = 1.0
+
+    def __call__(self, state: LatentState) -> LatentState:
+        keep = mx.zeros_like(state.denoise_mask)
+        keep[:, : state.own_tokens] = self.mask.reshape(1, -1, 1)
+        clean = mx.array(state.clean_latent)
+        clean[:, : state.own_tokens] = latent_tokens(self.latent).astype(clean.dtype)
+        return state._replace(
+            clean_latent=mx.where(keep > 0, clean, state.clean_latent),
+            denoise_mask=mx.where(keep > 0, 1 - self.strength, state.denoise_mask),
+        )
+
+
+@dataclass(frozen=True)
+class TemporalRegionMask:
+    """Regenerate the tokens between ``start`` and ``end`` in seconds, and keep the others; for either stream."""
+
+    start: float
+    end: float
+
+    def __call__(self, state: LatentState) -> LatentState:
+        starts, ends = state.positions[:, 0, :, 0], state.positions[:, 0, :, 1]
+        inside = (ends > self.start) & (starts < self.end)
+        return state._replace(denoise_mask=inside.astype(mx.float32)[..., None])
+
+
+@dataclass(frozen=True)
 class AppendedTokens:
     """Encoded pictures, clips or sound that a stream attends to: keyframes and references.
 
@@ -149,6 +203,23 @@ class GeneratedKeyframes:
         return _append(state, start, zeros, 1.0, self.positions, mark=1.0)
 
 
+@dataclass(frozen=True)
+class WithAttention:
+    """Appended tokens of ``condition`` and the stream's own attend to each other at ``strength``, from 0 to 1.
+
+    strength  one number, or one per appended token (1, n)
+    The appended tokens attend fully to each other, and not to those of other conditions.
+    """
+
+    condition: Condition
+    strength: float | mx.array
+
+    def __call__(self, state: LatentState) -> LatentState:
+        appended = self.condition(state._replace(attention_mask=None))
+        count = appended.latent.shape[1] - state.latent.shape[1]
+        return appended._replace(attention_mask=_attention(state, count, self.strength))
+
+
 def _append(
     state: LatentState,
     latent: mx.array,
@@ -157,13 +228,13 @@ def _append(
     positions: mx.array,
     mark: float = 0.0,
 ) -> LatentState:
-    """``state`` with tokens (B, n, C) appended."""
+    """``state`` with tokens (B, n, C) appended, at attention strength 1 if there is an attention mask."""
 
     def joined(x: mx.array, y: mx.array, axis: int = 1) -> mx.array:
         return mx.concatenate([x, y.astype(x.dtype)], axis=axis)
 
     count = latent.shape[1]
-    keyframes = state.keyframes_mask
+    keyframes, attention = state.keyframes_mask, state.attention_mask
     if keyframes is None and mark:
         keyframes = mx.zeros_like(state.denoise_mask)
     return state._replace(
@@ -172,5 +243,19 @@ def _append(
         denoise_mask=joined(state.denoise_mask, mx.full((1, count, 1), mask)),
         positions=joined(state.positions, positions, axis=2),
         keyframes_mask=None if keyframes is None else joined(keyframes, mx.full((1, count, 1), mark)),  # fmt: skip
+        attention_mask=None if attention is None else _attention(state, count, 1.0),
         own=state.own_tokens,
     )
+
+
+def _attention(state: LatentState, count: int, strength: float | mx.array) -> mx.array:
+    """The attention mask of ``state`` after appending ``count`` tokens."""
+    before, own = state.latent.shape[1], state.own_tokens
+    old = state.attention_mask
+    if old is None:
+        old = mx.ones((1, before, before))
+    strengths = mx.broadcast_to(mx.array(strength).reshape(1, -1, 1), (1, count, own))
+    across = mx.concatenate([strengths, mx.zeros((1, count, before - own))], axis=2)
+    above = mx.concatenate([old, across.swapaxes(1, 2)], axis=2)
+    below = mx.concatenate([across, mx.ones((1, count, count))], axis=2)
+    return mx.concatenate([above, below], axis=1)

@@ -9,8 +9,12 @@ from mlx_video.conditioning.latent import (
     AppendedTokens,
     GeneratedKeyframes,
     LatentState,
+    TemporalRegionMask,
     VideoConditionByLatentIndex,
+    VideoConditionByMask,
+    WithAttention,
     apply_conditioning,
+    apply_denoise_mask,
     latent_tokens,
 )
 from mlx_video.types import AV
@@ -23,6 +27,7 @@ NAMES = {
     "mask": "denoise_mask",
     "positions": "positions",
     "keyframes_mask": "keyframes_mask",
+    "attention_mask": "attention_mask",
 }
 IMAGE = mx.full((1, 8, 1, 2, 2), 5.0)
 TOKENS = latent_tokens(IMAGE)
@@ -55,6 +60,17 @@ def appended(case: str, name: str, strength=1.0) -> AppendedTokens:
     return AppendedTokens(tokens(name), where(case), strength)
 
 
+def two_references():
+    positions = where("attn_two_refs")
+    return [
+        WithAttention(
+            AppendedTokens(tokens("ref_half"), positions[:, :, :6]),
+            OFFICIAL["cond.attn_tokens"],
+        ),
+        AppendedTokens(tokens("one"), positions[:, :, 6:]),
+    ]
+
+
 def combined():
     positions = where("combined")
     return [
@@ -74,9 +90,16 @@ CASES = {
     "keyframe8_multi": [appended("keyframe8_multi", "two")],
     "slots": [GeneratedKeyframes(where("slots"))],
     "slots_seeded": [GeneratedKeyframes(where("slots_seeded"), tokens("two"))],
+    "mask_s10": [VideoConditionByMask(OFFICIAL["cond.full"], OFFICIAL["cond.mask"])],
+    "mask_s07": [
+        VideoConditionByMask(OFFICIAL["cond.full"], OFFICIAL["cond.mask"], 0.7)
+    ],
+    "region_video": [TemporalRegionMask(0.2, 0.45)],
     "reference": [appended("reference", "ref")],
     "reference_ds2": [appended("reference_ds2", "ref_half", 0.9)],
     "reference_ts2": [appended("reference_ts2", "ref_t")],
+    "attn_scalar": [WithAttention(appended("attn_scalar", "ref_half"), 0.5)],
+    "attn_two_refs": two_references(),
     "combined": combined(),
 }
 
@@ -88,6 +111,7 @@ def test_a_condition_of_video_is_the_official_one(case):
 
 def test_a_condition_of_sound_is_the_official_one():
     sound = official_state("initial_audio")
+    assert_official(TemporalRegionMask(0.2, 0.45)(sound), "region_audio")
     reference = AppendedTokens(OFFICIAL["dub.tokens"], OFFICIAL["dub.positions"])
     assert_official(reference(sound), "audio_reference")
 
@@ -169,8 +193,14 @@ def test_a_condition_is_any_function_of_a_state_of_either_stream():
     )
 
 
+def test_given_sound_stays_as_it_is_and_counts_as_clean():
+    pinned = LatentState.pinned(TOKENS, mx.zeros((1, 1, 4, 2)))
+    assert mx.array_equal(pinned.noised(1.0, mx.ones(TOKENS.shape)).latent, TOKENS)
+    assert pinned.frozen
+
+
 def test_the_mask_mixes_and_keeps_the_dtype():
     mask = mx.array([1.0, 0.25]).reshape(1, 2, 1)
     x, clean = mx.full((1, 2, 1), 8.0, mx.bfloat16), mx.zeros((1, 2, 1))
-    mixed = LatentState(x, clean, mask, mx.zeros((1, 1, 2, 2))).masked(x)
+    mixed = apply_denoise_mask(x, clean, mask)
     assert mixed.dtype == mx.bfloat16 and mixed.flatten().tolist() == [8.0, 2.0]

@@ -51,11 +51,13 @@ class Attention(nn.Module):
         *,
         rope: Rope | None = None,
         context_rope: Rope | None = None,
+        bias: mx.array | None = None,
         attending: mx.array | bool = True,
     ) -> mx.array:
         """(B, N, dim) attends to ``context`` (B, M, context_dim), or to itself -> (B, N, dim).
 
         rope          of the queries; ``context_rope`` of the keys (the queries' if ``None``)
+        bias          (B, 1, N, M) added to the scores, in the dtype of x
         attending     ``False``, also per item in a (B, 1, 1) array: tokens keep their own values instead of attending
                       (spatiotemporal guidance); self-attention only
         """
@@ -65,7 +67,7 @@ class Attention(nn.Module):
             return self.to_out(self._gate(values, x))
         q = end_piece(self._turn(self.to_q(x), self.q_norm, rope))
         k = self._turn(self.to_k(context), self.k_norm, context_rope or rope)
-        out = _attend(q, end_piece(k), values, self.heads, self.scale)
+        out = _attend(q, end_piece(k), values, bias, self.heads, self.scale)
         if attending is not True:
             out = mx.where(attending, out, values)
         return self.to_out(self._gate(out, x))
@@ -100,13 +102,25 @@ class FeedForward(nn.Module):
         return self.proj_out(end_piece(gelu(self.proj_in(x))))
 
 
+def attention_bias(strengths: mx.array, dtype: mx.Dtype) -> mx.array:
+    """The bias for the scores that makes tokens attend with ``strengths`` (B, N, M) in [0, 1]: (B, 1, N, M)."""
+    nothing = mx.array(mx.finfo(dtype).min, mx.float32)
+    bias = mx.where(strengths > 0, mx.log(strengths.astype(mx.float32)), nothing)
+    return bias.astype(dtype)[:, None]
+
+
 @mx.compile
 def _attend(
-    q: mx.array, k: mx.array, v: mx.array, heads: int, scale: float
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    bias: mx.array | None,
+    heads: int,
+    scale: float,
 ) -> mx.array:
     """Scaled dot-product attention of (B, N, inner) to (B, M, inner), head by head: (B, N, inner)."""
     q, k, v = (split_heads(x, heads) for x in (q, k, v))
-    out = attention(q, k, v, scale)
+    out = attention(q, k, v, scale, bias)
     return out.swapaxes(1, 2).flatten(-2)
 
 

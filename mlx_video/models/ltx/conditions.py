@@ -57,12 +57,25 @@ def evenly_spaced(count: int, frames: int) -> tuple[int, ...]:
     return tuple(int(frame) for frame in np.rint(inner))
 
 
-def reference(latent: mx.array, place: Place, downscale: int = 1) -> AppendedTokens:
-    """A clip (B, C, F, H, W) that the whole clip follows, with sides ``downscale`` times smaller."""
-    positions = _grid(latent.shape[2:], place)
+def reference(
+    latent: mx.array,
+    place: Place,
+    *,
+    downscale: int = 1,
+    every: int = 1,
+    strength: float = 1.0,
+) -> AppendedTokens:
+    """A clip (B, C, f, H, W) that the whole clip follows.
+
+    downscale  how many times smaller its sides are
+    every      it has frames 0 and 1, and then every ``every``-th frame
+    """
+    fps = place.fps / every
+    positions = _grid(latent.shape[2:], place._replace(fps=fps))
     seconds, pixels = positions[:, :1], positions[:, 1:]
+    seconds = mx.maximum(seconds - (every - 1) / place.fps, 0)
     positions = mx.concatenate([seconds, pixels * downscale], axis=1)
-    return AppendedTokens(patchify_video(latent), positions)
+    return AppendedTokens(patchify_video(latent), positions, strength)
 
 
 def _grid(shape: Sequence[int], place: Place, **options) -> mx.array:

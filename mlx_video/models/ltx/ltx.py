@@ -313,6 +313,7 @@ class Stream(nn.Module):
             embedded,
             self._cross_rows(levels, dtype, other),
             self._prompt_rows(times.sigma[:, None] * self.level_scale, dtype),
+            given.bias,
         )
 
     def _cross_rows(

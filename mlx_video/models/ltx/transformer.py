@@ -86,6 +86,7 @@ class ModalityInput:
     context    (B, L, D), the prompt after ``LTXModel.project_context``
     enabled    ``False`` = the stream does not change, but the other still attends to it
     keyframes  (B, N, 1) 1 = the token encodes a single frame (LTX-2.5); ``None`` marks nothing
+    bias       (B, 1, N, N) added to the scores of self-attention, as ``attention_bias`` makes it
     """
 
     latent: mx.array
@@ -94,6 +95,7 @@ class ModalityInput:
     rope: RopeTables
     enabled: bool = True
     keyframes: mx.array | None = None
+    bias: mx.array | None = None
 
 
 class Conditioning(NamedTuple):
@@ -114,6 +116,7 @@ class Conditioning(NamedTuple):
     embedded: mx.array
     cross_rows: mx.array | None = None
     prompt_rows: mx.array | None = None
+    bias: mx.array | None = None
 
 
 class StreamBlock(nn.Module):
@@ -150,7 +153,10 @@ class StreamBlock(nn.Module):
     ) -> mx.array:
         """Attention to the stream's own tokens, then to its text."""
         update = self.attn1(
-            self._norm(x, c, SELF_ATTENTION), rope=c.rope.tokens, attending=attending
+            self._norm(x, c, SELF_ATTENTION),
+            rope=c.rope.tokens,
+            bias=c.bias,
+            attending=attending,
         )
         x = end_piece(self._add(x, update, c, SELF_ATTENTION))
         del update  # frees it during the text attention

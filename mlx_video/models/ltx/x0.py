@@ -9,6 +9,7 @@ from typing import Callable, Sequence
 import mlx.core as mx
 
 from mlx_video.conditioning.latent import LatentState
+from mlx_video.models.ltx.attention import attention_bias
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.transformer import ModalityInput, RopeTables, Timesteps
@@ -21,7 +22,7 @@ class X0Model:
     """What a sampler sees: the clean sample that ``model`` predicts from a pair of latent states.
 
     While the same arrays come in, what does not change from step to step is computed once: projected prompts, rotary
-    tables and the levels of denoise masks.
+    tables, the levels of denoise masks and the bias of attention masks.
     """
 
     def __init__(self, model: LTXModel):
@@ -31,6 +32,7 @@ class X0Model:
         self._contexts = _Memo(project, size=4)  # one per pass of a guided step
         self._ropes = _Memo(model.rope, size=1)
         self._levels = _Memo(_levels, size=1)
+        self._biases = _Memo(partial(_biases, model), size=1)
 
     def __call__(
         self,
@@ -67,14 +69,16 @@ class X0Model:
             context: mx.array,
             rope: RopeTables,
             levels: Timesteps,
+            bias: mx.array | None,
         ) -> ModalityInput:
             return ModalityInput(
                 state.latent.astype(self.model.dtype),
-                levels.scaled(sigma),
+                levels.scaled(0.0 if state.frozen else sigma),
                 context,
                 rope,
                 state.enabled,
                 state.keyframes_mask,
+                bias,
             )
 
         return states.map(
@@ -82,6 +86,7 @@ class X0Model:
             self._contexts(states.map(lambda _, c: c, context)),
             self._ropes(states.map(lambda state: state.positions)),
             self._levels(states.map(lambda state: state.denoise_mask)),
+            self._biases(states.map(lambda state: state.attention_mask)),
         )
 
 
@@ -96,6 +101,10 @@ def _project(model: LTXModel, context: AV[mx.array]) -> AV[mx.array]:
 
 def _levels(masks: AV[mx.array]) -> AV[Timesteps]:
     return masks.map(lambda mask: Timesteps.from_mask(1.0, mask))
+
+
+def _biases(model: LTXModel, masks: AV[mx.array]) -> AV[mx.array]:
+    return masks.map(lambda mask: attention_bias(mask, model.dtype))
 
 
 class _Memo:

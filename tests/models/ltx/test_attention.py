@@ -9,6 +9,7 @@ import pytest
 from mlx_video.models.ltx.attention import (
     Attention,
     FeedForward,
+    attention_bias,
     gelu,
 )
 from mlx_video.models.ltx.rope import apply_rotary, split_heads
@@ -70,6 +71,22 @@ def test_without_attending_a_token_keeps_its_own_value():
     mixed = attention(x, attending=mx.array([True, False])[:, None, None])
     assert error(mixed[0], attention(x)[0]) < 1e-6
     assert error(mixed[1], passed[1]) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_strengths_weigh_what_is_attended_to(dtype):
+    """Half as strongly is half the weight before the sum is brought to 1; not at all is none."""
+    attention, x = small_attention(), noise(1, 3, 16)
+    strengths = mx.array([[[1, 1, 1], [1, 0.5, 1], [1, 1, 0]]])
+    bias = attention_bias(strengths, dtype)
+    assert bias.dtype == dtype and bias.shape == (1, 1, 3, 3)
+    weights = mx.softmax(bias.astype(mx.float32), axis=-1)[0, 0]
+    expected = strengths[0] / strengths[0].sum(axis=-1, keepdims=True)
+    assert mx.allclose(weights, expected, atol=1e-2 if dtype == mx.bfloat16 else 1e-6)
+    attention.set_dtype(dtype)
+    short = attention(x.astype(dtype), bias=bias)[:, 2]
+    alone = attention(x[:, 2:].astype(dtype), x[:, :2].astype(dtype))[:, 0]
+    assert error(short, alone) < (2e-2 if dtype == mx.bfloat16 else 1e-5)
 
 
 def test_keys_turn_with_their_own_table():

@@ -1,7 +1,5 @@
 """Where conditions stand, against the official classes on the same clip."""
 
-from dataclasses import replace
-
 import mlx.core as mx
 import pytest
 
@@ -33,7 +31,8 @@ CASES = {
     "slots": generated_keyframes((5, 11), (2, 3), PLACE),
     "slots_seeded": generated_keyframes((5, 11), (2, 3), PLACE, given("two")),
     "reference": reference(given("ref"), PLACE),
-    "reference_ds2": replace(reference(given("ref_half"), PLACE, 2), strength=0.9),
+    "reference_ds2": reference(given("ref_half"), PLACE, downscale=2, strength=0.9),
+    "reference_ts2": reference(given("ref_t"), PLACE, every=2),
 }
 
 

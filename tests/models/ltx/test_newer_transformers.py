@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.attention import attention_bias
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.transformer import CROSS_GATE, ModalityInput
@@ -93,6 +94,7 @@ class Official:
         sigmas: AV[mx.array] | None = None,
         enabled: AV[bool] = AV(True, True),
         keyframes: bool = True,
+        attention: mx.array | None = None,
     ) -> AV[ModalityInput]:
         sigmas, masks = sigmas or self.sigmas, masks or self.pinned
         latents = latents or self.pair("in.{}_latent")
@@ -106,6 +108,7 @@ class Official:
             model.rope(latents.map(lambda _, p: p, positions)),
             enabled,
             AV(self["in.keyframes_mask"] if keyframes else None),
+            AV(attention).map(lambda a: attention_bias(a, mx.float32)),
         )
 
 
@@ -166,6 +169,15 @@ def test_a_stream_that_rests_and_one_that_is_frozen(official):
     frozen = official.inputs(model, masks, sigmas=still)
     expected = official.pair("av_audio_frozen.velocity_{}")
     assert errors(model(frozen), expected) < MODULE_TOLERANCE
+
+
+@newer
+def test_attention_mask(official):
+    model = official.model()
+    strengths = official["in.attention_mask"]
+    velocity = model(official.inputs(model, attention=strengths))
+    expected = official.pair("av_attn_mask.velocity_{}")
+    assert errors(velocity, expected) < MODULE_TOLERANCE
 
 
 @newer
@@ -314,21 +326,24 @@ def test_every_step_of_the_first_block(official):
 
 @newer
 def test_x0_model_passes_on_what_a_state_says(official):
-    """A stream whose tokens are kept, and marked keyframes."""
+    """A frozen stream, marked keyframes and an attention mask; the levels of both streams are one sampler's."""
     latents, positions = (
         official.pair(f"in.{{}}_{x}") for x in ("latent", "positions")
     )
     states = latents.map(LatentState.fresh, positions)
-    video = states.video._replace(keyframes_mask=official["in.keyframes_mask"])
-    kept = mx.zeros_like(states.audio.denoise_mask)
-    states = AV(video, states.audio._replace(denoise_mask=kept))
+    video = states.video._replace(
+        keyframes_mask=official["in.keyframes_mask"],
+        attention_mask=official["in.attention_mask"],
+    )
+    states = AV(video, LatentState.pinned(latents.audio, positions.audio))
     model, sigma = official.model(), 0.6
     contexts = official.pair("in.{}_context")
     x0 = X0Model(model)(states, contexts, sigma)
     given = official.inputs(
         model,
         AV(official.masks.video, mx.zeros_like(official.masks.audio)),
-        sigmas=AV(mx.array(sigma), mx.array(sigma)),
+        sigmas=AV(mx.array(sigma), mx.array(0.0)),
+        attention=official["in.attention_mask"],
     )
     velocity = model(given)
     assert error(x0.video, latents.video - sigma * velocity.video) < 1e-6
