@@ -207,5 +207,5 @@ def _add_output(add: Add) -> None:
         "save the state of a long sampling this often, so that --resume can continue it"
     )
     add("--save-every", about, Options.save_every, type=seconds, metavar="SECONDS")
-    about = "show the clip while it is sampled: write PNGs of a frame of it here"
+    about = "show the clip while it is sampled: write JPEGs of a frame of it here"
     add("--preview", about, type=path, metavar="FOLDER")

@@ -1,7 +1,7 @@
 """GGUF files: their header, and their tensors made dense, including k-quants. Knows no networks.
 
 The whole header is checked before a tensor is read. A tensor becomes dense when it is evaluated. The ``gguf`` package,
-with which the tests compare, never ends on a wrong count, and unpacks 3 to 10 times as slowly on a CPU, at once.
+with which the tests compare, never ends on a wrong count, and unpacks 2 to 10 times as slowly on a CPU, at once.
 """
 
 import struct

@@ -36,7 +36,7 @@ class Live(NamedTuple):
 
 QUEUED, QUEUED_FINER = 400e6, 430e6
 # The CPU's without compiled functions, as the commands run it.
-CPU = Live(12, 1, 0, 17, 0, 4, 110, 0, 90, 96, 31.5)
+CPU = Live(12, 1, 0, 11.5, 0, 4, 41, 0, 38, 83, 31.5)
 GPU = Live(9.6, 0, 11, 52, 3.5, 4, 9.2, 20, 42, 48.6, 29)
 
 

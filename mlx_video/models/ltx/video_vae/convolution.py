@@ -18,7 +18,7 @@ MAX_CONV_ELEMENTS = 1_500_000_000
 # Input times output channels; for wider kernels the matrix product is slower.
 NARROW = 128 * 128
 
-ACTIVATED, SUMMED = 4, 4
+ACTIVATED, SUMMED = 9, 1
 """Arrays of a convolution's input (normed, activated, extended) and output (sums, bias) that a CPU holds besides the
 unfolded input, since it runs some operations ahead."""
 

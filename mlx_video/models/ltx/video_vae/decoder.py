@@ -152,7 +152,7 @@ class VideoDecoder(Network):
             if on_gpu():
                 most = max(most, count * frame * width)
             else:
-                held = sum(
+                held = max(
                     unfolded_elements(c, count, frame) for c in convolutions(layer)
                 )
                 most = max(most, round(lap * held))
