@@ -195,8 +195,12 @@ class Store:
         self._set(id, status="failed", completed_at=time.time(), **error)
 
     def requeue(self, id: str) -> None:
-        """Hand a running video back to its place in the queue."""
-        self._set(id, status="queued", started_at=None)
+        """Hand a running video back to its place in the queue; one that has ended stays as it is."""
+        self._must(
+            "UPDATE videos SET status = 'queued', started_at = NULL "
+            "WHERE id = ? AND status = 'in_progress'",
+            (id,),
+        )
 
     def delete(self, id: str) -> None:
         """The row and every file of a video; the files first, as a full disk has no room for writing."""
@@ -260,14 +264,16 @@ class Store:
     def _set(self, id: str, **columns: object) -> None:
         """Change columns of a row, which must not be lost: on a full disk, wait until there is room."""
         names = ", ".join(f"{name} = ?" for name in columns)
-        change = f"UPDATE videos SET {names} WHERE id = ?", (*columns.values(), id)
+        self._must(f"UPDATE videos SET {names} WHERE id = ?", (*columns.values(), id))
+
+    def _must(self, sql: str, values: tuple) -> None:
         for _ in range(FULL_SECONDS):
             try:
-                return self._write(*change)
+                return self._write(sql, values)
             except sqlite3.OperationalError as error:
                 log.error("%s: %s", self.folder, error)
                 time.sleep(1)
-        self._write(*change)
+        self._write(sql, values)
 
     def _write(self, sql: str, values: tuple = ()) -> None:
         with self._lock:

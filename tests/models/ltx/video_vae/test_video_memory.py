@@ -27,16 +27,16 @@ def part(network, release: str, channels: int, dtype=mx.float32):
 @pytest.mark.parametrize(
     "release, channels, latents, tiling, measured",
     [
-        ("ltx-2-19b", 16, (3, 8, 12), StreamPlan(), 300),
-        ("ltx-2.3-22b", 16, (3, 8, 12), StreamPlan(), 321),
-        ("ltx-2.3-22b", 16, (3, 8, 12), StreamPlan(2_000_000), 271),
-        ("ltx-2-19b", 16, (6, 16, 16), AGGRESSIVE, 382),
-        ("ltx-2-19b", 32, (2, 8, 8), StreamPlan(), 203),
-        ("ltx-2-19b", 160, (2, 4, 4), StreamPlan(), 436),
+        ("ltx-2-19b", 16, (7, 8, 12), StreamPlan(), 637),
+        ("ltx-2.3-22b", 16, (7, 8, 12), StreamPlan(), 605),
+        ("ltx-2.3-22b", 16, (7, 8, 12), StreamPlan(2_000_000), 266),
+        ("ltx-2-19b", 16, (6, 16, 16), AGGRESSIVE, 397),
+        ("ltx-2-19b", 32, (4, 8, 8), StreamPlan(), 375),
+        ("ltx-2-19b", 160, (2, 4, 4), StreamPlan(), 236),
     ],
 )
 def test_decoders_on_a_cpu(release, channels, latents, tiling, measured):
-    """MB measured in float32 on two cores, 27 November 2026; to 25 %, most to 15."""
+    """MB measured in float32 on two cores, 28 November 2026; to 25 %, most to 15."""
     model = part(VideoDecoder, release, channels)
     said = model.activation_bytes((1, 128, *latents), tiling)
     assert said == pytest.approx(measured * MB, rel=0.25)
@@ -44,10 +44,10 @@ def test_decoders_on_a_cpu(release, channels, latents, tiling, measured):
 
 @pytest.mark.parametrize("dtype", (mx.float32, mx.bfloat16))
 def test_the_full_encoder_on_a_cpu(dtype):
-    """MB measured in float32 on two cores, 25 November 2026; a CPU computes bfloat16 in float32 too."""
+    """MB measured in float32 on two cores, 28 November 2026; a CPU computes bfloat16 in float32 too."""
     model = part(VideoEncoder, "ltx-2-19b", 128, dtype)
-    assert model.activation_bytes(256, 384) == pytest.approx(668 * MB, rel=0.03)
-    assert model.activation_bytes(512, 512) == pytest.approx(1758 * MB, rel=0.03)
+    assert model.activation_bytes(256, 384) == pytest.approx(336 * MB, rel=0.06)
+    assert model.activation_bytes(512, 512) == pytest.approx(968 * MB, rel=0.06)
 
 
 # Latents, how they are cut, and MB beside the weights, most of three: one H200, bfloat16, 27 November 2026.
