@@ -152,7 +152,8 @@ class VideoDecoder(Network):
             if on_gpu():
                 most = max(most, count * frame * width)
             else:
-                held = max(
+                taken = sum if elements is None else max  # nothing paces a tile
+                held = taken(
                     unfolded_elements(c, count, frame) for c in convolutions(layer)
                 )
                 most = max(most, round(lap * held))

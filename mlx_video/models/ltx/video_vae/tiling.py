@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_video.errors import UserError
 from mlx_video.types import VideoScale
 
-BLENDED, BLENDED_IN_TIME = 2.4, 2.0
+BLENDED, BLENDED_IN_TIME = 2.4, 1.2
 """Arrays of a tile of time that are alive while tiles are blended, and more where those of time are; measured on a CPU."""
 MODES = (
     "auto",
