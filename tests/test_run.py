@@ -417,7 +417,7 @@ def test_latents_are_finished_with_sound_and_frames_too(latents, here):
 @pytest.mark.slow
 def test_decoding_is_planned_and_refused_where_it_does_not_fit(latents, here):
     job, output = Job.from_record(latents), Output(Path("x.mp4"))
-    with pytest.raises(UserError, match="for decode video, and 0.20 GB.*What fits"):
+    with pytest.raises(UserError, match="for decode sound, and 0.20 GB.*What fits"):
         list(finish(job, latents, output, Options(memory_limit=2e8)))
     assert os.listdir() == [latents.name]
     (planned,) = (e for e in finish(job, latents, output) if isinstance(e, Planned))

@@ -8,7 +8,6 @@ from typing import Callable, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.exponentials import silu
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.models.ltx.video_vae.neighborhood import (
     NORM_EPS,
@@ -43,7 +42,7 @@ class SwiGLU(nn.Module):
 
 @mx.compile
 def _gated(gate: mx.array, x: mx.array) -> mx.array:
-    return silu(gate) * x
+    return nn.silu(gate) * x
 
 
 @mx.compile

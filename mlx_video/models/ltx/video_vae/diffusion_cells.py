@@ -21,7 +21,7 @@ PIECE_SHARE = 3
 LIVE_PIECES, LIVE_BANDS = 3, 2
 """Arrays of the size of a piece, on a GPU (an H200) with the frames its windows reach, and of a ``BAND``: one queued, one at
 work."""
-CPU_MLP, CPU_SCORES, CPU_ATTENDING = 18, 16, 5
+CPU_MLP, CPU_SCORES, CPU_ATTENDING = 21, 19, 5.5
 """The same on a CPU, measured: of a band in its MLP; or, while it attends, of the scores and of the band."""
 # Official tiles overlap by a multiple of these, in frames and pixels.
 OVERLAP_FRAMES, OVERLAP_PIXELS = 8, 32

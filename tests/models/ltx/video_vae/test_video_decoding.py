@@ -5,6 +5,7 @@ import json
 import mlx.core as mx
 import pytest
 
+from mlx_video import backend
 from mlx_video.models.ltx.video_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.convolution import MAX_CONV_ELEMENTS, CausalConv3d
@@ -239,6 +240,7 @@ def largest(monkeypatch) -> list[int]:
 
         return call
 
+    monkeypatch.setattr(backend, "eager", False)
     monkeypatch.setattr(mx, "conv2d", counted(mx.conv2d))
     monkeypatch.setattr(mx, "conv3d", counted(mx.conv3d))
     return sizes
