@@ -12,10 +12,12 @@ from mlx_video import backend
 
 
 def sigmoid(x: mx.array) -> mx.array:
+    """1 / (1 + exp(-x)), number by number."""
     return _sigmoid(x) if _by_numpy(x) else mx.sigmoid(x)
 
 
 def silu(x: mx.array) -> mx.array:
+    """``x`` times its sigmoid."""
     return x * _sigmoid(x) if _by_numpy(x) else nn.silu(x)
 
 

@@ -69,7 +69,7 @@ def _contents(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     with file_errors(file), open(file, "rb") as stream:
         cursor = _Cursor(stream.read(LONGEST_HEADER))
     try:
-        values, entries = _table(cursor)
+        values, entries = _table(file, cursor)
         if strange := [
             name for name, entry in entries.items() if entry.kind not in KINDS
         ]:
@@ -131,11 +131,15 @@ class _Cursor:
         return list(self.take(f"{count}{VALUES[kind]}"))
 
 
-def _table(cursor: _Cursor) -> tuple[dict[str, object], dict[str, _Entry]]:
+def _table(file: Path, cursor: _Cursor) -> tuple[dict[str, object], dict[str, _Entry]]:
     """The values of a header, and its tensors."""
     magic, version, tensors, values = cursor.take("4sIQQ")
-    if magic != b"GGUF" or version not in (2, 3):
-        raise ValueError(f"version {version}")
+    if magic != b"GGUF":
+        raise ValueError("another kind of file")
+    if version not in (2, 3):
+        raise UserError(
+            f"{file} is a GGUF file of version {version}, and versions 2 and 3 are read; use a newer conversion."
+        )
     metadata = {cursor.text(): cursor.value() for _ in range(values)}
     entries = {}
     for _ in range(tensors):

@@ -1,6 +1,8 @@
 """The header of a safetensors file: what it holds, checked before use; and JSON read with care. Reads no tensors."""
 
 import json
+import re
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,12 @@ TYPES = {
 FOREIGN = {
     EMPTY: "is empty: the download did not finish. Fetch it again.",
     UNKNOWN: "is not a safetensors file, because it does not begin with a table of contents. Fetch it again.",
+}
+# What the library finds, in our words; the rest needs none.
+FAULTS = {
+    "offset for tensor `(.*)`": "tensor {} is misplaced",
+    "missing field `(.*)`": "a tensor has no {}",
+    "not fully covered": "its tensors take another number",
 }
 
 
@@ -56,7 +64,7 @@ def _checked(file: Path, size: int, *version: int) -> Header:
             slices = {name: opened.get_slice(name) for name in opened.keys()}
             metadata = opened.metadata() or {}
     except SafetensorError as error:
-        raise damaged(file, size) from error
+        raise _refused(file, size, str(error)) from error
     tensors = {
         name: {"dtype": found.get_dtype(), "shape": found.get_shape()}
         for name, found in slices.items()
@@ -72,10 +80,36 @@ def _checked(file: Path, size: int, *version: int) -> Header:
     return Header(tensors, metadata)
 
 
+def _refused(file: Path, size: int, fault: str) -> UserError:
+    """The error of a header in which the library found this ``fault``."""
+    if kind := re.search("unknown variant `(.*?)`", fault):
+        return UserError(
+            f"{file} holds numbers of type {clip(kind[1])}, which MLX does not read; use a file in bfloat16, or in fp8 of "
+            "kind e4m3."
+        )
+    for pattern, words in FAULTS.items():
+        if found := re.search(pattern, fault):
+            return damaged(file, size, words.format(*map(clip, found.groups())))
+    return damaged(file, size)
+
+
 def json_object(text: bytes | str, subject: str) -> dict:
-    """The JSON object in ``text``. Raises ``UserError``, a sentence that begins with ``subject``, where it is none."""
+    """The JSON object in ``text``, in which no name stands twice.
+
+    Raises ``UserError``, a sentence that begins with ``subject``, where it is none.
+    """
+
+    def once(pairs: list[tuple[str, object]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+            raise UserError(f"{subject} names {clip(name)} twice.")
+        return found
+
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=once)
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         known = isinstance(error, json.JSONDecodeError)
         place = f" (line {error.lineno}, column {error.colno})" if known else ""
@@ -91,8 +125,9 @@ def clip(text: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def damaged(file: Path, size: int) -> UserError:
-    """The error of a file of ``size`` bytes whose header cannot be right."""
+def damaged(file: Path, size: int, fault: str = "") -> UserError:
+    """The error of a file of ``size`` bytes whose header cannot be right, for the ``fault`` that is known."""
+    fault = f" ({fault})" if fault else ""
     return UserError(
-        f"{file} is cut off or damaged: its table of contents does not describe its {size:,} bytes. Fetch it again."
+        f"{file} is cut off or damaged: its table of contents does not describe its {size:,} bytes{fault}. Fetch it again."
     )

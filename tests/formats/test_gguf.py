@@ -87,7 +87,6 @@ def value(key: bytes, *numbers: float, letters: str) -> bytes:
 
 HOSTILE = {
     "only magic": b"GGUF",
-    "an old version": raw(1),
     "absent values": raw(values=2**60),
     "absent tensors": raw(tensors=2**60),
     "an endless name": raw(values=1, rest=struct.pack("<Q", 2**63)),
@@ -135,6 +134,14 @@ def test_a_hostile_header_is_refused_in_a_sentence(tmp_path, content):
     file.write_bytes(content)
     told = f"{file} is cut off or damaged: .* its {len(content)} bytes. Fetch it again"
     with pytest.raises(UserError, match=told):
+        read(file)
+
+
+@pytest.mark.parametrize("version", [1, 9])
+def test_another_version_is_named(tmp_path, version):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(raw(version))
+    with pytest.raises(UserError, match=f"{file} is a GGUF file of version {version},"):
         read(file)
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.errors import MissingFileError, UserError
-from mlx_video.formats.safetensors import read_header
+from mlx_video.formats.safetensors import json_object, read_header
 from mlx_video.weights import INDEX, read, read_config, stored_types
 
 
@@ -81,9 +81,31 @@ def test_a_list_and_a_type_that_mlx_does_not_read_are_named(tmp_path):
     file = write(tmp_path / "a.safetensors", b"[1]", bytes(8))
     with pytest.raises(UserError, match="a.safetensors is not a safetensors file"):
         read(file)
+    write(file, {"a": entry([8], 0, 8, "XX")}, bytes(8))
+    with pytest.raises(
+        UserError, match="a.safetensors holds numbers of type XX, which"
+    ):
+        read(file)
     write(file, {"a": entry([8], 0, 8, "F8_E5M2")}, bytes(8))
     with pytest.raises(UserError, match="numbers of type F8_E5M2 .tensor a., which"):
         read(file)
+
+
+def test_the_fault_of_a_header_is_named(tmp_path):
+    file = tmp_path / "a.safetensors"
+    for content, fault in (
+        ({"a": entry([2], 4, 12)}, "tensor a is misplaced"),
+        ({"a": entry([1], 0, 4)}, "its tensors take another number"),
+        ({"a": {"dtype": "F32"}}, "a tensor has no shape"),
+    ):
+        write(file, content, bytes(8))
+        with pytest.raises(UserError, match=rf"its .* bytes \(.*{fault}\)\. Fetch"):
+            read(file)
+
+
+def test_a_name_that_stands_twice_in_json_is_refused():
+    with pytest.raises(UserError, match="^config.json names a twice.$"):
+        json_object('{"b": {"a": 1, "c": 0, "a": 2}}', "config.json")
 
 
 @pytest.mark.parametrize("length", [5000, 2**40, 2**63])

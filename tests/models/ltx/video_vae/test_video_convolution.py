@@ -14,7 +14,7 @@ from mlx_video.models.ltx.video_vae.convolution import (
     preferred_form,
 )
 from mlx_video.models.ltx.video_vae.stream import Stream
-from tests.models.ltx.video_vae.tiny import VECTORS, decoder, encoder
+from tests.models.ltx.video_vae.tiny import VECTORS, convolved_sizes, decoder, encoder
 from tests.reference import error
 
 
@@ -103,20 +103,8 @@ def test_pieces_equal_the_whole(monkeypatch, frames, limit, form):
 
 def spy(monkeypatch, limit: int) -> list[int]:
     """Set the limit; the list receives the size of every convolution's input and output."""
-    sizes = []
-
-    def counted(convolve):
-        def call(x, *args, **kwargs):
-            y = convolve(x, *args, **kwargs)
-            sizes.extend((x.size, y.size))
-            return y
-
-        return call
-
     monkeypatch.setattr(convolution, "MAX_CONV_ELEMENTS", limit)
-    monkeypatch.setattr(mx, "conv2d", counted(mx.conv2d))
-    monkeypatch.setattr(mx, "conv3d", counted(mx.conv3d))
-    return sizes
+    return convolved_sizes(monkeypatch)
 
 
 def test_the_autoencoder_in_pieces(monkeypatch):

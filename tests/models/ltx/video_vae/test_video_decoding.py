@@ -21,7 +21,13 @@ from mlx_video.models.ltx.video_vae.decoding import (
 from mlx_video.models.ltx.video_vae.stream import Incomplete, Stream, cut
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.types import VideoPixelShape
-from tests.models.ltx.video_vae.tiny import VECTORS, decoder, encoder, small_config
+from tests.models.ltx.video_vae.tiny import (
+    VECTORS,
+    convolved_sizes,
+    decoder,
+    encoder,
+    small_config,
+)
 from tests.reference import FIXTURES, MODULE_TOLERANCE, error
 
 EXACT = 1e-5
@@ -229,21 +235,9 @@ def test_every_kind_of_encoder_block_in_pieces(blocks, frames, padding):
 
 @pytest.fixture
 def largest(monkeypatch) -> list[int]:
-    """Sizes of the inputs and outputs of all convolutions."""
-    sizes = []
-
-    def counted(convolve):
-        def call(x, *args, **kwargs):
-            y = convolve(x, *args, **kwargs)
-            sizes.extend((x.size, y.size))
-            return y
-
-        return call
-
+    """Sizes of the inputs and outputs of all convolutions, none of which is computed."""
     monkeypatch.setattr(backend, "eager", False)
-    monkeypatch.setattr(mx, "conv2d", counted(mx.conv2d))
-    monkeypatch.setattr(mx, "conv3d", counted(mx.conv3d))
-    return sizes
+    return convolved_sizes(monkeypatch)
 
 
 def full_config() -> VideoVAEConfig:

@@ -66,3 +66,20 @@ def channels_first(x: mx.array) -> mx.array:
 def frames_of(pixels: mx.array) -> mx.array:
     """Every fourth row and column of a clip as frames (F, H, W, C) in [0, 1], as the official code returns them."""
     return mx.clip((pixels[0, :, :, ::4, ::4] + 1) / 2, 0, 1).transpose(1, 2, 3, 0)
+
+
+def convolved_sizes(monkeypatch) -> list[int]:
+    """A list that receives the size of every convolution's input and output."""
+    sizes = []
+
+    def counted(convolve):
+        def call(x, *args, **kwargs):
+            y = convolve(x, *args, **kwargs)
+            sizes.extend((x.size, y.size))
+            return y
+
+        return call
+
+    monkeypatch.setattr(mx, "conv2d", counted(mx.conv2d))
+    monkeypatch.setattr(mx, "conv3d", counted(mx.conv3d))
+    return sizes
