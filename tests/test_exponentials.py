@@ -21,9 +21,10 @@ def draw(*shape) -> mx.array:
         draw(7, 33),
         mx.array([-200.0, -88.8, 0.0, 88.8, 200.0, np.inf, -np.inf, np.nan]),
         mx.broadcast_to(mx.array(0.5), (3, 4)),
+        mx.broadcast_to(draw(1, 50), (400, 50)),
         draw(8, 6).T[1:],
     ],
-    ids=["drawn", "extreme", "broadcast", "strided"],
+    ids=["drawn", "extreme", "broadcast", "rows broadcast", "strided"],
 )
 def test_sigmoids_are_those_of_mlx(x):
     before = np.array(x)
@@ -35,11 +36,23 @@ def test_sigmoids_are_those_of_mlx(x):
     np.testing.assert_array_equal(np.array(x), before)
 
 
-def test_attention_is_that_of_mlx():
-    q, k, v = draw(2, 3, 5, 8), 9 * draw(2, 3, 11, 8), draw(2, 3, 11, 16)
+@pytest.mark.parametrize("scores", [9, 900])
+def test_attention_is_that_of_mlx(scores):
+    q, k, v = draw(2, 3, 5, 8), scores * draw(2, 3, 11, 8), draw(2, 3, 11, 16)
     ours = exponentials.attention(q, k, v, 0.3)
     theirs = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3)
     np.testing.assert_allclose(np.array(ours), np.array(theirs), 1e-5, 1e-6)
+
+
+def test_scores_do_not_wait():
+    q = draw(1, 4, 500, 8)
+    one = 4 * 500 * 500 * 4  # bytes of the scores of an attention
+    mx.eval(q)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval([exponentials.attention(q, q, q, 0.3) for _ in range(4)])
+    assert one < mx.get_peak_memory() - before < 2 * one
 
 
 def test_gradients_are_those_of_mlx():

@@ -416,6 +416,17 @@ def test_what_was_running_when_the_power_failed_is_queued_again(tmp_path):
     assert not stray.exists()
 
 
+def test_only_a_running_video_goes_back_to_the_queue(tmp_path):
+    store = Store(tmp_path)
+    running, ended = (store.add({"prompt": name}).id for name in ("a", "b"))
+    store.start(running)
+    store.start(ended)
+    store.fail(ended, "cancelled", "It was cancelled.")
+    for id in (running, ended):
+        store.requeue(id)
+    assert [store.get(id).status for id in (running, ended)] == ["queued", "failed"]
+
+
 def test_a_full_disk_ends_neither_the_server_nor_the_queue(tmp_path):
     with serving(tmp_path) as server:
         rows = server.store._rows

@@ -362,6 +362,19 @@ def test_memory_of_the_miniature_on_a_cpu(latents, tiling, measured):
     assert said == pytest.approx(measured * 1e6, rel=0.15 if whole else 0.35)
 
 
+@pytest.mark.parametrize(
+    "latents, measured",
+    [((7, 16, 24), 3438), ((16, 16, 24), 4109), ((16, 32, 48), 10082)],
+)
+def test_memory_of_the_full_decoder_on_a_gpu(monkeypatch, latents, measured):
+    """MB beside the weights on an H200, bfloat16, 27 and 28 November 2026."""
+    monkeypatch.setattr(fitted, "live", lambda: fitted.GPU)
+    real = DiffusionDecoder(DiffusionDecoder.CONFIG.from_dict(real_config(REAL)))
+    real.set_dtype(mx.bfloat16)
+    said = real.activation_bytes((1, 128, *latents), StreamPlan(PIECE))
+    assert said == pytest.approx(measured * 1e6, rel=0.15)
+
+
 # Names
 
 
