@@ -36,7 +36,7 @@ def _by_numpy(x: mx.array) -> bool:
 
 @mx.custom_function
 def _sigmoid(x: mx.array) -> mx.array:
-    y = mx.contiguous(-x)
+    y = -x
     memory = np.array(y, copy=False)  # of y, which nobody else has
     with np.errstate(over="ignore"):  # 1 / inf is the right 0
         np.exp(memory, out=memory)
