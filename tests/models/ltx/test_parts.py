@@ -134,6 +134,7 @@ def test_the_newer_vocoder_takes_what_it_says(frames, monkeypatch):
         log_mel = mx.zeros((1, 2, frames, 64))
         mx.eval(log_mel, vocoder(log_mel[:, :, :20]))
         gc.collect()  # what tests before it have left
+        mx.synchronize()  # so that nothing of the first call is let go while the second runs
         mx.clear_cache()
         held = mx.get_active_memory()
         mx.reset_peak_memory()
