@@ -216,14 +216,14 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     libraries = Phase(LIBRARIES, 0, 0.0 if apart else LIBRARY_BYTES)
     room = limit - libraries.peak
     for chosen, residency in _residencies(components, work.sampled):
-        for work, residency in _with_extras(work, residency):
+        for tried, residency in _with_extras(work, residency):
             footprint = Footprint(components, work.request.model_type, residency)
-            steps = libraries, *phases(footprint, work, room)
+            steps = libraries, *phases(footprint, tried, room)
             lent = components.under(residency)
-            found = Plan(steps, limit, lent, chosen, previews=work.previews)
+            found = Plan(steps, limit, lent, chosen, previews=tried.previews)
             if found.largest.peak <= room:
                 return found
-    return replace(found, refusal=_refusal(found, footprint, work))
+    return replace(found, refusal=_refusal(found, footprint, tried))
 
 
 def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:

@@ -473,6 +473,8 @@ def test_previews_are_planned_and_change_nothing_else(full):
     assert shown.components.residency.keep == {"video_decoder"}
     tight = (plain.largest.peak + shown.largest.peak) / 2
     assert not plan(full, work._replace(previews=True), tight).previews
+    halved = plan(full, work._replace(previews=True), 30 * GB)
+    assert halved.previews and halved.chosen == "weights in 8 bits"
     # A frame that takes more than a step is counted.
     large = asked(clip._replace(frames=9, height=4096, width=4096), recipes.dev())
     stages = [
