@@ -3,6 +3,7 @@
 import logging
 import secrets
 from dataclasses import dataclass, fields, replace
+from typing import Iterator
 
 from mlx_video import recipes
 from mlx_video.checkpoint import Files, Say, geometry_of, resolve_model
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 AUTO = "auto"
 FAR = 1.25  # times the rate that a model learned
+DEV_MODEL = "the dev model (--variant dev, or python -m mlx_video.generate_dev)"
 STRENGTHS = "cfg", "audio_cfg", "stg", "stg_blocks", "modality", "rescale"
 
 
@@ -70,6 +72,8 @@ class Wishes:
             warn(
                 f"{self.fps:g} fps is far from the {usual.fps:g} that the model learned; motion may look wrong."
             )
+        for unused in wishes._unused(recipe, files):
+            warn(unused)
         return Job(request, recipe, files, self.batch_guidance)
 
     def request(self, usual: Defaults) -> Request:
@@ -101,6 +105,17 @@ class Wishes:
         if self.guidance:
             return recipes.dev(wanted.steps, self.guidance, self.two_stage)
         return wanted.recipe(self.variant, self.two_stage)
+
+    def _unused(self, recipe: Recipe, files: Files) -> Iterator[str]:
+        """What was said and changes nothing, in sentences; options stand in sentences of their own."""
+        remedy = "" if recipe.variant == "dev" else f" Use {DEV_MODEL}."
+        if self.negative_prompt is not None and not recipe.guided:
+            yield f"The negative prompt is not used: this recipe samples without guidance.{remedy}"
+        if self.steps is not None and recipe.variant == "distilled":
+            steps = " and ".join(str(len(stage.sigmas) - 1) for stage in recipe.stages)
+            yield f"The number of steps is not used: the distilled model takes {steps}.{remedy}"
+        if files.distilled_lora and "distilled_lora" not in recipe.needs:
+            yield "The distilled LoRA is not used in one stage. Add --two-stage."
 
     def _over(self, usual: Defaults) -> Defaults:
         """What was said, and ``usual`` for the rest."""

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from itertools import chain
 from math import isfinite
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Sequence
 
 from mlx_video.checkpoint import Files
 from mlx_video.cli.terminal import say
@@ -16,12 +16,9 @@ from mlx_video.kept import recalled
 from mlx_video.models.ltx.components import announce_to_log
 from mlx_video.models.ltx.files import BESIDE
 from mlx_video.output import Output, clip_path
-from mlx_video.recipes import Recipe
 from mlx_video.record import Job
 from mlx_video.run import Options
-from mlx_video.wishes import STRENGTHS, Wishes
-
-DEV_MODEL = "the dev model (--variant dev, or python -m mlx_video.generate_dev)"
+from mlx_video.wishes import DEV_MODEL, STRENGTHS, Wishes
 
 
 def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
@@ -40,7 +37,7 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
         notices.append(what) if isinstance(what, str) else announce(what)
 
     job = wishes.job(files_from(args), hear, lambda text: notices.append(Warned(text)))
-    return job, [*notices, *map(Warned, _unused(args, job.recipe))]
+    return job, notices
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -67,18 +64,6 @@ def _check(args: argparse.Namespace) -> None:
 
 
 _GUIDED = {*STRENGTHS, "two_stage", "hq", "distilled_lora", "batch_guidance"}
-
-
-def _unused(args: argparse.Namespace, recipe: Recipe) -> Iterator[str]:
-    """Warnings about options that change nothing."""
-    remedy = "" if recipe.variant == "dev" else f"; use {DEV_MODEL}"
-    if args.negative_prompt is not None and not recipe.guided:
-        yield f"--negative-prompt is not used: this recipe samples without guidance{remedy}."
-    if "steps" in args.typed and recipe.variant == "distilled":
-        steps = " and ".join(str(len(stage.sigmas) - 1) for stage in recipe.stages)
-        yield f"--steps is not used: the distilled model takes {steps} steps{remedy}."
-    if "distilled_lora" in args.typed and "distilled_lora" not in recipe.needs:
-        yield "--distilled-lora is not used without --two-stage."
 
 
 # What may go with a record: where its files lie now, and what makes no other clip.

@@ -97,6 +97,16 @@ def test_a_request_becomes_a_job(model, tmp_path):
     assert job.files.loras == ((str(lora), 0.5),)
 
 
+def test_what_the_distilled_model_does_not_use_is_said(model, tmp_path):
+    heard = Heard(model)
+    heard.make(tmp_path / "v.mp4", steps=5, negative_prompt="blur")
+    said = [line["message"] for line in heard.lines if line["event"] == "notice"]
+    assert said == [
+        "The negative prompt is not used: this recipe samples without guidance.",
+        "The number of steps is not used: the distilled model takes 8 and 3.",
+    ]
+
+
 def test_models_are_described_by_their_grid(model):
     found = Heard(model).settings.described("tiny")
     assert (found.width_step, found.height_step, found.frame_step) == (64, 64, 8)
