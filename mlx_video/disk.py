@@ -342,6 +342,11 @@ def amount(size: float) -> str:
     return f"{size / GB:.2f} GB" if size >= GB / 100 else f"{size / 1e6:.2f} MB"
 
 
+def duration(seconds: float) -> str:
+    """So much time, for a message."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 def any_of(words: Sequence[str]) -> str:
     """Words as a sentence lists them: ".mp4, .mov or .gif"."""
     return " or ".join([", ".join(words[:-1])] * (len(words) > 1) + [words[-1]])

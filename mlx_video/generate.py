@@ -71,11 +71,10 @@ def generate_video(
 
 def make(job: Job, output: Output, quiet: bool) -> Path:
     """Run ``job``, showing its progress on stderr unless ``quiet``; returns the clip's path."""
-    from mlx_video.cli.progress import Progress
-    from mlx_video.cli.terminal import say
+    from mlx_video.cli.progress import Downloads, Progress
 
     progress = Progress(quiet)
-    options = Options() if quiet else Options(announce=say)
+    options = Options(announce=Downloads(quiet))
     with closing(progress), closing(run(job, output, options)) as events:
         for event in events:
             progress.show(event)

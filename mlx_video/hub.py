@@ -1,19 +1,24 @@
 """The Hugging Face hub: which files a run needs of a repository, how large they are, and where they are in the cache.
 
-The only module that uses huggingface_hub, which resumes, verifies and caches. Knows repositories, not tensors.
+The only module that uses huggingface_hub, which lists, links and caches files. It begins an interrupted download anew,
+so here files are received into its cache by a few lines of our own. Knows repositories, not tensors.
 """
 
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import filter as matching
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Callable, Iterator, Mapping, Sequence
+from shutil import disk_usage
+from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
 import huggingface_hub as hf
 from huggingface_hub import constants
 
-from mlx_video.disk import is_there, short, typed_path
+from mlx_video.disk import GB, amount, duration, is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
+from mlx_video.verify import digest_like
 from mlx_video.weights import shard_names
 
 MODEL_REPO = "Lightricks/LTX-2"
@@ -25,71 +30,159 @@ DISTILLED_LORA_FILE = "ltx-2-19b-distilled-lora-384.safetensors"
 TEXT_ENCODER_REPO = "mlx-community/gemma-3-12b-it-bf16"
 TEXT_ENCODER_FILES = ("*.json", "*.safetensors", "tokenizer*")
 
+SMALL = (
+    10**7
+)  # bytes of a file that is not named beside others, and of a download of which no progress is told
+FEW = 3  # files that are named however small
+UNFINISHED = (
+    ".mlx-video.incomplete"  # the end of a file's name in the cache until it is whole
+)
+BLOCK = 2**20  # bytes that are read at once
+TRIES = 5  # to go on with a download that brings nothing more
+OFTEN = 0.2  # seconds between two reports of a download
+
+
+class Missing(NamedTuple):
+    """A file to download: its length, and the checksum that is its name in the cache."""
+
+    bytes: int
+    checksum: str
+
 
 @dataclass(frozen=True)
 class Plan:
     """What is left to download before the cache holds all files of ``repo`` that match ``patterns``.
 
-    missing  name -> bytes of each file to download; empty if all are there
+    missing  name -> each file to download; empty if all are there
+    commit   that they are of
     terms    the licence, in a line; empty where it is not known
     """
 
     repo: str
     patterns: tuple[str, ...]
-    missing: Mapping[str, int]
+    missing: Mapping[str, Missing]
+    commit: str = ""
     terms: str = ""
 
     @property
     def bytes(self) -> int:
-        return sum(self.missing.values())
+        return sum(file.bytes for file in self.missing.values())
+
+    @property
+    def kept(self) -> int:
+        """Bytes of them that an interrupted download left."""
+        unfinished = {_unfinished(self.repo, f) for f in self.missing.values()}
+        return sum(file.stat().st_size for file in unfinished if file.is_file())
 
     def __str__(self) -> str:
         if not self.missing:
             return f"{self.repo}: everything needed is in the cache"
-        files = ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in self.missing.items())
+        sizes = {name: file.bytes for name, file in self.missing.items()}
+        if len(sizes) > FEW:
+            sizes = {name: size for name, size in sizes.items() if size >= SMALL}
+        files = [f"{name} {amount(size)}" for name, size in sizes.items()]
+        if others := len(self.missing) - len(sizes):
+            files.append(f"{others} small files")
+        kept = f", {amount(self.kept)} of it here already" if self.kept else ""
         terms = f"; {self.terms}" if self.terms else ""
-        return f"{self.repo}: {self.bytes / 1e9:.2f} GB to download ({files}){terms}"
+        size = f"{amount(self.bytes)} to download ({', '.join(files)})"
+        return f"{self.repo}: {size}{kept}{terms}"
 
-    def fetch(self) -> Path:
-        """Download what is missing, resuming an interrupted download; returns the snapshot's folder.
+    def fetch(self, announce: "Announce" = lambda what: None) -> Path:
+        """Download what is missing, from where an earlier download ended; returns the snapshot's folder.
 
-        Also asks the network where only links are missing: the cache may hold the file under another revision.
+        ``announce`` hears how far it is. Also asks the network where only links are missing: the cache may hold the file
+        under another revision.
         """
-        with _explained(self.repo, self.patterns):
-            folder = hf.snapshot_download(
-                self.repo,
-                allow_patterns=list(self.patterns),
-                local_files_only=is_cached(self.repo, self.patterns),
-            )
-        return Path(folder)
+        if folder := _snapshot(self.repo, self.patterns):
+            return folder
+        with Download(self, announce) as heard, _explained(self.repo, self.patterns):
+            for name, file in self.missing.items():
+                for count in _receive(self, name, file):
+                    heard.add(count)
+            with hf.utils.disable_progress_bars():
+                patterns = list(self.patterns)
+                return Path(hf.snapshot_download(self.repo, allow_patterns=patterns))
 
 
-Announce = Callable[[Plan], None]
+class Download:
+    """How far the download of a plan is, for ``announce``, which hears of it again and again while the block runs.
+
+    done, total  bytes
+    tenth        whether another tenth of it is done
+    ended        whether this is the last report; it ends where an error stops it too
+    """
+
+    def __init__(self, plan: Plan, announce: "Announce"):
+        self.repo, self.total, self.done = plan.repo, plan.bytes, plan.kept
+        self.tenth = self.ended = False
+        self._announce = announce if self.total >= SMALL else lambda what: None
+        self._first, self._began = self.done, time.monotonic()
+        self._told = self._began
+
+    def __enter__(self) -> "Download":
+        return self
+
+    def add(self, count: int) -> None:
+        """``count`` more bytes are here."""
+        self.tenth = 10 * self.done // self.total < 10 * (self.done + count) // self.total  # fmt: skip
+        self.done += count
+        now = time.monotonic()
+        if self.tenth and self.done < self.total or now - self._told >= OFTEN:
+            self._told = now
+            self._announce(self)
+
+    def __exit__(self, kind, error: BaseException | None, _) -> None:
+        self.ended = True
+        self._announce(self)
+        if error and self.done:
+            kept = f"{amount(self.done)} of {amount(self.total)} of {self.repo} are kept"  # fmt: skip
+            error.add_note(f"{kept}; the next run goes on from there.")
+
+    def __str__(self) -> str:
+        speed = (self.done - self._first) / (time.monotonic() - self._began + 1e-9)
+        left = (self.total - self.done) / speed if speed else 0
+        minutes = f", about {duration(left)} left" if left else ""
+        done = f"{self.done / GB:.2f} of {amount(self.total)}"
+        return f"{self.repo}: {done}, {speed / 1e6:.1f} MB/s{minutes}"
+
+
+Announce = Callable[[Plan | Download], None]
 
 
 def resolve(
     model: str | Path,
     patterns: Sequence[str],
-    announce: Announce = lambda plan: None,
+    announce: Announce = lambda what: None,
 ) -> Path:
     """``model`` itself if it is a path; else the snapshot of that repository, fetched as far as needed.
 
-    ``announce`` hears the plan before anything is downloaded. Raises as ``plan`` does.
+    ``announce`` hears the plan before anything is downloaded, and then how far it is. Raises as ``plan`` does.
     """
-    if path := local(model):
-        return path
-    files = plan(str(model), patterns)
-    if files.missing:
-        announce(files)
-    return files.fetch()
+    return local(model) or fetch([plan(str(model), patterns)], announce)[0]
 
 
-def resolve_file(file: str | Path, announce: Announce = lambda plan: None) -> Path:
+def fetch(plans: Sequence[Plan], announce: Announce) -> list[Path]:
+    """The snapshots of ``plans``, fetched after all of them were announced. Raises ``UserError`` where the disk lacks room."""
+    lacking = [plan for plan in plans if plan.missing]
+    for plan in lacking:
+        announce(plan)
+    _check_room(sum(plan.bytes - plan.kept for plan in lacking))
+    return [plan.fetch(announce) for plan in plans]
+
+
+def resolve_file(file: str | Path, announce: Announce = lambda what: None) -> Path:
     """``file`` itself if it is a path; else the hub's owner/repository/name.safetensors, fetched if needed."""
     if path := local(file, file=True):
         return path
-    repo, _, name = str(file).rpartition("/")
+    repo, name = named_file(file)
     return resolve(repo, [name], announce) / name
+
+
+def named_file(file: str | Path) -> tuple[str, str]:
+    """The repository of owner/repository/file, and the file's name in it, which may have folders."""
+    owner, repo, name = str(file).split("/", 2)
+    return f"{owner}/{repo}", name
 
 
 def local(name: str | Path, *, file: bool = False) -> Path | None:
@@ -100,9 +193,9 @@ def local(name: str | Path, *, file: bool = False) -> Path | None:
     path = typed_path(name)
     if is_there(path):
         return path
-    first = path.parts[0]
+    first, slashes = path.parts[0], str(name).count("/")
     typed = path.is_absolute() or first in (".", "..") or is_there(Path(first))
-    if typed or str(name).count("/") != (2 if file else 1):
+    if typed or (slashes < 2 if file else slashes != 1):
         what, way = "file or folder", f"hub repository is named owner/name, such as {MODEL_REPO}"  # fmt: skip
         if file:
             what, way = "file", "file of the hub is named owner/repository/file"
@@ -120,14 +213,23 @@ def plan(repo: str, patterns: Sequence[str]) -> Plan:
     if is_cached(repo, patterns):
         return Plan(repo, patterns, {})
     with _explained(repo, patterns):
-        files = hf.snapshot_download(repo, allow_patterns=list(patterns), dry_run=True)
-    names = [file.filename for file in files]
-    if absent := [p for p in patterns if not matching(names, p)]:
-        raise MissingFileError(
-            f"The Hugging Face repository {repo} has no file {', '.join(absent)}."
-        )
-    missing = {f.filename: f.file_size or 0 for f in files if f.will_download}
-    return Plan(repo, patterns, missing)
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        info = hf.model_info(repo, files_metadata=True, timeout=timeout)
+        listed = {file.rfilename: file for file in info.siblings}
+        found = {pattern: matching(listed, pattern) for pattern in patterns}
+        if absent := [pattern for pattern, names in found.items() if not names]:
+            raise MissingFileError(
+                f"The Hugging Face repository {repo} has no file {', '.join(absent)}."
+            )
+        files = {name: listed[name] for names in found.values() for name in names}
+        missing = {
+            name: Missing(file.size, file.lfs.sha256 if file.lfs else file.blob_id)
+            for name, file in files.items()
+        }
+        missing = {k: f for k, f in missing.items() if not _blob(repo, f).is_file()}
+        for name in [*missing][:1]:  # a gated repository is listed to all
+            hf.get_hf_file_metadata(hf.hf_hub_url(repo, name))
+    return Plan(repo, patterns, missing, info.sha)
 
 
 def has(repo: str, file: str) -> bool:
@@ -146,28 +248,55 @@ def cached_bytes(repo: str, patterns: Sequence[str]) -> int:
 
 def unfinished_bytes(repo: str) -> int:
     """Bytes in the cache of downloads of ``repo`` that were interrupted, and will be resumed."""
-    return sum(file.stat().st_size for file in _found(repo, "blobs/*.incomplete"))
+    return sum(file.stat().st_size for file in _found(repo, f"blobs/*{UNFINISHED}"))
+
+
+def _folder(repo: str) -> Path:
+    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+
+
+def _blob(repo: str, file: Missing) -> Path:
+    return _folder(repo) / "blobs" / file.checksum
+
+
+def _unfinished(repo: str, file: Missing) -> Path:
+    return _blob(repo, file).with_name(f"{file.checksum}{UNFINISHED}")
 
 
 def _found(repo: str, pattern: str) -> list[Path]:
     """Files in the cache of ``repo``; empty if it cannot be read, which ``plan`` reports to those who need it."""
-    folder = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
     try:
-        return [file for file in folder.glob(pattern) if file.is_file()]
+        return [file for file in _folder(repo).glob(pattern) if file.is_file()]
     except OSError:
         return []
 
 
 def is_cached(repo: str, patterns: Sequence[str]) -> bool:
-    """Whether the cached snapshot has a file for each pattern, and every shard that an index names."""
-    try:
-        with _explained(repo, patterns):
-            folder = hf.snapshot_download(
-                repo, allow_patterns=list(patterns), local_files_only=True
-            )
-    except FileNotFoundError:
-        return False
-    folder = Path(folder)
+    """Whether one cached snapshot has a file for each pattern, and every shard that an index names."""
+    return _snapshot(repo, patterns) is not None
+
+
+def _snapshot(repo: str, patterns: Sequence[str]) -> Path | None:
+    """The folder of the newest cached revision that has all of it: a later download may have begun a newer one."""
+    with _explained(repo, patterns):
+        others = (_folder(repo) / "snapshots").glob("*")
+        others = sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for revision in (None, *(folder.name for folder in others)):
+            try:
+                folder = hf.snapshot_download(
+                    repo,
+                    revision=revision,
+                    allow_patterns=list(patterns),
+                    local_files_only=True,
+                )
+            except FileNotFoundError:
+                continue
+            if _is_whole(Path(folder), patterns):
+                return Path(folder)
+    return None
+
+
+def _is_whole(folder: Path, patterns: Sequence[str]) -> bool:
     names = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
     found = [matching(names, pattern) for pattern in patterns]
     indices = {folder / n for ns in found for n in ns if n.endswith(".index.json")}
@@ -175,42 +304,144 @@ def is_cached(repo: str, patterns: Sequence[str]) -> bool:
     return all(found) and all(shard.is_file() for shard in shards)
 
 
+# Downloads
+
+
+def _check_room(size: int) -> None:
+    cache = Path(constants.HF_HUB_CACHE)
+    disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    if (free := disk_usage(disk).free) < size:
+        raise UserError(
+            f"{amount(size)} are to be downloaded to {short(cache)}, and its disk has {amount(free)} free. Free some space, "
+            "or name a folder on another disk in HF_HOME."
+        )
+
+
+def _receive(plan: Plan, name: str, file: Missing) -> Iterator[int]:
+    """Bring one file into the cache; yields how many bytes each piece has. Raises ``UserError`` where it is another."""
+    blob, unfinished = _blob(plan.repo, file), _unfinished(plan.repo, file)
+    lock = Path(constants.HF_HUB_CACHE, ".locks", _folder(plan.repo).name, f"{file.checksum}.lock")  # fmt: skip
+    for folder in (blob.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with hf.utils.WeakFileLock(lock):
+        if blob.is_file():  # another program fetched it meanwhile
+            yield file.bytes
+            return
+        digest = digest_like(file.checksum, file.bytes)
+        with open(unfinished, "a+b") as stream:
+            stream.seek(0)
+            while block := stream.read(BLOCK):
+                digest.update(block)
+            url = hf.hf_hub_url(plan.repo, name, revision=plan.commit)
+            for piece in _pieces(url, stream.tell(), file.bytes):
+                stream.write(piece)
+                digest.update(piece)
+                yield len(piece)
+        if digest.hexdigest() != file.checksum:
+            unfinished.unlink()
+            raise UserError(
+                f"{name} of {plan.repo} came with another content than Hugging Face lists, and was removed. Run again to "
+                "fetch it anew."
+            )
+        unfinished.replace(blob)
+
+
+def _pieces(url: str, start: int, end: int) -> Iterator[bytes]:
+    """The bytes of a file from ``start`` on. Where the connection is lost it goes on, as long as more bytes come."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    tries = 0
+    while start < end:
+        before, fault = start, None
+        headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+        try:
+            with hf.utils.http_stream_backoff(
+                "GET",
+                url,
+                headers=hf.utils.build_hf_headers(headers=headers),
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                retry_on_exceptions=(),
+                retry_on_status_codes=429,
+            ) as answer:
+                hf.utils.hf_raise_for_status(answer)
+                skip = start if answer.status_code == 200 else 0  # no ranges here
+                for piece in answer.iter_bytes():
+                    piece, skip = piece[skip:], max(0, skip - len(piece))
+                    start += len(piece)
+                    yield piece
+        except HTTPError as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
+            fault = error
+        tries = 0 if start > before else tries + 1
+        if tries > TRIES:
+            raise fault or ConnectionError("no more bytes come")
+        if start < end:
+            time.sleep(tries)
+
+
 @contextmanager
 def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
     """Turn what huggingface_hub raises into one sentence that says what to do."""
     from huggingface_hub import errors  # with an HTTP client that local files need not
 
-    unreachable = (
-        errors.HTTPError,
-        errors.DryRunError,
-        errors.LocalEntryNotFoundError,
-        ConnectionError,
-    )
+    missing = f"{repo} is not here: the cache lacks {', '.join(patterns)}, and"
     cache = constants.HF_HUB_CACHE
     try:
         yield
-    except UserError:
+    except (UserError, errors.LocalEntryNotFoundError):
         raise
     except errors.HFValidationError:
         raise MissingFileError(
             f"{short(repo)} is neither a local file or folder nor the name of a Hugging Face repository such as {MODEL_REPO}."
         ) from None
-    except unreachable as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, errors.GatedRepoError):
-            raise UserError(
-                f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in with `hf auth login`."
-            ) from error
-        if isinstance(cause, errors.RepositoryNotFoundError):
-            raise MissingFileError(
-                f"There is no file or folder {repo} here, and no Hugging Face repository of that name that you can read."
-            ) from error
+    except errors.GatedRepoError as error:
+        raise UserError(_gated(repo)) from error
+    except errors.RepositoryNotFoundError as error:
         raise MissingFileError(
-            f"{repo} is not here: the cache lacks {', '.join(patterns)}, and Hugging Face cannot be reached. "
-            "Connect and run again, or give the path of a file or folder."
+            f"There is no file or folder {repo} here, and no Hugging Face repository of that name that you can read. Check "
+            f"the name; if it is private, {LOG_IN}."
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise MissingFileError(
+            f"{missing} HF_HUB_OFFLINE keeps it from Hugging Face. Unset that and run again, or give the path of a file or "
+            "folder."
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise UserError(_answered(repo, error.response.status_code)) from error
+    except (errors.HTTPError, ConnectionError, JSONDecodeError) as error:
+        raise MissingFileError(
+            f"{missing} Hugging Face cannot be reached. Connect and run again, or give the path of a file or folder."
         ) from error
     except OSError as error:
         raise UserError(
             f"The hub's cache {short(error.filename or cache)} cannot be used: {str(error.strerror or error).lower()}. "
-            "Make it readable, or name another in HF_HOME."
+            "Correct that, or name another folder in HF_HOME."
         ) from None
+
+
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+def _gated(repo: str) -> str:
+    page = f"https://huggingface.co/{repo}"
+    if hf.get_token() is None:
+        return f"{repo} is gated: accept its licence at {page}, then {LOG_IN}."
+    return (
+        f"{repo} is gated, and your token may not read it: accept its licence at {page} with the same account, and let the "
+        "token read gated repositories."
+    )
+
+
+def _answered(repo: str, status: int) -> str:
+    """What an HTTP status means, and what to do."""
+    match status:
+        case 401:
+            return f"Hugging Face does not know the token with which {repo} was asked for: {LOG_IN} anew."
+        case 403:
+            return (
+                f"Hugging Face does not let your token read {repo}; use one that may."
+            )
+        case 429:
+            return f"Hugging Face had too many requests from here to send {repo}: wait a few minutes, or {LOG_IN}."
+    return f"Hugging Face answers with status {status} when asked for {repo}; run again later."

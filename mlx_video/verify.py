@@ -89,11 +89,16 @@ def _is_checksum(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", text) is not None
 
 
+def digest_like(checksum: str, size: int):
+    """The hash, still of nothing, by which the hub came to ``checksum`` for a file of ``size`` bytes."""
+    if len(checksum) == 40:  # git's
+        return hashlib.sha1(f"blob {size}\0".encode())
+    return hashlib.sha256()
+
+
 def _checksum(file: Path, like: str) -> str:
     """The checksum of ``file``, of the same kind as ``like``."""
-    digest = hashlib.sha256()
-    if len(like) == 40:
-        digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode())
+    digest = digest_like(like, file.stat().st_size)
     with file_errors(file), open(file, "rb") as stream:
         return hashlib.file_digest(stream, lambda: digest).hexdigest()
 

@@ -69,6 +69,15 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def remote(tmp_path):
+    """An empty Hugging Face Hub in place of the real one, and an empty cache in tmp_path / "hf" / "hub"."""
+    from tests.fake_hub import FakeHub, in_place_of_the_real_one
+
+    with in_place_of_the_real_one(FakeHub(), tmp_path / "hf") as hub:
+        yield hub
+
+
+@pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     """The folder in which the test runs."""
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """``mlx-video models``: what has a name, how large it is, under which licence, and what of it is in the cache."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import constants
@@ -54,7 +55,7 @@ def test_what_is_there_is_told_from_what_is_there_in_part(cache, capsys):
     cached(cache, LTX_2_5.repository, distilled, GEMMA_4.file)
     blobs = cache / "models--Lightricks--LTX-2.5/blobs"
     blobs.mkdir()
-    (blobs / "abc.incomplete").write_bytes(bytes(300))
+    (blobs / f"abc{hub.UNFINISHED}").write_bytes(bytes(300))
     found = listed(capsys)["ltx-2.5"]
     assert found["cached"]["distilled"] == {"bytes": 1000, "complete": False}
     assert found["cached"]["text encoder"] == {"bytes": 1000, "complete": True}
@@ -109,9 +110,12 @@ def test_a_name_that_is_nearly_one_is_asked_about(typed, meant):
 
 def test_what_is_about_to_be_downloaded_is_said_with_the_licence():
     heard = []
-    plan = hub.Plan(LTX_2_5.repository, ("x",), {"x": 42_000_000_000})
+    missing = {"x": hub.Missing(42_000_000_000, "0")}
+    plan = hub.Plan(LTX_2_5.repository, ("x",), missing)
     LTX_2_5.announced(heard.append)(plan)
     assert "42.00 GB to download" in str(heard[0])
     assert "LTX-2.x Community License, gated: accept it" in str(heard[0])
-    LTX_2.announced(heard.append)(plan)
+    LTX_2.announced(heard.append)(replace(plan, repo=LTX_2.repository))
     assert str(heard[1]).endswith("LTX-2 Community License, open to all")
+    LTX_2.announced(heard.append)(replace(plan, repo=hub.TEXT_ENCODER_REPO))
+    assert "licen" not in str(heard[2]).lower()

@@ -1,202 +1,295 @@
-"""What is fetched, what is announced, and what is said when it cannot be: against a cache laid out as the hub's."""
+"""What is fetched, what is announced, and what is said when it cannot be: of a hub that is served here."""
 
 import json
-from fnmatch import fnmatch
+import shutil
+from collections import namedtuple
 from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub as hf
 import pytest
-from huggingface_hub import constants, errors
+from huggingface_hub import constants
 
 from mlx_video import hub
+from mlx_video.errors import MissingFileError, UserError
+from tests.fake_hub import ACCEPTED, KNOWN, Repo
 
-REPO, COMMIT = "someone/ltx", "0" * 40
-FILES = {
-    "a.safetensors": 3_000_000_000,
-    "b.safetensors": 500_000_000,
-    "x/config.json": 2,
-}
-
-
-class Hub:
-    """Stands for huggingface_hub: the real cache look-up, and a network that can fail."""
-
-    def __init__(self, cache: Path):
-        self.folder = cache / "models--someone--ltx" / "snapshots" / COMMIT
-        self.error: Exception | None = None
-        self.downloads = 0
-        self.blobs = set()  # names of files that other revisions share
-        self.look_up = hf.snapshot_download
-
-    def cache(self, name: str, text: str = "") -> Path:
-        file = self.folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        ref = self.folder.parent.parent / "refs" / "main"
-        ref.parent.mkdir(exist_ok=True)
-        ref.write_text(COMMIT)
-        return file
-
-    def snapshot_download(
-        self, repo, *, allow_patterns, local_files_only=False, dry_run=False
-    ):
-        if local_files_only:
-            return self.look_up(
-                repo, allow_patterns=allow_patterns, local_files_only=True
-            )
-        if self.error is not None:
-            raise self.error
-        chosen = [n for n in FILES if any(fnmatch(n, p) for p in allow_patterns)]
-        if dry_run:
-            return [
-                SimpleNamespace(
-                    filename=name,
-                    file_size=FILES[name],
-                    will_download=name not in self.blobs
-                    and not (self.folder / name).is_file(),
-                )
-                for name in chosen
-            ]
-        for name in chosen:
-            self.downloads += not (self.folder / name).is_file()
-            self.cache(name)
-        return str(self.folder)
+NAME = "someone/ltx"
+A, B = b"a" * 3_000_000, b"b" * 500_000
+INDEX = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
 
 
 @pytest.fixture
-def remote(tmp_path, monkeypatch) -> Hub:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    remote = Hub(tmp_path)
-    monkeypatch.setattr(hf, "snapshot_download", remote.snapshot_download)
-    return remote
+def repo(remote) -> Repo:
+    files = {"a.safetensors": A, "b.safetensors": B, "x/config.json": b"{}"}
+    remote.repos[NAME] = Repo(files)
+    return remote.repos[NAME]
 
 
-def http_error(kind: type[Exception]) -> Exception:
-    error = kind.__new__(kind)
-    Exception.__init__(error, "403")
-    return error
+def cache() -> Path:
+    return Path(constants.HF_HUB_CACHE)
 
 
-def test_a_plan_says_what_is_missing_and_how_large_it_is(remote):
-    remote.cache("a.safetensors")
-    plan = hub.plan(REPO, ["*.safetensors", "x/*"])
-    assert plan.missing == {"b.safetensors": 500_000_000, "x/config.json": 2}
-    assert plan.bytes == 500_000_002
-    assert str(plan).startswith(
-        "someone/ltx: 0.50 GB to download (b.safetensors 0.50 GB, x/config.json"
-    )
+def unfinished() -> list[Path]:
+    return [*cache().rglob("*.incomplete")]
 
 
-def test_fetching_downloads_only_what_matches(remote):
-    folder = hub.plan(REPO, ["b.safetensors"]).fetch()
-    assert folder == remote.folder and remote.downloads == 1
+def test_a_plan_says_what_is_missing_and_how_large_it_is(repo):
+    hub.resolve(NAME, ["a.safetensors"])
+    plan = hub.plan(NAME, ["*.safetensors", "x/*"])
+    sizes = {name: file.bytes for name, file in plan.missing.items()}
+    assert sizes == {"b.safetensors": 500_000, "x/config.json": 2}
+    assert plan.bytes == 500_002
+    told = "someone/ltx: 0.50 MB to download (b.safetensors 0.50 MB, x/config.json"
+    assert str(plan).startswith(told)
+
+
+def test_small_files_beside_others_are_counted():
+    sizes = [24_000_000_000, 16_000_000_000, 10, 20]
+    missing = {f"{n}.bin": hub.Missing(size, "0") for n, size in enumerate(sizes)}
+    told = "40.00 GB to download (0.bin 24.00 GB, 1.bin 16.00 GB, 2 small files)"
+    assert str(hub.Plan(NAME, ("*",), missing)) == f"{NAME}: {told}"
+
+
+def test_fetching_downloads_only_what_matches(repo, remote):
+    folder = hub.plan(NAME, ["b.safetensors"]).fetch()
+    assert (folder / "b.safetensors").read_bytes() == B
     assert not (folder / "a.safetensors").exists()
+    assert remote.sent == {"b.safetensors": [(0, len(B))]}
+    assert not unfinished()
 
 
-def test_what_is_cached_needs_no_network(remote):
-    remote.cache("a.safetensors")
-    remote.error = errors.DryRunError("offline")
-    plan = hub.plan(REPO, ["a.safetensors"])
+def test_nothing_is_asked_of_the_network_for_what_is_cached(repo, remote):
+    folder = hub.resolve(NAME, ["a.safetensors", "x/*"])
+    assert remote.sent["x/config.json"] == [(0, 2)]
+    asked = len(remote.asked)
+    plan = hub.plan(NAME, ["a.safetensors", "x/*"])
     assert plan.missing == {} and "everything needed is in the cache" in str(plan)
-    assert plan.fetch() == remote.folder
+    assert plan.fetch() == folder == hub.resolve(NAME, ["a.safetensors"])
+    assert len(remote.asked) == asked
 
 
-def test_a_file_of_another_revision_is_linked(remote):
-    remote.cache("a.safetensors")
-    remote.blobs.add("b.safetensors")
-    plan = hub.plan(REPO, ["b.safetensors"])
-    assert plan.missing == {} and (plan.fetch() / "b.safetensors").is_file()
+def test_a_file_of_another_revision_is_linked(repo, remote):
+    hub.resolve(NAME, ["a.safetensors"])
+    repo.commit = "2" * 40
+    hub.resolve(NAME, ["b.safetensors"])
+    plan = hub.plan(NAME, ["*.safetensors"])
+    assert plan.missing == {}
+    assert (plan.fetch() / "a.safetensors").read_bytes() == A
+    assert remote.bytes_sent("a.safetensors") == len(A)
 
 
-def test_a_cache_that_lacks_a_shard_is_not_complete(remote):
-    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
-    remote.cache("a.safetensors")
-    remote.cache("model.safetensors.index.json", json.dumps(index))
-    assert hub.plan(REPO, ["*.json", "*.safetensors"]).missing == {
-        "b.safetensors": 500_000_000,
-        "x/config.json": 2,
-    }
-    assert hub.plan(REPO, ["*.safetensors"]).missing == {}
+def test_a_newer_revision_of_another_file_does_not_hide_what_is_cached(repo, remote):
+    folder = hub.resolve(NAME, ["a.safetensors"])
+    repo.commit = "2" * 40
+    hub.resolve(NAME, ["b.safetensors"])
+    remote.repos.clear()
+    assert hub.resolve(NAME, ["a.safetensors"]) == folder
 
 
-def test_a_broken_link_in_the_cache_is_missing(remote):
-    remote.cache("x/config.json")
-    (remote.folder / "a.safetensors").symlink_to("../../blobs/gone")
-    assert "a.safetensors" in hub.plan(REPO, ["a.safetensors"]).missing
+def test_a_cache_that_lacks_a_shard_is_not_complete(repo):
+    repo.files["model.safetensors.index.json"] = json.dumps(INDEX).encode()
+    hub.resolve(NAME, ["a.safetensors", "*.index.json"])
+    shutil.rmtree(cache() / "models--someone--ltx" / "trees")
+    wanted = ["*.json", "*.safetensors"]
+    assert {*hub.plan(NAME, wanted).missing} == {"b.safetensors", "x/config.json"}
+    assert hub.plan(NAME, ["a.safetensors"]).missing == {}
+
+
+def test_a_broken_link_in_the_cache_is_missing(repo):
+    file = hub.resolve(NAME, ["a.safetensors"]) / "a.safetensors"
+    file.resolve().unlink()
+    assert "a.safetensors" in hub.plan(NAME, ["a.safetensors"]).missing
+    hub.resolve(NAME, ["a.safetensors"])
+    assert file.read_bytes() == A
 
 
 def test_resolve_takes_paths_as_they_are(remote, tmp_path):
     assert hub.resolve(tmp_path, ["x"]) == tmp_path
     assert hub.resolve_file(tmp_path) == tmp_path
+    assert not remote.asked
 
 
-def test_resolve_announces_before_it_downloads(remote):
+def test_a_local_folder_goes_before_a_repository_of_its_name(repo, remote, here):
+    (here / NAME).mkdir(parents=True)
+    assert hub.resolve(NAME, ["a.safetensors"]) == Path(NAME)
+    assert not remote.asked
+
+
+def test_resolve_announces_before_it_downloads(repo, remote):
     heard = []
-    announce = lambda plan: heard.append((plan.bytes, remote.downloads))
-    file = hub.resolve_file("someone/ltx/a.safetensors", announce)
-    assert file == remote.folder / "a.safetensors" and file.is_file()
-    assert heard == [(3_000_000_000, 0)]
-    hub.resolve_file("someone/ltx/a.safetensors", announce)
+    announce = lambda plan: heard.append((plan.bytes, dict(remote.sent)))
+    file = hub.resolve_file(f"{NAME}/a.safetensors", announce)
+    assert file.read_bytes() == A and heard == [(len(A), {})]
+    hub.resolve_file(f"{NAME}/a.safetensors", announce)
     assert len(heard) == 1
 
 
+def test_a_file_in_a_folder_of_a_repository_goes_by_its_name(repo):
+    assert hub.resolve_file(f"{NAME}/x/config.json").read_text() == "{}"
+
+
+# How far it is, and going on
+
+
+def test_says_how_far_a_download_is(repo, monkeypatch):
+    monkeypatch.setattr(hub, "SMALL", 1)
+    heard = []
+
+    def announce(what):
+        if isinstance(what, hub.Download):
+            heard.append((what.tenth, what.ended, what.done, str(what)))
+
+    hub.resolve(NAME, ["a.safetensors"], announce)
+    assert 9 <= sum(tenth and not ended for tenth, ended, *_ in heard) <= 10
+    assert [ended for _, ended, *_ in heard] == [False] * (len(heard) - 1) + [True]
+    assert heard[-1][2] == len(A)
+    assert heard[0][3].startswith("someone/ltx: 0.00 of 3.00 MB, ")
+    assert "MB/s, about " in heard[0][3] and heard[0][3].endswith(" s left")
+
+
+def test_a_connection_that_is_cut_is_taken_up_where_it_ended(repo, remote):
+    remote.cuts = [1_000_000, 0, 700_000]
+    file = hub.resolve_file(f"{NAME}/a.safetensors")
+    assert file.read_bytes() == A
+    firsts = [first for first, _ in remote.sent["a.safetensors"]]
+    assert firsts == [0, 1_000_000, 1_000_000, 1_700_000]
+    assert remote.bytes_sent("a.safetensors") == len(A)
+
+
+def test_a_download_that_ends_is_kept_and_taken_up_by_the_next(
+    repo, remote, monkeypatch
+):
+    monkeypatch.setattr(hub, "TRIES", 0)
+    remote.cuts = [1_000_000, 0]
+    with pytest.raises(MissingFileError, match="cannot be reached. Connect") as caught:
+        hub.resolve(NAME, ["a.safetensors"])
+    (note,) = caught.value.__notes__
+    assert note.startswith("1.00 MB of 3.00 MB of someone/ltx are kept; the next run")
+    assert hub.unfinished_bytes(NAME) == 1_000_000
+    assert ", 1.00 MB of it here already" in str(hub.plan(NAME, ["a.safetensors"]))
+    file = hub.resolve_file(f"{NAME}/a.safetensors")
+    assert file.read_bytes() == A and remote.bytes_sent("a.safetensors") == len(A)
+    assert hub.unfinished_bytes(NAME) == 0
+
+
+def test_a_server_that_cannot_for_a_moment_is_asked_again(repo, remote):
+    remote.statuses = [503]
+    assert hub.resolve_file(f"{NAME}/a.safetensors").read_bytes() == A
+
+
+def test_a_file_that_is_not_as_listed_is_removed(repo, remote):
+    for remote.spoiled in ("content", "length"):
+        with pytest.raises(UserError, match="another content than Hugging Face lists"):
+            hub.resolve(NAME, ["a.safetensors"])
+        assert not unfinished() and not hub.is_cached(NAME, ["a.safetensors"])
+    remote.spoiled = ""
+    assert hub.resolve_file(f"{NAME}/a.safetensors").read_bytes() == A
+
+
+def test_a_damaged_beginning_is_not_gone_on_with(repo, remote, monkeypatch):
+    monkeypatch.setattr(hub, "TRIES", 0)
+    remote.cuts = [1_000_000, 0]
+    with pytest.raises(MissingFileError):
+        hub.resolve(NAME, ["a.safetensors"])
+    (kept,) = unfinished()
+    kept.write_bytes(bytes(1_000_000))
+    with pytest.raises(UserError, match="another content"):
+        hub.resolve(NAME, ["a.safetensors"])
+    assert hub.resolve_file(f"{NAME}/a.safetensors").read_bytes() == A
+
+
+def test_a_disk_without_room_is_known_before(repo, remote, monkeypatch):
+    usage = namedtuple("usage", "free")(2_000_000)
+    monkeypatch.setattr(hub, "disk_usage", lambda folder: usage)
+    told = (
+        r"3.50 MB are to be downloaded to .*, and its disk has 2.00 MB free. .*HF_HOME"
+    )
+    with pytest.raises(UserError, match=told):
+        hub.resolve(NAME, ["*.safetensors"])
+    assert not remote.sent
+    hub.resolve(NAME, ["b.safetensors"])
+
+
+# What stops it
+
+
+def test_a_gated_repository_says_what_to_do(repo, remote, monkeypatch):
+    repo.gated = True
+    page = "accept its licence at https://huggingface.co/someone/ltx"
+    heard = []
+    with pytest.raises(UserError, match=f"gated: {page}, then log in with `hf auth"):
+        hub.resolve(NAME, ["a.safetensors"], heard.append)
+    monkeypatch.setenv("HF_TOKEN", KNOWN)
+    with pytest.raises(UserError, match=f"your token may not read it: {page} with the"):
+        hub.resolve(NAME, ["a.safetensors"], heard.append)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(UserError, match="does not know the token .*: log in with"):
+        hub.resolve(NAME, ["a.safetensors"], heard.append)
+    assert not heard and not remote.sent
+    monkeypatch.setenv("HF_TOKEN", ACCEPTED)
+    assert hub.resolve_file(f"{NAME}/a.safetensors").read_bytes() == A
+    assert remote.tokens == []  # which other hosts must not see
+
+
+@pytest.mark.parametrize("token", [None, ACCEPTED])
+def test_a_repository_that_is_not_there(remote, monkeypatch, token):
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(
+        MissingFileError, match="no file or folder someone/ltx here, and"
+    ):
+        hub.plan(NAME, ["a.safetensors"])
+
+
+def test_no_network(repo, monkeypatch):
+    told = "someone/ltx is not here: the cache lacks a.safetensors, and Hugging Face cannot be reached"
+    monkeypatch.setattr(hub.hf.hf_api.api, "endpoint", "http://127.0.0.1:9")
+    with pytest.raises(MissingFileError, match=told):
+        hub.plan(NAME, ["a.safetensors"])
+
+
+def test_offline(repo, monkeypatch):
+    hub.resolve(NAME, ["a.safetensors"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.resolve_file(f"{NAME}/a.safetensors").read_bytes() == A
+    with pytest.raises(MissingFileError, match="lacks b.safetensors, and HF_HUB_OFF"):
+        hub.plan(NAME, ["b.safetensors"])
+
+
 @pytest.mark.parametrize(
-    "error, kind, message",
+    "status, told",
     [
-        (
-            http_error(errors.GatedRepoError),
-            ValueError,
-            "someone/ltx is gated: accept its licence at https://huggingface.co/someone/ltx, then log in with `hf auth",
-        ),
-        (
-            http_error(errors.RepositoryNotFoundError),
-            FileNotFoundError,
-            "There is no file or folder someone/ltx here, and no Hugging Face repository of that name",
-        ),
-        (
-            errors.DryRunError("no"),
-            FileNotFoundError,
-            "someone/ltx is not here: the cache lacks a.safetensors, and Hugging Face cannot be reached",
-        ),
-        (
-            errors.OfflineModeIsEnabled("no"),
-            FileNotFoundError,
-            "Connect and run again, or give the path of a file or folder",
-        ),
+        (403, "does not let your token read someone/ltx; use one that may"),
+        (404, "status 404 when asked for someone/ltx; run again later"),
+        (503, "status 503 when asked for someone/ltx; run again later"),
     ],
 )
-def test_explains_what_stops_it(remote, error, kind, message):
-    remote.error = error
-    with pytest.raises(kind, match=message):
-        hub.plan(REPO, ["a.safetensors"])
+def test_a_server_that_refuses(repo, remote, monkeypatch, status, told):
+    monkeypatch.setattr(hub, "TRIES", 0)
+    remote.statuses = [status]
+    with pytest.raises(UserError, match=told):
+        hub.resolve(NAME, ["a.safetensors"])
 
 
-def test_the_cause_behind_an_error_is_what_counts(remote):
-    remote.error = errors.DryRunError("no")
-    remote.error.__cause__ = http_error(errors.GatedRepoError)
-    with pytest.raises(ValueError, match="is gated"):
-        hub.plan(REPO, ["a.safetensors"])
+def test_too_many_requests():
+    told = hub._answered(NAME, 429)
+    assert "too many requests from here" in told and "wait a few minutes" in told
 
 
-def test_a_download_that_breaks_off_is_explained(remote):
-    plan = hub.plan(REPO, ["a.safetensors"])
-    remote.error = ConnectionResetError("peer")
-    with pytest.raises(FileNotFoundError, match="cannot be reached"):
-        plan.fetch()
+def test_a_cache_that_cannot_be_written(repo, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="hub's cache .* cannot be used: .*HF_HOME"):
+        hub.resolve(NAME, ["a.safetensors"])
 
 
-def test_names_files_that_a_repository_lacks(remote):
-    with pytest.raises(
-        FileNotFoundError, match="someone/ltx has no file c.safetensors"
-    ):
-        hub.plan(REPO, ["a.safetensors", "c.safetensors"])
+def test_names_files_that_a_repository_lacks(repo):
+    with pytest.raises(MissingFileError, match=f"{NAME} has no file c.safetensors"):
+        hub.plan(NAME, ["a.safetensors", "c.safetensors"])
 
 
 @pytest.mark.parametrize("name", ["/no/such/path", "a/b/c", "two words"])
-def test_a_name_that_cannot_be_a_repository(remote, monkeypatch, name):
-    monkeypatch.setattr(hf, "snapshot_download", remote.look_up)
-    with pytest.raises(
-        FileNotFoundError, match=f"{name} is neither a local file or folder nor"
-    ):
+def test_a_name_that_cannot_be_a_repository(remote, name):
+    told = f"{name} is neither a local file or folder nor"
+    with pytest.raises(MissingFileError, match=told):
         hub.plan(name, ["x"])
+    assert not remote.asked

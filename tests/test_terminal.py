@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlx_video import cli, recipes
+from mlx_video import cli, hub, recipes
 from mlx_video.checkpoint import Files
 from mlx_video.cli import commands, consent, progress, terminal
 from mlx_video.cli.job import options_from, output_from
@@ -21,7 +21,6 @@ from mlx_video.errors import UserError
 from mlx_video.events import Fused, Planned, Saved, Took, Warned, Written
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
-from mlx_video.models.ltx.components import announce_to_log
 from mlx_video.output import Output, named_after
 from mlx_video.pipeline import Request
 from mlx_video.plan import Phase
@@ -280,9 +279,18 @@ def test_clips_are_named_after_prompt_and_seed_and_never_in_the_way(here):
     assert named_after(Path(), "a", 7) == Path("a-7-4.mp4")
 
 
-def test_a_download_is_said_unless_only_the_path_is_wanted():
-    assert options_from(args()).announce is terminal.say
-    assert options_from(args("--quiet")).announce is announce_to_log
+def test_a_download_is_said_and_how_far_it_is_unless_only_the_path_is_wanted(capsys):
+    plan = hub.Plan("a/b", ("x",), {"x": hub.Missing(10**10, "0")})
+    half = hub.Download(plan, print)
+    half.done, half.tenth = 5 * 10**9, True
+    for words, lines in {("--quiet",): 1, (): 2}.items():
+        announce = options_from(args(*words)).announce
+        announce(plan)
+        announce(half)
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == lines
+        assert said[0] == "a/b: 10.00 GB to download (x 10.00 GB)"
+    assert said[1].startswith("a/b: 5.00 of 10.00 GB, ")
 
 
 @pytest.mark.parametrize(

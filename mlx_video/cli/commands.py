@@ -21,7 +21,7 @@ from mlx_video.cli.completion import add_completion, completion
 from mlx_video.cli.consent import ask
 from mlx_video.cli.job import files_from, job_from, moved, options_from, output_from
 from mlx_video.cli.parser import Parser, flag, group
-from mlx_video.cli.progress import Progress
+from mlx_video.cli.progress import Downloads, Progress
 from mlx_video.cli.terminal import say, tell
 from mlx_video.cli.texts import catalog_text, describe_text, plan_text
 from mlx_video.disk import file_errors, short, typed_path
@@ -168,7 +168,7 @@ def plan(args: argparse.Namespace) -> None:
         if files != job.files:
             say(f"{job.files.model} is not here yet; planned from what its files hold.")
         job = replace(job, files=files)
-        foreseen = job.plan(limit=args.memory_limit, announce=say)
+        foreseen = job.plan(limit=args.memory_limit, announce=Downloads())
         for notice in notices:
             Progress().show(notice)
         tell(plan_text(foreseen))
@@ -187,7 +187,9 @@ def enhance(args: argparse.Namespace) -> None:
 
     rewrite = enhance_i2v if args.image else enhance_t2v
     stream = partial(tell, end="") if sys.stdout and sys.stdout.isatty() else None
-    components = open_components(files_from(args), distilled(), ["text_encoder"], say)
+    components = open_components(
+        files_from(args), distilled(), ["text_encoder"], Downloads()
+    )
     seed = SEED if args.seed is None else args.seed
     with components.lend("text_encoder") as encoder:
         text = rewrite(encoder, args.prompt, seed=seed, on_text=stream)

@@ -4,6 +4,7 @@ import argparse
 
 from mlx_video import hub
 from mlx_video.cli.parser import flag, group
+from mlx_video.cli.progress import Downloads
 from mlx_video.cli.terminal import say, tell
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.files import DTYPES
@@ -34,6 +35,11 @@ def convert(args: argparse.Namespace) -> None:
 
     if args.typed.keys() & {"q_bits", "q_group_size"} and not args.quantize:
         raise UserError("--q-bits and --q-group-size say how to quantize; add -q.")
+    downloads = Downloads()
+
+    def hear(what: object) -> None:
+        say(f"converting {what}") if isinstance(what, str) else downloads(what)
+
     folder = convert(
         args.hf_path,
         args.mlx_path,
@@ -42,6 +48,6 @@ def convert(args: argparse.Namespace) -> None:
         args.q_bits,
         args.q_group_size,
         variant=args.variant,
-        hear=lambda what: say(f"converting {what}" if isinstance(what, str) else what),
+        hear=hear,
     )
     tell(folder)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video.checkpoint import Files
-from mlx_video.cli.terminal import say
+from mlx_video.cli.progress import Downloads
 from mlx_video.errors import UserError
 from mlx_video.events import Warned
 from mlx_video.inputs import Input
 from mlx_video.kept import recalled
-from mlx_video.models.ltx.components import announce_to_log
 from mlx_video.models.ltx.files import BESIDE
 from mlx_video.output import Output, clip_path
 from mlx_video.record import Job
@@ -145,5 +144,5 @@ def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) ->
 def options_from(args: argparse.Namespace) -> Options:
     """How to carry out what the arguments ask for."""
     previews = getattr(args, "preview", None) is not None
-    announce = announce_to_log if args.quiet else say
+    announce = Downloads(args.quiet)
     return Options(**_said(args, Options), previews=previews, announce=announce)

@@ -4,7 +4,7 @@ import time
 
 from mlx_video.cli.terminal import harmless, say, watched
 from mlx_video.cli.texts import plan_line
-from mlx_video.disk import GB
+from mlx_video.disk import GB, duration
 from mlx_video.events import (
     Event,
     Fused,
@@ -14,6 +14,7 @@ from mlx_video.events import (
     Warned,
     Written,
 )
+from mlx_video.hub import Download, Plan
 from mlx_video.plan import describe
 from mlx_video.types import Step
 
@@ -98,7 +99,7 @@ class Progress:
             return ""
         later = sum([*work.values()][[*work].index(step.phase) + 1 :])
         units = step.total - step.index + step.total * later / own
-        return f"about {_time(seconds / done * units)} left"
+        return f"about {duration(seconds / done * units)} left"
 
     def _end(self, took: Took) -> None:
         self.close()
@@ -115,8 +116,35 @@ class Progress:
         say(f"total: {written.seconds:.1f} s, peak {written.peak / GB:.2f} GB")
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+class Downloads:
+    """Shows what is about to be downloaded, and how far that is: a bar on a terminal, else plain lines.
+
+    Only the first if ``quiet``.
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.quiet, self.bar = quiet, None
+
+    def __call__(self, what: Plan | Download) -> None:
+        if isinstance(what, Plan):
+            say(what)
+        elif not self.quiet:
+            self._show(what) if watched() else self._tell(what)
+
+    def _tell(self, download: Download) -> None:
+        if download.tenth or download.ended:
+            say(download)
+
+    def _show(self, download: Download) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            self.bar = tqdm(total=download.total, bar_format="{desc} {bar:16}")
+        self.bar.n = download.done
+        self.bar.set_description_str(harmless(str(download)))
+        if download.ended:
+            self.bar.close()
+            self.bar = None
 
 
 def making_line(planned: Planned) -> str:

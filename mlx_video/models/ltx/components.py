@@ -40,8 +40,10 @@ Announce = hub.Announce
 Inspect = Callable[[str, list[tuple[str, mx.array]]], None]
 
 
-def announce_to_log(plan: hub.Plan) -> None:
-    log.info("%s", plan)
+def announce_to_log(what: hub.Plan | hub.Download) -> None:
+    """What is about to be downloaded, and every tenth of it, as warnings, which are seen where no log was set up."""
+    if isinstance(what, hub.Plan) or what.tenth or what.ended:
+        log.warning("%s", what)
 
 
 DISTILLED_LORA = "distilled_lora"  # can be needed too, though it is not a part
@@ -99,7 +101,8 @@ class Components:
         release = published(str(model))
         if text_encoder := _alone(files, release, needs, announce):
             return cls({"text_encoder": text_encoder}, files.residency)
-        layout = identify(find.find_model(model, variant, needs, announce), variant)
+        found = find.find_model(model, variant, needs, files, announce)
+        layout = identify(found, variant)
         checks.check_layout(layout, needs)
         checks.check_variant(layout, variant)
         sources = find.find_sources(layout, needs, files, announce)

@@ -123,9 +123,13 @@ def find_model(
     model: str | Path,
     variant: str | None,
     needs: tuple[str, ...],
+    given: Files,
     announce: hub.Announce,
 ) -> Path:
-    """The file or folder of ``model``, fetched as far as the parts in ``needs`` ask for. Raises as ``hub.plan`` does."""
+    """The file or folder of ``model``, fetched as far as the parts in ``needs`` ask for. Raises as ``hub.plan`` does.
+
+    Of a release everything is fetched that is not ``given``, after all of it was announced.
+    """
     path = located(model)
     if is_there(path):
         return path
@@ -133,10 +137,26 @@ def find_model(
         return hub.resolve_file(model, announce)
     if release := published(str(model)):
         files = release.files(variant or VARIANTS[0])
-        return hub.resolve(model, files, release.announced(announce)) / files[0]
+        wanted = _published(release, files, needs, given)
+        plans = [hub.plan(*part) for part in wanted.items()]
+        return hub.fetch(plans, release.announced(announce))[0] / files[0]
     folder = hub.resolve(model, [f"*{CONFIG}"], announce)
     wanted = _wanted(identify(folder, variant), needs)
     return hub.resolve(model, list(wanted), announce)
+
+
+def _published(
+    release: Release, files: Iterable[str], needs: tuple[str, ...], given: Files
+) -> dict[str, list[str]]:
+    """Repository -> the names or patterns of what a run needs of a release, beside ``given``; its own repository first."""
+    parts = ("upsampler", "distilled_lora", "duration_head", "temporal_upsampler")
+    lacking = {n for n in needs if not getattr(given, n, None)}
+    own = [getattr(release, name) for name in parts if name in lacking]
+    wanted = {release.repository: [*files, *filter(None, own)]}
+    if "text_encoder" in lacking:
+        repository, names = release.text_files
+        wanted.setdefault(repository, []).extend(names)
+    return wanted
 
 
 def find_folders(
@@ -170,10 +190,13 @@ def _files(name: str, home: str) -> Iterator[str]:
 
 
 def check_names(files: Files) -> None:
-    """Raise ``UserError`` where a name can be neither a path nor on the hub, before anything is fetched."""
+    """Raise ``UserError`` where a name is neither a path nor on the hub, before anything is fetched."""
     for name in files.named():
-        if name != files.model:
-            hub.local(name, file=name != files.text_encoder or _is_file(name))
+        is_file = name != files.text_encoder or _is_file(name)
+        if name == files.model or hub.local(name, file=is_file):
+            continue
+        wanted = hub.named_file(name) if is_file else (name, *hub.TEXT_ENCODER_FILES)
+        hub.plan(wanted[0], wanted[1:])
 
 
 def find_sources(

@@ -76,7 +76,12 @@ class Release:
 
     def announced(self, announce: hub.Announce) -> hub.Announce:
         """``announce``, which hears the terms with what is about to be downloaded."""
-        return lambda plan: announce(replace(plan, terms=self.terms))
+
+        def told(what: hub.Plan | hub.Download) -> None:
+            own = isinstance(what, hub.Plan) and what.repo == self.repository
+            announce(replace(what, terms=self.terms) if own else what)
+
+        return told
 
     @property
     def text_encoder_place(self) -> str:

@@ -132,12 +132,13 @@ def test_what_is_not_beside_is_sought_on_the_hub(folder):
 def test_a_repository_gives_only_what_is_needed(folder, monkeypatch):
     asked = []
 
-    def resolve(repo, patterns, announce):
+    def plan(repo, patterns):
         asked.append((repo, *patterns))
         shutil.copy(folder / MODEL, folder / "ltx-2-19b-dev.safetensors")
         return folder
 
-    monkeypatch.setattr(hub, "resolve", resolve)
+    monkeypatch.setattr(hub, "plan", plan)
+    monkeypatch.setattr(hub, "fetch", lambda plans, announce: plans)
     Components.open(variant="dev", needs=["vocoder"])
     assert asked == [("Lightricks/LTX-2", "ltx-2-19b-dev.safetensors")]
     Components.open("me/my-ltx", needs=["vocoder"], variant="dev")

@@ -103,13 +103,13 @@ def test_one_more_repository_opens_by_its_entry(tmp_path, monkeypatch):
     monkeypatch.setattr(releases, "RELEASES", (*RELEASES, made_up))
     asked = []
 
-    def resolve(repo, patterns, announce=None):
-        asked.append((str(repo), *patterns))
-        if repo == LTX_2.text_encoder.repository:
-            return tmp_path / "gemma"
-        return here
+    def plan(repo, patterns):
+        asked.append((repo, *patterns))
+        gemma = repo == LTX_2.text_encoder.repository
+        return tmp_path / "gemma" if gemma else here
 
-    monkeypatch.setattr(hub, "resolve", resolve)
+    monkeypatch.setattr(hub, "plan", plan)
+    monkeypatch.setattr(hub, "fetch", lambda plans, announce: plans)
     needs = ["transformer", "text_encoder", "video_decoder"]
     components = Components.open("Lightricks/LTX-9", variant="dev", needs=needs)
     assert components.sources["transformer"].path.name == "ltx-9-dev.safetensors"
@@ -121,11 +121,11 @@ def test_one_more_repository_opens_by_its_entry(tmp_path, monkeypatch):
 def test_2_5_is_fetched_file_by_file(tmp_path, monkeypatch):
     asked = []
 
-    def resolve(repo, patterns, announce=None):
+    def plan(repo, patterns):
         asked.append((repo, *patterns))
         raise UserError("enough")
 
-    monkeypatch.setattr(hub, "resolve", resolve)
+    monkeypatch.setattr(hub, "plan", plan)
     with pytest.raises(UserError, match="enough"):
         Components.open("Lightricks/LTX-2.5", variant="distilled")
     (files,) = asked
@@ -133,7 +133,7 @@ def test_2_5_is_fetched_file_by_file(tmp_path, monkeypatch):
         "Lightricks/LTX-2.5",
         "diffusion_models/ltx-2.5-22b-distilled-transformer-bf16.safetensors",
     )
-    assert len(files) == 4 and not any("conv" in file for file in files)
+    assert len(files) == 6 and not any("conv" in file for file in files)
 
 
 @pytest.mark.parametrize(
