@@ -329,6 +329,8 @@ def test_a_door_reads_its_own_options(door, typo, meant, capsys):
         ["a red ball", "--seed", "7"],
         ["--prompt", "a red ball"],
         ["-p", "a red ball"],
+        ["--model", "ltx-2", "a red ball"],
+        ["--model=ltx-2", "--seed", "7", "a red ball"],
         ["generate", "a red ball"],
         ["generate", "--seed", "7", "a red ball"],
         ["generate", "--image", "cat.png", "-W", "64", "a red ball"],

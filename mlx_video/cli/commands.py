@@ -57,7 +57,7 @@ def meant(words: Sequence[str]) -> Sequence[str]:
             return [*command, "--help"]
         case ["version"]:
             return ["--version"]
-        case [first, *_] if " " in first or re.match(r"(-p|--prompt)(=|$)", first):
+        case [first, *_] if " " in first or re.match("-(?!h$|-help$|-version$)", first):
             return ["generate", *words]
     return words
 
