@@ -15,20 +15,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group(parser)
     about = "official .safetensors, folder with one, or hub repository"
     add("--hf-path", about, hub.MODEL_REPO)
-    add("--mlx-path", "new folder to write", "mlx_model")
-    about = "which checkpoint, where there are several (default: the only one; of the hub's, distilled)"
+    add("--mlx-path", "folder to write, which must not exist yet", "mlx_model")
+    about = "checkpoint to convert if there are several (default: the only one; distilled on the hub)"
     add("--variant", about, choices=VARIANTS)
-    add("--dtype", "of the weights (default: as stored)", choices=DTYPES)
+    add("--dtype", "dtype of the weights (default: as stored)", choices=DTYPES)
     flag(
-        add, "-q --quantize", "quantize the transformer's blocks and the text encoder's"
+        add,
+        "-q --quantize",
+        "quantize the blocks of the transformer and the text encoder",
     )
-    about = "bits per weight: 8 costs no visible quality, 4 costs some"
+    about = "bits per weight: 8 costs no visible quality, 4 some"
     add("--q-bits", about, 8, type=int)
-    add("--q-group-size", "weights that share a scale", 64, type=int)
+    add("--q-group-size", "number of weights that share a scale", 64, type=int)
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Turn an official checkpoint into a folder, smaller if wanted."""
+    """Convert a checkpoint to an MLX folder, quantized if wanted."""
     import mlx.core as mx
 
     from mlx_video.convert import convert

@@ -11,15 +11,17 @@ from mlx_video.models.ltx.find import DEMO
 from mlx_video.models.ltx.video_vae.tiling import MODES
 from mlx_video.run import Options
 
-OWN_DEFAULTS = "These are LTX-2's defaults; another checkpoint may bring its own, which the info command shows."
+OWN_DEFAULTS = (
+    "Defaults of LTX-2; other checkpoints may have their own, which `info` shows."
+)
 BESIDE = "(default: beside the model, else from the hub)"
-SIDE = "pixels; LTX-2 takes multiples of 32, or of 64 in two stages (default: {})"
+SIDE = "in pixels; LTX-2 needs a multiple of 32, or of 64 with two stages (default: {})"
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """Every option of a clip; those that are not typed are ``None``, and the checkpoint's defaults apply."""
     add = add_prompt(parser)
-    about = "what to avoid; used by guidance only (default: a list of common faults)"
+    about = "what to avoid; used only with guidance (default: a list of common faults)"
     add("--negative-prompt", about)
     about = "let the text encoder rewrite the prompt first"
     flag(add, "--enhance-prompt", about, dest="enhance")
@@ -30,16 +32,16 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     _add_memory(group(parser, "memory"))
     _add_output(add_output(parser, "named after the prompt and the seed"))
     add = group(parser, "again")
-    about = "make the clip of a .json record, or of an .mp4 made here, again"
+    about = "reproduce the clip of a .json record, or of an .mp4 made by mlx-video"
     add("--from-record", about, type=path, metavar="FILE")
-    about = "go on from the .state.safetensors that a stopped run left"
+    about = "continue from the .state.safetensors of an interrupted run"
     add("--resume", about, type=path, metavar="FILE")
 
 
 def add_prompt(parser: argparse.ArgumentParser) -> Add:
     """--prompt and --seed; returns what adds to their group."""
     add = group(parser, "prompt")
-    about = "what to show and what to be heard; in quotes it may stand without --prompt"
+    about = "what to show and to play; a prompt in quotes needs no --prompt"
     add("--prompt -p", about)
     about = (
         "random seed; the same seed makes the same clip (default: random, and printed)"
@@ -51,11 +53,11 @@ def add_prompt(parser: argparse.ArgumentParser) -> Add:
 def _add_size(add: Add) -> None:
     add("--height -H", SIDE.format(recipes.Defaults.height), type=int)
     add("--width -W", SIDE.format(recipes.Defaults.width), type=int)
-    about = f"how many frames; LTX-2 takes 1 + a multiple of 8 (default: {recipes.Defaults.frames})"
+    about = f"number of frames; LTX-2 needs 1 + a multiple of 8 (default: {recipes.Defaults.frames})"
     add("--num-frames --frames -n", about, type=int, dest="frames")
     about = (
-        "length of the clip, rounded to a number of frames that the model can make; auto lets LTX-2.5 judge by the prompt "
-        "(default: what --num-frames says)"
+        "length of the clip, rounded to the nearest possible number of frames; auto lets LTX-2.5 choose from the prompt "
+        "(default: set by --num-frames)"
     )
     add("--duration --seconds", about, type=duration, metavar="auto|SECONDS")
     about = f"frames per second (default: {recipes.Defaults.fps:g})"
@@ -87,15 +89,27 @@ def _add_guidance(add: Add) -> None:
     video, audio = recipes.VIDEO_GUIDANCE, recipes.AUDIO_GUIDANCE
     add("--steps", f"denoising steps (default: {recipes.STEPS})", type=int)
     for name, usual, about in (
-        ("--cfg-scale", video.cfg, "away from the negative prompt; 1 is off"),
-        ("--audio-cfg-scale", audio.cfg, "the same for the audio"),
-        ("--stg-scale", video.stg, "spatiotemporal guidance; 0 is off"),
+        (
+            "--cfg-scale",
+            video.cfg,
+            "guidance strength, away from the negative prompt; 1 turns it off",
+        ),
+        ("--audio-cfg-scale", audio.cfg, "the same for sound"),
+        (
+            "--stg-scale",
+            video.stg,
+            "strength of spatiotemporal guidance; 0 turns it off",
+        ),
         (
             "--modality-scale",
             video.modality,
-            "agreement of picture and sound; 1 is off",
+            "how strongly picture and sound guide each other; 1 turns it off",
         ),
-        ("--rescale", video.rescale, "reduces contrast; 0 is off, 1 the most"),
+        (
+            "--rescale",
+            video.rescale,
+            "how much to correct the contrast after guidance, from 0 (off) to 1",
+        ),
     ):
         dest = name.strip("-").removesuffix("-scale").replace("-", "_")
         add(name, f"{about} (default: {usual:g})", type=float, dest=dest)
@@ -104,11 +118,11 @@ def _add_guidance(add: Add) -> None:
         f"transformer blocks that spatiotemporal guidance perturbs (default: {blocks})"
     )
     add("--stg-blocks", about, type=int, nargs="+", metavar="BLOCK")
-    about = "sample at half size first, then refine with the distilled LoRA"
+    about = "sample at half size, then refine at full size with the distilled LoRA"
     flag(add, "--two-stage", about)
-    about = f"two stages by the res_2s sampler, {recipes.HQ_STEPS} steps of two predictions, with some of the distilled LoRA"
+    about = f"two stages with the res_2s sampler ({recipes.HQ_STEPS} steps of two predictions each) and a weaker distilled LoRA"
     flag(add, "--hq", about)
-    about = "run the guided passes at once: faster where memory allows it; rounding differs by about 0.05 %%"
+    about = "run the guided passes as one batch: faster, but needs more memory; results differ by about 0.05 %%"
     flag(add, "--batch-guidance", about)
 
 
@@ -116,15 +130,15 @@ def _add_model(add: Add) -> None:
     about = "distilled: few steps; dev: guided, many steps"
     add("--variant", about, "distilled", choices=recipes.VARIANTS)
     about = (
-        "DFR, by the distilled LTX-2.5: generates pictures with the clip and doubles its frame rate ROUNDS times (0 to 2); "
-        "frames and rate are those before (default: off)"
+        "DFR, with the distilled LTX-2.5: generates keyframes, then doubles the frame rate ROUNDS times (0 to 2); --num-frames "
+        "and --fps describe the clip before that (default: off)"
     )
     add("--dfr", about, type=int, metavar="ROUNDS")
-    about = "IC-LoRA for the second stage of --dfr, which then looks at the clip of the first (default: none)"
+    about = "IC-LoRA for the second stage of --dfr, which then takes the first stage's clip as a reference (default: none)"
     add("--detailing-lora", about, metavar="PATH")
     add_video_vae(add)
     add("--upsampler", f"latent upsampler .safetensors {BESIDE}", metavar="PATH")
-    about = "LoRA to fuse into the transformer by STRENGTH (1 if left out); repeatable"
+    about = "LoRA to fuse into the transformer at STRENGTH (1 if not given); repeatable"
     pair = {"nargs": "+", "metavar": ("PATH", "STRENGTH")}
     add("--lora", about, (), action="append", dest="loras", **pair)
     about = f"LoRA of the two-stage refinement {BESIDE}"
@@ -132,7 +146,7 @@ def _add_model(add: Add) -> None:
 
 
 def add_video_vae(add: Add) -> None:
-    about = "video autoencoder: of LTX-2.5 conv, the convolutional one; or a file (default: the diffusion one of LTX-2.5)"
+    about = "conv for LTX-2.5's convolutional autoencoder, or a file (default: the model's own, in LTX-2.5 the diffusion one)"
     add("--video-vae", about, metavar="conv|PATH")
 
 
@@ -142,28 +156,23 @@ def add_model_files(parser: argparse.ArgumentParser, default: str | None = None)
     about = "official .safetensors, converted folder, or hub repository"
     cached = f" (default: {hub.MODEL_REPO} if it is in the hub's cache, else {DEMO})"
     add("--model --model-repo", about + ("" if default else cached), default)
-    about = (
-        "folder, file or hub repository of the Gemma that the model was trained with"
-    )
+    about = "folder, file or hub repository of the Gemma the model was trained with"
     add("--text-encoder", f"{about} {BESIDE}", metavar="PATH")
-    about = (
-        "of the weights; what reads the prompt takes bfloat16 in place of float16 (default: bfloat16 on a GPU, float32 on "
-        "a CPU)"
-    )
+    about = "dtype of the weights; with float16 the text encoder stays bfloat16 (default: bfloat16 on a GPU, float32 on a CPU)"
     add("--dtype", about, choices=DTYPES)
     return add
 
 
 def _add_memory(add: Add) -> None:
-    add_decoding(add, "decode in tiles: aggressive needs least memory", "auto")
+    add_decoding(add, "decode in tiles; aggressive needs the least memory", "auto")
     about = (
-        "bits of the transformer's and the text encoder's weights in memory: 8 takes half of it, 4 a quarter at some cost "
-        "in quality (default: as they are stored)"
+        "bits per weight of the transformer and the text encoder in memory: 8 halves it, 4 quarters it at some cost in "
+        "quality (default: as stored)"
     )
     add("--quantize", about, type=int, choices=BITS)
     about = (
-        "read the transformer's weights from the file in each step, under 3 GiB at a time: slower; guided passes share a "
-        "reading, as with --batch-guidance"
+        "read the transformer from the disk at every step, under 3 GiB at a time: slower, and guided passes run as one batch, "
+        "as with --batch-guidance"
     )
     flag(add, "--low-memory", about)
 
@@ -172,8 +181,8 @@ def add_decoding(add: Add, tiling: str, real: str | None = None) -> None:
     """--tiling, with ``tiling`` as its help, and --memory-limit."""
     add("--tiling", tiling, real, choices=MODES)
     about = (
-        "memory budget, such as 24 or 24GB; quantizes or streams weights to stay within it, or refuses (default: what the "
-        "machine has)"
+        "memory budget, such as 24 or 24GB: weights are quantized or streamed to stay within it (default: what the machine "
+        "has)"
     )
     add("--memory-limit", about, type=byte_size, metavar="GB")
 
@@ -181,21 +190,21 @@ def add_decoding(add: Add, tiling: str, real: str | None = None) -> None:
 def add_output(parser: argparse.ArgumentParser, usual: str) -> Add:
     """Where and how files are written, for every command that ends in a clip; returns what adds to the group."""
     add = group(parser, "output")
-    about = ".mp4, .mov, .webm, or without sound .gif or .webp to write, or a folder/ to write an mp4 into"
+    about = "file to write: .mp4, .mov or .webm, or .gif or .webp without sound; or a folder/"
     add("--output-path --output -o", f"{about} (default: {usual})", metavar="PATH")
-    add("--output-audio", "also write the sound here", type=path, metavar="WAV")
-    about = "also write PNG frames, into NAME_frames or the folder that is named"
+    add("--output-audio", "also write the sound to this file", type=path, metavar="WAV")
+    about = "also write the frames as PNG, into NAME_frames or this folder"
     folder = {"type": path, "metavar": "FOLDER"}
     add("--save-frames", about, nargs="?", const=True, **folder)
     for names, about in {
-        "--overwrite": "replace files that exist",
-        "--quiet": "print the path and warnings only",
-        "--verbose -v": "say more: seconds and memory of each phase, and what is logged",
-        "--json": "print one JSON object with path, seed, seconds and peak memory in place of the path",
-        "--yes -y": "open the files that a record names without asking",
+        "--overwrite": "replace existing files",
+        "--quiet": "print only warnings and the path",
+        "--verbose -v": "also print the log, and seconds and memory of each phase",
+        "--json": "print a JSON object with path, seed, seconds and peak memory instead of the path",
+        "--yes -y": "open the files that a record names, without asking",
     }.items():
         flag(add, names, about)
-    about = "write the clip even if it looks like garbage"
+    about = "write the clip even if it looks broken"
     flag(add, "--no-health-check", about, True, dest="health")
     return add
 
@@ -204,8 +213,8 @@ def _add_output(add: Add) -> None:
     about = "with or without sound (default: with, but for python -m mlx_video.generate and generate_dev)"
     add("--audio", about, action=argparse.BooleanOptionalAction)
     about = (
-        "save the state of a long sampling this often, so that --resume can continue it"
+        "how often to save the state of a long run, so that --resume can continue it"
     )
     add("--save-every", about, Options.save_every, type=seconds, metavar="SECONDS")
-    about = "show the clip while it is sampled: write JPEGs of a frame of it here"
+    about = "write a JPEG of the clip so far into this folder while it is sampled"
     add("--preview", about, type=path, metavar="FOLDER")

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """The arguments in ``words``; ``typed`` maps those that were typed to their option, ``usual`` replaces defaults.
 
-        Of a word that nothing takes, the parser speaks that the arguments hold as ``command``, if there is one.
+        A word that nothing takes is reported by the parser of the subcommand, which the arguments hold as ``command``.
         """
         args, unknown = self.parse_known_args(_renamed(words))
         command = getattr(args, "command", self)
@@ -69,12 +69,12 @@ class Parser(argparse.ArgumentParser):
         self.error(f"{what} cannot be {str(value)!r}; {hint}")
 
     def _about(self, word: str) -> str:
-        """What to say of a word that nothing takes."""
+        """The error for a word that nothing takes."""
         options = self._option_string_actions  # argparse has no public list of them
         if not word.startswith("-"):
             told = "--prompt" in options
-            hint = "a prompt comes after --prompt, in quotes" if told else "see --help"
-            return f"{word!r} belongs to no option; {hint}."
+            hint = "Put a prompt in quotes after --prompt" if told else "See --help"
+            return f"Unexpected word {word!r}. {hint}."
         flag = word.partition("=")[0]
         if flag in GONE and "--prompt" in options:
             return f"There is no option {flag} any more: {GONE[flag]}"

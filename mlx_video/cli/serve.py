@@ -20,10 +20,10 @@ NEEDED = ("fastapi", "uvicorn", "multipart")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group(parser, "address")
-    about = "address to listen on; other than loopback needs a key"
+    about = "address to listen on; any but loopback needs a key"
     add("--host", about, server.LOOPBACK[0], metavar="ADDRESS")
     add("--port", "port to listen on", server.PORT, type=int)
-    add("--api-key", "key that everybody must send (default: none)")
+    add("--api-key", "key that every client must send (default: none)")
     about = "file that holds the key (default: none)"
     add("--api-key-file", about, metavar="FILE")
     _add_models(group(parser, "models"))
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     share = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     about = "folder for clips and the queue"
     add("--data", about, f"{share}/mlx-video", metavar="FOLDER")
-    about = "space that clips may take (default: 20GB)"
+    about = "space for clips on the disk (default: 20GB)"
     add("--disk-budget", about, type=byte_size, metavar="GB")
-    add("--queue", "clips that may wait", 32, type=int, metavar="N")
+    add("--queue", "number of clips that may wait", 32, type=int, metavar="N")
 
 
 def _add_models(add: Add) -> None:
@@ -52,9 +52,9 @@ def _add_running(add: Add) -> None:
     add("--memory-limit", about, type=byte_size, metavar="GB")
     about = "keep models loaded between clips, where memory allows it (default: --keep)"
     add("--keep", about, True, action=argparse.BooleanOptionalAction)
-    about = "free what is kept after so long without a clip"
+    about = "unload models after this many seconds without a clip"
     add("--idle", about, 600, type=seconds, metavar="SECONDS")
-    about = "do not show clips while they are made"
+    about = "do not show clips while they are sampled"
     flag(add, "--no-preview", about, True, dest="previews")
 
 
