@@ -3,8 +3,6 @@
 The path is every recipe's; only the sampling differs.
 """
 
-from typing import Generator
-
 import mlx.core as mx
 
 from mlx_video import lora
@@ -15,12 +13,11 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.conditions import Place, generated_keyframes, reference
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
-from mlx_video.pipeline import Made, Pipeline, Reached, Sampling, steps
-from mlx_video.previews import Preview
+from mlx_video.pipeline import Made, Pipeline, Sampling, Working, steps
 from mlx_video.recipes import Recipe, finished
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import Guidance, guided
-from mlx_video.types import AV, PromptEmbeddings, Step, VideoPixelShape
+from mlx_video.types import AV, VideoPixelShape
 
 SMALLER = 2  # times fewer pixels a side has the clip that the second stage looks at
 
@@ -70,23 +67,19 @@ class FidelityPipeline(Pipeline):
         clip = finished(self.recipe.staged(request.shape), number)
         return clip._replace(frames=tile.frames, fps=min(clip.fps, dfr.MAX_FPS))
 
-    def _sample(
-        self,
-        request: Request,
-        embeddings: PromptEmbeddings,
-        conditions: list,
-        start: Reached | None,
-    ) -> Generator[Step | Preview | Reached, None, AV[mx.array]]:
+    def _sample(self, sampling: Sampling) -> Working[AV[mx.array]]:
         """Walk the stages and the rounds, and cut the canvas to the clip."""
-        made = yield from super()._sample(request, embeddings, conditions, start)
-        geometry, sound = self.components.geometry, made.audio
+        made = yield from super()._sample(sampling)
+        geometry, shape, sound = (
+            self.components.geometry,
+            sampling.request.shape,
+            made.audio,
+        )
         if sound is not None:
-            sound = sound[:, :, : geometry.audio_frames(request.shape)]
-        return AV(made.video[:, :, : geometry.latents(request.shape).frames], sound)
+            sound = sound[:, :, : geometry.audio_frames(shape)]
+        return AV(made.video[:, :, : geometry.latents(shape).frames], sound)
 
-    def _stage(
-        self, sampling: Sampling, number: int, before: Made
-    ) -> Generator[Step | Preview | Reached, None, Made]:
+    def _stage(self, sampling: Sampling, number: int, before: Made) -> Working[Made]:
         """The clip on its canvas with its pictures, at the size of a stage, and its sound; or a round."""
         if number >= len(self.recipe.stages):
             return (yield from self._round(sampling, number, before))
@@ -103,17 +96,15 @@ class FidelityPipeline(Pipeline):
                 factor = adapter.reference_downscale(SMALLER)
                 seen = [reference(before.latents.video, place, downscale=factor)]
         slots = generated_keyframes(frames, size, place, stack)
-        given = [*sampling.conditions[number], AV([slots, *seen])]
+        before, more = before._replace(latents=latents), [AV([slots, *seen])]
         # A run cannot go on from here without the smaller clip.
         made, states = yield from self._sampled(
-            sampling, number, latents, given, before.sound, resumes=not seen
+            sampling, number, before, more, resumes=not seen
         )
         pictures = dfr.generated_pictures(states.video, frames, size)
         return made._replace(pictures=pictures)
 
-    def _round(
-        self, sampling: Sampling, number: int, before: Made
-    ) -> Generator[Step, None, Made]:
+    def _round(self, sampling: Sampling, number: int, before: Made) -> Working[Made]:
         """Double the frame rate: upsample in time, then refine each tile between its pictures."""
         geometry, stage = self.components.geometry, self.recipe.walk[number]
         denoise = guided(sampling.predict, sampling.embeddings, AV(Guidance()))

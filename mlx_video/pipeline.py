@@ -4,7 +4,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import groupby
-from typing import Generator, Iterator, Mapping, NamedTuple
+from typing import Generator, Iterator, Mapping, NamedTuple, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -30,6 +30,7 @@ from mlx_video.sampling.guidance import Predict, guided, may_start
 from mlx_video.sampling.samplers import Denoise
 from mlx_video.types import AV, Clip, PromptEmbeddings, Sample, Step, Waveform
 
+X = TypeVar("X")
 Conditions = list[AV[list[Condition]]]
 
 
@@ -71,15 +72,18 @@ class Made(NamedTuple):
     pictures: Mapping[int, mx.array] = {}
 
 
+Working = Generator[Step | Preview | Reached, None, X]  # yields progress, returns an X
+
+
 class Sampling(NamedTuple):
-    """What each stage of a run is sampled with; ``conditions`` are of each stage, ``start`` is where the run goes on."""
+    """What a run is sampled with: ``conditions`` of each stage, where it goes on, and the transformer while it is lent."""
 
     request: Request
     embeddings: PromptEmbeddings
     conditions: list[Conditions]
-    start: Reached | None
-    predict: Predict
-    previews: Previews
+    start: Reached | None = None
+    predict: Predict | None = None
+    previews: Previews | None = None
 
 
 @dataclass(eq=False)
@@ -136,7 +140,8 @@ class Pipeline:
         self.check(request)
         embeddings, prompt = yield from self._encode_prompt(request)
         conditions = yield from self._encode_inputs(request)
-        latents = yield from self._sample(request, embeddings, conditions, start)
+        sampling = Sampling(request, embeddings, conditions, start)
+        latents = yield from self._sample(sampling)
         yield Sample(latents, prompt)
 
     def timed(self, request: Request) -> Generator[Step, None, Request]:
@@ -216,9 +221,7 @@ class Pipeline:
 
     # Phases, in the order of the path. Each generator yields its Steps and returns what it made.
 
-    def _encode_prompt(
-        self, request: Request
-    ) -> Generator[Step, None, tuple[PromptEmbeddings, str]]:
+    def _encode_prompt(self, request: Request) -> Working[tuple[PromptEmbeddings, str]]:
         yield Step("load text encoder", 0, 1)
         with self.components.lend("text_encoder") as encoder:
             yield Step("load text encoder", 1, 1)
@@ -245,9 +248,7 @@ class Pipeline:
         enhance = enhance_i2v if pictures else enhance_t2v
         return enhance(encoder, request.prompt, seed=request.seed)
 
-    def _encode_inputs(
-        self, request: Request
-    ) -> Generator[Step, None, list[Conditions]]:
+    def _encode_inputs(self, request: Request) -> Working[list[Conditions]]:
         """The conditions that the inputs set on each stage."""
         count, conditions = len(self.recipe.walk), []
         if request.inputs:
@@ -269,14 +270,9 @@ class Pipeline:
         taken = taken_by(request.inputs, number)
         return [given.encode(parts, shape) for given in taken]
 
-    def _sample(
-        self,
-        request: Request,
-        embeddings: PromptEmbeddings,
-        conditions: list[Conditions],
-        start: Reached | None,
-    ) -> Generator[Step | Preview | Reached, None, AV[mx.array]]:
+    def _sample(self, sampling: Sampling) -> Working[AV[mx.array]]:
         """Walk the stages; neighbours that use the same weights share one load of the transformer."""
+        request, start = sampling.request, sampling.start
         stages = list(enumerate(self.recipe.walk))[start.stage if start else 0 :]
         made = Made(sound=start.sound if start else None)
         for loras, group in groupby(stages, key=lambda item: item[1].loras):
@@ -288,41 +284,37 @@ class Pipeline:
                 ) as previews,
             ):
                 yield Step("load transformer", 1, 1)
-                sampling = Sampling(
-                    request, embeddings, conditions, start, predict, previews
-                )
+                lent = sampling._replace(predict=predict, previews=previews)
                 for number, _ in group:
-                    made = yield from self._stage(sampling, number, made)
+                    made = yield from self._stage(lent, number, made)
         return AV(made.latents.video, made.sound)
 
-    def _stage(
-        self, sampling: Sampling, number: int, before: Made
-    ) -> Generator[Step | Preview | Reached, None, Made]:
+    def _stage(self, sampling: Sampling, number: int, before: Made) -> Working[Made]:
         """Stage ``number``, from the upsampled latents of the one before."""
-        latents = before.latents
-        if latents.video is not None:
-            latents = yield from self._upsample(latents, self.recipe.stages[number])
-        conditions = sampling.conditions[number]
-        made, _ = yield from self._sampled(
-            sampling, number, latents, conditions, before.sound
-        )
+        if before.latents.video is not None:
+            stage = self.recipe.stages[number]
+            latents = yield from self._upsample(before.latents, stage)
+            before = before._replace(latents=latents)
+        made, _ = yield from self._sampled(sampling, number, before)
         return made
 
     def _sampled(
         self,
         sampling: Sampling,
         number: int,
-        latents: AV[mx.array],
-        conditions: Conditions,
-        sound: mx.array | None,
+        before: Made,
+        more: Conditions = [],
         resumes: bool = True,
-    ) -> Generator[Step | Preview | Reached, None, tuple[Made, AV[LatentState]]]:
-        """What stage ``number`` makes of ``latents``, and its last states; ``resumes``: whether a run can go on within it."""
-        geometry = self.components.geometry
-        shape = self.recipe.shape(sampling.request.shape, number)
-        states = initial_states(
-            shape, geometry, latents, conditions, sampling.request.audio
-        )
+    ) -> Working[tuple[Made, AV[LatentState]]]:
+        """What stage ``number`` makes of ``before``, upsampled, and its last states.
+
+        more     conditions beside those of the inputs
+        resumes  whether a run can go on within the stage
+        """
+        geometry, request = self.components.geometry, sampling.request
+        shape, sound = self.recipe.shape(request.shape, number), before.sound
+        given = [*sampling.conditions[number], *more]
+        states = initial_states(shape, geometry, before.latents, given, request.audio)
         sampling.previews.begin(number, geometry.latents(shape))
         states = yield from self._denoise(sampling, number, states, sound, resumes)
         latents = unpatchify(states, shape, geometry)
@@ -338,7 +330,7 @@ class Pipeline:
         states: AV[LatentState],
         sound: mx.array | None,
         resumes: bool,
-    ) -> Generator[Step | Preview | Reached, None, AV[LatentState]]:
+    ) -> Working[AV[LatentState]]:
         """The states after the last step of stage ``number``, from ``states`` before the noise."""
         request, embeddings, _, start, predict, previews = sampling
         stage, name, done = self.recipe.stages[number], f"stage {number + 1}", 0
@@ -364,9 +356,7 @@ class Pipeline:
         """The random key of stage ``number``."""
         return mx.random.split(mx.random.key(seed), len(self.recipe.stages))[number]
 
-    def _upsample(
-        self, latents: AV[mx.array], stage: Stage
-    ) -> Generator[Step, None, AV[mx.array]]:
+    def _upsample(self, latents: AV[mx.array], stage: Stage) -> Working[AV[mx.array]]:
         """The video as large as ``stage`` wants it, by default twice the rows and columns; the sound goes on as it is."""
         yield Step("upsample", 0, 1)
         with (
