@@ -29,9 +29,9 @@ from dit_forward import (
 from mlx.utils import tree_map, tree_map_with_path
 
 from mlx_video.backend import suit_cpu
-from mlx_video.checkpoint import Files
 from mlx_video.models.ltx import attention
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.weights import KEPT_PRECISION

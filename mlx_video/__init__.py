@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AV": "types",
     "Clip": "types",
-    "Files": "checkpoint",
+    "Files": "models.ltx.files",
     "Image": "inputs",
     "LTXPipeline": "api",
     "Options": "run",

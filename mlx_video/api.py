@@ -20,11 +20,11 @@ from typing import Callable, Generator, Iterable, Iterator, TypeVar
 
 import numpy as np
 
-from mlx_video.checkpoint import Files, resolve_model
 from mlx_video.disk import check_free
 from mlx_video.errors import UserError
 from mlx_video.events import Event, Warned
 from mlx_video.inputs import Image, Input, as_input
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output, clip_path
 from mlx_video.pipeline import Request
@@ -33,7 +33,7 @@ from mlx_video.recipes import Defaults, Recipe
 from mlx_video.record import Job
 from mlx_video.run import Options, Sampled, sample, write
 from mlx_video.types import Clip, Sample, Step, Waveform
-from mlx_video.wishes import Wishes
+from mlx_video.wishes import Wishes, resolve_model
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ def load(
         if not isinstance(value, kind | None):
             name = kind.__name__
             raise UserError(f"{name.lower()} must be of type {name}; got {value!r}.")
-    files = (files or Files(model)).resolved()
-    files, defaults = resolve_model(files, recipe.variant if recipe else variant)
+    chosen = recipe.variant if recipe else variant
+    files, defaults = resolve_model(files or Files(model), chosen)
     return LTXPipeline(files, recipe or defaults.recipe(variant), defaults, options)
 
 

@@ -13,14 +13,14 @@ import mlx_video
 from mlx_video import plan as plans
 from mlx_video import weights
 from mlx_video.backend import blas_threads
-from mlx_video.checkpoint import Files, model_of, open_components
 from mlx_video.disk import file_size, read_small, short
 from mlx_video.errors import UserError, check_text
 from mlx_video.fidelity import pipeline_for
 from mlx_video.formats.safetensors import clip
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
-from mlx_video.models.ltx.find import find_geometry
+from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.find import find_geometry, model_of
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
 
@@ -67,7 +67,11 @@ class Job:
         needs = self.request.needs(self.recipe)
         if sampled:
             needs = [name for name in needs if name in DECODERS]
-        return open_components(self.files, self.recipe, needs, announce)
+        files, variant = (
+            replace(self.files, model=model_of(self.files)),
+            self.recipe.variant,
+        )
+        return Components.open(files, variant=variant, needs=needs, announce=announce)
 
     def plan(
         self,

@@ -3,20 +3,24 @@
 import logging
 import secrets
 from dataclasses import dataclass, fields, replace
-from typing import Iterator
+from typing import Callable, Iterator
 
 from mlx_video import recipes
-from mlx_video.checkpoint import Files, Say, geometry_of, resolve_model
+from mlx_video.errors import UserError
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.duration import nearest_frames
+from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.find import find_defaults, find_geometry, model_of
+from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.recipes import Defaults, Recipe
 from mlx_video.record import Job
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import Guidance
-from mlx_video.types import AV
+from mlx_video.types import AV, Geometry
 
 log = logging.getLogger(__name__)
 
+Say = Callable[[object], None]
 AUTO = "auto"
 FAR = 1.25  # times the rate that a model learned
 DEV_MODEL = "the dev model (--variant dev, or python -m mlx_video.generate_dev)"
@@ -65,7 +69,7 @@ class Wishes:
 
         Raises ``UserError`` where there is no such model.
         """
-        files, usual = resolve_model(files.resolved(), self.variant, say)
+        files, usual = resolve_model(files, self.variant, say)
         wishes = replace(self, frames=self._frames(files, usual, warn))
         recipe, request = wishes.recipe(usual, files), wishes.request(usual)
         if self.fps is not None and not 1 / FAR <= self.fps / usual.fps <= FAR:
@@ -98,7 +102,7 @@ class Wishes:
             detailing = recipes.DETAILING * bool(files.detailing_lora)
             return recipes.fidelity(self.dfr, detailing)
         if self.hq:
-            half = geometry_of(files, "dev").latents(wanted.shape.scaled(0.5))
+            half = _geometry(files, "dev").latents(wanted.shape.scaled(0.5))
             said = {name: getattr(self, name) for name in ("steps", *STRENGTHS)}
             said = {name: value for name, value in said.items() if value is not None}
             return wanted.hq(half.tokens, **said)
@@ -124,7 +128,7 @@ class Wishes:
 
     def _frames(self, files: Files, usual: Defaults, warn: Say) -> int | None:
         """The frames that last as long as ``duration``; the dev model's are rounded, as scripts for it expect."""
-        step = geometry_of(files, self.variant).video.time
+        step = _geometry(files, self.variant).video.time
         if self.duration not in (None, AUTO):
             return nearest_frames(self.duration, self.fps or usual.fps, step)
         if self.variant != "dev" or self.frames is None or self.frames < 1:
@@ -133,3 +137,24 @@ class Wishes:
         if nearest != self.frames:
             warn(f"{self.frames} frames are none of 1 + {step}k; making {nearest}.")
         return nearest
+
+
+def resolve_model(
+    files: Files, variant: str, say: Say = log.warning
+) -> tuple[Files, Defaults]:
+    """``files`` by their full paths with a model named, and that model's defaults.
+
+    ``say`` is told when the demo model is used because none was named, and what is about to be downloaded.
+    """
+    model = model_of(files := files.resolved(), say)
+    stated = find_defaults(model, variant, say)
+    try:
+        defaults = Defaults.from_dict(stated)
+    except UserError as error:
+        raise UserError(f"{model}: {error}") from None
+    return replace(files, model=model), defaults
+
+
+def _geometry(files: Files, variant: str) -> Geometry:
+    """The model's, as far as it is known before anything is fetched; else LTX-2's."""
+    return find_geometry(files.model, variant) or LTX_2.geometry

@@ -19,13 +19,13 @@ from typing import Callable, Iterator, NamedTuple
 
 import mlx.core as mx
 
-from mlx_video.checkpoint import Files
 from mlx_video.cli import BAD_INPUT, BAD_OUTPUT, main
 from mlx_video.errors import UserError
 from mlx_video.formats import gguf
 from mlx_video.formats.quantized import read_dense
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.pictures import read_picture
 from mlx_video.pipeline import Request

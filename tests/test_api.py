@@ -13,10 +13,10 @@ from PIL import Image as Picture
 import mlx_video
 from mlx_video import cli, media, recipes
 from mlx_video.api import LTXPipeline
-from mlx_video.checkpoint import Files
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image, Keyframes
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.files import Files
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import Options

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from mlx_video import hub, recipes
-from mlx_video.checkpoint import Files
 from mlx_video.cli.job import job_from
 from mlx_video.cli.options import add_generate
 from mlx_video.cli.parser import Parser, group
 from mlx_video.inputs import Image
 from mlx_video.models.ltx import find
+from mlx_video.models.ltx.files import Files
 
 FILES = Files(hub.MODEL_REPO)
 

@@ -20,7 +20,6 @@ from huggingface_hub import constants
 
 import mlx_video
 from mlx_video import cli, generate, generate_av, generate_dev, hub, recipes
-from mlx_video.checkpoint import Files
 from mlx_video.cli import commands
 from mlx_video.convert import convert
 from mlx_video.errors import MissingFileError
@@ -28,6 +27,7 @@ from mlx_video.events import Event, Planned, Written
 from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.models.ltx.layouts import MAX_TOKENS, identify
 from mlx_video.plan import Footprint, Phase

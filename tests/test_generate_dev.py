@@ -10,9 +10,9 @@ import mlx_video.generate
 import mlx_video.generate_av
 import mlx_video.generate_dev
 from mlx_video import recipes
-from mlx_video.checkpoint import Files
 from mlx_video.inputs import Image
 from mlx_video.models.ltx import find
+from mlx_video.models.ltx.files import Files
 from mlx_video.output import Output
 from mlx_video.types import AV
 

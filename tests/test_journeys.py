@@ -26,10 +26,10 @@ from mlx_video import (
     media,
     recipes,
 )
-from mlx_video.checkpoint import Files, open_components
 from mlx_video.cli import commands
 from mlx_video.inputs import Image as Picture
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.offload import BlockStream
 from mlx_video.pictures import read_picture
 from mlx_video.pipeline import Request
@@ -182,7 +182,7 @@ def test_an_image_is_kept(model, picture):
     images = (Picture(str(picture)),)
     pipeline = mlx_video.load(str(model))
     *_, sample, clip = pipeline.stream(Request("a ball", shape, inputs=images))
-    components = open_components(pipeline.files, pipeline.recipe, ["video_encoder"])
+    components = Components.open(pipeline.files, needs=["video_encoder"])
     with components.lend("video_encoder") as encoder:
         image = encoder(read_picture(picture).fitted(64, 128, 33))
         assert error(sample.latents.video[:, :, :1], image) < 1e-5

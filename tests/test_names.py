@@ -11,7 +11,6 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video import cli, generate, generate_dev, names
-from mlx_video.checkpoint import Files
 from mlx_video.cli import commands
 from mlx_video.conditioning import VideoConditionByLatentIndex, apply_conditioning
 from mlx_video.conditioning.latent import LatentState
@@ -20,6 +19,7 @@ from mlx_video.errors import UserError
 from mlx_video.events import Planned, Written
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.rope import precompute_freqs_cis
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder, load_vae_encoder

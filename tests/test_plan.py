@@ -13,12 +13,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video import cli, postprocess, recipes, weights
-from mlx_video.checkpoint import Files
 from mlx_video.events import Planned, Took
 from mlx_video.inputs import COMPRESSED, Image
 from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import PACKAGED
 from mlx_video.models.ltx.fitted import CPU, FLOAT32, GPU, QUEUED, QUEUED_FINER
 from mlx_video.models.ltx.gemma import Gemma3

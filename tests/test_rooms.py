@@ -17,7 +17,7 @@ FLOORS = [
     {"types", "backend", "linear", "exponentials", "errors", "disk", "tensor_names"},
     {"weights", "formats", "verify", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "pictures", "stills", "postprocess", "health"},
-    {"recipes", "plan", "checkpoint", "inputs", "request"},
+    {"recipes", "plan", "inputs", "request"},
     {"pipeline", "fidelity", "previews"},
     {"record", "wishes", "output", "events", "kept", "run"},
     {"serve", "api", "check"},

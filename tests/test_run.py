@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from mlx_video import disk, hub, kept, recipes
-from mlx_video.checkpoint import Files
 from mlx_video.errors import UserError
 from mlx_video.events import Fused, Planned, Saved, Took, Warned, Written
 from mlx_video.inputs import Image
+from mlx_video.models.ltx.files import Files
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.record import Job

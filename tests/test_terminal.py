@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 
 from mlx_video import cli, hub, recipes
-from mlx_video.checkpoint import Files
 from mlx_video.cli import commands, consent, progress, terminal
 from mlx_video.cli.job import options_from, output_from
 from mlx_video.cli.progress import Progress
@@ -21,6 +20,7 @@ from mlx_video.errors import UserError
 from mlx_video.events import Fused, Planned, Saved, Took, Warned, Written
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
+from mlx_video.models.ltx.files import Files
 from mlx_video.output import Output, named_after
 from mlx_video.pipeline import Request
 from mlx_video.plan import Phase

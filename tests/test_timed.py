@@ -9,12 +9,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video import cli, recipes
-from mlx_video.checkpoint import Files
 from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.events import Planned
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead, nearest_frames
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.releases import LTX_2_5
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Request

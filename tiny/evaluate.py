@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image as Picture
 
 from mlx_video import Image, Pipeline, Request, VideoPixelShape
-from mlx_video.checkpoint import Files, open_components, resolve_model
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.postprocess import to_uint8
 from mlx_video.types import Waveform
+from mlx_video.wishes import resolve_model
 from tiny import detectors, world
 from tiny.contact_sheet import sheet
 from tiny.detectors import Seen
@@ -178,7 +179,8 @@ def opened(
     """A pipeline whose parts can be had too; it makes clips that look like garbage as well."""
     files, defaults = resolve_model(Files(model), variant)
     recipe = defaults.given(steps=steps).recipe(variant)
-    return Pipeline(open_components(files, recipe, recipe.needs), recipe, health=False)
+    components = Components.open(files, variant=variant, needs=recipe.needs)
+    return Pipeline(components, recipe, health=False)
 
 
 def maker(pipeline: Pipeline, shape: VideoPixelShape) -> Make:

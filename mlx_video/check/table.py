@@ -16,7 +16,6 @@ from mlx.utils import tree_map
 
 from mlx_video.api import load
 from mlx_video.check import Check
-from mlx_video.checkpoint import Files
 from mlx_video.formats import gguf, quantized
 from mlx_video.linear import Linear, QuantizedLinear, dense_weight
 from mlx_video.models.ltx import upsampler
@@ -25,6 +24,7 @@ from mlx_video.models.ltx.attention import Attention, attention_bias, gelu
 from mlx_video.models.ltx.audio_vae import bigvgan, resnet, signal
 from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
 from mlx_video.models.ltx.config import LTXRopeType
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.models.ltx.residency import default_dtype
 from mlx_video.models.ltx.rope import norm_rotate, precompute_freqs_cis

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Callable, Iterator, Mapping, Sequence
 
 from mlx_video import __version__
-from mlx_video.checkpoint import open_components
 from mlx_video.cli import check as checking
 from mlx_video.cli import convert as converting
 from mlx_video.cli import options
@@ -29,11 +28,12 @@ from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.catalog import catalog, entry
+from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.find import DEMO
 from mlx_video.models.ltx.standins import stood_in
 from mlx_video.previews import Preview
-from mlx_video.recipes import SEED, distilled
+from mlx_video.recipes import SEED
 from mlx_video.record import Job
 from mlx_video.run import finish
 from mlx_video.run import run as run_job
@@ -187,9 +187,8 @@ def enhance(args: argparse.Namespace) -> None:
 
     rewrite = enhance_i2v if args.image else enhance_t2v
     stream = partial(tell, end="") if sys.stdout and sys.stdout.isatty() else None
-    components = open_components(
-        files_from(args), distilled(), ["text_encoder"], Downloads()
-    )
+    needs = {"variant": "distilled", "needs": ["text_encoder"]}
+    components = Components.open(files_from(args), **needs, announce=Downloads())
     seed = SEED if args.seed is None else args.seed
     with components.lend("text_encoder") as encoder:
         text = rewrite(encoder, args.prompt, seed=seed, on_text=stream)

@@ -7,13 +7,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Sequence
 
-from mlx_video.checkpoint import Files
 from mlx_video.cli.progress import Downloads
 from mlx_video.errors import UserError
 from mlx_video.events import Warned
 from mlx_video.inputs import Input
 from mlx_video.kept import recalled
-from mlx_video.models.ltx.files import BESIDE
+from mlx_video.models.ltx.files import BESIDE, Files
 from mlx_video.output import Output, clip_path
 from mlx_video.record import Job
 from mlx_video.run import Options

@@ -26,11 +26,11 @@ from functools import partial
 from pathlib import Path
 from typing import Iterator, Mapping
 
-from mlx_video.checkpoint import Files, Say
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.shelf import Shelf
 from mlx_video.output import Output
 from mlx_video.previews import Preview
@@ -39,7 +39,7 @@ from mlx_video.run import Options, finish, run
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
 from mlx_video.stills import save_still, save_stills
 from mlx_video.types import Step
-from mlx_video.wishes import Wishes
+from mlx_video.wishes import Say, Wishes
 
 log = logging.getLogger(__name__)
 

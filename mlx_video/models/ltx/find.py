@@ -84,6 +84,13 @@ def named(model: str | Path) -> str | Path:
     return NAMES.get(typed, model)
 
 
+def model_of(files: Files, tell: Callable[[str], None] = log.warning) -> str:
+    """The model that ``files`` names; else LTX-2 if they name files for it, else the default model."""
+    others = files.text_encoder, files.upsampler, files.loras, files.distilled_lora
+    usual = hub.MODEL_REPO if any(others) else None
+    return str(named(files.model or usual or default_model(tell)))
+
+
 def located(model: str | Path) -> Path:
     """``model`` as a path, if it is not a hub repository; the demo model's name stands for its folder."""
     return PACKAGED if str(model) == DEMO else typed_path(model)

@@ -9,9 +9,9 @@ import pytest
 from huggingface_hub import constants
 
 from mlx_video import cli, hub
-from mlx_video.checkpoint import Files
 from mlx_video.formats.safetensors import read_header
 from mlx_video.models.ltx import fitted, standins
+from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.releases import RELEASES
 from mlx_video.models.ltx.standins import headers, stood_in
 from tests import published
