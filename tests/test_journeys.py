@@ -347,6 +347,22 @@ def test_a_prompt_may_be_one_word(word):
     assert commands.main_parser().read(["plan", word]).prompt == word
 
 
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ([""], "The prompt is empty"),
+        (["sunset"], "Or is it a prompt? `mlx-video generate sunset`."),
+        (["infoo"], "did you mean info?"),
+        (["a red ball", "--hight", "64"], "no option --hight; did you mean --height?"),
+        (["a red ball", "--stream"], "no option --stream any more: every clip"),
+        (["a red ball", "late"], "'a red ball' belongs to no option"),
+    ],
+)
+def test_words_that_make_no_prompt_are_answered(words, sentence, capsys):
+    assert cli.main(words) == 2
+    assert sentence in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words, told", [("help", "COMMAND"), ("help plan", "--prompt"), ("version", "BLAS")])  # fmt: skip
 def test_help_and_version_are_commands_too(words, told, capsys):
     with pytest.raises(SystemExit, match="0"):

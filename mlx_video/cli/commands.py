@@ -39,7 +39,10 @@ from mlx_video.run import finish
 from mlx_video.run import run as run_job
 from mlx_video.verify import verify
 
-DESCRIPTION = "Make video with sound from a sentence, with LTX-2, on your own machine."
+DESCRIPTION = (
+    "Make video with sound from a sentence, with LTX-2, on your own machine. "
+    'mlx-video "a prompt" is short for mlx-video generate --prompt "a prompt".'
+)
 
 
 def run(words: Sequence[str], usual: Mapping[str, object] = {}) -> None:
@@ -57,7 +60,9 @@ def meant(words: Sequence[str]) -> Sequence[str]:
             return [*command, "--help"]
         case ["version"]:
             return ["--version"]
-        case [first, *_] if " " in first or re.match("-(?!h$|-help$|-version$)", first):
+        case [first, *_] if (
+            not first or " " in first or re.match("-(?!h$|-help$|-version$)", first)
+        ):
             return ["generate", *words]
     return words
 

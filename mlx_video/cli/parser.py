@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
         if getattr(args, "prompt", "") is None and [*map(_says, unknown)] == [True]:
             args.prompt = unknown.pop()
         if unknown:
-            command.error(command._about(unknown[0]))
+            options = [word for word in unknown if word.startswith("-")]
+            command.error(command._about([*options, *unknown][0]))
         args.typed = {}
         for action in command._actions:
             if getattr(args, action.dest, None) is not None and action.option_strings:
@@ -62,9 +63,13 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         choices = list(map(str, action.choices))
-        hint = _hint(str(value), choices, f"choose from {', '.join(choices)}.")
+        otherwise = f"choose from {', '.join(choices)}."
         if isinstance(action, argparse._SubParsersAction):
-            self.error(f"There is no command {str(value)!r}; {hint}")
+            if _says(value):
+                otherwise += f" Or is it a prompt? `mlx-video generate {value}`."
+            hint = _hint(value, choices, otherwise)
+            self.error(f"There is no command {value!r}; {hint}")
+        hint = _hint(str(value), choices, otherwise)
         what = [*action.option_strings, action.dest][0]
         self.error(f"{what} cannot be {str(value)!r}; {hint}")
 
@@ -105,7 +110,7 @@ def flag(add: Add, names: str, about: str, real: bool = False, **how) -> None:
 
 def _says(word: str) -> bool:
     """Whether a word that stands alone may be a prompt: a sentence in quotes or a plain word, no option, number or file."""
-    return not word.startswith("-") and (" " in word or word.isalpha())
+    return word[:1] != "-" and (" " in word or word.isalpha() or not word)
 
 
 def _renamed(words: Sequence[str]) -> list[str]:

@@ -21,7 +21,9 @@ def byte_size(word: str) -> float:
     except (TypeError, ValueError):
         size = 0
     if not 0 < size < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, such as 24GB; got {word}")
+        raise argparse.ArgumentTypeError(
+            f"must be an amount of memory above 0, such as 24GB; got {word}"
+        )
     return size
 
 
