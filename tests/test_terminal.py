@@ -3,10 +3,13 @@
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -172,6 +175,23 @@ def test_what_is_left_of_a_phase_that_was_not_planned_is_its_own(clock, capsys):
     assert capsys.readouterr().err == "decode video: 10 %, about 45 s left\n"
 
 
+def test_frames_that_come_in_bursts_do_not_deceive(monkeypatch, capsys):
+    """The pace is told from one piece of the clip to the next, and not at all while there is but one."""
+    times = [0.0]
+    for frame in range(1, 33):  # pieces of 8 frames, each after 9 s, its frames at once
+        times.append(times[-1] + (9.0 if frame % 8 == 1 else 0.1))
+    ticks = SimpleNamespace(perf_counter=iter(times).__next__)
+    monkeypatch.setattr(progress, "time", ticks)
+    shown(*[Step("decode video", n, 32) for n in range(33)])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:4] == [
+        "decode video: 12 %",
+        "decode video: 21 %",
+        "decode video: 31 %, about 27 s left",  # 22 frames at 9.7 s for 8
+        "decode video: 40 %, about 23 s left",
+    ]
+
+
 def test_a_short_phase_has_one_line(clock, capsys):
     clock.seconds = 0.05
     shown(PLANNED, *[Step("stage 1", n, 40) for n in range(41)])
@@ -207,6 +227,20 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left(monkeypatch):
     shown(PLANNED, *steps, Took("decode video", 1.0, 10**8), WRITTEN)
     assert "decode video" in screen.getvalue() and "9/9" in screen.getvalue()
     assert "left" in screen.getvalue()
+    last = screen.getvalue().split("\r")[-1]
+    assert last.startswith("decode video      ") and "left" not in last
+
+
+def test_a_narrow_terminal_has_the_time_in_place_of_a_bar(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    columns = os.terminal_size((40, 20))
+    monkeypatch.setattr(progress.os, "get_terminal_size", lambda _: columns)
+    shown(PLANNED, *[Step("load text encoder", n, 400) for n in range(100)])
+    drawn = screen.getvalue().splitlines()[-1].split("\r")
+    assert re.match(r"load text encoder \d+/400", drawn[-1])
+    shown(*[Step("stage 1", n, 40) for n in range(20)])
+    assert re.search(r"\rstage 1 19/40, about \d+ s left", screen.getvalue())
 
 
 def test_json_is_one_object(monkeypatch, capsys):
@@ -403,13 +437,47 @@ def test_bash_completes(tmp_path):
     asked = (
         "COMP_WORDS=(mlx-video {}); COMP_CWORD={}; _mlx_video; echo ${{COMPREPLY[@]}}"
     )
-    for words, at, found in (("gen", 1, "generate"), ("decode --til", 2, "--tiling")):
+    for words, at, found in (
+        ("gen", 1, "generate"),
+        ("decode --til", 2, "--tiling"),
+        ("generate --tiling agg", 3, "aggressive"),
+        ("completion zs", 2, "zsh"),
+        ("generate --image pyproject.t", 3, "pyproject.toml"),
+        ("generate --lora --pro", 3, ""),  # a file, not an option
+    ):
         done = subprocess.run(
             ["bash", "-c", f"{script}\n{asked.format(words, at)}"],
             capture_output=True,
             text=True,
+            cwd=ROOT,
         )
         assert done.stdout.strip() == found, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shell, asked, found",
+    [
+        ("fish", "complete -C 'mlx-video ge'", "generate"),
+        ("fish", "complete -C 'mlx-video generate --tiling agg'", "aggressive"),
+        ("fish", "complete -C 'mlx-video completion z'", "zsh"),
+        ("zsh", "echo $_comps[mlx-video]", "_mlx_video"),
+    ],
+)
+def test_other_shells_load_what_is_written_for_them(shell, asked, found, tmp_path):
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not here")
+    with redirect_stdout(io.StringIO()) as script:
+        assert cli.main(["completion", shell]) == 0
+    (tmp_path / "script").write_text(script.getvalue(), encoding="utf-8")
+    plain = ["--no-config"] if shell == "fish" else ["-f"]
+    done = subprocess.run(
+        [shell, *plain, "-c", f"source {tmp_path}/script; {asked}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert found in done.stdout and done.stderr == ""
 
 
 def test_the_version_names_what_runs(capsys):

@@ -1,5 +1,6 @@
 """What a person sees while waiting: the terminal listens to the events of a run. All of it goes to stderr."""
 
+import os
 import time
 
 from mlx_video.cli.terminal import harmless, say, watched
@@ -18,7 +19,8 @@ from mlx_video.hub import Download, Plan
 from mlx_video.plan import describe
 from mlx_video.types import Step
 
-BAR = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}{postfix}"
+BAR = "{desc:<18} {bar:24} {n_fmt}/{total_fmt} {elapsed}{postfix}"
+NARROW = "{desc} {n_fmt}/{total_fmt}{postfix}"  # on a terminal of under 64 columns
 TENTHS = 10  # lines of a phase where there is no terminal ...
 WORTH_A_LINE = 2.0  # ... once it has taken so many seconds
 
@@ -70,9 +72,10 @@ class Progress:
         now = time.perf_counter()
         if self.start is None or step.phase != self.start.phase:
             self.start, self.began, self.tenth = step, now, 0
+            self.pace = Pace(step, now)
             self._begin(step)
         seconds = now - self.began
-        left = self._left(step, seconds)
+        left = self._left(step, now)
         if self.lively:
             self.bar.n = step.index
             self.bar.set_postfix_str(left)
@@ -88,20 +91,26 @@ class Progress:
         from tqdm import tqdm  # which a run without a terminal does not need
 
         self.close()
-        desc = f"{harmless(step.phase):<18}"
-        self.bar = tqdm(total=step.total, desc=desc, bar_format=BAR, initial=step.index)
+        self.bar = tqdm(
+            total=step.total,
+            desc=harmless(step.phase),
+            bar_format=BAR if _columns() >= 64 else NARROW,
+            initial=step.index,
+        )
 
-    def _left(self, step: Step, seconds: float) -> str:
+    def _left(self, step: Step, now: float) -> str:
         """How long the run will still take, at the pace of this phase; empty where that cannot be told."""
         work = self.work or {step.phase: 1.0}  # its own, where nothing was planned
-        own, done = work.get(step.phase), step.index - self.start.index
-        if not (own and done):
+        own, pace = work.get(step.phase), self.pace.of(step, now)
+        if not own or pace is None:
             return ""
         later = sum([*work.values()][[*work].index(step.phase) + 1 :])
         units = step.total - step.index + step.total * later / own
-        return f"about {duration(seconds / done * units)} left"
+        return f"about {duration(pace * units)} left"
 
     def _end(self, took: Took) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str("")  # nothing of this phase is left
         self.close()
         self.start = None
         self.phases.append(took)
@@ -145,6 +154,34 @@ class Downloads:
         if download.ended:
             self.bar.close()
             self.bar = None
+
+
+class Pace:
+    """Seconds for a unit of a phase, from one long wait to the next: frames come in bursts, a piece of the clip at a time."""
+
+    def __init__(self, start: Step, now: float):
+        self.start, self.began, self.before = start, now, now
+        self.waits: list[tuple[int, float]] = []  # where the first and the last ended
+
+    def of(self, step: Step, now: float) -> float | None:
+        """The pace when ``step`` is reached; ``None`` until it can be told."""
+        done, wait, self.before = step.index - self.start.index, now - self.before, now
+        if not done:
+            return None
+        mean = (now - self.began) / done
+        if wait >= mean / 2:
+            self.waits = [*self.waits[:1], (step.index, now)]
+        (first, then), (last, since) = self.waits[0], self.waits[-1]
+        if last > first:
+            return (since - then) / (last - first)
+        return mean if step.index == first and 10 * done >= step.total else None
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(2).columns
+    except OSError:  # stderr is watched by a program that has no width
+        return 80
 
 
 def making_line(planned: Planned) -> str:
