@@ -355,7 +355,7 @@ def test_a_prompt_may_be_one_word(word):
         (["infoo"], "did you mean info?"),
         (["a red ball", "--hight", "64"], "no option --hight; did you mean --height?"),
         (["a red ball", "--stream"], "no option --stream any more: every clip"),
-        (["a red ball", "late"], "'a red ball' belongs to no option"),
+        (["a red ball", "late"], "Unexpected word 'a red ball'"),
     ],
 )
 def test_words_that_make_no_prompt_are_answered(words, sentence, capsys):
