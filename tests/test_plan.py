@@ -581,4 +581,6 @@ def test_the_plan_is_said_before_a_run(model, tmp_path, capsys, monkeypatch):
 
 def test_a_limit_must_be_above_zero(model, capsys):
     assert typed("plan", model, "--memory-limit", "0") == 2
-    assert "must be an amount of memory above 0, such as 24GB" in capsys.readouterr().err
+    assert (
+        "must be an amount of memory above 0, such as 24GB" in capsys.readouterr().err
+    )
