@@ -109,17 +109,17 @@ def by_frames(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.arr
 
 def by_product(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.array:
     """The same as one matrix product of each frame's neighbourhoods with all frames of the kernel."""
-    _, taps, rows, columns, _ = weight.shape
+    _, taps, rows, columns, I = weight.shape
     x = mx.pad(x, [(0, 0), (0, 0), *((n, n) for n in padding), (0, 0)])
+    B, all_frames, H, W, _ = x.shape
     frames, height, width = (n - k + 1 for n, k in zip(x.shape[1:4], weight.shape[1:4]))
-    shifted = [
-        x[:, :, i : i + height, j : j + width]
-        for i in range(rows)
-        for j in range(columns)
-    ]
-    products = mx.concatenate(shifted, axis=-1) @ (
-        weight.swapaxes(0, 1).flatten(0, 1).flatten(1).T
+    # Copied a row of cells at a time, which are neighbours in memory.
+    around = mx.as_strided(
+        x,
+        (B, all_frames, height, width, rows, columns * I),
+        (all_frames * H * W * I, H * W * I, W * I, I, W * I, 1),
     )
+    products = around.flatten(-2) @ weight.swapaxes(0, 1).flatten(0, 1).flatten(1).T
     parts = mx.split(products, taps, axis=-1)
     return total(*(part[:, k : k + frames] for k, part in enumerate(parts)))
 
