@@ -49,6 +49,10 @@ QUEUED, AGAIN = 350e6, 1.6
 """Bytes of small results that a GPU may have queued beside them; and how often kept frames are there, since the next are
 made before the last are free."""
 
+FRAMES_CPU = 8
+"""Frames of the largest layer that a CPU computes at once: as quick as all for large frames, and quicker for small ones,
+for which no new memory is asked of the system."""
+
 SLOWER, SLOWER_CPU = 1.7, 0.9
 """As many of the transformer's operations take as long as one of a convolution; measured on an H200, and on two cores."""
 
@@ -103,9 +107,14 @@ class VideoDecoder(Network):
 
     def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
         """How latents of ``shape`` may be cut with the same pixels, the fastest first."""
+        most = PIECES[0]
+        if not on_gpu():
+            cells = math.prod(shape) // math.prod(shape[1:3])  # of a latent frame
+            largest = max(space * widest(layer) for layer, _, space in self._steps())
+            most = FRAMES_CPU * cells * largest
         for tiles in range(1, max(shape[3:]) // 2):
             for elements in PIECES:
-                yield StreamPlan(elements, tiles)
+                yield StreamPlan(min(elements, most), tiles)
 
     def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
         """About how much memory decoding latents of ``shape`` needs beside the weights.
