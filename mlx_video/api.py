@@ -162,22 +162,22 @@ class LTXPipeline:
         for name in wanted.keys() - known:
             near = get_close_matches(name, known, 1)
             raise TypeError(
-                f"A clip has no {name}{f'; did you mean {near[0]}?' if near else '.'} What can be wanted: "
-                f"{', '.join(known)}. The model and how it samples are given to load()."
+                f"A clip has no {name}{f'; did you mean {near[0]}?' if near else '.'} Valid arguments: "
+                f"{', '.join(known)}. The model and how it samples are arguments of load()."
             )
         if not isinstance(prompt, Request):
             prompt = self.request(prompt, **wanted)
         elif wanted:
             raise UserError(
-                f"A Request says all that is wanted; leave out {', '.join(wanted)}, or give a prompt in its place."
+                f"A Request already holds every setting; leave out {', '.join(wanted)}, or give a prompt instead of the Request."
             )
         return prompt if seed is None else replace(prompt, seed=seed)
 
 
 class GeneratedClip:
-    """A clip that was sampled. It is decoded whenever it is saved or shown; ``frames`` can be taken once.
+    """A sampled clip. It is decoded each time it is saved or shown; ``frames`` can be taken once.
 
-    job         what makes it again: request, recipe and files
+    job         what reproduces it: request, recipe and files
     prompt      the one that was encoded: the one given, or its enhanced form
     seed        of all noise, 0 to 2^64 - 1; with it a call makes the same clip
     shape, fps  frames, height, width and fps; and frames per second alone
@@ -202,7 +202,7 @@ class GeneratedClip:
         return self._decoded.audio
 
     def save(self, path: str | Path = ".", *, overwrite: bool = False) -> Path:
-        """Write the clip as its name's ending says, and beside it the record that makes it again; returns the path.
+        """Write the clip in the format of its suffix, with a record that reproduces it; returns the path.
 
         path  .mp4, .mov, .webm, .gif or .webp; or a folder, in which the clip is named after its prompt and seed
         Raises ``UserError`` where the file exists, unless ``overwrite``, and ``HealthError`` for garbage.

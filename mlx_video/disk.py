@@ -104,7 +104,7 @@ def file_size(file: Path) -> int:
         found = os.stat(file)
     if not stat.S_ISREG(found.st_mode):
         raise UserError(
-            f"{short(file)} is not a file that can be read; name one that is no folder, pipe or device."
+            f"{short(file)} is not a regular file; give one that is not a folder, pipe or device."
         )
     return found.st_size
 

@@ -1,4 +1,4 @@
-"""What a run reports as it goes on: tuples of plain values; only a ``Preview`` has pixels."""
+"""What a run reports while it works: tuples of plain values; only a ``Preview`` has pixels."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from mlx_video.types import Step
 
 
 class Planned(NamedTuple):
-    """What the run will make, where, and what it will take; ``job`` is as its record will tell it."""
+    """What the run will make, where, and what it needs; ``job`` is the one that the record stores."""
 
     job: Job
     path: str
@@ -25,7 +25,7 @@ class Fused(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """Work was saved that an interrupted run can go on from: ``step`` of a stage, or ``None`` for finished latents."""
+    """Work was saved that an interrupted run can continue from: after ``step`` of a stage, or ``None`` for finished latents."""
 
     path: str
     step: int | None
@@ -39,7 +39,7 @@ class Warned(NamedTuple):
 
 
 class Took(NamedTuple):
-    """A phase has ended, after so many seconds and with such a peak of bytes."""
+    """A phase has ended: its seconds, and its peak in bytes."""
 
     phase: str
     seconds: float
@@ -47,7 +47,7 @@ class Took(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The clip and what goes with it are complete; always the last event."""
+    """The clip and its other files are complete; always the last event."""
 
     path: str
     record: str

@@ -19,7 +19,7 @@ from mlx_video.request import Request
 from mlx_video.sampling.guidance import Guidance, guided
 from mlx_video.types import AV, VideoPixelShape
 
-SMALLER = 2  # times fewer pixels a side has the clip that the second stage looks at
+SMALLER = 2  # downscale factor of the second stage's reference clip
 
 
 def pipeline_for(components: Components, recipe: Recipe, **options) -> Pipeline:

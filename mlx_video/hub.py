@@ -196,10 +196,10 @@ def local(name: str | Path, *, file: bool = False) -> Path | None:
     first, slashes = path.parts[0], str(name).count("/")
     typed = path.is_absolute() or first in (".", "..") or is_there(Path(first))
     if typed or (slashes < 2 if file else slashes != 1):
-        what, way = "file or folder", f"hub repository is named owner/name, such as {MODEL_REPO}"  # fmt: skip
+        what, form = "file or folder", f"repository on the hub, give owner/name, such as {MODEL_REPO}"  # fmt: skip
         if file:
-            what, way = "file", "file of the hub is named owner/repository/file"
-        raise MissingFileError(f"There is no {what} {short(name)}, and a {way}.")
+            what, form = "file", "file on the hub, give owner/repository/file"
+        raise MissingFileError(f"There is no {what} {short(name)}. For a {form}.")
     return None
 
 

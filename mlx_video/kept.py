@@ -44,9 +44,9 @@ class Keeper:
                 save_state(self.output, self.unsaved, self.job)
         if left := self.output.left:
             garbage = isinstance(error, HealthError)
-            as_it_is = " Add --no-health-check to have it as it is." * garbage
+            as_it_is = "; add --no-health-check to accept it as it is" * garbage
             error.add_note(
-                f"What was sampled is kept: go on with `{left[1]}`.{as_it_is}"
+                f"What was sampled is kept. Continue with `{left[1]}`{as_it_is}."
             )
 
     def reached(self, state: Reached) -> Iterator[Event]:
@@ -85,13 +85,13 @@ class Keeper:
 
 
 def save_latents(output: Output, sample: Sample, job: Job) -> Path:
-    """Write a sample beside its record, for ``finish``; returns where. Raises ``UserError`` where that cannot be."""
+    """Write a sample for ``finish``, with its record in the metadata; returns the path. Raises ``UserError`` where that fails."""
     record = {RECORD_KEY: job.with_prompt(sample.prompt).record()}
     return _save(output, output.latents, _named(sample.latents), record)
 
 
 def save_state(output: Output, state: Reached, job: Job) -> Path:
-    """Write where sampling has got to, beside the record; returns where. Raises ``UserError`` where that cannot be."""
+    """Write how far sampling has got, with the record in the metadata; returns the path. Raises ``UserError`` where that fails."""
     words = {RECORD_KEY: job.record(), STAGE: str(state.stage), STEP: str(state.step)}
     sound = {} if state.sound is None else {SOUND: state.sound}
     return _save(output, output.state, _named(state.latents) | sound, words)
@@ -129,7 +129,7 @@ def load_state(path: Path, job: Job) -> Reached:
         fits = False
     if not fits or latents.present != AV(True, job.request.audio or None).present:
         raise UserError(
-            f"{short(path)} is no state to go on from; give the .state.safetensors that a stopped run left."
+            f"{short(path)} is not the saved state of a run; give the .state.safetensors of an interrupted one."
         )
     return Reached(stage, step, latents, sound)
 

@@ -113,7 +113,7 @@ class Output:
         if not audio or suffix not in SILENT_SUFFIXES:
             return ()
         return (
-            f"{short(self.path)} will have no sound, because a {suffix} file holds none. Name an .mp4 for both.",
+            f"{short(self.path)} will be silent, because {suffix} files have no sound. Use .mp4 to keep it.",
         )
 
     @property

@@ -286,7 +286,7 @@ def compress_like_video(image: np.ndarray, crf: int) -> np.ndarray:
     height, width = (side // 2 * 2 for side in image.shape[:2])
     if max(height, width) > LARGEST_SIDE:
         raise UserError(
-            f"the image is {width}x{height} pixels; it must be at most {LARGEST_SIDE} on a side."
+            f"The picture is {width}x{height} pixels; it must be at most {LARGEST_SIDE} on a side."
         )
     encoder = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"

@@ -414,8 +414,8 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
     fitting = fitting or ["What fits: nothing, the limit is too low."]
     chosen = f" even with the {plan.chosen}" if plan.chosen else ""
     return (
-        f"{describe(work.shape)} need {(plan.limit - plan.room + plan.largest.peak) / GB:.2f} GB for "
-        f"{plan.largest.name}{chosen}, and {plan.limit / GB:.2f} GB may be used. {' '.join(fitting)}"
+        f"{describe(work.shape)} need {(plan.limit - plan.room + plan.largest.peak) / GB:.2f} GB in the phase "
+        f"{plan.largest.name!r}{chosen}; the limit is {plan.limit / GB:.2f} GB. {' '.join(fitting)}"
     )
 
 

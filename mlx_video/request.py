@@ -90,7 +90,7 @@ class Request:
 
 
 def _as(what: str, kind: str, convert: Callable[[object], X], value: object) -> X:
-    """``value`` as the ``kind`` that ``what`` must be; raises ``UserError`` where it is another."""
+    """Convert ``value``; the ``UserError`` where that fails names ``what`` and the expected ``kind``."""
     try:
         return convert(value)
     except UserError:

@@ -65,7 +65,7 @@ class Wishes:
     batch_guidance: bool = False
 
     def job(self, files: Files, say: Say = log.warning, warn: Say = log.warning) -> Job:
-        """The job that makes the clip with ``files``; ``say`` as in ``resolve_model``, ``warn`` hears what may not be meant.
+        """The job that makes the clip with ``files``; ``say`` as in ``resolve_model``; ``warn`` is called for settings that look like mistakes.
 
         Raises ``UserError`` where there is no such model.
         """

@@ -76,4 +76,4 @@ def test_a_plan_leaves_some_of_the_machine_to_the_system(model, monkeypatch, cap
     assert "of 95.00 GB" in capsys.readouterr().out
     monkeypatch.setattr(plan, "machine_bytes", lambda: largest * plan.GB)
     assert cli.main(words) == 2
-    assert "may be used" in capsys.readouterr().err
+    assert "the limit is" in capsys.readouterr().err

@@ -138,7 +138,7 @@ def test_the_ending_of_the_name_says_what_is_written(suffix, model, here, capsys
     words = ["-o", f"a{suffix}", "--output-audio", "a.wav"]
     assert typed(generate_av.main, model, *words) == 0
     said = capsys.readouterr().err
-    assert ("will have no sound" in said) == (suffix == ".gif")
+    assert ("will be silent" in said) == (suffix == ".gif")
     found = read_clip(here / f"a{suffix}")
     assert len(found.frames) == 9 and (found.audio is None) == (suffix == ".gif")
 
@@ -290,7 +290,7 @@ TYPING = {
     "generate --sede 3": "There is no option --sede; did you mean --seed?",
     "generate --varaint=dev": "There is no option --varaint; did you mean --variant?",
     "plan --xyz": "There is no option --xyz; see --help.",
-    "--sede": "There is no option --sede; see --help.",
+    "--sede": "There is no option --sede; did you mean --seed?",
     "generate a cat": "Unexpected word 'a'. Put a prompt in quotes after --prompt.",
     "generate cat --prompt dog": "Unexpected word 'cat'",
     "generate --seed 7 8": "Unexpected word '8'",
@@ -473,7 +473,7 @@ def test_a_killed_decode_is_finished_by_decode_with_the_decoders_alone(
     assert [p.name for p in sorted(here.glob("output*"))] == [
         "output.latents.safetensors"
     ]
-    assert "go on with `mlx-video decode output.latents" in capsys.readouterr().err
+    assert "Continue with `mlx-video decode output.latents" in capsys.readouterr().err
     assert typed(generate_av.main, copy) == 2  # the latents are not overwritten
     assert "mlx-video decode output.latents" in capsys.readouterr().err
     shutil.rmtree(copy / "text_encoder")
@@ -499,7 +499,7 @@ def test_garbage_stops_the_run_and_keeps_the_latents(model, here, monkeypatch, c
     monkeypatch.setattr("mlx_video.postprocess.frames", black)
     assert typed(generate.main, model) == cli.BAD_OUTPUT == 3
     said = capsys.readouterr().err
-    assert "All 9 frames are black" in said and "Add --no-health-check to" in said
+    assert "All 9 frames are black" in said and "add --no-health-check to" in said
     assert [p.name for p in here.iterdir()] == ["output.latents.safetensors"]
     words = ["decode", "output.latents.safetensors", "--no-health-check", "--yes"]
     assert cli.main(words) == 0 and (here / "output.mp4").exists()

@@ -295,7 +295,7 @@ def test_a_playlist_opens_nothing_else(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=f"{name} is not a media file"):
             media.metadata(tmp_path / name)
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         media.metadata(tmp_path)
 
 

@@ -347,7 +347,7 @@ def test_a_tiny_picture_is_refused_by_name(tmp_path, width, height):
 def test_no_image_to_load(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file .*lost.png"):
         load_image(tmp_path / "lost.png")
-    with pytest.raises(UserError, match="is not a file that can be read"):
+    with pytest.raises(UserError, match="is not a regular file"):
         load_image(tmp_path)
     (tmp_path / "text.png").write_bytes(b"text")
     with pytest.raises(UserError, match="text.png is not an image.*PNG, JPEG"):

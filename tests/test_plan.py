@@ -560,7 +560,7 @@ def test_what_cannot_fit_is_refused(command, model, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
     assert typed(command, model, "--memory-limit", "0.001") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "9 frames of 128x64 need" in error and "0.00 GB may be used" in error
+    assert "9 frames of 128x64 need" in error and "the limit is 0.00 GB" in error
     assert not list(tmp_path.iterdir())
 
 

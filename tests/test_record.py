@@ -182,11 +182,11 @@ def test_a_file_that_is_not_text_or_no_file_at_all(tmp_path):
         Job.from_record(file)
     for suffix in (".json", ".mp4", ".latents.safetensors"):
         os.mkfifo(tmp_path / f"pipe{suffix}")
-        with pytest.raises(UserError, match="is not a file that can be read"):
+        with pytest.raises(UserError, match="is not a regular file"):
             Job.from_record(tmp_path / f"pipe{suffix}")
         with pytest.raises(UserError, match="There is no file"):
             Job.from_record(tmp_path / f"nothing{suffix}")
-    with pytest.raises(UserError, match="is not a file that can be read"):
+    with pytest.raises(UserError, match="is not a regular file"):
         Job.from_record(tmp_path)
 
 

@@ -149,7 +149,7 @@ def test_a_dangling_link_is_not_replaced_unasked(model, here):
 @pytest.mark.slow
 def test_missing_folders_are_made_and_go_where_the_run_is_refused(model, here):
     path = here / "a" / "b" / "x.mp4"
-    with pytest.raises(UserError, match="may be used"):
+    with pytest.raises(UserError, match="the limit is"):
         list(run(job(model), Output(path), Options(memory_limit=1e3)))
     assert not (here / "a").exists()
     *_, last = run(job(model), Output(path))
@@ -311,7 +311,7 @@ def test_the_state_is_saved_as_a_run_is_stopped_and_noted(model, here, monkeypat
     with pytest.raises(KeyboardInterrupt) as caught:
         list(run(job(model, guided()), Output(Path("x.mp4"))))
     assert caught.value.__notes__ == [
-        "What was sampled is kept: go on with `mlx-video generate --resume x.state.safetensors`."
+        "What was sampled is kept. Continue with `mlx-video generate --resume x.state.safetensors`."
     ]
     assert os.listdir() == ["x.state.safetensors"]
 
@@ -334,10 +334,19 @@ def left(model, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        (lambda tensors, words: words.update(step="9"), "is no state to go on from"),
-        (lambda tensors, words: words.update(stage="-1"), "is no state to go on from"),
-        (lambda tensors, words: words.pop("stage"), "is no state to go on from"),
-        (lambda tensors, words: tensors.pop("audio"), "is no state to go on from"),
+        (
+            lambda tensors, words: words.update(step="9"),
+            "is not the saved state of a run",
+        ),
+        (
+            lambda tensors, words: words.update(stage="-1"),
+            "is not the saved state of a run",
+        ),
+        (lambda tensors, words: words.pop("stage"), "is not the saved state of a run"),
+        (
+            lambda tensors, words: tensors.pop("audio"),
+            "is not the saved state of a run",
+        ),
         (
             lambda tensors, words: tensors.update(video=tensors["video"][:, :2]),
             "does not fit its record",
@@ -365,7 +374,7 @@ def test_a_state_keeps_the_sound_of_a_stage_that_is_done(model, here):
     mx.eval(tensors)
     del tensors["sound"]
     mx.save_safetensors(str(state), tensors, words)
-    with pytest.raises(UserError, match="is no state to go on from"):
+    with pytest.raises(UserError, match="is not the saved state of a run"):
         kept.load_state(state, again)
 
 
@@ -417,7 +426,7 @@ def test_latents_are_finished_with_sound_and_frames_too(latents, here):
 @pytest.mark.slow
 def test_decoding_is_planned_and_refused_where_it_does_not_fit(latents, here):
     job, output = Job.from_record(latents), Output(Path("x.mp4"))
-    with pytest.raises(UserError, match="for decode sound, and 0.20 GB.*What fits"):
+    with pytest.raises(UserError, match="in the phase 'decode sound'; the limit is 0.20 GB.*What fits"):
         list(finish(job, latents, output, Options(memory_limit=2e8)))
     assert os.listdir() == [latents.name]
     (planned,) = (e for e in finish(job, latents, output) if isinstance(e, Planned))

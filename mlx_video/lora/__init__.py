@@ -149,12 +149,12 @@ class Adapter:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it is an IC-LoRA, which its metadata says, or where they say nothing, its name."""
+        """Whether it is an IC-LoRA, by its metadata or its name."""
         named = IC_LORA.search(Path(self.source).stem.lower()) is not None
         return named or any(key in self.metadata for key in REFERENCE)
 
     def reference_downscale(self, usual: int) -> int:
-        """How many times fewer pixels a side its reference has; ``usual`` where nothing is stated."""
+        """The downscale factor of its reference, per side; ``usual`` if it states none."""
         stated = self.metadata.get(REFERENCE[0], usual)
         try:
             factor = float(stated)

@@ -126,7 +126,7 @@ def test_a_file_that_changed_is_read_again(tmp_path):
 def test_what_is_no_ordinary_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     for path in (tmp_path / "pipe.safetensors", "/dev/zero"):
-        with pytest.raises(UserError, match=f"{path} is not a file that can be read"):
+        with pytest.raises(UserError, match=f"{path} is not a regular file"):
             read(path)
     with pytest.raises(MissingFileError, match="There is no file"):
         read_header(tmp_path / "nothing")

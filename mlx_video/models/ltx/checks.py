@@ -63,14 +63,14 @@ def check_residency(
         return
     if transformer.quantization:
         raise UserError(
-            f"{transformer.path} is quantized already, to {transformer.quantization.get('bits')} bits; leave out "
+            f"{transformer.path} is already quantized to {transformer.quantization.get('bits')} bits; drop "
             "--quantize."
         )
     if low_memory:
         raise UserError(
-            "--quantize shrinks weights that stay in memory, but with --low-memory the transformer's do not stay, and there "
-            "is no text encoder to quantize; leave out one of them. A folder that `mlx-video convert -q` wrote is read "
-            "in half the time."
+            "--quantize has no effect here: with --low-memory the transformer is read from the disk at every step, and there "
+            "is no text encoder to quantize. Drop one of the two, or convert the model with `mlx-video convert -q`, which "
+            "halves the time to read it."
         )
 
 

@@ -88,7 +88,7 @@ class Components:
     ) -> "Components":
         """Find every needed part and read its config; no tensor is read.
 
-        files     what to open; a path or a name alone is the model, and no model is the official repository
+        files     what to open; a path or name alone is the model
         variant   "distilled" or "dev": which checkpoint of a folder or repository
         needs     the parts to find, and "distilled_lora"; nothing else is fetched
         announce  hears what is about to be downloaded
@@ -241,7 +241,7 @@ class Components:
     def sketch(
         self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
     ) -> Network:
-        """A part, lazy, as it will be lent but for its residency; for its sizes, before anything is read."""
+        """The part, lazy and as stored, for computing sizes before weights are read."""
         key = self._key(name, model_type)
         if key not in self._built:
             source = self.sources[name].sketch()

@@ -704,7 +704,7 @@ def test_quantizing_twice_is_refused(folder, tmp_path):
     convert(folder, tmp_path / "q", quantize=True, q_bits=4)
     with pytest.raises(
         ValueError,
-        match="transformer is quantized already, to 4 bits; leave out --quantize",
+        match="transformer is already quantized to 4 bits; drop --quantize",
     ):
         Components.open(Files(tmp_path / "q", quantize=8))
     assert Components.open(Files(tmp_path / "q", quantize=8), needs=["vocoder"])

@@ -54,7 +54,7 @@ FRAMES_CPU = 8
 for which no new memory is asked of the system."""
 
 SLOWER, SLOWER_CPU = 1.7, 0.9
-"""As many of the transformer's operations take as long as one of a convolution; measured on an H200, and on two cores."""
+"""Time of a convolution's operation in the transformer's operations; measured on an H200, and on two cores."""
 
 
 class VideoDecoder(Network):
@@ -185,7 +185,7 @@ class VideoDecoder(Network):
                 time, height, width = time * f, height * h, width * w
 
     def operations(self, shape: tuple[int, ...]) -> float:
-        """As many of the transformer's floating-point operations as take as long as decoding latents of ``shape``."""
+        """The time to decode latents of ``shape``, as the transformer's floating-point operations in that time."""
         B, _, F, H, W = shape
         slower = SLOWER if on_gpu() else SLOWER_CPU
         return sum(

@@ -157,7 +157,7 @@ class DiffusionDecoder(Network):
         return self.cells.activation_bytes(shape, tiling, itemsize)
 
     def operations(self, shape: tuple[int, ...]) -> float:
-        """As many of the transformer's floating-point operations as take as long as decoding latents of ``shape``."""
+        """The time to decode latents of ``shape``, as the transformer's floating-point operations in that time."""
         B, _, _, H, W = shape = self.cells.least_shape(shape)
         total = 0
         for stage, blocks in enumerate([*self.det_stages, self.diff_blocks]):

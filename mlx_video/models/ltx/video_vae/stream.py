@@ -53,7 +53,7 @@ class Stream:
         return kept, before, after if self.last else 0
 
     def keep(self, module: nn.Module, x: mx.array, kernel: int) -> mx.array:
-        """``x``, a piece with the frames around it, of which those are kept that the next piece needs.
+        """Return ``x``, a piece with the frames around it, and keep the frames that the next piece needs.
 
         Raises ``Incomplete`` if there are fewer than ``kernel``.
         """

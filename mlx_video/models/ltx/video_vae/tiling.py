@@ -217,7 +217,7 @@ def side_cuts(
     config: SpatialTilingConfig | None,
     least_overlap: int = 0,
 ) -> list[Cut]:
-    """Cuts of a side of so many cells to ``cell`` pixels each; with a ``least_overlap`` tiles are twice as long as theirs."""
+    """Tiles along one side of ``cells``, each ``cell`` pixels; with a ``least_overlap``, each is at least twice the overlap."""
     intervals = [Interval(0, cells)]
     if config is not None:
         overlap = max(least_overlap, config.tile_overlap_in_pixels) // cell
