@@ -275,6 +275,7 @@ def owned(path: Path, name: str | None = None) -> Iterator[None]:
 
 
 def lock_of(path: Path, name: str | None = None) -> Path:
+    """The lock file that owns ``path`` with any suffix, or the ``name`` in its place."""
     return path.with_name(f".{name or path.stem}{LOCK}")
 
 

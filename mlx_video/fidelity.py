@@ -36,6 +36,7 @@ class FidelityPipeline(Pipeline):
     """
 
     def check(self, request: Request) -> None:
+        """As ``Pipeline`` does, and for a model that draws no pictures or a length that it would choose."""
         super().check(request)
         config = part_config("transformer", self.components.sources["transformer"])
         if not config.use_keyframes_abs_pos_embedding:

@@ -82,6 +82,7 @@ def make(job: Job, output: Output, quiet: bool) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of ``python -m mlx_video.generate``, as ``cli.main`` has it."""
     return cli.main(argv, "generate", variant="distilled", audio=False)
 
 

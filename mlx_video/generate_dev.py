@@ -45,6 +45,7 @@ def generate_video_dev(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of ``python -m mlx_video.generate_dev``, as ``cli.main`` has it."""
     return cli.main(argv, "generate", variant="dev", audio=False)
 
 

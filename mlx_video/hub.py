@@ -66,6 +66,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
+        """All that is left to download."""
         return sum(file.bytes for file in self.missing.values())
 
     @property

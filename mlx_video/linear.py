@@ -16,6 +16,7 @@ class Linear(nn.Linear):
     """``nn.Linear`` whose quantized form is the one below."""
 
     def to_quantized(self, *args, **options) -> "QuantizedLinear":
+        """The layer with packed weights; arguments as ``nn.QuantizedLinear.from_linear`` takes them."""
         return QuantizedLinear.from_linear(self, *args, **options)
 
 

@@ -54,6 +54,7 @@ class Work(NamedTuple):
 
     @property
     def shape(self) -> VideoPixelShape:
+        """Of the finished clip, in pixels."""
         return self.request.shape
 
     @property
@@ -113,10 +114,12 @@ class Phase(NamedTuple):
 
     @property
     def peak(self) -> float:
+        """Bytes at most."""
         return self.weights + self.activations
 
     @property
     def seconds(self) -> float | None:
+        """How long its operations take; ``None`` where the device was not measured, and of decoding."""
         speed = SPEED.get(mx.device_info().get("device_name"))
         return self.operations / speed if speed and self.name != DECODE else None
 
@@ -184,6 +187,7 @@ class Plan:
 
     @property
     def largest(self) -> Phase:
+        """The phase that takes most beside the libraries."""
         return largest(self.phases)
 
     @property
@@ -420,4 +424,5 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
 
 
 def describe(shape: VideoPixelShape) -> str:
+    """A size in words: "25 frames of 768x512"."""
     return f"{shape.frames} frames of {shape.width}x{shape.height}"

@@ -289,10 +289,12 @@ class Defaults(Config):
 
     @property
     def shape(self) -> VideoPixelShape:
+        """The usual clip."""
         return VideoPixelShape(self.frames, self.height, self.width, self.fps)
 
     @property
     def guidance(self) -> AV[Guidance]:
+        """Strengths of the dev model, for video and for audio."""
         video = Guidance(
             cfg=self.cfg,
             stg=self.stg,

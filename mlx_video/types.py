@@ -73,6 +73,7 @@ class VideoPixelShape(NamedTuple):
 
     @property
     def seconds(self) -> float:
+        """How long it lasts."""
         return self.frames / self.fps
 
     @property
@@ -151,10 +152,12 @@ class AudioScale(NamedTuple):
 
     @property
     def latents_per_second(self) -> float:
+        """Latent frames for a second of sound; 25 of LTX-2."""
         return self.sample_rate / self.hop / self.mel_frames
 
     @property
     def token_width(self) -> int:
+        """Numbers of a token."""
         return self.channels * self.bins
 
 
@@ -169,10 +172,12 @@ class VideoLatentShape(NamedTuple):
 
     @property
     def tokens(self) -> int:
+        """Cells of the clip, each of which is one token."""
         return self.frames * self.height * self.width
 
     @property
     def tokens_per_frame(self) -> int:
+        """Cells of a latent frame."""
         return self.height * self.width
 
 
@@ -251,6 +256,7 @@ class Waveform:
 
     @property
     def seconds(self) -> float:
+        """How long it lasts."""
         return self.samples.shape[1] / self.sample_rate
 
 
@@ -270,6 +276,7 @@ class Clip:
 
     @property
     def fps(self) -> float:
+        """Frames per second."""
         return self.shape.fps
 
 

@@ -47,6 +47,7 @@ class Outcome(NamedTuple):
 
     @property
     def ok(self) -> bool:
+        """Whether the result is as near as it must be; NaN never is."""
         return self.error <= self.tolerance  # which NaN is not
 
 

@@ -119,6 +119,7 @@ def gemma_attention(dtype: mx.Dtype) -> mx.array:
 
 
 def neighborhood(layer: NeighborhoodAttention, dtype: mx.Dtype) -> mx.array:
+    """What ``layer`` makes of drawn features, (1, 9, 13, 18, 64)."""
     x = drawn(1, 9, 13, 18, 64, dtype=dtype)
     return layer(x, slice(0, 9), slice(0, 13), shifted(13, 7))
 
@@ -214,6 +215,7 @@ def clip() -> Iterator[Check]:
 
 
 def phase_of(phase: str, low_memory: bool, dtype: str | None) -> mx.array:
+    """What one phase of the demo clip made; ``None`` as ``dtype`` is the usual one of this device."""
     dtype = dtype or named(default_dtype())
     return demo_clip(low_memory, dtype, str(mx.default_device()))[phase]
 
@@ -293,6 +295,7 @@ def with_drawn(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> nn.Module:
 
 
 def rope(tokens: int, heads: int, size: int) -> tuple[mx.array, mx.array]:
+    """Cosines and sines of a drawn grid of ``tokens``, as the transformer turns heads of ``size``."""
     grid = mx.abs(drawn(1, 3, tokens)) * 20
     return precompute_freqs_cis(
         grid,
@@ -304,4 +307,5 @@ def rope(tokens: int, heads: int, size: int) -> tuple[mx.array, mx.array]:
 
 
 def named(*words: object) -> str:
+    """The name of a check: its words with commas between, types without their module."""
     return ", ".join(str(word).removeprefix("mlx.core.") for word in words)

@@ -20,6 +20,7 @@ SLOW = 0.1  # seconds from which the table has them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the report goes."""
     group(parser)("--output -o", "JSON report to write", REPORT, metavar="FILE")
 
 

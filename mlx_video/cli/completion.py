@@ -33,6 +33,7 @@ Actions = Mapping[str, argparse.Action]
 
 
 def add_completion(parser: argparse.ArgumentParser) -> None:
+    """The shell."""
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
     parser.epilog = (
         'In ~/.bashrc or ~/.zshrc: eval "$(mlx-video completion bash)", or zsh. '

@@ -12,6 +12,7 @@ from mlx_video.models.ltx.layouts import VARIANTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is converted, where to, and how."""
     add = group(parser)
     about = "official .safetensors, folder with one, or hub repository"
     add("--hf-path", about, hub.MODEL_REPO)

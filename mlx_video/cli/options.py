@@ -146,6 +146,7 @@ def _add_model(add: Add) -> None:
 
 
 def add_video_vae(add: Add) -> None:
+    """--video-vae, in the group of ``add``."""
     about = "conv for LTX-2.5's convolutional autoencoder, or a file (default: the model's own, in LTX-2.5 the diffusion one)"
     add("--video-vae", about, metavar="conv|PATH")
 

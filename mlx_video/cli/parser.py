@@ -32,6 +32,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
+        """Raise ``UserError`` for what argparse says of a mistake, in our words."""
         for theirs, ours in OUR_WORDS.items():
             message = re.sub(theirs, ours, message)
         raise UserError(message)

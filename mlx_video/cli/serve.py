@@ -19,6 +19,7 @@ NEEDED = ("fastapi", "uvicorn", "multipart")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the server listens, which models it offers, and what it may use."""
     add = group(parser, "address")
     about = "address to listen on; any but loopback needs a key"
     add("--host", about, server.LOOPBACK[0], metavar="ADDRESS")

@@ -71,6 +71,7 @@ def names(host: str, port: int) -> frozenset[str]:
 
 
 def main() -> int:
+    """Exit code: 0, or 2 where it cannot listen. Its settings are JSON in the environment."""
     settings = json.loads(os.environ.pop(SETTINGS))
     return guarded(lambda: listen(settings))
 

@@ -28,6 +28,7 @@ def byte_size(word: str) -> float:
 
 
 def path(word: str) -> Path:
+    """A path with ~ expanded."""
     try:
         return typed_path(word)
     except UserError as error:
@@ -35,6 +36,7 @@ def path(word: str) -> Path:
 
 
 def seconds(word: str) -> float:
+    """Seconds, 0 or more."""
     if not (found := _number(word)) >= 0:
         raise argparse.ArgumentTypeError(
             f"must be seconds, 0 or more, such as 60; got {word}"
@@ -43,6 +45,7 @@ def seconds(word: str) -> float:
 
 
 def duration(word: str) -> str | float:
+    """``AUTO``, or seconds above 0 and up to ``LONGEST_CLIP``."""
     if word != AUTO and not 0 < _number(word) <= LONGEST_CLIP:
         raise argparse.ArgumentTypeError(
             f"must be auto, or seconds up to {LONGEST_CLIP}, such as 5; got {word}"

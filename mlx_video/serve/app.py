@@ -60,6 +60,7 @@ class Serving(NamedTuple):
 
 
 async def serving(request: Request) -> Serving:
+    """The store, the worker and the limits of the application that a request came to."""
     return request.app.state.serving
 
 
@@ -93,6 +94,7 @@ def make_app(at: Serving) -> FastAPI:
 # Most requests are polls. This route stands first, since routes are tried in turn, and has no dependency: both cost time.
 @router.get("/v1/videos/{id}", response_model=schema.VideoObject)
 async def retrieve(id: str, request: Request) -> Response:
+    """One video, as it is now; 404 where there is none."""
     at = request.app.state.serving
     return _shown(at, _found(at, id))
 
@@ -117,6 +119,7 @@ async def list_videos(
     after: str | None = Query(None, max_length=100),
     order: Literal["asc", "desc"] = "desc",
 ) -> schema.VideoPage:
+    """A page of at most ``limit`` videos, the newest first; ``after`` is the id of the last one seen."""
     edge = None if after is None else _found(at, after)
     videos = at.store.page(limit + 1, edge, order == "desc")
     data = [schema.VideoObject.of(v, at.store.place(v)) for v in videos[:limit]]
@@ -132,6 +135,7 @@ async def list_videos(
 def content(
     id: str, at: At, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
 ) -> Response:
+    """The clip, its picture or its contact sheet; 409 before it is completed."""
     _found(at, id, ("completed",), "its content comes when it is completed")
     suffix, kind = CONTENT[variant]
     shown = {"filename": f"{id}{suffix}", "content_disposition_type": "inline"}
@@ -169,6 +173,7 @@ def cancel(id: str, at: At) -> Response:
 
 @router.post("/v1/videos/{id}/remix", response_model=schema.VideoObject)
 def remix(id: str, wanted: schema.RemixRequest, at: At) -> Response:
+    """Make a finished video again with another prompt; 409 while it is being made."""
     video = _found(at, id, ENDED, "a remix is made of a finished one")
     changed = wanted.model_dump(exclude_none=True)
     return _queued(
@@ -187,6 +192,7 @@ async def events(id: str, at: At) -> Response:
 @router.post("/v1/videos/extensions", status_code=501)
 @router.post("/v1/videos/edits", status_code=501)
 def unsupported() -> Response:
+    """What OpenAI's API has and this server has not: 501."""
     raise HTTPException(501, UNSUPPORTED)
 
 
@@ -195,6 +201,7 @@ def unsupported() -> Response:
 
 @router.get("/v1/models")
 async def models(at: At) -> schema.ModelList:
+    """What the server was started with; empty until the worker has opened it."""
     return schema.ModelList(data=at.supervisor.models)
 
 

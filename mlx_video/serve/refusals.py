@@ -27,6 +27,7 @@ def add_to(app: FastAPI) -> None:
 def error_answer(
     status: int, message: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
+    """An error as OpenAI's API gives it, with ``message`` for people and its type by ``status``."""
     other = "invalid_request_error" if status < 500 else "server_error"
     kind = KINDS.get(status, other)
     error = {"message": message, "type": kind, "param": None, "code": str(status)}

@@ -86,6 +86,8 @@ class RemixRequest(BaseModel):
 
 
 class VideoError(BaseModel):
+    """Why a video failed: ``code`` is one word for programs, ``message`` a sentence."""
+
     code: str
     message: str
 
@@ -132,6 +134,8 @@ class VideoObject(BaseModel):
 
 
 class VideoPage(BaseModel):
+    """Videos in the order asked for; ``last_id`` is the ``after`` of the next page."""
+
     object: Literal["list"] = "list"
     data: list[VideoObject]
     first_id: str | None
@@ -140,6 +144,8 @@ class VideoPage(BaseModel):
 
 
 class Deleted(BaseModel):
+    """A video that is gone with its files."""
+
     id: str
     object: Literal["video.deleted"] = "video.deleted"
     deleted: Literal[True] = True
@@ -205,6 +211,8 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
+    """The models of a server, its default first."""
+
     object: Literal["list"] = "list"
     data: list[Model]
 

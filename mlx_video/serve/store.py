@@ -98,16 +98,19 @@ class Store:
         self._take_up()
 
     def close(self) -> None:
+        """Let go of the rows and of the folder, which another server may take up then."""
         self._reading.close()
         self._rows.close()
         self._lock_file.close()
 
     @property
     def clips(self) -> Path:
+        """The folder of finished clips, their pictures and records."""
         return self.folder / "clips"
 
     @property
     def uploads(self) -> Path:
+        """The folder of pictures that came with requests."""
         return self.folder / "uploads"
 
     def file(self, id: str, suffix: str) -> Path:
@@ -140,6 +143,7 @@ class Store:
             )
 
     def get(self, id: str) -> Video | None:
+        """The video with this id; ``None`` where there is none."""
         return next(self._read("SELECT * FROM videos WHERE id = ?", (id,)), None)
 
     def page(
@@ -172,6 +176,7 @@ class Store:
         return next(self._read(sql), None)
 
     def start(self, id: str) -> None:
+        """It is being made from now on."""
         self._set(id, status="in_progress", started_at=time.time())
 
     def advance(self, id: str, phase: str, progress: int) -> None:
@@ -183,6 +188,7 @@ class Store:
             )
 
     def complete(self, id: str) -> None:
+        """Its files are there."""
         self._bytes = None
         self._set(
             id, status="completed", progress=100, phase="", completed_at=time.time()

@@ -58,6 +58,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._work, name="supervisor")
 
     def start(self) -> None:
+        """Begin to serve the queue, in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
