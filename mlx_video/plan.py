@@ -27,7 +27,7 @@ GB = 10**9
 LIBRARIES = "libraries"  # a phase
 LIBRARY_BYTES = 200e6  # of a process beside MLX's arrays, and of the clip's encoder: 90 to 200 were seen
 OFFERED = 0.95  # of a machine's memory; the rest is the system's
-LETTERS_PER_TOKEN = 3  # of a prompt, at least, in most languages
+BYTES_PER_TOKEN = 3  # of a prompt in UTF-8; in most languages there are more
 KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
 TILINGS = "conservative", "default", "aggressive"  # those with fewer seams first
 # Floating-point operations per second of the transformer, by device: those of docs/measurements/2026-11.md.
@@ -59,10 +59,11 @@ class Work(NamedTuple):
 
     @property
     def prompt_tokens(self) -> int:
-        """Upper bound for the longest prompt; the text encoder takes no more than its context."""
+        """A generous estimate for the longest prompt in any script; the text encoder takes no more than its context."""
         request = self.request
-        letters = max(map(len, (request.prompt, request.negative_prompt)))
-        return MAX_TOKENS if request.enhance else letters // LETTERS_PER_TOKEN + 2
+        texts = (request.prompt, request.negative_prompt)
+        size = max(len(text.encode()) for text in texts)
+        return MAX_TOKENS if request.enhance else size // BYTES_PER_TOKEN + 2
 
     def tokens(self, number: int, geometry: Geometry) -> AV[int]:
         """Tokens of each modality in stage ``number``, counted from 0."""

@@ -1,6 +1,6 @@
-"""How each checkpoint is meant to be sampled. Data only: every default of a generation is here.
+"""How each checkpoint is meant to be sampled: recipes, and every default of a generation. Nothing here computes with arrays.
 
-A checkpoint may state its own; ``Defaults`` lists what it can state and what applies where it does not.
+A checkpoint may state its own defaults; ``Defaults`` lists them, with what applies otherwise.
 """
 
 import math
@@ -327,7 +327,7 @@ class Defaults(Config):
         return Recipe("dev", (first, second), sound=0)
 
     def recipe(self, variant: str, two_stage: bool = False) -> Recipe:
-        """How to sample ``variant``; raises ``ValueError`` where it is neither "distilled" nor "dev"."""
+        """How to sample ``variant``; raises ``UserError`` where it is neither "distilled" nor "dev"."""
         if variant == "distilled":
             return distilled(self.sampler)
         if variant == "dev":

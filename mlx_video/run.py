@@ -28,16 +28,16 @@ from mlx_video.types import AV, Sample, Step
 
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse ...
 CPU_CACHE_LIMIT = 2**25  # ... and for a CPU, where more was seen to gain no time
-SPARE = 2**20  # bytes of what stands beside latents in their file
+SPARE = 2**20  # bytes for the metadata in a file of latents
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; nothing here changes the clip.
+    """How a run is carried out. Only ``memory_limit`` can change the clip, where it makes the run quantize weights.
 
     health        look at what each phase made and stop when it is garbage
     memory_limit  bytes to stay within; ``None`` is what the machine has
-    save_every    seconds after which the state of a long sampling is saved again, to go on from if the run is stopped
+    save_every    seconds between saved states of a long sampling, from which an interrupted run can continue
     resume        the state file to go on from
     previews      show what the clip looks like while it is sampled, where memory allows it
     shelf         where parts stay loaded for the next run, where memory allows it; ``None`` frees them
@@ -61,7 +61,7 @@ class Options:
 
 
 def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Event]:
-    """Carry out ``job`` and write its files. Each event is yielded before what it announces happens.
+    """Carry out ``job`` and write its files; ``events`` says what each event reports.
 
     Raises ``UserError`` before any weights are read for what can be known to be wrong, ``HealthError`` later.
     """

@@ -103,7 +103,7 @@ class VideoScale(NamedTuple):
     width: int
 
     def check(self, shape: VideoPixelShape, shrink: int = 1) -> None:
-        """Raise ``ValueError``, naming the nearest valid size, if ``shape`` has no latent grid.
+        """Raise ``UserError``, naming the nearest valid size, if ``shape`` has no latent grid.
 
         ``shrink`` is how many times smaller than ``shape`` the smallest stage is.
         """

@@ -510,9 +510,11 @@ def test_what_is_loaded_already_is_not_taken_from_the_machine(monkeypatch):
     assert machine_bytes() >= 10**9 + ones.nbytes
 
 
-def test_a_prompt_has_at_most_a_token_for_three_letters():
+def test_a_prompt_has_at_most_a_token_for_three_bytes():
     request = Request("x" * 300, CLIP, negative_prompt="y" * 30)
     assert Work(request, recipes.dev()).prompt_tokens == 102
+    chinese = replace(request, prompt=900 * "球")
+    assert Work(chinese, recipes.dev()).prompt_tokens == 902
     enhanced = replace(request, enhance=True)
     assert Work(enhanced, recipes.dev()).prompt_tokens == MAX_TOKENS
 

@@ -1,4 +1,4 @@
-"""The terminal: what is typed, what is shown, and the exit code. The only folder that prints.
+"""The terminal: what is typed, what is shown, and the exit code. Apart from ``python -m mlx_video.backend``, only this folder prints.
 
 0 is done, 1 a fault of ours, 2 bad input, 3 garbage, 130 Ctrl-C. Nothing heavy is imported before ``guarded`` answers for it.
 """
