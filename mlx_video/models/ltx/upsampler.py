@@ -87,16 +87,11 @@ class LatentUpsampler(Network):
         return taken
 
 
-class Conv3d(nn.Module):
+class Conv3d(nn.Conv3d):
     """3x3x3 convolution that keeps the size, with zeros around the clip on all sides."""
 
     def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        bound = (27 * in_channels) ** -0.5
-        self.weight = mx.random.uniform(
-            -bound, bound, (out_channels, 3, 3, 3, in_channels)
-        )
-        self.bias = mx.zeros(out_channels)
+        super().__init__(in_channels, out_channels, kernel_size=3)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = mx.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0), (0, 0)])

@@ -141,7 +141,7 @@ def _frames_per_call(
     return max(0, min(read, MAX_CONV_ELEMENTS // (B * rows * columns * O)))
 
 
-class CausalConv3d(nn.Module):
+class CausalConv3d(nn.Conv3d):
     """3x3x3 convolution that keeps the size, padded in time with the clip itself.
 
     ``padding_mode`` is the padding around a frame: ``"zeros"`` or ``"reflect"`` (mirrored about the outermost cell). Raises
@@ -151,16 +151,12 @@ class CausalConv3d(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, padding_mode: Padding = "zeros"
     ):
-        super().__init__()
         if not (in_channels > 0 and out_channels > 0):
             raise UserError(
                 f"A convolution from {in_channels} to {out_channels} channels: the config's widths and multipliers do not "
                 "agree."
             )
-        bound = (in_channels * KERNEL**3) ** -0.5
-        shape = (out_channels, KERNEL, KERNEL, KERNEL, in_channels)
-        self.weight = mx.random.uniform(-bound, bound, shape)
-        self.bias = mx.zeros(out_channels)
+        super().__init__(in_channels, out_channels, KERNEL)
         self.padding_mode = padding_mode
 
     def __call__(self, x: mx.array, stream: Stream, activate: bool = False) -> mx.array:
