@@ -20,10 +20,10 @@ from mlx_video.models.ltx.audio_vae.convolution import (
     EDGE_KERNEL,
     MEL_BINS,
     Generator,
-    SameConv1d,
     to_mlx,
 )
 from mlx_video.models.ltx.audio_vae.signal import frames, resample
+from mlx_video.models.ltx.audio_vae.vocoder import ResBlock
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pieces import end_piece
 from mlx_video.tensor_names import TensorNames
@@ -148,15 +148,11 @@ class BigVGAN(Generator):
         return mx.tanh(x) if self.config.use_tanh_at_final else mx.clip(x, -1, 1)
 
 
-class AMPBlock(nn.Module):
-    """Residual pairs of convolutions, each after an activation, (B, L, C) -> (B, L, C); the first is dilated."""
+class AMPBlock(ResBlock):
+    """HiFi-GAN's block with an anti-aliased activation before each convolution."""
 
     def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int]):
-        super().__init__()
-        self.convs1 = [
-            SameConv1d(channels, channels, kernel_size, d) for d in dilations
-        ]
-        self.convs2 = [SameConv1d(channels, channels, kernel_size) for _ in dilations]
+        super().__init__(channels, kernel_size, dilations)
         self.acts1 = [AntiAliasedSnake(channels) for _ in dilations]
         self.acts2 = [AntiAliasedSnake(channels) for _ in dilations]
 

@@ -4,7 +4,7 @@ Both channels pass through it as one: their mel bins go in side by side, and two
 """
 
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -54,7 +54,7 @@ class Vocoder(Generator, Network):
 class ResBlock(nn.Module):
     """Residual pairs of convolutions, (B, L, C) -> (B, L, C); the first of each pair is dilated."""
 
-    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...]):
+    def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int]):
         super().__init__()
         self.convs1 = [
             SameConv1d(channels, channels, kernel_size, dilation)
