@@ -104,7 +104,7 @@ class NeighborhoodBlock(nn.Module):
         """The finished frames of a band of rows."""
         x = mx.concatenate([part[:, :, at.keys] for part in parts], axis=1)
         rows = slice(band.start - at.keys.start, band.stop - at.keys.start)
-        y = self.attn(norms[0](x), ready, rows, at.from_first)
+        y = self.attn(norms[0](x), ready, rows, at.after(at.keys.start))
         y = x[:, ready, rows] + y
         return y + self.mlp(norms[1](y))
 

@@ -40,11 +40,9 @@ class Windows(NamedTuple):
         """All keys that any query sees."""
         return slice(self.starts[0], self.starts[-1] + self.size)
 
-    @property
-    def from_first(self) -> "Windows":
-        """The same, counted from the first key that is seen."""
-        first = self.starts[0]
-        return Windows(tuple(start - first for start in self.starts), self.size)
+    def after(self, key: int) -> "Windows":
+        """The same, counted from ``key``."""
+        return Windows(tuple(start - key for start in self.starts), self.size)
 
 
 @lru_cache
@@ -118,8 +116,7 @@ def boxes(windows: Windows, size: int) -> list[Box]:
         queries = slice(i, min(i + size, len(windows.starts)))
         part = windows.part(queries)
         start = min(part.starts[0], last - most)
-        inside = Windows(tuple(s - start for s in part.starts), windows.size)
-        found.append(Box(queries, slice(start, start + most), inside))
+        found.append(Box(queries, slice(start, start + most), part.after(start)))
     return found
 
 

@@ -134,7 +134,7 @@ def test_bands_and_frames_equal_the_whole(repeat_columns):
         frames, band = slice(*frames), slice(*band)
         at = rows.part(band)
         near = slice(band.start - at.keys.start, band.stop - at.keys.start)
-        part = model(x[:, :, at.keys], frames, near, at.from_first)
+        part = model(x[:, :, at.keys], frames, near, at.after(at.keys.start))
         assert error(part, whole[:, frames, band]) < 1e-5
 
 
