@@ -14,7 +14,7 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import unpatchify_video
-from mlx_video.models.ltx.video_vae.decoding import decode_streaming
+from mlx_video.models.ltx.video_vae.decoding import decode_stream
 from mlx_video.postprocess import to_uint8
 from mlx_video.sampling.samplers import Denoise
 from mlx_video.types import AV, VideoLatentShape
@@ -101,5 +101,5 @@ class Previews:
     def _picture(self) -> np.ndarray:
         middle = self._grid.frames // 2
         latent = unpatchify_video(self._x0, self._grid)[:, :, middle : middle + 1]
-        (pixels,) = decode_streaming(self._decoder, latent)
+        (pixels,) = decode_stream(self._decoder, latent)
         return np.array(to_uint8(pixels[0])[0])

@@ -77,36 +77,29 @@ def choose_tiling(
 def decode_stream(
     decoder: Decoder,
     latents: mx.array,
-    tiling: Tiling | None = None,
+    tiling: Tiling = StreamPlan(),
     *,
     key: mx.array | None = None,
 ) -> Iterator[mx.array]:
     """Pixels of ``latents`` (B, 128, F, H, W) in order, (B, 3, f, 32*H, 32*W) at a time, each evaluated.
 
-    Without tiling, exactly, as ``StreamPlan()``; else one chunk per tile of time. Holds at most a chunk and a tile. ``key``
-    is for a decoder that draws noise.
+    A ``StreamPlan`` decodes exactly, a ``TilingConfig`` makes one chunk per tile of time. Holds at most a chunk and a tile.
+    ``key`` is for a decoder that draws noise.
     """
     if isinstance(tiling, TilingConfig):
-        return decoder.tiled(latents, tiling, key)
-    return decode_streaming(decoder, latents, tiling or StreamPlan(), key)
-
-
-def decode_streaming(
-    decoder: Decoder,
-    latents: mx.array,
-    plan: StreamPlan = StreamPlan(),
-    key: mx.array | None = None,
-) -> Iterator[mx.array]:
-    """``decode_stream``, exactly."""
+        yield from decoder.tiled(latents, tiling, key)
+        return
     H, W = latents.shape[3:]
     axis, length, cell = (
         (3, H, decoder.scale.height) if H > W else (4, W, decoder.scale.width)
     )
     streams = []
-    for start, stop, first, last in spans(length, plan.tiles, decoder.receptive_field):
+    for start, stop, first, last in spans(
+        length, tiling.tiles, decoder.receptive_field
+    ):
         tile = _part(latents, axis, start, stop)
         keep = (first - start) * cell, (last - start) * cell
-        pieces = each_piece_by_piece(decoder.stream(tile, plan.elements, key=key))
+        pieces = each_piece_by_piece(decoder.stream(tile, tiling.elements, key=key))
         streams.append(map(partial(_kept, axis=axis, keep=keep), pieces))
     yield from map(partial(_joined, axis=axis), zip(*streams, strict=True))
 

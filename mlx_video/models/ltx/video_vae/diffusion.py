@@ -29,7 +29,6 @@ from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     Upsample,
 )
 from mlx_video.models.ltx.video_vae.diffusion_cells import PIECE_SHARE, Cells
-from mlx_video.models.ltx.video_vae.diffusion_weights import without_strangers
 from mlx_video.models.ltx.video_vae.neighborhood import NORM_EPS
 from mlx_video.models.ltx.video_vae.sampling import patchify, unpatchify
 from mlx_video.models.ltx.video_vae.stream import Incomplete, Stage, Stream, in_pieces
@@ -39,6 +38,10 @@ from mlx_video.weights import Weights
 SLOWER = 22  # than the transformer's an operation is; docs/performance.md
 DEFAULT_KEY = 0  # of the noise, so that the same latents make the same pixels
 LEVEL = 1.0  # of noise in the one step
+# Gate in an official file -> the layer whose result it multiplies; we fold it into that layer.
+GATES = {"gate_msa": "attn.proj", "gate_mlp": "mlp.w_down", "gate_ctx": "context_proj"}
+COARSE = "coarse_"  # in the names of heads that only training uses
+STRANGER = 128  # elements of the one tensor of the published file without a known name
 Noise = Callable[[int, tuple[int, ...]], mx.array]
 """A function of first frame and shape: the noise (B, 3, f, H, W) of a clip or a tile."""
 
@@ -107,11 +110,21 @@ class DiffusionDecoder(Network):
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """The decoder's own tensors out of an official file's; ours come back unchanged."""
-        taken = cls.NAMES.take(weights)
-        if taken is None:
+        """As every network's; gates are folded into their layers, and training's heads left out."""
+        if (taken := cls.NAMES.take(weights)) is None:
             return weights
-        return without_strangers(taken)
+        ours = {key: value for key, value in taken.items() if COARSE not in key}
+        for gate in [key for key in ours if key.rpartition(".")[2] in GATES]:
+            _fold(ours, gate)
+        return ours
+
+    def select(self, weights: Weights) -> Weights:
+        """Without the one unknown tensor of ``STRANGER`` elements; if there are more, all stay and are refused."""
+        known = dict(tree_flatten(self.parameters()))
+        strangers = weights.keys() - known.keys()
+        if [weights[name].size for name in strangers] == [STRANGER]:
+            return {k: v for k, v in weights.items() if k in known}
+        return weights
 
     def __call__(
         self,
@@ -307,6 +320,17 @@ class DiffusionDecoder(Network):
             nn.silu(self.t_embedder(level, self.t_embedder.linear_1.weight.dtype))
         )
         return mx.unflatten(rows, -1, (MODULATION, -1))
+
+
+def _fold(weights: Weights, gate: str) -> None:
+    """Fold a gate into its layer's weight and bias."""
+    block, _, kind = gate.rpartition(".")
+    factor = weights.pop(gate).astype(mx.float32).flatten()
+    for part in ("weight", "bias"):
+        layer = f"{block}.{GATES[kind]}.{part}"
+        if (value := weights.get(layer)) is not None:
+            rows = factor.reshape(-1, *[1] * (value.ndim - 1))
+            weights[layer] = (value * rows).astype(value.dtype)
 
 
 # Noise

@@ -16,7 +16,7 @@ from mlx_video.models.ltx.video_vae.decoding import (
     PIECES,
     StreamPlan,
     choose_tiling,
-    decode_streaming,
+    decode_stream,
     encode_streaming,
     fitting,
     spans,
@@ -60,7 +60,7 @@ def small_decoder(blocks, **changes) -> VideoDecoder:
 
 
 def test_streamed_pixels_of_the_official_code():
-    pixels = joined(decode_streaming(decoder(), VECTORS["dec.in"], StreamPlan(30_000)))
+    pixels = joined(decode_stream(decoder(), VECTORS["dec.in"], StreamPlan(30_000)))
     assert error(pixels, VECTORS["dec.out"]) < MODULE_TOLERANCE
 
 
@@ -106,7 +106,7 @@ def test_every_kind_of_block_in_pieces(blocks, padding, causal):
 
 def test_bfloat16_in_pieces():
     latent = mx.random.normal((1, 128, 3, 2, 3), mx.bfloat16)
-    pixels = joined(decode_streaming(decoder(mx.bfloat16), latent, StreamPlan(SMALL)))
+    pixels = joined(decode_stream(decoder(mx.bfloat16), latent, StreamPlan(SMALL)))
     assert pixels.dtype == mx.bfloat16
     assert error(pixels, decoder(mx.bfloat16)(latent)) < 0.05
 
@@ -150,7 +150,7 @@ def test_tiles_with_a_halo_equal_the_whole(tiles, shape, padding):
     assert max(shape) // tiles + 2 * model.receptive_field < max(
         shape
     )  # some cut is real
-    pieces = list(decode_streaming(model, latent, StreamPlan(20_000, tiles)))
+    pieces = list(decode_stream(model, latent, StreamPlan(20_000, tiles)))
     assert len(pieces) > 1
     assert error(joined(pieces), model(latent)) < EXACT
 
@@ -297,7 +297,7 @@ def test_what_is_held_does_not_follow_the_length(code):
         """The most bytes between pieces, beside the input and one copy of the latents."""
         if code == "decode":
             x = mx.zeros((1, 128, cells, 2, 2))
-            pieces = decode_streaming(decoder(), x, StreamPlan(SMALL))
+            pieces = decode_stream(decoder(), x, StreamPlan(SMALL))
         else:
             x = mx.zeros((1, 3, 8 * cells + 1, 64, 64))
             pieces = encode_streaming(encoder(), x, SMALL)

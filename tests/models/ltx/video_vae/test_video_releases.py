@@ -9,7 +9,6 @@ from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.decoding import (
     StreamPlan,
     decode_stream,
-    decode_streaming,
     encode_streaming,
 )
 from mlx_video.models.ltx.video_vae.sampling import patchify
@@ -76,7 +75,7 @@ def test_every_stage_of_the_encoder(file):
 @pytest.mark.parametrize("elements", [1, 20_000, 10**9])
 def test_pixels(file, elements):
     decoder, numbers = part_of(VideoDecoder, file), NUMBERS[file]
-    pixels = joined(decode_streaming(decoder, numbers["dec.in"], StreamPlan(elements)))
+    pixels = joined(decode_stream(decoder, numbers["dec.in"], StreamPlan(elements)))
     assert error(pixels, numbers["dec.out"]) < MODULE_TOLERANCE
     if "dec.video_sub" in numbers:
         assert error(frames_of(pixels), numbers["dec.video_sub"]) < MODULE_TOLERANCE
@@ -115,7 +114,7 @@ def compared(stages: dict, prefix: str, numbers: dict) -> int:
 @pytest.mark.parametrize(
     "name, tiling, lengths",
     [
-        ("whole", None, [33]),
+        ("whole", StreamPlan(), [33]),
         ("out", TilingConfig(SPACE, TIME), [8, 25]),
         MORE("spatial", TilingConfig(SPACE, TemporalTilingConfig(64, 8)), [33]),
         MORE("temporal", TilingConfig(None, TIME), [8, 25]),

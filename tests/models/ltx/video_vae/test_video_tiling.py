@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_video.models.ltx.video_vae import tiling
-from mlx_video.models.ltx.video_vae.decoding import decode_stream
+from mlx_video.models.ltx.video_vae.decoding import StreamPlan, decode_stream
 from mlx_video.models.ltx.video_vae.tiling import (
     SpatialTilingConfig,
     TemporalTilingConfig,
@@ -57,7 +57,7 @@ def ends(s: slice) -> list[int]:
 @pytest.mark.parametrize(
     "name, config, lengths",
     [
-        ("whole", None, [33]),
+        ("whole", StreamPlan(), [33]),
         ("out", BOTH, [8, 25]),
         ("spatial_only", TilingConfig(SPACE, TemporalTilingConfig(64)), [33]),
         ("spatial_only", TilingConfig(spatial_config=SPACE), [33]),
