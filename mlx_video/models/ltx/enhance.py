@@ -98,28 +98,16 @@ def enhance_i2v(
     encoder: Writer,
     prompt: str,
     *,
-    max_tokens: int = MAX_TOKENS,
-    temperature: float = TEMPERATURE,
-    seed: int = 10,
     system_prompt: str | None = None,
-    on_text: Callable[[str], None] | None = None,
-    verbose: bool = False,
+    **options,
 ) -> str:
-    """A fuller prompt for a video that begins with an image; otherwise as ``enhance_t2v``.
+    """A fuller prompt for a video that begins with an image; ``options`` are those of ``enhance_t2v``.
 
     The image itself is not used. The official code shows it to Gemma's vision tower, which mlx-lm lacks; here Gemma knows
     only what the prompt says about it, and is told to describe change and to guess nothing.
     """
-    return enhance_t2v(
-        encoder,
-        prompt,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
-        system_prompt=system_prompt or FROM_IMAGE,
-        on_text=on_text,
-        verbose=verbose,
-    )
+    instructions = system_prompt or FROM_IMAGE
+    return enhance_t2v(encoder, prompt, system_prompt=instructions, **options)
 
 
 def clean_prompt(text: str) -> str:
