@@ -71,22 +71,22 @@ def _checked(file: Path, size: int, *version: int) -> Header:
     }
     for name, entry in tensors.items():
         if entry["dtype"] not in TYPES:
-            raise UserError(
-                f"{file} holds numbers of type {entry['dtype']} (tensor {clip(name)}), which MLX does not read; use a file "
-                "in bfloat16, or in fp8 of kind e4m3."
-            )
+            raise _unread(file, f"{entry['dtype']} (tensor {clip(name)})")
         if any(axis > LONGEST_AXIS for axis in entry["shape"]):
             raise damaged(file, size)
     return Header(tensors, metadata)
 
 
+def _unread(file: Path, kind: str) -> UserError:
+    return UserError(
+        f"{file} holds numbers of type {kind}, which MLX does not read; use a file in bfloat16, or in fp8 of kind e4m3."
+    )
+
+
 def _refused(file: Path, size: int, fault: str) -> UserError:
     """The error of a header in which the library found this ``fault``."""
     if kind := re.search("unknown variant `(.*?)`", fault):
-        return UserError(
-            f"{file} holds numbers of type {clip(kind[1])}, which MLX does not read; use a file in bfloat16, or in fp8 of "
-            "kind e4m3."
-        )
+        return _unread(file, clip(kind[1]))
     for pattern, words in FAULTS.items():
         if found := re.search(pattern, fault):
             return damaged(file, size, words.format(*map(clip, found.groups())))
