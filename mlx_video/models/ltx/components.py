@@ -234,7 +234,7 @@ class Components:
     def video_statistics(self) -> Iterator[nn.Module]:
         """Lend the per-channel statistics of video latents, the only tensors of the decoder that the upsampler needs."""
         decoder = self.sketch("video_decoder")
-        if self.sources["video_decoder"].sketch().sketched:  # it has no values
+        if self.sources["video_decoder"].is_gguf:  # then the sketch has no values
             decoder, _ = self._network("video_decoder", LTXModelType.AudioVideo)
         yield decoder.per_channel_statistics
 
@@ -245,8 +245,7 @@ class Components:
         key = self._key(name, model_type)
         if key not in self._built:
             source = self.sources[name].sketch()
-            sketched = (source,) if source.sketched else ()
-            self._built[key] = self._network(name, model_type, *sketched)
+            self._built[key] = self._network(name, model_type, source)
         return self._built[key][0]
 
     def keep_on(self, shelf: Shelf, model_type: LTXModelType) -> None:
@@ -274,7 +273,7 @@ class Components:
     ) -> Network:
         """A part as it is lent; still lazy. Logs what was fused into it."""
         built = self._built.pop(self._key(name, model_type), None)
-        if built is None or self.sources[name].sketch().sketched:  # it has no values
+        if built is None or self.sources[name].is_gguf:  # it has no values
             built = self._network(name, model_type)
         part, fusions = built
         fusions = fusions + fuse(name, part, loras)

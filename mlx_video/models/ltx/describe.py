@@ -7,7 +7,6 @@ from typing import Iterator, Mapping, NamedTuple
 
 from mlx_video import lora
 from mlx_video.errors import UserError
-from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx import find, foreign
 from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.contents import joined
@@ -113,7 +112,7 @@ def _parts(stored: Mapping[str, Source], refusals: list[str]) -> dict[str, PartS
             weights = part_of(name).network(source).sanitize(source.outline())
             summary = _summary(weights, source.quantization)
             parts[name] = summary._replace(formats=source.formats())
-            if source.path.is_file() and sniff(source.path) == GGUF:
+            if source.is_gguf:
                 size = source.path.stat().st_size  # what is packed has no type of MLX's
                 parts[name] = parts[name]._replace(dtypes=(), bytes=size)
             build(name, source.sketch(), None)  # lazily: every tensor has its place

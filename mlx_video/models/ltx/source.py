@@ -86,13 +86,14 @@ class Source:
         """Placeholders with the names, shapes and types of its tensors; reads none."""
         return self._joined(outline(path) for path in self.paths)
 
-    def sketch(self) -> "Source":
-        """The same part for shapes only: placeholders where lazy tensors would take memory.
+    @property
+    def is_gguf(self) -> bool:
+        """Whether its tensors take memory at once: MLX copies a GGUF file's packed bytes before they are evaluated."""
+        return self.path.is_file() and sniff(self.path) == GGUF
 
-        MLX reads safetensors when they are evaluated, but a GGUF file's packed bytes are copied at once.
-        """
-        packed = self.path.is_file() and sniff(self.path) == GGUF
-        return replace(self, sketched=packed)
+    def sketch(self) -> "Source":
+        """The same part for shapes only: placeholders where lazy tensors would take memory."""
+        return replace(self, sketched=self.is_gguf)
 
     def formats(self) -> tuple[str, ...]:
         """How other tools quantized it: "int8_tensorwise", "Q4_K" ...; the most frequent first.
