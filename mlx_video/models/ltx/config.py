@@ -16,10 +16,6 @@ class LTXModelType(Enum):
     AudioOnly = (Modality.AUDIO,)
     AudioVideo = (Modality.VIDEO, Modality.AUDIO)
 
-    @property
-    def modalities(self) -> tuple[Modality, ...]:
-        return self.value
-
 
 class LTXRopeType(Enum):
     """How rotary pairs are laid out in a head: halves (split) or neighbours (interleaved)."""
@@ -243,7 +239,7 @@ class LTXModelConfig(Config):
             Modality.VIDEO: StreamConfig(*video, self.use_keyframes_abs_pos_embedding),
             Modality.AUDIO: StreamConfig(*audio),
         }
-        return AV(**{m.value: both[m] for m in self.model_type.modalities})
+        return AV(**{m.value: both[m] for m in self.model_type.value})
 
 
 @dataclass(frozen=True)

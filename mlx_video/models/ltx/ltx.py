@@ -22,7 +22,7 @@ from mlx_video.models.ltx.config import (
 )
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.offload import BlockStream
-from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
+from mlx_video.models.ltx.rope import precompute_freqs_cis
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.transformer import (
     CROSS_GATE,
@@ -172,34 +172,32 @@ class LTXModel(Network):
 
     def rope(self, positions: AV[mx.array]) -> AV[RopeTables]:
         """Rotary tables of tokens at ``positions``, (B, axes, N, 2) in seconds and pixels; once per stage."""
-        streams = self.config.streams
-        # Across the streams only time has a meaning, on a scale that both share.
-        shared = (max(stream.max_pos[0] for stream in streams.values),)
+        config, streams = self.config, self.config.streams
+        rope = partial(
+            precompute_freqs_cis,
+            theta=config.positional_embedding_theta,
+            use_middle_indices_grid=config.use_middle_indices_grid,
+            rope_type=config.rope_type,
+            double_precision=config.double_precision_rope,
+        )
 
         def tables(bounds: mx.array, own: StreamConfig) -> RopeTables:
-            alone = self._freqs_cis(own, bounds, own.max_pos)
+            alone = rope(
+                bounds, own.width, max_pos=own.max_pos, num_attention_heads=own.heads
+            )
             if len(positions.present) < 2:
                 return RopeTables(alone)
-            return RopeTables(
-                alone, self._freqs_cis(streams.audio, bounds[:, :1], shared)
+            # Across the streams only time has a meaning, on a scale that both share; the exchange has the audio's heads.
+            audio, shared = streams.audio, max(s.max_pos[0] for s in streams.values)
+            cross = rope(
+                bounds[:, :1],
+                audio.width,
+                max_pos=(shared,),
+                num_attention_heads=audio.heads,
             )
+            return RopeTables(alone, cross)
 
         return positions.map(tables, streams)
-
-    def _freqs_cis(
-        self, heads_of: StreamConfig, bounds: mx.array, extent: tuple[float, ...]
-    ) -> Rope:
-        config = self.config
-        return precompute_freqs_cis(
-            bounds,
-            heads_of.width,
-            config.positional_embedding_theta,
-            extent,
-            config.use_middle_indices_grid,
-            heads_of.heads,
-            config.rope_type,
-            config.double_precision_rope,
-        )
 
     def project_context(self, embeddings: AV[mx.array]) -> AV[mx.array]:
         """The connectors' embeddings -> the width of each stream, (B, L, D); once per prompt."""

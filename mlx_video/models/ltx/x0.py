@@ -27,12 +27,18 @@ class X0Model:
 
     def __init__(self, model: LTXModel):
         self.model = model
-        # Not a bound method: the reference cycle would keep model and tables until Python's collector runs.
-        project = partial(_project, model)
-        self._contexts = _Memo(project, size=4)  # one per pass of a guided step
-        self._ropes = _Memo(model.rope, size=1)
-        self._levels = _Memo(_levels, size=1)
-        self._biases = _Memo(partial(_biases, model), size=1)
+        # Functions of ``model``, not of ``self``: the reference cycle would keep both until Python's collector runs.
+        self._contexts = _Memo(
+            lambda texts: model.project_context(
+                texts.map(lambda x: x.astype(model.dtype))
+            ),
+            size=4,  # one per pass of a guided step
+        )
+        self._ropes = _Memo(model.rope)
+        self._levels = _Memo(lambda masks: masks.map(partial(Timesteps.from_mask, 1.0)))
+        self._biases = _Memo(
+            lambda masks: masks.map(partial(attention_bias, dtype=model.dtype))
+        )
 
     def __call__(
         self,
@@ -95,25 +101,13 @@ def to_x0(latent: mx.array, velocity: mx.array, timesteps: mx.array) -> mx.array
     return latent - velocity * timesteps
 
 
-def _project(model: LTXModel, context: AV[mx.array]) -> AV[mx.array]:
-    return model.project_context(context.map(lambda x: x.astype(model.dtype)))
-
-
-def _levels(masks: AV[mx.array]) -> AV[Timesteps]:
-    return masks.map(lambda mask: Timesteps.from_mask(1.0, mask))
-
-
-def _biases(model: LTXModel, masks: AV[mx.array]) -> AV[mx.array]:
-    return masks.map(lambda mask: attention_bias(mask, model.dtype))
-
-
 class _Memo:
     """The last ``size`` results of a function of arrays, recognised by identity.
 
     It holds the arguments, so that their identities are not reused.
     """
 
-    def __init__(self, function: Callable[[AV], AV], size: int):
+    def __init__(self, function: Callable[[AV], AV], size: int = 1):
         self.function, self.size = function, size
         self.entries: list[tuple[AV, AV]] = []
 
