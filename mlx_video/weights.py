@@ -122,8 +122,8 @@ def shard_names(index: Path) -> list[str]:
             f"{index} is damaged: its weight_map is not a table of tensors and files. Fetch it again."
         )
     for name in found.values():
-        plain = isinstance(name, str) and Path(name).name == name
-        if not plain or not name.endswith(".safetensors") or "\\" in name:
+        plain = isinstance(name, str) and not {"/", "\\"}.intersection(name)
+        if not plain or not name.endswith(".safetensors"):
             raise UserError(
                 f"{index} names {clip(name)} as a shard; a shard is a safetensors file beside it, such as "
                 "model-00001-of-00002.safetensors."
