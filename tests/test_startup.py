@@ -45,6 +45,11 @@ def test_help_imports_no_codec_language_model_or_network():
     assert not modules & (CODECS | LANGUAGE | NETWORK)
 
 
+def test_the_collector_leaves_what_is_imported_alone():
+    code = "import gc\n    from mlx_video.cli import main\n    assert main(['completion', 'bash']) == 0"
+    imported(f"{code}\n    assert gc.isenabled() and gc.get_freeze_count() > 10_000")
+
+
 @pytest.mark.slow
 def test_encoding_a_prompt_imports_no_transformers():
     """mlx-lm brings it, more than a second of every run, for those who let Gemma write."""
