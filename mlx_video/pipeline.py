@@ -19,7 +19,6 @@ from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.pieces import piece_by_piece
-from mlx_video.models.ltx.releases import LTX_2_5
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
 from mlx_video.models.ltx.upsampler import upsample_normalized
 from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
@@ -198,8 +197,8 @@ class Pipeline:
         needs = request.needs(self.recipe)
         if request.timed and "duration_head" not in self.components.sources:
             raise UserError(
-                "This model cannot tell how long a clip should be: it has no duration head, which LTX-2.5 brings as "
-                f"{LTX_2_5.duration_head}. Put that beside it, or give --duration SECONDS or --num-frames."
+                "This model has no duration head, which would tell how long the clip should be. Give --duration SECONDS "
+                "or --num-frames."
             )
         texts = self._texts(request, request.prompt)
         self.components.check(needs, texts, request.model_type)

@@ -15,7 +15,7 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import PACKAGED
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.models.ltx.releases import LTX_2, LTX_2_3, LTX_2_5
 from mlx_video.models.ltx.source import Source
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import Recipe, Stage
@@ -147,10 +147,12 @@ def test_a_transformer_of_other_latents_is_refused(tmp_path):
         Components.open(model)
 
 
-def test_the_published_geometry_is_what_its_header_states(tmp_path):
-    """A request is checked against it before 43 GB are fetched; the tiny checkpoint has the real one's."""
-    found = Components.open(tiny_folder(tmp_path / "model")).geometry
-    assert found == LTX_2.geometry
+def test_the_published_geometry_is_what_files_state(tmp_path):
+    """A request is checked against it before 43 GB are fetched; the tiny checkpoints have the real ones'."""
+    paths = tiny_folder(tmp_path / "model"), TINY_2_3, TINY_2_5
+    needs = [part for part in PARTS if PARTS[part].block]
+    for path, release in zip(paths, (LTX_2, LTX_2_3, LTX_2_5)):
+        assert Components.open(path, needs=needs).geometry == release.geometry
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ Knows which parts, LoRAs and settings belong together, not where they are.
 """
 
 import logging
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Mapping
@@ -15,16 +14,14 @@ from mlx_video.formats.safetensors import json_object
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.contents import joined
-from mlx_video.models.ltx.gemma_config import GemmaConfig
+from mlx_video.models.ltx.gemma_config import FAMILIES, GemmaConfig
 from mlx_video.models.ltx.layouts import SOURCE, VARIANTS, VERSION, Layout
 from mlx_video.models.ltx.parts import PARTS, part_config, part_of
-from mlx_video.models.ltx.releases import RELEASES, Release
+from mlx_video.models.ltx.releases import RELEASES, Release, release_of
 from mlx_video.models.ltx.source import Source
 from mlx_video.weights import some
 
 log = logging.getLogger(__name__)
-
-FIRST_WITH_GEMMA_4 = (2, 4)
 
 
 def check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
@@ -80,7 +77,7 @@ def check_distilled_lora(file: Path, layout: Layout) -> None:
     adapter.check(layout.version)
     ranks = {release.distilled_rank: release for release in RELEASES}
     other = ranks.get(adapter.about.rank, layout.release)
-    if other.distilled_rank != layout.release.distilled_rank:
+    if layout.release.distilled_rank not in (None, other.distilled_rank):
         raise UserError(
             f"{file} has rank {other.distilled_rank}, as the distilled LoRA of {other.name} has, and the model is "
             f"{layout.release.name}. Give {layout.release.distilled_lora} of {layout.release.repository}."
@@ -156,15 +153,11 @@ def _wanted_version(metadata: Mapping[str, str]) -> str:
 
 
 def _wanted_name(connectors: ConnectorConfig, metadata: Mapping[str, str]) -> str:
-    """The family; empty if the file does not say and its connectors fit either.
-
-    Files older than 2.4 were trained with Gemma 3, unless they say otherwise; "-" in a version counts as ".".
-    """
+    """The family that the file states, or that its release was trained with; empty if its connectors fit either."""
     if version := _wanted_version(metadata):
         return "Gemma 3" if version.lower().startswith(("gemma3", "gemma-3")) else "Gemma 4"  # fmt: skip
     stated = metadata.get(VERSION)
-    if not stated:
-        return "" if connectors.caption_proj_before_connector else "Gemma 3"
-    numbers = re.match(r"[\d.]{0,20}", stated.replace("-", "."))
-    release = tuple(int(n) for n in numbers[0].split(".") if n)
-    return "Gemma 4" if release >= FIRST_WITH_GEMMA_4 else "Gemma 3"
+    if not stated and connectors.caption_proj_before_connector:
+        return ""
+    kind = release_of(stated or "").text_encoder.kind
+    return next(f.NAME for model, f in FAMILIES.items() if model.startswith(kind))

@@ -7,7 +7,7 @@ from typing import Iterator, Mapping, NamedTuple
 
 from mlx_video import lora
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import find, foreign
+from mlx_video.models.ltx import find
 from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.contents import joined
 from mlx_video.models.ltx.geometry import read_geometry
@@ -122,7 +122,8 @@ def _parts(stored: Mapping[str, Source], refusals: list[str]) -> dict[str, PartS
 def _fitting(adapter: lora.Adapter) -> Iterator[str]:
     """The releases that have all layers of ``adapter``, in their shapes."""
     for release in RELEASES:
-        blocks = foreign.published(".".join(map(str, release.version)))
+        if not (blocks := release.blocks):
+            continue
         modules = []
         for name in ("transformer", "connectors"):
             source = Source(Path(name), blocks[PARTS[name].block])

@@ -61,11 +61,6 @@ def default_model(tell: Callable[[str], None] = log.warning) -> str:
     return DEMO
 
 
-NAMES = {
-    name.lower(): r.repository for r in RELEASES for name in (r.name, r.repository)
-}
-
-
 def named(model: str | Path) -> str | Path:
     """The repository of a release that goes by its name, such as "ltx-2.5"; any other model as it is.
 
@@ -74,14 +69,15 @@ def named(model: str | Path) -> str | Path:
     typed = str(model).lower()
     if typed == DEMO or is_there(typed_path(model)):
         return model
-    if typed not in NAMES and not {"/", "\\"} & {*typed}:
-        short = [name for name in (*NAMES, DEMO) if "/" not in name]
+    names = {n.lower(): r.repository for r in RELEASES for n in (r.name, r.repository)}
+    if typed not in names and not {"/", "\\"} & {*typed}:
+        short = [name for name in (*names, DEMO) if "/" not in name]
         if near := get_close_matches(typed, short, 1):
             raise MissingFileError(
                 f"There is no file or folder {model}, and no release of that name. Did you mean {near[0]}? "
                 "`mlx-video models` lists them."
             )
-    return NAMES.get(typed, model)
+    return names.get(typed, model)
 
 
 def model_of(files: Files, tell: Callable[[str], None] = log.warning) -> str:

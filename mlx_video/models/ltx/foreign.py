@@ -2,11 +2,9 @@
 GGUF and the MLX packs. Each part gets its tensors' spelling and the official config; loads nothing.
 """
 
-import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Callable, Iterable, Mapping, NamedTuple
+from typing import Callable, Mapping, NamedTuple
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import foreign_names as names
@@ -21,12 +19,12 @@ from mlx_video.models.ltx.foreign_configs import (
 )
 from mlx_video.models.ltx.foreign_names import Spelling
 from mlx_video.models.ltx.gemma_config import read_gemma_config
+from mlx_video.models.ltx.releases import LTX_2_3, told_by
 from mlx_video.models.ltx.source import QUANTIZATION, Source, newest
 from mlx_video.weights import CONFIG, read_json, stored_types
 
 DIFFUSERS, FORGE = "diffusers folder", "MLX pack of mlx-forge"
 PRINCE, UNIFIED = "MLX pack of mlx-video", "unified MLX file"
-PUBLISHED = Path(__file__).with_name("published")  # official configs, for packs without
 EMBEDDED, SPLIT_MODEL = "embedded_config.json", "split_model.json"
 QUANTIZE_CONFIG = "quantize_config.json"
 VERSION = "model_version"
@@ -100,7 +98,8 @@ def _diffusers(folder: Path) -> Found:
             held = ("temporal_upsampler",) if doubles_frames else parts
             source = Source(folder / name, block, spelling=spelling)
             sources |= dict.fromkeys(held, source)
-    return Found(DIFFUSERS, sources, _diffusers_version(configs.get("transformer", {})))
+    stated = configs.get("transformer", {}).items()
+    return Found(DIFFUSERS, sources, told_by(k for k, v in stated if v).stated)
 
 
 def _translated(home: Path, translate: Callable[..., Block], *configs: Block) -> Block:
@@ -109,12 +108,6 @@ def _translated(home: Path, translate: Callable[..., Block], *configs: Block) ->
         return translate(*configs)
     except UserError as error:
         raise UserError(f"{home}: {error}") from None
-
-
-def _diffusers_version(transformer: Block) -> str:
-    if transformer.get("use_keyframes_abs_pos_embedding"):
-        return "2.5"
-    return "2.3" if transformer.get("cross_attn_mod") else "2.0"
 
 
 # MLX packs: of each, where a part is, its block of the official config, its spelling.
@@ -157,9 +150,10 @@ def _forge(folder: Path, variant: str) -> Found:
 
     stated, sources = read_json(folder / CONFIG), {}
     transformer = first(*FORGE_FILES["transformer"][0])
-    release = release_told_by(stored_types(transformer)) if transformer else "2.3"
+    # The first pack of mlx-forge was LTX-2.3.
+    release = told_by(stored_types(transformer)) if transformer else LTX_2_3
     embedded = _embedded(folder, stated)
-    blocks = {**published(release), **embedded}
+    blocks = {**release.blocks, **embedded}
     if "vae" not in embedded and first("vae_decoder_av"):
         blocks["vae"] = blocks["vae_diffusion"]
     kind = "av" if blocks["vae"].get("_class_name") == "CausalDiffusionVAE" else "conv"
@@ -176,7 +170,7 @@ def _forge(folder: Path, variant: str) -> Found:
     if text := first("text_encoder"):
         sources["text_encoder"] = Source.described(text, read_gemma_config(text))
     stated_version = stated.get(VERSION) or read_json(folder / EMBEDDED).get(VERSION)
-    version = stated_version if isinstance(stated_version, str) else release
+    version = stated_version if isinstance(stated_version, str) else release.stated
     quantized = _quantized(sources, read_json(folder / QUANTIZE_CONFIG))
     return Found(FORGE, quantized, version)
 
@@ -217,8 +211,8 @@ def _prince(folder: Path) -> Found:
     """One folder per part. Their configs are guesses; the published ones are right."""
     transformer = folder / "transformer"
     own = read_json(transformer / CONFIG)
-    release = release_told_by(stored_types(transformer) if transformer.is_dir() else ())
-    blocks = dict(published(release))
+    release = told_by(stored_types(transformer) if transformer.is_dir() else ())
+    blocks = dict(release.blocks)
     sizes = blocks["transformer"].keys() & own.keys() - {"rope_type"}
     blocks["transformer"] = {**blocks["transformer"], **{key: own[key] for key in sizes}}  # fmt: skip
     sources = {
@@ -226,7 +220,7 @@ def _prince(folder: Path) -> Found:
         for part, (home, block, spelling) in PRINCE_FOLDERS.items()
         if (folder / home).is_dir()
     }
-    return Found(PRINCE, _quantized(sources, own), release)
+    return Found(PRINCE, _quantized(sources, own), release.stated)
 
 
 def identify_unified(file: Path) -> Found | None:
@@ -234,16 +228,14 @@ def identify_unified(file: Path) -> Found | None:
     keys = stored_types(file)
     if not any(key.startswith("transformer.transformer_blocks.") for key in keys):
         return None
-    release = release_told_by(keys)
+    release = told_by(keys)
     sources = {
-        part: Source(
-            file, published(release)[block], spelling=spelling, container=start
-        )
+        part: Source(file, release.blocks[block], spelling=spelling, container=start)
         for part, (start, block, spelling) in UNIFIED_PREFIXES.items()
         if any(key.startswith(start or "connector.") for key in keys)
     }
     quantized = _quantized(sources, read_json(file.with_name(CONFIG)))
-    return Found(UNIFIED, quantized, release)
+    return Found(UNIFIED, quantized, release.stated)
 
 
 # ComfyUI's files and GGUF
@@ -261,28 +253,9 @@ def bare_parts(file: Path, config: Blocks) -> dict[str, Source]:
         "transformer": "adaln_single.linear.weight",
         "connectors": "video_embeddings_connector.learnable_registers",
     }
-    block = config.get("transformer") or published(release_told_by(keys))["transformer"]
+    block = config.get("transformer") or told_by(keys).blocks["transformer"]
     return {
         part: Source(file, block, spelling=None if spelled else names.BARE)
         for part, mark in wanted.items()
         if mark in bare
     }
-
-
-# What packs do not say
-
-
-@cache
-def published(release: str) -> Blocks:
-    """The official config of a release, by its blocks."""
-    name = {"2.0": "ltx-2"}.get(release, f"ltx-{release}")
-    return json.loads((PUBLISHED / f"{name}.json").read_text())
-
-
-def release_told_by(keys: Iterable[str]) -> str:
-    """The release whose transformer has tensors of these names, in any spelling."""
-    text = "\n".join(keys)
-    if "keyframes_abs_pos_embedding" in text:
-        return "2.5"
-    newer = ("prompt_adaln", "prompt_scale_shift_table", "video_aggregate_embed")
-    return "2.3" if any(word in text for word in newer) else "2.0"

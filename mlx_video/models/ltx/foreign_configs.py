@@ -1,9 +1,10 @@
-"""diffusers' config of each part as the official one, key by key. Reads no files."""
+"""diffusers' config of each part as the official one, key by key."""
 
 from typing import Iterable, Mapping
 
 from mlx_video.errors import UserError
 from mlx_video.formats.safetensors import clip
+from mlx_video.models.ltx.releases import LTX_2
 
 Block = Mapping[str, object]
 
@@ -18,8 +19,8 @@ SAME = (  # keys of the transformer that both know; diffusers may leave them out
     "use_prompt_adaln_single",
 )
 HEADS, COUNTS = ("num_attention_heads", "attention_head_dim"), ("num_layers", "num_learnable_registers")  # fmt: skip
-# Lengths in samples and frequencies in Hz that never vary, so that diffusers leaves them out.
-MEL = {"filter_length": 1024, "win_length": 1024, "mel_fmin": 0, "mel_fmax": 8000}
+# What never varies, so that diffusers leaves it out.
+MEL = {"stft": ("filter_length", "win_length"), "mel": ("mel_fmin", "mel_fmax")}
 
 
 def transformer_block(transformer: Block, connectors: Block) -> dict[str, object]:
@@ -150,7 +151,9 @@ def audio_vae_block(audio: Block) -> dict[str, object]:
         causal="is_causal",
     )
     attention = audio.get("attn_resolutions") or []
-    return block | MEL | {"stereo": True, "attn_resolutions": attention}
+    front = LTX_2.blocks["audio_vae"]["preprocessing"]
+    mel = {key: front[name][key] for name, keys in MEL.items() for key in keys}
+    return block | mel | {"stereo": True, "attn_resolutions": attention}
 
 
 def vocoder_block(vocoder: Block) -> dict[str, object]:

@@ -24,7 +24,7 @@ from mlx_video.models.ltx.contents import (
 )
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS, held, part_of
-from mlx_video.models.ltx.releases import Release, release_of
+from mlx_video.models.ltx.releases import RELEASES, Release, release_of, told_by
 from mlx_video.models.ltx.source import Source, newest
 from mlx_video.weights import (
     CONFIG,
@@ -112,7 +112,9 @@ class Layout(NamedTuple):
     def version(self) -> str:
         """The model's version as the file states it; LTX-2.0 states none. Empty if there is no model inside."""
         stated = self.metadata.get(VERSION)
-        return stated or ("2.0" if "transformer" in held(self.stored) else "")
+        return stated or (
+            RELEASES[0].stated if "transformer" in held(self.stored) else ""
+        )
 
     @property
     def stated(self) -> dict[str, object]:
@@ -159,7 +161,7 @@ def _identify_file(file: Path) -> Layout:
     held = parts_in(file)
     metadata = dict(header.metadata)
     if "transformer" in held:  # a repacked one may state no version
-        metadata.setdefault(VERSION, foreign.release_told_by(header.tensors))
+        metadata.setdefault(VERSION, told_by(header.tensors).stated)
     if alone := [kind for name, kind in ALONE.items() if name in held]:
         return Layout(alone[0], "", file, held, metadata)
     spelled = any(name.startswith(TRANSFORMER) for name in header.tensors)

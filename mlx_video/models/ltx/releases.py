@@ -3,12 +3,20 @@
 Another official repository needs one more entry in ``RELEASES``.
 """
 
+import json
 import re
 from dataclasses import dataclass, field, replace
-from typing import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Iterable, Mapping
 
 from mlx_video import hub
-from mlx_video.types import AudioScale, Geometry, VideoScale
+from mlx_video.models.ltx.geometry import read_geometry
+from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.source import Source
+from mlx_video.types import Geometry
+
+PUBLISHED = Path(__file__).with_name("published")
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,9 @@ class Release:
     upsampler, temporal_upsampler, distilled_lora, duration_head, conv_vae
                   files that some runs need; empty = none. The last is the convolutional video autoencoder of a release
                   that usually has another
-    geometry      as its files state it, to check requests before they are fetched
+    published     the file in ``published/`` with its official config; empty if that is not known before a download
+    marks         words of which the names of its transformer's tensors, in any spelling, or its config in diffusers have
+                  one, and earlier releases have none; for files that state no version, so ``published`` must be known
     defaults      that differ from ``recipes.Defaults``
     """
 
@@ -55,13 +65,41 @@ class Release:
     text_encoder: TextEncoder
     upsampler: str
     distilled_lora: str
-    geometry: Geometry
+    published: str = ""
+    marks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     temporal_upsampler: str = ""
     duration_head: str = ""
     conv_vae: str = ""
     gated: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self):
+        assert self.published or not self.marks, f"{self.name} has marks but no config"
+
+    @property
+    def stated(self) -> str:
+        """Its version in words, such as "2.3"."""
+        return ".".join(map(str, self.version))
+
+    @cached_property
+    def blocks(self) -> Mapping[str, Mapping[str, object]]:
+        """Its published config, by blocks; empty if it is not known."""
+        if not self.published:
+            return {}
+        return json.loads((PUBLISHED / self.published).read_text())
+
+    @cached_property
+    def geometry(self) -> Geometry | None:
+        """As its published config states it, to check requests before its files are fetched."""
+        if not self.blocks:
+            return None
+        usual = {"vae": self.blocks.get("vae_diffusion", self.blocks["vae"])}
+        blocks = {**self.blocks, **usual}
+        parts = {n: part.block for n, part in PARTS.items() if part.block}
+        return read_geometry(
+            {n: Source(PUBLISHED, blocks[b]) for n, b in parts.items()}
+        )
 
     @property
     def size(self) -> str:
@@ -90,9 +128,10 @@ class Release:
         return own.repository or f"{own.file} of {self.repository}"
 
     @property
-    def distilled_rank(self) -> int:
-        """Of its distilled LoRA, as the name says."""
-        return int(re.search(r"lora-(\d+)", self.distilled_lora)[1])
+    def distilled_rank(self) -> int | None:
+        """Of its distilled LoRA, if the name says it."""
+        found = re.search(r"lora-(\d+)", self.distilled_lora)
+        return int(found[1]) if found else None
 
     @property
     def text_files(self) -> tuple[str, tuple[str, ...]]:
@@ -105,23 +144,6 @@ class Release:
     def files(self, variant: str) -> tuple[str, ...]:
         """The files of a whole checkpoint, the transformer's first."""
         return (self.transformers[variant], *self.others)
-
-
-def _geometry(output_rate: int, least: int = 1) -> Geometry:
-    """All releases so far share their latents; the newer vocoder makes 48 kHz, and the newer decoder mirrors nothing."""
-    return Geometry(
-        video=VideoScale(time=8, height=32, width=32),
-        channels=128,
-        audio=AudioScale(
-            sample_rate=16000,
-            hop=160,
-            mel_frames=4,
-            channels=8,
-            bins=16,
-            output_rate=output_rate,
-        ),
-        least=least,
-    )
 
 
 GEMMA_3 = TextEncoder("Gemma 3 12B", 48, 3840, 24.4, repository=hub.TEXT_ENCODER_REPO)
@@ -137,7 +159,7 @@ NEWER = {"steps": 30, "stg_blocks": [28]}
 
 LTX_2 = Release(
     name="LTX-2",
-    version=(2,),
+    version=(2, 0),
     repository=hub.MODEL_REPO,
     gigabytes=43.3,
     licence="LTX-2 Community License",
@@ -146,7 +168,7 @@ LTX_2 = Release(
     upsampler=hub.UPSAMPLER_FILE,
     temporal_upsampler="ltx-2-temporal-upscaler-x2-1.0.safetensors",
     distilled_lora=hub.DISTILLED_LORA_FILE,
-    geometry=_geometry(24000, least=2),
+    published="ltx-2.json",
 )
 LTX_2_3 = Release(
     name="LTX-2.3",
@@ -162,7 +184,13 @@ LTX_2_3 = Release(
     upsampler="ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
     temporal_upsampler="ltx-2.3-temporal-upscaler-x2-1.0.safetensors",
     distilled_lora="ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-    geometry=_geometry(48000),
+    published="ltx-2.3.json",
+    marks=(
+        "prompt_adaln",
+        "prompt_scale_shift_table",
+        "video_aggregate_embed",
+        "cross_attn_mod",
+    ),
     defaults=NEWER,
 )
 LTX_2_5 = Release(
@@ -186,10 +214,11 @@ LTX_2_5 = Release(
     distilled_lora="loras/ltx-2.5-22b-distilled-lora-450-bf16.safetensors",
     duration_head="model_patches/ltx-2.5-duration-head-bf16.safetensors",
     conv_vae="vae/ltx-2.5-video-vae-conv-bf16.safetensors",
-    geometry=_geometry(48000),
+    published="ltx-2.5.json",
+    marks=("keyframes_abs_pos_embedding",),
     defaults=NEWER | {"image_crf": 18, "sampler": "euler_ancestral"},
 )
-RELEASES = (LTX_2, LTX_2_3, LTX_2_5)
+RELEASES = [LTX_2, LTX_2_3, LTX_2_5]
 
 
 def published(repository: str) -> Release | None:
@@ -199,7 +228,14 @@ def published(repository: str) -> Release | None:
 
 def release_of(version: str) -> Release:
     """The release that a file with this ``model_version`` belongs to; the first if it states none."""
-    digits = re.match(r"\d+(?:[.-]\d+)*", version)
+    digits = re.match(r"\d+(?:[.-]\d+)*", version[:20])
     stated = tuple(map(int, re.split("[.-]", digits[0]))) if digits else (0,)
     fitting = [release for release in RELEASES if release.version <= stated]
     return max(fitting, key=lambda release: release.version, default=RELEASES[0])
+
+
+def told_by(names: Iterable[str]) -> Release:
+    """The newest release with a mark in one of ``names``; the first if there is none."""
+    text = "\n".join(names)
+    marked = [r for r in RELEASES if any(mark in text for mark in r.marks)]
+    return max(marked, key=lambda release: release.version, default=RELEASES[0])

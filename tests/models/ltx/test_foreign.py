@@ -22,6 +22,7 @@ from mlx_video.models.ltx.describe import describe
 from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.layouts import identify
 from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.releases import Release
 from mlx_video.models.ltx.source import Source
 from tests import layout_writers as write
 from tests.media_reading import read_clip
@@ -80,7 +81,7 @@ def check_same(path, layout: str, file: Path, absent: tuple[str, ...] = ()) -> N
 @pytest.fixture
 def miniature(monkeypatch, official):
     """Packs that state no config of their own are miniatures here."""
-    monkeypatch.setattr(foreign, "published", lambda release: official.blocks)
+    monkeypatch.setattr(Release, "blocks", property(lambda release: official.blocks))
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from mlx_video.models.ltx.gemma import language_model
 from mlx_video.models.ltx.layouts import SPLIT, identify
 from mlx_video.models.ltx.network import quantize_blocks
 from mlx_video.models.ltx.parts import PARTS, part_of
+from mlx_video.models.ltx.releases import Release
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_vae import DiffusionDecoder, VideoDecoder
 from tests import layout_writers as write
@@ -57,7 +58,7 @@ def blocks(read, monkeypatch) -> dict[str, dict]:
         found |= json.loads(read[role][1]["config"])
     found["vae_diffusion"] = json.loads(read["diffusion"][1]["config"])["vae"]
     found["duration_head"] = json.loads(read["duration"][1]["config"])["duration_head"]
-    monkeypatch.setattr(foreign, "published", lambda release: found)
+    monkeypatch.setattr(Release, "blocks", property(lambda release: found))
     return found
 
 

@@ -2,28 +2,31 @@
 
 import json
 import shutil
-from dataclasses import replace
+from pathlib import Path
+from typing import Iterator
 
 import mlx.core as mx
 import pytest
 
-from mlx_video import hub
+from mlx_video import cli, hub
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import releases
 from mlx_video.models.ltx.checks import check_distilled_lora
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.find import find_defaults, find_geometry
+from mlx_video.models.ltx.find import find_defaults
 from mlx_video.models.ltx.layouts import Layout, identify
 from mlx_video.models.ltx.releases import (
+    GEMMA_3,
     LTX_2,
     LTX_2_3,
     LTX_2_5,
     RELEASES,
+    Release,
     release_of,
 )
 from mlx_video.recipes import Defaults
-from tests.checkpoints import MODEL, tiny_folder, wide_gemma
+from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
+from tests.media_reading import read_clip
 from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
 from tests.reference import FIXTURES
 
@@ -85,37 +88,68 @@ def test_a_converted_folder_keeps_its_release(tmp_path, monkeypatch):
     assert again.release is LTX_2_5 and again.defaults == layout.defaults
 
 
-def test_one_more_repository_opens_by_its_entry(tmp_path, monkeypatch):
+@pytest.fixture
+def added(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A miniature of a release that one more entry names, as its hub has it; its config is not packed."""
     here = tiny_folder(tmp_path / "hub")
-    (here / "main").mkdir()
-    shutil.move(here / MODEL, here / "main" / "ltx-9-dev.safetensors")
+    file = here / "main" / "ltx-9.safetensors"
+    file.parent.mkdir()
+    shutil.move(here / MODEL, file)
+    rewrite(file, metadata=lambda stated: stated.update(model_version="9.1"))
     (upscaler,) = here.glob("*upscaler*")
     shutil.move(upscaler, here / "up.safetensors")
     shutil.move(here / "text_encoder", tmp_path / "gemma")
-    made_up = replace(
-        LTX_2,
+    entry = Release(
         name="LTX-9",
         version=(9,),
         repository="Lightricks/LTX-9",
-        transformers={"dev": "main/ltx-9-dev.safetensors", "distilled": "none"},
-        defaults={"steps": 9},
+        gigabytes=90.0,
+        licence="LTX-9 License",
+        transformers=dict.fromkeys(("dev", "distilled"), "main/ltx-9.safetensors"),
+        text_encoder=GEMMA_3,
+        upsampler="up.safetensors",
+        distilled_lora="distilled.safetensors",
+        defaults={"width": 128, "height": 64, "frames": 9, "steps": 2},
     )
-    monkeypatch.setattr(releases, "RELEASES", (*RELEASES, made_up))
-    asked = []
 
     def plan(repo, patterns):
-        asked.append((repo, *patterns))
-        gemma = repo == LTX_2.text_encoder.repository
-        return tmp_path / "gemma" if gemma else here
+        return {"Lightricks/LTX-9": here, GEMMA_3.repository: tmp_path / "gemma"}[repo]
 
     monkeypatch.setattr(hub, "plan", plan)
     monkeypatch.setattr(hub, "fetch", lambda plans, announce: plans)
-    needs = ["transformer", "text_encoder", "video_decoder"]
-    components = Components.open("Lightricks/LTX-9", variant="dev", needs=needs)
-    assert components.sources["transformer"].path.name == "ltx-9-dev.safetensors"
-    assert asked[0] == ("Lightricks/LTX-9", "main/ltx-9-dev.safetensors")
-    assert find_defaults("Lightricks/LTX-9", "dev") == {"steps": 9}
-    assert find_geometry("Lightricks/LTX-9", "dev") == made_up.geometry
+    RELEASES.append(entry)
+    yield file
+    RELEASES.remove(entry)
+
+
+def test_one_more_repository_opens_by_its_entry(added, capsys):
+    assert cli.main(["models"]) == 0
+    assert "ltx-9" in capsys.readouterr().out
+    assert cli.main(["info", str(added)]) == 0
+    assert "9.1" in capsys.readouterr().out
+    asked = ["--model", "ltx-9", "--prompt", "a ball"]
+    assert cli.main(["plan", *asked]) == 0
+    assert "decode video" in capsys.readouterr().out
+    assert find_defaults("Lightricks/LTX-9", "dev")["steps"] == 2
+    components = Components.open("ltx-9", variant="dev", needs=["transformer"])
+    assert components.layout.release.name == "LTX-9"
+    assert components.sources["transformer"].path == added
+
+
+def test_a_lora_without_a_version_is_compared_with_the_releases_that_are_known(
+    added, tmp_path, capsys
+):
+    lora = write_lora(tmp_path / "a.safetensors", "diffusion_model.x")
+    assert cli.main(["info", str(lora)]) == 0
+
+
+@pytest.mark.slow
+def test_one_more_repository_makes_a_clip(added, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["--model", "ltx-9", "--prompt", "a ball", "-o", "a.mp4"]
+    assert cli.main(["generate", *asked, "--no-health-check"]) == 0
+    frames = read_clip(tmp_path / "a.mp4")[0]
+    assert len(frames) == 9 and frames[0].shape == (64, 128, 3)
 
 
 def test_2_5_is_fetched_file_by_file(tmp_path, monkeypatch):
