@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Iterator
 from urllib.parse import unquote, urlsplit
 
@@ -237,3 +238,35 @@ def in_place_of_the_real_one(hub: FakeHub, home: Path) -> Iterator[FakeHub]:
         patch.setenv("HF_HOME", str(home))
         patch.delenv("HF_TOKEN", raising=False)
         yield hub
+
+
+def official() -> dict[str, Repo]:
+    """The tests' miniatures under the names that Lightricks' files have: 2.0 and 2.3 whole, 2.5 in parts and gated."""
+    from mlx_video.hub import TEXT_ENCODER_REPO
+    from mlx_video.models.ltx.releases import LTX_2, LTX_2_3, LTX_2_5
+    from tests.reference import FIXTURES
+    from tests.tiny_tokenizer import make_text_encoder_folder
+
+    def tiny(name: str) -> bytes:
+        (file,) = FIXTURES.glob(f"ltx*_tiny/ltx-{name}.safetensors")
+        return file.read_bytes()
+
+    repos = {}
+    for release, name in ((LTX_2, "2-tiny"), (LTX_2_3, "2.3-tiny")):
+        files = dict.fromkeys(release.transformers.values(), tiny(name))
+        files[release.upsampler] = tiny(f"{name}-spatial-upscaler-x2")
+        repos[release.repository] = Repo(files)
+    lora = tiny("2.3-tiny-distilled-lora")
+    repos[LTX_2_3.repository].files[LTX_2_3.distilled_lora] = lora
+    transformer = tiny("2.5-tiny-transformer-bf16")
+    files = dict.fromkeys(LTX_2_5.transformers.values(), transformer)
+    names = "video-vae", "audio-vae"
+    files |= {f: tiny(f"2.5-tiny-{n}-bf16") for f, n in zip(LTX_2_5.others, names)}
+    upscaler = tiny("2.5-tiny-latent-spatial-upscaler-x2-bf16")
+    gemma = tiny("2.5-tiny-gemma4-with-proj-bf16")
+    files |= {LTX_2_5.upsampler: upscaler, LTX_2_5.text_encoder.file: gemma}
+    repos[LTX_2_5.repository] = Repo(files, gated=True)
+    with TemporaryDirectory() as folder:
+        gemma = make_text_encoder_folder(Path(folder) / "gemma")
+        repos[TEXT_ENCODER_REPO] = Repo(folder_files(gemma))
+    return repos

@@ -24,14 +24,18 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from select import select
 from typing import Iterator, Mapping
 
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
+from mlx_video.hub import Download, Plan
 from mlx_video.inputs import Image
+from mlx_video.models.ltx.components import Announce, announce_to_log
 from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.shelf import Shelf
+from mlx_video.models.ltx.standins import stood_in
 from mlx_video.output import Output
 from mlx_video.previews import Preview
 from mlx_video.record import Job
@@ -88,10 +92,10 @@ class Settings:
         loras = tuple((self.loras[name], s) for name, s in request.loras.items())
         return wishes.job(Files(self.models[request.model], loras=loras), warn=warn)
 
-    def described(self, name: str) -> Model:
+    def described(self, name: str, announce: Announce = announce_to_log) -> Model:
         """What a model makes where nothing is asked, and its grid. Raises ``UserError`` where it cannot be opened."""
         job = Wishes("a clip").job(Files(self.models[name]))
-        shape, scale = job.request.shape, job.components().geometry.video
+        shape, scale = job.request.shape, job.components(announce).geometry.video
         return Model(
             id=name,
             width=shape.width,
@@ -119,16 +123,32 @@ class Worker:
 
     def work(self) -> None:
         """Until the input ends."""
+        names, opening = self.settings.models, self._opening
         try:
-            models = [self.settings.described(name) for name in self.settings.models]
+            models = [self.settings.described(name, opening) for name in names]
         except UserError as error:
             return self._say("trouble", message=_told(str(error)))
+        except KeyboardInterrupt:
+            return
         self._say("ready", models=[model.model_dump() for model in models])
         threading.Thread(target=self._listen, daemon=True).start()
         while (message := self._next()) is not None:
             self._making = True
             self._make(message)
             self._making = False
+
+    def _opening(self, what: Plan | Download) -> None:
+        """Say what is downloaded before there are models. Raises ``KeyboardInterrupt`` where the server is gone."""
+        announce_to_log(what)
+        ended = isinstance(what, Download) and what.ended
+        self._say("trouble", message="" if ended else f"Downloading {what}.")
+        if select([sys.stdin], [], [], 0)[0]:  # nothing but its end comes that early
+            raise KeyboardInterrupt
+
+    def _fetching(self, id: str, what: Plan | Download) -> None:
+        announce_to_log(what)
+        if isinstance(what, Plan):
+            self._notice(id, f"Downloading {what}.")
 
     def _next(self) -> Mapping | None:
         idle = min(self.settings.idle, threading.TIMEOUT_MAX)
@@ -157,7 +177,9 @@ class Worker:
             asked = VideoRequest.model_validate({**request, "seed": 0})
             job = self.settings.job(asked)
             job.check()
-            plan = job.plan(limit=self.settings.memory_limit)
+            with stood_in(job.files, job.recipe.variant) as files:
+                job = replace(job, files=files)
+                plan = job.plan(limit=self.settings.memory_limit)
         except UserError as error:
             refusal = for_client(str(error))
             return Estimate(peak_bytes=0, limit_bytes=0, refusal=refusal)
@@ -192,6 +214,7 @@ class Worker:
             memory_limit=self.settings.memory_limit,
             previews=self.settings.previews,
             shelf=self.shelf if self.settings.keep else None,
+            announce=partial(self._fetching, id),
         )
         if (latents := output.latents).exists():
             return finish(Job.from_record(latents), latents, output, options)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_video import previews
+from mlx_video import hub, previews
 from mlx_video.disk import short
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Warned
@@ -25,6 +25,7 @@ from mlx_video.serve.schema import VideoRequest
 from mlx_video.serve.worker import Settings, Worker
 from mlx_video.types import Step
 from tests.checkpoints import write_lora
+from tests.fake_hub import official
 
 UPLOAD = f"picture_{'0af1' * 8}"
 DECIDED = {
@@ -105,6 +106,40 @@ def test_what_the_distilled_model_does_not_use_is_said(model, tmp_path):
         "The negative prompt is not used: this recipe samples without guidance.",
         "The number of steps is not used: the distilled model takes 8 and 3.",
     ]
+
+
+BIG = hub.Plan("a/b", ("x",), {"x": hub.Missing(10**10, "0")})
+
+
+def test_the_page_hears_what_is_downloaded_before_there_are_models(model, monkeypatch):
+    heard, gone = Heard(model), []
+    monkeypatch.setattr(worker, "select", lambda *_: (gone, [], []))
+    with hub.Download(BIG, heard._opening) as download:
+        heard._opening(BIG)
+        download.add(5 * 10**9)
+    first, half, last = (line["message"] for line in heard.lines)
+    assert first == "Downloading a/b: 10.00 GB to download (x 10.00 GB)."
+    assert half.startswith("Downloading a/b: 5.00 of 10.00 GB, ") and last == ""
+    gone.append(0)  # the server, whose end of the pipe is closed
+    with pytest.raises(KeyboardInterrupt):
+        heard._opening(BIG)
+
+
+def test_what_a_clip_has_downloaded_is_a_notice(model):
+    heard = Heard(model)
+    heard._fetching("v", BIG)
+    heard._fetching("v", hub.Download(BIG, heard._opening))
+    (line,) = heard.lines
+    assert line["event"] == "notice" and "10.00 GB to download" in line["message"]
+
+
+def test_an_estimate_downloads_nothing(remote):
+    remote.repos |= official()
+    settings = Settings({"ltx-2": "ltx-2"}, {})
+    heard = Heard(Path("ltx-2"))
+    heard.settings = settings
+    found = heard._estimate({**DECIDED, "model": "ltx-2", "recipe": "dev"})
+    assert found.peak_bytes > 10**9 and not remote.asked
 
 
 def test_models_are_described_by_their_grid(model):
