@@ -34,7 +34,7 @@ from mlx.utils import tree_flatten  # noqa: E402
 from sizes import GEMMA  # noqa: E402
 
 try:
-    from mlx_video import media, stills  # noqa: E402
+    from mlx_video import media  # noqa: E402
 except ImportError as error:
     sys.exit(f"The job ends in a file, and PyAV and Pillow write it: {error}.")
 from mlx_video import previews  # noqa: E402
@@ -156,7 +156,7 @@ class Timed:
         before, step = time.perf_counter(), 0.0
         for event in events:
             if isinstance(event, previews.Preview):
-                stills.save_still(event.picture, path.with_suffix(".jpg"))
+                media.save_still(event.picture, path.with_suffix(".jpg"))
                 name = f"stage {event.stage}, step {event.step}"
                 self.rows.append((name, time.perf_counter() - before, step))
             else:

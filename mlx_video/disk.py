@@ -23,6 +23,7 @@ LOCK = ".mlx-video.lock"
 GB = 10**9
 BLOCK = 2**20  # bytes that are written at once
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "Free some space, or choose another folder."
 
 
 # Paths as people type them
@@ -74,8 +75,10 @@ def file_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         name = re.sub(rf"\.([^/]+){ASIDE}[0-9a-f]+", r"\1", str(path))
-        kind = DiskFullError if error.errno in FULL else UserError
-        raise kind(f"{short(name)} cannot be {doing}: {why}.") from None
+        said = f"{short(name)} cannot be {doing}: {why}."
+        if error.errno in FULL:
+            raise DiskFullError(f"{said} {MAKE_ROOM}") from None
+        raise UserError(said) from None
 
 
 @contextmanager
@@ -261,7 +264,7 @@ def owned(path: Path, name: str | None = None) -> Iterator[None]:
     Removes what dead runs left aside in that folder. ``name`` replaces the path's stem.
     """
     lock = lock_of(path, name)
-    file = _locked(lock)
+    file = locked(lock)
     if file is None:
         raise UserError(
             f"Another run is making {short(path)} now; choose another name, or wait until it is done."
@@ -279,7 +282,7 @@ def lock_of(path: Path, name: str | None = None) -> Path:
     return path.with_name(f".{name or path.stem}{LOCK}")
 
 
-def _locked(lock: Path) -> int | None:
+def locked(lock: Path) -> int | None:
     """An open file that holds the lock; ``None`` = another process does. The system unlocks it when the process ends."""
     while True:
         with file_errors(lock.parent, "written to"):
@@ -300,7 +303,7 @@ def _locked(lock: Path) -> int | None:
 def _clean_up(folder: Path, ours: Path) -> None:
     """Remove the locks of dead runs, and the unfinished files of those runs and of the last owner of ``ours``."""
     for lock in folder.glob(f".*{LOCK}"):
-        file = None if lock == ours else _locked(lock)
+        file = None if lock == ours else locked(lock)
         if lock == ours or file is not None:
             for left in _unfinished(folder, lock.name.removesuffix(LOCK)):
                 with suppress(OSError):  # of a folder
@@ -334,7 +337,7 @@ def check_space(needs: Iterable[tuple[Path, float]]) -> None:
         free = shutil.disk_usage(folder).free
         if free < size:
             raise DiskFullError(
-                f"{short(folder)} has {amount(free)} free, and this run may write {amount(size)} there; free some space."
+                f"{short(folder)} has {amount(free)} free, and this run may write {amount(size)} there. {MAKE_ROOM}"
             )
 
 

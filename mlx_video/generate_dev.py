@@ -1,15 +1,12 @@
 """Make video with the guided dev model, in one stage or two: ``python -m mlx_video.generate_dev``."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli
 from mlx_video.generate import generate_video
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
-from mlx_video.sampling.guidance import Guidance
-from mlx_video.types import AV
 from mlx_video.wishes import Wishes
 
 
@@ -19,26 +16,21 @@ def generate_video_dev(
     *,
     steps: int | None = None,
     cfg_scale: float | None = None,
-    guidance: AV[Guidance] | None = None,
     two_stage: bool = False,
     **given,
 ) -> Path:
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the dev model; returns the path.
 
     steps      denoising steps
-    guidance   every strength, per modality
-    cfg_scale  replaces ``guidance.video.cfg``; ``None`` keeps it
+    cfg_scale  guidance of the video; 1 is off, ``None`` the checkpoint's default
     two_stage  half size first, then refined with the distilled LoRA
     ``given`` are the other arguments of ``generate_video``, which raises the same.
     """
-    if guidance and cfg_scale is not None:
-        guidance = AV(replace(guidance.video, cfg=cfg_scale), guidance.audio)
     wishes = Wishes(
         prompt,
         "dev",
         steps=steps,
         cfg=cfg_scale,
-        guidance=guidance,
         two_stage=two_stage,
     )
     return generate_video(prompt, output_path, wishes=wishes, **given)

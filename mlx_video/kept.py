@@ -1,7 +1,7 @@
 """The work of a run that has no clip yet, on disk: finished latents, or the state of a sampling that goes on from there."""
 
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -22,7 +22,7 @@ STAGE, STEP = "stage", "step"  # of a state, in its file's metadata
 SOUND = "sound"  # that the clip has from a stage before, in a state's file
 
 
-class Keeper:
+class Keeper(AbstractContextManager):
     """Keeps the work of a run on disk until its clip is written. An exception that ends the run gets a note on where it is.
 
     every    seconds after which a state is saved again; ``resumed`` is the one that the run goes on from
@@ -32,9 +32,6 @@ class Keeper:
         self.job, self.output, self.every, self.resumed = job, output, every, resumed
         self.unsaved: Reached | None = None
         self.saved = time.monotonic()
-
-    def __enter__(self) -> "Keeper":
-        return self
 
     def __exit__(self, kind, error: BaseException | None, _) -> None:
         if error is None:

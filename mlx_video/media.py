@@ -1,4 +1,4 @@
-"""Clips and sound as files, and the words in them. Knows containers and codecs, not how a clip is made.
+"""Clips, sound and still pictures as files, and the words in them. Knows containers and codecs, not how a clip is made.
 
 Files are written aside and renamed when they are complete.
 """
@@ -30,6 +30,8 @@ from mlx_video.types import CLIP_SUFFIXES, Clip, VideoPixelShape, Waveform
 FRAME_PATTERN = "frame_*.png"
 READABLE = "mov,matroska,webm,avi,asf,mpeg,mpegts,gif"
 LAYOUTS = {1: "mono", 2: "stereo"}
+WIDTH, SHEET_WIDTH = 640, 160  # pixels, of the one and of each on the sheet
+COLUMNS, ROWS = 5, 2  # of the sheet
 
 
 # Writing
@@ -238,6 +240,50 @@ def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioF
     frame.sample_rate, frame.pts = sample_rate, start
     frame.time_base = Fraction(1, sample_rate)
     return frame
+
+
+# Still pictures of a finished clip: one to show before it plays, and a sheet to leaf through
+
+
+def save_stills(clip: Path) -> None:
+    """Write NAME.webp and NAME.sheet.webp beside the clip, each whole or not at all; older ones are replaced."""
+    count = sum(1 for _ in _frames(clip))
+    places = np.linspace(0, count - 1, COLUMNS * ROWS).round().astype(int).tolist()
+    shown = count // 3
+    small: dict[int, Image.Image] = {}
+    for place, frame in enumerate(_frames(clip)):
+        if place in places:
+            small[place] = _small(frame.to_image(), SHEET_WIDTH)
+        if place == shown:
+            _save(_small(frame.to_image(), WIDTH), clip.with_suffix(".webp"))
+    width, height = small[0].size
+    sheet = Image.new("RGB", (COLUMNS * width, ROWS * height))
+    for number, place in enumerate(places):
+        row, column = divmod(number, COLUMNS)
+        sheet.paste(small[place], (column * width, row * height))
+    _save(sheet, clip.with_suffix(".sheet.webp"))
+
+
+def save_still(pixels: np.ndarray, path: Path) -> None:
+    """Write a frame, uint8 RGB (H, W, 3), as a picture at most 640 pixels wide, in the format of its ending; an older one is replaced."""
+    _save(_small(Image.fromarray(pixels), WIDTH), path)
+
+
+def _frames(clip: Path) -> Iterator[av.VideoFrame]:
+    with av.open(str(clip)) as container:
+        yield from container.decode(video=0)
+
+
+def _small(image: Image.Image, width: int) -> Image.Image:
+    """``image`` at most ``width`` wide."""
+    if image.width <= width:
+        return image
+    return image.resize((width, max(1, round(image.height * width / image.width))))
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with written_aside(path, overwrite=True) as aside:
+        image.save(aside, quality=82)
 
 
 # Reading

@@ -4,7 +4,7 @@ Knows what a picture may cost; not how a clip is sampled.
 """
 
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Iterator, NamedTuple
 
 import mlx.core as mx
@@ -31,7 +31,7 @@ class Preview(NamedTuple):
     picture: np.ndarray
 
 
-class Previews:
+class Previews(AbstractContextManager):
     """Makes a picture after a step where ``SHARE`` allows one more; the decoder is on loan from the first one on.
 
     model  the transformer that samples; ``None``: nothing is shown
@@ -45,9 +45,6 @@ class Previews:
         self._loan, self._decoder = ExitStack(), None
         self._sampled = self._spent = 0.0  # seconds of steps, and of pictures
         self._costs: dict[VideoLatentShape, float | None] = {}
-
-    def __enter__(self) -> "Previews":
-        return self
 
     def __exit__(self, *_) -> None:
         self._decoder = None

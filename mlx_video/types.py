@@ -55,12 +55,9 @@ class AV(Generic[X]):
 
     def map(self, fn: Callable, *others: "AV") -> "AV":
         """Apply ``fn`` to each present modality, with the matching value of each ``other``."""
-        video = audio = None
-        if self.video is not None:
-            video = fn(self.video, *[other.video for other in others])
-        if self.audio is not None:
-            audio = fn(self.audio, *[other.audio for other in others])
-        return AV(video, audio)
+        every = (self, *others)
+        made = {m.value: fn(*[each[m] for each in every]) for m in self.present}
+        return AV(**made)
 
 
 class VideoPixelShape(NamedTuple):
@@ -295,11 +292,10 @@ class _Once(Iterator[np.ndarray]):
         return self
 
     def __next__(self) -> np.ndarray:
-        try:
-            return next(self.frames)
-        except StopIteration:
-            self.ended = True
-            raise
+        for frame in self.frames:
+            return frame
+        self.ended = True
+        raise StopIteration
 
 
 @dataclass(frozen=True)

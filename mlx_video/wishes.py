@@ -15,8 +15,7 @@ from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.recipes import Defaults, Recipe
 from mlx_video.record import Job
 from mlx_video.request import Request
-from mlx_video.sampling.guidance import Guidance
-from mlx_video.types import AV, Geometry
+from mlx_video.types import Geometry
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,6 @@ class Wishes:
 
     variant         "distilled" or "dev"
     duration        seconds, in place of ``frames``; ``AUTO`` lets the model choose by the prompt
-    guidance        of the dev model, all at once; replaces the strengths below
     two_stage, hq   ways to sample the dev model
     dfr             rounds of DFR, with the distilled model; ``frames`` and ``fps`` are those before them
     """
@@ -52,7 +50,6 @@ class Wishes:
     enhance: bool = False
     tiling: str = "auto"
     steps: int | None = None
-    guidance: AV[Guidance] | None = None
     cfg: float | None = None
     audio_cfg: float | None = None
     stg: float | None = None
@@ -106,8 +103,6 @@ class Wishes:
             said = {name: getattr(self, name) for name in ("steps", *STRENGTHS)}
             said = {name: value for name, value in said.items() if value is not None}
             return wanted.hq(half.tokens, **said)
-        if self.guidance:
-            return recipes.dev(wanted.steps, self.guidance, self.two_stage)
         return wanted.recipe(self.variant, self.two_stage)
 
     def _unused(self, recipe: Recipe, files: Files) -> Iterator[str]:

@@ -176,7 +176,7 @@ def test_room_is_reckoned_by_disk(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     check_space([(tmp_path, 4 * 10**8), (tmp_path, 5 * 10**8)])
-    said = f"{short(tmp_path)} has 1.00 GB free.*may write 1.20 GB.*free some space"
+    said = f"{short(tmp_path)} has 1.00 GB free.*may write 1.20 GB.*Free some space"
     with pytest.raises(DiskFullError, match=said):
         check_space([(tmp_path, 4 * 10**8), (tmp_path, 8 * 10**8)])
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "mlx_video"
 FLOORS = [
     {"types", "backend", "linear", "exponentials", "errors", "disk", "tensor_names"},
     {"weights", "formats", "verify", "hub", "lora", "conditioning"},
-    {"models", "sampling", "media", "pictures", "stills", "postprocess", "health"},
+    {"models", "sampling", "media", "pictures", "postprocess", "health"},
     {"recipes", "plan", "inputs", "request"},
     {"pipeline", "fidelity", "previews"},
     {"record", "wishes", "output", "events", "kept", "run"},
@@ -30,7 +30,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CRAFTS = [
     {"models"},
     {"sampling"},
-    {"media", "pictures", "stills", "postprocess", "health"},
+    {"media", "pictures", "postprocess", "health"},
 ]
 
 TALKERS = FLOORS[-1] | {"cli", "convert", "backend.__main__"}
@@ -39,8 +39,8 @@ LANGUAGE = {
 }
 ONLY_IN = {
     "huggingface_hub": {"hub"},
-    "av": {"media", "pictures", "stills"},
-    "PIL": {"media", "pictures", "stills"},
+    "av": {"media", "pictures"},
+    "PIL": {"media", "pictures"},
     "pillow_heif": {"pictures"},
     "mlx_lm": LANGUAGE,
     "tokenizers": LANGUAGE,

@@ -179,7 +179,7 @@ def test_room_is_checked_before_sampling(model, here, monkeypatch):
     usage = shutil.disk_usage(here)._replace(free=1000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage)
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
-    with pytest.raises(UserError, match="0.00 MB free.*free some space"):
+    with pytest.raises(UserError, match="0.00 MB free.*Free some space"):
         list(run(job(model), Output(Path("x.mp4"))))
     assert os.listdir() == []
 
@@ -426,7 +426,9 @@ def test_latents_are_finished_with_sound_and_frames_too(latents, here):
 @pytest.mark.slow
 def test_decoding_is_planned_and_refused_where_it_does_not_fit(latents, here):
     job, output = Job.from_record(latents), Output(Path("x.mp4"))
-    with pytest.raises(UserError, match="in the phase 'decode sound'; the limit is 0.20 GB.*What fits"):
+    with pytest.raises(
+        UserError, match="in the phase 'decode sound'; the limit is 0.20 GB.*What fits"
+    ):
         list(finish(job, latents, output, Options(memory_limit=2e8)))
     assert os.listdir() == [latents.name]
     (planned,) = (e for e in finish(job, latents, output) if isinstance(e, Planned))

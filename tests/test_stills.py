@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from mlx_video import media
-from mlx_video.stills import COLUMNS, ROWS, SHEET_WIDTH, save_stills
+from mlx_video.media import COLUMNS, ROWS, SHEET_WIDTH, save_stills
 from mlx_video.types import Clip, VideoPixelShape
 
 SHAPE = VideoPixelShape(30, 192, 320, 24.0)

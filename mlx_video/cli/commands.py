@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import sys
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from mlx_video.cli.progress import Downloads, Progress
 from mlx_video.cli.terminal import say, tell
 from mlx_video.cli.texts import catalog_text, describe_text, plan_text
 from mlx_video.disk import file_errors, short, typed_path
-from mlx_video.errors import DiskFullError, UserError
+from mlx_video.errors import UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.catalog import catalog, entry
@@ -131,7 +131,7 @@ def _listen(
 ) -> None:
     """Show the events of a run, and at its end the path, or the object that --json asks for."""
     progress = Progress(args.quiet, args.verbose)
-    with closing(events), closing(progress), _space_elsewhere():
+    with closing(events), closing(progress):
         for event in events:
             if isinstance(event, Planned):
                 job, path = event.job, Path(event.path)
@@ -144,19 +144,9 @@ def _listen(
     tell(made if args.json else event.path)
 
 
-@contextmanager
-def _space_elsewhere() -> Iterator[None]:
-    """Where a disk is full, name the option that chooses another."""
-    try:
-        yield
-    except DiskFullError as error:
-        error.add_note("--output-path chooses another folder.")
-        raise
-
-
 def _save_preview(preview: Preview, base: Path) -> None:
     """Write a picture under a name that begins with ``base``; the run goes on where that cannot be."""
-    from mlx_video.stills import save_still  # with codecs, which few commands need
+    from mlx_video.media import save_still  # with codecs, which few commands need
 
     name = f"{base.name}.stage-{preview.stage}-step-{preview.step:02}.jpg"
     try:

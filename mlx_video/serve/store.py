@@ -4,9 +4,9 @@ A row is written before its answer is sent, and a file is renamed into place whe
 finished clip and no queued job is lost; a job that was running is queued again by the next server.
 """
 
-import fcntl
 import json
 import logging
+import os
 import secrets
 import shutil
 import sqlite3
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Literal, Mapping, Sequence
 
-from mlx_video.disk import file_errors
+from mlx_video.disk import file_errors, locked
 from mlx_video.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,11 @@ class Store:
         with file_errors(folder, "used"):
             folder.mkdir(parents=True, exist_ok=True)
             _check_own(folder)
-            self._lock_file = _held(folder / "server.lock")
+            self._held = locked(folder / "server.lock")
+            if self._held is None:
+                raise UserError(
+                    f"Another server uses the folder {folder}; stop it, or choose another with --data."
+                )
             for name in (self.clips, self.uploads):
                 name.mkdir(exist_ok=True)
         self._lock, self._reads = threading.Lock(), threading.Lock()
@@ -101,7 +105,7 @@ class Store:
         """Let go of the rows and of the folder, which another server may take up then."""
         self._reading.close()
         self._rows.close()
-        self._lock_file.close()
+        os.close(self._held)
 
     @property
     def clips(self) -> Path:
@@ -314,16 +318,3 @@ def _check_own(folder: Path) -> None:
         raise UserError(
             f"{folder} holds other files, such as {min(found)}; choose a new or empty folder with --data."
         )
-
-
-def _held(path: Path):
-    """The open file of a lock, which is released when this process ends, however it ends."""
-    file = open(path, "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(
-            f"Another server uses the folder {path.parent}; stop it, or choose another with --data."
-        ) from None
-    return file

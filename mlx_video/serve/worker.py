@@ -32,6 +32,7 @@ from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
 from mlx_video.hub import Download, Plan
 from mlx_video.inputs import Image
+from mlx_video.media import save_still, save_stills
 from mlx_video.models.ltx.components import Announce, announce_to_log
 from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.shelf import Shelf
@@ -41,7 +42,6 @@ from mlx_video.previews import Preview
 from mlx_video.record import Job
 from mlx_video.run import Options, finish, run
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
-from mlx_video.stills import save_still, save_stills
 from mlx_video.types import Step
 from mlx_video.wishes import Say, Wishes
 

@@ -186,7 +186,7 @@ def test_a_full_disk_fails_the_clip_and_not_the_worker(model, tmp_path, monkeypa
     line = heard.make(tmp_path / "v.mp4")
     assert line["code"] == "disk_full"
     assert line["message"] == (
-        f"{short(tmp_path)} has 0.01 GB free, and this run may write 0.02 GB there; free some space."
+        f"{short(tmp_path)} has 0.01 GB free, and this run may write 0.02 GB there. Free some space, or choose another folder."
     )
     monkeypatch.undo()
     assert heard.make(tmp_path / "v.mp4")["event"] == "done"
