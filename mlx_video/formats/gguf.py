@@ -5,11 +5,11 @@ with which the tests compare, never ends on a wrong count, and unpacks 2 to 10 t
 """
 
 import struct
+from contextlib import contextmanager
 from functools import partial
 from math import prod
-from operator import index
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -78,21 +78,32 @@ def _contents(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
                 f"{file} packs tensor {clip(strange[0])} as {OTHERS.get(kind, f'kind {kind}')}, which this version does "
                 f"not read; use a file of {', '.join(KINDS.values())}."
             )
-        alignment = index(values.get(ALIGNMENT, 32))
+        alignment = values.get(ALIGNMENT, 32)
+        if type(alignment) is not int or alignment < 1:
+            raise _Fault(f"{ALIGNMENT} must be a number above 0; got {clip(alignment)}")
         start = -(-cursor.place // alignment) * alignment
         tensors = {
-            name: _placed(entry, values.get(ORIGINAL_SHAPE + name), start, size)
+            name: _placed(name, entry, values.get(ORIGINAL_SHAPE + name), start, size)
             for name, entry in entries.items()
         }
-    except UserError:
-        raise
-    except FAULTS as error:
-        raise damaged(file, size) from error
+    except _Fault as fault:
+        raise damaged(file, size, str(fault)) from fault
     return tensors, values
 
 
-# What a header that is cut off or wrong leads to: an absent byte, an unknown kind, a value of another type.
-FAULTS = (struct.error, LookupError, TypeError, ValueError, ArithmeticError)
+class _Fault(Exception):
+    """What is wrong with a header, in words."""
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Say that ``what`` is wrong where bytes are absent or a kind is unknown."""
+    try:
+        yield
+    except KeyError as error:
+        raise _Fault(f"{what} is of unknown kind {error}") from error
+    except (struct.error, ArithmeticError) as error:
+        raise _Fault(f"{what} is cut off") from error
 
 
 class _Entry(NamedTuple):
@@ -104,7 +115,7 @@ class _Entry(NamedTuple):
 
 
 class _Cursor:
-    """Reads values from the bytes of a header, one after another. Raises one of ``FAULTS`` where there are none."""
+    """Reads values from the bytes of a header, one after another; ``_reading`` explains where there are none."""
 
     def __init__(self, data: bytes):
         self.data, self.place = data, 0
@@ -133,34 +144,50 @@ class _Cursor:
 
 def _table(file: Path, cursor: _Cursor) -> tuple[dict[str, object], dict[str, _Entry]]:
     """The values of a header, and its tensors."""
-    magic, version, tensors, values = cursor.take("4sIQQ")
+    with _reading("its beginning"):
+        magic, version, tensors, values = cursor.take("4sIQQ")
     if magic != b"GGUF":
-        raise ValueError("another kind of file")
+        raise _Fault("it does not begin with GGUF")
     if version not in (2, 3):
         raise UserError(
             f"{file} is a GGUF file of version {version}, and versions 2 and 3 are read; use a newer conversion."
         )
-    metadata = {cursor.text(): cursor.value() for _ in range(values)}
-    entries = {}
-    for _ in range(tensors):
-        name, (axes,) = cursor.text(), cursor.take("I")
-        shape = cursor.take(f"{axes}Q")[::-1]  # the fastest axis is first there
-        entries[name] = _Entry(shape, *cursor.take("IQ"))
-    if len(entries) != tensors:
-        raise ValueError("a name that occurs twice")
+    metadata, entries = {}, {}
+    for number in range(values):
+        with _reading(f"the name of value {number + 1} of {values}"):
+            name = cursor.text()
+        with _reading(f"value {clip(name)}"):
+            metadata[name] = cursor.value()
+    for number in range(tensors):
+        with _reading(f"the name of tensor {number + 1} of {tensors}"):
+            name = cursor.text()
+        if name in entries:
+            raise _Fault(f"tensor {clip(name)} stands there twice")
+        with _reading(f"the entry of tensor {clip(name)}"):
+            (axes,) = cursor.take("I")
+            shape = cursor.take(f"{axes}Q")[::-1]  # the fastest axis is first there
+            entries[name] = _Entry(shape, *cursor.take("IQ"))
     return metadata, entries
 
 
-def _placed(entry: _Entry, original: object, start: int, size: int) -> Tensor:
+def _placed(
+    name: str, entry: _Entry, original: object, start: int, size: int
+) -> Tensor:
     """Where a tensor lies in a file of ``size`` bytes; its shape is the ``original`` one if that is stated."""
-    shape = entry.shape if original is None else tuple(original)
+    shape = entry.shape if original is None else original
     packing = PACKINGS[KINDS[entry.kind]]
     blocks, rest = divmod(prod(entry.shape), packing.numbers)
     begin, nbytes = start + entry.offset, blocks * packing.bytes
-    counts = all(type(n) is int and 0 <= n <= LONGEST_AXIS for n in shape)
-    if not counts or prod(shape) != prod(entry.shape) or rest or begin + nbytes > size:
-        raise ValueError("a tensor that is not there")
-    return Tensor(KINDS[entry.kind], shape, begin, nbytes)
+    counts = isinstance(shape, tuple | list) and all(
+        type(n) is int and 0 <= n <= LONGEST_AXIS for n in shape
+    )
+    if not counts or prod(shape) != prod(entry.shape) or rest:
+        raise _Fault(f"tensor {clip(name)} cannot have the shape {clip(shape)}")
+    if begin + nbytes > size:
+        raise _Fault(
+            f"tensor {clip(name)} ends {begin + nbytes - size:,} bytes beyond the file"
+        )
+    return Tensor(KINDS[entry.kind], tuple(shape), begin, nbytes)
 
 
 def _dense(data: np.ndarray, tensor: Tensor) -> mx.array:
