@@ -149,7 +149,7 @@ def tell(
 ) -> np.ndarray:
     """``TOLD`` sentences about each scene as ids: (n, TOLD, TEXT_TOKENS) int16."""
     texts = [describe(scene, rng) for scene in scenes for _ in range(TOLD)]
-    ids, _ = encoder.tokenize(texts, TEXT_TOKENS)
+    ids, _ = encoder.tokenizer.tokenize(texts, TEXT_TOKENS)
     return np.array(ids, np.int16).reshape(len(scenes), TOLD, TEXT_TOKENS)
 
 

@@ -74,7 +74,7 @@ def tokens(
     encoder: GemmaTextEncoder, texts: Sequence[str]
 ) -> tuple[mx.array, mx.array]:
     """Ids and mask (B, T) of the texts, each closed by an end, padded on the left as at inference."""
-    ids, mask = encoder.tokenize(texts, TEXT_TOKENS - 1)
+    ids, mask = encoder.tokenizer.tokenize(texts, TEXT_TOKENS - 1)
     longest = mask.sum(axis=1).max().item()
     ends = mx.full((len(texts), 1), EOS)
     ids = mx.concatenate([ids[:, -longest:], ends], axis=1)

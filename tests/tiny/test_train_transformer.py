@@ -79,7 +79,7 @@ def clips(encoder):
     rng = np.random.default_rng(0)
     kind = np.arange(64) % 2
     flat = rng.standard_normal((2, 1, 128))[kind]
-    ids, _ = encoder.tokenize(SENTENCES, TEXT_TOKENS)
+    ids, _ = encoder.tokenizer.tokenize(SENTENCES, TEXT_TOKENS)
     ids = np.array(ids, np.int16)[kind][:, None]
     video, audio = (mx.array(np.repeat(flat, n, 1), mx.float16) for n in (12, 18))
     return Latents(video, audio, ids)
@@ -189,7 +189,7 @@ def test_only_the_scenes_to_measure_on_are_held_out(encoders, small, monkeypatch
 
 
 def test_features_are_the_encoders(encoder):
-    ids, _ = encoder.tokenize([*SENTENCES, ""], TEXT_TOKENS)
+    ids, _ = encoder.tokenizer.tokenize([*SENTENCES, ""], TEXT_TOKENS)
     ours, theirs = features(encoder, np.array(ids, np.int16)), encoder.features(
         [*SENTENCES, ""], TEXT_TOKENS
     )

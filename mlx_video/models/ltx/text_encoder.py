@@ -121,17 +121,11 @@ class GemmaTextEncoder(Network):
         self, texts: Sequence[str], max_length: int | None = None
     ) -> TextFeatures:
         """Hidden states of prompts and their mask, evaluated; without columns that are padding in every row."""
-        ids, mask = self.tokenize(texts, max_length)
+        ids, mask = self.tokenizer.tokenize(texts, max_length)
         longest = mask.sum(axis=1).max().item()
         states = mx.stack(self.hidden_states(ids[:, -longest:], mask[:, -longest:]))
         mx.eval(states)
         return TextFeatures(states, mask)
-
-    def tokenize(
-        self, texts: Sequence[str], max_length: int | None = None
-    ) -> tuple[mx.array, mx.array]:
-        """Ids and mask, see ``PromptTokenizer.tokenize``."""
-        return self.tokenizer.tokenize(texts, max_length)
 
     def hidden_states(self, ids: mx.array, mask: mx.array) -> list[mx.array]:
         """The states (B, T, D) of ``gemma.hidden_states``: one more than there are layers, as in transformers.

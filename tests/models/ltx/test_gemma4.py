@@ -67,10 +67,10 @@ def test_official_tokens(encoder, case):
         ids[: encoder.tokenizer.max_tokens] == case["ids"]
     )  # officially longer ones are cut
     if len(ids) <= encoder.tokenizer.max_tokens:
-        assert encoder.tokenize([text])[0].tolist() == [[0] * case["pads"] + case["ids"]]  # fmt: skip
+        assert encoder.tokenizer.tokenize([text])[0].tolist() == [[0] * case["pads"] + case["ids"]]  # fmt: skip
     else:
         with pytest.raises(UserError, match=f"{len(ids)} tokens and may have 1024"):
-            encoder.tokenize([text])
+            encoder.tokenizer.tokenize([text])
 
 
 # Hidden states
@@ -79,7 +79,7 @@ def test_official_tokens(encoder, case):
 @PROMPTS
 def test_official_hidden_states(encoder, prompt):
     v = official(prompt)
-    ids, mask = encoder.tokenize([text_of(v)])
+    ids, mask = encoder.tokenizer.tokenize([text_of(v)])
     assert mx.array_equal(ids, v["input_ids"])
     assert mx.array_equal(mask, v["attention_mask"])
     features = encoder.features([text_of(v)])

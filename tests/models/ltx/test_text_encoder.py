@@ -89,7 +89,7 @@ def test_batch_of_unequal_prompts(encoder):
 
 @pytest.mark.slow
 def test_padding_need_not_be_computed(encoder):
-    ids, mask = encoder.tokenize(["A cat walks slowly to the sea at night."])
+    ids, mask = encoder.tokenizer.tokenize(["A cat walks slowly to the sea at night."])
     valid = len(encoder.tokenizer.encode("A cat walks slowly to the sea at night."))
     whole = stacked(encoder, ids, mask)[:, :, -valid:]
     trimmed = encoder.features(["A cat walks slowly to the sea at night."])
@@ -107,7 +107,7 @@ def test_features_of_a_batch_are_as_long_as_the_longest(encoder):
 
 def test_bfloat16_rounds_the_embedding_scale(folder):
     encoder = GemmaTextEncoder.load(folder)
-    states = stacked(encoder, *encoder.tokenize(["A cat", ""], max_length=8))
+    states = stacked(encoder, *encoder.tokenizer.tokenize(["A cat", ""], max_length=8))
     assert states.shape == (8, 2, 8, 48) and states.dtype == mx.bfloat16
     embedding = encoder.model.model.embed_tokens.weight[BOS]
     assert mx.array_equal(states[0, 0, 5], embedding * 6.9375)  # not sqrt(48) = 6.9282
@@ -287,7 +287,7 @@ def test_full_size_takes_every_language_tensor_of_the_real_file():
 
 
 def test_tokens_are_stripped_begun_and_padded_on_the_left(encoder):
-    ids, mask = encoder.tokenize(["  A cat \n", ""], max_length=5)
+    ids, mask = encoder.tokenizer.tokenize(["  A cat \n", ""], max_length=5)
     tokenizer = build_tokenizer()
     A, cat = tokenizer.token_to_id("A"), tokenizer.token_to_id("▁cat")
     assert ids.tolist() == [[0, 0, BOS, A, cat], [0, 0, 0, 0, BOS]]
@@ -297,9 +297,9 @@ def test_tokens_are_stripped_begun_and_padded_on_the_left(encoder):
 def test_prompt_of_the_longest_length_is_taken_and_one_more_refused(encoder):
     fits = "A" + " cat" * (MAX_TOKENS - 2)
     assert len(encoder.tokenizer.encode(fits)) == MAX_TOKENS
-    assert encoder.tokenize([fits])[1].sum().item() == MAX_TOKENS
+    assert encoder.tokenizer.tokenize([fits])[1].sum().item() == MAX_TOKENS
     with pytest.raises(ValueError, match="1025 tokens and may have 1024 at most"):
-        encoder.tokenize([fits + " cat"])
+        encoder.tokenizer.tokenize([fits + " cat"])
 
 
 @pytest.mark.slow
