@@ -116,6 +116,11 @@ class GemmaConfig(Config):
         return config
 
 
+def _layer_types(count: int, every: int) -> list[str]:
+    """Of ``count`` layers, each ``every``-th attends to all earlier tokens, the others to a window."""
+    return [FULL if i % every == 0 else SLIDING for i in range(1, count + 1)]
+
+
 @dataclass(frozen=True)
 class Gemma3Config(GemmaConfig):
     """Gemma 3: every ``sliding_window_pattern``-th layer attends to all earlier tokens, the others to a window."""
@@ -161,10 +166,8 @@ class Gemma3Config(GemmaConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        every = self.sliding_window_pattern
-        return [
-            SLIDING if (i + 1) % every else FULL for i in range(self.num_hidden_layers)
-        ]
+        """The kind of attention of each layer."""
+        return _layer_types(self.num_hidden_layers, self.sliding_window_pattern)
 
 
 @dataclass(frozen=True)
@@ -206,19 +209,15 @@ class Gemma4Config(GemmaConfig):
         sliding, full = _ropes(text, PROPORTIONAL)
         text["rope_parameters"] = {SLIDING: sliding.of(1e4), FULL: full.of(1e6)}
         config = super().from_text(text)
-        layers = config.layer_types or cls.pattern(config.num_hidden_layers)
+        layers = config.layer_types
+        if not layers:  # the last one always attends to all earlier tokens
+            layers = (*_layer_types(config.num_hidden_layers - 1, 6), FULL)
         if {*layers} - {SLIDING, FULL} or len(layers) != config.num_hidden_layers:
             raise UserError(
                 f"{cls.__name__}: layer_types must name {SLIDING} or {FULL} for each of "
                 f"{config.num_hidden_layers} layers. The file may be damaged."
             )
         return replace(config, layer_types=layers)
-
-    @staticmethod
-    def pattern(layers: int) -> tuple[str, ...]:
-        return tuple(
-            SLIDING if (i + 1) % 6 and i + 1 < layers else FULL for i in range(layers)
-        )
 
 
 FAMILIES: dict[str, type[GemmaConfig]] = {
