@@ -19,7 +19,7 @@ from mlx_video.events import Event, Fused, Planned, Took, Warned, Written
 from mlx_video.health import check_latents
 from mlx_video.kept import Keeper, check_shapes, load_state, load_tensors
 from mlx_video.models.ltx.components import Announce, announce_to_log
-from mlx_video.models.ltx.shelf import Shelf
+from mlx_video.models.ltx.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached
 from mlx_video.previews import Preview

@@ -79,7 +79,7 @@ def test_converted_it_samples_the_same(model, latents, tmp_path):
     assert mx.array_equal(again.audio, latents.audio)
 
 
-@pytest.mark.thorough  # test_offload.py and test_journeys.py show it of LTX-2
+@pytest.mark.thorough  # test_residency.py and test_journeys.py show it of LTX-2
 def test_low_memory_samples_the_same(model, latents):
     again = sampled(opened(model, low_memory=True))
     assert error(again.video, latents.video) < 1e-4

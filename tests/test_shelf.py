@@ -9,7 +9,7 @@ import pytest
 from mlx_video import recipes
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.shelf import Shelf
+from mlx_video.models.ltx.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.record import Job

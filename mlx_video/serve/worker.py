@@ -35,7 +35,7 @@ from mlx_video.inputs import Image
 from mlx_video.media import save_still, save_stills
 from mlx_video.models.ltx.components import Announce, announce_to_log
 from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.shelf import Shelf
+from mlx_video.models.ltx.residency import Shelf
 from mlx_video.models.ltx.standins import stood_in
 from mlx_video.output import Output
 from mlx_video.previews import Preview

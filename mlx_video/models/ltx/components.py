@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,15 +20,19 @@ from mlx_video.backend import suit_cpu
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import checks, find
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.fusion import Fusion, LoRA, fuse
+from mlx_video.models.ltx.files import Files, LoRA
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import Layout, identify
 from mlx_video.models.ltx.network import Network, quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
 from mlx_video.models.ltx.releases import LTX_2, Release, published
-from mlx_video.models.ltx.residency import GROUP_SIZE, Residency, give_back_freed
-from mlx_video.models.ltx.shelf import Mark, Shelf
+from mlx_video.models.ltx.residency import (
+    GROUP_SIZE,
+    Mark,
+    Residency,
+    Shelf,
+    give_back_freed,
+)
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.types import Geometry
@@ -44,6 +48,22 @@ def announce_to_log(what: hub.Plan | hub.Download) -> None:
     """What is about to be downloaded, and every tenth of it, as warnings, which are seen where no log was set up."""
     if isinstance(what, hub.Plan) or what.tenth or what.ended:
         log.warning("%s", what)
+
+
+class Fusion(NamedTuple):
+    """A LoRA that was fused into a part, and how well it matched."""
+
+    file: Path
+    strength: float
+    part: str
+    report: lora.Report
+
+    def __str__(self) -> str:
+        matched, skipped, dense = map(len, self.report)
+        return (
+            f"{self.file} at {self.strength:g}: {matched} layers of the {self.part}, {skipped} names skipped, "
+            f"{dense} layers no longer quantized"
+        )
 
 
 DISTILLED_LORA = "distilled_lora"  # can be needed too, though it is not a part
@@ -150,7 +170,7 @@ class Components:
         if len([part for part in parts if part.LORAS]) > 1:
             self._check_loras(needs)
         if prompts:
-            self.sketch("text_encoder").tokenize(prompts)
+            self.sketch("text_encoder").tokenizer.tokenize(prompts)
 
     def _check_loras(self, needs: Sequence[str]) -> None:
         """A LoRA may name layers of several parts, and of streams that this run does not use."""
@@ -318,6 +338,18 @@ def _alone(
 # A part, and the streams of it that are wanted.
 Key = tuple[str, LTXModelType | None]
 Built = tuple[Network, list[Fusion]]
+
+
+def fuse(name: str, module: Network, loras: Iterable[LoRA]) -> list[Fusion]:
+    """Fuse the ``loras`` that concern part ``name`` into it, lazily."""
+    reports = (
+        Fusion(
+            file, strength, name, lora.fuse(module, lora.Adapter.read(file), strength)
+        )
+        for file, strength in loras
+        if module.LORAS
+    )
+    return [fusion for fusion in reports if fusion.report.matched]
 
 
 def build(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -14,6 +15,13 @@ DTYPES = ("bfloat16", "float16", "float32")
 BITS = (8, 4)
 BESIDE = ("text_encoder", "upsampler", "distilled_lora", "detailing_lora", "video_vae")
 CONV = "conv"  # in place of a video autoencoder's file: the convolutional one
+
+
+class LoRA(NamedTuple):
+    """A LoRA file (path, or owner/repository/file on the hub) and how strongly it is fused."""
+
+    file: str | Path
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,8 @@ class Files:
 
     def resolved(self) -> "Files":
         """The same, with what is here named by its full path, so that a record finds it from anywhere."""
-        named = {name: getattr(self, name) for name in ("model", *BESIDE)}
-        here = {
-            k: None if path is None else full_path(path) for k, path in named.items()
-        }
+        paths = ((name, getattr(self, name)) for name in ("model", *BESIDE))
+        here = {name: full_path(path) for name, path in paths if path is not None}
         loras = tuple((full_path(file), strength) for file, strength in self.loras)
         return replace(self, loras=loras, **here)
 

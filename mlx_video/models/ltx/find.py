@@ -20,8 +20,7 @@ from mlx_video.models.ltx.contents import (
     parts_in,
     upsampler_kind,
 )
-from mlx_video.models.ltx.files import CONV, Files
-from mlx_video.models.ltx.fusion import LoRA
+from mlx_video.models.ltx.files import CONV, Files, LoRA
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.layouts import (

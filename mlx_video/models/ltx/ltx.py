@@ -21,7 +21,7 @@ from mlx_video.models.ltx.config import (
     StreamConfig,
 )
 from mlx_video.models.ltx.network import Network
-from mlx_video.models.ltx.offload import BlockStream
+from mlx_video.models.ltx.residency import BlockStream
 from mlx_video.models.ltx.rope import precompute_freqs_cis
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.transformer import (

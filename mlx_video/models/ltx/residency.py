@@ -1,7 +1,13 @@
-"""How the weights of a run are kept in memory: a value that a plan tries and a run uses."""
+"""How the weights of a run are kept in memory: all at once, quantized, block by block, or from one run to the next.
+
+Knows when a part is the same one, and when blocks come and go; not what they compute, or what is worth keeping.
+"""
 
 import ctypes
+from collections import deque
 from dataclasses import dataclass
+from functools import partial
+from typing import Callable, Iterator, Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,14 +15,17 @@ from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.network import Network, quantizable
 from mlx_video.models.ltx.source import Source
+from mlx_video.types import AV
+from mlx_video.weights import materialize
 
 GROUP_SIZE = 64  # weights that share a scale, if they are quantized on load
 BLOCKS_AT_ONCE = 2  # in memory, of a network whose blocks are read as they are used
+BATCH_BYTES = 128 * 2**20  # read at a time; fusing a LoRA takes up to four times that
 
 
 @dataclass(frozen=True)
 class Residency:
-    """How weights are kept.
+    """How weights are kept: a value that a plan tries and a run uses.
 
     dtype       of floating-point weights
     quantize    bits for the networks' blocks, quantized on load, see ``bits``; ``None`` = as stored
@@ -52,6 +61,7 @@ class Residency:
 
 
 def nbytes(module: nn.Module) -> int:
+    """Of all its parameters, lazy or not."""
     return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
 
 
@@ -69,4 +79,79 @@ def give_back_freed() -> None:
 
 
 def default_dtype() -> mx.Dtype:
+    """bfloat16 on a GPU; float32 on a CPU, where it is faster."""
     return mx.bfloat16 if mx.default_device() == mx.gpu else mx.float32
+
+
+# Block by block
+
+
+class BlockStream:
+    """The blocks of a transformer, to be gone through again and again; two of them are in memory at a time.
+
+    build  gives the blocks with lazy weights, new ones each time, since MLX keeps what an array has once read
+    """
+
+    def __init__(self, build: Callable[[], Sequence[nn.Module]]):
+        self.build = build
+        # Of its own, so that reading need not wait for the block that computes.
+        self.stream = mx.new_thread_local_stream(mx.default_device())
+
+    def __iter__(self) -> Iterator[Callable[..., AV[mx.array]]]:
+        with mx.stream(self.stream):
+            blocks = deque(self.build())
+        while blocks:
+            block = blocks.popleft()
+            materialize(block, BATCH_BYTES)
+            mx.synchronize()  # The block before is done, and goes when this one is taken.
+            yield partial(_started, block)
+
+
+def _started(block: nn.Module, *inputs) -> AV[mx.array]:
+    """What ``block`` makes of its inputs, under way."""
+    x = block(*inputs)
+    mx.async_eval(x.values)
+    return x
+
+
+# From one run to the next
+
+
+Mark = object
+"""All that a part was made of: where it lies, how it is kept, what was fused into it. Equal marks, equal weights."""
+
+
+class Shelf:
+    """Holds at most one part of each name; whatever is taken down and not used is freed."""
+
+    def __init__(self):
+        self._parts: dict[str, tuple[Mark, Network]] = {}
+
+    def take(self, name: str, mark: Mark) -> Network | None:
+        """The part ``name``, if it is the one that ``mark`` describes; another of that name is freed."""
+        found, part = self._parts.pop(name, (None, None))
+        if part is not None and found != mark:
+            _free(part)
+            return None
+        return part
+
+    def put(self, name: str, mark: Mark, part: Network) -> None:
+        """Keep a part, in place of another of that name."""
+        self._parts[name] = mark, part
+
+    def clear(self, but: Mapping[str, Mark] = {}) -> None:
+        """Free all parts but these."""
+        for name in list(self._parts):
+            if self._parts[name][0] != but.get(name):
+                _free(self._parts.pop(name)[1])
+
+    @property
+    def names(self) -> set[str]:
+        """Of the parts that are kept."""
+        return set(self._parts)
+
+
+def _free(part: Network) -> None:
+    """The module is empty afterwards, whoever still holds it."""
+    part.network.clear()
+    mx.clear_cache()

@@ -13,9 +13,8 @@ from mlx_video.convert import convert
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.offload import BlockStream
 from mlx_video.models.ltx.parts import NEEDED
-from mlx_video.models.ltx.residency import Residency
+from mlx_video.models.ltx.residency import BlockStream, Residency
 from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.sampling.guidance import Guidance, guided
@@ -182,7 +181,7 @@ def test_only_a_few_blocks_are_in_memory(large):
 def test_quantizing_what_does_not_stay_is_refused(folder, tmp_path):
     convert(folder, tmp_path / "q", quantize=True)
     gemma = tmp_path / "q" / "text_encoder"
-    with pytest.raises(ValueError, match="leave out one of them. A folder that"):
+    with pytest.raises(ValueError, match="Drop one of the two, or convert"):
         Components.open(Files(folder, text_encoder=gemma, quantize=8, low_memory=True))
 
 
