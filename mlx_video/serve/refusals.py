@@ -63,7 +63,8 @@ def sentence(error: dict) -> str:
         return f"{name} is missing."
     if error["type"] == "string_too_short":
         return f"The {name} is empty; say what to show, for example 'a red ball bounces on a blue floor'."
+    said = f"{name}: {error['msg']}".replace(": Input should", " must")
+    said = said.replace("less than or equal to", "at most")
+    said = said.replace("greater than or equal to", "at least")
     given = repr(error.get("input"))
-    return (
-        f"{name}: {error['msg']}; got {given[:60]}{'...' if len(given) > 60 else ''}."
-    )
+    return f"{said}; got {given[:60]}{'...' if len(given) > 60 else ''}."

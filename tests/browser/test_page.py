@@ -106,6 +106,14 @@ def make(page, prompt: str, frames: str = "0.4"):
     return page.locator(".clip").first
 
 
+def test_an_empty_page_offers_prompts(page):
+    """The first test finds the page empty; it takes an idea without the mouse."""
+    page.locator("#ideas button").first.focus()
+    page.keyboard.press("Enter")
+    assert page.input_value("#prompt") == "a red ball bounces on a blue floor"
+    assert page.evaluate("document.activeElement.id") == "make"
+
+
 def test_a_clip_is_made_played_made_again_and_deleted(page):
     clip = make(page, "a red ball bounces on a blue floor")
     clip.locator("progress").wait_for()
@@ -154,6 +162,26 @@ def test_the_last_frame_begins_the_next_clip(page):
     following.locator("video").wait_for()
     following.locator(".settings summary").click()
     assert "first picture" in following.locator("dl").inner_text()
+
+
+def test_a_long_word_stays_in_its_card(page):
+    clip = make(page, "https://example.com/" + 90 * "very")
+    clip.locator(".about .problem:has-text('tokens')").wait_for()
+    until(
+        page,
+        "() => [...document.querySelectorAll('.about')].every(e => e.scrollWidth <= e.clientWidth)",
+    )
+
+
+def test_a_mistake_is_said_once(page):
+    page.fill("#prompt", "a red ball")
+    page.fill("#seconds", "900")
+    page.locator(
+        "#estimate:has-text('seconds must be at most 600; got 900')"
+    ).wait_for()
+    page.click("#make")
+    page.locator("#problem:has-text('seconds must be at most 600; got 900')").wait_for()
+    assert page.locator("#estimate").inner_text() == ""
 
 
 def test_mistakes_are_answered_in_a_sentence(page):

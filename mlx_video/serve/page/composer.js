@@ -3,6 +3,11 @@
 import * as api from "./api.js";
 
 const $ = (id) => document.getElementById(id);
+// Prompts for an empty page: the demo model knows a small world, the others ours.
+const IDEAS = {
+  "ltx-2-tiny": ["a red ball bounces on a blue floor", "a big yellow moon rises at night", "a green star spins on a meadow"],
+  other: ["A lighthouse in a storm, waves breaking on the rocks", "A potter shapes a bowl on a turning wheel, clay whispering under wet hands", "Rain on a tin roof at dusk, a cat watching from the window"],
+};
 const SHAPES = [["wide", 16 / 9], ["landscape", 3 / 2], ["square", 1], ["portrait", 2 / 3], ["tall", 9 / 16]];
 
 let models = [];
@@ -18,6 +23,9 @@ export function setUp(onMade) {
     try {
       onMade(await api.create(wanted(), picture));
     } catch (problem) {
+      clearTimeout(estimateTimer); // which would say the same
+      $("estimate").textContent = "";
+      estimateNumber++;
       $("problem").textContent = problem.message;
     }
     $("make").disabled = false;
@@ -32,8 +40,7 @@ export function setUp(onMade) {
   });
   for (const side of ["width", "height"]) $(side).addEventListener("input", matchSize);
   $("recipe").addEventListener("change", showRecipe);
-  $("composer").addEventListener("input", () => askEstimate());
-  $("composer").addEventListener("change", () => askEstimate());
+  for (const name of ["input", "change"]) $("composer").addEventListener(name, () => { $("problem").textContent = ""; askEstimate(); });
   setUpPicture();
 }
 
@@ -111,8 +118,17 @@ function showModel() {
   $("recipe-field").hidden = model.recipes.length < 2;
   $("loras").hidden = !model.loras.length;
   $("loras").replaceChildren($("loras").querySelector("legend"), ...model.loras.map(loraField));
+  $("ideas").replaceChildren(...(IDEAS[model.id] ?? IDEAS.other).map(idea));
   showRecipe();
   askEstimate();
+}
+
+function idea(prompt) {
+  const button = Object.assign(document.createElement("button"), { type: "button", textContent: prompt });
+  button.addEventListener("click", () => { $("prompt").value = prompt; askEstimate(); $("make").focus(); });
+  const row = document.createElement("li");
+  row.append(button);
+  return row;
 }
 
 function loraField(name) {
@@ -149,6 +165,7 @@ function askEstimate() {
       text = found.refusal || `Takes up to ${gigabytes(found.peak_bytes)} GB of memory.`;
     } catch (problem) {
       text = problem.status === 400 ? problem.message : "";
+      refused = true;
     }
     if (number !== estimateNumber) return;
     $("estimate").textContent = text;

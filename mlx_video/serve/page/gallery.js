@@ -41,7 +41,6 @@ function update(video) {
   part(".progress").hidden = !open(video);
   clip.element.dataset.status = video.status;
   part("progress").value = video.progress;
-  if (video.status === "queued") part("progress").removeAttribute("value");
   part(".phase").textContent = phase(video);
   if (video.status === "completed" && part("video").hidden) showVideo(clip);
   part(".notices").textContent = video.notices.join(" ");
@@ -60,7 +59,7 @@ function settle(clip, video) {
   part(".prompt").textContent = video.prompt;
   part(".prompt").title = video.prompt;
   const sound = video.request.generate_sound ? "with sound" : "silent";
-  part(".facts").textContent = `${video.seconds} s · ${width} × ${height} · ${sound} · seed ${video.request.seed}`;
+  part(".facts").textContent = `${Number(video.seconds).toFixed(1)} s · ${width} × ${height} · ${sound} · seed ${video.request.seed}`;
   const skip = new Set(["prompt", "size", "images", "loras", "width", "height", "seconds"]);
   const rows = Object.entries(video.request).filter(([name, value]) => value !== null && !skip.has(name));
   if (video.request.images.length) rows.push(["first picture", "yes"]);
@@ -83,7 +82,7 @@ function showVideo(clip) {
 }
 
 function phase(video) {
-  if (video.status === "queued") return video.place > 0 ? `Waiting, ${video.place} before it` : "Waiting";
+  if (video.status === "queued") return video.place > 0 ? `Waiting, ${video.place} ${video.place > 1 ? "clips" : "clip"} ahead` : "Waiting";
   const time = video.seconds_left == null ? "" : ` · about ${duration(video.seconds_left)} left`;
   return `${video.phase || "starting"} · ${video.progress} %${time}`;
 }
