@@ -1,6 +1,5 @@
 """The suite runs as a user's machine does: MLX is set up by the package itself."""
 
-import gc
 import os
 import random
 import secrets
@@ -51,13 +50,6 @@ def drawn_alike(monkeypatch):
     """What is drawn without a key, and the seed of a clip that names none, are the same whichever tests came before."""
     mx.random.seed(0)
     monkeypatch.setattr(secrets, "randbits", random.Random(0).getrandbits)
-
-
-@pytest.fixture
-def settled():
-    """What the tests before left in memory is freed now, and not while this one measures it."""
-    gc.collect()
-    mx.clear_cache()
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from mlx_video.models.ltx.parts import NEEDED, PARTS
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma
+from tests.memory import Memory
 from tests.models.ltx.test_parts import split_checkpoint
 from tests.reference import CHECKPOINT, checkpoint
 
@@ -204,12 +205,10 @@ def test_a_quantized_folder_converts_again(folder, tmp_path):
 
 def test_memory_stays_near_one_shard(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHARD_BYTES", 100_000)
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
+    memory = Memory()
     convert(folder, tmp_path / "mlx")
-    assert mx.get_peak_memory() - before < 1_500_000  # of 5.2 million bytes
-    assert mx.get_active_memory() - before < 10_000
+    assert memory.peak < 1_500_000  # of 5.2 million bytes
+    assert memory.held < 10_000
     assert len(list((tmp_path / "mlx" / "transformer").glob("*.safetensors"))) > 5
 
 

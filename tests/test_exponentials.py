@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_video import backend, exponentials
+from tests.memory import Memory
 
 pytestmark = pytest.mark.skipif(
     not backend.eager, reason="only an eager CPU leaves MLX's exponentials aside"
@@ -48,11 +49,9 @@ def test_scores_do_not_wait():
     q = draw(1, 4, 500, 8)
     one = 4 * 500 * 500 * 4  # bytes of the scores of an attention
     mx.eval(q)
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
+    memory = Memory()
     mx.eval([exponentials.attention(q, q, q, 0.3) for _ in range(4)])
-    assert one < mx.get_peak_memory() - before < 2 * one
+    assert one < memory.peak < 2 * one
 
 
 def test_gradients_are_those_of_mlx():

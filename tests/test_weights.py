@@ -20,6 +20,7 @@ from mlx_video.weights import (
     save,
 )
 from tests.checkpoints import write_raw
+from tests.memory import Memory
 from tests.reference import CHECKPOINT
 
 
@@ -60,11 +61,11 @@ def test_reads_a_file_with_its_metadata():
 
 
 def test_reads_nothing_before_it_is_evaluated():
-    before = mx.get_active_memory()
+    memory = Memory()
     tensors, _ = read(CHECKPOINT)
-    assert mx.get_active_memory() - before < 1000
+    assert memory.held < 1000
     mx.eval(tensors["vae.decoder.conv_in.conv.bias"])
-    assert mx.get_active_memory() - before < 1000
+    assert memory.held < 1000
 
 
 @pytest.mark.parametrize(
@@ -200,16 +201,14 @@ def test_refuses_impossible_quantization():
         load(Net(), given)
 
 
-@pytest.mark.usefixtures("settled")
 def test_materializes_all_of_a_module(tmp_path):
     file = tmp_path / "net.safetensors"
     mx.save_safetensors(str(file), filled())
     net = Net()
     load(net, read(file)[0])
-    mx.synchronize()
-    before = mx.get_active_memory()
+    memory = Memory()
     materialize(net, batch_bytes=1)
-    assert mx.get_active_memory() - before >= sum(v.nbytes for v in filled().values())
+    assert memory.held >= sum(v.nbytes for v in filled().values())
 
 
 # Saving

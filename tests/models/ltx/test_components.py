@@ -23,6 +23,7 @@ from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.source import Source
 from mlx_video.weights import materialize
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
+from tests.memory import Memory
 from tests.reference import CHECKPOINT, FIXTURES, TINY, UPSCALER, checkpoint
 
 IN_SINGLE_FILE = [name for name, part in PARTS.items() if part.block]
@@ -336,13 +337,11 @@ def test_lends_the_official_tensors(folder, name):
 @pytest.mark.parametrize("name", ["video_decoder", "audio_decoder", "upsampler"])
 def test_reads_no_tensor_but_the_parts_own(folder, name):
     components = Components.open(Files(folder, dtype="bfloat16"))
-    mx.synchronize()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
+    memory = Memory()
     with components.lend(name) as module:
         own = sum(value.nbytes for value in parameters(module).values())
-        assert mx.get_active_memory() - before <= own + 10_000
-    assert mx.get_peak_memory() - before < 1.2 * own + 10_000
+        assert memory.held <= own + 10_000
+    assert memory.peak < 1.2 * own + 10_000
     assert own < 0.4 * (folder / MODEL).stat().st_size
 
 
@@ -363,15 +362,14 @@ def test_lends_the_text_encoder(folder):
     assert not encoder.model.parameters()
 
 
-@pytest.mark.usefixtures("settled")
 def test_frees_what_comes_back_though_a_name_outlives_the_block(folder):
     components = Components.open(folder)
-    before = mx.get_active_memory()
+    memory = Memory()
     with components.lend("video_decoder") as decoder:
         assert components.resident == ["video_decoder"]
-        assert mx.get_active_memory() > before + 500_000
+        assert memory.held > 500_000
     assert components.resident == []
-    assert mx.get_active_memory() < before + 10_000
+    assert memory.held < 10_000
     assert decoder.parameters() == {}
 
 
@@ -395,14 +393,14 @@ def test_two_large_parts_are_never_resident(folder):
 
 
 def test_statistics_come_without_their_decoder(folder):
-    before = mx.get_active_memory()
+    memory = Memory()
     with Components.open(
         Files(folder, dtype="float32")
     ).video_statistics() as statistics:
         weights, _ = checkpoint()
         mean = weights["vae.per_channel_statistics.mean-of-means"]
         assert mx.array_equal(statistics.mean, mean)
-        assert mx.get_active_memory() - before < 10_000
+        assert memory.held < 10_000
 
 
 def test_the_dtype_is_float32_on_a_cpu_and_spares_the_tables(folder):
@@ -679,7 +677,6 @@ def test_each_large_part_is_quantized_if_it_is_not_yet(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("settled")
 def test_dense_weights_are_never_whole_in_memory(large, monkeypatch):
     by_block = partial(materialize, batch_bytes=1_000_000)
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", by_block)
@@ -691,11 +688,9 @@ def test_dense_weights_are_never_whole_in_memory(large, monkeypatch):
 
 
 def peak_of_a_loan(components: Components) -> int:
-    mx.synchronize()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
+    memory = Memory()
     with components.transformer():
-        return mx.get_peak_memory() - before
+        return memory.peak
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.sampling.guidance import Guidance, guided
 from mlx_video.types import AV, Perturbation, PromptEmbeddings
 from tests.checkpoints import tiny_folder, write_lora
+from tests.memory import Memory
 from tests.models.ltx.dit import CONTEXTS, LATENTS, NEGATIVES, POSITIONS, SIGMA
 
 ONLY_VIDEO = LTXModelType.VideoOnly
@@ -158,17 +159,15 @@ def peak_of_a_forward(source: Source, low_memory: bool) -> int:
     components = Components(
         {"transformer": source}, Residency(mx.float32, low_memory=low_memory)
     )
-    mx.synchronize()
-    before = mx.get_active_memory()
+    memory = Memory()
     with components.transformer() as predict:
         mx.eval(predict(states(), CONTEXTS, SIGMA).values)  # prompts, rotary tables
-        mx.reset_peak_memory()
+        memory.forget_peak()
         mx.eval(predict(states(), CONTEXTS, SIGMA).values)
-        return mx.get_peak_memory() - before
+        return memory.peak
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("settled")
 def test_only_a_few_blocks_are_in_memory(large):
     streamed, resident = (peak_of_a_forward(large, low) for low in (True, False))
     assert streamed < 0.4 * resident

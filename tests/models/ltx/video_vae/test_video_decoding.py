@@ -24,6 +24,7 @@ from mlx_video.models.ltx.video_vae.decoding import (
 from mlx_video.models.ltx.video_vae.stream import Incomplete, Stream, cut
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.types import VideoPixelShape
+from tests.memory import Memory
 from tests.models.ltx.video_vae.tiny import (
     VECTORS,
     convolved_sizes,
@@ -291,7 +292,6 @@ def test_whole_clips_are_cut_where_they_must_be(largest):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["decode", "encode"])
-@pytest.mark.usefixtures("settled")
 def test_what_is_held_does_not_follow_the_length(code):
     def held(cells: int) -> int:
         """The most bytes between pieces, beside the input and one copy of the latents."""
@@ -302,10 +302,10 @@ def test_what_is_held_does_not_follow_the_length(code):
             x = mx.zeros((1, 3, 8 * cells + 1, 64, 64))
             pieces = encode_streaming(encoder(), x, SMALL)
         mx.eval(x)
-        most, before = 0, mx.get_active_memory()
+        most, memory = 0, Memory()
         for piece in pieces:
             del piece
-            most = max(most, mx.get_active_memory() - before)
+            most = max(most, memory.held)
         return most - 128 * cells * 2 * 2 * 4
 
     with mx.stream(mx.cpu):

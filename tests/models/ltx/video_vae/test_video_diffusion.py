@@ -22,6 +22,7 @@ from mlx_video.models.ltx.video_vae.sampling import patchify
 from mlx_video.models.ltx.video_vae.stream import Stream
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.types import VideoPixelShape
+from tests.memory import Memory
 from tests.models.ltx.video_vae.test_video_names import real_config, real_weights
 from tests.models.ltx.video_vae.tiny import DIFFUSION, frames_of, load, part_of
 from tests.reference import MODULE_TOLERANCE, checkpoint, error, vectors
@@ -238,15 +239,14 @@ def test_bands_of_rows_equal_the_whole(monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("settled")
 def test_what_is_held_does_not_follow_the_length():
     def held(frames: int) -> int:
         latent = small_latent(frames)
         mx.eval(latent)
-        most, before = 0, mx.get_active_memory()
+        most, memory = 0, Memory()
         for piece in decode_stream(small(), latent, StreamPlan(1)):
             del piece
-            most = max(most, mx.get_active_memory() - before)
+            most = max(most, memory.held)
         return most - 2 * latent.nbytes
 
     with mx.stream(mx.cpu):
