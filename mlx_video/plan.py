@@ -4,12 +4,15 @@ Each part knows what it needs for a call; this module adds the parts up for a re
 """
 
 import os
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from typing import Iterable, Iterator, Mapping, NamedTuple
 
 import mlx.core as mx
 
+from mlx_video.disk import GB, amount
 from mlx_video.errors import UserError
 from mlx_video.inputs import taken_by
 from mlx_video.models.ltx.components import Components
@@ -23,12 +26,14 @@ from mlx_video.request import Request
 from mlx_video.sampling.guidance import passes_of
 from mlx_video.types import AV, Geometry, PromptEmbeddings, VideoPixelShape, VideoScale
 
-GB = 10**9
 LIBRARIES = "libraries"  # a phase
 LIBRARY_BYTES = 200e6  # of a process beside MLX's arrays, and of the clip's encoder: 90 to 200 were seen
 OFFERED = 0.95  # of a machine's memory; the rest is the system's
 BYTES_PER_TOKEN = 3  # of a prompt in UTF-8; in most languages there are more
 KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
+SETTINGS = (False, 8), (True, None), (True, 8), (False, 4), (True, 4)
+"""Whether the transformer is read in each step, and bits of weights that stay in memory: what loses least first."""
+DIGIT = GB // 100  # of a message
 TILINGS = "conservative", "default", "aggressive"  # those with fewer seams first
 # Floating-point operations per second of the transformer, by device: those of docs/measurements/2026-11.md.
 SPEED = {"NVIDIA H200": 5.8e14}
@@ -211,9 +216,8 @@ class Plan:
 def plan(components: Components, work: Work, limit: float | None = None) -> Plan:
     """The first plan that fits into ``limit`` bytes, by default what the machine offers.
 
-    Tries ``components`` as they are, then with weights in 8 bits, then with the transformer streamed, then both; never
-    what contradicts the user's choice or the checkpoint's. Previews and parts that stay loaded change none of that: they
-    are left out if they do not fit.
+    Tries ``components`` as they are, then ``SETTINGS``, but for those that contradict the user's choice or the
+    checkpoint's. Previews and parts that stay loaded change none of that: they are left out if they do not fit.
     """
     limit = limit or OFFERED * machine_bytes()
     # A GPU with memory of its own holds no libraries.
@@ -378,49 +382,55 @@ def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Resid
 def _residencies(
     components: Components, sampled: bool
 ) -> Iterator[tuple[str, Residency]]:
-    """That of ``components``, then the alternatives where the user chose none, best first."""
+    """That of ``components``, then those of ``SETTINGS`` that user and checkpoint leave open, each with its name."""
     own, sources = components.residency, components.sources
     yield "", own
-    if own.quantize or sampled:
-        return
-    streamed, gemma = "transformer read in each step", "text encoder in 8 bits"
-    if not (own.low_memory or sources["transformer"].quantization):
-        yield "weights in 8 bits", replace(own, quantize=8)
-        yield streamed, replace(own, low_memory=True)
-        own, gemma = replace(own, low_memory=True), f"{streamed} and the {gemma}"
-    if not sources["text_encoder"].quantization:
-        yield gemma, replace(own, quantize=8)
+    for low_memory, bits in () if own.quantize or sampled else SETTINGS:
+        large = KEPT[0][low_memory:] if bits else ()
+        large = [name for name in large if not sources[name].quantization]
+        what = "weights" if "transformer" in large else "text encoder"
+        names = ["transformer read in each step"] * (low_memory and not own.low_memory)
+        names += [f"{what} in {bits} bits"] * bool(large)
+        if names and low_memory >= own.low_memory and bool(large) == bool(bits):
+            tried = replace(own, low_memory=low_memory, quantize=bits)
+            yield " and the ".join(names), tried
 
 
 def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
-    """Why a run does not fit, and the settings and the nearest sizes that would."""
-
-    def fits(work: Work, footprint: Footprint = footprint) -> bool:
-        return all(p.peak <= plan.room for p in phases(footprint, work, plan.room))
-
+    """Why a run does not fit, and what would: the least limit, the nearest sizes, a tiling, settings that were not tried."""
     components, own = footprint.components, footprint.residency
-    tiled = {mode: replace(work.request, tiling=mode) for mode in TILINGS}
-    tilings = (mode for mode in TILINGS if fits(work._replace(request=tiled[mode])))
-    settings = [f"--tiling {mode}" for mode in tilings][:1]
-    for setting, kept in (
-        ("--quantize 4", replace(own, quantize=4)),
-        ("--low-memory", replace(own, low_memory=True)),
-    ):
+    libraries = plan.limit - plan.room
+
+    def fits(
+        work: Work, footprint: Footprint = footprint, limit: float = plan.limit
+    ) -> bool:
+        room = limit - libraries
+        return all(p.peak <= room for p in phases(footprint, work, room))
+
+    limits = range(DIGIT, round(libraries + plan.largest.peak) + 2 * DIGIT, DIGIT)
+    enough = bisect_left(limits, True, key=lambda limit: fits(work, limit=limit))
+    needed = limits[enough]
+    scale, sizes, ways = components.geometry.video, [], []
+    for works in () if work.sampled else (work.shorter(scale), work.smaller(scale)):
+        sizes += [describe(found.shape) for found in islice(filter(fits, works), 1)]
+    tiled = (replace(work.request, tiling=mode) for mode in TILINGS)
+    tiled = (request for request in tiled if fits(work._replace(request=request)))
+    ways += [f"--tiling {request.tiling}" for request in islice(tiled, 1)]
+    for low_memory, bits in SETTINGS if own.quantize else ():
+        kept = replace(own, low_memory=low_memory or own.low_memory, quantize=bits)
         if fits(work, Footprint(components, work.request.model_type, kept)):
-            settings.append(setting)
-    scale = components.geometry.video
-    sizes = () if work.sampled else (work.shorter(scale), work.smaller(scale))
-    found = [next(filter(fits, works), None) for works in sizes]
-    sizes = [describe(work.shape) for work in found if work]
-    ways = {"What fits": sizes, "At this size": settings}
-    fitting = [
-        f"{where}: {' or '.join(found)}." for where, found in ways.items() if found
-    ]
-    fitting = fitting or ["What fits: nothing, the limit is too low."]
-    chosen = f" even with the {plan.chosen}" if plan.chosen else ""
+            options = "--low-memory" * kept.low_memory, bits and f"--quantize {bits}"
+            ways.append(" ".join(filter(None, options)))
+            break
+    ways.append(f"--memory-limit {needed / GB:.2f}GB")
+    phase = largest(phases(footprint, work, needed - libraries)).name
+    chosen = f", even with the {plan.chosen}" if plan.chosen else ""
+    smaller = "" if work.sampled else f"What fits: {' or '.join(sizes) or 'no clip'}. "
+    # Rounded down, as what is needed is rounded up, so that the two differ.
+    limit = amount(plan.limit // DIGIT * DIGIT or plan.limit)
     return (
-        f"{describe(work.shape)} need {(plan.limit - plan.room + plan.largest.peak) / GB:.2f} GB in the phase "
-        f"{plan.largest.name!r}{chosen}; the limit is {plan.limit / GB:.2f} GB. {' '.join(fitting)}"
+        f"{describe(work.shape)} need {amount(needed)} in the phase {phase!r}{chosen}; the limit is {limit}. "
+        f"{smaller}At this size: {' or '.join(ways)}."
     )
 
 

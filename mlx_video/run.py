@@ -110,13 +110,15 @@ def write(sampled: Sampled, output: Output) -> Iterator[Event]:
 
 def _prepared(
     job: Job, options: Options, sampled: bool = False
-) -> Generator[Step, None, tuple[Job, plans.Plan, Pipeline]]:
+) -> Generator[Step | Warned, None, tuple[Job, plans.Plan, Pipeline]]:
     """``job`` as its record will have it, its memory plan, and its pipeline."""
     if job.request.timed:  # planned as it is, so that the memory holds what finds out
         _, pipeline = _planned(job, options)
         job = replace(job, request=(yield from pipeline.timed(job.request)))
         job.check()
     plan, pipeline = _planned(job, options, sampled)
+    if plan.chosen and plan.components.residency.quantize == 4:
+        yield Warned(f"This fits only with the {plan.chosen}; some quality is lost.")
     most = CACHE_LIMIT if mx.default_device() == mx.gpu else CPU_CACHE_LIMIT
     mx.set_cache_limit(min(most, plan.spare))
     return job.planned(plan), plan, pipeline

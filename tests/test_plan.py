@@ -71,7 +71,7 @@ PROMPT = ["--prompt", "a red ball on a blue floor"]
 class Laid(Components):
     """The 19B model and Gemma 12B in bfloat16, of which there are no files."""
 
-    def _network(self, name, model_type):
+    def _network(self, name, model_type, source):
         if name == "text_encoder":
             return GemmaTextEncoder(gemma(self.residency.dtype), None), []
         return full_size(name, self.residency.dtype), []
@@ -326,13 +326,15 @@ def test_blending_takes_what_was_foreseen(frames):
         (80, ""),
         (30, "weights in 8 bits"),
         (15, "transformer read in each step and the text encoder in 8 bits"),
+        (12, "transformer read in each step and the text encoder in 4 bits"),
     ],
 )
 def test_the_best_residency_that_fits(full, limit, chosen):
     found = plan(full, asked(audio=True), limit * GB)
     assert (found.chosen, found.refusal) == (chosen, "")
     assert found.largest.peak <= limit * GB
-    assert found.components.residency.quantize == (8 if "8" in chosen else None)
+    bits = next((bits for bits in (8, 4) if str(bits) in chosen), None)
+    assert found.components.residency.quantize == bits
     assert found.components.residency.low_memory == ("read" in chosen)
     assert (full.residency.quantize, full.residency.low_memory) == (None, False)
 
@@ -359,24 +361,31 @@ def test_gemma_is_quantized_beside_a_transformer_that_is_quantized_already(full)
         full.sources["transformer"], quantization={"bits": 8}
     )
     found = plan(full, asked(), 15 * GB)
-    assert found.chosen == "text encoder in 8 bits"
+    assert found.chosen == (
+        "transformer read in each step and the text encoder in 8 bits"
+    )
     kept = found.components.residency
-    assert (kept.quantize, kept.low_memory) == (8, False)
+    assert (kept.quantize, kept.low_memory) == (8, True)
 
 
 @pytest.mark.slow
-def test_nothing_is_tried_where_all_is_quantized_already(full):
+def test_what_is_quantized_already_is_only_read_in_each_step(full):
     for name in ("transformer", "text_encoder"):
         full.sources[name] = replace(full.sources[name], quantization={"bits": 8})
-    found = plan(full, asked(), 15 * GB)
-    assert found.components is full and "even with" not in found.refusal
+    found = plan(full, asked(), 25 * GB)
+    assert (found.chosen, found.refusal) == ("transformer read in each step", "")
+    kept = found.components.residency
+    assert (kept.quantize, kept.low_memory) == (None, True)
 
 
 @pytest.mark.slow
 def test_what_the_user_chose_stays(full):
     full.residency = Residency(mx.bfloat16, 8)
     found = plan(full, asked(), 15 * GB)
-    assert found.refusal and not found.chosen
+    assert not found.chosen
+    assert "At this size: --low-memory --quantize 8 or --memory" in found.refusal
+    full.residency = Residency(mx.bfloat16, 8, low_memory=True)
+    assert not plan(full, asked(), 15 * GB).refusal
 
 
 @pytest.mark.slow
@@ -404,7 +413,9 @@ def test_a_refusal_names_the_tiling_that_fits():
     request = Request("a ball", VideoPixelShape(25, 512, 768, 24.0))
     job = Job(request, recipes.distilled(), Files(str(PACKAGED)))
     refusal = job.plan(limit=0.55 * GB).refusal
-    assert "What fits: " in refusal and "At this size: --tiling aggressive." in refusal
+    assert (
+        "What fits: " in refusal and "At this size: --tiling aggressive or" in refusal
+    )
     assert "--low-memory" not in refusal and "--quantize" not in refusal
 
 
@@ -428,9 +439,23 @@ def test_a_picture_that_is_read_is_a_phase(full, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_no_size_fits(full):
-    found = plan(full, asked(), 5 * GB)
-    assert "What fits: nothing, the limit is too low" in found.refusal
+def test_a_refusal_names_the_least_limit_after_trying_all_settings(full):
+    refusal = plan(full, asked(), 5 * GB).refusal
+    assert "What fits: no clip." in refusal
+    least = re.search(r"At this size: --memory-limit (\d+\.\d\d)GB\.", refusal)
+    assert "and the text encoder in 4 bits; the limit is 5.00 GB" in refusal
+    least = float(least[1]) * GB
+    assert not plan(full, asked(), least).refusal
+    assert plan(full, asked(), least - GB / 100).refusal
+
+
+def test_a_refusal_shows_figures_that_differ():
+    request = Request("a ball", VideoPixelShape(9, 64, 64, 24.0))
+    job = Job(request, recipes.distilled(), Files(str(PACKAGED)))
+    needed = re.search(r"--memory-limit ([\d.]+)GB", job.plan(limit=1e8).refusal)
+    limit = (float(needed[1]) - 0.01) * GB + 1e3
+    shown = re.findall(r"[\d.]+ GB", job.plan(limit=limit).refusal)
+    assert shown == [f"{needed[1]} GB", f"{float(needed[1]) - 0.01:.2f} GB"]
 
 
 @pytest.mark.slow
@@ -559,7 +584,7 @@ def test_what_cannot_fit_is_refused(command, model, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
     assert typed(command, model, "--memory-limit", "0.001") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "9 frames of 128x64 need" in error and "the limit is 0.00 GB" in error
+    assert "9 frames of 128x64 need" in error and "the limit is 1.00 MB" in error
     assert not list(tmp_path.iterdir())
 
 

@@ -22,6 +22,7 @@ from mlx_video.inputs import Image
 from mlx_video.models.ltx.files import Files
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
+from mlx_video.plan import Plan, plan
 from mlx_video.record import Job
 from mlx_video.run import Options, finish, run
 from mlx_video.types import AV, Step, VideoPixelShape
@@ -144,6 +145,26 @@ def test_a_dangling_link_is_not_replaced_unasked(model, here):
     with pytest.raises(UserError, match="x.mp4 exists"):
         list(run(job(model), Output(Path("x.mp4"))))
     assert (here / "x.mp4").is_symlink()
+
+
+def test_four_bits_that_nobody_asked_for_are_said_and_recorded(
+    model, here, monkeypatch
+):
+    def pressed(components, work, limit=None) -> Plan:
+        kept = replace(components.residency, quantize=4)
+        found = plan(components, work, limit)
+        lent = components.under(kept)
+        return replace(found, components=lent, chosen="weights in 4 bits")
+
+    monkeypatch.setattr("mlx_video.plan.plan", pressed)
+    events = run(job(model), Output(here / "a.mp4"))
+    said = "This fits only with the weights in 4 bits; some quality is lost."
+    assert next(events) == Warned(said)
+    assert next(events).job.files.quantize == 4
+    events.close()
+    asked = replace(job(model), files=Files(str(model), quantize=4))
+    monkeypatch.setattr("mlx_video.plan.plan", plan)
+    assert isinstance(next(run(asked, Output(here / "a.mp4"))), Planned)
 
 
 @pytest.mark.slow
@@ -427,7 +448,8 @@ def test_latents_are_finished_with_sound_and_frames_too(latents, here):
 def test_decoding_is_planned_and_refused_where_it_does_not_fit(latents, here):
     job, output = Job.from_record(latents), Output(Path("x.mp4"))
     with pytest.raises(
-        UserError, match="in the phase 'decode sound'; the limit is 0.20 GB.*What fits"
+        UserError,
+        match="in the phase 'decode sound'; the limit is 0.20 GB.*At this size: --memory-limit",
     ):
         list(finish(job, latents, output, Options(memory_limit=2e8)))
     assert os.listdir() == [latents.name]
