@@ -4,6 +4,8 @@ Files are written aside and renamed when they are complete.
 """
 
 import wave
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import repeat
 from pathlib import Path
@@ -32,6 +34,7 @@ READABLE = "mov,matroska,webm,avi,asf,mpeg,mpegts,gif"
 LAYOUTS = {1: "mono", 2: "stereo"}
 WIDTH, SHEET_WIDTH = 640, 160  # pixels, of the one and of each on the sheet
 COLUMNS, ROWS = 5, 2  # of the sheet
+WAITING = 16  # frames that may wait to be encoded
 
 
 # Writing
@@ -62,7 +65,7 @@ def saving(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Iterator[int]:
-    """``save`` as a generator of how many frames are written; the file appears when it ends."""
+    """``save`` as a generator of how many frames are on their way; the file appears when it ends."""
     kind = KINDS.get(Path(path).suffix.lower())
     if kind is None:
         raise UserError(f"{short(path)} must end in {any_of(CLIP_SUFFIXES)}.")
@@ -72,14 +75,28 @@ def saving(
             file.metadata.update(metadata or {} if kind.sound else {})
             video = _add_video(file, clip.shape, kind)
             sound = kind.sound and clip.audio and _add_sound(file, clip.audio, kind)
-            pairs = zip(_checked_frames(clip), _sound_per_frame(clip))
-            for count, (pixels, samples) in enumerate(pairs, start=1):
-                file.mux(video(pixels, count - 1))
+
+            def write(picture: av.VideoFrame, samples: av.AudioFrame | None) -> None:
+                file.mux(video(picture))
                 if sound:
                     file.mux(sound.encode(samples))
-                yield count
+
+            yield from _in_thread(write, zip(_pictures(clip), _sound_per_frame(clip)))
             for stream in file.streams:
                 file.mux(stream.encode(None))
+
+
+def _in_thread(write: Callable[..., None], frames: Iterable[tuple]) -> Iterator[int]:
+    """``write`` each of ``frames`` while the next ones are decoded; yields how many were handed over."""
+    with ThreadPoolExecutor(1) as thread:
+        queued = deque()
+        for count, frame in enumerate(frames, start=1):
+            queued.append(thread.submit(write, *frame))
+            if len(queued) > WAITING:
+                queued.popleft().result()
+            yield count
+        for written in queued:
+            written.result()
 
 
 def _file_options(kind: "Kind", shape: VideoPixelShape) -> dict[str, str]:
@@ -146,8 +163,8 @@ def save_frames(
 
 def _add_video(
     file: av.container.OutputContainer, shape: VideoPixelShape, kind: Kind
-) -> Callable[[np.ndarray, int], list[av.Packet]]:
-    """Add a video stream; returns the function that encodes a frame (H, W, 3), given its number."""
+) -> Callable[[av.VideoFrame], list[av.Packet]]:
+    """Add a video stream; returns the function that encodes a frame."""
     stream = file.add_stream(kind.video, rate=shape.rate, options=dict(kind.options))
     stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, kind.pixels
     reduced = _palettes(shape) if kind.pixels == "pal8" else None
@@ -159,10 +176,7 @@ def _add_video(
         codec.color_primaries = ColorPrimaries.BT709
         codec.color_trc = ColorTrc.BT709
 
-    def encode(pixels: np.ndarray, number: int) -> list[av.Packet]:
-        pixels = np.ascontiguousarray(pixels)
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        frame.pts, frame.time_base = number, 1 / shape.rate
+    def encode(frame: av.VideoFrame) -> list[av.Packet]:
         if reduced:
             return stream.encode(reduced(frame))
         return stream.encode(frame.reformat(format=kind.pixels, dst_colorspace=matrix))
@@ -200,6 +214,15 @@ def _add_sound(
     stream = file.add_stream(kind.sound, rate=rate)
     stream.layout = LAYOUTS[sound.samples.shape[0]]
     return stream
+
+
+def _pictures(clip: Clip) -> Iterator[av.VideoFrame]:
+    """The clip's frames, checked and copied: who makes them may use their memory again."""
+    for number, pixels in enumerate(_checked_frames(clip)):
+        pixels = np.ascontiguousarray(pixels)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = number, 1 / clip.shape.rate
+        yield frame
 
 
 def _checked_frames(clip: Clip) -> Iterator[np.ndarray]:

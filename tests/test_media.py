@@ -142,6 +142,43 @@ def test_frames_are_taken_one_by_one(tmp_path):
     assert written == list(range(1, FRAMES + 1))
 
 
+def test_frames_may_share_their_memory(tmp_path):
+    """They are encoded in a thread, after the next one has taken the memory of the last."""
+
+    def reused():
+        memory = np.empty((HEIGHT, WIDTH, 3), np.uint8)
+        for picture in pictures():
+            memory[:] = picture
+            yield memory
+
+    for name, frames in (("apart.mp4", pictures()), ("shared.mp4", reused())):
+        media.save(replace(clip(), frames=iter(frames)), tmp_path / name)
+    apart, shared = (tmp_path / f"{name}.mp4" for name in ("apart", "shared"))
+    assert apart.read_bytes() == shared.read_bytes()
+
+
+@pytest.mark.parametrize("count", [1, FRAMES])
+def test_what_ends_the_encoder_ends_the_save(tmp_path, monkeypatch, count):
+    """Of the first frame, while others wait, and of the last, after which none comes."""
+    add, encoded = media._add_video, []
+
+    def failing(*args):
+        encode = add(*args)
+
+        def one(frame):
+            encoded.append(frame)
+            if len(encoded) == count:
+                raise OSError(28, "No space left on device")
+            return encode(frame)
+
+        return one
+
+    monkeypatch.setattr(media, "_add_video", failing)
+    with pytest.raises((UserError, OSError), match="full|space"):
+        media.save(clip(), tmp_path / "clip.mp4")
+    assert not list(tmp_path.iterdir())
+
+
 def test_metadata_survives(tmp_path):
     strings = {
         "mlx_video": '{\n "prompt": "Ein \\"Löwe\\"; 50 % = #1 \U0001f981"\n}'
