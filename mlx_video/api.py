@@ -213,8 +213,6 @@ class GeneratedClip:
         job, copies = _with_pictures(self.job, path)
         for file in copies.values():
             check_free(file, overwrite)
-        for notice in output.notices(self.job.request.audio):
-            warnings.warn(notice, stacklevel=2)
         _followed(write(self._sampled._replace(job=job), output), self._on_step)
         for picture, file in copies.items():
             shutil.copyfile(picture, file)

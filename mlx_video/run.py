@@ -103,6 +103,7 @@ def sample(job: Job, options: Options = Options()) -> Generator[Event, None, Sam
 def write(sampled: Sampled, output: Output) -> Iterator[Event]:
     """Decode what was sampled and write its files."""
     job, latents, pipeline = sampled
+    yield from map(Warned, output.notices(job.request.audio))
     with folder_made(output.path.parent), owned(output.path):
         output.check_space(job.request.shape, 0)
         yield from _timed(_written(pipeline, latents, job, output), output)

@@ -13,9 +13,8 @@ from mlx_video.formats.safetensors import read_header
 from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.weights import some, tensor_files
 
-HOLE = (
-    2**14
-)  # zero bytes in a row, which a broken download leaves and training does not
+# Zero bytes in a row, which a broken download leaves and training does not.
+HOLE = 2**14
 FP8_NAN = 0x7F  # of E4M3, whatever the sign
 NO_NUMBERS = "values that are not numbers (NaN or infinity)"
 

@@ -3,7 +3,7 @@
 import logging
 import secrets
 from dataclasses import dataclass, fields, replace
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Mapping
 
 from mlx_video import recipes
 from mlx_video.errors import UserError
@@ -24,6 +24,7 @@ AUTO = "auto"
 FAR = 1.25  # times the rate that a model learned
 DEV_MODEL = "the dev model (--variant dev, or python -m mlx_video.generate_dev)"
 STRENGTHS = "cfg", "audio_cfg", "stg", "stg_blocks", "modality", "rescale"
+GUIDED = *STRENGTHS, "two_stage", "hq", "batch_guidance"  # of the dev model alone
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,19 @@ class Wishes:
     dfr: int | None = None
     batch_guidance: bool = False
 
-    def job(self, files: Files, say: Say = log.warning, warn: Say = log.warning) -> Job:
+    def job(
+        self,
+        files: Files,
+        say: Say = log.warning,
+        warn: Say = log.warning,
+        called: Mapping[str, str] = {},
+    ) -> Job:
         """The job that makes the clip with ``files``; ``say`` as in ``resolve_model``; ``warn`` is called for settings that look like mistakes.
 
-        Raises ``UserError`` where there is no such model.
+        Raises ``UserError`` where there is no such model, and for wishes that exclude each other, by what they are
+        ``called``, if not by their names.
         """
+        self._check(files, called)
         files, usual = resolve_model(files, self.variant, say)
         wishes = replace(self, frames=self._frames(files, usual, warn))
         recipe, request = wishes.recipe(usual, files), wishes.request(usual)
@@ -104,6 +113,27 @@ class Wishes:
             said = {name: value for name, value in said.items() if value is not None}
             return wanted.hq(half.tokens, **said)
         return wanted.recipe(self.variant, self.two_stage)
+
+    def _check(self, files: Files, called: Mapping[str, str]) -> None:
+        """Raise ``UserError`` for wishes that exclude each other."""
+        if self.duration is not None and self.frames is not None:
+            raise UserError(
+                "--duration and --num-frames both say how long the clip is; leave out one of them."
+            )
+        if files.detailing_lora and self.dfr is None:
+            raise UserError("--detailing-lora is of DFR; add --dfr 0, or leave it out.")
+        if self.variant == "dev" and self.dfr is not None:
+            raise UserError(
+                "--dfr is for the distilled model; leave out --variant dev."
+            )
+        said = {name: getattr(self, name) for name in GUIDED}
+        said["distilled_lora"] = files.distilled_lora
+        said = [k for k, v in said.items() if v is not None and v is not False]
+        if self.variant == "distilled" and said:
+            raise UserError(
+                f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {', '.join(called.get(k, k) for k in said)}, "
+                f"or use {DEV_MODEL}."
+            )
 
     def _unused(self, recipe: Recipe, files: Files) -> Iterator[str]:
         """What was said and changes nothing, in sentences; options stand in sentences of their own."""

@@ -3,7 +3,6 @@
 import argparse
 from dataclasses import fields, replace
 from itertools import chain
-from math import isfinite
 from pathlib import Path
 from typing import Sequence
 
@@ -16,7 +15,7 @@ from mlx_video.models.ltx.files import BESIDE, Files
 from mlx_video.output import Output, clip_path
 from mlx_video.record import Job
 from mlx_video.run import Options
-from mlx_video.wishes import DEV_MODEL, STRENGTHS, Wishes
+from mlx_video.wishes import Wishes
 
 
 def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
@@ -26,7 +25,8 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
     """
     if args.from_record or args.resume:
         return _job_again(args), []
-    _check(args)
+    if args.prompt is None:
+        raise UserError("Say what to show: --prompt 'a cat on a red sofa'.")
     wishes = Wishes(**_said(args, Wishes), inputs=inputs_from(args))
     notices: list[str | Warned] = []
     announce = options_from(args).announce
@@ -34,34 +34,10 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
     def hear(what: object) -> None:
         notices.append(what) if isinstance(what, str) else announce(what)
 
-    job = wishes.job(files_from(args), hear, lambda text: notices.append(Warned(text)))
-    return job, notices
+    def warn(text: object) -> None:
+        notices.append(Warned(str(text)))
 
-
-def _check(args: argparse.Namespace) -> None:
-    """Raise ``UserError`` for options that exclude each other."""
-    if args.prompt is None:
-        raise UserError("Say what to show: --prompt 'a cat on a red sofa'.")
-    if args.duration is not None and args.frames is not None:
-        raise UserError(
-            "--duration and --num-frames both say how long the clip is; leave out one of them."
-        )
-    if args.detailing_lora and args.dfr is None:
-        raise UserError("--detailing-lora is of DFR; add --dfr 0, or leave it out.")
-    if args.variant == "dev":
-        if args.dfr is not None:
-            raise UserError(
-                "--dfr is for the distilled model; leave out --variant dev."
-            )
-        return
-    if refused := [flag for dest, flag in args.typed.items() if dest in _GUIDED]:
-        raise UserError(
-            f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {', '.join(refused)}, "
-            f"or use {DEV_MODEL}."
-        )
-
-
-_GUIDED = {*STRENGTHS, "two_stage", "hq", "distilled_lora", "batch_guidance"}
+    return wishes.job(files_from(args), hear, warn, called=args.typed), notices
 
 
 # What may go with a record: where its files lie now, and what makes no other clip.
@@ -115,13 +91,11 @@ def inputs_from(args: argparse.Namespace) -> tuple[Input, ...]:
 def _lora_from(words: Sequence[str]) -> tuple[str, float]:
     try:
         path, strength = words if len(words) > 1 else (*words, 1)
-        if isfinite(strength := float(strength)):
-            return path, strength
+        return path, float(strength)
     except ValueError:
-        pass
-    raise UserError(
-        f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
-    )
+        raise UserError(
+            f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
+        ) from None
 
 
 def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) -> Output:

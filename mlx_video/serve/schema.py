@@ -161,7 +161,6 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "mlx-video"
-    description: str = ""
     width: int
     height: int
     num_frames: int

@@ -189,9 +189,7 @@ class Supervisor:
             self.store.start(video.id)
             with self._lock:
                 self.running, self._cancelled = self.store.get(video.id), 0.0
-            with suppress(
-                OSError, ValueError
-            ):  # it has just died, as its end will tell
+            with suppress(OSError, ValueError):  # it has just died, as its end tells
                 self._send(self._order(video))
             return
 
