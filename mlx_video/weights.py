@@ -293,4 +293,5 @@ def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> 
 
 
 def write_json(file: Path, data: Mapping[str, object]) -> None:
+    """Write ``data``, indented. Raises ``OSError`` as ``write_tensors`` does."""
     file.write_text(json.dumps(data, indent=2) + "\n")

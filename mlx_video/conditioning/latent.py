@@ -51,7 +51,7 @@ class LatentState(NamedTuple):
 
     @classmethod
     def pinned(cls, latent: mx.array, positions: mx.array) -> "LatentState":
-        """A state that stays as it is, such as given sound for which a video is made."""
+        """A state of tokens (B, N, C) that stay as they are, such as given sound for which a video is made."""
         state = cls.fresh(latent, positions)
         mask = mx.zeros_like(state.denoise_mask)
         return state._replace(denoise_mask=mask, frozen=True)
@@ -82,7 +82,7 @@ class LatentState(NamedTuple):
 def apply_denoise_mask(
     x: mx.array, clean_latent: mx.array, denoise_mask: mx.array
 ) -> mx.array:
-    """``x`` where the mask is 1, ``clean_latent`` where it is 0, a mix in between; in the dtype of ``x``."""
+    """``x`` (B, N, C) where the mask (1, N, 1) is 1, ``clean_latent`` where it is 0, a mix between; in the dtype of ``x``."""
     return (x * denoise_mask + clean_latent * (1 - denoise_mask)).astype(x.dtype)
 
 
@@ -118,6 +118,7 @@ class VideoConditionByLatentIndex:
     strength: float = 1.0
 
     def __call__(self, state: LatentState) -> LatentState:
+        """``state`` with those frames pinned. Raises ``ValueError`` where the clip is too short for them."""
         *_, F, H, W = self.latent.shape
         start, stop = self.frame_idx * H * W, (self.frame_idx + F) * H * W
         if stop > state.own_tokens:
@@ -144,6 +145,7 @@ class VideoConditionByMask:
     strength: float = 1.0
 
     def __call__(self, state: LatentState) -> LatentState:
+        """``state`` with the selected cells kept, and the rest as it was."""
         keep = mx.zeros_like(state.denoise_mask)
         keep[:, : state.own_tokens] = self.mask.reshape(1, -1, 1)
         clean = mx.array(state.clean_latent)
@@ -162,6 +164,7 @@ class TemporalRegionMask:
     end: float
 
     def __call__(self, state: LatentState) -> LatentState:
+        """``state`` with a new denoise mask (1, N, 1)."""
         starts, ends = state.positions[:, 0, :, 0], state.positions[:, 0, :, 1]
         inside = (ends > self.start) & (starts < self.end)
         return state._replace(denoise_mask=inside.astype(mx.float32)[..., None])
@@ -181,6 +184,7 @@ class AppendedTokens:
     strength: float = 1.0
 
     def __call__(self, state: LatentState) -> LatentState:
+        """``state`` with n more tokens, which begin from zeros where they are not kept."""
         start = mx.zeros_like(self.tokens)
         return _append(state, start, self.tokens, 1 - self.strength, self.positions)
 
@@ -197,6 +201,7 @@ class GeneratedKeyframes:
     tokens: mx.array | None = None
 
     def __call__(self, state: LatentState) -> LatentState:
+        """``state`` with n more tokens, denoised fully and marked as single frames."""
         B, _, C = state.latent.shape
         zeros = mx.zeros((B, self.positions.shape[2], C))
         start = zeros if self.tokens is None else self.tokens
@@ -215,6 +220,7 @@ class WithAttention:
     strength: float | mx.array
 
     def __call__(self, state: LatentState) -> LatentState:
+        """``state`` under ``condition``, with an attention mask (1, N + n, N + n)."""
         appended = self.condition(state._replace(attention_mask=None))
         count = appended.latent.shape[1] - state.latent.shape[1]
         return appended._replace(attention_mask=_attention(state, count, self.strength))

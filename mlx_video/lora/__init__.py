@@ -136,6 +136,7 @@ class Adapter:
 
     @property
     def about(self) -> About:
+        """What it is, for a person to read."""
         kinds = {name_of(has): None for has in self.layers.values()}
         triggers = (self.metadata.get(key, "") for key in TRIGGERS)
         return About(

@@ -28,6 +28,7 @@ class Kind(NamedTuple):
         return any(roles == {*chain(*way)} for way in ways)
 
     def change(self, has: Tensors) -> mx.array:
+        """The change of the weight, (out, in) float32, scaled by alpha / rank where an alpha is stated."""
         factors = (
             has[n] if n in has else has[n + UP] @ has[n + DOWN] for n in self.factors
         )
@@ -56,6 +57,7 @@ def kind_of(has: Tensors) -> Kind | None:
 
 
 def name_of(has: Tensors) -> str:
+    """The kind's name, for messages; "DoRA" for a LoRA with magnitudes."""
     return "DoRA" if "magnitude" in has else kind_of(has).name
 
 

@@ -47,7 +47,7 @@ class Guidance:
         perturbed: mx.array | None = None,
         isolated: mx.array | None = None,
     ) -> mx.array:
-        """The guided x0 from up to four predictions of x0; ``None`` = that pass was not run."""
+        """The guided x0 (B, N, C) from up to four predictions of x0; ``None`` = that pass was not run."""
         guided = cond
         if uncond is not None:
             guided = guided + cfg_delta(cond, uncond, self.cfg)
@@ -62,7 +62,7 @@ class Guidance:
 
 
 def cfg_delta(cond: mx.array, uncond: mx.array, scale: float) -> mx.array:
-    """What classifier-free guidance of strength ``scale`` adds to ``cond``; 0 at scale 1."""
+    """What classifier-free guidance of strength ``scale`` adds to ``cond``, of any shape; 0 at scale 1."""
     return (cond - uncond) * (scale - 1.0)
 
 

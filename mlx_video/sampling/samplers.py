@@ -178,7 +178,7 @@ def _phi_2(z: float) -> float:
 def sde_step(
     x: mx.array, y: mx.array, sigma: float, sigma_next: float, noise: mx.array
 ) -> mx.array:
-    """A sampler's step from ``x`` to ``y``, with half of the remaining noise redrawn."""
+    """A sampler's step from ``x`` to ``y``, of any shape, with half of the remaining noise redrawn."""
     up = min(0.5 * sigma_next, 0.9999 * sigma_next)
     kept = math.sqrt(sigma_next**2 - up**2)
     alpha = (1 - sigma_next) + kept
@@ -188,7 +188,7 @@ def sde_step(
 
 
 def euler_step(x: mx.array, x0: mx.array, sigma: float, sigma_next: float) -> mx.array:
-    """One step from noise level ``sigma`` to ``sigma_next``, towards the predicted clean sample ``x0``."""
+    """One step from noise level ``sigma`` to ``sigma_next``, towards the predicted ``x0`` of the same shape."""
     return x + (x - x0) / sigma * (sigma_next - sigma)
 
 
@@ -209,7 +209,7 @@ def ancestral_step(
 
 
 def gaussian(key: mx.array, draws: int) -> Noise:
-    """Standard normal noise for ``draws`` draws; it depends on the key and the draw only, not on earlier draws."""
+    """Standard normal noise (B, N, C) for ``draws`` draws; it depends on the key and the draw only, not on earlier draws."""
     keys = mx.random.split(key, draws)
 
     def noise(draw: int, states: AV[LatentState]) -> AV[mx.array]:

@@ -24,6 +24,7 @@ class TimestepEmbedder(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
 
     def __call__(self, timesteps: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Scaled noise levels (...,) -> their embeddings (..., dim), in ``dtype``."""
         x = timestep_embedding(timesteps, EMBEDDING_WIDTH).astype(dtype)
         return self.linear_2(nn.silu(self.linear_1(x)))
 

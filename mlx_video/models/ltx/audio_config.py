@@ -50,6 +50,7 @@ class AudioVAEConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "AudioVAEConfig":
+        """Read block ``audio_vae``, whatever its nesting. Raises ``UserError``."""
         config = super().from_dict(_flatten(data))
         if not config.ch_mult:
             raise UserError(
@@ -101,6 +102,7 @@ class GeneratorConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "GeneratorConfig":
+        """As every config's; raises ``UserError`` too where lists do not match or the width cannot be halved so often."""
         config = super().from_dict(data)
         for pair in ("upsample_rates", "upsample_kernel_sizes"), (
             "resblock_kernel_sizes",
@@ -120,6 +122,7 @@ class GeneratorConfig(Config):
 
     @property
     def channels(self) -> int:
+        """Of the sound."""
         return 2 if self.stereo else 1
 
     @property
@@ -175,6 +178,7 @@ class BigVGANVocoderConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "BigVGANVocoderConfig":
+        """As every config's; raises ``UserError`` too where the rates of both generators contradict each other."""
         config = super().from_dict(data)
         rate, bwe = config.bwe.input_sampling_rate, config.bwe
         if rate * bwe.hop != bwe.output_sampling_rate * bwe.hop_length:
@@ -192,4 +196,5 @@ class BigVGANVocoderConfig(Config):
 
     @property
     def output_sample_rate(self) -> int:
+        """Of the waveform, in Hz."""
         return self.bwe.output_sampling_rate

@@ -48,6 +48,7 @@ class ConnectorStream:
 
     @property
     def width(self) -> int:
+        """Of its tokens."""
         return self.heads * self.head_dim
 
 
@@ -87,6 +88,7 @@ class ConnectorConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "ConnectorConfig":
+        """Read its keys of block ``transformer``, and leave the transformer's. Raises ``UserError``."""
         data = dict(data) | rope_precision(data.get("frequencies_precision"))
         # Each stream's own projection reads normalised text; LTX-2 does not state that its one does not.
         norm = "per_token_rms" if data.get("caption_proj_before_connector") else "none"
@@ -102,6 +104,7 @@ class ConnectorConfig(Config):
 
     @property
     def streams(self) -> AV[ConnectorStream]:
+        """The sizes of each stream's connector."""
         keys = ("num_layers", "num_attention_heads", "attention_head_dim")
         video = [getattr(self, f"connector_{key}") for key in keys]
         audio = [getattr(self, f"audio_connector_{key}") for key in keys]
@@ -124,6 +127,7 @@ class StreamConfig:
 
     @property
     def width(self) -> int:
+        """Of its tokens, D."""
         return self.heads * self.head_dim
 
 

@@ -202,7 +202,7 @@ class Connector(nn.Module):
     def fill_with_registers(
         self, x: mx.array, lengths: mx.array, positions: int
     ) -> mx.array:
-        """The prompt's tokens moved to the front; every later position p holds register p mod R.
+        """(B, T, D) -> (B, positions, D): the prompt's tokens in front; every later position p holds register p mod R.
 
         Raises ``UserError`` if ``positions`` is not a multiple of the number of registers R.
         """
@@ -250,6 +250,7 @@ class ConnectorBlock(nn.Module):
         self.ff = FeedForward(own.width, bias=config.connector_ff_bias)
 
     def __call__(self, x: mx.array, rope: Rope) -> mx.array:
+        """(B, N, D) -> (B, N, D)."""
         x = x + self.attn1(mx.fast.rms_norm(x, None, self.norm_eps), rope=rope)
         return x + self.ff(mx.fast.rms_norm(x, None, self.norm_eps))
 

@@ -126,6 +126,7 @@ def _readable(file: Path) -> dict[str, Source]:
 
 
 def is_diffusion(source: Source) -> bool:
+    """Whether the config is of a diffusion autoencoder."""
     return source.config.get("_class_name") == DiffusionDecoderConfig.CLASS_NAME
 
 

@@ -62,7 +62,8 @@ class Writer(Protocol):
         max_tokens: int,
         temperature: float,
         seed: int,
-    ) -> Iterator[str]: ...
+    ) -> Iterator[str]:
+        """The answer to ``request`` under ``instructions``, piece by piece; temperature 0 takes the likeliest token."""
 
 
 def enhance_t2v(

@@ -41,4 +41,5 @@ GPU = Live(9.6, 0, 11, 52, 3.5, 4, 9.2, 20, 42, 48.6, 29)
 
 
 def live() -> Live:
+    """The numbers of the device that MLX computes on."""
     return GPU if mx.default_device() == mx.gpu else CPU

@@ -130,7 +130,7 @@ class Gemma4(_Language, gemma4_text.Model):
 
     @staticmethod
     def advance(layer: nn.Module, h: mx.array, mask: mx.array) -> mx.array:
-        """As ``Gemma3.advance``."""
+        """As ``Gemma3.advance``: (B, T, D) -> (B, T, D)."""
         return layer(h, mask)[0]  # then come the layer's keys and values
 
 

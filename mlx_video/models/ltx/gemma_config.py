@@ -45,6 +45,7 @@ class RopeConfig(Config):
 
     @classmethod
     def from_dict(cls, data: object) -> "RopeConfig":
+        """Read its keys of a block about rotary embeddings. Raises ``UserError``."""
         if not isinstance(data, Mapping):
             raise UserError(f"RopeConfig: must be an object; got {short(data)}.")
         # Files before transformers 4.43 call it "type".
@@ -107,6 +108,7 @@ class GemmaConfig(Config):
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "GemmaConfig":
+        """Read the language model's own block; changes ``text``. Raises ``UserError``."""
         config = super().from_dict(_known(cls, text))
         if config.num_attention_heads % config.num_key_value_heads:
             raise UserError(
@@ -146,6 +148,7 @@ class Gemma3Config(GemmaConfig):
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "Gemma3Config":
+        """As every Gemma's; rotary embeddings may be stated in the older or the newer way."""
         sliding, full = _ropes(text, {})
         if scaling := text.get("rope_scaling"):
             scaled = RopeConfig.from_dict(scaling)
@@ -198,6 +201,7 @@ class Gemma4Config(GemmaConfig):
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "Gemma4Config":
+        """As every Gemma's; the layers' kinds may be left out."""
         # "vision" concerns the tokens of pictures only, and a prompt has none.
         if text.get("use_bidirectional_attention") is False:
             del text["use_bidirectional_attention"]

@@ -129,6 +129,7 @@ class Layout(NamedTuple):
 
     @property
     def release(self) -> Release:
+        """The release that its version belongs to."""
         return release_of(self.version)
 
 

@@ -38,6 +38,7 @@ class Candidate(NamedTuple):
     marks: Mapping[str, object] = {}
 
     def fits(self, block: Mapping[str, object]) -> bool:
+        """Whether a config ``block`` has its marks."""
         return all(
             key in block and value in (None, block[key])
             for key, value in self.marks.items()
@@ -69,6 +70,7 @@ class Part:
     lacking: str = "use the files of {release.repository}"
 
     def candidate(self, block: Mapping[str, object]) -> Candidate:
+        """The network that a config ``block`` asks for."""
         return next(c for c in self.candidates if c.fits(block))
 
     def network(self, source: Source) -> type[Network]:

@@ -20,7 +20,7 @@ def patchify_video(latent: mx.array) -> mx.array:
 
 
 def unpatchify_video(tokens: mx.array, shape: VideoLatentShape) -> mx.array:
-    """The inverse of ``patchify_video``; tokens beyond the grid (appended conditions) are dropped."""
+    """The inverse of ``patchify_video``: (B, N, C) -> (B, C, F, H, W); tokens beyond the grid (conditions) are dropped."""
     B, _, C = tokens.shape
     grid = tokens[:, : shape.tokens].swapaxes(1, 2)
     return grid.reshape(B, C, shape.frames, shape.height, shape.width)

@@ -29,6 +29,7 @@ class Pacer:
         self.queue: deque[tuple[mx.array, int]] = deque()
 
     def __call__(self, *arrays: mx.array, takes: int = 0) -> None:
+        """Queue ``arrays``, after waiting until there is room for their bytes, or for ``takes`` if that is more."""
         size = max(takes, sum(array.nbytes for array in arrays))
         if size < SMALL:
             return
@@ -56,7 +57,7 @@ def piece_by_piece(ahead: int = 1) -> Iterator[None]:
 
 
 def each_piece_by_piece(items: Iterator[mx.array]) -> Iterator[mx.array]:
-    """``items``, each computed within ``piece_by_piece``."""
+    """``items``, of any shape, each computed within ``piece_by_piece``."""
     while True:
         with piece_by_piece():
             item = next(items, None)

@@ -103,6 +103,7 @@ class Release:
 
     @property
     def size(self) -> str:
+        """Of all that a run needs, in words."""
         return f"{self.gigabytes:.0f} GB, and {self.text_encoder.size:.0f} GB for its text encoder"
 
     @property

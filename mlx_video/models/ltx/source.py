@@ -69,6 +69,7 @@ class Source:
 
     @property
     def paths(self) -> tuple[Path, ...]:
+        """All its files and folders."""
         return (self.path, *self.beside)
 
     @property

@@ -27,7 +27,7 @@ def initial_states(
     conditions: Iterable[AV[list[Condition]]],
     audio: bool,
 ) -> AV[LatentState]:
-    """Conditioned states of a stage before the noise, from the previous stage's ``latents`` or zeros."""
+    """Conditioned states of a stage before the noise, from the previous stage's latents, see ``unpatchify``, or zeros."""
     grid = geometry.latents(shape)
     if latents.video is None:
         video = mx.zeros((1, grid.tokens, grid.channels))
@@ -56,7 +56,7 @@ def fresh_sound(
 
 
 def noised(states: AV[LatentState], sigma: float, key: mx.array) -> AV[LatentState]:
-    """``states`` with Gaussian noise mixed in to level ``sigma``, drawn for each modality."""
+    """``states`` with Gaussian noise mixed in to level ``sigma`` in [0, 1], drawn for each modality."""
     keys = AV(*mx.random.split(key))
     return states.map(
         lambda state, key: state.noised(

@@ -20,7 +20,7 @@ class PerChannelStatistics(nn.Module):
         return (latent - _beside(latent, self.mean)) / _beside(latent, self.std)
 
     def un_normalize(self, latent: mx.array) -> mx.array:
-        """The inverse of ``normalize``: what the decoders and the upsampler work on."""
+        """The inverse of ``normalize``, in the same shapes: what the decoders and the upsampler work on."""
         return latent * _beside(latent, self.std) + _beside(latent, self.mean)
 
 

@@ -151,7 +151,7 @@ class StreamBlock(nn.Module):
     def attend(
         self, x: mx.array, c: Conditioning, attending: mx.array | bool
     ) -> mx.array:
-        """Attention to the stream's own tokens, then to its text."""
+        """Tokens (B, N, D) after attention to the stream's own, then to its text; ``attending`` as in ``Attention``."""
         update = self.attn1(
             self._norm(x, c, SELF_ATTENTION),
             rope=c.rope.tokens,
@@ -171,7 +171,7 @@ class StreamBlock(nn.Module):
         return modulate(c.context, *chosen_rows(table, c.prompt_rows, None, *numbers))
 
     def cross_input(self, x: mx.array, c: Conditioning, at: Rows) -> mx.array:
-        """The stream's tokens as queries or context of the attention between the streams."""
+        """The stream's tokens (B, N, D) as queries or context of the attention between the streams."""
         table, numbers = self.cross_scale_shift_table, (at.shift, at.scale)
         return norm_modulate(x, table, c.cross_rows, c.levels, *numbers, self.norm_eps)
 
@@ -184,7 +184,7 @@ class StreamBlock(nn.Module):
         at: Rows,
         crossing: mx.array | bool,
     ) -> mx.array:
-        """Attention to the other stream, whose ``cross_input`` is ``context``, in the batch items that ``crossing`` selects."""
+        """Tokens (B, N, D) after attention to the other stream, whose ``cross_input`` is ``context``, where ``crossing``."""
         query = self.cross_input(x, c, at)
         update = self.cross_attn(
             query, context, rope=c.rope.cross, context_rope=context_rope

@@ -94,6 +94,7 @@ class Conv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel_size=3)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, F, H, W, I) -> (B, F, H, W, O)."""
         x = mx.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0), (0, 0)])
         return conv3d(x, self.weight, self.bias, padding=(1, 1))
 
@@ -109,6 +110,7 @@ class ResBlock(nn.Module):
         self.norm2 = _norm(channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, F, H, W, C) -> (B, F, H, W, C)."""
         h = end_piece(silu(self.norm1(self.conv1(x))))
         return end_piece(silu(x + self.norm2(self.conv2(h))))
 
@@ -121,6 +123,7 @@ class SpatialUpsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels * 4, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, F, H, W, C) -> (B, F, 2H, 2W, C)."""
         return _grown(x, self.conv, 2)
 
 
@@ -134,6 +137,7 @@ class RationalUpsample(nn.Module):
         self.blur = Blur(scale.denominator)  # the x2 file has the kernel too
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, F, H, W, C) -> (B, F, scale * H, scale * W, C)."""
         return self.blur(_grown(x, self.expand, self.up))
 
 
@@ -147,6 +151,7 @@ class Blur(nn.Module):
         self.kernel = (row[:, None] * row)[None, ..., None]
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, F, H, W, C) -> (B, F, ceil(H / stride), ceil(W / stride), C)."""
         if self.stride == 1:
             return x
         B, F, H, W, C = x.shape
@@ -164,6 +169,7 @@ class TemporalUpsample(nn.Module):
         self.conv = Conv3d(channels, 2 * channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, F, H, W, C) -> (B, 2F - 1, H, W, C)."""
         return depth_to_space(self.conv(x), (2, 1, 1))[:, 1:]
 
 

@@ -57,6 +57,7 @@ class VideoEncoderConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "VideoEncoderConfig":
+        """Read block ``vae`` of either kind of autoencoder. Raises ``UserError``."""
         if data.get("_class_name") == DiffusionDecoderConfig.CLASS_NAME:
             return super().from_dict(_diffusion_encoder(data))
         data = dict(data)
@@ -113,6 +114,7 @@ class VideoVAEConfig(VideoEncoderConfig):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "VideoVAEConfig":
+        """Read block ``vae``. Raises ``UserError``, for one whose decoder is conditioned on noise levels too."""
         # Without the key, the official decoder is conditioned.
         return super().from_dict({"timestep_conditioning": True} | dict(data))
 
@@ -163,6 +165,7 @@ class DiffusionDecoderConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "DiffusionDecoderConfig":
+        """Read block ``vae``, key ``decoder`` over the others. Raises ``UserError``, also where stages do not match."""
         outer = {k: v for k, v in data.items() if k not in ("_class_name", "decoder")}
         data = cls.ABSENT | outer | data.get("decoder", {})
         if kernel := data.pop("stage5_kernel", None):
@@ -181,6 +184,7 @@ class DiffusionDecoderConfig(Config):
 
     @property
     def latent_channels(self) -> int:
+        """Channels of a latent."""
         return self.in_channels
 
     @property

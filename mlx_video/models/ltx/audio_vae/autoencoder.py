@@ -58,7 +58,7 @@ class AudioEncoder(Network):
         self.per_channel_statistics = PerChannelStatistics(tokens)
 
     def __call__(self, log_mel: mx.array) -> mx.array:
-        """The most likely latent: the mean of the posterior, whose log-variance is dropped."""
+        """(B, 2, T_mel, bins) -> (B, C, T, M), the most likely latent: the posterior's mean; its log-variance is dropped."""
         x = log_mel.astype(self.conv_in.weight.dtype).transpose(0, 2, 3, 1)
         x = self.conv_in(x)
         for level in self.down:
@@ -95,6 +95,7 @@ class AudioDecoder(Network):
         return fitted.live().spectrogram * cells * self.config.ch * itemsize
 
     def __call__(self, latent: mx.array) -> mx.array:
+        """Normalised latent (B, 8, T, 16) -> log-mel spectrogram (B, 2, 4T - 3, 64)."""
         x = latent.astype(self.conv_in.weight.dtype)
         x = self.per_channel_statistics.un_normalize(x).transpose(0, 2, 3, 1)
         x = self.mid(self.conv_in(x))
@@ -113,6 +114,7 @@ class DownLevel(nn.Module):
             self.downsample = Downsample(out_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, M, C) -> (B, ceil(T / 2), M / 2, C'); the last level keeps T and M."""
         for block in self.block:
             x = block(x)
         return self.downsample(x) if "downsample" in self else x
@@ -128,6 +130,7 @@ class UpLevel(nn.Module):
             self.upsample = Upsample(out_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, M, C) -> (B, 2T - 1, 2M, C'); the last level keeps T and M."""
         for block in self.block:
             x = block(x)
         return self.upsample(x) if "upsample" in self else x

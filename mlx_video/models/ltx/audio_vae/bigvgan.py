@@ -92,6 +92,7 @@ class BigVGANVocoder(Network):
         return fitted.live().bandwidth * frames * widest * fitted.FLOAT32
 
     def __call__(self, log_mel: mx.array) -> mx.array:
+        """(B, 2, T_mel, 64) of any dtype -> (B, 2, T_mel * hop) float32. Evaluates piece by piece where the clip is long."""
         x = log_mel.astype(mx.float32)
         total = x.shape[2]
         if total <= PIECE:
@@ -141,6 +142,7 @@ class BigVGAN(Generator):
         self.act_post = AntiAliasedSnake(config.last_width)
 
     def __call__(self, log_mel: mx.array) -> mx.array:
+        """(B, C, T, bins) -> (B, C, T * hop)."""
         x = self.act_post(self.lengthened(log_mel, nn.Identity()))
         x = self.conv_post(x).transpose(0, 2, 1)
         if not self.config.apply_final_activation:
@@ -157,6 +159,7 @@ class AMPBlock(ResBlock):
         self.acts2 = [AntiAliasedSnake(channels) for _ in dilations]
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, L, C) -> (B, L, C)."""
         for conv1, conv2, act1, act2 in zip(
             self.convs1, self.convs2, self.acts1, self.acts2
         ):
@@ -175,6 +178,7 @@ class AntiAliasedSnake(nn.Module):
         self.down = mx.zeros(TAPS)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, L, C) -> (B, L, C)."""
         return _snake(x, self.alpha, self.beta, self.up, self.down)
 
 
@@ -219,6 +223,7 @@ class CausalLogMel(nn.Module):
         self.bank = mx.zeros((config.num_mels, bins))
 
     def __call__(self, wave: mx.array) -> mx.array:
+        """(B, C, n) -> (B, C, n // hop_length, num_mels), natural logarithms."""
         padded = mx.pad(wave, ((0, 0), (0, 0), (self.length - self.hop, 0)))
         spectrum = frames(padded, self.length, self.hop) @ self.basis.T
         real, imaginary = mx.split(spectrum, 2, axis=-1)

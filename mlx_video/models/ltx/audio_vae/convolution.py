@@ -35,6 +35,7 @@ class SameConv1d(nn.Conv1d):
         self.phases = dilation
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, L, I) -> (B, L, O)."""
         if self.phases == 1:
             return super().__call__(x)
         length = x.shape[1]
@@ -50,7 +51,7 @@ def split_phases(x: mx.array, phases: int) -> mx.array:
 
 
 def join_phases(x: mx.array, phases: int) -> mx.array:
-    """The inverse of ``split_phases``, but for the zeros at the end."""
+    """The inverse of ``split_phases``, but for the zeros at the end: (B*phases, L, C) -> (B, L*phases, C)."""
     N, L, C = x.shape
     x = x.reshape(N // phases, phases, L, C).swapaxes(1, 2)
     return x.reshape(N // phases, phases * L, C)
@@ -74,6 +75,7 @@ class Upsample(nn.ConvTranspose1d):
         super().__init__(in_channels, out_channels, kernel_size, stride)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, L, I) -> (B, L * stride, O)."""
         O, K, I = self.weight.shape
         B, L, _ = x.shape
         taps = -(-K // self.stride)

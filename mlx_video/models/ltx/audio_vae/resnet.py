@@ -12,7 +12,7 @@ NORM_EPS = 1e-6
 
 
 def norm_silu(x: mx.array) -> mx.array:
-    """Divide each cell by the root mean square of its channels, then SiLU."""
+    """SiLU of (B, T, M, C), each cell divided by the root mean square of its channels."""
     return silu(mx.fast.rms_norm(x, None, NORM_EPS))
 
 
@@ -25,6 +25,7 @@ class CausalConv2d(nn.Conv2d):
         self.zeros = ((0, 0), (kernel_size - 1, 0), (around, around), (0, 0))
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, M, I) -> (B, T, M, O)."""
         return super().__call__(mx.pad(x, self.zeros))
 
 
@@ -35,6 +36,7 @@ class Downsample(nn.Conv2d):
         super().__init__(channels, channels, kernel_size=3, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, M, C) -> (B, ceil(T / 2), M / 2, C)."""
         return super().__call__(mx.pad(x, ((0, 0), (2, 0), (0, 1), (0, 0))))
 
 
@@ -45,6 +47,7 @@ class Upsample(CausalConv2d):
         super().__init__(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, M, C) -> (B, 2T - 1, 2M, C)."""
         x = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
         return super().__call__(x)[:, 1:]
 
@@ -60,6 +63,7 @@ class ResnetBlock(nn.Module):
             self.shortcut = CausalConv2d(in_channels, out_channels, kernel_size=1)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, M, I) -> (B, T, M, O)."""
         h = self.conv1(norm_silu(x))
         h = self.conv2(norm_silu(h))
         return h + (self.shortcut(x) if "shortcut" in self else x)
@@ -74,6 +78,7 @@ class MidBlock(nn.Module):
         self.block_2 = ResnetBlock(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, T, M, C) -> (B, T, M, C)."""
         return self.block_2(self.block_1(x))
 
 

@@ -45,6 +45,7 @@ class Vocoder(Generator, Network):
         return fitted.live().sound * mel_frames * self.hop * width * fitted.FLOAT32
 
     def __call__(self, log_mel: mx.array) -> mx.array:
+        """(B, 2, T_mel, 64) of any dtype -> (B, 2, T_mel * hop) float32."""
         leaky = partial(nn.leaky_relu, negative_slope=SLOPE)
         x = self.lengthened(log_mel.astype(mx.float32), leaky)
         x = self.conv_post(nn.leaky_relu(x, LAST_SLOPE))
@@ -63,6 +64,7 @@ class ResBlock(nn.Module):
         self.convs2 = [SameConv1d(channels, channels, kernel_size) for _ in dilations]
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(B, L, C) -> (B, L, C)."""
         for conv1, conv2 in zip(self.convs1, self.convs2):
             x = x + conv2(nn.leaky_relu(conv1(nn.leaky_relu(x, SLOPE)), SLOPE))
         return x

@@ -65,6 +65,7 @@ class ResnetBlock3D(nn.Module):
         self.conv2 = CausalConv3d(channels, channels, padding_mode)
 
     def __call__(self, x: mx.array, stream: Stream) -> mx.array:
+        """(B, F, H, W, C) -> (B, F', H, W, C), of which late frames wait in ``stream``."""
         kept, x = stream.delay(self, x, 2)
         h = self.conv1.linear(x, stream, activate=True)
         h = self.conv2.linear(h, stream, activate=True, bias=self.conv1.bias)
@@ -82,6 +83,7 @@ class MidBlock3D(nn.Module):
         ]
 
     def __call__(self, x: mx.array, stream: Stream) -> mx.array:
+        """(B, F, H, W, C) -> (B, F', H, W, C), see ``ResnetBlock3D``."""
         for block in self.res_blocks:
             x = block(x, stream)
         return x

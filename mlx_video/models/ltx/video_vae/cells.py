@@ -178,12 +178,12 @@ def plus_delayed(
 
 
 def activated(x: mx.array) -> mx.array:
-    """SiLU of ``x`` divided by the root mean square of its channels."""
+    """SiLU of ``x`` (..., C) divided by the root mean square of its channels."""
     return silu(mx.fast.rms_norm(x, None, NORM_EPS))
 
 
 def reflect(x: mx.array, count: int) -> mx.array:
-    """Mirror ``count`` cells about the outermost rows and columns, of which there must be more."""
+    """(B, F, H, W, C) with ``count`` cells mirrored about the outermost rows and columns, of which there must be more."""
     for axis in (2, 3) if count else ():
         n = x.shape[axis]
         left = mx.take(x, mx.arange(count, 0, -1), axis=axis)

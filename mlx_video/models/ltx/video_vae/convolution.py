@@ -91,7 +91,7 @@ def unfolded_elements(conv: "CausalConv3d", frames: int, cells: int) -> int:
 
 
 def by_volume(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.array:
-    """MLX's own 3-D convolution."""
+    """MLX's own 3-D convolution; for shapes see ``conv3d``."""
     return mx.conv3d(x, weight, padding=(0, *padding))
 
 
@@ -160,7 +160,7 @@ class CausalConv3d(nn.Conv3d):
         self.padding_mode = padding_mode
 
     def __call__(self, x: mx.array, stream: Stream, activate: bool = False) -> mx.array:
-        """Of ``x`` or, if ``activate``, of its norm's SiLU."""
+        """(B, F, H, W, I) -> (B, F', H, W, O), of ``x`` or, if ``activate``, of its norm's SiLU."""
         return total(self.linear(x, stream, activate), self.bias)
 
     def linear(
@@ -170,7 +170,7 @@ class CausalConv3d(nn.Conv3d):
         activate: bool = False,
         bias: mx.array | None = None,
     ) -> mx.array:
-        """Without the bias, for a caller that adds more than the bias in one pass. ``bias`` is added to ``x`` first."""
+        """As a call without the own bias, for a caller that adds more in one pass. ``bias`` (I,) is added to ``x`` first."""
         border, padding = 0, (1, 1)
         if self.padding_mode == "reflect":
             border, padding = 1, (0, 0)

@@ -34,28 +34,26 @@ Tiling = TilingConfig | StreamPlan
 
 
 class Decoder(Protocol):
-    """A network that decodes a clip.
-
-    stream            the pixels of a clip or of a part of it, piece by piece
-    tiled             the pixels of a clip from overlapping tiles that are blended, one piece per tile of time
-    plans             how latents of a shape may be cut for ``stream``, the fastest first
-    activation_bytes  about how much memory decoding latents of a shape needs, beside the weights
-    """
+    """A network that decodes latents (B, C, F, H, W) to pixels (B, 3, frames, height, width)."""
 
     scale: VideoScale
     receptive_field: int
 
     def stream(
         self, latent: mx.array, elements: int, *, key: mx.array | None = None
-    ) -> Iterator[mx.array]: ...
+    ) -> Iterator[mx.array]:
+        """The pixels of a clip or of a part of it, in consecutive pieces along time."""
 
     def tiled(
         self, latents: mx.array, tiling: TilingConfig, key: mx.array | None = None
-    ) -> Iterator[mx.array]: ...
+    ) -> Iterator[mx.array]:
+        """The pixels of a clip from overlapping tiles that are blended, one piece per tile of time."""
 
-    def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]: ...
+    def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
+        """How latents of ``shape`` may be cut for ``stream``, the fastest first."""
 
-    def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int: ...
+    def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
+        """About how much memory decoding latents of ``shape`` needs beside the weights."""
 
 
 def choose_tiling(
@@ -65,7 +63,7 @@ def choose_tiling(
     shape: VideoPixelShape,
     budget: float | None = None,
 ) -> Tiling:
-    """How to decode the ``latents`` of a clip of this ``shape`` in ``mode``, one of ``tiling.MODES``.
+    """How to decode the ``latents`` (B, C, F, H, W) of a clip of this ``shape`` in ``mode``, one of ``tiling.MODES``.
 
     "none" streams exactly, and so does "auto", in pieces and tiles that need at most ``budget`` bytes beside the weights
     (by default what the device has left). If none are small enough, "auto" is ``TilingConfig.auto``.
@@ -144,9 +142,9 @@ def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]
 def fitting(
     decoder: Decoder, latents: mx.array, budget: float | None = None
 ) -> StreamPlan | None:
-    """The fastest plan for ``latents`` that needs at most ``budget`` bytes beside the weights; ``None`` = there is none.
+    """The fastest plan for ``latents`` (B, C, F, H, W) that needs at most ``budget`` bytes; ``None`` = there is none.
 
-    The default budget is what the device has left, if MLX knows that.
+    The budget is beside the weights; by default it is what the device has left, if MLX knows that.
     """
     if budget is None:
         info = mx.device_info()

@@ -55,7 +55,7 @@ class Padded(NamedTuple):
     columns: slice
 
     def clips(self, pieces: Iterator[mx.array]) -> Iterator[mx.array]:
-        """The clip's part of consecutive ``pieces`` of pixels."""
+        """The clip's part of consecutive ``pieces`` of pixels, (B, 3, f, H, W) each."""
         left = self.frames
         for pixels in pieces:
             if left:

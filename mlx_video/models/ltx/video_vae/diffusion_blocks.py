@@ -37,6 +37,7 @@ class SwiGLU(nn.Module):
         self.w_down = nn.Linear(hidden, dim, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(..., dim) -> (..., dim)."""
         return self.w_down(_gated(self.w_gate(x), self.w_up(x)))
 
 
@@ -69,7 +70,7 @@ class NeighborhoodBlock(nn.Module):
     def __call__(
         self, x: mx.array, stream: Stream, modulation: list[mx.array] | None = None
     ) -> mx.array:
-        """``modulation`` is scale and shift after the first norm, then after the second."""
+        """(B, F, H, W, C) -> (B, F', H, W, C); ``modulation`` is scale and shift after the first norm, then the second."""
         scales = modulation or [None] * 4
         norms = partial(_normed, self.norm1, scales[:2]), partial(
             _normed, self.norm2, scales[2:]
@@ -150,7 +151,7 @@ class Upsample(nn.Module):
         self.proj = nn.Linear(dim, out * math.prod(stride))
 
     def __call__(self, x: mx.array, stream: Stream, begins: bool = True) -> mx.array:
-        """``begins`` = the first piece begins with the clip's first frame, not only a tile's."""
+        """Cells (B, F, H, W, dim) to finer ones; ``begins`` = the first piece begins the clip, not only a tile."""
         y = depth_to_space(self.proj(x), self.stride)
         return y[:, self.stride[0] - 1 :] if stream.begins(self) and begins else y
 

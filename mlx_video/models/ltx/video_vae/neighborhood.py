@@ -128,19 +128,23 @@ class Run(NamedTuple):
 
     @property
     def step(self) -> int:
+        """How many queries a box has, and how far apart boxes are."""
         return self.first.queries.stop - self.first.queries.start
 
     @property
     def width(self) -> int:
+        """How many keys a box has."""
         return self.first.keys.stop - self.first.keys.start
 
     @property
     def queries(self) -> slice:
+        """Those of all boxes."""
         start = self.first.queries.start
         return slice(start, start + self.count * self.step)
 
     @property
     def keys(self) -> slice:
+        """Those of all boxes."""
         start = self.first.keys.start
         return slice(start, start + (self.count - 1) * self.step + self.width)
 

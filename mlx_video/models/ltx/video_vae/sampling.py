@@ -20,7 +20,7 @@ def patchify(pixels: mx.array, size: int) -> mx.array:
 
 
 def unpatchify(x: mx.array, size: int) -> mx.array:
-    """The inverse of ``patchify``."""
+    """The inverse of ``patchify``: (B, F, H, W, C*size*size) -> (B, C, F, H*size, W*size)."""
     B, F, H, W, _ = x.shape
     x = x.reshape(B, F, H, W, -1, size, size)
     x = x.transpose(0, 4, 1, 2, 6, 3, 5)  # (B, C, F, H, rows, W, columns)
@@ -37,7 +37,7 @@ def space_to_depth(x: mx.array, stride: Triple) -> mx.array:
 
 
 def depth_to_space(x: mx.array, stride: Triple) -> mx.array:
-    """The inverse of ``space_to_depth``."""
+    """The inverse of ``space_to_depth``: (B, F, H, W, C*f*h*w) -> (B, F*f, H*h, W*w, C)."""
     B, F, H, W, _ = x.shape
     f, h, w = stride
     x = x.reshape(B, F, H, W, -1, f, h, w)
@@ -64,7 +64,7 @@ class SpaceToDepthDownsample(nn.Module):
         self.conv = CausalConv3d(in_channels, own, padding_mode)
 
     def __call__(self, x: mx.array, stream: Stream) -> mx.array:
-        """Pieces after the first must have a multiple of the stride in frames."""
+        """(B, F, H, W, I) -> (B, F / f, H / h, W / w, O); a piece after the first has a multiple of f frames."""
         if stream.begins(self):
             x = mx.concatenate([x[:, :1]] * (self.stride[0] - 1) + [x], axis=1)
         return shrunk(self.conv.linear(x, stream), x, self.conv.bias, *self.stride)
@@ -148,7 +148,7 @@ GROWN = CellKernel(
 def shrunk(
     x: mx.array, skip: mx.array, bias: mx.array, f: int, h: int, w: int
 ) -> mx.array:
-    """``x`` plus ``bias``, unshuffled by stride (f, h, w), plus ``skip`` unshuffled and averaged to as many channels."""
+    """``x`` (B, F, H, W, C) plus ``bias``, unshuffled by (f, h, w), plus ``skip`` unshuffled and averaged likewise."""
     x = space_to_depth(total(x, bias), (f, h, w))
     skip = space_to_depth(skip, (f, h, w))
     skip = mx.unflatten(skip, -1, (x.shape[-1], -1))
@@ -166,7 +166,7 @@ def grown(
     w: int,
     channels: int,
 ) -> mx.array:
-    """``x`` plus ``bias`` and ``skip``, which has ``channels`` (or 0 = none) and is tiled; shuffled by stride (f, h, w)."""
+    """``x`` (B, F, H, W, C) plus ``bias`` and ``skip``, tiled from ``channels`` (0 = no skip); shuffled by (f, h, w)."""
     if skip is None:
         return depth_to_space(total(x, bias), (f, h, w))
     # The shuffle moves whole channels, so the tiled input can be added before it.
@@ -203,6 +203,7 @@ class DepthToSpaceUpsample(nn.Module):
         self.conv = CausalConv3d(in_channels, own, padding_mode)
 
     def __call__(self, x: mx.array, stream: Stream) -> mx.array:
+        """(B, F, H, W, C) -> (B, F' * f, H * h, W * w, C / multiplier), without the frame before the clip."""
         kept, x = stream.delay(self, x, 1)
         y, skip, channels = self.conv.linear(x, stream), None, 0
         if self.residual:

@@ -119,7 +119,7 @@ class Stage(NamedTuple):
 
 
 def joined(kept: mx.array | None, x: mx.array) -> mx.array:
-    """The frames that were kept, and ``x``."""
+    """The frames that were kept, and ``x``, along time: (B, F, H, W, C)."""
     return x if kept is None else mx.concatenate([kept, x], axis=1)
 
 

@@ -121,7 +121,7 @@ def iterate_decode(
     tiling: TilingConfig | None,
     scale: VideoScale,
 ) -> Iterator[mx.array]:
-    """Blended pixels of any function from latents to pixels, which are ``scale`` times larger; one piece per tile of time."""
+    """Blended pixels (B, 3, f, H, W) of any function from latents to ``scale`` times more pixels; one piece per tile of time."""
 
     def tile(time: Cut, row: Cut, column: Cut) -> mx.array:
         return decode(latents[:, :, time.source, row.source, column.source])
