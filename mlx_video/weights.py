@@ -201,7 +201,7 @@ def _is_float(value: mx.array) -> bool:
     return mx.issubdtype(value.dtype, mx.floating)
 
 
-def _quantize_like(module: nn.Module, weights: Weights, mode: str, source: str):
+def _quantize_like(module: nn.Module, weights: Weights, mode: str, source: str) -> None:
     """Quantize the layers for which ``weights`` holds ``.scales``, with bits and group size taken from the shapes."""
 
     def layout(path: str, layer: nn.Module) -> bool | dict:
@@ -226,7 +226,6 @@ def _quantize_like(module: nn.Module, weights: Weights, mode: str, source: str):
 
 
 def _problems(expected: Weights, given: Weights) -> list[str]:
-    """Why ``given`` does not match ``expected``, in words."""
     common = expected.keys() & given.keys()
     kinds = {
         "missing": [key for key in expected if key not in given],

@@ -143,7 +143,6 @@ class _Cursor:
 
 
 def _table(file: Path, cursor: _Cursor) -> tuple[dict[str, object], dict[str, _Entry]]:
-    """The values of a header, and its tensors."""
     with _reading("its beginning"):
         magic, version, tensors, values = cursor.take("4sIQQ")
     if magic != b"GGUF":

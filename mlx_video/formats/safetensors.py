@@ -84,7 +84,6 @@ def _unread(file: Path, kind: str) -> UserError:
 
 
 def _refused(file: Path, size: int, fault: str) -> UserError:
-    """The error of a header in which the library found this ``fault``."""
     if kind := re.search("unknown variant `(.*?)`", fault):
         return _unread(file, clip(kind[1]))
     for pattern, words in FAULTS.items():

@@ -14,6 +14,7 @@ Predict = Callable[
 ]
 
 Pass = tuple[AV[mx.array], Perturbation]
+Run = Callable[[AV[LatentState], float], list[AV[mx.array]]]  # all passes
 
 
 @dataclass(frozen=True)
@@ -142,12 +143,11 @@ def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pas
     return passes
 
 
-def _in_turn(predict: Predict, passes: Collection[Pass]):
-    """One call of the model for each pass."""
+def _in_turn(predict: Predict, passes: Collection[Pass]) -> Run:
     return lambda states, sigma: [predict(states, c, sigma, (p,)) for c, p in passes]
 
 
-def _together(predict: Predict, passes: Collection[Pass]):
+def _together(predict: Predict, passes: Collection[Pass]) -> Run:
     """One call with the passes stacked along the batch axis; masks and positions are shared."""
     contexts, perturbations = zip(*passes)
     context = contexts[0].map(lambda *each: mx.concatenate(each), *contexts[1:])

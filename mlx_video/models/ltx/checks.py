@@ -53,7 +53,7 @@ def check_variant(layout: Layout, variant: str | None) -> None:
 
 def check_residency(
     sources: Mapping[str, Source], quantize: int | None, low_memory: bool
-):
+) -> None:
     """Raise ``UserError`` if quantizing on load would change nothing."""
     transformer, gemma = sources["transformer"], sources.get("text_encoder")
     if not quantize or (gemma and not gemma.quantization):

@@ -63,7 +63,9 @@ class TextConnectors(Network):
         valid = mask[:, -hidden_states.shape[2] :] > 0
         lengths, positions = valid.sum(axis=1), mask.shape[1]
 
-        def connect(features: mx.array, connector: Connector, wanted: bool):
+        def connect(
+            features: mx.array, connector: Connector, wanted: bool
+        ) -> mx.array | None:
             return connector(features, lengths, positions) if wanted else None
 
         wanted = AV(*(modality in modalities for modality in Modality))
@@ -131,7 +133,6 @@ EARLIER_NAMES = TensorNames(  # in folders that `convert` wrote before LTX-2.3
 
 
 def _matrix(weights: Weights, key: str) -> mx.array:
-    """The matrix of that name. Raises ``UserError`` if there is none."""
     if (found := weights.get(key)) is not None and found.ndim == 2:
         return found
     state = "missing" if found is None else f"of shape {found.shape}"

@@ -217,7 +217,6 @@ class _Reader:
         return {official: self(key) for official, key in keys.items()}
 
     def whole(self, key: str) -> int:
-        """A whole number above 0."""
         value = self(key)
         if type(value) is not int or value < 1:
             raise self._wrong(key, "a whole number above 0", value)

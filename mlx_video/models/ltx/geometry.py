@@ -60,7 +60,6 @@ def _audio(sources: Mapping[str, Source]) -> AudioScale:
 
 
 def _check_tokens(geometry: Geometry, transformer: Source) -> None:
-    """Raise ``UserError`` if the transformer's tokens do not match the autoencoders' latents."""
     config, audio = part_config("transformer", transformer), geometry.audio
     widths = {"in_channels": (config.in_channels, geometry.channels)}
     if audio:

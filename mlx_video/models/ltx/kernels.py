@@ -116,7 +116,7 @@ def _whole_warps(width: int, features: int) -> bool:
 
 
 @cache
-def _compiled(kernel: Kernel):
+def _compiled(kernel: Kernel) -> Callable:
     return mx.fast.cuda_kernel(
         name=kernel.name,
         input_names=[*kernel.arrays, "number"],

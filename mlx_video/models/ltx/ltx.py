@@ -121,11 +121,6 @@ class LTXModel(Network):
         config = super().configure(source, weights, model_type)
         return replace(config, model_type=model_type)
 
-    @property
-    def blocks(self) -> list[TransformerBlock]:
-        """The blocks in order, which ``stream`` drops."""
-        return self.transformer_blocks
-
     def stream(self, again: Callable[[], "LTXModel"]) -> None:
         """Keep no blocks: take them, in each pass, from the same model built ``again``."""
         self.transformer_blocks = BlockStream(lambda: again().transformer_blocks)
@@ -235,8 +230,9 @@ class LTXModel(Network):
         """The velocities (B, N, C) from the last block's tokens."""
         return x.map(lambda x, s, c: s.leave(x, c), self.streams, conditioning)
 
-    def _check(self, inputs: AV[ModalityInput], perturbations: Sequence[Perturbation]):
-        """Raise ``ValueError`` if the inputs do not fit the model or each other."""
+    def _check(
+        self, inputs: AV[ModalityInput], perturbations: Sequence[Perturbation]
+    ) -> None:
         has = self.streams.present
         if absent := [m.value for m in inputs.present if m not in has]:
             raise ValueError(

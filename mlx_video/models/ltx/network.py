@@ -23,7 +23,7 @@ class Network(nn.Module):
     LARGE     whether it must be alone in memory
     BLOCKS    prefix of the layers that may be quantized: they hold nearly all weights, and the few others are cheap to
               keep exact; empty = none
-    STREAMED  whether it has ``blocks``, and a method ``stream`` after which they are read as they are used
+    STREAMED  whether it has ``transformer_blocks``, and a method ``stream`` after which they are read as they are used
     LORAS     whether LoRAs may change it, under the official names or ``OTHER_NAMES`` (official to theirs)
     SELECTS   whether it reads only the tensors of the wanted streams
     WIDE      whether its numbers may pass 65,504, float16's largest, so that it takes bfloat16 instead

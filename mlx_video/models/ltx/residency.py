@@ -55,7 +55,7 @@ class Residency:
             layers = quantizable(network, GROUP_SIZE).values()
             total -= sum(_saved(layer.weight, bits) for layer in layers)
         if self.low_memory and part.STREAMED:
-            blocks = [nbytes(block) for block in part.blocks]
+            blocks = [nbytes(block) for block in part.transformer_blocks]
             total += BLOCKS_AT_ONCE * max(blocks) - sum(blocks)
         return total
 

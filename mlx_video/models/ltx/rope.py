@@ -85,7 +85,9 @@ def split_heads(x: mx.array, heads: int) -> mx.array:
 
 
 @mx.compile
-def _turn(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array):
+def _turn(
+    a: mx.array, b: mx.array, cos: mx.array, sin: mx.array
+) -> tuple[mx.array, ...]:
     """The plane vectors (a, b), rotated; float32 only inside the one fused kernel."""
     a32, b32 = a.astype(mx.float32), b.astype(mx.float32)
     turned = a32 * cos - b32 * sin, b32 * cos + a32 * sin

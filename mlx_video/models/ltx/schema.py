@@ -101,7 +101,6 @@ class Config:
 
 @cache
 def _kinds(config: type[Config]) -> Mapping[str, type]:
-    """The annotation of each field."""
     hints = get_type_hints(config)
     return {field.name: hints[field.name] for field in fields(config)}
 

@@ -217,7 +217,6 @@ def _narrowing(block: Block) -> int:
 
 
 def _up_block(block: Block, channels: int, padding_mode: str) -> nn.Module:
-    """A block of the decoder for an input of ``channels``."""
     name, parameters = block
     if name == "res_x":
         return MidBlock3D(channels, parameters["num_layers"], padding_mode)

@@ -136,7 +136,6 @@ class Cells:
         return self._piece_bytes((B, 0, *tile), PIECE, itemsize) + 2 * cells + pixels
 
     def _piece_bytes(self, shape: tuple[int, ...], elements: int, itemsize: int) -> int:
-        """Bytes for padded latents that pass in pieces."""
         B, _, _, H, W = shape
         frames = [
             B * H * W * math.prod(self.per_latent(stage)[1:]) * width

@@ -217,9 +217,8 @@ def rotate(x: mx.array, first: tuple[int, int, int] = (0, 0, 0)) -> mx.array:
     differences between positions matter, so any origin will do.
     """
     pairs = mx.unflatten(x, -1, (-1, 2))
-    positions = (mx.arange(i, i + n) for i, n in zip(first, x.shape[1:4]))
-    turned = _turned(pairs, *positions, *_frequencies(x.shape[-1]))
-    return turned.flatten(-2)
+    positions = [mx.arange(i, i + n) for i, n in zip(first, x.shape[1:4])]
+    return _turned(pairs, positions, list(_frequencies(x.shape[-1]))).flatten(-2)
 
 
 def _frequencies(dim: int) -> Iterator[mx.array]:
@@ -234,7 +233,11 @@ def _frequencies(dim: int) -> Iterator[mx.array]:
 
 
 @mx.compile
-def _turned(pairs, frames, rows, columns, by_frame, by_row, by_column):
+def _turned(
+    pairs: mx.array, positions: list[mx.array], frequencies: list[mx.array]
+) -> mx.array:
+    """Pairs (B, F, H, W, heads, D / 2, 2), rotated by the sum of three axes' angles, in one fused kernel."""
+    (frames, rows, columns), (by_frame, by_row, by_column) = positions, frequencies
     angle = (
         frames[:, None, None, None, None] * by_frame
         + rows[:, None, None, None] * by_row
@@ -271,7 +274,9 @@ class NeighborhoodAttention(nn.Module):
         self.k_norm = nn.RMSNorm(head_dim, NORM_EPS)
         self.proj = nn.Linear(dim, dim)
 
-    def __call__(self, x: mx.array, frames: slice, rows: slice, at: Windows):
+    def __call__(
+        self, x: mx.array, frames: slice, rows: slice, at: Windows
+    ) -> mx.array:
         """The result for cells x[:, frames, rows] (B, f, h, W, C), from all of ``x``; ``at`` are the windows of the rows."""
         reach = self.kernel[2] // 2 if self.repeat_columns else 0
         borders = centred if self.repeat_columns else shifted

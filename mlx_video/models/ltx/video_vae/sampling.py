@@ -148,7 +148,7 @@ GROWN = CellKernel(
 def shrunk(
     x: mx.array, skip: mx.array, bias: mx.array, f: int, h: int, w: int
 ) -> mx.array:
-    """``x`` (B, F, H, W, C) plus ``bias``, unshuffled by (f, h, w), plus ``skip`` unshuffled and averaged likewise."""
+    """``x`` (B, F, H, W, C) plus ``bias``, unshuffled by (f, h, w), plus ``skip`` unshuffled, averaged to as many channels."""
     x = space_to_depth(total(x, bias), (f, h, w))
     skip = space_to_depth(skip, (f, h, w))
     skip = mx.unflatten(skip, -1, (x.shape[-1], -1))
