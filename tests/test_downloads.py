@@ -16,6 +16,7 @@ from mlx_video import hub
 from mlx_video.cli import main
 from mlx_video.convert import convert
 from mlx_video.errors import UserError
+from mlx_video.hub import download
 from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.releases import LTX_2, LTX_2_3, LTX_2_5
 from mlx_video.wishes import Wishes
@@ -116,7 +117,7 @@ def test_a_lora_that_is_not_there_is_known_before_the_model_is_fetched(
 
 
 def test_python_hears_what_is_downloaded(remote, caplog, monkeypatch):
-    monkeypatch.setattr(hub, "SMALL", 1)
+    monkeypatch.setattr(download, "SMALL", 1)
     pipeline = mlx_video.load("ltx-2")
     assert not remote.sent
     with caplog.at_level("WARNING"):

@@ -114,7 +114,7 @@ BIG = hub.Plan("a/b", ("x",), {"x": hub.Missing(10**10, "0")})
 def test_the_page_hears_what_is_downloaded_before_there_are_models(model, monkeypatch):
     heard, gone = Heard(model), []
     monkeypatch.setattr(worker, "select", lambda *_: (gone, [], []))
-    with hub.Download(BIG, heard._opening) as download:
+    with hub.Download("a/b", BIG.missing.values(), heard._opening) as download:
         heard._opening(BIG)
         download.add(5 * 10**9)
     first, half, last = (line["message"] for line in heard.lines)
@@ -128,7 +128,7 @@ def test_the_page_hears_what_is_downloaded_before_there_are_models(model, monkey
 def test_what_a_clip_has_downloaded_is_a_notice(model):
     heard = Heard(model)
     heard._fetching("v", BIG)
-    heard._fetching("v", hub.Download(BIG, heard._opening))
+    heard._fetching("v", hub.Download("a/b", BIG.missing.values(), heard._opening))
     (line,) = heard.lines
     assert line["event"] == "notice" and "10.00 GB to download" in line["message"]
 

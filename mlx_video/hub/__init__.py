@@ -1,24 +1,32 @@
 """The Hugging Face hub: which files a run needs of a repository, how large they are, and where they are in the cache.
 
-The only module that uses huggingface_hub, which lists, links and caches files. It begins an interrupted download anew,
-so here files are received into its cache by a few lines of our own. Knows repositories, not tensors.
+The only room that uses huggingface_hub, which lists, links and caches files. It begins an interrupted download anew, so
+``download`` receives them. Knows repositories, not tensors.
 """
 
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from json import JSONDecodeError
 from pathlib import Path
-from shutil import disk_usage
-from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Callable, Iterator, Mapping, Sequence
 
 import huggingface_hub as hf
 from huggingface_hub import constants
 
-from mlx_video.disk import GB, amount, duration, is_there, short, typed_path
+from mlx_video.disk import amount, is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
-from mlx_video.verify import digest_like
+from mlx_video.hub.download import (
+    SMALL,
+    UNFINISHED,
+    Download,
+    Missing,
+    blob_of,
+    check_room,
+    folder_of,
+    kept,
+    receive,
+)
 from mlx_video.weights import shard_names
 
 MODEL_REPO = "Lightricks/LTX-2"
@@ -30,23 +38,7 @@ DISTILLED_LORA_FILE = "ltx-2-19b-distilled-lora-384.safetensors"
 TEXT_ENCODER_REPO = "mlx-community/gemma-3-12b-it-bf16"
 TEXT_ENCODER_FILES = ("*.json", "*.safetensors", "tokenizer*")
 
-SMALL = (
-    10**7
-)  # bytes of a file that is not named beside others, and of a download of which no progress is told
-FEW = 3  # files that are named however small
-UNFINISHED = (
-    ".mlx-video.incomplete"  # the end of a file's name in the cache until it is whole
-)
-BLOCK = 2**20  # bytes that are read at once
-TRIES = 5  # to go on with a download that brings nothing more
-OFTEN = 0.2  # seconds between two reports of a download
-
-
-class Missing(NamedTuple):
-    """A file to download: its length, and the checksum that is its name in the cache."""
-
-    bytes: int
-    checksum: str
+FEW = 3  # files that are named however small; among more only those are that are not ``SMALL``
 
 
 @dataclass(frozen=True)
@@ -72,8 +64,7 @@ class Plan:
     @property
     def kept(self) -> int:
         """Bytes of them that an interrupted download left."""
-        unfinished = {_unfinished(self.repo, f) for f in self.missing.values()}
-        return sum(file.stat().st_size for file in unfinished if file.is_file())
+        return kept(self.repo, self.missing.values())
 
     def __str__(self) -> str:
         if not self.missing:
@@ -97,55 +88,15 @@ class Plan:
         """
         if folder := _snapshot(self.repo, self.patterns):
             return folder
-        with Download(self, announce) as heard, _explained(self.repo, self.patterns):
+        heard = Download(self.repo, self.missing.values(), announce)
+        with heard, _explained(self.repo, self.patterns):
             for name, file in self.missing.items():
-                for count in _receive(self, name, file):
+                url = hf.hf_hub_url(self.repo, name, revision=self.commit)
+                for count in receive(url, self.repo, file):
                     heard.add(count)
             with hf.utils.disable_progress_bars():
                 patterns = list(self.patterns)
                 return Path(hf.snapshot_download(self.repo, allow_patterns=patterns))
-
-
-class Download:
-    """How far the download of a plan is, for ``announce``, which hears of it again and again while the block runs.
-
-    done, total  bytes
-    tenth        whether another tenth of it is done
-    ended        whether this is the last report; it ends where an error stops it too
-    """
-
-    def __init__(self, plan: Plan, announce: "Announce"):
-        self.repo, self.total, self.done = plan.repo, plan.bytes, plan.kept
-        self.tenth = self.ended = False
-        self._announce = announce if self.total >= SMALL else lambda what: None
-        self._first, self._began = self.done, time.monotonic()
-        self._told = self._began
-
-    def __enter__(self) -> "Download":
-        return self
-
-    def add(self, count: int) -> None:
-        """``count`` more bytes are here."""
-        self.tenth = 10 * self.done // self.total < 10 * (self.done + count) // self.total  # fmt: skip
-        self.done += count
-        now = time.monotonic()
-        if self.tenth and self.done < self.total or now - self._told >= OFTEN:
-            self._told = now
-            self._announce(self)
-
-    def __exit__(self, kind, error: BaseException | None, _) -> None:
-        self.ended = True
-        self._announce(self)
-        if error and self.done:
-            kept = f"{amount(self.done)} of {amount(self.total)} of {self.repo} are kept"  # fmt: skip
-            error.add_note(f"{kept}; the next run goes on from there.")
-
-    def __str__(self) -> str:
-        speed = (self.done - self._first) / (time.monotonic() - self._began + 1e-9)
-        left = (self.total - self.done) / speed if speed else 0
-        minutes = f", about {duration(left)} left" if left else ""
-        done = f"{self.done / GB:.2f} of {amount(self.total)}"
-        return f"{self.repo}: {done}, {speed / 1e6:.1f} MB/s{minutes}"
 
 
 Announce = Callable[[Plan | Download], None]
@@ -168,7 +119,7 @@ def fetch(plans: Sequence[Plan], announce: Announce) -> list[Path]:
     lacking = [plan for plan in plans if plan.missing]
     for plan in lacking:
         announce(plan)
-    _check_room(sum(plan.bytes - plan.kept for plan in lacking))
+    check_room(sum(plan.bytes - plan.kept for plan in lacking))
     return [plan.fetch(announce) for plan in plans]
 
 
@@ -227,7 +178,7 @@ def plan(repo: str, patterns: Sequence[str]) -> Plan:
             name: Missing(file.size, file.lfs.sha256 if file.lfs else file.blob_id)
             for name, file in files.items()
         }
-        missing = {k: f for k, f in missing.items() if not _blob(repo, f).is_file()}
+        missing = {k: f for k, f in missing.items() if not blob_of(repo, f).is_file()}
         for name in [*missing][:1]:  # a gated repository is listed to all
             hf.get_hf_file_metadata(hf.hf_hub_url(repo, name))
     return Plan(repo, patterns, missing, info.sha)
@@ -252,22 +203,10 @@ def unfinished_bytes(repo: str) -> int:
     return sum(file.stat().st_size for file in _found(repo, f"blobs/*{UNFINISHED}"))
 
 
-def _folder(repo: str) -> Path:
-    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
-
-
-def _blob(repo: str, file: Missing) -> Path:
-    return _folder(repo) / "blobs" / file.checksum
-
-
-def _unfinished(repo: str, file: Missing) -> Path:
-    return _blob(repo, file).with_name(f"{file.checksum}{UNFINISHED}")
-
-
 def _found(repo: str, pattern: str) -> list[Path]:
     """Files in the cache of ``repo``; empty if it cannot be read, which ``plan`` reports to those who need it."""
     try:
-        return [file for file in _folder(repo).glob(pattern) if file.is_file()]
+        return [file for file in folder_of(repo).glob(pattern) if file.is_file()]
     except OSError:
         return []
 
@@ -280,7 +219,7 @@ def is_cached(repo: str, patterns: Sequence[str]) -> bool:
 def _snapshot(repo: str, patterns: Sequence[str]) -> Path | None:
     """The folder of the newest cached revision that has all of it: a later download may have begun a newer one."""
     with _explained(repo, patterns):
-        others = (_folder(repo) / "snapshots").glob("*")
+        others = (folder_of(repo) / "snapshots").glob("*")
         others = sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)
         for revision in (None, *(folder.name for folder in others)):
             try:
@@ -303,82 +242,6 @@ def _is_whole(folder: Path, patterns: Sequence[str]) -> bool:
     indices = {folder / n for ns in found for n in ns if n.endswith(".index.json")}
     shards = {index.parent / name for index in indices for name in shard_names(index)}
     return all(found) and all(shard.is_file() for shard in shards)
-
-
-# Downloads
-
-
-def _check_room(size: int) -> None:
-    cache = Path(constants.HF_HUB_CACHE)
-    disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    if (free := disk_usage(disk).free) < size:
-        raise UserError(
-            f"{amount(size)} are to be downloaded to {short(cache)}, and its disk has {amount(free)} free. Free some space, "
-            "or name a folder on another disk in HF_HOME."
-        )
-
-
-def _receive(plan: Plan, name: str, file: Missing) -> Iterator[int]:
-    """Bring one file into the cache; yields how many bytes each piece has. Raises ``UserError`` where it is another."""
-    blob, unfinished = _blob(plan.repo, file), _unfinished(plan.repo, file)
-    lock = Path(constants.HF_HUB_CACHE, ".locks", _folder(plan.repo).name, f"{file.checksum}.lock")  # fmt: skip
-    for folder in (blob.parent, lock.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    with hf.utils.WeakFileLock(lock):
-        if blob.is_file():  # another program fetched it meanwhile
-            yield file.bytes
-            return
-        digest = digest_like(file.checksum, file.bytes)
-        with open(unfinished, "a+b") as stream:
-            stream.seek(0)
-            while block := stream.read(BLOCK):
-                digest.update(block)
-            url = hf.hf_hub_url(plan.repo, name, revision=plan.commit)
-            for piece in _pieces(url, stream.tell(), file.bytes):
-                stream.write(piece)
-                digest.update(piece)
-                yield len(piece)
-        if digest.hexdigest() != file.checksum:
-            unfinished.unlink()
-            raise UserError(
-                f"{name} of {plan.repo} came with another content than Hugging Face lists, and was removed. Run again to "
-                "fetch it anew."
-            )
-        unfinished.replace(blob)
-
-
-def _pieces(url: str, start: int, end: int) -> Iterator[bytes]:
-    """The bytes of a file from ``start`` on. Where the connection is lost it goes on, as long as more bytes come."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
-
-    tries = 0
-    while start < end:
-        before, fault = start, None
-        headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
-        try:
-            with hf.utils.http_stream_backoff(
-                "GET",
-                url,
-                headers=hf.utils.build_hf_headers(headers=headers),
-                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                retry_on_exceptions=(),
-                retry_on_status_codes=429,
-            ) as answer:
-                hf.utils.hf_raise_for_status(answer)
-                skip = start if answer.status_code == 200 else 0  # no ranges here
-                for piece in answer.iter_bytes():
-                    piece, skip = piece[skip:], max(0, skip - len(piece))
-                    start += len(piece)
-                    yield piece
-        except HTTPError as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
-                raise
-            fault = error
-        tries = 0 if start > before else tries + 1
-        if tries > TRIES:
-            raise fault or ConnectionError("no more bytes come")
-        if start < end:
-            time.sleep(tries)
 
 
 @contextmanager

@@ -1,0 +1,164 @@
+"""How a file of the hub is received into its cache, from where an earlier download of it ended. Knows no sentence for what fails."""
+
+import time
+from pathlib import Path
+from shutil import disk_usage
+from typing import Callable, Collection, Iterator, NamedTuple
+
+import huggingface_hub as hf
+from huggingface_hub import constants
+
+from mlx_video.disk import GB, amount, duration, short
+from mlx_video.errors import UserError
+from mlx_video.verify import digest_like
+
+UNFINISHED = ".mlx-video.incomplete"  # ends the name of a file that is not whole
+SMALL = 10**7  # bytes; of a smaller download it is not told how far it is
+BLOCK = 2**20  # bytes that are read at once
+TRIES = 5  # to go on with a download that brings nothing more
+OFTEN = 0.2  # seconds between two reports of a download
+
+
+class Missing(NamedTuple):
+    """A file to download: its length, and the checksum that is its name in the cache."""
+
+    bytes: int
+    checksum: str
+
+
+class Download:
+    """How far the download of some files is, for ``announce``, which hears of it again and again while the block runs.
+
+    done, total  bytes
+    tenth        whether another tenth of it is done
+    ended        whether this is the last report; it ends where an error stops it too
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        files: Collection[Missing],
+        announce: Callable[["Download"], None],
+    ):
+        self.repo, self._files = repo, files
+        self.total, self.done = sum(file.bytes for file in files), kept(repo, files)
+        self.tenth = self.ended = False
+        self._announce = announce if self.total >= SMALL else lambda what: None
+        self._first, self._began = self.done, time.monotonic()
+        self._told = self._began
+
+    def __enter__(self) -> "Download":
+        return self
+
+    def add(self, count: int) -> None:
+        """``count`` more bytes are here."""
+        self.tenth = 10 * self.done // self.total < 10 * (self.done + count) // self.total  # fmt: skip
+        self.done += count
+        now = time.monotonic()
+        if self.tenth and self.done < self.total or now - self._told >= OFTEN:
+            self._told = now
+            self._announce(self)
+
+    def __exit__(self, kind, error: BaseException | None, _) -> None:
+        self.ended = True
+        self._announce(self)
+        if error and (here := kept(self.repo, self._files)):
+            part = f"{amount(here)} of {amount(self.total)} of {self.repo} are kept"
+            error.add_note(f"{part}; the next run goes on from there.")
+
+    def __str__(self) -> str:
+        speed = (self.done - self._first) / (time.monotonic() - self._began + 1e-9)
+        left = (self.total - self.done) / speed if speed else 0
+        minutes = f", about {duration(left)} left" if left else ""
+        done = f"{self.done / GB:.2f} of {amount(self.total)}"
+        return f"{self.repo}: {done}, {speed / 1e6:.1f} MB/s{minutes}"
+
+
+def check_room(size: int) -> None:
+    """Raise ``UserError`` where the disk of the cache lacks room for so many bytes."""
+    cache = Path(constants.HF_HUB_CACHE)
+    disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    if (free := disk_usage(disk).free) < size:
+        raise UserError(
+            f"{amount(size)} are to be downloaded to {short(cache)}, and its disk has {amount(free)} free. Free some space, "
+            "or name a folder on another disk in HF_HOME."
+        )
+
+
+def receive(url: str, repo: str, file: Missing) -> Iterator[int]:
+    """Bring one file into the cache; yields how many bytes each piece has. Raises ``UserError`` where it is another."""
+    blob, unfinished = blob_of(repo, file), unfinished_of(repo, file)
+    locks = Path(constants.HF_HUB_CACHE, ".locks", folder_of(repo).name)
+    for folder in (blob.parent, locks):
+        folder.mkdir(parents=True, exist_ok=True)
+    with hf.utils.WeakFileLock(locks / f"{file.checksum}.lock"):
+        if blob.is_file():  # another program fetched it meanwhile
+            yield file.bytes
+            return
+        digest = digest_like(file.checksum, file.bytes)
+        with open(unfinished, "a+b") as stream:
+            stream.seek(0)
+            while block := stream.read(BLOCK):
+                digest.update(block)
+            for piece in _pieces(url, stream.tell(), file.bytes):
+                stream.write(piece)
+                digest.update(piece)
+                yield len(piece)
+        if digest.hexdigest() != file.checksum:
+            unfinished.unlink()
+            raise UserError(
+                f"{url} came with another content than Hugging Face lists, and was removed. Run again to fetch it anew."
+            )
+        unfinished.replace(blob)
+
+
+def _pieces(url: str, start: int, end: int) -> Iterator[bytes]:
+    """The bytes of a file from ``start`` on. Where the connection is lost it goes on, as long as more bytes come."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    tries = 0
+    while start < end:
+        before, fault = start, None
+        headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+        try:
+            with hf.utils.http_stream_backoff(
+                "GET",
+                url,
+                headers=hf.utils.build_hf_headers(headers=headers),
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                retry_on_exceptions=(),
+                retry_on_status_codes=429,
+            ) as answer:
+                hf.utils.hf_raise_for_status(answer)
+                skip = start if answer.status_code == 200 else 0  # no ranges here
+                for piece in answer.iter_bytes():
+                    piece, skip = piece[skip:], max(0, skip - len(piece))
+                    start += len(piece)
+                    yield piece
+        except HTTPError as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
+            fault = error
+        tries = 0 if start > before else tries + 1
+        if tries > TRIES:
+            raise fault or ConnectionError("no more bytes come")
+        if start < end:
+            time.sleep(tries)
+
+
+def folder_of(repo: str) -> Path:
+    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+
+
+def blob_of(repo: str, file: Missing) -> Path:
+    return folder_of(repo) / "blobs" / file.checksum
+
+
+def unfinished_of(repo: str, file: Missing) -> Path:
+    return blob_of(repo, file).with_name(f"{file.checksum}{UNFINISHED}")
+
+
+def kept(repo: str, files: Collection[Missing]) -> int:
+    """Bytes of ``files`` that are in the cache, in part or whole."""
+    places = {place(repo, file) for file in files for place in (blob_of, unfinished_of)}
+    return sum(place.stat().st_size for place in places if place.is_file())
