@@ -63,12 +63,14 @@ class Input:
 
     needs        names of the networks that encode it
     first_stage  whether only a recipe's first stage takes it
+    pictured     whether it shows a picture, which who rewrites the prompt has not seen and must not contradict
     option       how it is typed, if it can be; ``typed`` reads the words
     """
 
     kinds: ClassVar[dict[str, type["Input"]]] = {}
     needs: ClassVar[tuple[str, ...]] = ()
     first_stage: ClassVar[bool] = False
+    pictured: ClassVar[bool] = False
     option: ClassVar[Option | None] = None
 
     def __init_subclass__(cls, **options) -> None:
@@ -138,7 +140,7 @@ class Image(Input):
     strength: float = 1.0
     kind: Literal["image"] = field(default="image", kw_only=True, repr=False)
 
-    needs = ("video_encoder",)
+    needs, pictured = ("video_encoder",), True
     option = Option(
         "--image",
         ("PATH", "FRAME STRENGTH"),

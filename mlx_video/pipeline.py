@@ -243,8 +243,8 @@ class Pipeline:
         # mlx-lm takes seconds to import, and comes with the text encoder.
         from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
 
-        pictures = any(given.files for given in request.inputs)
-        enhance = enhance_i2v if pictures else enhance_t2v
+        pictured = any(given.pictured for given in request.inputs)
+        enhance = enhance_i2v if pictured else enhance_t2v
         return enhance(encoder, request.prompt, seed=request.seed)
 
     def _encode_inputs(self, request: Request) -> Working[list[Conditions]]:

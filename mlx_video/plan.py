@@ -8,7 +8,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
-from typing import Iterable, Iterator, Mapping, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
 
@@ -159,10 +159,34 @@ class Footprint:
         weights = sum(map(self.weights, self.residency.keep.union(parts)))
         return Phase(name, weights, activations + SMALL)
 
-    def in_turn(self, name: str, sizes: Mapping[str, tuple[int, ...]]) -> Phase:
-        """The largest of parts that are lent one after the other, each for a call of these ``sizes``."""
-        taken = {n: self.part(n).activation_bytes(*size) for n, size in sizes.items()}
-        return largest([self.phase(name, taken[part], part) for part in taken])
+    def computing(self, name: str, work: Work) -> float:
+        """Bytes that a part computes with for ``work`` at most: for its prompts, a picture, all of its sound or latents."""
+        geometry, context = self.components.geometry, self.context
+        prompts, grid = 1 + work.recipe.guided, geometry.latents(work.shape)
+        rows = prompts * min(work.prompt_tokens, context)
+        sizes = {
+            "text_encoder": (rows,),
+            "connectors": (rows, prompts, context),
+            "duration_head": (context,),
+            "video_encoder": work.shape[1:3],
+            "video_decoder": (grid, StreamPlan()),
+            "upsampler": (grid.tokens,),
+            "temporal_upsampler": (grid.tokens,),
+            "transformer": (AV(grid.tokens), 1, context),
+        }
+        if geometry.audio:
+            frames = geometry.audio_frames(work.shape)
+            mel = geometry.audio.mel_frames * frames
+            sizes |= {
+                "audio_encoder": (mel,),
+                "audio_decoder": (frames,),
+                "vocoder": (mel,),
+            }
+        return self.part(name).activation_bytes(*sizes[name])
+
+    def in_turn(self, name: str, work: Work, *parts: str) -> Phase:
+        """The largest of parts that are lent one after the other."""
+        return largest([self.phase(name, self.computing(p, work), p) for p in parts])
 
     def video(self, shape: VideoPixelShape, mode: str, limit: float) -> int:
         """Bytes of the video decoder in a tiling ``mode``, which may choose within ``limit``."""
@@ -238,32 +262,28 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
 def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
     """In the order of the run, under its names; ``room`` for MLX's arrays decides how the video is decoded."""
     if not work.sampled:
-        yield _prompt(footprint, work)
+        yield from _prompt(footprint, work)
         yield from _inputs(footprint, work)
         yield from _stages(footprint, work)
         yield from _rounds(footprint, work)
     if work.request.audio:
-        yield _sound(footprint, work)
+        yield footprint.in_turn("decode sound", work, "audio_decoder", "vocoder")
     yield _video(footprint, work, room)
 
 
-def _prompt(footprint: Footprint, work: Work) -> Phase:
-    prompts, context = 1 + work.recipe.guided, footprint.context
-    rows = prompts * min(work.prompt_tokens, context)
-    sizes = {"text_encoder": (rows,), "connectors": (rows, prompts, context)}
-    return footprint.in_turn("encode prompt", sizes)
+def _prompt(footprint: Footprint, work: Work) -> Iterator[Phase]:
+    yield footprint.in_turn("encode prompt", work, "text_encoder", "connectors")
+    if work.request.timed and "duration_head" in footprint.components.sources:
+        yield footprint.in_turn("predict duration", work, "duration_head")
 
 
 def _inputs(footprint: Footprint, work: Work) -> Iterator[Phase]:
     inputs, encoders = work.request.inputs, work.request.encoders
     if read := max((given.read_bytes for given in inputs), default=0):
-        yield Phase("read pictures", 0, read)
+        yield Phase("read inputs", 0, read)
     if encoders:  # which are lent together
-        image = 0
-        if "video_encoder" in encoders:
-            encoder = footprint.part("video_encoder")
-            image = encoder.activation_bytes(*work.shape[1:3])
-        yield footprint.phase("encode inputs", image, *encoders)
+        most = max(footprint.computing(name, work) for name in encoders)
+        yield footprint.phase("encode inputs", most, *encoders)
 
 
 def _stages(footprint: Footprint, work: Work) -> Iterator[Phase]:
@@ -319,14 +339,6 @@ def _sampling(
     forwards = passes * (len(stage.sigmas) - 1)
     one = transformer.operations(tokens, context)
     yield done._replace(operations=forwards * one)
-
-
-def _sound(footprint: Footprint, work: Work) -> Phase:
-    geometry = footprint.components.geometry
-    count = geometry.audio_frames(work.shape)
-    mel = geometry.audio.mel_frames * count
-    sizes = {"audio_decoder": (count,), "vocoder": (mel,)}
-    return footprint.in_turn("decode sound", sizes)
 
 
 def _video(footprint: Footprint, work: Work, room: float) -> Phase:

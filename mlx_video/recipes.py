@@ -171,8 +171,8 @@ class Recipe:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the parts that a request may use."""
-        parts = ["text_encoder", "connectors", "video_encoder", "transformer"]
+        """Names of the parts that it samples and decodes with; a request adds what its inputs need."""
+        parts = ["text_encoder", "connectors", "transformer"]
         parts += dict.fromkeys(stage.upsampler for stage in self.walk[1:])
         if any(stage.distilled_lora for stage in self.stages):
             parts.append("distilled_lora")

@@ -82,9 +82,7 @@ class Request:
     def needs(self, recipe: Recipe) -> tuple[str, ...]:
         """Names of the parts that this request uses under ``recipe``."""
         needed = {*self.encoders, *["duration_head"] * self.timed}
-        unused = {"video_encoder"} - needed
-        if not self.audio:
-            unused |= {"audio_decoder", "vocoder"}
+        unused = () if self.audio else ("audio_decoder", "vocoder")
         parts = [name for name in recipe.needs if name not in unused]
         return (*parts, *sorted(needed - set(parts)))
 

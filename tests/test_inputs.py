@@ -7,10 +7,12 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from PIL import Image as Picture
 
 from mlx_video import cli, pictures, recipes
-from mlx_video.conditioning.latent import LatentState
+from mlx_video.conditioning.latent import AppendedTokens, LatentState
+from mlx_video.disk import full_path
 from mlx_video.errors import UserError
 from mlx_video.inputs import (
     Image,
@@ -21,8 +23,12 @@ from mlx_video.inputs import (
     check_inputs,
     taken_by,
 )
+from mlx_video.models.ltx import enhance
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelConfig
+from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.patchify import patchify_audio
+from mlx_video.models.ltx.pieces import SMALL
 from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.plan import Work
@@ -35,72 +41,96 @@ SHAPE = VideoPixelShape(17, 64, 128, 24.0)
 
 
 @pytest.fixture
-def tint():
-    """A made-up kind of input: it pins the first latent frame and all sound to one level, and adds a token of it."""
+def tune():
+    """A made-up kind of input: a spectrogram in a file is the clip's sound, and its mean one more token of video."""
 
     @dataclass(frozen=True)
-    class Tint(Input):
-        level: float
-        kind: Literal["tint"] = field(default="tint", kw_only=True)
+    class Tune(Input):
+        path: str
+        kind: Literal["tune"] = field(default="tune", kw_only=True)
 
-        option = Option("--tint", ("LEVEL",), "a level to begin with")
+        needs = ("audio_encoder",)
+        option = Option("--tune", ("PATH",), "a spectrogram to hear")
 
         @classmethod
         def typed(cls, words):
-            return cls(float(words[0]))
+            return cls(full_path(words[0]))
+
+        @property
+        def files(self):
+            return (self.path,)
 
         def check(self, shape, geometry):
-            if not 0 <= self.level <= 1:
-                raise UserError(f"A tint is from 0 to 1; got {self.level}.")
+            if np.load(self.path).ndim != 4:
+                raise UserError(f"{self.path} is no spectrogram.")
 
         def tokens(self, grid):
             return AV(1)
 
         def encode(self, parts, shape):
+            mel = mx.array(np.load(self.path))
+            heard = patchify_audio(parts.networks["audio_encoder"](mel))
+
             def video(state: LatentState) -> LatentState:
-                kept = mx.full((1, 1, state.latent.shape[2]), self.level)
-                own = state.latent.shape[1]
-                return LatentState(
-                    mx.concatenate([state.latent, kept], axis=1),
-                    mx.concatenate([state.clean_latent, kept], axis=1),
-                    mx.pad(state.denoise_mask, [(0, 0), (0, 1), (0, 0)]),
-                    mx.concatenate(
-                        [state.positions, state.positions[:, :, :1]], axis=2
-                    ),
-                    mx.pad(state.keyframes_mask, [(0, 0), (0, 1), (0, 0)]),
-                    own=own,
-                )
+                token = mx.full((1, 1, state.latent.shape[2]), heard.mean())
+                return AppendedTokens(token, state.positions[:, :, :1])(state)
 
             def sound(state: LatentState) -> LatentState:
-                kept = self.level * state.positions[..., :1].reshape(1, -1, 1)
-                kept = mx.broadcast_to(kept, state.latent.shape)
-                mask = mx.zeros_like(state.denoise_mask)
-                return state._replace(clean_latent=kept, denoise_mask=mask)
+                kept, mask = heard[:, : state.latent.shape[1]], state.denoise_mask
+                return state._replace(clean_latent=kept, denoise_mask=0 * mask)
 
             return AV([video], [sound])
 
-    yield Tint
-    del Input.kinds["tint"]
+    yield Tune
+    del Input.kinds["tune"]
+
+
+def spectrogram(file: Path, level: float) -> str:
+    np.save(file, np.full((1, 2, 45, 64), level, np.float32))
+    return str(file)
 
 
 @pytest.mark.slow
-def test_a_new_kind_of_input_is_one_class(tint, model, tmp_path, monkeypatch, capsys):
+def test_a_new_kind_of_input_is_one_class(tune, model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     size = ["-W", "128", "-H", "64", "-n", "9", "-s", "1", "--model", str(model)]
-    typed = ["-p", "a ball", *size, "--tint"]
-    assert cli.main(["generate", *typed, "2"]) == 2
-    assert "A tint is from 0 to 1; got 2.0" in capsys.readouterr().err
-    assert cli.main(["plan", *typed, "0.5"]) == 0
-    for name, level in (("a", "0.5"), ("b", "0.9")):
-        assert cli.main(["generate", *typed, level, "-o", f"{name}.mp4"]) == 0
+    typed = ["-p", "a ball", *size, "--tune"]
+    np.save("x.npy", np.zeros(3))
+    assert cli.main(["generate", *typed, "x.npy"]) == 2
+    assert "x.npy is no spectrogram" in capsys.readouterr().err
+    for name, level in (("a", -1.0), ("b", 1.0)):
+        file = spectrogram(tmp_path / f"{name}.npy", level)
+        assert cli.main(["generate", *typed, file, "-o", f"{name}.mp4"]) == 0
     again = ["generate", "--from-record", "a.json", "-o", "c.mp4", "--yes"]
     assert cli.main(again) == 0
     a, b, c = (np.stack(read_clip(tmp_path / f"{name}.mp4")[0]) for name in "abc")
     assert np.array_equal(a, c) and not np.array_equal(a, b)
     job = Job.from_record(tmp_path / "a.json")
-    assert job.request.inputs == (tint(0.5),)
+    assert job.request.inputs == (tune(str(tmp_path / "a.npy")),)
     work = Work(job.request, job.recipe)
     assert work.tokens(1, LTX_2.geometry).video == 2 * 2 * 4 + 1
+
+
+@pytest.mark.slow
+def test_the_plan_weighs_whatever_networks_an_input_needs(tune, model, tmp_path):
+    given = tune(spectrogram(tmp_path / "a.npy", 0.0))
+    request = Request("a ball", SHAPE, audio=True, inputs=(given,))
+    job = Job(request, recipes.distilled(), Files(model, dtype="float32"))
+    phase = next(p for p in job.plan().phases if p.name == "encode inputs")
+    with job.components().lend("audio_encoder") as encoder:
+        stored = sum(value.nbytes for _, value in tree_flatten(encoder.parameters()))
+        assert phase.weights == stored
+        frames = LTX_2.geometry.audio.mel_frames * LTX_2.geometry.audio_frames(SHAPE)
+        assert phase.activations == encoder.activation_bytes(frames) + SMALL
+    assert "video_encoder" not in request.needs(job.recipe)
+
+
+def test_only_a_picture_makes_the_rewritten_prompt_begin_with_one(tune, monkeypatch):
+    for name in ("enhance_t2v", "enhance_i2v"):
+        monkeypatch.setattr(enhance, name, lambda *_, name=name, **options: name)
+    for given, writer in ((tune("a.npy"), "enhance_t2v"), (Image("a"), "enhance_i2v")):
+        request = Request("a ball", SHAPE, inputs=(given,), enhance=True)
+        assert Pipeline._enhanced(None, request, encoder=None) == writer
 
 
 # Pictures

@@ -432,9 +432,7 @@ def test_libraries_count_as_part_of_the_limit(full):
 def test_a_picture_that_is_read_is_a_phase(full, tmp_path):
     PIL.Image.new("RGB", (900, 600)).save(tmp_path / "a.png")
     work = asked(inputs=(Image(str(tmp_path / "a.png")),))
-    read = next(
-        p for p in plan(full, work, 80 * GB).phases if p.name == "read pictures"
-    )
+    read = next(p for p in plan(full, work, 80 * GB).phases if p.name == "read inputs")
     assert read.peak == pytest.approx(COMPRESSED * 900 * 600 * 3, rel=1e-6)
 
 

@@ -75,6 +75,7 @@ def test_a_run_is_as_long_as_its_prompt_asks_for(telling, tmp_path, monkeypatch)
     job = Job(request, recipes.distilled(), Files(str(telling)))
     events = list(run(job, Output(Path("x.mp4"))))
     planned = next(event for event in events if isinstance(event, Planned))
+    assert "predict duration" in {phase.name for phase in job.plan().phases}
     assert planned.job.request == replace(request, shape=SHAPE._replace(frames=33), timed=False)  # fmt: skip
     assert len(read_clip(Path("x.mp4"))[0]) == 33
     assert Job.from_record("x.json").request.shape.frames == 33

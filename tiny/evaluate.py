@@ -179,7 +179,8 @@ def opened(
     """A pipeline whose parts can be had too; it makes clips that look like garbage as well."""
     files, defaults = resolve_model(Files(model), variant)
     recipe = defaults.given(steps=steps).recipe(variant)
-    components = Components.open(files, variant=variant, needs=recipe.needs)
+    needs = *recipe.needs, *Image.needs
+    components = Components.open(files, variant=variant, needs=needs)
     return Pipeline(components, recipe, health=False)
 
 

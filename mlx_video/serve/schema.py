@@ -3,11 +3,14 @@
 Field names and states are those of the official ``openai`` client, version 3.57. https://platform.openai.com/docs/api-reference/videos
 """
 
-from typing import Annotated, Literal, Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, Mapping
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from mlx_video.serve.store import Video
+
+if TYPE_CHECKING:
+    from mlx_video.inputs import Input
 
 LONGEST_PROMPT = 8000  # letters; the text encoder reads 1,024 tokens
 MOST_IMAGES = 8
@@ -74,6 +77,13 @@ class VideoRequest(BaseModel):
         max_length=MOST_IMAGES,
         description="Where the pictures stand that a form sends as input_reference, one for each.",
     )
+
+    @property
+    def inputs(self) -> tuple["Input", ...]:
+        """What the clip is made from besides the prompt; only for the worker, as it imports MLX."""
+        from mlx_video.inputs import Image
+
+        return tuple(Image(**image.model_dump()) for image in self.images)
 
 
 class RemixRequest(BaseModel):

@@ -31,7 +31,6 @@ from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
 from mlx_video.hub import Download, Plan
-from mlx_video.inputs import Image
 from mlx_video.media import save_still, save_stills
 from mlx_video.models.ltx.components import Announce, announce_to_log
 from mlx_video.models.ltx.files import Files
@@ -87,7 +86,7 @@ class Settings:
             two_stage=two_stage,
             frames=request.num_frames,
             audio=request.generate_sound,
-            inputs=tuple(Image(**image.model_dump()) for image in request.images),
+            inputs=request.inputs,
         )
         loras = tuple((self.loras[name], s) for name, s in request.loras.items())
         return wishes.job(Files(self.models[request.model], loras=loras), warn=warn)

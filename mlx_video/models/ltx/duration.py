@@ -74,6 +74,11 @@ class DurationHead(Network):
         self.mlp_hidden = nn.Linear(config.num_queries * D, config.mlp_hidden)
         self.mlp_out = nn.Linear(config.mlp_hidden, 1)
 
+    def activation_bytes(self, context: int) -> int:
+        """For so many positions of each stream: their tokens, both joined, keys and values, and those split into heads."""
+        weight = self.pooler.out_proj.weight
+        return 6 * 2 * context * weight.shape[0] * weight.itemsize
+
     def __call__(self, context: AV[mx.array]) -> mx.array:
         """The context (B, L, width) of both streams or of one -> seconds (B,), float32.
 

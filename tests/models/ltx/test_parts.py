@@ -16,7 +16,9 @@ from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.layouts import OFFICIAL, SPLIT, identify
 from mlx_video.models.ltx.parts import NEEDED, PARTS
+from mlx_video.models.ltx.releases import LTX_2_5
 from mlx_video.models.ltx.source import Source
+from mlx_video.types import AV
 from tests.memory import most_taken
 from tests.reference import CHECKPOINT, FIXTURES
 
@@ -147,3 +149,22 @@ def test_the_newer_vocoder_takes_what_it_says(frames, times, monkeypatch):
         mx.eval(log_mel, vocoder(log_mel[:, :, :20]))
         measured = most_taken(lambda: mx.eval(vocoder(log_mel)), times)
         assert vocoder.activation_bytes(frames) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("name", ["audio_encoder", "duration_head"])
+def test_what_reads_sound_and_what_tells_the_length_take_what_they_say(name):
+    """At full size, in a CPU's dtype."""
+    block = PARTS[name].block
+    source = Source(Path(name), LTX_2_5.blocks[block] if block else LTX_2_5.blocks)
+    network = PARTS[name].network(source)(PARTS[name].config(source))
+    if name == "audio_encoder":
+        size, given = 101, mx.random.normal((1, 2, 101, 64))
+    else:
+        widths = network.video.proj.weight.shape[1], network.audio.proj.weight.shape[1]
+        size = 512
+        given = AV(*(mx.random.normal((1, size, width)) for width in widths))
+    mx.eval(network.parameters(), *getattr(given, "values", [given]))
+    measured = most_taken(lambda: mx.eval(network(given)), 3)
+    assert network.activation_bytes(size) == pytest.approx(measured, rel=0.15)

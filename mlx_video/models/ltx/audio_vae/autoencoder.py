@@ -57,6 +57,14 @@ class AudioEncoder(Network):
         tokens = config.z_channels * config.latent_bins
         self.per_channel_statistics = PerChannelStatistics(tokens)
 
+    def activation_bytes(self, mel_frames: int) -> float:
+        """For so many mel frames."""
+        cells, itemsize = (
+            mel_frames * self.config.mel_bins,
+            self.conv_in.weight.itemsize,
+        )
+        return fitted.live().mel * cells * self.config.ch * itemsize
+
     def __call__(self, log_mel: mx.array) -> mx.array:
         """(B, 2, T_mel, bins) -> (B, C, T, M), the most likely latent: the posterior's mean; its log-variance is dropped."""
         x = log_mel.astype(self.conv_in.weight.dtype).transpose(0, 2, 3, 1)
