@@ -30,9 +30,9 @@ class TextConnectors(Network):
     OTHER_NAMES: ClassVar = (foreign_names.DIFFUSERS_CONNECTORS,)
     NAMES: ClassVar = TensorNames(
         {
-            "text_embedding_projection.": "projection.",
-            "model.diffusion_model.video_embeddings_connector.": "video.",
-            "model.diffusion_model.audio_embeddings_connector.": "audio.",
+            foreign_names.PROJECTION: "projection.",
+            f"{foreign_names.DIT}video_embeddings_connector.": "video.",
+            f"{foreign_names.DIT}audio_embeddings_connector.": "audio.",
         },
         {
             "*.to_out.0.*": "*.to_out.*",

@@ -13,6 +13,7 @@ from mlx_video import lora
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.config import UpsamplerConfig
+from mlx_video.models.ltx.foreign_names import DIT
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.releases import Release, release_of
@@ -20,7 +21,6 @@ from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.weights import read_config, read_header
 
-TRANSFORMER = "model.diffusion_model."  # prefix of its tensors
 TRANSFORMERS = "diffusion_models"  # the folder of the transformers of LTX-2.5
 UNET = "unet"  # ComfyUI's earlier name of that folder
 # Folders of the other files, beside that one.
@@ -42,7 +42,7 @@ def parts_in(file: Path) -> dict[str, Source]:
         return {name: Source(file, config)}
     if DURATION in config:
         return {DURATION: Source(file, config)}
-    transformer = any(name.startswith(TRANSFORMER) for name in header.tensors)
+    transformer = any(name.startswith(DIT) for name in header.tensors)
     blocks = {name for name in config if transformer or name != "transformer"}
     found = {
         part.name: Source(file, config[part.block])

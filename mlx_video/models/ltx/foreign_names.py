@@ -14,7 +14,7 @@ from mlx_video.weights import Weights
 
 X = TypeVar("X")
 
-DIT = "model.diffusion_model."
+DIT = "model.diffusion_model."  # prefix of the transformer's official names
 TEXT_ENCODER = "text_encoder."  # of Gemma's tensors in packs of mlx-forge
 CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
 PROJECTION = "text_embedding_projection."

@@ -15,13 +15,13 @@ from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx import foreign
 from mlx_video.models.ltx.contents import (
     COMPANIONS,
-    TRANSFORMER,
     checkpoint_folder,
     companions,
     file_version,
     parts_in,
     transformer_files,
 )
+from mlx_video.models.ltx.foreign_names import DIT
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS, held, part_of
 from mlx_video.models.ltx.releases import RELEASES, Release, release_of, told_by
@@ -165,7 +165,7 @@ def _identify_file(file: Path) -> Layout:
         metadata.setdefault(VERSION, told_by(header.tensors).stated)
     if alone := [kind for name, kind in ALONE.items() if name in held]:
         return Layout(alone[0], "", file, held, metadata)
-    spelled = any(name.startswith(TRANSFORMER) for name in header.tensors)
+    spelled = any(name.startswith(DIT) for name in header.tensors)
     if not spelled and (unified := foreign.identify_unified(file)):
         return _identify_foreign(file, unified)
     if spelled or "transformer" in held:

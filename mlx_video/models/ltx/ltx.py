@@ -37,7 +37,6 @@ from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV, Modality, Perturbation
 from mlx_video.weights import Weights
 
-OFFICIAL = "model.diffusion_model."
 OUTPUT = Rows(shift=0, scale=1)
 
 
@@ -55,11 +54,7 @@ class LTXModel(Network):
     STREAMED: ClassVar = True
     SELECTS: ClassVar = True
     NAMES: ClassVar = TensorNames(
-        {
-            OFFICIAL: "",
-            OFFICIAL + "video_embeddings_connector.": None,
-            OFFICIAL + "audio_embeddings_connector.": None,
-        },
+        foreign_names.DIT_ALONE,
         {
             "*adaln_single.emb.timestep_embedder.linear_*": "*adaln_single.linear_*",
             "*.to_out.0.*": "*.to_out.*",
@@ -111,7 +106,9 @@ class LTXModel(Network):
             return ours
         if any(key.startswith(("video.", "audio.")) for key in weights):
             return weights
-        return {cls.NAMES.ours(OFFICIAL + key): v for key, v in weights.items()}
+        return {
+            cls.NAMES.ours(foreign_names.DIT + key): v for key, v in weights.items()
+        }
 
     @classmethod
     def configure(
