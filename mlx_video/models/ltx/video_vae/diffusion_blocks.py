@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from functools import partial
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -68,12 +68,12 @@ class NeighborhoodBlock(nn.Module):
         self.mlp = SwiGLU(dim)
 
     def __call__(
-        self, x: mx.array, stream: Stream, modulation: list[mx.array] | None = None
+        self, x: mx.array, stream: Stream, modulation: Sequence[mx.array] = ()
     ) -> mx.array:
         """(B, F, H, W, C) -> (B, F', H, W, C); ``modulation`` is scale and shift after the first norm, then the second."""
-        scales = modulation or [None] * 4
-        norms = partial(_normed, self.norm1, scales[:2]), partial(
-            _normed, self.norm2, scales[2:]
+        norms = (
+            partial(_normed, self.norm1, modulation[:2]),
+            partial(_normed, self.norm2, modulation[2:]),
         )
         parts, ready = stream.neighbors(self, x, self.attn.kernel[0])
         del x
@@ -110,8 +110,8 @@ class NeighborhoodBlock(nn.Module):
         return y + self.mlp(norms[1](y))
 
 
-def _normed(norm: nn.Module, rows: list[mx.array | None], x: mx.array) -> mx.array:
-    return norm(x) if rows[0] is None else _modulated(norm(x), *rows)
+def _normed(norm: nn.Module, rows: Sequence[mx.array], x: mx.array) -> mx.array:
+    return _modulated(norm(x), *rows) if rows else norm(x)
 
 
 class DiffusionBlock(NeighborhoodBlock):
