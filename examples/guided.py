@@ -8,4 +8,4 @@ import mlx_video
 pipeline = mlx_video.load("ltx-2-tiny", variant="dev")
 pipeline.recipe = pipeline.defaults.given(steps=12, cfg=5.0).recipe("dev")
 clip = pipeline("a green heart grows", negative_prompt="night", frames=25, seed=3)
-print(clip.save("heart.mp4"))
+print(clip.save("clips/"))

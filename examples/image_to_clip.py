@@ -10,4 +10,4 @@ if len(sys.argv) > 1:
 else:  # without one, the last frame of another clip
     *_, picture = pipeline("a yellow star rises", seed=1, audio=False).frames
 clip = pipeline("a yellow star spins slowly", image=picture, seed=2)
-print(clip.save("star.mp4"))
+print(clip.save("clips/"))

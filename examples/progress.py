@@ -18,4 +18,4 @@ def show(step: mlx_video.Step) -> None:
 
 pipeline = mlx_video.load("ltx-2-tiny")
 clip = pipeline("an orange cloud circles", seed=4, frames=17, on_step=show)
-print(clip.save("cloud.mp4"))
+print(clip.save("clips/"))

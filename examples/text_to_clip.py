@@ -4,4 +4,4 @@ import mlx_video
 
 pipeline = mlx_video.load("ltx-2-tiny")  # "ltx-2" for LTX-2 itself
 clip = pipeline("a red ball bounces on a blue floor", seed=7)
-print(clip.save("ball.mp4"))
+print(clip.save("clips/"))
