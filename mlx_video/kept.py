@@ -107,11 +107,6 @@ def _save(
     return path
 
 
-def recalled(left: Path) -> Output:
-    """The files that a run meant to write which left latents or a state."""
-    return Output.recalled(left, load_tensors(left)[1])
-
-
 def load_state(path: Path, job: Job) -> Reached:
     """What ``save_state`` wrote, for the ``job`` of its record."""
     latents, metadata = load_tensors(path)

@@ -67,10 +67,8 @@ class Job:
         needs = self.request.needs(self.recipe)
         if sampled:
             needs = [name for name in needs if name in DECODERS]
-        files, variant = (
-            replace(self.files, model=model_of(self.files)),
-            self.recipe.variant,
-        )
+        files = replace(self.files, model=model_of(self.files))
+        variant = self.recipe.variant
         return Components.open(files, variant=variant, needs=needs, announce=announce)
 
     def plan(
@@ -90,12 +88,12 @@ class Job:
 
     def planned(self, plan: plans.Plan) -> "Job":
         """The same job, with the residency that ``plan`` chose and the model that was found."""
-        lent, files = plan.components, self.files
+        kept = plan.components.residency
         files = replace(
-            files,
-            model=model_of(files),
-            quantize=lent.residency.quantize,
-            low_memory=lent.residency.low_memory,
+            self.files,
+            model=model_of(self.files),
+            quantize=kept.quantize,
+            low_memory=kept.low_memory,
         )
         return replace(self, files=files)
 

@@ -10,7 +10,7 @@ from mlx_video.cli.progress import Downloads
 from mlx_video.errors import UserError
 from mlx_video.events import Warned
 from mlx_video.inputs import Input
-from mlx_video.kept import recalled
+from mlx_video.kept import load_tensors
 from mlx_video.models.ltx.files import BESIDE, Files
 from mlx_video.output import Output, clip_path
 from mlx_video.record import Job
@@ -103,7 +103,9 @@ def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) ->
 
     Where nothing is said, as the run had it that ``left`` latents or a state; else a name after the prompt and the seed.
     """
-    usual = Output(Path()) if left is None else recalled(left)
+    usual = Output(Path())
+    if left is not None:
+        usual = Output.recalled(left, load_tensors(left)[1])
     audio, frames = args.output_audio or usual.audio, args.save_frames or usual.frames
     path = usual.path
     if left is None or args.output_path is not None:
