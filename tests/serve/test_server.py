@@ -15,6 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from mlx_video import disk
 from mlx_video.errors import UserError
 from mlx_video.serve.app import Limits
 from mlx_video.serve.store import Store
@@ -125,7 +126,8 @@ def test_a_picture_for_which_there_is_no_room_is_not_kept(server, monkeypatch):
     files = {"input_reference": ("a.png", png())}
     answer = server.http.post("/v1/videos", data={"prompt": "a"}, files=files)
     assert answer.status_code == 507
-    assert message(answer) == "The picture cannot be kept: no space left on device."
+    said = "The picture cannot be kept: no space left on device. "
+    assert message(answer) == said + disk.MAKE_ROOM
     assert set(server.store.uploads.iterdir()) == before
 
 
