@@ -106,11 +106,6 @@ class Gemma3(_Language, gemma3_text.Model):
         self.tie_word_embeddings = True
         self._use_our_linears()
 
-    @staticmethod
-    def advance(layer: nn.Module, h: mx.array, mask: mx.array) -> mx.array:
-        """The hidden states (B, T, D) after ``layer``, whose attention sees what ``mask`` (B, 1, T, T) allows."""
-        return layer(h, mask)
-
 
 class Gemma4(_Language, gemma4_text.Model):
     """The dense Gemma 4 of LTX-2.5: no experts, no per-layer inputs, no shared keys."""
@@ -127,11 +122,6 @@ class Gemma4(_Language, gemma4_text.Model):
         }
         super().__init__(gemma4_text.ModelArgs.from_dict(given))
         self._use_our_linears()
-
-    @staticmethod
-    def advance(layer: nn.Module, h: mx.array, mask: mx.array) -> mx.array:
-        """As ``Gemma3.advance``: (B, T, D) -> (B, T, D)."""
-        return layer(h, mask)[0]  # then come the layer's keys and values
 
 
 Gemma = Gemma3 | Gemma4
@@ -156,7 +146,9 @@ def hidden_states(model: Gemma, ids: mx.array, mask: mx.array) -> Iterator[mx.ar
     h = gemma.embed_tokens(ids) * model.args.hidden_size**0.5
     for layer in gemma.layers:
         yield h
-        h = model.advance(layer, h, sliding if layer.self_attn.is_sliding else full)
+        h = layer(h, sliding if layer.self_attn.is_sliding else full)
+        if isinstance(h, tuple):  # Gemma 4's layers return their keys and values too
+            h = h[0]
     yield gemma.norm(h)
 
 
