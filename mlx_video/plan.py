@@ -6,7 +6,7 @@ Each part knows what it needs for a call; this module adds the parts up for a re
 import os
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from typing import Iterable, Iterator, NamedTuple
 
@@ -420,14 +420,13 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
         return all(p.peak <= room for p in phases(footprint, work, room))
 
     limits = range(DIGIT, round(libraries + plan.largest.peak) + 2 * DIGIT, DIGIT)
-    enough = bisect_left(limits, True, key=lambda limit: fits(work, limit=limit))
-    needed = limits[enough]
-    scale, sizes, ways = components.geometry.video, [], []
+    needed = limits[bisect_left(limits, True, key=partial(fits, work, footprint))]
+    scale, sizes = components.geometry.video, []
     for works in () if work.sampled else (work.shorter(scale), work.smaller(scale)):
         sizes += [describe(found.shape) for found in islice(filter(fits, works), 1)]
     tiled = (replace(work.request, tiling=mode) for mode in TILINGS)
     tiled = (request for request in tiled if fits(work._replace(request=request)))
-    ways += [f"--tiling {request.tiling}" for request in islice(tiled, 1)]
+    ways = [f"--tiling {request.tiling}" for request in islice(tiled, 1)]
     for low_memory, bits in SETTINGS if own.quantize else ():
         kept = replace(own, low_memory=low_memory or own.low_memory, quantize=bits)
         if fits(work, Footprint(components, work.request.model_type, kept)):
