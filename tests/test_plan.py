@@ -576,6 +576,16 @@ def test_plan_prints_each_phase_and_loads_nothing(model, capsys, monkeypatch):
     assert lines[-1].startswith("plan: at most 0.")
 
 
+def test_a_plan_is_one_object_for_a_program(model, capsys):
+    assert typed("plan", model, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    libraries, *own = [phase["peak"] for phase in plan["phases"]]
+    assert 0 < plan["peak"] == max(own) < plan["limit"]
+    assert [p["name"] for p in plan["phases"]][-1] == "decode video"
+    assert typed("plan", model, "--json", "--memory-limit", "0.001") == 2
+    assert list(json.loads(capsys.readouterr().out)) == ["error"]
+
+
 @pytest.mark.parametrize("command", ["plan", "generate"])
 def test_what_cannot_fit_is_refused(command, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

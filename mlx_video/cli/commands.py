@@ -22,7 +22,7 @@ from mlx_video.cli.job import files_from, job_from, moved, options_from, output_
 from mlx_video.cli.parser import Parser, flag, group
 from mlx_video.cli.progress import Downloads, Progress
 from mlx_video.cli.terminal import say, tell
-from mlx_video.cli.texts import catalog_text, describe_text, plan_text
+from mlx_video.cli.texts import catalog_text, describe_text, plan_json, plan_text
 from mlx_video.disk import file_errors, short, typed_path
 from mlx_video.errors import UserError
 from mlx_video.events import Event, Planned, Warned
@@ -166,8 +166,11 @@ def plan(args: argparse.Namespace) -> None:
         foreseen = job.plan(limit=args.memory_limit, announce=Downloads())
         for notice in notices:
             Progress().show(notice)
-        tell(plan_text(foreseen))
+        if not args.json:
+            tell(plan_text(foreseen))
         job.pipeline(plan=foreseen.check()).check(job.request)
+        if args.json:
+            tell(plan_json(foreseen))
 
 
 def enhance(args: argparse.Namespace) -> None:

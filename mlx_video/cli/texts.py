@@ -36,6 +36,13 @@ def _phase_line(phase: Phase) -> str:
     return f"{phase.name:<20}{weights:>11.2f}{peak:>9.2f}{seconds}"
 
 
+def plan_json(plan: Plan) -> str:
+    """The same for a program, in bytes."""
+    phases = [{"name": p.name, "weights": p.weights, "peak": round(p.peak)} for p in plan.phases]  # fmt: skip
+    limit, peak = round(plan.limit), round(plan.largest.peak)
+    return json.dumps({"peak": peak, "limit": limit, "phases": phases})
+
+
 def describe_text(found: Description) -> str:
     """What a file or folder holds, for a person to read."""
     lines = [str(found.path), f"layout      {found.layout}"]
@@ -46,7 +53,8 @@ def describe_text(found: Description) -> str:
     if found.changes:
         lines.append(f"changes     {found.changes}")
     if found.changes and not found.changes.version:
-        fits = " and ".join(found.fits) or "no release of Lightricks"
+        *others, last = found.fits or ["no release of Lightricks"]
+        fits = f"{', '.join(others)} and {last}" if others else last
         lines.append(f"fits        {fits}, by the names and shapes of its layers")
     width = 2 + max(map(len, found.parts), default=0)
     lines += [_part_line(f"{k:<{width}}", part) for k, part in found.parts.items()]
