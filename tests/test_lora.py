@@ -188,7 +188,7 @@ def test_the_official_distilled_lora_matches_every_layer_it_names():
         pytest.param(
             "attn1.to_q",
             (4096, 4096),
-            "LTX-2 and LTX-2.3 and LTX-2.5",
+            "LTX-2, LTX-2.3 and LTX-2.5",
             marks=pytest.mark.thorough,
         ),
         ("attn1.to_gate_logits", (4096, 32), "LTX-2.3 and LTX-2.5"),
