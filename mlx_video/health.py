@@ -10,7 +10,7 @@ from typing import Iterable, Iterator
 import mlx.core as mx
 import numpy as np
 
-from mlx_video.types import AV, Waveform
+from mlx_video.types import AV, VideoScale, Waveform
 
 # Latents, which are near mean 0 and deviation 1.
 FLAT_LATENT = 1e-4  # standard deviation
@@ -20,8 +20,8 @@ NOISE_MEANS, NOISE_LIKENESS, FEW_CELLS = 1.5, 0.25, 4
 
 # Decoded values, in [-1, 1] but for some overshoot.
 SATURATED, SATURATED_SHARE = 3.0, 0.01  # a magnitude, and the share that may exceed it
-PERIOD = 32  # pixels of a latent cell: a decoder without input repeats at this period
-PHASES = ((3, 5), (11, 21), (19, 9), (27, 29))  # pixels of the cell that are compared
+# Rows and columns of a latent cell, as shares of it, whose pixels are compared with the next cells'.
+PLACES = ((0.1, 0.16), (0.35, 0.66), (0.6, 0.3), (0.85, 0.91))
 
 # Pixel levels of 0 to 255. Real black frames carry codec and decoder noise well above these.
 # Highest level of black, and the share above it in a lit frame.
@@ -189,13 +189,16 @@ def _is_steady(channel: np.ndarray, rate: int) -> bool:
     return bool(np.std(loudness) < STEADY * np.mean(loudness))
 
 
-def check_pixels(chunk: mx.array) -> mx.array:
-    """Decoded pixels (B, 3, f, H, W) on their way to frames; returned unchanged."""
+def check_pixels(chunk: mx.array, cell: VideoScale) -> mx.array:
+    """Decoded pixels (B, 3, f, H, W) on their way to frames; returned unchanged.
+
+    ``cell`` is what a latent cell stands for: a decoder without input repeats at this period.
+    """
     # A value that is not finite shows in the sum of its row, and there are fewer sums to check.
     finite = mx.isfinite(chunk.sum(axis=-1)).all()
     x = chunk[..., ::EVERY, ::EVERY]
     saturated = (mx.abs(x) > SATURATED).astype(mx.float32).mean()
-    repeated = mx.stack([_repeats(chunk, *phase) for phase in PHASES]).all(axis=0)
+    repeated = mx.stack([_repeats(chunk, cell, *place) for place in PLACES]).all(axis=0)
     mx.eval(finite, saturated, repeated)
     if not finite.item():
         what = "frames with NaN or infinite pixels"
@@ -208,10 +211,11 @@ def check_pixels(chunk: mx.array) -> mx.array:
     raise HealthError(f"Decoding made {what}. {DECODE_AGAIN}.")
 
 
-def _repeats(chunk: mx.array, row: int, column: int) -> mx.array:
+def _repeats(chunk: mx.array, cell: VideoScale, row: float, column: float) -> mx.array:
     """Where a pixel of a latent cell equals that of the next cells exactly, in every colour: bool (B, f, h, w)."""
-    height, width = (side // PERIOD * PERIOD for side in chunk.shape[-2:])
-    x = chunk[..., row:height:PERIOD, column:width:PERIOD]
+    sides = zip(chunk.shape[-2:], cell[1:], (row, column))
+    rows, columns = (slice(int(at * n), side // n * n, n) for side, n, at in sides)
+    x = chunk[..., rows, columns]
     here, right = x[..., :-1, :-1], x[..., :-1, 1:]
     below, across = x[..., 1:, :-1], x[..., 1:, 1:]
     return ((here == right) & (here == below) & (here == across)).all(axis=1)

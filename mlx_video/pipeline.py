@@ -389,7 +389,9 @@ class Pipeline:
             plan = choose_tiling(request.tiling, decoder, latent, request.shape, budget)
             chunks = decode_stream(decoder, latent, plan, key=key)
             if self.health:
-                frames = postprocess.frames(map(health.check_pixels, chunks))
+                cell = self.components.geometry.video
+                checked = (health.check_pixels(chunk, cell) for chunk in chunks)
+                frames = postprocess.frames(checked)
                 yield from health.watched(frames, self.defaults.may_be_still)
             else:
                 yield from postprocess.frames(chunks)

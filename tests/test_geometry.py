@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
@@ -19,9 +20,12 @@ from mlx_video.models.ltx.releases import LTX_2, LTX_2_3, LTX_2_5
 from mlx_video.models.ltx.source import Source
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import Recipe, Stage
+from mlx_video.serve.schema import VideoRequest
+from mlx_video.serve.worker import Settings
 from mlx_video.types import AV, VideoPixelShape, VideoScale
 from mlx_video.weights import save
 from tests.checkpoints import MODEL, rewrite, tiny_folder
+from tests.media_reading import read_clip
 from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5
 
 ONE_STEP = Recipe("distilled", (Stage((1.0, 0.0)),))
@@ -78,6 +82,15 @@ def test_sound_at_a_wrong_pitch_is_refused(vocoder, audio, reason, tmp_path, cap
     assert "wrong speed and pitch" in capsys.readouterr().err
 
 
+def test_a_vocoder_of_other_mel_bins_is_refused(tmp_path):
+    def change(config: dict) -> None:
+        config["audio_vae"]["model"]["params"]["ddconfig"]["mel_bins"] = 32
+
+    rewrite(tiny_folder(tmp_path / "model") / MODEL, config=change)
+    with pytest.raises(UserError, match="makes 32 mel bins .* vocoder reads 64"):
+        Components.open(tmp_path / "model")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "rates, output, audio, latents",
@@ -102,9 +115,9 @@ def test_other_rates_that_agree_give_sound_as_long_as_the_picture(
     assert clip.audio.samples.shape[1] == round(SECOND.seconds * output)
 
 
-def pipeline_of(model: Path, recipe: Recipe) -> Pipeline:
+def pipeline_of(model: Path, recipe: Recipe, health: bool = False) -> Pipeline:
     components = Components.open(Files(model, dtype="float32"), needs=recipe.needs)
-    return Pipeline(components, recipe, health=False)
+    return Pipeline(components, recipe, health=health)
 
 
 SMALL_CELLS = {
@@ -121,17 +134,41 @@ SMALL_CELLS = {
 }
 
 
+@pytest.fixture(scope="module")
+def small_cells(tmp_path_factory) -> Path:
+    return with_cells(tmp_path_factory.mktemp("cells") / "model", SMALL_CELLS)
+
+
 @pytest.mark.slow
-def test_a_video_autoencoder_of_smaller_cells_makes_the_size_asked_for(tmp_path):
-    pipeline = pipeline_of(with_cells(tmp_path / "model", SMALL_CELLS), TWO_STAGES)
-    geometry = pipeline.components.geometry
-    assert geometry.video == VideoScale(4, 16, 16)
-    shape = VideoPixelShape(5, 64, 96, 24.0)
-    *_, sample, clip = pipeline.stream(Request("a ball", shape))
-    assert sample.latents.video.shape == (1, 128, 2, 4, 6)
-    assert [frame.shape for frame in clip.frames] == [(64, 96, 3)] * 5
-    with pytest.raises(UserError, match=r"1 \+ 4k.*multiple of 16\b.*Nearest: 5 fr"):
-        geometry.check(VideoPixelShape(6, 64, 100, 24.0))
+def test_a_video_autoencoder_of_smaller_cells_makes_the_size_asked_for(small_cells):
+    """Whole and in tiles of both kinds, which blend to about the same, and its frames count as healthy."""
+    made, shape = [], VideoPixelShape(41, 64, 320, 24.0)
+    for tiling in ("none", "aggressive"):
+        pipeline = pipeline_of(small_cells, TWO_STAGES, health=True)
+        assert pipeline.components.geometry.video == VideoScale(4, 16, 16)
+        *_, sample, clip = pipeline.stream(Request("a ball", shape, tiling=tiling))
+        assert sample.latents.video.shape == (1, 128, 11, 4, 20)
+        made.append(np.stack(list(clip.frames)).astype(np.float32))
+    assert made[0].shape == made[1].shape == (41, 64, 320, 3)
+    assert 0 < np.abs(made[0] - made[1]).mean() < 2
+
+
+@pytest.mark.slow
+def test_terminal_and_server_keep_to_the_smaller_cells(
+    small_cells, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    words = f"generate -p ball --model {small_cells} --no-audio -W 96 -H 64 -o a.mp4 -n"
+    assert cli.main([*words.split(), "6"]) == 2
+    assert "1 + 4k" in capsys.readouterr().err
+    assert cli.main([*words.split(), "5"]) == 0
+    assert np.stack(read_clip(Path("a.mp4"))[0]).shape == (5, 64, 96, 3)
+    server = Settings({"small": str(small_cells)}, {})
+    wanted = VideoRequest(prompt="ball", width=90, height=16, num_frames=6, seed=1)
+    decided, notices = server.described("small").snapped(wanted)
+    assert (decided.width, decided.height, decided.num_frames) == (96, 32, 5)
+    assert len(notices) == 2
+    server.job(decided).check()
 
 
 def test_an_encoder_and_a_decoder_of_other_cells_are_refused(tmp_path):

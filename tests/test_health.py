@@ -6,7 +6,7 @@ import pytest
 
 from mlx_video import health
 from mlx_video.health import HealthError
-from mlx_video.types import AV, VideoPixelShape, Waveform
+from mlx_video.types import AV, VideoPixelShape, VideoScale, Waveform
 from tiny.evaluate import drawn, unseen
 
 
@@ -98,14 +98,14 @@ def test_silence_and_stills_pass_where_they_may_be():
 
 
 def test_pixels():
-    assert health.check_pixels(GOOD) is GOOD
+    assert check_pixels(GOOD) is GOOD
     for bad in (mx.nan, mx.inf, -mx.inf):
         with pytest.raises(HealthError, match="NaN or infinite pixels"):
-            health.check_pixels(GOOD.at[0, 1, 2].add(bad))
+            check_pixels(GOOD.at[0, 1, 2].add(bad))
 
 
 def test_pixels_of_half_precision_do_not_overflow():
-    health.check_pixels(-1 - 0.1 * noise(1, 3, 2, 64, 1536).astype(mx.float16))
+    check_pixels(-1 - 0.1 * noise(1, 3, 2, 64, 1536).astype(mx.float16))
 
 
 def one_colour_each(count=5):
@@ -290,31 +290,36 @@ def decoded(height=96, width=128, frames=3) -> mx.array:
     return mx.clip(0.4 * noise(1, 3, frames, height, width), -1.2, 1.2)
 
 
+def check_pixels(chunk: mx.array, side: int = 32) -> mx.array:
+    return health.check_pixels(chunk, VideoScale(8, side, side))
+
+
+@pytest.mark.parametrize("side", [16, 32])
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0])
 @pytest.mark.parametrize("rows, columns", [((0, 96), (64, 128)), ((32, 96), (0, 64))])
-def test_a_missing_part_fails(value, rows, columns):
+def test_a_missing_part_fails(value, rows, columns, side):
     """A failed tile is exactly zero, or what the layers after make of that: the same for each latent cell."""
     chunk = decoded()
     chunk[..., slice(*rows), slice(*columns)] = value
     with pytest.raises(HealthError, match="a part repeats exactly"):
-        health.check_pixels(chunk)
-    cell = 0.1 * noise(1, 3, 1, 32, 32)
-    chunk[..., 32:96, 0:64] = mx.tile(cell, (1, 1, 1, 2, 2))
+        check_pixels(chunk, side)
+    cell, chunk = 0.1 * noise(1, 3, 1, side, side), decoded()
+    chunk[..., 32 : 32 + 2 * side, : 2 * side] = mx.tile(cell, (1, 1, 1, 2, 2))
     with pytest.raises(HealthError, match="a part repeats exactly"):
-        health.check_pixels(chunk)
+        check_pixels(chunk, side)
 
 
 @pytest.mark.parametrize("height, width", [(8, 8), (33, 64), (70, 40), (100, 130)])
 def test_pictures_of_any_size_are_looked_at(height, width):
-    health.check_pixels(decoded(height, width))
+    check_pixels(decoded(height, width))
 
 
 def test_a_plain_picture_of_a_decoder_passes():
     """Of one colour but for noise far below what 8 bits show, or with one cell like its neighbour."""
-    health.check_pixels(0.5 + 1e-4 * decoded())
+    check_pixels(0.5 + 1e-4 * decoded())
     chunk = decoded()
     chunk[..., :32, :64] = 0.0
-    health.check_pixels(chunk)
+    check_pixels(chunk)
 
 
 @pytest.mark.parametrize("share, healthy", [(0.005, True), (0.03, False)])
@@ -322,10 +327,10 @@ def test_values_far_out_of_range(share, healthy):
     wild = mx.random.uniform(shape=(1, 3, 3, 96, 128), key=mx.random.key(3)) < share
     chunk = mx.where(wild, 9.0, decoded())
     if healthy:
-        health.check_pixels(chunk)
+        check_pixels(chunk)
         return
     with pytest.raises(HealthError, match="3% is far out of range"):
-        health.check_pixels(chunk)
+        check_pixels(chunk)
 
 
 # Frames: grey, flickering, frozen, half

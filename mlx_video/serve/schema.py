@@ -22,7 +22,7 @@ Prompt = Annotated[
 Name = Annotated[str, StringConstraints(max_length=100)]
 Strength = Annotated[float, Field(ge=-4, le=4)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
-Side = Annotated[int, Field(ge=32, le=8192)]
+Side = Annotated[int, Field(ge=1, le=8192)]
 Time = Annotated[int, BeforeValidator(int)]  # whole Unix seconds
 
 
@@ -59,7 +59,10 @@ class VideoRequest(BaseModel):
     width: Side | None = None
     height: Side | None = None
     num_frames: int | None = Field(
-        None, ge=1, le=4097, description="In place of seconds; snapped to 1 + 8k."
+        None,
+        ge=1,
+        le=4097,
+        description="In place of seconds; snapped to the frame grid.",
     )
     fps: float | None = Field(None, ge=1, le=240)
     seed: Seed | None = Field(None, description="By default a new one each time.")

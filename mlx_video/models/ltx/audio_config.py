@@ -7,6 +7,8 @@ from typing import ClassVar, Mapping
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.schema import Config, short
 
+MEL_BINS = 64  # that a vocoder reads of each channel: no config of one states it
+
 
 @dataclass(frozen=True)
 class AudioVAEConfig(Config):

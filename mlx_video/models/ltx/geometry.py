@@ -3,6 +3,7 @@
 from typing import Mapping
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.audio_config import MEL_BINS
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.schema import LARGEST, short
 from mlx_video.models.ltx.source import Source
@@ -35,13 +36,18 @@ def read_geometry(sources: Mapping[str, Source]) -> Geometry:
 
 
 def _audio(sources: Mapping[str, Source]) -> AudioScale:
-    """The audio's scale; raises ``UserError`` if a mel frame differs in length between vocoder and decoder."""
+    """The audio's scale; raises ``UserError`` if a mel frame differs between vocoder and decoder."""
     config, vocoder = (part_config(name, sources[name]) for name in SOUND)
     rate, hop = config.sampling_rate, config.hop_length
     if vocoder.hop > LARGEST:
         raise UserError(
             f"{sources['vocoder'].path}: its vocoder would make {short(vocoder.hop)} samples of a mel frame. "
             "The file may be damaged."
+        )
+    if config.mel_bins != MEL_BINS:
+        raise UserError(
+            f"{sources['audio_decoder'].path}: its audio decoder makes {config.mel_bins} mel bins (mel_bins), and the vocoder "
+            f"reads {MEL_BINS}. Use parts of one checkpoint."
         )
     if rate * vocoder.hop != vocoder.output_sample_rate * hop:
         raise UserError(

@@ -12,13 +12,13 @@ import mlx.nn as nn
 
 from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.audio_config import (
+    MEL_BINS,
     BandwidthExtensionConfig,
     BigVGANConfig,
     BigVGANVocoderConfig,
 )
 from mlx_video.models.ltx.audio_vae.convolution import (
     EDGE_KERNEL,
-    MEL_BINS,
     Generator,
     to_mlx,
 )

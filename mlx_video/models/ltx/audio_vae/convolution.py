@@ -9,7 +9,6 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.audio_config import GeneratorConfig
 from mlx_video.weights import channels_last
 
-MEL_BINS = 64  # per channel; in no config
 EDGE_KERNEL = 7  # of the first and the last convolution
 
 

@@ -10,9 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx import fitted
-from mlx_video.models.ltx.audio_config import VocoderConfig
+from mlx_video.models.ltx.audio_config import MEL_BINS, VocoderConfig
 from mlx_video.models.ltx.audio_vae.convolution import (
-    MEL_BINS,
     Generator,
     SameConv1d,
     to_mlx,

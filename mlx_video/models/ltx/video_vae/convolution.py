@@ -177,7 +177,7 @@ class CausalConv3d(nn.Conv3d):
             if min(x.shape[2:4]) < 2:
                 raise UserError(
                     f"Reflect padding by 1 needs more than 1 cell on a side; got {min(x.shape[2:4])}. "
-                    "Frames must be at least 2 latent cells (64 pixels) high and wide."
+                    "Frames must be at least 2 latent cells high and wide."
                 )
         kept, before, after = stream.around(self, KERNEL)
         known = int(kept is not None)

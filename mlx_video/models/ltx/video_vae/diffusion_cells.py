@@ -10,6 +10,8 @@ from mlx_video.models.ltx.video_vae.decoding import PIECE, StreamPlan, Tiling
 from mlx_video.models.ltx.video_vae.diffusion_blocks import BAND
 from mlx_video.models.ltx.video_vae.neighborhood import TILE
 from mlx_video.models.ltx.video_vae.tiling import (
+    FRAMES,
+    PIXELS,
     Grid,
     TilingConfig,
     side_cuts,
@@ -23,8 +25,6 @@ LIVE_PIECES, LIVE_BANDS = 3, 2
 work."""
 CPU_MLP, CPU_SCORES, CPU_ATTENDING = 21, 19, 5.5
 """The same on a CPU, measured: of a band in its MLP; or, while it attends, of the scores and of the band."""
-# Official tiles overlap by a multiple of these, in frames and pixels.
-OVERLAP_FRAMES, OVERLAP_PIXELS = 8, 32
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Cells:
             for wide, fine, step in zip(before, last, stride)
         )
         return (
-            math.ceil(time / OVERLAP_FRAMES) * OVERLAP_FRAMES,
-            math.ceil(max(space) * patch / OVERLAP_PIXELS) * OVERLAP_PIXELS,
+            math.ceil(time / FRAMES) * FRAMES,
+            math.ceil(max(space) * patch / PIXELS) * PIXELS,
         )
 
     def activation_bytes(

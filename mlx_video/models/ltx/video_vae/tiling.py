@@ -28,26 +28,34 @@ MODES = (
 )
 
 
+FRAMES, PIXELS = 8, 32
+"""Official tiles and their overlaps are multiples of these, whatever a latent cell is; tiles are cut to whole cells."""
+
+
 @dataclass(frozen=True)
 class SpatialTilingConfig:
-    """Tiles along the longer side of a frame, in pixels, multiples of 32; along the shorter side they shrink with it."""
+    """Tiles along the longer side of a frame, in pixels, multiples of ``PIXELS``; along the shorter side they shrink with it."""
 
     tile_size_in_pixels: int
     tile_overlap_in_pixels: int = 0
 
     def __post_init__(self):
-        _check_tile("pixels", 32, self.tile_size_in_pixels, self.tile_overlap_in_pixels)
+        _check_tile(
+            "pixels", PIXELS, self.tile_size_in_pixels, self.tile_overlap_in_pixels
+        )
 
 
 @dataclass(frozen=True)
 class TemporalTilingConfig:
-    """Tiles along time, in pixel frames, multiples of 8. Raises ``UserError`` for others."""
+    """Tiles along time, in pixel frames, multiples of ``FRAMES``. Raises ``UserError`` for others."""
 
     tile_size_in_frames: int
     tile_overlap_in_frames: int = 0
 
     def __post_init__(self):
-        _check_tile("frames", 8, self.tile_size_in_frames, self.tile_overlap_in_frames)
+        _check_tile(
+            "frames", FRAMES, self.tile_size_in_frames, self.tile_overlap_in_frames
+        )
 
 
 def _check_tile(unit: str, cell: int, size: int, overlap: int) -> None:
