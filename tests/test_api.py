@@ -11,9 +11,10 @@ import pytest
 from PIL import Image as Picture
 
 import mlx_video
-from mlx_video import cli, media, recipes
+from mlx_video import api, cli, media, recipes
 from mlx_video.api import LTXPipeline
 from mlx_video.errors import UserError
+from mlx_video.events import Warned
 from mlx_video.inputs import Image, Keyframes
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.files import Files
@@ -214,6 +215,15 @@ def test_frames_are_taken_once_from_any_clip():
     assert np.array_equal(first, RED) and len(list(clip.frames)) == 2
     with pytest.raises(UserError, match="taken already"):
         iter(clip.frames)
+
+
+def test_a_warning_of_a_run_is_pythons():
+    def events():
+        yield Warned("the clip may flicker")
+        return 7
+
+    with pytest.warns(UserWarning, match="the clip may flicker"):
+        assert api._followed(events(), None) == 7
 
 
 @pytest.mark.slow

@@ -181,6 +181,16 @@ def test_room_is_reckoned_by_disk(tmp_path, monkeypatch):
         check_space([(tmp_path, 4 * 10**8), (tmp_path, 8 * 10**8)])
 
 
+def test_a_run_needs_room_for_its_latents_twice(tmp_path, monkeypatch):
+    """The state before, until the one after is written."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    output, shape = Output(tmp_path / "x.mp4"), VideoPixelShape(9, 64, 64, 24.0)
+    output.check_space(shape, 4 * 10**8)
+    with pytest.raises(DiskFullError, match="has 1.00 GB free"):
+        output.check_space(shape, 5 * 10**8)
+
+
 def test_long_words_are_cut():
     assert short("a" * 9) == "a" * 9
     assert short("b" + "a" * 200, 10) == "...aaaaaaa"

@@ -13,6 +13,7 @@ from PIL import Image as Picture
 
 from mlx_video import recipes
 from mlx_video.conditioning.latent import LatentState
+from mlx_video.errors import UserError
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image, Keyframes
 from mlx_video.models.ltx import enhance
@@ -172,6 +173,28 @@ def test_the_seed_decides_the_noise(model):
     for modality in starts[0].present:
         a, b, c = (start[modality].latent for start in starts)
         assert mx.array_equal(a, b) and abs(likeness(a, c)) < 0.1
+
+
+def test_a_sampler_draws_from_a_seed_of_its_own(model, monkeypatch):
+    """That of the run and 10,000, as in the official code."""
+    ours, seeds = pipeline(model, ONE_STAGE), []
+    key = ours._key
+
+    def noted(seed: int, number: int) -> mx.array:
+        seeds.append(seed)
+        return key(seed, number)
+
+    monkeypatch.setattr(ours, "_key", noted)
+    sample(ours, request(seed=7, audio=False))
+    assert seeds == [7, 10_007]
+
+
+def test_what_is_wrong_is_said_before_anything_is_lent(model):
+    ours = pipeline(model, ONE_STAGE)
+    wrong = request(shape=SHAPE._replace(frames=16))
+    with pytest.raises(UserError, match="16 frames of 192x128 do not fit"):
+        next(ours.events(wrong))
+    assert not ours.components.loans
 
 
 def test_without_sound_the_transformer_has_no_stream_for_it(model):

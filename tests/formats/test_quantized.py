@@ -119,6 +119,12 @@ def tiled(scales: np.ndarray) -> np.ndarray:
     return flat.reshape(down * 128, across * 4)
 
 
+def test_fp4_is_what_its_two_bits_of_exponent_and_one_of_mantissa_say():
+    values = [0.0, 0.5]  # subnormal
+    values += [2.0 ** (e - 1) * (1 + m / 2) for e in (1, 2, 3) for m in (0, 1)]
+    assert list(E2M1) == values
+
+
 @pytest.mark.parametrize("rows, columns", [(6, 32), (130, 96), (256, 64)])
 def test_nvfp4_is_untiled_and_scaled_twice(tmp_path, rows, columns):
     codes = rng.integers(0, 16, (rows, columns)).astype(np.uint8)

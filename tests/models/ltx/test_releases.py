@@ -12,6 +12,7 @@ from mlx_video import cli, hub
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checks import check_distilled_lora
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.contents import upsampler_kind
 from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import find_defaults
 from mlx_video.models.ltx.layouts import Layout, identify
@@ -237,3 +238,18 @@ def test_a_newer_gemma_is_told_from_an_older(tmp_path):
         match="trained with Gemma 3, and the text encoder is a Gemma 4|has .* channels",
     ):
         Components.open(Files(TINY_2_3, text_encoder=packed), needs=needs)
+
+
+@pytest.mark.parametrize(
+    "space, time, part",
+    [
+        (True, False, "upsampler"),
+        (False, True, "temporal_upsampler"),
+        (True, True, ""),
+        (False, False, ""),
+    ],
+)
+def test_an_upsampler_doubles_the_sides_or_the_frames(space, time, part):
+    config = {"_class_name": "LatentUpsampler"}
+    config |= {"spatial_upsample": space, "temporal_upsample": time}
+    assert upsampler_kind(config) == part
