@@ -42,7 +42,7 @@ def make(id: str, request: dict, output: str) -> None:
             time.sleep(0.3)
     for percent in (10, 50, 90):
         say("progress", id=id, phase="stage 1", progress=percent)
-        time.sleep(20 if "endless" in prompt else 0.4 if "slow" in prompt else 0)
+        time.sleep(60 if "endless" in prompt else 0.4 if "slow" in prompt else 0)
         if "die" in prompt:
             os.kill(os.getpid(), signal.SIGKILL)
     if "unknown" in prompt:

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def run(folder: Path, limit: str) -> list[str]:
     launch = Path(sys.executable).with_name("mlx.launch")
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    command = [launch, "-n", "2", "--backend", "ring", "--starting-port", free_port()]
+    command = [launch, "-n", "2", "--backend", "ring", "--starting-port", free_ports()]
     done = subprocess.run(
         [*command, "--", sys.executable, script, folder, limit],
         capture_output=True,
@@ -50,10 +51,14 @@ def run(folder: Path, limit: str) -> list[str]:
     return done.stdout.split("\n")
 
 
-def free_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
+def free_ports() -> str:
+    """The first of two ports that follow each other, one for each process."""
+    while True:
+        with socket.socket() as one, socket.socket() as other, suppress(OSError):
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            other.bind(("127.0.0.1", port + 1))
+            return str(port)
 
 
 def ends(lines: list[str]) -> list[tuple[float, int]]:
