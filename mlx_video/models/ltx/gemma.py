@@ -21,6 +21,7 @@ from mlx_video.models.ltx.gemma_config import (
     Gemma4Config,
     GemmaConfig,
 )
+from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights
 
 
@@ -49,40 +50,40 @@ with _without_its_init("mlx_lm"):
     from mlx_lm.models.base import create_causal_mask
 
 
+# Other modalities, copies of the embeddings, and other tensors in Lightricks' packed file.
+UNUSED = (
+    *("vision_tower.", "vision_model.", "vision_embedder.", "embed_vision."),
+    *("audio_tower.", "audio_projector.", "embed_audio.", "multi_modal_projector."),
+    *("model.vision_tower.", "model.vision_embedder.", "model.embed_vision."),
+    *("model.audio_tower.", "model.embed_audio.", "model.multi_modal_projector."),
+    *("lm_head.", "language_model.lm_head."),
+    *("text_embedding_projection.", "tokenizer_json", "spiece_model", "hf_asset__"),
+)
+
+
+def _names(official: str) -> TensorNames:
+    """``official`` begins a name in the file that a release was published with; the other spellings are read too."""
+    spellings = (
+        official,
+        "language_model.model.",  # hub files of 2025, mlx-lm, mlx-vlm
+        "model.language_model.",  # transformers 5
+        "model.",
+    )
+    ours = dict.fromkeys(spellings, "model.")
+    return TensorNames(ours | dict.fromkeys(UNUSED) | {"": ""})
+
+
 class _Language:
     """What both share: the names of their tensors, and Linears that stay fast for long prompts."""
 
     BLOCKS: ClassVar = "model.layers."
-    LANGUAGE: ClassVar[dict[str, str]] = {
-        "language_model.model.": "model.",  # hub files of 2025, mlx-lm, mlx-vlm
-        "model.language_model.": "model.",  # transformers 5
-    }
-    # Other modalities, copies of the embeddings, and other tensors in Lightricks' packed file.
-    UNUSED: ClassVar[tuple[str, ...]] = (
-        *("vision_tower.", "vision_model.", "vision_embedder.", "embed_vision."),
-        *("audio_tower.", "audio_projector.", "embed_audio.", "multi_modal_projector."),
-        *("model.vision_tower.", "model.vision_embedder.", "model.embed_vision."),
-        *("model.audio_tower.", "model.embed_audio.", "model.multi_modal_projector."),
-        *("lm_head.", "language_model.lm_head."),
-        *("text_embedding_projection.", "tokenizer_json", "spiece_model", "hf_asset__"),
-    )
+    NAMES: ClassVar[TensorNames]
 
     @classmethod
     def sanitize(cls, tensors: Weights) -> Weights:
         """The language model's tensors, under the names mlx-lm gives them in a text-only model."""
-        contents = {k.removeprefix(TEXT_ENCODER): v for k, v in tensors.items()}
-        return {
-            cls.rename(key): value
-            for key, value in contents.items()
-            if not key.startswith(cls.UNUSED)
-        }
-
-    @classmethod
-    def rename(cls, key: str) -> str:
-        for old, new in cls.LANGUAGE.items():
-            if key.startswith(old):
-                return new + key.removeprefix(old)
-        return key
+        named = {k.removeprefix(TEXT_ENCODER): v for k, v in tensors.items()}
+        return cls.NAMES.take(named) or {}
 
     def _use_our_linears(self) -> None:
         def ours(layer: nn.Module) -> nn.Module:
@@ -98,6 +99,7 @@ class Gemma3(_Language, gemma3_text.Model):
     """The Gemma 3 of LTX-2 and 2.3, without a head of its own: it shares the embeddings."""
 
     CONFIG: ClassVar = Gemma3Config
+    NAMES: ClassVar = _names("language_model.model.")
 
     def __init__(self, config: Gemma3Config):
         given = asdict(config) | {"model_type": "gemma3_text"}
@@ -111,6 +113,7 @@ class Gemma4(_Language, gemma4_text.Model):
     """The dense Gemma 4 of LTX-2.5: no experts, no per-layer inputs, no shared keys."""
 
     CONFIG: ClassVar = Gemma4Config
+    NAMES: ClassVar = _names("model.")
 
     def __init__(self, config: Gemma4Config):
         # mlx-lm's defaults are those of the small models.

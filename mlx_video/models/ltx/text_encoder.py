@@ -77,6 +77,10 @@ class GemmaTextEncoder(Network):
         """The language model's tensors under our names."""
         return gemma.Gemma3.sanitize(tensors)
 
+    def official_name(self, key: str) -> str:
+        """What the file that this Gemma was published in calls our ``key``; Gemma 3 and 4 differ."""
+        return self.model.NAMES.official(key)
+
     @classmethod
     def write(
         cls,
