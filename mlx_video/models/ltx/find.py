@@ -18,7 +18,6 @@ from mlx_video.models.ltx.contents import (
     is_diffusion,
     joined,
     parts_in,
-    upsampler_kind,
 )
 from mlx_video.models.ltx.files import CONV, Files, LoRA
 from mlx_video.models.ltx.geometry import read_geometry
@@ -151,10 +150,9 @@ def _published(
     release: Release, files: Iterable[str], needs: tuple[str, ...], given: Files
 ) -> dict[str, list[str]]:
     """Repository -> the names or patterns of what a run needs of a release, beside ``given``; its own repository first."""
-    parts = ("upsampler", "distilled_lora", "duration_head", "temporal_upsampler")
     lacking = {n for n in needs if not getattr(given, n, None)}
-    own = [getattr(release, name) for name in parts if name in lacking]
-    wanted = {release.repository: [*files, *filter(None, own)]}
+    own = [file for name, file in release.single.items() if name in lacking]
+    wanted = {release.repository: [*files, *own]}
     if "text_encoder" in lacking:
         repository, names = release.text_files
         wanted.setdefault(repository, []).extend(names)
@@ -212,14 +210,12 @@ def find_sources(
         sources["text_encoder"] = found
     if {"text_encoder", "connectors"} <= sources.keys() & set(needs):
         check_text_encoder(layout, sources["text_encoder"])
-    if files.upsampler or "upsampler" in lacking:
-        sources["upsampler"] = find_upsampler(files.upsampler, release, announce)
     if files.video_vae and "video_decoder" in sources:
         sources |= find_video_vae(files.video_vae, layout, announce)
-    own = release.duration_head, release.temporal_upsampler
-    for name, file in zip(("duration_head", "temporal_upsampler"), own):
-        if name in lacking and file:
-            sources[name] = Source.of(_file(None, release, file, announce))
+    for name in filter(PARTS.get, release.single):
+        given = getattr(files, name, None)
+        if given or name in lacking:
+            sources[name] = find_single(name, given, release, announce)
     sources = joined(sources)
     wanted = {name: source for name, source in sources.items() if name in needs}
     for name, source in wanted.items():
@@ -268,16 +264,17 @@ def _file(
     return hub.resolve(release.repository, [file], release.announced(announce)) / file
 
 
-def find_upsampler(
-    given: str | Path | None, release: Release, announce: hub.Announce
+def find_single(
+    name: str, given: str | Path | None, release: Release, announce: hub.Announce
 ) -> Source:
-    """The spatial upsampler that is ``given``, or the one of ``release``; raises ``UserError`` for any other network."""
-    source = Source.of(_file(given, release, release.upsampler, announce))
-    if upsampler_kind(source.config) != "upsampler":
+    """The part in the file that is ``given``, or in its own of ``release``; raises ``UserError`` for any other network."""
+    file = release.single[name]
+    found = _file(given, release, file, announce)
+    if name not in parts_in(found):
         raise UserError(
-            f"{source.path} does not double rows and columns. Give {release.upsampler} of {release.repository}."
+            f"{found} {PARTS[name].unlike}. Give {file} of {release.repository}."
         )
-    return source
+    return Source.of(found)
 
 
 def find_video_vae(

@@ -59,6 +59,7 @@ class Part:
     candidates  the first that fits the block is the network; the last fits any
     optional    whether a checkpoint may do without
     files       patterns of its files in a folder of its own
+    unlike      what to say of a file that holds another, if it has one of its own in a release
     lacking     how to get it if a checkpoint lacks it, as a format string over ``release``
     """
 
@@ -67,6 +68,7 @@ class Part:
     candidates: tuple[Candidate, ...]
     optional: bool = False
     files: tuple[str, ...] = (CONFIG, INDEX, "*.safetensors")
+    unlike: str = ""
     lacking: str = "use the files of {release.repository}"
 
     def candidate(self, block: Mapping[str, object]) -> Candidate:
@@ -119,6 +121,7 @@ PARTS = {
             "upsampler",
             None,
             ("upsampler:LatentUpsampler", UpsamplerConfig),
+            unlike="does not double rows and columns",
             lacking="put {release.upsampler} beside it, or let it be fetched from {release.repository} (1.0 GB)",
         ),
         _part(
@@ -129,8 +132,20 @@ PARTS = {
             lacking="put {release.text_encoder.name} beside it, a folder named text_encoder or gemma-3-12b-it-..., or let it "
             "be fetched from {release.text_encoder_place} ({release.text_encoder.size:.0f} GB)",
         ),
-        _part("temporal_upsampler", None, ("upsampler:LatentUpsampler", UpsamplerConfig), optional=True),
-        _part("duration_head", None, ("duration:DurationHead", DurationConfig), optional=True),
+        _part(
+            "temporal_upsampler",
+            None,
+            ("upsampler:LatentUpsampler", UpsamplerConfig),
+            optional=True,
+            unlike="does not double frames",
+        ),
+        _part(
+            "duration_head",
+            None,
+            ("duration:DurationHead", DurationConfig),
+            optional=True,
+            unlike="has no duration head",
+        ),
     )
 }  # fmt: skip
 NEEDED = tuple(name for name, part in PARTS.items() if not part.optional)

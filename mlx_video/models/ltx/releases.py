@@ -142,6 +142,12 @@ class Release:
             return own.repository, hub.TEXT_ENCODER_FILES
         return self.repository, (own.file,)
 
+    @property
+    def single(self) -> dict[str, str]:
+        """The files that some runs need, by the name of their part, or "distilled_lora"."""
+        names = "upsampler", "temporal_upsampler", "distilled_lora", "duration_head"
+        return {name: file for name in names if (file := getattr(self, name))}
+
     def files(self, variant: str) -> tuple[str, ...]:
         """The files of a whole checkpoint, the transformer's first."""
         return (self.transformers[variant], *self.others)

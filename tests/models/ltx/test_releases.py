@@ -10,12 +10,14 @@ import pytest
 
 from mlx_video import cli, hub
 from mlx_video.errors import UserError
+from mlx_video.models.ltx import find
 from mlx_video.models.ltx.checks import check_distilled_lora
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.components import Components, announce_to_log
 from mlx_video.models.ltx.contents import upsampler_kind
 from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import find_defaults
 from mlx_video.models.ltx.layouts import Layout, identify
+from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.releases import (
     GEMMA_3,
     LTX_2,
@@ -29,7 +31,7 @@ from mlx_video.recipes import Defaults
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
 from tests.media_reading import read_clip
 from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
-from tests.reference import FIXTURES
+from tests.reference import CHECKPOINT, FIXTURES
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,14 @@ def test_the_release_brings_its_defaults(path, steps, block, crf, sampler):
 def test_every_release_states_numbers_that_defaults_take(release):
     assert Defaults.from_dict(release.defaults)
     assert release.files("dev") != release.files("distilled")
+    assert all(PARTS[name].unlike for name in release.single.keys() & PARTS.keys())
+
+
+def test_a_file_of_its_own_must_hold_the_part_that_it_is_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(find, "_file", lambda *_: CHECKPOINT)
+    for name, words in (("temporal_upsampler", "frames"), ("duration_head", "head")):
+        with pytest.raises(UserError, match=f"ltx2.* {words}. Give .* of Lightricks"):
+            find.find_single(name, None, LTX_2_5, announce_to_log)
 
 
 def test_a_converted_folder_keeps_its_release(tmp_path, monkeypatch):
