@@ -412,7 +412,7 @@ def one_block(tiny: bool, release: str):
     model = LTXModel(mlx_config(tiny, release, num_layers=1))
     model.set_dtype(mx.bfloat16)
     clip = (TINY_CLIPS if tiny else CLIPS)[0]
-    x, conditioning = model.enter(mlx_inputs(model, clip, evaluated=False))
+    x, conditioning = model.embed(mlx_inputs(model, clip, evaluated=False))
     return model.transformer_blocks[0], x, conditioning
 
 

@@ -79,12 +79,12 @@ def forward(model: LTXModel, dtype: mx.Dtype) -> tuple[list[mx.array], float]:
             object.__setattr__(stream, name, getattr(stream, name).astype(dtype))
     seen, gelu = [], attention.gelu
     attention.gelu = lambda x: (seen.append(x), gelu(x))[1]
-    x, conditioning = model.enter(given)
+    x, conditioning = model.embed(given)
     for block in model.transformer_blocks:
         x = block(x, conditioning)
         seen += x.values
     attention.gelu = gelu
-    velocities = list(model.leave(x, conditioning).values)
+    velocities = list(model.project_out(x, conditioning).values)
     return velocities, max(mx.abs(x).max().item() for x in seen)
 
 

@@ -232,7 +232,7 @@ class Slope:
         x, context = (_read(given | state, field) for field in ("x", "context"))
         inputs = x.map(ModalityInput, _times(given), context, _ropes(given))
         with _with(weights, self.denoiser) as denoiser:
-            x, conditioning = denoiser.transformer.enter(inputs)
+            x, conditioning = denoiser.transformer.embed(inputs)
         state = _named("x", x) | _named("context", context)
         for field in FIELDS:
             state |= _named(field, conditioning.map(lambda c: getattr(c, field)))
@@ -256,7 +256,7 @@ class Slope:
     ) -> Arrays:
         with _with(weights, self.denoiser) as denoiser:
             c = _conditioning(state, given)
-            v = denoiser.transformer.leave(_read(state, "x"), c)
+            v = denoiser.transformer.project_out(_read(state, "x"), c)
         return {"loss": _error(v, _read(given, "target"), shape, pinned)}
 
 

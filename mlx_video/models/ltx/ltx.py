@@ -208,24 +208,26 @@ class LTXModel(Network):
         Raises ``ValueError`` if the inputs do not fit the model or each other.
         """
         self._check(inputs, perturbations)
-        x, conditioning = self.enter(inputs)
+        x, conditioning = self.embed(inputs)
         for index, block in enumerate(self.transformer_blocks):
             x = block(x, conditioning, *_perturbed(index, perturbations))
-        return self.leave(x, conditioning)
+        return self.project_out(x, conditioning)
 
-    def enter(self, inputs: AV[ModalityInput]) -> tuple[AV[mx.array], AV[Conditioning]]:
+    def embed(self, inputs: AV[ModalityInput]) -> tuple[AV[mx.array], AV[Conditioning]]:
         """The first block's input: tokens (B, N, D) of each stream, and what every block reads besides."""
-        x = inputs.map(lambda given, s: s.enter(given), self.streams)
+        x = inputs.map(lambda given, s: s.embed(given), self.streams)
         conditioning = inputs.map(
-            lambda given, s, other: s.condition(given, other),
+            lambda given, s, other: s.conditioning(given, other),
             self.streams,
             inputs.swapped,
         )
         return x, conditioning
 
-    def leave(self, x: AV[mx.array], conditioning: AV[Conditioning]) -> AV[mx.array]:
+    def project_out(
+        self, x: AV[mx.array], conditioning: AV[Conditioning]
+    ) -> AV[mx.array]:
         """The velocities (B, N, C) from the last block's tokens."""
-        return x.map(lambda x, s, c: s.leave(x, c), self.streams, conditioning)
+        return x.map(lambda x, s, c: s.project_out(x, c), self.streams, conditioning)
 
     def _check(
         self, inputs: AV[ModalityInput], perturbations: Sequence[Perturbation]
@@ -253,7 +255,7 @@ class LTXModel(Network):
 
 
 class Stream(nn.Module):
-    """Both ends of a stream: how its tokens enter and leave the blocks, and how its noise level modulates them."""
+    """Both ends of a stream: its tokens before and after the blocks, and how its noise level modulates them."""
 
     def __init__(
         self, config: LTXModelConfig, own: StreamConfig, other: StreamConfig | None
@@ -281,14 +283,14 @@ class Stream(nn.Module):
         """(B, L, caption_channels) -> (B, L, D), unless the connectors have done so."""
         return self.caption_projection(x) if "caption_projection" in self else x
 
-    def enter(self, given: ModalityInput) -> mx.array:
+    def embed(self, given: ModalityInput) -> mx.array:
         """Tokens (B, N, D); those that encode a single frame are marked, if the model supports it."""
         x = self.patchify_proj(given.latent)
         if given.keyframes is None or "keyframes_abs_pos_embedding" not in self:
             return x
         return x + (given.keyframes > 0) * self.keyframes_abs_pos_embedding
 
-    def condition(
+    def conditioning(
         self, given: ModalityInput, other: ModalityInput | None
     ) -> Conditioning:
         """What the blocks read of this stream; ``other`` is the other stream's input."""
@@ -329,7 +331,7 @@ class Stream(nn.Module):
             return self.prompt_adaln_single(sigma, dtype)[0]
         return mx.zeros((1, 1, *self.scale_shift_table.shape), dtype)
 
-    def leave(self, x: mx.array, c: Conditioning) -> mx.array:
+    def project_out(self, x: mx.array, c: Conditioning) -> mx.array:
         """The velocity (B, N, C) from the last block's tokens."""
         rows = mx.repeat(c.embedded[:, :, None], 2, axis=2)  # both get the same added
         table, numbers = self.scale_shift_table, (OUTPUT.shift, OUTPUT.scale)

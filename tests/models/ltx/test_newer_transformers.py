@@ -237,7 +237,7 @@ def test_keyframes_are_marked_where_the_model_knows_marks():
 @newer
 def test_rows(official):
     model = official.model()
-    _, c = model.enter(official.inputs(model))
+    _, c = model.embed(official.inputs(model))
     for modality, direction in ((Modality.VIDEO, "a2v"), (Modality.AUDIO, "v2a")):
         ours, name = c[modality], modality.value
         for values, expected in (
@@ -304,7 +304,7 @@ def test_every_step_of_the_first_block(official):
         seen[f"{name}.out"] = recorded(block[stream], attention)
     seen["ff.out"] = recorded(block.video, "ff")
     seen["audio_ff.out"] = recorded(block.audio, "ff")
-    x, c = model.enter(official.inputs(model))
+    x, c = model.embed(official.inputs(model))
     assert errors(x, official.pair("int.{}_x")) < MODULE_TOLERANCE
     assert errors(block(x, c), official.pair("blk0.{}")) < MODULE_TOLERANCE
     checked = 0

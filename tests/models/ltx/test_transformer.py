@@ -30,7 +30,7 @@ from tests.reference import MODULE_TOLERANCE, error, vectors
 
 
 def conditioning(timesteps, some=model(), sigma=SIGMA):
-    return some.enter(inputs(some, timesteps, sigma=sigma))[1]
+    return some.embed(inputs(some, timesteps, sigma=sigma))[1]
 
 
 def of_tokens(values: mx.array, levels: mx.array | None) -> mx.array:
@@ -91,7 +91,7 @@ def test_gates_are_crossed():
         lambda sigma: Timesteps.from_mask(sigma, mx.ones((1, 4, 1)))
     )
     streams = inputs(model()).map(lambda s, t: replace(s, timesteps=t), levels)
-    _, c = model().enter(streams)
+    _, c = model().embed(streams)
     for modality, sigma in ((Modality.VIDEO, 0.8), (Modality.AUDIO, 0.2)):
         expected = gate_of(conditioning(UNIFORM, sigma=sigma)[modality])
         assert error(gate_of(c[modality]), expected) < 1e-6
@@ -129,7 +129,7 @@ def test_rope_tables(modality):
 
 
 def test_first_block():
-    x, c = model().enter(inputs(model()))
+    x, c = model().embed(inputs(model()))
     assert error(x.video, DIT["int.uniform.video_x"]) < MODULE_TOLERANCE
     assert error(x.audio, DIT["int.audio_x"]) < MODULE_TOLERANCE
     x = model().transformer_blocks[0](x, c)
