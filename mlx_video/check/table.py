@@ -298,8 +298,8 @@ def rope(tokens: int, heads: int, size: int) -> tuple[mx.array, mx.array]:
     """Cosines and sines of a drawn grid of ``tokens``, as the transformer turns heads of ``size``."""
     grid = mx.abs(drawn(1, 3, tokens)) * 20
     return precompute_freqs_cis(
-        grid,
-        heads * size,
+        indices_grid=grid,
+        dim=heads * size,
         num_attention_heads=heads,
         rope_type=LTXRopeType.SPLIT,
         double_precision=True,

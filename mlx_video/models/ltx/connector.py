@@ -224,8 +224,8 @@ class Connector(nn.Module):
         """Rotary tables of the token indices 0, 1, 2, ..."""
         config = self.config
         return precompute_freqs_cis(
-            mx.arange(positions, dtype=mx.float32)[None, None],
-            self.learnable_registers.shape[-1],
+            indices_grid=mx.arange(positions, dtype=mx.float32)[None, None],
+            dim=self.learnable_registers.shape[-1],
             theta=config.positional_embedding_theta,
             max_pos=config.connector_positional_embedding_max_pos,
             num_attention_heads=self.heads,

@@ -175,15 +175,18 @@ class LTXModel(Network):
 
         def tables(bounds: mx.array, own: StreamConfig) -> RopeTables:
             alone = rope(
-                bounds, own.width, max_pos=own.max_pos, num_attention_heads=own.heads
+                indices_grid=bounds,
+                dim=own.width,
+                max_pos=own.max_pos,
+                num_attention_heads=own.heads,
             )
             if len(positions.present) < 2:
                 return RopeTables(alone)
             # Across the streams only time has a meaning, on a scale that both share; the exchange has the audio's heads.
             audio, shared = streams.audio, max(s.max_pos[0] for s in streams.values)
             cross = rope(
-                bounds[:, :1],
-                audio.width,
+                indices_grid=bounds[:, :1],
+                dim=audio.width,
                 max_pos=(shared,),
                 num_attention_heads=audio.heads,
             )
