@@ -114,7 +114,7 @@ class FidelityPipeline(Pipeline):
         pictures = dict(zip(seams, before.pictures.values()))
         request, round_ = sampling.request, number - len(self.recipe.stages) + 1
         layout = self._layout(request, round_)
-        videos, made = [], []
+        videos, made, name = [], [], self.recipe.phase(number)
         for index, tile in enumerate(layout):
             shape = self._told(request, round_, tile)
             size, place = self._place(shape)
@@ -125,9 +125,9 @@ class FidelityPipeline(Pipeline):
             seed = request.seed + 1000 * round_ + index
             noise, key = mx.random.split(mx.random.key(seed % 2**32))
             states = noised(states, stage.sigmas[0], noise)
-            name = f"round {round_}, tile {index + 1}"
             for step, states in steps(name, stage, denoise, states, key):
-                yield step
+                done, total = index * step.total + step.index, len(layout) * step.total
+                yield step._replace(index=done, total=total)
             videos.append(unpatchify(states, shape, geometry).video)
             new = dfr.generated_pictures(states.video, tile.slots, size)
             made.append({f: pictures[f] for f in tile.anchors} | new)

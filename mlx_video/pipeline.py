@@ -27,7 +27,7 @@ from mlx_video.recipes import DECODER_SEED, SAMPLER_SEED, Defaults, Recipe, Stag
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import Predict, guided, may_start
 from mlx_video.sampling.samplers import Denoise
-from mlx_video.types import AV, Clip, PromptEmbeddings, Sample, Step, Waveform
+from mlx_video.types import AV, Clip, Doing, PromptEmbeddings, Sample, Step, Waveform
 
 X = TypeVar("X")
 Conditions = list[AV[list[Condition]]]
@@ -150,10 +150,10 @@ class Pipeline:
         """
         whole = replace(request, audio=True)  # the head reads both streams' context
         embeddings, prompt = yield from self._encode_prompt(whole)
-        yield Step("predict duration", 0, 1)
+        yield Step(Doing.PREDICT_DURATION, 0, 1)
         with self.components.lend("duration_head") as head:
             seconds = head(embeddings.positive).item()
-        yield Step("predict duration", 1, 1)
+        yield Step(Doing.PREDICT_DURATION, 1, 1)
         fps, step = request.shape.fps, self.components.geometry.video.time
         shape = request.shape._replace(frames=frames_for(seconds, fps, step))
         return replace(request, shape=shape, prompt=prompt, enhance=False, timed=False)
@@ -171,10 +171,10 @@ class Pipeline:
             health.check_latents(latents, "sampling")
         shape, sound = request.shape, None
         if latents.audio is not None:
-            yield Step("decode sound", 0, 1)
+            yield Step(Doing.DECODE_SOUND, 0, 1)
             sound = postprocess.fit_sound(self._decode_audio(latents.audio), shape)
-            yield Step("decode sound", 1, 1)
-        yield Step("decode video", 0, shape.frames)
+            yield Step(Doing.DECODE_SOUND, 1, 1)
+        yield Step(Doing.DECODE_VIDEO, 0, shape.frames)
         yield Clip(self._decode_video(latents.video, request), shape, sound)
 
     def latent_shapes(self, request: Request) -> AV[tuple[int, ...]]:
@@ -221,20 +221,20 @@ class Pipeline:
     # Phases, in the order of the path. Each generator yields its Steps and returns what it made.
 
     def _encode_prompt(self, request: Request) -> Working[tuple[PromptEmbeddings, str]]:
-        yield Step("load text encoder", 0, 1)
+        yield Step(Doing.LOAD_TEXT_ENCODER, 0, 1)
         with self.components.lend("text_encoder") as encoder:
-            yield Step("load text encoder", 1, 1)
-            yield Step("encode prompt", 0, 2)
+            yield Step(Doing.LOAD_TEXT_ENCODER, 1, 1)
+            yield Step(Doing.ENCODE_PROMPT, 0, 2)
             prompt = self._enhanced(request, encoder)
             features = encoder.features(self._texts(request, prompt))
-        yield Step("encode prompt", 1, 2)
+        yield Step(Doing.ENCODE_PROMPT, 1, 2)
         with self.components.lend("connectors") as connectors:
             modalities = AV(True, request.audio or None).present
             embeddings = embed_prompts(connectors, features, modalities)
             mx.eval([p.values for p in (embeddings.positive, embeddings.negative) if p])
         if self.health:
             health.check_embeddings(embeddings.positive)
-        yield Step("encode prompt", 2, 2)
+        yield Step(Doing.ENCODE_PROMPT, 2, 2)
         return embeddings, prompt
 
     def _enhanced(self, request: Request, encoder) -> str:
@@ -251,7 +251,7 @@ class Pipeline:
         """The conditions that the inputs set on each stage."""
         count, conditions = len(self.recipe.walk), []
         if request.inputs:
-            yield Step("encode inputs", 0, count)
+            yield Step(Doing.ENCODE_INPUTS, 0, count)
         with ExitStack() as loans:
             lend = self.components.lend
             networks = {n: loans.enter_context(lend(n)) for n in request.encoders}
@@ -259,7 +259,7 @@ class Pipeline:
             for number in range(count):
                 conditions.append(self._conditions(request, parts, number))
                 if request.inputs:
-                    yield Step("encode inputs", number + 1, count)
+                    yield Step(Doing.ENCODE_INPUTS, number + 1, count)
         forget()
         return conditions
 
@@ -275,14 +275,14 @@ class Pipeline:
         stages = list(enumerate(self.recipe.walk))[start.stage if start else 0 :]
         made = Made(sound=start.sound if start else None)
         for loras, group in groupby(stages, key=lambda item: item[1].loras):
-            yield Step("load transformer", 0, 1)
+            yield Step(Doing.LOAD_TRANSFORMER, 0, 1)
             with (
                 self.components.transformer(request.model_type, *loras) as predict,
                 Previews(
                     self.components, predict.model if self.previews else None
                 ) as previews,
             ):
-                yield Step("load transformer", 1, 1)
+                yield Step(Doing.LOAD_TRANSFORMER, 1, 1)
                 lent = sampling._replace(predict=predict, previews=previews)
                 for number, _ in group:
                     made = yield from self._stage(lent, number, made)
@@ -318,7 +318,7 @@ class Pipeline:
         states = yield from self._denoise(sampling, number, states, sound, resumes)
         latents = unpatchify(states, shape, geometry)
         if self.health:
-            health.check_latents(latents, f"stage {number + 1}")
+            health.check_latents(latents, self.recipe.phase(number))
         own = number == self.recipe.sound_stage
         return Made(latents, latents.audio if own else sound), states
 
@@ -332,7 +332,7 @@ class Pipeline:
     ) -> Working[AV[LatentState]]:
         """The states after the last step of stage ``number``, from ``states`` before the noise."""
         request, embeddings, _, start, predict, previews = sampling
-        stage, name, done = self.recipe.stages[number], f"stage {number + 1}", 0
+        stage, name, done = self.recipe.stages[number], self.recipe.phase(number), 0
         states = noised(states, stage.sigmas[0], self._key(request.seed, number))
         if start and start.stage == number:
             states, done = start.into(states), start.step
@@ -357,7 +357,7 @@ class Pipeline:
 
     def _upsample(self, latents: AV[mx.array], stage: Stage) -> Working[AV[mx.array]]:
         """The video as large as ``stage`` wants it, by default twice the rows and columns; the sound goes on as it is."""
-        yield Step("upsample", 0, 1)
+        yield Step(Doing.UPSAMPLE, 0, 1)
         with (
             self.components.lend(stage.upsampler) as upsampler,
             self.components.video_statistics() as statistics,
@@ -367,7 +367,7 @@ class Pipeline:
             mx.eval(video)
         if self.health:
             health.check_latents(AV(video), "upsampling")
-        yield Step("upsample", 1, 1)
+        yield Step(Doing.UPSAMPLE, 1, 1)
         return AV(video, latents.audio)
 
     def _decode_audio(self, latent: mx.array) -> Waveform:

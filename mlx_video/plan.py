@@ -24,9 +24,15 @@ from mlx_video.models.ltx.video_vae.decoding import StreamPlan, choose_tiling
 from mlx_video.recipes import Recipe, Stage
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import passes_of
-from mlx_video.types import AV, Geometry, PromptEmbeddings, VideoPixelShape, VideoScale
+from mlx_video.types import (
+    AV,
+    Doing,
+    Geometry,
+    PromptEmbeddings,
+    VideoPixelShape,
+    VideoScale,
+)
 
-LIBRARIES = "libraries"  # a phase
 LIBRARY_BYTES = 200e6  # of a process beside MLX's arrays, and of the clip's encoder: 90 to 200 were seen
 OFFERED = 0.95  # of a machine's memory; the rest is the system's
 BYTES_PER_TOKEN = 3  # of a prompt in UTF-8; in most languages there are more
@@ -37,7 +43,6 @@ DIGIT = GB // 100  # of a message
 TILINGS = "conservative", "default", "aggressive"  # those with fewer seams first
 # Floating-point operations per second of the transformer, by device: those of docs/measurements/2026-11.md.
 SPEED = {"NVIDIA H200": 5.8e14}
-DECODE = "decode video"
 PASSES_TO_DECODE = 0.5  # as long as so many passes of the last stage: 0.3 for ltx-2-tiny on a CPU, 0.7 for the 19B on an H200
 
 
@@ -127,7 +132,8 @@ class Phase(NamedTuple):
     def seconds(self) -> float | None:
         """How long its operations take; ``None`` where the device was not measured, and of decoding."""
         speed = SPEED.get(mx.device_info().get("device_name"))
-        return self.operations / speed if speed and self.name != DECODE else None
+        known = speed and self.name != Doing.DECODE_VIDEO
+        return self.operations / speed if known else None
 
 
 class Footprint:
@@ -246,7 +252,7 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     limit = limit or OFFERED * machine_bytes()
     # A GPU with memory of its own holds no libraries.
     apart = mx.default_device() == mx.gpu and not mx.metal.is_available()
-    libraries = Phase(LIBRARIES, 0, 0.0 if apart else LIBRARY_BYTES)
+    libraries = Phase(Doing.LIBRARIES, 0, 0.0 if apart else LIBRARY_BYTES)
     room = limit - libraries.peak
     for chosen, residency in _residencies(components, work.sampled):
         for tried, residency in _with_extras(work, residency):
@@ -267,23 +273,23 @@ def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
         yield from _stages(footprint, work)
         yield from _rounds(footprint, work)
     if work.request.audio:
-        yield footprint.in_turn("decode sound", work, "audio_decoder", "vocoder")
+        yield footprint.in_turn(Doing.DECODE_SOUND, work, "audio_decoder", "vocoder")
     yield _video(footprint, work, room)
 
 
 def _prompt(footprint: Footprint, work: Work) -> Iterator[Phase]:
-    yield footprint.in_turn("encode prompt", work, "text_encoder", "connectors")
+    yield footprint.in_turn(Doing.ENCODE_PROMPT, work, "text_encoder", "connectors")
     if work.request.timed and "duration_head" in footprint.components.sources:
-        yield footprint.in_turn("predict duration", work, "duration_head")
+        yield footprint.in_turn(Doing.PREDICT_DURATION, work, "duration_head")
 
 
 def _inputs(footprint: Footprint, work: Work) -> Iterator[Phase]:
     inputs, encoders = work.request.inputs, work.request.encoders
     if read := max((given.read_bytes for given in inputs), default=0):
-        yield Phase("read inputs", 0, read)
+        yield Phase(Doing.READ_INPUTS, 0, read)
     if encoders:  # which are lent together
         most = max(footprint.computing(name, work) for name in encoders)
-        yield footprint.phase("encode inputs", most, *encoders)
+        yield footprint.phase(Doing.ENCODE_INPUTS, most, *encoders)
 
 
 def _stages(footprint: Footprint, work: Work) -> Iterator[Phase]:
@@ -297,7 +303,7 @@ def _stages(footprint: Footprint, work: Work) -> Iterator[Phase]:
             shown = decoder.activation_bytes(frame, StreamPlan())
         together = work.batched or footprint.residency.low_memory
         finer = tokens.video if number else 0
-        name = f"stage {number + 1}"
+        name = work.recipe.phase(number)
         yield from _sampling(
             footprint, stage, name, tokens, finer, passes, together, shown
         )
@@ -308,8 +314,10 @@ def _rounds(footprint: Footprint, work: Work) -> Iterator[Phase]:
     geometry = footprint.components.geometry
     finer = geometry.latents(work.shape).tokens
     rounds = zip(work.recipe.rounds or (), work.round_tokens(geometry))
-    for number, (stage, (tokens, tiles)) in enumerate(rounds, start=1):
-        for phase in _sampling(footprint, stage, f"round {number}", tokens, finer):
+    first = len(work.recipe.stages)
+    for number, (stage, (tokens, tiles)) in enumerate(rounds, start=first):
+        name = work.recipe.phase(number)
+        for phase in _sampling(footprint, stage, name, tokens, finer):
             yield phase._replace(operations=tiles * phase.operations)
 
 
@@ -332,7 +340,7 @@ def _sampling(
     held = transformer.held_bytes(tokens, passes, context)
     if finer:
         upsample = held + footprint.part(stage.upsampler).activation_bytes(finer)
-        yield footprint.phase("upsample", upsample, "transformer", stage.upsampler)
+        yield footprint.phase(Doing.UPSAMPLE, upsample, "transformer", stage.upsampler)
     at_once = passes if together else 1
     forward = transformer.activation_bytes(tokens, at_once, context)
     done = footprint.phase(name, held + max(forward, shown), "transformer")
@@ -345,7 +353,7 @@ def _video(footprint: Footprint, work: Work, room: float) -> Phase:
     others = footprint.residency.keep - {"video_decoder"}
     free = room - sum(map(footprint.weights, others))
     video = footprint.video(work.shape, work.request.tiling, free)
-    decode = footprint.phase(DECODE, video, "video_decoder")
+    decode = footprint.phase(Doing.DECODE_VIDEO, video, "video_decoder")
     if work.sampled:  # there is no other to compare it with
         return decode
     last = len(work.recipe.stages) - 1
@@ -367,12 +375,12 @@ def machine_bytes() -> int:
 
 def largest(phases: Iterable[Phase]) -> Phase:
     """That which takes most beside the libraries."""
-    return max((p for p in phases if p.name != LIBRARIES), key=lambda p: p.peak)
+    return max((p for p in phases if p.name != Doing.LIBRARIES), key=lambda p: p.peak)
 
 
 def beside(phases: Iterable[Phase]) -> float:
     """Bytes of the libraries, which are there in each of the other phases."""
-    return sum(phase.peak for phase in phases if phase.name == LIBRARIES)
+    return sum(phase.peak for phase in phases if phase.name == Doing.LIBRARIES)
 
 
 def _passes(work: Work, stage: Stage) -> int:

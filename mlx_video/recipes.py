@@ -137,6 +137,11 @@ class Recipe:
         """The stages, and then the rounds."""
         return (*self.stages, *(self.rounds or ()))
 
+    def phase(self, number: int) -> str:
+        """The name of stage ``number``, counted from 0, in plans and progress; DFR's rounds come after the stages."""
+        late = number - len(self.stages)
+        return f"stage {number + 1}" if late < 0 else f"round {late + 1}"
+
     def shape(self, clip: VideoPixelShape, number: int) -> VideoPixelShape:
         """What stage ``number``, counted from 0, samples for a ``clip``."""
         return self.staged(clip).scaled(self.stages[number].scale)

@@ -24,7 +24,7 @@ from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached
 from mlx_video.previews import Preview
 from mlx_video.record import RECORD_KEY, Job
-from mlx_video.types import AV, Sample, Step
+from mlx_video.types import AV, Doing, Sample, Step
 
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse ...
 CPU_CACHE_LIMIT = 2**25  # ... and for a CPU, where more was seen to gain no time
@@ -208,7 +208,7 @@ def _written(
     )
     with closing(writing):
         for count in writing:
-            yield Step("decode video", count, clip.shape.frames)
+            yield Step(Doing.DECODE_VIDEO, count, clip.shape.frames)
     if output.audio:
         with folder_made(output.audio.parent):
             media.save_wav(clip.audio, output.audio, overwrite=output.overwrite)

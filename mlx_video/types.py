@@ -310,11 +310,25 @@ class Sample:
     prompt: str
 
 
+class Doing:
+    """Names of phases, in the order of a run and of its plan; ``Recipe.phase`` names those that sample."""
+
+    LIBRARIES = "libraries"  # of a plan: what stays beside all others
+    LOAD_TEXT_ENCODER = "load text encoder"
+    ENCODE_PROMPT = "encode prompt"
+    PREDICT_DURATION = "predict duration"
+    READ_INPUTS = "read inputs"  # of a plan; a run does it while it encodes inputs
+    ENCODE_INPUTS = "encode inputs"
+    LOAD_TRANSFORMER = "load transformer"
+    UPSAMPLE = "upsample"
+    DECODE_SOUND = "decode sound"
+    DECODE_VIDEO = "decode video"
+
+
 class Step(NamedTuple):
     """Progress: ``index`` of ``total`` units of ``phase`` are done; 0 announces the phase.
 
-    Phases have readable names: "load text encoder", "encode prompt", "stage 1", ...; ``sigma`` is the noise level reached,
-    where the phase has one.
+    ``phase`` is as ``Doing`` has it; ``sigma`` is the noise level reached, while it is sampled.
     """
 
     phase: str

@@ -40,7 +40,6 @@ from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.plan import (
     GB,
-    LIBRARIES,
     LIBRARY_BYTES,
     Footprint,
     Plan,
@@ -50,7 +49,7 @@ from mlx_video.plan import (
 )
 from mlx_video.record import Job
 from mlx_video.run import Options, run
-from mlx_video.types import AV, VideoPixelShape, VideoScale
+from mlx_video.types import AV, Doing, VideoPixelShape, VideoScale
 from tests.checkpoints import MODEL, wide_gemma
 from tests.memory import Memory, most_taken
 from tests.reference import FIXTURES
@@ -65,6 +64,7 @@ GEMMA_12B = {
 }
 CLIP = VideoPixelShape(121, 512, 768, 24.0)
 SIZE = ["-W", "128", "-H", "64", "-n", "9"]
+GUIDED = AV(replace(recipes.VIDEO_GUIDANCE, stg_blocks=(1,)), recipes.Guidance())
 PROMPT = ["--prompt", "a red ball on a blue floor"]
 
 
@@ -283,16 +283,20 @@ def test_the_tiny_model_takes_what_was_foreseen(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_has_the_phases_of_its_plan(model, tmp_path):
+@pytest.mark.parametrize("recipe", [recipes.distilled(), recipes.dev(2, GUIDED)])
+def test_a_run_has_the_phases_of_its_plan(model, tmp_path, recipe):
     """Each books what it takes itself: decoding is not counted as sampling."""
     request = Request("a ball", VideoPixelShape(9, 64, 128, 24.0), audio=True)
-    job = Job(request, recipes.distilled(), Files(str(model)))
+    job = Job(request, recipe, Files(str(model)))
     events = list(run(job, Output(tmp_path / "a.mp4"), Options(health=False)))
     planned = next(e for e in events if isinstance(e, Planned)).phases
     took = [e for e in events if isinstance(e, Took) and "load" not in e.phase]
-    assert [e.phase for e in took] == [p.name for p in planned if p.name != LIBRARIES]
+    assert [e.phase for e in took] == [
+        p.name for p in planned if p.name != Doing.LIBRARIES
+    ]
     peaks = {e.phase: e.peak for e in took}
-    assert peaks["decode video"] > peaks["stage 2"] > 0 < peaks["decode sound"]
+    last = peaks[recipe.phase(len(recipe.stages) - 1)]
+    assert peaks["decode video"] > last > 0 < peaks["decode sound"]
 
 
 @pytest.mark.slow
@@ -423,7 +427,7 @@ def test_a_refusal_names_the_tiling_that_fits():
 def test_libraries_count_as_part_of_the_limit(full):
     work = asked()
     found = plan(full, work, 900 * GB)
-    assert found.phases[0][:3] == (LIBRARIES, 0, LIBRARY_BYTES)
+    assert found.phases[0][:3] == (Doing.LIBRARIES, 0, LIBRARY_BYTES)
     peak = found.largest.peak
     assert plan(full, work, peak + LIBRARY_BYTES).chosen == ""
     assert plan(full, work, peak + LIBRARY_BYTES - 1).chosen != ""

@@ -41,7 +41,7 @@ from mlx_video.previews import Preview
 from mlx_video.record import Job
 from mlx_video.run import Options, finish, run
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
-from mlx_video.types import Step
+from mlx_video.types import Doing, Step
 from mlx_video.wishes import Say, Wishes
 
 log = logging.getLogger(__name__)
@@ -233,12 +233,12 @@ class Worker:
                     done = 0
                 case Warned(text=text):
                     self._notice(id, text)
-                case Step(phase=phase, index=index, total=total):
+                case Step(phase=phase, index=index, total=total, sigma=sigma):
                     reached = SAMPLING // 2
-                    if phase.startswith("stage"):
+                    if sigma is not None:
                         done += index > 0
                         reached = SAMPLING + (DECODING - SAMPLING) * done // stages
-                    elif phase == "decode video":
+                    elif phase == Doing.DECODE_VIDEO:
                         reached = DECODING + (99 - DECODING) * index // total
                     percent = max(percent, reached)
                     self._say("progress", id=id, phase=phase, progress=percent)
