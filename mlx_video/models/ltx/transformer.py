@@ -5,7 +5,7 @@ Knows how the streams attend to themselves, to the text and to each other; not w
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -151,7 +151,12 @@ class StreamBlock(nn.Module):
     def attend(
         self, x: mx.array, c: Conditioning, attending: mx.array | bool
     ) -> mx.array:
-        """Tokens (B, N, D) after attention to the stream's own, then to its text; ``attending`` as in ``Attention``."""
+        """Tokens (B, N, D) after attention to the stream's own, then to its text; ``attending`` as in ``Attention``.
+
+        Returns ``x`` where the stream is not enabled.
+        """
+        if not c.enabled:
+            return x
         update = self.attn1(
             self._norm(x, c, SELF_ATTENTION),
             rope=c.rope.tokens,
@@ -196,7 +201,9 @@ class StreamBlock(nn.Module):
         return add_gated(x, update, table, c.cross_rows, None, at.gate)
 
     def feed_forward(self, x: mx.array, c: Conditioning) -> mx.array:
-        """Tokens (B, N, D) plus what the feed-forward network makes of them."""
+        """Tokens (B, N, D) plus what the feed-forward network makes of them; ``x`` where the stream is not enabled."""
+        if not c.enabled:
+            return x
         update = self.ff(self._norm(x, c, FEED_FORWARD))
         return self._add(x, update, c, FEED_FORWARD)
 
@@ -236,36 +243,27 @@ class TransformerBlock(nn.Module):
         attending  whether a stream's self-attention runs, or only passes its values through
         crossing   whether the streams attend to each other; both may be (B, 1, 1), per batch item
         """
-        x = _advance(StreamBlock.attend, self.streams, x, c, attending)
+        streams = self.streams
+        x = x.map(lambda x, c, s, on: s.attend(x, c, on), c, streams, attending)
+        end_piece(*x.values)  # together, which frees what one stream reads of the other
         if crossing is not False and len(x.present) > 1:
             x = self._exchange(x, c, crossing)
-        return _advance(StreamBlock.feed_forward, self.streams, x, c)
+            end_piece(*x.values)
+        x = x.map(lambda x, c, s: s.feed_forward(x, c), c, streams)
+        end_piece(*x.values)
+        return x
 
     def _exchange(
         self, x: AV[mx.array], c: AV[Conditioning], crossing: mx.array | bool
     ) -> AV[mx.array]:
-        """Each stream attends to the other's state before the exchange."""
-        others = self.streams.swapped, x.swapped, c.swapped, CROSS_ATTENTION
+        """Each enabled stream attends to the other's state before the exchange."""
 
-        def attend(own, x, c, other, other_x, other_c, at) -> mx.array:
+        def attend(x, c, own, other_x, other_c, other, at) -> mx.array:
+            if not c.enabled:
+                return x
             context = other.cross_input(other_x, other_c, at)
             return own.attend_across(x, c, context, other_c.rope.cross, at, crossing)
 
-        return _advance(attend, self.streams, x, c, *others)
-
-
-def _advance(
-    rule: Callable[..., mx.array],
-    streams: AV[StreamBlock],
-    x: AV[mx.array],
-    c: AV[Conditioning],
-    *others: AV,
-) -> AV[mx.array]:
-    """Apply ``rule`` to each enabled stream."""
-
-    def one(x: mx.array, c: Conditioning, stream: StreamBlock, *others) -> mx.array:
-        return rule(stream, x, c, *others) if c.enabled else x
-
-    x = x.map(one, c, streams, *others)
-    end_piece(*x.values)  # together, which frees what one stream reads of the other
-    return x
+        streams = self.streams
+        others = x.swapped, c.swapped, streams.swapped
+        return x.map(attend, c, streams, *others, CROSS_ATTENTION)
