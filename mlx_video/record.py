@@ -127,6 +127,12 @@ class Job:
         for place, value in tree_flatten({"job": asdict(job)}):
             if isinstance(value, str):
                 check_text(value, f"{name}: {place}")
+        try:
+            job.files.check()
+            job.recipe.check()
+            job.request.check(job.recipe)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
         return job
 
 
@@ -187,5 +193,7 @@ def _sentence(error: Mapping) -> str:
             return f"it is not JSON ({error['ctx']['error']})"
         case "union_tag_invalid":
             return f"{place}: its kind must be one of {error['ctx']['expected_tags']}"
+        case "value_error":  # a sentence of ours
+            return f"{place}: {str(error['ctx']['error']).removesuffix('.')}"
     said = clip(error["msg"].removeprefix("Input "), 120)
     return f"{place}: {said}; got {short(ascii(error['input']), 60)}"

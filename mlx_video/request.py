@@ -62,7 +62,7 @@ class Request:
         check_text(self.negative_prompt, "The negative prompt")
         if not 0 <= self.seed < 2**64:
             raise UserError(
-                f"seed must be from 0 to {2**64 - 1}; got {self.seed}. For example: {SEED}."
+                f"seed must be from 0 to {2**64 - 1}; got {short(self.seed, 40)}. For example: {SEED}."
             )
         TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
         if geometry:

@@ -65,6 +65,22 @@ def test_a_field_that_was_not_there_yet_may_be_missing(read):
     assert read(before) == replace(JOB, batch_guidance=False)
 
 
+@pytest.mark.parametrize(
+    "place, value, said",
+    [
+        ("request.seed", -1, r"x\.json: seed must be from 0 to \d+; got -1\."),
+        ("request.seed", 10**400, r"x\.json: seed .* got \.\.\.0+\. For example: 10\."),
+        ("recipe.stages.0.sigmas", [0.5, 1.0], r"x\.json: A stage needs .* sigmas"),
+        ("recipe.stages.0.sampler.name", "zz", r"x\.json.*sampler.*res_2s\."),
+    ],
+)
+def test_a_value_out_of_range_names_file_and_field_shortly(read, place, value, said):
+    with pytest.raises(UserError, match=said) as refused:
+        read(set_at(place, value))
+    assert len(str(refused.value)) < 300
+    assert not re.search("Value error|; got$", str(refused.value))
+
+
 def set_at(path: str, value):
     def change(job):
         *places, last = path.split(".")
@@ -208,6 +224,5 @@ SENSELESS = {
 @pytest.mark.parametrize("field", SENSELESS)
 def test_values_that_make_no_sense_are_refused_before_anything_is_opened(field, read):
     value, sentence = SENSELESS[field]
-    job = read(set_at(field, deepcopy(value)))
-    with pytest.raises(UserError, match=sentence):
-        job.check()
+    with pytest.raises(UserError, match=r"x\.json: .*" + sentence):
+        read(set_at(field, deepcopy(value)))
