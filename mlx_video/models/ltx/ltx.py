@@ -3,7 +3,6 @@
 Knows the network and its checkpoint's names; not schedules, guidance or geometry.
 """
 
-import re
 from dataclasses import replace
 from functools import partial
 from typing import Callable, ClassVar, Sequence
@@ -30,6 +29,7 @@ from mlx_video.models.ltx.transformer import (
     ModalityInput,
     RopeTables,
     Rows,
+    StreamBlock,
     TransformerBlock,
     table_rows,
 )
@@ -260,6 +260,8 @@ class LTXModel(Network):
 class Stream(nn.Module):
     """Both ends of a stream: its tokens before and after the blocks, and how its noise level modulates them."""
 
+    EXCHANGE: ClassVar = {"cross_adaln_single", "gate_adaln_single"}  # needs the other
+
     def __init__(
         self, config: LTXModelConfig, own: StreamConfig, other: StreamConfig | None
     ):
@@ -357,11 +359,11 @@ class CaptionProjection(nn.Module):
 
 
 def streams_of(key: str) -> set[Modality]:
-    """The streams that one of our tensors needs: both, if it carries one to the other."""
-    name = re.sub(r"^transformer_blocks\.\d+\.", "", key)
-    stream, part = name.split(".")[:2]
-    tied = part.startswith(("cross_", "gate_"))
-    return set(Modality) if tied else {Modality(stream)}
+    """The streams that one of our tensors needs: both, if it carries one to the other; none, if its name is unknown."""
+    modules = set(key.split("."))
+    if modules & (Stream.EXCHANGE | StreamBlock.EXCHANGE):
+        return set(Modality)
+    return {modality for modality in Modality if modality.value in modules}
 
 
 EVERYTHING = AV(True, True), True

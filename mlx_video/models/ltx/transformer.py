@@ -5,7 +5,7 @@ Knows how the streams attend to themselves, to the text and to each other; not w
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -121,6 +121,8 @@ class Conditioning(NamedTuple):
 
 class StreamBlock(nn.Module):
     """One stream's part of a block: attention to itself, to the text and to the other stream, then feed-forward."""
+
+    EXCHANGE: ClassVar = {"cross_attn", "cross_scale_shift_table"}  # needs the other
 
     def __init__(
         self, config: LTXModelConfig, own: StreamConfig, other: StreamConfig | None

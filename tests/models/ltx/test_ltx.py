@@ -331,6 +331,7 @@ def test_streams_of_a_tensor():
         "audio.gate_adaln_single.linear.weight",
     ):
         assert streams_of(both) == video | audio
+    assert streams_of("proj_out.weight") == set()  # stays, and is refused as unknown
 
 
 def test_a_missing_tensor_stops_the_load():
