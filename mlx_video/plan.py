@@ -387,7 +387,7 @@ def _passes(work: Work, stage: Stage) -> int:
     """Forwards in each step of a stage."""
     streams = AV(True, work.request.audio or None)
     strengths = streams.map(lambda _, guidance: guidance, stage.guidance)
-    return len(passes_of(PromptEmbeddings(AV(), AV()), strengths))
+    return len(passes_of(PromptEmbeddings(AV(), AV()), strengths).values)
 
 
 def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Residency]]:

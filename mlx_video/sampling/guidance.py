@@ -1,7 +1,8 @@
 """Guidance: combine several predictions of the clean sample into one. Knows which passes it needs, not the model."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import mlx.core as mx
 
@@ -13,8 +14,34 @@ Predict = Callable[
     [AV[LatentState], AV[mx.array], float, Sequence[Perturbation]], AV[mx.array]
 ]
 
-Pass = tuple[AV[mx.array], Perturbation]
+Pass = tuple[AV[mx.array], Perturbation]  # the context, and what is left out
 Run = Callable[[AV[LatentState], float], list[AV[mx.array]]]  # all passes
+X = TypeVar("X")
+
+
+class Passes(NamedTuple, Generic[X]):
+    """One value for each pass of the model; ``None`` = the pass is not run.
+
+    cond       the prompt
+    uncond     the negative prompt
+    perturbed  the prompt, in some blocks without self-attention
+    isolated   the prompt, neither modality seeing the other
+    """
+
+    cond: X
+    uncond: X | None = None
+    perturbed: X | None = None
+    isolated: X | None = None
+
+    @property
+    def values(self) -> list[X]:
+        """Those that are not ``None``, in the order of the fields."""
+        return [value for value in self if value is not None]
+
+    def filled(self, results: Iterable[X]) -> "Passes":
+        """The ``results`` of ``values`` in their places."""
+        results = iter(results)
+        return Passes(*(None if each is None else next(results) for each in self))
 
 
 @dataclass(frozen=True)
@@ -41,24 +68,18 @@ class Guidance:
         """Whether ``step``, counted from 0, computes the modality."""
         return step % (self.skip_step + 1) == 0
 
-    def combine(
-        self,
-        cond: mx.array,
-        uncond: mx.array | None = None,
-        perturbed: mx.array | None = None,
-        isolated: mx.array | None = None,
-    ) -> mx.array:
-        """The guided x0 (B, N, C) from up to four predictions of x0; ``None`` = that pass was not run."""
-        guided = cond
-        if uncond is not None:
-            guided = guided + cfg_delta(cond, uncond, self.cfg)
-        if perturbed is not None:
-            guided = guided + (cond - perturbed) * self.stg
-        if isolated is not None:
-            guided = guided + cfg_delta(cond, isolated, self.modality)
+    def combine(self, x0: Passes[mx.array]) -> mx.array:
+        """The guided x0 (B, N, C) from the predictions of x0 that were made."""
+        guided = x0.cond
+        if x0.uncond is not None:
+            guided = guided + cfg_delta(x0.cond, x0.uncond, self.cfg)
+        if x0.perturbed is not None:
+            guided = guided + (x0.cond - x0.perturbed) * self.stg
+        if x0.isolated is not None:
+            guided = guided + cfg_delta(x0.cond, x0.isolated, self.modality)
         if self.rescale == 0.0:
             return guided
-        ratio = mx.std(cond, ddof=1) / mx.std(guided, ddof=1)
+        ratio = mx.std(x0.cond, ddof=1) / mx.std(guided, ddof=1)
         return guided * (self.rescale * ratio + (1 - self.rescale))
 
 
@@ -81,13 +102,13 @@ def guided(
     Raises ``ValueError`` when ``cfg`` is not 1 and there is no negative prompt.
     """
     passes = passes_of(prompt, guidance)
-    together = batched and len(passes) > 1
-    run = (_together if together else _in_turn)(predict, passes.values())
+    together = batched and len(passes.values) > 1
+    run = (_together if together else _in_turn)(predict, passes.values)
 
     def denoise(states: AV[LatentState], sigma: float, step: int = 0) -> AV[mx.array]:
         predictions = run(states, sigma)
         return guidance.map(
-            lambda strength, *x0s: strength.combine(**dict(zip(passes, x0s))),
+            lambda strength, *x0s: strength.combine(passes.filled(x0s)),
             *predictions,
         )
 
@@ -120,10 +141,10 @@ def _resting(denoise: Denoise, guidance: AV[Guidance]) -> Denoise:
     return rested
 
 
-def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pass]:
-    """Context and perturbation of each pass that is needed, by its name in ``Guidance.combine``."""
+def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> Passes[Pass]:
+    """Context and perturbation of each pass that is needed."""
     wanted = guidance.values
-    passes = {"cond": (prompt.positive, Perturbation())}
+    uncond = perturbed = isolated = None
     if any(g.cfg != 1.0 for g in wanted):
         if prompt.negative is None:
             raise ValueError(
@@ -134,20 +155,20 @@ def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pas
             lambda positive, negative: positive if negative is None else negative,
             prompt.negative,
         )
-        passes["uncond"] = (negative, Perturbation())
+        uncond = negative, Perturbation()
     if any(g.stg != 0.0 for g in wanted):
         blocks = guidance.map(lambda g: frozenset(g.stg_blocks if g.stg != 0.0 else ()))
-        passes["perturbed"] = (prompt.positive, Perturbation(blocks))
+        perturbed = prompt.positive, Perturbation(blocks)
     if any(g.modality != 1.0 for g in wanted) and len(wanted) > 1:
-        passes["isolated"] = (prompt.positive, Perturbation(isolate=True))
-    return passes
+        isolated = prompt.positive, Perturbation(isolate=True)
+    return Passes((prompt.positive, Perturbation()), uncond, perturbed, isolated)
 
 
-def _in_turn(predict: Predict, passes: Collection[Pass]) -> Run:
+def _in_turn(predict: Predict, passes: Sequence[Pass]) -> Run:
     return lambda states, sigma: [predict(states, c, sigma, (p,)) for c, p in passes]
 
 
-def _together(predict: Predict, passes: Collection[Pass]) -> Run:
+def _together(predict: Predict, passes: Sequence[Pass]) -> Run:
     """One call with the passes stacked along the batch axis; masks and positions are shared."""
     contexts, perturbations = zip(*passes)
     context = contexts[0].map(lambda *each: mx.concatenate(each), *contexts[1:])
