@@ -152,13 +152,14 @@ class DiffusionDecoder(Network):
         ``elements`` applies to the last stage, which has the most cells. Evaluate each piece before taking the next.
         """
         padded = self._padded(latent)
-        x, frames = self._enter(padded.latents), self.cells.frames(padded.latents.shape)
+        frames = self.cells.frames(padded.latents.shape)
+        x = self._with_appendix(padded.latents)
         stages = self._context_stages(0) + self._pixel_stages(
             frames, _drawn(key, frames) if noise is None else _given(noise)
         )
         pieces = in_pieces(stages, x, Stream(), PIECE_SHARE * elements)
         del x
-        return padded.clips(map(self._leave, pieces))
+        return padded.clips(map(self._unpatchified, pieces))
 
     def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
         """How latents of ``shape`` may be cut with the same pixels, along time only; the fastest first."""
@@ -200,7 +201,7 @@ class DiffusionDecoder(Network):
         """
         padded = self._padded(latent)
         grid = self.cells.grid(padded.latents.shape, tiling)
-        x = self._enter(padded.latents)
+        x = self._with_appendix(padded.latents)
         stages = self._context_stages(0, self.cells.last - 1)
         pieces = each_piece_by_piece(in_pieces(stages, x, Stream(), PIECE))
         x = mx.concatenate(list(pieces), axis=1)
@@ -223,7 +224,7 @@ class DiffusionDecoder(Network):
         stages = self._context_stages(self.cells.last - 1, None, begins)
         stages += self._pixel_stages(frames, noise)
         pieces = each_piece_by_piece(in_pieces(stages, x, Stream(), PIECE))
-        pixels = mx.concatenate([self._leave(piece) for piece in pieces], axis=2)
+        pixels = mx.concatenate([self._unpatchified(piece) for piece in pieces], axis=2)
         mx.eval(pixels)
         return pixels
 
@@ -245,13 +246,13 @@ class DiffusionDecoder(Network):
             latents = mx.pad(latents, padding, mode="edge")
         return Padded(latents, (frames - 1) * scale.time + 1, rows, columns)
 
-    def _enter(self, latents: mx.array) -> mx.array:
-        """Channels last, with the appendix."""
+    def _with_appendix(self, latents: mx.array) -> mx.array:
+        """Latents (B, C, F, H, W) denormalized, channels last, and their last frame repeated as the appendix."""
         x = self.per_channel_statistics.un_normalize(latents)
         x = mx.moveaxis(x, 1, -1).astype(self.conv_in.weight.dtype)
         return mx.concatenate([x] + [x[:, -1:]] * self.cells.appendix, axis=1)
 
-    def _leave(self, x: mx.array) -> mx.array:
+    def _unpatchified(self, x: mx.array) -> mx.array:
         return unpatchify(x, self.config.patch_size)
 
     # Stages in order
@@ -260,8 +261,8 @@ class DiffusionDecoder(Network):
         self, first: int, stop: int | None = None, begins: bool = True
     ) -> list[Stage]:
         """From latents or a stage's cells to those of another; ``begins`` = the clip begins with these."""
-        enter = self._stage(lambda x, _: self.conv_in(x), 0)
-        stages = [enter] if first == 0 else []
+        embed = self._stage(lambda x, _: self.conv_in(x), 0)
+        stages = [embed] if first == 0 else []
         numbered = list(enumerate(zip(self.det_stages, self.upsamples)))
         for number, (blocks, upsample) in numbered[first:stop]:
             stages += [self._stage(block, number) for block in blocks]
@@ -278,8 +279,8 @@ class DiffusionDecoder(Network):
 
     def _pixel_stages(self, frames: int, noise: Noise) -> list[Stage]:
         """From the context to patches of pixels, for ``frames`` in all."""
-        number = self.cells.last
         context = Context(len(self.diff_blocks))
+        begin = partial(self._begin, context=context, noise=NoiseFrames(noise, frames))
         blocks = [
             partial(
                 block.run,
@@ -288,26 +289,26 @@ class DiffusionDecoder(Network):
             )
             for reader, block in enumerate(self.diff_blocks)
         ]
-        first = 0
+        number = self.cells.last
+        return [self._stage(run, number) for run in (begin, *blocks, self._end)]
 
-        def begin(x: mx.array, stream: Stream) -> mx.array:
-            nonlocal first
-            x = x[:, : frames - first]
-            if not x.shape[1]:  # the appendix
-                raise Incomplete
-            context.put(x)
-            shape = self._pixels(x.shape)
-            x_t = patchify(noise(first, shape), self.config.patch_size)
-            first += x.shape[1]
-            stream.last = first == frames
-            return self.conv_in_x_t(x_t.astype(x.dtype))
+    def _begin(
+        self, x: mx.array, stream: Stream, context: Context, noise: "NoiseFrames"
+    ) -> mx.array:
+        """Cells (B, F, H, W, C) of the context, which is kept, -> those of the noise, embedded; without the appendix."""
+        x = x[:, : noise.left]
+        if not x.shape[1]:  # the appendix
+            raise Incomplete
+        context.put(x)
+        x_t = patchify(noise.take(self._pixel_shape(x.shape)), self.config.patch_size)
+        stream.last = not noise.left
+        return self.conv_in_x_t(x_t.astype(x.dtype))
 
-        def end(x: mx.array, stream: Stream) -> mx.array:
-            return self.conv_out(self.norm_out(x))
+    def _end(self, x: mx.array, _: Stream) -> mx.array:
+        """Cells (B, F, H, W, C) of the last block -> patches of pixels."""
+        return self.conv_out(self.norm_out(x))
 
-        return [self._stage(run, number) for run in (begin, *blocks, end)]
-
-    def _pixels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def _pixel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the pixels of cells (B, F, H, W, C) of the last stage."""
         B, F, H, W, _ = shape
         patch = self.config.patch_size
@@ -334,6 +335,24 @@ def _fold(weights: Weights, gate: str) -> None:
 
 
 # Noise
+
+
+class NoiseFrames:
+    """The ``noise`` of a clip or a tile of so many ``frames``, taken in order."""
+
+    def __init__(self, noise: Noise, frames: int):
+        self.noise, self.frames, self.taken = noise, frames, 0
+
+    @property
+    def left(self) -> int:
+        """How many frames are not taken yet."""
+        return self.frames - self.taken
+
+    def take(self, shape: tuple[int, ...]) -> mx.array:
+        """The next frames, of ``shape`` (B, 3, f, H, W)."""
+        noise = self.noise(self.taken, shape)
+        self.taken += shape[2]
+        return noise
 
 
 def _key(key: mx.array | None) -> mx.array:

@@ -147,7 +147,7 @@ def test_the_clip_that_was_tiled_is_another_whole():
 def test_inside():
     """Every step that the official code wrote down."""
     model, found = decoder(), {}
-    x = model._enter(model._padded(LATENT).latents)
+    x = model._with_appendix(model._padded(LATENT).latents)
     x = found["conv_in"] = model.conv_in(x)
     block = model.det_stages[0][0]
     h = block.norm1(x)
