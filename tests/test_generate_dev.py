@@ -136,3 +136,10 @@ def test_cfg_scale_replaces_the_default_only_if_given(made, given, cfg):
     job, _, _ = made(FUNCTIONS[1], "a fox", cfg_scale=given)
     guidance = job.recipe.stages[0].guidance
     assert (guidance.video.cfg, guidance.audio.cfg) == (cfg, 7.0)
+
+
+def test_help_shows_the_defaults_of_this_door(capsys):
+    with pytest.raises(SystemExit):
+        mlx_video.generate_dev.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "many steps (default: dev)" in shown and "default: distilled" not in shown

@@ -20,7 +20,7 @@ DONE, FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 0, 1, 2, 3, 130
 def main(argv: Sequence[str] | None = None, *before: str, **usual) -> int:
     """The exit code of the ``mlx-video`` command for ``argv``, by default the process's, with words ``before`` them.
 
-    usual  defaults of options in place of those that --help shows
+    usual  defaults of options in place of the usual ones; --help shows them
     """
     words = [*before, *(sys.argv[1:] if argv is None else argv)]
 

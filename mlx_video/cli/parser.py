@@ -44,6 +44,13 @@ class Parser(argparse.ArgumentParser):
 
         A word that nothing takes is reported by the parser of the subcommand, which the arguments hold as ``command``.
         """
+        for parser in (self, *self._commands()):
+            for action in parser._actions:
+                if hasattr(action, "real") and action.dest in usual:
+                    own, action.real = action.real, usual[action.dest]
+                    action.help = action.help.replace(
+                        f"default: {own})", f"default: {action.real})"
+                    )
         args, unknown = self.parse_known_args(_renamed(words))
         command = getattr(args, "command", self)
         if getattr(args, "prompt", "") is None and [*map(_says, unknown)] == [True]:
@@ -56,8 +63,12 @@ class Parser(argparse.ArgumentParser):
             if getattr(args, action.dest, None) is not None and action.option_strings:
                 args.typed[action.dest] = action.option_strings[0]
             elif action.dest in args and hasattr(action, "real"):
-                setattr(args, action.dest, usual.get(action.dest, action.real))
+                setattr(args, action.dest, action.real)
         return args
+
+    def _commands(self) -> Iterable["Parser"]:
+        found = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        return (parser for action in found for parser in action.choices.values())
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         """Raise ``UserError`` for a value that is not among the choices; names the nearest."""
