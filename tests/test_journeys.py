@@ -24,7 +24,6 @@ from mlx_video import (
     generate_dev,
     health,
     media,
-    recipes,
 )
 from mlx_video.cli import commands
 from mlx_video.inputs import Image as Picture
