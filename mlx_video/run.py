@@ -121,7 +121,7 @@ def _prepared(
     if plan.chosen and plan.components.residency.quantize == 4:
         yield Warned(f"This fits only with the {plan.chosen}; some quality is lost.")
     most = CACHE_LIMIT if mx.default_device() == mx.gpu else CPU_CACHE_LIMIT
-    mx.set_cache_limit(min(most, plan.spare))
+    pipeline.components.cache_limit = min(most, plan.spare)
     return job.planned(plan), plan, pipeline
 
 

@@ -31,6 +31,7 @@ from mlx_video.models.ltx.residency import (
     Mark,
     Residency,
     Shelf,
+    cache_limited,
     give_back_freed,
 )
 from mlx_video.models.ltx.source import Source
@@ -83,6 +84,7 @@ class Components:
     layout          what kind of checkpoint the model is
     fusions         what was fused so far, oldest first
     inspect         is shown the name and the weights of each part that is lent; ``None`` = nothing looks at them
+    cache_limit     bytes of freed memory that MLX may keep for reuse while a part is lent; ``None`` = MLX's own limit
     """
 
     sources: Mapping[str, Source]
@@ -94,6 +96,7 @@ class Components:
     shelf: Shelf = field(default_factory=Shelf, init=False)
     fusions: list[Fusion] = field(default_factory=list, init=False)
     inspect: Inspect | None = field(default=None, init=False)
+    cache_limit: int | None = field(default=None, init=False)
     _built: dict["Key", "Built"] = field(default_factory=dict, init=False)
     _lent: dict[str, type[Network]] = field(default_factory=dict, init=False)
 
@@ -209,21 +212,24 @@ class Components:
             )
         self._lent[name] = part
         lent = None
-        try:
-            lent = self.shelf.take(name, mark) or self._load(name, model_type, loras)
-            weights = tree_flatten(lent.network.parameters())
-            suit_cpu(max((weight.nbytes for _, weight in weights), default=0))
-            materialize(lent.network)
-            if self.inspect is not None:
-                self.inspect(name, weights)
-            yield lent
-        finally:
-            del self._lent[name]
-            if lent is not None and name in self.residency.keep:
-                self.shelf.put(name, mark, lent)
-            elif lent is not None:
-                lent.network.clear()
-            give_back_freed()
+        with cache_limited(self.cache_limit):
+            try:
+                lent = self.shelf.take(name, mark) or self._load(
+                    name, model_type, loras
+                )
+                weights = tree_flatten(lent.network.parameters())
+                suit_cpu(max((weight.nbytes for _, weight in weights), default=0))
+                materialize(lent.network)
+                if self.inspect is not None:
+                    self.inspect(name, weights)
+                yield lent
+            finally:
+                del self._lent[name]
+                if lent is not None and name in self.residency.keep:
+                    self.shelf.put(name, mark, lent)
+                elif lent is not None:
+                    lent.network.clear()
+                give_back_freed()
 
     @contextmanager
     def transformer(

@@ -5,6 +5,7 @@ Knows when a part is the same one, and when blocks come and go; not what they co
 
 import ctypes
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Iterator, Mapping, Sequence
@@ -76,6 +77,19 @@ def give_back_freed() -> None:
     mx.clear_cache()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+@contextmanager
+def cache_limited(limit: int | None) -> Iterator[None]:
+    """Within this block MLX keeps at most ``limit`` bytes of freed memory for reuse; ``None`` changes nothing."""
+    if limit is None:
+        yield
+        return
+    before = mx.set_cache_limit(limit)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(before)
 
 
 def default_dtype() -> mx.Dtype:
