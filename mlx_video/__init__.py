@@ -3,6 +3,14 @@
 import sys
 
 
+def _is_command() -> bool:
+    """Whether this process is a command of ours: ``mlx-video``, or ``python -m`` with a module of this package."""
+    program = "".join(sys.argv[:1])
+    if program != "-m":  # as Python calls itself while it looks for the module to run
+        return program.endswith("mlx-video")
+    return any(word.split(".")[0] == "mlx_video" for word in sys.orig_argv)
+
+
 def _stopped(kind: type, error: BaseException, trace) -> None:
     """Ctrl-C while a command of ours is still importing is a word, as it is later."""
     if issubclass(kind, KeyboardInterrupt):
@@ -11,8 +19,7 @@ def _stopped(kind: type, error: BaseException, trace) -> None:
         sys.__excepthook__(kind, error, trace)
 
 
-# "-m" is what Python calls itself while it looks for the module to run: python -m mlx_video.generate.
-if sys.argv[:1] == ["-m"] or sys.argv[:1] and sys.argv[0].endswith("mlx-video"):
+if _is_command():  # this file is the first of ours that any command runs
     sys.excepthook = _stopped
 
 from mlx_video.backend import prepare

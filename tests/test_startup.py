@@ -81,11 +81,18 @@ import mlx_video
 
 
 @pytest.mark.parametrize(
-    "program, told",
-    [("-m", "stopped"), ("/bin/mlx-video", "stopped"), ("other.py", "Traceback")],
+    "program, module, told",
+    [
+        ("-m", "mlx_video.generate", "stopped"),
+        ("-m", "mlx_video", "stopped"),
+        ("/bin/mlx-video", "", "stopped"),
+        ("other.py", "mlx_video", "Traceback"),
+        ("-m", "other", "Traceback"),  # a package that imports ours
+    ],
 )
-def test_ctrl_c_while_a_command_starts_is_one_word(program, told):
-    code = f"import sys; sys.argv = [{program!r}]; import mlx_video; raise KeyboardInterrupt"
+def test_ctrl_c_while_a_command_of_ours_starts_is_one_word(program, module, told):
+    code = f"import sys; sys.argv = [{program!r}]; sys.orig_argv = ['python', '-m', {module!r}]"
+    code += "; import mlx_video; raise KeyboardInterrupt"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode != 0 and done.stderr.startswith(told)
