@@ -49,6 +49,10 @@ def suit_cpu(largest: int) -> None:
     Nothing is compiled there: MLX would call g++ for each fused piece, twenty seconds at first, and gain nothing.
     Small products take one thread: on a busy machine several wait for each other, a time slice long each. A thread
     count in the environment wins.
+
+    This is for the whole process and lasts, since MLX cannot say what was set before. A network that is called outside
+    ``Components.lend`` computes the last bits of its numbers otherwise before the first loan than after it; a clip is
+    always computed within one.
     """
     import mlx.core as mx
 
