@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video.errors import UserError
+from mlx_video.grid import nearest_frames, nearest_side
 
 X = TypeVar("X")
 
@@ -110,9 +111,9 @@ class VideoScale(NamedTuple):
                 f"frames of {shape.width:,}x{shape.height:,}."
             )
         rows, columns = self.height * shrink, self.width * shrink
-        frames = max(0, round((shape.frames - 1) / self.time)) * self.time + 1
-        height = max(1, round(shape.height / rows)) * rows
-        width = max(1, round(shape.width / columns)) * columns
+        frames = nearest_frames(shape.frames, self.time)
+        height = nearest_side(shape.height, rows)
+        width = nearest_side(shape.width, columns)
         rules = {
             f"frames must be 1 + {self.time}k": frames == shape.frames,
             f"width must be a multiple of {columns}": width == shape.width,

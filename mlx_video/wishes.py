@@ -7,8 +7,8 @@ from typing import Callable, Iterator, Mapping
 
 from mlx_video import recipes
 from mlx_video.errors import UserError
+from mlx_video.grid import nearest_frames
 from mlx_video.inputs import Input
-from mlx_video.models.ltx.duration import nearest_frames
 from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.find import find_defaults, find_geometry, model_of
 from mlx_video.models.ltx.releases import LTX_2
@@ -155,10 +155,10 @@ class Wishes:
         """The frames that last as long as ``duration``; the dev model's are rounded, as scripts for it expect."""
         step = _geometry(files, self.variant).video.time
         if self.duration not in (None, AUTO):
-            return nearest_frames(self.duration, self.fps or usual.fps, step)
+            return nearest_frames(self.duration * (self.fps or usual.fps) + 1, step)
         if self.variant != "dev" or self.frames is None or self.frames < 1:
             return self.frames
-        nearest = round((self.frames - 1) / step) * step + 1
+        nearest = nearest_frames(self.frames, step)
         if nearest != self.frames:
             warn(f"{self.frames} frames are none of 1 + {step}k; making {nearest}.")
         return nearest

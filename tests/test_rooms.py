@@ -14,7 +14,16 @@ PACKAGE = Path(__file__).parent.parent / "mlx_video"
 
 # Ground first. A new module gets a place here before it gets a test.
 FLOORS = [
-    {"types", "backend", "linear", "exponentials", "errors", "disk", "tensor_names"},
+    {
+        "types",
+        "backend",
+        "linear",
+        "exponentials",
+        "errors",
+        "disk",
+        "grid",
+        "tensor_names",
+    },
     {"weights", "formats", "verify", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "pictures", "postprocess", "health"},
     {"recipes", "plan", "inputs", "request"},
@@ -178,7 +187,7 @@ def test_types_need_only_mlx_and_numpy():
     tree = dict(modules())["types"]
     roots = {name.partition(".")[0] for name in imports(tree)}
     assert roots - sys.stdlib_module_names <= {"mlx", "numpy", "mlx_video"}
-    assert set(neighbours(tree)) <= {"errors"}
+    assert set(neighbours(tree)) <= {"errors", "grid"}
 
 
 def test_only_doors_talk():

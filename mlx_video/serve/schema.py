@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Mapping
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from mlx_video.grid import nearest_frames, nearest_side
 from mlx_video.serve.store import Video
 
 if TYPE_CHECKING:
@@ -167,7 +168,9 @@ class Deleted(BaseModel):
 class Model(BaseModel):
     """A model that the server was started with, and what it can be asked for.
 
-    width_step, height_step, frame_step  sizes are multiples of the first two, frames 1 + a multiple of the third
+    width_step, height_step  sides are multiples of them, in every recipe
+    steps                    the same for each recipe, which may allow finer sizes
+    frame_step               frames are 1 + a multiple of it
     """
 
     id: str
@@ -183,6 +186,7 @@ class Model(BaseModel):
     height_step: int
     frame_step: int
     recipes: list[str]
+    steps: dict[str, tuple[int, int]]
     loras: list[str] = []
 
     def snapped(self, request: VideoRequest) -> tuple[VideoRequest, list[str]]:
@@ -193,15 +197,16 @@ class Model(BaseModel):
         fps = request.fps or self.fps
         frames = request.num_frames or self.num_frames
         if request.seconds and not request.num_frames:
-            frames = round(request.seconds * fps) + 1
+            frames = request.seconds * fps + 1
+        recipe = request.recipe or self.recipes[0]
+        columns, rows = self.steps[recipe]
         asked = f"{width}x{height}"
-        width = _nearest(width, self.width_step)
-        height = _nearest(height, self.height_step)
-        nearest = _nearest(frames - 1, self.frame_step) + 1
+        width, height = nearest_side(width, columns), nearest_side(height, rows)
+        nearest = nearest_frames(frames, self.frame_step)
         notices = []
         if asked != (size := f"{width}x{height}"):
             notices.append(
-                f"{asked} became {size}: sides are multiples of {self.width_step} and {self.height_step} pixels."
+                f"{asked} became {size}: sides are multiples of {columns} and {rows} pixels."
             )
         if request.num_frames and nearest != frames:
             notices.append(
@@ -217,7 +222,7 @@ class Model(BaseModel):
             "fps": fps,
             "seconds": round(nearest / fps, 3),
             "generate_sound": self.generate_sound if sound is None else sound,
-            "recipe": request.recipe or self.recipes[0],
+            "recipe": recipe,
         }
         return request.model_copy(update=decided), notices
 
@@ -236,8 +241,3 @@ class Estimate(BaseModel):
     limit_bytes: int
     seconds: float | None = None
     refusal: str = ""
-
-
-def _nearest(value: int, step: int) -> int:
-    """The multiple of ``step``, 1 at least, that is nearest to ``value``."""
-    return max(1, round(value / step)) * step

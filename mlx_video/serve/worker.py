@@ -38,6 +38,7 @@ from mlx_video.models.ltx.residency import Shelf
 from mlx_video.models.ltx.standins import stood_in
 from mlx_video.output import Output
 from mlx_video.previews import Preview
+from mlx_video.recipes import Defaults
 from mlx_video.record import Job
 from mlx_video.run import Options, finish, run
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
@@ -95,6 +96,11 @@ class Settings:
         """What a model makes where nothing is asked, and its grid. Raises ``UserError`` where it cannot be opened."""
         job = Wishes("a clip").job(Files(self.models[name]))
         shape, scale = job.request.shape, job.components(announce).geometry.video
+        shrinks = {
+            name: Defaults().recipe(*how).shrink for name, how in RECIPES.items()
+        }
+        steps = {n: (s * scale.width, s * scale.height) for n, s in shrinks.items()}
+        width_step, height_step = max(steps.values())
         return Model(
             id=name,
             width=shape.width,
@@ -102,10 +108,11 @@ class Settings:
             num_frames=shape.frames,
             fps=shape.fps,
             generate_sound=job.request.audio,
-            width_step=scale.width * job.recipe.shrink,
-            height_step=scale.height * job.recipe.shrink,
+            width_step=width_step,
+            height_step=height_step,
             frame_step=scale.time,
             recipes=list(RECIPES),
+            steps=steps,
             loras=list(self.loras),
         )
 

@@ -21,6 +21,7 @@ MODEL = {
     "height_step": 64,
     "frame_step": 8,
     "recipes": ["distilled"],
+    "steps": {"distilled": [64, 64]},
     "loras": ["sepia"],
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from mlx_video.disk import short
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Warned
 from mlx_video.health import HealthError
+from mlx_video.models.ltx.files import Files
 from mlx_video.output import Output
 from mlx_video.record import Job
 from mlx_video.run import run
@@ -24,6 +26,7 @@ from mlx_video.serve import worker
 from mlx_video.serve.schema import VideoRequest
 from mlx_video.serve.worker import Settings, Worker
 from mlx_video.types import Step
+from mlx_video.wishes import Wishes
 from tests.checkpoints import write_lora
 from tests.fake_hub import official
 
@@ -147,6 +150,33 @@ def test_models_are_described_by_their_grid(model):
     assert (found.width_step, found.height_step, found.frame_step) == (64, 64, 8)
     with pytest.raises(UserError):
         Settings({"none": str(model / "nothing")}, {}).described("none")
+
+
+@pytest.mark.parametrize("recipe", worker.RECIPES)
+@pytest.mark.parametrize("side", [32, 65, 96, 100, 160, 200])
+def test_sizes_are_decided_as_in_the_terminal(recipe, side, model):
+    """What it takes stays as it is, and what it refuses becomes what it names as nearest."""
+    settings = Heard(model).settings
+    asked = VideoRequest(prompt="a ball", width=side, height=side, num_frames=9, recipe=recipe, generate_sound=False)  # fmt: skip
+    decided, _ = settings.described("tiny").snapped(asked)
+    variant, two_stage = worker.RECIPES[recipe]
+    wishes = Wishes("a ball", variant, frames=9, width=side, height=side, audio=False, two_stage=two_stage)  # fmt: skip
+    job = wishes.job(Files(str(model)))
+    try:
+        job.request.check(job.recipe, job.components().geometry)
+        nearest = f"{side}x{side}"
+    except UserError as error:
+        nearest = re.search(r"Nearest: \d+ frames of (\d+x\d+)", str(error))[1]
+    assert decided.size == nearest
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 1, 1.5, 2, 10])
+@pytest.mark.parametrize("fps", [24, 30])
+def test_lengths_are_decided_as_in_the_terminal(seconds, fps, model):
+    asked = VideoRequest(prompt="a ball", seconds=seconds, fps=fps)
+    decided, _ = Heard(model).settings.described("tiny").snapped(asked)
+    job = Wishes("a ball", duration=seconds, fps=fps).job(Files(str(model)))
+    assert decided.num_frames == job.request.shape.frames
 
 
 @pytest.mark.parametrize(

@@ -127,15 +127,6 @@ class Pooler(nn.Module):
         return self.out_proj(pooled.swapaxes(1, 2).flatten(-2))
 
 
-def nearest_frames(seconds: float, fps: float, step: int) -> int:
-    """Frames of a clip whose last frame begins nearest to ``seconds``.
-
-    >>> nearest_frames(5.0, 24, step=8)
-    121
-    """
-    return round(seconds * fps / step) * step + 1
-
-
 def frames_for(seconds: float, fps: float, step: int) -> int:
     """Frames of a clip of ``seconds``, 1 + a multiple of ``step`` (frames per latent frame), from 1 to 20 seconds.
 
