@@ -171,6 +171,7 @@ class Model(BaseModel):
     width_step, height_step  sides are multiples of them, in every recipe
     steps                    the same for each recipe, which may allow finer sizes
     frame_step               frames are 1 + a multiple of it
+    least                    the smallest width and height
     """
 
     id: str
@@ -187,6 +188,7 @@ class Model(BaseModel):
     frame_step: int
     recipes: list[str]
     steps: dict[str, tuple[int, int]]
+    least: tuple[int, int] = (1, 1)
     loras: list[str] = []
 
     def snapped(self, request: VideoRequest) -> tuple[VideoRequest, list[str]]:
@@ -201,7 +203,8 @@ class Model(BaseModel):
         recipe = request.recipe or self.recipes[0]
         columns, rows = self.steps[recipe]
         asked = f"{width}x{height}"
-        width, height = nearest_side(width, columns), nearest_side(height, rows)
+        width = nearest_side(max(width, self.least[0]), columns)
+        height = nearest_side(max(height, self.least[1]), rows)
         nearest = nearest_frames(frames, self.frame_step)
         notices = []
         if asked != (size := f"{width}x{height}"):

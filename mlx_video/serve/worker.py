@@ -95,7 +95,8 @@ class Settings:
     def described(self, name: str, announce: Announce = announce_to_log) -> Model:
         """What a model makes where nothing is asked, and its grid. Raises ``UserError`` where it cannot be opened."""
         job = Wishes("a clip").job(Files(self.models[name]))
-        shape, scale = job.request.shape, job.components(announce).geometry.video
+        shape, geometry = job.request.shape, job.components(announce).geometry
+        scale, least = geometry.video, geometry.least
         shrinks = {
             name: Defaults().recipe(*how).shrink for name, how in RECIPES.items()
         }
@@ -113,6 +114,7 @@ class Settings:
             frame_step=scale.time,
             recipes=list(RECIPES),
             steps=steps,
+            least=(least * scale.width, least * scale.height),
             loras=list(self.loras),
         )
 
