@@ -116,7 +116,7 @@ def read_small(path: Path, most: int = 2**20) -> str:
     """The text of a file written by hand; refuses pipes, devices and anything longer than ``most`` bytes."""
     if (size := file_size(path)) > most:
         raise UserError(
-            f"{short(path)} is too large: {size:,} bytes, and at most {most:,} are read."
+            f"{short(path)} is too large: {size:,} bytes; at most {most:,} are allowed."
         )
     try:
         with file_errors(path):
@@ -182,7 +182,7 @@ def folder_aside(folder: Path) -> Iterator[Path]:
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if taken:
         raise UserError(
-            f"{folder} already exists and is not an empty folder: name a new one, or remove it first."
+            f"{folder} already exists and is not empty; choose a new folder, or remove it first."
         )
     with file_errors(folder.parent, "written to"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def _take_name(partial: Path, path: Path) -> None:
         name = path.with_stem(f"{path.stem}-{number}")
     if name != path:
         raise UserError(
-            f"Another program wrote {short(path)} while this run worked; what the run made is kept in {short(name)}."
+            f"Another program wrote {short(path)} during this run; the run's own result is in {short(name)}."
         )
 
 
@@ -267,7 +267,7 @@ def owned(path: Path, name: str | None = None) -> Iterator[None]:
     file = locked(lock)
     if file is None:
         raise UserError(
-            f"Another run is making {short(path)} now; choose another name, or wait until it is done."
+            f"Another run is writing {short(path)}; choose another name, or wait for it to finish."
         )
     try:
         _clean_up(path.parent, lock)

@@ -160,7 +160,7 @@ class Image(Input):
             frame, strength = int(frame), float(strength)
         except ValueError:
             raise UserError(
-                f"--image takes PATH [FRAME] [STRENGTH]; got '{short(' '.join(words))}'. "
+                f"--image needs PATH [FRAME] [STRENGTH]; got '{short(' '.join(words))}'. "
                 "For example: --image cat.png 0 0.9."
             ) from None
         return cls(full_path(path), frame, strength)
@@ -179,12 +179,12 @@ class Image(Input):
         if self.frame % every or not 0 <= self.frame < shape.frames:
             nearest = min(max(0, round(self.frame / every) * every), shape.frames - 1)
             raise UserError(
-                f"An image can stand at frame 0, {every}, {2 * every}, ... below {shape.frames}; got {self.frame} for "
+                f"An image can be at frame 0, {every}, {2 * every}, ... below {shape.frames}; got {self.frame} for "
                 f"{name}. Nearest: {nearest}."
             )
         if not 0 <= self.strength <= 1:
             raise UserError(
-                f"An image's strength is from 0 to 1; got {self.strength} for {name}."
+                f"An image's strength must be from 0 to 1; got {self.strength} for {name}."
             )
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
@@ -239,7 +239,7 @@ class Keyframes(Input):
             (count,) = map(int, words)
         except ValueError:
             raise UserError(
-                f"--keyframes takes a whole number; got '{short(' '.join(words))}'. For example: --keyframes 3."
+                f"--keyframes needs a whole number; got '{short(' '.join(words))}'. For example: --keyframes 3."
             ) from None
         return cls(count)
 
@@ -285,7 +285,7 @@ def check_inputs(
         given.check(shape, geometry)
         if given.place in taken:
             raise UserError(
-                f"Two inputs stand at the same place, {given.place}; move one of them."
+                f"Two inputs are at the same place, {given.place}; move one of them."
             )
         taken |= {given.place} - {None}
 

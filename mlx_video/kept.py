@@ -131,7 +131,7 @@ def check_shapes(path: Path, latents: AV[mx.array], shapes: AV[tuple]) -> None:
     given = latents.map(lambda x: tuple(x.shape))
     if given != shapes:
         raise UserError(
-            f"{short(path)} does not fit its record: it holds {_listed(given)}, and the record asks for {_listed(shapes)}."
+            f"{short(path)} does not match its record: it holds {_listed(given)}, but the record needs {_listed(shapes)}."
         )
 
 
@@ -154,6 +154,6 @@ def load_tensors(path: Path) -> tuple[AV[mx.array], dict[str, str]]:
     kinds = [x.dtype for x in found.values]
     if others := [kind for kind in kinds if not mx.issubdtype(kind, mx.floating)]:
         raise UserError(
-            f"{short(path)} holds latents of {others[0]}, and they are floating-point numbers. It is damaged, or no latents."
+            f"{short(path)} holds {others[0]} latents, but latents are floating-point. It is damaged, or not a latents file."
         )
     return found, metadata

@@ -233,13 +233,13 @@ def _checked_frames(clip: Clip) -> Iterator[np.ndarray]:
             break
         if frame.shape != (shape.height, shape.width, 3):
             raise UserError(
-                f"The clip promised {shape.width}x{shape.height} pixels; frame {count - 1} has "
+                f"The clip should be {shape.width}x{shape.height} pixels; frame {count - 1} has "
                 f"{frame.shape[1]}x{frame.shape[0]}."
             )
         yield frame
     if count != shape.frames:
         given = "more" if count > shape.frames else count
-        raise UserError(f"The clip promised {shape.frames} frames; it gave {given}.")
+        raise UserError(f"The clip should have {shape.frames} frames; got {given}.")
 
 
 def _sound_per_frame(clip: Clip) -> Iterator[av.AudioFrame | None]:
@@ -326,5 +326,5 @@ def metadata(path: str | Path) -> dict[str, str]:
             return {k.lower(): v for k, v in found.items()} if capitals else found
     except av.FFmpegError:
         raise UserError(
-            f"{short(path)} is not a media file that can be read: it is of another kind, damaged or cut short."
+            f"{short(path)} is not a readable media file: it is another kind of file, damaged or cut short."
         ) from None

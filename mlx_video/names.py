@@ -21,8 +21,8 @@ from mlx_video.types import VideoPixelShape, VideoScale
 OPTIONS = {"-i": "--image", "--text-encoder-repo": "--text-encoder"}
 # An option that is gone -> what to do.
 GONE = {
-    "--image-strength": "the strength stands after the frame, as in --image cat.png 0 0.8.",
-    "--image-frame-idx": "the frame stands after the picture, as in --image cat.png 8.",
+    "--image-strength": "the strength follows the frame, as in --image cat.png 0 0.8.",
+    "--image-frame-idx": "the frame follows the picture, as in --image cat.png 8.",
     "--stream": "every clip is written while it is decoded; leave it out.",
     "--max-tokens": "Gemma ends an enhanced prompt itself; leave it out.",
     "--temperature": "another --seed gives another enhanced prompt; leave it out.",

@@ -122,11 +122,11 @@ def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]]:
         if name.lower().endswith((".heic", ".heif")):
             _heif(name)
         raise UserError(
-            f"{name} is not an image that can be read; give a {FORMAT_NAMES} file."
+            f"{name} is not a readable image; give a {FORMAT_NAMES} file."
         ) from None
     except DAMAGED:
         raise UserError(
-            f"{name} is not an image that can be read: it is damaged or cut short. Give a whole {FORMAT_NAMES} file."
+            f"{name} is not a readable image: it is damaged or cut short. Give a whole {FORMAT_NAMES} file."
         ) from None
 
 
@@ -160,7 +160,7 @@ def _heif(name: str) -> tuple[str]:
         from pillow_heif import register_heif_opener
     except ImportError:
         raise UserError(
-            f"{name} is a HEIC photo. Install what reads it with `pip install pillow-heif`, or export it as JPEG."
+            f"{name} is a HEIC photo. Install support with `pip install pillow-heif`, or export it as JPEG."
         ) from None
     register_heif_opener()
     return ("HEIF",)

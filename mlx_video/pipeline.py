@@ -51,7 +51,7 @@ class Reached(NamedTuple):
         def one(state: LatentState, latent: mx.array | None) -> LatentState:
             if latent is None or latent.shape != state.latent.shape:
                 raise UserError(
-                    "The state to go on from does not fit its record: it has other streams or another size."
+                    "The saved state does not match its record: its streams or sizes differ."
                 )
             return state._replace(latent=latent)
 
@@ -197,7 +197,7 @@ class Pipeline:
         needs = request.needs(self.recipe)
         if request.timed and "duration_head" not in self.components.sources:
             raise UserError(
-                "This model has no duration head, which would tell how long the clip should be. Give --duration SECONDS "
+                "This model has no duration head, so it cannot choose the clip's length. Give --duration SECONDS "
                 "or --num-frames."
             )
         texts = self._texts(request, request.prompt)

@@ -83,7 +83,7 @@ class Stage:
             )
         if not 0 < self.scale <= 1 or not all(map(math.isfinite, self.loras)):
             raise UserError(
-                f"A stage's scale is above 0 and at most 1, and the strength of a LoRA is finite; got {self.scale}, "
+                f"A stage's scale must be above 0 and at most 1, and LoRA strengths finite; got {self.scale}, "
                 f"{self.distilled_lora} and {self.detailing}."
             )
         for strength in self.guidance.values:
@@ -99,16 +99,16 @@ def _check_strength(guidance: Guidance, num_layers: int | None) -> None:
         )
     if not 0 <= guidance.rescale <= 1:
         raise UserError(
-            f"rescale is from 0 (off) to 1; got {guidance.rescale:g}. The usual value is {VIDEO_GUIDANCE.rescale:g}."
+            f"rescale must be from 0 (off) to 1; got {guidance.rescale:g}. The usual value is {VIDEO_GUIDANCE.rescale:g}."
         )
     if guidance.skip_step < 0:
         raise UserError(
-            f"skip_step is 0 or more steps; got {guidance.skip_step}. The usual number is 0."
+            f"skip_step must be 0 or more; got {guidance.skip_step}. The usual number is 0."
         )
     for block in guidance.stg_blocks if guidance.stg and num_layers else ():
         if not 0 <= block < num_layers:
             raise UserError(
-                f"Guidance perturbs block {block}, and this transformer has {num_layers} blocks, counted from 0. "
+                f"Guidance perturbs block {block}; this transformer has {num_layers} blocks, counted from 0. "
                 f"Try --stg-blocks {num_layers // 2}."
             )
 
@@ -191,12 +191,14 @@ class Recipe:
     def check(self, num_layers: int | None = None) -> None:
         """Raise ``UserError`` where stages, variant or rounds make no sense, or need blocks that a model of ``num_layers`` lacks."""
         if self.variant not in VARIANTS:
-            raise UserError(f"The variant is distilled or dev; got {self.variant!r}.")
+            raise UserError(
+                f"The variant must be distilled or dev; got {self.variant!r}."
+            )
         if not self.stages:
-            raise UserError("A recipe has at least one stage; got none.")
+            raise UserError("A recipe needs at least one stage; got none.")
         if not -1 <= self.sound < len(self.stages):
             raise UserError(
-                f"sound is the number of a stage, from 0 to {len(self.stages) - 1}, or -1 for the last; got {self.sound}."
+                f"sound must be the number of a stage, from 0 to {len(self.stages) - 1}, or -1 for the last; got {self.sound}."
             )
         _check_rounds(len(self.rounds or ()))
         for stages, upsampler in zip((self.stages, self.rounds or ()), UPSAMPLERS):
@@ -209,7 +211,7 @@ class Recipe:
                     )
         if self.rounds is None and any(stage.detailing for stage in self.stages):
             raise UserError(
-                "The detailing LoRA is of DFR; a recipe without rounds takes none."
+                "Only DFR uses the detailing LoRA; leave it out of a recipe without rounds."
             )
 
 
@@ -230,7 +232,7 @@ def finished(shape: VideoPixelShape, rounds: int | None) -> VideoPixelShape:
 
 def _check_rounds(rounds: int) -> None:
     if not 0 <= rounds <= MOST_ROUNDS:
-        raise UserError(f"DFR has from 0 to {MOST_ROUNDS} rounds; got {rounds}.")
+        raise UserError(f"DFR must have from 0 to {MOST_ROUNDS} rounds; got {rounds}.")
 
 
 def fidelity(rounds: int, detailing: float = 0.0) -> Recipe:
@@ -337,4 +339,4 @@ class Defaults(Config):
             return distilled(self.sampler)
         if variant == "dev":
             return dev(self.steps, self.guidance, two_stage)
-        raise UserError(f"The variant is distilled or dev; got {variant!r}.")
+        raise UserError(f"The variant must be distilled or dev; got {variant!r}.")

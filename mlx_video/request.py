@@ -56,7 +56,7 @@ class Request:
         """
         if not self.prompt.strip():
             raise UserError(
-                "The prompt is empty; say what to show, for example 'a cat on a red sofa'."
+                "The prompt is empty; describe the clip, for example 'a cat on a red sofa'."
             )
         check_text(self.prompt, "The prompt")
         check_text(self.negative_prompt, "The negative prompt")

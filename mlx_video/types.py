@@ -204,7 +204,7 @@ class Geometry:
                 f"{max(width, shape.width)}x{max(height, shape.height)}."
             )
         if audio and self.audio is None:
-            raise UserError("This model makes no sound: leave the audio out.")
+            raise UserError("This model makes no sound; leave out the audio.")
         if audio and self.audio_frames(shape) < 1:
             raise UserError(
                 f"{shape.frames} frames at {shape.fps:g} fps are too short for sound. Try "
@@ -287,7 +287,7 @@ class _Once(Iterator[np.ndarray]):
     def __iter__(self) -> "_Once":
         if self.ended:
             raise UserError(
-                "The frames of this clip were taken already; they are decoded once. Keep them in a list, or make the clip "
+                "The frames of this clip were already read; they are decoded only once. Keep them in a list, or make the clip "
                 "again."
             )
         return self

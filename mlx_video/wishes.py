@@ -121,7 +121,9 @@ class Wishes:
                 "--duration and --num-frames both say how long the clip is; leave out one of them."
             )
         if files.detailing_lora and self.dfr is None:
-            raise UserError("--detailing-lora is of DFR; add --dfr 0, or leave it out.")
+            raise UserError(
+                "Only DFR uses --detailing-lora; add --dfr 0, or leave it out."
+            )
         if self.variant == "dev" and self.dfr is not None:
             raise UserError(
                 "--dfr is for the distilled model; leave out --variant dev."
@@ -160,7 +162,9 @@ class Wishes:
             return self.frames
         nearest = nearest_frames(self.frames, step)
         if nearest != self.frames:
-            warn(f"{self.frames} frames are none of 1 + {step}k; making {nearest}.")
+            warn(
+                f"{self.frames} frames is not of the form 1 + {step}k; making {nearest}."
+            )
         return nearest
 
 

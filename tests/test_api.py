@@ -69,7 +69,7 @@ def test_a_clip_is_saved_as_often_as_wanted_and_its_frames_are_taken_once(
     found = Job.from_record("a-red-ball-3.GIF.json")
     assert found == Job.from_record("a-red-ball-3.json")
     assert clip.audio.sample_rate and len(list(clip.frames)) == 9
-    with pytest.raises(UserError, match="taken already; they are decoded once"):
+    with pytest.raises(UserError, match="already read; they are decoded only once"):
         list(clip.frames)
 
 
@@ -213,7 +213,7 @@ def test_frames_are_taken_once_from_any_clip():
     clip = Clip(iter([RED] * 3), SHAPE)
     first = next(clip.frames)
     assert np.array_equal(first, RED) and len(list(clip.frames)) == 2
-    with pytest.raises(UserError, match="taken already"):
+    with pytest.raises(UserError, match="already read"):
         iter(clip.frames)
 
 

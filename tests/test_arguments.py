@@ -107,13 +107,13 @@ def test_weights_take_less_memory_where_asked():
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        ([], "Say what to show: --prompt"),
+        ([], "Give a prompt: --prompt"),
         (
             ["-p", "x", "--image", "a.png", "late"],
-            "--image takes PATH .* got 'a.png late'",
+            "--image needs PATH .* got 'a.png late'",
         ),
-        (["-p", "x", "--image", "a", "0", "1", "2"], "--image takes PATH"),
-        (["-p", "x", "--lora", "a", "b", "c"], "--lora takes PATH .* got 'a b c'"),
+        (["-p", "x", "--image", "a", "0", "1", "2"], "--image needs PATH"),
+        (["-p", "x", "--lora", "a", "b", "c"], "--lora needs PATH .* got 'a b c'"),
         (["-p", "x", "--cfg-scale", "9"], "fixed schedule.*leave out --cfg-scale"),
         (["--from-record", "no.json"], "There is no file no.json"),
         (["-p", "x", "--from-record", "a.json"], "leave out --prompt"),

@@ -248,7 +248,7 @@ def test_the_command_converts(folder, tmp_path, capsys):
         ),
         (
             "--hf-path {model} --mlx-path {model}",
-            "{model} already exists and is not an empty folder",
+            "{model} already exists and is not empty",
         ),
         (
             "--hf-path {model} --mlx-path {tmp}/mlx -q --q-bits 7",

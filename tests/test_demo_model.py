@@ -274,7 +274,7 @@ def test_a_prompt_has_the_length_that_the_tokenizer_states(demo, capsys):
     fits = "A" + " red" * (TOKENS - 2)
     assert unified(["-p", f"{fits} red"]) == cli.BAD_INPUT
     told = capsys.readouterr().err
-    assert "has 65 tokens and may have 64 at most" in told and "by 1;" in told
+    assert "has 65 tokens, more than the limit of 64" in told and "by 1;" in told
     assert "[transformers]" not in told
     with Components.open(demo, needs=["text_encoder"]).lend("text_encoder") as encoder:
         assert encoder.features([fits]).mask.sum().item() == TOKENS
@@ -356,7 +356,7 @@ def test_defaults_that_mean_nothing_are_refused(stated, sentence, demo):
 
 
 def test_there_are_two_variants(demo):
-    with pytest.raises(ValueError, match="is distilled or dev; got 'distiled'"):
+    with pytest.raises(ValueError, match="must be distilled or dev; got 'distiled'"):
         mlx_video.load(variant="distiled")
 
 

@@ -102,7 +102,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
     folder = tmp_path / "net-2.5"
     with pytest.raises(KeyboardInterrupt), folder_aside(folder) as scratch:
         (scratch / "a").touch()
-        with pytest.raises(UserError, match="Another run is making"):
+        with pytest.raises(UserError, match="Another run is writing"):
             with folder_aside(folder):
                 pass
         with folder_aside(tmp_path / "net-2.3"):
@@ -143,7 +143,7 @@ def test_a_file_aside_has_the_usual_rights_and_takes_no_name(
     with pytest.raises(UserError, match="a.txt exists"):
         with written_aside(path):
             pass
-    with pytest.raises(UserError, match="kept in .*b-2.txt"):
+    with pytest.raises(UserError, match="own result is in .*b-2.txt"):
         with written_aside(tmp_path / "b.txt") as aside:
             aside.write_text("b")
             (tmp_path / "b.txt").write_text("another's")

@@ -179,7 +179,9 @@ def test_a_server_that_cannot_for_a_moment_is_asked_again(repo, remote):
 
 def test_a_file_that_is_not_as_listed_is_removed(repo, remote):
     for remote.spoiled in ("content", "length"):
-        with pytest.raises(UserError, match="another content than Hugging") as caught:
+        with pytest.raises(
+            UserError, match="did not match its checksum on Hugging"
+        ) as caught:
             hub.resolve(NAME, ["a.safetensors"])
         assert not hasattr(caught.value, "__notes__")  # on what is kept
         assert not unfinished() and not hub.is_cached(NAME, ["a.safetensors"])
@@ -194,7 +196,7 @@ def test_a_damaged_beginning_is_not_gone_on_with(repo, remote, monkeypatch):
         hub.resolve(NAME, ["a.safetensors"])
     (kept,) = unfinished()
     kept.write_bytes(bytes(1_000_000))
-    with pytest.raises(UserError, match="another content"):
+    with pytest.raises(UserError, match="did not match its checksum"):
         hub.resolve(NAME, ["a.safetensors"])
     assert hub.resolve_file(f"{NAME}/a.safetensors").read_bytes() == A
 
@@ -202,9 +204,7 @@ def test_a_damaged_beginning_is_not_gone_on_with(repo, remote, monkeypatch):
 def test_a_disk_without_room_is_known_before(repo, remote, monkeypatch):
     usage = namedtuple("usage", "free")(2_000_000)
     monkeypatch.setattr(download, "disk_usage", lambda folder: usage)
-    told = (
-        r"3.50 MB are to be downloaded to .*, and its disk has 2.00 MB free. .*HF_HOME"
-    )
+    told = r"3.50 MB must be downloaded to .*, but its disk has 2.00 MB free. .*HF_HOME"
     with pytest.raises(UserError, match=told):
         hub.resolve(NAME, ["*.safetensors"])
     assert not remote.sent

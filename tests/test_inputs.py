@@ -147,7 +147,7 @@ def test_a_picture_is_typed_in_words(picture, monkeypatch):
     assert Image.typed(["red.png", "8", ".5"]) == Image(picture, 8, 0.5)
     assert Image.typed(["no.png"]) == Image("no.png")
     for words in (["a.png", "late"], ["a.png", "0", "1", "2"]):
-        with pytest.raises(UserError, match="--image takes PATH"):
+        with pytest.raises(UserError, match="--image needs PATH"):
             Image.typed(words)
 
 
@@ -164,7 +164,7 @@ def test_pictures_say_what_they_add(picture):
     [
         ((Image("p", 3),), "frame 0, 8, 16, ... below 17; got 3 .* Nearest: 0"),
         ((Image("p", 24),), "below 17; got 24"),
-        ((Image("p", 0, 2.0),), "strength is from 0 to 1; got 2.0"),
+        ((Image("p", 0, 2.0),), "strength must be from 0 to 1; got 2.0"),
         ((Image("p"), Image("p", 8), Image("p")), "same place, frame 0"),
     ],
 )
@@ -219,7 +219,7 @@ def test_only_the_first_stage_takes_generated_keyframes():
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        ("many", "--keyframes takes a whole number; got 'many'"),
+        ("many", "--keyframes needs a whole number; got 'many'"),
         ("0", "from 1 to 15 generated keyframes; got 0"),
         ("16", "from 1 to 15 generated keyframes; got 16"),
     ],

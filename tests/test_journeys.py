@@ -282,7 +282,7 @@ def test_enhance_needs_the_text_encoder_alone(eloquent, capsys):
     assert cli.main(["enhance", *PROMPT, *words]) == 0
     assert capsys.readouterr().out.strip()
     assert cli.main(["enhance"]) == 2
-    assert "Say what to start from" in capsys.readouterr().err
+    assert "Give a prompt to enhance" in capsys.readouterr().err
 
 
 TYPING = {
@@ -531,11 +531,14 @@ MISTAKES = {
         "seed must be from 0 to 18446744073709551615",
     ),
     "prompt": (["-p", "  "], "The prompt is empty"),
-    "long prompt": (["-p", "a cat " * 700], "may have 384 at most"),
+    "long prompt": (["-p", "a cat " * 700], "more than the limit of 384"),
     "no image": (["--image", "no.png"], "no.png"),
     "not an image": (["--image", "text.txt"], "text.txt"),
     "image frame": (["--image", "picture.png", "3"], "Nearest: 0|Nearest: 8"),
-    "image strength": (["--image", "picture.png", "0", "2"], "strength is from 0 to 1"),
+    "image strength": (
+        ["--image", "picture.png", "0", "2"],
+        "strength must be from 0 to 1",
+    ),
     "two images": (["--image", "picture.png"] * 2, "same place, frame 0"),
     "model": (["--model", "no/such/model"], "no/such/model"),
     "no model": (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
@@ -593,7 +596,7 @@ def test_a_prompt_is_counted_and_tensors_are_compared_before_weights_are_read(
     assert typed(generate.main, broken) == 2
     assert "conv_out.bias" in capsys.readouterr().err
     assert typed(generate.main, model, "-p", "a cat " * 700) == 2
-    assert "may have 384 at most" in capsys.readouterr().err
+    assert "more than the limit of 384" in capsys.readouterr().err
 
 
 def test_text_connectors_of_zeros_are_found_as_they_are_read(model, here, capsys):

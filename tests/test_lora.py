@@ -426,7 +426,7 @@ REFUSALS = {
         "LoCon with a middle factor",
     ),
     "something else": ({"encoder.weight": mx.ones(4)}, "it holds encoder.weight. Und"),
-    "nothing": ({}, "is no LoRA: it holds no tensors"),
+    "nothing": ({}, "is not a LoRA: it holds no tensors"),
     "the same twice": (
         pair(NAME) | {f"{NAME}.lora_down.weight": mx.ones((4, SIZE))},
         "under two names",

@@ -270,7 +270,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, after, error):
 def test_an_interrupted_save_keeps_the_old_file(tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_text("old")
-    with pytest.raises(ValueError, match="promised 17 frames; it gave 3"):
+    with pytest.raises(ValueError, match="should have 17 frames; got 3"):
         broken = replace(clip(), frames=iter(pictures(3)))
         media.save(broken, path, overwrite=True)
     assert path.read_text() == "old"
@@ -279,9 +279,12 @@ def test_an_interrupted_save_keeps_the_old_file(tmp_path):
 @pytest.mark.parametrize(
     "frames, message",
     [
-        (pictures(16), "promised 17 frames; it gave 16"),
-        (pictures(18), "promised 17 frames; it gave more"),
-        ([np.zeros((32, 96, 3), np.uint8)], "promised 96x64 pixels; frame 0 has 96x32"),
+        (pictures(16), "should have 17 frames; got 16"),
+        (pictures(18), "should have 17 frames; got more"),
+        (
+            [np.zeros((32, 96, 3), np.uint8)],
+            "should be 96x64 pixels; frame 0 has 96x32",
+        ),
     ],
 )
 def test_a_clip_that_breaks_its_promise(tmp_path, frames, message):
@@ -330,7 +333,7 @@ def test_a_playlist_opens_nothing_else(tmp_path):
     concat = "ffconcat version 1.0\nfile secret.wav\n"
     for name, text in (("a.wav", playlist), ("b.m3u8", playlist), ("c.wav", concat)):
         (tmp_path / name).write_text(text)
-        with pytest.raises(UserError, match=f"{name} is not a media file"):
+        with pytest.raises(UserError, match=f"{name} is not a readable media file"):
             media.metadata(tmp_path / name)
     with pytest.raises(UserError, match="is not a regular file"):
         media.metadata(tmp_path)
@@ -340,7 +343,7 @@ def test_what_is_no_media_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file .*lost.mp4"):
         media.metadata(tmp_path / "lost.mp4")
     (tmp_path / "text.mp4").write_text("not a clip")
-    with pytest.raises(UserError, match="text.mp4 is not a media file"):
+    with pytest.raises(UserError, match="text.mp4 is not a readable media file"):
         media.metadata(tmp_path / "text.mp4")
 
 

@@ -141,8 +141,8 @@ def test_frames_become_a_file(here):
 @pytest.mark.parametrize(
     "words, answer",
     [
-        (["--image-strength", "0.8"], "the strength stands after the frame, as in --image cat.png 0 0.8."),
-        (["--image-frame-idx=8"], "the frame stands after the picture, as in --image cat.png 8."),
+        (["--image-strength", "0.8"], "the strength follows the frame, as in --image cat.png 0 0.8."),
+        (["--image-frame-idx=8"], "the frame follows the picture, as in --image cat.png 8."),
         (["--stream"], "every clip is written while it is decoded; leave it out."),
         (["--max-tokens", "99"], "Gemma ends an enhanced prompt itself; leave it out."),
         (["--temperature", "0.7"], "another --seed gives another enhanced prompt; leave it out."),
@@ -182,7 +182,7 @@ def test_an_option_works_as_it_did(words, wanted, asked):
 def test_the_dev_model_rounds_frames_and_says_so(frames, made, asked, capsys):
     code, job, _ = asked("--variant", "dev", "-n", str(frames))
     assert code == 0 and job.request.shape.frames == made
-    said = f"warning: {frames} frames are none of 1 + 8k; making {made}.\n"
+    said = f"warning: {frames} frames is not of the form 1 + 8k; making {made}.\n"
     assert (said in capsys.readouterr().err) is (frames != made)
 
 

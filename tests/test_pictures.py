@@ -306,12 +306,12 @@ def test_nothing_but_the_named_formats_is_opened(tmp_path, monkeypatch):
     )
     (tmp_path / "cat.png").write_bytes(eps)
     with pytest.raises(
-        UserError, match="cat.png is not an image that can be read; give a PNG, JPEG"
+        UserError, match="cat.png is not a readable image; give a PNG, JPEG"
     ):
         read_picture(tmp_path / "cat.png")
     assert not started
     Image.new("RGB", (16, 16)).save(tmp_path / "cat.ppm")
-    with pytest.raises(UserError, match="cat.ppm is not an image"):
+    with pytest.raises(UserError, match="cat.ppm is not a readable image"):
         read_picture(tmp_path / "cat.ppm")
 
 
@@ -350,7 +350,7 @@ def test_no_image_to_load(tmp_path):
     with pytest.raises(UserError, match="is not a regular file"):
         load_image(tmp_path)
     (tmp_path / "text.png").write_bytes(b"text")
-    with pytest.raises(UserError, match="text.png is not an image.*PNG, JPEG"):
+    with pytest.raises(UserError, match="text.png is not a readable image.*PNG, JPEG"):
         load_image(tmp_path / "text.png")
 
 
@@ -399,7 +399,7 @@ def test_heic(tmp_path):
         load_image(tmp_path / "photo.heic")[9, 9], (200, 30, 30), atol=6
     )
     (tmp_path / "bad.heic").write_bytes(HEIC)
-    with pytest.raises(UserError, match="bad.heic is not an image"):
+    with pytest.raises(UserError, match="bad.heic is not a readable image"):
         read_picture(tmp_path / "bad.heic")
 
 

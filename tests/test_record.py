@@ -213,9 +213,9 @@ SENSELESS = {
     "recipe.stages.1.sigmas": ([1.0, 2.0, 0.0], "descend"),
     "recipe.stages.0.scale": (0.0, "scale"),
     "recipe.stages.0.upsampler": ("temporal_upsampler", "take the upsampler and"),
-    "recipe.stages.1.detailing": (0.5, "The detailing LoRA is of DFR"),
-    "recipe.stages.0.guidance.video.rescale": (99, "rescale is from 0 .* got 99"),
-    "recipe.stages.0.guidance.audio.skip_step": (-1, "skip_step is 0 or more"),
+    "recipe.stages.1.detailing": (0.5, "Only DFR uses the detailing LoRA"),
+    "recipe.stages.0.guidance.video.rescale": (99, "rescale must be from 0 .* got 99"),
+    "recipe.stages.0.guidance.audio.skip_step": (-1, "skip_step must be 0 or more"),
     "recipe.stages": ([], "at least one stage"),
     "recipe.variant": ("fast", "distilled or dev"),
 }

@@ -104,7 +104,7 @@ def test_a_download_is_told_before_it_begins(model, here, monkeypatch):
 def test_a_live_run_owns_its_name_and_a_dead_one_does_not(model, here):
     first = run(job(model), Output(Path("x.mp4")))
     next(first)
-    with pytest.raises(UserError, match="Another run is making x.mp4 now"):
+    with pytest.raises(UserError, match="Another run is writing x.mp4"):
         next(run(job(model), Output(Path("x.mp4"))))
     first.close()
     assert os.listdir() == []
@@ -123,7 +123,7 @@ def test_a_loser_keeps_its_work_and_says_where(model, here):
     events = run(job(model), Output(Path("x.mp4")))
     next(e for e in events if isinstance(e, Step) and e[:2] == ("decode video", 3))
     (here / "x.mp4").write_bytes(b"somebody's")
-    with pytest.raises(UserError, match="is kept in x-2.mp4"):
+    with pytest.raises(UserError, match="own result is in x-2.mp4"):
         list(events)
     assert (here / "x.mp4").read_bytes() == b"somebody's"
     assert len(read_clip(here / "x-2.mp4")[0]) == 9
@@ -370,7 +370,7 @@ def left(model, tmp_path_factory) -> Path:
         ),
         (
             lambda tensors, words: tensors.update(video=tensors["video"][:, :2]),
-            "does not fit its record",
+            "does not match its record",
         ),
     ],
 )
@@ -412,8 +412,8 @@ def latents(left, here) -> Path:
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        (lambda t: t.update(video=t["video"][..., :-1]), "does not fit its record"),
-        (lambda t: t.pop("audio"), "does not fit its record"),
+        (lambda t: t.update(video=t["video"][..., :-1]), "does not match its record"),
+        (lambda t: t.pop("audio"), "does not match its record"),
         (lambda t: t.pop("video"), "holds no video latents"),
         (
             lambda t: t.update(audio=t["audio"].astype(mx.int32)),

@@ -11,7 +11,7 @@ from mlx_video.cli import BAD_INPUT, guarded, main, server
     "words, said",
     [
         (["--host", "0.0.0.0"], "give it a key with --api-key-file"),
-        (["--lora", "sepia"], "--lora takes NAME=FILE"),
+        (["--lora", "sepia"], "--lora needs NAME=FILE"),
         (["--api-key-file", "nowhere.txt"], "nowhere.txt"),
     ],
 )

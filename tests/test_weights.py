@@ -250,9 +250,7 @@ def test_saves_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_never_writes_over_anything(tmp_path):
     (tmp_path / "net").mkdir()
     save(tmp_path / "net", filled(), {})
-    with pytest.raises(
-        ValueError, match="net already exists and is not an empty folder"
-    ):
+    with pytest.raises(ValueError, match="net already exists and is not empty"):
         save(tmp_path / "net", filled(), {})
     shutil.rmtree(tmp_path / "net")
     (tmp_path / "net").write_text("a file")

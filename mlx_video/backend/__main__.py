@@ -52,7 +52,7 @@ def report() -> int:
     packages = ("mlx", *BACKENDS.values(), *OPENBLAS.values())
     found = (f"{name} {version}" for name in packages if (version := version_of(name)))
     print(f"packages     {', '.join(found)}")
-    print(f"BLAS         {load_blas() or 'the one MLX brings'}")
+    print(f"BLAS         {load_blas() or 'the one in MLX'}")
     try:
         require_backend()
         import mlx.core as mx

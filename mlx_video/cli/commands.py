@@ -94,7 +94,7 @@ class _Version(argparse.Action):
 
         tell(f"mlx-video {__version__}")
         tell(f"mlx       {mx.__version__}, {mx.default_device()}")
-        tell(f"BLAS      {load_blas() or 'the one MLX brings'}")
+        tell(f"BLAS      {load_blas() or 'the one in MLX'}")
         parser.exit()
 
 
@@ -161,7 +161,9 @@ def plan(args: argparse.Namespace) -> None:
     job.check()
     with stood_in(job.files, job.recipe.variant) as files:
         if files != job.files:
-            say(f"{job.files.model} is not here yet; planned from what its files hold.")
+            say(
+                f"{job.files.model} is not downloaded yet; planned from its published tables."
+            )
         job = replace(job, files=files)
         foreseen = job.plan(limit=args.memory_limit, announce=Downloads())
         for notice in notices:
@@ -179,7 +181,7 @@ def enhance(args: argparse.Namespace) -> None:
     On a terminal it is printed as it is written.
     """
     if not (args.prompt or "").strip():
-        raise UserError("Say what to start from: --prompt 'a fox in snow'.")
+        raise UserError("Give a prompt to enhance: --prompt 'a fox in snow'.")
     # mlx-lm takes seconds to import.
     from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
 
@@ -218,7 +220,7 @@ def info(args: argparse.Namespace) -> None:
     if args.verify and not noted:
         tell("verified    nothing is wrong")
     if found.refusals or damaged:
-        raise UserError(f"{short(found.path)} cannot be used as it is, see above.")
+        raise UserError(f"{short(found.path)} cannot be used; see above.")
 
 
 def _add_decode(parser: argparse.ArgumentParser) -> None:

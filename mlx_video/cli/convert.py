@@ -37,7 +37,9 @@ def convert(args: argparse.Namespace) -> None:
     from mlx_video.convert import convert
 
     if args.typed.keys() & {"q_bits", "q_group_size"} and not args.quantize:
-        raise UserError("--q-bits and --q-group-size say how to quantize; add -q.")
+        raise UserError(
+            "--q-bits and --q-group-size have no effect without -q; add -q."
+        )
     downloads = Downloads()
 
     def hear(what: object) -> None:

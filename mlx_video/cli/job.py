@@ -26,7 +26,7 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
     if args.from_record or args.resume:
         return _job_again(args), []
     if args.prompt is None:
-        raise UserError("Say what to show: --prompt 'a cat on a red sofa'.")
+        raise UserError("Give a prompt: --prompt 'a cat on a red sofa'.")
     wishes = Wishes(**_said(args, Wishes), inputs=inputs_from(args))
     notices: list[str | Warned] = []
     announce = options_from(args).announce
@@ -52,13 +52,13 @@ def _job_again(args: argparse.Namespace) -> Job:
     """The job of a record, with the files that were typed in place of its own."""
     if args.from_record and args.resume:
         raise UserError(
-            "--resume goes on and --from-record starts anew; leave out one of them."
+            "--resume continues a clip and --from-record starts it again; leave out one of them."
         )
     others = args.typed.keys() - _WITH_RECORD - _BESIDE_RECORD
     if others:
         names = ", ".join(flag for dest, flag in args.typed.items() if dest in others)
         which = "--resume" if args.resume else "--from-record"
-        raise UserError(f"{which} makes a clip as it was asked for; leave out {names}.")
+        raise UserError(f"{which} uses the settings in the record; leave out {names}.")
     return moved(Job.from_record(args.from_record or args.resume), args)
 
 
@@ -94,7 +94,7 @@ def _lora_from(words: Sequence[str]) -> tuple[str, float]:
         return path, float(strength)
     except ValueError:
         raise UserError(
-            f"--lora takes PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
+            f"--lora needs PATH [STRENGTH]; got '{' '.join(words)}'. For example: --lora style.safetensors 0.8."
         ) from None
 
 

@@ -68,7 +68,7 @@ def serve(args: argparse.Namespace) -> None:
     key = _key(args)
     if args.host not in server.LOOPBACK and not key:
         raise UserError(
-            f"Whoever reaches {args.host} could use the server; give it a key with --api-key-file FILE, or listen on {server.LOOPBACK[0]}."
+            f"Anyone who reaches {args.host} could use the server; give it a key with --api-key-file FILE, or listen on {server.LOOPBACK[0]}."
         )
     data = typed_path(args.data)
     settings = {name: vars(args)[name] for name in ("host", "port", "queue")}
@@ -104,7 +104,7 @@ def _lora(words: str) -> tuple[str, str]:
     name, _, file = words.partition("=")
     if not (name and file):
         raise UserError(
-            f"--lora takes NAME=FILE; got {words!r}. For example: --lora sepia=sepia.safetensors."
+            f"--lora needs NAME=FILE; got {words!r}. For example: --lora sepia=sepia.safetensors."
         )
     return name, full_path(file)
 

@@ -149,7 +149,7 @@ def _table(file: Path, cursor: _Cursor) -> tuple[dict[str, object], dict[str, _E
         raise _Fault("it does not begin with GGUF")
     if version not in (2, 3):
         raise UserError(
-            f"{file} is a GGUF file of version {version}, and versions 2 and 3 are read; use a newer conversion."
+            f"{file} is a GGUF file of version {version}; only versions 2 and 3 are supported. Use a newer conversion."
         )
     metadata, entries = {}, {}
     for number in range(values):

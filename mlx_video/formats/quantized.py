@@ -80,7 +80,7 @@ def read_notes(weights: Weights, metadata: Mapping[str, str], source: str) -> No
     listed = json_object(metadata.get(NOTES, "{}"), f"The {NOTES} in {source}")
     layers = listed.get("layers", {})
     if not isinstance(layers, dict):
-        raise UserError(f"The {NOTES} in {source} is no table of layers.")
+        raise UserError(f"The {NOTES} in {source} is not a table of layers.")
     notes = layers | {
         key.removesuffix(NOTE): json_object(
             np.array(mark).tobytes(), f"{source}: {clip(key)}"
@@ -135,7 +135,9 @@ def hadamard(size: int) -> mx.array:
     while matrix.shape[0] < size:
         matrix = mx.kron(matrix, four)
     if matrix.shape[0] != size:
-        raise ValueError(f"is turned in groups of {size} columns, no power of 4")
+        raise ValueError(
+            f"is turned in groups of {size} columns, which is not a power of 4"
+        )
     return matrix
 
 

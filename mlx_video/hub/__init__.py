@@ -268,7 +268,7 @@ def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
         ) from error
     except errors.OfflineModeIsEnabled as error:
         raise MissingFileError(
-            f"{missing} HF_HUB_OFFLINE keeps it from Hugging Face. Unset that and run again, or give the path of a file or "
+            f"{missing} HF_HUB_OFFLINE blocks access to Hugging Face. Unset it and run again, or give the path of a file or "
             "folder."
         ) from error
     except errors.HfHubHTTPError as error:

@@ -80,7 +80,7 @@ def check_room(size: int) -> None:
     disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if (free := disk_usage(disk).free) < size:
         raise UserError(
-            f"{amount(size)} are to be downloaded to {short(cache)}, and its disk has {amount(free)} free. Free some space, "
+            f"{amount(size)} must be downloaded to {short(cache)}, but its disk has {amount(free)} free. Free some space, "
             "or name a folder on another disk in HF_HOME."
         )
 
@@ -107,7 +107,7 @@ def receive(url: str, repo: str, file: Missing) -> Iterator[int]:
         if digest.hexdigest() != file.checksum:
             unfinished.unlink()
             raise UserError(
-                f"{url} came with another content than Hugging Face lists, and was removed. Run again to fetch it anew."
+                f"{url} did not match its checksum on Hugging Face and was removed. Run again to download it."
             )
         unfinished.replace(blob)
 

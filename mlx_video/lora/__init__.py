@@ -195,7 +195,7 @@ class Adapter:
                 )
         if homeless:
             raise UserError(
-                f"{self.source} changes {some(homeless, 2)}, which the model does not have: it was made for another "
+                f"{self.source} changes {some(homeless, 2)}, which the model does not have; it was made for another "
                 "model, and a part of it would mislead."
             )
 
@@ -205,7 +205,7 @@ class Adapter:
         share = len(self._places(transformer)) / len(layers)
         if share < WHOLE:
             raise UserError(
-                f"{self.source} changes {share:.0%} of the transformer's layers, and a distilled LoRA nearly all of them: "
+                f"{self.source} changes {share:.0%} of the transformer's layers; a distilled LoRA changes nearly all of them: "
                 "it is a LoRA of another kind. Use it with --lora."
             )
 
@@ -303,11 +303,11 @@ def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
         kinds = (REFUSED[part] for part in REFUSED if part in strange[0])
         named = f" ({kind})" if (kind := next(kinds, "")) else ""
         raise UserError(
-            f"{source} is no LoRA that this version can apply: it holds {some(strange, 2)}{named}. Understood are LoRA, "
+            f"{source} is not a LoRA that this version can apply: it holds {some(strange, 2)}{named}. Understood are LoRA, "
             "DoRA, LoKr, LoHa and differences (.diff, .diff_b)."
         )
     if not layers:
-        raise UserError(f"{source} is no LoRA: it holds no tensors.")
+        raise UserError(f"{source} is not a LoRA: it holds no tensors.")
     return layers
 
 

@@ -79,7 +79,7 @@ def check(label: str, has: Tensors) -> None:
             f"{label} has a factor ({wrong[0]}) of shape {has[wrong[0]].shape}; only Linears can be changed, by matrices."
         )
     if "alpha" in has and has["alpha"].size != 1:
-        raise UserError(f"{label} has an alpha of shape {has['alpha'].shape}, no number.")  # fmt: skip
+        raise UserError(f"{label} has an alpha of shape {has['alpha'].shape}, which is not a number.")  # fmt: skip
 
 
 def check_shape(label: str, layer: nn.Module, has: Tensors) -> None:

@@ -30,7 +30,7 @@ async def read_request(request: Request, folder: Path, kept: list[str]) -> Video
     places = fields.pop("images", [{}] * min(1, len(files)))
     if not isinstance(places, list) or len(places) != len(files):
         raise UserError(
-            'images says where the pictures stand, one for each: [{"frame": 0}, {"frame": 48, "strength": 0.8}].'
+            'images must place each picture: [{"frame": 0}, {"frame": 48, "strength": 0.8}].'
         )
     wanted = _validated({**fields, "images": places})
     for file in files:
@@ -82,7 +82,7 @@ def _picture(given: object) -> BinaryIO:
     except ValueError:
         pass
     raise UserError(
-        f'{REFERENCE} must be a file of a form, or {{"image_url": "data:image/png;base64,..."}}; this server fetches '
+        f'{REFERENCE} must be a file of a form, or {{"image_url": "data:image/png;base64,..."}}; this server downloads '
         "nothing from addresses."
     )
 

@@ -186,7 +186,7 @@ def test_a_hostile_header_is_refused_by_what_is_wrong_in_it(tmp_path, content, f
 def test_another_version_is_named(tmp_path, version):
     file = tmp_path / "model.gguf"
     file.write_bytes(raw(version))
-    with pytest.raises(UserError, match=f"{file} is a GGUF file of version {version},"):
+    with pytest.raises(UserError, match=f"{file} is a GGUF file of version {version};"):
         read(file)
 
 

@@ -181,7 +181,7 @@ def test_other_formats_are_refused_by_name(tmp_path, name, told):
         (
             {"a.weight": ("U8", [1], b"a")},
             {"_quantization_metadata": '{"layers": [1]}'},
-            "is no table of layers",
+            "is not a table of layers",
         ),
         (
             {

@@ -86,11 +86,11 @@ def test_what_the_worker_notices_is_said_once_beside_what_was_snapped(server):
         ),
         (
             {"prompt": "a", "images": [{"path": "/etc/passwd"}]},
-            "images says where the pictures stand",
+            "images must place each picture",
         ),
         (
             {"prompt": "a", "input_reference": {"image_url": "http://x"}},
-            "fetches nothing",
+            "downloads nothing",
         ),
         ({"prompt": "a", "recipe": "dev"}, "has no recipe 'dev'"),
         ([1], "JSON object"),

@@ -79,7 +79,7 @@ def check_distilled_lora(file: Path, layout: Layout) -> None:
     other = ranks.get(adapter.about.rank, layout.release)
     if layout.release.distilled_rank not in (None, other.distilled_rank):
         raise UserError(
-            f"{file} has rank {other.distilled_rank}, as the distilled LoRA of {other.name} has, and the model is "
+            f"{file} has rank {other.distilled_rank}, like the distilled LoRA of {other.name}, but the model is "
             f"{layout.release.name}. Give {layout.release.distilled_lora} of {layout.release.repository}."
         )
 
@@ -105,7 +105,7 @@ def check_against_release(given: Source, release: Release) -> None:
     gemma, own = part_config("text_encoder", given), release.text_encoder
     if (gemma.num_hidden_layers, gemma.hidden_size) != (own.layers, own.width):
         raise UserError(
-            f"{given.path}: this language model has {gemma.num_hidden_layers} layers of width {gemma.hidden_size}, and "
+            f"{given.path}: this language model has {gemma.num_hidden_layers} layers of width {gemma.hidden_size}, but "
             f"{release.name} was trained with {own.layers} of {own.width}. Give {release.text_encoder_place}."
         )
 

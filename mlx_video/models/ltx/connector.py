@@ -105,7 +105,7 @@ class TextConnectors(Network):
         if projection.shape[1] < config.caption_channels:
             raise UserError(
                 f"The text projection takes {projection.shape[1]} numbers, fewer than the {config.caption_channels} of one "
-                "layer of the language model: it and the config are of different models."
+                "layer of the language model. It and the config belong to different models."
             )
         return replace(
             config,

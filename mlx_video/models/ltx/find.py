@@ -289,7 +289,7 @@ def find_video_vae(
         if found := _autoencoder(parts_in(file)):
             return found
         raise UserError(
-            f"{file} is no video autoencoder: it lacks the encoder, the decoder or the config of one. Give a file such "
+            f"{file} is not a video autoencoder: it lacks the encoder, the decoder or the config of one. Give a file such "
             f"as {layout.release.conv_vae or layout.path}, or {CONV}."
         )
     if not is_diffusion(layout.sources["video_decoder"]):

@@ -46,7 +46,7 @@ def _audio(sources: Mapping[str, Source]) -> AudioScale:
         )
     if config.mel_bins != MEL_BINS:
         raise UserError(
-            f"{sources['audio_decoder'].path}: its audio decoder makes {config.mel_bins} mel bins (mel_bins), and the vocoder "
+            f"{sources['audio_decoder'].path}: its audio decoder makes {config.mel_bins} mel bins (mel_bins), but the vocoder "
             f"reads {MEL_BINS}. Use parts of one checkpoint."
         )
     if rate * vocoder.hop != vocoder.output_sample_rate * hop:

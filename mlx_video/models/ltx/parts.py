@@ -88,7 +88,9 @@ class Part:
 
 def _checked(name: str, source: Source) -> Mapping[str, object]:
     if not isinstance(source.config, Mapping):
-        raise UserError(f"{source.path}: the config of its {name} is no JSON object.")
+        raise UserError(
+            f"{source.path}: the config of its {name} is not a JSON object."
+        )
     return source.config
 
 

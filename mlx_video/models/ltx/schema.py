@@ -73,7 +73,7 @@ class Config:
                 )
         if unknown := sorted(data.keys() - kinds.keys() - fixed.keys() - cls.UNUSED):
             raise UserError(
-                f"{cls.__name__}: unknown keys {', '.join(map(_plain, unknown[:5]))}; this version of mlx-video cannot tell what they "
+                f"{cls.__name__}: unknown keys {', '.join(map(_plain, unknown[:5]))}; this version of mlx-video does not know what they "
                 "change. The checkpoint may need a newer mlx-video."
             )
         needed = {f.name for f in fields(cls) if f.default is MISSING}

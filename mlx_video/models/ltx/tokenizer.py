@@ -97,7 +97,7 @@ class PromptTokenizer:
         for text, row in zip(texts, rows):
             if len(row) > max_length:
                 raise UserError(
-                    f"The prompt has {len(row)} tokens and may have {max_length} at most; it begins "
+                    f"The prompt has {len(row)} tokens, more than the limit of {max_length}; it begins "
                     f"{text.strip()[:40]!r}. Shorten it by {len(row) - max_length}; a word is one or two."
                 )
         padding = [max_length - len(row) for row in rows]
@@ -143,7 +143,7 @@ class PromptTokenizer:
         """mlx-lm's wrapper, for writing: it knows the chat template and where an answer ends."""
         if self.folder is None:
             raise UserError(
-                "Lightricks' packed text encoder can encode prompts but not write them. Enhance the prompt with "
+                "Lightricks' packed text encoder can read prompts but not write them. Enhance the prompt with "
                 "`mlx-video enhance --text-encoder FOLDER` and a Gemma that follows instructions."
             )
         from mlx_lm.tokenizer_utils import load
@@ -163,7 +163,7 @@ def check_prompt(text: str) -> None:
     """Raise ``UserError`` if ``text`` is longer than any prompt, or not valid text."""
     if len(text) > LONGEST_TEXT:
         raise UserError(
-            f"The prompt has {len(text):,} characters, and no prompt may have more than {LONGEST_TEXT:,}; it begins "
+            f"The prompt has {len(text):,} characters, more than the limit of {LONGEST_TEXT:,}; it begins "
             f"{text.strip()[:40]!r}. A paragraph of 200 words is right."
         )
     check_text(text, "The prompt")

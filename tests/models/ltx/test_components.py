@@ -464,7 +464,8 @@ def test_a_file_that_is_no_lora_for_ltx_is_refused_when_opened(folder, tmp_path)
     other = write_lora(tmp_path / "other.safetensors", "vae.x")
     mx.save_safetensors(str(other), {"unet.weight": mx.zeros(1)})
     with pytest.raises(
-        ValueError, match="is no LoRA that this version can apply: it holds unet.weight"
+        ValueError,
+        match="is not a LoRA that this version can apply: it holds unet.weight",
     ):
         Components.open(Files(folder, loras=[(other, 1.0)]))
     with pytest.raises(FileNotFoundError):
@@ -474,7 +475,7 @@ def test_a_file_that_is_no_lora_for_ltx_is_refused_when_opened(folder, tmp_path)
             Files(folder, loras=[(tmp_path / "none.safetensors", float("nan"))])
         )
     needs = (*NEEDED, "distilled_lora")
-    with pytest.raises(ValueError, match="is no LoRA that this version can apply"):
+    with pytest.raises(ValueError, match="is not a LoRA that this version can apply"):
         Components.open(Files(folder, distilled_lora=other), needs=needs)
 
 
@@ -725,7 +726,7 @@ def test_a_model_that_cannot_be_used_is_said_by_info(folder, capsys):
     assert "output_sample_rate is 48000 Hz" in " ".join(describe(folder).refusals)
     assert main(["info", str(folder)]) == 2
     said = capsys.readouterr()
-    assert "not usable" in said.out and "cannot be used as it is" in said.err
+    assert "not usable" in said.out and "cannot be used; see above" in said.err
 
     def misquantized(weights: dict) -> None:
         name = "model.diffusion_model.transformer_blocks.0.attn1.to_q"

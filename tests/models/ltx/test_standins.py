@@ -30,7 +30,7 @@ def planned(capsys, *words: str) -> float:
     asked = ["plan", "-p", "a cat", "--dtype", "bfloat16", "--memory-limit", "200GB"]
     assert cli.main([*asked, *words]) == 0
     out, err = capsys.readouterr()
-    assert "is not here yet; planned from what its files hold" in err
+    assert "is not downloaded yet; planned from its published tables" in err
     return float(re.search(r"at most ([\d.]+) GB", out)[1])
 
 

@@ -300,7 +300,7 @@ def test_prompt_of_the_longest_length_is_taken_and_one_more_refused(encoder):
     fits = "A" + " cat" * (MAX_TOKENS - 2)
     assert len(encoder.tokenizer.encode(fits)) == MAX_TOKENS
     assert encoder.tokenizer.tokenize([fits])[1].sum().item() == MAX_TOKENS
-    with pytest.raises(ValueError, match="1025 tokens and may have 1024 at most"):
+    with pytest.raises(ValueError, match="1025 tokens, more than the limit of 1024"):
         encoder.tokenizer.tokenize([fits + " cat"])
 
 

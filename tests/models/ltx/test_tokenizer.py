@@ -126,8 +126,8 @@ def test_a_larger_models_tokenizer_is_refused(folder):
 @pytest.mark.parametrize(
     "prompt, sentence",
     [
-        ("A" + " cat" * 2999, "3001 tokens and may have 1024 at most"),
-        ("x" * 100_001, "100,001 characters, and no prompt may have more"),
+        ("A" + " cat" * 2999, "3001 tokens, more than the limit of 1024"),
+        ("x" * 100_001, "100,001 characters, more than the limit"),
         ("a cat \udcff", "The prompt is not valid text; type it in UTF-8"),
     ],
 )  # fmt: skip
