@@ -125,9 +125,9 @@ def mlx_components():
     import mlx.core as mx
     from job import RandomComponents
 
+    from mlx_video.models.ltx.checkpoint.source import Source
     from mlx_video.models.ltx.parts import PARTS
     from mlx_video.models.ltx.residency import Residency
-    from mlx_video.models.ltx.source import Source
 
     class KeptComponents(RandomComponents):
         @cache

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tests" / "fixtures" / "manifests" / "ltx-2-19b.config.json"
-PUBLISHED = ROOT / "mlx_video" / "models" / "ltx" / "published"
+PUBLISHED = ROOT / "mlx_video" / "models" / "ltx" / "checkpoint" / "published"
 RELEASES = ("2", "2.3", "2.5")
 SIGMA = 0.725
 HOST_ROUNDS, HOST_BLOCKS = 50, 20
@@ -373,7 +373,7 @@ def noise(tokens: int, channels: int):
 
 def mlx_positions(clip: Clip):
     from mlx_video.models.ltx import patchify
-    from mlx_video.models.ltx.releases import LTX_2
+    from mlx_video.models.ltx.checkpoint.releases import LTX_2
     from mlx_video.types import AV
 
     geometry = LTX_2.geometry

@@ -30,9 +30,9 @@ from mlx.utils import tree_map, tree_map_with_path
 
 from mlx_video.backend import suit_cpu
 from mlx_video.models.ltx import attention
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.find import DEMO
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.weights import KEPT_PRECISION
 from tests.reference import FIXTURES

@@ -22,7 +22,7 @@ import mlx.core as mx
 from job import PROMPT, TINY, RandomComponents, components
 from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Request

@@ -6,8 +6,8 @@ python -m benchmarks.store_headers, from the root of a clone; to be run again wh
 import json
 import lzma
 
-from mlx_video.models.ltx.releases import RELEASES
-from mlx_video.models.ltx.standins import HEADERS
+from mlx_video.models.ltx.checkpoint.releases import RELEASES
+from mlx_video.models.ltx.checkpoint.standins import HEADERS
 from tests.published import headers
 
 

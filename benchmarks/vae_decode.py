@@ -34,7 +34,7 @@ from dit_forward import timed
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFESTS = ROOT / "tests" / "fixtures" / "manifests"
-PUBLISHED = ROOT / "mlx_video" / "models" / "ltx" / "published"
+PUBLISHED = ROOT / "mlx_video" / "models" / "ltx" / "checkpoint" / "published"
 RELEASES = ("2", "2.3", "2.5")
 DIFFUSION_FILE = "vae/ltx-2.5-video-vae-bf16.safetensors"
 TINY_CHANNELS = 8

@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AV": "types",
     "Clip": "types",
-    "Files": "models.ltx.files",
+    "Files": "models.ltx.checkpoint.files",
     "Image": "inputs",
     "LTXPipeline": "api",
     "Options": "run",

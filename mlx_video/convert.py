@@ -13,11 +13,11 @@ import mlx.core as mx
 from mlx_video import hub
 from mlx_video.disk import folder_aside, typed_path
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import find
+from mlx_video.models.ltx.checkpoint import find
+from mlx_video.models.ltx.checkpoint.contents import joined
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.contents import joined
 from mlx_video.models.ltx.parts import PARTS, part_of
-from mlx_video.models.ltx.source import Source
 from mlx_video.names import (  # noqa: F401  which users import from here
     sanitize_audio_vae_weights,
     sanitize_transformer_weights,

@@ -8,7 +8,7 @@ from typing import Sequence
 
 from mlx_video import cli, recipes
 from mlx_video.inputs import Image
-from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.output import Output
 from mlx_video.record import Job

@@ -3,9 +3,9 @@
 import mlx.core as mx
 
 from mlx_video.models.ltx.audio_vae import AudioDecoder, Vocoder
+from mlx_video.models.ltx.checkpoint.releases import LTX_2
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import audio_positions, position_grid
-from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.models.ltx.video_vae import VideoDecoder
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
 from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT

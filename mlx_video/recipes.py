@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import dfr
-from mlx_video.models.ltx.layouts import VARIANTS
+from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.schema import Config
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.sampling.samplers import Sampler

@@ -18,9 +18,9 @@ from mlx_video.errors import UserError, check_text
 from mlx_video.fidelity import pipeline_for
 from mlx_video.formats.safetensors import clip
 from mlx_video.inputs import Input
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.find import find_geometry, model_of
 from mlx_video.models.ltx.components import Announce, Components, announce_to_log
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.find import find_geometry, model_of
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
 

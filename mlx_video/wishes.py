@@ -9,9 +9,9 @@ from mlx_video import recipes
 from mlx_video.errors import UserError
 from mlx_video.grid import nearest_frames
 from mlx_video.inputs import Input
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.find import find_defaults, find_geometry, model_of
-from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.find import find_defaults, find_geometry, model_of
+from mlx_video.models.ltx.checkpoint.releases import LTX_2
 from mlx_video.recipes import Defaults, Recipe
 from mlx_video.record import Job
 from mlx_video.request import Request

@@ -243,7 +243,7 @@ def in_place_of_the_real_one(hub: FakeHub, home: Path) -> Iterator[FakeHub]:
 def official() -> dict[str, Repo]:
     """The tests' miniatures under the names that Lightricks' files have: 2.0 and 2.3 whole, 2.5 in parts and gated."""
     from mlx_video.hub import TEXT_ENCODER_REPO
-    from mlx_video.models.ltx.releases import LTX_2, LTX_2_3, LTX_2_5
+    from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_3, LTX_2_5
     from tests.reference import FIXTURES
     from tests.tiny_tokenizer import make_text_encoder_folder
 

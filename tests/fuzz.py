@@ -24,8 +24,8 @@ from mlx_video.errors import UserError
 from mlx_video.formats import gguf
 from mlx_video.formats.quantized import read_dense
 from mlx_video.lora import Adapter
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.pictures import read_picture
 from mlx_video.pipeline import Request
@@ -33,7 +33,7 @@ from mlx_video.recipes import distilled
 from mlx_video.record import Job
 from mlx_video.types import VideoPixelShape
 from mlx_video.weights import INDEX, read
-from tests.models.ltx import test_foreign_configs as theirs
+from tests.models.ltx.checkpoint import test_foreign_configs as theirs
 from tests.reference import CHECKPOINT
 
 Random = random.Random

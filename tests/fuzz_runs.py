@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlx_video import hub
 from mlx_video.kept import STAGE, STEP, load_state
-from mlx_video.models.ltx.layouts import identify, text_encoder_source
+from mlx_video.models.ltx.checkpoint.layouts import identify, text_encoder_source
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.recipes import Defaults

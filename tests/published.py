@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mlx_video.models.ltx.releases import Release
+from mlx_video.models.ltx.checkpoint.releases import Release
 from tests.reference import FIXTURES
 
 MANIFESTS = FIXTURES / "manifests"

@@ -16,8 +16,8 @@ from mlx_video.api import LTXPipeline
 from mlx_video.errors import UserError
 from mlx_video.events import Warned
 from mlx_video.inputs import Image, Keyframes
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.files import Files
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import Options

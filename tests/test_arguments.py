@@ -9,8 +9,8 @@ from mlx_video.cli.job import job_from
 from mlx_video.cli.options import add_generate
 from mlx_video.cli.parser import Parser, group
 from mlx_video.inputs import Image
-from mlx_video.models.ltx import find
-from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.checkpoint import find
+from mlx_video.models.ltx.checkpoint.files import Files
 
 FILES = Files(hub.MODEL_REPO)
 

@@ -9,9 +9,9 @@ from huggingface_hub import constants
 from mlx_video import hub
 from mlx_video.cli import main
 from mlx_video.errors import MissingFileError
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.find import DEMO, model_of, named
-from mlx_video.models.ltx.releases import GEMMA_4, LTX_2, LTX_2_5, RELEASES
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.find import DEMO, model_of, named
+from mlx_video.models.ltx.checkpoint.releases import GEMMA_4, LTX_2, LTX_2_5, RELEASES
 
 COMMIT = "0" * 40
 

@@ -12,13 +12,13 @@ from mlx.utils import tree_flatten
 
 from mlx_video import weights
 from mlx_video.convert import convert, main
+from mlx_video.models.ltx.checkpoint.describe import describe
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.describe import describe
-from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.network import quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS
 from mlx_video.models.ltx.residency import Residency
-from mlx_video.models.ltx.source import Source
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma
 from tests.memory import Memory
 from tests.models.ltx.test_parts import split_checkpoint

@@ -20,7 +20,7 @@ from mlx_video.disk import (
     written_aside,
 )
 from mlx_video.errors import DiskFullError, MissingFileError, UserError
-from mlx_video.models.ltx.find import DEMO, default_model
+from mlx_video.models.ltx.checkpoint.find import DEMO, default_model
 from mlx_video.output import Output
 from mlx_video.request import Request
 from mlx_video.types import VideoPixelShape

@@ -17,8 +17,8 @@ from mlx_video.cli import main
 from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.hub import download
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.releases import LTX_2, LTX_2_3, LTX_2_5
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_3, LTX_2_5
 from mlx_video.wishes import Wishes
 from tests.checkpoints import tiny_folder
 from tests.fake_hub import ACCEPTED, KNOWN, FakeHub, Repo, folder_files, official

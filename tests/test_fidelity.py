@@ -12,9 +12,9 @@ from mlx_video import cli, lora, recipes
 from mlx_video.errors import UserError
 from mlx_video.fidelity import FidelityPipeline, pipeline_for
 from mlx_video.inputs import Image
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_5
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.releases import LTX_2, LTX_2_5
 from mlx_video.pipeline import Pipeline, Reached, Request
 from mlx_video.plan import Footprint, Work, phases
 from mlx_video.recipes import Recipe, Stage, fidelity, finished

@@ -11,8 +11,8 @@ import mlx_video.generate_dev
 from mlx_video import recipes
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image
-from mlx_video.models.ltx import find
-from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.checkpoint import find
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.output import Output
 from mlx_video.wishes import Wishes
 

@@ -12,12 +12,12 @@ from mlx.utils import tree_flatten
 
 from mlx_video import cli, recipes
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.find import PACKAGED
+from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_3, LTX_2_5
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.find import PACKAGED
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.models.ltx.releases import LTX_2, LTX_2_3, LTX_2_5
-from mlx_video.models.ltx.source import Source
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import Recipe, Stage
 from mlx_video.serve.schema import VideoRequest

@@ -27,8 +27,8 @@ from mlx_video import (
 )
 from mlx_video.cli import commands
 from mlx_video.inputs import Image as Picture
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.residency import BlockStream
 from mlx_video.pictures import read_picture
 from mlx_video.pipeline import Request

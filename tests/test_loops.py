@@ -9,6 +9,7 @@ from mlx_video.conditioning.latent import (
     LatentState,
     VideoConditionByLatentIndex,
 )
+from mlx_video.models.ltx.checkpoint.releases import LTX_2
 from mlx_video.models.ltx.conditions import Place, keyframe
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.ltx import LTXModel
@@ -16,7 +17,6 @@ from mlx_video.models.ltx.patchify import (
     unpatchify_audio,
     unpatchify_video,
 )
-from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.models.ltx.states import initial_states
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE

@@ -17,6 +17,7 @@ from mlx_video.conditioning.latent import (
     apply_conditioning,
 )
 from mlx_video.models.ltx import dfr
+from mlx_video.models.ltx.checkpoint.releases import LTX_2
 from mlx_video.models.ltx.conditions import (
     Place,
     evenly_spaced,
@@ -32,7 +33,6 @@ from mlx_video.models.ltx.patchify import (
     patchify_video,
     position_grid,
 )
-from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.models.ltx.upsampler import LatentUpsampler, upsample_normalized
 from mlx_video.models.ltx.video_vae import VideoEncoder
 from mlx_video.models.ltx.x0 import X0Model

@@ -18,8 +18,8 @@ from mlx_video.convert import sanitize_transformer_weights, sanitize_vae_encoder
 from mlx_video.errors import UserError
 from mlx_video.events import Planned, Written
 from mlx_video.inputs import Image
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
-from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.rope import precompute_freqs_cis
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder, load_vae_encoder

@@ -15,18 +15,18 @@ from mlx_video import cli, postprocess, recipes, weights
 from mlx_video.events import Planned, Took
 from mlx_video.inputs import COMPRESSED, Image
 from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.find import PACKAGED
+from mlx_video.models.ltx.checkpoint.layouts import MAX_TOKENS
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.find import PACKAGED
 from mlx_video.models.ltx.fitted import CPU, FLOAT32, GPU, QUEUED, QUEUED_FINER
 from mlx_video.models.ltx.gemma import Gemma3
 from mlx_video.models.ltx.gemma_config import Gemma3Config
-from mlx_video.models.ltx.layouts import MAX_TOKENS
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.residency import Residency
-from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.video_vae import decoder
 from mlx_video.models.ltx.video_vae.decoding import StreamPlan

@@ -13,7 +13,7 @@ from mlx_video import recipes
 from mlx_video.backend import load_blas
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image
-from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.types import VideoPixelShape

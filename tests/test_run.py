@@ -19,7 +19,7 @@ from mlx_video import disk, hub, kept, recipes
 from mlx_video.errors import UserError
 from mlx_video.events import Fused, Planned, Saved, Took, Warned, Written
 from mlx_video.inputs import Image
-from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.plan import Plan, plan

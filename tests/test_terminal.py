@@ -23,7 +23,7 @@ from mlx_video.errors import UserError
 from mlx_video.events import Fused, Planned, Saved, Took, Warned, Written
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
-from mlx_video.models.ltx.files import Files
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.output import Output, named_after
 from mlx_video.pipeline import Request
 from mlx_video.plan import Phase

@@ -13,10 +13,10 @@ from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.events import Planned
 from mlx_video.grid import nearest_frames
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.releases import LTX_2_5
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.releases import LTX_2_5
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.record import Job

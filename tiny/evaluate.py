@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image as Picture
 
 from mlx_video import Image, Pipeline, Request, VideoPixelShape
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.find import DEMO
 from mlx_video.postprocess import to_uint8
 from mlx_video.types import Waveform
 from mlx_video.wishes import resolve_model

@@ -11,10 +11,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.models.ltx.source import Source
 from mlx_video.weights import save
 
 NAME = "ltx-2-tiny"

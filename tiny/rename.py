@@ -6,8 +6,8 @@ For after a network's modules were renamed. Knows folders; each network knows it
 import shutil
 from pathlib import Path
 
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.parts import part_of
-from mlx_video.models.ltx.source import Source
 from mlx_video.weights import CONFIG, read_json, save
 from tiny.model import PACKAGED
 

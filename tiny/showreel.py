@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 import mlx_video
-from mlx_video.models.ltx.find import DEMO
+from mlx_video.models.ltx.checkpoint.find import DEMO
 
 SENTENCES = (
     "a red ball bounces on a blue floor",

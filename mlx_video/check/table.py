@@ -23,9 +23,9 @@ from mlx_video.models.ltx.adaln import add_gated, norm_modulate
 from mlx_video.models.ltx.attention import Attention, attention_bias, gelu
 from mlx_video.models.ltx.audio_vae import bigvgan, resnet, signal
 from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.config import LTXRopeType
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.find import DEMO
 from mlx_video.models.ltx.residency import default_dtype
 from mlx_video.models.ltx.rope import norm_rotate, precompute_freqs_cis
 from mlx_video.models.ltx.video_vae.convolution import (

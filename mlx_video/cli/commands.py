@@ -27,11 +27,11 @@ from mlx_video.disk import file_errors, short, typed_path
 from mlx_video.errors import UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.hub import MODEL_REPO
-from mlx_video.models.ltx.catalog import catalog, entry
+from mlx_video.models.ltx.checkpoint.catalog import catalog, entry
+from mlx_video.models.ltx.checkpoint.describe import describe
+from mlx_video.models.ltx.checkpoint.find import DEMO
+from mlx_video.models.ltx.checkpoint.standins import stood_in
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.describe import describe
-from mlx_video.models.ltx.find import DEMO
-from mlx_video.models.ltx.standins import stood_in
 from mlx_video.previews import Preview
 from mlx_video.recipes import SEED
 from mlx_video.record import Job

@@ -10,7 +10,7 @@ from mlx_video.cli.job import files_from
 from mlx_video.cli.terminal import say
 from mlx_video.disk import short
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.find import DEMO
+from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.output import Output
 from mlx_video.record import Job
 

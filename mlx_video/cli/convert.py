@@ -7,8 +7,8 @@ from mlx_video.cli.parser import flag, group
 from mlx_video.cli.progress import Downloads
 from mlx_video.cli.terminal import say, tell
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.files import DTYPES
-from mlx_video.models.ltx.layouts import VARIANTS
+from mlx_video.models.ltx.checkpoint.files import DTYPES
+from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

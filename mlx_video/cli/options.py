@@ -6,8 +6,8 @@ from mlx_video import hub, recipes
 from mlx_video.cli.parser import Add, flag, group
 from mlx_video.cli.values import byte_size, duration, path, seconds
 from mlx_video.inputs import Input
-from mlx_video.models.ltx.files import BITS, DTYPES
-from mlx_video.models.ltx.find import DEMO
+from mlx_video.models.ltx.checkpoint.files import BITS, DTYPES
+from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.video_vae.tiling import MODES
 from mlx_video.run import Options
 

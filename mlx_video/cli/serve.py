@@ -12,7 +12,7 @@ from mlx_video.cli.parser import Add, flag, group
 from mlx_video.cli.values import byte_size, seconds
 from mlx_video.disk import full_path, read_small, typed_path
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.find import DEMO, default_model
+from mlx_video.models.ltx.checkpoint.find import DEMO, default_model
 
 DISK = 20 * 10**9  # bytes
 NEEDED = ("fastapi", "uvicorn", "multipart")

@@ -5,9 +5,9 @@ from typing import Sequence
 
 from mlx_video.disk import GB, amount
 from mlx_video.events import Planned
-from mlx_video.models.ltx.catalog import Entry
-from mlx_video.models.ltx.describe import Description, PartSummary
-from mlx_video.models.ltx.find import DEMO_KNOWS, PACKAGED
+from mlx_video.models.ltx.checkpoint.catalog import Entry
+from mlx_video.models.ltx.checkpoint.describe import Description, PartSummary
+from mlx_video.models.ltx.checkpoint.find import DEMO_KNOWS, PACKAGED
 from mlx_video.plan import Phase, Plan, beside, largest
 
 

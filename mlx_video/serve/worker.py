@@ -32,10 +32,10 @@ from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
 from mlx_video.hub import Download, Plan
 from mlx_video.media import save_still, save_stills
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.standins import stood_in
 from mlx_video.models.ltx.components import Announce, announce_to_log
-from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.residency import Shelf
-from mlx_video.models.ltx.standins import stood_in
 from mlx_video.output import Output
 from mlx_video.previews import Preview
 from mlx_video.recipes import Defaults

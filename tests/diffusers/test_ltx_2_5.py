@@ -12,13 +12,13 @@ pytest.importorskip("diffusers")
 from diffusers import LTX2VideoDiffusionDecoderModel
 from diffusers.pipelines.ltx2.duration_head import LTX2DurationHead
 
-from mlx_video.models.ltx import foreign_names
-from mlx_video.models.ltx.duration import DurationConfig, DurationHead
-from mlx_video.models.ltx.foreign_configs import (
+from mlx_video.models.ltx.checkpoint import foreign_names
+from mlx_video.models.ltx.checkpoint.foreign_configs import (
     diffusion_vae_block,
     duration_head_config,
 )
-from mlx_video.models.ltx.foreign_names import to_official
+from mlx_video.models.ltx.checkpoint.foreign_names import to_official
+from mlx_video.models.ltx.duration import DurationConfig, DurationHead
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.models.ltx.video_vae import DiffusionDecoder
 from mlx_video.types import AV

@@ -18,8 +18,8 @@ from mlx_video.disk import short
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Warned
 from mlx_video.health import HealthError
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.files import Files
 from mlx_video.output import Output
 from mlx_video.record import Job
 from mlx_video.run import run

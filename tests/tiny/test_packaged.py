@@ -7,7 +7,7 @@ import pytest
 
 import mlx_video
 from mlx_video import VideoPixelShape
-from mlx_video.models.ltx.find import DEMO
+from mlx_video.models.ltx.checkpoint.find import DEMO
 from tiny.evaluate import VISIBLE, judge, maker
 from tiny.world import Actor, Scene
 

@@ -8,10 +8,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video.conditioning.latent import VideoConditionByLatentIndex
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.residency import Residency
-from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.states import initial_states, noised
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.pipeline import Pipeline, Request

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video.models.ltx import find
+from mlx_video.models.ltx.checkpoint import find
 from tiny import world
 from tiny.world import BACKGROUNDS, COLOURS, FPS, GROUND, MOTIONS, SPREAD, THINGS
 

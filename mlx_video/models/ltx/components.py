@@ -18,14 +18,15 @@ from mlx.utils import tree_flatten
 from mlx_video import hub, lora
 from mlx_video.backend import suit_cpu
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import checks, find
+from mlx_video.models.ltx.checkpoint import checks, find
+from mlx_video.models.ltx.checkpoint.files import Files, LoRA
+from mlx_video.models.ltx.checkpoint.layouts import Layout, identify
+from mlx_video.models.ltx.checkpoint.releases import LTX_2, Release, published
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.files import Files, LoRA
 from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.layouts import Layout, identify
 from mlx_video.models.ltx.network import Network, quantize_blocks
 from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
-from mlx_video.models.ltx.releases import LTX_2, Release, published
 from mlx_video.models.ltx.residency import (
     GROUP_SIZE,
     Mark,
@@ -34,7 +35,6 @@ from mlx_video.models.ltx.residency import (
     cache_limited,
     give_back_freed,
 )
-from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.types import Geometry
 from mlx_video.weights import materialize

@@ -10,12 +10,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import fitted, foreign_names
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.attention import Attention, FeedForward
+from mlx_video.models.ltx.checkpoint import foreign_names
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream, LTXModelType
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
-from mlx_video.models.ltx.source import Source
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV, Modality, PromptEmbeddings, TextFeatures
 from mlx_video.weights import Weights

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlx_video.linear import Linear
-from mlx_video.models.ltx.foreign_names import TEXT_ENCODER
+from mlx_video.models.ltx.checkpoint.foreign_names import TEXT_ENCODER
 from mlx_video.models.ltx.gemma_config import (
     Gemma3Config,
     Gemma4Config,

@@ -4,9 +4,9 @@ from typing import Mapping
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.audio_config import MEL_BINS
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.schema import LARGEST, short
-from mlx_video.models.ltx.source import Source
 from mlx_video.types import AudioScale, Geometry
 
 SOUND = ("audio_decoder", "vocoder")  # the parts that make sound

@@ -10,9 +10,11 @@ from typing import Callable, ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx import fitted, foreign_names
+from mlx_video.models.ltx import fitted
 from mlx_video.models.ltx.adaln import AdaLNSingle, chosen_rows, modulate
 from mlx_video.models.ltx.attention import gelu
+from mlx_video.models.ltx.checkpoint import foreign_names
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import (
     LTXModelConfig,
     LTXModelType,
@@ -22,7 +24,6 @@ from mlx_video.models.ltx.config import (
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.residency import BlockStream
 from mlx_video.models.ltx.rope import precompute_freqs_cis
-from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.transformer import (
     CROSS_GATE,
     Conditioning,

@@ -8,9 +8,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.schema import Config
-from mlx_video.models.ltx.source import QUANTIZATION, Source
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights, channels_last, load, save
 

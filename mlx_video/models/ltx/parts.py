@@ -11,12 +11,12 @@ from mlx_video.models.ltx.audio_config import (
     BigVGANVocoderConfig,
     VocoderConfig,
 )
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import ConnectorConfig, LTXModelConfig, UpsamplerConfig
 from mlx_video.models.ltx.duration import DurationConfig
 from mlx_video.models.ltx.gemma_config import GemmaConfig
 from mlx_video.models.ltx.network import Network, read_part_config
 from mlx_video.models.ltx.schema import Config
-from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_config import (
     DiffusionDecoderConfig,
     VideoEncoderConfig,

@@ -15,8 +15,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from mlx_video import weights
 from mlx_video.errors import MissingFileError, UserError, check_text
+from mlx_video.models.ltx.checkpoint.layouts import (
+    MAX_TOKENS,
+    max_tokens,
+    tokenizer_folder,
+)
 from mlx_video.models.ltx.knowledge import Knowledge
-from mlx_video.models.ltx.layouts import MAX_TOKENS, max_tokens, tokenizer_folder
 
 if TYPE_CHECKING:  # the first takes more than a second, the second a quarter of one
     from mlx_lm.tokenizer_utils import TokenizerWrapper

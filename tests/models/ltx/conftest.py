@@ -3,9 +3,9 @@
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.ltx import LTXModel
-from mlx_video.models.ltx.source import Source
 from mlx_video.weights import save
 from tests.reference import checkpoint
 

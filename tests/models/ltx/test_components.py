@@ -13,14 +13,14 @@ from mlx_video import hub
 from mlx_video.cli import main
 from mlx_video.convert import convert
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.checkpoint.describe import describe
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.layouts import choose_checkpoint, identify
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.describe import describe
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.layouts import choose_checkpoint, identify
 from mlx_video.models.ltx.parts import NEEDED, PARTS
 from mlx_video.models.ltx.residency import Residency
-from mlx_video.models.ltx.source import Source
 from mlx_video.weights import materialize
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
 from tests.memory import Memory

@@ -7,9 +7,9 @@ from typing import Iterator
 import pytest
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.parts import PARTS, part_config
-from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.reference import FIXTURES, UPSCALER, checkpoint

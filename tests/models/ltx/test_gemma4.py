@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_video import weights
 from mlx_video.errors import UserError
 from mlx_video.linear import QuantizedLinear
-from mlx_video.models.ltx.checks import check_gemma
+from mlx_video.models.ltx.checkpoint.checks import check_gemma
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors, embed_prompts
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead

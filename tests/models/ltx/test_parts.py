@@ -10,14 +10,14 @@ import pytest
 from mlx_video import backend
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.audio_vae import bigvgan
+from mlx_video.models.ltx.checkpoint.describe import describe
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.layouts import OFFICIAL, SPLIT, identify
+from mlx_video.models.ltx.checkpoint.releases import LTX_2_5
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.describe import describe
-from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.layouts import OFFICIAL, SPLIT, identify
 from mlx_video.models.ltx.parts import NEEDED, PARTS
-from mlx_video.models.ltx.releases import LTX_2_5
-from mlx_video.models.ltx.source import Source
 from mlx_video.types import AV
 from tests.memory import most_taken
 from tests.reference import CHECKPOINT, FIXTURES

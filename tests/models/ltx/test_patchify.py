@@ -6,6 +6,7 @@ import json
 import mlx.core as mx
 import pytest
 
+from mlx_video.models.ltx.checkpoint.releases import LTX_2
 from mlx_video.models.ltx.patchify import (
     audio_positions,
     patchify_audio,
@@ -15,7 +16,6 @@ from mlx_video.models.ltx.patchify import (
     unpatchify_video,
     video_positions,
 )
-from mlx_video.models.ltx.releases import LTX_2
 from mlx_video.types import VideoLatentShape, VideoPixelShape
 from tests.reference import TINY, error, vectors
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_video.errors import MissingFileError, UserError
-from mlx_video.models.ltx.find import PACKAGED
+from mlx_video.models.ltx.checkpoint.find import PACKAGED
 from mlx_video.models.ltx.knowledge import FILE as KNOWS
 from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder

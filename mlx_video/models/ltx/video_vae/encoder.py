@@ -145,6 +145,8 @@ def _out_channels(config: VideoEncoderConfig) -> int:
 
 def load_vae_encoder(path: str | Path) -> VideoEncoder:
     """The video encoder of a checkpoint that is here, with its weights, lazy."""
-    from mlx_video.models.ltx.layouts import identify  # which knows this room
+    from mlx_video.models.ltx.checkpoint.layouts import (
+        identify,  # which knows this room
+    )
 
     return VideoEncoder.from_source(identify(Path(path)).sources["video_encoder"])

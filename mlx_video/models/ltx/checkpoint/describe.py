@@ -7,14 +7,14 @@ from typing import Iterator, Mapping, NamedTuple
 
 from mlx_video import lora
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import find
+from mlx_video.models.ltx.checkpoint import find
+from mlx_video.models.ltx.checkpoint.contents import joined
+from mlx_video.models.ltx.checkpoint.layouts import LORA, identify
+from mlx_video.models.ltx.checkpoint.releases import RELEASES
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import build
-from mlx_video.models.ltx.contents import joined
 from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.layouts import LORA, identify
 from mlx_video.models.ltx.parts import NEEDED, PARTS, held, part_config, part_of
-from mlx_video.models.ltx.releases import RELEASES
-from mlx_video.models.ltx.source import Source
 from mlx_video.weights import Weights, outline
 
 

@@ -12,13 +12,13 @@ from mlx_video import hub
 from mlx_video.errors import UserError
 from mlx_video.formats.safetensors import json_object
 from mlx_video.lora import Adapter
+from mlx_video.models.ltx.checkpoint.contents import joined
+from mlx_video.models.ltx.checkpoint.layouts import SOURCE, VARIANTS, VERSION, Layout
+from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, release_of
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import ConnectorConfig
-from mlx_video.models.ltx.contents import joined
 from mlx_video.models.ltx.gemma_config import FAMILIES, GemmaConfig
-from mlx_video.models.ltx.layouts import SOURCE, VARIANTS, VERSION, Layout
 from mlx_video.models.ltx.parts import PARTS, part_config, part_of
-from mlx_video.models.ltx.releases import RELEASES, Release, release_of
-from mlx_video.models.ltx.source import Source
 from mlx_video.weights import some
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx_video.errors import UserError
 from mlx_video.formats.quantized import quantized_as, read_dense
 from mlx_video.formats.sniff import GGUF, sniff
-from mlx_video.models.ltx.foreign_names import (
+from mlx_video.models.ltx.checkpoint.foreign_names import (
     TEXT_ENCODER,
     Spelling,
     contained,

@@ -16,14 +16,14 @@ from mlx_video.cli import main
 from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.linear import dense_weight
-from mlx_video.models.ltx import foreign
+from mlx_video.models.ltx.checkpoint import foreign
+from mlx_video.models.ltx.checkpoint.describe import describe
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.layouts import identify
+from mlx_video.models.ltx.checkpoint.releases import Release
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components, build
-from mlx_video.models.ltx.describe import describe
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.layouts import identify
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.models.ltx.releases import Release
-from mlx_video.models.ltx.source import Source
 from tests import layout_writers as write
 from tests.media_reading import read_clip
 from tests.reference import CHECKPOINT, FIXTURES, UPSCALER, error
@@ -218,7 +218,7 @@ def generator(block: dict, prefix: str) -> dict:
 
 
 def foreign_same(block: dict) -> dict:
-    from mlx_video.models.ltx.foreign_configs import SAME
+    from mlx_video.models.ltx.checkpoint.foreign_configs import SAME
 
     return {key: block[key] for key in SAME if key in block}
 

@@ -12,8 +12,8 @@ from mlx_video.errors import MissingFileError, UserError
 from mlx_video.formats.gguf import ARCHITECTURE
 from mlx_video.formats.safetensors import Header, clip, json_object
 from mlx_video.formats.sniff import GGUF, sniff
-from mlx_video.models.ltx import foreign
-from mlx_video.models.ltx.contents import (
+from mlx_video.models.ltx.checkpoint import foreign
+from mlx_video.models.ltx.checkpoint.contents import (
     COMPANIONS,
     checkpoint_folder,
     companions,
@@ -21,11 +21,16 @@ from mlx_video.models.ltx.contents import (
     parts_in,
     transformer_files,
 )
-from mlx_video.models.ltx.foreign_names import DIT
+from mlx_video.models.ltx.checkpoint.foreign_names import DIT
+from mlx_video.models.ltx.checkpoint.releases import (
+    RELEASES,
+    Release,
+    release_of,
+    told_by,
+)
+from mlx_video.models.ltx.checkpoint.source import Source, newest
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS, held, part_of
-from mlx_video.models.ltx.releases import RELEASES, Release, release_of, told_by
-from mlx_video.models.ltx.source import Source, newest
 from mlx_video.weights import (
     CONFIG,
     INDEX,

@@ -14,20 +14,20 @@ from mlx.utils import tree_flatten
 from mlx_video.cli import main
 from mlx_video.convert import convert
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import foreign
+from mlx_video.models.ltx.checkpoint import foreign
+from mlx_video.models.ltx.checkpoint.contents import joined
+from mlx_video.models.ltx.checkpoint.describe import describe
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.layouts import SPLIT, identify
+from mlx_video.models.ltx.checkpoint.releases import Release
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components, build
-from mlx_video.models.ltx.contents import joined
-from mlx_video.models.ltx.describe import describe
-from mlx_video.models.ltx.files import Files
 from mlx_video.models.ltx.gemma import language_model
-from mlx_video.models.ltx.layouts import SPLIT, identify
 from mlx_video.models.ltx.network import quantize_blocks
 from mlx_video.models.ltx.parts import PARTS, part_of
-from mlx_video.models.ltx.releases import Release
-from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_vae import DiffusionDecoder, VideoDecoder
 from tests import layout_writers as write
-from tests.models.ltx.test_foreign import diffusers_configs
+from tests.models.ltx.checkpoint.test_foreign import diffusers_configs
 from tests.reference import FIXTURES, error
 
 HOME = FIXTURES / "ltx25_tiny"

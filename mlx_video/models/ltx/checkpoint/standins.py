@@ -15,8 +15,8 @@ from typing import Iterator, Mapping, NamedTuple
 
 from mlx_video import hub
 from mlx_video.formats.safetensors import TYPES
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.releases import Release, published
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.releases import Release, published
 
 # Packed by benchmarks/store_headers.py. "transformer" stands for the file of either variant.
 HEADERS = Path(__file__).with_name("published") / "headers.json.xz"

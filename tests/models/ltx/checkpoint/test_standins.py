@@ -10,13 +10,14 @@ from huggingface_hub import constants
 
 from mlx_video import cli, hub
 from mlx_video.formats.safetensors import read_header
-from mlx_video.models.ltx import fitted, standins
-from mlx_video.models.ltx.files import Files
-from mlx_video.models.ltx.releases import RELEASES
-from mlx_video.models.ltx.standins import headers, stood_in
+from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx.checkpoint import standins
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.releases import RELEASES
+from mlx_video.models.ltx.checkpoint.standins import headers, stood_in
 from tests import published
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 GIGABYTE = 10**9
 
 

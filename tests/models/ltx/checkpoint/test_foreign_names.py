@@ -5,8 +5,8 @@ from functools import cache
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx import foreign_names as foreign
-from mlx_video.models.ltx.foreign_names import to_official
+from mlx_video.models.ltx.checkpoint import foreign_names as foreign
+from mlx_video.models.ltx.checkpoint.foreign_names import to_official
 from mlx_video.weights import channels_last
 from tests import layout_writers as write
 from tests.reference import manifest

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Callable, Mapping, NamedTuple
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import foreign_names as names
-from mlx_video.models.ltx.foreign_configs import (
+from mlx_video.models.ltx.checkpoint import foreign_names as names
+from mlx_video.models.ltx.checkpoint.foreign_configs import (
     audio_vae_block,
     diffusion_vae_block,
     duration_head_config,
@@ -17,10 +17,10 @@ from mlx_video.models.ltx.foreign_configs import (
     video_vae_block,
     vocoder_block,
 )
-from mlx_video.models.ltx.foreign_names import Spelling
+from mlx_video.models.ltx.checkpoint.foreign_names import Spelling
+from mlx_video.models.ltx.checkpoint.releases import LTX_2_3, told_by
+from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source, newest
 from mlx_video.models.ltx.gemma_config import read_gemma_config
-from mlx_video.models.ltx.releases import LTX_2_3, told_by
-from mlx_video.models.ltx.source import QUANTIZATION, Source, newest
 from mlx_video.weights import CONFIG, read_json, stored_types
 
 DIFFUSERS, FORGE = "diffusers folder", "MLX pack of mlx-forge"

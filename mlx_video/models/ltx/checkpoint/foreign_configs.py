@@ -4,7 +4,7 @@ from typing import Iterable, Mapping
 
 from mlx_video.errors import UserError
 from mlx_video.formats.safetensors import clip
-from mlx_video.models.ltx.releases import LTX_2
+from mlx_video.models.ltx.checkpoint.releases import LTX_2
 
 Block = Mapping[str, object]
 

@@ -11,13 +11,13 @@ from typing import Iterator, Mapping
 
 from mlx_video import lora
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import foreign
+from mlx_video.models.ltx.checkpoint import foreign
+from mlx_video.models.ltx.checkpoint.foreign_names import DIT
+from mlx_video.models.ltx.checkpoint.releases import Release, release_of
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import UpsamplerConfig
-from mlx_video.models.ltx.foreign_names import DIT
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.models.ltx.releases import Release, release_of
-from mlx_video.models.ltx.source import Source
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.weights import read_config, read_header
 

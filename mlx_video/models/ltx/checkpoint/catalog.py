@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Mapping
 
 from mlx_video import hub
-from mlx_video.models.ltx.find import DEMO, PACKAGED, named
-from mlx_video.models.ltx.releases import RELEASES, Release, published
+from mlx_video.models.ltx.checkpoint.find import DEMO, PACKAGED, named
+from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, published
 
 
 @dataclass(frozen=True)
