@@ -40,7 +40,7 @@ def convert(
     q_group_size: int = 64,
     *,
     variant: str | None = None,
-    hear: Callable[[hub.Plan | str], None] = lambda what: None,
+    hear: Callable[[hub.DownloadPlan | str], None] = lambda what: None,
 ) -> Path:
     """Write each part of ``hf_path`` into a folder of its own under ``mlx_path``, which must not hold anything yet.
 

@@ -111,7 +111,7 @@ def test_a_name_that_is_nearly_one_is_asked_about(typed, meant):
 def test_what_is_about_to_be_downloaded_is_said_with_the_licence():
     heard = []
     missing = {"x": hub.Missing(42_000_000_000, "0")}
-    plan = hub.Plan(LTX_2_5.repository, ("x",), missing)
+    plan = hub.DownloadPlan(LTX_2_5.repository, ("x",), missing)
     LTX_2_5.announced(heard.append)(plan)
     assert "42.00 GB to download" in str(heard[0])
     assert "LTX-2.x Community License, gated: accept it" in str(heard[0])

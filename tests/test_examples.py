@@ -30,7 +30,7 @@ def test_each_is_tested():
 def test_memory_plan(capsys):
     run("memory_plan.py", "1")
     refused, fits = capsys.readouterr().out.strip().splitlines()[-2:]
-    assert "the limit is" in refused and "GB, for stage 2" in fits
+    assert "the limit is" in refused and "GB, for decode video" in fits
 
 
 def test_a_clip_that_takes_too_long_is_stopped(here):

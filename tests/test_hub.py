@@ -47,7 +47,7 @@ def test_small_files_beside_others_are_counted():
     sizes = [24_000_000_000, 16_000_000_000, 10, 20]
     missing = {f"{n}.bin": hub.Missing(size, "0") for n, size in enumerate(sizes)}
     told = "40.00 GB to download (0.bin 24.00 GB, 1.bin 16.00 GB, 2 small files)"
-    assert str(hub.Plan(NAME, ("*",), missing)) == f"{NAME}: {told}"
+    assert str(hub.DownloadPlan(NAME, ("*",), missing)) == f"{NAME}: {told}"
 
 
 def test_fetching_downloads_only_what_matches(repo, remote):

@@ -80,7 +80,10 @@ def test_a_run_that_nobody_follows_leaves_its_work(model, here):
 
 @pytest.mark.slow
 def test_a_download_is_told_before_it_begins(model, here, monkeypatch):
-    plans = [hub.Plan("a/b", ("*",), {"x": 5}), hub.Plan("c/d", ("*",), {"y": 7})]
+    plans = [
+        hub.DownloadPlan("a/b", ("*",), {"x": 5}),
+        hub.DownloadPlan("c/d", ("*",), {"y": 7}),
+    ]
     fetched, components = [], Job.components
 
     def found(self, announce, sampled):
@@ -417,7 +420,7 @@ def latents(left, here) -> Path:
         (lambda t: t.pop("video"), "holds no video latents"),
         (
             lambda t: t.update(audio=t["audio"].astype(mx.int32)),
-            "latents of mlx.core.int",
+            "holds mlx.core.int",
         ),
         (lambda t: t.update(video=t["video"] * 0), "There is nothing in the video"),
     ],

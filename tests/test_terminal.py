@@ -314,7 +314,7 @@ def test_clips_are_named_after_prompt_and_seed_and_never_in_the_way(here):
 
 
 def test_a_download_is_said_and_how_far_it_is_unless_only_the_path_is_wanted(capsys):
-    plan = hub.Plan("a/b", ("x",), {"x": hub.Missing(10**10, "0")})
+    plan = hub.DownloadPlan("a/b", ("x",), {"x": hub.Missing(10**10, "0")})
     half = hub.Download("a/b", plan.missing.values(), print)
     half.done, half.tenth = 5 * 10**9, True
     for words, lines in {("--quiet",): 1, (): 2}.items():

@@ -15,7 +15,7 @@ from mlx_video.events import (
     Warned,
     Written,
 )
-from mlx_video.hub import Download, Plan
+from mlx_video.hub import Download, DownloadPlan
 from mlx_video.plan import describe
 from mlx_video.types import Step
 
@@ -134,8 +134,8 @@ class Downloads:
     def __init__(self, quiet: bool = False):
         self.quiet, self.bar = quiet, None
 
-    def __call__(self, what: Plan | Download) -> None:
-        if isinstance(what, Plan):
+    def __call__(self, what: DownloadPlan | Download) -> None:
+        if isinstance(what, DownloadPlan):
             say(what)
         elif not self.quiet:
             self._show(what) if watched() else self._tell(what)

@@ -42,7 +42,7 @@ FEW = 3  # files that are named however small; among more only those are that ar
 
 
 @dataclass(frozen=True)
-class Plan:
+class DownloadPlan:
     """What is left to download before the cache holds all files of ``repo`` that match ``patterns``.
 
     missing  name -> each file to download; empty if all are there
@@ -99,7 +99,7 @@ class Plan:
                 return Path(hf.snapshot_download(self.repo, allow_patterns=patterns))
 
 
-Announce = Callable[[Plan | Download], None]
+Announce = Callable[[DownloadPlan | Download], None]
 
 
 def resolve(
@@ -114,7 +114,7 @@ def resolve(
     return local(model) or fetch([plan(str(model), patterns)], announce)[0]
 
 
-def fetch(plans: Sequence[Plan], announce: Announce) -> list[Path]:
+def fetch(plans: Sequence[DownloadPlan], announce: Announce) -> list[Path]:
     """The snapshots of ``plans``, fetched after all of them were announced. Raises ``UserError`` where the disk lacks room."""
     lacking = [plan for plan in plans if plan.missing]
     for plan in lacking:
@@ -155,7 +155,7 @@ def local(name: str | Path, *, file: bool = False) -> Path | None:
     return None
 
 
-def plan(repo: str, patterns: Sequence[str]) -> Plan:
+def plan(repo: str, patterns: Sequence[str]) -> DownloadPlan:
     """What fetching the files of ``repo`` that match ``patterns`` would download.
 
     Uses the network only if the cache lacks something. Raises ``MissingFileError`` where there is no such repository or
@@ -163,7 +163,7 @@ def plan(repo: str, patterns: Sequence[str]) -> Plan:
     """
     patterns = tuple(patterns)
     if is_cached(repo, patterns):
-        return Plan(repo, patterns, {})
+        return DownloadPlan(repo, patterns, {})
     with _explained(repo, patterns):
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         info = hf.model_info(repo, files_metadata=True, timeout=timeout)
@@ -181,7 +181,7 @@ def plan(repo: str, patterns: Sequence[str]) -> Plan:
         missing = {k: f for k, f in missing.items() if not blob_of(repo, f).is_file()}
         for name in [*missing][:1]:  # a gated repository is listed to all
             hf.get_hf_file_metadata(hf.hf_hub_url(repo, name))
-    return Plan(repo, patterns, missing, info.sha)
+    return DownloadPlan(repo, patterns, missing, info.sha)
 
 
 def has(repo: str, file: str) -> bool:

@@ -30,7 +30,7 @@ from typing import Iterator, Mapping
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
-from mlx_video.hub import Download, Plan
+from mlx_video.hub import Download, DownloadPlan
 from mlx_video.media import save_still, save_stills
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.standins import stood_in
@@ -145,7 +145,7 @@ class Worker:
             self._make(message)
             self._making = False
 
-    def _opening(self, what: Plan | Download) -> None:
+    def _opening(self, what: DownloadPlan | Download) -> None:
         """Say what is downloaded before there are models. Raises ``KeyboardInterrupt`` where the server is gone."""
         announce_to_log(what)
         ended = isinstance(what, Download) and what.ended
@@ -153,9 +153,9 @@ class Worker:
         if select([sys.stdin], [], [], 0)[0]:  # nothing but its end comes that early
             raise KeyboardInterrupt
 
-    def _fetching(self, id: str, what: Plan | Download) -> None:
+    def _fetching(self, id: str, what: DownloadPlan | Download) -> None:
         announce_to_log(what)
-        if isinstance(what, Plan):
+        if isinstance(what, DownloadPlan):
             self._notice(id, f"Downloading {what}.")
 
     def _next(self) -> Mapping | None:

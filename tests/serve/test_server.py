@@ -152,7 +152,7 @@ def test_pictures_stand_where_they_are_put(server):
     }
     data["images"] = "[{}]"
     answer = server.http.post("/v1/videos", data=data, files=files)
-    assert answer.status_code == 400 and "one for each" in message(answer)
+    assert answer.status_code == 400 and "must place each picture" in message(answer)
 
 
 def test_a_picture_may_come_within_json(server):

@@ -112,7 +112,7 @@ def test_what_the_distilled_model_does_not_use_is_said(model, tmp_path):
     ]
 
 
-BIG = hub.Plan("a/b", ("x",), {"x": hub.Missing(10**10, "0")})
+BIG = hub.DownloadPlan("a/b", ("x",), {"x": hub.Missing(10**10, "0")})
 
 
 def test_the_page_hears_what_is_downloaded_before_there_are_models(model, monkeypatch):

@@ -45,9 +45,9 @@ Announce = hub.Announce
 Inspect = Callable[[str, list[tuple[str, mx.array]]], None]
 
 
-def announce_to_log(what: hub.Plan | hub.Download) -> None:
+def announce_to_log(what: hub.DownloadPlan | hub.Download) -> None:
     """What is about to be downloaded, and every tenth of it, as warnings, which are seen where no log was set up."""
-    if isinstance(what, hub.Plan) or what.tenth or what.ended:
+    if isinstance(what, hub.DownloadPlan) or what.tenth or what.ended:
         log.warning("%s", what)
 
 

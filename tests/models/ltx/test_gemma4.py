@@ -69,7 +69,9 @@ def test_official_tokens(encoder, case):
     if len(ids) <= encoder.tokenizer.max_tokens:
         assert encoder.tokenizer.tokenize([text])[0].tolist() == [[0] * case["pads"] + case["ids"]]  # fmt: skip
     else:
-        with pytest.raises(UserError, match=f"{len(ids)} tokens and may have 1024"):
+        with pytest.raises(
+            UserError, match=f"{len(ids)} tokens, more than the limit of 1024"
+        ):
             encoder.tokenizer.tokenize([text])
 
 

@@ -116,8 +116,8 @@ class Release:
     def announced(self, announce: hub.Announce) -> hub.Announce:
         """``announce``, which hears the terms with what is about to be downloaded."""
 
-        def told(what: hub.Plan | hub.Download) -> None:
-            own = isinstance(what, hub.Plan) and what.repo == self.repository
+        def told(what: hub.DownloadPlan | hub.Download) -> None:
+            own = isinstance(what, hub.DownloadPlan) and what.repo == self.repository
             announce(replace(what, terms=self.terms) if own else what)
 
         return told
