@@ -127,11 +127,13 @@ def test_a_block_that_is_no_object_is_refused():
 
 
 @pytest.fixture
-def eager():
+def eager(monkeypatch):
     """Nothing is compiled, as the doors have it on a CPU."""
+    compiled = not backend.eager
+    monkeypatch.setattr(backend, "eager", mx.default_device() == mx.cpu)
     mx.disable_compile()
     yield
-    if not backend.eager:
+    if compiled:
         mx.enable_compile()
 
 
