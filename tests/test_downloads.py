@@ -26,6 +26,8 @@ from tests.fake_hub import ACCEPTED, KNOWN, FakeHub, Repo, folder_files, officia
 SMALL = "-n 9 -W 64 -H 64 --seed 1 --no-health-check -o a.mp4 --overwrite".split()
 BIG = os.urandom(12_000_000)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def remote(remote, here) -> FakeHub:
@@ -170,7 +172,6 @@ def ended(remote: FakeHub, capsys) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_an_interrupt_at_a_terminal_keeps_what_came(remote, capsys):
     process, reading = begun(remote, terminal=True)
     process.send_signal(signal.SIGINT)
@@ -182,7 +183,6 @@ def test_an_interrupt_at_a_terminal_keeps_what_came(remote, capsys):
     assert "of it here already" in ended(remote, capsys)
 
 
-@pytest.mark.slow
 def test_what_a_killed_run_received_is_not_fetched_again(remote, capsys):
     process, reading = begun(remote, terminal=False)
     process.kill()

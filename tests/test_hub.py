@@ -147,6 +147,7 @@ def test_says_how_far_a_download_is(repo, monkeypatch):
     assert "MB/s, about " in heard[0][3] and heard[0][3].endswith(" s left")
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_cut_is_taken_up_where_it_ended(repo, remote):
     remote.cuts = [1_000_000, 0, 700_000]
     file = hub.resolve_file(f"{NAME}/a.safetensors")
@@ -172,6 +173,7 @@ def test_a_download_that_ends_is_kept_and_taken_up_by_the_next(
     assert hub.unfinished_bytes(NAME) == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_for_a_moment_is_asked_again(repo, remote):
     remote.statuses = [503]
     assert hub.resolve_file(f"{NAME}/a.safetensors").read_bytes() == A
