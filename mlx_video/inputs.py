@@ -63,7 +63,7 @@ class Input:
 
     needs        names of the networks that encode it
     first_stage  whether only a recipe's first stage takes it
-    pictured     whether it shows a picture, which who rewrites the prompt has not seen and must not contradict
+    pictured     whether it shows a picture, which the enhancer of prompts has not seen and must not contradict
     option       how it is typed, if it can be; ``typed`` reads the words
     """
 

@@ -41,6 +41,7 @@ class FakeHub:
     spoiled   whether files come with another content than was listed, or another length
     asked     "METHOD /path" of every request
     sent      file -> (first byte, count) of every answer
+    ranges    whether it sends a file from where it is asked to
     tokens    that came with a request for stored files, which are of another host
     """
 
@@ -50,6 +51,7 @@ class FakeHub:
     cuts: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     spoiled: str = ""
+    ranges: bool = True
     asked: list[str] = field(default_factory=list)
     sent: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     tokens: list[str] = field(default_factory=list)
@@ -165,7 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, name: str, data: bytes, headers: dict, status: int = 200) -> None:
         first = 0
-        if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked and self.hub.ranges:
             first, status = int(asked[1]), 206 if status == 200 else status
             if status == 206 and first >= len(data):
                 return self._refuse(416, "", "Range not satisfiable")

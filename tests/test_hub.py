@@ -157,6 +157,12 @@ def test_a_connection_that_is_cut_is_taken_up_where_it_ended(repo, remote):
     assert remote.bytes_sent("a.safetensors") == len(A)
 
 
+def test_a_server_that_sends_no_ranges_sends_the_file_anew(repo, remote):
+    remote.ranges, remote.cuts = False, [1_000_000]
+    assert hub.resolve_file(f"{NAME}/a.safetensors").read_bytes() == A
+    assert [first for first, _ in remote.sent["a.safetensors"]] == [0, 0]
+
+
 def test_a_download_that_ends_is_kept_and_taken_up_by_the_next(
     repo, remote, monkeypatch
 ):

@@ -38,7 +38,7 @@ DISTILLED_LORA_FILE = "ltx-2-19b-distilled-lora-384.safetensors"
 TEXT_ENCODER_REPO = "mlx-community/gemma-3-12b-it-bf16"
 TEXT_ENCODER_FILES = ("*.json", "*.safetensors", "tokenizer*")
 
-FEW = 3  # files that are named however small; among more only those are that are not ``SMALL``
+FEW = 3  # a plan of more files names only those that are not ``SMALL``
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How a file of the hub is received into its cache, from where an earlier download of it ended. Knows no sentence for what fails."""
+"""Receives a file of the hub into its cache, from where an earlier download of it ended. Knows no repositories' contents."""
 
 import time
 from pathlib import Path
@@ -13,9 +13,9 @@ from mlx_video.errors import UserError
 from mlx_video.verify import digest_like
 
 UNFINISHED = ".mlx-video.incomplete"  # ends the name of a file that is not whole
-SMALL = 10**7  # bytes; of a smaller download it is not told how far it is
+SMALL = 10**7  # bytes; the progress of a smaller download is not reported
 BLOCK = 2**20  # bytes that are read at once
-TRIES = 5  # to go on with a download that brings nothing more
+TRIES = 5  # in a row that bring no bytes, before a download fails
 OFTEN = 0.2  # seconds between two reports of a download
 
 
@@ -27,11 +27,11 @@ class Missing(NamedTuple):
 
 
 class Download:
-    """How far the download of some files is, for ``announce``, which hears of it again and again while the block runs.
+    """Progress of the download of some files: while the block runs, ``announce`` is called with it again and again.
 
     done, total  bytes
-    tenth        whether another tenth of it is done
-    ended        whether this is the last report; it ends where an error stops it too
+    tenth        whether this report completes a tenth
+    ended        whether this is the last report, also when an error ended the download
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Download:
         return self
 
     def add(self, count: int) -> None:
-        """``count`` more bytes are here."""
+        """Count ``count`` more bytes as received."""
         self.tenth = 10 * self.done // self.total < 10 * (self.done + count) // self.total  # fmt: skip
         self.done += count
         now = time.monotonic()
@@ -75,7 +75,7 @@ class Download:
 
 
 def check_room(size: int) -> None:
-    """Raise ``UserError`` where the disk of the cache lacks room for so many bytes."""
+    """Raise ``UserError`` if the disk of the cache has less than ``size`` bytes free."""
     cache = Path(constants.HF_HUB_CACHE)
     disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
     if (free := disk_usage(disk).free) < size:
@@ -86,7 +86,7 @@ def check_room(size: int) -> None:
 
 
 def receive(url: str, repo: str, file: Missing) -> Iterator[int]:
-    """Bring one file into the cache; yields how many bytes each piece has. Raises ``UserError`` where it is another."""
+    """Download a file of ``repo`` into the cache, yielding the bytes of each piece. Raises ``UserError`` if its checksum is wrong."""
     blob, unfinished = blob_of(repo, file), unfinished_of(repo, file)
     locks = Path(constants.HF_HUB_CACHE, ".locks", folder_of(repo).name)
     for folder in (blob.parent, locks):
@@ -113,7 +113,7 @@ def receive(url: str, repo: str, file: Missing) -> Iterator[int]:
 
 
 def _pieces(url: str, start: int, end: int) -> Iterator[bytes]:
-    """The bytes of a file from ``start`` on. Where the connection is lost it goes on, as long as more bytes come."""
+    """The bytes of a file from ``start`` to ``end``; a lost connection is opened again, as long as more bytes come."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     tries = 0
@@ -147,14 +147,17 @@ def _pieces(url: str, start: int, end: int) -> Iterator[bytes]:
 
 
 def folder_of(repo: str) -> Path:
+    """The cache's folder of a repository."""
     return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
 
 
 def blob_of(repo: str, file: Missing) -> Path:
+    """Where the cache keeps a whole file."""
     return folder_of(repo) / "blobs" / file.checksum
 
 
 def unfinished_of(repo: str, file: Missing) -> Path:
+    """Where an interrupted download of it waits."""
     return blob_of(repo, file).with_name(f"{file.checksum}{UNFINISHED}")
 
 

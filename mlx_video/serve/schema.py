@@ -1,4 +1,4 @@
-"""What the API takes and gives: OpenAI's Videos API, and what LTX has beyond it. Data only.
+"""What the API takes and gives: OpenAI's Videos API, and what LTX has beyond it. Imports no MLX.
 
 Field names and states are those of the official ``openai`` client, version 3.57. https://platform.openai.com/docs/api-reference/videos
 """

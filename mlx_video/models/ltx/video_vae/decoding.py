@@ -79,7 +79,7 @@ def decode_stream(
     *,
     key: mx.array | None = None,
 ) -> Iterator[mx.array]:
-    """Pixels of ``latents`` (B, 128, F, H, W) in order, (B, 3, f, 32*H, 32*W) at a time, each evaluated.
+    """Pixels of ``latents`` (B, C, F, H, W) in order, (B, 3, f, height, width) at a time, each evaluated.
 
     A ``StreamPlan`` decodes exactly, a ``TilingConfig`` makes one chunk per tile of time. Holds at most a chunk and a tile.
     ``key`` is for a decoder that draws noise.
