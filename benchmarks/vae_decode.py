@@ -386,9 +386,10 @@ def diffusers_diffusion_model(tiny: bool):
     }
     model = LTX2VideoDiffusionDecoderModel(**(sizes if tiny else {})).eval()
     if torch.cuda.is_available():  # on a CPU torch 2.13 cannot compile this attention
+        torch._dynamo.config.recompile_limit = 64  # one for each stage and tile
         decoder = model.decoder
         for block in (*decoder.diff_blocks, *chain(*decoder.det_stages)):
-            block.compile()
+            block.compile(dynamic=False)
     # Its own makes a mask of tokens by tokens first: 167 GiB for one stage.
     ltx2_diffusion_decoder._neighborhood_block_mask = cache(neighborhood_mask)
     model.enable_tiling()
