@@ -101,7 +101,7 @@ def left_latents(job, output) -> Path:
     """What a run that was stopped before it decoded has left; made by another process, as it would be."""
     import mlx.core as mx
 
-    from mlx_video.kept import save_latents
+    from mlx_video.resume import save_latents
     from mlx_video.types import Sample
 
     shapes = job.pipeline().latent_shapes(job.request)

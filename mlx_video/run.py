@@ -17,13 +17,13 @@ from mlx_video.disk import folder_made, owned, reserved, short, written_aside
 from mlx_video.errors import UserError
 from mlx_video.events import Event, Fused, Planned, Took, Warned, Written
 from mlx_video.health import check_latents
-from mlx_video.kept import Keeper, check_shapes, load_state, load_tensors
 from mlx_video.models.ltx.components import Announce, announce_to_log
 from mlx_video.models.ltx.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached
 from mlx_video.previews import Preview
 from mlx_video.record import RECORD_KEY, Job
+from mlx_video.resume import Keeper, check_shapes, load_state, load_tensors
 from mlx_video.types import AV, Doing, Sample, Step
 
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse ...

@@ -11,12 +11,12 @@ from unittest.mock import patch
 import mlx.core as mx
 
 from mlx_video import hub
-from mlx_video.kept import STAGE, STEP, load_state
 from mlx_video.models.ltx.checkpoint.layouts import identify, text_encoder_source
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.recipes import Defaults
 from mlx_video.record import Job
+from mlx_video.resume import STAGE, STEP, load_state
 from mlx_video.weights import INDEX
 from tests.checkpoints import tiny_folder
 from tests.fuzz import Random, junk, maker, typed, usual_record, wrong_for

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video import disk, hub, kept, recipes
+from mlx_video import disk, hub, recipes, resume
 from mlx_video.errors import UserError
 from mlx_video.events import Fused, Planned, Saved, Took, Warned, Written
 from mlx_video.inputs import Image
@@ -393,13 +393,13 @@ def test_a_state_keeps_the_sound_of_a_stage_that_is_done(model, here):
     stopped(model, recipe, Step("stage 2", 2, 3), audio=True)
     state = here / "x.state.safetensors"
     again = Job.from_record(state)
-    assert kept.load_state(state, again).sound.shape == (1, 8, 9, 16)
+    assert resume.load_state(state, again).sound.shape == (1, 8, 9, 16)
     tensors, words = mx.load(str(state), return_metadata=True)
     mx.eval(tensors)
     del tensors["sound"]
     mx.save_safetensors(str(state), tensors, words)
     with pytest.raises(UserError, match="is not the saved state of a run"):
-        kept.load_state(state, again)
+        resume.load_state(state, again)
 
 
 # Finishing
@@ -467,7 +467,7 @@ def test_latents_and_states_remember_the_files_of_their_run(model, here):
     for kind in ("state", "latents"):
         next(e for e in events if isinstance(e, Saved) and kind in e.path)
         left = Path(f"x.{kind}.safetensors")
-        assert Output.recalled(left, kept.load_tensors(left)[1]) == output
+        assert Output.recalled(left, resume.load_tensors(left)[1]) == output
     events.close()
 
 

@@ -10,10 +10,10 @@ from mlx_video.cli.progress import Downloads
 from mlx_video.errors import UserError
 from mlx_video.events import Warned
 from mlx_video.inputs import Input
-from mlx_video.kept import load_tensors
 from mlx_video.models.ltx.checkpoint.files import BESIDE, Files
 from mlx_video.output import Output, clip_path
 from mlx_video.record import Job
+from mlx_video.resume import load_tensors
 from mlx_video.run import Options
 from mlx_video.wishes import Wishes
 
