@@ -20,6 +20,7 @@ from typing import Callable, Generator, Iterable, Iterator, TypeVar
 
 import numpy as np
 
+from mlx_video.clip_settings import ClipSettings, resolve_model
 from mlx_video.disk import check_free
 from mlx_video.errors import UserError
 from mlx_video.events import Event, Warned
@@ -33,7 +34,6 @@ from mlx_video.recipes import Defaults, Recipe
 from mlx_video.record import Job
 from mlx_video.run import Options, Sampled, sample, write
 from mlx_video.types import Clip, Sample, Step, Waveform
-from mlx_video.wishes import Wishes, resolve_model
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class LTXPipeline:
         audio          whether the clip has sound
         """
         given = image if isinstance(image, (list, tuple)) else (image,)
-        wishes = Wishes(
+        settings = ClipSettings(
             prompt,
             negative_prompt=negative_prompt,
             frames=frames,
@@ -137,7 +137,7 @@ class LTXPipeline:
             audio=audio,
             inputs=tuple(map(_input, given)),
         )
-        return wishes.request(self.defaults)
+        return settings.request(self.defaults)
 
     def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
         """``Step``s as the work goes on, then what was sampled, and last the clip; see ``Pipeline.stream``."""

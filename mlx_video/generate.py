@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
+from mlx_video.clip_settings import ClipSettings
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
 from mlx_video.output import Output
 from mlx_video.record import Job
 from mlx_video.run import Options, run
-from mlx_video.wishes import Wishes
 
 
 def generate_video(
@@ -34,7 +34,7 @@ def generate_video(
     files: Files = Files(),
     overwrite: bool = False,
     quiet: bool = True,
-    wishes: Wishes = Wishes(""),
+    settings: ClipSettings = ClipSettings(""),
 ) -> Path:
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the distilled model; returns the path.
 
@@ -47,11 +47,11 @@ def generate_video(
     tiling           how the video is decoded, as in ``Request``
     files            the model, by default as ``Files`` says; a ``None`` above is LTX-2's default or the model's own
     quiet            whether nothing is said of the progress on stderr
-    wishes           what else is wished, such as another variant
+    settings         any other setting, such as another variant
     Raises ``UserError`` for what cannot be done, ``HealthError`` for a result that is garbage.
     """
-    wishes = replace(
-        wishes,
+    settings = replace(
+        settings,
         prompt=prompt,
         negative_prompt=negative_prompt,
         frames=num_frames,
@@ -66,7 +66,7 @@ def generate_video(
     )
     sound = None if output_audio is None else Path(output_audio)
     output = Output(Path(output_path), sound, None, overwrite)
-    return make(wishes.job(files), output, quiet)
+    return make(settings.job(files), output, quiet)
 
 
 def make(job: Job, output: Output, quiet: bool) -> Path:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli
+from mlx_video.clip_settings import ClipSettings
 from mlx_video.generate import generate_video
 from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
-from mlx_video.wishes import Wishes
 
 
 def generate_video_dev(
@@ -26,14 +26,14 @@ def generate_video_dev(
     two_stage  half size first, then refined with the distilled LoRA
     ``given`` are the other arguments of ``generate_video``, which raises the same.
     """
-    wishes = Wishes(
+    settings = ClipSettings(
         prompt,
         "dev",
         steps=steps,
         cfg=cfg_scale,
         two_stage=two_stage,
     )
-    return generate_video(prompt, output_path, wishes=wishes, **given)
+    return generate_video(prompt, output_path, settings=settings, **given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

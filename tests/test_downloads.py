@@ -14,12 +14,12 @@ from huggingface_hub import constants
 import mlx_video
 from mlx_video import hub
 from mlx_video.cli import main
+from mlx_video.clip_settings import ClipSettings
 from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.hub import download
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_3, LTX_2_5
-from mlx_video.wishes import Wishes
 from tests.checkpoints import tiny_folder
 from tests.fake_hub import ACCEPTED, KNOWN, FakeHub, Repo, folder_files, official
 
@@ -44,7 +44,7 @@ def said(capsys, *words: str, ends: int = 0) -> str:
 def opened(model: str | None) -> list[str]:
     """What is announced until the files of a run are here."""
     told = []
-    job = Wishes("a red ball").job(Files(model))
+    job = ClipSettings("a red ball").job(Files(model))
     job.components(lambda what: told.append(str(what)))
     return told
 

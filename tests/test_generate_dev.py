@@ -9,12 +9,12 @@ import mlx_video.generate
 import mlx_video.generate_av
 import mlx_video.generate_dev
 from mlx_video import recipes
+from mlx_video.clip_settings import ClipSettings
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.output import Output
-from mlx_video.wishes import Wishes
 
 DOORS = [mlx_video.generate, mlx_video.generate_dev, mlx_video.generate_av]
 
@@ -119,16 +119,16 @@ def test_a_prompt_is_enough(made, function):
 
 
 @pytest.mark.parametrize(
-    "wishes, said",
+    "settings, said",
     [
         ({"hq": True, "cfg": 0.0}, "leave out cfg, hq, or use the dev model"),
         ({"variant": "dev", "dfr": 1}, "--dfr is for the distilled model"),
         ({"duration": 2.0}, "both say how long the clip is"),
     ],
 )
-def test_wishes_that_exclude_each_other_are_refused(wishes, said):
+def test_settings_that_exclude_each_other_are_refused(settings, said):
     with pytest.raises(UserError, match=said):
-        FUNCTIONS[0]("a fox", num_frames=9, wishes=Wishes("", **wishes))
+        FUNCTIONS[0]("a fox", num_frames=9, settings=ClipSettings("", **settings))
 
 
 @pytest.mark.parametrize("given, cfg", [(None, 3.0), (2.0, 2.0), (1.0, 1.0)])

@@ -28,7 +28,7 @@ FLOORS = [
     {"models", "sampling", "media", "pictures", "postprocess", "health"},
     {"recipes", "plan", "inputs", "request"},
     {"pipeline", "fidelity", "previews"},
-    {"record", "wishes", "output", "events", "resume", "run"},
+    {"record", "clip_settings", "output", "events", "resume", "run"},
     {"serve", "api", "check"},
     {"names", "cli", "convert"},
     {"generate", "generate_dev", "generate_av", "__main__"},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video.cli.progress import Downloads
+from mlx_video.clip_settings import ClipSettings
 from mlx_video.errors import UserError
 from mlx_video.events import Warned
 from mlx_video.inputs import Input
@@ -15,7 +16,6 @@ from mlx_video.output import Output, clip_path
 from mlx_video.record import Job
 from mlx_video.resume import load_tensors
 from mlx_video.run import Options
-from mlx_video.wishes import Wishes
 
 
 def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
@@ -27,7 +27,7 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
         return _job_again(args), []
     if args.prompt is None:
         raise UserError("Give a prompt: --prompt 'a cat on a red sofa'.")
-    wishes = Wishes(**_said(args, Wishes), inputs=inputs_from(args))
+    settings = ClipSettings(**_said(args, ClipSettings), inputs=inputs_from(args))
     notices: list[str | Warned] = []
     announce = options_from(args).announce
 
@@ -37,7 +37,7 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
     def warn(text: object) -> None:
         notices.append(Warned(str(text)))
 
-    return wishes.job(files_from(args), hear, warn, called=args.typed), notices
+    return settings.job(files_from(args), hear, warn, called=args.typed), notices
 
 
 # What may go with a record: where its files lie now, and what makes no other clip.

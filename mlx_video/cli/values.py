@@ -5,9 +5,9 @@ import math
 import re
 from pathlib import Path
 
+from mlx_video.clip_settings import AUTO
 from mlx_video.disk import typed_path
 from mlx_video.errors import UserError
-from mlx_video.wishes import AUTO
 
 UNITS = {"": 1e9, "m": 1e6, "g": 1e9, "t": 1e12, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 LONGEST_CLIP = 600  # seconds

@@ -27,6 +27,7 @@ from pathlib import Path
 from select import select
 from typing import Iterator, Mapping
 
+from mlx_video.clip_settings import ClipSettings, Say
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
@@ -43,7 +44,6 @@ from mlx_video.record import Job
 from mlx_video.run import Options, finish, run
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
 from mlx_video.types import Doing, Step
-from mlx_video.wishes import Say, Wishes
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ RECIPES = {
     "dev": ("dev", False),
     "dev-two-stage": ("dev", True),
 }
-# What a request and ``Wishes`` call by one name.
+# What a request and ``ClipSettings`` call by one name.
 ALIKE = {"prompt", "negative_prompt", "height", "width", "fps", "seed", "steps"}
 # Percent of a run that is done when sampling begins, and when decoding does.
 SAMPLING, DECODING = 10, 75
@@ -81,7 +81,7 @@ class Settings:
     def job(self, request: VideoRequest, warn: Say = lambda text: None) -> Job:
         """The job that a request, of which everything is decided, asks for. Raises ``UserError``."""
         variant, two_stage = RECIPES[request.recipe]
-        wishes = Wishes(
+        settings = ClipSettings(
             **request.model_dump(include=ALIKE),
             variant=variant,
             two_stage=two_stage,
@@ -90,11 +90,11 @@ class Settings:
             inputs=request.inputs,
         )
         loras = tuple((self.loras[name], s) for name, s in request.loras.items())
-        return wishes.job(Files(self.models[request.model], loras=loras), warn=warn)
+        return settings.job(Files(self.models[request.model], loras=loras), warn=warn)
 
     def described(self, name: str, announce: Announce = announce_to_log) -> Model:
         """What a model makes where nothing is asked, and its grid. Raises ``UserError`` where it cannot be opened."""
-        job = Wishes("a clip").job(Files(self.models[name]))
+        job = ClipSettings("a clip").job(Files(self.models[name]))
         shape, geometry = job.request.shape, job.components(announce).geometry
         scale, least = geometry.video, geometry.least
         shrinks = {

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlx_video import hub, previews
+from mlx_video.clip_settings import ClipSettings
 from mlx_video.disk import short
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Warned
@@ -27,7 +28,6 @@ from mlx_video.serve import worker
 from mlx_video.serve.schema import VideoRequest
 from mlx_video.serve.worker import Settings, Worker
 from mlx_video.types import Step
-from mlx_video.wishes import Wishes
 from tests.checkpoints import write_lora
 from tests.fake_hub import official
 
@@ -161,8 +161,8 @@ def test_sizes_are_decided_as_in_the_terminal(recipe, side, model):
     asked = VideoRequest(prompt="a ball", width=side, height=side, num_frames=9, recipe=recipe, generate_sound=False)  # fmt: skip
     decided, _ = settings.described("tiny").snapped(asked)
     variant, two_stage = worker.RECIPES[recipe]
-    wishes = Wishes("a ball", variant, frames=9, width=side, height=side, audio=False, two_stage=two_stage)  # fmt: skip
-    job = wishes.job(Files(str(model)))
+    settings = ClipSettings("a ball", variant, frames=9, width=side, height=side, audio=False, two_stage=two_stage)  # fmt: skip
+    job = settings.job(Files(str(model)))
     try:
         job.request.check(job.recipe, Components.open(model).geometry)
         nearest = f"{side}x{side}"
@@ -176,7 +176,7 @@ def test_sizes_are_decided_as_in_the_terminal(recipe, side, model):
 def test_lengths_are_decided_as_in_the_terminal(seconds, fps, model):
     asked = VideoRequest(prompt="a ball", seconds=seconds, fps=fps)
     decided, _ = Heard(model).settings.described("tiny").snapped(asked)
-    job = Wishes("a ball", duration=seconds, fps=fps).job(Files(str(model)))
+    job = ClipSettings("a ball", duration=seconds, fps=fps).job(Files(str(model)))
     assert decided.num_frames == job.request.shape.frames
 
 

@@ -1,4 +1,4 @@
-"""What is wished of a clip, as far as it was said; the defaults of a checkpoint make a job of it. Knows no options and no HTTP."""
+"""What a user sets for a clip; the defaults of a checkpoint complete it to a job. Knows no options and no HTTP."""
 
 import logging
 import secrets
@@ -28,8 +28,8 @@ GUIDED = *STRENGTHS, "two_stage", "hq", "batch_guidance"  # of the dev model alo
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """Everything that can be said about a clip. ``None`` is the checkpoint's default; of ``seed``, a random one.
+class ClipSettings:
+    """Every setting of a clip. ``None`` is the checkpoint's default; of ``seed``, a random one.
 
     variant         "distilled" or "dev"
     duration        seconds, in place of ``frames``; ``AUTO`` lets the model choose by the prompt
@@ -71,18 +71,18 @@ class Wishes:
     ) -> Job:
         """The job that makes the clip with ``files``; ``say`` as in ``resolve_model``; ``warn`` is called for settings that look like mistakes.
 
-        Raises ``UserError`` where there is no such model, and for wishes that exclude each other, by what they are
+        Raises ``UserError`` where there is no such model, and for settings that exclude each other, by what they are
         ``called``, if not by their names.
         """
         self._check(files, called)
         files, usual = resolve_model(files, self.variant, say)
-        wishes = replace(self, frames=self._frames(files, usual, warn))
-        recipe, request = wishes.recipe(usual, files), wishes.request(usual)
+        settings = replace(self, frames=self._frames(files, usual, warn))
+        recipe, request = settings.recipe(usual, files), settings.request(usual)
         if self.fps is not None and not 1 / FAR <= self.fps / usual.fps <= FAR:
             warn(
                 f"{self.fps:g} fps is far from the {usual.fps:g} that the model learned; motion may look wrong."
             )
-        for unused in wishes._unused(recipe, files):
+        for unused in settings._unused(recipe, files):
             warn(unused)
         return Job(request, recipe, files, self.batch_guidance)
 
@@ -115,7 +115,7 @@ class Wishes:
         return wanted.recipe(self.variant, self.two_stage)
 
     def _check(self, files: Files, called: Mapping[str, str]) -> None:
-        """Raise ``UserError`` for wishes that exclude each other."""
+        """Raise ``UserError`` for settings that exclude each other."""
         if self.duration is not None and self.frames is not None:
             raise UserError(
                 "--duration and --num-frames both say how long the clip is; leave out one of them."
