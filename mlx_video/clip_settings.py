@@ -106,7 +106,7 @@ class ClipSettings:
         wanted = self._over(usual)
         if self.dfr is not None:
             detailing = recipes.DETAILING * bool(files.detailing_lora)
-            return recipes.fidelity(self.dfr, detailing)
+            return recipes.dfr_recipe(self.dfr, detailing)
         if self.hq:
             half = _geometry(files, "dev").latents(wanted.shape.scaled(0.5))
             said = {name: getattr(self, name) for name in ("steps", *STRENGTHS)}

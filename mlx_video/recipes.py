@@ -235,7 +235,7 @@ def _check_rounds(rounds: int) -> None:
         raise UserError(f"DFR must have from 0 to {MOST_ROUNDS} rounds; got {rounds}.")
 
 
-def fidelity(rounds: int, detailing: float = 0.0) -> Recipe:
+def dfr_recipe(rounds: int, detailing: float = 0.0) -> Recipe:
     """Pictures generated with the clip in both stages, then ``rounds`` that double its frame rate tile by tile.
 
     ``detailing`` is the strength of the detailing LoRA in the second stage, usually ``DETAILING``; 0 is none.

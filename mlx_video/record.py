@@ -13,9 +13,9 @@ import mlx_video
 from mlx_video import plan as plans
 from mlx_video import weights
 from mlx_video.backend import blas_threads
+from mlx_video.dfr_pipeline import pipeline_for
 from mlx_video.disk import file_size, read_small, short
 from mlx_video.errors import UserError, check_text
-from mlx_video.fidelity import pipeline_for
 from mlx_video.formats.safetensors import clip
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import Files

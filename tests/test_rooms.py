@@ -27,7 +27,7 @@ FLOORS = [
     {"weights", "formats", "verify", "hub", "lora", "conditioning"},
     {"models", "sampling", "media", "pictures", "postprocess", "health"},
     {"recipes", "plan", "inputs", "request"},
-    {"pipeline", "fidelity", "previews"},
+    {"pipeline", "dfr_pipeline", "previews"},
     {"record", "clip_settings", "output", "events", "resume", "run"},
     {"serve", "api", "check"},
     {"names", "cli", "convert"},

@@ -24,11 +24,11 @@ SMALLER = 2  # downscale factor of the second stage's reference clip
 
 def pipeline_for(components: Components, recipe: Recipe, **options) -> Pipeline:
     """The pipeline that samples by ``recipe``; ``options`` are those of ``Pipeline``."""
-    kind = Pipeline if recipe.rounds is None else FidelityPipeline
+    kind = Pipeline if recipe.rounds is None else DFRPipeline
     return kind(components, recipe, **options)
 
 
-class FidelityPipeline(Pipeline):
+class DFRPipeline(Pipeline):
     """DFR. A request's shape is that of the finished clip; the frames of its inputs are counted before the rounds.
 
     The rounds report no ``Reached``, nor does a stage that looks at the smaller clip: such a run resumes from the stage

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image as Picture
 
 from mlx_video import cli, lora, recipes
+from mlx_video.dfr_pipeline import DFRPipeline, pipeline_for
 from mlx_video.errors import UserError
-from mlx_video.fidelity import FidelityPipeline, pipeline_for
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_5
 from mlx_video.models.ltx.components import Components
 from mlx_video.pipeline import Pipeline, Reached, Request
 from mlx_video.plan import Footprint, Work, phases
-from mlx_video.recipes import Recipe, Stage, fidelity, finished
+from mlx_video.recipes import Recipe, Stage, dfr_recipe, finished
 from mlx_video.types import AV, Sample, Step, VideoPixelShape
 from tests.checkpoints import tiny_folder
 from tests.media_reading import read_clip
@@ -49,15 +49,15 @@ def test_a_clip_is_sampled_on_a_canvas_at_the_frame_rate_before_the_rounds():
     asked = VideoPixelShape(41, 64, 64, 24.0)
     assert finished(asked, None) == finished(asked, 0) == asked
     assert finished(asked, 2) == VideoPixelShape(161, 64, 64, 96.0)
-    assert fidelity(2).staged(finished(asked, 2)) == asked._replace(frames=49)
+    assert dfr_recipe(2).staged(finished(asked, 2)) == asked._replace(frames=49)
     assert recipes.distilled().staged(asked) == asked
     with pytest.raises(UserError, match=r"2 rounds makes 1 \+ 4k frames; got 164"):
-        fidelity(2).staged(asked._replace(frames=164))
+        dfr_recipe(2).staged(asked._replace(frames=164))
 
 
 @pytest.mark.parametrize("rounds", [-1, 3])
 def test_other_numbers_of_rounds_are_refused(rounds):
-    for refused in (fidelity, lambda rounds: finished(SHAPE, rounds)):
+    for refused in (dfr_recipe, lambda rounds: finished(SHAPE, rounds)):
         with pytest.raises(UserError, match=f"from 0 to 2 rounds; got {rounds}"):
             refused(rounds)
     stages = (Stage((1.0, 0.0)),)
@@ -66,7 +66,7 @@ def test_other_numbers_of_rounds_are_refused(rounds):
 
 
 def test_pictures_count_in_the_plan():
-    recipe = fidelity(1)
+    recipe = dfr_recipe(1)
     work = Work(Request("a cat", finished(SHAPE, 1)), recipe)
     # Five latent frames of 2x2, a picture.
     tokens = [work.tokens(number, LTX_2.geometry).video for number in (0, 1)]
@@ -86,7 +86,7 @@ def test_a_picture_moves_with_its_tile():
 
 def test_a_picture_stands_in_each_tile_at_the_rate_that_its_round_tells(model, picture):
     components = Components.open(Files(model, dtype="float32"))
-    pipeline = pipeline_for(components, fidelity(2), health=False)
+    pipeline = pipeline_for(components, dfr_recipe(2), health=False)
     shape = finished(VideoPixelShape(25, 64, 64, 24.0), 2)
     request = Request("a cat", shape, inputs=(Image(picture, 8),))
     encoding = pipeline._encode_inputs(request)
@@ -124,7 +124,7 @@ def test_the_temporal_upsampler_is_fetched_where_it_is_missing(tmp_path, monkeyp
 
 def test_a_model_that_cannot_generate_pictures_is_told_at_once(tmp_path):
     components = Components.open(tiny_folder(tmp_path / "tiny"))
-    pipeline = pipeline_for(components, fidelity(0))
+    pipeline = pipeline_for(components, dfr_recipe(0))
     with pytest.raises(UserError, match="cannot generate keyframes.*LTX-2.5 can"):
         pipeline.check(Request("a cat", SHAPE))
     assert type(pipeline_for(components, recipes.distilled())) is Pipeline
@@ -134,9 +134,9 @@ def test_a_model_that_cannot_generate_pictures_is_told_at_once(tmp_path):
 def test_a_run_of_two_tiles_is_as_long_as_asked_for_and_goes_on_to_the_same_bytes(
     model,
 ):
-    recipe, components = fidelity(1), Components.open(Files(model, dtype="float32"))
+    recipe, components = dfr_recipe(1), Components.open(Files(model, dtype="float32"))
     pipeline = pipeline_for(components, recipe, health=False)
-    assert isinstance(pipeline, FidelityPipeline)
+    assert isinstance(pipeline, DFRPipeline)
     shape = finished(VideoPixelShape(41, 64, 64, 24.0), 1)  # a canvas of 49, 97 frames
     request = Request("a cat on a mat", shape, audio=True)
     *events, whole = pipeline.events(request)
@@ -189,7 +189,7 @@ def test_what_a_detailing_stage_looks_at_counts_in_the_plan(model):
     geometry = Components.open(model, needs=["video_decoder"]).geometry
     shape = VideoPixelShape(33, 64, 64, 24.0)
     request = Request("a cat", shape)
-    plain, detailed = (Work(request, fidelity(0, d)) for d in (0.0, 0.5))
+    plain, detailed = (Work(request, dfr_recipe(0, d)) for d in (0.0, 0.5))
     tokens = [work.tokens(1, geometry).video for work in (plain, detailed)]
     first = plain.recipe.shape(shape, 0)
     assert tokens[1] - tokens[0] == geometry.latents(first).tokens
@@ -198,7 +198,7 @@ def test_what_a_detailing_stage_looks_at_counts_in_the_plan(model):
 def test_a_round_is_planned_with_all_of_its_tiles(model):
     parts = Components.open(model)
     request = Request("a cat", finished(VideoPixelShape(241, 64, 64, 24.0), 1))
-    work = Work(request, fidelity(1))
+    work = Work(request, dfr_recipe(1))
     footprint = Footprint(parts, request.model_type, parts.residency)
     ((tokens, tiles),) = work.round_tokens(parts.geometry)
     (stage,) = work.recipe.rounds
@@ -212,7 +212,7 @@ def test_a_round_is_planned_with_all_of_its_tiles(model):
 def test_the_detailing_lora_is_of_the_second_stage_alone(model, detailing):
     request = Request("a cat on a mat", VideoPixelShape(33, 64, 64, 24.0), audio=False)
     sampled, loads, reached = [], [], []
-    for recipe, file in ((fidelity(0), None), (fidelity(0, 0.5), detailing)):
+    for recipe, file in ((dfr_recipe(0), None), (dfr_recipe(0, 0.5), detailing)):
         parts = Components.open(Files(model, dtype="float32", detailing_lora=file))
         *events, last = pipeline_for(parts, recipe, health=False).events(request)
         sampled.append(last.latents.video)
