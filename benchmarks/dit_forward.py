@@ -217,7 +217,7 @@ def time_mlx(
 
 def mlx_forward(model, clip: Clip, pinned: int = 0) -> Callable[[], Sequence]:
     """One forward, piece by piece as a sampler has it run; the first ``pinned`` video tokens have no noise."""
-    from mlx_video.models.ltx.pieces import piece_by_piece
+    from mlx_video.models.ltx.pacing import piece_by_piece
     from mlx_video.models.ltx.x0 import AHEAD
 
     inputs = mlx_inputs(model, clip, pinned)
@@ -269,7 +269,7 @@ class CompiledBlocks:
         return (partial(self._block, weights) for weights in self.weights)
 
     def _block(self, weights, x, conditioning, *perturbed):
-        from mlx_video.models.ltx.pieces import end_piece
+        from mlx_video.models.ltx.pacing import end_piece
         from mlx_video.types import AV
 
         given = [tuple(c)[:3] + tuple(c)[4:] for c in conditioning.values]
@@ -278,7 +278,7 @@ class CompiledBlocks:
         return AV(*x)
 
     def _run(self, weights, x, given):
-        from mlx_video.models.ltx import pieces
+        from mlx_video.models.ltx import pacing
         from mlx_video.models.ltx.transformer import Conditioning, RopeTables
         from mlx_video.types import AV
 
@@ -289,11 +289,11 @@ class CompiledBlocks:
             )
         )
         block = self.blocks[0]  # the others differ by nothing but their weights
-        own, unpaced = block.parameters(), pieces._pacer.set(None)
+        own, unpaced = block.parameters(), pacing._pacer.set(None)
         block.update(weights)
         out = block(AV(*x), conditioning).values
         block.update(own)
-        pieces._pacer.reset(unpaced)
+        pacing._pacer.reset(unpaced)
         return out
 
 

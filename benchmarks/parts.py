@@ -38,8 +38,8 @@ from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
+from mlx_video.models.ltx.pacing import SMALL, piece_by_piece
 from mlx_video.models.ltx.parts import PARTS, part_config
-from mlx_video.models.ltx.pieces import SMALL, piece_by_piece
 from mlx_video.models.ltx.residency import Residency, default_dtype
 from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
 from mlx_video.models.ltx.x0 import X0Model

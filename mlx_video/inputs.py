@@ -31,7 +31,7 @@ from mlx_video.models.ltx.conditions import (
     keyframe,
 )
 from mlx_video.models.ltx.config import LTXModelConfig
-from mlx_video.models.ltx.pieces import piece_by_piece
+from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.types import AV, Geometry, VideoLatentShape, VideoPixelShape
 
 # Times a picture's bytes, while it makes its trip through H.264; measured.

@@ -17,8 +17,8 @@ from mlx_video.inputs import Parts, forget, taken_by
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
+from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.parts import part_config
-from mlx_video.models.ltx.pieces import piece_by_piece
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
 from mlx_video.models.ltx.upsampler import upsample_normalized
 from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream

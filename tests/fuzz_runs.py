@@ -78,7 +78,7 @@ def gemma(rng: Random, folder: Path):
 
 
 @maker
-def knowledge(rng: Random, folder: Path):
+def subjects(rng: Random, folder: Path):
     """What a small model knows, in a file of wrong kinds."""
     home = Path(shutil.copytree(text_encoder(), folder / "gemma"))
     known = {"name": "small", "draws": "a cat", "things": ["cat"]}

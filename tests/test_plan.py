@@ -14,16 +14,16 @@ from mlx.utils import tree_flatten
 from mlx_video import cli, postprocess, recipes, weights
 from mlx_video.events import Planned, Took
 from mlx_video.inputs import COMPRESSED, Image
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import PACKAGED
 from mlx_video.models.ltx.checkpoint.layouts import MAX_TOKENS
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.fitted import CPU, FLOAT32, GPU, QUEUED, QUEUED_FINER
 from mlx_video.models.ltx.gemma import Gemma3
 from mlx_video.models.ltx.gemma_config import Gemma3Config
+from mlx_video.models.ltx.memory_table import CPU, FLOAT32, GPU, QUEUED, QUEUED_FINER
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.residency import Residency
@@ -102,7 +102,7 @@ def asked(shape=CLIP, recipe=recipes.distilled(), **wanted) -> Work:
 @pytest.fixture
 def full(monkeypatch) -> Components:
     """Seen as on a GPU."""
-    monkeypatch.setattr(fitted, "live", lambda: GPU)
+    monkeypatch.setattr(memory_table, "live", lambda: GPU)
     return Laid(full_sources(), Residency(mx.bfloat16))
 
 
@@ -157,7 +157,7 @@ def test_a_forward_of_the_full_model_on_an_h200(full, tokens, peak):
 
 @pytest.mark.slow
 def test_a_cpu_keeps_the_scores(full, monkeypatch):
-    monkeypatch.setattr(fitted, "live", lambda: CPU)
+    monkeypatch.setattr(memory_table, "live", lambda: CPU)
     model = full.sketch("transformer", LTXModelType.VideoOnly)
     scores = 32 * 6144**2
     assert model.activation_bytes(AV(6144), 1, 1024) == 2 * (

@@ -18,7 +18,7 @@ FLOORS = [
         "types",
         "backend",
         "linear",
-        "exponentials",
+        "cpu_ops",
         "errors",
         "disk",
         "grid",

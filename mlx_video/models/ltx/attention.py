@@ -6,10 +6,10 @@ Knows projections, norms and heads; not modulation, residuals or modalities.
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.exponentials import attention, sigmoid
+from mlx_video.cpu_ops import attention, sigmoid
 from mlx_video.linear import Linear
 from mlx_video.models.ltx.config import LTXRopeType
-from mlx_video.models.ltx.pieces import end_piece
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.rope import Rope, apply_rotary, norm_rotate, split_heads
 
 

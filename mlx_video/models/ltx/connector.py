@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.checkpoint import foreign_names
 from mlx_video.models.ltx.checkpoint.source import Source
@@ -75,7 +75,7 @@ class TextConnectors(Network):
 
     def activation_bytes(self, rows: int, prompts: int, positions: int) -> float:
         """For ``prompts`` of ``rows`` tokens in all, each with a context of ``positions``."""
-        config, live = self.config, fitted.live()
+        config, live = self.config, memory_table.live()
         itemsize = self.video.learnable_registers.dtype.size
         inputs = (config.text_layers + 1) * config.caption_channels
         # Both connectors' arrays and scores are alive at once, since nothing paces them.
@@ -83,7 +83,7 @@ class TextConnectors(Network):
         each = sum((live.connected + live.deeper * s.layers) * s.width for s in streams)
         each += live.scores * sum(stream.heads for stream in streams) * positions
         connected = prompts * positions * each * itemsize
-        normalized = rows * inputs * fitted.FLOAT32 * live.hidden_states
+        normalized = rows * inputs * memory_table.FLOAT32 * live.hidden_states
         return rows * inputs * itemsize + max(connected, normalized)
 
     @classmethod

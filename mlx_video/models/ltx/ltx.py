@@ -10,7 +10,7 @@ from typing import Callable, ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.adaln import AdaLNSingle, chosen_rows, modulate
 from mlx_video.models.ltx.attention import gelu
 from mlx_video.models.ltx.checkpoint import foreign_names
@@ -138,20 +138,20 @@ class LTXModel(Network):
         total = 0
         for modality in tokens.present:
             width = streams[modality].width
-            total += tokens[modality] * (width + cross) * angles * fitted.FLOAT32
+            total += tokens[modality] * (width + cross) * angles * memory_table.FLOAT32
             total += (passes + 4) * context * width * self.dtype.size
         return total
 
     def activation_bytes(self, tokens: AV[int], passes: int, context: int) -> float:
         """Bytes of a forward of ``passes`` at once, by the tokens of each stream and of the prompt (``context``)."""
-        live, moving, scores = fitted.live(), 0, 0
+        live, moving, scores = memory_table.live(), 0, 0
         for modality in tokens.present:
             count, own = tokens[modality], self.config.streams[modality]
             moving += count * own.width
             scores = max(scores, own.heads * count * max(count, context))
         elements = live.tokens * moving + live.scores * scores
         result = moving * self.dtype.size
-        waiting = min(live.queued, fitted.QUEUED // result) * result
+        waiting = min(live.queued, memory_table.QUEUED // result) * result
         return passes * elements * self.dtype.size + waiting
 
     def operations(self, tokens: AV[int], context: int) -> float:

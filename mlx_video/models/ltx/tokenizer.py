@@ -20,7 +20,7 @@ from mlx_video.models.ltx.checkpoint.layouts import (
     max_tokens,
     tokenizer_folder,
 )
-from mlx_video.models.ltx.knowledge import Knowledge
+from mlx_video.models.ltx.subjects import Subjects
 
 if TYPE_CHECKING:  # the first takes more than a second, the second a quarter of one
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -40,13 +40,13 @@ class PromptTokenizer:
     backend     tokenizers' own object
     max_tokens  of the longest prompt, BOS included
     folder      with its files; ``None`` = packed
-    knowledge   what a small model can draw; ``None`` for large ones
+    subjects    what a small model can draw; ``None`` for large ones
     """
 
     backend: Tokenizer
     max_tokens: int = MAX_TOKENS
     folder: Path | None = None
-    knowledge: Knowledge | None = None
+    subjects: Subjects | None = None
 
     def __post_init__(self):
         self.backend.no_truncation()
@@ -69,7 +69,7 @@ class PromptTokenizer:
                 "Both come with google/gemma-3-12b-it."
             )
         file = next(f for name in PARSERS if (f := folder / name).exists())
-        return cls(_read(file), max_tokens(path), folder, Knowledge.read(path))
+        return cls(_read(file), max_tokens(path), folder, Subjects.read(path))
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size()
@@ -116,7 +116,7 @@ class PromptTokenizer:
 
         Such a model reads them letter by letter, without meaning. The plural of a known word is known.
         """
-        if self.knowledge is None:
+        if self.subjects is None:
             return ()
         check_prompt(prompt)
         words = dict.fromkeys(re.findall(r"[^\W\d_]{2,}|\d+", prompt.lower()))
@@ -124,9 +124,9 @@ class PromptTokenizer:
 
     def caution(self, prompt: str) -> str:
         """One line about what such a model does not know in ``prompt``; empty if it knows every word."""
-        if self.knowledge is None:
+        if self.subjects is None:
             return ""
-        name, draws, things = self.knowledge
+        name, draws, things = self.subjects
         unknown = weights.some(self.unknown_words(prompt))
         said = set(re.findall(r"\w+", prompt.lower()))
         if not (said | {word.removesuffix("s") for word in said}) & things:
@@ -175,7 +175,7 @@ def check_prompt(text: str) -> None:
 
 def caution(text_encoder: Path, prompt: str) -> str:
     """See ``PromptTokenizer.caution``; for large models it does not load the tokenizer."""
-    if not text_encoder.is_dir() or Knowledge.read(text_encoder) is None:
+    if not text_encoder.is_dir() or Subjects.read(text_encoder) is None:
         return ""
     return PromptTokenizer.load(text_encoder).caution(prompt)
 

@@ -14,7 +14,7 @@ import numpy as np
 from mlx_video.models.ltx.adaln import add_gated, chosen_rows, modulate, norm_modulate
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.config import LTXModelConfig, StreamConfig
-from mlx_video.models.ltx.pieces import end_piece
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.rope import Rope
 from mlx_video.types import AV
 

@@ -6,12 +6,12 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.cpu_ops import silu
 from mlx_video.errors import UserError
-from mlx_video.exponentials import silu
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.network import Network
-from mlx_video.models.ltx.pieces import end_piece
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_vae.convolution import conv3d
 from mlx_video.models.ltx.video_vae.sampling import depth_to_space
@@ -61,9 +61,9 @@ class LatentUpsampler(Network):
 
     def activation_bytes(self, cells: int) -> float:
         """For so many latent cells of the fine grid."""
-        live, weight = fitted.live(), self.conv_in.weight
+        live, weight = memory_table.live(), self.conv_in.weight
         each = cells * weight.shape[0] * weight.dtype.size
-        return live.upsample * each + min(fitted.QUEUED_FINER, live.finer * each)
+        return live.upsample * each + min(memory_table.QUEUED_FINER, live.finer * each)
 
     def __call__(self, latent: mx.array) -> mx.array:
         """Un-normalised latents (B, C, F, H, W) -> the same on the fine grid; in time, F becomes 2F - 1."""

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx.attention import attention_bias
 from mlx_video.models.ltx.ltx import LTXModel
-from mlx_video.models.ltx.pieces import piece_by_piece
+from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.transformer import ModalityInput, RopeTables, Timesteps
 from mlx_video.types import AV, Modality, Perturbation
 

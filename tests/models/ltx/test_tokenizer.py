@@ -8,8 +8,8 @@ import pytest
 
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.checkpoint.find import PACKAGED
-from mlx_video.models.ltx.knowledge import FILE as KNOWS
-from mlx_video.models.ltx.knowledge import Knowledge
+from mlx_video.models.ltx.subjects import FILE as KNOWS
+from mlx_video.models.ltx.subjects import Subjects
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.tokenizer import PromptTokenizer, tokenizer_of
 from tests.reference import FIXTURES
@@ -211,7 +211,7 @@ def test_what_a_model_knows_goes_with_its_folder(tmp_path):
         "{",
     ],
 )
-def test_wrong_knowledge_is_refused_by_name(tmp_path, content):
+def test_wrong_subjects_are_refused_by_name(tmp_path, content):
     (tmp_path / KNOWS).write_text(content)
     with pytest.raises(UserError, match=KNOWS):
-        Knowledge.read(tmp_path)
+        Subjects.read(tmp_path)

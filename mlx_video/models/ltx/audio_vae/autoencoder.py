@@ -5,7 +5,7 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.audio_config import AudioVAEConfig
 from mlx_video.models.ltx.audio_vae.resnet import (
     CausalConv2d,
@@ -63,7 +63,7 @@ class AudioEncoder(Network):
             mel_frames * self.config.mel_bins,
             self.conv_in.weight.itemsize,
         )
-        return fitted.live().mel * cells * self.config.ch * itemsize
+        return memory_table.live().mel * cells * self.config.ch * itemsize
 
     def __call__(self, log_mel: mx.array) -> mx.array:
         """(B, 2, T_mel, bins) -> (B, C, T, M), the most likely latent: the posterior's mean; its log-variance is dropped."""
@@ -100,7 +100,7 @@ class AudioDecoder(Network):
         """For so many latent frames."""
         cells = self.config.time_factor * frames * self.config.mel_bins
         itemsize = self.conv_in.weight.dtype.size
-        return fitted.live().spectrogram * cells * self.config.ch * itemsize
+        return memory_table.live().spectrogram * cells * self.config.ch * itemsize
 
     def __call__(self, latent: mx.array) -> mx.array:
         """Normalised latent (B, 8, T, 16) -> log-mel spectrogram (B, 2, 4T - 3, 64)."""

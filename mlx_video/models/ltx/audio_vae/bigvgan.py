@@ -10,7 +10,7 @@ from typing import ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.audio_config import (
     MEL_BINS,
     BandwidthExtensionConfig,
@@ -25,7 +25,7 @@ from mlx_video.models.ltx.audio_vae.convolution import (
 from mlx_video.models.ltx.audio_vae.signal import frames, resample
 from mlx_video.models.ltx.audio_vae.vocoder import ResBlock
 from mlx_video.models.ltx.network import Network
-from mlx_video.models.ltx.pieces import end_piece
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.tensor_names import TensorNames
 
 TAPS = 12  # of the filters around an activation
@@ -89,7 +89,7 @@ class BigVGANVocoder(Network):
         frames = min(mel_frames, PIECE + 2 * self.reach)
         per_frame = self.config.vocoder.hop / bwe.hop_length
         widest = max(widths(self.config.vocoder), per_frame * widths(bwe))
-        return fitted.live().bandwidth * frames * widest * fitted.FLOAT32
+        return memory_table.live().bandwidth * frames * widest * memory_table.FLOAT32
 
     def __call__(self, log_mel: mx.array) -> mx.array:
         """(B, 2, T_mel, 64) of any dtype -> (B, 2, T_mel * hop) float32. Evaluates piece by piece where the clip is long."""

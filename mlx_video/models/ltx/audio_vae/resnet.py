@@ -6,7 +6,7 @@ The time axis is causal everywhere: no output frame depends on a later input fra
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.exponentials import silu
+from mlx_video.cpu_ops import silu
 
 NORM_EPS = 1e-6
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.audio_config import MEL_BINS, VocoderConfig
 from mlx_video.models.ltx.audio_vae.convolution import (
     Generator,
@@ -41,7 +41,8 @@ class Vocoder(Generator, Network):
     def activation_bytes(self, mel_frames: int) -> float:
         """For ``mel_frames``, in float32."""
         width = self.conv_post.weight.shape[-1]
-        return fitted.live().sound * mel_frames * self.hop * width * fitted.FLOAT32
+        samples = mel_frames * self.hop
+        return memory_table.live().sound * samples * width * memory_table.FLOAT32
 
     def __call__(self, log_mel: mx.array) -> mx.array:
         """(B, 2, T_mel, 64) of any dtype -> (B, 2, T_mel * hop) float32."""

@@ -13,12 +13,6 @@ from mlx_video.disk import is_there, typed_path
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.checkpoint.checks import check_residency, check_text_encoder
-from mlx_video.models.ltx.checkpoint.contents import (
-    companions,
-    is_diffusion,
-    joined,
-    parts_in,
-)
 from mlx_video.models.ltx.checkpoint.files import CONV, Files, LoRA
 from mlx_video.models.ltx.checkpoint.layouts import (
     DEV,
@@ -29,11 +23,17 @@ from mlx_video.models.ltx.checkpoint.layouts import (
     is_gemma,
     text_encoder_source,
 )
+from mlx_video.models.ltx.checkpoint.parts_in_file import (
+    companions,
+    is_diffusion,
+    joined,
+    parts_in,
+)
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source, newest
 from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.knowledge import Knowledge
 from mlx_video.models.ltx.parts import PARTS, part_config, part_of
+from mlx_video.models.ltx.subjects import Subjects
 from mlx_video.types import Geometry
 from mlx_video.weights import CONFIG
 
@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 
 DEMO = "ltx-2-tiny"
 PACKAGED = Path(__file__).parents[3] / DEMO  # in the package, a converted folder
-_KNOWN = Knowledge.read(PACKAGED / "text_encoder")
-DEMO_KNOWS = _KNOWN.draws if _KNOWN else "a small world"
+_SUBJECTS = Subjects.read(PACKAGED / "text_encoder")
+DEMO_KNOWS = _SUBJECTS.draws if _SUBJECTS else "a small world"
 
 
 def default_model(tell: Callable[[str], None] = log.warning) -> str:

@@ -13,7 +13,8 @@ from mlx_video.formats.gguf import ARCHITECTURE
 from mlx_video.formats.safetensors import Header, clip, json_object
 from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx.checkpoint import foreign
-from mlx_video.models.ltx.checkpoint.contents import (
+from mlx_video.models.ltx.checkpoint.foreign_names import DIT
+from mlx_video.models.ltx.checkpoint.parts_in_file import (
     COMPANIONS,
     checkpoint_folder,
     companions,
@@ -21,7 +22,6 @@ from mlx_video.models.ltx.checkpoint.contents import (
     parts_in,
     transformer_files,
 )
-from mlx_video.models.ltx.checkpoint.foreign_names import DIT
 from mlx_video.models.ltx.checkpoint.releases import (
     RELEASES,
     Release,

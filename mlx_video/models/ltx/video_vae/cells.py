@@ -11,7 +11,7 @@ from typing import Callable
 import mlx.core as mx
 
 from mlx_video.backend import on_cuda
-from mlx_video.exponentials import silu
+from mlx_video.cpu_ops import silu
 from mlx_video.models.ltx.kernels import WARP, WIDTH, Kernel, Launch, fused
 from mlx_video.models.ltx.video_vae.stream import joined
 

@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.video_config import Padding
 from mlx_video.models.ltx.video_vae.cells import total, window
 from mlx_video.models.ltx.video_vae.stream import Stream
@@ -76,7 +76,7 @@ def preferred_form(kernel: Sequence[int], dtype: mx.Dtype) -> Form:
 
 def on_gpu() -> bool:
     """Whether memory is estimated as for a GPU."""
-    return fitted.live() is fitted.GPU
+    return memory_table.live() is memory_table.GPU
 
 
 def unfolded_elements(conv: "CausalConv3d", frames: int, cells: int) -> int:

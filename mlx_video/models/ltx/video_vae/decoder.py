@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.fitted import FLOAT32
+from mlx_video.models.ltx.memory_table import FLOAT32
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_config import STRIDES, VideoVAEConfig

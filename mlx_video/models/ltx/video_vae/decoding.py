@@ -9,7 +9,7 @@ from typing import Iterator, NamedTuple, Protocol
 
 import mlx.core as mx
 
-from mlx_video.models.ltx.pieces import each_piece_by_piece
+from mlx_video.models.ltx.pacing import each_piece_by_piece
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.types import VideoPixelShape, VideoScale

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.adaln import TimestepEmbedder
 from mlx_video.models.ltx.network import Network
-from mlx_video.models.ltx.pieces import each_piece_by_piece
+from mlx_video.models.ltx.pacing import each_piece_by_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from mlx_video.models.ltx.video_vae.blocks import names_of

@@ -8,7 +8,7 @@ from typing import Callable, Iterator, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.pieces import end_piece
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.video_vae.neighborhood import (
     NORM_EPS,
     TILE,

@@ -14,7 +14,7 @@ from typing import Iterator, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.pieces import end_piece
+from mlx_video.models.ltx.pacing import end_piece
 
 NORM_EPS = 1e-6
 SCORES = 3  # arrays of the scores' size that are alive at once: scores, softmax, keys

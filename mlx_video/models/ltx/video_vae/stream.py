@@ -10,7 +10,7 @@ from typing import Callable, Iterator, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.pieces import end_piece
+from mlx_video.models.ltx.pacing import end_piece
 
 
 class Incomplete(Exception):

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_video import backend
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.video_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.convolution import MAX_CONV_ELEMENTS, CausalConv3d
@@ -174,7 +174,7 @@ def test_a_cpu_decodes_a_few_frames_at_once(monkeypatch):
     pieces = decoder().stream(latents, quickest(latents).elements)
     frames = [piece.shape[2] for piece in pieces]
     assert FRAMES_CPU <= max(frames) <= 2 * FRAMES_CPU
-    monkeypatch.setattr(fitted, "live", lambda: fitted.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
     assert quickest(latents) == StreamPlan()
 
 

@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx import fitted
-from mlx_video.models.ltx.pieces import piece_by_piece
+from mlx_video.models.ltx import memory_table
+from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.video_vae import DiffusionDecoder, diffusion_blocks
 from mlx_video.models.ltx.video_vae.decoding import (
     PIECE,
@@ -333,7 +333,7 @@ def test_modes():
 
 def test_memory_at_full_size(monkeypatch):
     """1024 x 1536 in pieces within 12 GiB of a GPU, weights and all; a longer clip takes as much."""
-    monkeypatch.setattr(fitted, "live", lambda: fitted.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
     real = DiffusionDecoder(DiffusionDecoder.CONFIG.from_dict(real_config(REAL)))
     real.set_dtype(mx.bfloat16)
     weights = sum(value.nbytes for _, value in tree_flatten(real.parameters()))
@@ -368,7 +368,7 @@ def test_memory_of_the_miniature_on_a_cpu(latents, tiling, measured):
 )
 def test_memory_of_the_full_decoder_on_a_gpu(monkeypatch, latents, measured):
     """MB beside the weights on an H200, bfloat16, 27 and 28 November 2026."""
-    monkeypatch.setattr(fitted, "live", lambda: fitted.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
     real = DiffusionDecoder(DiffusionDecoder.CONFIG.from_dict(real_config(REAL)))
     real.set_dtype(mx.bfloat16)
     said = real.activation_bytes((1, 128, *latents), StreamPlan(PIECE))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx import fitted
+from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.decoding import StreamPlan, decode_stream
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
@@ -66,14 +66,14 @@ ON_A_GPU = [
 
 @pytest.mark.parametrize("latents, tiling, measured", ON_A_GPU)
 def test_the_full_decoder_on_a_gpu(monkeypatch, latents, tiling, measured):
-    monkeypatch.setattr(fitted, "live", lambda: fitted.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
     model = part(VideoDecoder, "ltx-2-19b", 128, mx.bfloat16)
     said = model.activation_bytes((1, 128, *latents), tiling)
     assert said == pytest.approx(measured * MB, rel=0.16)
 
 
 def test_a_longer_clip_takes_no_more_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(fitted, "live", lambda: fitted.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
     model = part(VideoDecoder, "ltx-2-19b", 128, mx.bfloat16)
     short, long = (
         model.activation_bytes((1, 128, frames, 16, 24), StreamPlan())
@@ -88,7 +88,7 @@ def test_a_longer_clip_takes_no_more_on_a_gpu(monkeypatch):
 )
 def test_the_full_encoder_on_a_gpu(monkeypatch, size, measured):
     """MB beside the weights on one H200, most of four, 27 November 2026."""
-    monkeypatch.setattr(fitted, "live", lambda: fitted.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
     model = part(VideoEncoder, "ltx-2-19b", 128, mx.bfloat16)
     assert model.activation_bytes(*size) == pytest.approx(measured * MB, rel=0.15)
 

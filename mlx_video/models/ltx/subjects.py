@@ -9,7 +9,7 @@ from mlx_video.weights import read_json
 FILE = "knows.json"  # in the text encoder's folder
 
 
-class Knowledge(NamedTuple):
+class Subjects(NamedTuple):
     """What a model that was trained on few things can draw.
 
     name    of the model
@@ -22,7 +22,7 @@ class Knowledge(NamedTuple):
     things: frozenset[str]
 
     @classmethod
-    def read(cls, text_encoder: Path) -> "Knowledge | None":
+    def read(cls, text_encoder: Path) -> "Subjects | None":
         """From a text encoder's folder; ``None`` if it says nothing, as large models do."""
         if not (data := read_json(text_encoder / FILE)):
             return None

@@ -3,10 +3,10 @@
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx import pieces as room
+from mlx_video.models.ltx import pacing as room
 from mlx_video.models.ltx.attention import Attention
 from mlx_video.models.ltx.config import UpsamplerConfig
-from mlx_video.models.ltx.pieces import (
+from mlx_video.models.ltx.pacing import (
     each_piece_by_piece,
     end_piece,
     piece_by_piece,
