@@ -38,7 +38,7 @@ from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import Guidance, guided
 from mlx_video.types import AV, PromptEmbeddings
-from mlx_video.weights import save, tensor_files
+from mlx_video.weights import save_folder, tensor_files
 
 ALL_BLOCKS = 48
 STRENGTHS = {
@@ -155,7 +155,7 @@ def write_checkpoint(folder: Path, blocks: int, tiny: bool) -> Source:
         name: random(value.shape, mx.float32 if "table" in name else mx.bfloat16)
         for name, value in tree_flatten(model.parameters())
     }
-    save(folder, weights, block)
+    save_folder(folder, weights, block)
     return Source.of(folder)
 
 

@@ -45,7 +45,7 @@ from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.plan import Footprint
 from mlx_video.types import AV, TextFeatures, VideoPixelShape
-from mlx_video.weights import save
+from mlx_video.weights import save_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFESTS = ROOT / "tests" / "fixtures" / "manifests"
@@ -296,7 +296,7 @@ def write_gemma(folder: Path, full: bool, dtype: mx.Dtype) -> Path:
     model = language_model(config)
     mx.random.seed(0)
     weights = {k: drawn(v, dtype) for k, v in tree_flatten(model.parameters())}
-    save(folder, weights, config)
+    save_folder(folder, weights, config)
     for file in TINY_GEMMA.glob("tokenizer*"):
         shutil.copy(file, folder)
     return folder

@@ -30,7 +30,7 @@ from mlx_video.recipes import distilled
 from mlx_video.record import Job
 from mlx_video.run import Options, run
 from mlx_video.types import Step, VideoPixelShape
-from mlx_video.weights import save
+from mlx_video.weights import save_folder
 
 PARTS = (
     "transformer",
@@ -49,7 +49,9 @@ def write(drawn: RandomComponents, folder: Path, elsewhere: Path) -> None:
     for name in PARTS:
         part, source = drawn._load(name), drawn.sources[name]
         place = (elsewhere if name == "transformer" else folder) / name
-        save(place, dict(tree_flatten(part.network.parameters())), dict(source.config))
+        save_folder(
+            place, dict(tree_flatten(part.network.parameters())), dict(source.config)
+        )
         part.network.clear()
         mx.clear_cache()
     for file in (TINY / "text_encoder").glob("tokenizer*"):

@@ -14,7 +14,7 @@ from mlx_video import hub
 from mlx_video.disk import folder_aside, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
-from mlx_video.models.ltx.checkpoint.parts_in_file import joined
+from mlx_video.models.ltx.checkpoint.parts_in_file import with_projection
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.parts import PARTS, part_of
@@ -62,7 +62,7 @@ def convert(
         ).layout
         if layout.folders:
             find.find_folders(hf_path, layout.folders, hear)
-        stored = joined(layout.stored).items()
+        stored = with_projection(layout.stored).items()
         if quantize and any(_is_quantized(name, source) for name, source in stored):
             raise UserError(
                 f"{hf_path} is quantized already; convert the checkpoint it was made from, or leave out -q."

@@ -66,7 +66,7 @@ def saving(
     overwrite: bool = False,
 ) -> Iterator[int]:
     """``save`` as a generator of how many frames are on their way; the file appears when it ends."""
-    kind = KINDS.get(Path(path).suffix.lower())
+    kind = ENCODINGS.get(Path(path).suffix.lower())
     if kind is None:
         raise UserError(f"{short(path)} must end in {any_of(CLIP_SUFFIXES)}.")
     options = _file_options(kind, clip.shape)
@@ -99,7 +99,7 @@ def _in_thread(write: Callable[..., None], frames: Iterable[tuple]) -> Iterator[
             written.result()
 
 
-def _file_options(kind: "Kind", shape: VideoPixelShape) -> dict[str, str]:
+def _file_options(kind: "Encoding", shape: VideoPixelShape) -> dict[str, str]:
     if not kind.sound:
         return {"loop": "0"}  # for ever
     if kind.format == "webm":
@@ -109,7 +109,7 @@ def _file_options(kind: "Kind", shape: VideoPixelShape) -> dict[str, str]:
     return {"movflags": "+faststart+use_metadata_tags", "movie_timescale": ticks}
 
 
-class Kind(NamedTuple):
+class Encoding(NamedTuple):
     """How a file is written: container, codecs (``None`` = no sound), pixel format and codec options."""
 
     format: str
@@ -123,12 +123,12 @@ class Kind(NamedTuple):
 # smaller file with 0.3 dB less. A bit rate of 0 lets the quality decide.
 H264 = {"crf": "18", "preset": "veryfast"}
 VP9 = {"crf": "24", "b": "0", "row-mt": "1", "cpu-used": "4"}
-KINDS = {
-    ".mp4": Kind("mp4", "libx264", "aac", "yuv420p", H264),
-    ".mov": Kind("mov", "libx264", "aac", "yuv420p", H264),
-    ".webm": Kind("webm", "libvpx-vp9", "libopus", "yuv420p", VP9),
-    ".gif": Kind("gif", "gif", None, "pal8", {}),
-    ".webp": Kind("webp", "libwebp_anim", None, "bgra", {"quality": "82"}),
+ENCODINGS = {
+    ".mp4": Encoding("mp4", "libx264", "aac", "yuv420p", H264),
+    ".mov": Encoding("mov", "libx264", "aac", "yuv420p", H264),
+    ".webm": Encoding("webm", "libvpx-vp9", "libopus", "yuv420p", VP9),
+    ".gif": Encoding("gif", "gif", None, "pal8", {}),
+    ".webp": Encoding("webp", "libwebp_anim", None, "bgra", {"quality": "82"}),
 }
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
@@ -162,7 +162,7 @@ def save_frames(
 
 
 def _add_video(
-    file: av.container.OutputContainer, shape: VideoPixelShape, kind: Kind
+    file: av.container.OutputContainer, shape: VideoPixelShape, kind: Encoding
 ) -> Callable[[av.VideoFrame], list[av.Packet]]:
     """Add a video stream; returns the function that encodes a frame."""
     stream = file.add_stream(kind.video, rate=shape.rate, options=dict(kind.options))
@@ -206,7 +206,7 @@ def _palettes(shape: VideoPixelShape) -> Callable[[av.VideoFrame], av.VideoFrame
 
 
 def _add_sound(
-    file: av.container.OutputContainer, sound: Waveform, kind: Kind
+    file: av.container.OutputContainer, sound: Waveform, kind: Encoding
 ) -> av.AudioStream:
     rate = sound.sample_rate
     if kind.sound == "libopus" and rate not in OPUS_RATES:

@@ -156,7 +156,7 @@ def some(names: Iterable[str], most: int = 4) -> str:
 # Loading
 
 
-def load(
+def load_into(
     module: nn.Module,
     weights: Weights,
     *,
@@ -249,7 +249,7 @@ def _problems(expected: Weights, given: Weights) -> list[str]:
 # Saving
 
 
-def save(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
+def save_folder(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
     """Write ``weights`` and ``config`` as a folder of shards with an index, completely or not at all.
 
     Empties ``weights`` as it goes, so that a shard's memory is free once it is on disk.

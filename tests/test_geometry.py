@@ -23,7 +23,7 @@ from mlx_video.recipes import Recipe, Stage
 from mlx_video.serve.schema import VideoRequest
 from mlx_video.serve.worker import Settings
 from mlx_video.types import AV, VideoPixelShape, VideoScale
-from mlx_video.weights import save
+from mlx_video.weights import save_folder
 from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.media_reading import read_clip
 from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5
@@ -61,7 +61,7 @@ def with_cells(folder: Path, decoder: dict) -> Path:
         source = Source(folder / name, config)
         network = PARTS[name].network(source)(PARTS[name].config(source))
         shutil.rmtree(folder / name)
-        save(folder / name, dict(tree_flatten(network.parameters())), config)
+        save_folder(folder / name, dict(tree_flatten(network.parameters())), config)
     return folder
 
 

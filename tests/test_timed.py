@@ -22,7 +22,7 @@ from mlx_video.pipeline import Pipeline, Request
 from mlx_video.record import Job
 from mlx_video.run import run
 from mlx_video.types import Step, VideoPixelShape
-from mlx_video.weights import save
+from mlx_video.weights import save_folder
 from tests.media_reading import read_clip
 from tests.reference import FIXTURES, vectors
 
@@ -38,7 +38,7 @@ def telling(model, tmp_path_factory) -> Path:
     head = DurationHead(DurationConfig.from_dict(config))
     head.mlp_out.weight = mx.zeros_like(head.mlp_out.weight)
     head.mlp_out.bias = mx.log(mx.array([1.5]))
-    save(folder / "duration_head", dict(tree_flatten(head.parameters())), config)
+    save_folder(folder / "duration_head", dict(tree_flatten(head.parameters())), config)
     return folder
 
 

@@ -12,12 +12,12 @@ from mlx.utils import tree_flatten
 from mlx_video import weights
 from mlx_video.errors import UserError
 from mlx_video.weights import (
-    load,
+    load_into,
     materialize,
     read,
     read_config,
     read_header,
-    save,
+    save_folder,
 )
 from tests.checkpoints import write_raw
 from tests.memory import Memory
@@ -136,13 +136,13 @@ def test_refuses_a_config_that_is_not_json(tmp_path):
 
 def test_loads_every_tensor():
     net, given = Net(), filled()
-    load(net, given)
+    load_into(net, given)
     assert same(parameters(net), given)
 
 
 def test_casts_floats_but_not_the_tables():
     net = Net()
-    load(net, filled(), dtype=mx.bfloat16)
+    load_into(net, filled(), dtype=mx.bfloat16)
     assert net.head.weight.dtype == mx.bfloat16
     assert net.scale_shift_table.dtype == mx.float32
 
@@ -152,7 +152,7 @@ def test_names_every_misfit():
     del given["head.weight"]
     given["scale_shift_table"] = mx.zeros((2, 8), mx.uint8)
     with pytest.raises(ValueError) as error:
-        load(Net(), given, source="file.safetensors")
+        load_into(Net(), given, source="file.safetensors")
     assert str(error.value) == (
         "file.safetensors does not fit Net: 1 missing (head.weight); 1 unexpected (extra); "
         "1 of the wrong shape (head.bias (9,) instead of (8,)); 1 of the wrong type (scale_shift_table mlx.core.uint8)."
@@ -164,7 +164,7 @@ def test_names_only_the_first_few_misfits():
     with pytest.raises(
         ValueError, match=r"7 unexpected \(extra0, extra1, extra2, extra3 and 3 more\)"
     ):
-        load(Net(), given)
+        load_into(Net(), given)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -175,7 +175,7 @@ def test_quantizes_where_the_tensors_are(bits, group_size):
         trained, group_size, bits, class_predicate=lambda path, _: "blocks" in path
     )
     net = Net()
-    load(net, parameters(trained), dtype=mx.bfloat16)
+    load_into(net, parameters(trained), dtype=mx.bfloat16)
     layer = net.blocks[0]
     assert (layer.bits, layer.group_size) == (bits, group_size)
     assert layer.weight.dtype == mx.uint32 and layer.scales.dtype == mx.bfloat16
@@ -189,7 +189,7 @@ def test_reads_the_mode_of_quantization():
         trained, 32, 4, mode="mxfp4", class_predicate=lambda path, _: "blocks" in path
     )
     net = Net()
-    load(net, parameters(trained), mode="mxfp4")
+    load_into(net, parameters(trained), mode="mxfp4")
     assert net.blocks[0].mode == "mxfp4"
     x = mx.ones((1, 64))
     assert mx.array_equal(net.blocks[0](x), trained.blocks[0](x))
@@ -198,14 +198,14 @@ def test_reads_the_mode_of_quantization():
 def test_refuses_impossible_quantization():
     given = filled(**{"head.scales": mx.zeros((8, 7))})
     with pytest.raises(ValueError, match="quantized in a way MLX cannot read"):
-        load(Net(), given)
+        load_into(Net(), given)
 
 
 def test_materializes_all_of_a_module(tmp_path):
     file = tmp_path / "net.safetensors"
     mx.save_safetensors(str(file), filled())
     net = Net()
-    load(net, read(file)[0])
+    load_into(net, read(file)[0])
     memory = Memory()
     materialize(net, batch_bytes=1)
     assert memory.held >= sum(v.nbytes for v in filled().values())
@@ -218,7 +218,7 @@ def test_saves_shards_that_read_as_they_were(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHARD_BYTES", 5000)
     given = filled(table=mx.arange(3, dtype=mx.uint32))
     folder = tmp_path / "net"
-    save(folder, dict(given), {"width": 64})
+    save_folder(folder, dict(given), {"width": 64})
     tensors, metadata = read(folder)
     assert same(tensors, given) and metadata == {"format": "mlx"}
     assert read_config(folder) == {"width": 64}
@@ -233,7 +233,7 @@ def test_saves_shards_that_read_as_they_were(tmp_path, monkeypatch):
 
 def test_saving_empties_what_it_was_given(tmp_path):
     given = filled()
-    save(tmp_path / "net", given, {})
+    save_folder(tmp_path / "net", given, {})
     assert given == {}
 
 
@@ -243,16 +243,16 @@ def test_saves_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mx, "save_safetensors", fail)
     with pytest.raises(UserError, match="disk full"):
-        save(tmp_path / "net", filled(), {})
+        save_folder(tmp_path / "net", filled(), {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_never_writes_over_anything(tmp_path):
     (tmp_path / "net").mkdir()
-    save(tmp_path / "net", filled(), {})
+    save_folder(tmp_path / "net", filled(), {})
     with pytest.raises(ValueError, match="net already exists and is not empty"):
-        save(tmp_path / "net", filled(), {})
+        save_folder(tmp_path / "net", filled(), {})
     shutil.rmtree(tmp_path / "net")
     (tmp_path / "net").write_text("a file")
     with pytest.raises(ValueError, match="already exists"):
-        save(tmp_path / "net", filled(), {})
+        save_folder(tmp_path / "net", filled(), {})

@@ -15,7 +15,7 @@ from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.weights import save
+from mlx_video.weights import save_folder
 
 NAME = "ltx-2-tiny"
 PACKAGED = Path(__file__).parent.parent / "mlx_video" / NAME
@@ -211,7 +211,7 @@ def store(name: str, module: nn.Module) -> Path:
     folder, scratch = WORK / name, WORK / f"{name}.new"
     shutil.rmtree(scratch, ignore_errors=True)
     weights = dict(tree_flatten(module.parameters()))
-    save(scratch, weights, dict(CONFIGS[folder_part(name)]))
+    save_folder(scratch, weights, dict(CONFIGS[folder_part(name)]))
     shutil.rmtree(folder, ignore_errors=True)
     return scratch.rename(folder)
 

@@ -20,7 +20,7 @@ from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source
 from mlx_video.models.ltx.components import build, quantize_blocks
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.subjects import FILE as KNOWS
-from mlx_video.weights import CONFIG, Weights, save
+from mlx_video.weights import CONFIG, Weights, save_folder
 from tiny.model import (
     CONFIGS,
     DEFAULTS,
@@ -86,7 +86,7 @@ def pack_part(name: str, folder: Path) -> None:
     if name == DEV:
         quantize_blocks(module, **QUANTIZED)
         config[QUANTIZATION] = QUANTIZED
-    save(folder, dict(tree_flatten(module.parameters())), config)
+    save_folder(folder, dict(tree_flatten(module.parameters())), config)
 
 
 def distilled_lora(dev: nn.Module, distilled: nn.Module) -> Weights:

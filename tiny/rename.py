@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.parts import part_of
-from mlx_video.weights import CONFIG, read_json, save
+from mlx_video.weights import CONFIG, read_json, save_folder
 from tiny.model import PACKAGED
 
 
@@ -21,7 +21,7 @@ def rename(folder: Path) -> bool:
         return False
     aside = folder.with_name(f"{folder.name}.new")
     ordered = {key: renamed[key] for key in sorted(renamed)}
-    save(aside, ordered, read_json(folder / CONFIG))
+    save_folder(aside, ordered, read_json(folder / CONFIG))
     shutil.rmtree(folder)
     aside.rename(folder)
     return True

@@ -25,7 +25,7 @@ from mlx_video.models.ltx.video_vae.sampling import (
     patchify,
     space_to_depth,
 )
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 from tiny.model import VAE
 from tiny.world import draw, random_scene
 
@@ -134,7 +134,7 @@ def _start_encoder(rng, encoder: VideoEncoder, clips: list[np.ndarray]) -> None:
     blocks = (_blocks(clip, (8, 8, 8)) for clip in clips)
     basis = Components(_rows(rng, blocks, 4000), LATENTS)
     turn = np.linalg.qr(rng.standard_normal((LATENTS, LATENTS)))[0]
-    layers = _Layers(lambda x: encoder.conv_in(x, Stream()))
+    layers = _Layers(lambda x: encoder.conv_in(x, FrameCache()))
     _project(rng, encoder.conv_in, [patchify(mx.array(c), PATCH) for c in clips[::4]])
     *_, last = (b for b in encoder.down_blocks if isinstance(b, SpaceToDepthDownsample))
     for block in encoder.down_blocks:
@@ -142,9 +142,9 @@ def _start_encoder(rng, encoder: VideoEncoder, clips: list[np.ndarray]) -> None:
             x = [layers(patchify(mx.array(clip), PATCH)) for clip in clips[::4]]
             _project(rng, block.conv, x)
             if block is last:
-                spread = np.std(_rows(rng, [block(a, Stream()) for a in x], ROWS))
+                spread = np.std(_rows(rng, [block(a, FrameCache()) for a in x], ROWS))
                 block.conv.bias = block.conv.bias + OFFSET * float(spread)
-        layers.append(lambda x, block=block: block(x, Stream()))
+        layers.append(lambda x, block=block: block(x, FrameCache()))
     fit = LeastSquares()
     for clip in clips:
         x = layers(patchify(mx.array(clip), PATCH))
@@ -189,13 +189,13 @@ def _start_decoder(rng, decoder: VideoDecoder, pairs: list[Batch]) -> None:
         _rows(rng, [z for _, z in pairs], ROWS), len(decoder.conv_in.bias)
     )
     _set_point(decoder.conv_in, parts.basis, -parts.mean @ parts.basis, tap=1)
-    layers = _Layers(lambda x: decoder.conv_in(x, Stream(causal=False)))
+    layers = _Layers(lambda x: decoder.conv_in(x, FrameCache(causal=False)))
     stride = np.array([8, 8, 8])
     for block in decoder.up_blocks:
         if isinstance(block, DepthToSpaceUpsample):
             stride //= block.stride
             _fit_upsample(rng, block, layers, pairs, tuple(stride))
-        layers.append(lambda x, block=block: block(x, Stream(causal=False)))
+        layers.append(lambda x, block=block: block(x, FrameCache(causal=False)))
     layers.append(activated)
     _fit(
         rng,

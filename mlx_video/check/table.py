@@ -22,7 +22,7 @@ from mlx_video.models.ltx import upsampler
 from mlx_video.models.ltx.adaln import add_gated, norm_modulate
 from mlx_video.models.ltx.attention import Attention, attention_bias, gelu
 from mlx_video.models.ltx.audio_vae import bigvgan, resnet, signal
-from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
+from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, TransposedConv1d
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.config import LTXRopeType
@@ -37,7 +37,7 @@ from mlx_video.models.ltx.video_vae.convolution import (
     conv3d,
 )
 from mlx_video.models.ltx.video_vae.neighborhood import NeighborhoodAttention, shifted
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.plan import machine_bytes
 
 # Pointwise work differs by roundings of its type, products also by the order of their sums. In 16 bits a CPU rounds
@@ -143,7 +143,7 @@ def convolutions() -> Iterator[Check]:
         x = drawn(1, 4, 9, 7, 64, dtype=dtype)
         reflected = with_drawn(CausalConv3d(64, 64, padding_mode="reflect"), dtype)
         layers = {
-            "conv3d, reflected": lambda x, layer=reflected: layer(x, Stream()),
+            "conv3d, reflected": lambda x, layer=reflected: layer(x, FrameCache()),
             "residual block with group norm": with_drawn(upsampler.ResBlock(64), dtype),
             "upsample x2": with_drawn(upsampler.SpatialUpsample(64), dtype),
             "grouped convolution": upsampler.Blur(2),
@@ -158,7 +158,7 @@ def sound() -> Iterator[Check]:
         layer = with_drawn(SameConv1d(32, 32, kernel, dilation))
         yield Check(f"conv1d of {kernel}, dilation {dilation}", PRODUCTS[mx.float32], partial(layer, drawn(2, 1001, 32)))  # fmt: skip
     layers: dict[str, tuple[nn.Module, mx.array]] = {
-        "conv1d upsampling 6": (Upsample(32, 16, 16, 6), drawn(2, 301, 32)),
+        "conv1d upsampling 6": (TransposedConv1d(32, 16, 16, 6), drawn(2, 301, 32)),
         "anti-aliased snake": (bigvgan.AMPBlock(32, 7, (1, 3, 5)), drawn(1, 501, 32)),
         "conv2d, causal": (resnet.ResnetBlock(32, 64), drawn(1, 25, 16, 32)),
         "conv2d, stride 2": (resnet.Downsample(32), drawn(1, 25, 16, 32)),

@@ -12,7 +12,7 @@ from mlx_video.linear import dense_weight
 Tensors = Mapping[str, mx.array]  # of one layer, by role
 
 
-class Kind(NamedTuple):
+class ChangeKind(NamedTuple):
     """A way to write a change of a weight: ``join`` makes it of ``factors``, each a matrix or the product of two.
 
     The two go by the factor's name with ``UP`` and ``DOWN``; the rows of the second are the rank.
@@ -40,15 +40,15 @@ class Kind(NamedTuple):
 UP, DOWN = "_up", "_down"
 BESIDE = frozenset({"alpha", "magnitude", "bias"})
 KINDS = (
-    Kind("LoRA", ("lora",), lambda factor: factor),
-    Kind("LoHa", ("hada_w1", "hada_w2"), mx.multiply),
-    Kind("LoKr", ("lokr_w1", "lokr_w2"), mx.kron),
-    Kind("difference", ("diff",), lambda factor: factor),
-    Kind("difference", (), lambda: mx.array(0.0)),  # of a bias alone
+    ChangeKind("LoRA", ("lora",), lambda factor: factor),
+    ChangeKind("LoHa", ("hada_w1", "hada_w2"), mx.multiply),
+    ChangeKind("LoKr", ("lokr_w1", "lokr_w2"), mx.kron),
+    ChangeKind("difference", ("diff",), lambda factor: factor),
+    ChangeKind("difference", (), lambda: mx.array(0.0)),  # of a bias alone
 )
 
 
-def kind_of(has: Tensors) -> Kind | None:
+def kind_of(has: Tensors) -> ChangeKind | None:
     """The kind whose tensors these are; ``None`` where they are not all of one kind's."""
     factors = has.keys() - BESIDE
     if not factors and has.keys() != {"bias"}:

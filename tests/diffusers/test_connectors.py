@@ -19,7 +19,7 @@ from transformers import (
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
-from mlx_video.weights import load
+from mlx_video.weights import load_into
 from tests.reference import MODULE_TOLERANCE, error
 from tests.tiny_tokenizer import write_tokenizer
 
@@ -140,7 +140,7 @@ def test_newer_connectors(registers, length):
         }
     )
     ours = TextConnectors(TextConnectors.fit(config, weights))
-    load(ours, TextConnectors.sanitize(weights))
+    load_into(ours, TextConnectors.sanitize(weights))
 
     states = mx.random.normal((text_layers + 1, 2, length, width)) * 30
     mask = left_padded_mask(length // 3, length, total=length)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.schema import Config, short
+from mlx_video.models.ltx.schema import Config, short_repr
 
 MEL_BINS = 64  # that a vocoder reads of each channel: no config of one states it
 
@@ -84,7 +84,7 @@ def _flatten(block: Mapping[str, object]) -> dict[str, object]:
         for name in found.keys() & flat.keys():
             if found[name] != flat[name]:
                 raise UserError(
-                    f"AudioVAEConfig: {name} has two values, {short(flat[name])} and {short(found[name])}. "
+                    f"AudioVAEConfig: {name} has two values, {short_repr(flat[name])} and {short_repr(found[name])}. "
                     "The checkpoint may be damaged."
                 )
         flat |= found

@@ -5,7 +5,7 @@ from enum import Enum
 from typing import ClassVar, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.schema import Config, short
+from mlx_video.models.ltx.schema import Config, short_repr
 from mlx_video.types import AV, Modality
 
 
@@ -33,7 +33,7 @@ def rope_precision(stated: object) -> dict[str, bool]:
     """What ``frequencies_precision`` means, where a file states it; raises ``UserError`` for an unknown one."""
     if stated is not None and stated not in PRECISIONS:
         raise UserError(
-            f"LTXModelConfig: frequencies_precision must be {' or '.join(PRECISIONS)}; got {short(stated)}."
+            f"LTXModelConfig: frequencies_precision must be {' or '.join(PRECISIONS)}; got {short_repr(stated)}."
         )
     return {} if stated is None else {"double_precision_rope": stated == PRECISIONS[0]}
 

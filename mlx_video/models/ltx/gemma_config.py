@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Mapping
 
 from mlx_video.errors import UserError
 from mlx_video.formats.safetensors import json_object
-from mlx_video.models.ltx.schema import Config, short
+from mlx_video.models.ltx.schema import Config, short_repr
 from mlx_video.weights import read_config, read_header, read_json
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -47,7 +47,7 @@ class RopeConfig(Config):
     def from_dict(cls, data: object) -> "RopeConfig":
         """Read its keys of a block about rotary embeddings. Raises ``UserError``."""
         if not isinstance(data, Mapping):
-            raise UserError(f"RopeConfig: must be an object; got {short(data)}.")
+            raise UserError(f"RopeConfig: must be an object; got {short_repr(data)}.")
         # Files before transformers 4.43 call it "type".
         stated = {"rope_type": data["type"]} | data if "type" in data else data
         return super().from_dict(_known(cls, stated))
@@ -61,7 +61,7 @@ def _ropes(text: Mapping[str, object], full: Mapping) -> list[RopeConfig]:
     """Those of sliding and full attention; ``full`` = the latter's where the file states none."""
     stated = text.get("rope_parameters") or {}
     if not isinstance(stated, Mapping):
-        raise UserError(f"rope_parameters must be an object; got {short(stated)}.")
+        raise UserError(f"rope_parameters must be an object; got {short_repr(stated)}.")
     usual = {SLIDING: {}, FULL: full}
     return [RopeConfig.from_dict(stated.get(kind, usual[kind])) for kind in usual]
 
@@ -101,7 +101,7 @@ class GemmaConfig(Config):
         if family is None:
             raise UserError(
                 f"The text encoder must be a Gemma 3 or a Gemma 4; its config.json describes "
-                f"{short(kind) if kind else 'no language model'}. LTX-2 was trained with google/gemma-3-12b-it, "
+                f"{short_repr(kind) if kind else 'no language model'}. LTX-2 was trained with google/gemma-3-12b-it, "
                 "LTX-2.5 with a Gemma 4 of its own."
             )
         return family.from_text(dict(text, version=str(data.get("gemma_version", ""))))

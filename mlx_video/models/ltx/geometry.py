@@ -6,7 +6,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.audio_config import MEL_BINS
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.parts import part_config
-from mlx_video.models.ltx.schema import LARGEST, short
+from mlx_video.models.ltx.schema import LARGEST, short_repr
 from mlx_video.types import AudioScale, Geometry
 
 SOUND = ("audio_decoder", "vocoder")  # the parts that make sound
@@ -41,7 +41,7 @@ def _audio(sources: Mapping[str, Source]) -> AudioScale:
     rate, hop = config.sampling_rate, config.hop_length
     if vocoder.hop > LARGEST:
         raise UserError(
-            f"{sources['vocoder'].path}: its vocoder would make {short(vocoder.hop)} samples of a mel frame. "
+            f"{sources['vocoder'].path}: its vocoder would make {short_repr(vocoder.hop)} samples of a mel frame. "
             "The file may be damaged."
         )
     if config.mel_bins != MEL_BINS:
@@ -79,5 +79,5 @@ def _check_tokens(geometry: Geometry, transformer: Source) -> None:
 
 
 def _cell(scale) -> str:
-    time, height, width = map(short, scale)
+    time, height, width = map(short_repr, scale)
     return f"{time} frames of {width}x{height} pixels"

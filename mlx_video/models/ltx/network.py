@@ -12,7 +12,7 @@ from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.schema import Config
 from mlx_video.tensor_names import TensorNames
-from mlx_video.weights import Weights, channels_last, load, save
+from mlx_video.weights import Weights, channels_last, load_into, save_folder
 
 
 class Network(nn.Module):
@@ -80,7 +80,9 @@ class Network(nn.Module):
                 "may be damaged."
             ) from None
         weights = network.select(weights)
-        load(network, weights, dtype=dtype, mode=source.mode, source=str(source.path))
+        load_into(
+            network, weights, dtype=dtype, mode=source.mode, source=str(source.path)
+        )
         return network
 
     @classmethod
@@ -109,7 +111,7 @@ class Network(nn.Module):
         asked = quantization if cls.BLOCKS and not source.quantization else {}
         stated = dict(asked or source.quantization)
         config = dict(source.config) | ({QUANTIZATION: stated} if stated else {})
-        save(folder, cls._tensors(source, dtype, asked), config)
+        save_folder(folder, cls._tensors(source, dtype, asked), config)
 
     @classmethod
     def _tensors(

@@ -68,7 +68,7 @@ class Config:
         for key, value in data.items():
             if key in fixed and value != fixed[key]:
                 raise UserError(
-                    f"{cls.__name__}: {key} = {short(value)} is not implemented by this version of mlx-video, "
+                    f"{cls.__name__}: {key} = {short_repr(value)} is not implemented by this version of mlx-video, "
                     f"which knows only {fixed[key]!r}. The checkpoint may need a newer mlx-video."
                 )
         if unknown := sorted(data.keys() - kinds.keys() - fixed.keys() - cls.UNUSED):
@@ -92,7 +92,7 @@ class Config:
             raise
         except (TypeError, ValueError):
             raise UserError(
-                f"{cls.__name__}: {key} must be {_words(kind)}; got {short(value)}."
+                f"{cls.__name__}: {key} must be {_words(kind)}; got {short_repr(value)}."
             ) from None
         if problem := _outside(key, found, cls.POSITIVE):
             raise UserError(f"{cls.__name__}: {problem}. The file may be damaged.")
@@ -107,10 +107,10 @@ def _kinds(config: type[Config]) -> Mapping[str, type]:
 
 def _plain(key: str) -> str:
     """A key from a file, for a message."""
-    return key if key.isidentifier() and len(key) < 60 else short(key)
+    return key if key.isidentifier() and len(key) < 60 else short_repr(key)
 
 
-def short(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value from a file, for a message: escaped, and cut if it is long."""
     if isinstance(value, int) and value.bit_length() > 256:
         return "a number of more than 70 digits"
@@ -188,4 +188,4 @@ def _outside(key: str, value: object, positive: bool) -> str:
 def _beyond(name: str, value: int, least: int, most: int) -> str:
     if least <= value <= most:
         return ""
-    return f"{name} must be from {least} to {most:,}; got {short(value)}"
+    return f"{name} must be from {least} to {most:,}; got {short_repr(value)}"

@@ -21,7 +21,7 @@ from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.types import TextFeatures
 from mlx_video.weights import CONFIG, INDEX
 
-WRITTEN = ("*.safetensors", INDEX, CONFIG)  # ``weights.save`` writes these
+WRITTEN = ("*.safetensors", INDEX, CONFIG)  # ``weights.save_folder`` writes these
 ASSET = "hf_asset__"  # prefix of a file that is stored as a tensor of bytes
 
 
@@ -53,7 +53,9 @@ class GemmaTextEncoder(Network):
         source = Source.described(path, read_gemma_config(path))
         model = gemma.language_model(source.config)
         tensors = model.sanitize(tensors)
-        weights.load(model, tensors, dtype=dtype, mode=source.mode, source=str(path))
+        weights.load_into(
+            model, tensors, dtype=dtype, mode=source.mode, source=str(path)
+        )
         tokenizer = PromptTokenizer.load(path)
         if len(tokenizer) > model.model.vocab_size:
             raise UserError(

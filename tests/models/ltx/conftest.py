@@ -6,7 +6,7 @@ from mlx.utils import tree_flatten
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.ltx import LTXModel
-from mlx_video.weights import save
+from mlx_video.weights import save_folder
 from tests.reference import checkpoint
 
 
@@ -17,5 +17,5 @@ def large(tmp_path_factory) -> Source:
     block |= dict(num_layers=12, attention_head_dim=64, cross_attention_dim=256)
     model = LTXModel(LTXModelConfig.from_dict(block))
     folder = tmp_path_factory.mktemp("large") / "transformer"
-    save(folder, dict(tree_flatten(model.parameters())), block)
+    save_folder(folder, dict(tree_flatten(model.parameters())), block)
     return Source.of(folder)

@@ -16,7 +16,7 @@ from mlx_video.models.ltx.connector import (
     normalize_layers,
 )
 from mlx_video.types import AV, Modality, TextFeatures
-from mlx_video.weights import load, read_config
+from mlx_video.weights import load_into, read_config
 from tests.reference import (
     FIXTURES,
     MODULE_TOLERANCE,
@@ -181,7 +181,7 @@ def newer(*files: Path) -> tuple[TextConnectors, dict[str, mx.array]]:
     tensors = {k: v for file in files for k, v in mx.load(str(file)).items()}
     config = ConnectorConfig.from_dict(read_config(files[0])["transformer"])
     model = TextConnectors(TextConnectors.fit(config, tensors))
-    load(model, TextConnectors.sanitize(tensors), dtype=mx.float32)
+    load_into(model, TextConnectors.sanitize(tensors), dtype=mx.float32)
     return model, tensors
 
 

@@ -13,7 +13,7 @@ from mlx_video.models.ltx.duration import (
     frames_for,
 )
 from mlx_video.types import AV
-from mlx_video.weights import load, read_config
+from mlx_video.weights import load_into, read_config
 from tests.reference import FIXTURES, MODULE_TOLERANCE, error, manifest, vectors
 
 FILE = FIXTURES / "ltx25_tiny" / "ltx-2.5-tiny-duration-head-bf16.safetensors"
@@ -23,7 +23,7 @@ STEP = 8
 @pytest.fixture(scope="module")
 def head() -> DurationHead:
     model = DurationHead(DurationConfig.from_dict(read_config(FILE)))
-    load(model, DurationHead.sanitize(dict(mx.load(str(FILE)))), dtype=mx.float32)
+    load_into(model, DurationHead.sanitize(dict(mx.load(str(FILE)))), dtype=mx.float32)
     return model
 
 

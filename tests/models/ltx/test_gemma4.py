@@ -106,7 +106,7 @@ def test_from_prompt_to_context(encoder, prompt):
     config = weights.read_config(TRANSFORMER)["transformer"]
     config = TextConnectors.fit(ConnectorConfig.from_dict(config), tensors)
     connectors = TextConnectors(config)
-    weights.load(connectors, TextConnectors.sanitize(tensors), dtype=mx.float32)
+    weights.load_into(connectors, TextConnectors.sanitize(tensors), dtype=mx.float32)
     v = official(prompt)
     context = embed_prompts(connectors, encoder.features([text_of(v)])).positive
     for stream in ("video", "audio"):
@@ -115,7 +115,7 @@ def test_from_prompt_to_context(encoder, prompt):
         assert error(actual, expected) < MODULE_TOLERANCE
 
     head = DurationHead(DurationConfig.from_dict(weights.read_config(DURATION)))
-    weights.load(head, DurationHead.sanitize(weights.read(DURATION)[0]), dtype=mx.float32)  # fmt: skip
+    weights.load_into(head, DurationHead.sanitize(weights.read(DURATION)[0]), dtype=mx.float32)  # fmt: skip
     expected = vectors("duration", "ltx25_tiny")
     for streams, part in (
         ("", context),
@@ -165,7 +165,7 @@ def as_folder(target: Path, prefix: str, quantize: bool = False) -> Path:
     config = read_gemma_config(TEXT_FILE)
     del config["gemma_version"]
     model = language_model(config)
-    weights.load(model, model.sanitize(tensors))
+    weights.load_into(model, model.sanitize(tensors))
     if quantize:
         wide = lambda path, m: hasattr(m, "to_quantized") and m.weight.shape[-1] % 32 == 0  # fmt: skip
         nn.quantize(model, bits=8, group_size=32, class_predicate=wide)

@@ -16,7 +16,7 @@ from mlx_video.models.ltx.video_vae.cells import (
     window,
 )
 from mlx_video.models.ltx.video_vae.sampling import GROWN, SHRUNK, grown, shrunk
-from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces
+from mlx_video.models.ltx.video_vae.stream import DecoderStep, FrameCache, in_pieces
 from tests.reference import error
 
 cuda = pytest.mark.skipif(
@@ -126,8 +126,8 @@ def test_a_block_in_pieces_is_as_without_kernels(monkeypatch, causal):
     x = random(1, 9, 4, 6, 128)
 
     def compute():
-        stages = [Stage(block, 128)]
-        pieces = in_pieces(stages, x, Stream(causal), 2 * 4 * 6 * 128)
+        stages = [DecoderStep(block, 128)]
+        pieces = in_pieces(stages, x, FrameCache(causal), 2 * 4 * 6 * 128)
         return mx.concatenate(list(pieces), axis=1)
 
     assert error(compute(), plainly(monkeypatch, compute)) < 1e-5

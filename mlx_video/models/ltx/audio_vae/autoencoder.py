@@ -20,7 +20,7 @@ from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.tensor_names import TensorNames
 
 
-def names_of(part: str) -> TensorNames:
+def audio_names(part: str) -> TensorNames:
     """The names of the "encoder" or the "decoder"."""
     return TensorNames(
         {
@@ -42,7 +42,7 @@ class AudioEncoder(Network):
     """Log-mel spectrogram (B, 2, T_mel, 64) -> normalised latent (B, 8, ceil(T_mel / 4), 16): 25 frames a second."""
 
     CONFIG: ClassVar = AudioVAEConfig
-    NAMES: ClassVar = names_of("encoder")
+    NAMES: ClassVar = audio_names("encoder")
 
     def __init__(self, config: AudioVAEConfig):
         super().__init__()
@@ -80,7 +80,7 @@ class AudioDecoder(Network):
     """Normalised latent (B, 8, T, 16), 25 frames a second -> log-mel spectrogram (B, 2, 4T - 3, 64)."""
 
     CONFIG: ClassVar = AudioVAEConfig
-    NAMES: ClassVar = names_of("decoder")
+    NAMES: ClassVar = audio_names("decoder")
 
     def __init__(self, config: AudioVAEConfig):
         super().__init__()

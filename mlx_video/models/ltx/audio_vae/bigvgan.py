@@ -23,7 +23,7 @@ from mlx_video.models.ltx.audio_vae.convolution import (
     to_mlx,
 )
 from mlx_video.models.ltx.audio_vae.signal import frames, resample
-from mlx_video.models.ltx.audio_vae.vocoder import ResBlock
+from mlx_video.models.ltx.audio_vae.vocoder import VocoderBlock
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.tensor_names import TensorNames
@@ -150,7 +150,7 @@ class BigVGAN(Generator):
         return mx.tanh(x) if self.config.use_tanh_at_final else mx.clip(x, -1, 1)
 
 
-class AMPBlock(ResBlock):
+class AMPBlock(VocoderBlock):
     """HiFi-GAN's block with an anti-aliased activation before each convolution."""
 
     def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int]):

@@ -56,7 +56,7 @@ def join_phases(x: mx.array, phases: int) -> mx.array:
     return x.reshape(N // phases, phases * L, C)
 
 
-class Upsample(nn.ConvTranspose1d):
+class TransposedConv1d(nn.ConvTranspose1d):
     """Transposed convolution (B, L, I) -> (B, L * stride, O).
 
     Runs as a dense convolution that makes ``stride`` neighbouring samples at a time, which is fast on every backend and
@@ -105,7 +105,7 @@ class Generator(nn.Module):
         self.conv_pre = SameConv1d(channels * bins, width, EDGE_KERNEL)
         self.ups, self.resblocks = [], []
         for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes):
-            self.ups.append(Upsample(width, width // 2, kernel, rate))
+            self.ups.append(TransposedConv1d(width, width // 2, kernel, rate))
             width //= 2
             sizes = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes)
             self.resblocks += [

@@ -35,7 +35,7 @@ class Vocoder(Generator, Network):
     to_mlx = staticmethod(to_mlx)
 
     def __init__(self, config: VocoderConfig):
-        super().__init__(config, MEL_BINS, ResBlock)
+        super().__init__(config, MEL_BINS, VocoderBlock)
         self.sample_rate, self.hop = config.output_sample_rate, config.hop
 
     def activation_bytes(self, mel_frames: int) -> float:
@@ -52,7 +52,7 @@ class Vocoder(Generator, Network):
         return mx.tanh(x).transpose(0, 2, 1)
 
 
-class ResBlock(nn.Module):
+class VocoderBlock(nn.Module):
     """Residual pairs of convolutions, (B, L, C) -> (B, L, C); the first of each pair is dilated."""
 
     def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int]):

@@ -13,7 +13,7 @@ from mlx_video.errors import UserError
 from mlx_video.formats.safetensors import json_object
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.checkpoint.layouts import SOURCE, VARIANTS, VERSION, Layout
-from mlx_video.models.ltx.checkpoint.parts_in_file import joined
+from mlx_video.models.ltx.checkpoint.parts_in_file import with_projection
 from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, release_of
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import ConnectorConfig
@@ -86,7 +86,7 @@ def check_distilled_lora(file: Path, layout: Layout) -> None:
 
 def check_text_encoder(layout: Layout, given: Source) -> None:
     """Raise ``UserError`` if the checkpoint's connectors were trained with another language model."""
-    own = joined({**layout.sources, "text_encoder": given}).get("connectors")
+    own = with_projection({**layout.sources, "text_encoder": given}).get("connectors")
     if own is None:
         return
     config, fitted = part_config("connectors", own), False

@@ -9,7 +9,7 @@ from mlx_video import lora
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.layouts import LORA, identify
-from mlx_video.models.ltx.checkpoint.parts_in_file import joined
+from mlx_video.models.ltx.checkpoint.parts_in_file import with_projection
 from mlx_video.models.ltx.checkpoint.releases import RELEASES
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import build
@@ -59,7 +59,7 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
     """Describe ``path`` from headers and configs. Raises as ``identify`` does."""
     layout = identify(find.located(path), variant)
     refusals = [layout.refusal] if layout.refusal else []
-    stored = joined(layout.stored)
+    stored = with_projection(layout.stored)
     files = [path for source in stored.values() for path in source.paths]
     parts = _parts(stored, refusals)
     if "video_decoder" in layout.sources and not refusals:

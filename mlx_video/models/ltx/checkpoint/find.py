@@ -26,8 +26,8 @@ from mlx_video.models.ltx.checkpoint.layouts import (
 from mlx_video.models.ltx.checkpoint.parts_in_file import (
     companions,
     is_diffusion,
-    joined,
     parts_in,
+    with_projection,
 )
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source, newest
@@ -216,7 +216,7 @@ def find_sources(
         given = getattr(files, name, None)
         if given or name in lacking:
             sources[name] = find_single(name, given, release, announce)
-    sources = joined(sources)
+    sources = with_projection(sources)
     wanted = {name: source for name, source in sources.items() if name in needs}
     for name, source in wanted.items():
         part_config(name, source)

@@ -130,7 +130,7 @@ def is_diffusion(source: Source) -> bool:
     return source.config.get("_class_name") == DiffusionDecoderConfig.CLASS_NAME
 
 
-def joined(sources: Mapping[str, Source]) -> dict[str, Source]:
+def with_projection(sources: Mapping[str, Source]) -> dict[str, Source]:
     """``sources``, with the connectors' projection taken from a packed text encoder."""
     sources = dict(sources)
     text, connectors = sources.get("text_encoder"), sources.get("connectors")

@@ -16,7 +16,7 @@ from mlx_video.models.ltx.checkpoint.foreign_names import (
     contained,
     to_official,
 )
-from mlx_video.models.ltx.schema import short
+from mlx_video.models.ltx.schema import short_repr
 from mlx_video.weights import (
     Weights,
     outline,
@@ -53,7 +53,7 @@ class Source:
         if not isinstance(stated, Mapping) or self.mode not in MODES:
             raise UserError(
                 f"{self.path}: its config's {QUANTIZATION} must be an object whose mode is one of {', '.join(MODES)}; got "
-                f"{short(stated)}."
+                f"{short_repr(stated)}."
             )
 
     @classmethod

@@ -8,7 +8,7 @@ import mlx.nn as nn
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.video_vae.cells import plus_delayed
 from mlx_video.models.ltx.video_vae.convolution import CausalConv3d
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.tensor_names import TensorNames
 
 _BLOCK_PARAMETERS = {"num_layers", "multiplier", "residual"}
@@ -41,7 +41,7 @@ def read_blocks(blocks: tuple) -> Iterator[Block]:
         yield name, parameters
 
 
-def names_of(part: str, *tables: Mapping[str, str]) -> TensorNames:
+def video_names(part: str, *tables: Mapping[str, str]) -> TensorNames:
     """The names of "encoder" or "decoder", in whole checkpoints and in files of the video autoencoder alone."""
     prefixes: dict[str, str | None] = {}
     for file in ("vae.", ""):
@@ -57,18 +57,18 @@ CONVOLUTIONS = {"*.conv.weight": "*.weight", "*.conv.bias": "*.bias"}
 
 
 class ResnetBlock3D(nn.Module):
-    """Twice norm, SiLU, 3x3x3 convolution; added to the input: (B, F, H, W, C) -> the same, but see ``Stream.delay``."""
+    """Twice norm, SiLU, 3x3x3 convolution; added to the input: (B, F, H, W, C) -> the same, but see ``FrameCache.delay``."""
 
     def __init__(self, channels: int, padding_mode: str):
         super().__init__()
         self.conv1 = CausalConv3d(channels, channels, padding_mode)
         self.conv2 = CausalConv3d(channels, channels, padding_mode)
 
-    def __call__(self, x: mx.array, stream: Stream) -> mx.array:
-        """(B, F, H, W, C) -> (B, F', H, W, C), of which late frames wait in ``stream``."""
-        kept, x = stream.delay(self, x, 2)
-        h = self.conv1.linear(x, stream, activate=True)
-        h = self.conv2.linear(h, stream, activate=True, bias=self.conv1.bias)
+    def __call__(self, x: mx.array, cache: FrameCache) -> mx.array:
+        """(B, F, H, W, C) -> (B, F', H, W, C), of which late frames wait in ``cache``."""
+        kept, x = cache.delay(self, x, 2)
+        h = self.conv1.linear(x, cache, activate=True)
+        h = self.conv2.linear(h, cache, activate=True, bias=self.conv1.bias)
         known = 0 if kept is None else kept.shape[1]
         return plus_delayed(h, kept, x, self.conv2.bias, known)
 
@@ -82,10 +82,10 @@ class MidBlock3D(nn.Module):
             ResnetBlock3D(channels, padding_mode) for _ in range(num_layers)
         ]
 
-    def __call__(self, x: mx.array, stream: Stream) -> mx.array:
+    def __call__(self, x: mx.array, cache: FrameCache) -> mx.array:
         """(B, F, H, W, C) -> (B, F', H, W, C), see ``ResnetBlock3D``."""
         for block in self.res_blocks:
-            x = block(x, stream)
+            x = block(x, cache)
         return x
 
 

@@ -10,7 +10,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.video_config import Padding
 from mlx_video.models.ltx.video_vae.cells import total, window
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 
 MAX_CONV_ELEMENTS = 1_500_000_000
 """Most elements one convolution may read or write. Metal's kernels returned zeros near 2e9 (ml-explore/mlx#3979)."""
@@ -159,14 +159,16 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, KERNEL)
         self.padding_mode = padding_mode
 
-    def __call__(self, x: mx.array, stream: Stream, activate: bool = False) -> mx.array:
+    def __call__(
+        self, x: mx.array, cache: FrameCache, activate: bool = False
+    ) -> mx.array:
         """(B, F, H, W, I) -> (B, F', H, W, O), of ``x`` or, if ``activate``, of its norm's SiLU."""
-        return total(self.linear(x, stream, activate), self.bias)
+        return total(self.linear(x, cache, activate), self.bias)
 
     def linear(
         self,
         x: mx.array,
-        stream: Stream,
+        cache: FrameCache,
         activate: bool = False,
         bias: mx.array | None = None,
     ) -> mx.array:
@@ -179,12 +181,12 @@ class CausalConv3d(nn.Conv3d):
                     f"Reflect padding by 1 needs more than 1 cell on a side; got {min(x.shape[2:4])}. "
                     "Frames must be at least 2 latent cells high and wide."
                 )
-        kept, before, after = stream.around(self, KERNEL)
+        kept, before, after = cache.around(self, KERNEL)
         known = int(kept is not None)
         if bias is not None:
             bias = bias.astype(x.dtype)  # as the kernel reads it
         x = window(x, kept, bias, known, before, after, border, int(activate))
-        return conv3d(stream.keep(self, x, KERNEL), self.weight, padding=padding)
+        return conv3d(cache.keep(self, x, KERNEL), self.weight, padding=padding)
 
 
 def convolutions(module: nn.Module) -> list[CausalConv3d]:

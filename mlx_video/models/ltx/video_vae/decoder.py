@@ -18,8 +18,8 @@ from mlx_video.models.ltx.video_vae.blocks import (
     Block,
     MidBlock3D,
     layers,
-    names_of,
     read_blocks,
+    video_names,
 )
 from mlx_video.models.ltx.video_vae.convolution import (
     MAX_CONV_ELEMENTS,
@@ -31,7 +31,7 @@ from mlx_video.models.ltx.video_vae.convolution import (
 )
 from mlx_video.models.ltx.video_vae.decoding import PIECES, StreamPlan, Tiling
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
-from mlx_video.models.ltx.video_vae.stream import Stage, Stream, in_pieces
+from mlx_video.models.ltx.video_vae.stream import DecoderStep, FrameCache, in_pieces
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
     blended_pixels,
@@ -64,7 +64,7 @@ class VideoDecoder(Network):
     """The decoder; not causal in LTX-2, so a pixel frame may depend on later latents."""
 
     CONFIG = VideoVAEConfig
-    NAMES: ClassVar = names_of("decoder", CONVOLUTIONS)
+    NAMES: ClassVar = video_names("decoder", CONVOLUTIONS)
 
     def __init__(self, config: VideoVAEConfig):
         super().__init__()
@@ -95,10 +95,10 @@ class VideoDecoder(Network):
         If each piece is evaluated before the next is taken, memory is bounded by ``elements`` and the size of a frame.
         ``key`` is for decoders that draw noise; this one ignores it.
         """
-        stream = Stream(self.config.causal_decoder)
+        cache = FrameCache(self.config.causal_decoder)
         x = mx.moveaxis(self.per_channel_statistics.un_normalize(latent), 1, -1)
         x = x.astype(self.conv_in.weight.dtype)
-        pieces = in_pieces(self._stages(), x, stream, elements)
+        pieces = in_pieces(self._stages(), x, cache, elements)
         del x
         yield from map(partial(unpatchify, size=self.config.patch_size), pieces)
 
@@ -207,11 +207,11 @@ class VideoDecoder(Network):
         )
         return math.ceil(sum(steps))
 
-    def _stages(self) -> list[Stage]:
+    def _stages(self) -> list[DecoderStep]:
         *stages, (_, width) = (
-            Stage(layer, widest(layer)) for layer, *_ in self._steps()
+            DecoderStep(layer, widest(layer)) for layer, *_ in self._steps()
         )
-        return [*stages, Stage(partial(self.conv_out, activate=True), width)]
+        return [*stages, DecoderStep(partial(self.conv_out, activate=True), width)]
 
 
 def _narrowing(block: Block) -> int:

@@ -19,19 +19,24 @@ from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pacing import each_piece_by_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
-from mlx_video.models.ltx.video_vae.blocks import names_of
+from mlx_video.models.ltx.video_vae.blocks import video_names
 from mlx_video.models.ltx.video_vae.decoding import PIECE, PIECES, StreamPlan, Tiling
 from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     MODULATION,
     Context,
     DiffusionBlock,
+    LinearUpsample,
     NeighborhoodBlock,
-    Upsample,
 )
 from mlx_video.models.ltx.video_vae.diffusion_cells import PIECE_SHARE, Cells
 from mlx_video.models.ltx.video_vae.neighborhood import NORM_EPS
 from mlx_video.models.ltx.video_vae.sampling import patchify, unpatchify
-from mlx_video.models.ltx.video_vae.stream import Incomplete, Stage, Stream, in_pieces
+from mlx_video.models.ltx.video_vae.stream import (
+    DecoderStep,
+    FrameCache,
+    Incomplete,
+    in_pieces,
+)
 from mlx_video.models.ltx.video_vae.tiling import Cut, TilingConfig, run_tiles
 from mlx_video.weights import Weights
 
@@ -71,7 +76,7 @@ class DiffusionDecoder(Network):
     """
 
     CONFIG = DiffusionDecoderConfig
-    NAMES: ClassVar = names_of(
+    NAMES: ClassVar = video_names(
         "decoder",
         {
             "t_embedder.mlp.0.*": "t_embedder.linear_1.*",
@@ -95,7 +100,7 @@ class DiffusionDecoder(Network):
             for width, window, count in stages
         ]
         self.upsamples = [
-            Upsample(width, out, stride)
+            LinearUpsample(width, out, stride)
             for width, out, (stride, _) in zip(widths, widths[1:], config.upsamples)
         ]
         pixels = config.out_channels * config.patch_size**2
@@ -157,7 +162,7 @@ class DiffusionDecoder(Network):
         stages = self._context_stages(0) + self._pixel_stages(
             frames, _drawn(key, frames) if noise is None else _given(noise)
         )
-        pieces = in_pieces(stages, x, Stream(), PIECE_SHARE * elements)
+        pieces = in_pieces(stages, x, FrameCache(), PIECE_SHARE * elements)
         del x
         return padded.clips(map(self._unpatchified, pieces))
 
@@ -203,7 +208,7 @@ class DiffusionDecoder(Network):
         grid = self.cells.grid(padded.latents.shape, tiling)
         x = self._with_appendix(padded.latents)
         stages = self._context_stages(0, self.cells.last - 1)
-        pieces = each_piece_by_piece(in_pieces(stages, x, Stream(), PIECE))
+        pieces = each_piece_by_piece(in_pieces(stages, x, FrameCache(), PIECE))
         x = mx.concatenate(list(pieces), axis=1)
         mx.eval(x)
         if noises is None:
@@ -223,7 +228,7 @@ class DiffusionDecoder(Network):
         """``frames`` of pixels from a tile of cells of the second last stage, evaluated; ``begins`` = the clip's first."""
         stages = self._context_stages(self.cells.last - 1, None, begins)
         stages += self._pixel_stages(frames, noise)
-        pieces = each_piece_by_piece(in_pieces(stages, x, Stream(), PIECE))
+        pieces = each_piece_by_piece(in_pieces(stages, x, FrameCache(), PIECE))
         pixels = mx.concatenate([self._unpatchified(piece) for piece in pieces], axis=2)
         mx.eval(pixels)
         return pixels
@@ -259,7 +264,7 @@ class DiffusionDecoder(Network):
 
     def _context_stages(
         self, first: int, stop: int | None = None, begins: bool = True
-    ) -> list[Stage]:
+    ) -> list[DecoderStep]:
         """From latents or a stage's cells to those of another; ``begins`` = the clip begins with these."""
         embed = self._stage(lambda x, _: self.conv_in(x), 0)
         stages = [embed] if first == 0 else []
@@ -270,14 +275,14 @@ class DiffusionDecoder(Network):
             stages.append(self._stage(grown, number))
         return stages
 
-    def _stage(self, run: Callable, number: int) -> Stage:
+    def _stage(self, run: Callable, number: int) -> DecoderStep:
         """A step of stage ``number``; its width makes pieces have equally many frames' worth of cells in each stage."""
         here, last = (
             math.prod(self.cells.per_latent(n)) for n in (number, self.cells.last)
         )
-        return Stage(run, self.config.stage_channels[-1] * last // here)
+        return DecoderStep(run, self.config.stage_channels[-1] * last // here)
 
-    def _pixel_stages(self, frames: int, noise: Noise) -> list[Stage]:
+    def _pixel_stages(self, frames: int, noise: Noise) -> list[DecoderStep]:
         """From the context to patches of pixels, for ``frames`` in all."""
         context = Context(len(self.diff_blocks))
         begin = partial(self._begin, context=context, noise=NoiseFrames(noise, frames))
@@ -293,7 +298,7 @@ class DiffusionDecoder(Network):
         return [self._stage(run, number) for run in (begin, *blocks, self._end)]
 
     def _begin(
-        self, x: mx.array, stream: Stream, context: Context, noise: "NoiseFrames"
+        self, x: mx.array, cache: FrameCache, context: Context, noise: "NoiseFrames"
     ) -> mx.array:
         """Cells (B, F, H, W, C) of the context, which is kept, -> those of the noise, embedded; without the appendix."""
         x = x[:, : noise.left]
@@ -301,10 +306,10 @@ class DiffusionDecoder(Network):
             raise Incomplete
         context.put(x)
         x_t = patchify(noise.take(self._pixel_shape(x.shape)), self.config.patch_size)
-        stream.last = not noise.left
+        cache.last = not noise.left
         return self.conv_in_x_t(x_t.astype(x.dtype))
 
-    def _end(self, x: mx.array, _: Stream) -> mx.array:
+    def _end(self, x: mx.array, _: FrameCache) -> mx.array:
         """Cells (B, F, H, W, C) of the last block -> patches of pixels."""
         return self.conv_out(self.norm_out(x))
 

@@ -17,7 +17,7 @@ from mlx_video.models.ltx.video_vae.neighborhood import (
     shifted,
 )
 from mlx_video.models.ltx.video_vae.sampling import depth_to_space
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 
 MLP_RATIO = 4
 MLP_MULTIPLE = 16  # the MLP's width is a multiple of it
@@ -68,14 +68,14 @@ class NeighborhoodBlock(nn.Module):
         self.mlp = SwiGLU(dim)
 
     def __call__(
-        self, x: mx.array, stream: Stream, modulation: Sequence[mx.array] = ()
+        self, x: mx.array, cache: FrameCache, modulation: Sequence[mx.array] = ()
     ) -> mx.array:
         """(B, F, H, W, C) -> (B, F', H, W, C); ``modulation`` is scale and shift after the first norm, then the second."""
         norms = (
             partial(_normed, self.norm1, modulation[:2]),
             partial(_normed, self.norm2, modulation[2:]),
         )
-        parts, ready = stream.neighbors(self, x, self.attn.kernel[0])
+        parts, ready = cache.neighbors(self, x, self.attn.kernel[0])
         del x
         bands = [
             end_piece(self._band(parts, ready, band, at, norms))
@@ -130,16 +130,16 @@ class DiffusionBlock(NeighborhoodBlock):
     def run(
         self,
         x: mx.array,
-        stream: Stream,
+        cache: FrameCache,
         context: Callable[[int], mx.array],
         modulation: list[mx.array],
     ) -> mx.array:
         """The block for a piece ``x``; ``context`` gives its next frames, and ``rows`` the ``modulation``."""
         x = end_piece(x + self.context_proj(context(x.shape[1])))
-        return self(x, stream, modulation)
+        return self(x, cache, modulation)
 
 
-class Upsample(nn.Module):
+class LinearUpsample(nn.Module):
     """A linear layer whose channels are shuffled into more frames, rows and columns.
 
     If frames are doubled, the first is dropped: it lies before the clip.
@@ -150,10 +150,10 @@ class Upsample(nn.Module):
         self.stride = tuple(stride)
         self.proj = nn.Linear(dim, out * math.prod(stride))
 
-    def __call__(self, x: mx.array, stream: Stream, begins: bool = True) -> mx.array:
+    def __call__(self, x: mx.array, cache: FrameCache, begins: bool = True) -> mx.array:
         """Cells (B, F, H, W, dim) to finer ones; ``begins`` = the first piece begins the clip, not only a tile."""
         y = depth_to_space(self.proj(x), self.stride)
-        return y[:, self.stride[0] - 1 :] if stream.begins(self) and begins else y
+        return y[:, self.stride[0] - 1 :] if cache.begins(self) and begins else y
 
 
 class Context:

@@ -18,8 +18,8 @@ from mlx_video.models.ltx.video_vae.blocks import (
     Block,
     MidBlock3D,
     layers,
-    names_of,
     read_blocks,
+    video_names,
 )
 from mlx_video.models.ltx.video_vae.convolution import (
     MAX_CONV_ELEMENTS,
@@ -31,7 +31,7 @@ from mlx_video.models.ltx.video_vae.convolution import (
     widest,
 )
 from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify
-from mlx_video.models.ltx.video_vae.stream import Piece, Stream, gathered
+from mlx_video.models.ltx.video_vae.stream import FrameCache, Piece, gathered
 from mlx_video.types import VideoPixelShape
 
 LIVE, LIVE_SMALL, QUEUED = 28, 180, 770e6
@@ -46,7 +46,7 @@ class VideoEncoder(Network):
     """The causal encoder: latents depend on no later frame, so an image is a clip of one frame."""
 
     CONFIG = VideoEncoderConfig
-    NAMES: ClassVar = names_of("encoder", CONVOLUTIONS)
+    NAMES: ClassVar = video_names("encoder", CONVOLUTIONS)
 
     def __init__(self, config: VideoEncoderConfig):
         super().__init__()
@@ -78,12 +78,12 @@ class VideoEncoder(Network):
         If each piece is evaluated before the next is taken, memory is bounded by ``elements`` and the size of a frame.
         """
         self.scale.check(VideoPixelShape(*pixels.shape[2:], fps=1))
-        stream = Stream()
+        cache = FrameCache()
         cut = self._cut(pixels, elements)
         pieces = ((x, i == len(cut)) for i, x in enumerate(cut, 1))
-        pieces = map(partial(_through, self._begin, stream), pieces)
+        pieces = map(partial(_through, self._begin, cache), pieces)
         for layer in (*layers(self.down_blocks), self._finish):
-            pieces = map(partial(_through, layer, stream), gathered(pieces, elements))
+            pieces = map(partial(_through, layer, cache), gathered(pieces, elements))
         yield from (latents for latents, _ in pieces)
 
     def _cut(self, pixels: mx.array, elements: int) -> list[mx.array]:
@@ -95,12 +95,12 @@ class VideoEncoder(Network):
         size = max(step, size)
         return mx.split(pixels, list(range(1 + size, F, size)), axis=2)
 
-    def _begin(self, pixels: mx.array, stream: Stream) -> mx.array:
+    def _begin(self, pixels: mx.array, cache: FrameCache) -> mx.array:
         x = patchify(pixels.astype(self.conv_in.weight.dtype), self.config.patch_size)
-        return self.conv_in(x, stream)
+        return self.conv_in(x, cache)
 
-    def _finish(self, x: mx.array, stream: Stream) -> mx.array:
-        x = self.conv_out(x, stream, activate=True)
+    def _finish(self, x: mx.array, cache: FrameCache) -> mx.array:
+        x = self.conv_out(x, cache, activate=True)
         means = x[..., : self.config.latent_channels]
         return self.per_channel_statistics.normalize(mx.moveaxis(means, -1, 1))
 
@@ -117,9 +117,9 @@ class VideoEncoder(Network):
         return live * cells * base * FLOAT32
 
 
-def _through(layer: Callable, stream: Stream, piece: Piece) -> Piece:
-    x, stream.last = piece
-    return end_piece(layer(x, stream)), stream.last
+def _through(layer: Callable, cache: FrameCache, piece: Piece) -> Piece:
+    x, cache.last = piece
+    return end_piece(layer(x, cache)), cache.last
 
 
 def _down_block(

@@ -8,7 +8,7 @@ import mlx.nn as nn
 from mlx_video.models.ltx.kernels import fused
 from mlx_video.models.ltx.video_vae.cells import CELL, CellKernel, Shape, total
 from mlx_video.models.ltx.video_vae.convolution import CausalConv3d, Triple
-from mlx_video.models.ltx.video_vae.stream import Stream, joined
+from mlx_video.models.ltx.video_vae.stream import FrameCache, joined
 
 
 def patchify(pixels: mx.array, size: int) -> mx.array:
@@ -63,11 +63,11 @@ class SpaceToDepthDownsample(nn.Module):
         own = out_channels // math.prod(stride)
         self.conv = CausalConv3d(in_channels, own, padding_mode)
 
-    def __call__(self, x: mx.array, stream: Stream) -> mx.array:
+    def __call__(self, x: mx.array, cache: FrameCache) -> mx.array:
         """(B, F, H, W, I) -> (B, F / f, H / h, W / w, O); a piece after the first has a multiple of f frames."""
-        if stream.begins(self):
+        if cache.begins(self):
             x = mx.concatenate([x[:, :1]] * (self.stride[0] - 1) + [x], axis=1)
-        return shrunk(self.conv.linear(x, stream), x, self.conv.bias, *self.stride)
+        return shrunk(self.conv.linear(x, cache), x, self.conv.bias, *self.stride)
 
 
 # Frames, rows and columns of a stride as exponents of 2; each is 1 or 2.
@@ -202,11 +202,11 @@ class DepthToSpaceUpsample(nn.Module):
         own = in_channels * math.prod(stride) // multiplier
         self.conv = CausalConv3d(in_channels, own, padding_mode)
 
-    def __call__(self, x: mx.array, stream: Stream) -> mx.array:
+    def __call__(self, x: mx.array, cache: FrameCache) -> mx.array:
         """(B, F, H, W, C) -> (B, F' * f, H * h, W * w, C / multiplier), without the frame before the clip."""
-        kept, x = stream.delay(self, x, 1)
-        y, skip, channels = self.conv.linear(x, stream), None, 0
+        kept, x = cache.delay(self, x, 1)
+        y, skip, channels = self.conv.linear(x, cache), None, 0
         if self.residual:
             skip, channels = joined(kept, x)[:, : y.shape[1]], x.shape[-1]
         y = grown(y, skip, self.conv.bias, *self.stride, channels)
-        return y[:, self.stride[0] - 1 :] if stream.begins(self) else y
+        return y[:, self.stride[0] - 1 :] if cache.begins(self) else y

@@ -17,7 +17,7 @@ class Incomplete(Exception):
     """The pieces so far finish no frame; the next piece is needed."""
 
 
-class Stream:
+class FrameCache:
     """What the modules of a network remember of one clip, (B, F, H, W, C), between its pieces.
 
     causal  no frame sees a later one
@@ -111,10 +111,10 @@ Piece = tuple[mx.array, bool]
 """Frames of a clip, (B, F, H, W, C), and whether they are its last."""
 
 
-class Stage(NamedTuple):
+class DecoderStep(NamedTuple):
     """A step of a network, and the most channels that one of its convolutions reads or writes."""
 
-    run: Callable[[mx.array, Stream], mx.array]
+    run: Callable[[mx.array, FrameCache], mx.array]
     width: int
 
 
@@ -124,24 +124,24 @@ def joined(kept: mx.array | None, x: mx.array) -> mx.array:
 
 
 def in_pieces(
-    stages: list[Stage], x: mx.array, stream: Stream, elements: int
+    steps: list[DecoderStep], x: mx.array, cache: FrameCache, elements: int
 ) -> Iterator[mx.array]:
-    """Run a clip ``x`` through ``stages``, in consecutive pieces.
+    """Run a clip ``x`` through ``steps``, in consecutive pieces.
 
-    Before each stage the frames are cut so that its convolutions touch about ``elements``, at least a frame. So early
-    stages, with small frames, work on many at once, and late ones on few.
+    Before each step the frames are cut so that its convolutions touch about ``elements``, at least a frame. So early
+    steps, with small frames, work on many at once, and late ones on few.
     """
-    if not stages:
+    if not steps:
         yield x
         return
-    (stage, *later), last = stages, stream.last
-    pieces = cut(x, elements // stage.width)
+    (step, *later), last = steps, cache.last
+    pieces = cut(x, elements // step.width)
     del x  # Here and below no variable keeps a piece alive after its use.
     while pieces:
-        stream.last = last and len(pieces) == 1
+        cache.last = last and len(pieces) == 1
         with suppress(Incomplete):
-            y = end_piece(stage.run(pieces.pop(0), stream))
-            rest = in_pieces(later, y, stream, elements)
+            y = end_piece(step.run(pieces.pop(0), cache))
+            rest = in_pieces(later, y, cache, elements)
             del y
             yield from rest
 

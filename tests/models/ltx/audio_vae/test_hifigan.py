@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.models.ltx.audio_vae import AudioDecoder, Vocoder
-from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, Upsample
+from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, TransposedConv1d
 from tests.models.ltx.audio_vae.audio import (
     real_shapes,
     tiny,
@@ -103,7 +103,7 @@ def test_phased_convolution_is_dilated_convolution(kernel, dilation, length):
     "kernel, stride", [(16, 6), (15, 5), (8, 2), (4, 2), (3, 3), (7, 1)]
 )
 def test_upsample_is_transposed_convolution(kernel, stride):
-    conv, x = Upsample(6, 4, kernel, stride), noise(2, 9, 6)
+    conv, x = TransposedConv1d(6, 4, kernel, stride), noise(2, 9, 6)
     expected = mx.conv_transpose1d(x, conv.weight, stride, (kernel - stride) // 2)
     assert error(conv(x), expected + conv.bias) < 1e-6
 
@@ -111,4 +111,4 @@ def test_upsample_is_transposed_convolution(kernel, stride):
 @pytest.mark.parametrize("kernel, stride", [(7, 2), (2, 4)])
 def test_upsample_needs_an_even_margin(kernel, stride):
     with pytest.raises(ValueError, match=f"got {kernel} for a rate of {stride}"):
-        Upsample(6, 4, kernel, stride)
+        TransposedConv1d(6, 4, kernel, stride)

@@ -13,7 +13,7 @@ from mlx_video.models.ltx.video_vae.convolution import (
     conv3d,
     preferred_form,
 )
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 from tests.models.ltx.video_vae.tiny import VECTORS, convolved_sizes, decoder, encoder
 from tests.reference import error
 
@@ -40,7 +40,7 @@ def test_padding(causal, mode):
     conv.bias = mx.arange(6.0)
     x = mx.random.normal((2, 5, 4, 6, 4))
     expected = by_hand(x, conv.weight, conv.bias, causal, mode)
-    assert error(conv(x, Stream(causal)), expected) < 1e-5
+    assert error(conv(x, FrameCache(causal)), expected) < 1e-5
 
 
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (2, 1, 3)])
@@ -128,6 +128,8 @@ def test_a_bias_of_another_type_is_read_as_the_clip_is():
     conv.set_dtype(mx.bfloat16)
     x = mx.random.normal((1, 3, 4, 4, 8), key=mx.random.key(0)).astype(mx.bfloat16)
     bias = mx.arange(8, dtype=mx.float32)
-    y = conv.linear(x, Stream(), bias=bias)
+    y = conv.linear(x, FrameCache(), bias=bias)
     assert y.dtype == mx.bfloat16
-    assert mx.array_equal(y, conv.linear(x, Stream(), bias=bias.astype(mx.bfloat16)))
+    assert mx.array_equal(
+        y, conv.linear(x, FrameCache(), bias=bias.astype(mx.bfloat16))
+    )

@@ -5,7 +5,7 @@ import pytest
 
 from mlx_video.models.ltx.video_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.types import VideoScale
 from tests.models.ltx.video_vae.tiny import (
     VECTORS,
@@ -36,10 +36,10 @@ def test_every_stage():
     model = decoder()
     denormalised = model.per_channel_statistics.un_normalize(LATENT)
     stages = {"denorm": denormalised}
-    x = model.conv_in(mx.moveaxis(denormalised, 1, -1), Stream(causal=False))
+    x = model.conv_in(mx.moveaxis(denormalised, 1, -1), FrameCache(causal=False))
     stages["conv_in"] = channels_first(x)
     for index, block in enumerate(model.up_blocks):
-        x = block(x, Stream(causal=False))
+        x = block(x, FrameCache(causal=False))
         stages[f"up{index}"] = channels_first(x)
 
     asked = ["denorm", "conv_in", "up0", "up1", "up2", "up3", "up4"]

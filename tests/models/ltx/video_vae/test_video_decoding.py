@@ -21,7 +21,7 @@ from mlx_video.models.ltx.video_vae.decoding import (
     fitting,
     spans,
 )
-from mlx_video.models.ltx.video_vae.stream import Incomplete, Stream, cut
+from mlx_video.models.ltx.video_vae.stream import FrameCache, Incomplete, cut
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.types import VideoPixelShape
 from tests.memory import Memory
@@ -318,15 +318,15 @@ def test_what_is_held_does_not_follow_the_length(code):
 
 
 def test_a_piece_too_short_is_kept_for_the_next():
-    conv, stream = CausalConv3d(2, 3), Stream(causal=False)
+    conv, cache = CausalConv3d(2, 3), FrameCache(causal=False)
     x = mx.random.normal((1, 4, 3, 3, 2))
-    whole = conv(x, Stream(causal=False))
-    stream.last = False
+    whole = conv(x, FrameCache(causal=False))
+    cache.last = False
     with pytest.raises(Incomplete):
-        conv(x[:, :1], stream)
-    first = conv(x[:, 1:2], stream)
-    stream.last = True
-    rest = conv(x[:, 2:], stream)
+        conv(x[:, :1], cache)
+    first = conv(x[:, 1:2], cache)
+    cache.last = True
+    rest = conv(x[:, 2:], cache)
     assert [first.shape[1], rest.shape[1]] == [1, 3]
     assert error(mx.concatenate([first, rest], axis=1), whole) < EXACT
 

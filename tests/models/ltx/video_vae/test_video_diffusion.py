@@ -19,7 +19,7 @@ from mlx_video.models.ltx.video_vae.decoding import (
 from mlx_video.models.ltx.video_vae.diffusion import _drawn
 from mlx_video.models.ltx.video_vae.neighborhood import attend, rotate, shifted
 from mlx_video.models.ltx.video_vae.sampling import patchify
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.types import VideoPixelShape
 from tests.memory import Memory
@@ -161,12 +161,12 @@ def test_inside():
     y = attend(q, k, v, windows)
     found["s0b0.na"] = y.reshape(q.shape)
     found["s0b0.attn"] = block.attn.proj(y)
-    found["s0b0.out"] = block(x, Stream())
+    found["s0b0.out"] = block(x, FrameCache())
     names = "up0", "up1", "up2_sub", "context_sub"
     for name, blocks, upsample in zip(names, model.det_stages, model.upsamples):
         for block in blocks:
-            x = block(x, Stream())
-        x = found[name] = upsample(x, Stream())
+            x = block(x, FrameCache())
+        x = found[name] = upsample(x, FrameCache())
     found["up2_sub"] = found["up2_sub"][:, ::2]
     found["context_sub"] = x[:, :, ::3, ::3]
 
@@ -180,7 +180,7 @@ def test_inside():
     found["d0.inject_sub"] = x[:, :, ::3, ::3]
     for mode, block in rows.items():
         scales = block.rows(model._shared_rows())
-        y = block(x, Stream(), scales)
+        y = block(x, FrameCache(), scales)
         if not mode:
             found["d0.out_sub"] = y[:, :, ::3, ::3]
         h = block.norm1(x) * (1 + scales[0]) + scales[1]

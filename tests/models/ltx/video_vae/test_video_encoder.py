@@ -5,7 +5,7 @@ import pytest
 
 from mlx_video.models.ltx.video_vae import VideoEncoder
 from mlx_video.models.ltx.video_vae.sampling import patchify
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.types import VideoScale
 from tests.models.ltx.video_vae.tiny import (
     VECTORS,
@@ -31,12 +31,12 @@ def test_every_stage():
     model = encoder()
     x = patchify(PIXELS, model.config.patch_size)
     stages = {"patchified_frame0": channels_first(x)[:, :, 0]}
-    x = model.conv_in(x, Stream())
+    x = model.conv_in(x, FrameCache())
     stages["conv_in_frame0"] = channels_first(x)[:, :, 0]
     for index, block in enumerate(model.down_blocks):
-        x = block(x, Stream())
+        x = block(x, FrameCache())
         stages[f"down{index}"] = channels_first(x)
-    x = model.conv_out(x, Stream(), activate=True)
+    x = model.conv_out(x, FrameCache(), activate=True)
     stages["raw"] = channels_first(x)
 
     asked = {key[4:] for key in VECTORS if key.startswith("enc.")} - {

@@ -12,7 +12,7 @@ from mlx_video.models.ltx.video_vae.decoding import (
     encode_streaming,
 )
 from mlx_video.models.ltx.video_vae.sampling import patchify
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.models.ltx.video_vae.tiling import (
     SpatialTilingConfig,
     TemporalTilingConfig,
@@ -62,12 +62,14 @@ def test_the_diffusion_file_has_the_same_encoder():
 @pytest.mark.parametrize("file", FILES)
 def test_every_stage_of_the_encoder(file):
     model, numbers = part_of(VideoEncoder, file), NUMBERS[file]
-    x = model.conv_in(patchify(numbers["enc.in"], model.config.patch_size), Stream())
+    x = model.conv_in(
+        patchify(numbers["enc.in"], model.config.patch_size), FrameCache()
+    )
     stages = {"conv_in_frame0": channels_first(x)[:, :, 0]}
     for index, block in enumerate(model.down_blocks):
-        x = block(x, Stream())
+        x = block(x, FrameCache())
         stages[f"down{index}"] = channels_first(x)
-    stages["raw"] = channels_first(model.conv_out(x, Stream(), activate=True))
+    stages["raw"] = channels_first(model.conv_out(x, FrameCache(), activate=True))
     assert compared(stages, "enc.", numbers) > 3
 
 
@@ -94,10 +96,10 @@ def test_pixels_of_the_default_recipe_by_convolution():
 def test_every_stage_of_the_decoder():
     model, numbers = part_of(VideoDecoder, LTX_2_3), NUMBERS[LTX_2_3]
     latent = model.per_channel_statistics.un_normalize(numbers["dec.in"])
-    x = model.conv_in(mx.moveaxis(latent, 1, -1), Stream(causal=False))
+    x = model.conv_in(mx.moveaxis(latent, 1, -1), FrameCache(causal=False))
     stages = {"denorm": latent, "conv_in": channels_first(x)}
     for index, block in enumerate(model.up_blocks):
-        x = block(x, Stream(causal=False))
+        x = block(x, FrameCache(causal=False))
         stages[f"up{index}"] = channels_first(x)
     assert compared(stages, "dec.", numbers) > 6
 

@@ -11,7 +11,7 @@ from mlx_video.models.ltx.video_vae.sampling import (
     space_to_depth,
     unpatchify,
 )
-from mlx_video.models.ltx.video_vae.stream import Stream
+from mlx_video.models.ltx.video_vae.stream import FrameCache
 from tests.reference import error
 
 
@@ -46,7 +46,7 @@ def test_downsample_adds_the_mean_of_neighbouring_channels():
     x = mx.random.normal((1, 3, 2, 2, 4))
     clip = mx.concatenate([x[:, :1], x], axis=1)
     expected = space_to_depth(clip, (2, 2, 2)).reshape(1, 2, 1, 1, 8, 4).mean(axis=-1)
-    assert error(block(x, Stream()), expected) < 1e-6
+    assert error(block(x, FrameCache()), expected) < 1e-6
 
 
 @pytest.mark.parametrize("multiplier, repeats", [(1, 8), (2, 4)])
@@ -55,11 +55,14 @@ def test_upsample_tiles_its_residual(multiplier, repeats):
     block.conv.weight *= 0
     x = mx.random.normal((1, 2, 2, 2, 16))
     once = depth_to_space(x, (2, 2, 2))[:, 1:]
-    assert mx.array_equal(block(x, Stream()), mx.concatenate([once] * repeats, axis=-1))
-    assert block(x, Stream()).shape == (1, 3, 4, 4, 16 // multiplier)
+    assert mx.array_equal(
+        block(x, FrameCache()), mx.concatenate([once] * repeats, axis=-1)
+    )
+    assert block(x, FrameCache()).shape == (1, 3, 4, 4, 16 // multiplier)
 
 
 def test_a_single_frame_survives_in_time():
     x = mx.random.normal((1, 1, 4, 4, 8))
-    assert SpaceToDepthDownsample(8, 8, (2, 1, 1))(x, Stream()).shape == (1, 1, 4, 4, 8)
-    assert DepthToSpaceUpsample(8, (2, 1, 1))(x, Stream()).shape == (1, 1, 4, 4, 8)
+    down = SpaceToDepthDownsample(8, 8, (2, 1, 1))
+    assert down(x, FrameCache()).shape == (1, 1, 4, 4, 8)
+    assert DepthToSpaceUpsample(8, (2, 1, 1))(x, FrameCache()).shape == (1, 1, 4, 4, 8)
