@@ -51,9 +51,9 @@ class Parts(NamedTuple):
 
 
 class Option(NamedTuple):
-    """How an input is typed: ``flag``, then the one or two groups of words that ``metavar`` names; repeatable."""
+    """How an input is typed: one of the ``flags``, then the one or two groups of words that ``metavar`` names; repeatable."""
 
-    flag: str
+    flags: str
     metavar: tuple[str, ...]
     help: str
 
@@ -90,7 +90,7 @@ class Input:
 
     @classmethod
     def typed(cls, words: Sequence[str]) -> "Input":
-        """The input that the ``words`` after ``option.flag`` ask for."""
+        """The input that the ``words`` after ``option.flags`` ask for."""
         raise NotImplementedError
 
     @property
@@ -142,7 +142,7 @@ class Image(Input):
 
     needs, pictured = ("video_encoder",), True
     option = Option(
-        "--image",
+        "--image -i",
         ("PATH", "FRAME STRENGTH"),
         "picture (PNG, JPEG, WebP, BMP, GIF or TIFF; HEIC with pillow-heif) to show at FRAME (0, "
         "or with LTX-2 a multiple of 8; 0 if left out), kept by STRENGTH (0 to 1; 1 if left out); repeatable",

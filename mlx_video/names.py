@@ -1,4 +1,4 @@
-"""What scripts written for other MLX ports of LTX-2 import and type, and what it is called here. Nothing else uses the names."""
+"""What scripts written for other MLX ports of LTX-2 import, and what it is called here. Nothing else uses the names."""
 
 import mlx.core as mx
 
@@ -16,17 +16,6 @@ from mlx_video.sampling.schedules import (
     ltx2_scheduler,
 )
 from mlx_video.types import VideoPixelShape, VideoScale
-
-# An option as it was -> the option that it is.
-OPTIONS = {"-i": "--image", "--text-encoder-repo": "--text-encoder"}
-# An option that is gone -> what to do.
-GONE = {
-    "--image-strength": "the strength follows the frame, as in --image cat.png 0 0.8.",
-    "--image-frame-idx": "the frame follows the picture, as in --image cat.png 8.",
-    "--stream": "every clip is written while it is decoded; leave it out.",
-    "--max-tokens": "Gemma ends an enhanced prompt itself; leave it out.",
-    "--temperature": "another --seed gives another enhanced prompt; leave it out.",
-}
 
 # The tensors of one network out of an official file's, under our names: dict -> dict.
 sanitize_transformer_weights = LTXModel.sanitize

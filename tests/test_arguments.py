@@ -22,8 +22,8 @@ def no_demo_model(monkeypatch, tmp_path):
 
 def read(*words: str, **usual):
     parser = Parser()
-    add_generate(parser)
-    return parser.read(words, usual)
+    add_generate(parser, **usual)
+    return parser.read(words)
 
 
 def job(*words: str, variant: str = "dev", audio: bool = False):

@@ -364,8 +364,8 @@ def test_words_that_make_no_prompt_are_answered(words, sentence, capsys):
 
 @pytest.mark.parametrize("words, told", [("help", "COMMAND"), ("help plan", "--prompt"), ("version", "BLAS")])  # fmt: skip
 def test_help_and_version_are_commands_too(words, told, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(words.split())
+    with contextlib.suppress(SystemExit):  # as argparse ends its help
+        assert cli.main(words.split()) == 0
     assert told in capsys.readouterr().out
 
 

@@ -481,8 +481,7 @@ def test_other_shells_load_what_is_written_for_them(shell, asked, found, tmp_pat
 
 
 def test_the_version_names_what_runs(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["--version"])
+    assert cli.main(["--version"]) == 0
     told = capsys.readouterr().out
     assert "mlx-video 0" in told and "Device(" in told and "BLAS" in told
 

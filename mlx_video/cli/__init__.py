@@ -20,13 +20,14 @@ DONE, FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 0, 1, 2, 3, 130
 def main(argv: Sequence[str] | None = None, *before: str, **usual) -> int:
     """The exit code of the ``mlx-video`` command for ``argv``, by default the process's, with words ``before`` them.
 
-    usual  defaults of options in place of the usual ones; --help shows them
+    usual  defaults of ``generate``'s options in place of the usual ones; --help shows them
     """
     words = [*before, *(sys.argv[1:] if argv is None else argv)]
 
     def command() -> None:
-        _commands().run(words, usual)
+        _commands().run(words, **usual)
 
+    # Not by argparse, whose own errors are told as JSON too.
     return guarded(command, json_errors="--json" in words)
 
 

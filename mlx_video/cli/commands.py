@@ -9,9 +9,10 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator, Mapping, Sequence
+from typing import Callable, Iterator, Sequence
 
 from mlx_video import __version__
+from mlx_video.backend import load_blas
 from mlx_video.cli import check as checking
 from mlx_video.cli import convert as converting
 from mlx_video.cli import options
@@ -45,9 +46,9 @@ DESCRIPTION = (
 )
 
 
-def run(words: Sequence[str], usual: Mapping[str, object] = {}) -> None:
-    """Do what ``words`` ask for; ``usual`` as in ``Parser.read``."""
-    args = main_parser().read(meant(words), usual)
+def run(words: Sequence[str], **usual) -> None:
+    """Do what ``words`` ask for; ``usual`` as in ``main_parser``."""
+    args = main_parser(**usual).read(meant(words))
     if getattr(args, "verbose", False):
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.run(args)
@@ -55,6 +56,7 @@ def run(words: Sequence[str], usual: Mapping[str, object] = {}) -> None:
 
 def meant(words: Sequence[str]) -> Sequence[str]:
     """``words`` with what people leave out: a prompt alone is for ``generate``, and help and version are options."""
+    # argparse has no command that may be left out.
     match words:
         case ["help", *command]:
             return [*command, "--help"]
@@ -67,35 +69,30 @@ def meant(words: Sequence[str]) -> Sequence[str]:
     return words
 
 
-def main_parser() -> Parser:
-    """Every command and option of ``mlx-video``."""
+def main_parser(**usual) -> Parser:
+    """Every command and option of ``mlx-video``; ``usual`` are the defaults of ``add_generate``."""
     parser = Parser(prog="mlx-video", description=DESCRIPTION)
-    parser.add_argument(
-        "--version", action=_Version, nargs=0, help="say what runs here, and exit"
-    )
+    about = "say what runs here, and exit"
+    say_version = {"action": "store_const", "const": version, "dest": "run"}
+    parser.add_argument("--version", help=about, **say_version)
     parser.set_defaults(run=lambda _: parser.print_help(), main=parser)
     commands = parser.add_subparsers(metavar="COMMAND")
     for name, (add_arguments, run) in COMMANDS.items():
         first = run.__doc__.partition(".\n")[0].rstrip(".")
         about = first[0].lower() + first[1:]
         command = commands.add_parser(name, help=about, description=about)
-        add_arguments(command)
+        add_arguments(command, **(usual if run is generate else {}))
         command.set_defaults(run=run, command=command)
     return parser
 
 
-class _Version(argparse.Action):
-    """The version, MLX's, the device and the BLAS."""
+def version(args: argparse.Namespace) -> None:
+    """Say the version, MLX's, the device and the BLAS."""
+    import mlx.core as mx
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        import mlx.core as mx
-
-        from mlx_video.backend import load_blas
-
-        tell(f"mlx-video {__version__}")
-        tell(f"mlx       {mx.__version__}, {mx.default_device()}")
-        tell(f"BLAS      {load_blas() or 'the one in MLX'}")
-        parser.exit()
+    tell(f"mlx-video {__version__}")
+    tell(f"mlx       {mx.__version__}, {mx.default_device()}")
+    tell(f"BLAS      {load_blas() or 'the one in MLX'}")
 
 
 # Commands; each docstring begins with what --help says

@@ -83,9 +83,8 @@ def _said(args: argparse.Namespace, kind: type) -> dict[str, object]:
 
 def inputs_from(args: argparse.Namespace) -> tuple[Input, ...]:
     """Every input that was typed."""
-    flags = (kind.option.flag for kind in Input.kinds.values() if kind.option)
-    given = (getattr(args, flag.strip("-").replace("-", "_")) for flag in flags)
-    return tuple(chain.from_iterable(given))
+    typed = (name for name, kind in Input.kinds.items() if kind.option)
+    return tuple(chain.from_iterable(getattr(args, name) for name in typed))
 
 
 def _lora_from(words: Sequence[str]) -> tuple[str, float]:

@@ -18,8 +18,15 @@ BESIDE = "(default: beside the model, else from the hub)"
 SIDE = "in pixels; LTX-2 needs a multiple of 32, or of 64 with two stages (default: {})"
 
 
-def add_generate(parser: argparse.ArgumentParser) -> None:
-    """Every option of a clip; those that are not typed are ``None``, and the checkpoint's defaults apply."""
+def add_generate(
+    parser: argparse.ArgumentParser,
+    variant: str = "distilled",
+    audio: bool | None = None,
+) -> None:
+    """Every option of a clip; those that are not typed are ``None``, and the checkpoint's defaults apply.
+
+    The defaults of ``variant`` and ``audio`` are the door's.
+    """
     add = add_prompt(parser)
     about = "what to avoid; used only with guidance (default: a list of common faults)"
     add("--negative-prompt", about)
@@ -28,9 +35,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     _add_size(group(parser, "size", OWN_DEFAULTS))
     _add_inputs(group(parser, "inputs"))
     _add_guidance(group(parser, "guidance (dev model)", OWN_DEFAULTS))
-    _add_model(add_model_files(parser))
+    _add_model(add_model_files(parser), variant)
     _add_memory(group(parser, "memory"))
-    _add_output(add_output(parser, "named after the prompt and the seed"))
+    _add_output(add_output(parser, "named after the prompt and the seed"), audio)
     add = group(parser, "again")
     about = "reproduce the clip of a .json record, or of an .mp4 made by mlx-video"
     add("--from-record", about, type=path, metavar="FILE")
@@ -66,11 +73,11 @@ def _add_size(add: Add) -> None:
 
 def _add_inputs(add: Add) -> None:
     """An option for each kind of input that can be typed."""
-    for kind in Input.kinds.values():
+    for name, kind in Input.kinds.items():
         if kind.option:
-            metavar = kind.option.metavar
+            flags, metavar, about = kind.option
             how = {"nargs": 1 if len(metavar) == 1 else "+", "metavar": metavar}
-            add(kind.option.flag, kind.option.help, (), action=_Given, kind=kind, **how)
+            add(flags, about, (), action=_Given, dest=name, kind=kind, **how)
 
 
 class _Given(argparse.Action):
@@ -126,9 +133,9 @@ def _add_guidance(add: Add) -> None:
     flag(add, "--batch-guidance", about)
 
 
-def _add_model(add: Add) -> None:
+def _add_model(add: Add, variant: str) -> None:
     about = "distilled: few steps; dev: guided, many steps"
-    add("--variant", about, "distilled", choices=recipes.VARIANTS)
+    add("--variant", about, variant, choices=recipes.VARIANTS)
     about = (
         "DFR, with the distilled LTX-2.5: generates keyframes, then doubles the frame rate ROUNDS times (0 to 2); --num-frames "
         "and --fps describe the clip before that (default: off)"
@@ -158,7 +165,8 @@ def add_model_files(parser: argparse.ArgumentParser, default: str | None = None)
     cached = f" (default: {hub.MODEL_REPO} if it is in the hub's cache, else {DEMO})"
     add("--model --model-repo", about + ("" if default else cached), default)
     about = "folder, file or hub repository of the Gemma the model was trained with"
-    add("--text-encoder", f"{about} {BESIDE}", metavar="PATH")
+    flags = "--text-encoder --text-encoder-repo"
+    add(flags, f"{about} {BESIDE}", metavar="PATH")
     about = "dtype of the weights; with float16 the text encoder stays bfloat16 (default: bfloat16 on a GPU, float32 on a CPU)"
     add("--dtype", about, choices=DTYPES)
     return add
@@ -210,9 +218,9 @@ def add_output(parser: argparse.ArgumentParser, usual: str) -> Add:
     return add
 
 
-def _add_output(add: Add) -> None:
+def _add_output(add: Add, audio: bool | None) -> None:
     about = "with or without sound (default: with, but for python -m mlx_video.generate and generate_dev)"
-    add("--audio", about, action=argparse.BooleanOptionalAction)
+    add("--audio", about, audio, action=argparse.BooleanOptionalAction)
     about = (
         "how often to save the state of a long run, so that --resume can continue it"
     )

@@ -1,16 +1,15 @@
-"""How a command line is read, and what is said about words that make no sense. Does not know which options exist.
+"""How argparse reads a command line, and what is said about words that make no sense. Does not know which options exist.
 
-argparse alone reads it. Options default to ``None``, so that what was typed is known; the real defaults are filled in after.
+Options default to ``None``, so that what was typed is known; the real defaults are filled in after.
 """
 
 import argparse
 import difflib
 import re
 from functools import partial
-from typing import Callable, Iterable, Mapping, NoReturn, Sequence
+from typing import Callable, Iterable, NoReturn, Sequence
 
 from mlx_video.errors import UserError
-from mlx_video.names import GONE, OPTIONS
 
 # What argparse says of an option and its value -> what we say; the first names the option alone.
 OUR_WORDS = {
@@ -20,6 +19,14 @@ OUR_WORDS = {
     r"^(\S+): invalid float value: (.*)": r"\1 takes a number; got \2.",
     r"^(\S+): expected .*argument.*": r"\1 needs a value after it; see --help.",
     r"^the following arguments are required: (.*)": r"\1 is missing; see --help.",
+}
+# An option of other ports of LTX-2 that is gone -> what to do.
+GONE = {
+    "--image-strength": "the strength follows the frame, as in --image cat.png 0 0.8.",
+    "--image-frame-idx": "the frame follows the picture, as in --image cat.png 8.",
+    "--stream": "every clip is written while it is decoded; leave it out.",
+    "--max-tokens": "Gemma ends an enhanced prompt itself; leave it out.",
+    "--temperature": "another --seed gives another enhanced prompt; leave it out.",
 }
 Add = Callable[..., None]  # ``option``, of one group
 NEAR = 0.75  # how alike a word must be to what may have been meant
@@ -37,22 +44,14 @@ class Parser(argparse.ArgumentParser):
             message = re.sub(theirs, ours, message)
         raise UserError(message)
 
-    def read(
-        self, words: Sequence[str], usual: Mapping[str, object] = {}
-    ) -> argparse.Namespace:
-        """The arguments in ``words``; ``typed`` maps those that were typed to their option, ``usual`` replaces defaults.
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """The arguments in ``words``; ``typed`` maps those that were typed to their option.
 
         A word that nothing takes is reported by the parser of the subcommand, which the arguments hold as ``command``.
         """
-        for parser in (self, *self._commands()):
-            for action in parser._actions:
-                if hasattr(action, "real") and action.dest in usual:
-                    own, action.real = action.real, usual[action.dest]
-                    action.help = action.help.replace(
-                        f"default: {own})", f"default: {action.real})"
-                    )
-        args, unknown = self.parse_known_args(_renamed(words))
+        args, unknown = self.parse_known_args(words)
         command = getattr(args, "command", self)
+        # A positional argument would take the value after a mistyped option, and that would be reported instead.
         if getattr(args, "prompt", "") is None and [*map(_says, unknown)] == [True]:
             args.prompt = unknown.pop()
         if unknown:
@@ -65,10 +64,6 @@ class Parser(argparse.ArgumentParser):
             elif action.dest in args and hasattr(action, "real"):
                 setattr(args, action.dest, action.real)
         return args
-
-    def _commands(self) -> Iterable["Parser"]:
-        found = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
-        return (parser for action in found for parser in action.choices.values())
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         """Raise ``UserError`` for a value that is not among the choices; names the nearest."""
@@ -123,12 +118,6 @@ def flag(add: Add, names: str, about: str, real: bool = False, **how) -> None:
 def _says(word: str) -> bool:
     """Whether a word that stands alone may be a prompt: a sentence in quotes or a plain word, no option, number or file."""
     return word[:1] != "-" and (" " in word or word.isalpha() or not word)
-
-
-def _renamed(words: Sequence[str]) -> list[str]:
-    """``words`` with the options of other ports as they are called here."""
-    parts = (word.partition("=") for word in words)
-    return [OPTIONS.get(flag, flag) + sign + value for flag, sign, value in parts]
 
 
 def _hint(word: str, choices: Iterable[str], otherwise: str) -> str:
