@@ -330,7 +330,7 @@ def test_the_state_is_saved_as_a_run_is_stopped_and_noted(model, here, monkeypat
             raise KeyboardInterrupt
         return True
 
-    monkeypatch.setattr(kept, "WORTH_SAVING", -1.0)
+    monkeypatch.setattr(resume, "WORTH_SAVING", -1.0)
     monkeypatch.setattr("mlx_video.pipeline.may_start", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         list(run(job(model, guided()), Output(Path("x.mp4"))))
