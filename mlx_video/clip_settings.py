@@ -19,7 +19,7 @@ from mlx_video.types import Geometry
 
 log = logging.getLogger(__name__)
 
-Say = Callable[[object], None]
+Notice = Callable[[object], None]
 AUTO = "auto"
 FAR = 1.25  # times the rate that a model learned
 DEV_MODEL = "the dev model (--variant dev, or python -m mlx_video.generate_dev)"
@@ -65,17 +65,17 @@ class ClipSettings:
     def job(
         self,
         files: Files,
-        say: Say = log.warning,
-        warn: Say = log.warning,
+        notify: Notice = log.warning,
+        warn: Notice = log.warning,
         called: Mapping[str, str] = {},
     ) -> Job:
-        """The job that makes the clip with ``files``; ``say`` as in ``resolve_model``; ``warn`` is called for settings that look like mistakes.
+        """The job that makes the clip with ``files``; ``notify`` as in ``resolve_model``.
 
-        Raises ``UserError`` where there is no such model, and for settings that exclude each other, by what they are
-        ``called``, if not by their names.
+        ``warn`` is called with a sentence for each setting that looks like a mistake. Raises ``UserError`` where there is
+        no such model and where settings exclude each other; the message names them as in ``called``, if they are there.
         """
         self._check(files, called)
-        files, usual = resolve_model(files, self.variant, say)
+        files, usual = resolve_model(files, self.variant, notify)
         settings = replace(self, frames=self._frames(files, usual, warn))
         recipe, request = settings.recipe(usual, files), settings.request(usual)
         if self.fps is not None and not 1 / FAR <= self.fps / usual.fps <= FAR:
@@ -153,7 +153,7 @@ class ClipSettings:
         names = (field.name for field in fields(usual))
         return usual.given(**{name: getattr(self, name, None) for name in names})
 
-    def _frames(self, files: Files, usual: Defaults, warn: Say) -> int | None:
+    def _frames(self, files: Files, usual: Defaults, warn: Notice) -> int | None:
         """The frames that last as long as ``duration``; the dev model's are rounded, as scripts for it expect."""
         step = _geometry(files, self.variant).video.time
         if self.duration not in (None, AUTO):
@@ -169,14 +169,14 @@ class ClipSettings:
 
 
 def resolve_model(
-    files: Files, variant: str, say: Say = log.warning
+    files: Files, variant: str, notify: Notice = log.warning
 ) -> tuple[Files, Defaults]:
     """``files`` by their full paths with a model named, and that model's defaults.
 
-    ``say`` is told when the demo model is used because none was named, and what is about to be downloaded.
+    ``notify`` is called when the demo model is used because none was named, and before each download.
     """
-    model = model_of(files := files.resolved(), say)
-    stated = find_defaults(model, variant, say)
+    model = model_of(files := files.resolved(), notify)
+    stated = find_defaults(model, variant, notify)
     try:
         defaults = Defaults.from_dict(stated)
     except UserError as error:

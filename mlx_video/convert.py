@@ -40,7 +40,7 @@ def convert(
     q_group_size: int = 64,
     *,
     variant: str | None = None,
-    hear: Callable[[hub.DownloadPlan | str], None] = lambda what: None,
+    notify: Callable[[hub.DownloadPlan | str], None] = lambda what: None,
 ) -> Path:
     """Write each part of ``hf_path`` into a folder of its own under ``mlx_path``, which must not hold anything yet.
 
@@ -48,7 +48,7 @@ def convert(
               files, while a converted folder keeps the transformers of both
     dtype     of floating tensors; ``None`` keeps the stored ones (bfloat16 for fp8)
     quantize  the Linears of the transformer's and Gemma's blocks, to ``q_bits`` bits in groups of ``q_group_size``
-    hear      gets what is about to be downloaded, and the name of each part before it is written
+    notify    is called before each download, and with the name of each part before it is written
     The upscaler and Gemma beside the model go along, Gemma in its own dtype and, if it is quantized already, as it is,
     and so do the checkpoint's defaults. Memory stays near one shard (5 GB); a conversion that fails leaves nothing
     behind. Raises ``UserError``.
@@ -58,17 +58,17 @@ def convert(
     with folder_aside(target) as folder:
         needs = [name for name, part in PARTS.items() if part.block is not None]
         layout = Components.open(
-            hf_path, variant=variant, needs=needs, announce=hear
+            hf_path, variant=variant, needs=needs, notify=notify
         ).layout
         if layout.folders:
-            find.find_folders(hf_path, layout.folders, hear)
+            find.find_folders(hf_path, layout.folders, notify)
         stored = with_projection(layout.stored).items()
         if quantize and any(_is_quantized(name, source) for name, source in stored):
             raise UserError(
                 f"{hf_path} is quantized already; convert the checkpoint it was made from, or leave out -q."
             )
         for name, source in stored:
-            hear(name)
+            notify(name)
             network = part_of(name).network(source)
             network.write(source, folder / name, dtype, quantization)
         if beside := layout.beside:

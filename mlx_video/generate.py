@@ -74,7 +74,7 @@ def make(job: Job, output: Output, quiet: bool) -> Path:
     from mlx_video.cli.progress import Downloads, Progress
 
     progress = Progress(quiet)
-    options = Options(announce=Downloads(quiet))
+    options = Options(notify=Downloads(quiet))
     with closing(progress), closing(run(job, output, options)) as events:
         for event in events:
             progress.show(event)

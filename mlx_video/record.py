@@ -17,10 +17,11 @@ from mlx_video.dfr_pipeline import pipeline_for
 from mlx_video.disk import file_size, read_small, short
 from mlx_video.errors import UserError, check_text
 from mlx_video.formats.safetensors import clip
+from mlx_video.hub import Notify
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import find_geometry, model_of
-from mlx_video.models.ltx.components import Announce, Components, announce_to_log
+from mlx_video.models.ltx.components import Components, notify_log
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
 
@@ -61,7 +62,7 @@ class Job:
         )
 
     def components(
-        self, announce: Announce = announce_to_log, sampled: bool = False
+        self, notify: Notify = notify_log, sampled: bool = False
     ) -> Components:
         """The parts that the job needs, found and identified; the decoders alone, where it is ``sampled``."""
         needs = self.request.needs(self.recipe)
@@ -69,13 +70,13 @@ class Job:
             needs = [name for name in needs if name in DECODERS]
         files = replace(self.files, model=model_of(self.files))
         variant = self.recipe.variant
-        return Components.open(files, variant=variant, needs=needs, announce=announce)
+        return Components.open(files, variant=variant, needs=needs, notify=notify)
 
     def plan(
         self,
         *,
         limit: float | None = None,
-        announce: Announce = announce_to_log,
+        notify: Notify = notify_log,
         previews: bool = False,
         keep: bool = False,
         sampled: bool = False,
@@ -84,7 +85,7 @@ class Job:
         machine; loads no weights."""
         batched = self.batch_guidance
         work = plans.Work(self.request, self.recipe, batched, previews, keep, sampled)
-        return plans.plan(self.components(announce, sampled), work, limit)
+        return plans.plan(self.components(notify, sampled), work, limit)
 
     def planned(self, plan: plans.Plan) -> "Job":
         """The same job, with the residency that ``plan`` chose and the model that was found."""

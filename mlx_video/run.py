@@ -17,7 +17,8 @@ from mlx_video.disk import folder_made, owned, reserved, short, written_aside
 from mlx_video.errors import UserError
 from mlx_video.events import Event, Fused, Planned, Took, Warned, Written
 from mlx_video.health import check_latents
-from mlx_video.models.ltx.components import Announce, announce_to_log
+from mlx_video.hub import Notify
+from mlx_video.models.ltx.components import notify_log
 from mlx_video.models.ltx.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached
@@ -41,7 +42,7 @@ class Options:
     resume        the state file to go on from
     previews      show what the clip looks like while it is sampled, where memory allows it
     shelf         where parts stay loaded for the next run, where memory allows it; ``None`` frees them
-    announce      hears what is about to be downloaded
+    notify        is called before and during each download
     """
 
     health: bool = True
@@ -50,7 +51,7 @@ class Options:
     resume: Path | None = None
     previews: bool = False
     shelf: Shelf | None = None
-    announce: Announce = announce_to_log
+    notify: Notify = notify_log
 
     def __post_init__(self):
         limit = self.memory_limit
@@ -131,7 +132,7 @@ def _planned(
     """The plan of ``job`` within the memory limit, and its pipeline; both checked."""
     plan = job.plan(
         limit=options.memory_limit,
-        announce=options.announce,
+        notify=options.notify,
         previews=options.previews and not sampled,
         keep=options.shelf is not None and not sampled,
         sampled=sampled,

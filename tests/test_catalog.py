@@ -112,10 +112,10 @@ def test_what_is_about_to_be_downloaded_is_said_with_the_licence():
     heard = []
     missing = {"x": hub.Missing(42_000_000_000, "0")}
     plan = hub.DownloadPlan(LTX_2_5.repository, ("x",), missing)
-    LTX_2_5.announced(heard.append)(plan)
+    LTX_2_5.with_terms(heard.append)(plan)
     assert "42.00 GB to download" in str(heard[0])
     assert "LTX-2.x Community License, gated: accept it" in str(heard[0])
-    LTX_2.announced(heard.append)(replace(plan, repo=LTX_2.repository))
+    LTX_2.with_terms(heard.append)(replace(plan, repo=LTX_2.repository))
     assert str(heard[1]).endswith("LTX-2 Community License, open to all")
-    LTX_2.announced(heard.append)(replace(plan, repo=hub.TEXT_ENCODER_REPO))
+    LTX_2.with_terms(heard.append)(replace(plan, repo=hub.TEXT_ENCODER_REPO))
     assert "licen" not in str(heard[2]).lower()

@@ -259,7 +259,7 @@ def test_it_cannot_enhance_prompts(demo, capsys):
 def test_enhance_goes_on_asking_gemma(demo, monkeypatch):
     asked = []
 
-    def stop(given, release, announce):
+    def stop(given, release, notify):
         asked.append(given)
         raise MissingFileError("stop")
 
@@ -379,7 +379,7 @@ def test_a_repository_states_its_defaults_before_its_weights_are_fetched(
 ):
     asked = []
 
-    def resolve(repo, patterns, announce):
+    def resolve(repo, patterns, notify):
         asked.append((repo, *patterns))
         return demo
 
@@ -399,7 +399,7 @@ def published(demo, tmp_path, monkeypatch) -> Path:
     """The folder as the repository me/tiny, of which the cache gets what is asked for."""
     cached = tmp_path / "snapshot"
 
-    def resolve(model, patterns, announce):
+    def resolve(model, patterns, notify):
         assert str(model) == "me/tiny"
         there = [f.relative_to(demo).as_posix() for f in demo.rglob("*") if f.is_file()]
         for pattern in patterns:

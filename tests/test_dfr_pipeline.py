@@ -111,7 +111,7 @@ def test_the_temporal_upsampler_is_fetched_where_it_is_missing(tmp_path, monkeyp
     shutil.copy(temporal, file)
     asked = []
 
-    def resolve(repository, files, announce):
+    def resolve(repository, files, notify):
         asked.append((repository, files))
         return tmp_path / "hub"
 

@@ -117,10 +117,10 @@ def test_a_local_folder_goes_before_a_repository_of_its_name(repo, remote, here)
 
 def test_resolve_announces_before_it_downloads(repo, remote):
     heard = []
-    announce = lambda plan: heard.append((plan.bytes, dict(remote.sent)))
-    file = hub.resolve_file(f"{NAME}/a.safetensors", announce)
+    notify = lambda plan: heard.append((plan.bytes, dict(remote.sent)))
+    file = hub.resolve_file(f"{NAME}/a.safetensors", notify)
     assert file.read_bytes() == A and heard == [(len(A), {})]
-    hub.resolve_file(f"{NAME}/a.safetensors", announce)
+    hub.resolve_file(f"{NAME}/a.safetensors", notify)
     assert len(heard) == 1
 
 
@@ -135,11 +135,11 @@ def test_says_how_far_a_download_is(repo, monkeypatch):
     monkeypatch.setattr(download, "SMALL", 1)
     heard = []
 
-    def announce(what):
+    def notify(what):
         if isinstance(what, hub.Download):
             heard.append((what.tenth, what.ended, what.done, str(what)))
 
-    hub.resolve(NAME, ["a.safetensors"], announce)
+    hub.resolve(NAME, ["a.safetensors"], notify)
     assert 9 <= sum(tenth and not ended for tenth, ended, *_ in heard) <= 10
     assert [ended for _, ended, *_ in heard] == [False] * (len(heard) - 1) + [True]
     assert heard[-1][2] == len(A)

@@ -86,16 +86,16 @@ def test_a_download_is_told_before_it_begins(model, here, monkeypatch):
     ]
     fetched, components = [], Job.components
 
-    def found(self, announce, sampled):
+    def found(self, notify, sampled):
         for plan in plans:
             if plan.repo not in fetched:
-                announce(plan)
+                notify(plan)
                 fetched.append(plan.repo)
         return components(self)
 
     monkeypatch.setattr(Job, "components", found)
     told = []
-    hear = Options(announce=lambda plan: told.append((plan.repo, list(fetched))))
+    hear = Options(notify=lambda plan: told.append((plan.repo, list(fetched))))
     next(run(job(model), Output(Path("x.mp4")), hear))
     assert told == [("a/b", []), ("c/d", ["a/b"])]
 

@@ -318,9 +318,9 @@ def test_a_download_is_said_and_how_far_it_is_unless_only_the_path_is_wanted(cap
     half = hub.Download("a/b", plan.missing.values(), print)
     half.done, half.tenth = 5 * 10**9, True
     for words, lines in {("--quiet",): 1, (): 2}.items():
-        announce = options_from(args(*words)).announce
-        announce(plan)
-        announce(half)
+        notify = options_from(args(*words)).notify
+        notify(plan)
+        notify(half)
         said = capsys.readouterr().err.splitlines()
         assert len(said) == lines
         assert said[0] == "a/b: 10.00 GB to download (x 10.00 GB)"

@@ -162,7 +162,7 @@ def plan(args: argparse.Namespace) -> None:
                 f"{job.files.model} is not downloaded yet; planned from its published tables."
             )
         job = replace(job, files=files)
-        foreseen = job.plan(limit=args.memory_limit, announce=Downloads())
+        foreseen = job.plan(limit=args.memory_limit, notify=Downloads())
         for notice in notices:
             Progress().show(notice)
         if not args.json:
@@ -185,7 +185,7 @@ def enhance(args: argparse.Namespace) -> None:
     rewrite = enhance_i2v if args.image else enhance_t2v
     stream = partial(tell, end="") if sys.stdout and sys.stdout.isatty() else None
     needs = {"variant": "distilled", "needs": ["text_encoder"]}
-    components = Components.open(files_from(args), **needs, announce=Downloads())
+    components = Components.open(files_from(args), **needs, notify=Downloads())
     seed = SEED if args.seed is None else args.seed
     with components.lend("text_encoder") as encoder:
         text = rewrite(encoder, args.prompt, seed=seed, on_text=stream)

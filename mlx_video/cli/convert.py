@@ -42,7 +42,7 @@ def convert(args: argparse.Namespace) -> None:
         )
     downloads = Downloads()
 
-    def hear(what: object) -> None:
+    def notify(what: object) -> None:
         say(f"converting {what}") if isinstance(what, str) else downloads(what)
 
     folder = convert(
@@ -53,6 +53,6 @@ def convert(args: argparse.Namespace) -> None:
         args.q_bits,
         args.q_group_size,
         variant=args.variant,
-        hear=hear,
+        notify=notify,
     )
     tell(folder)

@@ -29,15 +29,15 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
         raise UserError("Give a prompt: --prompt 'a cat on a red sofa'.")
     settings = ClipSettings(**_said(args, ClipSettings), inputs=inputs_from(args))
     notices: list[str | Warned] = []
-    announce = options_from(args).announce
+    downloads = options_from(args).notify
 
-    def hear(what: object) -> None:
-        notices.append(what) if isinstance(what, str) else announce(what)
+    def notify(what: object) -> None:
+        notices.append(what) if isinstance(what, str) else downloads(what)
 
     def warn(text: object) -> None:
         notices.append(Warned(str(text)))
 
-    return settings.job(files_from(args), hear, warn, called=args.typed), notices
+    return settings.job(files_from(args), notify, warn, called=args.typed), notices
 
 
 # What may go with a record: where its files lie now, and what makes no other clip.
@@ -118,5 +118,5 @@ def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) ->
 def options_from(args: argparse.Namespace) -> Options:
     """How to carry out what the arguments ask for."""
     previews = getattr(args, "preview", None) is not None
-    announce = Downloads(args.quiet)
-    return Options(**_said(args, Options), previews=previews, announce=announce)
+    downloads = Downloads(args.quiet)
+    return Options(**_said(args, Options), previews=previews, notify=downloads)

@@ -80,15 +80,15 @@ class DownloadPlan:
         size = f"{amount(self.bytes)} to download ({', '.join(files)})"
         return f"{self.repo}: {size}{kept}{terms}"
 
-    def fetch(self, announce: "Announce" = lambda what: None) -> Path:
+    def fetch(self, notify: "Notify" = lambda what: None) -> Path:
         """Download what is missing, from where an earlier download ended; returns the snapshot's folder.
 
-        ``announce`` hears how far it is. Also asks the network where only links are missing: the cache may hold the file
-        under another revision.
+        ``notify`` is called with its progress. Also asks the network where only links are missing: the cache may hold the
+        file under another revision.
         """
         if folder := _snapshot(self.repo, self.patterns):
             return folder
-        heard = Download(self.repo, self.missing.values(), announce)
+        heard = Download(self.repo, self.missing.values(), notify)
         with heard, _explained(self.repo, self.patterns):
             for name, file in self.missing.items():
                 url = hf.hf_hub_url(self.repo, name, revision=self.commit)
@@ -99,36 +99,36 @@ class DownloadPlan:
                 return Path(hf.snapshot_download(self.repo, allow_patterns=patterns))
 
 
-Announce = Callable[[DownloadPlan | Download], None]
+Notify = Callable[[DownloadPlan | Download], None]
 
 
 def resolve(
     model: str | Path,
     patterns: Sequence[str],
-    announce: Announce = lambda what: None,
+    notify: Notify = lambda what: None,
 ) -> Path:
     """``model`` itself if it is a path; else the snapshot of that repository, fetched as far as needed.
 
-    ``announce`` hears the plan before anything is downloaded, and then how far it is. Raises as ``plan`` does.
+    ``notify`` is called with the plan before anything is downloaded, then with progress. Raises as ``plan`` does.
     """
-    return local(model) or fetch([plan(str(model), patterns)], announce)[0]
+    return local(model) or fetch([plan(str(model), patterns)], notify)[0]
 
 
-def fetch(plans: Sequence[DownloadPlan], announce: Announce) -> list[Path]:
+def fetch(plans: Sequence[DownloadPlan], notify: Notify) -> list[Path]:
     """The snapshots of ``plans``, fetched after all of them were announced. Raises ``UserError`` where the disk lacks room."""
     lacking = [plan for plan in plans if plan.missing]
     for plan in lacking:
-        announce(plan)
+        notify(plan)
     check_room(sum(plan.bytes - plan.kept for plan in lacking))
-    return [plan.fetch(announce) for plan in plans]
+    return [plan.fetch(notify) for plan in plans]
 
 
-def resolve_file(file: str | Path, announce: Announce = lambda what: None) -> Path:
+def resolve_file(file: str | Path, notify: Notify = lambda what: None) -> Path:
     """``file`` itself if it is a path; else the hub's owner/repository/name.safetensors, fetched if needed."""
     if path := local(file, file=True):
         return path
     repo, name = named_file(file)
-    return resolve(repo, [name], announce) / name
+    return resolve(repo, [name], notify) / name
 
 
 def named_file(file: str | Path) -> tuple[str, str]:

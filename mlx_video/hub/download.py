@@ -27,7 +27,7 @@ class Missing(NamedTuple):
 
 
 class Download:
-    """Progress of the download of some files: while the block runs, ``announce`` is called with it again and again.
+    """Progress of the download of some files: while the block runs, ``notify`` is called with it again and again.
 
     done, total  bytes
     tenth        whether this report completes a tenth
@@ -38,12 +38,12 @@ class Download:
         self,
         repo: str,
         files: Collection[Missing],
-        announce: Callable[["Download"], None],
+        notify: Callable[["Download"], None],
     ):
         self.repo, self._files = repo, files
         self.total, self.done = sum(file.bytes for file in files), kept(repo, files)
         self.tenth = self.ended = False
-        self._announce = announce if self.total >= SMALL else lambda what: None
+        self._notify = notify if self.total >= SMALL else lambda what: None
         self._first, self._began = self.done, time.monotonic()
         self._told = self._began
 
@@ -57,11 +57,11 @@ class Download:
         now = time.monotonic()
         if self.tenth and self.done < self.total or now - self._told >= OFTEN:
             self._told = now
-            self._announce(self)
+            self._notify(self)
 
     def __exit__(self, kind, error: BaseException | None, _) -> None:
         self.ended = True
-        self._announce(self)
+        self._notify(self)
         if error and (here := kept(self.repo, self._files)):
             part = f"{amount(here)} of {amount(self.total)} of {self.repo} are kept"
             error.add_note(f"{part}; the next run goes on from there.")

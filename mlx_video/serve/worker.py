@@ -27,15 +27,15 @@ from pathlib import Path
 from select import select
 from typing import Iterator, Mapping
 
-from mlx_video.clip_settings import ClipSettings, Say
+from mlx_video.clip_settings import ClipSettings, Notice
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.health import HealthError
-from mlx_video.hub import Download, DownloadPlan
+from mlx_video.hub import Download, DownloadPlan, Notify
 from mlx_video.media import save_still, save_stills
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.standins import stood_in
-from mlx_video.models.ltx.components import Announce, announce_to_log
+from mlx_video.models.ltx.components import notify_log
 from mlx_video.models.ltx.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.previews import Preview
@@ -78,7 +78,7 @@ class Settings:
     idle: float = 600.0
     lock: str = ""
 
-    def job(self, request: VideoRequest, warn: Say = lambda text: None) -> Job:
+    def job(self, request: VideoRequest, warn: Notice = lambda text: None) -> Job:
         """The job that a request, of which everything is decided, asks for. Raises ``UserError``."""
         variant, two_stage = RECIPES[request.recipe]
         settings = ClipSettings(
@@ -92,10 +92,10 @@ class Settings:
         loras = tuple((self.loras[name], s) for name, s in request.loras.items())
         return settings.job(Files(self.models[request.model], loras=loras), warn=warn)
 
-    def described(self, name: str, announce: Announce = announce_to_log) -> Model:
+    def described(self, name: str, notify: Notify = notify_log) -> Model:
         """What a model makes where nothing is asked, and its grid. Raises ``UserError`` where it cannot be opened."""
         job = ClipSettings("a clip").job(Files(self.models[name]))
-        shape, geometry = job.request.shape, job.components(announce).geometry
+        shape, geometry = job.request.shape, job.components(notify).geometry
         scale, least = geometry.video, geometry.least
         shrinks = {
             name: Defaults().recipe(*how).shrink for name, how in RECIPES.items()
@@ -147,14 +147,14 @@ class Worker:
 
     def _opening(self, what: DownloadPlan | Download) -> None:
         """Say what is downloaded before there are models. Raises ``KeyboardInterrupt`` where the server is gone."""
-        announce_to_log(what)
+        notify_log(what)
         ended = isinstance(what, Download) and what.ended
         self._say("trouble", message="" if ended else f"Downloading {what}.")
         if select([sys.stdin], [], [], 0)[0]:  # nothing but its end comes that early
             raise KeyboardInterrupt
 
     def _fetching(self, id: str, what: DownloadPlan | Download) -> None:
-        announce_to_log(what)
+        notify_log(what)
         if isinstance(what, DownloadPlan):
             self._notice(id, f"Downloading {what}.")
 
@@ -222,7 +222,7 @@ class Worker:
             memory_limit=self.settings.memory_limit,
             previews=self.settings.previews,
             shelf=self.shelf if self.settings.keep else None,
-            announce=partial(self._fetching, id),
+            notify=partial(self._fetching, id),
         )
         if (latents := output.latents).exists():
             return finish(Job.from_record(latents), latents, output, options)

@@ -41,11 +41,10 @@ from mlx_video.weights import materialize
 
 log = logging.getLogger(__name__)
 
-Announce = hub.Announce
 Inspect = Callable[[str, list[tuple[str, mx.array]]], None]
 
 
-def announce_to_log(what: hub.DownloadPlan | hub.Download) -> None:
+def notify_log(what: hub.DownloadPlan | hub.Download) -> None:
     """What is about to be downloaded, and every tenth of it, as warnings, which are seen where no log was set up."""
     if isinstance(what, hub.DownloadPlan) or what.tenth or what.ended:
         log.warning("%s", what)
@@ -107,14 +106,14 @@ class Components:
         *,
         variant: str | None = None,
         needs: Iterable[str] = NEEDED,
-        announce: Announce = announce_to_log,
+        notify: hub.Notify = notify_log,
     ) -> "Components":
         """Find every needed part and read its config; no tensor is read.
 
         files     what to open; a path or name alone is the model
         variant   "distilled" or "dev": which checkpoint of a folder or repository
         needs     the parts to find, and "distilled_lora"; nothing else is fetched
-        announce  hears what is about to be downloaded
+        notify    is called before and during each download
         Raises ``UserError``, in one sentence, for whatever would stop a run later.
         """
         files = files if isinstance(files, Files) else Files(files)
@@ -122,22 +121,22 @@ class Components:
         files.check()
         find.check_names(files)
         release = published(str(model))
-        if text_encoder := _alone(files, release, needs, announce):
+        if text_encoder := _alone(files, release, needs, notify):
             return cls({"text_encoder": text_encoder}, files.residency)
-        found = find.find_model(model, variant, needs, files, announce)
+        found = find.find_model(model, variant, needs, files, notify)
         layout = identify(found, variant)
         checks.check_layout(layout, needs)
         checks.check_variant(layout, variant)
-        sources = find.find_sources(layout, needs, files, announce)
+        sources = find.find_sources(layout, needs, files, notify)
         distilled_lora = detailing_lora = None
         if (given := files.distilled_lora) or DISTILLED_LORA in needs:
-            distilled_lora = find.find_distilled_lora(given, layout, announce)
+            distilled_lora = find.find_distilled_lora(given, layout, notify)
             checks.check_distilled_lora(distilled_lora, layout)
         if files.detailing_lora:
-            detailing_lora = hub.resolve_file(files.detailing_lora, announce)
+            detailing_lora = hub.resolve_file(files.detailing_lora, notify)
             adapter = lora.Adapter.read(detailing_lora)
             adapter.check(layout.version, reference=True)
-        loras = find.find_loras(files.loras, layout.version, announce)
+        loras = find.find_loras(files.loras, layout.version, notify)
         loras = loras, distilled_lora, layout, detailing_lora
         return cls(sources, files.residency, *loras)
 
@@ -330,13 +329,13 @@ class Components:
 
 
 def _alone(
-    files: Files, release: Release | None, needs: tuple[str, ...], announce: Announce
+    files: Files, release: Release | None, needs: tuple[str, ...], notify: hub.Notify
 ) -> Source | None:
     """The text encoder, where nothing else is needed. One for another release is refused before anything is fetched."""
     if needs == ("text_encoder",) and (files.text_encoder or release):
-        return find.find_text_encoder(files.text_encoder, release or LTX_2, announce)
+        return find.find_text_encoder(files.text_encoder, release or LTX_2, notify)
     if files.text_encoder and release and hub.local(files.text_encoder):
-        found = find.find_text_encoder(files.text_encoder, release, announce)
+        found = find.find_text_encoder(files.text_encoder, release, notify)
         checks.check_against_release(found, release)
     return None
 

@@ -138,7 +138,7 @@ def test_a_repository_gives_only_what_is_needed(folder, monkeypatch):
         return folder
 
     monkeypatch.setattr(hub, "plan", plan)
-    monkeypatch.setattr(hub, "fetch", lambda plans, announce: plans)
+    monkeypatch.setattr(hub, "fetch", lambda plans, notify: plans)
     Components.open(variant="dev", needs=["vocoder"])
     assert asked == [("Lightricks/LTX-2", "ltx-2-19b-dev.safetensors")]
     Components.open("me/my-ltx", needs=["vocoder"], variant="dev")

@@ -45,17 +45,19 @@ _SUBJECTS = Subjects.read(PACKAGED / "text_encoder")
 DEMO_KNOWS = _SUBJECTS.draws if _SUBJECTS else "a small world"
 
 
-def default_model(tell: Callable[[str], None] = log.warning) -> str:
+def default_model(notify: Callable[[str], None] = log.warning) -> str:
     """The model to use when none is named: a cached official one, else the demo model if the package has it.
 
-    ``tell`` is told about the demo model, and how to find the official ones.
+    ``notify`` is called when that is the demo model; it also says how to list the others.
     """
     for release in RELEASES:
         if any(hub.has(release.repository, f) for f in release.transformers.values()):
             return release.repository
     if not (PACKAGED / CONFIG).is_file():
         return LTX_2.repository
-    tell(f"Using the demo model {DEMO}; `mlx-video models` lists LTX-2 and the others.")
+    notify(
+        f"Using the demo model {DEMO}; `mlx-video models` lists LTX-2 and the others."
+    )
     return DEMO
 
 
@@ -78,11 +80,11 @@ def named(model: str | Path) -> str | Path:
     return names.get(typed, model)
 
 
-def model_of(files: Files, tell: Callable[[str], None] = log.warning) -> str:
+def model_of(files: Files, notify: Callable[[str], None] = log.warning) -> str:
     """The model that ``files`` names; else LTX-2 if they name files for it, else the default model."""
     others = files.text_encoder, files.upsampler, files.loras, files.distilled_lora
     usual = hub.MODEL_REPO if any(others) else None
-    return str(named(files.model or usual or default_model(tell)))
+    return str(named(files.model or usual or default_model(notify)))
 
 
 def located(model: str | Path) -> Path:
@@ -93,7 +95,7 @@ def located(model: str | Path) -> Path:
 def find_defaults(
     model: str | Path,
     variant: str,
-    announce: hub.Announce = lambda plan: None,
+    notify: hub.Notify = lambda plan: None,
 ) -> Mapping[str, object]:
     """The defaults that the checkpoint states, found before anything large is fetched.
 
@@ -106,7 +108,7 @@ def find_defaults(
         return release.defaults
     if path.suffix == ".safetensors" or "/" not in str(model):
         return {}
-    folder = hub.resolve(model, [f"*{CONFIG}"], announce)
+    folder = hub.resolve(model, [f"*{CONFIG}"], notify)
     return identify(folder, variant).defaults
 
 
@@ -125,7 +127,7 @@ def find_model(
     variant: str | None,
     needs: tuple[str, ...],
     given: Files,
-    announce: hub.Announce,
+    notify: hub.Notify,
 ) -> Path:
     """The file or folder of ``model``, fetched as far as the parts in ``needs`` ask for. Raises as ``hub.plan`` does.
 
@@ -135,15 +137,15 @@ def find_model(
     if is_there(path):
         return path
     if path.suffix == ".safetensors":
-        return hub.resolve_file(model, announce)
+        return hub.resolve_file(model, notify)
     if release := published(str(model)):
         files = release.files(variant or VARIANTS[0])
         wanted = _published(release, files, needs, given)
         plans = [hub.plan(*part) for part in wanted.items()]
-        return hub.fetch(plans, release.announced(announce))[0] / files[0]
-    folder = hub.resolve(model, [f"*{CONFIG}"], announce)
+        return hub.fetch(plans, release.with_terms(notify))[0] / files[0]
+    folder = hub.resolve(model, [f"*{CONFIG}"], notify)
     wanted = _wanted(identify(folder, variant), needs)
-    return hub.resolve(model, list(wanted), announce)
+    return hub.resolve(model, list(wanted), notify)
 
 
 def _published(
@@ -160,12 +162,12 @@ def _published(
 
 
 def find_folders(
-    model: str | Path, folders: Mapping[str, Source], announce: hub.Announce
+    model: str | Path, folders: Mapping[str, Source], notify: hub.Notify
 ) -> None:
     """Fetch all ``folders`` of a converted repository, of both variants; does nothing for a path."""
     homes = _homes(folders).items()
     files = [file for name, home in homes for file in _files(name, home)]
-    hub.resolve(located(model), files, announce)
+    hub.resolve(located(model), files, notify)
 
 
 def _wanted(layout: Layout, needs: tuple[str, ...]) -> Iterator[str]:
@@ -200,22 +202,22 @@ def check_names(files: Files) -> None:
 
 
 def find_sources(
-    layout: Layout, needs: tuple[str, ...], files: Files, announce: hub.Announce
+    layout: Layout, needs: tuple[str, ...], files: Files, notify: hub.Notify
 ) -> dict[str, Source]:
     """The parts of a checkpoint, with the text encoder and upsampler that are given or that it lacks; checked."""
     sources, release = dict(layout.sources), layout.release
     lacking = set(needs) - sources.keys()
     if files.text_encoder or "text_encoder" in lacking:
-        found = find_text_encoder(files.text_encoder, release, announce)
+        found = find_text_encoder(files.text_encoder, release, notify)
         sources["text_encoder"] = found
     if {"text_encoder", "connectors"} <= sources.keys() & set(needs):
         check_text_encoder(layout, sources["text_encoder"])
     if files.video_vae and "video_decoder" in sources:
-        sources |= find_video_vae(files.video_vae, layout, announce)
+        sources |= find_video_vae(files.video_vae, layout, notify)
     for name in filter(PARTS.get, release.single):
         given = getattr(files, name, None)
         if given or name in lacking:
-            sources[name] = find_single(name, given, release, announce)
+            sources[name] = find_single(name, given, release, notify)
     sources = with_projection(sources)
     wanted = {name: source for name, source in sources.items() if name in needs}
     for name, source in wanted.items():
@@ -230,10 +232,10 @@ def find_sources(
 
 
 def find_text_encoder(
-    given: str | Path | None, release: Release, announce: hub.Announce
+    given: str | Path | None, release: Release, notify: hub.Notify
 ) -> Source:
     """The text encoder that is ``given``, or the one of ``release``; raises ``UserError`` if it is no Gemma."""
-    source = text_encoder_source(_text_encoder_path(given, release, announce))
+    source = text_encoder_source(_text_encoder_path(given, release, notify))
     if not is_gemma(source):
         raise UserError(
             f"{source.path} is not a Gemma folder: its config.json names no Gemma model. "
@@ -243,12 +245,12 @@ def find_text_encoder(
 
 
 def _text_encoder_path(
-    given: str | Path | None, release: Release, announce: hub.Announce
+    given: str | Path | None, release: Release, notify: hub.Notify
 ) -> Path:
     usual = release.text_encoder
     if _is_file(given or usual.file):
-        return _file(given, release, usual.file, announce)
-    return hub.resolve(given or usual.repository, hub.TEXT_ENCODER_FILES, announce)
+        return _file(given, release, usual.file, notify)
+    return hub.resolve(given or usual.repository, hub.TEXT_ENCODER_FILES, notify)
 
 
 def _is_file(name: str | Path) -> bool:
@@ -256,20 +258,20 @@ def _is_file(name: str | Path) -> bool:
 
 
 def _file(
-    given: str | Path | None, release: Release, file: str, announce: hub.Announce
+    given: str | Path | None, release: Release, file: str, notify: hub.Notify
 ) -> Path:
     """The file that is ``given``, or ``file`` of the release's own repository."""
     if given:
-        return hub.resolve_file(given, announce)
-    return hub.resolve(release.repository, [file], release.announced(announce)) / file
+        return hub.resolve_file(given, notify)
+    return hub.resolve(release.repository, [file], release.with_terms(notify)) / file
 
 
 def find_single(
-    name: str, given: str | Path | None, release: Release, announce: hub.Announce
+    name: str, given: str | Path | None, release: Release, notify: hub.Notify
 ) -> Source:
     """The part in the file that is ``given``, or in its own of ``release``; raises ``UserError`` for any other network."""
     file = release.single[name]
-    found = _file(given, release, file, announce)
+    found = _file(given, release, file, notify)
     if name not in parts_in(found):
         raise UserError(
             f"{found} {PARTS[name].unlike}. Give {file} of {release.repository}."
@@ -278,14 +280,14 @@ def find_single(
 
 
 def find_video_vae(
-    given: str | Path, layout: Layout, announce: hub.Announce
+    given: str | Path, layout: Layout, notify: hub.Notify
 ) -> dict[str, Source]:
     """The video autoencoder in the file ``given``; where that is "conv", the convolutional one of the checkpoint.
 
     Raises ``UserError`` where there is none.
     """
     if str(given) != CONV:
-        file = hub.resolve_file(given, announce)
+        file = hub.resolve_file(given, notify)
         if found := _autoencoder(parts_in(file)):
             return found
         raise UserError(
@@ -301,7 +303,7 @@ def find_video_vae(
         )
     found = _autoencoder(companions(layout.path, layout.release, diffusion=False))
     if not found and layout.release.conv_vae:
-        file = _file(None, layout.release, layout.release.conv_vae, announce)
+        file = _file(None, layout.release, layout.release.conv_vae, notify)
         return _autoencoder(parts_in(file))
     return found
 
@@ -313,19 +315,19 @@ def _autoencoder(parts: Mapping[str, Source]) -> dict[str, Source]:
 
 
 def find_distilled_lora(
-    given: str | Path | None, layout: Layout, announce: hub.Announce
+    given: str | Path | None, layout: Layout, notify: hub.Notify
 ) -> Path:
     """The LoRA that is ``given``, lies beside the model, or was published with it, in this order."""
     folder = layout.path if layout.path.is_dir() else layout.path.parent
     given = given or newest(folder, DISTILLED_LORA_FILES)
-    return _file(given, layout.release, layout.release.distilled_lora, announce)
+    return _file(given, layout.release, layout.release.distilled_lora, notify)
 
 
 def find_loras(
-    loras: Iterable[tuple[str | Path, float]], version: str, announce: hub.Announce
+    loras: Iterable[tuple[str | Path, float]], version: str, notify: hub.Notify
 ) -> list[LoRA]:
     """The files of ``loras``; raises ``UserError`` if one is for another version."""
-    found = [LoRA(hub.resolve_file(f, announce), s) for f, s in loras]
+    found = [LoRA(hub.resolve_file(f, notify), s) for f, s in loras]
     for file, _ in found:
         Adapter.read(file).check(version)
     return found

@@ -113,12 +113,12 @@ class Release:
         to_do = f"gated: accept it at {page}, then `hf auth login`"
         return f"{self.licence}, {to_do if self.gated else 'open to all'}"
 
-    def announced(self, announce: hub.Announce) -> hub.Announce:
-        """``announce``, which hears the terms with what is about to be downloaded."""
+    def with_terms(self, notify: hub.Notify) -> hub.Notify:
+        """``notify``, called with plans that state the terms of this release."""
 
         def told(what: hub.DownloadPlan | hub.Download) -> None:
             own = isinstance(what, hub.DownloadPlan) and what.repo == self.repository
-            announce(replace(what, terms=self.terms) if own else what)
+            notify(replace(what, terms=self.terms) if own else what)
 
         return told
 

@@ -25,7 +25,7 @@ from mlx_video.models.ltx.checkpoint.releases import (
     Release,
     release_of,
 )
-from mlx_video.models.ltx.components import Components, announce_to_log
+from mlx_video.models.ltx.components import Components, notify_log
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.recipes import Defaults
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
@@ -81,7 +81,7 @@ def test_a_file_of_its_own_must_hold_the_part_that_it_is_for(tmp_path, monkeypat
     monkeypatch.setattr(find, "_file", lambda *_: CHECKPOINT)
     for name, words in (("temporal_upsampler", "frames"), ("duration_head", "head")):
         with pytest.raises(UserError, match=f"ltx2.* {words}. Give .* of Lightricks"):
-            find.find_single(name, None, LTX_2_5, announce_to_log)
+            find.find_single(name, None, LTX_2_5, notify_log)
 
 
 def test_a_converted_folder_keeps_its_release(tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def added(tmp_path, monkeypatch) -> Iterator[Path]:
         return {"Lightricks/LTX-9": here, GEMMA_3.repository: tmp_path / "gemma"}[repo]
 
     monkeypatch.setattr(hub, "plan", plan)
-    monkeypatch.setattr(hub, "fetch", lambda plans, announce: plans)
+    monkeypatch.setattr(hub, "fetch", lambda plans, notify: plans)
     RELEASES.append(entry)
     yield file
     RELEASES.remove(entry)
