@@ -1,8 +1,8 @@
 """Adaptive layer norm: noise levels become the shifts, scales and gates of a stream (AdaLN-single, Chen et al., 2023).
 
-Knows levels and rows; not blocks, or what a row is used for. A block adds its own table (R, D) to the rows (B, K, R, D)
-of the K noise levels of its tokens. ``levels`` (N,) is the level of each token; ``None`` = all have the first. B may be 1
-for a whole batch.
+Knows levels and rows, but neither blocks nor what a row is used for. A block adds its own table (R, D) to the rows
+(B, K, R, D) of its tokens' K noise levels. ``levels`` (N,) is each token's index among them; ``None`` = all have the first.
+B may be 1 for a whole batch.
 """
 
 import math
@@ -64,7 +64,7 @@ def norm_modulate(
     scale: int,
     eps: float,
 ) -> mx.array:
-    """Tokens (B, N, D), RMS-normed, then ``* (1 + scale) + shift`` with the rows of these numbers."""
+    """RMS-normed tokens (B, N, D) ``* (1 + scale) + shift``; ``shift`` and ``scale`` are row numbers."""
     normed = mx.fast.rms_norm(x, None, eps)
     return modulate(normed, *chosen_rows(table, rows, levels, shift, scale))
 
@@ -78,7 +78,7 @@ def add_gated(
     levels: mx.array | None,
     gate: int,
 ) -> mx.array:
-    """Tokens (B, N, D) plus ``update`` times row number ``gate``."""
+    """Tokens ``x`` (B, N, D) plus ``update`` times row number ``gate``."""
     return _add_product(x, update, *chosen_rows(table, rows, levels, gate))
 
 
@@ -86,7 +86,7 @@ def add_gated(
 def chosen_rows(
     table: mx.array, rows: mx.array, levels: mx.array | None, *numbers: int
 ) -> list[mx.array]:
-    """These rows for every token, (B, N, D) each, or (B, 1, D) if all have one level; added in float32."""
+    """The rows ``numbers`` of every token, (B, N, D) each, or (B, 1, D) if all share one level; summed in float32."""
     first, last = min(numbers), max(numbers)
     own, shared = table[first : last + 1], rows[:, :, first : last + 1]
     sums = (own.astype(mx.float32) + shared.astype(mx.float32)).astype(rows.dtype)
@@ -98,13 +98,13 @@ def chosen_rows(
 
 @mx.compile
 def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
-    """``x * (1 + scale) + shift``, float32 inside the one fused kernel."""
+    """``x * (1 + scale) + shift``, computed in float32 inside one fused kernel."""
     x32, shift, scale = (a.astype(mx.float32) for a in (x, shift, scale))
     return (x32 * (1 + scale) + shift).astype(x.dtype)
 
 
 @mx.compile
 def _add_product(x: mx.array, update: mx.array, gate: mx.array) -> mx.array:
-    """``x + update * gate``, float32 inside the one fused kernel."""
+    """``x + update * gate``, computed in float32 inside one fused kernel."""
     x32, update, gate = (a.astype(mx.float32) for a in (x, update, gate))
     return (x32 + update * gate).astype(x.dtype)

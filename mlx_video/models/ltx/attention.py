@@ -29,7 +29,7 @@ class Attention(nn.Module):
     ):
         """Queries from ``dim`` features, keys and values from ``context_dim`` (the same if ``None``).
 
-        gated  each head's result is multiplied by 0 to 2, depending on the query's token
+        gated  scale each head's result by a gate from 0 to 2, computed from the query's token
         """
         super().__init__()
         inner, context_dim = heads * head_dim, context_dim or dim
@@ -58,8 +58,8 @@ class Attention(nn.Module):
 
         rope          of the queries; ``context_rope`` of the keys (the queries' if ``None``)
         bias          (B, 1, N, M) added to the scores, in the dtype of x
-        attending     ``False``, also per item in a (B, 1, 1) array: tokens keep their own values instead of attending
-                      (spatiotemporal guidance); self-attention only
+        attending     ``False`` = tokens keep their own values instead of attending (spatiotemporal guidance; only for
+                      self-attention); a (B, 1, 1) array decides for each item
         """
         context = x if context is None else context
         values = end_piece(self.to_v(context))
@@ -104,7 +104,7 @@ class FeedForward(nn.Module):
 
 
 def attention_bias(strengths: mx.array, dtype: mx.Dtype) -> mx.array:
-    """The bias for the scores that makes tokens attend with ``strengths`` (B, N, M) in [0, 1]: (B, 1, N, M)."""
+    """The score bias (B, 1, N, M) that makes tokens attend with ``strengths`` (B, N, M) in [0, 1]."""
     nothing = mx.array(mx.finfo(dtype).min, mx.float32)
     bias = mx.where(strengths > 0, mx.log(strengths.astype(mx.float32)), nothing)
     return bias.astype(dtype)[:, None]
@@ -129,7 +129,7 @@ def _attend(
 def gelu(x: mx.array) -> mx.array:
     """GELU, tanh approximation (Hendrycks & Gimpel, 2016), written with the sigmoid: tanh(u) = 2 sigmoid(2u) - 1.
 
-    The same function, 2.8x faster on CUDA; computed in float32 inside one fused kernel.
+    2.8x faster on CUDA that way; computed in float32 inside one fused kernel.
     """
     x32 = x.astype(mx.float32)
     u = 0.7978845608028654 * (x32 + 0.044715 * x32 * x32 * x32)  # sqrt(2 / pi)
@@ -138,6 +138,6 @@ def gelu(x: mx.array) -> mx.array:
 
 @mx.compile
 def _scale_heads(x: mx.array, logits: mx.array) -> mx.array:
-    """``x`` (B, N, H, head_dim) times 2 sigmoid(logits (B, N, H)), float32 inside the one fused kernel."""
+    """``x`` (B, N, H, head_dim) times 2 sigmoid(logits (B, N, H)), in float32 inside one fused kernel."""
     gates = 2 * sigmoid(logits.astype(mx.float32))[..., None]
     return (x.astype(mx.float32) * gates).astype(x.dtype)

@@ -1,6 +1,6 @@
-"""LTX-2's parts, lent one at a time: found when opened, read when lent, freed when given back.
+"""LTX-2's parts, lent one at a time: found when opened, read when lent, freed when returned.
 
-Knows how files become modules, and for how long; not what they compute or in which order they are needed.
+Knows how files become modules and for how long, not what they compute or in which order.
 """
 
 import logging
@@ -45,7 +45,7 @@ Inspect = Callable[[str, list[tuple[str, mx.array]]], None]
 
 
 def notify_log(what: hub.DownloadPlan | hub.Download) -> None:
-    """What is about to be downloaded, and every tenth of it, as warnings, which are seen where no log was set up."""
+    """Log each download, and every tenth of it, as warnings, which are visible without any logging set up."""
     if isinstance(what, hub.DownloadPlan) or what.tenth or what.ended:
         log.warning("%s", what)
 
@@ -66,23 +66,23 @@ class Fusion(NamedTuple):
         )
 
 
-DISTILLED_LORA = "distilled_lora"  # can be needed too, though it is not a part
+DISTILLED_LORA = "distilled_lora"  # not a part, but may be needed like one
 
 
 @dataclass(eq=False, repr=False)
 class Components:
     """The parts of one checkpoint; at most one large part is resident at a time.
 
-    Each part is built once, lazily: a plan weighs it, ``check`` compares its tensors, and the same one is lent.
+    Each part is built once, lazily: the plan, ``check`` and ``lend`` use the same one.
 
     sources         the files of each part
     residency       how weights are kept while parts are lent
-    loras           fused into every part that they concern
+    loras           fused into every part that they apply to
     distilled_lora  the LoRA of the two-stage dev recipe; ``None`` if there is none
-    detailing_lora  of DFR's second stage; ``None`` if there is none
+    detailing_lora  the LoRA of DFR's second stage; ``None`` if there is none
     layout          what kind of checkpoint the model is
     fusions         what was fused so far, oldest first
-    inspect         is shown the name and the weights of each part that is lent; ``None`` = nothing looks at them
+    inspect         is called with the name and weights of each part that is lent; ``None`` = nothing is
     cache_limit     bytes of freed memory that MLX may keep for reuse while a part is lent; ``None`` = MLX's own limit
     """
 
@@ -141,7 +141,7 @@ class Components:
         return cls(sources, files.residency, *loras)
 
     def under(self, residency: Residency) -> "Components":
-        """The same parts under another residency, sharing what is built already."""
+        """The same parts under another residency; what is built already is shared."""
         if residency == self.residency:
             return self
         other = copy(self)
@@ -175,7 +175,7 @@ class Components:
             self.sketch("text_encoder").tokenizer.tokenize(prompts)
 
     def _check_loras(self, needs: Sequence[str]) -> None:
-        """A LoRA may name layers of several parts, and of streams that this run does not use."""
+        """Check LoRAs against all parts at once: one may name layers of several, or of streams that this run does not use."""
         distilled = self.distilled_lora if DISTILLED_LORA in needs else None
         own = [file for file in (distilled, self.detailing_lora) if file]
         files = [*(file for file, _ in self.loras), *own]
@@ -198,8 +198,8 @@ class Components:
     ) -> Iterator[nn.Module]:
         """Load a part, lend it for the ``with`` block, and free it.
 
-        Reads only the part's own tensors, and only the streams of ``model_type``. ``loras`` are fused in addition to the
-        checkpoint's. Afterwards the module is empty, unless the residency keeps it.
+        Reads only the part's own tensors, and only the streams of ``model_type``. ``loras`` are fused as well as those of
+        ``Components``. Afterwards the module is empty, unless the residency keeps it.
         """
         loras = tuple(loras)
         mark = self._mark(name, model_type, loras)
@@ -207,7 +207,7 @@ class Components:
         large = next((n for n, other in self._lent.items() if other.LARGE), None)
         if part.LARGE and large:
             raise RuntimeError(
-                f"The {name} must wait until the {large} is given back: close the stream that still holds it."
+                f"The {name} must wait until the {large} is returned: close the stream that still holds it."
             )
         self._lent[name] = part
         lent = None
@@ -237,7 +237,7 @@ class Components:
         distilled_lora: float = 0.0,
         detailing: float = 0.0,
     ) -> Iterator[X0Model]:
-        """Lend the transformer as a sampler sees it (``X0Model``), with these LoRAs fused at the given strengths."""
+        """Lend the transformer as an ``X0Model``, with the distilled and the detailing LoRA fused at these strengths."""
         if distilled_lora and self.distilled_lora is None:
             raise UserError(
                 f"The refinement needs the distilled LoRA: put {self.layout.release.distilled_lora} beside the model, or name it "
@@ -257,7 +257,7 @@ class Components:
 
     @contextmanager
     def video_statistics(self) -> Iterator[nn.Module]:
-        """Lend the per-channel statistics of video latents, the only tensors of the decoder that the upsampler needs."""
+        """Lend the statistics of video latents, the only tensors of the decoder that the upsampler needs."""
         decoder = self.sketch("video_decoder")
         if self.sources["video_decoder"].is_gguf:  # then the sketch has no values
             decoder, _ = self._network("video_decoder", LTXModelType.AudioVideo)
@@ -274,7 +274,7 @@ class Components:
         return self._built[key][0]
 
     def keep_on(self, shelf: Shelf, model_type: LTXModelType) -> None:
-        """Keep what the residency keeps on ``shelf``, and free what else is there."""
+        """Keep the residency's ``keep`` on ``shelf``, and free everything else there."""
         self.shelf = shelf
         shelf.clear(but={n: self._mark(n, model_type) for n in self.residency.keep})
 
@@ -296,9 +296,9 @@ class Components:
     def _load(
         self, name: str, model_type: LTXModelType, loras: tuple[LoRA, ...] = ()
     ) -> Network:
-        """A part as it is lent; still lazy. Logs what was fused into it."""
+        """A part ready to be lent, still lazy. Logs what was fused into it."""
         built = self._built.pop(self._key(name, model_type), None)
-        if built is None or self.sources[name].is_gguf:  # it has no values
+        if built is None or self.sources[name].is_gguf:  # its sketch has no values
             built = self._network(name, model_type)
         part, fusions = built
         fusions = fusions + fuse(name, part, loras)
@@ -320,7 +320,7 @@ class Components:
     def _network(
         self, name: str, model_type: LTXModelType, source: Source | None = None
     ) -> "Built":
-        """A part with the checkpoint's and the user's LoRAs, lazy, and what was fused into it."""
+        """A lazy part with the checkpoint's and the user's LoRAs fused, and a list of these."""
         source = source or self.sources[name]
         part = build(name, source, self.residency.dtype, model_type)
         if self.layout.distillation:
@@ -331,7 +331,7 @@ class Components:
 def _alone(
     files: Files, release: Release | None, needs: tuple[str, ...], notify: hub.Notify
 ) -> Source | None:
-    """The text encoder, where nothing else is needed. One for another release is refused before anything is fetched."""
+    """The text encoder if nothing else is needed. Refuses one of another release before anything is fetched."""
     if needs == ("text_encoder",) and (files.text_encoder or release):
         return find.find_text_encoder(files.text_encoder, release or LTX_2, notify)
     if files.text_encoder and release and hub.local(files.text_encoder):
@@ -340,13 +340,13 @@ def _alone(
     return None
 
 
-# A part, and the streams of it that are wanted.
+# A part's name, and its streams if it has several.
 Key = tuple[str, LTXModelType | None]
 Built = tuple[Network, list[Fusion]]
 
 
 def fuse(name: str, module: Network, loras: Iterable[LoRA]) -> list[Fusion]:
-    """Fuse the ``loras`` that concern part ``name`` into it, lazily."""
+    """Fuse into part ``name``, lazily, the ``loras`` that apply to it."""
     reports = (
         Fusion(
             file, strength, name, lora.fuse(module, lora.Adapter.read(file), strength)

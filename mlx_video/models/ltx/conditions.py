@@ -65,10 +65,10 @@ def reference(
     every: int = 1,
     strength: float = 1.0,
 ) -> AppendedTokens:
-    """A clip (B, C, f, H, W) that the whole clip follows.
+    """A reference (B, C, f, H, W) for the whole clip.
 
-    downscale  how many times smaller its sides are
-    every      it has frames 0 and 1, and then every ``every``-th frame
+    downscale  how many times smaller its sides are than the clip's
+    every      it holds frame 0, frame 1 and then every ``every``-th frame
     """
     fps = place.fps / every
     positions = _grid(latent.shape[2:], place._replace(fps=fps))

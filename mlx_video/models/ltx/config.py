@@ -30,7 +30,7 @@ NORM_TYPE = "text_encoder_norm_type"
 
 
 def rope_precision(stated: object) -> dict[str, bool]:
-    """What ``frequencies_precision`` means, where a file states it; raises ``UserError`` for an unknown one."""
+    """``frequencies_precision``, if stated, as our field; raises ``UserError`` for an unknown one."""
     if stated is not None and stated not in PRECISIONS:
         raise UserError(
             f"LTXModelConfig: frequencies_precision must be {' or '.join(PRECISIONS)}; got {short_repr(stated)}."
@@ -88,9 +88,9 @@ class ConnectorConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "ConnectorConfig":
-        """Read its keys of block ``transformer``, and leave the transformer's. Raises ``UserError``."""
+        """Read the connectors' keys of block ``transformer``. Raises ``UserError``."""
         data = dict(data) | rope_precision(data.get("frequencies_precision"))
-        # Each stream's own projection reads normalised text; LTX-2 does not state that its one does not.
+        # A projection per stream reads normalised text. LTX-2's single one does not, and its config does not say so.
         norm = "per_token_rms" if data.get("caption_proj_before_connector") else "none"
         stated = str(data.get(NORM_TYPE) or norm).lower()
         # The rest of the block is the transformer's, which checks it.
@@ -99,7 +99,7 @@ class ConnectorConfig(Config):
 
     @classmethod
     def keys(cls) -> set[str]:
-        """The keys of the block that it reads."""
+        """The keys that it reads."""
         return {field.name for field in fields(cls)} | cls.FIXED.keys()
 
     @property
@@ -135,9 +135,9 @@ class StreamConfig:
 class LTXModelConfig(Config):
     """The diffusion transformer: block ``transformer`` of the metadata. Without arguments it is that of LTX-2 (19B).
 
-    apply_gated_attention          every attention scales its heads (LTX-2.3)
+    apply_gated_attention          every attention gates its heads (LTX-2.3)
     cross_attention_adaln          the noise level modulates the text attention too (LTX-2.3) ...
-    use_prompt_adaln_single        ... and the text it reads; otherwise only the blocks' own tables modulate that
+    use_prompt_adaln_single        ... and the text it reads; otherwise only the blocks' own tables modulate the text
     caption_proj_before_connector  the text already has the stream's width (LTX-2.3)
     ff_bias                        for the video stream; ``audio_ff_bias`` for audio (LTX-2.5: none)
     use_keyframes_abs_pos_embedding  marked tokens get an embedding (LTX-2.5)
@@ -197,7 +197,7 @@ class LTXModelConfig(Config):
         "attention_head_dim",
         "cross_attention_dim",
     )
-    # What a checkpoint means that is silent: the official code's defaults, where they are not the 19B's values.
+    # For keys that a checkpoint leaves out: the official code's defaults, where they differ from the 19B's values.
     SILENT: ClassVar = {
         "av_ca_timestep_scale_multiplier": 1.0,
         "rope_type": "interleaved",
@@ -224,7 +224,7 @@ class LTXModelConfig(Config):
         """Read the ``transformer`` block; ``model_type`` says which of the checkpoint's streams to build."""
         data = cls.SILENT | dict(data, model_type=model_type)
         data |= rope_precision(data.pop("frequencies_precision", None))
-        # Text is projected by two layers here, or by none, as two more keys repeat.
+        # Two more keys repeat whether text is projected here.
         inside = not data.get("caption_proj_before_connector", False)
         return super().from_dict(data, dict.fromkeys(PROJECTION_KEYS, inside))
 

@@ -1,6 +1,6 @@
 """From the language model's hidden states to the transformer's text context: a projection, then a connector per stream.
 
-Knows layers, tokens and registers; not prompts, tokenizers or the language model.
+Knows layers, tokens and registers, but no prompts, tokenizers or language models.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from mlx_video.weights import Weights
 
 
 class TextConnectors(Network):
-    """Projects all of the language model's layers to one, then refines it for video and for audio."""
+    """Projects the states of all layers of the language model to one, then refines it for video and for audio."""
 
     CONFIG: ClassVar = ConnectorConfig
     LORAS: ClassVar = True
@@ -58,7 +58,7 @@ class TextConnectors(Network):
     ) -> AV[mx.array]:
         """Hidden states (layers + 1, B, T, D) and their mask (B, L), see ``TextFeatures`` -> context (B, L, D) each.
 
-        Only the connectors of ``modalities`` run. All L positions are meant to be attended to: those past the prompt hold
+        Only the connectors of ``modalities`` run. All L positions are to be attended to: those past the prompt hold
         registers. Raises ``UserError`` if L is not a multiple of the number of registers.
         """
         valid = mask[:, -hidden_states.shape[2] :] > 0
@@ -74,11 +74,11 @@ class TextConnectors(Network):
         return features.map(connect, AV(self.video, self.audio), wanted)
 
     def activation_bytes(self, rows: int, prompts: int, positions: int) -> float:
-        """For ``prompts`` of ``rows`` tokens in all, each with a context of ``positions``."""
+        """For ``prompts`` with ``rows`` tokens in total and a context of ``positions`` each."""
         config, live = self.config, memory_table.live()
         itemsize = self.video.learnable_registers.dtype.size
         inputs = (config.text_layers + 1) * config.caption_channels
-        # Both connectors' arrays and scores are alive at once, since nothing paces them.
+        # Both connectors' arrays and scores are alive at once: nothing paces them.
         streams = config.streams.values
         each = sum((live.connected + live.deeper * s.layers) * s.width for s in streams)
         each += live.scores * sum(stream.heads for stream in streams) * positions
@@ -90,14 +90,14 @@ class TextConnectors(Network):
     def configure(
         cls, source: Source, weights: Weights, model_type: LTXModelType
     ) -> ConnectorConfig:
-        """As every network's, see ``fit``."""
+        """As in ``Network``, completed by ``fit``."""
         return cls.fit(super().configure(source, weights, model_type), weights)
 
     @classmethod
     def fit(cls, config: ConnectorConfig, weights: Weights) -> ConnectorConfig:
-        """``config`` with what only the tensors in ``weights`` (official or ours) know: text layers and registers.
+        """``config`` with the numbers of text layers and registers, which only ``weights`` (official or ours) tell.
 
-        Raises ``UserError`` if those tensors are missing, or of another model than the config.
+        Raises ``UserError`` if those tensors are missing or belong to another model.
         """
         ours = cls.sanitize(weights)
         kind = "video_" if config.caption_proj_before_connector else ""
@@ -105,7 +105,7 @@ class TextConnectors(Network):
         registers = _matrix(ours, "video.learnable_registers")
         if projection.shape[1] < config.caption_channels:
             raise UserError(
-                f"The text projection takes {projection.shape[1]} numbers, fewer than the {config.caption_channels} of one "
+                f"The text projection takes {projection.shape[1]} features, fewer than the {config.caption_channels} of one "
                 "layer of the language model. It and the config belong to different models."
             )
         return replace(
@@ -118,13 +118,13 @@ class TextConnectors(Network):
     def sanitize(cls, weights: Weights) -> Weights:
         """The connectors' tensors under our names; unchanged if none has an official prefix.
 
-        LTX-2.5 keeps the projection in the text encoder's file, so pass the tensors of both files.
+        LTX-2.5 keeps the projection in the text encoder's file: pass the tensors of both files.
         """
         weights = cls.NAMES.take(weights) or weights
         return EARLIER_NAMES.take(weights) or weights
 
 
-EARLIER_NAMES = TensorNames(  # in folders that `convert` wrote before LTX-2.3
+EARLIER_NAMES = TensorNames(  # in folders converted before LTX-2.3
     {
         "aggregate_embed.": "projection.aggregate_embed.",
         "video_embeddings_connector.": "video.",
@@ -144,7 +144,7 @@ def _matrix(weights: Weights, key: str) -> mx.array:
 
 
 class PromptProjection(nn.Module):
-    """LTX-2: one projection for both streams, of layers scaled over the whole prompt."""
+    """LTX-2: one projection for both streams, of layers normalised over the whole prompt."""
 
     def __init__(self, config: ConnectorConfig):
         super().__init__()
@@ -152,14 +152,14 @@ class PromptProjection(nn.Module):
         self.aggregate_embed = nn.Linear((config.text_layers + 1) * D, D, bias=False)
 
     def __call__(self, hidden_states: mx.array, valid: mx.array) -> AV[mx.array]:
-        """(layers + 1, B, T, D), of which ``valid`` (B, T) are tokens -> (B, T, D), the same for both streams."""
+        """(layers + 1, B, T, D), with tokens where ``valid`` (B, T) -> (B, T, D), the same for both streams."""
         dtype = self.aggregate_embed.weight.dtype
         features = self.aggregate_embed(normalize_layers(hidden_states, valid, dtype))
         return AV(features, features)
 
 
 class TokenProjection(nn.Module):
-    """LTX-2.3: one projection per stream, of layers scaled token by token."""
+    """LTX-2.3: one projection per stream, of layers normalised token by token."""
 
     def __init__(self, config: ConnectorConfig):
         super().__init__()
@@ -169,7 +169,7 @@ class TokenProjection(nn.Module):
         self.audio_aggregate_embed = nn.Linear(inputs, config.streams.audio.width)
 
     def __call__(self, hidden_states: mx.array, valid: mx.array) -> AV[mx.array]:
-        """(layers + 1, B, T, D), of which ``valid`` (B, T) are tokens -> (B, T, width) of each stream."""
+        """(layers + 1, B, T, D), with tokens where ``valid`` (B, T) -> (B, T, width) of each stream."""
         dtype = self.video_aggregate_embed.weight.dtype
         normed = normalize_tokens(hidden_states, valid, dtype)
 
@@ -194,7 +194,7 @@ class Connector(nn.Module):
         ]
 
     def __call__(self, x: mx.array, lengths: mx.array, positions: int) -> mx.array:
-        """(B, T, D), of which the last ``lengths`` (B,) tokens are the prompt -> (B, positions, D)."""
+        """(B, T, D), whose last ``lengths`` (B,) tokens are the prompt -> (B, positions, D)."""
         x = self.fill_with_registers(x, lengths, positions)
         rope = self.rope(positions)
         for block in self.transformer_1d_blocks:
@@ -204,7 +204,7 @@ class Connector(nn.Module):
     def fill_with_registers(
         self, x: mx.array, lengths: mx.array, positions: int
     ) -> mx.array:
-        """(B, T, D) -> (B, positions, D): the prompt's tokens in front; every later position p holds register p mod R.
+        """(B, T, D) -> (B, positions, D): the prompt's tokens first; each later position p holds register p mod R.
 
         Raises ``UserError`` if ``positions`` is not a multiple of the number of registers R.
         """
@@ -216,7 +216,7 @@ class Connector(nn.Module):
             )
         T = x.shape[1]
         place, lengths = mx.arange(positions)[None, :, None], lengths[:, None, None]
-        # Row p of the prompt is T - length rows further down; past the prompt any row will do.
+        # Row p of the prompt is T - length rows further down; past the prompt, any row will do.
         tokens = mx.take_along_axis(x, mx.minimum(place + T - lengths, T - 1), axis=1)
         filler = mx.tile(self.learnable_registers, (positions // registers, 1))
         return mx.where(place < lengths, tokens, filler)
@@ -260,10 +260,10 @@ class ConnectorBlock(nn.Module):
 def normalize_layers(
     hidden_states: mx.array, valid: mx.array, dtype: mx.Dtype = mx.float32
 ) -> mx.array:
-    """Every layer of every prompt brought to mean 0 and range 8: (layers, B, T, D) -> (B, T, D * layers).
+    """Shift and scale every layer of every prompt to mean 0 and range 8: (layers, B, T, D) -> (B, T, D * layers).
 
-    Mean and range are over the ``valid`` (B, T) tokens and all channels; other rows become 0. The layer index runs
-    fastest. Computed in float32, returned as ``dtype``.
+    Mean and range are over the ``valid`` (B, T) tokens and all channels; other rows become 0. The layer index is fastest.
+    Computed in float32, returned as ``dtype``.
     """
     x = hidden_states.astype(mx.float32)
     shown = valid[None, :, :, None]
@@ -279,10 +279,9 @@ def normalize_layers(
 def normalize_tokens(
     hidden_states: mx.array, valid: mx.array, dtype: mx.Dtype = mx.float32
 ) -> mx.array:
-    """Every layer of every token divided by its root mean square: (layers, B, T, D) -> (B, T, D * layers).
+    """RMS-norm every layer of every token: (layers, B, T, D) -> (B, T, D * layers).
 
-    Rows that are not ``valid`` (B, T) become 0. The layer index runs fastest. Computed in float32, returned as
-    ``dtype``.
+    Rows that are not ``valid`` (B, T) become 0. The layer index is fastest. Computed in float32, returned as ``dtype``.
     """
     x = mx.fast.rms_norm(hidden_states.astype(mx.float32), None, 1e-6)
     x = mx.where(valid[None, :, :, None], x, 0)
@@ -294,7 +293,7 @@ def embed_prompts(
     features: TextFeatures,
     modalities: Sequence[Modality] = tuple(Modality),
 ) -> PromptEmbeddings:
-    """Embeddings of a prompt and, where ``features`` holds a second row, of its negative prompt; (1, L, D) each."""
+    """Embeddings of a prompt and, if ``features`` has a second row, of its negative prompt; (1, L, D) each."""
     context = connectors(*features, modalities)
     prompts = [context.map(lambda x: x[i : i + 1]) for i in range(len(features.mask))]
     return PromptEmbeddings(*prompts)

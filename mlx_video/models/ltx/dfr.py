@@ -1,8 +1,8 @@
 """The layout of DFR (diffusion fidelity rendering): its canvas, its keyframes, and the tiles of its temporal rounds.
 
-Pictures are generated every ``segment`` frames of the canvas, together with the clip. A temporal round doubles the frame
-rate: it upsamples the clip in time, cuts it at those pictures into tiles of whole segments, refines each tile between them
-and generates a picture in the middle of each segment, for the next round.
+Pictures are generated at every ``segment``-th frame of the canvas, together with the clip. A temporal round doubles the
+frame rate: it upsamples the clip in time, cuts it at those pictures into tiles of whole segments, refines each tile
+between them, and generates a picture in the middle of each segment for the next round.
 
 Frames are pixel frames of the round's canvas, counted from 0. Knows numbers, and how latents are joined.
 """
@@ -28,13 +28,13 @@ class Canvas(NamedTuple):
 
     @classmethod
     def of(cls, frames: int) -> "Canvas":
-        """The shortest canvas for a clip of ``frames``; if two are equal, the one with longer segments."""
+        """The shortest canvas for a clip of ``frames``; of two equal ones, the one with longer segments."""
         segment = min(SEGMENTS, key=lambda s: (-(frames - 1) % s, -s))
         return cls(frames + -(frames - 1) % segment, segment)
 
     @property
     def keyframes(self) -> tuple[int, ...]:
-        """Where pictures are generated: at the end of each segment, the last frame of the canvas among them."""
+        """Frames where pictures are generated: the end of each segment, so also the last frame."""
         return tuple(range(self.segment, self.frames, self.segment))
 
 
@@ -44,7 +44,7 @@ class Tile(NamedTuple):
     start, end  its first and last frame
     anchors     frames of the carried pictures in it
     slots       frames where it generates pictures: the middle of each segment
-    drop        how many of its latents belong to the tile before: they led in
+    drop        how many of its first latents belong to the previous tile: its lead-in
     """
 
     start: int
@@ -63,25 +63,25 @@ class Tile(NamedTuple):
         return slice(self.start // time_scale, self.end // time_scale + 1)
 
     def cells(self, time_scale: int) -> int:
-        """How many latent frames are sampled for it, its pictures among them."""
+        """How many latent frames are sampled for it, including its pictures."""
         own = self.end // time_scale - self.start // time_scale + 1
         return own + len(self.anchors) + len(self.slots)
 
     def local(self, frames: Sequence[int]) -> list[int]:
-        """``frames`` of the canvas as they are counted within the tile."""
+        """``frames`` of the canvas, counted from the tile's start."""
         return [frame - self.start for frame in frames]
 
 
 def doubled(keyframes: Sequence[int]) -> tuple[int, ...]:
-    """Frames of pictures after the clip was upsampled in time; of its ``n`` frames it then has ``2 * (n - 1) + 1``."""
+    """Frames of pictures after the clip is upsampled in time, from ``n`` frames to ``2 * (n - 1) + 1``."""
     return tuple(2 * frame for frame in keyframes)
 
 
 def tiles(seams: Sequence[int], count: int, time_scale: int) -> list[Tile]:
     """At most ``count`` tiles of whole segments, the longest first, that together cover the canvas.
 
-    seams  frames of the carried pictures in order, the last of the canvas among them
-    Every tile but the first also has the segment before its own, which leads in.
+    seams  frames of the carried pictures in order, including the canvas's last
+    Every tile but the first also has the segment before its own as a lead-in.
     """
     edges = [0, *seams]
     segments = len(seams)
@@ -95,7 +95,7 @@ def tiles(seams: Sequence[int], count: int, time_scale: int) -> list[Tile]:
 
 
 def layouts(canvas: Canvas, rounds: int, time_scale: int) -> list[list[Tile]]:
-    """The tiles of each of so many temporal rounds, of which the first has two, the next one four."""
+    """The tiles of each temporal round: up to two in the first, four in the second, and so on."""
     found, keyframes = [], canvas.keyframes
     for number in range(1, rounds + 1):
         layout = tiles(doubled(keyframes), 2**number, time_scale)
@@ -108,7 +108,7 @@ def _tile(edges: Sequence[int], first: int, last: int, time_scale: int) -> Tile:
     """The tile that owns the segments from edge ``first`` to edge ``last``."""
     inside = edges[max(0, first - 1) : last + 1]
     start = inside[0]
-    # The picture at the seam belongs to the tile before, and with it the latent that ends there.
+    # The picture at the seam, and the latent that ends there, belong to the previous tile.
     drop = (edges[first] - start) // time_scale + 1 if first else 0
     return Tile(
         start,
@@ -129,10 +129,10 @@ def nearest(video: mx.array, frames: Sequence[int], time_scale: int) -> mx.array
 def tile_conditions(
     tile: Tile, pictures: Mapping[int, mx.array], video: mx.array, place: Place
 ) -> list[Condition]:
-    """What a tile is refined between, and the pictures that it generates.
+    """The pictures that a tile is refined between, and those that it generates.
 
-    pictures  carried ones by frame of the canvas, (B, C, 1, H, W) each
-    video     the tile's own latents (B, C, F, H, W), which new pictures start from
+    pictures  the carried ones by frame of the canvas, (B, C, 1, H, W) each
+    video     the tile's own latents (B, C, F, H, W), from which new pictures start
     """
     anchors = [
         keyframe(pictures[frame], frame - tile.start, place, ANCHOR_STRENGTH)
@@ -161,6 +161,6 @@ def join(latents: Sequence[mx.array], layout: Sequence[Tile]) -> mx.array:
 
 
 def carried(pictures: Sequence[Mapping[int, mx.array]]) -> dict[int, mx.array]:
-    """Pictures of all tiles by frame, in order; where two tiles have one, the earlier tile's counts."""
+    """Pictures of all tiles by frame, in order; where two tiles have one, the earlier tile's is used."""
     merged = {frame: picture for each in reversed(pictures) for frame, picture in each.items()}  # fmt: skip
     return dict(sorted(merged.items()))

@@ -1,6 +1,6 @@
-"""How long a clip should be, judged by its prompt: the duration head of LTX-2.5.
+"""The duration head of LTX-2.5, which chooses a clip's length by its prompt.
 
-Knows the connectors' context and seconds, and rounds them to a latent grid.
+Knows the connectors' context and seconds, and rounds them to the latent grid.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class DurationHead(Network):
     """A learned query attends to the context of both streams; the result becomes seconds."""
 
     CONFIG: ClassVar = DurationConfig
-    WIDE: ClassVar = True  # as what it reads
+    WIDE: ClassVar = True  # like the context that it reads
     NAMES: ClassVar = TensorNames(
         {"duration_head.": ""},
         {
@@ -75,7 +75,7 @@ class DurationHead(Network):
         self.mlp_out = nn.Linear(config.mlp_hidden, 1)
 
     def activation_bytes(self, context: int) -> int:
-        """For so many positions of each stream: their tokens, both joined, keys and values, and those split into heads."""
+        """For ``context`` positions of each stream: tokens, all of them joined, keys and values, whole and split into heads."""
         weight = self.pooler.out_proj.weight
         return 6 * 2 * context * weight.shape[0] * weight.itemsize
 

@@ -1,6 +1,6 @@
-"""Prompt enhancement: a short idea becomes the kind of description that LTX-2 was trained on.
+"""Prompt enhancement: a short idea becomes a description of the kind that LTX-2 was trained on.
 
-Knows how such a description reads. The text encoder's Gemma writes it.
+Knows the instructions. The text encoder's Gemma writes the description.
 """
 
 import logging
@@ -52,7 +52,7 @@ PLAIN = str.maketrans(
 
 
 class Writer(Protocol):
-    """What writes the prompt: ``GemmaTextEncoder``."""
+    """What writes the prompt, such as ``GemmaTextEncoder``."""
 
     def generate(
         self,
@@ -79,7 +79,7 @@ def enhance_t2v(
 ) -> str:
     """A fuller prompt for a video made from text alone.
 
-    ``system_prompt`` replaces this module's instructions. ``on_text`` gets each piece as it is written, uncleaned;
+    ``system_prompt`` replaces this module's instructions. ``on_text`` is called with each piece as it is written;
     ``verbose`` logs the prompt. The same seed gives the same text. Raises ``UserError`` if the model writes no word.
     """
     pieces = encoder.generate(
@@ -104,15 +104,15 @@ def enhance_i2v(
 ) -> str:
     """A fuller prompt for a video that begins with an image; ``options`` are those of ``enhance_t2v``.
 
-    The image itself is not used. The official code shows it to Gemma's vision tower, which mlx-lm lacks; here Gemma knows
-    only what the prompt says about it, and is told to describe change and to guess nothing.
+    The image itself is not used, because mlx-lm lacks Gemma's vision tower, to which the official code shows it. The
+    instructions tell Gemma to describe changes and not to guess what the image shows.
     """
     instructions = system_prompt or FROM_IMAGE
     return enhance_t2v(encoder, prompt, system_prompt=instructions, **options)
 
 
 def clean_prompt(text: str) -> str:
-    """One line with straight quotes and plain hyphens that begins with a letter.
+    """``text`` as one line with straight quotes and plain hyphens, from its first letter on.
 
     >>> clean_prompt('**“A cat” — it’s grey.\\n')
     'A cat" - it\\'s grey.'

@@ -1,6 +1,6 @@
-"""The language models of LTX: mlx-lm's Gemma 3 and Gemma 4, and all their hidden states.
+"""The language models of LTX, mlx-lm's Gemma 3 and Gemma 4, and all their hidden states.
 
-Knows layers, masks and tensor names; not tokenizers, prompts or the use of the states.
+Knows layers, masks and tensor names, but no tokenizers or prompts, nor what the states are for.
 """
 
 import sys
@@ -29,8 +29,8 @@ from mlx_video.weights import Weights
 def _without_its_init(package: str) -> Iterator[None]:
     """Import modules of a package without running its ``__init__``.
 
-    mlx-lm's imports transformers, which takes more than a second and is only needed to write text. The modules imported
-    here stay private; a later import of the package gets all of it.
+    mlx-lm's imports transformers, which takes over a second and is only needed to write text. The modules imported here
+    stay private; a later import of the package loads all of it.
     """
     own = lambda: [n for n in sys.modules if n == package or n.startswith(package + ".")]  # fmt: skip
     before = {name: sys.modules.pop(name) for name in own()}
@@ -50,7 +50,7 @@ with _without_its_init("mlx_lm"):
     from mlx_lm.models.base import create_causal_mask
 
 
-# Other modalities, copies of the embeddings, and other tensors in Lightricks' packed file.
+# Other modalities, copies of the embeddings, and other contents of Lightricks' packed file.
 UNUSED = (
     *("vision_tower.", "vision_model.", "vision_embedder.", "embed_vision."),
     *("audio_tower.", "audio_projector.", "embed_audio.", "multi_modal_projector."),
@@ -62,7 +62,7 @@ UNUSED = (
 
 
 def _names(official: str) -> TensorNames:
-    """``official`` begins a name in the file that a release was published with; the other spellings are read too."""
+    """Names that begin with ``official`` in the file of the release; other spellings are read too."""
     spellings = (
         official,
         "language_model.model.",  # hub files of 2025, mlx-lm, mlx-vlm
@@ -74,14 +74,14 @@ def _names(official: str) -> TensorNames:
 
 
 class _Language:
-    """What both share: the names of their tensors, and Linears that stay fast for long prompts."""
+    """What both share: tensor names, and linear layers that are fast for long prompts."""
 
     BLOCKS: ClassVar = "model.layers."
     NAMES: ClassVar[TensorNames]
 
     @classmethod
     def sanitize(cls, tensors: Weights) -> Weights:
-        """The language model's tensors, under the names mlx-lm gives them in a text-only model."""
+        """The language model's tensors under the names of mlx-lm's text-only models."""
         named = {k.removeprefix(TEXT_ENCODER): v for k, v in tensors.items()}
         return cls.NAMES.take(named) or {}
 
@@ -96,7 +96,7 @@ class _Language:
 
 
 class Gemma3(_Language, gemma3_text.Model):
-    """The Gemma 3 of LTX-2 and 2.3, without a head of its own: it shares the embeddings."""
+    """The Gemma 3 of LTX-2 and 2.3, whose head shares the embeddings."""
 
     CONFIG: ClassVar = Gemma3Config
     NAMES: ClassVar = _names("language_model.model.")
@@ -158,8 +158,8 @@ def hidden_states(model: Gemma, ids: mx.array, mask: mx.array) -> Iterator[mx.ar
 def attention_mask(mask: mx.array, window: int | None = None) -> mx.array:
     """(B, T) -> (B, 1, T, T), True where a query (row) may see a key (column).
 
-    Tokens see ``window`` positions back, themselves included, and no padding. Padding sees itself, so that the softmax
-    does not divide zero by zero.
+    Tokens see the last ``window`` positions, including their own, but no padding. Padding sees itself, so that no softmax
+    divides zero by zero.
     """
     T = mask.shape[1]
     causal = create_causal_mask(T, window_size=window)

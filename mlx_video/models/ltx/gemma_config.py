@@ -1,4 +1,4 @@
-"""A Gemma's ``config.json``, read strictly as far as its language model is concerned. Knows no tensors and no LTX."""
+"""A Gemma's ``config.json``, read strictly where it concerns the language model. Knows no tensors and no LTX."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,8 +18,8 @@ PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
 def read_gemma_config(path: Path) -> dict:
     """The config of a Gemma folder, or of a file that holds a Gemma; empty if there is none.
 
-    Lightricks packs the config into the file, and mlx-forge keeps it beside. ComfyUI's files have none, so it is inferred
-    from the tensors' shapes.
+    Lightricks packs the config into the file, and mlx-forge puts it beside the file. ComfyUI's files have none, so it is
+    inferred from the tensors' shapes.
     """
     path = Path(path)
     if path.is_dir():
@@ -45,7 +45,7 @@ class RopeConfig(Config):
 
     @classmethod
     def from_dict(cls, data: object) -> "RopeConfig":
-        """Read its keys of a block about rotary embeddings. Raises ``UserError``."""
+        """Read a block on rotary embeddings, ignoring other keys. Raises ``UserError``."""
         if not isinstance(data, Mapping):
             raise UserError(f"RopeConfig: must be an object; got {short_repr(data)}.")
         # Files before transformers 4.43 call it "type".
@@ -53,12 +53,12 @@ class RopeConfig(Config):
         return super().from_dict(_known(cls, stated))
 
     def of(self, theta: float) -> dict[str, object]:
-        """As mlx-lm takes it; ``theta`` applies if the file states none."""
+        """The arguments for mlx-lm; ``theta`` is the default where the file states none."""
         return asdict(self) | {"rope_theta": self.rope_theta or theta}
 
 
 def _ropes(text: Mapping[str, object], full: Mapping) -> list[RopeConfig]:
-    """Those of sliding and full attention; ``full`` = the latter's where the file states none."""
+    """The configs of sliding and of full attention; ``full`` is the latter's default."""
     stated = text.get("rope_parameters") or {}
     if not isinstance(stated, Mapping):
         raise UserError(f"rope_parameters must be an object; got {short_repr(stated)}.")
@@ -76,8 +76,8 @@ def _known(config: type[Config], data: Mapping[str, object]) -> dict[str, object
 class GemmaConfig(Config):
     """The language model of any Gemma that this version runs.
 
-    ``version`` is Lightricks' name for a Gemma that it packed, empty for others. Defaults are transformers'; keys about
-    training or other modalities are not read.
+    ``version`` is Lightricks' name for a Gemma that it packed; empty for others. Defaults are those of transformers; keys
+    for training or other modalities are ignored.
     """
 
     NAME: ClassVar[str]
@@ -119,7 +119,7 @@ class GemmaConfig(Config):
 
 
 def _layer_types(count: int, every: int) -> list[str]:
-    """Of ``count`` layers, each ``every``-th attends to all earlier tokens, the others to a window."""
+    """``count`` layers: each ``every``-th attends to all earlier tokens, the others to a window."""
     return [FULL if i % every == 0 else SLIDING for i in range(1, count + 1)]
 
 
@@ -148,7 +148,7 @@ class Gemma3Config(GemmaConfig):
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "Gemma3Config":
-        """As every Gemma's; rotary embeddings may be stated in the older or the newer way."""
+        """As in ``GemmaConfig``; accepts the older and the newer keys for rotary embeddings."""
         sliding, full = _ropes(text, {})
         if scaling := text.get("rope_scaling"):
             scaled = RopeConfig.from_dict(scaling)
@@ -175,7 +175,7 @@ class Gemma3Config(GemmaConfig):
 
 @dataclass(frozen=True)
 class Gemma4Config(GemmaConfig):
-    """Gemma 4, dense: layers with full attention have heads of another size, and may use their keys as values."""
+    """Gemma 4, dense: layers with full attention have a head size of their own and may use their keys as values."""
 
     NAME: ClassVar = "Gemma 4"
 
@@ -201,7 +201,7 @@ class Gemma4Config(GemmaConfig):
 
     @classmethod
     def from_text(cls, text: dict[str, object]) -> "Gemma4Config":
-        """As every Gemma's; the layers' kinds may be left out."""
+        """As in ``GemmaConfig``; ``layer_types`` may be left out."""
         # "vision" concerns the tokens of pictures only, and a prompt has none.
         if text.get("use_bidirectional_attention") is False:
             del text["use_bidirectional_attention"]
@@ -237,11 +237,11 @@ FAMILIES: dict[str, type[GemmaConfig]] = {
 def inferred(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     """A config from the shapes of a 12B Gemma's tensors; empty if they are not a Gemma's.
 
-    What shapes cannot tell is as in the Gemma 3 and the Gemma 4 that LTX was trained with.
+    What shapes cannot tell is taken from the Gemma 3 and the Gemma 4 that LTX was trained with.
     """
 
     def rows(layer: int, name: str) -> int:
-        """Of a layer's weight; columns would mislead, since packed weights have fewer."""
+        """Rows of a layer's weight (packed weights have fewer columns)."""
         shape = shapes.get(f"model.layers.{layer}.{name}.weight", ())
         return max(shape[:1], default=1) or 1
 

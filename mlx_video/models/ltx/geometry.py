@@ -1,4 +1,4 @@
-"""A checkpoint's geometry, read from the configs of its autoencoders and vocoder. Knows configs; reads no tensor."""
+"""A checkpoint's geometry, read from the configs of its autoencoders and vocoder. Reads no tensors."""
 
 from typing import Mapping
 
@@ -15,8 +15,8 @@ SOUND = ("audio_decoder", "vocoder")  # the parts that make sound
 def read_geometry(sources: Mapping[str, Source]) -> Geometry:
     """The geometry of the parts in ``sources``, the video decoder among them.
 
-    Raises ``UserError``, naming the file and the numbers, if the parts contradict each other: their clip would have the
-    wrong size, length or pitch.
+    Raises ``UserError``, naming the file and the numbers, if the parts contradict each other: the clip would have a wrong
+    size, length or pitch.
     """
     decoder = part_config("video_decoder", sources["video_decoder"])
     if "video_encoder" in sources:

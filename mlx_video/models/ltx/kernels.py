@@ -1,7 +1,7 @@
-"""CUDA kernels for the passes over tokens between the matrix products, and how any kernel is launched.
+"""CUDA kernels for the passes over tokens between matrix products, and how a kernel is launched.
 
-Each kernel replaces a plain MLX function, which defines it, runs on every other backend and provides its gradient. One
-kernel instead of several moves every token through memory once.
+Each kernel replaces a plain MLX function, which defines it, runs on every other backend and provides its gradient. A
+single kernel reads and writes every token once.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MAX_THREADS = 1024
 
 
 class Launch(NamedTuple):
-    """Threads in all, threads of a block, and the output's shape."""
+    """Threads in total, threads per block, and the output's shape."""
 
     threads: int
     block: int
@@ -29,9 +29,9 @@ class Launch(NamedTuple):
 class Kernel:
     """A kernel with a block of threads for each token of x (B, N, D); its output has the shape of x.
 
-    arrays    names of the function's array arguments, x first; the kernel sees the numbers after them as ``number``
-    source    of the kernel's body
-    features  how many of a token one thread handles
+    arrays    names of the function's array arguments, x first; the numbers after them are the kernel's ``number``
+    source    the kernel's body
+    features  how many features of a token one thread handles
     """
 
     name: str
@@ -49,7 +49,7 @@ class Kernel:
         return Launch(block * x.shape[0] * x.shape[1], block, x.shape)
 
     def __call__(self, *arguments: mx.array | float | None) -> mx.array:
-        """The function of these arguments, arrays first. An array may be ``None``; the kernel must handle that."""
+        """Call the function: arrays first, then numbers. An array may be ``None`` if the kernel handles that."""
         count = len(self.arrays)
         arrays = [mx.array([0]) if a is None else a for a in arguments[:count]]
         x, numbers = arrays[0], mx.array(arguments[count:], mx.float32)
@@ -67,7 +67,7 @@ class Kernel:
 
 
 def fused(kernel: Kernel) -> Callable[[Callable], Callable]:
-    """Use ``kernel`` for the decorated function where it fits, with the function's own gradient.
+    """Run ``kernel`` instead of the decorated function where it fits, with the function's own gradient.
 
     The function takes positional arguments only: arrays, x first, then numbers.
     """
@@ -75,7 +75,7 @@ def fused(kernel: Kernel) -> Callable[[Callable], Callable]:
     def decorate(plain: Callable) -> Callable:
         launch = mx.custom_function(lambda *arguments: kernel(*arguments))
         launch.vjp(lambda primals, slope, _: _gradients(plain, primals, slope))
-        # MLX assembles a kernel's source in every call, but only once in a compiled function.
+        # MLX assembles a kernel's source in every call; in a compiled function, only once.
         launch = mx.compile(launch)
 
         @wraps(plain)
@@ -90,7 +90,7 @@ def fused(kernel: Kernel) -> Callable[[Callable], Callable]:
 def _gradients(
     plain: Callable, primals: tuple, slope: mx.array
 ) -> tuple[mx.array | None, ...]:
-    """Gradients of ``plain`` by its arguments; zeros for whole numbers, ``None`` for what is not an array."""
+    """Gradients of ``plain``; zeros for integer arrays, ``None`` for arguments that are not arrays."""
     chosen = [i for i, p in enumerate(primals) if _has_gradient(p)]
 
     def of_chosen(*values: mx.array) -> mx.array:
@@ -157,8 +157,8 @@ __device__ float block_sum(float value) {
 }
 """
 
-# One block a token, one thread for WIDTH features. The table's rows begin at `own`, those of the token's noise level at
-# `shared`. Sizes and row numbers are read when the kernel runs: compiling one takes seconds.
+# One block per token, one thread per WIDTH features. The table's rows begin at `own`, those of the token's noise level at
+# `shared`. Sizes and row numbers are read at run time: compiling a kernel takes seconds.
 TOKEN = """
   const int token = blockIdx.x, feature = threadIdx.x * 8, N = x_shape[1], D = x_shape[2];
   const int batch = rows_shape[0] == 1 ? 0 : token / N, K = rows_shape[1];
@@ -196,7 +196,7 @@ ADD_GATED = Kernel(
 """,
 )
 
-# One thread for WIDTH features of a head's first half and the WIDTH of its second half that they are turned with.
+# One thread per WIDTH features of a head's first half and the WIDTH of its second half that they rotate with.
 NORM_ROTATE = Kernel(
     "norm_rotate",
     ("x", "weight", "cos", "sin"),

@@ -102,7 +102,7 @@ class LTXModel(Network):
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """As every network's. Folders written before the streams were modules have official names inside the blocks."""
+        """As in ``Network``. Blocks have official names in folders written before the streams were modules."""
         if (ours := cls.NAMES.take(weights)) is not None:
             return ours
         if any(key.startswith(("video.", "audio.")) for key in weights):
@@ -115,12 +115,12 @@ class LTXModel(Network):
     def configure(
         cls, source: Source, weights: Weights, model_type: LTXModelType
     ) -> LTXModelConfig:
-        """As every network's, for the wanted streams."""
+        """As in ``Network``, for the streams of ``model_type``."""
         config = super().configure(source, weights, model_type)
         return replace(config, model_type=model_type)
 
     def stream(self, again: Callable[[], "LTXModel"]) -> None:
-        """Keep no blocks: take them, in each pass, from the same model built ``again``."""
+        """Keep no blocks: every pass takes them from the same model, built ``again``."""
         self.transformer_blocks = BlockStream(lambda: again().transformer_blocks)
 
     def select(self, weights: Weights) -> Weights:
@@ -128,10 +128,10 @@ class LTXModel(Network):
         has = set(self.streams.present)
         return {k: v for k, v in weights.items() if streams_of(k) <= has}
 
-    # What it needs beside its weights
+    # Memory besides the weights
 
     def held_bytes(self, tokens: AV[int], passes: int, context: int) -> float:
-        """Bytes held from step to step of a stage: float32 rotary tables, and the contexts of its passes."""
+        """Bytes held between the steps of a stage: float32 rotary tables and the contexts of its passes."""
         streams = self.config.streams
         angles = 1 + (self.config.rope_type is LTXRopeType.INTERLEAVED)
         cross = streams.audio.width if len(tokens.present) > 1 else 0
@@ -143,7 +143,7 @@ class LTXModel(Network):
         return total
 
     def activation_bytes(self, tokens: AV[int], passes: int, context: int) -> float:
-        """Bytes of a forward of ``passes`` at once, by the tokens of each stream and of the prompt (``context``)."""
+        """Bytes of one forward of ``passes`` batch items with so many tokens in each stream and the prompt (``context``)."""
         live, moving, scores = memory_table.live(), 0, 0
         for modality in tokens.present:
             count, own = tokens[modality], self.config.streams[modality]
@@ -164,7 +164,7 @@ class LTXModel(Network):
     # What stays the same over many steps
 
     def rope(self, positions: AV[mx.array]) -> AV[RopeTables]:
-        """Rotary tables of tokens at ``positions``, (B, axes, N, 2) in seconds and pixels; once per stage."""
+        """Rotary tables of tokens at ``positions``, (B, axes, N, 2) in seconds and pixels; computed once per stage."""
         config, streams = self.config, self.config.streams
         rope = partial(
             precompute_freqs_cis,
@@ -183,7 +183,7 @@ class LTXModel(Network):
             )
             if len(positions.present) < 2:
                 return RopeTables(alone)
-            # Across the streams only time has a meaning, on a scale that both share; the exchange has the audio's heads.
+            # Between the streams only time has meaning, on a shared scale; the exchange has the audio's heads.
             audio, shared = streams.audio, max(s.max_pos[0] for s in streams.values)
             cross = rope(
                 indices_grid=bounds[:, :1],
@@ -196,7 +196,7 @@ class LTXModel(Network):
         return positions.map(tables, streams)
 
     def project_context(self, embeddings: AV[mx.array]) -> AV[mx.array]:
-        """The connectors' embeddings -> the width of each stream, (B, L, D); once per prompt."""
+        """Project the connectors' embeddings to the width of each stream, (B, L, D); done once per prompt."""
         return embeddings.map(lambda x, s: s.project_context(x), self.streams)
 
     # The network
@@ -208,7 +208,7 @@ class LTXModel(Network):
     ) -> AV[mx.array]:
         """The velocity of each modality, (B, N, C), in the dtype of its latent.
 
-        perturbations  one per batch item, or one for all; what all leave out is not computed
+        perturbations  one per batch item, or one for all; what all of them skip is not computed
         Raises ``ValueError`` if the inputs do not fit the model or each other.
         """
         self._check(inputs, perturbations)
@@ -218,7 +218,7 @@ class LTXModel(Network):
         return self.project_out(x, conditioning)
 
     def embed(self, inputs: AV[ModalityInput]) -> tuple[AV[mx.array], AV[Conditioning]]:
-        """The first block's input: tokens (B, N, D) of each stream, and what every block reads besides."""
+        """The first block's input: tokens (B, N, D) of each stream, and the conditioning of every block."""
         x = inputs.map(lambda given, s: s.embed(given), self.streams)
         conditioning = inputs.map(
             lambda given, s, other: s.conditioning(given, other),
@@ -286,7 +286,7 @@ class Stream(nn.Module):
             self.gate_adaln_single = AdaLNSingle(D, rows=1)
 
     def project_context(self, x: mx.array) -> mx.array:
-        """(B, L, caption_channels) -> (B, L, D), unless the connectors have done so."""
+        """(B, L, caption_channels) -> (B, L, D); ``x`` itself if the connectors projected it."""
         return self.caption_projection(x) if "caption_projection" in self else x
 
     def embed(self, given: ModalityInput) -> mx.array:
@@ -318,7 +318,7 @@ class Stream(nn.Module):
     def _cross_rows(
         self, levels: mx.array, dtype: mx.Dtype, other: ModalityInput | None
     ) -> mx.array | None:
-        """(B, K, 5, D): four rows for each of this stream's levels, and the gate for the other stream's whole level."""
+        """(B, K, 5, D): four rows for each of this stream's levels, and a gate from the other stream's overall level."""
         if other is None:
             return None
         rows, _ = self.cross_adaln_single(levels, dtype)
@@ -339,7 +339,9 @@ class Stream(nn.Module):
 
     def project_out(self, x: mx.array, c: Conditioning) -> mx.array:
         """The velocity (B, N, C) from the last block's tokens."""
-        rows = mx.repeat(c.embedded[:, :, None], 2, axis=2)  # both get the same added
+        rows = mx.repeat(
+            c.embedded[:, :, None], 2, axis=2
+        )  # shift and scale get the same vector
         table, numbers = self.scale_shift_table, (OUTPUT.shift, OUTPUT.scale)
         normed = mx.fast.layer_norm(x, None, None, self.norm_eps)
         shifted = modulate(normed, *chosen_rows(table, rows, c.levels, *numbers))
@@ -360,7 +362,7 @@ class CaptionProjection(nn.Module):
 
 
 def streams_of(key: str) -> set[Modality]:
-    """The streams that one of our tensors needs: both, if it carries one to the other; none, if its name is unknown."""
+    """The streams that use the tensor ``key`` (our name): both for the exchange between them, none if it is unknown."""
     modules = set(key.split("."))
     if modules & (Stream.EXCHANGE | StreamBlock.EXCHANGE):
         return set(Modality)
@@ -386,5 +388,5 @@ def _perturbed(
 
 
 def _agreed(answers: list[bool]) -> mx.array | bool:
-    """The answer that all batch items share (yes if there are none), or each one's, (B, 1, 1), if they differ."""
+    """The answer that all batch items share (true if there are none), or one for each, (B, 1, 1)."""
     return all(answers) if len(set(answers)) < 2 else mx.array(answers)[:, None, None]

@@ -1,4 +1,4 @@
-"""What all networks of LTX-2 have in common: finding, lending, converting and planning need no more than this."""
+"""The base of all networks of LTX-2: all that finding, lending, converting and planning need to know of one."""
 
 from pathlib import Path
 from typing import ClassVar, Mapping
@@ -16,17 +16,16 @@ from mlx_video.weights import Weights, channels_last, load_into, save_folder
 
 
 class Network(nn.Module):
-    """A part's network.
+    """The network of a part.
 
     CONFIG    its hyper-parameters
     NAMES     what official files call its tensors
-    LARGE     whether it must be alone in memory
-    BLOCKS    prefix of the layers that may be quantized: they hold nearly all weights, and the few others are cheap to
-              keep exact; empty = none
-    STREAMED  whether it has ``transformer_blocks``, and a method ``stream`` after which they are read as they are used
-    LORAS     whether LoRAs may change it, under the official names or ``OTHER_NAMES`` (official to theirs)
+    LARGE     whether no other large part may be in memory with it
+    BLOCKS    prefix of the layers that may be quantized, which hold nearly all weights; empty = none
+    STREAMED  whether it has ``transformer_blocks`` and a method ``stream``, which makes it read them as they are used
+    LORAS     whether LoRAs may change it, by official names or by ``OTHER_NAMES`` (tables from official names to those)
     SELECTS   whether it reads only the tensors of the wanted streams
-    WIDE      whether its numbers may pass 65,504, float16's largest, so that it takes bfloat16 instead
+    WIDE      whether its activations may exceed float16's range (65,504), so that it runs in bfloat16 instead
     """
 
     CONFIG: ClassVar[type[Config]]
@@ -41,7 +40,7 @@ class Network(nn.Module):
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """The network's own tensors out of an official file's, as we name and lay them out; ours come back unchanged."""
+        """The network's tensors from those of an official file, in our names and layout; ours are returned unchanged."""
         official = cls.NAMES.take(weights)
         if official is None:
             return weights
@@ -49,12 +48,12 @@ class Network(nn.Module):
 
     @staticmethod
     def to_mlx(key: str, value: mx.array) -> mx.array:
-        """An official tensor as MLX lays it out; ``key`` is our name."""
+        """An official tensor in MLX's layout; ``key`` is our name."""
         return channels_last(value) if value.ndim > 3 else value
 
     @classmethod
     def official_name(cls, key: str) -> str:
-        """What an official file calls our ``key``."""
+        """The official name of our ``key``."""
         return cls.NAMES.official(key)
 
     @classmethod
@@ -66,7 +65,7 @@ class Network(nn.Module):
     ) -> "Network":
         """The network with its weights, all lazy.
 
-        dtype       of the weights; ``None`` keeps the stored one (bfloat16 for what another tool quantized)
+        dtype       of the weights; ``None`` keeps the stored one (bfloat16 for weights that other tools quantized)
         model_type  the wanted streams, if it has several
         Raises ``UserError``, naming the file, if the tensors do not fit the config.
         """
@@ -104,9 +103,9 @@ class Network(nn.Module):
         dtype: mx.Dtype | None = None,
         quantization: Mapping[str, int | str] = {},
     ) -> None:
-        """Write the part as a folder in our format; lazily, so that memory holds one shard at a time.
+        """Write the part as a folder in our format, with one shard at a time in memory.
 
-        ``quantization`` applies to its blocks, if it has any; what is quantized already stays as it is.
+        ``quantization`` applies to its blocks; weights that are quantized already stay as they are.
         """
         asked = quantization if cls.BLOCKS and not source.quantization else {}
         stated = dict(asked or source.quantization)
@@ -120,7 +119,7 @@ class Network(nn.Module):
         dtype: mx.Dtype | None,
         quantization: Mapping[str, int | str],
     ) -> Weights:
-        """All tensors, lazy and checked against the network, which is freed on return."""
+        """All tensors, lazy and checked against the network, which is not kept."""
         part = cls.from_source(source, dtype)
         if quantization:
             quantize_blocks(part.network, **quantization)
@@ -133,7 +132,7 @@ class Network(nn.Module):
 
 
 def read_part_config(config: type[Config], source: Source) -> Config:
-    """A part's config, read strictly. Raises ``UserError`` naming the file and what this version lacks."""
+    """A part's config, read strictly. Raises ``UserError`` naming the file and the problem."""
     try:
         return config.from_dict(source.config)
     except ValueError as error:
@@ -143,7 +142,7 @@ def read_part_config(config: type[Config], source: Source) -> Config:
 def quantize_blocks(
     network: nn.Module, group_size: int, bits: int, mode: str = "affine"
 ) -> None:
-    """Quantize, lazily, the Linears of the network's ``BLOCKS`` whose width the groups divide."""
+    """Quantize, lazily, the linear layers in ``BLOCKS`` whose input width is a multiple of ``group_size``."""
     if chosen := quantizable(network, group_size):
         wanted = lambda path, _: path in chosen  # noqa: E731
         nn.quantize(network, group_size, bits, mode=mode, class_predicate=wanted)

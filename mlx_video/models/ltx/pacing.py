@@ -1,7 +1,7 @@
-"""How much of a network may be queued on the device at once. Knows arrays and their order, not their meaning.
+"""Limits how much of a network is queued on the device at once. Knows arrays and their order, not their meaning.
 
 MLX builds a graph until it is evaluated, and a GPU keeps every intermediate array of what is queued. So a network marks
-where a piece of its work ends, and its caller may have the pieces evaluated as they come.
+where a piece of its work ends, and its caller can have each piece evaluated as it is reached.
 """
 
 from collections import deque
@@ -13,18 +13,18 @@ import mlx.core as mx
 
 SMALL = 8 * 2**20  # bytes; a piece with a smaller result joins the next
 QUEUED = 160 * 2**20  # bytes of results that may be queued ...
-PAIR = 384 * 2**20  # ... or of two alone; a larger one is queued alone
+PAIR = 384 * 2**20  # ... or of exactly two; a larger one is queued alone
 
 
 class Pacer:
-    """Queues a few pieces behind the one that runs; of large ones, one or none.
+    """Queues a few pieces behind the one that runs, or at most one if they are large.
 
-    So memory holds what these pieces need rather than the whole network, the device is rarely idle, and no GPU command
-    runs for seconds, which macOS would stop.
+    So memory holds only what these pieces need, the device is rarely idle, and no GPU command runs for seconds, which
+    macOS would stop.
     """
 
     def __init__(self, ahead: int = 1):
-        """``ahead`` times as many bytes as ``QUEUED`` and ``PAIR`` may be queued."""
+        """``ahead`` multiplies the limits ``QUEUED`` and ``PAIR``."""
         self.ahead = ahead
         self.queue: deque[tuple[mx.array, int]] = deque()
 
@@ -35,7 +35,7 @@ class Pacer:
             return
         while self.queue and self._too_much(size):
             mx.eval(self.queue.popleft()[0])
-        mx.async_eval(*arrays)  # only now: what is queued has its memory
+        mx.async_eval(*arrays)  # not earlier: queuing allocates memory
         self.queue.append((arrays[0], size))
 
     def _too_much(self, more: int) -> bool:
@@ -64,13 +64,13 @@ def each_piece_by_piece(items: Iterator[mx.array]) -> Iterator[mx.array]:
         if item is None:
             return
         yield item
-        del item  # or it would be there while the next one is made
+        del item  # or it would stay while the next one is computed
 
 
 def end_piece(*arrays: mx.array, takes: int = 0) -> mx.array | tuple[mx.array, ...]:
-    """``arrays``, unchanged: the end of a piece of work, from which the next goes on.
+    """``arrays``, unchanged; marks the end of a piece of work.
 
-    takes  bytes that the work needs, where they are more than those of ``arrays``
+    takes  bytes that the piece needs, if more than those of ``arrays``
     """
     if (pacer := _pacer.get()) is not None:
         pacer(*arrays, takes=takes)

@@ -1,4 +1,4 @@
-"""The parts of LTX-2, and the networks that each may be. Which one it is follows from the part's config; builds nothing."""
+"""The parts of LTX-2 and the networks that each can be, chosen by the part's config. Builds nothing."""
 
 import importlib
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ from mlx_video.weights import CONFIG, INDEX
 
 
 class Candidate(NamedTuple):
-    """A network that a part may be.
+    """A network that a part can be.
 
     home    its module and class
-    config  its config, which can be read without the network
-    marks   keys that its config block has, with the value it must have unless that is ``None``; without any, all fit
+    config  its config, which can be read without importing the network
+    marks   keys that its config block must have, each with the required value (``None`` = any); empty = fits all
     """
 
     home: str
@@ -38,7 +38,7 @@ class Candidate(NamedTuple):
     marks: Mapping[str, object] = {}
 
     def fits(self, block: Mapping[str, object]) -> bool:
-        """Whether a config ``block`` has its marks."""
+        """Whether a config ``block`` has all marks."""
         return all(
             key in block and value in (None, block[key])
             for key, value in self.marks.items()
@@ -56,11 +56,11 @@ class Part:
     """A component that is built, loaded and freed on its own.
 
     block       its block of the official config; ``None`` = its file holds nothing else
-    candidates  the first that fits the block is the network; the last fits any
-    optional    whether a checkpoint may do without
+    candidates  the first that fits the block is the network; the last fits any block
+    optional    whether a checkpoint may lack it
     files       patterns of its files in a folder of its own
-    unlike      what to say of a file that holds another, if it has one of its own in a release
-    lacking     how to get it if a checkpoint lacks it, as a format string over ``release``
+    unlike      what is wrong with a file that does not hold it, for a part that releases ship as a file of its own
+    lacking     how to get it if it is missing, a format string over ``release``
     """
 
     name: str
@@ -80,7 +80,7 @@ class Part:
         return self.candidate(_checked(self.name, source)).network
 
     def config(self, source: Source) -> Config:
-        """Its config, read strictly. Raises ``UserError`` naming the file and what this version lacks."""
+        """Its config, see ``read_part_config``."""
         return read_part_config(
             self.candidate(_checked(self.name, source)).config, source
         )
@@ -159,7 +159,7 @@ def part_of(name: str) -> Part:
 
 
 def held(names: Iterable[str]) -> set[str]:
-    """The names of the parts in so named folders."""
+    """The names of the parts in folders of these names."""
     return {part_of(name).name for name in names}
 
 

@@ -1,6 +1,6 @@
-"""How the weights of a run are kept in memory: all at once, quantized, block by block, or from one run to the next.
+"""How a run keeps weights in memory: all at once, quantized, block by block, or loaded for the next run.
 
-Knows when a part is the same one, and when blocks come and go; not what they compute, or what is worth keeping.
+Knows when a part is unchanged and when blocks come and go, not what they compute or what is worth keeping.
 """
 
 import ctypes
@@ -19,17 +19,17 @@ from mlx_video.models.ltx.network import Network, quantizable
 from mlx_video.types import AV
 from mlx_video.weights import materialize
 
-GROUP_SIZE = 64  # weights that share a scale, if they are quantized on load
-BLOCKS_AT_ONCE = 2  # in memory, of a network whose blocks are read as they are used
-BATCH_BYTES = 128 * 2**20  # read at a time; fusing a LoRA takes up to four times that
+GROUP_SIZE = 64  # weights per scale, when quantized on load
+BLOCKS_AT_ONCE = 2  # in memory, where blocks are read as they are used
+BATCH_BYTES = 128 * 2**20  # read at a time; fusing a LoRA needs up to four times that
 
 
 @dataclass(frozen=True)
 class Residency:
-    """How weights are kept: a value that a plan tries and a run uses.
+    """How weights are kept in memory. A plan tries several; a run uses one.
 
     dtype       of floating-point weights
-    quantize    bits for the networks' blocks, quantized on load, see ``bits``; ``None`` = as stored
+    quantize    bits to which blocks are quantized on load, see ``bits``; ``None`` = as stored
     low_memory  whether the blocks of ``STREAMED`` networks are read as they are used instead of kept
     keep        names of parts that stay loaded after use, on a ``Shelf``
     """
@@ -42,14 +42,14 @@ class Residency:
     def bits(self, network: type[Network], source: Source) -> int | None:
         """Bits to which a network's blocks are quantized on load; ``None`` = as stored.
 
-        What is quantized already stays so, and blocks that are read in each step are not worth the work.
+        Quantized weights stay as they are, and so do blocks that are read anew in each step.
         """
         passing = self.low_memory and network.STREAMED
         stays = passing or not network.BLOCKS or source.quantization
         return None if stays else self.quantize
 
     def weight_bytes(self, part: Network, source: Source) -> int:
-        """Bytes of ``part``, which is lazy and in this dtype, while it is lent."""
+        """Bytes of ``part``, lazy and in this dtype, while it is lent."""
         network = part.network
         total = nbytes(network)
         if bits := self.bits(type(part), source):
@@ -62,7 +62,7 @@ class Residency:
 
 
 def nbytes(module: nn.Module) -> int:
-    """Of all its parameters, lazy or not."""
+    """Bytes of all parameters, lazy or not."""
     return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
 
 
@@ -73,7 +73,7 @@ def _saved(weight: mx.array, bits: int) -> int:
 
 
 def give_back_freed() -> None:
-    """Give the system what is free: what MLX keeps for reuse, and what glibc's malloc does."""
+    """Return to the system the freed memory that MLX and glibc's malloc keep for reuse."""
     mx.clear_cache()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
@@ -101,14 +101,14 @@ def default_dtype() -> mx.Dtype:
 
 
 class BlockStream:
-    """The blocks of a transformer, to be gone through again and again; two of them are in memory at a time.
+    """The blocks of a transformer, read in each pass; two of them are in memory at a time.
 
-    build  gives the blocks with lazy weights, new ones each time, since MLX keeps what an array has once read
+    build  returns new blocks with lazy weights, since an array that was read once stays in memory
     """
 
     def __init__(self, build: Callable[[], Sequence[nn.Module]]):
         self.build = build
-        # Of its own, so that reading need not wait for the block that computes.
+        # A stream of its own, so that reading does not wait for the block that computes.
         self.stream = mx.new_thread_local_stream(mx.default_device())
 
     def __iter__(self) -> Iterator[Callable[..., AV[mx.array]]]:
@@ -117,12 +117,12 @@ class BlockStream:
         while blocks:
             block = blocks.popleft()
             materialize(block, BATCH_BYTES)
-            mx.synchronize()  # The block before is done, and goes when this one is taken.
+            mx.synchronize()  # The previous block is done, and is freed when this one is taken.
             yield partial(_started, block)
 
 
 def _started(block: nn.Module, *inputs) -> AV[mx.array]:
-    """What ``block`` makes of its inputs, under way."""
+    """The output of ``block``, already being computed."""
     x = block(*inputs)
     mx.async_eval(x.values)
     return x
@@ -132,17 +132,17 @@ def _started(block: nn.Module, *inputs) -> AV[mx.array]:
 
 
 Mark = object
-"""All that a part was made of: where it lies, how it is kept, what was fused into it. Equal marks, equal weights."""
+"""Everything that determines a part's weights: its files, its residency, the LoRAs fused into it."""
 
 
 class Shelf:
-    """Holds at most one part of each name; whatever is taken down and not used is freed."""
+    """Loaded parts that wait for the next run, at most one of each name."""
 
     def __init__(self):
         self._parts: dict[str, tuple[Mark, Network]] = {}
 
     def take(self, name: str, mark: Mark) -> Network | None:
-        """The part ``name``, if it is the one that ``mark`` describes; another of that name is freed."""
+        """The part ``name`` if it has this ``mark``; else ``None``, and a part of that name is freed."""
         found, part = self._parts.pop(name, (None, None))
         if part is not None and found != mark:
             _free(part)
@@ -150,22 +150,22 @@ class Shelf:
         return part
 
     def put(self, name: str, mark: Mark, part: Network) -> None:
-        """Keep a part, in place of another of that name."""
+        """Keep a part, replacing any of that name."""
         self._parts[name] = mark, part
 
     def clear(self, but: Mapping[str, Mark] = {}) -> None:
-        """Free all parts but these."""
+        """Free all parts except those with these marks."""
         for name in list(self._parts):
             if self._parts[name][0] != but.get(name):
                 _free(self._parts.pop(name)[1])
 
     @property
     def names(self) -> set[str]:
-        """Of the parts that are kept."""
+        """Names of the parts on the shelf."""
         return set(self._parts)
 
 
 def _free(part: Network) -> None:
-    """The module is empty afterwards, whoever still holds it."""
+    """Empty the module, so that its weights are freed whoever still refers to it."""
     part.network.clear()
     mx.clear_cache()

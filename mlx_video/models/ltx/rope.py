@@ -1,6 +1,6 @@
 """Rotary position embeddings (Su et al., 2021) over continuous positions, one frequency band per axis.
 
-Knows how positions become angles and how angles rotate queries and keys; not what the axes mean.
+Knows how positions become angles and how angles rotate queries and keys, not what the axes mean.
 """
 
 import warnings
@@ -31,9 +31,9 @@ def precompute_freqs_cis(
     dim                      width of all heads together
     max_pos                  extent of each axis, in the grid's units: positions 0..max_pos map to -1..1
     use_middle_indices_grid  a token's position is the middle of its bounds; otherwise their start
-    double_precision         take the powers of ``theta`` in float64
+    double_precision         compute the powers of ``theta`` in float64
 
-    Split tables are (B, N, heads, dim / heads / 2), one angle a pair; interleaved ones (B, N, dim), each angle twice.
+    Split tables are (B, N, heads, dim / heads / 2), one angle per pair; interleaved ones are (B, N, dim), each angle twice.
     Raises ``ValueError`` unless ``max_pos`` has one extent per axis.
     """
     if indices_grid.dtype == mx.bfloat16:
@@ -88,7 +88,7 @@ def split_heads(x: mx.array, heads: int) -> mx.array:
 def _turn(
     a: mx.array, b: mx.array, cos: mx.array, sin: mx.array
 ) -> tuple[mx.array, ...]:
-    """The plane vectors (a, b), rotated; float32 only inside the one fused kernel."""
+    """The pairs (a, b), rotated; computed in float32 inside one fused kernel."""
     a32, b32 = a.astype(mx.float32), b.astype(mx.float32)
     turned = a32 * cos - b32 * sin, b32 * cos + a32 * sin
     return tuple(t.astype(a.dtype) for t in turned)

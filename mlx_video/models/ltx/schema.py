@@ -1,7 +1,7 @@
-"""The base of every config: what each key of the official ``config`` JSON means here.
+"""The base of every config, which reads the official ``config`` JSON strictly.
 
-A key is a field that is used, has a fixed value, or means nothing at inference. Any other key, any other value of a fixed
-one, and a value that does not fit the field's annotation or that no model has, stop the load by name.
+A key is a field, has a single supported value, or means nothing at inference. Any other key, another value of such a key,
+and a value that does not fit its annotation or is out of range raise an error that names it.
 """
 
 import math
@@ -23,11 +23,11 @@ from typing import (
 
 from mlx_video.errors import UserError
 
-LARGEST = 2**20  # of any whole number in a config; widths and rates stay far below
+LARGEST = 2**20  # whole number in a config; widths and rates stay far below
 MOST = 1024  # layers, blocks or heads, and entries of a list
-COUNTS = ("num_", "layers", "depth", "multiplier")  # in the names of such numbers
+COUNTS = ("num_", "layers", "depth", "multiplier")  # parts of the names of such counts
 
-LONGEST = 120  # letters of a value in a message
+LONGEST = 120  # characters of a value in a message
 
 WORDS = {
     int: "a whole number",
@@ -47,8 +47,8 @@ _SHORT.maxlevel = 3
 class Config:
     """Base of every part's configuration.
 
-    ``FIXED`` names keys with the one value that is implemented, ``UNUSED`` keys that mean nothing to the part, and
-    ``REQUIRED`` those that a file must state though the field has a default. ``POSITIVE`` = no number may be 0 or less.
+    ``FIXED`` names keys with the only value that is implemented, ``UNUSED`` keys that the part ignores, and ``REQUIRED``
+    keys that a file must state although the field has a default. ``POSITIVE`` = no number may be 0 or less.
     """
 
     FIXED: ClassVar[Mapping[str, object]] = {}
@@ -60,9 +60,9 @@ class Config:
     def from_dict(
         cls, data: Mapping[str, object], fixed: Mapping[str, object] = {}
     ) -> "Config":
-        """Build from the official JSON block; raises ``UserError`` naming keys that are unknown, missing or of a wrong value.
+        """Build from the official JSON block; raises ``UserError`` naming keys that are unknown, missing or wrong.
 
-        ``fixed`` names further keys with one value, which follows from others.
+        ``fixed`` adds keys to ``FIXED`` whose value depends on other keys.
         """
         kinds, fixed = _kinds(cls), {**cls.FIXED, **fixed}
         for key, value in data.items():
@@ -85,7 +85,7 @@ class Config:
 
     @classmethod
     def _read(cls, key: str, value: object, kind: type) -> object:
-        """``value`` as ``kind``. Raises ``UserError`` if it is of another kind, or so large that building it would hang."""
+        """``value`` as ``kind``. Raises ``UserError`` if it is of another kind or out of range."""
         try:
             found = _of_kind(value, kind)
         except UserError:  # of a block within
@@ -119,7 +119,7 @@ def short_repr(value: object) -> str:
 
 
 def _of_kind(value: object, kind: type) -> object:
-    """``value``, converted to ``kind``; raises ``TypeError`` or ``ValueError`` if it is of another."""
+    """``value``, converted to ``kind``; raises ``TypeError`` or ``ValueError`` if it is of another kind."""
     origin, kinds = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
         for each in kinds:
@@ -166,7 +166,7 @@ def _words(kind: type) -> str:
 
 
 def _outside(key: str, value: object, positive: bool) -> str:
-    """Which number or list in ``value``, at any depth, no model has, or would take forever to build; empty if none."""
+    """What is out of range in ``value``, at any depth; empty if nothing is. Huge sizes would take forever to build."""
     if isinstance(value, Mapping):
         inner = (_outside(f"{key}.{k}", v, positive) for k, v in value.items())
         return next(filter(None, inner), "")

@@ -1,4 +1,4 @@
-"""The states of a stage: latents become tokens before it, and tokens become latents after it."""
+"""The states of a stage: from latents to tokens before it, and back after it."""
 
 from typing import Iterable
 
@@ -27,7 +27,7 @@ def initial_states(
     conditions: Iterable[AV[list[Condition]]],
     audio: bool,
 ) -> AV[LatentState]:
-    """Conditioned states of a stage before the noise, from the previous stage's latents, see ``unpatchify``, or zeros."""
+    """Conditioned states of a stage, before noise, from the previous stage's latents (see ``unpatchify``) or zeros."""
     grid = geometry.latents(shape)
     if latents.video is None:
         video = mx.zeros((1, grid.tokens, grid.channels))

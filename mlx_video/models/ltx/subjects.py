@@ -1,4 +1,4 @@
-"""What a small model says it can draw. Reads one small file; knows no tokenizer."""
+"""What a small model can draw, as its text encoder's folder states. Knows no tokenizer."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Subjects(NamedTuple):
 
     @classmethod
     def read(cls, text_encoder: Path) -> "Subjects | None":
-        """From a text encoder's folder; ``None`` if it says nothing, as large models do."""
+        """From a text encoder's folder; ``None`` if it has no such file, as for large models."""
         if not (data := read_json(text_encoder / FILE)):
             return None
         name, draws, things = map(data.get, cls._fields)

@@ -1,7 +1,4 @@
-"""The text encoder: a Gemma with its tokenizer; returns its hidden states for prompts, and writes text.
-
-The config decides which Gemma (``gemma``). The connectors use the hidden states.
-"""
+"""The text encoder: a Gemma with its tokenizer, which returns hidden states for the connectors, and writes text."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +19,7 @@ from mlx_video.types import TextFeatures
 from mlx_video.weights import CONFIG, INDEX
 
 WRITTEN = ("*.safetensors", INDEX, CONFIG)  # ``weights.save_folder`` writes these
-ASSET = "hf_asset__"  # prefix of a file that is stored as a tensor of bytes
+ASSET = "hf_asset__"  # prefix of files that are stored as tensors of bytes
 
 
 class GemmaTextEncoder(Network):
@@ -44,9 +41,9 @@ class GemmaTextEncoder(Network):
     ) -> "GemmaTextEncoder":
         """Open a Gemma: a folder in transformers' or mlx-lm's format, quantized or not, or Lightricks' or ComfyUI's file.
 
-        Tensors are lazy, and those of other modalities are never read. The tokenizer may be in the folder or in one
-        called ``tokenizer`` beside it. ``dtype`` casts the weights; ``None`` keeps them as stored. Raises
-        ``MissingFileError`` for a missing file, ``UserError`` if the model is not a Gemma that is implemented.
+        Tensors are lazy; those of other modalities are never read. The tokenizer may be in the folder or in one named
+        ``tokenizer`` beside it. ``dtype`` casts the weights; ``None`` keeps them as stored. Raises ``MissingFileError``
+        for a missing file, ``UserError`` if the model is not a supported Gemma.
         """
         path = Path(path)
         tensors, _ = read_dense(path, dtype or mx.bfloat16)
@@ -80,7 +77,7 @@ class GemmaTextEncoder(Network):
         return gemma.Gemma3.sanitize(tensors)
 
     def official_name(self, key: str) -> str:
-        """What the file that this Gemma was published in calls our ``key``; Gemma 3 and 4 differ."""
+        """The official name of our ``key``; Gemma 3 and 4 differ."""
         return self.model.NAMES.official(key)
 
     @classmethod
@@ -91,9 +88,9 @@ class GemmaTextEncoder(Network):
         dtype: mx.Dtype | None = None,
         quantization: Mapping[str, int | str] = {},
     ) -> None:
-        """Write a Gemma folder. ``dtype`` is ignored: Gemma keeps the one it was trained in.
+        """Write a Gemma folder; ``dtype`` is ignored, since Gemma stays in the one it was trained in.
 
-        Copies the files, unless tensors are quantized or come from a packed file.
+        Copies the files unless it must quantize, or the source is a packed file.
         """
         packed = source.path.is_file()
         if not packed and (source.quantization or not quantization):
@@ -108,7 +105,7 @@ class GemmaTextEncoder(Network):
 
     @classmethod
     def _tensors(cls, source: Source, *options) -> weights.Weights:
-        """All tensors under mlx-lm's names for such a model."""
+        """All tensors under the names that mlx-lm uses for such a model."""
         prefix = "language_model." if "text_config" in source.config else ""
         return {prefix + k: v for k, v in super()._tensors(source, *options).items()}
 
@@ -126,7 +123,7 @@ class GemmaTextEncoder(Network):
     def features(
         self, texts: Sequence[str], max_length: int | None = None
     ) -> TextFeatures:
-        """Hidden states of prompts and their mask, evaluated; without columns that are padding in every row."""
+        """Hidden states of prompts and their mask, evaluated. Columns that are padding in every row are left out."""
         ids, mask = self.tokenizer.tokenize(texts, max_length)
         longest = mask.sum(axis=1).max().item()
         states = mx.stack(self.hidden_states(ids[:, -longest:], mask[:, -longest:]))
@@ -134,9 +131,9 @@ class GemmaTextEncoder(Network):
         return TextFeatures(states, mask)
 
     def hidden_states(self, ids: mx.array, mask: mx.array) -> list[mx.array]:
-        """The states (B, T, D) of ``gemma.hidden_states``: one more than there are layers, as in transformers.
+        """The states (B, T, D) of ``gemma.hidden_states``, one more than there are layers, as in transformers.
 
-        Rows of padding hold meaningless finite numbers. Evaluates layer by layer, because macOS stops a GPU command that
+        Rows of padding hold arbitrary finite numbers. Evaluates layer by layer, because macOS stops a GPU command that
         runs for seconds.
         """
         states = []
@@ -159,7 +156,7 @@ class GemmaTextEncoder(Network):
         temperature: float,
         seed: int,
     ) -> Iterator[str]:
-        """The model's answer, piece by piece. Temperature 0 takes the likeliest token; the seed fixes the rest.
+        """The model's answer, piece by piece. Temperature 0 takes the likeliest token; otherwise ``seed`` decides.
 
         Raises ``UserError`` if the question is longer than the tokenizer allows.
         """
@@ -169,7 +166,7 @@ class GemmaTextEncoder(Network):
                 f"This text encoder reads at most {longest} tokens and cannot enhance prompts; leave out the enhancement, or "
                 "give a Gemma that follows instructions with --text-encoder."
             )
-        from mlx_lm import stream_generate  # with transformers, more than a second
+        from mlx_lm import stream_generate  # imports transformers: over a second
 
         responses = stream_generate(
             self.model,
@@ -182,7 +179,7 @@ class GemmaTextEncoder(Network):
             yield response.text
 
     def _turn(self, instructions: str, request: str) -> list[int]:
-        """A user's turn, ready for the answer. Gemma expects instructions at the head of the first turn."""
+        """Ids of the user's turn, ready for the answer. Gemma expects instructions at the start of the first turn."""
         chat = self.tokenizer.chat
         if chat.has_chat_template:
             messages = [
@@ -199,7 +196,7 @@ class GemmaTextEncoder(Network):
 def _sampler(
     temperature: float, seed: int, vocabulary: int
 ) -> Callable[[mx.array], mx.array]:
-    """A function that draws a token from log-probabilities (B, V), never an id beyond ``vocabulary``, which has no text."""
+    """A function that samples from log-probabilities (B, V); ids beyond ``vocabulary`` have no text and are never drawn."""
     key = mx.random.key(seed)
 
     def sample(logprobs: mx.array) -> mx.array:
@@ -214,7 +211,7 @@ def _sampler(
 
 
 def _copy_files(source: Path, target: Path, but: Sequence[str] = ()) -> None:
-    """Copy the text encoder's files, and its tokenizer if that is beside it, except those that match ``but``."""
+    """Copy the text encoder's files, and those of a tokenizer beside it, except what matches ``but``."""
     target.mkdir(exist_ok=True)
     folders = [f for f in (source.parent / "tokenizer", source) if f.is_dir()]
     for folder in folders:
@@ -225,7 +222,7 @@ def _copy_files(source: Path, target: Path, but: Sequence[str] = ()) -> None:
 
 
 def _unpack_assets(packed: Path, target: Path) -> None:
-    """Write the tokenizer's settings, which are tensors of bytes in ``packed``."""
+    """Write the tokenizer's settings, which ``packed`` holds as tensors of bytes."""
     tensors, _ = weights.read(packed)
     for name, value in tensors.items():
         file = name.removeprefix(ASSET)

@@ -1,6 +1,6 @@
 """Prompts as ids: the tokenizer of a Gemma folder or of Lightricks' packed file, and the words it knows.
 
-Knows text and ids, not the language model. Imports only tokenizers, unless Gemma is asked to write.
+Knows text and ids, not the language model. Imports only tokenizers until Gemma is to write.
 """
 
 import re
@@ -22,7 +22,7 @@ from mlx_video.models.ltx.checkpoint.layouts import (
 )
 from mlx_video.models.ltx.subjects import Subjects
 
-if TYPE_CHECKING:  # the first takes more than a second, the second a quarter of one
+if TYPE_CHECKING:  # importing them takes over a second, and a quarter of one
     from mlx_lm.tokenizer_utils import TokenizerWrapper
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
@@ -35,10 +35,10 @@ LONGEST_TEXT = 100_000  # characters, more than any prompt's tokens can encode
 
 @dataclass(eq=False)
 class PromptTokenizer:
-    """The tokenizer that a text encoder was trained with.
+    """The tokenizer of a text encoder.
 
-    backend     tokenizers' own object
-    max_tokens  of the longest prompt, BOS included
+    backend     the object of the tokenizers library
+    max_tokens  of the longest prompt, including BOS
     folder      with its files; ``None`` = packed
     subjects    what a small model can draw; ``None`` for large ones
     """
@@ -55,9 +55,9 @@ class PromptTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "PromptTokenizer":
-        """From a Gemma folder, a folder ``tokenizer`` beside it, or a packed file or beside it; reads no weights.
+        """Load it from a Gemma folder, a folder ``tokenizer`` beside that, or from within or beside a packed file.
 
-        Raises ``MissingFileError`` if there is none, ``UserError`` if it is damaged or another model's.
+        Reads no weights. Raises ``MissingFileError`` if there is none, ``UserError`` if it is damaged or not a Gemma's.
         """
         path = Path(path)
         if path.is_file():
@@ -75,7 +75,7 @@ class PromptTokenizer:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, BOS first, as in the official code. Outer white space is ignored."""
+        """Ids of a prompt, BOS first, as in the official code. Leading and trailing white space is ignored."""
         check_prompt(text)
         return self.ids(text.strip())
 
@@ -93,8 +93,7 @@ class PromptTokenizer:
     ) -> tuple[mx.array, mx.array]:
         """Ids and mask (1 = token, 0 = padding), each (B, max_length) int32, padded on the left.
 
-        ``max_length`` is ``max_tokens`` by default. An empty text is BOS alone. Raises ``UserError`` for a text of
-        more than ``max_length`` tokens.
+        ``max_length`` is ``max_tokens`` by default. An empty text is BOS alone. Raises ``UserError`` for a longer text.
         """
         max_length = max_length or self.max_tokens
         rows = [self.encode(text) for text in texts]
@@ -112,7 +111,7 @@ class PromptTokenizer:
     # Words
 
     def unknown_words(self, prompt: str) -> tuple[str, ...]:
-        """The words of ``prompt`` that a small model never saw, in order, each once; none for large models.
+        """The distinct words of ``prompt`` that a small model never saw, in order; none for large models.
 
         Such a model reads them letter by letter, without meaning. The plural of a known word is known.
         """
@@ -123,7 +122,7 @@ class PromptTokenizer:
         return tuple(word for word in words if not self._knows(word))
 
     def caution(self, prompt: str) -> str:
-        """One line about what such a model does not know in ``prompt``; empty if it knows every word."""
+        """One line on what a small model does not know in ``prompt``; empty if it knows every word."""
         if self.subjects is None:
             return ""
         name, draws, things = self.subjects
@@ -135,7 +134,7 @@ class PromptTokenizer:
         return f"{name} does not know: {unknown}. It draws {draws}." if unknown else ""
 
     def _knows(self, word: str) -> bool:
-        # With and without a space, as tokenizers differ in how they mark the beginning of a word.
+        # With and without a space: tokenizers differ in how they mark the beginning of a word.
         forms = [s + w for w in (word, word.removesuffix("s")) for s in ("", " ")]
         encode = partial(self.backend.encode, add_special_tokens=False)
         return any(len(encode(form)) == 1 for form in forms)
@@ -144,7 +143,7 @@ class PromptTokenizer:
 
     @cached_property
     def chat(self) -> "TokenizerWrapper":
-        """mlx-lm's wrapper, for writing: it knows the chat template and where an answer ends."""
+        """mlx-lm's wrapper, which knows the chat template and where an answer ends."""
         if self.folder is None:
             raise UserError(
                 "Lightricks' packed text encoder can read prompts but not write them. Enhance the prompt with "
@@ -159,7 +158,7 @@ class PromptTokenizer:
 
     @property
     def turns(self) -> list[tuple[str, str]]:
-        """The tokens that begin and end a turn of a conversation, if the tokenizer has them."""
+        """Pairs of tokens that begin and end a turn of a conversation, those that the tokenizer has."""
         return [t for t in TURNS if all(map(self.backend.token_to_id, t))]
 
 
@@ -168,13 +167,13 @@ def check_prompt(text: str) -> None:
     if len(text) > LONGEST_TEXT:
         raise UserError(
             f"The prompt has {len(text):,} characters, more than the limit of {LONGEST_TEXT:,}; it begins "
-            f"{text.strip()[:40]!r}. A paragraph of 200 words is right."
+            f"{text.strip()[:40]!r}. A paragraph of 200 words works well."
         )
     check_text(text, "The prompt")
 
 
 def caution(text_encoder: Path, prompt: str) -> str:
-    """See ``PromptTokenizer.caution``; for large models it does not load the tokenizer."""
+    """As ``PromptTokenizer.caution``, without loading the tokenizer of a large model."""
     if not text_encoder.is_dir() or Subjects.read(text_encoder) is None:
         return ""
     return PromptTokenizer.load(text_encoder).caution(prompt)
@@ -184,9 +183,9 @@ def caution(text_encoder: Path, prompt: str) -> str:
 
 
 def tokenizer_of(data: bytes) -> Tokenizer:
-    """The tokenizer of a serialized SentencePiece model. Raises protobuf's ``DecodeError`` or ``ValueError`` if it is not one.
+    """The tokenizer of a serialized SentencePiece model; raises protobuf's ``DecodeError`` or ``ValueError`` otherwise.
 
-    Covers Gemma's kind: byte-pair encoding with byte fallback, and no normalisation except of spaces.
+    Supports Gemma's kind: byte-pair encoding with byte fallback, and no normalisation except of spaces.
     """
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
@@ -213,7 +212,7 @@ def tokenizer_of(data: bytes) -> Tokenizer:
 def _merges(
     pieces: Sequence["ModelProto.SentencePiece"], ids: dict[str, int]
 ) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a third, ordered by the third's score."""
+    """Every pair of pieces whose concatenation is a piece, ordered by that piece's score."""
     found = []
     for piece in pieces:
         if piece.type not in (piece.NORMAL, piece.USER_DEFINED):
@@ -225,7 +224,7 @@ def _merges(
     return [pair for _, pair in found]
 
 
-# What reads the files of a folder, and the tensors of bytes in Lightricks' packed file and in ComfyUI's.
+# Parsers of the files in a folder, and of the byte tensors in Lightricks' packed file and in ComfyUI's.
 PARSERS = {"tokenizer.json": Tokenizer.from_buffer, "tokenizer.model": tokenizer_of}
 PACKED = {"tokenizer_json": Tokenizer.from_buffer, "spiece_model": tokenizer_of}
 
@@ -250,7 +249,7 @@ def _packed(file: Path) -> Tokenizer:
 def _made(
     source: Path, parse: Callable[[bytes], Tokenizer], read: Callable[[], bytes]
 ) -> Tokenizer:
-    """The tokenizer in what ``read`` returns; raises ``UserError`` if it is damaged, or another model's."""
+    """Parse what ``read`` returns; raises ``UserError`` if it is damaged or not a Gemma's tokenizer."""
     damaged = UserError(
         f"{source} does not hold a readable tokenizer: it is damaged, or not a tokenizer at all. Fetch it again."
     )
@@ -265,7 +264,7 @@ def _made(
 
 @contextmanager
 def _instead_of_any(error: UserError) -> Iterator[None]:
-    """Raise ``error`` for anything the libraries raise on a bad tokenizer file, be it a bare Exception or a Rust panic."""
+    """Raise ``error`` in place of whatever the libraries raise for a bad tokenizer file, even a Rust panic."""
     try:
         yield
     except KeyboardInterrupt:

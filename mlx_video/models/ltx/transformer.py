@@ -20,7 +20,7 @@ from mlx_video.types import AV
 
 
 class Rows(NamedTuple):
-    """The numbers of the rows that shift, scale and gate one sublayer, in a table and in what is added to it."""
+    """The row numbers of one sublayer's shift, scale and gate."""
 
     shift: int
     scale: int
@@ -58,7 +58,7 @@ class Timesteps(NamedTuple):
 
     @classmethod
     def from_mask(cls, sigma: mx.array | float, mask: mx.array) -> "Timesteps":
-        """``sigma``, a number or (B,), times a denoise mask (B, N, 1); evaluates the mask, which can have no gradient."""
+        """``sigma``, a number or (B,), times a denoise mask (B, N, 1). Evaluates the mask and passes it no gradient."""
         tokens = np.array(mask.astype(mx.float32)).reshape(mask.shape[:2])
         values, index = np.unique(tokens, axis=1, return_inverse=True)
         index = mx.array(index.reshape(-1)) if values.shape[1] > 1 else None
@@ -155,7 +155,7 @@ class StreamBlock(nn.Module):
     ) -> mx.array:
         """Tokens (B, N, D) after attention to the stream's own, then to its text; ``attending`` as in ``Attention``.
 
-        Returns ``x`` where the stream is not enabled.
+        ``x`` itself where the stream is not enabled.
         """
         if not c.enabled:
             return x
@@ -173,7 +173,7 @@ class StreamBlock(nn.Module):
         return self._add(x, update, c, TEXT_ATTENTION)
 
     def _prompt(self, c: Conditioning) -> mx.array:
-        """The text as this block reads it, (B, L, D)."""
+        """The prompt, modulated for this block: (B, L, D)."""
         table, numbers = self.prompt_scale_shift_table, (PROMPT.shift, PROMPT.scale)
         return modulate(c.context, *chosen_rows(table, c.prompt_rows, None, *numbers))
 
@@ -203,7 +203,7 @@ class StreamBlock(nn.Module):
         return add_gated(x, update, table, c.cross_rows, None, at.gate)
 
     def feed_forward(self, x: mx.array, c: Conditioning) -> mx.array:
-        """Tokens (B, N, D) plus what the feed-forward network makes of them; ``x`` where the stream is not enabled."""
+        """Tokens (B, N, D) plus their feed-forward update; ``x`` itself where the stream is not enabled."""
         if not c.enabled:
             return x
         update = self.ff(self._norm(x, c, FEED_FORWARD))

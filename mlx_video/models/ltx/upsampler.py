@@ -1,4 +1,4 @@
-"""Latent upsampler: a clip's latents at a finer grid in space or in time. Knows nothing of pixels."""
+"""The latent upsampler: a clip's latents on a finer grid in space or time. Knows no pixels."""
 
 from fractions import Fraction
 from typing import ClassVar
@@ -25,14 +25,14 @@ NORM_EPS = 1e-5
 def upsample_normalized(
     upsampler: "LatentUpsampler", statistics: PerChannelStatistics, latent: mx.array
 ) -> mx.array:
-    """``upsampler`` for latents (B, C, F, H, W) that are normalised by ``statistics``, as the transformer's are."""
+    """Upsample latents (B, C, F, H, W) that are normalised by ``statistics``, as the transformer's are."""
     return statistics.normalize(upsampler(statistics.un_normalize(latent)))
 
 
 class LatentUpsampler(Network):
     """Residual blocks on the coarse grid, a shuffle to the fine one, and as many residual blocks there.
 
-    Raises ``UserError`` if the config asks for a factor that no published checkpoint has. Layers take (B, F, H, W, C).
+    Raises ``UserError`` for a factor that no published checkpoint has. Layers take (B, F, H, W, C).
     """
 
     CONFIG: ClassVar = UpsamplerConfig
@@ -60,7 +60,7 @@ class LatentUpsampler(Network):
         self.conv_out = Conv3d(channels, config.in_channels)
 
     def activation_bytes(self, cells: int) -> float:
-        """For so many latent cells of the fine grid."""
+        """For ``cells`` of the fine grid."""
         live, weight = memory_table.live(), self.conv_in.weight
         each = cells * weight.shape[0] * weight.dtype.size
         return live.upsample * each + min(memory_table.QUEUED_FINER, live.finer * each)
@@ -78,7 +78,7 @@ class LatentUpsampler(Network):
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """As every network's; strict, since the file holds nothing else."""
+        """As in ``Network``, but strict: the file holds nothing else."""
         taken = super().sanitize(weights)
         if taken is weights:
             return _renamed(weights) if "resample.blur.kernel" in weights else weights
@@ -128,13 +128,13 @@ class SpatialUpsample(nn.Module):
 
 
 class RationalUpsample(nn.Module):
-    """``scale`` times as many rows and columns: grown by its numerator, then smoothed and thinned by its denominator."""
+    """``scale`` times as many rows and columns: upsampled by its numerator, then blurred and subsampled by its denominator."""
 
     def __init__(self, channels: int, scale: Fraction):
         super().__init__()
         self.up = scale.numerator
         self.expand = nn.Conv2d(channels, channels * self.up**2, 3, padding=1)
-        self.blur = Blur(scale.denominator)  # the x2 file has the kernel too
+        self.blur = Blur(scale.denominator)  # the x2 file has its kernel too
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, F, H, W, C) -> (B, F, scale * H, scale * W, C)."""
@@ -142,7 +142,7 @@ class RationalUpsample(nn.Module):
 
 
 class Blur(nn.Module):
-    """Smooth each channel of each frame by a 5x5 binomial kernel and keep every ``stride``-th cell."""
+    """Blur each channel of each frame with a 5x5 binomial kernel and keep every ``stride``-th cell."""
 
     def __init__(self, stride: int):
         super().__init__()
@@ -174,20 +174,20 @@ class TemporalUpsample(nn.Module):
 
 
 def _grown(x: mx.array, conv: nn.Conv2d, factor: int) -> mx.array:
-    """``factor`` times as many rows and columns, shuffled from the channels of ``conv``, frame by frame."""
-    # A kernel of one frame: the 2-D convolution of each.
+    """``factor`` times as many rows and columns, from the channels that ``conv`` makes of each frame."""
+    # A kernel one frame long is a 2-D convolution of each frame.
     x = conv3d(x, conv.weight[:, None], conv.bias, padding=(1, 1))
     return depth_to_space(x, (1, factor, factor))
 
 
 def _renamed(weights: Weights) -> Weights:
-    """A rational upsampler's tensors, which folders written before 0.1.0 name like a plain one's."""
+    """A rational upsampler's tensors from folders written before 0.1.0, which name them like a plain one's."""
     old, new = "resample.conv.", "resample.expand."
     return {key.replace(old, new): value for key, value in weights.items()}
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """Statistics over a group's channels and the whole clip, summed in float32."""
+    """Group norm with statistics over the whole clip, summed in float32."""
     return nn.GroupNorm(NORM_GROUPS, channels, NORM_EPS, pytorch_compatible=True)
 
 

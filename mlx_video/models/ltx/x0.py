@@ -15,7 +15,7 @@ from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.transformer import ModalityInput, RopeTables, Timesteps
 from mlx_video.types import AV, Modality, Perturbation
 
-AHEAD = 2  # a short forward took 2 % less on an H200 than with 1, and 0.3 GB more
+AHEAD = 2  # on an H200 a short forward takes 2 % less time than with 1, and 0.3 GB more
 
 
 class X0Model:
@@ -97,14 +97,14 @@ class X0Model:
 
 
 def to_x0(latent: mx.array, velocity: mx.array, timesteps: mx.array) -> mx.array:
-    """The origin of the flow through ``latent``: latent - velocity * timestep, in the timesteps' float32; they are (B, N, 1)."""
+    """The origin of the flow through ``latent``, in float32; ``timesteps`` are (B, N, 1) float32."""
     return latent - velocity * timesteps
 
 
 class _Memo:
-    """The last ``size`` results of a function of arrays, recognised by identity.
+    """The last ``size`` results of a function of arrays, found by the identity of its arguments.
 
-    It holds the arguments, so that their identities are not reused.
+    It holds the arguments, so that their ids are not reused.
     """
 
     def __init__(self, function: Callable[[AV], AV], size: int = 1):
