@@ -5,11 +5,10 @@ with which the tests compare, never ends on a wrong count, and unpacks 2 to 10 t
 """
 
 import struct
-from contextlib import contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -66,56 +65,36 @@ def read_header(file: Path) -> Header:
 def _contents(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The places of a file's tensors, and its values. Raises ``UserError``, naming the file."""
     size = file_size(file)
+    wrong = partial(damaged, file, size)
     with file_errors(file), open(file, "rb") as stream:
         cursor = _Cursor(stream.read(LONGEST_HEADER))
     try:
-        values, entries = _table(file, cursor)
-        if strange := [
-            name for name, entry in entries.items() if entry.kind not in KINDS
-        ]:
-            kind = entries[strange[0]].kind
+        values, entries = _table(file, cursor, wrong)
+    except KeyError as error:
+        raise wrong(f"a value is of unknown kind {error}") from None
+    except (struct.error, ArithmeticError):
+        raise wrong("it ends too early") from None
+    alignment = values.get(ALIGNMENT, 32)
+    if type(alignment) is not int or alignment < 1:
+        raise wrong(f"{ALIGNMENT} must be a number above 0; got {clip(alignment)}")
+    start, tensors = -(-cursor.place // alignment) * alignment, {}
+    for name, (shape, code, offset) in entries.items():
+        if code not in KINDS:
             raise UserError(
-                f"{file} packs tensor {clip(strange[0])} as {OTHERS.get(kind, f'kind {kind}')}, which this version does "
-                f"not read; use a file of {', '.join(KINDS.values())}."
+                f"{file} packs tensor {clip(name)} as {OTHERS.get(code, f'kind {code}')}, which this version does not read; "
+                f"use a file of {', '.join(KINDS.values())}."
             )
-        alignment = values.get(ALIGNMENT, 32)
-        if type(alignment) is not int or alignment < 1:
-            raise _Fault(f"{ALIGNMENT} must be a number above 0; got {clip(alignment)}")
-        start = -(-cursor.place // alignment) * alignment
-        tensors = {
-            name: _placed(name, entry, values.get(ORIGINAL_SHAPE + name), start, size)
-            for name, entry in entries.items()
-        }
-    except _Fault as fault:
-        raise damaged(file, size, str(fault)) from fault
+        stated = values.get(ORIGINAL_SHAPE + name, shape)
+        tensors[name] = tensor = _placed(KINDS[code], shape, stated, start + offset)
+        if tensor is None:
+            raise wrong(f"tensor {clip(name)} cannot have the shape {clip(stated)}")
+        if (over := tensor.begin + tensor.nbytes - size) > 0:
+            raise wrong(f"tensor {clip(name)} ends {over:,} bytes beyond the file")
     return tensors, values
 
 
-class _Fault(Exception):
-    """What is wrong with a header, in words."""
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Say that ``what`` is wrong where bytes are absent or a kind is unknown."""
-    try:
-        yield
-    except KeyError as error:
-        raise _Fault(f"{what} is of unknown kind {error}") from error
-    except (struct.error, ArithmeticError) as error:
-        raise _Fault(f"{what} is cut off") from error
-
-
-class _Entry(NamedTuple):
-    """A tensor as the header states it; ``offset`` counts from the end of the header."""
-
-    shape: tuple[int, ...]
-    kind: int
-    offset: int
-
-
 class _Cursor:
-    """Reads values from the bytes of a header, one after another; ``_reading`` explains where there are none."""
+    """Reads values from the bytes of a header, one after another; ``struct.error`` where there are none."""
 
     def __init__(self, data: bytes):
         self.data, self.place = data, 0
@@ -142,51 +121,40 @@ class _Cursor:
         return list(self.take(f"{count}{VALUES[kind]}"))
 
 
-def _table(file: Path, cursor: _Cursor) -> tuple[dict[str, object], dict[str, _Entry]]:
-    with _reading("its beginning"):
-        magic, version, tensors, values = cursor.take("4sIQQ")
+def _table(
+    file: Path, cursor: _Cursor, wrong: Callable[[str], UserError]
+) -> tuple[dict[str, object], dict[str, tuple]]:
+    """The values of a header, and each tensor's shape, code and offset from the header's end."""
+    magic, version, tensors, values = cursor.take("4sIQQ")
     if magic != b"GGUF":
-        raise _Fault("it does not begin with GGUF")
+        raise wrong("it does not begin with GGUF")
     if version not in (2, 3):
         raise UserError(
             f"{file} is a GGUF file of version {version}; only versions 2 and 3 are supported. Use a newer conversion."
         )
     metadata, entries = {}, {}
-    for number in range(values):
-        with _reading(f"the name of value {number + 1} of {values}"):
-            name = cursor.text()
-        with _reading(f"value {clip(name)}"):
-            metadata[name] = cursor.value()
-    for number in range(tensors):
-        with _reading(f"the name of tensor {number + 1} of {tensors}"):
-            name = cursor.text()
-        if name in entries:
-            raise _Fault(f"tensor {clip(name)} stands there twice")
-        with _reading(f"the entry of tensor {clip(name)}"):
-            (axes,) = cursor.take("I")
-            shape = cursor.take(f"{axes}Q")[::-1]  # the fastest axis is first there
-            entries[name] = _Entry(shape, *cursor.take("IQ"))
+    for _ in range(values):
+        name = cursor.text()
+        metadata[name] = cursor.value()
+    for _ in range(tensors):
+        if (name := cursor.text()) in entries:
+            raise wrong(f"tensor {clip(name)} stands there twice")
+        (axes,) = cursor.take("I")
+        shape = cursor.take(f"{axes}Q")[::-1]  # the fastest axis is first there
+        entries[name] = (shape, *cursor.take("IQ"))
     return metadata, entries
 
 
-def _placed(
-    name: str, entry: _Entry, original: object, start: int, size: int
-) -> Tensor:
-    """Where a tensor lies in a file of ``size`` bytes; its shape is the ``original`` one if that is stated."""
-    shape = entry.shape if original is None else original
-    packing = PACKINGS[KINDS[entry.kind]]
-    blocks, rest = divmod(prod(entry.shape), packing.numbers)
-    begin, nbytes = start + entry.offset, blocks * packing.bytes
-    counts = isinstance(shape, tuple | list) and all(
-        type(n) is int and 0 <= n <= LONGEST_AXIS for n in shape
+def _placed(kind: str, shape: tuple, stated: object, begin: int) -> Tensor | None:
+    """A tensor of ``shape`` that is to be read as the ``stated`` one; ``None`` where that cannot be."""
+    packing = PACKINGS[kind]
+    blocks, rest = divmod(prod(shape), packing.numbers)
+    counts = isinstance(stated, tuple | list) and all(
+        type(n) is int and 0 <= n <= LONGEST_AXIS for n in stated
     )
-    if not counts or prod(shape) != prod(entry.shape) or rest:
-        raise _Fault(f"tensor {clip(name)} cannot have the shape {clip(shape)}")
-    if begin + nbytes > size:
-        raise _Fault(
-            f"tensor {clip(name)} ends {begin + nbytes - size:,} bytes beyond the file"
-        )
-    return Tensor(KINDS[entry.kind], tuple(shape), begin, nbytes)
+    if rest or not counts or prod(stated) != prod(shape):
+        return None
+    return Tensor(kind, tuple(stated), begin, blocks * packing.bytes)
 
 
 def _dense(data: np.ndarray, tensor: Tensor) -> mx.array:
