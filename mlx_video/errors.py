@@ -1,6 +1,7 @@
 """Errors by who can fix them: bad input is a ``UserError``; anything else is a bug here or a fault of the machine."""
 
 import unicodedata
+from typing import Mapping
 
 
 class UserError(ValueError):
@@ -13,6 +14,31 @@ class DiskFullError(UserError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that was named is not there."""
+
+
+def field_error(error: Mapping) -> str:
+    """A sentence on one of the errors that pydantic lists, with the field's name: "seed must be a valid integer; got 'x'."."""
+    steps = [_cut(str(step), 40) for step in error["loc"]]
+    place = ".".join(steps[steps[:1] in (["body"], ["query"]) :]) or "It"
+    match error["type"]:
+        case "missing":
+            return f"{place} is missing."
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return f"{place} is unknown."
+        case "string_too_short":
+            return f"The {place} is empty."
+        case "json_invalid":
+            return f"It is not JSON ({error['ctx']['error']})."
+        case "union_tag_invalid":
+            return f"{place}: its kind must be one of {error['ctx']['expected_tags']}."
+        case "value_error":  # a sentence of ours
+            return f"{place}: {error['ctx']['error']}"
+    said = _cut(f"{place}: {error['msg']}".replace(": Input should", " must"), 200)
+    return f"{said}; got {_cut(ascii(error['input']), 60)}."
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def check_text(text: str, what: str) -> None:

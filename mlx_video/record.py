@@ -15,8 +15,7 @@ from mlx_video import weights
 from mlx_video.backend import blas_threads
 from mlx_video.dfr_pipeline import pipeline_for
 from mlx_video.disk import file_size, read_small, short
-from mlx_video.errors import UserError, check_text
-from mlx_video.formats.safetensors import clip
+from mlx_video.errors import UserError, check_text, field_error
 from mlx_video.hub import Notify
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import Files
@@ -122,8 +121,7 @@ class Job:
             job = _schema(tuple(Input.kinds)).validate_json(text).job
         except ValidationError as error:
             raise UserError(
-                f"{name} is not a record that this version of mlx-video can read: "
-                f"{_sentence(error.errors(include_url=False)[0])}."
+                f"{name} is not a record that this version of mlx-video can read. {field_error(error.errors()[0])}"
             ) from None
         for place, value in tree_flatten({"job": asdict(job)}):
             if isinstance(value, str):
@@ -179,22 +177,3 @@ def _schema(kinds: tuple[str, ...]):
     strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     Record.__pydantic_config__ = strict
     return TypeAdapter(Record)
-
-
-def _sentence(error: Mapping) -> str:
-    """What pydantic found, with the field's name: "job.request.seed: should be a valid integer; got 'x'"."""
-    steps = (clip(str(step), 40) for step in error["loc"])
-    place = ".".join(steps) or "the record"
-    match error["type"]:
-        case "missing":
-            return f"{place} is missing"
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"{place} is unknown"
-        case "json_invalid":
-            return f"it is not JSON ({error['ctx']['error']})"
-        case "union_tag_invalid":
-            return f"{place}: its kind must be one of {error['ctx']['expected_tags']}"
-        case "value_error":  # a sentence of ours
-            return f"{place}: {str(error['ctx']['error']).removesuffix('.')}"
-    said = clip(error["msg"].removeprefix("Input "), 120)
-    return f"{place}: {said}; got {short(ascii(error['input']), 60)}"

@@ -1,13 +1,14 @@
 """Errors in the form that the official client reads, each with a sentence. Knows what went wrong, not what was asked for."""
 
 import sqlite3
+from typing import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from mlx_video.errors import DiskFullError, UserError
+from mlx_video.errors import DiskFullError, UserError, field_error
 
 KINDS = {
     401: "authentication_error",
@@ -53,18 +54,6 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     return error_answer(error.status_code, said, error.headers)
 
 
-def sentence(error: dict) -> str:
-    """One problem that pydantic found, as a sentence that names the field."""
-    places = [part for part in error["loc"] if part not in ("body", "query", "path")]
-    name = ".".join(map(str, places))[:60] or "The request"
-    if error["type"] == "extra_forbidden":
-        return f"{name} is not a field of this request; see /docs.html for the fields."
-    if error["type"] == "missing":
-        return f"{name} is missing."
-    if error["type"] == "string_too_short":
-        return f"The {name} is empty; say what to show, for example 'a red ball bounces on a blue floor'."
-    said = f"{name}: {error['msg']}".replace(": Input should", " must")
-    said = said.replace("less than or equal to", "at most")
-    said = said.replace("greater than or equal to", "at least")
-    given = repr(error.get("input"))
-    return f"{said}; got {given[:60]}{'...' if len(given) > 60 else ''}."
+def sentence(error: Mapping) -> str:
+    """One problem that pydantic found."""
+    return f"{field_error(error)} See /docs.html for the fields."

@@ -74,7 +74,7 @@ def test_what_the_worker_notices_is_said_once_beside_what_was_snapped(server):
     [
         ({}, "prompt is missing"),
         ({"prompt": " "}, "prompt"),
-        ({"prompt": "a", "colour": "red"}, "colour is not a field"),
+        ({"prompt": "a", "colour": "red"}, "colour is unknown"),
         ({"prompt": "a", "seed": -1}, "seed"),
         ({"prompt": "a", "seed": "x"}, "seed"),
         ({"prompt": "a", "fps": 1e9}, "fps"),
