@@ -77,11 +77,14 @@ class Video:
 class Store:
     """The rows and files of one folder. Safe to use from several threads of the one process that holds it.
 
+    clips    the folder of finished clips, their pictures and records
+    uploads  the folder of pictures that came with requests
     Raises ``UserError`` where the folder cannot be used, or another server holds it.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.clips, self.uploads = folder / "clips", folder / "uploads"
         with file_errors(folder, "used"):
             folder.mkdir(parents=True, exist_ok=True)
             _check_own(folder)
@@ -90,8 +93,8 @@ class Store:
                 raise UserError(
                     f"Another server uses the folder {folder}; stop it, or choose another with --data."
                 )
-            for name in (self.clips, self.uploads):
-                name.mkdir(exist_ok=True)
+            self.clips.mkdir(exist_ok=True)
+            self.uploads.mkdir(exist_ok=True)
         self._lock, self._reads = threading.Lock(), threading.Lock()
         # One to write and one to read, so that nobody who reads waits for the disk.
         self._rows, self._reading = _connected(folder), _connected(folder)
@@ -106,16 +109,6 @@ class Store:
         self._reading.close()
         self._rows.close()
         os.close(self._held)
-
-    @property
-    def clips(self) -> Path:
-        """The folder of finished clips, their pictures and records."""
-        return self.folder / "clips"
-
-    @property
-    def uploads(self) -> Path:
-        """The folder of pictures that came with requests."""
-        return self.folder / "uploads"
 
     def file(self, id: str, suffix: str) -> Path:
         """Where a file of a video lies: ``.mp4``, ``.webp`` (its picture), ``.sheet.webp``, ``.json``."""
@@ -148,7 +141,7 @@ class Store:
 
     def get(self, id: str) -> Video | None:
         """The video with this id; ``None`` where there is none."""
-        return next(self._read("SELECT * FROM videos WHERE id = ?", (id,)), None)
+        return next(self._read("WHERE id = ?", id), None)
 
     def page(
         self, limit: int, after: Video | None = None, newest_first: bool = True
@@ -156,28 +149,26 @@ class Store:
         """At most ``limit`` videos that follow ``after``."""
         sign, order = ("<", "DESC") if newest_first else (">", "ASC")
         where = "" if after is None else f"WHERE number {sign} {after.number}"
-        sql = f"SELECT * FROM videos {where} ORDER BY number {order} LIMIT ?"
-        return list(self._read(sql, (limit,)))
+        return [*self._read(f"{where} ORDER BY number {order} LIMIT ?", limit)]
 
     def open(self) -> list[Video]:
         """The queued and running videos, in the order of the queue."""
-        sql = "SELECT * FROM videos WHERE status IN (?, ?) ORDER BY number"
-        return list(self._read(sql, OPEN))
+        return [*self._read("WHERE status IN (?, ?) ORDER BY number", *OPEN)]
 
     def waiting(self) -> int:
         """How many are queued or running."""
-        return self._count("status IN (?, ?)", OPEN)
+        return self._count("status IN (?, ?)", *OPEN)
 
     def place(self, video: Video) -> int | None:
         """Its place in the queue, 0 is the first; ``None`` where it no longer waits."""
         if video.status not in OPEN:
             return None
-        return self._count("status IN (?, ?) AND number < ?", (*OPEN, video.number))
+        return self._count("status IN (?, ?) AND number < ?", *OPEN, video.number)
 
     def next(self) -> Video | None:
         """The first in the queue."""
-        sql = "SELECT * FROM videos WHERE status = 'queued' ORDER BY number LIMIT 1"
-        return next(self._read(sql), None)
+        first = "WHERE status = 'queued' ORDER BY number LIMIT 1"
+        return next(self._read(first), None)
 
     def start(self, id: str) -> None:
         """It is being made from now on."""
@@ -230,8 +221,8 @@ class Store:
 
     def oldest(self, count: int = 3) -> list[Video]:
         """The finished videos that were made first."""
-        sql = "SELECT * FROM videos WHERE status = 'completed' ORDER BY number LIMIT ?"
-        return list(self._read(sql, (count,)))
+        first = "WHERE status = 'completed' ORDER BY number LIMIT ?"
+        return [*self._read(first, count)]
 
     def free(self) -> int:
         """Bytes that the disk has left."""
@@ -246,7 +237,7 @@ class Store:
         self._delete_files({*map(_owner, self.clips.iterdir())} - known)
         used = {
             image["path"]
-            for video in self._read("SELECT * FROM videos")
+            for video in self._read()
             for image in video.request.get("images", ())
         }
         for file in self.uploads.iterdir():
@@ -259,16 +250,17 @@ class Store:
                 file.unlink(missing_ok=True)
         self._bytes = None
 
-    def _read(self, sql: str, values: tuple = ()) -> Iterator[Video]:
+    def _read(self, which: str = "", *values) -> Iterator[Video]:
         with self._reads:
+            sql = f"SELECT * FROM videos {which}"
             rows = self._reading.execute(sql, values).fetchall()
         for row in rows:
             read = {name: json.loads(row[name]) for name in ("request", "notices")}
             yield Video(**dict(row) | read)
 
-    def _count(self, where: str, values: tuple) -> int:
-        sql = f"SELECT COUNT(*) FROM videos WHERE {where}"
+    def _count(self, where: str, *values) -> int:
         with self._reads:
+            sql = f"SELECT COUNT(*) FROM videos WHERE {where}"
             return self._reading.execute(sql, values).fetchone()[0]
 
     def _set(self, id: str, **columns: object) -> None:
