@@ -1,10 +1,15 @@
-"""The options that commands share, in groups."""
+"""The options that commands share, in groups, and how the words after them become values."""
 
 import argparse
+import math
+import re
+from pathlib import Path
 
 from mlx_video import hub, recipes
 from mlx_video.cli.parser import Add, flag, group
-from mlx_video.cli.values import byte_size, duration, path, seconds
+from mlx_video.clip_settings import AUTO
+from mlx_video.disk import typed_path
+from mlx_video.errors import UserError
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import BITS, DTYPES
 from mlx_video.models.ltx.checkpoint.find import DEMO
@@ -16,6 +21,8 @@ OWN_DEFAULTS = (
 )
 BESIDE = "(default: beside the model, else from the hub)"
 SIDE = "in pixels; LTX-2 needs a multiple of 32, or of 64 with two stages (default: {})"
+UNITS = {"": 1e9, "m": 1e6, "g": 1e9, "t": 1e12, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+LONGEST_CLIP = 600  # seconds
 
 
 def add_generate(
@@ -92,35 +99,24 @@ class _Given(argparse.Action):
         setattr(namespace, self.dest, (*given, self.kind.typed(values)))
 
 
+# Those that are numbers; named after the strengths in ``Defaults``.
+STRENGTHS = {
+    "--cfg-scale": "guidance strength, away from the negative prompt; 1 turns it off",
+    "--audio-cfg-scale": "the same for sound",
+    "--stg-scale": "strength of spatiotemporal guidance; 0 turns it off",
+    "--modality-scale": "how strongly picture and sound guide each other; 1 turns it off",
+    "--rescale": "how much to correct the contrast after guidance, from 0 (off) to 1",
+}
+
+
 def _add_guidance(add: Add) -> None:
-    video, audio = recipes.VIDEO_GUIDANCE, recipes.AUDIO_GUIDANCE
-    add("--steps", f"denoising steps (default: {recipes.STEPS})", type=int)
-    for name, usual, about in (
-        (
-            "--cfg-scale",
-            video.cfg,
-            "guidance strength, away from the negative prompt; 1 turns it off",
-        ),
-        ("--audio-cfg-scale", audio.cfg, "the same for sound"),
-        (
-            "--stg-scale",
-            video.stg,
-            "strength of spatiotemporal guidance; 0 turns it off",
-        ),
-        (
-            "--modality-scale",
-            video.modality,
-            "how strongly picture and sound guide each other; 1 turns it off",
-        ),
-        (
-            "--rescale",
-            video.rescale,
-            "how much to correct the contrast after guidance, from 0 (off) to 1",
-        ),
-    ):
+    usual = recipes.Defaults
+    add("--steps", f"denoising steps (default: {usual.steps})", type=int)
+    for name, about in STRENGTHS.items():
         dest = name.strip("-").removesuffix("-scale").replace("-", "_")
-        add(name, f"{about} (default: {usual:g})", type=float, dest=dest)
-    blocks = " ".join(map(str, video.stg_blocks))
+        about += f" (default: {getattr(usual, dest):g})"
+        add(name, about, type=float, dest=dest)
+    blocks = " ".join(map(str, usual.stg_blocks))
     about = (
         f"transformer blocks that spatiotemporal guidance perturbs (default: {blocks})"
     )
@@ -227,3 +223,54 @@ def _add_output(add: Add, audio: bool | None) -> None:
     add("--save-every", about, Options.save_every, type=seconds, metavar="SECONDS")
     about = "write a JPEG of the clip so far into this folder while it is sampled"
     add("--preview", about, type=path, metavar="FOLDER")
+
+
+# Values; what cannot be one is refused in a sentence
+
+
+def byte_size(word: str) -> float:
+    """24, 24GB, 24 GiB or 24000MB."""
+    found = re.fullmatch(r"\s*([\d.]+)\s*((?:[mgt]i?)?)b?\s*", word.lower())
+    try:
+        size = float(found[1]) * UNITS[found[2]]
+    except (TypeError, ValueError):
+        size = 0
+    if not 0 < size < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"must be an amount of memory above 0, such as 24GB; got {word}"
+        )
+    return size
+
+
+def path(word: str) -> Path:
+    """A path with ~ expanded."""
+    try:
+        return typed_path(word)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def seconds(word: str) -> float:
+    """Seconds, 0 or more."""
+    if not (found := _number(word)) >= 0:
+        raise argparse.ArgumentTypeError(
+            f"must be seconds, 0 or more, such as 60; got {word}"
+        )
+    return found
+
+
+def duration(word: str) -> str | float:
+    """``AUTO``, or seconds above 0 and up to ``LONGEST_CLIP``."""
+    if word != AUTO and not 0 < _number(word) <= LONGEST_CLIP:
+        raise argparse.ArgumentTypeError(
+            f"must be auto, or seconds up to {LONGEST_CLIP}, such as 5; got {word}"
+        )
+    return word if word == AUTO else float(word)
+
+
+def _number(word: str) -> float:
+    """The number that ``word`` is, or NaN."""
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan

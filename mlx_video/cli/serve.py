@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mlx_video.cli import server
+from mlx_video.cli.options import byte_size, seconds
 from mlx_video.cli.parser import Add, flag, group
-from mlx_video.cli.values import byte_size, seconds
 from mlx_video.disk import full_path, read_small, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.find import DEMO, default_model
