@@ -88,8 +88,8 @@ def saving(
 
 def _in_thread(write: Callable[..., None], frames: Iterable[tuple]) -> Iterator[int]:
     """``write`` each of ``frames`` while the next ones are decoded; yields how many were handed over."""
-    with ThreadPoolExecutor(1) as thread:
-        queued = deque()
+    thread, queued = ThreadPoolExecutor(1), deque()
+    try:
         for count, frame in enumerate(frames, start=1):
             queued.append(thread.submit(write, *frame))
             if len(queued) > WAITING:
@@ -97,6 +97,8 @@ def _in_thread(write: Callable[..., None], frames: Iterable[tuple]) -> Iterator[
             yield count
         for written in queued:
             written.result()
+    finally:
+        thread.shutdown(cancel_futures=True)  # what still waits belongs to no clip
 
 
 def _file_options(kind: "Encoding", shape: VideoPixelShape) -> dict[str, str]:

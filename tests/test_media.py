@@ -5,6 +5,7 @@ import re
 import wave
 from dataclasses import replace
 from fractions import Fraction
+from threading import Event, Timer
 
 import av
 import mlx.core as mx
@@ -264,6 +265,27 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, after, error):
     with pytest.raises(error):
         lazy = replace(clip(audio=tones(1)), frames=frames())
         media.save(lazy, tmp_path / "clip.mp4")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_stopped_save_encodes_no_frame_that_waits(tmp_path, monkeypatch):
+    encoded, stopped = [], Event()
+
+    def slow(*_):
+        def encode(frame):
+            encoded.append(frame.pts)
+            assert stopped.wait(timeout=10)
+            return []
+
+        return encode
+
+    monkeypatch.setattr(media, "_add_video", slow)
+    saving = media.saving(clip(), tmp_path / "clip.mp4")
+    for _ in range(10):
+        next(saving)
+    Timer(0.2, stopped.set).start()
+    saving.close()
+    assert encoded == [0]
     assert os.listdir(tmp_path) == []
 
 
