@@ -7,7 +7,7 @@ from typing import ClassVar, Mapping
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.schema import Config, short_repr
 
-MEL_BINS = 64  # that a vocoder reads of each channel: no config of one states it
+MEL_BINS = 64  # of each channel that a vocoder reads; its config does not state them
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _flatten(block: Mapping[str, object]) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(Config):
-    """What both kinds of vocoder have in common; block ``vocoder``."""
+    """What both kinds of vocoder share: block ``vocoder``."""
 
     upsample_initial_channel: int
     upsample_rates: tuple[int, ...]
@@ -104,7 +104,7 @@ class GeneratorConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "GeneratorConfig":
-        """As every config's; raises ``UserError`` too where lists do not match or the width cannot be halved so often."""
+        """As in ``Config``; also raises ``UserError`` if lists do not match or the width cannot be halved that often."""
         config = super().from_dict(data)
         for pair in ("upsample_rates", "upsample_kernel_sizes"), (
             "resblock_kernel_sizes",
@@ -124,12 +124,12 @@ class GeneratorConfig(Config):
 
     @property
     def channels(self) -> int:
-        """Of the sound."""
+        """Channels of the sound."""
         return 2 if self.stereo else 1
 
     @property
     def hop(self) -> int:
-        """Samples of a mel frame."""
+        """Samples per mel frame."""
         return math.prod(self.upsample_rates)
 
     @property
@@ -149,7 +149,7 @@ class VocoderConfig(GeneratorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BigVGANConfig(GeneratorConfig):
-    """One BigVGAN generator: block ``vocoder.vocoder``. Absent keys have the official default, not the usual value."""
+    """One BigVGAN generator: block ``vocoder.vocoder``. Absent keys have the official defaults."""
 
     use_tanh_at_final: bool = True
     use_bias_at_final: bool = True
@@ -168,7 +168,7 @@ class BandwidthExtensionConfig(BigVGANConfig):
     n_fft: int
     num_mels: int
 
-    UNUSED: ClassVar = frozenset({"win_size"})  # it is in the stored Fourier basis
+    UNUSED: ClassVar = frozenset({"win_size"})  # the stored Fourier basis includes it
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class BigVGANVocoderConfig(Config):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "BigVGANVocoderConfig":
-        """As every config's; raises ``UserError`` too where the rates of both generators contradict each other."""
+        """As in ``Config``; also raises ``UserError`` if the rates of the two generators contradict each other."""
         config = super().from_dict(data)
         rate, bwe = config.bwe.input_sampling_rate, config.bwe
         if rate * bwe.hop != bwe.output_sampling_rate * bwe.hop_length:
@@ -198,5 +198,5 @@ class BigVGANVocoderConfig(Config):
 
     @property
     def output_sample_rate(self) -> int:
-        """Of the waveform, in Hz."""
+        """Sample rate of the waveform, in Hz."""
         return self.bwe.output_sampling_rate

@@ -13,7 +13,7 @@ Padding = Literal[
     "zeros", "reflect"
 ]  # around a frame; mirrored about the outermost cell
 
-# By a block's name without "_res" (with a skip connection): by what it divides or multiplies frames, rows and columns.
+# Factors for frames, rows and columns by a block's name; the suffix "_res" adds a skip connection.
 STRIDES = {
     "compress_time": (2, 1, 1),
     "compress_space": (1, 2, 2),
@@ -93,7 +93,7 @@ def _diffusion_encoder(data: Mapping[str, object]) -> dict[str, object]:
         "out_channels": "latent_channels",
         "spatial_padding_mode": "encoder_spatial_padding_mode",
     }
-    # A log-variance means nothing at inference, and the outer block states the class.
+    # Log-variances are not used at inference, and the outer block states the class.
     skipped = {"_class_name", "latent_log_var_value"}
     block = data.get("encoder", {})
     return {names.get(k, k): v for k, v in block.items() if k not in skipped}
@@ -114,8 +114,8 @@ class VideoVAEConfig(VideoEncoderConfig):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "VideoVAEConfig":
-        """Read block ``vae``. Raises ``UserError``, for one whose decoder is conditioned on noise levels too."""
-        # Without the key, the official decoder is conditioned.
+        """Read block ``vae``. Raises ``UserError``, also if the decoder is conditioned on noise levels."""
+        # The official default is a conditioned decoder.
         return super().from_dict({"timestep_conditioning": True} | dict(data))
 
     @property
@@ -127,7 +127,7 @@ class VideoVAEConfig(VideoEncoderConfig):
 
     @property
     def least_cells(self) -> int:
-        """On each side of a frame: a mirror needs a second one."""
+        """Fewest cells on each side of a frame: mirroring needs two."""
         return 2 if self.decoder_spatial_padding_mode == "reflect" else 1
 
 
@@ -135,8 +135,8 @@ class VideoVAEConfig(VideoEncoderConfig):
 class DiffusionDecoderConfig(Config):
     """The decoder's half of block ``vae`` of a diffusion autoencoder (LTX-2.5): key ``decoder``, and keys beside it.
 
-    The stages go from latents to pixels; the last is the diffusion stage. ``upsamples`` are ((frames, rows, columns),
-    divisor of the channels), one between two stages; kernels are windows in cells along the same axes.
+    Stages go from latents to pixels; the last is the diffusion stage. ``upsamples`` are ((frames, rows, columns), divisor
+    of the channels), one between each two stages; kernels are windows in cells along the same axes.
     """
 
     stage_channels: tuple[int, ...]
@@ -160,12 +160,12 @@ class DiffusionDecoderConfig(Config):
     }
     # Nothing is padded: windows shift at the borders, or repeat the outermost column.
     UNUSED: ClassVar = frozenset({"spatial_padding_mode", "encoder"})
-    # What an absent key means in the official code, if that is not implemented here.
+    # Official defaults that are not implemented here, so that a config without these keys is refused.
     ABSENT: ClassVar = {"model_output_type": "v", "default_num_inference_steps": 2}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "DiffusionDecoderConfig":
-        """Read block ``vae``, key ``decoder`` over the others. Raises ``UserError``, also where stages do not match."""
+        """Read block ``vae``, where key ``decoder`` overrides others. Raises ``UserError``, also if stages do not match."""
         outer = {k: v for k, v in data.items() if k not in ("_class_name", "decoder")}
         data = cls.ABSENT | outer | data.get("decoder", {})
         if kernel := data.pop("stage5_kernel", None):

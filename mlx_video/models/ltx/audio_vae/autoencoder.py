@@ -21,7 +21,7 @@ from mlx_video.tensor_names import TensorNames
 
 
 def audio_names(part: str) -> TensorNames:
-    """The names of the "encoder" or the "decoder"."""
+    """Tensor names of the "encoder" or the "decoder"."""
     return TensorNames(
         {
             f"audio_vae.{part}.": "",
@@ -39,7 +39,7 @@ def audio_names(part: str) -> TensorNames:
 
 
 class AudioEncoder(Network):
-    """Log-mel spectrogram (B, 2, T_mel, 64) -> normalised latent (B, 8, ceil(T_mel / 4), 16): 25 frames a second."""
+    """Log-mel spectrogram -> normalised latent (LTX-2: (B, 2, T_mel, 64) -> (B, 8, ceil(T_mel / 4), 16), 25 per second)."""
 
     CONFIG: ClassVar = AudioVAEConfig
     NAMES: ClassVar = audio_names("encoder")
@@ -58,7 +58,7 @@ class AudioEncoder(Network):
         self.per_channel_statistics = PerChannelStatistics(tokens)
 
     def activation_bytes(self, mel_frames: int) -> float:
-        """For so many mel frames."""
+        """For ``mel_frames``."""
         cells, itemsize = (
             mel_frames * self.config.mel_bins,
             self.conv_in.weight.itemsize,
@@ -66,7 +66,7 @@ class AudioEncoder(Network):
         return memory_table.live().mel * cells * self.config.ch * itemsize
 
     def __call__(self, log_mel: mx.array) -> mx.array:
-        """(B, 2, T_mel, bins) -> (B, C, T, M), the most likely latent: the posterior's mean; its log-variance is dropped."""
+        """(B, 2, T_mel, bins) -> (B, C, T, M), the mean of the posterior; its log-variance is dropped."""
         x = log_mel.astype(self.conv_in.weight.dtype).transpose(0, 2, 3, 1)
         x = self.conv_in(x)
         for level in self.down:
@@ -77,7 +77,7 @@ class AudioEncoder(Network):
 
 
 class AudioDecoder(Network):
-    """Normalised latent (B, 8, T, 16), 25 frames a second -> log-mel spectrogram (B, 2, 4T - 3, 64)."""
+    """Normalised latent -> log-mel spectrogram."""
 
     CONFIG: ClassVar = AudioVAEConfig
     NAMES: ClassVar = audio_names("decoder")
@@ -89,7 +89,7 @@ class AudioDecoder(Network):
         self.per_channel_statistics = PerChannelStatistics(tokens)
         self.conv_in = CausalConv2d(config.z_channels, widths[-1])
         self.mid = MidBlock(widths[-1])
-        # In the checkpoint's order, highest resolution first; run from the last to the first.
+        # In the checkpoint's order, highest resolution first; they run in reverse.
         self.up = [
             UpLevel(before, width, config.num_res_blocks + 1, last=i == 0)
             for i, (before, width) in enumerate(zip((*widths[1:], widths[-1]), widths))
@@ -97,13 +97,13 @@ class AudioDecoder(Network):
         self.conv_out = CausalConv2d(widths[0], config.out_ch)
 
     def activation_bytes(self, frames: int) -> float:
-        """For so many latent frames."""
+        """For ``frames`` of the latent."""
         cells = self.config.time_factor * frames * self.config.mel_bins
         itemsize = self.conv_in.weight.dtype.size
         return memory_table.live().spectrogram * cells * self.config.ch * itemsize
 
     def __call__(self, latent: mx.array) -> mx.array:
-        """Normalised latent (B, 8, T, 16) -> log-mel spectrogram (B, 2, 4T - 3, 64)."""
+        """(B, C, T, M) -> (B, 2, T_mel, bins) (LTX-2: (B, 8, T, 16) -> (B, 2, 4T - 3, 64))."""
         x = latent.astype(self.conv_in.weight.dtype)
         x = self.per_channel_statistics.un_normalize(x).transpose(0, 2, 3, 1)
         x = self.mid(self.conv_in(x))

@@ -1,7 +1,5 @@
 """The vocoder of LTX-2.3 and 2.5: BigVGAN (Lee et al. 2023, arXiv:2206.04658) at 16 kHz, and a second one that adds the
-band above 8 kHz.
-
-Knows how log-mel spectrograms become sound, in pieces of bounded size; not files.
+band above 8 kHz. Works in pieces of bounded size.
 """
 
 import math
@@ -29,7 +27,9 @@ from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.tensor_names import TensorNames
 
 TAPS = 12  # of the filters around an activation
-FILTER_REACH = TAPS // 2  # samples to either side, of an activation with both filters
+FILTER_REACH = (
+    TAPS // 2
+)  # samples to either side that both filters of an activation see
 LOG_FLOOR = 1e-5
 PIECE = 512  # mel frames computed at a time: 5 s
 
@@ -73,18 +73,18 @@ class BigVGANVocoder(Network):
 
     @property
     def hop(self) -> int:
-        """Samples of a mel frame."""
+        """Samples per mel frame."""
         return self.config.hop
 
     @property
     def reach(self) -> int:
-        """Most mel frames to either side on which a sample depends."""
+        """The most mel frames to either side that affect a sample."""
         inner, bwe = self.config.vocoder, self.config.bwe
         extension = reach(bwe) + math.ceil(bwe.n_fft / bwe.hop_length)
         return reach(inner) + math.ceil(extension * bwe.hop_length / inner.hop)
 
     def activation_bytes(self, mel_frames: int) -> float:
-        """For ``mel_frames``, in float32: those of a piece, at the widest array of the generator or the extension."""
+        """For ``mel_frames``, in float32: one piece's worth of the widest array in the generator or the extension."""
         bwe = self.config.bwe
         frames = min(mel_frames, PIECE + 2 * self.reach)
         per_frame = self.config.vocoder.hop / bwe.hop_length
@@ -92,7 +92,7 @@ class BigVGANVocoder(Network):
         return memory_table.live().bandwidth * frames * widest * memory_table.FLOAT32
 
     def __call__(self, log_mel: mx.array) -> mx.array:
-        """(B, 2, T_mel, 64) of any dtype -> (B, 2, T_mel * hop) float32. Evaluates piece by piece where the clip is long."""
+        """(B, 2, T_mel, 64) of any dtype -> (B, 2, T_mel * hop) float32. Evaluates a long clip piece by piece."""
         x = log_mel.astype(mx.float32)
         total = x.shape[2]
         if total <= PIECE:
@@ -118,14 +118,14 @@ class BigVGANVocoder(Network):
 
     @staticmethod
     def to_mlx(key: str, value: mx.array) -> mx.array:
-        """Filters and the Fourier basis lose their axes of 1."""
+        """As in ``Network``; filters and the Fourier basis lose their axes of length 1."""
         if key.endswith((".up", ".down")):
             return value.flatten()
         return value.squeeze(1) if key == "mel.basis" else to_mlx(key, value)
 
 
 def widths(config: BigVGANConfig) -> int:
-    """Elements per frame of a generator's widest array; its activations work at twice the rate."""
+    """Elements per frame of a generator's widest array; activations run at twice the sample rate."""
     width, samples, most = config.upsample_initial_channel, 1, 0
     for rate in config.upsample_rates:
         width, samples = width // 2, samples * rate
@@ -134,7 +134,7 @@ def widths(config: BigVGANConfig) -> int:
 
 
 class BigVGAN(Generator):
-    """Log-mel spectrogram (B, C, T, bins) -> samples (B, C, T * hop); all channels pass through it as one."""
+    """Log-mel spectrogram (B, C, T, bins) -> samples (B, C, T * hop), all channels together."""
 
     def __init__(self, config: BigVGANConfig, bins: int):
         super().__init__(config, bins, AMPBlock, bias=config.use_bias_at_final)
@@ -172,8 +172,8 @@ class AntiAliasedSnake(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.alpha = mx.zeros(channels)  # logarithms of the frequency
-        self.beta = mx.zeros(channels)  # and of the inverse magnitude
+        self.alpha = mx.zeros(channels)  # log frequency
+        self.beta = mx.zeros(channels)  # log inverse magnitude
         self.up = mx.zeros(TAPS)
         self.down = mx.zeros(TAPS)
 
@@ -186,7 +186,7 @@ class AntiAliasedSnake(nn.Module):
 def _snake(
     x: mx.array, alpha: mx.array, beta: mx.array, up: mx.array, down: mx.array
 ) -> mx.array:
-    """As sums of shifted views, which every backend fuses. Even and odd samples of the doubled rate are kept apart."""
+    """As sums of shifted views, which every backend fuses; even and odd samples of the doubled rate are kept apart."""
     alpha, beta = alpha.astype(mx.float32), beta.astype(mx.float32)
     frequency, magnitude = mx.exp(alpha), 1 / (mx.exp(beta) + 1e-9)
 
@@ -205,12 +205,12 @@ def _snake(
 
 
 def _filtered(x: mx.array, taps: mx.array, length: int) -> mx.array:
-    """Weighted sum of ``x`` and its later samples, over ``length`` places."""
+    """FIR filter: ``length`` sums of consecutive samples of ``x``, weighted by ``taps``."""
     return sum(tap * x[:, i : i + length] for i, tap in enumerate(taps))
 
 
 class CausalLogMel(nn.Module):
-    """The extension's view of the 16 kHz sound: (B, C, n) -> log-mel (B, C, n // hop_length, num_mels).
+    """The extension's input from the 16 kHz sound: (B, C, n) -> log-mel (B, C, n // hop_length, num_mels).
 
     Frames are causal: the first ends with the first ``hop_length`` samples.
     """
@@ -232,7 +232,7 @@ class CausalLogMel(nn.Module):
 
 
 def reach(config: BigVGANConfig) -> int:
-    """Most mel frames to either side on which a generator's sample depends."""
+    """The most mel frames to either side that affect a generator's sample."""
     frames, rate = EDGE_KERNEL // 2, 1
     block = max(
         sum((d + 1) * (kernel // 2) + 2 * FILTER_REACH for d in dilations)

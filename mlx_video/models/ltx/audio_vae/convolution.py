@@ -1,4 +1,4 @@
-"""Convolution over sound, (B, L, C), in forms that are fast on every backend, and the order of layers that vocoders share."""
+"""Convolution over sound, (B, L, C), in forms that are fast on every backend, and the layers that vocoders share."""
 
 from typing import Callable, Sequence
 
@@ -13,10 +13,10 @@ EDGE_KERNEL = 7  # of the first and the last convolution
 
 
 class SameConv1d(nn.Conv1d):
-    """Length-keeping convolution over (B, L, C), odd kernels only.
+    """Convolution (B, L, I) -> (B, L, O) with an odd kernel.
 
     A dilated one runs as a dense one over every ``dilation``-th sample: MLX's CPU backend uses matrix products only for
-    dense kernels, and is some hundred times slower otherwise.
+    dense kernels, and is about a hundred times slower otherwise.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class SameConv1d(nn.Conv1d):
 
 
 def split_phases(x: mx.array, phases: int) -> mx.array:
-    """Samples ``phases`` apart as sequences of their own, zeros at the end: (B, L, C) -> (B*phases, ~L/phases, C)."""
+    """Samples ``phases`` apart as separate sequences, zero-padded at the end: (B, L, C) -> (B*phases, ~L/phases, C)."""
     B, L, C = x.shape
     x = mx.pad(x, ((0, 0), (0, -L % phases), (0, 0)))
     return x.reshape(B, -1, phases, C).swapaxes(1, 2).reshape(B * phases, -1, C)
 
 
 def join_phases(x: mx.array, phases: int) -> mx.array:
-    """The inverse of ``split_phases``, but for the zeros at the end: (B*phases, L, C) -> (B, L*phases, C)."""
+    """The inverse of ``split_phases``, padding included: (B*phases, L, C) -> (B, L*phases, C)."""
     N, L, C = x.shape
     x = x.reshape(N // phases, phases, L, C).swapaxes(1, 2)
     return x.reshape(N // phases, phases * L, C)
@@ -59,7 +59,7 @@ def join_phases(x: mx.array, phases: int) -> mx.array:
 class TransposedConv1d(nn.ConvTranspose1d):
     """Transposed convolution (B, L, I) -> (B, L * stride, O).
 
-    Runs as a dense convolution that makes ``stride`` neighbouring samples at a time, which is fast on every backend and
+    Runs as a dense convolution that makes ``stride`` consecutive samples at a time, which is fast on every backend and
     multiplies no inserted zeros. Raises ``UserError`` unless kernel - stride is even and not negative.
     """
 
@@ -88,9 +88,9 @@ class TransposedConv1d(nn.ConvTranspose1d):
 
 
 class Generator(nn.Module):
-    """What vocoders share: between two convolutions, layers that each lengthen the sound and halve its width.
+    """What vocoders share: two convolutions, and between them layers that each lengthen the sound and halve its width.
 
-    After each layer comes the mean of residual blocks, ``block(width, kernel size, dilations)``.
+    Each layer is followed by the mean of residual blocks ``block(width, kernel size, dilations)``.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Generator(nn.Module):
     def lengthened(
         self, log_mel: mx.array, activation: Callable[[mx.array], mx.array]
     ) -> mx.array:
-        """(B, C, T, bins), all channels side by side -> (B, T * hop, width); ``activation`` comes before each layer."""
+        """(B, C, T, bins) -> (B, T * hop, width), all channels side by side; ``activation`` precedes each layer."""
         B, C, T, M = log_mel.shape
         x = self.conv_pre(log_mel.transpose(0, 2, 1, 3).reshape(B, T, C * M))
         each = len(self.resblocks) // len(self.ups)
@@ -128,7 +128,7 @@ class Generator(nn.Module):
 
 
 def to_mlx(key: str, value: mx.array) -> mx.array:
-    """PyTorch's transposed convolutions hold (I, O, k), its others (O, I, k); MLX's all (O, k, I)."""
+    """PyTorch stores transposed convolutions as (I, O, k), others as (O, I, k); MLX stores all as (O, k, I)."""
     if value.ndim != 3:
         return value
     return value.transpose(1, 2, 0) if ".ups." in f".{key}" else channels_last(value)

@@ -1,6 +1,6 @@
 """Blocks of the audio autoencoder, over (B, T, M, C): time, mel bins, channels. Knows padding, not the order of blocks.
 
-The time axis is causal everywhere: no output frame depends on a later input frame.
+All are causal: no output frame depends on a later input frame.
 """
 
 import mlx.core as mx
@@ -12,12 +12,12 @@ NORM_EPS = 1e-6
 
 
 def norm_silu(x: mx.array) -> mx.array:
-    """SiLU of (B, T, M, C), each cell divided by the root mean square of its channels."""
+    """SiLU of ``x`` (B, T, M, C), RMS-normed over the channels."""
     return silu(mx.fast.rms_norm(x, None, NORM_EPS))
 
 
 class CausalConv2d(nn.Conv2d):
-    """Size-keeping convolution: zeros before the first frame, and on both sides of the mel axis."""
+    """Convolution that keeps the size, with zeros before the first frame and on both sides of the mel axis."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
         super().__init__(in_channels, out_channels, kernel_size)
@@ -30,7 +30,7 @@ class CausalConv2d(nn.Conv2d):
 
 
 class Downsample(nn.Conv2d):
-    """Halve time and mel bins: T frames become ceil(T / 2), and the first stays alone."""
+    """Halve time and mel bins: T frames become ceil(T / 2); the first remains a frame of its own."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, kernel_size=3, stride=2)
@@ -41,7 +41,7 @@ class Downsample(nn.Conv2d):
 
 
 class Upsample(CausalConv2d):
-    """Double time and mel bins by repetition: T frames become 2T - 1, without the first one's copy."""
+    """Double time and mel bins by repetition: T frames become 2T - 1, since the first is not repeated."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels)
@@ -53,7 +53,7 @@ class Upsample(CausalConv2d):
 
 
 class ResnetBlock(nn.Module):
-    """Twice norm, SiLU, 3x3 convolution; added to the input, or to its projection where the channels change."""
+    """Twice norm, SiLU and 3x3 convolution, plus the input, projected if the channels change."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -83,6 +83,6 @@ class MidBlock(nn.Module):
 
 
 def resnet_blocks(in_channels: int, out_channels: int, count: int) -> list[ResnetBlock]:
-    """``count`` blocks in a row, the first of which changes the channels."""
+    """``count`` blocks; the first changes the channels."""
     widths = [in_channels] + [out_channels] * count
     return [ResnetBlock(*pair) for pair in zip(widths, widths[1:])]

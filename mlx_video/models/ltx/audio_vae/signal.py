@@ -6,8 +6,8 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-ZEROS = 6  # of the sinc, on either side, that the window keeps
-ROLLOFF = 0.99  # of the lower Nyquist frequency, where the filter begins to cut
+ZEROS = 6  # of the sinc on either side, within the window
+ROLLOFF = 0.99  # of the lower Nyquist frequency, where the filter cuts off
 
 
 def frames(x: mx.array, length: int, hop: int) -> mx.array:
@@ -21,8 +21,8 @@ def resample(
 ) -> mx.array:
     """The same sound at another rate: (..., n) -> (..., ceil(n * to_rate / from_rate)), float32.
 
-    A sinc under a Hann window, as torchaudio's default. ``padding`` beyond both ends is "constant" for silence, or "edge"
-    to repeat the last sample.
+    A sinc with a Hann window, as torchaudio's default. ``padding`` beyond both ends is "constant" (silence) or "edge"
+    (repeats the last sample).
     """
     x = waveform.astype(mx.float32)
     if from_rate == to_rate:

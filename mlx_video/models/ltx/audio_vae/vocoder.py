@@ -1,6 +1,6 @@
 """The vocoder: log-mel spectrogram to waveform. HiFi-GAN (Kong et al. 2020, arXiv:2010.05646), generator V1.
 
-Both channels pass through it as one: their mel bins go in side by side, and two samples come out at a time.
+Both channels are processed together: their mel bins enter side by side, and two samples come out at a time.
 """
 
 from functools import partial
@@ -19,8 +19,8 @@ from mlx_video.models.ltx.audio_vae.convolution import (
 from mlx_video.models.ltx.network import Network
 from mlx_video.tensor_names import TensorNames
 
-SLOPE = 0.1  # of the leaky ReLUs,
-LAST_SLOPE = 0.01  # but for the last one
+SLOPE = 0.1  # of the leaky ReLUs ...
+LAST_SLOPE = 0.01  # ... except the last
 
 
 class Vocoder(Generator, Network):

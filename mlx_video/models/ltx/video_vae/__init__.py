@@ -1,4 +1,4 @@
-"""The video autoencoders: 8 frames of 32 x 32 pixels to one cell of 128 channels, and back."""
+"""The video autoencoders: pixels to latents and back (LTX-2: 8 frames of 32 x 32 pixels per cell of 128 channels)."""
 
 from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
 from mlx_video.models.ltx.video_vae.diffusion import DiffusionDecoder

@@ -1,4 +1,4 @@
-"""What the convolutional encoder and decoder share: lists of blocks, residual blocks and names of weights."""
+"""What the convolutional encoder and decoder share: lists of blocks, residual blocks and tensor names."""
 
 from typing import Iterator, Mapping
 
@@ -12,7 +12,7 @@ from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.tensor_names import TensorNames
 
 _BLOCK_PARAMETERS = {"num_layers", "multiplier", "residual"}
-_OFF = {"inject_noise"}  # parameters that no published checkpoint switches on
+_OFF = {"inject_noise"}  # parameters that no published checkpoint turns on
 # Official name of a latent statistic -> ours; ``None`` = not used.
 STATISTICS = {
     "mean-of-means": "mean",
@@ -42,7 +42,7 @@ def read_blocks(blocks: tuple) -> Iterator[Block]:
 
 
 def video_names(part: str, *tables: Mapping[str, str]) -> TensorNames:
-    """The names of "encoder" or "decoder", in whole checkpoints and in files of the video autoencoder alone."""
+    """Tensor names of the "encoder" or "decoder", in whole checkpoints and in files of the autoencoder alone."""
     prefixes: dict[str, str | None] = {}
     for file in ("vae.", ""):
         prefixes[f"{file}{part}."] = ""
@@ -57,7 +57,7 @@ CONVOLUTIONS = {"*.conv.weight": "*.weight", "*.conv.bias": "*.bias"}
 
 
 class ResnetBlock3D(nn.Module):
-    """Twice norm, SiLU, 3x3x3 convolution; added to the input: (B, F, H, W, C) -> the same, but see ``FrameCache.delay``."""
+    """Twice norm, SiLU and 3x3x3 convolution, plus the input: (B, F, H, W, C) -> the same, but see ``FrameCache.delay``."""
 
     def __init__(self, channels: int, padding_mode: str):
         super().__init__()
@@ -65,7 +65,7 @@ class ResnetBlock3D(nn.Module):
         self.conv2 = CausalConv3d(channels, channels, padding_mode)
 
     def __call__(self, x: mx.array, cache: FrameCache) -> mx.array:
-        """(B, F, H, W, C) -> (B, F', H, W, C), of which late frames wait in ``cache``."""
+        """(B, F, H, W, C) -> (B, F', H, W, C); the last frames may wait in ``cache``."""
         kept, x = cache.delay(self, x, 2)
         h = self.conv1.linear(x, cache, activate=True)
         h = self.conv2.linear(h, cache, activate=True, bias=self.conv1.bias)
@@ -90,7 +90,7 @@ class MidBlock3D(nn.Module):
 
 
 def layers(blocks: list[nn.Module]) -> list[nn.Module]:
-    """``blocks`` in order, with the residual ones of each one by one."""
+    """The layers of ``blocks`` in order: a ``MidBlock3D`` is several."""
     return [
         layer
         for block in blocks

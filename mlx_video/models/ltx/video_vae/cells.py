@@ -1,7 +1,7 @@
-"""Passes over the cells of a clip between two convolutions: on CUDA one kernel, and plain MLX elsewhere.
+"""Passes over the cells of a clip between two convolutions: one kernel on CUDA, plain MLX elsewhere.
 
-Apart, a norm, SiLU, the frames around a piece and the border of a frame move every cell through memory five times.
-``sampling`` has more such kernels.
+As separate operations, a norm, SiLU and both kinds of padding move every cell through memory five times. ``sampling`` has
+more such kernels.
 """
 
 import math
@@ -23,24 +23,24 @@ Shape = tuple[int, ...]
 
 @mx.compile
 def total(*terms: mx.array) -> mx.array:
-    """The sum of arrays that broadcast, in one pass over them."""
+    """The sum of broadcastable arrays, in one pass."""
     first, *others = terms
     return sum(others, first)
 
 
 @dataclass(frozen=True)
 class CellKernel(Kernel):
-    """A kernel for clips (B, F, H, W, C), with a group of threads, a warp at most, for each cell of its output.
+    """A kernel for clips (B, F, H, W, C), with a group of threads, at most a warp, for each cell of its output.
 
-    shape     of the output, by the arguments
-    channels  of the first argument: a multiple of this
+    shape     a function from the arguments to the output's shape
+    channels  the first argument must have a multiple of them
     """
 
     shape: Callable[..., Shape] = lambda x, *_: x.shape
     channels: int = WIDTH
 
     def fits(self, x: mx.array) -> bool:
-        """Whether this runs on CUDA, and a group's threads share the channels evenly."""
+        """Whether this runs on CUDA, and the threads of a group share the channels evenly."""
         packs = x.shape[-1] // WIDTH
         group = min(packs, WARP)
         even = group and not (WARP % group or packs % group)
@@ -53,8 +53,8 @@ class CellKernel(Kernel):
         return Launch(-(-threads // BLOCK) * BLOCK, BLOCK, shape)
 
 
-# The place of a cell of the output, (B, frames, rows, columns, C), and the first channel of a thread that works on it;
-# the thread's others lie ``step`` apart. In 32 bits, since a division of 64 costs more than all the rest.
+# The position of an output cell in (B, frames, rows, columns, C), and the first channel of a thread that works on it; its
+# others are ``step`` apart. In 32 bits, since a 64-bit division costs more than all the rest.
 CELL = """
   const unsigned group = min(C / 8, 32), step = 8 * group;
   const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x, cell = thread / group;
@@ -152,13 +152,13 @@ def window(
     border: int,
     activate: int,
 ) -> mx.array:
-    """What a convolution reads of a piece of a clip, (B, before + F + after, H + 2*border, W + 2*border, C).
+    """A convolution's padded input for a piece of a clip: (B, before + F + after, H + 2*border, W + 2*border, C).
 
-    x         the piece (B, F, H, W, C); ``bias`` (C) is added to it first, if there is one
-    kept      the ``before`` frames of such a result that precede it; ``known`` is 0 where there are none, and the first
+    x         the piece (B, F, H, W, C); ``bias`` (C), if any, is added to it first
+    kept      the ``before`` frames that precede it, from an earlier result; without them ``known`` is 0 and the first
               frame is repeated. The last one is repeated ``after`` times
     border    how many cells are mirrored about the outermost rows and columns
-    activate  whether cells are divided by the root mean square of their channels and go through SiLU
+    activate  whether cells are RMS-normed over the channels and go through SiLU
     """
     if bias is not None:
         x = total(x, bias)
@@ -173,21 +173,21 @@ def window(
 def plus_delayed(
     x: mx.array, kept: mx.array | None, skip: mx.array, bias: mx.array, known: int
 ) -> mx.array:
-    """``x`` (B, F, H, W, C) plus ``bias`` (C) and the first F frames of the ``known`` that were ``kept``, then ``skip``."""
+    """``x`` (B, F, H, W, C) plus ``bias`` (C) and the first F frames of ``kept`` (``known`` frames) followed by ``skip``."""
     return total(x, bias, joined(kept, skip)[:, : x.shape[1]])
 
 
 def activated(x: mx.array) -> mx.array:
-    """SiLU of ``x`` (..., C) divided by the root mean square of its channels."""
+    """SiLU of ``x`` (..., C), RMS-normed over the channels."""
     return silu(mx.fast.rms_norm(x, None, NORM_EPS))
 
 
 def reflect(x: mx.array, count: int) -> mx.array:
-    """(B, F, H, W, C) with ``count`` cells mirrored about the outermost rows and columns, of which there must be more."""
+    """(B, F, H, W, C) with ``count`` cells mirrored about the outermost rows and columns; needs more than ``count`` of each."""
     for axis in (2, 3) if count else ():
         n = x.shape[axis]
         left = mx.take(x, mx.arange(count, 0, -1), axis=axis)
         right = mx.take(x, mx.arange(n - 2, n - 2 - count, -1), axis=axis)
-        # By concatenation: mx.pad copies the clip once per side, and gathering all cells was slower on an H200.
+        # Concatenated: mx.pad copies the clip once per side, and gathering all cells was slower on an H200.
         x = mx.concatenate([left, x, right], axis=axis)
     return x

@@ -13,14 +13,14 @@ from mlx_video.models.ltx.video_vae.cells import total, window
 from mlx_video.models.ltx.video_vae.stream import FrameCache
 
 MAX_CONV_ELEMENTS = 1_500_000_000
-"""Most elements one convolution may read or write. Metal's kernels returned zeros near 2e9 (ml-explore/mlx#3979)."""
+"""The most elements that one convolution may read or write. Metal's kernels returned zeros near 2e9 (ml-explore/mlx#3979)."""
 
-# Input times output channels; for wider kernels the matrix product is slower.
+# Input times output channels up to which ``by_product`` is faster.
 NARROW = 128 * 128
 
 ACTIVATED, SUMMED = 9, 1
-"""Arrays of a convolution's input (normed, activated, extended) and output (sums, bias) that a CPU holds besides the
-unfolded input, since it runs some operations ahead."""
+"""Arrays of a convolution's input (normed, activated, padded) and output (sums, bias) that a CPU holds besides the
+unfolded input, since it runs a few operations ahead."""
 
 KERNEL = 3  # frames, rows and columns of a causal convolution
 
@@ -37,7 +37,7 @@ def conv3d(
 ) -> mx.array:
     """Convolve (B, F, H, W, I) with (O, kF, kH, kW, I); ``padding`` is rows and columns of zeros, time has none.
 
-    Every 3-D convolution of the package is this call, in the form that suits the machine. One that would exceed
+    Every 3-D convolution of the package goes through here, in the form that suits the machine. One that would exceed
     ``MAX_CONV_ELEMENTS`` is computed in pieces over time that share input frames, with the same result. Raises
     ``UserError`` if a single output frame is too large.
     """
@@ -52,7 +52,7 @@ def conv3d(
             f"{MAX_CONV_ELEMENTS:,} elements in a single frame. Use smaller spatial tiles, for example "
             "TilingConfig.default()."
         )
-    more = weight.shape[1] - 1  # input frames than output frames
+    more = weight.shape[1] - 1  # input frames beyond the output frames
     pieces = [
         form(x[:, i : i + size + more], weight, padding)
         for i in range(0, x.shape[1] - more, size)
@@ -64,9 +64,9 @@ def conv3d(
 def preferred_form(kernel: Sequence[int], dtype: mx.Dtype) -> Form:
     """The form for a kernel (O, kF, kH, kW, I) on this machine.
 
-    On Metal the sum over frames: 2-D convolutions were measured 2 to 5 times faster than conv3d there
-    (ml-explore/mlx#3625). On CUDA the volume: a decoder took 1.3 to 1.4 times as long by frames. On a CPU the product
-    where a kernel is narrow: a decoder takes a third less memory there, and less time for large frames.
+    Metal: by frames, since 2-D convolutions are 2 to 5 times faster than conv3d there (ml-explore/mlx#3625). CUDA: by
+    volume; by frames a decoder takes 1.3 to 1.4 times as long. CPU: by product if the kernel is narrow, which saves a
+    decoder a third of the memory, and time for large frames.
     """
     if mx.default_device() == mx.cpu:
         narrow = kernel[0] * kernel[-1] <= NARROW and min(kernel[2:4]) > 1
@@ -80,7 +80,7 @@ def on_gpu() -> bool:
 
 
 def unfolded_elements(conv: "CausalConv3d", frames: int, cells: int) -> int:
-    """Float32 numbers that a CPU holds while it convolves ``frames`` of ``cells``."""
+    """Float32 elements that a CPU holds while it convolves ``frames`` of ``cells``."""
     O, *kernel, I = conv.weight.shape
     outputs, inputs = frames * cells, (frames + kernel[0] - 1) * cells
     if preferred_form(conv.weight.shape, conv.weight.dtype) is by_product:
@@ -91,12 +91,12 @@ def unfolded_elements(conv: "CausalConv3d", frames: int, cells: int) -> int:
 
 
 def by_volume(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.array:
-    """MLX's own 3-D convolution; for shapes see ``conv3d``."""
+    """MLX's own 3-D convolution; shapes as in ``conv3d``."""
     return mx.conv3d(x, weight, padding=(0, *padding))
 
 
 def by_frames(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.array:
-    """The same as a sum of 2-D convolutions, one for each frame of the kernel."""
+    """The same as a sum of 2-D convolutions, one per frame of the kernel."""
     taps = weight.shape[1]
     B, frames = x.shape[0], x.shape[1] - taps + 1
 
@@ -108,12 +108,12 @@ def by_frames(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.arr
 
 
 def by_product(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.array:
-    """The same as one matrix product of each frame's neighbourhoods with all frames of the kernel."""
+    """The same as one matrix product of the unfolded frames with all frames of the kernel."""
     _, taps, rows, columns, I = weight.shape
     x = mx.pad(x, [(0, 0), (0, 0), *((n, n) for n in padding), (0, 0)])
     B, all_frames, H, W, _ = x.shape
     frames, height, width = (n - k + 1 for n, k in zip(x.shape[1:4], weight.shape[1:4]))
-    # Copied a row of cells at a time, which are neighbours in memory.
+    # Rows of cells are contiguous, so they are copied one at a time.
     around = mx.as_strided(
         x,
         (B, all_frames, height, width, rows, columns * I),
@@ -127,7 +127,7 @@ def by_product(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.ar
 def _frames_per_call(
     x: Sequence[int], weight: Sequence[int], padding: tuple[int, int], form: Form
 ) -> int:
-    """The most output frames for which nothing exceeds ``MAX_CONV_ELEMENTS``; may be 0."""
+    """The most output frames for which no array exceeds ``MAX_CONV_ELEMENTS``; may be 0."""
     B, _, H, W, I = x
     O, *kernel, _ = weight
     rows, columns = (
@@ -144,8 +144,8 @@ def _frames_per_call(
 class CausalConv3d(nn.Conv3d):
     """3x3x3 convolution that keeps the size, padded in time with the clip itself.
 
-    ``padding_mode`` is the padding around a frame: ``"zeros"`` or ``"reflect"`` (mirrored about the outermost cell). Raises
-    ``UserError`` for widths that are not positive, and for frames too small to be mirrored.
+    ``padding_mode`` pads a frame with ``"zeros"`` or by ``"reflect"`` (mirrored about the outermost cell). Raises
+    ``UserError`` for widths that are not positive and for frames too small to mirror.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class CausalConv3d(nn.Conv3d):
     def __call__(
         self, x: mx.array, cache: FrameCache, activate: bool = False
     ) -> mx.array:
-        """(B, F, H, W, I) -> (B, F', H, W, O), of ``x`` or, if ``activate``, of its norm's SiLU."""
+        """(B, F, H, W, I) -> (B, F', H, W, O); ``activate`` norms ``x`` and applies SiLU first."""
         return total(self.linear(x, cache, activate), self.bias)
 
     def linear(
@@ -172,7 +172,7 @@ class CausalConv3d(nn.Conv3d):
         activate: bool = False,
         bias: mx.array | None = None,
     ) -> mx.array:
-        """As a call without the own bias, for a caller that adds more in one pass. ``bias`` (I,) is added to ``x`` first."""
+        """As a call, but without its own bias, which the caller adds; ``bias`` (I,) is added to ``x`` first."""
         border, padding = 0, (1, 1)
         if self.padding_mode == "reflect":
             border, padding = 1, (0, 0)
@@ -190,11 +190,11 @@ class CausalConv3d(nn.Conv3d):
 
 
 def convolutions(module: nn.Module) -> list[CausalConv3d]:
-    """All those in ``module``."""
+    """All causal convolutions in ``module``."""
     return [part for part in module.modules() if isinstance(part, CausalConv3d)]
 
 
 def widest(module: nn.Module) -> int:
-    """The most channels that a convolution in ``module`` reads or writes."""
+    """The most channels that any convolution in ``module`` reads or writes."""
     shapes = [conv.weight.shape for conv in convolutions(module)]
     return max(max(O, I) for O, *_, I in shapes)

@@ -1,4 +1,4 @@
-"""Convolutional video decoder: latents to pixels. Knows its blocks in order, not how a clip is cut into tiles."""
+"""The convolutional video decoder: latents to pixels. Knows the order of its blocks, not how a clip is cut into tiles."""
 
 import math
 from fractions import Fraction
@@ -40,28 +40,28 @@ from mlx_video.models.ltx.video_vae.tiling import (
     largest_tile,
 )
 
-KEPT = 3  # frames that a convolution, or the skip beside it, keeps for the next piece
+KEPT = 3  # frames that a convolution and the skip beside it keep for the next piece, at most
 LIVE_PIECES, LIVE_WHOLE, LIVE_TILE = 8, 9.7, 18.5
-"""Arrays that are alive at once on a GPU, which frees them late; measured on an H200. Of the size of a piece; and of the
-finest grid, for a clip that is one piece, and for a tile, which nothing paces."""
+"""Arrays that are alive at once on a GPU, measured on an H200: of the size of a piece; of the finest grid, for a clip of
+one piece; and the same for a tile, which is not paced."""
 
 QUEUED, AGAIN = 350e6, 1.6
-"""Bytes of small results that a GPU may have queued beside them; and how often kept frames are there, since the next are
-made before the last are free."""
+"""Bytes of small results that a GPU may queue besides; and how many copies of kept frames exist, since the next are made
+before the last are freed."""
 
 FRAMES_CPU = 8
-"""Frames of the largest layer that a CPU computes at once: as quick as all for large frames, and quicker for small ones,
-for which no new memory is asked of the system."""
+"""Frames of the largest layer that a CPU computes at once: as fast as all at once for large frames, and faster for small
+ones, which then reuse memory."""
 
 BEGUN = 0.4
-"""Of the next piece, the share that a CPU holds beside this one: 0 to 0.45 were measured."""
+"""The share of the next piece that a CPU holds beside the current one: measured as 0 to 0.45."""
 
 SLOWER, SLOWER_CPU = 1.7, 0.9
-"""Time of a convolution's operation in the transformer's operations; measured on an H200, and on two cores."""
+"""Time of a convolution's operation relative to a transformer's, measured on an H200 and on two cores."""
 
 
 class VideoDecoder(Network):
-    """The decoder; not causal in LTX-2, so a pixel frame may depend on later latents."""
+    """The decoder. It is not causal in LTX-2, so a pixel frame may depend on later latents."""
 
     CONFIG = VideoVAEConfig
     NAMES: ClassVar = video_names("decoder", CONVOLUTIONS)
@@ -84,7 +84,7 @@ class VideoDecoder(Network):
         self.conv_out = CausalConv3d(channels, patch, padding_mode)
 
     def __call__(self, latent: mx.array) -> mx.array:
-        """Normalised latents (B, 128, F, H, W) -> pixels (B, 3, 8*(F-1)+1, 32*H, 32*W) near [-1, 1]."""
+        """Normalised latents -> pixels near [-1, 1] (LTX-2: (B, 128, F, H, W) -> (B, 3, 8*(F-1)+1, 32*H, 32*W))."""
         return mx.concatenate(list(self.stream(latent, MAX_CONV_ELEMENTS)), axis=2)
 
     def stream(
@@ -120,10 +120,10 @@ class VideoDecoder(Network):
                 yield StreamPlan(min(elements, most), tiles)
 
     def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
-        """About how much memory decoding latents of ``shape`` needs beside the weights.
+        """About how many bytes decoding latents of ``shape`` needs besides the weights.
 
-        For a clip in pieces that is the current piece, and the two or three frames that each convolution and its skip keep
-        for the next; for one in tiles, a tile and the pixels before it, or those while they are blended.
+        In pieces: the current piece, and the frames that each convolution and its skip keep for the next. In tiles: a tile
+        and the pixels before it, or the pixels while they are blended.
         """
         B, _, *cells = shape
         if isinstance(tiling, TilingConfig):
@@ -160,12 +160,12 @@ class VideoDecoder(Network):
             lap = 1.0
             if elements is not None and elements < count * frame * width:
                 count = max(1, elements // (frame * width))
-                # A CPU begins the next piece before this one is free; most where a layer has two convolutions.
+                # A CPU begins the next piece before this one is freed, mostly where a layer has two convolutions.
                 lap += 1 / count + BEGUN * (len(convolutions(layer)) - 1)
             if on_gpu():
                 most = max(most, count * frame * width)
             else:
-                taken = sum if elements is None else max  # nothing paces a tile
+                taken = sum if elements is None else max  # a tile is not paced
                 held = taken(
                     unfolded_elements(c, count, frame) for c in convolutions(layer)
                 )
@@ -180,7 +180,7 @@ class VideoDecoder(Network):
         return round(min(QUEUED, short) + min(short, pieces))
 
     def _steps(self) -> Iterator[tuple[nn.Module, int, int]]:
-        """The layers in order; and the frames, and the cells of a frame, for each of the latents'."""
+        """The layers in order, each with its frames per latent frame and its cells per latent cell of a frame."""
         time, height, width = 1, 1, 1
         for layer in [self.conv_in, *layers(self.up_blocks), self.conv_out]:
             yield layer, time, height * width
@@ -189,7 +189,7 @@ class VideoDecoder(Network):
                 time, height, width = time * f, height * h, width * w
 
     def operations(self, shape: tuple[int, ...]) -> float:
-        """The time to decode latents of ``shape``, as the transformer's floating-point operations in that time."""
+        """The cost of decoding latents of ``shape``, in transformer operations that take as long."""
         B, _, F, H, W = shape
         slower = SLOWER if on_gpu() else SLOWER_CPU
         return sum(
@@ -200,7 +200,7 @@ class VideoDecoder(Network):
 
     @property
     def receptive_field(self) -> int:
-        """How many latent rows or columns away a cell may be and still affect a pixel."""
+        """How many latent rows or columns away a cell can be and still affect a pixel."""
         steps = (
             Fraction(len(convolutions(layer)), math.isqrt(space))
             for layer, _, space in self._steps()
@@ -215,7 +215,7 @@ class VideoDecoder(Network):
 
 
 def _narrowing(block: Block) -> int:
-    """By how much a block divides the channels."""
+    """The divisor of a block's channels."""
     name, parameters = block
     return parameters.get("multiplier", 1) if name in STRIDES else 1
 
@@ -229,7 +229,7 @@ def _up_block(block: Block, channels: int, padding_mode: str) -> nn.Module:
             channels,
             STRIDES[name],
             multiplier=_narrowing(block),
-            # The official decoder reads it for this block alone.
+            # The official decoder reads it for this block only.
             residual=name == "compress_all" and parameters.get("residual", False),
             padding_mode=padding_mode,
         )

@@ -1,4 +1,4 @@
-"""Decode and encode a clip of any length in bounded memory: exactly as the whole, or in tiles that are blended.
+"""Decode and encode a clip of any length in bounded memory, either exactly or in blended tiles.
 
 Knows what a plan needs, not how a network computes it.
 """
@@ -22,8 +22,8 @@ PIECES = PIECE, PIECE // 4, PIECE // 16
 class StreamPlan(NamedTuple):
     """How a clip is cut for decoding, without any seam.
 
-    elements  about how many one convolution may touch, at least a frame
-    tiles     how many, along the longer side; each includes all surrounding cells that affect it
+    elements  about how many one convolution may touch; at least those of a frame
+    tiles     how many along the longer side; each includes all surrounding cells that affect it
     """
 
     elements: int = PIECE
@@ -42,18 +42,18 @@ class Decoder(Protocol):
     def stream(
         self, latent: mx.array, elements: int, *, key: mx.array | None = None
     ) -> Iterator[mx.array]:
-        """The pixels of a clip or of a part of it, in consecutive pieces along time."""
+        """The pixels of a clip, or a part of one, in consecutive pieces along time."""
 
     def tiled(
         self, latents: mx.array, tiling: TilingConfig, key: mx.array | None = None
     ) -> Iterator[mx.array]:
-        """The pixels of a clip from overlapping tiles that are blended, one piece per tile of time."""
+        """The pixels of a clip from blended overlapping tiles, one piece per tile of time."""
 
     def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
         """How latents of ``shape`` may be cut for ``stream``, the fastest first."""
 
     def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
-        """About how much memory decoding latents of ``shape`` needs beside the weights."""
+        """About how many bytes decoding latents of ``shape`` needs besides the weights."""
 
 
 def choose_tiling(
@@ -63,10 +63,10 @@ def choose_tiling(
     shape: VideoPixelShape,
     budget: float | None = None,
 ) -> Tiling:
-    """How to decode the ``latents`` (B, C, F, H, W) of a clip of this ``shape`` in ``mode``, one of ``tiling.MODES``.
+    """How to decode ``latents`` (B, C, F, H, W) of a clip of ``shape`` in ``mode``, one of ``tiling.MODES``.
 
-    "none" streams exactly, and so does "auto", in pieces and tiles that need at most ``budget`` bytes beside the weights
-    (by default what the device has left). If none are small enough, "auto" is ``TilingConfig.auto``.
+    "none" decodes exactly, and so does "auto", in pieces that need at most ``budget`` bytes besides the weights (by
+    default what the device has left). If none are small enough, "auto" is ``TilingConfig.auto``.
     """
     plan = fitting(decoder, latents, budget) if mode == "auto" else None
     return plan or TilingConfig.named(mode, *shape[1:3], shape.frames) or StreamPlan()
@@ -81,8 +81,8 @@ def decode_stream(
 ) -> Iterator[mx.array]:
     """Pixels of ``latents`` (B, C, F, H, W) in order, (B, 3, f, height, width) at a time, each evaluated.
 
-    A ``StreamPlan`` decodes exactly, a ``TilingConfig`` makes one chunk per tile of time. Holds at most a chunk and a tile.
-    ``key`` is for a decoder that draws noise.
+    A ``StreamPlan`` decodes exactly; a ``TilingConfig`` yields one chunk per tile of time. Holds at most a chunk and a
+    tile. ``key`` is for a decoder that draws noise.
     """
     if isinstance(tiling, TilingConfig):
         yield from decoder.tiled(latents, tiling, key)
@@ -122,14 +122,14 @@ def _joined(tiles: tuple[mx.array, ...], axis: int) -> mx.array:
 def encode_streaming(
     encoder: VideoEncoder, pixels: mx.array, elements: int = PIECE
 ) -> Iterator[mx.array]:
-    """Latents of ``pixels`` (B, 3, F, H, W) in order, (B, 128, f, H/32, W/32) at a time, each evaluated."""
+    """Latents of ``pixels`` (B, 3, F, H, W) in order, each evaluated (LTX-2: (B, 128, f, H/32, W/32) at a time)."""
     for latents in each_piece_by_piece(encoder.stream(pixels, elements)):
         mx.eval(latents)
         yield latents
 
 
 def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]:
-    """``count`` tiles of equal length: (start, stop, first kept, last kept + 1), where kept cells are ``halo`` from a cut."""
+    """``count`` tiles of equal length: (start, stop, first kept, last kept + 1); kept cells are ``halo`` away from a cut."""
     size = min(length, -(-length // count) + 2 * halo)
     edges = [length * i // count for i in range(count + 1)]
     starts = [min(max(0, first - halo), length - size) for first in edges[:-1]]
@@ -144,7 +144,7 @@ def fitting(
 ) -> StreamPlan | None:
     """The fastest plan for ``latents`` (B, C, F, H, W) that needs at most ``budget`` bytes; ``None`` = there is none.
 
-    The budget is beside the weights; by default it is what the device has left, if MLX knows that.
+    The budget excludes the weights; by default it is what the device has left, if MLX knows that.
     """
     if budget is None:
         info = mx.device_info()

@@ -1,8 +1,7 @@
 """The diffusion decoder of LTX-2.5: latents to pixels by neighbourhood attention, in one step from noise.
 
-Knows its stages and tiles, not what is inside a block.
-
-Four stages with more and more cells turn latents into a context. The fifth turns noise into pixels, given that context.
+Four stages with more and more cells turn latents into a context, and the fifth turns noise into pixels given that
+context. Knows stages and tiles, not what is inside a block.
 """
 
 import math
@@ -40,19 +39,19 @@ from mlx_video.models.ltx.video_vae.stream import (
 from mlx_video.models.ltx.video_vae.tiling import Cut, TilingConfig, run_tiles
 from mlx_video.weights import Weights
 
-SLOWER = 22  # than the transformer's an operation is; docs/performance.md
-DEFAULT_KEY = 0  # of the noise, so that the same latents make the same pixels
-LEVEL = 1.0  # of noise in the one step
-# Gate in an official file -> the layer whose result it multiplies; we fold it into that layer.
+SLOWER = 22  # time of an operation relative to a transformer's; docs/performance.md
+DEFAULT_KEY = 0  # seed of the noise, so that equal latents make equal pixels
+LEVEL = 1.0  # noise level of the single step
+# Gate in an official file -> the layer whose output it multiplies, and into which we fold it.
 GATES = {"gate_msa": "attn.proj", "gate_mlp": "mlp.w_down", "gate_ctx": "context_proj"}
-COARSE = "coarse_"  # in the names of heads that only training uses
-STRANGER = 128  # elements of the one tensor of the published file without a known name
+COARSE = "coarse_"  # in the names of heads for training
+STRANGER = 128  # elements of the single unknown tensor in the published file
 Noise = Callable[[int, tuple[int, ...]], mx.array]
-"""A function of first frame and shape: the noise (B, 3, f, H, W) of a clip or a tile."""
+"""From a first frame and a shape (B, 3, f, H, W) to the noise of a clip or a tile."""
 
 
 class Padded(NamedTuple):
-    """Latents (B, C, F, H, W) padded to the size of every window, and the clip's place in their pixels."""
+    """Latents (B, C, F, H, W), padded so that every window fits, and the clip's place in their pixels."""
 
     latents: mx.array
     frames: int
@@ -70,9 +69,9 @@ class Padded(NamedTuple):
 
 
 class DiffusionDecoder(Network):
-    """NADiffusionDecoder, whose output is the picture itself (x0): one step suffices.
+    """NADiffusionDecoder, which predicts the picture itself (x0), so that one step is enough.
 
-    ``repeat_columns`` is Lightricks' default mode at the left and right borders; otherwise their "combined" mode.
+    ``repeat_columns`` is Lightricks' default mode at the left and right borders; without it, their "combined" mode.
     """
 
     CONFIG = DiffusionDecoderConfig
@@ -115,7 +114,7 @@ class DiffusionDecoder(Network):
 
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
-        """As every network's; gates are folded into their layers, and training's heads left out."""
+        """As in ``Network``, with gates folded into their layers and without the heads for training."""
         if (taken := cls.NAMES.take(weights)) is None:
             return weights
         ours = {key: value for key, value in taken.items() if COARSE not in key}
@@ -124,7 +123,7 @@ class DiffusionDecoder(Network):
         return ours
 
     def select(self, weights: Weights) -> Weights:
-        """Without the one unknown tensor of ``STRANGER`` elements; if there are more, all stay and are refused."""
+        """Drop the one unknown tensor of ``STRANGER`` elements; if there are others, all stay, so that loading fails."""
         known = dict(tree_flatten(self.parameters()))
         strangers = weights.keys() - known.keys()
         if [weights[name].size for name in strangers] == [STRANGER]:
@@ -137,11 +136,11 @@ class DiffusionDecoder(Network):
         key: mx.array | None = None,
         noise: mx.array | None = None,
     ) -> mx.array:
-        """Normalised latents (B, 128, F, H, W) -> pixels (B, 3, 8*(F-1)+1, 32*H, 32*W) near [-1, 1].
+        """Normalised latents -> pixels near [-1, 1] (LTX-2.5: (B, 128, F, H, W) -> (B, 3, 8*(F-1)+1, 32*H, 32*W)).
 
-        key    for the noise that becomes the pixels; ``None`` = always the same noise
-        noise  instead of a key: (B, 3, F', H', W'), as large as the pixels, or for a clip smaller than a window as the
-               padded clip's
+        key    of the noise; ``None`` = always the same noise
+        noise  instead of a key: (B, 3, F', H', W'), of the size of the pixels, or of the padded pixels for a clip smaller
+               than a window
         """
         return mx.concatenate(list(self.stream(latent, 2**62, key, noise)), axis=2)
 
@@ -167,16 +166,16 @@ class DiffusionDecoder(Network):
         return padded.clips(map(self._unpatchified, pieces))
 
     def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
-        """How latents of ``shape`` may be cut with the same pixels, along time only; the fastest first."""
+        """How latents of ``shape`` may be cut, along time only, with the same pixels; the fastest first."""
         return map(StreamPlan, PIECES)
 
     def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
-        """About how much memory decoding latents of ``shape`` needs beside the weights, whatever their length."""
+        """About how many bytes decoding latents of ``shape`` needs besides the weights."""
         itemsize = self.conv_in.weight.itemsize
         return self.cells.activation_bytes(shape, tiling, itemsize)
 
     def operations(self, shape: tuple[int, ...]) -> float:
-        """The time to decode latents of ``shape``, as the transformer's floating-point operations in that time."""
+        """The cost of decoding latents of ``shape``, in transformer operations that take as long."""
         B, _, _, H, W = shape = self.cells.least_shape(shape)
         total = 0
         for stage, blocks in enumerate([*self.det_stages, self.diff_blocks]):
@@ -201,7 +200,7 @@ class DiffusionDecoder(Network):
     ) -> Iterator[mx.array]:
         """Pixels from overlapping tiles of the last two stages, as in Lightricks' code; one piece per tile of time.
 
-        Tiles are at least as large, and overlap at least as much, as the windows need. Each draws its own noise, from
+        Tiles are at least as large, and overlap at least as much, as the windows need. Each has its own noise, drawn from
         ``key`` or the next of ``noises``.
         """
         padded = self._padded(latent)
@@ -225,7 +224,7 @@ class DiffusionDecoder(Network):
         return padded.clips(run_tiles(tile, grid))
 
     def _tile(self, x: mx.array, begins: bool, frames: int, noise: Noise) -> mx.array:
-        """``frames`` of pixels from a tile of cells of the second last stage, evaluated; ``begins`` = the clip's first."""
+        """``frames`` of pixels from a tile of the second last stage's cells, evaluated; ``begins`` = it begins the clip."""
         stages = self._context_stages(self.cells.last - 1, None, begins)
         stages += self._pixel_stages(frames, noise)
         pieces = each_piece_by_piece(in_pieces(stages, x, FrameCache(), PIECE))
@@ -233,10 +232,10 @@ class DiffusionDecoder(Network):
         mx.eval(pixels)
         return pixels
 
-    # From latents to cells, and what surrounds a clip
+    # From latents to cells
 
     def _padded(self, latents: mx.array) -> Padded:
-        """Latents below the least size, padded by repetition: after the last frame, and around each frame."""
+        """Pad latents below the least size by repetition, after the last frame and around each frame."""
         least = self.cells.least_shape(latents.shape)
         lacking = [a - b for a, b in zip(least[2:], latents.shape[2:])]
         around = [(n // 2, n - n // 2) for n in lacking[1:]]
@@ -252,7 +251,7 @@ class DiffusionDecoder(Network):
         return Padded(latents, (frames - 1) * scale.time + 1, rows, columns)
 
     def _with_appendix(self, latents: mx.array) -> mx.array:
-        """Latents (B, C, F, H, W) denormalized, channels last, and their last frame repeated as the appendix."""
+        """Latents (B, C, F, H, W), un-normalised, channels last, followed by the appendix of repeated last frames."""
         x = self.per_channel_statistics.un_normalize(latents)
         x = mx.moveaxis(x, 1, -1).astype(self.conv_in.weight.dtype)
         return mx.concatenate([x] + [x[:, -1:]] * self.cells.appendix, axis=1)
@@ -265,7 +264,7 @@ class DiffusionDecoder(Network):
     def _context_stages(
         self, first: int, stop: int | None = None, begins: bool = True
     ) -> list[DecoderStep]:
-        """From latents or a stage's cells to those of another; ``begins`` = the clip begins with these."""
+        """Steps from the input of stage ``first`` to that of stage ``stop``; ``begins`` = the input begins the clip."""
         embed = self._stage(lambda x, _: self.conv_in(x), 0)
         stages = [embed] if first == 0 else []
         numbered = list(enumerate(zip(self.det_stages, self.upsamples)))
@@ -276,14 +275,14 @@ class DiffusionDecoder(Network):
         return stages
 
     def _stage(self, run: Callable, number: int) -> DecoderStep:
-        """A step of stage ``number``; its width makes pieces have equally many frames' worth of cells in each stage."""
+        """A step of stage ``number``, whose width gives pieces the same duration in every stage."""
         here, last = (
             math.prod(self.cells.per_latent(n)) for n in (number, self.cells.last)
         )
         return DecoderStep(run, self.config.stage_channels[-1] * last // here)
 
     def _pixel_stages(self, frames: int, noise: Noise) -> list[DecoderStep]:
-        """From the context to patches of pixels, for ``frames`` in all."""
+        """Steps from the context to patches of pixels, for ``frames`` in total."""
         context = Context(len(self.diff_blocks))
         begin = partial(self._begin, context=context, noise=NoiseFrames(noise, frames))
         blocks = [
@@ -300,7 +299,7 @@ class DiffusionDecoder(Network):
     def _begin(
         self, x: mx.array, cache: FrameCache, context: Context, noise: "NoiseFrames"
     ) -> mx.array:
-        """Cells (B, F, H, W, C) of the context, which is kept, -> those of the noise, embedded; without the appendix."""
+        """Store cells (B, F, H, W, C) of the context, without the appendix, and return as many of embedded noise."""
         x = x[:, : noise.left]
         if not x.shape[1]:  # the appendix
             raise Incomplete
@@ -314,13 +313,13 @@ class DiffusionDecoder(Network):
         return self.conv_out(self.norm_out(x))
 
     def _pixel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the pixels of cells (B, F, H, W, C) of the last stage."""
+        """The shape of the pixels for cells (B, F, H, W, C) of the last stage."""
         B, F, H, W, _ = shape
         patch = self.config.patch_size
         return B, self.config.out_channels, F, H * patch, W * patch
 
     def _shared_rows(self) -> mx.array:
-        """Scales and shifts (1, 7, C) for the noise level of the one step."""
+        """Scales and shifts (1, 7, C) for the noise level of the single step."""
         level = mx.array([LEVEL * self.config.timestep_scale_multiplier])
         rows = self.shared_adaln(
             nn.silu(self.t_embedder(level, self.t_embedder.linear_1.weight.dtype))
@@ -343,7 +342,7 @@ def _fold(weights: Weights, gate: str) -> None:
 
 
 class NoiseFrames:
-    """The ``noise`` of a clip or a tile of so many ``frames``, taken in order."""
+    """The ``noise`` of a clip or a tile of ``frames``, taken in order."""
 
     def __init__(self, noise: Noise, frames: int):
         self.noise, self.frames, self.taken = noise, frames, 0
@@ -365,7 +364,7 @@ def _key(key: mx.array | None) -> mx.array:
 
 
 def _drawn(key: mx.array | None, frames: int) -> Noise:
-    """Draws each frame with a key of its own, so that cuts of a clip do not change its noise."""
+    """Noise with a key per frame, so that it does not depend on how a clip is cut."""
     keys = mx.random.split(_key(key), frames)
 
     def draw(first: int, shape: tuple[int, ...]) -> mx.array:

@@ -1,4 +1,4 @@
-"""Blocks of the diffusion decoder. Knows what is inside a block and how frames pass through it, not the blocks' order."""
+"""Blocks of the diffusion decoder. Knows the inside of a block and how frames pass through it, not their order."""
 
 import math
 from collections import deque
@@ -20,8 +20,8 @@ from mlx_video.models.ltx.video_vae.sampling import depth_to_space
 from mlx_video.models.ltx.video_vae.stream import FrameCache
 
 MLP_RATIO = 4
-MLP_MULTIPLE = 16  # the MLP's width is a multiple of it
-MODULATION = 7  # rows: scale, shift and gate of attention, the same of the MLP, and a gate; gates are not used
+MLP_MULTIPLE = 16  # of which the MLP's width is a multiple
+MODULATION = 7  # rows: scale, shift and gate of attention and of the MLP, and one more gate; gates are unused
 BAND = 48_000_000
 """Elements that a band of rows attends to: 20 rows of 8 frames at 1024 x 1536, enough to keep a large GPU busy."""
 
@@ -52,7 +52,7 @@ def _modulated(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
 
 
 class NeighborhoodBlock(nn.Module):
-    """Neighbourhood attention, then an MLP, each after a norm and added to its input."""
+    """Pre-norm neighbourhood attention, then a pre-norm MLP, each added to its input."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class NeighborhoodBlock(nn.Module):
     def __call__(
         self, x: mx.array, cache: FrameCache, modulation: Sequence[mx.array] = ()
     ) -> mx.array:
-        """(B, F, H, W, C) -> (B, F', H, W, C); ``modulation`` is scale and shift after the first norm, then the second."""
+        """(B, F, H, W, C) -> (B, F', H, W, C); ``modulation`` is scale and shift after each norm."""
         norms = (
             partial(_normed, self.norm1, modulation[:2]),
             partial(_normed, self.norm2, modulation[2:]),
@@ -84,7 +84,7 @@ class NeighborhoodBlock(nn.Module):
         return bands[0] if len(bands) == 1 else mx.concatenate(bands, axis=2)
 
     def _bands(self, parts: list[mx.array]) -> Iterator[tuple[slice, Windows]]:
-        """Rows that are computed together, in whole tiles, and their windows."""
+        """Bands of rows that are computed together, in whole tiles, and their windows."""
         _, _, H, W, C = parts[0].shape
         frames = sum(part.shape[0] * part.shape[1] for part in parts)
         windows = shifted(H, self.attn.kernel[1])
@@ -115,7 +115,7 @@ def _normed(norm: nn.Module, rows: Sequence[mx.array], x: mx.array) -> mx.array:
 
 
 class DiffusionBlock(NeighborhoodBlock):
-    """A block that also adds the context, and is modulated by the noise level."""
+    """A block that also adds the context and is modulated by the noise level."""
 
     def __init__(self, dim: int, *arguments):
         super().__init__(dim, *arguments)
@@ -123,7 +123,7 @@ class DiffusionBlock(NeighborhoodBlock):
         self.scale_shift_table = mx.zeros((MODULATION, dim))
 
     def rows(self, shared: mx.array) -> list[mx.array]:
-        """Scale and shift after each norm, from the rows (B, 7, C) that all blocks share and its own."""
+        """Scale and shift after each norm, from this block's own rows and those that all blocks share, (B, 7, C)."""
         rows = (shared + self.scale_shift_table)[:, :, None, None, None]
         return [rows[:, i] for i in (0, 1, 3, 4)]
 
@@ -134,7 +134,7 @@ class DiffusionBlock(NeighborhoodBlock):
         context: Callable[[int], mx.array],
         modulation: list[mx.array],
     ) -> mx.array:
-        """The block for a piece ``x``; ``context`` gives its next frames, and ``rows`` the ``modulation``."""
+        """Apply the block to a piece ``x``; ``context`` returns its next frames, and ``modulation`` comes from ``rows``."""
         x = end_piece(x + self.context_proj(context(x.shape[1])))
         return self(x, cache, modulation)
 
@@ -142,7 +142,7 @@ class DiffusionBlock(NeighborhoodBlock):
 class LinearUpsample(nn.Module):
     """A linear layer whose channels are shuffled into more frames, rows and columns.
 
-    If frames are doubled, the first is dropped: it lies before the clip.
+    If frames are doubled, the first is dropped: it precedes the clip.
     """
 
     def __init__(self, dim: int, out: int, stride: tuple[int, int, int]):
@@ -151,13 +151,13 @@ class LinearUpsample(nn.Module):
         self.proj = nn.Linear(dim, out * math.prod(stride))
 
     def __call__(self, x: mx.array, cache: FrameCache, begins: bool = True) -> mx.array:
-        """Cells (B, F, H, W, dim) to finer ones; ``begins`` = the first piece begins the clip, not only a tile."""
+        """(B, F, H, W, dim) -> finer cells; ``begins`` = the first piece begins the clip, not just a tile."""
         y = depth_to_space(self.proj(x), self.stride)
         return y[:, self.stride[0] - 1 :] if cache.begins(self) and begins else y
 
 
 class Context:
-    """Frames that several readers take in order, each at its own pace; kept until the last has taken them."""
+    """Frames that several readers take in order, each at its own pace; freed once the last reader has taken them."""
 
     def __init__(self, readers: int):
         self._frames: deque[mx.array] = deque()
@@ -165,11 +165,11 @@ class Context:
         self._taken = [0] * readers
 
     def put(self, x: mx.array) -> None:
-        """More frames, (B, F, H, W, C)."""
+        """Add frames (B, F, H, W, C)."""
         self._frames.extend(mx.contiguous(f) for f in mx.split(x, x.shape[1], axis=1))
 
     def take(self, count: int, reader: int) -> mx.array:
-        """The next frames of a ``reader``."""
+        """The next ``count`` frames for a ``reader``."""
         start = self._taken[reader] - self._first
         frames = [self._frames[i] for i in range(start, start + count)]
         self._taken[reader] += count

@@ -1,4 +1,4 @@
-"""The cells of the diffusion decoder's stages, their tiles, and the memory they take: arithmetic on its config."""
+"""The cells of the diffusion decoder's stages, their tiles and the memory they need: arithmetic on its config."""
 
 import math
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ from mlx_video.models.ltx.video_vae.tiling import (
 )
 
 PIECE_SHARE = 3
-"""A piece may be this many times as large as ``elements``: few arrays of its size are alive, as rows go in bands."""
+"""How many times as large as ``elements`` a piece may be: few arrays of its size are alive, since rows go in bands."""
 LIVE_PIECES, LIVE_BANDS = 3, 2
-"""Arrays of the size of a piece, on a GPU (an H200) with the frames its windows reach, and of a ``BAND``: one queued, one at
-work."""
+"""Arrays alive on a GPU (an H200): of the size of a piece with the frames its windows reach; and of a ``BAND``, one queued
+and one running."""
 CPU_MLP, CPU_SCORES, CPU_ATTENDING = 21, 19, 5.5
-"""The same on a CPU, measured: of a band in its MLP; or, while it attends, of the scores and of the band."""
+"""The same, measured on a CPU: of a band in its MLP; or, while it attends, of the scores and of the band."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Of every stage of a decoder with this ``config``. Shapes are those of latents, (B, C, F, H, W)."""
+    """The cells of every stage of a decoder with this ``config``. Shapes are those of latents, (B, C, F, H, W)."""
 
     config: DiffusionDecoderConfig
 
     @property
     def last(self) -> int:
-        """The number of the stage that makes pixels; the one before is cut into tiles."""
+        """The index of the stage that makes pixels; the one before it is cut into tiles."""
         return len(self.config.upsamples)
 
     def per_latent(self, stage: int) -> tuple[int, int, int]:
@@ -44,12 +44,12 @@ class Cells:
         return tuple(math.prod(s[axis] for s in strides) for axis in range(3))
 
     def all_frames(self, stage: int, shape: tuple[int, ...]) -> int:
-        """Frames of a stage for padded latents, those of the appendix among them."""
+        """Frames of a stage for padded latents, including the appendix."""
         return (shape[2] + self.appendix - 1) * self.per_latent(stage)[0] + 1
 
     @property
     def least_latents(self) -> tuple[int, int, int]:
-        """Fewest latent frames, rows and columns with which every window of every stage fits into the clip."""
+        """Fewest latent frames, rows and columns into which every window of every stage fits."""
         stages = [
             [
                 math.ceil(size / cells)
@@ -65,16 +65,16 @@ class Cells:
         return self.config.stage_kernels[0][0] // 2 * 2
 
     def frames(self, shape: tuple[int, ...]) -> int:
-        """Frames that the last stage makes of padded latents; the context has those of the appendix too."""
+        """Frames that the last stage makes of padded latents; the context also has those of the appendix."""
         time = self.per_latent(self.last)[0]
         return max((shape[2] - 1) * time + 1, self.config.stage_kernels[-1][0])
 
     def least_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of latents once they are padded."""
+        """The shape of the padded latents."""
         return *shape[:2], *map(max, self.least_latents, shape[2:])
 
     def grid(self, shape: tuple[int, ...], tiling: TilingConfig) -> Grid:
-        """Cuts from cells of the second last stage to pixels, for padded latents of this ``shape``."""
+        """Cuts from cells of the second last stage to pixels, for padded latents of ``shape``."""
         stage, patch = self.last - 1, self.config.patch_size
         _, height, width = self.per_latent(stage)
         stride = self.config.upsamples[stage][0]
@@ -82,7 +82,7 @@ class Cells:
         last = self.all_frames(stage, shape)
         cells = (self.frames(shape) - 1) // stride[0] + 1
         times = time_cuts(cells, stride[0], tiling.temporal_config, frames)
-        first = times[-1].source.start  # the last tile has the appendix too
+        first = times[-1].source.start  # the last tile includes the appendix
         times[-1] = times[-1]._replace(source=slice(first, last))
         sides = shape[3] * height, shape[4] * width
         return times, *(
@@ -92,7 +92,7 @@ class Cells:
 
     @property
     def least_overlap(self) -> tuple[int, int]:
-        """Fewest frames and pixels that tiles share: the reach of the windows of their stages."""
+        """Fewest frames and pixels that tiles must share: the reach of the windows of their stages."""
         *_, before, last = self.config.stage_kernels
         *_, depth_before, depth = self.config.stage_depths
         stride, patch = self.config.upsamples[-1][0], self.config.patch_size
@@ -108,11 +108,11 @@ class Cells:
     def activation_bytes(
         self, shape: tuple[int, ...], tiling: Tiling, itemsize: int
     ) -> int:
-        """About how much memory decoding latents of ``shape`` needs beside the weights, of ``itemsize`` bytes a number.
+        """About how many bytes decoding latents of ``shape`` needs besides the weights, at ``itemsize`` bytes per element.
 
-        That is the frames each block keeps from before the current piece, the context that the last block still needs,
-        the piece, and its bands of rows; for tiles the same for the largest tile, the cells that are cut into tiles, and
-        the blended pixels.
+        These are the frames that each block keeps from before the current piece, the context that the last block still
+        needs, the piece, and its bands of rows. For tiles: the same for the largest tile, the cells that are cut into
+        tiles, and the blended pixels.
         """
         shape = self.least_shape(shape)
         if isinstance(tiling, StreamPlan):
@@ -159,7 +159,7 @@ class Cells:
         return round((held + max(CPU_MLP * band, attending)) * FLOAT32)
 
     def _scores(self, B: int, columns: int, frames: int) -> int:
-        """Attention scores of neighbouring tiles of the last stage; a CPU keeps them."""
+        """Attention scores of a run of tiles in the last stage, which a CPU stores."""
         *_, width = self.config.stage_channels
         tile = min(TILE[0], max(1, frames)), *TILE[1:]
         seen = math.prod(q + k - 1 for q, k in zip(tile, self.config.stage_kernels[-1]))

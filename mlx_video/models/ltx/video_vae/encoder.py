@@ -1,4 +1,4 @@
-"""Video encoder: pixels to latents. Knows its blocks in order, not how large a clip fits in memory."""
+"""The video encoder: pixels to latents. Knows the order of its blocks, not how large a clip fits in memory."""
 
 from functools import partial
 from pathlib import Path
@@ -35,15 +35,15 @@ from mlx_video.models.ltx.video_vae.stream import FrameCache, Piece, gathered
 from mlx_video.types import VideoPixelShape
 
 LIVE, LIVE_SMALL, QUEUED = 28, 180, 770e6
-"""Arrays of the first grid that are alive at once while an image is encoded on a GPU (an H200), beside bytes of small
-results that wait; and where the image is so small that all do."""
+"""Arrays of the first grid that are alive at once while an image is encoded on a GPU (an H200), besides queued bytes; and
+the same for an image so small that everything is queued."""
 
 LIVE_UNFOLDED = {by_volume: 112, by_product: 95}
-"""The same on a CPU, which computes in float32 and unfolds what it convolves; measured on two cores."""
+"""The same on a CPU, which computes in float32 and unfolds its input; measured on two cores."""
 
 
 class VideoEncoder(Network):
-    """The causal encoder: latents depend on no later frame, so an image is a clip of one frame."""
+    """The encoder. It is causal: latents depend on no later frame, so an image is a clip of one frame."""
 
     CONFIG = VideoEncoderConfig
     NAMES: ClassVar = video_names("encoder", CONVOLUTIONS)
@@ -65,10 +65,10 @@ class VideoEncoder(Network):
         self.conv_out = CausalConv3d(channels, _out_channels(config), padding_mode)
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        """Pixels (B, 3, F, H, W) in [-1, 1] -> normalised latent means (B, 128, F', H', W').
+        """Pixels (B, 3, F, H, W) in [-1, 1] -> normalised latent means (B, C, F', H', W').
 
-        Raises ``UserError``, naming the nearest size, unless F is 1 + 8k and H and W are multiples of 32 (as LTX-2's config
-        has it).
+        Raises ``UserError``, naming the nearest size, for a size that has no latents (LTX-2 takes 1 + 8k frames, and
+        multiples of 32 for H and W).
         """
         return mx.concatenate(list(self.stream(pixels, MAX_CONV_ELEMENTS)), axis=2)
 
@@ -87,7 +87,7 @@ class VideoEncoder(Network):
         yield from (latents for latents, _ in pieces)
 
     def _cut(self, pixels: mx.array, elements: int) -> list[mx.array]:
-        """Pieces of a multiple of the compression's frames, the first of one more."""
+        """Pieces whose frames are a multiple of those of a latent; the first has one more."""
         B, _, F, H, W = pixels.shape
         cells = B * (H // self.config.patch_size) * (W // self.config.patch_size)
         step = self.scale.time
@@ -105,13 +105,13 @@ class VideoEncoder(Network):
         return self.per_channel_statistics.normalize(mx.moveaxis(means, -1, 1))
 
     def activation_bytes(self, height: int, width: int) -> int:
-        """About how much memory encoding an image of this size needs beside the weights."""
+        """About how many bytes encoding an image of this size needs besides the weights."""
         base = self.config.encoder_base_channels
         cells = height * width // self.config.patch_size**2
         if on_gpu():
             grid = cells * base * self.conv_in.weight.itemsize
             return round(min(LIVE_SMALL * grid, QUEUED + LIVE * grid))
-        # The second grid, of twice the channels, unfolds as much as the first.
+        # The second grid, with twice the channels, unfolds as much as the first.
         kernel, dtype = (2 * base, 3, 3, 3, 2 * base), self.conv_in.weight.dtype
         live = LIVE_UNFOLDED[preferred_form(kernel, dtype)]
         return live * cells * base * FLOAT32
@@ -138,13 +138,13 @@ def _down_block(
 
 
 def _out_channels(config: VideoEncoderConfig) -> int:
-    """The latent means, and the checkpoint's log-variances, which are not used."""
+    """Channels of the latent means, and of the log-variances, which are not used."""
     log_variances = {"none": 0, "per_channel": config.latent_channels}
     return config.latent_channels + log_variances.get(config.latent_log_var, 1)
 
 
 def load_vae_encoder(path: str | Path) -> VideoEncoder:
-    """The video encoder of a checkpoint that is here, with its weights, lazy."""
+    """The video encoder of a local checkpoint, with lazy weights."""
     from mlx_video.models.ltx.checkpoint.layouts import (
         identify,  # which knows this room
     )

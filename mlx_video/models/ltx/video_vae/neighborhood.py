@@ -1,10 +1,10 @@
 """Neighbourhood attention over video (Hassani et al., 2023): each cell attends to a window around it.
 
-Knows windows, borders and tiles; not what queries and keys are made of.
+Knows windows, borders and tiles, not what queries and keys are made of.
 
-MLX has no kernel for it. Queries are taken in tiles: all windows of a tile lie in one box of keys, so a tile is dense
-attention under a mask. Boxes of neighbouring tiles overlap without copies: keys are laid out columns first, so that each
-box is contiguous and a strided view covers all of them. One call computes many tiles.
+MLX has no kernel for it. Queries are processed in tiles: all windows of a tile lie in one box of keys, so a tile is dense
+attention with a mask. Keys are laid out columns first, so that each box is contiguous, and a strided view covers
+overlapping boxes without copies. One call computes many tiles.
 """
 
 from functools import lru_cache
@@ -20,28 +20,27 @@ NORM_EPS = 1e-6
 SCORES = 3  # arrays of the scores' size that are alive at once: scores, softmax, keys
 ROPE_THETA = 10_000.0
 TILE = 8, 4, 4
-"""Frames, rows and columns of queries. Of an 11x11x11 window's 1331 keys, a tile computes 2.7 times as many scores;
-128 queries are what the kernels of CUDA and Metal take at once, or twice that. ``benchmarks/vae_decode.py --tile``
-measures others."""
+"""Frames, rows and columns of queries. For windows of 11x11x11, a tile computes 2.7 times as many scores as needed. CUDA's
+and Metal's kernels take 128 queries at once, or half of that. ``benchmarks/vae_decode.py --tile`` measures others."""
 
 
 class Windows(NamedTuple):
-    """Along one axis: the first key of each query's window, in order, and how many keys each has."""
+    """Along one axis: the first key of each query's window, and how many keys a window has."""
 
     starts: tuple[int, ...]
     size: int
 
     def part(self, queries: slice) -> "Windows":
-        """Those of some ``queries``."""
+        """The windows of some ``queries``."""
         return Windows(self.starts[queries], self.size)
 
     @property
     def keys(self) -> slice:
-        """All keys that any query sees."""
+        """All keys that queries see."""
         return slice(self.starts[0], self.starts[-1] + self.size)
 
     def after(self, key: int) -> "Windows":
-        """The same, counted from ``key``."""
+        """The same windows, with keys counted from ``key``."""
         return Windows(tuple(start - key for start in self.starts), self.size)
 
 
@@ -67,8 +66,8 @@ def attend(
 ) -> mx.array:
     """Softmax attention of queries (B, F, H, W, heads, D) to the keys in their windows, scaled by D ** -0.5.
 
-    ``windows`` of frames, rows and columns index keys (B, F', H', W', heads, D). ``tile`` is the size of a tile of queries,
-    by default ``TILE``; it changes no result. Returns (B, F, H, W, heads * D).
+    ``windows`` of frames, rows and columns index keys (B, F', H', W', heads, D). ``tile`` is the size of a tile of queries
+    (``TILE`` by default) and does not change the result. Returns (B, F, H, W, heads * D).
     """
     tile = tile or TILE
     rows, columns = (runs_of(w, size) for w, size in zip(windows[1:], tile[1:]))
@@ -102,13 +101,13 @@ class Box(NamedTuple):
 
     @property
     def alike(self) -> tuple[Windows, int]:
-        """What consecutive boxes of a run have in common."""
+        """What the boxes of a run have in common."""
         return self.windows, self.keys.start - self.queries.start
 
 
 @lru_cache
 def boxes(windows: Windows, size: int) -> list[Box]:
-    """Tiles of ``size`` queries. Those at a border have as many keys as others, since CUDA prepares each size once."""
+    """Tiles of ``size`` queries. Those at a border have as many keys as the others: CUDA prepares each size once."""
     first, last = windows.keys.start, windows.keys.stop
     most = min(size + windows.size - 1, last - first)
     found = []
@@ -121,7 +120,7 @@ def boxes(windows: Windows, size: int) -> list[Box]:
 
 
 class Run(NamedTuple):
-    """Neighbouring boxes, ``step`` apart, the number of their queries; each has ``width`` keys."""
+    """``count`` neighbouring boxes of ``step`` queries and ``width`` keys, ``step`` apart."""
 
     first: Box
     count: int
@@ -138,20 +137,20 @@ class Run(NamedTuple):
 
     @property
     def queries(self) -> slice:
-        """Those of all boxes."""
+        """The queries of all boxes."""
         start = self.first.queries.start
         return slice(start, start + self.count * self.step)
 
     @property
     def keys(self) -> slice:
-        """Those of all boxes."""
+        """The keys of all boxes."""
         start = self.first.keys.start
         return slice(start, start + (self.count - 1) * self.step + self.width)
 
 
-@lru_cache  # a decode needs a few of them thousands of times
+@lru_cache  # a decode needs a few results thousands of times
 def runs_of(windows: Windows, size: int) -> list[Run]:
-    """The tiles of one axis: one alone at each border, and all others between them."""
+    """The tiles of one axis as runs: one tile at each border, and all others between."""
     grouped = groupby(boxes(windows, size), lambda box: box.alike)
     groups = [list(group) for _, group in grouped]
     return [Run(group[0], len(group)) for group in groups]
@@ -177,10 +176,10 @@ def _tiles(
 
 
 def _keys(x: mx.array, rows: Run, columns: Run) -> mx.array:
-    """The keys (B, F, H, W, heads, D) of each tile: (columns, B * rows * heads, w * F * h, D), as attention takes them.
+    """The keys (B, F, H, W, heads, D) of each tile for attention: (columns, B * rows * heads, w * F * h, D).
 
-    Rows that tiles share are copied; columns are views. Tiles of other rows count as other heads, because batches and
-    heads must each have one stride.
+    Shared rows are copied; shared columns are views. Tiles of different rows count as different heads, because batches and
+    heads must each have a single stride.
     """
     x = x[:, :, rows.keys, columns.keys].transpose(0, 4, 3, 1, 2, 5)
     B, heads, W, F, H, D = x.shape
@@ -199,7 +198,7 @@ def _keys(x: mx.array, rows: Run, columns: Run) -> mx.array:
 
 
 def _mask(tile: tuple[Box, Box, Box], dtype: mx.Dtype) -> mx.array:
-    """The mask added to the scores (queries, keys) of a tile: 0 within a window; columns are slowest in both."""
+    """The additive mask (queries, keys) of a tile, 0 within a window; columns are slowest in both axes."""
     f, r, c = (box.seen for box in tile)
     inside = c[:, None, None, :, None, None]
     inside = inside & f[:, None, None, :, None] & r[:, None, None, :]
@@ -213,8 +212,8 @@ def _mask(tile: tuple[Box, Box, Box], dtype: mx.Dtype) -> mx.array:
 def rotate(x: mx.array, first: tuple[int, int, int] = (0, 0, 0)) -> mx.array:
     """Rotary embedding of (B, F, H, W, heads, D) by frame, row and column, counted from ``first``.
 
-    A quarter of the pairs (2i, 2i + 1) rotates with the frame, the rest with row and column in equal parts. Only
-    differences between positions matter, so any origin will do.
+    A quarter of the pairs (2i, 2i + 1) rotates with the frame, the rest equally with row and column. Only differences
+    between positions matter, so the origin is arbitrary.
     """
     pairs = mx.unflatten(x, -1, (-1, 2))
     positions = [mx.arange(i, i + n) for i, n in zip(first, x.shape[1:4])]
@@ -222,7 +221,7 @@ def rotate(x: mx.array, first: tuple[int, int, int] = (0, 0, 0)) -> mx.array:
 
 
 def _frequencies(dim: int) -> Iterator[mx.array]:
-    """Frequencies of a head's pairs, for each axis: (dim / 2,), 0 where a pair rotates with another axis."""
+    """For each axis, the frequencies of a head's pairs: (dim / 2,), 0 where a pair rotates with another axis."""
     frames = dim // 4
     space = (dim - frames) // 2
     start = 0
@@ -236,7 +235,7 @@ def _frequencies(dim: int) -> Iterator[mx.array]:
 def _turned(
     pairs: mx.array, positions: list[mx.array], frequencies: list[mx.array]
 ) -> mx.array:
-    """Pairs (B, F, H, W, heads, D / 2, 2), rotated by the sum of three axes' angles, in one fused kernel."""
+    """Pairs (B, F, H, W, heads, D / 2, 2), rotated by the sum of the axes' angles, in one fused kernel."""
     (frames, rows, columns), (by_frame, by_row, by_column) = positions, frequencies
     angle = (
         frames[:, None, None, None, None] * by_frame
@@ -248,11 +247,11 @@ def _turned(
     return turned.astype(pairs.dtype)
 
 
-# The network's own parts
+# Layers
 
 
 class NeighborhoodAttention(nn.Module):
-    """Attention of cells to windows, with queries and keys normed per head and rotated.
+    """Attention of cells to their windows, with queries and keys normed per head and rotated.
 
     ``repeat_columns`` repeats the outermost column beyond the left and right border, as in Lightricks' default mode;
     otherwise windows shift inward there, as along the other axes.
@@ -277,7 +276,7 @@ class NeighborhoodAttention(nn.Module):
     def __call__(
         self, x: mx.array, frames: slice, rows: slice, at: Windows
     ) -> mx.array:
-        """The result for cells x[:, frames, rows] (B, f, h, W, C), from all of ``x``; ``at`` are the windows of the rows."""
+        """``x[:, frames, rows]`` (B, f, h, W, C) attends to ``x`` -> (B, f, h, W, C); ``at`` are the windows of the rows."""
         reach = self.kernel[2] // 2 if self.repeat_columns else 0
         borders = centred if self.repeat_columns else shifted
         windows = (

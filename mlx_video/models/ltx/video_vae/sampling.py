@@ -1,4 +1,4 @@
-"""How the video autoencoder trades resolution for channels. Knows the order of the channels, not the blocks around."""
+"""How the video autoencoder trades resolution for channels. Knows the order of channels, not other blocks."""
 
 import math
 
@@ -46,9 +46,9 @@ def depth_to_space(x: mx.array, stride: Triple) -> mx.array:
 
 
 class SpaceToDepthDownsample(nn.Module):
-    """Shrink by ``stride``: a convolution, unshuffled, plus the input, unshuffled and averaged to as many channels.
+    """Downsample by ``stride``: an unshuffled convolution, plus the input, unshuffled and averaged to as many channels.
 
-    If time is halved, the first frame counts twice, so that it keeps a cell of its own.
+    If time is halved, the first frame is repeated, so that it has a cell of its own.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class SpaceToDepthDownsample(nn.Module):
         self.conv = CausalConv3d(in_channels, own, padding_mode)
 
     def __call__(self, x: mx.array, cache: FrameCache) -> mx.array:
-        """(B, F, H, W, I) -> (B, F / f, H / h, W / w, O); a piece after the first has a multiple of f frames."""
+        """(B, F, H, W, I) -> (B, F / f, H / h, W / w, O); pieces after the first have a multiple of f frames."""
         if cache.begins(self):
             x = mx.concatenate([x[:, :1]] * (self.stride[0] - 1) + [x], axis=1)
         return shrunk(self.conv.linear(x, cache), x, self.conv.bias, *self.stride)
 
 
-# Frames, rows and columns of a stride as exponents of 2; each is 1 or 2.
+# A stride's frames, rows and columns, each 1 or 2, as exponents of 2.
 STRIDE = """
   const unsigned bf = unsigned(number[0]) >> 1, bh = unsigned(number[1]) >> 1, bw = unsigned(number[2]) >> 1;
   const unsigned bits = bf + bh + bw, F = x_shape[1], H = x_shape[2], W = x_shape[3], C1 = x_shape[4];
@@ -152,7 +152,7 @@ def shrunk(
     x = space_to_depth(total(x, bias), (f, h, w))
     skip = space_to_depth(skip, (f, h, w))
     skip = mx.unflatten(skip, -1, (x.shape[-1], -1))
-    # Summed as arrays, since reducing an axis of 2 or 4 would cost more than all the rest.
+    # Summed as arrays: reducing an axis of length 2 or 4 would cost more than all the rest.
     return _plus_mean(x, *(skip[..., i] for i in range(skip.shape[-1])))
 
 
@@ -166,26 +166,26 @@ def grown(
     w: int,
     channels: int,
 ) -> mx.array:
-    """``x`` (B, F, H, W, C) plus ``bias`` and ``skip``, tiled from ``channels`` (0 = no skip); shuffled by (f, h, w)."""
+    """``x`` (B, F, H, W, C) plus ``bias`` and ``skip``, repeated from ``channels`` (0 = no skip), shuffled by (f, h, w)."""
     if skip is None:
         return depth_to_space(total(x, bias), (f, h, w))
-    # The shuffle moves whole channels, so the tiled input can be added before it.
+    # The shuffle moves whole channels, so the repeated input can be added before it.
     x, bias = (mx.unflatten(a, -1, (-1, channels)) for a in (x, bias))
     return depth_to_space(total(x, bias, skip[..., None, :]).flatten(-2), (f, h, w))
 
 
 @mx.compile
 def _plus_mean(x: mx.array, *terms: mx.array) -> mx.array:
-    """``x`` and the mean of ``terms``, which is taken in float32."""
+    """``x`` plus the mean of ``terms``, computed in float32."""
     mean = sum(term.astype(mx.float32) for term in terms) / len(terms)
     return x + mean.astype(x.dtype)
 
 
 class DepthToSpaceUpsample(nn.Module):
-    """Grow by ``stride``: a convolution, shuffled; its channels are the input's divided by ``multiplier``.
+    """Upsample by ``stride``: a shuffled convolution; its channels are the input's divided by ``multiplier``.
 
-    If time is doubled, the first frame is dropped: it lies before the clip. A ``residual`` adds the input, shuffled and
-    tiled to as many channels.
+    If time is doubled, the first frame is dropped: it precedes the clip. ``residual`` adds the input, shuffled and
+    repeated to as many channels.
     """
 
     def __init__(

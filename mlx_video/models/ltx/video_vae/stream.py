@@ -1,7 +1,7 @@
-"""A clip on its way through a network, whole or in pieces with the same result. Knows frames, not what is done to them.
+"""Runs a clip through a network whole or in pieces, with the same result. Knows frames, not what is done to them.
 
-A convolution over time that sees later frames lags behind its input: frames it cannot finish yet wait for the next piece,
-and the clip's last piece releases them. So pieces shift as they pass, and nothing is computed twice.
+A convolution over time that sees later frames lags behind its input: frames that it cannot finish yet wait for the next
+piece, and the clip's last piece releases them. So pieces shift as they pass, and nothing is computed twice.
 """
 
 from contextlib import suppress
@@ -14,17 +14,17 @@ from mlx_video.models.ltx.pacing import end_piece
 
 
 class Incomplete(Exception):
-    """The pieces so far finish no frame; the next piece is needed."""
+    """The pieces so far finish no frame; another piece is needed."""
 
 
 class FrameCache:
-    """What the modules of a network remember of one clip, (B, F, H, W, C), between its pieces.
+    """Frames (B, F, H, W, C) of one clip that the modules of a network keep between its pieces.
 
-    causal  no frame sees a later one
+    causal  whether no frame sees a later one
     last    whether the current piece is the clip's last; set before each piece
 
-    A module may be called once per piece, in order. Results depend on all that is remembered, so it is evaluated with
-    them, and nothing keeps a whole piece alive.
+    Call a module once per piece, in order. Results depend on the kept frames, which are evaluated with them, so that no
+    piece stays alive.
     """
 
     def __init__(self, causal: bool = True):
@@ -42,10 +42,10 @@ class FrameCache:
     def around(
         self, module: nn.Module, kernel: int
     ) -> tuple[mx.array | None, int, int]:
-        """What was kept of the frames before this piece, how many a convolution's ``kernel`` needs there, and after it.
+        """The kept frames before this piece, and how many frames a convolution's ``kernel`` needs before and after it.
 
-        Where none are kept the clip begins: its first frame is to be repeated before it; and its last one after it, so
-        that the convolution keeps the number of frames.
+        If none are kept, the clip begins: repeat its first frame instead. The last frame is repeated after the clip, so that
+        the convolution keeps the number of frames.
         """
         before, after = (kernel - 1, 0) if self.causal else (kernel // 2, kernel // 2)
         kept = self._kept.pop(id(module), None)
@@ -68,8 +68,8 @@ class FrameCache:
     ) -> tuple[list[mx.array], slice]:
         """The frames that windows of ``kernel`` frames need, in parts that end with ``x``; and which frames are ready.
 
-        A window is centred but shifts inward at the clip's ends; a frame is ready once its whole window is there.
-        Raises ``Incomplete`` if none is.
+        A window is centred but shifts inward at the clip's ends; a frame is ready once its whole window is there. Raises
+        ``Incomplete`` if none is.
         """
         kept = self._kept.pop(id(module), None)
         parts = [x] if kept is None else [kept, x]
@@ -88,9 +88,7 @@ class FrameCache:
     def delay(
         self, module: nn.Module, x: mx.array, frames: int
     ) -> tuple[mx.array | None, mx.array]:
-        """``x`` delayed by as many ``frames`` as the convolutions that run beside it: what waited, and ``x``, whose last
-        frames wait for the next piece.
-        """
+        """The kept frames and ``x``, whose last ``frames`` are kept: a skip as late as the convolutions beside it."""
         if self.causal:
             return None, x
         kept = self._kept.pop(id(module), None)
@@ -100,7 +98,7 @@ class FrameCache:
         return kept, self._keep(module, x, late[:, -frames:])
 
     def _keep(self, module: nn.Module, x: mx.array, frames: mx.array) -> mx.array:
-        """Remember a copy of ``frames``, made when ``x`` is evaluated."""
+        """Keep a copy of ``frames``, made when ``x`` is evaluated."""
         if self.last:
             return x
         self._kept[id(module)] = mx.contiguous(frames)
@@ -108,7 +106,7 @@ class FrameCache:
 
 
 Piece = tuple[mx.array, bool]
-"""Frames of a clip, (B, F, H, W, C), and whether they are its last."""
+"""Frames (B, F, H, W, C) of a clip, and whether they are its last."""
 
 
 class DecoderStep(NamedTuple):
@@ -119,7 +117,7 @@ class DecoderStep(NamedTuple):
 
 
 def joined(kept: mx.array | None, x: mx.array) -> mx.array:
-    """The frames that were kept, and ``x``, along time: (B, F, H, W, C)."""
+    """The kept frames followed by ``x``: (B, F, H, W, C)."""
     return x if kept is None else mx.concatenate([kept, x], axis=1)
 
 
@@ -128,15 +126,15 @@ def in_pieces(
 ) -> Iterator[mx.array]:
     """Run a clip ``x`` through ``steps``, in consecutive pieces.
 
-    Before each step the frames are cut so that its convolutions touch about ``elements``, at least a frame. So early
-    steps, with small frames, work on many at once, and late ones on few.
+    Before each step the frames are cut so that its convolutions touch about ``elements``, but at least a frame. So early
+    steps process many small frames at once, and late ones few large frames.
     """
     if not steps:
         yield x
         return
     (step, *later), last = steps, cache.last
     pieces = cut(x, elements // step.width)
-    del x  # Here and below no variable keeps a piece alive after its use.
+    del x  # here and below, no variable keeps a piece alive after its use
     while pieces:
         cache.last = last and len(pieces) == 1
         with suppress(Incomplete):
@@ -147,7 +145,7 @@ def in_pieces(
 
 
 def gathered(pieces: Iterator[Piece], elements: int) -> Iterator[Piece]:
-    """Consecutive pieces, put together while they have at most ``elements``: small ones keep no large GPU busy."""
+    """Consecutive pieces, joined while they have at most ``elements``: small ones do not keep a large GPU busy."""
     waiting: list[mx.array] = []
 
     def together() -> mx.array:
@@ -163,7 +161,7 @@ def gathered(pieces: Iterator[Piece], elements: int) -> Iterator[Piece]:
 
 
 def cut(x: mx.array, cells: int) -> list[mx.array]:
-    """(B, F, H, W, C) in pieces of about equal length, of at most ``cells`` cells or one frame."""
+    """Split (B, F, H, W, C) along time into about equal pieces of at most ``cells`` cells, or one frame."""
     B, F, H, W, _ = x.shape
     count = -(-F // max(1, cells // (B * H * W)))
     return mx.split(x, [F * i // count for i in range(1, count)], axis=1)

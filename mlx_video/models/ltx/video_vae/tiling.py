@@ -1,6 +1,6 @@
-"""Decode a clip in overlapping tiles that are blended. Knows cells, ramps and masks only.
+"""Decode a clip in overlapping, blended tiles, as the official code does. Knows cells, ramps and masks only.
 
-``decoding`` can save as much memory without changing any pixel; tiles follow the official code.
+``decoding`` can save as much memory without changing any pixel.
 
 A clip is cut along time, rows and columns; a tile is one ``Cut`` of each. Neighbours overlap, one fading in as the other
 fades out. On this regular grid, blending columns into strips, strips into frames and frames into the clip equals summing
@@ -16,7 +16,7 @@ from mlx_video.errors import UserError
 from mlx_video.types import VideoScale
 
 BLENDED, BLENDED_IN_TIME = 2.4, 1.2
-"""Arrays of a tile of time that are alive while tiles are blended, and more where those of time are; measured on a CPU."""
+"""Arrays of a tile of time that are alive while tiles are blended, and how many more for blending in time; on a CPU."""
 MODES = (
     "auto",
     "none",
@@ -34,7 +34,7 @@ FRAMES, PIXELS = 8, 32
 
 @dataclass(frozen=True)
 class SpatialTilingConfig:
-    """Tiles along the longer side of a frame, in pixels, multiples of ``PIXELS``; along the shorter side they shrink with it."""
+    """Tiles along the longer side of a frame, in multiples of ``PIXELS`` pixels; the shorter side is cut in proportion."""
 
     tile_size_in_pixels: int
     tile_overlap_in_pixels: int = 0
@@ -47,7 +47,7 @@ class SpatialTilingConfig:
 
 @dataclass(frozen=True)
 class TemporalTilingConfig:
-    """Tiles along time, in pixel frames, multiples of ``FRAMES``. Raises ``UserError`` for others."""
+    """Tiles along time, in multiples of ``FRAMES`` pixel frames. Raises ``UserError`` for others."""
 
     tile_size_in_frames: int
     tile_overlap_in_frames: int = 0
@@ -129,7 +129,7 @@ def iterate_decode(
     tiling: TilingConfig | None,
     scale: VideoScale,
 ) -> Iterator[mx.array]:
-    """Blended pixels (B, 3, f, H, W) of any function from latents to ``scale`` times more pixels; one piece per tile of time."""
+    """Blended pixels (B, 3, f, H, W) from tiles that ``decode`` enlarges by ``scale``; one piece per tile of time."""
 
     def tile(time: Cut, row: Cut, column: Cut) -> mx.array:
         return decode(latents[:, :, time.source, row.source, column.source])
@@ -171,7 +171,7 @@ def decode_grid(
 
 
 def largest_tile(grid: Grid) -> tuple[Cut, Cut, Cut]:
-    """The last of those with most cells, when most of the others are done."""
+    """The largest tile; of several, the last, when most others are done."""
 
     def size(cut: Cut) -> tuple[int, int]:
         return cut.source.stop - cut.source.start, cut.source.start
@@ -180,9 +180,9 @@ def largest_tile(grid: Grid) -> tuple[Cut, Cut, Cut]:
 
 
 def blended_pixels(grid: Grid) -> tuple[int, int, int]:
-    """How many pixels there are beside the largest tile that is computed, in a tile of time, and while tiles are blended.
+    """How many pixels exist besides the largest tile being computed, in a tile of time, and while tiles are blended.
 
-    The last counts arrays: of strips, their sum and what is handed on; more where tiles of time are blended as well.
+    Blending needs several arrays: strips, their sum and the rest; more if tiles of time are blended too.
     """
     times, rows, columns = grid
     height, width = rows[-1].target.stop, columns[-1].target.stop
@@ -196,7 +196,7 @@ def blended_pixels(grid: Grid) -> tuple[int, int, int]:
 
 
 def _end_before(cuts: list[Cut], cut: Cut) -> int:
-    """Where the tile before ``cut`` ends; 0 where there is none."""
+    """Where the tile before ``cut`` ends; 0 if there is none."""
     before = [each.target for each in cuts if each.target.start < cut.target.start]
     return before[-1].stop if before else 0
 
@@ -225,7 +225,7 @@ def side_cuts(
     config: SpatialTilingConfig | None,
     least_overlap: int = 0,
 ) -> list[Cut]:
-    """Tiles along one side of ``cells``, each ``cell`` pixels; with a ``least_overlap``, each is at least twice the overlap."""
+    """Tiles along a side of ``cells`` of ``cell`` pixels; with a ``least_overlap``, each is at least twice the overlap."""
     intervals = [Interval(0, cells)]
     if config is not None:
         overlap = max(least_overlap, config.tile_overlap_in_pixels) // cell
@@ -251,8 +251,8 @@ def time_cuts(
 ) -> list[Cut]:
     """Cuts of time, whose first cell makes one frame, and every other ``cell`` frames.
 
-    lead  cells, 0 or 1, that a tile reads before its own if a tile's first cell always makes a single frame, which has
-          weight 0 after the first tile
+    lead  1 if the first cell of any tile makes a single frame: later tiles then read one more cell in front, whose frame
+          has weight 0; else 0
     """
     intervals = [Interval(0, cells)]
     if config is not None:
@@ -276,7 +276,7 @@ def time_cuts(
 
 
 def trapezoid(length: int, rising: int, falling: int) -> mx.array:
-    """Weights (length,): linear over the first ``rising`` and the last ``falling`` cells, 1 between, and nowhere 0."""
+    """Weights (length,): linear over the first ``rising`` and last ``falling`` cells, 1 between, never 0."""
     index = mx.arange(length, dtype=mx.float32)
     left = mx.minimum(1, (index + 1) / (rising + 1))
     return left * mx.minimum(1, (length - index) / (falling + 1))
@@ -298,16 +298,16 @@ def run_tiles(
 
 
 def _join(tiles: Iterable[mx.array], cuts: list[Cut], axis: int) -> mx.array:
-    """A whole axis, evaluated."""
+    """The blended tiles of a whole axis, evaluated."""
     y = mx.concatenate(list(_blend(tiles, cuts, axis)), axis=axis)
     mx.eval(y)
     return y
 
 
 def _blend(tiles: Iterable[mx.array], cuts: list[Cut], axis: int) -> Iterator[mx.array]:
-    """Weighted sum of overlapping ``tiles``: yields what the next tile does not reach, and carries the rest.
+    """Weighted sum of overlapping ``tiles``: yields the part that the next tile does not reach, and keeps the rest.
 
-    Sums in float32, and returns the tiles' dtype. A single tile passes unchanged.
+    Sums in float32 and returns the tiles' dtype. A single tile is returned unchanged.
     """
     if len(cuts) == 1:
         yield from tiles
@@ -330,14 +330,14 @@ def _add(
         front, back = mx.split(total, [rest.shape[axis]], axis=axis)
         total = mx.concatenate([front + rest, back], axis=axis)
     done, rest = mx.split(total, [count], axis=axis)
-    # Copies, since a slice would keep the whole sum alive.
+    # Copies: a slice would keep the whole sum alive.
     done, rest = mx.contiguous(done.astype(tile.dtype)), mx.contiguous(rest)
     mx.eval(done, rest)
     return done, rest
 
 
 def _weights(cuts: list[Cut]) -> list[mx.array]:
-    """The masks of all cuts of an axis, divided by their sum at each cell."""
+    """The masks of all cuts of an axis, normalised to a sum of 1 at each cell."""
     total = mx.zeros(cuts[-1].target.stop)
     for cut in cuts:
         total[cut.target] = total[cut.target] + cut.mask
