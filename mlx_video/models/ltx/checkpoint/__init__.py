@@ -1,1 +1,1 @@
-"""A checkpoint on disk: releases, layouts, names of tensors and configs, and where each part lies. Reads headers; computes nothing."""
+"""A checkpoint on disk: releases, layouts, tensor names, configs, and where each part is. Reads headers; computes nothing."""

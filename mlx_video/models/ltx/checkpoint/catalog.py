@@ -1,4 +1,4 @@
-"""What there is to run: the demo model and Lightricks' releases, and how much of each the hub's cache holds. Fetches nothing."""
+"""The models to run: the demo model and Lightricks' releases, and how much of each is in the hub's cache. Fetches nothing."""
 
 from dataclasses import dataclass
 from typing import Mapping
@@ -10,7 +10,7 @@ from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, publishe
 
 @dataclass(frozen=True)
 class Cached:
-    """How many bytes of some files the cache holds, and whether those are all of them."""
+    """How many bytes of some files are in the cache, and whether that is all of them."""
 
     bytes: int
     complete: bool
@@ -20,8 +20,8 @@ class Cached:
 class Entry:
     """A model by the name that ``--model`` takes.
 
-    size        of its files and its text encoder's, in words
-    cached      what the cache, or the package, holds: of each variant, the text encoder and the upscaler
+    size        of its files and its text encoder, in words
+    cached      what is in the cache (the demo model: in the package) of each variant, text encoder and upscaler
     unfinished  bytes of interrupted downloads, which will be resumed
     """
 
@@ -36,12 +36,12 @@ class Entry:
 
 
 def catalog() -> list[Entry]:
-    """The demo model, where the package has it, and every release."""
+    """The demo model, if the package has it, and every release."""
     return [*_demo(), *map(_release, RELEASES)]
 
 
 def entry(model: str) -> Entry | None:
-    """The release of that name or repository, if it is one; raises as ``named`` does."""
+    """The entry of a release by its name or repository; ``None`` for other models. Raises as ``named`` does."""
     release = published(str(named(model)))
     return release and _release(release)
 

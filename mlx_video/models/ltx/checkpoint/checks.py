@@ -1,4 +1,4 @@
-"""What would stop a run, known from headers and configs before large files are fetched or loaded.
+"""Finds in headers and configs what would stop a run, before large files are fetched or loaded.
 
 Knows which parts, LoRAs and settings belong together, not where they are.
 """
@@ -72,7 +72,7 @@ def check_residency(
 
 
 def check_distilled_lora(file: Path, layout: Layout) -> None:
-    """Raise ``UserError`` if a LoRA's version or, where it states none, its rank is that of another release."""
+    """Raise ``UserError`` if a LoRA's version, or its rank if it states no version, is that of another release."""
     adapter = Adapter.read(file)
     adapter.check(layout.version)
     ranks = {release.distilled_rank: release for release in RELEASES}
@@ -117,10 +117,10 @@ def check_gemma(
     *,
     fitted: bool = True,
 ) -> None:
-    """Raise ``UserError`` where a checkpoint was not trained with such a Gemma.
+    """Raise ``UserError`` if a checkpoint was not trained with ``gemma``.
 
     connectors  the checkpoint's; ``fitted`` = its ``text_layers`` come from tensors (``TextConnectors.fit``)
-    metadata    of the transformer's file: ``model_version``, and the Gemma it wants
+    metadata    of the transformer's file: ``model_version`` and the Gemma that it needs
     """
     name = _wanted_name(connectors, metadata)
     compared = {"channels": (gemma.hidden_size, connectors.caption_channels)}
@@ -153,7 +153,7 @@ def _wanted_version(metadata: Mapping[str, str]) -> str:
 
 
 def _wanted_name(connectors: ConnectorConfig, metadata: Mapping[str, str]) -> str:
-    """The family that the file states, or that its release was trained with; empty if its connectors fit either."""
+    """The Gemma family that the file states or that its release was trained with; empty if either fits."""
     if version := _wanted_version(metadata):
         return "Gemma 3" if version.lower().startswith(("gemma3", "gemma-3")) else "Gemma 4"  # fmt: skip
     stated = metadata.get(VERSION)

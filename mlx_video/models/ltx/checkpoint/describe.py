@@ -1,4 +1,4 @@
-"""What a path holds, from its headers and configs alone. Knows layouts and parts; loads nothing."""
+"""Describes what a path holds, from headers and configs alone. Knows layouts and parts; loads nothing."""
 
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -21,7 +21,7 @@ from mlx_video.weights import Weights, outline
 class PartSummary(NamedTuple):
     """What a file holds of one part; ``dtypes`` are those of its tensors, most bytes first.
 
-    ``quantization`` is MLX's own, and ``formats`` are those in which other tools quantized it.
+    ``quantization`` is MLX's; ``formats`` are those of other tools' quantization.
     """
 
     tensors: int
@@ -35,12 +35,12 @@ class Description(NamedTuple):
     """What a path holds, for people.
 
     version   of the model, "2.0" if a checkpoint states none; empty if there is no checkpoint
-    missing   part -> how to get it, for the parts that a full run needs and that are not here
+    missing   part -> how to get it, for parts that a full run needs and that are not here
     refusals  why this version cannot run it; empty if it can
-    defaults  that differ from the usual ones
+    defaults  of the checkpoint
     changes   what a LoRA changes
-    fits      releases whose layers are those of a LoRA that states no version
-    files     files and folders of its tensors
+    fits      releases that have all layers of a LoRA that states no version
+    files     files and folders with its tensors
     """
 
     path: Path
@@ -96,7 +96,7 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
 
 @contextmanager
 def _noted(refusals: list[str]) -> Iterator[None]:
-    """Add to ``refusals`` what is raised about a file."""
+    """Add the error that the block raises to ``refusals``."""
     try:
         yield
     except ValueError as error:
@@ -104,7 +104,7 @@ def _noted(refusals: list[str]) -> Iterator[None]:
 
 
 def _parts(stored: Mapping[str, Source], refusals: list[str]) -> dict[str, PartSummary]:
-    """What is stored of each part; what cannot be used is added to ``refusals``."""
+    """A summary of each part; errors are added to ``refusals``."""
     parts = {}
     for name, source in stored.items():
         with _noted(refusals):
@@ -113,14 +113,16 @@ def _parts(stored: Mapping[str, Source], refusals: list[str]) -> dict[str, PartS
             summary = _summary(weights, source.quantization)
             parts[name] = summary._replace(formats=source.formats())
             if source.is_gguf:
-                size = source.path.stat().st_size  # what is packed has no type of MLX's
+                size = source.path.stat().st_size  # packed blocks have no MLX dtype
                 parts[name] = parts[name]._replace(dtypes=(), bytes=size)
-            build(name, source.sketch(), None)  # lazily: every tensor has its place
+            build(
+                name, source.sketch(), None
+            )  # lazily, to check that every tensor fits
     return parts
 
 
 def _fitting(adapter: lora.Adapter) -> Iterator[str]:
-    """The releases that have all layers of ``adapter``, in their shapes."""
+    """The releases that have all layers of ``adapter``, in the same shapes."""
     for release in RELEASES:
         if not (blocks := release.blocks):
             continue
@@ -138,7 +140,7 @@ def _summary(weights: Weights, quantization: Mapping[str, object] = {}) -> PartS
     sizes = Counter()
     for value in weights.values():
         name = str(value.dtype).rpartition(".")[2]
-        # MLX shows float8 as the bytes it is made of.
+        # MLX reads float8 as bytes.
         sizes[name.replace("uint8", "float8")] += value.nbytes
     dtypes = tuple(name for name, _ in sizes.most_common())
     return PartSummary(len(weights), sizes.total(), dtypes, quantization)

@@ -1,4 +1,4 @@
-"""Which files a run uses, as the user names them, and how their weights are kept. Looks for none of them."""
+"""Which files a run uses, as the user names them, and how their weights are kept. Does not look for them."""
 
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -14,11 +14,13 @@ from mlx_video.models.ltx.residency import Residency, default_dtype
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = (8, 4)
 BESIDE = ("text_encoder", "upsampler", "distilled_lora", "detailing_lora", "video_vae")
-CONV = "conv"  # in place of a video autoencoder's file: the convolutional one
+CONV = (
+    "conv"  # instead of a video autoencoder's file: the checkpoint's convolutional one
+)
 
 
 class LoRA(NamedTuple):
-    """A LoRA file (path, or owner/repository/file on the hub) and how strongly it is fused."""
+    """A LoRA file (path, or owner/repository/file on the hub) and the strength at which it is fused."""
 
     file: str | Path
     strength: float = 1.0
@@ -29,16 +31,15 @@ class Files:
     """Which checkpoint files to use; ``None`` = found beside the model, or in its hub repository.
 
     model           official file, folder that ``convert`` wrote, hub repository, the name of a release such as "ltx-2.5",
-                    or "ltx-2-tiny", the demo model in the package; ``None`` = the official repository if the hub's cache
-                    has one of its models or any of the next four is given, else the demo model
+                    or "ltx-2-tiny", the demo model in the package; ``None`` = LTX-2 if any of the next four is given, else
+                    a release in the hub's cache, else the demo model
     loras           (file, strength) pairs to fuse into the transformer
-    distilled_lora  for the refinement of the two-stage dev recipe
-    detailing_lora  for the second stage of DFR, which then looks at the clip of the first
-    video_vae       of LTX-2.5: "conv" for the convolutional autoencoder in place of the diffusion one, or a file
+    distilled_lora  for the second stage of the two-stage dev recipe
+    detailing_lora  for the second stage of DFR, which then sees the first stage's clip
+    video_vae       "conv" for LTX-2.5's convolutional autoencoder, or a file
     dtype           of the weights: "bfloat16", "float16" or "float32"; ``None`` is bfloat16 on a GPU, float32 on a CPU
-    quantize        bits of the transformer's and the text encoder's blocks in memory, 8 or 4; ``None`` keeps them as
-                    they are stored
-    low_memory      whether the transformer's blocks are read again in each step
+    quantize        8 or 4 bits for the transformer's and the text encoder's blocks in memory; ``None`` = as stored
+    low_memory      whether the transformer's blocks are read from disk in each step
     """
 
     model: str | None = None
@@ -67,14 +68,14 @@ class Files:
         object.__setattr__(self, "loras", loras)
 
     def resolved(self) -> "Files":
-        """The same, with what is here named by its full path, so that a record finds it from anywhere."""
+        """The same with local files by their full paths, so that a record finds them from anywhere."""
         paths = ((name, getattr(self, name)) for name in ("model", *BESIDE))
         here = {name: full_path(path) for name, path in paths if path is not None}
         loras = tuple((full_path(file), strength) for file, strength in self.loras)
         return replace(self, loras=loras, **here)
 
     def check(self) -> None:
-        """Raise ``UserError`` for an unknown dtype or width, or a strength that is not finite."""
+        """Raise ``UserError`` for an unknown dtype, other bits, or a strength that is not finite."""
         if self.dtype not in (None, *DTYPES):
             raise UserError(
                 f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}."

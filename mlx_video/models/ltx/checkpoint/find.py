@@ -1,7 +1,4 @@
-"""The files of a run: given, beside the model or on the hub.
-
-Knows where to look, not how parts are built.
-"""
+"""Finds the files of a run: given, beside the model or on the hub. Knows where to look, not how parts are built."""
 
 import logging
 from difflib import get_close_matches
@@ -62,9 +59,9 @@ def default_model(notify: Callable[[str], None] = log.warning) -> str:
 
 
 def named(model: str | Path) -> str | Path:
-    """The repository of a release that goes by its name, such as "ltx-2.5"; any other model as it is.
+    """The repository of a release that is named, such as "ltx-2.5"; any other model unchanged.
 
-    Raises ``MissingFileError`` for what is nearly such a name.
+    Raises ``MissingFileError`` for a misspelled name.
     """
     typed = str(model).lower()
     if typed == DEMO or is_there(typed_path(model)):
@@ -88,7 +85,7 @@ def model_of(files: Files, notify: Callable[[str], None] = log.warning) -> str:
 
 
 def located(model: str | Path) -> Path:
-    """``model`` as a path, if it is not a hub repository; the demo model's name stands for its folder."""
+    """``model`` as a path; the demo model's name stands for its folder."""
     return PACKAGED if str(model) == DEMO else typed_path(model)
 
 
@@ -99,7 +96,7 @@ def find_defaults(
 ) -> Mapping[str, object]:
     """The defaults that the checkpoint states, found before anything large is fetched.
 
-    On the hub, only converted folders are asked. A model that does not exist states nothing; using it will fail.
+    On the hub, only converted folders are read. A model that does not exist states nothing; using it fails later.
     """
     path = located(model)
     if is_there(path):
@@ -129,9 +126,9 @@ def find_model(
     given: Files,
     notify: hub.Notify,
 ) -> Path:
-    """The file or folder of ``model``, fetched as far as the parts in ``needs`` ask for. Raises as ``hub.plan`` does.
+    """The file or folder of ``model``, with the parts in ``needs`` fetched. Raises as ``hub.plan`` does.
 
-    Of a release everything is fetched that is not ``given``, after all of it was announced.
+    For a release, this fetches all needed files that are not ``given``, after ``notify`` was called for all of them.
     """
     path = located(model)
     if is_there(path):
@@ -151,7 +148,7 @@ def find_model(
 def _published(
     release: Release, files: Iterable[str], needs: tuple[str, ...], given: Files
 ) -> dict[str, list[str]]:
-    """Repository -> the names or patterns of what a run needs of a release, beside ``given``; its own repository first."""
+    """Repository -> names or patterns of the files that a run needs of a release besides ``given``; its own first."""
     lacking = {n for n in needs if not getattr(given, n, None)}
     own = [file for name, file in release.single.items() if name in lacking]
     wanted = {release.repository: [*files, *own]}
@@ -164,7 +161,7 @@ def _published(
 def find_folders(
     model: str | Path, folders: Mapping[str, Source], notify: hub.Notify
 ) -> None:
-    """Fetch all ``folders`` of a converted repository, of both variants; does nothing for a path."""
+    """Fetch all ``folders`` of a converted repository, for both variants; does nothing for a path."""
     homes = _homes(folders).items()
     files = [file for name, home in homes for file in _files(name, home)]
     hub.resolve(located(model), files, notify)
@@ -175,24 +172,24 @@ def _wanted(layout: Layout, needs: tuple[str, ...]) -> Iterator[str]:
     homes = _homes(layout.sources)
     if "transformer" in needs and "transformer" not in homes and DEV in layout.folders:
         homes["transformer"] = DEV
-        yield DISTILLED_LORA_FILES  # turns it into the distilled one
+        yield DISTILLED_LORA_FILES  # which turns it into the distilled one
     for name in needs:
         if name in homes or (name in PARTS and PARTS[name].block):
             yield from _files(name, homes.get(name, name))
 
 
 def _homes(sources: Mapping[str, Source]) -> dict[str, str]:
-    """Part -> the name of its folder, where it has one."""
+    """Part -> the name of its folder, for parts that have one."""
     return {n: s.path.name for n, s in sources.items() if s.path.is_dir()}
 
 
 def _files(name: str, home: str) -> Iterator[str]:
-    """Patterns of a part's files in the folder ``home``, including the config, which may be missing too."""
+    """Patterns of a part's files in the folder ``home``."""
     yield from (f"{home}/{file}" for file in part_of(name).files)
 
 
 def check_names(files: Files) -> None:
-    """Raise ``UserError`` where a name is neither a path nor on the hub, before anything is fetched."""
+    """Raise ``UserError`` if a name is neither a path nor on the hub, before anything is fetched."""
     for name in files.named():
         is_file = name != files.text_encoder or _is_file(name)
         if name == files.model or hub.local(name, file=is_file):
@@ -204,7 +201,7 @@ def check_names(files: Files) -> None:
 def find_sources(
     layout: Layout, needs: tuple[str, ...], files: Files, notify: hub.Notify
 ) -> dict[str, Source]:
-    """The parts of a checkpoint, with the text encoder and upsampler that are given or that it lacks; checked."""
+    """The checked parts of a checkpoint, including other files that are given or that it lacks."""
     sources, release = dict(layout.sources), layout.release
     lacking = set(needs) - sources.keys()
     if files.text_encoder or "text_encoder" in lacking:
@@ -234,7 +231,7 @@ def find_sources(
 def find_text_encoder(
     given: str | Path | None, release: Release, notify: hub.Notify
 ) -> Source:
-    """The text encoder that is ``given``, or the one of ``release``; raises ``UserError`` if it is no Gemma."""
+    """The text encoder ``given``, or that of ``release``; raises ``UserError`` if it is not a Gemma."""
     source = text_encoder_source(_text_encoder_path(given, release, notify))
     if not is_gemma(source):
         raise UserError(
@@ -260,7 +257,7 @@ def _is_file(name: str | Path) -> bool:
 def _file(
     given: str | Path | None, release: Release, file: str, notify: hub.Notify
 ) -> Path:
-    """The file that is ``given``, or ``file`` of the release's own repository."""
+    """The file ``given``, or ``file`` from the release's repository."""
     if given:
         return hub.resolve_file(given, notify)
     return hub.resolve(release.repository, [file], release.with_terms(notify)) / file
@@ -269,7 +266,7 @@ def _file(
 def find_single(
     name: str, given: str | Path | None, release: Release, notify: hub.Notify
 ) -> Source:
-    """The part in the file that is ``given``, or in its own of ``release``; raises ``UserError`` for any other network."""
+    """The part ``name`` in the file ``given``, or in the release's own; raises ``UserError`` if it holds another."""
     file = release.single[name]
     found = _file(given, release, file, notify)
     if name not in parts_in(found):
@@ -282,9 +279,9 @@ def find_single(
 def find_video_vae(
     given: str | Path, layout: Layout, notify: hub.Notify
 ) -> dict[str, Source]:
-    """The video autoencoder in the file ``given``; where that is "conv", the convolutional one of the checkpoint.
+    """The video autoencoder in the file ``given``, or for "conv" the checkpoint's convolutional one.
 
-    Raises ``UserError`` where there is none.
+    Raises ``UserError`` if there is none.
     """
     if str(given) != CONV:
         file = hub.resolve_file(given, notify)
@@ -309,7 +306,7 @@ def find_video_vae(
 
 
 def _autoencoder(parts: Mapping[str, Source]) -> dict[str, Source]:
-    """Both halves of the video autoencoder in ``parts``; empty if one is not there."""
+    """Both halves of the video autoencoder in ``parts``; empty if one is missing."""
     halves = ("video_encoder", "video_decoder")
     return {n: parts[n] for n in halves} if parts.keys() >= {*halves} else {}
 
@@ -317,7 +314,7 @@ def _autoencoder(parts: Mapping[str, Source]) -> dict[str, Source]:
 def find_distilled_lora(
     given: str | Path | None, layout: Layout, notify: hub.Notify
 ) -> Path:
-    """The LoRA that is ``given``, lies beside the model, or was published with it, in this order."""
+    """The distilled LoRA: the one ``given``, else beside the model, else published with it."""
     folder = layout.path if layout.path.is_dir() else layout.path.parent
     given = given or newest(folder, DISTILLED_LORA_FILES)
     return _file(given, layout.release, layout.release.distilled_lora, notify)

@@ -1,5 +1,6 @@
-"""Checkpoints of other projects, recognised by the contents of a folder or file: diffusers' folders, ComfyUI's files,
-GGUF and the MLX packs. Each part gets its tensors' spelling and the official config; loads nothing.
+"""Recognises checkpoints of other projects: diffusers' folders, ComfyUI's files, GGUF and MLX packs.
+
+Gives each part its tensors' spelling and the official config. Loads nothing.
 """
 
 from dataclasses import replace
@@ -58,7 +59,7 @@ def identify_folder(folder: Path, variant: str) -> Found | None:
 # diffusers
 
 
-# A folder, or the class of a network that may be in any -> the parts in it, their official config, their spelling.
+# A folder, or the class of a network in any folder -> its parts, their official config, their spelling.
 DIFFUSERS_PARTS = {
     "vae": (("video_encoder", "video_decoder"), video_vae_block, None),
     "audio_vae": (("audio_encoder", "audio_decoder"), audio_vae_block, names.DIFFUSERS_AUDIO),
@@ -110,10 +111,10 @@ def _translated(home: Path, translate: Callable[..., Block], *configs: Block) ->
         raise UserError(f"{home}: {error}") from None
 
 
-# MLX packs: of each, where a part is, its block of the official config, its spelling.
+# MLX packs: part -> where it is, its block of the official config, its spelling.
 
 
-# Files, of which the first that exists counts; "{vae}" is the kind of autoencoder in the config.
+# The first file that exists is used; "{vae}" is the config's kind of autoencoder.
 FORGE_FILES = {
     "transformer": (("transformer-{variant}*", "transformer", "transformer-*"), "transformer", names.MLX_TRANSFORMER),
     "connectors": (("connector",), "transformer", names.MLX_CONNECTORS),
@@ -142,7 +143,7 @@ UNIFIED_PREFIXES = {
 
 
 def _forge(folder: Path, variant: str) -> Found:
-    """Flat files, one per part. Their config.json may be wrong about the transformer; the embedded config is right."""
+    """Flat files, one per part. Their config.json can be wrong about the transformer; the embedded config is right."""
 
     def first(*stems: str, vae: str = "") -> Path | None:
         named = (stem.format(vae=vae, variant=variant) for stem in stems)
@@ -176,7 +177,7 @@ def _forge(folder: Path, variant: str) -> Found:
 
 
 def _embedded(folder: Path, stated: Block) -> Blocks:
-    """The blocks of the official config that a pack has embedded."""
+    """The blocks of the official config that a pack embeds."""
     found = read_json(folder / EMBEDDED) or _object(stated, "embedded_config")
     found = _object(found, "config") or found
     return {name: block for name, block in found.items() if isinstance(block, dict)}
@@ -189,14 +190,14 @@ def _object(config: Block, key: str) -> dict[str, object]:
 
 
 def _quantized(sources: Mapping[str, Source], config: Block) -> dict[str, Source]:
-    """``sources``, the large ones quantized as the config of their pack states."""
+    """``sources``, with the large ones quantized as the pack's config states."""
     large = {"transformer", "text_encoder"} & sources.keys()
     stated = _object(config, QUANTIZATION)
     return {**sources, **{n: replace(sources[n], quantization=stated) for n in large}}
 
 
 def _flat(file: Path, block: Block, spelling: Spelling) -> Source:
-    """A part in a file of its own, whose name, without its kind ("_conv"), may prefix all of its tensors."""
+    """A part in a file of its own, whose name (without its kind, such as "_conv") may prefix all tensors."""
     keys, stem = stored_types(file), file.stem.partition("-")[0]
     words = file.stem, stem, stem.removesuffix("_conv").removesuffix("_av")
     stands = (f"{w}." for w in words if keys and all(k.startswith(f"{w}.") for k in keys))  # fmt: skip
@@ -242,9 +243,9 @@ def identify_unified(file: Path) -> Found | None:
 
 
 def bare_parts(file: Path, config: Blocks) -> dict[str, Source]:
-    """The transformer or the connectors in a file without the prefix or without a config; nothing for other files.
+    """The transformer and connectors in a file that lacks the prefix or a config; empty for other files.
 
-    ``config`` is what the file states; the rest is as published.
+    ``config`` is what the file states; the published one replaces what is missing.
     """
     keys = stored_types(file)
     bare = {key.removeprefix(names.DIT) for key in keys}

@@ -1,4 +1,4 @@
-"""diffusers' config of each part as the official one, key by key."""
+"""Translates diffusers' config of each part to the official one, key by key."""
 
 from typing import Iterable, Mapping
 
@@ -10,7 +10,7 @@ Block = Mapping[str, object]
 
 MOST = 64  # entries of a list
 KINDS = {"spatial": "space", "temporal": "time", "spatiotemporal": "all"}
-SAME = (  # keys of the transformer that both know; diffusers may leave them out
+SAME = (  # the transformer's keys that are the same in both; diffusers may leave them out
     *("num_layers", "norm_eps", "timestep_scale_multiplier"),
     *("in_channels", "out_channels", "num_attention_heads", "attention_head_dim"),
     *("cross_attention_dim", "audio_num_attention_heads", "audio_attention_head_dim"),
@@ -19,7 +19,7 @@ SAME = (  # keys of the transformer that both know; diffusers may leave them out
     "use_prompt_adaln_single",
 )
 HEADS, COUNTS = ("num_attention_heads", "attention_head_dim"), ("num_layers", "num_learnable_registers")  # fmt: skip
-# What never varies, so that diffusers leaves it out.
+# Values that never vary, which diffusers leaves out.
 MEL = {"stft": ("filter_length", "win_length"), "mel": ("mel_fmin", "mel_fmax")}
 
 
@@ -104,7 +104,7 @@ def _decoder_blocks(v: "_Reader", factors: list[int]) -> list[list]:
 
 
 def diffusion_vae_block(decoder: Block) -> dict[str, object]:
-    """The official block of a diffusion autoencoder, of which diffusers keeps the decoder in a folder of its own."""
+    """The official block of a diffusion autoencoder, from the separate folder of its decoder."""
     d = _Reader("diffusion decoder", decoder, out_channels=3)
     strides, kernels = (
         d.list(f"decoder_{key}", list) for key in ("upsample_strides", "stage_kernels")
@@ -199,7 +199,7 @@ def upsampler_config(upsampler: Block) -> dict[str, object]:
 
 
 class _Reader:
-    """Reads values of a part's config; those that are not ``absent`` ones must be there."""
+    """Reads values of a part's config; ``absent`` holds the defaults of keys that may be missing."""
 
     def __init__(self, part: str, block: Block, **absent: object):
         self.part, self.block = part, absent | dict(block)
@@ -212,7 +212,7 @@ class _Reader:
         return self.block[key]
 
     def renamed(self, *same: str, **others: str) -> dict[str, object]:
-        """Values by their official keys: ``same`` in both, ``others`` as official key = diffusers'."""
+        """Values by their official keys: ``same`` in both, ``others`` as official key = diffusers' key."""
         keys = dict(zip(same, same)) | others
         return {official: self(key) for official, key in keys.items()}
 

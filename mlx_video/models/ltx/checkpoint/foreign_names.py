@@ -1,6 +1,6 @@
 """Other projects' names for LTX-2's tensors, and their layout of convolutions, as tables.
 
-Knows names and shapes; not files, configs or networks. Sources: the conversion scripts of diffusers and of the MLX packs
+Knows names and shapes, not files, configs or networks. Sources: the conversion scripts of diffusers and of the MLX packs
 (dgrauet's mlx-forge, mlx-video-with-audio, Blaizzy's mlx-video).
 """
 
@@ -21,11 +21,11 @@ PROJECTION = "text_embedding_projection."
 
 
 class Spelling(TensorNames):
-    """How a project writes the tensors of a part: official names, and theirs.
+    """How a project writes the tensors of a part: a table from official names to theirs.
 
     channels_last  whether convolutions are (O, ..., I), as in MLX, instead of (O, I, ...), as in PyTorch
-    joined         what the official name of a tensor that holds the rows of to_q, to_k and to_v has for ".to_q."; empty
-                   if each has an official tensor of its own
+    joined         replaces ".to_q." in the name of an official tensor that joins the rows of to_q, to_k and to_v; empty
+                   if these are separate officially
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Spelling(TensorNames):
 
 
 def to_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
-    """Tensors in another project's spelling, with official names and PyTorch's layout; lazy."""
+    """Tensors in another project's spelling under official names and in PyTorch's layout; lazy."""
     found = {}
     for key, value in weights.items():
         try:
@@ -52,7 +52,7 @@ def to_official(weights: Mapping[str, mx.array], spelling: Spelling) -> Weights:
 
 
 def _joined(weights: Weights, whole: str) -> Weights:
-    """``weights`` with queries', keys' and values' rows in one tensor, whose name has ``whole``."""
+    """``weights`` with the rows of queries, keys and values joined, with ``whole`` in the name."""
     found = dict(weights)
     for query in (name for name in weights if ".to_q." in name):
         names = [query.replace(".to_q.", f".to_{part}.") for part in "qkv"]
@@ -63,7 +63,7 @@ def _joined(weights: Weights, whole: str) -> Weights:
 
 
 def contained(weights: Mapping[str, X], container: str) -> dict[str, X]:
-    """The tensors whose names begin with ``container``, without it."""
+    """The tensors whose names begin with ``container``, with that removed."""
     return {
         key.removeprefix(container): value
         for key, value in weights.items()
@@ -89,7 +89,7 @@ def _channels_first(name: str, value: mx.array) -> mx.array:
     return value.transpose(2, 0, 1) if _is_transposed(name) else mx.moveaxis(value, -1, 1)  # fmt: skip
 
 
-# ComfyUI's files, and GGUF, may leave the transformer's prefix out; the projection's always stays.
+# ComfyUI's files and GGUF may leave out the transformer's prefix, but never the projection's.
 BARE = Spelling({DIT: "", PROJECTION: PROJECTION})
 
 
@@ -117,7 +117,7 @@ PRINCE_CONNECTORS = Spelling({**BARE_CONNECTORS, PROJECTION: ""}, MLX_LAYERS)
 def _vae(
     prefix: str, mean: str, std: str, halves: Mapping[str, str] = {"": ""}
 ) -> dict[str, str | None]:
-    """Names of an autoencoder's ``halves``, and of the two statistics that others keep; official ones beside are dropped."""
+    """Names of an autoencoder's ``halves``, and of its two statistics; other official statistics are dropped."""
     whole = f"{prefix}.per_channel_statistics."
     kept = {f"{whole}mean-of-means": mean, f"{whole}std-of-means": std}
     named = {f"{prefix}.{half}": theirs for half, theirs in halves.items()}
@@ -146,7 +146,7 @@ PRINCE_VIDEO_DECODER = _mlx(_vae("vae", *PLAIN, DECODER), WRAPPED)
 PRINCE_VIDEO_ENCODER = _mlx(_vae("vae", *PLAIN, ENCODER))
 PRINCE_AUDIO = _mlx(_vae("audio_vae", *PRINCE_MEANS, DECODER))
 MLX_VOCODER = _mlx({"vocoder.": ""})
-# For LTX-2.3 and 2.5, dgrauet's drops each "vocoder." in a name.
+# For LTX-2.3 and 2.5, dgrauet's pack drops each "vocoder." in a name.
 FORGE_VOCODER = _mlx(
     {"vocoder.vocoder.": ""}
     | {f"vocoder.{name}.": f"{name}." for name in ("bwe_generator", "mel_stft")}
@@ -221,9 +221,9 @@ DIFFUSERS_DURATION_HEAD = Spelling(
 
 
 def diffusers_video_vae(down: int, up: int) -> Spelling:
-    """diffusers groups each resampling with the layers before or after it; officially they form one list.
+    """diffusers groups each resampling with the layers before or after it; officially, all are one list.
 
-    down, up  how many resamplings the encoder and the decoder have
+    down, up  the number of resamplings in the encoder and the decoder
     """
     blocks = {}
     for i in range(down):

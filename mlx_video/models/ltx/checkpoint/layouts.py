@@ -1,4 +1,4 @@
-"""The layouts in which people keep LTX-2, recognised by headers and configs, with the files beside them.
+"""Recognises the layouts in which LTX-2 is stored, by headers and configs, and finds the files beside a checkpoint.
 
 Knows layouts, not networks; loads nothing.
 """
@@ -47,7 +47,7 @@ SOURCE = "gemma_source_checkpoint"
 DEFAULTS = "defaults"
 CRF = "image_crf"  # one of them
 TOKENIZER_CONFIG = "tokenizer_config.json"
-MAX_TOKENS = 1024  # of a prompt, BOS included: the context LTX-2 was trained with
+MAX_TOKENS = 1024  # of a prompt, including BOS: the context that LTX-2 was trained with
 VARIANTS = ("distilled", "dev")
 DEV = "transformer-dev"
 
@@ -63,21 +63,21 @@ ALONE = {  # parts that are published in a file of their own
     "text_encoder": "text encoder file",
 }
 
-# Files beside a checkpoint, the preferred ones first; of several, the last by name is the newest.
+# Files beside a checkpoint, preferred ones first; of several, the last by name is used.
 UPSCALER_FILES = ("*spatial-upscaler-x2*.safetensors", "*upsampler*.safetensors")
 TEXT_ENCODER_FOLDERS = ("text_encoder", "gemma-3-12b-it*")
 DISTILLED_LORA_FILES = "*distilled-lora*.safetensors"
 
 
 def tokenizer_folder(text_encoder: Path) -> Path | None:
-    """The folder of the tokenizer: Gemma's, or one called ``tokenizer`` beside it."""
+    """The folder of the tokenizer: Gemma's, or ``tokenizer`` beside it."""
     names = ("tokenizer.json", "tokenizer.model")
     folders = (text_encoder, text_encoder.parent / "tokenizer")
     return next((f for f in folders if any((f / n).exists() for n in names)), None)
 
 
 def max_tokens(text_encoder: Path) -> int:
-    """Most tokens of a prompt, and positions of its context: 1024, or fewer if the tokenizer says so."""
+    """The most tokens of a prompt, and positions of its context: 1024, or fewer if the tokenizer says so."""
     file = (tokenizer_folder(text_encoder) or text_encoder) / TOKENIZER_CONFIG
     stated = read_json(file).get("model_max_length")
     stated = MAX_TOKENS if stated is None else stated
@@ -90,12 +90,12 @@ def max_tokens(text_encoder: Path) -> int:
 
 
 class Layout(NamedTuple):
-    """What a path turned out to be.
+    """What a path holds.
 
-    refusal       why this version cannot use it and what to use instead; empty if it can
-    sources       of the parts in it or beside it
-    folders       everything in a converted folder, by name: "transformer-dev" as well as "transformer"
-    defaults      what applies where the user said nothing: the release's, overridden by what the checkpoint states
+    refusal       why this version cannot use it, and what to use instead; empty if it can
+    sources       the parts in it or beside it
+    folders       everything in a converted folder by name: "transformer-dev" as well as "transformer"
+    defaults      of settings: the release's, overridden by what the checkpoint states
     distillation  the LoRA that turns the dev transformer in ``sources`` into the distilled one
     """
 
@@ -110,7 +110,7 @@ class Layout(NamedTuple):
 
     @property
     def stored(self) -> Mapping[str, Source]:
-        """All parts, whichever variant is chosen."""
+        """All parts, of both variants."""
         return self.folders or self.sources
 
     @property
@@ -123,18 +123,18 @@ class Layout(NamedTuple):
 
     @property
     def stated(self) -> dict[str, object]:
-        """What a conversion must keep: the version, the wanted text encoder, and the defaults."""
+        """The metadata that a conversion must keep: the version, the required text encoder, and the defaults."""
         kept = {k: self.metadata[k] for k in (VERSION, SOURCE) if k in self.metadata}
         return kept | ({DEFAULTS: self.defaults} if self.defaults else {})
 
     @property
     def beside(self) -> Path | None:
-        """The file of a converted folder that goes along with its parts: the distilled LoRA."""
+        """The file in a converted folder that is not a part: the distilled LoRA."""
         return newest(self.path, DISTILLED_LORA_FILES) if self.folders else None
 
     @property
     def release(self) -> Release:
-        """The release that its version belongs to."""
+        """The release of its version."""
         return release_of(self.version)
 
 
@@ -142,7 +142,7 @@ def identify(path: Path, variant: str | None = None) -> Layout:
     """Recognise a file or folder by its headers and configs, and find the upscaler and Gemma beside a checkpoint.
 
     ``variant``, "distilled" or "dev", chooses among several checkpoints in a folder, or the transformers of a converted
-    one. Raises ``MissingFileError`` if nothing is there, ``UserError`` if a file is damaged or the choice is open.
+    one. Raises ``MissingFileError`` if nothing is there, ``UserError`` if a file is damaged or several checkpoints remain.
     """
     path = Path(path)
     if path.is_file():
@@ -156,7 +156,7 @@ def identify(path: Path, variant: str | None = None) -> Layout:
     if is_gemma(source := Source.of(path)):
         return Layout(GEMMA, "", path, {"text_encoder": source})
     if (path / INDEX).is_file():
-        tensor_files(path)  # raises where it names others
+        tensor_files(path)  # raises if it names missing files
     return _identify_file(choose_checkpoint(path, variant))
 
 
@@ -166,7 +166,7 @@ def _identify_file(file: Path) -> Layout:
         return Layout(LORA, "", file, metadata=header.metadata)
     held = parts_in(file)
     metadata = dict(header.metadata)
-    if "transformer" in held:  # a repacked one may state no version
+    if "transformer" in held:  # repacked ones may state no version
         metadata.setdefault(VERSION, told_by(header.tensors).stated)
     if alone := [kind for name, kind in ALONE.items() if name in held]:
         return Layout(alone[0], "", file, held, metadata)
@@ -235,7 +235,7 @@ def _identify_foreign(path: Path, found: foreign.Found) -> Layout:
 
 
 def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
-    """One folder per part. A folder for ``variant``, such as transformer-dev, precedes the one that both variants share."""
+    """One folder per part. A folder for ``variant``, such as transformer-dev, is preferred to one for both variants."""
     found = {
         name: Source.of(folder / name)
         for name in (*PARTS, *(f"{part}-{v}" for part in PARTS for v in VARIANTS))
@@ -249,7 +249,7 @@ def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
     distillation = None
     if variant == "distilled" and not chosen["transformer"] and DEV in found:
         distillation = newest(folder, DISTILLED_LORA_FILES)
-    if distillation:  # the folder keeps the distilled one only in this form
+    if distillation:  # the distilled one is stored only in this form
         chosen["transformer"] = found[DEV]
     sources = {name: source for name, source in chosen.items() if source}
     own = read_config(folder)
@@ -266,9 +266,9 @@ def _defaults(
     stated: object,
     beside: Mapping[str, Source] = {},
 ) -> Mapping[str, object]:
-    """A checkpoint's defaults: its release's, overridden by what it states, as an object (folder) or as text (file).
+    """A checkpoint's defaults: its release's, overridden by ``stated``, an object (folder) or text (file).
 
-    The compression of pictures depends on the video autoencoder ``beside`` it, if that is a file of its own.
+    The compression of pictures follows the video autoencoder ``beside`` it, if that is a separate file.
     """
     found = stated
     if isinstance(stated, str):
@@ -320,7 +320,7 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
 
 
 def _of_variant(files: list[Path], variant: str | None) -> list[Path]:
-    """The files named after ``variant``, preferably at the end (remakes such as fp8 add to the name); else those named after neither."""
+    """The files named after ``variant``, preferably at the end (fp8 and others add to a name), or after neither variant."""
     if variant is None:
         return files
     return (
@@ -331,7 +331,7 @@ def _of_variant(files: list[Path], variant: str | None) -> list[Path]:
 
 
 def neighbours(folder: Path) -> dict[str, Source]:
-    """The upscaler and Gemma in ``folder``, under their published names."""
+    """The upscaler and Gemma that have their published names in ``folder``."""
     found = {}
     if upscaler := newest(folder, *UPSCALER_FILES):
         found["upsampler"] = Source.of(upscaler)

@@ -1,4 +1,4 @@
-"""Which parts of LTX-2 a file holds, by its header alone, and which files beside it hold the others.
+"""Finds which parts of LTX-2 a file holds, by its header alone, and which files beside it hold the others.
 
 A checkpoint is one file (LTX-2, 2.3), or one file per part, each with its own config (LTX-2.5).
 """
@@ -50,13 +50,13 @@ def parts_in(file: Path) -> dict[str, Source]:
         if part.block in blocks
     }
     if not any(CONNECTOR in name for name in header.tensors):
-        found.pop("connectors", None)  # in another file, though the config is here
+        found.pop("connectors", None)  # in another file, although the config is here
     # ComfyUI's files and GGUF leave out the prefix, the config or both.
     return found if found else foreign.bare_parts(file, config)
 
 
 def upsampler_kind(config: Mapping[str, object]) -> str:
-    """The part that an upsampler with this config is: one doubles the sides, one the frames; empty for any other."""
+    """The part that an upsampler with this config is: "upsampler", "temporal_upsampler", or empty for any other."""
     if config.get("_class_name") != UpsamplerConfig.FIXED["_class_name"]:
         return ""
     space, time = config.get("spatial_upsample"), config.get("temporal_upsample")
@@ -66,7 +66,7 @@ def upsampler_kind(config: Mapping[str, object]) -> str:
 
 
 def checkpoint_folder(file: Path) -> Path:
-    """The root of a checkpoint: the folder of the transformer's file, or the parent of a folder of transformers."""
+    """The root of a checkpoint: the folder of the transformer's file, or its parent if that is a folder of transformers."""
     inside = file.parent.name in (TRANSFORMERS, UNET)
     return file.parent.parent if inside else file.parent
 
@@ -82,9 +82,8 @@ def companions(
 ) -> dict[str, Source]:
     """The parts in the files that belong to the transformer in ``file``, which is of ``release``.
 
-    Of several, one of the same release precedes one that states none, and that one another release's; then a diffusion
-    autoencoder precedes a convolutional one, as in the official code, unless ``diffusion`` is false, which leaves those
-    out; then the last by name, which is the newest.
+    Of several, prefers one of the same release, then one that states none; then a diffusion autoencoder, as in the official
+    code (``diffusion=False`` excludes those); then the last by name.
     """
     found = [part for other in _around(file) for part in _readable(other).items()]
     found = [part for part in found if diffusion or not is_diffusion(part[1])]
@@ -93,8 +92,8 @@ def companions(
 
 
 def _kinship(source: Source, release: Release) -> int:
-    """1 for a part of ``release``, -1 for one of another, 0 if neither is stated."""
-    if kind := source.config.get("model_type"):  # only a language model's states one
+    """1 for a part of ``release``, -1 for another release's, 0 if it states none."""
+    if kind := source.config.get("model_type"):  # only a language model states one
         return 1 if str(kind).startswith(release.text_encoder.kind) else -1
     version = file_version(source.path)
     return (1 if release_of(version) is release else -1) if version else 0
@@ -108,7 +107,7 @@ def file_version(file: Path) -> str:
 
 
 def _around(file: Path) -> Iterator[Path]:
-    """The safetensors files that may be of the same checkpoint, sorted by name."""
+    """Other safetensors files that may be of the same checkpoint, sorted by name."""
     root = checkpoint_folder(file)
     folders = [root / name for name in COMPANIONS]
     if root == file.parent:
@@ -126,12 +125,12 @@ def _readable(file: Path) -> dict[str, Source]:
 
 
 def is_diffusion(source: Source) -> bool:
-    """Whether the config is of a diffusion autoencoder."""
+    """Whether the config is that of a diffusion autoencoder."""
     return source.config.get("_class_name") == DiffusionDecoderConfig.CLASS_NAME
 
 
 def with_projection(sources: Mapping[str, Source]) -> dict[str, Source]:
-    """``sources``, with the connectors' projection taken from a packed text encoder."""
+    """``sources`` with the connectors' projection taken from a packed text encoder."""
     sources = dict(sources)
     text, connectors = sources.get("text_encoder"), sources.get("connectors")
     if text and connectors and text.path.is_file():
