@@ -8,6 +8,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import repeat
+from operator import methodcaller
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping, NamedTuple
 
@@ -169,7 +170,6 @@ def _add_video(
     """Add a video stream; returns the function that encodes a frame."""
     stream = file.add_stream(kind.video, rate=shape.rate, options=dict(kind.options))
     stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, kind.pixels
-    reduced = _palettes(shape) if kind.pixels == "pal8" else None
     matrix = None
     if kind.pixels == "yuv420p":
         # Marked as the colours of HD television (BT.709), as browsers expect.
@@ -177,13 +177,9 @@ def _add_video(
         codec.colorspace = matrix
         codec.color_primaries = ColorPrimaries.BT709
         codec.color_trc = ColorTrc.BT709
-
-    def encode(frame: av.VideoFrame) -> list[av.Packet]:
-        if reduced:
-            return stream.encode(reduced(frame))
-        return stream.encode(frame.reformat(format=kind.pixels, dst_colorspace=matrix))
-
-    return encode
+    usual = methodcaller("reformat", format=kind.pixels, dst_colorspace=matrix)
+    converted = _palettes(shape) if kind.pixels == "pal8" else usual
+    return lambda frame: stream.encode(converted(frame))
 
 
 def _palettes(shape: VideoPixelShape) -> Callable[[av.VideoFrame], av.VideoFrame]:
@@ -219,25 +215,22 @@ def _add_sound(
 
 
 def _pictures(clip: Clip) -> Iterator[av.VideoFrame]:
-    """The clip's frames, checked and copied: who makes them may use their memory again."""
-    for number, pixels in enumerate(_checked_frames(clip)):
-        pixels = np.ascontiguousarray(pixels)
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        frame.pts, frame.time_base = number, 1 / clip.shape.rate
-        yield frame
+    """The clip's frames, copied: who makes them may use their memory again.
 
-
-def _checked_frames(clip: Clip) -> Iterator[np.ndarray]:
-    """The clip's frames; raises ``UserError`` unless their size and number are those it promises."""
+    Raises ``UserError`` unless their size and number are those that the clip promises.
+    """
     shape, count = clip.shape, 0
-    for count, frame in enumerate(clip.frames, start=1):
+    for count, pixels in enumerate(clip.frames, start=1):
         if count > shape.frames:
             break
-        if frame.shape != (shape.height, shape.width, 3):
+        if pixels.shape != (shape.height, shape.width, 3):
             raise UserError(
                 f"The clip should be {shape.width}x{shape.height} pixels; frame {count - 1} has "
-                f"{frame.shape[1]}x{frame.shape[0]}."
+                f"{pixels.shape[1]}x{pixels.shape[0]}."
             )
+        pixels = np.ascontiguousarray(pixels)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = count - 1, 1 / shape.rate
         yield frame
     if count != shape.frames:
         given = "more" if count > shape.frames else count
@@ -271,16 +264,16 @@ def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioF
 
 
 def save_stills(clip: Path) -> None:
-    """Write NAME.webp and NAME.sheet.webp beside the clip, each whole or not at all; older ones are replaced."""
-    count = sum(1 for _ in _frames(clip))
-    places = np.linspace(0, count - 1, COLUMNS * ROWS).round().astype(int).tolist()
-    shown = count // 3
+    """Write NAME.webp and NAME.sheet.webp beside NAME.mp4, each whole or not at all; older ones are replaced."""
     small: dict[int, Image.Image] = {}
-    for place, frame in enumerate(_frames(clip)):
-        if place in places:
-            small[place] = _small(frame.to_image(), SHEET_WIDTH)
-        if place == shown:
-            _save(_small(frame.to_image(), WIDTH), clip.with_suffix(".webp"))
+    with av.open(str(clip)) as file:
+        count = file.streams.video[0].frames
+        places = np.linspace(0, count - 1, COLUMNS * ROWS).round().astype(int).tolist()
+        for place, frame in enumerate(file.decode(video=0)):
+            if place in places:
+                small[place] = _small(frame.to_image(), SHEET_WIDTH)
+            if place == count // 3:
+                _save(_small(frame.to_image(), WIDTH), clip.with_suffix(".webp"))
     width, height = small[0].size
     sheet = Image.new("RGB", (COLUMNS * width, ROWS * height))
     for number, place in enumerate(places):
@@ -292,11 +285,6 @@ def save_stills(clip: Path) -> None:
 def save_still(pixels: np.ndarray, path: Path) -> None:
     """Write a frame, uint8 RGB (H, W, 3), as a picture at most 640 pixels wide, in the format of its ending; an older one is replaced."""
     _save(_small(Image.fromarray(pixels), WIDTH), path)
-
-
-def _frames(clip: Path) -> Iterator[av.VideoFrame]:
-    with av.open(str(clip)) as container:
-        yield from container.decode(video=0)
 
 
 def _small(image: Image.Image, width: int) -> Image.Image:
