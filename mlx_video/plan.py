@@ -21,7 +21,7 @@ from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.video_vae.decoding import StreamPlan, choose_tiling
-from mlx_video.recipes import Recipe, Stage
+from mlx_video.recipes import Recipe
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import passes_of
 from mlx_video.types import (
@@ -91,7 +91,8 @@ class Work(NamedTuple):
     def round_tokens(self, geometry: Geometry) -> Iterator[tuple[AV[int], int]]:
         """Tokens of the largest tile in each of DFR's rounds, and the number of its tiles."""
         cells, time = geometry.latents(self.shape).tokens_per_frame, geometry.video.time
-        for layout in self.recipe.layouts(self.shape, time):
+        layouts = self.recipe.layouts(self.shape, time) if self.recipe.rounds else ()
+        for layout in layouts:
             yield AV(max(tile.cells(time) for tile in layout) * cells), len(layout)
 
     def sized(self, **changes: int) -> "Work":
@@ -168,39 +169,24 @@ class Footprint:
     def computing(self, name: str, work: Work) -> float:
         """Bytes that a part computes with for ``work`` at most: for its prompts, a picture, all of its sound or latents."""
         geometry, context = self.components.geometry, self.context
-        prompts, grid = 1 + work.recipe.guided, geometry.latents(work.shape)
+        prompts = 1 + work.recipe.guided
         rows = prompts * min(work.prompt_tokens, context)
+        frames = geometry.audio_frames(work.shape) if geometry.audio else 0
+        mel = frames and frames * geometry.audio.mel_frames
         sizes = {
             "text_encoder": (rows,),
             "connectors": (rows, prompts, context),
             "duration_head": (context,),
             "video_encoder": work.shape[1:3],
-            "video_decoder": (grid, StreamPlan()),
-            "upsampler": (grid.tokens,),
-            "temporal_upsampler": (grid.tokens,),
-            "transformer": (AV(grid.tokens), 1, context),
+            "audio_encoder": (mel,),
+            "audio_decoder": (frames,),
+            "vocoder": (mel,),
         }
-        if geometry.audio:
-            frames = geometry.audio_frames(work.shape)
-            mel = geometry.audio.mel_frames * frames
-            sizes |= {
-                "audio_encoder": (mel,),
-                "audio_decoder": (frames,),
-                "vocoder": (mel,),
-            }
         return self.part(name).activation_bytes(*sizes[name])
 
     def in_turn(self, name: str, work: Work, *parts: str) -> Phase:
         """The largest of parts that are lent one after the other."""
         return largest([self.phase(name, self.computing(p, work), p) for p in parts])
-
-    def video(self, shape: VideoPixelShape, mode: str, limit: float) -> int:
-        """Bytes of the video decoder in a tiling ``mode``, which may choose within ``limit``."""
-        decoder = self.part("video_decoder")
-        grid = self.components.geometry.latents(shape)
-        budget = limit - self.weights("video_decoder")
-        tiling = choose_tiling(mode, decoder, mx.zeros(grid), shape, budget)
-        return decoder.activation_bytes(grid, tiling)
 
 
 @dataclass(frozen=True)
@@ -270,8 +256,7 @@ def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
     if not work.sampled:
         yield from _prompt(footprint, work)
         yield from _inputs(footprint, work)
-        yield from _stages(footprint, work)
-        yield from _rounds(footprint, work)
+        yield from _sampling(footprint, work)
     if work.request.audio:
         yield footprint.in_turn(Doing.DECODE_SOUND, work, "audio_decoder", "vocoder")
     yield _video(footprint, work, room)
@@ -292,72 +277,54 @@ def _inputs(footprint: Footprint, work: Work) -> Iterator[Phase]:
         yield footprint.phase(Doing.ENCODE_INPUTS, most, *encoders)
 
 
-def _stages(footprint: Footprint, work: Work) -> Iterator[Phase]:
-    geometry, shown = footprint.components.geometry, 0.0
-    for number, stage in enumerate(work.recipe.stages):
-        tokens, passes = work.tokens(number, geometry), _passes(work, stage)
-        if work.previews:
-            shape = work.recipe.shape(work.shape, number)
-            frame = geometry.latents(shape)._replace(frames=1)
-            decoder = footprint.part("video_decoder")
-            shown = decoder.activation_bytes(frame, StreamPlan())
-        together = work.batched or footprint.residency.low_memory
-        finer = tokens.video if number else 0
-        name = work.recipe.phase(number)
-        yield from _sampling(
-            footprint, stage, name, tokens, finer, passes, together, shown
-        )
+def _sampling(footprint: Footprint, work: Work) -> Iterator[Phase]:
+    """Each stage, and then each of DFR's rounds, which upsamples the whole clip and samples it tile by tile."""
+    recipe, context = work.recipe, footprint.context
+    geometry, transformer = footprint.components.geometry, footprint.part("transformer")
+    sizes = [(work.tokens(n, geometry), 1) for n, _ in enumerate(recipe.stages)]
+    sizes += work.round_tokens(geometry)
+    streams = AV(True, work.request.audio or None)
+    together = work.batched or footprint.residency.low_memory
+    for number, (stage, (tokens, tiles)) in enumerate(zip(recipe.walk, sizes)):
+        strengths = streams.map(lambda _, guidance: guidance, stage.guidance)
+        passes = len(passes_of(PromptEmbeddings(AV(), AV()), strengths).values)
+        held = transformer.held_bytes(tokens, passes, context)
+        if number:
+            whole = geometry.latents(work.shape).tokens
+            finer = tokens.video if number < len(recipe.stages) else whole
+            most = held + footprint.part(stage.upsampler).activation_bytes(finer)
+            yield footprint.phase(Doing.UPSAMPLE, most, "transformer", stage.upsampler)
+        at_once = passes if together else 1
+        forward = transformer.activation_bytes(tokens, at_once, context)
+        most = held + max(forward, _preview(footprint, work, number))
+        forwards = tiles * passes * (len(stage.sigmas) - 1)
+        operations = forwards * transformer.operations(tokens, context)
+        phase = footprint.phase(recipe.phase(number), most, "transformer")
+        yield phase._replace(operations=operations)
 
 
-def _rounds(footprint: Footprint, work: Work) -> Iterator[Phase]:
-    """Of DFR: the whole clip is upsampled, then sampled tile by tile."""
-    geometry = footprint.components.geometry
-    finer = geometry.latents(work.shape).tokens
-    rounds = zip(work.recipe.rounds or (), work.round_tokens(geometry))
-    first = len(work.recipe.stages)
-    for number, (stage, (tokens, tiles)) in enumerate(rounds, start=first):
-        name = work.recipe.phase(number)
-        for phase in _sampling(footprint, stage, name, tokens, finer):
-            yield phase._replace(operations=tiles * phase.operations)
-
-
-def _sampling(
-    footprint: Footprint,
-    stage: Stage,
-    name: str,
-    tokens: AV[int],
-    finer: int,
-    passes: int = 1,
-    together: bool = False,
-    shown: float = 0.0,
-) -> Iterator[Phase]:
-    """A stage of so many ``tokens``, after the upsampling to ``finer`` tokens of video, if there are any.
-
-    passes  of the transformer in each step, whose prompts are held; ``together`` or in turn
-    shown   bytes that a preview takes
-    """
-    transformer, context = footprint.part("transformer"), footprint.context
-    held = transformer.held_bytes(tokens, passes, context)
-    if finer:
-        upsample = held + footprint.part(stage.upsampler).activation_bytes(finer)
-        yield footprint.phase(Doing.UPSAMPLE, upsample, "transformer", stage.upsampler)
-    at_once = passes if together else 1
-    forward = transformer.activation_bytes(tokens, at_once, context)
-    done = footprint.phase(name, held + max(forward, shown), "transformer")
-    forwards = passes * (len(stage.sigmas) - 1)
-    one = transformer.operations(tokens, context)
-    yield done._replace(operations=forwards * one)
+def _preview(footprint: Footprint, work: Work, number: int) -> float:
+    """Bytes that decoding one frame of stage ``number`` takes; rounds have no previews."""
+    if not work.previews or number >= len(work.recipe.stages):
+        return 0.0
+    shape = work.recipe.shape(work.shape, number)
+    frame = footprint.components.geometry.latents(shape)._replace(frames=1)
+    return footprint.part("video_decoder").activation_bytes(frame, StreamPlan())
 
 
 def _video(footprint: Footprint, work: Work, room: float) -> Phase:
-    others = footprint.residency.keep - {"video_decoder"}
-    free = room - sum(map(footprint.weights, others))
-    video = footprint.video(work.shape, work.request.tiling, free)
-    decode = footprint.phase(Doing.DECODE_VIDEO, video, "video_decoder")
+    """The decoding, in tiles that may be chosen by the ``room`` that all weights leave."""
+    name, geometry, shape = "video_decoder", footprint.components.geometry, work.shape
+    loaded = footprint.residency.keep | {name}
+    budget = room - sum(map(footprint.weights, loaded))
+    decoder, grid = footprint.part(name), geometry.latents(shape)
+    mode = work.request.tiling
+    tiling = choose_tiling(mode, decoder, mx.zeros(grid), shape, budget)
+    most = decoder.activation_bytes(grid, tiling)
+    decode = footprint.phase(Doing.DECODE_VIDEO, most, name)
     if work.sampled:  # there is no other to compare it with
         return decode
-    last = len(work.recipe.stages) - 1
-    tokens = work.tokens(last, footprint.components.geometry)
+    tokens = work.tokens(len(work.recipe.stages) - 1, geometry)
     one = footprint.part("transformer").operations(tokens, footprint.context)
     return decode._replace(operations=PASSES_TO_DECODE * one)
 
@@ -381,13 +348,6 @@ def largest(phases: Iterable[Phase]) -> Phase:
 def beside(phases: Iterable[Phase]) -> float:
     """Bytes of the libraries, which are there in each of the other phases."""
     return sum(phase.peak for phase in phases if phase.name == Doing.LIBRARIES)
-
-
-def _passes(work: Work, stage: Stage) -> int:
-    """Forwards in each step of a stage."""
-    streams = AV(True, work.request.audio or None)
-    strengths = streams.map(lambda _, guidance: guidance, stage.guidance)
-    return len(passes_of(PromptEmbeddings(AV(), AV()), strengths).values)
 
 
 def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Residency]]:
