@@ -1,7 +1,7 @@
-"""Latents under denoising, and conditions that change them before the noise. Knows tokens and masks, not models or samplers.
+"""Latents during denoising, and conditions applied before the noise. Knows tokens and masks, not models or samplers.
 
-A condition is a function ``state -> state`` of either stream. Conditions apply in order; the tokens they append follow the
-stream's own, are denoised or kept with them, and are cut off at the end.
+A condition is a function ``state -> state`` of either stream. Conditions apply in order; the tokens that they append follow
+the stream's own, are denoised or kept along with them, and are cut off at the end.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ class LatentState(NamedTuple):
     """One modality during sampling, as tokens.
 
     latent          (B, N, C)     current sample x_t, float32
-    clean_latent    (B, N, C)     what tokens with a mask below 1 are pulled towards, float32
-    denoise_mask    (1, N, 1)     1 = denoise fully, 0 = keep clean, float32; one for the whole batch
+    clean_latent    (B, N, C)     the target of tokens with a mask below 1, float32
+    denoise_mask    (1, N, 1)     1 = denoise fully, 0 = keep clean, float32; shared by the batch
     positions       (1, A, N, 2)  [start, end) of each token on each of A axes, float32;
                                   seconds on the time axis, pixels on the others
-    keyframes_mask  (1, N, 1)     1 = the token encodes a single pixel frame, as in a clip's first latent frame and in
-                                  generated keyframes; ``None`` = no such token
+    keyframes_mask  (1, N, 1)     1 = the token encodes a single pixel frame, like those of a clip's first latent frame
+                                  and of generated keyframes; ``None`` = none does
     attention_mask  (1, N, N)     how strongly row n attends to column m, 0 to 1; ``None`` = fully everywhere
-    own             how many tokens, the first ones, are the stream's own; ``None`` = all
-    frozen          given as it is: the network gets noise level 0 for this stream
-    enabled         ``False`` = the network does not change the stream, though the other still attends to it
+    own             how many of the first tokens are the stream's own; ``None`` = all
+    frozen          whether the stream is given: its noise level is 0 for the network
+    enabled         ``False`` = the network does not change the stream, but the other still attends to it
     """
 
     latent: mx.array
@@ -40,9 +40,9 @@ class LatentState(NamedTuple):
     def fresh(
         cls, latent: mx.array, positions: mx.array, single_frames: int = 0
     ) -> "LatentState":
-        """A state with nothing pinned; noise will be mixed into ``latent`` (B, N, C).
+        """A state with nothing pinned, from ``latent`` (B, N, C) before noise.
 
-        single_frames  how many tokens, the first ones, encode a single pixel frame
+        single_frames  how many of the first tokens encode a single pixel frame
         """
         mask = mx.ones((1, latent.shape[1], 1))
         marks = mx.arange(latent.shape[1])[None, :, None] < single_frames
@@ -51,13 +51,13 @@ class LatentState(NamedTuple):
 
     @classmethod
     def pinned(cls, latent: mx.array, positions: mx.array) -> "LatentState":
-        """A state of tokens (B, N, C) that stay as they are, such as given sound for which a video is made."""
+        """A state of tokens (B, N, C) that do not change, such as given sound for a video."""
         state = cls.fresh(latent, positions)
         mask = mx.zeros_like(state.denoise_mask)
         return state._replace(denoise_mask=mask, frozen=True)
 
     def noised(self, sigma: float, noise: mx.array) -> "LatentState":
-        """Mix Gaussian ``noise`` (B, N, C) in to level ``sigma``, as far as the mask allows."""
+        """Mix in Gaussian ``noise`` (B, N, C) to level ``sigma``, as far as the mask allows."""
         mixed = (1 - sigma) * self.latent + sigma * noise
         return self._replace(latent=self.masked(mixed))
 
@@ -67,11 +67,11 @@ class LatentState(NamedTuple):
 
     @property
     def own_tokens(self) -> int:
-        """How many tokens the stream itself has, without those that conditions appended."""
+        """How many tokens the stream has without those that conditions appended."""
         return self.latent.shape[1] if self.own is None else self.own
 
     def generated_keyframes(self) -> mx.array:
-        """The tokens of generated keyframes, (B, n, C), n = 0 where the state has none."""
+        """The tokens of generated keyframes, (B, n, C); n = 0 if there are none."""
         if self.keyframes_mask is None:
             return self.latent[:, :0]
         marks = self.keyframes_mask[0, self.own_tokens :, 0].tolist()
@@ -118,7 +118,7 @@ class VideoConditionByLatentIndex:
     strength: float = 1.0
 
     def __call__(self, state: LatentState) -> LatentState:
-        """``state`` with those frames pinned. Raises ``ValueError`` where the clip is too short for them."""
+        """``state`` with those frames pinned. Raises ``ValueError`` if the clip is too short for them."""
         *_, F, H, W = self.latent.shape
         start, stop = self.frame_idx * H * W, (self.frame_idx + F) * H * W
         if stop > state.own_tokens:
@@ -145,7 +145,7 @@ class VideoConditionByMask:
     strength: float = 1.0
 
     def __call__(self, state: LatentState) -> LatentState:
-        """``state`` with the selected cells kept, and the rest as it was."""
+        """``state`` with the selected cells kept and the rest unchanged."""
         keep = mx.zeros_like(state.denoise_mask)
         keep[:, : state.own_tokens] = self.mask.reshape(1, -1, 1)
         clean = mx.array(state.clean_latent)
@@ -184,7 +184,7 @@ class AppendedTokens:
     strength: float = 1.0
 
     def __call__(self, state: LatentState) -> LatentState:
-        """``state`` with n more tokens, which begin from zeros where they are not kept."""
+        """``state`` with n more tokens, which start from zeros where they are not kept."""
         start = mx.zeros_like(self.tokens)
         return _append(state, start, self.tokens, 1 - self.strength, self.positions)
 
@@ -210,17 +210,17 @@ class GeneratedKeyframes:
 
 @dataclass(frozen=True)
 class WithAttention:
-    """Appended tokens of ``condition`` and the stream's own attend to each other at ``strength``, from 0 to 1.
+    """Makes the tokens that ``condition`` appends and the stream's own attend to each other at ``strength``, 0 to 1.
 
-    strength  one number, or one per appended token (1, n)
-    The appended tokens attend fully to each other, and not to those of other conditions.
+    strength  one number, or (1, n), one per appended token
+    The appended tokens attend fully to each other and not to those of other conditions.
     """
 
     condition: Condition
     strength: float | mx.array
 
     def __call__(self, state: LatentState) -> LatentState:
-        """``state`` under ``condition``, with an attention mask (1, N + n, N + n)."""
+        """``condition(state)`` with an attention mask (1, N + n, N + n)."""
         appended = self.condition(state._replace(attention_mask=None))
         count = appended.latent.shape[1] - state.latent.shape[1]
         return appended._replace(attention_mask=_attention(state, count, self.strength))

@@ -1,7 +1,7 @@
 """GGUF files: their header, and their tensors made dense, including k-quants. Knows no networks.
 
-The whole header is checked before a tensor is read. A tensor becomes dense when it is evaluated. The ``gguf`` package,
-with which the tests compare, never ends on a wrong count, and unpacks 2 to 10 times as slowly on a CPU, at once.
+The whole header is checked before a tensor is read, and a tensor becomes dense when it is evaluated. The ``gguf`` package,
+with which the tests compare, hangs on a wrong count, and unpacks eagerly and 2 to 10 times more slowly on a CPU.
 """
 
 import struct
@@ -19,16 +19,16 @@ from mlx_video.formats.safetensors import LONGEST_AXIS, Header, clip, damaged
 
 ALIGNMENT = "general.alignment"
 ARCHITECTURE = "general.architecture"
-ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of a tensor that had to be reshaped
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of a tensor that was reshaped
 LONGEST_HEADER = 100_000_000  # bytes
 
-# Kinds of values in the header: struct's letter of each; 8 is a string and 9 a list.
+# Kinds of values in the header -> struct's letter; 8 is a string and 9 a list.
 VALUES = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 STRING, LIST = 8, 9
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies and how it is packed; ``begin`` counts from the start of the file."""
+    """Where a tensor is and how it is packed; ``begin`` counts from the start of the file."""
 
     kind: str
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Tensor(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """A way to pack numbers: ggml's code of it, how many make a block, its bytes, and how to unpack blocks (n, bytes)."""
+    """A way to pack numbers: ggml's code, numbers and bytes per block, and a function that unpacks blocks (n, bytes)."""
 
     code: int
     numbers: int
@@ -63,7 +63,7 @@ def read_header(file: Path) -> Header:
 
 
 def _contents(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The places of a file's tensors, and its values. Raises ``UserError``, naming the file."""
+    """Where a file's tensors are, and its values. Raises ``UserError``, naming the file."""
     size = file_size(file)
     wrong = partial(damaged, file, size)
     with file_errors(file), open(file, "rb") as stream:
@@ -94,7 +94,7 @@ def _contents(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
 
 
 class _Cursor:
-    """Reads values from the bytes of a header, one after another; ``struct.error`` where there are none."""
+    """Reads values from the bytes of a header, one after another; raises ``struct.error`` at the end."""
 
     def __init__(self, data: bytes):
         self.data, self.place = data, 0
@@ -138,7 +138,7 @@ def _table(
         metadata[name] = cursor.value()
     for _ in range(tensors):
         if (name := cursor.text()) in entries:
-            raise wrong(f"tensor {clip(name)} stands there twice")
+            raise wrong(f"tensor {clip(name)} is listed twice")
         (axes,) = cursor.take("I")
         shape = cursor.take(f"{axes}Q")[::-1]  # the fastest axis is first there
         entries[name] = (shape, *cursor.take("IQ"))
@@ -146,7 +146,7 @@ def _table(
 
 
 def _placed(kind: str, shape: tuple, stated: object, begin: int) -> Tensor | None:
-    """A tensor of ``shape`` that is to be read as the ``stated`` one; ``None`` where that cannot be."""
+    """A tensor of ``shape``, read as the ``stated`` shape; ``None`` if that is impossible."""
     packing = PACKINGS[kind]
     blocks, rest = divmod(prod(shape), packing.numbers)
     counts = isinstance(stated, tuple | list) and all(
@@ -163,11 +163,11 @@ def _dense(data: np.ndarray, tensor: Tensor) -> mx.array:
     return packing.unpack(raw.reshape(-1, packing.bytes)).reshape(tensor.shape)
 
 
-# Packings, as ggml defines them. Blocks are (n, bytes) of uint8; results (n, numbers) of float32.
+# Packings as in ggml: from blocks (n, bytes) uint8 to (n, numbers) float32.
 
 
 def _half(blocks: mx.array, place: int) -> mx.array:
-    """The float16 at a place of each block, as float32 (n, 1)."""
+    """The float16 at byte ``place`` of each block, as float32 (n, 1)."""
     raw = mx.contiguous(blocks[:, place : place + 2])
     return raw.view(mx.float16).astype(mx.float32)
 
@@ -178,7 +178,7 @@ def _nibbles(packed: mx.array) -> mx.array:
 
 
 def _bits(packed: mx.array, count: int) -> mx.array:
-    """Bytes (n, m) cut into pieces of ``count`` bits, lowest first: (n, 8 / count, m)."""
+    """Bytes (n, m) split into groups of ``count`` bits, lowest first: (n, 8 / count, m)."""
     shifts = mx.arange(0, 8, count, dtype=mx.uint8)[:, None]
     return (packed[:, None] >> shifts) & (2**count - 1)
 
@@ -192,7 +192,7 @@ def _float(codes: mx.array) -> mx.array:
 
 
 def _four_bits(blocks: mx.array, fifth: bool = False, least: bool = False) -> mx.array:
-    """32 numbers of 4 bits, or of 5, whose last bits lie apart: about zero, or from a minimum on that is stored."""
+    """32 numbers of 4 bits, or 5, whose fifth bits are separate; around zero, or above a stored minimum (``least``)."""
     start = 4 if least else 2
     codes = _nibbles(blocks[:, start + 4 * fifth :])
     if fifth:
@@ -217,7 +217,7 @@ def _q2_k(blocks: mx.array) -> mx.array:
 
 
 def _q3_k(blocks: mx.array) -> mx.array:
-    """16 groups of 16; the third bit is stored apart, and so are two bits of each scale."""
+    """16 groups of 16; the third bits are separate, and so are two bits of each scale."""
     high = _bits(blocks[:, :32], 1).reshape(-1, 16, 16)
     codes = _bits(blocks[:, 32:96].reshape(-1, 32), 2).reshape(-1, 16, 16)
     packed = blocks[:, 96:108]
@@ -227,7 +227,7 @@ def _q3_k(blocks: mx.array) -> mx.array:
 
 
 def _q4_k(blocks: mx.array, fifth: bool = False) -> mx.array:
-    """8 groups of 32 numbers of 4 bits, or of 5; their scales and minima are of 6 bits each, in 12 bytes."""
+    """8 groups of 32 numbers of 4 bits, or 5; their scales and minima have 6 bits each, in 12 bytes."""
     a, b, c = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = mx.concatenate([a & 63, (c & 15) | (a >> 6) << 4], axis=1)
     minima = mx.concatenate([b & 63, (c >> 4) | (b >> 6) << 4], axis=1)
@@ -240,7 +240,7 @@ def _q4_k(blocks: mx.array, fifth: bool = False) -> mx.array:
 
 
 def _q6_k(blocks: mx.array) -> mx.array:
-    """16 groups of 16 with signed scales; the two high bits are stored apart, in halves of 128."""
+    """16 groups of 16 with signed scales; the two high bits are separate, in halves of 128."""
     low = _nibbles(blocks[:, :128].reshape(-1, 64))
     high = _bits(blocks[:, 128:192].reshape(-1, 32), 2).flatten(1)
     codes = _float(low | high << 4).reshape(-1, 16, 16) - 32

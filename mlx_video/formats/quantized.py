@@ -1,7 +1,6 @@
-"""Tensors that other tools quantized, made dense: fp8, int8 with or without rotation, nvfp4.
+"""Makes tensors dense that other tools quantized: fp8, int8 with or without rotation, nvfp4.
 
-Knows tensors, their types and their notes; not networks. All of it is lazy: a tensor is read and made dense when it is
-evaluated, one at a time.
+Knows tensors, their types and their notes, not networks. A tensor is read and made dense when it is evaluated.
 """
 
 from functools import cache
@@ -26,24 +25,33 @@ COMPANIONS = (
     ".scale_weight",
     ".input_scale",
     ".scale_input",
-    "scaled_fp8",  # of a whole file of older ComfyUI
+    "scaled_fp8",  # marks a whole file of older ComfyUI
     NOTE,
 )
 Notes = dict[str, dict]
 
-ROTATION_GROUP = 256  # columns, where a note says nothing else
+ROTATION_GROUP = 256  # columns, unless a note says otherwise
 HADAMARD_4 = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # fp4; eight more are their negatives
+E2M1 = (
+    0.0,
+    0.5,
+    1.0,
+    1.5,
+    2.0,
+    3.0,
+    4.0,
+    6.0,
+)  # fp4; the other eight are their negatives
 FP4_BLOCK = 16  # columns that share a scale
-TILE_ROWS, TILE_COLUMNS = 128, 4  # of nvfp4's scales that lie together
+TILE_ROWS, TILE_COLUMNS = 128, 4  # of a tile of nvfp4's scales
 
 
 def read_dense(
     path: Path, dtype: mx.Dtype = mx.bfloat16
 ) -> tuple[Weights, dict[str, str]]:
-    """As ``weights.read``, with every tensor that another tool quantized as a dense one of ``dtype``.
+    """As ``weights.read``, with tensors that another tool quantized made dense, in ``dtype``.
 
-    MLX's own quantization stays as it is. Raises ``UserError`` where a file is quantized in a way that is not read.
+    MLX's own quantization stays as it is. Raises ``UserError`` for an unsupported format.
     """
     (weights, metadata), types = read(path), stored_types(path)
     notes = read_notes(weights, metadata, str(path))
@@ -61,7 +69,7 @@ def read_dense(
 
 
 def quantized_as(path: Path) -> list[str]:
-    """The format of each tensor in ``path`` that another tool quantized. Raises ``UserError`` where one is not read."""
+    """The format of each tensor in ``path`` that another tool quantized. Raises ``UserError`` for an unsupported one."""
     types = stored_types(path)
     notes = {}
     if PACKED.isdisjoint(types.values()):  # reading a GGUF file copies it
@@ -71,9 +79,9 @@ def quantized_as(path: Path) -> list[str]:
 
 
 def read_notes(weights: Weights, metadata: Mapping[str, str], source: str) -> Notes:
-    """Weight -> how ComfyUI quantized it: {"format": ..., ...}; empty where nothing says.
+    """Weight -> how ComfyUI quantized it, {"format": ..., ...}, for those with a note.
 
-    Raises ``UserError`` where a format is not read.
+    Raises ``UserError`` for an unsupported format.
     """
     marks = {key: value for key, value in weights.items() if key.endswith(NOTE)}
     mx.eval(list(marks.values()))
@@ -93,7 +101,7 @@ def read_notes(weights: Weights, metadata: Mapping[str, str], source: str) -> No
 
 
 def dense_fp8(codes: mx.array, scale: mx.array | None = None) -> mx.array:
-    """E4M3 bytes times a scale, one for all or one per row; float32."""
+    """E4M3 bytes times a scale (one, or one per row), as float32."""
     values = mx.from_fp8(codes, mx.float32)
     return values if scale is None else values * _by_row(scale, codes)
 
@@ -101,9 +109,9 @@ def dense_fp8(codes: mx.array, scale: mx.array | None = None) -> mx.array:
 def dense_int8(
     codes: mx.array, scale: mx.array, rotated: int | None = None
 ) -> mx.array:
-    """Whole numbers (rows, columns) times a scale, one for all or one per row; float32.
+    """Integers (rows, columns) times a scale (one, or one per row), as float32.
 
-    rotated  columns in each group that a Hadamard matrix rotated before quantizing; the matrix is its own inverse
+    rotated  columns per group that a Hadamard matrix rotated before quantizing; the matrix is its own inverse
     """
     values = codes.astype(mx.float32) * _by_row(scale, codes)
     if rotated is None:
@@ -116,9 +124,9 @@ def dense_int8(
 
 
 def dense_nvfp4(codes: mx.array, scales: mx.array, scale: mx.array) -> mx.array:
-    """Pairs of e2m1 (rows, columns / 2), high half first, times an E4M3 scale per 16 columns and ``scale``; float32.
+    """Pairs of E2M1 (rows, columns / 2), high half first, times an E4M3 scale per 16 columns and ``scale``, as float32.
 
-    ``scales`` are in cuBLAS' tiles: rows padded to 128, columns to 4.
+    ``scales`` are in cuBLAS's tiles, with rows padded to 128 and columns to 4.
     """
     codes = mx.stack([codes >> 4, codes & 15], axis=-1).flatten(1)
     table = mx.array([*E2M1, *(-value for value in E2M1)])
@@ -130,25 +138,25 @@ def dense_nvfp4(codes: mx.array, scales: mx.array, scale: mx.array) -> mx.array:
 
 @cache
 def hadamard(size: int) -> mx.array:
-    """The regular Hadamard matrix of ``size``, a power of 4, with rows of length 1. It is symmetric."""
+    """The regular Hadamard matrix of ``size``, a power of 4, with rows of length 1; it is symmetric."""
     four, matrix = mx.array(HADAMARD_4, mx.float32) / 2, mx.ones((1, 1))
     while matrix.shape[0] < size:
         matrix = mx.kron(matrix, four)
     if matrix.shape[0] != size:
         raise ValueError(
-            f"is turned in groups of {size} columns, which is not a power of 4"
+            f"is rotated in groups of {size} columns, which is not a power of 4"
         )
     return matrix
 
 
 def _kind(key: str, types: Mapping[str, str], notes: Notes) -> str | None:
-    """How a tensor is quantized; ``None`` = not at all, or by MLX. ``types`` are those of all tensors, as stored."""
+    """How another tool quantized a tensor; ``None`` = it did not. ``types`` are the stored types of all tensors."""
     stored = types[key]
     if stored in PACKED:
         return stored
     if f"{key}_scale_2" in types:
         return NVFP4
-    # What MLX saved of an fp8 file says U8.
+    # MLX saves fp8 as U8.
     if stored == "F8_E4M3" or (stored == "U8" and f"{key}_scale" in types):
         return FP8
     if stored == "I8" and key.endswith(".weight"):
@@ -159,7 +167,7 @@ def _kind(key: str, types: Mapping[str, str], notes: Notes) -> str | None:
 def _decoded(key: str, weights: Weights, kind: str, notes: Notes) -> mx.array:
     codes, scale = weights[key], weights.get(f"{key}_scale")
     if kind in PACKED:
-        return codes  # unpacked as it was read
+        return codes  # unpacked when it was read
     if scale is None:
         scale = weights.get(f"{key.removesuffix('.weight')}.scale_weight")
     if kind == FP8:
@@ -178,28 +186,28 @@ def _rotation(note: dict) -> int | None:
         return None
     size = note.get("convrot_groupsize", ROTATION_GROUP)
     if type(size) is not int or not 4 <= size <= 4**8:
-        raise ValueError(f"is turned in groups of {clip(size, 30)} columns")
+        raise ValueError(f"is rotated in groups of {clip(size, 30)} columns")
     return size
 
 
 def _by_row(scale: mx.array, codes: mx.array) -> mx.array:
-    """``scale``, one for all or one per row of ``codes``, in a shape that broadcasts to them."""
+    """``scale`` (one, or one per row of ``codes``) in a shape that broadcasts to ``codes``."""
     if scale.size not in (1, codes.shape[0] if codes.ndim else 1):
         raise ValueError(
-            f"of shape {codes.shape} does not go with its scale of shape {scale.shape}"
+            f"of shape {codes.shape} does not match its scale of shape {scale.shape}"
         )
     scale = scale.astype(mx.float32)
     return scale.reshape(-1, *[1] * (codes.ndim - 1)) if codes.ndim else scale
 
 
 def _untiled(scales: mx.array, rows: int, blocks: int) -> mx.array:
-    """nvfp4's scales as (rows, blocks): in each tile, row 32 i + j of 4 columns is the i-th quarter of its j-th line."""
+    """nvfp4's scales as (rows, blocks): in each tile, row 32 i + j of 4 columns is the i-th quarter of line j."""
     down, across = -(-rows // TILE_ROWS), -(-blocks // TILE_COLUMNS)
     if scales.shape == (rows, blocks) and scales.size < down * across * 512:
-        return scales  # not padded, and so not in tiles
+        return scales  # not padded, so not in tiles
     if scales.size != down * across * TILE_ROWS * TILE_COLUMNS:
         raise ValueError(
-            f"of {rows} rows and {blocks} blocks does not go with its scales of shape {scales.shape}"
+            f"of {rows} rows and {blocks} blocks does not match its scales of shape {scales.shape}"
         )
     tiles = scales.reshape(down, across, 32, 4, TILE_COLUMNS)
     tiles = tiles.transpose(0, 3, 2, 1, 4)  # (down, quarter, line, across, column)

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what it holds, checked before use; and JSON read with care. Reads no tensors."""
+"""The header of a safetensors file, checked before use, and strict reading of JSON. Reads no tensors."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from mlx_video.errors import UserError
 from mlx_video.formats.sniff import EMPTY, SAFETENSORS, UNKNOWN, sniff
 
 LONGEST_AXIS = 2**31 - 1  # MLX counts an axis in 32 bits
-# MLX's type for each type in a file.
+# Stored type -> MLX's.
 TYPES = {
     "BOOL": mx.bool_,
     **{f"U{bits}": getattr(mx, f"uint{bits}") for bits in (8, 16, 32, 64)},
@@ -27,26 +27,26 @@ FOREIGN = {
     EMPTY: "is empty: the download did not finish. Fetch it again.",
     UNKNOWN: "is not a safetensors file, because it does not begin with a table of contents. Fetch it again.",
 }
-# What the library finds, in our words; the rest needs none.
+# The library's faults in our words.
 FAULTS = {
     "offset for tensor `(.*)`": "tensor {} is misplaced",
     "missing field `(.*)`": "a tensor has no {}",
-    "not fully covered": "its tensors take another number",
+    "not fully covered": "its tensors need a different number",
 }
 
 
 class Header(NamedTuple):
-    """The table of contents of a file of tensors: name -> {dtype, shape}, and free-form strings."""
+    """The header of a file of tensors: name -> {dtype, shape}, and free-form strings."""
 
     tensors: dict[str, dict]
     metadata: dict[str, str]
 
 
 def read_header(file: Path) -> Header:
-    """The header of ``file``, fully checked: sizes, types and places of all tensors, and the file's length.
+    """The header of ``file``, fully checked: sizes, types and offsets of all tensors, and the file's length.
 
-    MLX reads tensors lazily and would notice a truncated file only in the middle of a run. Raises ``UserError``, naming
-    the file and the fault.
+    MLX reads tensors lazily and would notice a truncated file only during a run. Raises ``UserError``, naming the file and
+    the fault.
     """
     if (kind := sniff(file)) != SAFETENSORS:
         told = FOREIGN.get(kind, f"is not a safetensors file, but a {kind}.")
@@ -56,9 +56,9 @@ def read_header(file: Path) -> Header:
         return _checked(file, found.st_size, found.st_ino, found.st_mtime_ns)
 
 
-@lru_cache(maxsize=16)  # opening a checkpoint asks for each header many times
+@lru_cache(maxsize=16)  # opening a checkpoint reads each header many times
 def _checked(file: Path, size: int, *version: int) -> Header:
-    """The header of ``file`` in the state that the numbers tell; not to be changed."""
+    """The header of ``file`` with this size, inode and time; do not change it."""
     try:
         with safe_open(file, "numpy") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}
@@ -93,10 +93,7 @@ def _refused(file: Path, size: int, fault: str) -> UserError:
 
 
 def json_object(text: bytes | str, subject: str) -> dict:
-    """The JSON object in ``text``, in which no name stands twice.
-
-    Raises ``UserError``, a sentence that begins with ``subject``, where it is none.
-    """
+    """The JSON object in ``text``. Raises ``UserError``, a sentence about ``subject``, for anything else or repeated names."""
 
     def once(pairs: list[tuple[str, object]]) -> dict:
         found = dict(pairs)
@@ -119,13 +116,13 @@ def json_object(text: bytes | str, subject: str) -> dict:
 
 
 def clip(text: object, most: int = 80) -> str:
-    """``text``, or another value as JSON, for a message; at most ``most`` characters."""
+    """``text``, or another value as JSON, cut to ``most`` characters for a message."""
     text = text if isinstance(text, str) else json.dumps(text, default=str)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def damaged(file: Path, size: int, fault: str = "") -> UserError:
-    """The error of a file of ``size`` bytes whose header cannot be right, for the ``fault`` that is known."""
+    """The error for a file of ``size`` bytes whose header is wrong, with the ``fault`` if it is known."""
     fault = f" ({fault})" if fault else ""
     return UserError(
         f"{file} is cut off or damaged: its table of contents does not describe its {size:,} bytes{fault}. Fetch it again."

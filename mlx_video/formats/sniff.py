@@ -1,4 +1,4 @@
-"""What kind of file this is, by its first bytes. Trusts no name."""
+"""The kind of a file by its first bytes, whatever its name."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from mlx_video.disk import file_errors, file_size
 
 SAFETENSORS, GGUF = "safetensors file", "GGUF file"
 EMPTY, UNKNOWN = "empty file", "unknown"
-# What a file begins with -> what it is called in a sentence.
+# The beginning of a file -> its kind, as used in a sentence.
 BEGINNINGS = {
     b"GGUF": GGUF,
     b"version https://git-lfs": "Git LFS pointer; fetch the file with `git lfs pull`",

@@ -1,4 +1,4 @@
-"""How the tensors of one layer change its weight: kinds of change, their formulas and shapes. Knows no files and no names."""
+"""How the tensors of one layer change its weight: kinds of change, their formulas and shapes. Knows no files or names."""
 
 from itertools import chain, product
 from typing import AbstractSet, Callable, Mapping, NamedTuple
@@ -13,9 +13,9 @@ Tensors = Mapping[str, mx.array]  # of one layer, by role
 
 
 class ChangeKind(NamedTuple):
-    """A way to write a change of a weight: ``join`` makes it of ``factors``, each a matrix or the product of two.
+    """A kind of change to a weight, which ``join`` makes from ``factors``, each a matrix or the product of two.
 
-    The two go by the factor's name with ``UP`` and ``DOWN``; the rows of the second are the rank.
+    The two have the factor's name with ``UP`` and ``DOWN``; the rows of the second are the rank.
     """
 
     name: str
@@ -23,12 +23,12 @@ class ChangeKind(NamedTuple):
     join: Callable[..., mx.array]
 
     def fits(self, roles: AbstractSet[str]) -> bool:
-        """Whether tensors of these ``roles`` are all that the change is made of."""
+        """Whether ``roles`` are exactly those of this kind."""
         ways = product(*(((n,), (n + UP, n + DOWN)) for n in self.factors))
         return any(roles == {*chain(*way)} for way in ways)
 
     def change(self, has: Tensors) -> mx.array:
-        """The change of the weight, (out, in) float32, scaled by alpha / rank where an alpha is stated."""
+        """The change of the weight, (out, in) float32, scaled by alpha / rank if there is an alpha."""
         factors = (
             has[n] if n in has else has[n + UP] @ has[n + DOWN] for n in self.factors
         )
@@ -49,7 +49,7 @@ KINDS = (
 
 
 def kind_of(has: Tensors) -> ChangeKind | None:
-    """The kind whose tensors these are; ``None`` where they are not all of one kind's."""
+    """The kind of these tensors; ``None`` if they do not belong to a single kind."""
     factors = has.keys() - BESIDE
     if not factors and has.keys() != {"bias"}:
         return None
@@ -62,28 +62,28 @@ def name_of(has: Tensors) -> str:
 
 
 def ranks_of(has: Tensors) -> list[int]:
-    """Of each factor that is a product; whole ones have none."""
+    """The rank of each factor that is a product."""
     return [has[role].shape[0] for role in sorted(has) if role.endswith(DOWN)]
 
 
 def check(label: str, has: Tensors) -> None:
-    """Raise ``UserError`` where the tensors of a layer are not all of one kind's, or are no matrices."""
+    """Raise ``UserError`` if the tensors of a layer do not belong to a single kind, or are not matrices."""
     kind = kind_of(has)
     if kind is None:
         raise UserError(
-            f"{label} is incomplete or mixed: it has {', '.join(sorted(has))} and lacks what goes with it; half of a "
-            "change is not applied."
+            f"{label} is incomplete or mixed: it has {', '.join(sorted(has))} without the tensors that belong to it. "
+            "The file may be damaged."
         )
     if wrong := [r for r in sorted(has.keys() - BESIDE) if has[r].ndim != 2]:
         raise UserError(
-            f"{label} has a factor ({wrong[0]}) of shape {has[wrong[0]].shape}; only Linears can be changed, by matrices."
+            f"{label} has a factor ({wrong[0]}) of shape {has[wrong[0]].shape}; only linear layers can be changed, by matrices."
         )
     if "alpha" in has and has["alpha"].size != 1:
         raise UserError(f"{label} has an alpha of shape {has['alpha'].shape}, which is not a number.")  # fmt: skip
 
 
 def check_shape(label: str, layer: nn.Module, has: Tensors) -> None:
-    """Raise ``UserError`` where the tensors do not make a change of the layer's shape."""
+    """Raise ``UserError`` if the tensors do not fit the layer's shape."""
     outputs, inputs = layer.weight.shape
     if isinstance(layer, nn.QuantizedLinear):
         inputs = inputs * 32 // layer.bits
@@ -105,7 +105,7 @@ def check_shape(label: str, layer: nn.Module, has: Tensors) -> None:
 
 
 def changed(layer: nn.Module, has: Tensors, strength: float) -> nn.Linear:
-    """``layer`` with its weight and bias changed; a dense one in place of a quantized."""
+    """``layer`` with its weight and bias changed; a quantized layer is replaced by a dense one."""
     layer = _dense(layer)
     weight = layer.weight.astype(mx.float32)
     change = kind_of(has).change(has)
@@ -119,7 +119,7 @@ def changed(layer: nn.Module, has: Tensors, strength: float) -> nn.Linear:
 
 
 def _remagnified(weight: mx.array, magnitude: mx.array) -> mx.array:
-    """DoRA (arXiv:2402.09353): ``weight`` with rows, or columns where ``magnitude`` is (1, in), of the given lengths."""
+    """DoRA (arXiv:2402.09353): ``weight`` with rows (columns if ``magnitude`` is (1, in)) of the given lengths."""
     axis = 0 if magnitude.ndim == 2 and magnitude.shape[0] == 1 else 1
     lengths = mx.linalg.norm(weight, axis=axis, keepdims=True)
     return weight * (magnitude.reshape(lengths.shape) / lengths)

@@ -1,4 +1,4 @@
-"""Guidance: combine several predictions of the clean sample into one. Knows which passes it needs, not the model."""
+"""Guidance: combines several predictions of the clean sample into one. Knows which passes it needs, not the model."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Predict = Callable[
     [AV[LatentState], AV[mx.array], float, Sequence[Perturbation]], AV[mx.array]
 ]
 
-Pass = tuple[AV[mx.array], Perturbation]  # the context, and what is left out
+Pass = tuple[AV[mx.array], Perturbation]  # the context, and what to skip
 Run = Callable[[AV[LatentState], float], list[AV[mx.array]]]  # all passes
 X = TypeVar("X")
 
@@ -24,8 +24,8 @@ class Passes(NamedTuple, Generic[X]):
 
     cond       the prompt
     uncond     the negative prompt
-    perturbed  the prompt, in some blocks without self-attention
-    isolated   the prompt, neither modality seeing the other
+    perturbed  the prompt, without self-attention in some blocks
+    isolated   the prompt, with no modality seeing the other
     """
 
     cond: X
@@ -35,26 +35,27 @@ class Passes(NamedTuple, Generic[X]):
 
     @property
     def values(self) -> list[X]:
-        """Those that are not ``None``, in the order of the fields."""
+        """The values that are not ``None``, in the order of the fields."""
         return [value for value in self if value is not None]
 
     def filled(self, results: Iterable[X]) -> "Passes":
-        """The ``results`` of ``values`` in their places."""
+        """``results``, one for each of ``values``, in their fields."""
         results = iter(results)
         return Passes(*(None if each is None else next(results) for each in self))
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Strengths for one modality; the defaults are no guidance.
+    """Strengths for one modality; the defaults turn guidance off.
 
     cfg         away from the negative prompt, 1 = off (https://arxiv.org/abs/2207.12598)
-    stg         away from a prediction whose ``stg_blocks`` attend to nothing, 0 = off (https://arxiv.org/abs/2411.18664)
+    stg         away from a prediction without self-attention in ``stg_blocks``, 0 = off
+                (https://arxiv.org/abs/2411.18664)
     stg_blocks  transformer blocks, counted from 0
     modality    away from a prediction that does not see the other modality, 1 = off
     rescale     how far to pull the result's standard deviation back to the conditional one's, 0 = off, 1 = fully
                 (https://arxiv.org/abs/2305.08891, section 3.4)
-    skip_step   how many steps reuse the modality's last x0 after each that computes it; 0 = none
+    skip_step   how many steps reuse the modality's last x0 after each step that computes it; 0 = none
     """
 
     cfg: float = 1.0
@@ -69,7 +70,7 @@ class Guidance:
         return step % (self.skip_step + 1) == 0
 
     def combine(self, x0: Passes[mx.array]) -> mx.array:
-        """The guided x0 (B, N, C) from the predictions of x0 that were made."""
+        """The guided x0 (B, N, C) from the predictions of x0."""
         guided = x0.cond
         if x0.uncond is not None:
             guided = guided + cfg_delta(x0.cond, x0.uncond, self.cfg)
@@ -97,9 +98,10 @@ def guided(
 ) -> Denoise:
     """Return ``denoise(states, sigma, step=0) -> AV[x0]`` over ``predict(states, context, sigma, perturbations)``.
 
-    A pass that either modality needs is run for both, as in the official code.
-    batched  all passes in one call: faster if memory allows, with the same result
-    Raises ``ValueError`` when ``cfg`` is not 1 and there is no negative prompt.
+    A pass that either modality needs runs for both, as in the official code.
+
+    batched  run all passes in one call: faster if memory allows, with the same result
+    Raises ``ValueError`` if ``cfg`` is not 1 and there is no negative prompt.
     """
     passes = passes_of(prompt, guidance)
     together = batched and len(passes.values) > 1
@@ -117,12 +119,12 @@ def guided(
 
 
 def may_start(guidance: AV[Guidance], step: int) -> bool:
-    """Whether a run stopped before ``step`` can resume there from its latents alone, because no x0 is reused."""
+    """Whether a run can resume at ``step`` from its latents alone, because that step reuses no x0."""
     return all(strength.computes(step) for strength in guidance.values)
 
 
 def _resting(denoise: Denoise, guidance: AV[Guidance]) -> Denoise:
-    """``denoise`` that reuses a modality's last x0 on the steps that ``skip_step`` skips."""
+    """``denoise`` that reuses a modality's last x0 in steps that ``skip_step`` skips."""
     last: AV[mx.array] = AV()
 
     def rested(states: AV[LatentState], sigma: float, step: int = 0) -> AV[mx.array]:
@@ -142,13 +144,13 @@ def _resting(denoise: Denoise, guidance: AV[Guidance]) -> Denoise:
 
 
 def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> Passes[Pass]:
-    """Context and perturbation of each pass that is needed."""
+    """Context and perturbation of each pass that ``guidance`` needs."""
     wanted = guidance.values
     uncond = perturbed = isolated = None
     if any(g.cfg != 1.0 for g in wanted):
         if prompt.negative is None:
             raise ValueError(
-                f"Guidance with cfg {max(g.cfg for g in wanted)} needs a negative prompt; an empty one will do."
+                f"Guidance with cfg {max(g.cfg for g in wanted)} needs a negative prompt; it may be empty."
             )
         # A modality without a negative prompt keeps the positive one.
         negative = prompt.positive.map(
@@ -169,7 +171,7 @@ def _in_turn(predict: Predict, passes: Sequence[Pass]) -> Run:
 
 
 def _together(predict: Predict, passes: Sequence[Pass]) -> Run:
-    """One call with the passes stacked along the batch axis; masks and positions are shared."""
+    """One call with the passes stacked along the batch axis; they share masks and positions."""
     contexts, perturbations = zip(*passes)
     context = contexts[0].map(lambda *each: mx.concatenate(each), *contexts[1:])
     count = len(contexts)

@@ -1,12 +1,12 @@
 """Samplers: loops from noise to a sample, for any pair of latent states.
 
 Each is a generator of (states, sigma) after each step. It sees the model only as ``denoise(states, sigma, step) -> AV[x0]``
-and randomness only as ``noise(draw, states)``. It evaluates nothing: the caller decides when.
+and randomness only as ``noise(draw, states)``. It evaluates nothing; its caller does.
 
-**Resuming.** A step depends on earlier ones only through their latents. So the latents after ``k`` steps, the number ``k``
-and the source of sigmas and noise (a key) are all there is to save, and a sampler given those latents and ``start=k``
-reaches the same bytes. With ``Guidance.skip_step`` the denoiser also remembers x0, so such a run resumes only at a step that
-reuses none (see ``guidance.may_start``).
+**Resuming.** A step depends on earlier ones only through their latents. So a run can be saved as its latents after ``k``
+steps, the number ``k``, the sigmas and the key of the noise; a sampler given those latents and ``start=k`` reaches the same
+bytes. With ``Guidance.skip_step`` the denoiser also keeps x0, so such a run resumes only at a step that reuses none (see
+``guidance.may_start``).
 """
 
 import math
@@ -28,10 +28,10 @@ NAMES = ("euler", "euler_ancestral", "res_2s")
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler as a recipe or a record states it.
+    """A sampler of a recipe.
 
     name  "euler", "euler_ancestral" or "res_2s"
-    eta   of ancestral Euler: how much of the noise each step replaces
+    eta   of ancestral Euler: the share of the noise that each step replaces
     """
 
     name: str = "euler"
@@ -52,7 +52,7 @@ class Sampler:
         key: mx.array,
         start: int = 0,
     ) -> Steps:
-        """The steps from ``start`` on; their noise, if any, comes from ``key``."""
+        """The steps from ``start`` on, with any noise drawn from ``key``."""
         noise = gaussian(key, 2 * len(sigmas))
         if self.name == "euler_ancestral":
             return euler_ancestral(
@@ -92,8 +92,8 @@ def euler_ancestral(
 ) -> Steps:
     """Euler steps that overshoot and add fresh noise, in float32.
 
-    noise  Gaussian; the draw number is the step's
-    eta    how much of the noise each step replaces, from 0 (none: plain Euler) to 1
+    noise  Gaussian; draw k is for step k
+    eta    the share of the noise that each step replaces, from 0 (plain Euler) to 1
     """
     for index, sigma, sigma_next in _pairs(sigmas, start):
 
@@ -116,11 +116,11 @@ def res_2s(
     noise: Noise,
     start: int = 0,
 ) -> Steps:
-    """Two-stage exponential Runge-Kutta steps with fresh noise; the last ends in a prediction at ``RES_2S_LAST_SIGMA``.
+    """Two-stage exponential Runge-Kutta steps with fresh noise, and a last prediction at ``RES_2S_LAST_SIGMA``.
 
     noise  Gaussian of mean 0 and deviation 1 (``normalized``); draw 2k is for the middle of step k, 2k + 1 for its end
-    Official arithmetic is float64 on CUDA and float32 on Apple devices; here it is float32 (within 2e-6 after 15 steps).
-    Source: RES4LYF's res_2s, after https://arxiv.org/abs/2308.02157, as Lightricks/LTX-2 samples its HQ recipe.
+    The official code computes in float64 on CUDA and in float32 on Apple devices; here it is float32 (within 2e-6 after 15
+    steps). Source: RES4LYF's res_2s, after https://arxiv.org/abs/2308.02157, as in the HQ recipe of Lightricks/LTX-2.
     """
     levels = [*sigmas[:-1], RES_2S_LAST_SIGMA]
     for index, sigma, sigma_next in _pairs(levels, start):
@@ -143,7 +143,7 @@ def _res_2s_step(
     noise: Noise,
     index: int,
 ) -> AV[LatentState]:
-    """One step: a prediction x1 at ``sigma``, another x2 at the geometric mean of both levels, and both combined."""
+    """One step: a prediction x1 at ``sigma``, another x2 at the geometric mean of both levels, and their combination."""
     h, middle = math.log(sigma / sigma_next), math.sqrt(sigma * sigma_next)
     c, b2 = h * (0.5 * _phi_1(-h / 2)), 2 * _phi_2(-h)
     b1 = _phi_1(-h) - b2
@@ -209,7 +209,7 @@ def ancestral_step(
 
 
 def gaussian(key: mx.array, draws: int) -> Noise:
-    """Standard normal noise (B, N, C) for ``draws`` draws; it depends on the key and the draw only, not on earlier draws."""
+    """Standard normal noise (B, N, C) for ``draws`` draws; it depends only on the key and the draw, not on earlier draws."""
     keys = mx.random.split(key, draws)
 
     def noise(draw: int, states: AV[LatentState]) -> AV[mx.array]:
@@ -246,7 +246,7 @@ def _clean(
 
 
 def _moved(states: AV[LatentState], step: Callable, *given: AV) -> AV[LatentState]:
-    """``states`` whose latents are ``step`` of the latent and what is ``given`` for each modality."""
+    """``states`` with ``step`` applied to each latent and its modality's ``given`` values."""
     return states.map(
         lambda state, *each: state._replace(latent=step(state.latent, *each)), *given
     )

@@ -1,6 +1,6 @@
-"""What Lightricks has published, as data: where each model is, what belongs to it, and its defaults.
+"""Lightricks' releases as data: where each model is, what belongs to it, and its defaults.
 
-Another official repository needs one more entry in ``RELEASES``.
+Another official repository is one more entry in ``RELEASES``.
 """
 
 import json
@@ -23,10 +23,11 @@ PUBLISHED = Path(__file__).with_name("published")
 class TextEncoder:
     """The language model that a release was trained with.
 
-    name     for messages; ``layers`` and ``width`` let another model be refused before anything is fetched
-    size     of its files, in GB
-    kind     what the ``model_type`` in its config begins with
-    file     in the release's repository; empty if it has a ``repository`` of its own
+    name           for messages
+    layers, width  used to refuse another model before anything is fetched
+    size           of its files, in GB
+    kind           the beginning of ``model_type`` in its config
+    file           in the release's repository; empty if it has a ``repository`` of its own
     """
 
     name: str
@@ -42,18 +43,18 @@ class TextEncoder:
 class Release:
     """One published model.
 
-    version       the lowest version stated in a file that belongs to this release
-    repository    on the hub; if it is ``gated``, its ``licence`` must be accepted there before anything is fetched
+    version       the lowest ``model_version`` of files of this release
+    repository    on the hub; if ``gated``, its ``licence`` must be accepted there before a download
     gigabytes     of the files of one variant
     transformers  variant -> the file with its transformer: the whole checkpoint if there are no ``others``
     others        the files of its other parts
     upsampler, temporal_upsampler, distilled_lora, duration_head, conv_vae
-                  files that some runs need; empty = none. The last is the convolutional video autoencoder of a release
-                  that usually has another
+                  files that some runs need; empty = none. ``conv_vae`` is the convolutional video autoencoder of a release
+                  that uses another by default
     published     the file in ``published/`` with its official config; empty if that is not known before a download
-    marks         words of which the names of its transformer's tensors, in any spelling, or its config in diffusers have
-                  one, and earlier releases have none; for files that state no version, so ``published`` must be known
-    defaults      that differ from ``recipes.Defaults``
+    marks         words that tell it from earlier releases if a file states no version: one occurs in its transformer's
+                  tensor names, in any spelling, or in its diffusers config; needs ``published``
+    defaults      where they differ from ``recipes.Defaults``
     """
 
     name: str
@@ -79,19 +80,19 @@ class Release:
 
     @property
     def stated(self) -> str:
-        """Its version in words, such as "2.3"."""
+        """Its version as text, such as "2.3"."""
         return ".".join(map(str, self.version))
 
     @cached_property
     def blocks(self) -> Mapping[str, Mapping[str, object]]:
-        """Its published config, by blocks; empty if it is not known."""
+        """Its published config by blocks; empty if it is not known."""
         if not self.published:
             return {}
         return json.loads((PUBLISHED / self.published).read_text())
 
     @cached_property
     def geometry(self) -> Geometry | None:
-        """As its published config states it, to check requests before its files are fetched."""
+        """The geometry of its published config, to check requests before anything is fetched."""
         if not self.blocks:
             return None
         usual = {"vae": self.blocks.get("vae_diffusion", self.blocks["vae"])}
@@ -103,12 +104,12 @@ class Release:
 
     @property
     def size(self) -> str:
-        """Of all that a run needs, in words."""
+        """The size of all files that a run needs, in words."""
         return f"{self.gigabytes:.0f} GB, and {self.text_encoder.size:.0f} GB for its text encoder"
 
     @property
     def terms(self) -> str:
-        """The licence, and what must be done about it, in a line."""
+        """One line on the licence and what it requires."""
         page = f"https://huggingface.co/{self.repository}"
         to_do = f"gated: accept it at {page}, then `hf auth login`"
         return f"{self.licence}, {to_do if self.gated else 'open to all'}"
@@ -124,19 +125,19 @@ class Release:
 
     @property
     def text_encoder_place(self) -> str:
-        """Its text encoder, for messages."""
+        """Where its text encoder is, for messages."""
         own = self.text_encoder
         return own.repository or f"{own.file} of {self.repository}"
 
     @property
     def distilled_rank(self) -> int | None:
-        """Of its distilled LoRA, if the name says it."""
+        """The rank of its distilled LoRA, if the name states it."""
         found = re.search(r"lora-(\d+)", self.distilled_lora)
         return int(found[1]) if found else None
 
     @property
     def text_files(self) -> tuple[str, tuple[str, ...]]:
-        """The repository of its text encoder, and patterns of the files there."""
+        """The repository of its text encoder, and patterns of its files there."""
         own = self.text_encoder
         if own.repository:
             return own.repository, hub.TEXT_ENCODER_FILES
@@ -144,12 +145,12 @@ class Release:
 
     @property
     def single(self) -> dict[str, str]:
-        """The files that some runs need, by the name of their part, or "distilled_lora"."""
+        """Files that some runs need, by the name of their part or as "distilled_lora"."""
         names = "upsampler", "temporal_upsampler", "distilled_lora", "duration_head"
         return {name: file for name in names if (file := getattr(self, name))}
 
     def files(self, variant: str) -> tuple[str, ...]:
-        """The files of a whole checkpoint, the transformer's first."""
+        """The files of a checkpoint, the transformer's first."""
         return (self.transformers[variant], *self.others)
 
 
@@ -229,7 +230,7 @@ RELEASES = [LTX_2, LTX_2_3, LTX_2_5]
 
 
 def published(repository: str) -> Release | None:
-    """The release in that hub repository, if it is one of Lightricks'."""
+    """The release in that hub repository, or ``None``."""
     return next((r for r in RELEASES if r.repository == repository), None)
 
 

@@ -31,10 +31,10 @@ MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")  # MLX's
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one part, and the config that describes it as stored there (without quantization).
+    """The files of one part and its stored config, without ``quantization``.
 
     path       the file or folder
-    beside     further files that hold some of its tensors, in the official spelling
+    beside     more files with some of its tensors, in the official spelling
     spelling   of the tensors in ``path``; ``None`` = the official one, or ours
     container  prefix of the names of the part's tensors; may be empty
     sketched   whether ``weights`` returns placeholders
@@ -74,26 +74,26 @@ class Source:
 
     @property
     def mode(self) -> str:
-        """How MLX quantized it."""
+        """MLX's mode of quantization."""
         return self.quantization.get("mode", MODES[0])
 
     def weights(self, dtype: mx.Dtype = mx.bfloat16) -> Weights:
-        """All tensors of its files, lazy; those that another tool quantized become dense, in ``dtype``."""
+        """All tensors, lazy; those that another tool quantized are made dense, in ``dtype``."""
         if self.sketched:
             return self.outline()
         return self._joined(read_dense(path, dtype)[0] for path in self.paths)
 
     def outline(self) -> Weights:
-        """Placeholders with the names, shapes and types of its tensors; reads none."""
+        """Placeholders with the names, shapes and dtypes of all tensors; reads none."""
         return self._joined(outline(path) for path in self.paths)
 
     @property
     def is_gguf(self) -> bool:
-        """Whether its tensors take memory at once: MLX copies a GGUF file's packed bytes before they are evaluated."""
+        """Whether it is a GGUF file, whose packed bytes MLX copies into memory before tensors are evaluated."""
         return self.path.is_file() and sniff(self.path) == GGUF
 
     def sketch(self) -> "Source":
-        """The same part for shapes only: placeholders where lazy tensors would take memory."""
+        """The same part for shapes only: placeholders if lazy tensors would take memory."""
         return replace(self, sketched=self.is_gguf)
 
     def formats(self) -> tuple[str, ...]:

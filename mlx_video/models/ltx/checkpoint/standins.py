@@ -1,6 +1,6 @@
-"""What Lightricks' files hold, known before any is fetched: files of the same names, headers and lengths, without contents.
+"""Stand-ins for Lightricks' files before they are fetched: the same names, headers and lengths, without data.
 
-They are enough for a plan, which reads only headers. Knows published names, shapes and configs, not what they mean.
+A plan needs no more, since it reads only headers. Knows published names, shapes and configs, not what they mean.
 """
 
 import json
@@ -25,7 +25,7 @@ TOKENIZER = '{"model": {"type": "WordLevel", "vocab": {"<bos>": 0}, "unk_token":
 
 
 class Published(NamedTuple):
-    """The header of a file: strings, and each tensor's type and shape."""
+    """The header of a file: its metadata, and each tensor's type and shape."""
 
     metadata: Mapping[str, str]
     tensors: Mapping[str, tuple[str, list[int]]]
@@ -33,7 +33,7 @@ class Published(NamedTuple):
 
 @cache
 def headers(release: str) -> dict[str, Published]:
-    """Of every file of the release of that name; empty for one whose headers are not packed."""
+    """The header of every file of the release of that name; empty if they are not packed."""
     packed = json.loads(lzma.decompress(HEADERS.read_bytes()))
     return {
         file: Published(*header) for file, header in packed.get(release, {}).items()
@@ -42,7 +42,7 @@ def headers(release: str) -> dict[str, Published]:
 
 @contextmanager
 def stood_in(files: Files, variant: str) -> Iterator[Files]:
-    """``files``, or where they name a release that is not all in the cache, stand-ins for what they leave to it."""
+    """``files``; if they name a release that is not fully cached, with stand-ins for what they leave to it."""
     release = published(str(files.model))
     known = release is not None and headers(release.name)
     if not known or _is_here(release, variant):
@@ -80,7 +80,7 @@ def _lay(release: Release, variant: str, folder: Path) -> dict[str, Path]:
 
 
 def _write(file: Path, header: Published) -> None:
-    """A file as long as the header says, which takes no room on the disk."""
+    """Write a sparse file as long as the header says."""
     entries, end = {"__metadata__": header.metadata}, 0
     for name, (dtype, shape) in header.tensors.items():
         start, end = end, end + prod(shape) * TYPES[dtype].size
