@@ -30,13 +30,13 @@ def quantized(cls: type[nn.Linear], group_size=64, bits=8, mode="affine", bias=T
 @pytest.mark.parametrize(
     "mode, group_size, bits", [(m, *f) for m, each in FORMATS.items() for f in each]
 )
-@pytest.mark.parametrize("rows", [1, DENSE_ROWS - 1, DENSE_ROWS, 200])
-def test_computes_what_mlx_does(mode, group_size, bits, rows, bias):
+def test_computes_what_mlx_does(mode, group_size, bits, bias):
     ours, theirs = (
         quantized(cls, group_size, bits, mode, bias) for cls in (Linear, nn.Linear)
     )
-    x = mx.random.normal((2, rows, 128), key=mx.random.key(0))
-    assert error(ours(x), theirs(x)) < 1e-5
+    for rows in (1, DENSE_ROWS - 1, DENSE_ROWS, 200):
+        x = mx.random.normal((2, rows, 128), key=mx.random.key(0))
+        assert error(ours(x), theirs(x)) < 1e-5, rows
 
 
 @pytest.mark.parametrize("bits", [4, 8])

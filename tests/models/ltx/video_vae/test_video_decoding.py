@@ -66,17 +66,18 @@ def test_streamed_pixels_of_the_official_code():
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5])
-@pytest.mark.parametrize("elements", [SMALL, 100_000, 300_000, LARGE])
 @pytest.mark.parametrize("causal", [False, True])
-def test_decoded_in_pieces(frames, elements, causal):
+def test_decoded_in_pieces(frames, causal):
     latent = mx.random.normal((1, 128, frames, 2, 3))
     model = decoder(causal=causal)
-    pieces = list(model.stream(latent, elements))
-    assert error(joined(pieces), model(latent)) < EXACT
-    if elements == LARGE:
-        assert len(pieces) == 1
-    elif frames > 2:
-        assert len(pieces) > 1
+    whole = model(latent)
+    for elements in (SMALL, 100_000, LARGE):
+        pieces = list(model.stream(latent, elements))
+        assert error(joined(pieces), whole) < EXACT
+        if elements == LARGE:
+            assert len(pieces) == 1
+        elif frames > 2:
+            assert len(pieces) > 1
 
 
 @pytest.mark.slow
@@ -170,7 +171,7 @@ def quickest(latents: mx.array) -> StreamPlan:
 
 
 def test_a_cpu_decodes_a_few_frames_at_once(monkeypatch):
-    latents = mx.zeros((1, 128, 61, 4, 6))
+    latents = mx.zeros((1, 128, 21, 4, 6))
     pieces = decoder().stream(latents, quickest(latents).elements)
     frames = [piece.shape[2] for piece in pieces]
     assert FRAMES_CPU <= max(frames) <= 2 * FRAMES_CPU

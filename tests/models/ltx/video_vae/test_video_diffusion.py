@@ -94,6 +94,7 @@ def joined(pieces) -> mx.array:
 # Lightricks' numbers
 
 
+@pytest.mark.slow  # test_official_pixels_in_pieces is quicker
 def test_pixels():
     pixels = decoder()(LATENT, noise=noise(17, 96, 128))
     assert error(pixels[:, :, :, ::3], VECTORS["out_rows"]) < MODULE_TOLERANCE

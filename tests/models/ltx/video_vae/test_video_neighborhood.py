@@ -58,15 +58,16 @@ def test_each_tile_of_frames_says_what_its_scores_take(monkeypatch):
     assert said == [neighborhood.SCORES * scores] * 2
 
 
-@pytest.mark.parametrize("tile", [(1, 1, 1), (2, 3, 4), (8, 8, 8), (3, 2, 5)])
 @pytest.mark.parametrize(
     "size, kernel",
     [((5, 6, 13), (3, 5, 5)), ((3, 4, 7), (3, 3, 7)), ((4, 5, 12), (1, 3, 3))],
 )
-def test_shifted_windows(size, kernel, tile):
+def test_shifted_windows(size, kernel):
     q, k, v = drawn(size, size, size)
     windows = tuple(map(shifted, size, kernel))
-    assert error(attend(q, k, v, windows, tile), one_by_one(q, k, v, windows)) < 1e-5
+    expected = one_by_one(q, k, v, windows)
+    for tile in ((1, 1, 1), (2, 3, 4), (8, 8, 8), (3, 2, 5)):
+        assert error(attend(q, k, v, windows, tile), expected) < 1e-5, tile
 
 
 @pytest.mark.parametrize("tile", [(2, 3, 4), (2, 2, 3), (4, 4, 16)])

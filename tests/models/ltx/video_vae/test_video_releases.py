@@ -74,7 +74,9 @@ def test_every_stage_of_the_encoder(file):
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("elements", [1, 20_000, 10**9])
+@pytest.mark.parametrize(
+    "elements", [1, pytest.param(20_000, marks=pytest.mark.slow), 10**9]
+)
 def test_pixels(file, elements):
     decoder, numbers = part_of(VideoDecoder, file), NUMBERS[file]
     pixels = joined(decode_stream(decoder, numbers["dec.in"], StreamPlan(elements)))
