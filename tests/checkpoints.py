@@ -47,19 +47,26 @@ def wide_gemma(folder: Path, text_only: bool = False) -> Path:
 
 def rewrite(
     file: Path,
-    weights: Callable[[dict], None] = lambda weights: None,
+    weights: Callable[[dict], None] | None = None,
     config: Callable[[dict], None] = lambda config: None,
     metadata: Callable[[dict], None] = lambda metadata: None,
 ) -> Path:
-    """Change a file's tensors, config or metadata in place."""
-    tensors, header = mx.load(str(file), return_metadata=True)
-    mx.eval(tensors)
-    block = json.loads(header["config"])
-    weights(tensors)
+    """Change a file's tensors, config or metadata in place; without ``weights`` only its header is written anew."""
+    if weights:
+        tensors, stated = mx.load(str(file), return_metadata=True)
+        mx.eval(tensors)
+        weights(tensors)
+        mx.save_safetensors(str(file), tensors, stated)
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    stated = header["__metadata__"]
+    block = json.loads(stated["config"])
     config(block)
-    header["config"] = json.dumps(block)
-    metadata(header)
-    mx.save_safetensors(str(file), tensors, header)
+    stated["config"] = json.dumps(block)
+    metadata(stated)
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data[start:])
     return file
 
 

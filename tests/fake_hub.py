@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from pytest import MonkeyPatch
 
 ACCEPTED, KNOWN = "hf_accepted", "hf_known"  # tokens: the licence was accepted, or not
-PIECE = 2**14  # bytes that are sent at once
+PIECE = 2**17  # bytes that are sent at once
 
 
 @dataclass
@@ -67,7 +67,7 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         hub.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             yield hub
         finally:
@@ -83,6 +83,7 @@ def folder_files(folder: Path, prefix: str = "") -> dict[str, bytes]:
 class _Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits for the receipt of its headers
 
     def log_message(self, *_) -> None:
         pass

@@ -1,6 +1,8 @@
 """LoRAs: every naming style and kind, exact arithmetic, and nothing applied by half or to another model."""
 
+import copy
 import json
+from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -27,13 +29,18 @@ PATHS: dict[type, dict[str, str]] = {}  # official name -> path, of each network
 SIZE = 64  # of the layer's weight, both ways
 
 
+@cache
+def built(part: str, **options) -> nn.Module:
+    return build(part, identify(CHECKPOINT).sources[part], mx.float32, **options)
+
+
 def transformer(**options) -> LTXModel:
-    sources = identify(CHECKPOINT).sources
-    return build("transformer", sources["transformer"], mx.float32, **options)
+    """One of the test's own, to change."""
+    return copy.deepcopy(built("transformer", **options))
 
 
 def connectors() -> TextConnectors:
-    return build("connectors", identify(CHECKPOINT).sources["connectors"], mx.float32)
+    return copy.deepcopy(built("connectors"))
 
 
 def normal(*shape: int, seed: int = 0) -> mx.array:
@@ -377,7 +384,7 @@ def test_says_what_a_file_is(tmp_path):
         "DoRA and LoRA and difference", 7, 3, "2.3.0", "in clay", True
     )
     assert str(about) == (
-        "DoRA and LoRA and difference of rank 7, 3 layers, made for version 2.3.0, trigger 'in clay', "
+        "DoRA and LoRA and difference of rank 7, 3 layers, made for version 2.3.0, called by 'in clay', "
         "needs a reference video"
     )
     assert str(Adapter.of({f"{NAME}.diff_b": mx.ones(1)}).about) == "difference, 1 layer"  # fmt: skip
@@ -399,7 +406,7 @@ REFUSALS = {
     ),
     "one factor": (
         {f"{NAME}.lora_A.weight": mx.ones((4, SIZE))},
-        "to_q is incomplete or mixed: it has lora_down without",
+        "to_q is incomplete or mixed: it has lora_down and lacks",
     ),
     "a mixture": (
         pair(NAME) | {f"{NAME}.diff": mx.ones(1)},
@@ -417,7 +424,7 @@ REFUSALS = {
             f"{NAME}.lora_down.weight": mx.ones((4, SIZE, 3)),
             f"{NAME}.lora_up.weight": mx.ones((SIZE, 4, 1)),
         },
-        r"has a factor \(lora_down\) of shape \(4, 64, 3\); only linear layers",
+        r"has a factor \(lora_down\) of shape \(4, 64, 3\); only Linears",
     ),
     "many alphas": (pair(NAME) | {f"{NAME}.alpha": mx.ones(4)}, "an alpha of shape"),
     "OFT": ({f"{NAME}.oft_blocks": mx.ones(4)}, r"holds .*oft_blocks \(OFT\)"),

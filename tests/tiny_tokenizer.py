@@ -6,6 +6,7 @@ Pieces are whole words of film language and the printable ASCII characters; anyt
 import json
 import shutil
 import string
+from functools import cache
 from pathlib import Path
 
 from tokenizers import (
@@ -53,7 +54,7 @@ def make_text_encoder_folder(target: Path, longest: int = 384) -> Path:
 
 def write_tokenizer(folder: Path, longest: int = 131072) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json``. It has no chat template."""
-    build_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(_written(), encoding="utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "padding_side": "left",
@@ -65,6 +66,11 @@ def write_tokenizer(folder: Path, longest: int = 131072) -> None:
         "unk_token": SPECIAL[UNKNOWN],
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+
+
+@cache
+def _written() -> str:
+    return build_tokenizer().to_str(pretty=True)
 
 
 def build_tokenizer() -> Tokenizer:

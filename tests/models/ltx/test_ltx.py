@@ -298,8 +298,8 @@ def shapes(weights):
     "model_type, billions",
     [
         (LTXModelType.AudioVideo, 18.876),
-        (LTXModelType.VideoOnly, 13.04),
-        (LTXModelType.AudioOnly, 3.27),
+        pytest.param(LTXModelType.VideoOnly, 13.04, marks=pytest.mark.slow),
+        pytest.param(LTXModelType.AudioOnly, 3.27, marks=pytest.mark.slow),
     ],
 )
 def test_real_checkpoint_is_consumed(model_type, billions):
@@ -374,7 +374,13 @@ def test_tables_may_stay_float32_in_a_bfloat16_model():
     assert half(inputs(half, dtype=mx.bfloat16)).video.dtype == mx.bfloat16
 
 
-@pytest.mark.parametrize("rope_type", LTXRopeType)
+@pytest.mark.parametrize(
+    "rope_type",
+    [
+        LTXRopeType.SPLIT,
+        pytest.param(LTXRopeType.INTERLEAVED, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_reach_every_parameter(rope_type):
     some = fresh_model(rope_type=rope_type)
 
