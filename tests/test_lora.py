@@ -384,7 +384,7 @@ def test_says_what_a_file_is(tmp_path):
         "DoRA and LoRA and difference", 7, 3, "2.3.0", "in clay", True
     )
     assert str(about) == (
-        "DoRA and LoRA and difference of rank 7, 3 layers, made for version 2.3.0, called by 'in clay', "
+        "DoRA and LoRA and difference of rank 7, 3 layers, made for version 2.3.0, trigger 'in clay', "
         "needs a reference video"
     )
     assert str(Adapter.of({f"{NAME}.diff_b": mx.ones(1)}).about) == "difference, 1 layer"  # fmt: skip
@@ -406,7 +406,7 @@ REFUSALS = {
     ),
     "one factor": (
         {f"{NAME}.lora_A.weight": mx.ones((4, SIZE))},
-        "to_q is incomplete or mixed: it has lora_down and lacks",
+        "to_q is incomplete or mixed: it has lora_down without",
     ),
     "a mixture": (
         pair(NAME) | {f"{NAME}.diff": mx.ones(1)},
@@ -424,7 +424,7 @@ REFUSALS = {
             f"{NAME}.lora_down.weight": mx.ones((4, SIZE, 3)),
             f"{NAME}.lora_up.weight": mx.ones((SIZE, 4, 1)),
         },
-        r"has a factor \(lora_down\) of shape \(4, 64, 3\); only Linears",
+        r"has a factor \(lora_down\) of shape \(4, 64, 3\); only linear layers",
     ),
     "many alphas": (pair(NAME) | {f"{NAME}.alpha": mx.ones(4)}, "an alpha of shape"),
     "OFT": ({f"{NAME}.oft_blocks": mx.ones(4)}, r"holds .*oft_blocks \(OFT\)"),

@@ -25,6 +25,7 @@ from mlx_video.models.ltx.gemma import Gemma3
 from mlx_video.models.ltx.gemma_config import Gemma3Config
 from mlx_video.models.ltx.memory_table import CPU, FLOAT32, GPU, QUEUED, QUEUED_FINER
 from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
@@ -45,6 +46,7 @@ from mlx_video.plan import (
     Plan,
     Work,
     machine_bytes,
+    phases,
     plan,
 )
 from mlx_video.record import Job
@@ -199,10 +201,16 @@ def test_the_video_decoder_says_what_it_takes(full):
     decoder, shape = found.part("video_decoder"), VideoPixelShape(121, 1024, 1536, 24.0)
     latents = 1, 128, 16, 32, 48
     tiles = decoder.activation_bytes(latents, TilingConfig.default())
-    assert found.video(shape, "default", 80 * GB) == tiles
-    assert found.video(shape, "auto", 1) == tiles  # no piece is as small
+
+    def decoding(mode: str, room: float) -> float:
+        work = Work(Request("a", shape, tiling=mode), recipes.distilled(), sampled=True)
+        (phase,) = phases(found, work, room)
+        return phase.activations - SMALL
+
+    assert decoding("default", 80 * GB) == tiles
+    assert decoding("auto", 1) == tiles  # no piece is as small
     pieces = decoder.activation_bytes(latents, StreamPlan())
-    assert found.video(shape, "auto", 80 * GB) == pieces < tiles
+    assert decoding("auto", 80 * GB) == pieces < tiles
 
 
 @pytest.mark.slow

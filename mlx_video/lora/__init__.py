@@ -1,4 +1,4 @@
-"""LoRA files: what one holds, and how it changes a module's Linears. Knows their names and formulas, not networks."""
+"""LoRA files: what they hold, and how they change a module's linear layers. Knows names and formulas, not networks."""
 
 import re
 from collections import defaultdict
@@ -25,7 +25,7 @@ from mlx_video.lora.changes import (
 )
 from mlx_video.weights import Weights, read_json, some
 
-# What a tensor is, by the end of its name before ".weight" and PEFT's name of the adapter.
+# A tensor's role by the end of its name, before ".weight" and PEFT's name of the adapter.
 ROLES = {
     **dict.fromkeys((".lora_A", ".lora_down", ".lora.down"), "lora_down"),
     **dict.fromkeys((".lora_B", ".lora_up", ".lora.up"), "lora_up"),
@@ -35,7 +35,7 @@ ROLES = {
     **{f".{w}_a": f"{w}_up" for w in ("lokr_w1", "lokr_w2", "hada_w1", "hada_w2")},
     **{f".{w}_b": f"{w}_down" for w in ("lokr_w1", "lokr_w2", "hada_w1", "hada_w2")},
 }
-# Kinds of change that are not applied, by a part of their tensors' names.
+# Kinds of change that are not supported, by a part of their tensors' names.
 REFUSED = {
     ".oft_": "OFT",
     ".boft_": "BOFT",
@@ -48,26 +48,27 @@ REFUSED = {
     ".w_norm": "norms",
     ".b_norm": "norms",
 }
-# What may stand before a layer's name; after the flat ones every dot is a _.
+# Prefixes of a layer's name; after the flat ones every dot is a _.
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.")
 PREFIXES += ("transformer.", "connectors.", "text_embedding_projection.")
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 FLAT_PREFIXES += ("model_diffusion_model_", "diffusion_model_")
-# What the metadata or the name of an IC-LoRA holds.
+# In the metadata or the name of an IC-LoRA.
 REFERENCE = ("reference_downscale_factor", "reference_temporal_scale_factor")
 IC_LORA = re.compile(r"(^|[^a-z])ic[-_]lora")
 ADAPTER = "lora_adapter_metadata"  # of a LoRA that diffusers saved: PEFT's config
 ADAPTER_CONFIG = "adapter_config.json"  # beside a LoRA that PEFT saved: the same
-WHOLE = 0.9  # of the layers, which a distilled LoRA changes; published ones change all
+WHOLE = 0.9  # share of layers that a distilled LoRA changes at least; published ones change all
 TRIGGERS = ("trigger_word", "trigger_phrase", "modelspec.trigger_phrase")
 
 
 class About(NamedTuple):
-    """What a LoRA file is, for a person to read.
+    """What a LoRA file is, for people.
 
     kind     "LoRA", "DoRA", "LoKr", "LoHa" or "difference", or several joined
-    rank     the largest, 0 where nothing has one
-    version  of the model it was made for, and ``trigger``, the words that call it, as the file states them
+    rank     the largest; 0 if there is none
+    version  of the model it was made for, as stated
+    trigger  words for the prompt, as stated
     """
 
     kind: str
@@ -81,7 +82,7 @@ class About(NamedTuple):
         told = f"{self.kind} of rank {self.rank}" if self.rank else self.kind
         told += f", {self.layers} layer{'s' * (self.layers != 1)}"
         told += f", made for version {clip(self.version, 20)}" if self.version else ""
-        told += f", called by {clip(self.trigger)!r}" if self.trigger else ""
+        told += f", trigger {clip(self.trigger)!r}" if self.trigger else ""
         return told + (", needs a reference video" if self.needs_reference else "")
 
 
@@ -89,8 +90,8 @@ class Report(NamedTuple):
     """What a fusion did.
 
     matched  paths of the layers that changed
-    skipped  names of the layers that this module has no place for
-    dense    those of ``matched`` that were quantized and are dense now: quantizing them again would swallow the change
+    skipped  names of layers that the module does not have
+    dense    those of ``matched`` that were quantized and are now dense: quantizing them again would lose the change
     """
 
     matched: tuple[str, ...]
@@ -100,7 +101,7 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA file, read: the tensors of every layer it changes, by the layer's name in the file."""
+    """The contents of a LoRA file: the tensors for each layer that it changes, by the layer's name in the file."""
 
     source: str
     layers: Mapping[str, Tensors]
@@ -108,9 +109,9 @@ class Adapter:
 
     @classmethod
     def read(cls, file: Path) -> "Adapter":
-        """The LoRA in ``file``, lazily, whoever wrote it; fp8 is decoded.
+        """The LoRA in ``file``, lazily, in the format of any tool; fp8 is decoded.
 
-        Raises ``UserError`` where it is none, holds half of a change, or a kind of change that is not applied.
+        Raises ``UserError`` if it is not a LoRA, incomplete, or of an unsupported kind.
         """
         file = Path(file)
         weights, metadata = read_dense(file, mx.float32)
@@ -126,7 +127,7 @@ class Adapter:
         source: str = "The LoRA",
         peft: Mapping[str, object] = {},
     ) -> "Adapter":
-        """The LoRA of these tensors; ``peft`` is the config that PEFT keeps in a file of its own."""
+        """The LoRA in these tensors; ``peft`` is the config that PEFT writes to a separate file."""
         layers = _by_layer(weights, source)
         for name, tensors in layers.items():
             check(f"{source}: {clip(name)}", tensors)
@@ -136,7 +137,7 @@ class Adapter:
 
     @property
     def about(self) -> About:
-        """What it is, for a person to read."""
+        """What it is, for people."""
         kinds = {name_of(has): None for has in self.layers.values()}
         triggers = (self.metadata.get(key, "") for key in TRIGGERS)
         return About(
@@ -155,7 +156,7 @@ class Adapter:
         return named or any(key in self.metadata for key in REFERENCE)
 
     def reference_downscale(self, usual: int) -> int:
-        """The downscale factor of its reference, per side; ``usual`` if it states none."""
+        """The downscale factor of its reference per side; ``usual`` if it states none."""
         stated = self.metadata.get(REFERENCE[0], usual)
         try:
             factor = float(stated)
@@ -168,9 +169,9 @@ class Adapter:
         return int(factor)
 
     def check(self, version: str = "", *, reference: bool = False) -> None:
-        """Raise ``UserError`` where this LoRA is for a model of another ``version``, or needs what is not there.
+        """Raise ``UserError`` if this LoRA is for another ``version`` of the model, or lacks its reference.
 
-        reference  whether there is a reference video, without which an IC-LoRA is of no use
+        reference  whether there is a reference video, which an IC-LoRA needs
         """
         made_for = self.metadata.get("model_version", "")
         if made_for and version and _release(made_for) != _release(version):
@@ -184,7 +185,7 @@ class Adapter:
             )
 
     def check_layers(self, modules: Iterable[nn.Module]) -> None:
-        """Raise ``UserError`` unless every layer has its place in one of ``modules``, with the right shape."""
+        """Raise ``UserError`` unless one of ``modules`` has each layer, with the right shape."""
         homeless = dict.fromkeys(self.layers)
         for module in modules:
             layers, found = dict(module.named_modules()), self._places(module)
@@ -196,31 +197,31 @@ class Adapter:
         if homeless:
             raise UserError(
                 f"{self.source} changes {some(homeless, 2)}, which the model does not have; it was made for another "
-                "model, and a part of it would mislead."
+                "model, and applying part of it would give wrong results."
             )
 
     def check_distillation(self, transformer: nn.Module) -> None:
-        """Raise ``UserError`` where this cannot make the distilled ``transformer``: such LoRAs change all its layers."""
+        """Raise ``UserError`` if this cannot distil ``transformer``: such LoRAs change all layers."""
         layers = set(layer_names(transformer).values())
         share = len(self._places(transformer)) / len(layers)
         if share < WHOLE:
             raise UserError(
-                f"{self.source} changes {share:.0%} of the transformer's layers; a distilled LoRA changes nearly all of them: "
-                "it is a LoRA of another kind. Use it with --lora."
+                f"{self.source} changes {share:.0%} of the transformer's layers; a distilled LoRA changes nearly all of them. "
+                "This is another kind of LoRA; use it with --lora."
             )
 
     def _places(self, module: nn.Module) -> dict[str, str]:
-        """Layer as the file names it -> path in ``module``, of those that it has."""
+        """The file's name of a layer -> its path in ``module``, for layers that it has."""
         known = layer_names(module)
         found = ((name, known.get(_flat(name))) for name in self.layers)
         return {name: path for name, path in found if path}
 
 
 def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
-    """Add ``strength`` times what ``adapter`` describes to the Linears of ``module``, in place.
+    """Add ``strength`` times the changes of ``adapter`` to the linear layers of ``module``, in place.
 
-    Lazy: computed in float32 when evaluated, then rounded once to the weight's dtype. Raises ``UserError`` where
-    tensors do not make a change of their layer's shape.
+    Lazy: computed in float32 when evaluated, then rounded once to the weight's dtype. Raises ``UserError`` if tensors do
+    not fit their layer's shape.
     """
     places, layers = adapter._places(module), dict(module.named_modules())
     fused = {}
@@ -237,7 +238,7 @@ def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
 
 
 def holds_changes(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a LoRA's, of whatever kind; other networks have an alpha too."""
+    """Whether tensors of these names belong to a LoRA of any kind; an alpha alone does not show that."""
     changes = tuple(end for end in ROLES if end != ".alpha")
     refused = tuple(REFUSED)
     return any(
@@ -250,9 +251,9 @@ def holds_changes(names: Iterable[str]) -> bool:
 
 
 def layer_names(module: nn.Module) -> dict[str, str]:
-    """Every name, flattened, that a Linear of ``module`` goes by -> its path.
+    """Every flattened name of a linear layer of ``module`` -> its path.
 
-    Its class tells the official one, and in ``OTHER_NAMES`` those of other projects.
+    These are the official names and, from ``OTHER_NAMES`` of the module's class, those of other projects.
     """
     names, network = {}, type(module)
     for path, layer in module.named_modules():
@@ -265,7 +266,7 @@ def layer_names(module: nn.Module) -> dict[str, str]:
 
 
 def _flat(name: str) -> str:
-    """A layer's name without prefixes, each dot a _: the only form that all writers share."""
+    """A layer's name without prefixes and with each dot as a _, the only form that all tools share."""
     while prefix := next(filter(name.startswith, PREFIXES), ""):
         name = name.removeprefix(prefix)
     name = name.replace(".", "_")
@@ -282,14 +283,14 @@ def _plain(key: str) -> str:
 
 
 def _split(key: str) -> tuple[str, str | None]:
-    """The layer that a tensor belongs to, and its role there; ``None`` = none that is known."""
+    """The layer that a tensor belongs to, and its role there; ``None`` = unknown."""
     plain = _plain(key)
     end = next(filter(plain.endswith, ROLES), "")
     return plain.removesuffix(end), ROLES.get(end)
 
 
 def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
-    """The tensors of every layer by their roles. Raises ``UserError`` where one has none, or no proper numbers."""
+    """The tensors of every layer by role. Raises ``UserError`` for an unknown role or integers."""
     layers, strange = defaultdict(dict), []
     for key, value in weights.items():
         layer, role = _split(key)
@@ -307,7 +308,7 @@ def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
         kinds = (REFUSED[part] for part in REFUSED if part in strange[0])
         named = f" ({kind})" if (kind := next(kinds, "")) else ""
         raise UserError(
-            f"{source} is not a LoRA that this version can apply: it holds {some(strange, 2)}{named}. Understood are LoRA, "
+            f"{source} is not a LoRA that this version can apply: it holds {some(strange, 2)}{named}. Supported are LoRA, "
             "DoRA, LoKr, LoHa and differences (.diff, .diff_b)."
         )
     if not layers:
@@ -316,13 +317,13 @@ def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
 
 
 def _packed_config(metadata: Mapping[str, str], source: str) -> dict[str, object]:
-    """PEFT's config of the transformer, which diffusers keeps in the metadata; empty where there is none."""
+    """PEFT's config of the transformer, which diffusers writes to the metadata; empty if there is none."""
     found = json_object(metadata.get(ADAPTER, "{}"), f"The {ADAPTER} in {source}")
     return {key.removeprefix("transformer."): value for key, value in found.items()}
 
 
 def _with_alpha(name: str, has: Tensors, peft: Mapping[str, object]) -> Tensors:
-    """``has`` with the alpha that PEFT's config states, where the file holds none."""
+    """``has`` with the alpha of PEFT's config, if the file holds none."""
     patterns = peft.get("alpha_pattern")
     patterns = patterns.items() if isinstance(patterns, dict) else ()
     own = (value for key, value in patterns if f".{name}".endswith(f".{key}"))
@@ -335,5 +336,5 @@ def _with_alpha(name: str, has: Tensors, peft: Mapping[str, object]) -> Tensors:
 
 
 def _release(version: str) -> tuple[str, ...]:
-    """The first two numbers of a version, in which "-" counts as "."."""
+    """The first two numbers of a version; "-" counts as "."."""
     return tuple(version.replace("-", ".").split("."))[:2]

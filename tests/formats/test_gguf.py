@@ -122,7 +122,7 @@ HOSTILE = {
     ),
     "twice": (
         raw(tensors=2, rest=tensor() * 2),
-        "tensor a stands there twice",
+        "tensor a is listed twice",
     ),
     "half a block": (raw(tensors=1, rest=tensor(axes=(16,))), f"{NO_SHAPE}[16]"),
     "an absurd axis": (

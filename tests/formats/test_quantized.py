@@ -166,7 +166,7 @@ def test_other_formats_are_refused_by_name(tmp_path, name, told):
         (
             {"a.weight": fp8(EXACT), "a.weight_scale": f32([1, 2])},
             {},
-            r"a.weight of shape \(4, 32\) does not go with its scale of shape \(2,\)",
+            r"a.weight of shape \(4, 32\) does not match its scale of shape \(2,\)",
         ),
         (
             {"a.weight": ("I8", [1, 4], b"abcd")},
@@ -201,7 +201,7 @@ def test_other_formats_are_refused_by_name(tmp_path, name, told):
                 "a.weight_scale_2": f32(1),
             },
             {},
-            "does not go with its scales",
+            "does not match its scales",
         ),
     ],
 )

@@ -95,7 +95,7 @@ def test_the_fault_of_a_header_is_named(tmp_path):
     file = tmp_path / "a.safetensors"
     for content, fault in (
         ({"a": entry([2], 4, 12)}, "tensor a is misplaced"),
-        ({"a": entry([1], 0, 4)}, "its tensors take another number"),
+        ({"a": entry([1], 0, 4)}, "its tensors need a different number"),
         ({"a": {"dtype": "F32"}}, "a tensor has no shape"),
     ):
         write(file, content, bytes(8))
