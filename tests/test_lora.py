@@ -412,12 +412,12 @@ REFUSALS = {
         pair(NAME) | {f"{NAME}.diff": mx.ones(1)},
         "it has diff, lora_down, lora_up",
     ),
-    "a lone alpha": ({f"{NAME}.alpha": mx.ones(1)}, "it has alpha and lacks"),
-    "a lone magnitude": ({f"{NAME}.dora_scale": mx.ones(1)}, "has magnitude and lacks"),
-    "half a LoKr": ({f"{NAME}.lokr_w1": mx.ones((2, 2))}, "it has lokr_w1 and lacks"),
+    "a lone alpha": ({f"{NAME}.alpha": mx.ones(1)}, "it has alpha without"),
+    "a lone magnitude": ({f"{NAME}.dora_scale": mx.ones(1)}, "has magnitude without"),
+    "half a LoKr": ({f"{NAME}.lokr_w1": mx.ones((2, 2))}, "it has lokr_w1 without"),
     "half a LoHa": (
         {f"{NAME}.hada_w1_a": mx.ones((2, 2)), f"{NAME}.hada_w1_b": mx.ones((2, 2))},
-        "it has hada_w1_down, hada_w1_up and lacks",
+        "it has hada_w1_down, hada_w1_up without",
     ),
     "a convolution": (
         {
@@ -432,7 +432,7 @@ REFUSALS = {
         pair(NAME) | {f"{NAME}.lora_mid.weight": mx.ones(4)},
         "LoCon with a middle factor",
     ),
-    "something else": ({"encoder.weight": mx.ones(4)}, "it holds encoder.weight. Und"),
+    "something else": ({"encoder.weight": mx.ones(4)}, "it holds encoder.weight. Sup"),
     "nothing": ({}, "is not a LoRA: it holds no tensors"),
     "the same twice": (
         pair(NAME) | {f"{NAME}.lora_down.weight": mx.ones((4, SIZE))},
