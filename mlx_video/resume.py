@@ -82,26 +82,27 @@ class Keeper(AbstractContextManager):
 
 
 def save_latents(output: Output, sample: Sample, job: Job) -> Path:
-    """Write a sample for ``finish``, with its record in the metadata; returns the path. Raises ``UserError`` where that fails."""
-    record = {RECORD_KEY: job.with_prompt(sample.prompt).record()}
-    return _save(output, output.latents, _named(sample.latents), record)
+    """Write a sample of ``job`` for ``finish``, with the record in the metadata; returns the path. Raises ``UserError`` where that fails."""
+    return _save(output, output.latents, sample.latents, {RECORD_KEY: job.record()})
 
 
 def save_state(output: Output, state: Reached, job: Job) -> Path:
     """Write how far sampling has got, with the record in the metadata; returns the path. Raises ``UserError`` where that fails."""
     words = {RECORD_KEY: job.record(), STAGE: str(state.stage), STEP: str(state.step)}
-    sound = {} if state.sound is None else {SOUND: state.sound}
-    return _save(output, output.state, _named(state.latents) | sound, words)
-
-
-def _named(latents: AV[mx.array]) -> dict[str, mx.array]:
-    return {modality.value: latents[modality] for modality in latents.present}
+    return _save(output, output.state, state.latents, words, state.sound)
 
 
 def _save(
-    output: Output, path: Path, tensors: dict[str, mx.array], words: dict[str, str]
+    output: Output,
+    path: Path,
+    latents: AV[mx.array],
+    words: dict[str, str],
+    sound: mx.array | None = None,
 ) -> Path:
-    """Write ``tensors`` and ``words``, with what ``output`` is, completely or not at all."""
+    """Write tensors and ``words``, with what ``output`` is, completely or not at all."""
+    tensors = {modality.value: latents[modality] for modality in latents.present}
+    if sound is not None:
+        tensors[SOUND] = sound
     with written_aside(path, overwrite=True) as aside:
         weights.write_tensors(aside, tensors, words | output.remembered())
     return path
