@@ -81,18 +81,6 @@ def file_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
         raise UserError(said) from None
 
 
-@contextmanager
-def closed_to_user() -> Iterator[None]:
-    """Turn a ``PermissionError``, wherever a closed file or folder is met, into a sentence."""
-    try:
-        yield
-    except PermissionError as error:
-        told = UserError(f"{short(error.filename)} cannot be used: permission denied.")
-        for note in getattr(error, "__notes__", ()):
-            told.add_note(note)
-        raise told from None
-
-
 def short(text: object, most: int = 120) -> str:
     """``text`` for a message; only its end if it is longer than ``most`` characters."""
     text = str(text)

@@ -11,7 +11,7 @@ from functools import cache
 from types import ModuleType
 from typing import Callable, Sequence
 
-from mlx_video.disk import closed_to_user
+from mlx_video.disk import short
 from mlx_video.errors import UserError
 
 DONE, FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -52,10 +52,13 @@ def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
     from mlx_video.cli import terminal
 
     try:
-        with terminal.interrupts(), closed_to_user():
+        with terminal.interrupts():
             run()
     except UserError as error:
         code, ended, said = BAD_INPUT, error, f"error: {error}"
+    except PermissionError as error:  # of a closed file or folder, wherever it is met
+        fault = f"{short(error.filename)} cannot be used: permission denied."
+        code, ended, said = BAD_INPUT, error, f"error: {fault}"
     except KeyboardInterrupt as error:
         code, ended, said = INTERRUPTED, error, "stopped"
     except Exception as error:
@@ -70,5 +73,6 @@ def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
     terminal.say("\n".join([said, *notes]))  # such as where the work is kept
     if json_errors:
         with suppress(UserError):  # stdout may be what failed
-            terminal.tell(json.dumps({"error": str(ended) or "stopped"}))
+            told = str(ended) if code == FAULT else said.removeprefix("error: ")
+            terminal.tell(json.dumps({"error": told}))
     return code
