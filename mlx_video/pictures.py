@@ -108,7 +108,7 @@ def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]]:
     heic = head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
     formats = _heif(name) if heic else FORMATS
     try:
-        with _any_size(), _quietly(head[:4] in TIFF_HEADS):
+        with _our_pillow(head[:4] in TIFF_HEADS):
             image = Image.open(file, formats=formats)
             _check_size(image, name)
             size = _upright_size(image)
@@ -131,19 +131,14 @@ def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]]:
 
 
 @contextmanager
-def _any_size() -> Iterator[None]:
-    """Without Pillow's own size limit, which refuses photos that can be shrunk while decoding; ``_check_size`` has ours."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+def _our_pillow(tiff: bool) -> Iterator[None]:
+    """Pillow without its warnings, without what its TIFF library writes to stderr, and with no size limit.
 
-
-@contextmanager
-def _quietly(tiff: bool) -> Iterator[None]:
-    """Without Pillow's warnings, and without what the TIFF library writes to stderr itself."""
+    Its limit refuses photos that can be shrunk while decoding; ``_check_size`` has ours.
+    """
     with warnings.catch_warnings(action="ignore"), ExitStack() as later:
+        later.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
         if tiff:
             sys.stderr.flush()
             stderr = os.dup(2)
