@@ -485,7 +485,7 @@ def test_a_distilled_lora_changes_all_of_the_transformer():
     whole = {key: mx.zeros(shape) for key, shape in shapes.items()}
     Adapter.of(whole).check_distillation(model)
     style = {k: v for k, v in whole.items() if ".attn" in k or ".audio_attn" in k}
-    with pytest.raises(UserError, match="s changes 5.% of the transformer's layers; .*Use it with --lora"):  # fmt: skip
+    with pytest.raises(UserError, match="s changes 5.% of the transformer's layers; .*use it with --lora"):  # fmt: skip
         Adapter.of(style, source="s").check_distillation(model)
 
 
