@@ -251,6 +251,7 @@ def test_guided_with_a_resting_modality():
     loop.check(loop.run(loop.states(), guidance=guidance))
 
 
+@pytest.mark.slow
 def test_hq():
     loop = Loop(HQ, "hq1")
     video, audio = official_guidance(2, stg=0.0).values

@@ -595,14 +595,14 @@ def test_a_plan_is_one_object_for_a_program(model, capsys):
     assert 0 < plan["peak"] == max(own) < plan["limit"]
     assert [p["name"] for p in plan["phases"]][-1] == "decode video"
     assert typed("plan", model, "--json", "--memory-limit", "0.001") == 2
-    assert list(json.loads(capsys.readouterr().out)) == ["error"]
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert "9 frames of 128x64 need" in error and "the limit is 1.00 MB" in error
 
 
-@pytest.mark.parametrize("command", ["plan", "generate"])
-def test_what_cannot_fit_is_refused(command, model, tmp_path, capsys, monkeypatch):
+def test_what_cannot_fit_is_refused(model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
-    assert typed(command, model, "--memory-limit", "0.001") == 2
+    assert typed("generate", model, "--memory-limit", "0.001") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "9 frames of 128x64 need" in error and "the limit is 1.00 MB" in error
     assert not list(tmp_path.iterdir())
