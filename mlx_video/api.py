@@ -29,7 +29,6 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.residency import Shelf
 from mlx_video.output import Output, clip_path
 from mlx_video.pipeline import Request
-from mlx_video.plan import in_words
 from mlx_video.recipes import Defaults, Recipe
 from mlx_video.record import Job
 from mlx_video.run import Options, Sampled, sample, write
@@ -225,7 +224,7 @@ class GeneratedClip:
 
     def __repr__(self) -> str:
         sound = "with" if self.job.request.audio else "without"
-        return f"<clip of {self.prompt!r}: {in_words(self.shape)}, {sound} sound, seed {self.seed}>"
+        return f"<clip of {self.prompt!r}: {self.shape}, {sound} sound, seed {self.seed}>"
 
     def _repr_html_(self) -> str:
         """A player, for a notebook."""

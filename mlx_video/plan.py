@@ -391,7 +391,7 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
     needed = limits[bisect_left(limits, True, key=partial(fits, work, footprint))]
     scale, sizes = components.geometry.video, []
     for works in () if work.sampled else (work.shorter(scale), work.smaller(scale)):
-        sizes += [in_words(found.shape) for found in islice(filter(fits, works), 1)]
+        sizes += [str(found.shape) for found in islice(filter(fits, works), 1)]
     tiled = (replace(work.request, tiling=mode) for mode in TILINGS)
     tiled = (request for request in tiled if fits(work._replace(request=request)))
     ways = [f"--tiling {request.tiling}" for request in islice(tiled, 1)]
@@ -408,11 +408,6 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
     # Rounded down, as what is needed is rounded up, so that the two differ.
     limit = amount(plan.limit // DIGIT * DIGIT or plan.limit)
     return (
-        f"{in_words(work.shape)} need {amount(needed)} in the phase {phase!r}{chosen}; the limit is {limit}. "
+        f"{work.shape} need {amount(needed)} in the phase {phase!r}{chosen}; the limit is {limit}. "
         f"{smaller}At this size: {' or '.join(ways)}."
     )
-
-
-def in_words(shape: VideoPixelShape) -> str:
-    """A size in words: "25 frames of 768x512"."""
-    return f"{shape.frames} frames of {shape.width}x{shape.height}"

@@ -74,6 +74,9 @@ class VideoPixelShape(NamedTuple):
     width: int
     fps: float
 
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.width}x{self.height}"
+
     @property
     def seconds(self) -> float:
         """How long it lasts."""
@@ -116,19 +119,15 @@ class VideoScale(NamedTuple):
                 f"frames of {shape.width:,}x{shape.height:,}."
             )
         rows, columns = self.height * shrink, self.width * shrink
-        frames = nearest_frames(shape.frames, self.time)
-        height = nearest_side(shape.height, rows)
-        width = nearest_side(shape.width, columns)
-        rules = {
-            f"frames must be 1 + {self.time}k": frames == shape.frames,
-            f"width must be a multiple of {columns}": width == shape.width,
-            f"height must be a multiple of {rows}": height == shape.height,
-        }
-        broken = [rule for rule, kept in rules.items() if not kept]
-        if broken:
+        nearest = shape._replace(
+            frames=nearest_frames(shape.frames, self.time),
+            height=nearest_side(shape.height, rows),
+            width=nearest_side(shape.width, columns),
+        )
+        if nearest != shape:
             raise UserError(
-                f"{shape.frames} frames of {shape.width}x{shape.height} do not fit the latent grid: {' and '.join(broken)}. "
-                f"Nearest: {frames} frames of {width}x{height}."
+                f"{shape} do not fit the latent grid: frames must be 1 + {self.time}k, the width a multiple of {columns} and "
+                f"the height of {rows}. Nearest: {nearest}."
             )
         if not 1 <= shape.fps <= 240:
             raise UserError(

@@ -16,7 +16,6 @@ from mlx_video.events import (
     Written,
 )
 from mlx_video.hub import Download, DownloadPlan
-from mlx_video.plan import in_words
 from mlx_video.types import Step
 
 BAR = "{desc:<18} {bar:24} {n_fmt}/{total_fmt} {elapsed}{postfix}"
@@ -189,6 +188,6 @@ def making_line(planned: Planned) -> str:
     request = planned.job.request
     sound = "with sound" if request.audio else "without sound"
     return (
-        f"making {planned.path}: {request.prompt!r}, {in_words(request.shape)}, {request.shape.seconds:.1f} s {sound}, "
+        f"making {planned.path}: {request.prompt!r}, {request.shape}, {request.shape.seconds:.1f} s {sound}, "
         f"seed {request.seed}"
     )
