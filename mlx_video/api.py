@@ -224,7 +224,9 @@ class GeneratedClip:
 
     def __repr__(self) -> str:
         sound = "with" if self.job.request.audio else "without"
-        return f"<clip of {self.prompt!r}: {self.shape}, {sound} sound, seed {self.seed}>"
+        return (
+            f"<clip of {self.prompt!r}: {self.shape}, {sound} sound, seed {self.seed}>"
+        )
 
     def _repr_html_(self) -> str:
         """A player, for a notebook."""

@@ -14,12 +14,17 @@ from typing import Callable, Iterator, Sequence
 from mlx_video import __version__
 from mlx_video.backend import load_blas
 from mlx_video.cli import check as checking
-from mlx_video.cli import convert as converting
 from mlx_video.cli import options
 from mlx_video.cli import serve as serving
 from mlx_video.cli.completion import add_completion, completion
-from mlx_video.cli.consent import ask
-from mlx_video.cli.job import files_from, job_from, moved, options_from, output_from
+from mlx_video.cli.job import (
+    ask,
+    files_from,
+    job_from,
+    moved,
+    options_from,
+    output_from,
+)
 from mlx_video.cli.parser import Parser, flag, group
 from mlx_video.cli.progress import Downloads, Progress
 from mlx_video.cli.terminal import say, tell
@@ -30,7 +35,9 @@ from mlx_video.events import Event, Planned, Warned
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.checkpoint.catalog import catalog, entry
 from mlx_video.models.ltx.checkpoint.describe import describe
+from mlx_video.models.ltx.checkpoint.files import DTYPES
 from mlx_video.models.ltx.checkpoint.find import DEMO
+from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.checkpoint.standins import stood_in
 from mlx_video.models.ltx.components import Components
 from mlx_video.previews import Preview
@@ -192,6 +199,34 @@ def enhance(args: argparse.Namespace) -> None:
     tell("" if stream else text)
 
 
+def convert(args: argparse.Namespace) -> None:
+    """Convert a checkpoint to an MLX folder, quantized if wanted."""
+    import mlx.core as mx
+
+    from mlx_video.convert import convert  # with networks, which only it needs
+
+    if args.typed.keys() & {"q_bits", "q_group_size"} and not args.quantize:
+        raise UserError(
+            "--q-bits and --q-group-size have no effect without -q; add -q."
+        )
+    downloads = Downloads()
+
+    def notify(what: object) -> None:
+        say(f"converting {what}") if isinstance(what, str) else downloads(what)
+
+    folder = convert(
+        args.hf_path,
+        args.mlx_path,
+        args.dtype and getattr(mx, args.dtype),
+        args.quantize,
+        args.q_bits,
+        args.q_group_size,
+        variant=args.variant,
+        notify=notify,
+    )
+    tell(folder)
+
+
 def models(args: argparse.Namespace) -> None:
     """List the models that --model knows by name, with sizes, licences and what is in the cache."""
     entries = catalog()
@@ -236,6 +271,21 @@ def _add_enhance(parser: argparse.ArgumentParser) -> None:
     options.add_model_files(parser, default=MODEL_REPO)
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    add = group(parser)  # the names of mlx-lm's convert
+    about = "official .safetensors, folder with one, or hub repository"
+    add("--hf-path", about, MODEL_REPO)
+    add("--mlx-path", "folder to write, which must not exist yet", "mlx_model")
+    about = "checkpoint to convert if there are several (default: the only one; distilled on the hub)"
+    add("--variant", about, choices=VARIANTS)
+    add("--dtype", "dtype of the weights (default: as stored)", choices=DTYPES)
+    about = "quantize the blocks of the transformer and the text encoder"
+    flag(add, "-q --quantize", about)
+    about = "bits per weight: 8 costs no visible quality, 4 some"
+    add("--q-bits", about, 8, type=int)
+    add("--q-group-size", "number of weights that share a scale", 64, type=int)
+
+
 def _add_models(parser: argparse.ArgumentParser) -> None:
     flag(group(parser), "--json", "as JSON")
 
@@ -256,7 +306,7 @@ COMMANDS: dict[str, tuple[Callable, Callable]] = {
     "plan": (options.add_generate, plan),
     "decode": (_add_decode, decode),
     "enhance": (_add_enhance, enhance),
-    "convert": (converting.add_arguments, converting.convert),
+    "convert": (_add_convert, convert),
     "serve": (serving.add_arguments, serving.serve),
     "models": (_add_models, models),
     "info": (_add_info, info),

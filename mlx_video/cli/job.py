@@ -1,17 +1,23 @@
-"""The job, the files and the options of a run that typed arguments ask for."""
+"""The job, the files and the options of a run that typed arguments ask for, and leave to open what only a record names."""
 
 import argparse
+import os
+import sys
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
+from mlx_video import hub
 from mlx_video.cli.progress import Downloads
+from mlx_video.cli.terminal import say
 from mlx_video.clip_settings import ClipSettings
+from mlx_video.disk import short
 from mlx_video.errors import UserError
 from mlx_video.events import Warned
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import BESIDE, Files
+from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.output import Output, clip_path
 from mlx_video.record import Job
 from mlx_video.resume import load_tensors
@@ -27,7 +33,9 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
         return _job_again(args), []
     if args.prompt is None:
         raise UserError("Give a prompt: --prompt 'a cat on a red sofa'.")
-    settings = ClipSettings(**_said(args, ClipSettings), inputs=inputs_from(args))
+    typed = (name for name, kind in Input.kinds.items() if kind.option)
+    inputs = tuple(chain.from_iterable(getattr(args, name) for name in typed))
+    settings = ClipSettings(**_said(args, ClipSettings), inputs=inputs)
     notices: list[str | Warned] = []
     downloads = options_from(args).notify
 
@@ -81,12 +89,6 @@ def _said(args: argparse.Namespace, kind: type) -> dict[str, object]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def inputs_from(args: argparse.Namespace) -> tuple[Input, ...]:
-    """Every input that was typed."""
-    typed = (name for name, kind in Input.kinds.items() if kind.option)
-    return tuple(chain.from_iterable(getattr(args, name) for name in typed))
-
-
 def _lora_from(words: Sequence[str]) -> tuple[str, float]:
     try:
         path, strength = words if len(words) > 1 else (*words, 1)
@@ -120,3 +122,50 @@ def options_from(args: argparse.Namespace) -> Options:
     previews = getattr(args, "preview", None) is not None
     downloads = Downloads(args.quiet)
     return Options(**_said(args, Options), previews=previews, notify=downloads)
+
+
+# A record may come from anywhere
+
+OURS = (DEMO, hub.MODEL_REPO, hub.TEXT_ENCODER_REPO)  # what would be used anyway
+
+
+def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
+    """Raise unless the user named every file that ``job`` opens or ``output`` writes elsewhere, or agrees to it.
+
+    A repository that would be fetched for the first time has to be named by the user.
+    """
+    typed = files_from(args).named()
+    names = [name for name in _opened(job) if name not in typed]
+    for name in names:
+        repo = "/".join(name.split("/")[:2])
+        if not os.path.exists(name) and "/" in name and not hub.has(repo, "*"):
+            raise UserError(
+                f"The record names {short(name)}, which is not here. If you trust it, name it yourself, for example "
+                f"with --model."
+            )
+    names += _written(output, args)
+    if not names or args.yes:
+        return
+    listed = ", ".join(short(name) for name in names)
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UserError(
+            f"The record names files that you did not: {listed}. Add --yes to open them, or name your own, for example "
+            "with --model."
+        )
+    say(f"The record names files that you did not: {listed}.")
+    if input("Open them? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("Not opened; name your own files, for example with --model.")
+
+
+def _opened(job: Job) -> Iterator[str]:
+    """Files, folders and repositories that ``job`` names, but for those that are used where nothing is named."""
+    yield from (name for name in job.files.named() if name not in OURS)
+    for given in job.request.inputs:
+        yield from given.files
+
+
+def _written(output: Output, args: argparse.Namespace) -> list[str]:
+    """Files that only the record says to write, and not beside the clip."""
+    typed, folder = (args.output_audio, args.save_frames), output.path.parent.resolve()
+    paths = (path for path in (output.audio, output.frames) if path not in typed)
+    return [str(path) for path in paths if path.resolve().parent != folder]
