@@ -5,7 +5,6 @@ The system's errors about a file become a ``UserError`` in one sentence.
 
 import errno
 import fcntl
-import glob
 import os
 import re
 import secrets
@@ -303,13 +302,9 @@ def _clean_up(folder: Path, ours: Path) -> None:
 
 
 def _unfinished(folder: Path, name: str) -> Iterator[Path]:
-    """Files written aside for ".name": ".name.mp4.partial-...", but not ".name.more.mp4.partial-..."."""
-    for file in folder.glob(f"{glob.escape(name)}*{ASIDE}*"):
-        if file.name[len(name)] != ".":
-            continue
-        suffix = file.name.removeprefix(name).partition(ASIDE)[0]
-        if suffix.removesuffix(".safetensors").count(".") <= 1:
-            yield file
+    """What was written aside for ".name": ".name.mp4.partial-...", but not ".name.more.mp4.partial-..."."""
+    own = rf"{re.escape(name)}(\.[^.]*)?(\.safetensors)?{re.escape(ASIDE)}.*"
+    return (file for file in folder.iterdir() if re.fullmatch(own, file.name))
 
 
 # Room
