@@ -1,4 +1,4 @@
-"""What a run reports while it works: tuples of plain values; only a ``Preview`` has pixels."""
+"""What a run reports while it works: tuples of plain values, except that a ``Preview`` has pixels."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from mlx_video.types import Step
 
 
 class Planned(NamedTuple):
-    """What the run will make, where, and what it needs; ``job`` is the one that the record stores."""
+    """What the run will make, where, and what it needs; ``job`` is the one in the record."""
 
     job: Job
     path: str
@@ -25,7 +25,7 @@ class Fused(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """Work was saved that an interrupted run can continue from: after ``step`` of a stage, or ``None`` for finished latents."""
+    """Work was saved to continue from if the run is interrupted; ``step`` = of a stage, ``None`` = finished latents."""
 
     path: str
     step: int | None
@@ -33,13 +33,13 @@ class Saved(NamedTuple):
 
 
 class Warned(NamedTuple):
-    """The run goes on, without something."""
+    """Something failed or looks wrong, but the run continues."""
 
     text: str
 
 
 class Took(NamedTuple):
-    """A phase has ended: its seconds, and its peak in bytes."""
+    """A phase ended: its seconds and its peak in bytes."""
 
     phase: str
     seconds: float

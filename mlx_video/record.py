@@ -1,4 +1,4 @@
-"""What is needed to make a clip again: a job, its JSON record, and the files that hold one. Knows no mathematics."""
+"""What it takes to make a clip again: a job, its JSON record, and the files that hold one. Knows no mathematics."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -32,7 +32,7 @@ MOST_BYTES = 2**20  # of a record
 class Job:
     """A request, how to sample it and with which files.
 
-    batch_guidance  whether the guided passes run at once: faster if memory allows, with slightly different rounding
+    batch_guidance  whether guided passes run as one batch: faster if memory allows, with slightly different rounding
     """
 
     request: Request
@@ -41,7 +41,7 @@ class Job:
     batch_guidance: bool = False
 
     def check(self) -> None:
-        """Raise ``UserError`` for whatever is wrong and can be known before anything is loaded."""
+        """Raise ``UserError`` for anything wrong that can be known before loading."""
         self.files.check()
         self.recipe.check()
         geometry = find_geometry(model_of(self.files), self.recipe.variant)
@@ -50,7 +50,7 @@ class Job:
     def pipeline(
         self, *, health: bool = True, plan: plans.Plan | None = None
     ) -> Pipeline:
-        """The pipeline, with the parts that ``plan`` found; without a plan, finds and fetches them. Loads no weights."""
+        """The pipeline, with the parts of ``plan``, or else found and fetched here. Loads no weights."""
         return pipeline_for(
             plan.components if plan else self.components(),
             self.recipe,
@@ -63,7 +63,7 @@ class Job:
     def components(
         self, notify: Notify = notify_log, sampled: bool = False
     ) -> Components:
-        """The parts that the job needs, found and identified; the decoders alone, where it is ``sampled``."""
+        """The parts that the job needs; only the decoders if it is ``sampled``."""
         needs = self.request.needs(self.recipe)
         if sampled:
             needs = [name for name in needs if name in DECODERS]
@@ -80,14 +80,14 @@ class Job:
         keep: bool = False,
         sampled: bool = False,
     ) -> plans.Plan:
-        """The memory plan of the job, or of its decoding where it is ``sampled``, fitted into ``limit`` bytes or the
-        machine; loads no weights."""
+        """The memory plan of the job, or of its decoding if it is ``sampled``, within ``limit`` bytes (by default the
+        machine's). Loads no weights."""
         batched = self.batch_guidance
         work = plans.Work(self.request, self.recipe, batched, previews, keep, sampled)
         return plans.plan(self.components(notify, sampled), work, limit)
 
     def planned(self, plan: plans.Plan) -> "Job":
-        """The same job, with the residency that ``plan`` chose and the model that was found."""
+        """The same job with the residency that ``plan`` chose and the model that was found."""
         kept = plan.components.residency
         files = replace(
             self.files,
@@ -98,7 +98,7 @@ class Job:
         return replace(self, files=files)
 
     def with_prompt(self, prompt: str) -> "Job":
-        """The same job with ``prompt``, and without enhancing it again."""
+        """The same job with ``prompt``, not to be enhanced again."""
         return replace(
             self, request=replace(self.request, prompt=prompt, enhance=False)
         )
@@ -140,7 +140,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """A record file as a whole; all but the ``job`` says what ran it."""
+    """A whole record file: the ``job``, and what ran it."""
 
     job: Job
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -152,8 +152,8 @@ def read_record(path: Path) -> str:
     """The JSON text of a record file, or of the one inside an mp4, latents or state file."""
     if path.suffix == ".json":
         return read_small(path, MOST_BYTES)
-    file_size(path)  # raises where it is no file
-    from mlx_video import media  # with codecs, which only a clip's file needs
+    file_size(path)  # raises if it is not a file
+    from mlx_video import media  # imports codecs, which only a clip's file needs
 
     metadata = (
         weights.read(path)[1] if path.suffix == ".safetensors" else media.metadata(path)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's bytes are those that were published, and look intact. Knows files and tensors, not networks."""
+"""Checks whether a checkpoint's bytes are the published ones and look intact. Knows files and tensors, not networks."""
 
 import hashlib
 import re
@@ -13,14 +13,14 @@ from mlx_video.formats.safetensors import read_header
 from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.weights import some, tensor_files
 
-# Zero bytes in a row, which a broken download leaves and training does not.
+# Zero bytes in a row, as a broken download leaves, but training does not.
 HOLE = 2**14
 FP8_NAN = 0x7F  # of E4M3, whatever the sign
 NO_NUMBERS = "values that are not numbers (NaN or infinity)"
 
 
 class Finding(NamedTuple):
-    """A sentence about a file; ``certain`` = the file is damaged, and not merely strange."""
+    """A sentence about a file; ``certain`` = it is damaged, not just unusual."""
 
     text: str
     certain: bool
@@ -29,9 +29,9 @@ class Finding(NamedTuple):
 def verify(paths: Iterable[Path]) -> Iterator[Finding]:
     """What is wrong with the bytes of files and folders of tensors; nothing if they are intact.
 
-    Reads everything: about a second per gigabyte. Compares with the hub's checksum where the cache or the download folder
-    has it, and names tensors with NaN or infinity, and in files without a checksum also those with only zeros or a hole
-    of zeros. Raises ``UserError`` where a file cannot be read.
+    Reads everything: about a second per gigabyte. Compares with the hub's checksum if the cache or the download folder has
+    it. Names tensors with NaN or infinity and, in files without a checksum, those with only zeros or a hole of zeros.
+    Raises ``UserError`` if a file cannot be read.
     """
     for file in dict.fromkeys(file for path in paths for file in tensor_files(path)):
         yield from _verify_file(file)
@@ -48,7 +48,7 @@ def _verify_file(file: Path) -> Iterator[Finding]:
         )
     for fault, names in sorted(_faults(file).items()):
         if fault != NO_NUMBERS and found:
-            continue  # as it was published, so it was made like that
+            continue  # it was published like that
         have = "has" if len(names) == 1 else "have"
         yield Finding(f"{file}: {some(names)} {have} {fault}.", fault == NO_NUMBERS)
 
@@ -66,9 +66,9 @@ def _faults(file: Path) -> dict[str, list[str]]:
 
 
 def published_checksum(file: Path) -> str | None:
-    """The hub's checksum of ``file``: sha256, or git's sha1 for small files; ``None`` = not known here.
+    """The hub's checksum of ``file``: sha256, or git's sha1 for small files; ``None`` = unknown.
 
-    A file in the cache links to a blob named by its checksum; a download folder has a note that holds it.
+    A file in the cache links to a blob named by its checksum; a download folder has it in a note.
     """
     name = file.resolve().name
     if file.resolve().parent.name == "blobs" and _is_checksum(name):
@@ -89,7 +89,7 @@ def _is_checksum(text: str) -> bool:
 
 
 def digest_like(checksum: str, size: int):
-    """The hash, still of nothing, by which the hub came to ``checksum`` for a file of ``size`` bytes."""
+    """A new hash of the kind of ``checksum``, for a file of ``size`` bytes."""
     if len(checksum) == 40:  # git's
         return hashlib.sha1(f"blob {size}\0".encode())
     return hashlib.sha256()
@@ -103,7 +103,7 @@ def _checksum(file: Path, like: str) -> str:
 
 
 def _fault(value: mx.array, stored: str) -> str:
-    """What a tensor should not hold, in words; empty if nothing."""
+    """What is wrong with a tensor, in words; empty if nothing."""
     if stored == "F8_E4M3":
         value = value & FP8_NAN
         broken = value == FP8_NAN

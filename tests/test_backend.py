@@ -220,7 +220,7 @@ class TestSwitch:
     def test_says_when_nothing_can_install(self, tmp_path):
         done = self.switch(plant(tmp_path, "mlx-cpu"), "cuda13")
         assert done.returncode == 2
-        assert "neither pip nor uv is here" in last_line(done.stderr)
+        assert "neither pip nor uv is installed" in last_line(done.stderr)
 
     def test_refuses_an_unknown_backend(self, tmp_path):
         done = self.switch(plant(tmp_path), "rocm")

@@ -179,7 +179,9 @@ def test_an_interrupt_at_a_terminal_keeps_what_came(remote, capsys):
     told = read(reading)
     assert "someone/big: 0.01 GB to download (big.safetensors 0.01 GB)" in told
     assert "MB/s, about " in told and "█" in told and "Traceback" not in told
-    assert "stopped" in told and "of someone/big are kept; the next run goes on" in told
+    assert (
+        "stopped" in told and "of someone/big are kept; the next run continues" in told
+    )
     assert "of it here already" in ended(remote, capsys)
 
 

@@ -232,7 +232,7 @@ def test_a_gated_repository_says_what_to_do(repo, remote, monkeypatch):
     with pytest.raises(UserError, match=f"your token may not read it: {page} with the"):
         hub.resolve(NAME, ["a.safetensors"], heard.append)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(UserError, match="does not know the token .*: log in with"):
+    with pytest.raises(UserError, match="does not accept your token .*; log in with"):
         hub.resolve(NAME, ["a.safetensors"], heard.append)
     assert not heard and not remote.sent
     monkeypatch.setenv("HF_TOKEN", ACCEPTED)
@@ -268,9 +268,9 @@ def test_offline(repo, monkeypatch):
 @pytest.mark.parametrize(
     "status, told",
     [
-        (403, "does not let your token read someone/ltx; use one that may"),
-        (404, "status 404 when asked for someone/ltx; run again later"),
-        (503, "status 503 when asked for someone/ltx; run again later"),
+        (403, "Your token may not read someone/ltx on Hugging Face; use another"),
+        (404, "someone/ltx with status 404; try again later"),
+        (503, "someone/ltx with status 503; try again later"),
     ],
 )
 def test_a_server_that_refuses(repo, remote, monkeypatch, status, told):

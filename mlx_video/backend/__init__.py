@@ -1,6 +1,6 @@
 """Which MLX backend is installed, and a fast BLAS for it. Knows packages and shared libraries, not arrays.
 
-On Linux `mlx` has no backend of its own: `mlx-cpu`, `mlx-cuda-12` and `mlx-cuda-13` each bring the same file,
+On Linux `mlx` has no backend of its own: `mlx-cpu`, `mlx-cuda-12` and `mlx-cuda-13` all contain the same file,
 `mlx/lib/libmlx.so`, so exactly one of them may be installed. `python -m mlx_video.backend` reports and switches.
 """
 
@@ -22,17 +22,17 @@ BACKENDS = {
 OPENBLAS = {"x86_64": "ngsolve-openblas", "aarch64": "cmeel-openblas"}
 SWITCH = "python -m mlx_video.backend"
 THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
-SHARED = 8 * 2**20  # bytes of a weight whose products are worth several threads
+SHARED = 8 * 2**20  # bytes of a weight from which products use several threads
 
 log = logging.getLogger(__name__)
 
 
 eager = False
-"""Whether every operation may be evaluated at once: on a CPU, once nothing is compiled there."""
+"""Whether operations may be evaluated at once: true on a CPU after ``suit_cpu``."""
 
 
 def prepare() -> None:
-    """Make `import mlx.core` find one whole backend, and on Linux a fast BLAS; `mlx_video` calls it first.
+    """Make sure that `import mlx.core` finds one complete backend, and on Linux a fast BLAS; `mlx_video` calls it first.
 
     Raises ImportError saying what to install, except in the switch itself, which must start without a backend.
     """
@@ -43,15 +43,14 @@ def prepare() -> None:
 
 
 def suit_cpu(largest: int) -> None:
-    """Set MLX up for products with weights of up to ``largest`` bytes, where they are computed on a CPU.
+    """Set MLX up for products with weights of up to ``largest`` bytes, if it computes on a CPU.
 
-    Nothing is compiled there: MLX would call g++ for each fused piece, twenty seconds at first, and gain nothing.
-    Small products take one thread: on a busy machine several wait for each other, a time slice long each. A thread
-    count in the environment wins.
+    Turns compilation off: MLX would call g++ for each fused function, twenty seconds at first, and gain nothing. Small
+    products use one thread: on a busy machine several wait for each other, a time slice each. A thread count in the
+    environment takes precedence.
 
-    This is for the whole process and lasts, since MLX cannot say what was set before. A network that is called outside
-    ``Components.lend`` computes the last bits of its numbers otherwise before the first loan than after it; a clip is
-    always computed within one.
+    This affects the whole process and is not undone, since MLX cannot report the previous setting. So the last bits of a
+    network called outside ``Components.lend`` may change with the first loan; clips are always computed within one.
     """
     import mlx.core as mx
 
@@ -67,7 +66,7 @@ def suit_cpu(largest: int) -> None:
 
 
 def blas_threads() -> str:
-    """How many threads compute products on a CPU, on which the last bits of a clip depend; empty = not known."""
+    """How many threads compute products on a CPU, which affects the last bits of a clip; empty = unknown."""
     blas = ctypes.CDLL(None)
     if not hasattr(blas, "openblas_get_num_threads"):
         return ""
@@ -84,12 +83,12 @@ def on_cuda() -> bool:
 
 
 def installed() -> list[str]:
-    """The backends whose packages are installed, by the names of `BACKENDS`; more than one is a fault."""
+    """The installed backends, by their names in `BACKENDS`; more than one is an error."""
     return [name for name, package in BACKENDS.items() if version_of(package)]
 
 
 def require_backend() -> None:
-    """ImportError in one sentence unless exactly one backend is installed, whole and loadable."""
+    """Raise ImportError, with one sentence, unless exactly one backend is installed and can be loaded."""
     names = installed()
     if len(names) > 1:
         packages = " and ".join(BACKENDS[name] for name in names)
@@ -114,7 +113,7 @@ def libmlx() -> Path | None:
 
 
 def _require_core() -> None:
-    """A build from source may keep its library elsewhere: only the import itself can tell."""
+    """Import MLX: a build from source may have its library anywhere."""
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
@@ -128,7 +127,7 @@ def _require_core() -> None:
 
 
 def _require_cuda(name: str, library: Path) -> None:
-    """Load CUDA's library now, where a missing driver can still be told in a sentence; mlx.core finds it loaded."""
+    """Load CUDA's library before mlx.core does, to report a missing driver in a sentence."""
     try:
         ctypes.CDLL(str(library))
     except OSError as error:
@@ -145,11 +144,11 @@ def _require_cuda(name: str, library: Path) -> None:
 
 @cache
 def load_blas() -> str | None:
-    """On Linux, load OpenBLAS before MLX; returns its path, or None where MLX keeps its own BLAS.
+    """On Linux, load OpenBLAS before MLX; returns its path, or None if MLX keeps its own BLAS.
 
-    MLX's Linux wheels carry the reference BLAS, 20 to 40 times slower in float32, and bind its functions by their
-    plain names, so a library loaded globally before `mlx.core` replaces it. CUDA's wheels do the same for operations on
-    the CPU, but only a CPU backend warns when OpenBLAS is missing.
+    MLX's Linux wheels contain the reference BLAS, 20 to 40 times slower in float32, and bind its functions by their plain
+    names, so a library loaded globally before `mlx.core` replaces it. CUDA's wheels do the same for operations on the CPU,
+    but only a CPU backend warns when OpenBLAS is missing.
     """
     if sys.platform != "linux":
         return None
@@ -166,7 +165,7 @@ def load_blas() -> str | None:
 
 
 def _load_openblas() -> str:
-    """Load OpenBLAS globally from the first package that has it; OSError says what to install."""
+    """Load OpenBLAS globally from the first package that has it; the OSError says what to install."""
     path = next(_libraries(OPENBLAS.values(), "libopenblas*.so*"), None)
     if path is None:
         package = OPENBLAS.get(os.uname().machine, "an OpenBLAS with plain symbols")
@@ -182,7 +181,7 @@ def _load_openblas() -> str:
 
 
 def _libraries(packages: Iterable[str], pattern: str) -> Iterator[Path]:
-    """The shared libraries of that name in the installed ones of ``packages``, which are not imported."""
+    """Shared libraries that match ``pattern`` in those of ``packages`` that are installed; imports none."""
     for info in filter(None, map(_info, packages)):
         files = (info / "RECORD").read_text().splitlines()
         paths = (info.parent / file.split(",")[0] for file in files)
@@ -192,8 +191,8 @@ def _libraries(packages: Iterable[str], pattern: str) -> Iterator[Path]:
 def _lend_libgfortran() -> None:
     """Load the libgfortran of MLX's wheel under the name that OpenBLAS asks for, libgfortran.so.5.
 
-    Wheels rename the libraries they carry (libgfortran-f7379c93.so.5.0.0), and the loader goes by the name written
-    inside the file, so a copy in memory gets the common name back. OSError where there is nothing to lend.
+    Wheels rename their libraries (libgfortran-f7379c93.so.5.0.0), and the loader goes by the name inside the file, so a
+    copy in memory gets the common name back. Raises OSError if there is no such library.
     """
     library = next(_libraries(BACKENDS.values(), "libgfortran-*.so*"), None)
     if library is None:
@@ -214,6 +213,6 @@ def version_of(package: str) -> str | None:
 
 
 def _info(package: str) -> Path | None:
-    """What is said of an installed package, NAME-VERSION.dist-info; importlib.metadata would cost every start 40 ms."""
+    """The NAME-VERSION.dist-info of an installed package; importlib.metadata would add 40 ms to every start."""
     name = f"{package.replace('-', '_')}-*.dist-info"
     return next((info for place in sys.path for info in Path(place).glob(name)), None)

@@ -1,4 +1,4 @@
-"""Door: report on the MLX backend in use, or replace it; whole packages only, through pip or uv.
+"""Door: report on the MLX backend in use, or replace it, through pip or uv.
 
 `python -m mlx_video.backend` prints what a bug report needs; `python -m mlx_video.backend cuda13` switches.
 """
@@ -27,7 +27,7 @@ CHOICES = ("cpu", "cuda12", "cuda13")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0, or 1 where the backend cannot run, or 2 where the request makes no sense here."""
+    """Exit code: 0, 1 if the backend cannot run, or 2 if the request makes no sense here."""
     parser = argparse.ArgumentParser(
         prog=SWITCH,
         description="Show which MLX backend runs here, or install another in its place (Linux).",
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report() -> int:
-    """Print versions, the loaded library, the device and the BLAS; 1 with the reason where MLX cannot run."""
+    """Print versions, the library, the device and the BLAS; returns 1, and prints the reason, if MLX cannot run."""
     print(f"mlx_video    {__version__}, {platform.platform()}")
     print(f"python       {platform.python_version()}, {sys.executable}")
     packages = ("mlx", *BACKENDS.values(), *OPENBLAS.values())
@@ -60,17 +60,17 @@ def report() -> int:
         verdict, status = f"device       {mx.default_device()}", 0
     except (ImportError, RuntimeError) as error:
         verdict, status = f"problem      {error}", 1
-    if path := libmlx():  # CUDA's lies where the CPU's does, ten times as large
+    if path := libmlx():  # CUDA's has the CPU's name and ten times its size
         print(f"library      {path} ({path.stat().st_size / 1e6:.0f} MB)")
     print(verdict)
     return status
 
 
 def switch(backend: str, options: list[str]) -> None:
-    """Leave `backend` as the only one installed, whole, at the version of the installed mlx.
+    """Make `backend` the only one installed, at the version of the installed mlx.
 
-    The backends share files, so removing one tears holes into another. Hence three steps: install the new one
-    (a failed download changes nothing), remove the others, lay the new one's files again.
+    The backends share files, so removing one damages another. Hence three steps: install the new one (a failed download
+    changes nothing), remove the others, and reinstall the new one's files.
     """
     if sys.platform != "linux":
         raise OSError("on macOS MLX always runs on Metal: there is nothing to switch")
@@ -81,7 +81,7 @@ def switch(backend: str, options: list[str]) -> None:
         _pip("uninstall", *others)
     whole = [*options, *({"--no-deps"} - set(options))]
     _pip("install", "--force-reinstall", package, *whole)
-    settings = Path(sys.prefix, "pyvenv.cfg")  # where uv leaves its version
+    settings = Path(sys.prefix, "pyvenv.cfg")  # in which uv writes its version
     by_uv = settings.exists() and "\nuv = " in settings.read_text()
     if backend != "cpu" and by_uv:
         print(
@@ -92,14 +92,16 @@ def switch(backend: str, options: list[str]) -> None:
 
 
 def _pip(command: str, *arguments: str) -> None:
-    """Run a command of this interpreter's pip, or of `uv pip` where uv made an environment without one."""
+    """Run a command of this interpreter's pip, or of `uv pip` in an environment without pip."""
     if util.find_spec("pip"):
         unasked = ["--yes"] if command == "uninstall" else []
         line = [sys.executable, "-m", "pip", command, *unasked, *arguments]
     elif uv := shutil.which("uv"):
         line = [uv, "pip", command, "--python", sys.executable, *arguments]
     else:
-        raise OSError("neither pip nor uv is here: `python -m ensurepip` brings pip")
+        raise OSError(
+            "neither pip nor uv is installed: `python -m ensurepip` installs pip"
+        )
     print("+", *line, file=sys.stderr)
     subprocess.run(line, check=True, stdout=sys.stderr)
 

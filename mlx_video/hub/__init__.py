@@ -1,7 +1,7 @@
-"""The Hugging Face hub: which files a run needs of a repository, how large they are, and where they are in the cache.
+"""The Hugging Face hub: which files of a repository a run needs, how large they are, and where they are in the cache.
 
-The only room that uses huggingface_hub, which lists, links and caches files. It begins an interrupted download anew, so
-``download`` receives them. Knows repositories, not tensors.
+The only module that uses huggingface_hub, which lists, links and caches files. It cannot resume an interrupted download,
+so ``download`` receives them. Knows repositories, not tensors.
 """
 
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ DISTILLED_LORA_FILE = "ltx-2-19b-distilled-lora-384.safetensors"
 TEXT_ENCODER_REPO = "mlx-community/gemma-3-12b-it-bf16"
 TEXT_ENCODER_FILES = ("*.json", "*.safetensors", "tokenizer*")
 
-FEW = 3  # a plan of more files names only those that are not ``SMALL``
+FEW = 3  # a plan of more files names only those of at least ``SMALL`` bytes
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class DownloadPlan:
     """What is left to download before the cache holds all files of ``repo`` that match ``patterns``.
 
     missing  name -> each file to download; empty if all are there
-    commit   that they are of
-    terms    the licence, in a line; empty where it is not known
+    commit   of the files
+    terms    one line on the licence; empty if it is not known
     """
 
     repo: str
@@ -58,12 +58,12 @@ class DownloadPlan:
 
     @property
     def bytes(self) -> int:
-        """All that is left to download."""
+        """Bytes left to download, including ``kept``."""
         return sum(file.bytes for file in self.missing.values())
 
     @property
     def kept(self) -> int:
-        """Bytes of them that an interrupted download left."""
+        """Bytes of these files that an interrupted download left."""
         return kept(self.repo, self.missing.values())
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class DownloadPlan:
         return f"{self.repo}: {size}{kept}{terms}"
 
     def fetch(self, notify: "Notify" = lambda what: None) -> Path:
-        """Download what is missing, from where an earlier download ended; returns the snapshot's folder.
+        """Download what is missing, resuming an earlier download; returns the snapshot's folder.
 
         ``notify`` is called with its progress. Also asks the network where only links are missing: the cache may hold the
         file under another revision.
@@ -107,7 +107,7 @@ def resolve(
     patterns: Sequence[str],
     notify: Notify = lambda what: None,
 ) -> Path:
-    """``model`` itself if it is a path; else the snapshot of that repository, fetched as far as needed.
+    """``model`` itself if it is a path; else the snapshot of that repository, fetched if needed.
 
     ``notify`` is called with the plan before anything is downloaded, then with progress. Raises as ``plan`` does.
     """
@@ -115,7 +115,7 @@ def resolve(
 
 
 def fetch(plans: Sequence[DownloadPlan], notify: Notify) -> list[Path]:
-    """The snapshots of ``plans``, fetched after all of them were announced. Raises ``UserError`` where the disk lacks room."""
+    """The snapshots of ``plans``; ``notify`` gets all plans before any fetch. Raises ``UserError`` if the disk is too full."""
     lacking = [plan for plan in plans if plan.missing]
     for plan in lacking:
         notify(plan)
@@ -132,15 +132,15 @@ def resolve_file(file: str | Path, notify: Notify = lambda what: None) -> Path:
 
 
 def named_file(file: str | Path) -> tuple[str, str]:
-    """The repository of owner/repository/file, and the file's name in it, which may have folders."""
+    """Split owner/repository/file into the repository and the file's name, which may have folders."""
     owner, repo, name = str(file).split("/", 2)
     return f"{owner}/{repo}", name
 
 
 def local(name: str | Path, *, file: bool = False) -> Path | None:
-    """The local file or folder of that name; ``None`` where it may be a hub repository, or with ``file`` a file in one.
+    """The local file or folder ``name``; ``None`` if it may be a hub repository, or with ``file`` a file in one.
 
-    Raises ``MissingFileError`` where it can only be a path, and is not there. Uses no network.
+    Raises ``MissingFileError`` if it can only be a path and does not exist. Uses no network.
     """
     path = typed_path(name)
     if is_there(path):
@@ -158,8 +158,8 @@ def local(name: str | Path, *, file: bool = False) -> Path | None:
 def plan(repo: str, patterns: Sequence[str]) -> DownloadPlan:
     """What fetching the files of ``repo`` that match ``patterns`` would download.
 
-    Uses the network only if the cache lacks something. Raises ``MissingFileError`` where there is no such repository or
-    file, or the hub cannot be reached, and ``UserError`` where the repository is gated.
+    Uses the network only if the cache lacks something. Raises ``MissingFileError`` if there is no such repository or file,
+    or the hub cannot be reached, and ``UserError`` if the repository is gated.
     """
     patterns = tuple(patterns)
     if is_cached(repo, patterns):
@@ -179,32 +179,32 @@ def plan(repo: str, patterns: Sequence[str]) -> DownloadPlan:
             for name, file in files.items()
         }
         missing = {k: f for k, f in missing.items() if not blob_of(repo, f).is_file()}
-        for name in [*missing][:1]:  # a gated repository is listed to all
+        for name in [*missing][:1]:  # anyone can list a gated repository
             hf.get_hf_file_metadata(hf.hf_hub_url(repo, name))
     return DownloadPlan(repo, patterns, missing, info.sha)
 
 
 def has(repo: str, file: str) -> bool:
-    """Whether the cache holds ``file`` of any revision of ``repo``; uses no network.
+    """Whether the cache holds ``file`` in any revision of ``repo``; uses no network.
 
-    Any, because the newest cached revision may hold only the file that was fetched last.
+    The newest cached revision may hold only the file that was fetched last.
     """
     return bool(_found(repo, f"snapshots/*/{file}"))
 
 
 def cached_bytes(repo: str, patterns: Sequence[str]) -> int:
-    """Bytes in the cache of the files of any revision of ``repo`` that match ``patterns``."""
+    """Bytes of the cached files, in any revision of ``repo``, that match ``patterns``."""
     found = (file for p in patterns for file in _found(repo, f"snapshots/*/{p}"))
     return sum(file.stat().st_size for file in {file.resolve() for file in found})
 
 
 def unfinished_bytes(repo: str) -> int:
-    """Bytes in the cache of downloads of ``repo`` that were interrupted, and will be resumed."""
+    """Bytes in the cache of interrupted downloads of ``repo``, which will be resumed."""
     return sum(file.stat().st_size for file in _found(repo, f"blobs/*{UNFINISHED}"))
 
 
 def _found(repo: str, pattern: str) -> list[Path]:
-    """Files in the cache of ``repo``; empty if it cannot be read, which ``plan`` reports to those who need it."""
+    """Files in the cache of ``repo``; empty if it cannot be read, which ``plan`` reports if it matters."""
     try:
         return [file for file in folder_of(repo).glob(pattern) if file.is_file()]
     except OSError:
@@ -212,12 +212,12 @@ def _found(repo: str, pattern: str) -> list[Path]:
 
 
 def is_cached(repo: str, patterns: Sequence[str]) -> bool:
-    """Whether one cached snapshot has a file for each pattern, and every shard that an index names."""
+    """Whether a single cached snapshot has a file for each pattern, and every shard that an index names."""
     return _snapshot(repo, patterns) is not None
 
 
 def _snapshot(repo: str, patterns: Sequence[str]) -> Path | None:
-    """The folder of the newest cached revision that has all of it: a later download may have begun a newer one."""
+    """The folder of the newest cached revision that has all files; an even newer one may be incomplete."""
     with _explained(repo, patterns):
         others = (folder_of(repo) / "snapshots").glob("*")
         others = sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)
@@ -246,8 +246,10 @@ def _is_whole(folder: Path, patterns: Sequence[str]) -> bool:
 
 @contextmanager
 def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one sentence that says what to do."""
-    from huggingface_hub import errors  # with an HTTP client that local files need not
+    """Turn errors of huggingface_hub into one sentence that says what to do."""
+    from huggingface_hub import (  # imports an HTTP client, which local files do not need
+        errors,
+    )
 
     missing = f"{repo} is not here: the cache lacks {', '.join(patterns)}, and"
     cache = constants.HF_HUB_CACHE
@@ -280,7 +282,7 @@ def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"The hub's cache {short(error.filename or cache)} cannot be used: {str(error.strerror or error).lower()}. "
-            "Correct that, or name another folder in HF_HOME."
+            "Correct that, or set HF_HOME to another folder."
         ) from None
 
 
@@ -301,11 +303,11 @@ def _answered(repo: str, status: int) -> str:
     """What an HTTP status means, and what to do."""
     match status:
         case 401:
-            return f"Hugging Face does not know the token with which {repo} was asked for: {LOG_IN} anew."
-        case 403:
             return (
-                f"Hugging Face does not let your token read {repo}; use one that may."
+                f"Hugging Face does not accept your token for {repo}; {LOG_IN} again."
             )
+        case 403:
+            return f"Your token may not read {repo} on Hugging Face; use another one."
         case 429:
-            return f"Hugging Face had too many requests from here to send {repo}: wait a few minutes, or {LOG_IN}."
-    return f"Hugging Face answers with status {status} when asked for {repo}; run again later."
+            return f"Hugging Face got too many requests from here to send {repo}: wait a few minutes, or {LOG_IN}."
+    return f"Hugging Face answered a request for {repo} with status {status}; try again later."

@@ -1,4 +1,4 @@
-"""Receives a file of the hub into its cache, from where an earlier download of it ended. Knows no repositories' contents."""
+"""Downloads a file of the hub into its cache, resuming an earlier download. Knows nothing of a repository's contents."""
 
 import time
 from pathlib import Path
@@ -12,26 +12,26 @@ from mlx_video.disk import GB, amount, duration, short
 from mlx_video.errors import UserError
 from mlx_video.verify import digest_like
 
-UNFINISHED = ".mlx-video.incomplete"  # ends the name of a file that is not whole
+UNFINISHED = ".mlx-video.incomplete"  # suffix of an incomplete file
 SMALL = 10**7  # bytes; the progress of a smaller download is not reported
 BLOCK = 2**20  # bytes that are read at once
-TRIES = 5  # in a row that bring no bytes, before a download fails
+TRIES = 5  # in a row without any bytes before a download fails
 OFTEN = 0.2  # seconds between two reports of a download
 
 
 class Missing(NamedTuple):
-    """A file to download: its length, and the checksum that is its name in the cache."""
+    """A file to download: its length, and its checksum, which is its name in the cache."""
 
     bytes: int
     checksum: str
 
 
 class Download:
-    """Progress of the download of some files: while the block runs, ``notify`` is called with it again and again.
+    """Progress of downloading some files; within the block ``notify`` is called with it repeatedly.
 
     done, total  bytes
     tenth        whether this report completes a tenth
-    ended        whether this is the last report, also when an error ended the download
+    ended        whether this is the last report, even if an error ended the download
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Download:
         self._notify(self)
         if error and (here := kept(self.repo, self._files)):
             part = f"{amount(here)} of {amount(self.total)} of {self.repo} are kept"
-            error.add_note(f"{part}; the next run goes on from there.")
+            error.add_note(f"{part}; the next run continues from there.")
 
     def __str__(self) -> str:
         speed = (self.done - self._first) / (time.monotonic() - self._began + 1e-9)
@@ -81,12 +81,12 @@ def check_room(size: int) -> None:
     if (free := disk_usage(disk).free) < size:
         raise UserError(
             f"{amount(size)} must be downloaded to {short(cache)}, but its disk has {amount(free)} free. Free some space, "
-            "or name a folder on another disk in HF_HOME."
+            "or set HF_HOME to a folder on another disk."
         )
 
 
 def receive(url: str, repo: str, file: Missing) -> Iterator[int]:
-    """Download a file of ``repo`` into the cache, yielding the bytes of each piece. Raises ``UserError`` if its checksum is wrong."""
+    """Download a file of ``repo`` into the cache, yielding each piece's bytes. Raises ``UserError`` for a wrong checksum."""
     blob, unfinished = blob_of(repo, file), unfinished_of(repo, file)
     locks = Path(constants.HF_HUB_CACHE, ".locks", folder_of(repo).name)
     for folder in (blob.parent, locks):
@@ -113,7 +113,7 @@ def receive(url: str, repo: str, file: Missing) -> Iterator[int]:
 
 
 def _pieces(url: str, start: int, end: int) -> Iterator[bytes]:
-    """The bytes of a file from ``start`` to ``end``; a lost connection is opened again, as long as more bytes come."""
+    """The bytes of a file from ``start`` to ``end``; reconnects as long as more bytes arrive."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     tries = 0
@@ -130,7 +130,9 @@ def _pieces(url: str, start: int, end: int) -> Iterator[bytes]:
                 retry_on_status_codes=429,
             ) as answer:
                 hf.utils.hf_raise_for_status(answer)
-                skip = start if answer.status_code == 200 else 0  # no ranges here
+                skip = (
+                    start if answer.status_code == 200 else 0
+                )  # the server ignores ranges
                 for piece in answer.iter_bytes():
                     piece, skip = piece[skip:], max(0, skip - len(piece))
                     start += len(piece)
@@ -141,7 +143,7 @@ def _pieces(url: str, start: int, end: int) -> Iterator[bytes]:
             fault = error
         tries = 0 if start > before else tries + 1
         if tries > TRIES:
-            raise fault or ConnectionError("no more bytes come")
+            raise fault or ConnectionError("no more bytes arrive")
         if start < end:
             time.sleep(tries)
 
@@ -157,11 +159,11 @@ def blob_of(repo: str, file: Missing) -> Path:
 
 
 def unfinished_of(repo: str, file: Missing) -> Path:
-    """Where an interrupted download of it waits."""
+    """Where an interrupted download of a file waits."""
     return blob_of(repo, file).with_name(f"{file.checksum}{UNFINISHED}")
 
 
 def kept(repo: str, files: Collection[Missing]) -> int:
-    """Bytes of ``files`` that are in the cache, in part or whole."""
+    """Bytes of ``files`` in the cache, complete or not."""
     places = {place(repo, file) for file in files for place in (blob_of, unfinished_of)}
     return sum(place.stat().st_size for place in places if place.is_file())

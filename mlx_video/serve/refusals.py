@@ -1,4 +1,4 @@
-"""Errors in the form that the official client reads, each with a sentence. Knows what went wrong, not what was asked for."""
+"""Error responses in the format of OpenAI's API, each with a sentence. Knows what went wrong, not the request."""
 
 import sqlite3
 from typing import Mapping
@@ -19,7 +19,7 @@ KINDS = {
 
 
 def add_to(app: FastAPI) -> None:
-    """Have ``app`` answer what it raises in this form."""
+    """Make ``app`` answer errors in this format."""
     raised = RequestValidationError, HTTPException, UserError, sqlite3.OperationalError
     for kind in raised:
         app.add_exception_handler(kind, _refused)
@@ -28,7 +28,7 @@ def add_to(app: FastAPI) -> None:
 def error_answer(
     status: int, message: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """An error as OpenAI's API gives it, with ``message`` for people and its type by ``status``."""
+    """An error in OpenAI's format, with a ``message`` for people and a type that follows from ``status``."""
     other = "invalid_request_error" if status < 500 else "server_error"
     kind = KINDS.get(status, other)
     error = {"message": message, "type": kind, "param": None, "code": str(status)}
@@ -55,5 +55,5 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 
 def sentence(error: Mapping) -> str:
-    """One problem that pydantic found."""
+    """A sentence on an error that pydantic found."""
     return f"{field_error(error)} See /docs.html for the fields."
