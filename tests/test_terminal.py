@@ -436,16 +436,14 @@ def test_bash_completes(tmp_path):
         text=True,
         cwd=ROOT,
     ).stdout
-    asked = (
-        "COMP_WORDS=(mlx-video {}); COMP_CWORD={}; _mlx_video; echo ${{COMPREPLY[@]}}"
-    )
+    asked = "COMP_WORDS=(mlx-video {}); COMP_CWORD={}; _shtab_mlx_video 2>/dev/null; echo ${{COMPREPLY[@]}}"
     for words, at, found in (
         ("gen", 1, "generate"),
         ("decode --til", 2, "--tiling"),
         ("generate --tiling agg", 3, "aggressive"),
         ("completion zs", 2, "zsh"),
-        ("generate --image pyproject.t", 3, "pyproject.toml"),
-        ("generate --lora --pro", 3, ""),  # a file, not an option
+        ("generate --image pyproject.t", 3, ""),  # a file, which bash completes itself
+        ("generate --lora x.safetensors --pro", 4, "--prompt"),
     ):
         done = subprocess.run(
             ["bash", "-c", f"{script}\n{asked.format(words, at)}"],
@@ -463,7 +461,12 @@ def test_bash_completes(tmp_path):
         ("fish", "complete -C 'mlx-video ge'", "generate"),
         ("fish", "complete -C 'mlx-video generate --tiling agg'", "aggressive"),
         ("fish", "complete -C 'mlx-video completion z'", "zsh"),
-        ("zsh", "echo $_comps[mlx-video]", "_mlx_video"),
+        (
+            "fish",
+            "complete -C 'mlx-video generate --image pyproject.t'",
+            "pyproject.toml",
+        ),
+        ("zsh", "echo $_comps[mlx-video]", "_shtab_mlx_video"),
     ],
 )
 def test_other_shells_load_what_is_written_for_them(shell, asked, found, tmp_path):
@@ -473,8 +476,10 @@ def test_other_shells_load_what_is_written_for_them(shell, asked, found, tmp_pat
         assert cli.main(["completion", shell]) == 0
     (tmp_path / "script").write_text(script.getvalue(), encoding="utf-8")
     plain = ["--no-config"] if shell == "fish" else ["-f"]
+    script = f"{tmp_path}/script"
+    load = {"fish": f"source {script}", "zsh": f'eval "$(cat {script})"'}
     done = subprocess.run(
-        [shell, *plain, "-c", f"source {tmp_path}/script; {asked}"],
+        [shell, *plain, "-c", f"{load[shell]}; {asked}"],
         capture_output=True,
         text=True,
         env={**os.environ, "HOME": str(tmp_path)},

@@ -8,6 +8,7 @@ import sys
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
@@ -16,7 +17,6 @@ from mlx_video.backend import load_blas
 from mlx_video.cli import check as checking
 from mlx_video.cli import options
 from mlx_video.cli import serve as serving
-from mlx_video.cli.completion import add_completion, completion
 from mlx_video.cli.job import (
     ask,
     files_from,
@@ -52,6 +52,9 @@ DESCRIPTION = (
     'mlx-video "a prompt" is short for mlx-video generate --prompt "a prompt".'
 )
 
+# macOS starts zsh without its completion.
+ZSH = "autoload -U +X compinit; (( $+functions[compdef] )) || compinit -i\n"
+
 
 def run(words: Sequence[str], **usual) -> None:
     """Do what ``words`` ask for; ``usual`` as in ``main_parser``."""
@@ -83,7 +86,7 @@ def main_parser(**usual) -> Parser:
     say_version = {"action": "store_const", "const": version, "dest": "run"}
     parser.add_argument("--version", help=about, **say_version)
     parser.set_defaults(run=lambda _: parser.print_help(), main=parser)
-    commands = parser.add_subparsers(metavar="COMMAND")
+    commands = parser.commands = parser.add_subparsers(metavar="COMMAND")
     for name, (add_arguments, run) in COMMANDS.items():
         first = run.__doc__.partition(".\n")[0].rstrip(".")
         about = first[0].lower() + first[1:]
@@ -255,6 +258,20 @@ def info(args: argparse.Namespace) -> None:
         raise UserError(f"{short(found.path)} cannot be used; see above.")
 
 
+def completion(args: argparse.Namespace) -> None:
+    """Print a completion script for bash, zsh or fish."""
+    import shtab  # which only this command needs
+
+    commands = args.main.commands.choices.values()
+    for action in chain.from_iterable(command._actions for command in commands):
+        # bash completes files where nothing else fits, and so goes on to the next option.
+        if args.shell != "bash" and action.nargs != 0 and not action.choices:
+            action.complete = shtab.FILE
+    script = shtab.complete(args.main, args.shell)
+    start = ZSH if args.shell == "zsh" else ""
+    tell(start + script.replace("complete -o bashdefault", "complete -o default"))
+
+
 def _add_decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("latents", help="the .latents.safetensors of a run")
     options.add_video_vae(options.add_model_files(parser))
@@ -301,6 +318,14 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     flag(group(parser), "--verify", about)
 
 
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.epilog = (
+        'In ~/.bashrc or ~/.zshrc: eval "$(mlx-video completion bash)", or zsh. '
+        "In fish: mlx-video completion fish | source."
+    )
+
+
 COMMANDS: dict[str, tuple[Callable, Callable]] = {
     "generate": (options.add_generate, generate),
     "plan": (options.add_generate, plan),
@@ -311,5 +336,5 @@ COMMANDS: dict[str, tuple[Callable, Callable]] = {
     "models": (_add_models, models),
     "info": (_add_info, info),
     "check": (checking.add_arguments, checking.check),
-    "completion": (add_completion, completion),
+    "completion": (_add_completion, completion),
 }
