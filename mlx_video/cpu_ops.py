@@ -1,7 +1,7 @@
-"""Sigmoid, SiLU and attention, whose exponentials NumPy computes on a CPU that is eager; elsewhere they are MLX's.
+"""Sigmoid, SiLU and attention with NumPy's exponentials on an eager CPU; elsewhere they are MLX's.
 
-On x86 CPUs MLX does not vectorize exp: a sigmoid takes 26 ns, here 4, and attention two to three times as long. Since each
-is evaluated at once, fewer arrays wait. Sigmoids differ from MLX's by 1e-7 at most, attention by less than 1e-6.
+On x86 CPUs MLX does not vectorize exp: a sigmoid takes 26 ns instead of 4, and attention two to three times as long. As
+each is evaluated at once, fewer arrays wait. Sigmoids differ from MLX's by at most 1e-7, attention by less than 1e-6.
 """
 
 import mlx.core as mx
@@ -12,7 +12,7 @@ from mlx_video import backend
 
 
 def sigmoid(x: mx.array) -> mx.array:
-    """1 / (1 + exp(-x)), number by number."""
+    """1 / (1 + exp(-x)), elementwise."""
     return _sigmoid(x) if _by_numpy(x) else mx.sigmoid(x)
 
 

@@ -1,6 +1,6 @@
-"""Files that stay whole: typed paths, names that one run owns, files written aside, free space. Knows no format.
+"""Safe files: typed paths, names that one run owns, files written aside, free space. Knows no format.
 
-The system's errors about a file become a ``UserError`` in one sentence.
+The system's errors about a file become a ``UserError`` with one sentence.
 """
 
 import errno
@@ -16,11 +16,11 @@ from typing import Iterable, Iterator, Sequence
 
 from mlx_video.errors import DiskFullError, MissingFileError, UserError
 
-LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
-ASIDE = ".partial-"  # in the name of a file that is not finished
+LONGEST_NAME = 255  # bytes of a file's name on all common file systems
+ASIDE = ".partial-"  # in the name of an unfinished file
 LOCK = ".mlx-video.lock"
 GB = 10**9
-BLOCK = 2**20  # bytes that are written at once
+BLOCK = 2**20  # bytes written at once
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MAKE_ROOM = "Free some space, or choose another folder."
 
@@ -51,13 +51,13 @@ def typed_path(text: str | Path) -> Path:
 
 
 def full_path(name: str) -> str:
-    """The full path of a file or folder that is here; any other name, such as a repository's, as it is."""
+    """The full path of an existing file or folder; any other name, such as a repository's, unchanged."""
     path = typed_path(name)
     return str(path.resolve()) if is_there(path) else name
 
 
 def is_there(path: Path) -> bool:
-    """Whether ``path`` exists; raises ``UserError`` where a folder may not be entered."""
+    """Whether ``path`` exists; raises ``UserError`` if a folder may not be entered."""
     with file_errors(path):
         return path.exists()
 
@@ -87,7 +87,7 @@ def short(text: object, most: int = 120) -> str:
 
 
 def file_size(file: Path) -> int:
-    """The length of a file in bytes. Raises ``UserError`` for folders, and for pipes and devices, which may block for ever."""
+    """The length of a file in bytes. Raises ``UserError`` for folders, and for pipes and devices, which may block forever."""
     if not is_there(file):
         raise MissingFileError(f"There is no file {short(file)}.")
     with file_errors(file):
@@ -121,8 +121,8 @@ def read_small(path: Path, most: int = 2**20) -> str:
 def written_aside(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary file beside ``path`` that becomes ``path`` if the block succeeds and is removed if it fails.
 
-    Raises ``UserError`` where ``path`` exists, unless ``overwrite``. If it appeared while the block ran, what was written
-    is kept under another name, which the error states.
+    Raises ``UserError`` if ``path`` exists, unless ``overwrite``. If it appears while the block runs, the result is kept
+    under another name, which the error states.
     """
     path = Path(path)
     if not is_there(path.parent):
@@ -144,9 +144,9 @@ def written_aside(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def reserved(path: Path, size: int) -> Iterator[Path]:
-    """A file that holds ``size`` bytes of the disk for one that will be written to ``path``, to be removed before that.
+    """A file that reserves ``size`` bytes of the disk for ``path``; remove it before writing that.
 
-    Raises ``UserError`` where there is no room. Random bytes, since some file systems shrink others.
+    Raises ``UserError`` if there is no room. It holds random bytes, since some file systems compress others.
     """
     room = _create_aside(path)
     try:
@@ -161,9 +161,9 @@ def reserved(path: Path, size: int) -> Iterator[Path]:
 
 @contextmanager
 def folder_aside(folder: Path) -> Iterator[Path]:
-    """A scratch folder beside ``folder`` that becomes it if the block succeeds, else is removed.
+    """A temporary folder beside ``folder`` that becomes it if the block succeeds and is removed if it fails.
 
-    Raises ``UserError`` if ``folder`` is there and not empty, or another process is writing it.
+    Raises ``UserError`` if ``folder`` exists and is not empty, or another process is writing it.
     """
     with file_errors(folder):
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
@@ -186,7 +186,7 @@ def folder_aside(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_made(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it where they are missing; if the block fails, remove those that are empty."""
+    """Make a folder and its missing parents; if the block fails, remove those of them that are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with file_errors(folder, "made"):
@@ -200,7 +200,7 @@ def folder_made(folder: Path) -> Iterator[None]:
 
 
 def check_free(path: Path, overwrite: bool = False) -> None:
-    """Raise ``UserError`` where ``path`` exists, even as a dangling link, unless ``overwrite``."""
+    """Raise ``UserError`` if ``path`` exists, even as a dangling link, unless ``overwrite``."""
     if os.path.lexists(path) and not overwrite:
         raise UserError(
             f"{short(path)} exists; choose another name, or replace it with --overwrite (in Python overwrite=True)."
@@ -208,7 +208,7 @@ def check_free(path: Path, overwrite: bool = False) -> None:
 
 
 def _create_aside(path: Path) -> Path:
-    """A new file with the usual permissions, under a name that cannot be guessed or taken."""
+    """Create a file with the usual permissions under a name that cannot be guessed."""
     token = secrets.token_hex(8)
     partial = path.with_name(f".{path.name}{ASIDE}{token}{path.suffix}")
     with file_errors(path.parent, "written to"):
@@ -217,7 +217,7 @@ def _create_aside(path: Path) -> Path:
 
 
 def _take_name(partial: Path, path: Path) -> None:
-    """Rename ``partial`` to ``path``, or to path-2, path-3, ... where another program took that meanwhile."""
+    """Rename ``partial`` to ``path``, or to path-2, path-3, ... if another program took that meanwhile."""
     name, number = path, 1
     while not _linked(partial, name):
         number += 1
@@ -229,7 +229,7 @@ def _take_name(partial: Path, path: Path) -> None:
 
 
 def _linked(partial: Path, name: Path) -> bool:
-    """Give ``partial`` the name ``name``, atomically, if it is free; returns whether it was."""
+    """Atomically rename ``partial`` to ``name`` if that is free; returns whether it was."""
     try:
         os.link(partial, name)
     except FileExistsError:
@@ -248,7 +248,7 @@ def _linked(partial: Path, name: Path) -> bool:
 def owned(path: Path, name: str | None = None) -> Iterator[None]:
     """Own the name ``path``, with any suffix, while the block runs; only one run at a time can.
 
-    Removes what dead runs left aside in that folder. ``name`` replaces the path's stem.
+    Removes what dead runs left in that folder. ``name`` replaces the path's stem.
     """
     lock = lock_of(path, name)
     file = locked(lock)
@@ -265,12 +265,12 @@ def owned(path: Path, name: str | None = None) -> Iterator[None]:
 
 
 def lock_of(path: Path, name: str | None = None) -> Path:
-    """The lock file that owns ``path`` with any suffix, or the ``name`` in its place."""
+    """The lock file for ``path`` with any suffix, or for ``name`` instead."""
     return path.with_name(f".{name or path.stem}{LOCK}")
 
 
 def locked(lock: Path) -> int | None:
-    """An open file that holds the lock; ``None`` = another process does. The system unlocks it when the process ends."""
+    """An open file that holds the lock until the process ends; ``None`` = another process holds it."""
     while True:
         with file_errors(lock.parent, "written to"):
             file = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
@@ -281,7 +281,7 @@ def locked(lock: Path) -> int | None:
             return None
         except OSError:
             return file  # a file system without locks
-        # The run before may have removed the file between our opening and our locking it.
+        # Another run may have removed the file after we opened it and before we locked it.
         if lock.exists() and os.path.samestat(os.fstat(file), os.stat(lock)):
             return file
         os.close(file)
@@ -311,7 +311,7 @@ def _unfinished(folder: Path, name: str) -> Iterator[Path]:
 
 
 def check_space(needs: Iterable[tuple[Path, float]]) -> None:
-    """Raise ``DiskFullError`` where the disk of a folder lacks the space for the bytes to write there."""
+    """Raise ``DiskFullError`` if the disk of a folder has too little space for the bytes to write there."""
     disks: dict[int, tuple[Path, float]] = {}
     for folder, size in needs:
         disk = os.stat(folder).st_dev
@@ -325,12 +325,12 @@ def check_space(needs: Iterable[tuple[Path, float]]) -> None:
 
 
 def amount(size: float) -> str:
-    """So many bytes, for a message."""
+    """A number of bytes, for a message."""
     return f"{size / GB:.2f} GB" if size >= GB / 100 else f"{size / 1e6:.2f} MB"
 
 
 def duration(seconds: float) -> str:
-    """So much time, for a message."""
+    """A length of time, for a message."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 

@@ -1,4 +1,4 @@
-"""Errors by who can fix them: bad input is a ``UserError``; anything else is a bug here or a fault of the machine."""
+"""Errors by who can fix them: ``UserError`` is bad input; anything else is a bug or a fault of the machine."""
 
 import unicodedata
 from typing import Mapping
@@ -9,11 +9,11 @@ class UserError(ValueError):
 
 
 class DiskFullError(UserError):
-    """A disk has no room for what is to be written there."""
+    """A disk has no room for a file to write."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that was named is not there."""
+    """A named file or folder does not exist."""
 
 
 def field_error(error: Mapping) -> str:
@@ -42,7 +42,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise ``UserError`` where ``text`` holds terminal controls, other than newline and tab, or broken characters."""
+    """Raise ``UserError`` if ``text`` holds control characters other than newline and tab, or broken characters."""
     kinds = {c: unicodedata.category(c) for c in text if not c.isprintable()}
     if "Cs" in kinds.values():
         raise UserError(f"{what} is not valid text; type it in UTF-8.")
@@ -53,4 +53,4 @@ def check_text(text: str, what: str) -> None:
 
 
 STEERING = ("Cc", "Cf", "Zl", "Zp")  # Unicode categories
-ALLOWED = "\n\t\u200c\u200d"  # in spite of them; the last two join letters and emoji
+ALLOWED = "\n\t\u200c\u200d"  # nevertheless; the last two join letters and emoji

@@ -1,6 +1,6 @@
-"""Is this output garbage? Checks what each phase made, and says in a sentence what is wrong and what to try.
+"""Checks the output of each phase for garbage, and says in a sentence what is wrong and what to try.
 
-Knows numbers, not models. Every check raises ``HealthError``, so no verdict can be overlooked.
+Knows numbers, not models. Every check raises ``HealthError``, so that no verdict is overlooked.
 """
 
 from collections import Counter
@@ -12,28 +12,28 @@ import numpy as np
 
 from mlx_video.types import AV, VideoScale, Waveform
 
-# Latents, which are near mean 0 and deviation 1.
+# Latents, whose mean is near 0 and deviation near 1.
 FLAT_LATENT = 1e-4  # standard deviation
 WILD_LATENT = 100.0  # largest magnitude; healthy latents stay below 20
-# Noise: how much channel means vary (1 = as chance has it), how alike neighbours are, and fewest cells to judge by.
+# Noise: variance of channel means (1 = by chance), correlation of neighbours, and fewest cells to judge by.
 NOISE_MEANS, NOISE_LIKENESS, FEW_CELLS = 1.5, 0.25, 4
 
-# Decoded values, in [-1, 1] but for some overshoot.
+# Decoded values, in [-1, 1] except for some overshoot.
 SATURATED, SATURATED_SHARE = 3.0, 0.01  # a magnitude, and the share that may exceed it
-# Rows and columns of a latent cell, as shares of it, whose pixels are compared with the next cells'.
+# Pixels of a latent cell (row, column as shares of it) that are compared with those of the next cells.
 PLACES = ((0.1, 0.16), (0.35, 0.66), (0.6, 0.3), (0.85, 0.91))
 
-# Pixel levels of 0 to 255. Real black frames carry codec and decoder noise well above these.
+# Pixel levels from 0 to 255. Real black frames have codec and decoder noise well above these.
 # Highest level of black, and the share above it in a lit frame.
 BLACK_LEVEL, LIT_SHARE = 2, 0.001
 FLAT_LEVEL, FLAT_RANGE = 0.5, 2  # deviation, or range, of a frame of one colour
 LIVELY_LEVEL = 8.0  # standard deviation of a picture that shows something
 STILL_LEVEL = 0.02  # mean change of a pixel over a clip in which nothing moves
 FLICKER_LEVEL, FLICKER_SHARE = 4.0, 0.25  # change of every frame, and of every second
-# Steps between the rows and columns of a sample, and of a first glance; how many of each are seen of a matrix.
+# Steps between the rows and columns of a sample, and of a first check; how many of each to check of a matrix.
 EVERY, FEW, GLANCE = 8, 64, 16
 DEAD_FRAMES, DEAD_SHARE = 8, 0.25  # in a row, and of the clip: a failed tile
-BLANK_SHARE = 0.6  # the same for exact black or white, to which a clip may cut
+BLANK_SHARE = 0.6  # the same for exact black or white, which a clip may cut to
 FEW_FRAMES = 4  # in a row: fewer are never judged
 DEAD_SIDE = 0.2  # share of the width or height that a failed tile leaves blank
 
@@ -42,11 +42,11 @@ SILENCE, QUIET = 1e-5, 1e-3  # root mean squares: -100 dB; too quiet to judge
 OFFSET = 0.95  # mean / root mean square, in every channel
 RAIL, RAIL_SHARE = 0.99, 0.25  # a magnitude, and the share that may reach it
 LOUD, WHITE = 0.5, 0.5  # root mean square and spectral flatness of noise at full scale
-# Deviation / mean of the loudness of frames this long, and how many it takes.
+# Deviation / mean of the loudness of frames, their length, and how many are needed.
 STEADY, LOUDNESS_SECONDS, STEADY_FRAMES = 0.007, 0.125, 8
 
 RELOAD = "Check the files with `mlx-video info`, then run again"
-# A CPU computes in float32 as it is.
+# A CPU computes in float32 anyway.
 FLOAT32 = "--dtype float32, then " if mx.default_device() != mx.cpu else ""
 SOUND_AGAIN = f"Try {FLOAT32}another copy of the files (see `mlx-video info`)"
 DECODE_AGAIN = SOUND_AGAIN.replace("Try ", "Try --tiling aggressive, then ")
@@ -54,20 +54,20 @@ WANTED = "or --no-health-check if that is what the prompt wants"
 
 
 class HealthError(RuntimeError):
-    """A phase made something that cannot be right; the message names the phase, what was seen and what to try."""
+    """The output of a phase cannot be right; the message names the phase, the finding and what to try."""
 
 
 def check_embeddings(embeddings: AV[mx.array]) -> None:
-    """The connectors' output for one prompt, (B, L, D) per modality."""
+    """Check the connectors' output for one prompt, (B, L, D) per modality."""
     for modality in embeddings.present:
         _check_tensor(embeddings[modality], f"the {modality.value} prompt embedding")
 
 
 def check_weights(part: str, weights: Iterable[tuple[str, mx.array]]) -> None:
-    """Raise ``HealthError`` where a matrix of a part's weights is zero everywhere, as in a broken download.
+    """Raise ``HealthError`` if a matrix of a part's weights is zero everywhere, as in a broken download.
 
-    Only 2-D weights of at least GLANCE rows and columns are looked at: the demo's vocoder has convolutions that learned
-    nothing. Looks at few numbers of a matrix, and at all of them only where these are zero.
+    Checks only 2-D weights with at least GLANCE rows and columns: the demo's vocoder has convolutions that learned nothing.
+    Reads a few numbers of a matrix, and all of them only if these are zero.
     """
     matrices = {k: w for k, w in weights if w.ndim == 2 and min(w.shape) >= GLANCE}
     few = [w[:: len(w) // GLANCE, :: w.shape[1] // GLANCE] for w in matrices.values()]
@@ -82,7 +82,7 @@ def check_weights(part: str, weights: Iterable[tuple[str, mx.array]]) -> None:
 
 
 def check_latents(latents: AV[mx.array], phase: str, remedy: str = RELOAD) -> None:
-    """Latents, video (B, C, F, H, W) and audio (B, C, T, M), as ``phase`` left them; ``remedy`` says what to do."""
+    """Check the latents of ``phase``, video (B, C, F, H, W) and audio (B, C, T, M); ``remedy`` says what to do."""
     for modality in latents.present:
         x, name = latents[modality], f"the {modality.value} latent after {phase}"
         _check_tensor(x, name, remedy)
@@ -112,9 +112,9 @@ def _check_tensor(x: mx.array, name: str, remedy: str = RELOAD) -> None:
 
 
 def _is_noise(x: np.ndarray) -> bool:
-    """Whether the cells of (C, F, H, W) or (C, T, M) are unrelated, as they are in no picture and no sound.
+    """Whether the cells of (C, F, H, W) or (C, T, M) are unrelated, unlike those of any picture or sound.
 
-    The first frame may be a given image; where there are others, it counts only as their predecessor.
+    The first frame may be a given image, so if there are others it counts only as their predecessor.
     """
     rest = x[:, 1:] if x.shape[1] > 1 else x
     axes = (1, 2, 3) if x.ndim == 4 else (1,)  # each mel bin is a channel of its own
@@ -138,7 +138,7 @@ def _likeness(x: np.ndarray, axis: int) -> float:
 
 
 def check_waveform(waveform: Waveform, silent: bool = False) -> None:
-    """Sound that was asked for; ``silent`` = silence is fine."""
+    """Check generated sound; ``silent`` = silence is fine."""
     if not mx.isfinite(waveform.samples).all().item():
         raise HealthError(
             f"Decoding made sound with NaN or infinite samples. {SOUND_AGAIN}."
@@ -171,7 +171,7 @@ def _wrong_with(samples: np.ndarray, rate: int) -> str | None:
 
 
 def _flatness(samples: np.ndarray) -> float:
-    """Of the mean spectrum: 1 for white noise, 0 for tones."""
+    """Spectral flatness of the mean spectrum: 1 for white noise, 0 for tones."""
     n = samples.shape[1] // 1024 * 1024
     power = np.square(np.abs(np.fft.rfft(samples[:, :n].reshape(-1, 1024))))
     power = power.mean(axis=0)[1:] + 1e-12 if n else np.array([1e-12, 1.0])
@@ -179,7 +179,7 @@ def _flatness(samples: np.ndarray) -> float:
 
 
 def _is_steady(channel: np.ndarray, rate: int) -> bool:
-    """Whether the loudness never changes, leaving aside the ends, which may be faded."""
+    """Whether the loudness never changes, except at the ends, which may be faded."""
     size = round(LOUDNESS_SECONDS * rate)
     window = np.hanning(size)
     starts = range(size // 2, len(channel) - size * 3 // 2, size // 2)
@@ -190,11 +190,11 @@ def _is_steady(channel: np.ndarray, rate: int) -> bool:
 
 
 def check_pixels(chunk: mx.array, cell: VideoScale) -> mx.array:
-    """Decoded pixels (B, 3, f, H, W) on their way to frames; returned unchanged.
+    """Check decoded pixels (B, 3, f, H, W); returns them unchanged.
 
-    ``cell`` is what a latent cell stands for: a decoder without input repeats at this period.
+    ``cell`` is the size of a latent cell, at whose period a decoder without input repeats itself.
     """
-    # A value that is not finite shows in the sum of its row, and there are fewer sums to check.
+    # A non-finite value makes the sum of its row non-finite, and there are fewer sums to check.
     finite = mx.isfinite(chunk.sum(axis=-1)).all()
     x = chunk[..., ::EVERY, ::EVERY]
     saturated = (mx.abs(x) > SATURATED).astype(mx.float32).mean()
@@ -212,7 +212,7 @@ def check_pixels(chunk: mx.array, cell: VideoScale) -> mx.array:
 
 
 def _repeats(chunk: mx.array, cell: VideoScale, row: float, column: float) -> mx.array:
-    """Where a pixel of a latent cell equals that of the next cells exactly, in every colour: bool (B, f, h, w)."""
+    """Where a pixel of a latent cell exactly equals that of the next cells in all colours: bool (B, f, h, w)."""
     sides = zip(chunk.shape[-2:], cell[1:], (row, column))
     rows, columns = (slice(int(at * n), side // n * n, n) for side, n, at in sides)
     x = chunk[..., rows, columns]
@@ -222,12 +222,12 @@ def _repeats(chunk: mx.array, cell: VideoScale, row: float, column: float) -> mx
 
 
 def watched(frames: Iterable[np.ndarray], still: bool = False) -> Iterator[np.ndarray]:
-    """Pass uint8 frames (H, W, 3) on, and judge them all after the last.
+    """Yield uint8 frames (H, W, 3) unchanged, and judge all of them after the last.
 
-    Raises ``HealthError`` when all are black, of one colour, or (unless the clip may be ``still``) the same picture; and
-    when for many frames in a row the picture is one exact colour, frozen, flickering between two pictures, or blank on
-    one side. Decoder noise keeps real frames from all that, except where clipping hides it: clips may fade or cut to
-    exact black or white.
+    Raises ``HealthError`` if all are black, of one colour, or (unless the clip may be ``still``) the same picture; or if
+    for many frames in a row the picture is one exact colour, frozen, flickering between two pictures, or blank on one
+    side. Decoder noise rules that out for real frames, unless clipping hides it: clips may fade or cut to exact black or
+    white.
     """
     seen = _Seen()
     for frame in frames:
@@ -238,14 +238,16 @@ def watched(frames: Iterable[np.ndarray], still: bool = False) -> Iterator[np.nd
 
 
 class _Seen:
-    """What the frames of a clip have shown so far."""
+    """Findings about the frames of a clip so far."""
 
     def __init__(self) -> None:
         self.count = 0
         self.lit = self.moves = self.shows = False
         self.deviation = 0.0  # the largest up to a frame that shows something
         self.now, self.most = Counter(), Counter()  # frames in a row, by finding
-        self.frame: np.ndarray | None = None  # the last one, and whether it was lively
+        self.frame: np.ndarray | None = (
+            None  # the last frame, and whether it was lively
+        )
         self.lively = False
         self.samples: list[np.ndarray] = []  # of the first frame and of the last two
 
@@ -267,9 +269,9 @@ class _Seen:
         self.samples = [first, last, sample]
 
     def _look_for_death(self, frame: np.ndarray) -> None:
-        """Mark frames of exactly one colour; black and white ones only right after a lively picture."""
+        """Mark frames of exactly one colour; for black and white, only right after a lively picture."""
         colour = frame[0, 0]
-        # A few pixels clear nearly every good frame; only the others are checked in full.
+        # A few pixels clear nearly every good frame; only the rest are checked in full.
         plain = not ((frame[::FEW, ::FEW] != colour).any() or (frame != colour).any())
         blank = plain and _clipped(colour)
         self._mark("dead", plain and not blank)
@@ -280,7 +282,7 @@ class _Seen:
         self.most[what] = max(self.most[what], self.now[what])
 
     def whole(self, still: bool) -> str | None:
-        """What is wrong with all of it."""
+        """What is wrong with the whole clip."""
         if self.count == 0:
             return f"Decoding made no frames. {DECODE_AGAIN}."
         if not self.lit:
@@ -315,7 +317,7 @@ class _Seen:
 
 
 def _deviation(sample: np.ndarray) -> float:
-    """Standard deviation over the pixels (h, w, 3), of the colour channel where it is largest."""
+    """The largest standard deviation of a colour channel over the pixels (h, w, 3)."""
     return float(sample.std(axis=(0, 1), dtype=np.float32).max())
 
 
@@ -325,7 +327,7 @@ def _change(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _shows(sample: np.ndarray) -> bool:
-    """Whether this is more than one colour, within a level."""
+    """Whether the picture has more than one colour, apart from noise."""
     low, high = np.quantile(sample, (0.001, 0.999), axis=(0, 1))
     return _deviation(sample) >= FLAT_LEVEL and bool((high - low).max() > FLAT_RANGE)
 
@@ -342,15 +344,15 @@ def _equal(a: np.ndarray | None, b: np.ndarray) -> bool:
 
 
 def _flickers(before: np.ndarray, last: np.ndarray, now: np.ndarray) -> bool:
-    """Whether a sample resembles the last but one, and not the last."""
+    """Whether a sample resembles the one before last, but not the last."""
     change = _change(last, now)
     return change >= FLICKER_LEVEL and _change(before, now) < FLICKER_SHARE * change
 
 
 def _lacks_a_side(picture: np.ndarray) -> bool:
-    """Whether one side of a picture is exactly one colour up to a straight edge, and the opposite side is not.
+    """Whether one side of a picture is exactly one colour up to a straight edge, but the opposite side is not.
 
-    Black and white, which shadows may be, count only on the left and right, up to a sharp edge: a sky may have a horizon.
+    Black and white may be shadow or sky: they count only on the left and right, and up to a sharp edge.
     """
     for view, upright in ((picture, False), (picture.swapaxes(0, 1), True)):
         for side, other in ((view, view[:, ::-1]), (view[:, ::-1], view)):
@@ -364,6 +366,6 @@ def _lacks_a_side(picture: np.ndarray) -> bool:
 
 
 def _plain_columns(sample: np.ndarray) -> int:
-    """How many columns, from the left, have exactly the colour of the first pixel."""
+    """How many columns from the left have exactly the colour of the first pixel."""
     plain = (sample == sample[0, 0]).all(axis=(0, 2))
     return int(np.append(plain, False).argmin())

@@ -7,21 +7,21 @@ import mlx.nn as nn
 
 from mlx_video.backend import on_cuda
 
-# From this many rows on, making the weight dense for one product is faster than multiplying with packed weights on
-# every backend: 5 times on an H200 and 20 times on a CPU at a thousand rows.
+# From this many rows on, on every backend, it is faster to make the weight dense for the product: at a thousand rows, 5
+# times faster on an H200 and 20 times on a CPU.
 DENSE_ROWS = 64
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` whose quantized form is the one below."""
+    """``nn.Linear`` whose quantized form is ours."""
 
     def to_quantized(self, *args, **options) -> "QuantizedLinear":
-        """The layer with packed weights; arguments as ``nn.QuantizedLinear.from_linear`` takes them."""
+        """The layer with packed weights; arguments as for ``nn.QuantizedLinear.from_linear``."""
         return QuantizedLinear.from_linear(self, *args, **options)
 
 
 class QuantizedLinear(nn.QuantizedLinear):
-    """``nn.QuantizedLinear`` for long sequences; the dense weight lives as long as the product takes."""
+    """``nn.QuantizedLinear`` that is fast for long sequences; a dense weight exists only during the product."""
 
     def __call__(self, x: mx.array) -> mx.array:
         if x.size // x.shape[-1] < DENSE_ROWS:
@@ -31,9 +31,9 @@ class QuantizedLinear(nn.QuantizedLinear):
 
 
 def dense_weight(layer: nn.QuantizedLinear) -> mx.array:
-    """The weight (out, in) that a quantized layer stands for.
+    """The dequantized weight (out, in) of a layer.
 
-    On CUDA each value is computed in float32 and rounded once, 2 to 3 times as fast as MLX's own, which rounds twice.
+    On CUDA each value is computed in float32 and rounded once, 2 to 3 times as fast as MLX's function, which rounds twice.
     """
     if on_cuda() and layer.mode == "affine" and layer.bits in (4, 8):
         return _unpack(layer.weight, layer.scales, layer.biases, layer.bits)
@@ -73,7 +73,7 @@ def _unpacking():
     )
 
 
-# One thread for 16 values, all of one group.
+# One thread per 16 values, all of one group.
 UNPACK = """
   struct alignas(2 * BITS) Words { uint32_t at[BITS / 2]; };
   struct alignas(16) Values { T at[8]; };

@@ -1,6 +1,6 @@
-"""How much memory a run needs, phase by phase, and how to make it fit. Knows sizes only; reads nothing.
+"""Plans how much memory a run needs, phase by phase, and how to make it fit. Knows sizes; reads nothing.
 
-Each part knows what it needs for a call; this module adds the parts up for a request.
+Each part knows what a call needs; this module adds up the parts for a request.
 """
 
 import os
@@ -33,26 +33,26 @@ from mlx_video.types import (
     VideoScale,
 )
 
-LIBRARY_BYTES = 200e6  # of a process beside MLX's arrays, and of the clip's encoder: 90 to 200 were seen
-OFFERED = 0.95  # of a machine's memory; the rest is the system's
-BYTES_PER_TOKEN = 3  # of a prompt in UTF-8; in most languages there are more
+LIBRARY_BYTES = 200e6  # of a process besides MLX's arrays, and of the clip's encoder; measured as 90 to 200 MB
+OFFERED = 0.95  # share of a machine's memory that a run may use
+BYTES_PER_TOKEN = 3  # of a prompt in UTF-8; most languages have more
 KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
 SETTINGS = (False, 8), (True, None), (True, 8), (False, 4), (True, 4)
-"""Whether the transformer is read in each step, and bits of weights that stay in memory: what loses least first."""
-DIGIT = GB // 100  # of a message
-TILINGS = "conservative", "default", "aggressive"  # those with fewer seams first
-# Floating-point operations per second of the transformer, by device: those of docs/measurements/2026-11.md.
+"""Whether the transformer is read in each step, and bits of weights that stay in memory; the smallest loss first."""
+DIGIT = GB // 100  # last digit of sizes in messages
+TILINGS = "conservative", "default", "aggressive"  # fewest seams first
+# The transformer's floating-point operations per second by device, from docs/measurements/2026-11.md.
 SPEED = {"NVIDIA H200": 5.8e14}
-PASSES_TO_DECODE = 0.5  # as long as so many passes of the last stage: 0.3 for ltx-2-tiny on a CPU, 0.7 for the 19B on an H200
+PASSES_TO_DECODE = 0.5  # decoding takes as long as this many passes: 0.3 for ltx-2-tiny on a CPU, 0.7 for the 19B on an H200
 
 
 class Work(NamedTuple):
     """What the plan needs to know of a run.
 
-    batched   whether the guided passes run at once
-    previews  whether the clip is shown while it is sampled, where memory allows it
-    keep      whether the large parts stay loaded afterwards, likewise
-    sampled   whether the latents are there, so that they need only be decoded
+    batched   whether guided passes run as one batch
+    previews  whether the clip is shown while it is sampled, if memory allows
+    keep      whether the large parts stay loaded afterwards, if memory allows
+    sampled   whether the latents exist already and only need decoding
     """
 
     request: Request
@@ -64,12 +64,12 @@ class Work(NamedTuple):
 
     @property
     def shape(self) -> VideoPixelShape:
-        """Of the finished clip, in pixels."""
+        """The shape of the finished clip."""
         return self.request.shape
 
     @property
     def prompt_tokens(self) -> int:
-        """A generous estimate for the longest prompt in any script; the text encoder takes no more than its context."""
+        """A generous estimate for the longest prompt, in any script."""
         request = self.request
         texts = (request.prompt, request.negative_prompt)
         size = max(len(text.encode()) for text in texts)
@@ -80,7 +80,7 @@ class Work(NamedTuple):
         recipe, shape = self.recipe, self.recipe.shape(self.shape, number)
         grid = geometry.latents(shape)
         video = grid.tokens + len(recipe.keyframes(self.shape)) * grid.tokens_per_frame
-        if recipe.stages[number].detailing:  # it looks at the clip of the stage before
+        if recipe.stages[number].detailing:  # it sees the previous stage's clip
             video += geometry.latents(recipe.shape(self.shape, number - 1)).tokens
         sound = geometry.audio_frames(self.shape) if self.request.audio else None
         tokens = AV(video, sound)
@@ -96,17 +96,17 @@ class Work(NamedTuple):
             yield AV(max(tile.cells(time) for tile in layout) * cells), len(layout)
 
     def sized(self, **changes: int) -> "Work":
-        """The same for a clip of another shape."""
+        """The same work for a clip of another shape."""
         shape = self.shape._replace(**changes)
         return self._replace(request=replace(self.request, shape=shape))
 
     def shorter(self, scale: VideoScale) -> Iterator["Work"]:
-        """The same with ever fewer frames."""
+        """The same work with fewer and fewer frames."""
         for frames in range(self.shape.frames - scale.time, scale.time, -scale.time):
             yield self.sized(frames=frames)
 
     def smaller(self, scale: VideoScale) -> Iterator["Work"]:
-        """The same at ever smaller sizes of about the same proportions, down to two latent cells a side."""
+        """The same work at smaller and smaller sizes of about the same proportions, down to two latent cells a side."""
         shrink, (_, height, width, _) = self.recipe.shrink, self.shape
         cell = scale.height * shrink, scale.width * shrink
         least = -(-2 // shrink)
@@ -116,8 +116,7 @@ class Work(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Bytes that a phase needs, and its floating-point operations if it has many, by which the remaining time is judged;
-    ``seconds`` where the device's speed is known."""
+    """Bytes that a phase needs, and its floating-point operations (0 = few), from which the remaining time is estimated."""
 
     name: str
     weights: int
@@ -126,23 +125,23 @@ class Phase(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """Bytes at most."""
+        """Its most bytes at a time."""
         return self.weights + self.activations
 
     @property
     def seconds(self) -> float | None:
-        """How long its operations take; ``None`` where the device was not measured, and of decoding."""
+        """How long its operations take; ``None`` for decoding, and if the device was not measured."""
         speed = SPEED.get(mx.device_info().get("device_name"))
         known = speed and self.name != Doing.DECODE_VIDEO
         return self.operations / speed if known else None
 
 
 class Footprint:
-    """How many bytes the parts of ``components`` need while they are lent, and while they compute; each is built once, lazily.
+    """How many bytes the parts of ``components`` need, loaded and computing; each is built once, lazily.
 
-    model_type  the streams of the transformer that are lent
+    model_type  the transformer's streams
     residency   how weights are kept; by default that of ``components``
-    context     tokens of a prompt with its registers, as the text encoder pads it
+    context     tokens of a padded prompt, including registers
     """
 
     def __init__(
@@ -162,12 +161,12 @@ class Footprint:
         self.context = max_tokens(gemma.path) if gemma else MAX_TOKENS
 
     def phase(self, name: str, activations: float, *parts: str) -> Phase:
-        """One that needs these parts, beside what stays loaded."""
+        """A phase that needs ``parts`` besides those that stay loaded."""
         weights = sum(map(self.weights, self.residency.keep.union(parts)))
         return Phase(name, weights, activations + SMALL)
 
     def computing(self, name: str, work: Work) -> float:
-        """Bytes that a part computes with for ``work`` at most: for its prompts, a picture, all of its sound or latents."""
+        """The most bytes that a part computes with for ``work``: for prompts, a picture, or all sound or latents."""
         geometry, context = self.components.geometry, self.context
         prompts = 1 + work.recipe.guided
         rows = prompts * min(work.prompt_tokens, context)
@@ -185,7 +184,7 @@ class Footprint:
         return self.part(name).activation_bytes(*sizes[name])
 
     def in_turn(self, name: str, work: Work, *parts: str) -> Phase:
-        """The largest of parts that are lent one after the other."""
+        """A phase whose parts are lent one after the other: that of the largest."""
         return largest([self.phase(name, self.computing(p, work), p) for p in parts])
 
 
@@ -193,9 +192,9 @@ class Footprint:
 class Plan:
     """What a run will need.
 
-    phases      the first is "libraries", which stay beside all others; the ``peak`` of those is MLX's alone
+    phases      the first is "libraries", which stay during all others and are not part of their ``peak``
     limit       bytes that the process may use
-    components  as they were, or under the residency that fits; ``chosen`` names it
+    components  unchanged, or under the residency that fits, which ``chosen`` names
     refusal     why nothing fits, and what would; empty if the plan fits
     previews    whether the clip can be shown while it is sampled
     """
@@ -209,7 +208,7 @@ class Plan:
 
     @property
     def largest(self) -> Phase:
-        """The phase that takes most beside the libraries."""
+        """The phase that needs most, apart from the libraries."""
         return largest(self.phases)
 
     @property
@@ -223,20 +222,20 @@ class Plan:
         return max(0, round(self.room - self.largest.peak))
 
     def check(self) -> "Plan":
-        """Itself; raises ``UserError`` if it does not fit."""
+        """The plan itself; raises ``UserError`` if it does not fit."""
         if self.refusal:
             raise UserError(self.refusal)
         return self
 
 
 def plan(components: Components, work: Work, limit: float | None = None) -> Plan:
-    """The first plan that fits into ``limit`` bytes, by default what the machine offers.
+    """The first plan that fits into ``limit`` bytes (by default what the machine offers).
 
-    Tries ``components`` as they are, then ``SETTINGS``, but for those that contradict the user's choice or the
-    checkpoint's. Previews and parts that stay loaded change none of that: they are left out if they do not fit.
+    Tries ``components`` as they are, then those ``SETTINGS`` that do not contradict the user's choice or the checkpoint.
+    Previews and parts that stay loaded are dropped first if they do not fit.
     """
     limit = limit or OFFERED * machine_bytes()
-    # A GPU with memory of its own holds no libraries.
+    # A GPU's own memory holds no libraries.
     apart = mx.default_device() == mx.gpu and not mx.metal.is_available()
     libraries = Phase(Doing.LIBRARIES, 0, 0.0 if apart else LIBRARY_BYTES)
     room = limit - libraries.peak
@@ -252,7 +251,7 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
 
 
 def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
-    """In the order of the run, under its names; ``room`` for MLX's arrays decides how the video is decoded."""
+    """The phases of a run in order; ``room`` is for MLX's arrays and decides how the video is decoded."""
     if not work.sampled:
         yield from _prompt(footprint, work)
         yield from _inputs(footprint, work)
@@ -272,7 +271,7 @@ def _inputs(footprint: Footprint, work: Work) -> Iterator[Phase]:
     inputs, encoders = work.request.inputs, work.request.encoders
     if read := max((given.read_bytes for given in inputs), default=0):
         yield Phase(Doing.READ_INPUTS, 0, read)
-    if encoders:  # which are lent together
+    if encoders:  # lent together
         most = max(footprint.computing(name, work) for name in encoders)
         yield footprint.phase(Doing.ENCODE_INPUTS, most, *encoders)
 
@@ -330,9 +329,9 @@ def _video(footprint: Footprint, work: Work, room: float) -> Phase:
 
 
 def machine_bytes() -> int:
-    """Memory that MLX's device can use: what Metal recommends, or a GPU has left, else the computer's."""
+    """Memory that MLX's device can use: Metal's recommendation, what a GPU has free, or the computer's."""
     info = mx.device_info()
-    if "free_memory" in info:  # what is ours already is not free
+    if "free_memory" in info:  # which excludes our own
         ours = mx.get_active_memory() + mx.get_cache_memory()
         return info["free_memory"] + ours
     names = ("max_recommended_working_set_size", "total_memory")
@@ -341,20 +340,20 @@ def machine_bytes() -> int:
 
 
 def largest(phases: Iterable[Phase]) -> Phase:
-    """That which takes most beside the libraries."""
+    """The phase that needs most, apart from the libraries."""
     return max((p for p in phases if p.name != Doing.LIBRARIES), key=lambda p: p.peak)
 
 
 def beside(phases: Iterable[Phase]) -> float:
-    """Bytes of the libraries, which are there in each of the other phases."""
+    """Bytes of the libraries, which stay during all other phases."""
     return sum(phase.peak for phase in phases if phase.name == Doing.LIBRARIES)
 
 
 def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Residency]]:
-    """With all that is nice to have, and with ever less."""
+    """Variants from all optional extras to none."""
     for parts in KEPT if work.keep else KEPT[-1:]:
         for previews in (True, False) if work.previews else (False,):
-            # The decoder, to be used again after sampling.
+            # Previews keep the decoder, which is needed again after sampling.
             keep = residency.keep.union(parts, ["video_decoder"] * previews)
             yield work._replace(previews=previews), replace(residency, keep=keep)
 
@@ -362,7 +361,7 @@ def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Resid
 def _residencies(
     components: Components, sampled: bool
 ) -> Iterator[tuple[str, Residency]]:
-    """That of ``components``, then those of ``SETTINGS`` that user and checkpoint leave open, each with its name."""
+    """The residency of ``components``, then those of ``SETTINGS`` that user and checkpoint allow, each with its name."""
     own, sources = components.residency, components.sources
     yield "", own
     for low_memory, bits in () if own.quantize or sampled else SETTINGS:
@@ -405,7 +404,7 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
     phase = largest(phases(footprint, work, needed - libraries)).name
     chosen = f", even with the {plan.chosen}" if plan.chosen else ""
     smaller = "" if work.sampled else f"What fits: {' or '.join(sizes) or 'no clip'}. "
-    # Rounded down, as what is needed is rounded up, so that the two differ.
+    # Rounded down, while what is needed is rounded up, so that the two differ.
     limit = amount(plan.limit // DIGIT * DIGIT or plan.limit)
     return (
         f"{work.shape} need {amount(needed)} in the phase {phase!r}{chosen}; the limit is {limit}. "

@@ -1,4 +1,4 @@
-"""The work of a run that has no clip yet, on disk: finished latents, or the state of a sampling that goes on from there."""
+"""Saves the work of an unfinished run, so that it can resume: finished latents, or the state of sampling."""
 
 import time
 from contextlib import AbstractContextManager, suppress
@@ -19,13 +19,14 @@ from mlx_video.types import AV, Sample
 
 WORTH_SAVING = 10.0  # seconds of sampling, when a run is stopped
 STAGE, STEP = "stage", "step"  # of a state, in its file's metadata
-SOUND = "sound"  # that the clip has from a stage before, in a state's file
+SOUND = "sound"  # of an earlier stage, in a state's file
 
 
 class Keeper(AbstractContextManager):
-    """Keeps the work of a run on disk until its clip is written. An exception that ends the run gets a note on where it is.
+    """Keeps the work of a run on disk until its clip is written. An exception that ends the run gets a note on how to resume.
 
-    every    seconds after which a state is saved again; ``resumed`` is the one that the run goes on from
+    every    seconds between saved states
+    resumed  the state that this run continues
     """
 
     def __init__(self, job: Job, output: Output, every: float, resumed: Path | None):
@@ -54,7 +55,7 @@ class Keeper(AbstractContextManager):
             self.unsaved, self.saved = None, time.monotonic()
 
     def sampled(self, sample: Sample) -> Iterator[Event]:
-        """Save the latents; the clip may still be made where they cannot be saved."""
+        """Save the latents; if that fails, the run continues without."""
         self.unsaved = None
         self.job = self.job.with_prompt(sample.prompt)
         yield from self._tried(save_latents, sample)
@@ -62,7 +63,7 @@ class Keeper(AbstractContextManager):
             self._remove_states()
 
     def done(self) -> None:
-        """The clip is written: nothing needs to be kept."""
+        """Remove saved work once the clip is written."""
         self.output.latents.unlink(missing_ok=True)
         self._remove_states()
 
@@ -82,12 +83,12 @@ class Keeper(AbstractContextManager):
 
 
 def save_latents(output: Output, sample: Sample, job: Job) -> Path:
-    """Write a sample of ``job`` for ``finish``, with the record in the metadata; returns the path. Raises ``UserError`` where that fails."""
+    """Write a sample of ``job`` for ``finish``, with the record as metadata; returns the path. Raises ``UserError``."""
     return _save(output, output.latents, sample.latents, {RECORD_KEY: job.record()})
 
 
 def save_state(output: Output, state: Reached, job: Job) -> Path:
-    """Write how far sampling has got, with the record in the metadata; returns the path. Raises ``UserError`` where that fails."""
+    """Write the state of sampling, with the record as metadata; returns the path. Raises ``UserError``."""
     words = {RECORD_KEY: job.record(), STAGE: str(state.stage), STEP: str(state.step)}
     return _save(output, output.state, state.latents, words, state.sound)
 
@@ -99,7 +100,7 @@ def _save(
     words: dict[str, str],
     sound: mx.array | None = None,
 ) -> Path:
-    """Write tensors and ``words``, with what ``output`` is, completely or not at all."""
+    """Write tensors and metadata, including ``output``, completely or not at all."""
     tensors = {modality.value: latents[modality] for modality in latents.present}
     if sound is not None:
         tensors[SOUND] = sound
@@ -109,7 +110,7 @@ def _save(
 
 
 def load_state(path: Path, job: Job) -> Reached:
-    """What ``save_state`` wrote, for the ``job`` of its record."""
+    """The state that ``save_state`` wrote, for the ``job`` in its record."""
     latents, metadata = load_tensors(path)
     stages = [len(stage.sigmas) - 1 for stage in job.recipe.stages]
     try:
@@ -128,7 +129,7 @@ def load_state(path: Path, job: Job) -> Reached:
 
 
 def check_shapes(path: Path, latents: AV[mx.array], shapes: AV[tuple]) -> None:
-    """Raise ``UserError`` where ``latents`` are not those that their record asks for."""
+    """Raise ``UserError`` if ``latents`` do not have the ``shapes`` that their record needs."""
     given = latents.map(lambda x: tuple(x.shape))
     if given != shapes:
         raise UserError(
@@ -142,9 +143,9 @@ def _listed(shapes: AV[tuple]) -> str:
 
 
 def load_tensors(path: Path) -> tuple[AV[mx.array], dict[str, str]]:
-    """Latents, video (B, C, F, H, W) and audio (B, C, T, M), and strings of a file of latents or of a state; lazy.
+    """Lazy latents, video (B, C, F, H, W) and audio (B, C, T, M), and metadata of a file of latents or of a state.
 
-    Raises ``UserError`` where there are no video latents, or they are not floating-point numbers.
+    Raises ``UserError`` if there are no video latents or they are not floating-point.
     """
     tensors, metadata = weights.read(path)
     if "video" not in tensors:

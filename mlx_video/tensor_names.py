@@ -1,6 +1,6 @@
-"""What a network's tensors are called in the official files and here: one table, read in both directions.
+"""Names of a network's tensors in official files and here: one table, read in both directions.
 
-Knows names as text; not tensors, files or networks.
+Knows names as text, not tensors, files or networks.
 """
 
 import re
@@ -12,11 +12,11 @@ X = TypeVar("X")
 class TensorNames:
     """The official names of a network's tensors, and ours.
 
-    prefixes  official prefix -> ours, which may be empty; ``None`` marks tensors of an official file that are not this
-              network's. The longest prefix that fits decides; of several official ones for one of ours, the first listed.
-    tables    official pattern -> ours, for what stands after the prefix. ``*`` stands for any text, the same on both
-              sides and as short as can be. From each table the first pattern that fits the whole name applies; the
-              tables apply in turn, backwards where the official name is sought.
+    prefixes  official prefix -> ours, which may be empty; ``None`` marks tensors of other networks. The longest matching
+              prefix applies; of several official ones for one of ours, the first.
+    tables    official pattern -> ours, for the rest of a name. ``*`` is any text, the same on both sides and as short as
+              possible. Each table applies its first pattern that matches the whole name; tables apply in order, or in
+              reverse towards the official name.
     """
 
     def __init__(self, prefixes: Mapping[str, str | None], *tables: Mapping[str, str]):
@@ -33,7 +33,7 @@ class TensorNames:
         ]
 
     def ours(self, official: str) -> str | None:
-        """Our name of an official one; ``None`` where the tensor is not this network's."""
+        """Our name for an official one; ``None`` if the tensor belongs to another network."""
         for prefix, ours in self._to_ours:
             if official.startswith(prefix):
                 if ours is None:
@@ -42,16 +42,16 @@ class TensorNames:
         return None
 
     def official(self, ours: str) -> str:
-        """The official name of one of ours."""
+        """The official name for one of ours."""
         for prefix, official in self._to_official:
             if ours.startswith(prefix):
                 return official + _renamed(ours.removeprefix(prefix), self._backward)
         raise KeyError(f"{ours} is not a name of this network")
 
     def take(self, weights: Mapping[str, X]) -> dict[str, X] | None:
-        """This network's values out of official ``weights``, under our names.
+        """The values of this network in official ``weights``, under our names.
 
-        ``None`` where no name has an official prefix: then ``weights`` have our names already.
+        ``None`` if no name has an official prefix: ``weights`` then have our names already.
         """
         if not any(key.startswith(prefix) for key in weights for prefix, _ in self._to_ours):  # fmt: skip
             return None
@@ -67,7 +67,7 @@ def _longest_first(prefixes: Mapping[str, X]) -> list[tuple[str, X]]:
 
 
 def _rule(old: str, new: str) -> Rule:
-    """What finds ``old`` and writes ``new``; both have one ``*`` for each piece of text that stays."""
+    """Pattern and template that turn ``old`` into ``new``; both have one ``*`` per piece of text that stays."""
     if old.count("*") != new.count("*"):
         raise ValueError(f"{old!r} and {new!r} must have as many * as each other")
     pattern = re.escape(old).replace(r"\*", "(.*?)")

@@ -1,4 +1,4 @@
-"""The objects that travel through the package, and the geometry that relates them.
+"""The values that the package passes around, and the geometry that relates them.
 
 Axis letters: B batch, C channels, F latent frames, H W latent rows and columns,
 N tokens, D width, L prompt tokens, T audio latent frames, M mel bins.
@@ -19,7 +19,7 @@ from mlx_video.grid import nearest_frames, nearest_side
 X = TypeVar("X")
 
 CLIP_SUFFIXES = (".mp4", ".mov", ".webm", ".gif", ".webp")
-SILENT_SUFFIXES = (".gif", ".webp")  # of files that hold no sound
+SILENT_SUFFIXES = (".gif", ".webp")  # of files without sound
 
 
 class Modality(Enum):
@@ -56,9 +56,8 @@ class AV(Generic[X]):
 
     def map(self, fn: Callable, *others: "AV") -> "AV":
         """Apply ``fn`` to each present modality, with the matching value of each ``other``."""
-        video = audio = (
-            None  # plainly: each block of the transformer calls it, and a short forward waits for Python
-        )
+        # Written out for speed: every block of the transformer calls it.
+        video = audio = None
         if self.video is not None:
             video = fn(self.video, *[other.video for other in others])
         if self.audio is not None:
@@ -79,7 +78,7 @@ class VideoPixelShape(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Its duration."""
         return self.frames / self.fps
 
     @property
@@ -97,7 +96,7 @@ class VideoPixelShape(NamedTuple):
         )
 
 
-LARGEST_SIDE = 16_384  # pixels: what H.264 can hold
+LARGEST_SIDE = 16_384  # pixels, H.264's limit
 MOST_FRAMES = 2**17 + 1  # an hour and a half at 24 frames a second
 
 
@@ -111,7 +110,7 @@ class VideoScale(NamedTuple):
     def check(self, shape: VideoPixelShape, shrink: int = 1) -> None:
         """Raise ``UserError``, naming the nearest valid size, if ``shape`` has no latent grid.
 
-        ``shrink`` is how many times smaller than ``shape`` the smallest stage is.
+        ``shrink`` is how many times smaller the smallest stage is.
         """
         if max(shape.height, shape.width) > LARGEST_SIDE or shape.frames > MOST_FRAMES:
             raise UserError(
@@ -138,11 +137,11 @@ class VideoScale(NamedTuple):
 class AudioScale(NamedTuple):
     """How latent sound relates to seconds.
 
-    sample_rate   Hz, of the waveform that the mel frames describe
-    hop           samples of that waveform per mel frame
-    mel_frames    per latent frame
-    channels      of a latent frame, each with so many ``bins``; together they are one token
-    output_rate   Hz, of the waveform that the vocoder makes
+    sample_rate     Hz, of the waveform behind the mel frames
+    hop             samples of that waveform per mel frame
+    mel_frames      per latent frame
+    channels, bins  of a latent frame, which is one token
+    output_rate     Hz, of the vocoder's waveform
     """
 
     sample_rate: int
@@ -154,12 +153,12 @@ class AudioScale(NamedTuple):
 
     @property
     def latents_per_second(self) -> float:
-        """Latent frames for a second of sound; 25 of LTX-2."""
+        """Latent frames per second of sound; 25 for LTX-2."""
         return self.sample_rate / self.hop / self.mel_frames
 
     @property
     def token_width(self) -> int:
-        """Numbers of a token."""
+        """Channels of a token."""
         return self.channels * self.bins
 
 
@@ -174,7 +173,7 @@ class VideoLatentShape(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Cells of the clip, each of which is one token."""
+        """Cells of the clip; each is one token."""
         return self.frames * self.height * self.width
 
     @property
@@ -189,8 +188,8 @@ class Geometry:
 
     video     pixels per latent cell
     channels  of a video latent
-    audio     ``None`` where the checkpoint makes no sound
-    least     cells on each side of a frame, below which the decoder cannot work
+    audio     ``None`` if the checkpoint makes no sound
+    least     fewest cells on each side of a frame that the decoder can work on
     """
 
     video: VideoScale
@@ -199,7 +198,7 @@ class Geometry:
     least: int = 1
 
     def check(self, shape: VideoPixelShape, shrink: int = 1, audio: bool = False):
-        """Raise ``UserError`` where ``shape`` has no latent grid, or is too short for sound; ``shrink`` as in ``VideoScale``."""
+        """Raise ``UserError`` if ``shape`` has no latent grid or is too short for sound; ``shrink`` as in ``VideoScale``."""
         self.video.check(shape, shrink)
         height, width = self.least * self.video.height, self.least * self.video.width
         if shape.height < height or shape.width < width:
@@ -216,7 +215,7 @@ class Geometry:
             )
 
     def latents(self, shape: VideoPixelShape) -> VideoLatentShape:
-        """The latent grid of a clip: the causal VAE codes the first frame alone, then ``video.time`` frames at a time."""
+        """The latent grid of a clip: the causal VAE encodes the first frame alone, then ``video.time`` frames at a time."""
         return VideoLatentShape(
             1,
             self.channels,
@@ -234,7 +233,7 @@ class TextFeatures(NamedTuple):
     """The language model's output for a batch of prompts, before the connectors.
 
     hidden_states  (layers + 1, B, T, D): the embeddings, then every layer's output
-    mask           (B, L), 1 = token, 0 = padding on the left; L >= T, and the positions that ``hidden_states`` lacks are padding
+    mask           (B, L), 1 = token, 0 = padding on the left; L >= T, and positions not in ``hidden_states`` are padding
     """
 
     hidden_states: mx.array
@@ -258,7 +257,7 @@ class Waveform:
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Its duration."""
         return self.samples.shape[1] / self.sample_rate
 
 
@@ -266,7 +265,7 @@ class Waveform:
 class Clip:
     """The result of a generation: uint8 RGB frames (H, W, 3), in order, and their sound.
 
-    ``frames`` is an iterator: each frame is decoded when it is taken, once; a second iteration raises.
+    ``frames`` is an iterator: each frame is decoded once, when it is taken; a second iteration raises ``UserError``.
     """
 
     frames: Iterator[np.ndarray]
@@ -283,7 +282,7 @@ class Clip:
 
 
 class _Once(Iterator[np.ndarray]):
-    """Frames, which end once."""
+    """Frames that can be read only once."""
 
     def __init__(self, frames: Iterable[np.ndarray]):
         self.frames, self.ended = iter(frames), False
@@ -305,7 +304,7 @@ class _Once(Iterator[np.ndarray]):
 
 @dataclass(frozen=True)
 class Sample:
-    """What sampling made, before it is decoded.
+    """The result of sampling, before it is decoded.
 
     latents  video (B, C, F, H, W) and audio (B, C, T, M), normalised
     prompt   the prompt that was encoded: the request's, or its enhanced form
@@ -318,11 +317,11 @@ class Sample:
 class Doing:
     """Names of phases, in the order of a run and of its plan; ``Recipe.phase`` names those that sample."""
 
-    LIBRARIES = "libraries"  # of a plan: what stays beside all others
+    LIBRARIES = "libraries"  # only in a plan: stays during all other phases
     LOAD_TEXT_ENCODER = "load text encoder"
     ENCODE_PROMPT = "encode prompt"
     PREDICT_DURATION = "predict duration"
-    READ_INPUTS = "read inputs"  # of a plan; a run does it while it encodes inputs
+    READ_INPUTS = "read inputs"  # only in a plan; a run does it in the next phase
     ENCODE_INPUTS = "encode inputs"
     LOAD_TRANSFORMER = "load transformer"
     UPSAMPLE = "upsample"
@@ -331,9 +330,9 @@ class Doing:
 
 
 class Step(NamedTuple):
-    """Progress: ``index`` of ``total`` units of ``phase`` are done; 0 announces the phase.
+    """Progress: ``index`` of ``total`` units of ``phase`` (see ``Doing``) are done; index 0 announces the phase.
 
-    ``phase`` is as ``Doing`` has it; ``sigma`` is the noise level reached, while it is sampled.
+    ``sigma`` is the noise level reached, in phases that sample.
     """
 
     phase: str
@@ -344,10 +343,10 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What a guided pass leaves out of the transformer; the default leaves out nothing.
+    """What a guided pass skips in the transformer; by default nothing.
 
-    skip_self_attention  per modality, the blocks whose self-attention only passes its values through (STG)
-    isolate              no audio-video cross-attention in any block (modality guidance)
+    skip_self_attention  per modality, blocks whose self-attention only passes its values through (STG)
+    isolate              whether to skip audio-video cross-attention in all blocks (modality guidance)
     """
 
     skip_self_attention: AV[frozenset[int]] = AV(frozenset(), frozenset())

@@ -1,4 +1,4 @@
-"""Checkpoint files: read, load and save their tensors. Knows formats and names, not networks.
+"""Reads, loads and saves the tensors of checkpoint files. Knows formats and names, not networks.
 
 Everything is lazy: a tensor's bytes are read when it is first evaluated, so unused ones are never read.
 """
@@ -25,7 +25,7 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 LONGEST_JSON = 100 * 10**6  # bytes
 
-LONGEST = 240  # characters of what does not fit, in a message
+LONGEST = 240  # characters of the list of problems in a message
 
 # Kept in the stored precision: the official code adds these float32 rows to activations before rounding.
 KEPT_PRECISION = "scale_shift_table"
@@ -37,7 +37,7 @@ KEPT_PRECISION = "scale_shift_table"
 def read(path: Path) -> tuple[Weights, dict[str, str]]:
     """Lazy tensors and metadata of a file or a folder of shards; GGUF tensors become dense float32.
 
-    Raises ``UserError`` where a file is missing, damaged or of another format.
+    Raises ``UserError`` if a file is missing, damaged or of another format.
     """
     weights, metadata, home = {}, {}, {}
     for file in tensor_files(path):
@@ -65,15 +65,15 @@ def read_header(file: Path) -> Header:
 
 
 def stored_types(path: Path) -> dict[str, str]:
-    """Tensor name -> type as the file states it ("F8_E4M3"); MLX does not keep all of them apart."""
+    """Tensor name -> type as the file states it ("F8_E4M3"), some of which MLX does not distinguish."""
     return {name: entry["dtype"] for name, entry in _entries(path).items()}
 
 
 def outline(path: Path) -> Weights:
-    """Placeholders with the names, shapes and types of ``read``, from the headers alone; NaN where the type allows."""
+    """Placeholders with the names, shapes and types of ``read``, from headers alone; floating ones are NaN."""
 
     def placeholder(entry: Mapping) -> mx.array:
-        dtype = TYPES.get(entry["dtype"], mx.float32)  # of GGUF's packed types
+        dtype = TYPES.get(entry["dtype"], mx.float32)  # GGUF's packed types
         nothing = float("nan") if mx.issubdtype(dtype, mx.floating) else 0
         return mx.full(entry["shape"], nothing, dtype)
 
@@ -115,7 +115,7 @@ def tensor_files(path: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index names, each once; raises ``UserError`` unless they are safetensors files beside it."""
+    """The distinct files that an index names; raises ``UserError`` unless they are safetensors files beside it."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise UserError(
@@ -132,7 +132,7 @@ def shard_names(index: Path) -> list[str]:
 
 
 def read_json(file: Path) -> dict:
-    """The JSON object in ``file``; empty if there is no file. Raises ``UserError`` where it holds anything else."""
+    """The JSON object in ``file``; empty if there is no file. Raises ``UserError`` if it holds anything else."""
     if not file.is_file():
         return {}
     return json_object(read_small(file, LONGEST_JSON), str(file))
@@ -147,7 +147,7 @@ def channels_last(weight: mx.array) -> mx.array:
 
 
 def some(names: Iterable[str], most: int = 4) -> str:
-    """The first few names and how many more there are, for a message."""
+    """The first few names, and how many more there are, for a message."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(clip(name) for name in names[:most]) + rest
@@ -164,9 +164,9 @@ def load_into(
     mode: str = "affine",
     source: str = "The checkpoint",
 ) -> None:
-    """Give ``module`` its ``weights`` (in this package's names): all of them and no others.
+    """Load ``weights`` (under our names) into ``module``: exactly those that it has.
 
-    A Linear is quantized where the weights hold its ``.scales``. Floating tensors become ``dtype``, except the
+    A linear layer is quantized if the weights hold its ``.scales``. Floating tensors become ``dtype``, except the
     ``scale_shift_table`` rows; ``None`` keeps every dtype. Raises ``UserError`` naming what in ``source`` does not fit.
     """
     if any(key.endswith(".scales") for key in weights):
@@ -177,11 +177,11 @@ def load_into(
             f"{source} does not fit {type(module).__name__}: {clip('; '.join(problems), LONGEST)}."
         )
     fitting = [(k, _cast(k, v, dtype)) for k, v in weights.items()]
-    module.load_weights(fitting, strict=False)  # all of that was just checked
+    module.load_weights(fitting, strict=False)  # checked above
 
 
 def materialize(module: nn.Module, batch_bytes: int = GB // 4) -> None:
-    """Evaluate every parameter of ``module``, in batches to limit temporary copies."""
+    """Evaluate all parameters of ``module``, in batches to limit temporary copies."""
     batch, size = [], 0
     for _, value in tree_flatten(module.parameters()):
         batch.append(value)
@@ -202,7 +202,7 @@ def _is_float(value: mx.array) -> bool:
 
 
 def _quantize_like(module: nn.Module, weights: Weights, mode: str, source: str) -> None:
-    """Quantize the layers for which ``weights`` holds ``.scales``, with bits and group size taken from the shapes."""
+    """Quantize the layers for which ``weights`` holds ``.scales``, with bits and group size from the shapes."""
 
     def layout(path: str, layer: nn.Module) -> bool | dict:
         packed, scales = (
@@ -252,7 +252,7 @@ def _problems(expected: Weights, given: Weights) -> list[str]:
 def save_folder(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
     """Write ``weights`` and ``config`` as a folder of shards with an index, completely or not at all.
 
-    Empties ``weights`` as it goes, so that a shard's memory is free once it is on disk.
+    Empties ``weights`` as it goes, so that each shard's memory is freed once it is on disk.
     """
     with folder_aside(Path(folder)) as scratch:
         shards = _shards(weights)
@@ -282,10 +282,10 @@ def _shards(weights: Weights) -> list[list[str]]:
 
 
 def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file. Raises ``OSError``, which those who own the file's name tell in a sentence."""
+    """Write a safetensors file. Raises ``OSError``, which ``file_errors`` turns into a sentence."""
     try:
         mx.save_safetensors(str(file), tensors, dict(metadata))
-    except RuntimeError:  # MLX's only word for it
+    except RuntimeError:  # MLX says no more
         raise OSError(
             EIO, "the disk is full, or a file that it is made from cannot be read"
         ) from None

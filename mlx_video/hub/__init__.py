@@ -247,9 +247,7 @@ def _is_whole(folder: Path, patterns: Sequence[str]) -> bool:
 @contextmanager
 def _explained(repo: str, patterns: Sequence[str]) -> Iterator[None]:
     """Turn errors of huggingface_hub into one sentence that says what to do."""
-    from huggingface_hub import (  # imports an HTTP client, which local files do not need
-        errors,
-    )
+    from huggingface_hub import errors  # imports an HTTP client, not always needed
 
     missing = f"{repo} is not here: the cache lacks {', '.join(patterns)}, and"
     cache = constants.HF_HUB_CACHE
