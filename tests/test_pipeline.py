@@ -189,6 +189,26 @@ def test_a_sampler_draws_from_a_seed_of_its_own(model, monkeypatch):
     assert seeds == [7, 10_007]
 
 
+@pytest.mark.parametrize(
+    "seed, decoders",
+    [(7, 20_007), (2**31, 2**31 + 20_000), (2**32 + 5, 20_005), (2**64 - 1, 19_999)],
+)
+def test_a_decoder_draws_from_a_seed_of_its_own(seed, decoders, model, monkeypatch):
+    """That of the run and 20,000, of which 32 bits count, so that the largest seed makes a clip too."""
+    keys = []
+
+    def noted(decoder, latent, tiling, *, key):
+        keys.append(key)
+        return iter(())
+
+    monkeypatch.setattr("mlx_video.pipeline.decode_stream", noted)
+    latent = mx.zeros((1, 128, 1, 2, 2))
+    assert not [
+        *pipeline(model, health=False)._decode_video(latent, request(seed=seed))
+    ]
+    assert mx.array_equal(keys[0], mx.random.key(decoders))
+
+
 def test_what_is_wrong_is_said_before_anything_is_lent(model):
     ours = pipeline(model, ONE_STAGE)
     wrong = request(shape=SHAPE._replace(frames=16))

@@ -1,5 +1,7 @@
-"""``mlx-video serve`` as it is typed: what it refuses before it listens."""
+"""``mlx-video serve`` as it is typed: what it hands to the server, and what it refuses before it listens."""
 
+import json
+import os
 import socket
 
 import pytest
@@ -18,6 +20,24 @@ from mlx_video.cli import BAD_INPUT, guarded, main, server
 def test_what_cannot_be_served_is_refused_in_a_sentence(words, said, capsys):
     assert main(["serve", *words]) == BAD_INPUT
     assert said in capsys.readouterr().err
+
+
+def test_the_server_gets_what_was_typed_and_else_the_defaults(tmp_path, monkeypatch):
+    handed = []
+
+    def started(program, words, environment):
+        handed.append(json.loads(environment[server.SETTINGS]))
+
+    monkeypatch.setattr(os, "execve", started)
+    for words in ([], ["--disk-budget", "5GB", "--queue", "3"]):
+        assert main(["serve", "--data", str(tmp_path), *words]) == 0
+    assert [(s["disk"], s["queue"]) for s in handed] == [
+        (20 * 10**9, 32),
+        (5 * 10**9, 3),
+    ]
+    assert {(s["host"], s["port"], s["key"]) for s in handed} == {
+        ("127.0.0.1", 8420, "")
+    }
 
 
 @pytest.mark.slow

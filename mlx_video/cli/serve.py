@@ -10,11 +10,11 @@ from pathlib import Path
 from mlx_video.cli import server
 from mlx_video.cli.options import byte_size, seconds
 from mlx_video.cli.parser import Add, flag, group
-from mlx_video.disk import full_path, read_small, typed_path
+from mlx_video.disk import GB, full_path, read_small, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.find import DEMO, default_model
 
-DISK = 20 * 10**9  # bytes
+DISK = 20 * GB
 NEEDED = ("fastapi", "uvicorn", "multipart")
 
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     share = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     about = "folder for clips and the queue"
     add("--data", about, f"{share}/mlx-video", metavar="FOLDER")
-    about = "space for clips on the disk (default: 20GB)"
+    about = f"space for clips on the disk (default: {DISK // GB}GB)"
     add("--disk-budget", about, type=byte_size, metavar="GB")
     add("--queue", "number of clips that may wait", 32, type=int, metavar="N")
 

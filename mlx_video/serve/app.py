@@ -44,8 +44,8 @@ UNSUPPORTED = "This version cannot extend or edit a video yet. Make a new one, o
 class Limits:
     """What a server takes on: jobs in its queue, and bytes in its folder and in one request."""
 
-    queue: int = 32
-    disk: int = 20 * 10**9
+    queue: int
+    disk: int
     body: int = 32 * 2**20
     margin: int = 500 * 10**6  # bytes of the disk that stay free
 

@@ -18,6 +18,7 @@ from mlx_video.serve.store import Store
 from mlx_video.serve.supervisor import Supervisor
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+LIMITS = Limits(queue=32, disk=20 * 10**9)
 SECONDS = 60  # that anything may take here, on a busy machine
 
 
@@ -51,7 +52,7 @@ def serving(
     folder: Path,
     *,
     key: str = "",
-    limits: Limits = Limits(),
+    limits: Limits = LIMITS,
     worker: Sequence[str] = FAKE,
     ready: str = "ok",
 ) -> Iterator[Running]:

@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +18,8 @@ from PIL import Image
 
 from mlx_video import disk
 from mlx_video.errors import UserError
-from mlx_video.serve.app import Limits
 from mlx_video.serve.store import Store
-from tests.serve.server import FAKE, serving
+from tests.serve.server import FAKE, LIMITS, serving
 
 pytestmark = pytest.mark.slow
 
@@ -232,7 +232,7 @@ def test_the_page_asks_no_other_host(server):
 
 
 def test_bodies_are_bounded(tmp_path):
-    with serving(tmp_path, limits=Limits(body=1000)) as server:
+    with serving(tmp_path, limits=replace(LIMITS, body=1000)) as server:
         answer = server.http.post("/v1/videos", content=b"x" * 1001)
         assert answer.status_code == 413
         parts = (b"x" * 500 for _ in range(5))  # sent in chunks, without a length
@@ -282,7 +282,7 @@ def test_videos_are_made_in_order_and_one_at_a_time(server):
 
 
 def test_a_full_queue_says_when_to_come_again(tmp_path):
-    with serving(tmp_path, limits=Limits(queue=2)) as server:
+    with serving(tmp_path, limits=replace(LIMITS, queue=2)) as server:
         answers = [
             server.http.post("/v1/videos", json={"prompt": "slow"}) for _ in range(3)
         ]
@@ -291,12 +291,12 @@ def test_a_full_queue_says_when_to_come_again(tmp_path):
 
 
 def test_a_full_disk_names_the_oldest(tmp_path):
-    with serving(tmp_path, limits=Limits(disk=10**6)) as server:
+    with serving(tmp_path, limits=replace(LIMITS, disk=10**6)) as server:
         first = server.make("huge")
         answer = server.http.post("/v1/videos", json={"prompt": "another"})
         assert answer.status_code == 507 and first["id"] in message(answer)
         assert "clips take 4.00 MB of the 1.00 MB that they may" in message(answer)
-    with serving(tmp_path, limits=Limits(margin=10**18)) as server:
+    with serving(tmp_path, limits=replace(LIMITS, margin=10**18)) as server:
         answer = server.http.post("/v1/videos", json={"prompt": "another"})
         assert answer.status_code == 507 and "GB left" in message(answer)
 
