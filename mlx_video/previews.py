@@ -20,7 +20,6 @@ from mlx_video.sampling.samplers import Denoise
 from mlx_video.types import AV, VideoLatentShape
 
 SHARE = 0.03  # of the time spent sampling that all pictures together may take
-LEAST = 2  # latent rows and columns that a decoder needs; a first stage may have fewer
 
 
 class Preview(NamedTuple):
@@ -73,8 +72,10 @@ class Previews(AbstractContextManager):
         began = time.perf_counter()
         seconds, self._began = began - self._began, began
         self._sampled += seconds
-        if self.model is None or min(self._grid[3:]) < LEAST:
+        if self.model is None:
             return
+        if min(self._grid[3:]) < self.components.geometry.least:
+            return  # as a first stage may be
         if self._spent + self._cost(seconds) > SHARE * self._sampled:
             return
         if self._decoder is None:
