@@ -88,8 +88,6 @@ def short(text: object, most: int = 120) -> str:
 
 def file_size(file: Path) -> int:
     """The length of a file in bytes. Raises ``UserError`` for folders, and for pipes and devices, which may block forever."""
-    if not is_there(file):
-        raise MissingFileError(f"There is no file {short(file)}.")
     with file_errors(file):
         found = os.stat(file)
     if not stat.S_ISREG(found.st_mode):

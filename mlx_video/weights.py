@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.disk import GB, folder_aside, is_there, read_small
+from mlx_video.disk import GB, folder_aside, read_small
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.formats import gguf, safetensors
 from mlx_video.formats.safetensors import TYPES, Header, clip, json_object
@@ -98,8 +98,6 @@ def read_config(path: Path) -> dict:
 def tensor_files(path: Path) -> list[Path]:
     """``path`` itself if it is a file; in a folder, the shards that its index names, else every safetensors file."""
     path = Path(path)
-    if not is_there(path):
-        raise MissingFileError(f"There is no file or folder {path}.")
     if not path.is_dir():
         return [path]
     if (path / INDEX).is_file():

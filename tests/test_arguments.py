@@ -115,7 +115,7 @@ def test_weights_take_less_memory_where_asked():
         (["-p", "x", "--image", "a", "0", "1", "2"], "--image needs PATH"),
         (["-p", "x", "--lora", "a", "b", "c"], "--lora needs PATH .* got 'a b c'"),
         (["-p", "x", "--cfg-scale", "9"], "fixed schedule.*leave out --cfg-scale"),
-        (["--from-record", "no.json"], "There is no file no.json"),
+        (["--from-record", "no.json"], "There is no file or folder no.json"),
         (["-p", "x", "--from-record", "a.json"], "leave out --prompt"),
     ],
 )

@@ -270,7 +270,7 @@ def test_json_is_one_object(monkeypatch, capsys):
     "words, code, error",
     [
         (["generate", "-p", "a", "--sede", "3"], 2, "There is no option --sede; did you mean --seed?"),
-        (["decode", "no.safetensors"], 2, "There is no file no.safetensors."),
+        (["decode", "no.safetensors"], 2, "There is no file or folder no.safetensors."),
         (["decode", "frozen"], 3, "The clip is frozen."),
         (["decode", "broken"], 1, "broken"),
         (["decode", "stopped"], 130, "stopped"),

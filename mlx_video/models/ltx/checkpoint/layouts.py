@@ -145,10 +145,8 @@ def identify(path: Path, variant: str | None = None) -> Layout:
     one. Raises ``MissingFileError`` if nothing is there, ``UserError`` if a file is damaged or several checkpoints remain.
     """
     path = Path(path)
-    if path.is_file():
-        return _identify_file(path)
     if not path.is_dir():
-        raise MissingFileError(f"There is no file or folder {path}.")
+        return _identify_file(path)
     if found := foreign.identify_folder(path, variant or VARIANTS[0]):
         return _identify_foreign(path, found)
     if found := _identify_converted(path, variant):
