@@ -16,6 +16,7 @@ from PIL import Image
 
 from mlx_video import media
 from mlx_video.errors import UserError
+from mlx_video.media import COLUMNS, ROWS, SHEET_WIDTH, save_stills
 from mlx_video.types import Clip, VideoPixelShape, Waveform
 from tests.media_reading import read_clip
 
@@ -387,3 +388,33 @@ def test_save_frames_passes_them_on(tmp_path):
     assert len(os.listdir(folder)) == 3
     list(media.save_frames(iter(pictures(1)), folder, overwrite=True))
     assert os.listdir(folder) == ["frame_0000.png"]
+
+
+# Stills
+
+
+LARGE = VideoPixelShape(30, 192, 320, 24.0)
+
+
+def brightening():
+    """Frames that are as grey as they are late."""
+    for place in range(LARGE.frames):
+        yield np.full((LARGE.height, LARGE.width, 3), 8 * place, np.uint8)
+
+
+def test_a_sheet_goes_through_the_clip_and_one_still_stands_for_it(tmp_path):
+    path = tmp_path / "clip.mp4"
+    media.save(Clip(brightening(), LARGE), path)
+    save_stills(path)
+    still = np.array(Image.open(tmp_path / "clip.webp").convert("L"), float)
+    assert still.shape == (LARGE.height, LARGE.width)
+    assert abs(still.mean() - 8 * (LARGE.frames // 3)) < 6
+    sheet = np.array(Image.open(tmp_path / "clip.sheet.webp").convert("L"), float)
+    assert sheet.shape == (ROWS * LARGE.height // 2, COLUMNS * SHEET_WIDTH)
+    cells = sheet.reshape(ROWS, -1, COLUMNS, SHEET_WIDTH).mean(axis=(1, 3)).ravel()
+    assert (np.diff(cells) > 15).all() and cells[0] < 8 and cells[-1] > 220
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "clip.mp4",
+        "clip.sheet.webp",
+        "clip.webp",
+    ]

@@ -19,7 +19,7 @@ from mlx_video.errors import UserError
 from mlx_video.events import Planned, Written
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
+from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.rope import precompute_freqs_cis
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder, load_vae_encoder
@@ -29,7 +29,6 @@ from mlx_video.postprocess import save_video
 from mlx_video.record import Job
 from tests.checkpoints import MODEL
 from tests.media_reading import read_clip
-from tests.reference import FIXTURES
 
 DOORS = ("mlx_video.generate", "mlx_video.generate_dev", "mlx_video.generate_av")
 PROMPT = ["--prompt", "a ball"]
@@ -74,24 +73,6 @@ def test_names_are_where_scripts_look_for_them():
     ]
     absent = [(at, name) for at, name in places if not hasattr(import_module(at), name)]
     assert absent == []
-
-
-def test_the_config_without_arguments_is_that_of_the_19b():
-    header = json.loads((FIXTURES / "manifests/ltx-2-19b.config.json").read_text())
-    assert LTXModelConfig() == LTXModelConfig.from_dict(header["config"]["transformer"])
-    assert LTXModelConfig().rope_type is LTXRopeType.SPLIT
-    assert LTXModelConfig(model_type=LTXModelType.VideoOnly).double_precision_rope
-
-
-def test_a_file_that_is_silent_means_what_the_official_code_does():
-    sizes = dict.fromkeys(LTXModelConfig.REQUIRED, 8)
-    silent = LTXModelConfig.from_dict(sizes)
-    assert silent.rope_type is LTXRopeType.INTERLEAVED
-    assert not silent.double_precision_rope
-    assert silent.av_ca_timestep_scale_multiplier == 1.0
-    for name in LTXModelConfig.REQUIRED:
-        with pytest.raises(UserError, match=f"the config lacks {name}"):
-            LTXModelConfig.from_dict({k: v for k, v in sizes.items() if k != name})
 
 
 def test_weights_are_sanitized_into_the_networks_that_they_fit(model):

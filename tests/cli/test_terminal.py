@@ -30,7 +30,7 @@ from mlx_video.plan import Phase
 from mlx_video.record import Job
 from mlx_video.types import Step, VideoPixelShape
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 JOB = Job(
     Request("a ball", VideoPixelShape(9, 64, 128, 24.0), seed=7), recipes.distilled()
 )

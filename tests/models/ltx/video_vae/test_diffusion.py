@@ -23,7 +23,7 @@ from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.types import VideoPixelShape
 from tests.memory import Memory
-from tests.models.ltx.video_vae.test_video_names import real_config, real_weights
+from tests.models.ltx.video_vae.test_names import real_config, real_weights
 from tests.models.ltx.video_vae.tiny import DIFFUSION, frames_of, load, part_of
 from tests.reference import MODULE_TOLERANCE, checkpoint, error, vectors
 

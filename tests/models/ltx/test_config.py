@@ -1,4 +1,4 @@
-"""Config values of a wrong kind or size: each is refused at once, in one sentence that names the file and the key."""
+"""Configs: what is left out means what it does officially, and a wrong kind or size is refused in a sentence that names it."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
 from mlx_video.models.ltx.parts import PARTS, part_config
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from tests.checkpoints import MODEL, rewrite, tiny_folder
@@ -113,3 +114,24 @@ def test_stages_of_a_diffusion_decoder_belong_together():
         changed = block | {"decoder": block["decoder"] | {key: []}}
         with pytest.raises(UserError, match="belong together"):
             DiffusionDecoderConfig.from_dict(changed)
+
+
+# The transformer's
+
+
+def test_the_config_without_arguments_is_that_of_the_19b():
+    header = json.loads((FIXTURES / "manifests/ltx-2-19b.config.json").read_text())
+    assert LTXModelConfig() == LTXModelConfig.from_dict(header["config"]["transformer"])
+    assert LTXModelConfig().rope_type is LTXRopeType.SPLIT
+    assert LTXModelConfig(model_type=LTXModelType.VideoOnly).double_precision_rope
+
+
+def test_a_file_that_is_silent_means_what_the_official_code_does():
+    sizes = dict.fromkeys(LTXModelConfig.REQUIRED, 8)
+    silent = LTXModelConfig.from_dict(sizes)
+    assert silent.rope_type is LTXRopeType.INTERLEAVED
+    assert not silent.double_precision_rope
+    assert silent.av_ca_timestep_scale_multiplier == 1.0
+    for name in LTXModelConfig.REQUIRED:
+        with pytest.raises(UserError, match=f"the config lacks {name}"):
+            LTXModelConfig.from_dict({k: v for k, v in sizes.items() if k != name})

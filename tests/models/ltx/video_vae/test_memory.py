@@ -10,7 +10,7 @@ from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.decoding import StreamPlan, decode_stream
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from tests.memory import most_taken
-from tests.models.ltx.video_vae.test_video_names import real_config
+from tests.models.ltx.video_vae.test_names import real_config
 from tests.models.ltx.video_vae.tiny import small_config
 
 MB = 1e6
