@@ -1,6 +1,6 @@
-"""DFR (diffusion fidelity rendering): samples a clip together with pictures, then smooths it tile by tile between them.
+"""DFR (diffusion fidelity rendering): samples a clip together with pictures, then refines it between them tile by tile.
 
-The path is every recipe's; only the sampling differs.
+Only the sampling differs from other recipes.
 """
 
 import mlx.core as mx
@@ -23,20 +23,19 @@ SMALLER = 2  # downscale factor of the second stage's reference clip
 
 
 def pipeline_for(components: Components, recipe: Recipe, **options) -> Pipeline:
-    """The pipeline that samples by ``recipe``; ``options`` are those of ``Pipeline``."""
+    """The pipeline for ``recipe``; ``options`` are those of ``Pipeline``."""
     kind = Pipeline if recipe.rounds is None else DFRPipeline
     return kind(components, recipe, **options)
 
 
 class DFRPipeline(Pipeline):
-    """DFR. A request's shape is that of the finished clip; the frames of its inputs are counted before the rounds.
+    """The pipeline of DFR. A request's shape is that of the finished clip; its inputs' frames count before the rounds.
 
-    The rounds report no ``Reached``, nor does a stage that looks at the smaller clip: such a run resumes from the stage
-    before.
+    Rounds yield no ``Reached``, nor does a stage that sees the smaller clip: such a run resumes from the previous stage.
     """
 
     def check(self, request: Request) -> None:
-        """As ``Pipeline`` does, and for a model that draws no pictures or a length that it would choose."""
+        """As in ``Pipeline``; also raises for a model without keyframes, and if the model should choose the length."""
         super().check(request)
         config = part_config("transformer", self.components.sources["transformer"])
         if not config.use_keyframes_abs_pos_embedding:
@@ -47,7 +46,7 @@ class DFRPipeline(Pipeline):
             raise UserError("DFR cannot choose the clip's length; set --num-frames.")
 
     def _conditions(self, request: Request, parts: Parts, number: int) -> list:
-        """Those of a stage; of a round, those of each tile, from the inputs that lie in it."""
+        """The conditions of a stage; for a round, those of each tile, from the inputs within it."""
         round_ = number - len(self.recipe.stages) + 1
         if round_ < 1:
             return super()._conditions(request, parts, number)

@@ -1,12 +1,14 @@
-"""What a clip is made from besides the prompt. Each kind of input is a class here, which no other module needs to know.
+"""What a clip is made from besides the prompt. Each kind of input is a class here that no other module needs to know.
 
-An input names the networks it needs, checks itself, counts the tokens it adds, and becomes conditions on either stream.
+An input names the networks that it needs, checks itself, counts the tokens that it adds, and becomes conditions on either
+stream.
 """
 
 import os
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     ClassVar,
     Iterable,
@@ -34,15 +36,18 @@ from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.types import AV, Geometry, VideoLatentShape, VideoPixelShape
 
-# Times a picture's bytes, while it makes its trip through H.264; measured.
+if TYPE_CHECKING:
+    from mlx_video.pictures import Picture
+
+# Bytes needed to compress a picture with H.264, relative to its own; measured.
 COMPRESSED = 7.2
 
 
 class Parts(NamedTuple):
     """What inputs are encoded with.
 
-    networks   those that an input ``needs``, by their names
-    image_crf  H.264 constant rate factor of the pictures the model was trained on
+    networks   those that inputs need, by name
+    image_crf  H.264 constant rate factor of the pictures that the model was trained on
     """
 
     networks: Mapping[str, nn.Module]
@@ -51,7 +56,7 @@ class Parts(NamedTuple):
 
 
 class Option(NamedTuple):
-    """How an input is typed: one of the ``flags``, then the one or two groups of words that ``metavar`` names; repeatable."""
+    """The option for an input: ``flags``, and one or two groups of words that ``metavar`` names; repeatable."""
 
     flags: str
     metavar: tuple[str, ...]
@@ -59,12 +64,12 @@ class Option(NamedTuple):
 
 
 class Input:
-    """Something that a user gives. A subclass is a frozen dataclass whose field ``kind`` is the literal of its name.
+    """An input of the user. A subclass is a frozen dataclass whose field ``kind`` is a literal with its name.
 
     needs        names of the networks that encode it
-    first_stage  whether only a recipe's first stage takes it
-    pictured     whether it shows a picture, which the enhancer of prompts has not seen and must not contradict
-    option       how it is typed, if it can be; ``typed`` reads the words
+    first_stage  whether only a recipe's first stage uses it
+    pictured     whether it is a picture, which an enhanced prompt must not contradict
+    option       its command-line option, if any; ``typed`` reads the words
     """
 
     kinds: ClassVar[dict[str, type["Input"]]] = {}
@@ -80,7 +85,7 @@ class Input:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):
-        """For records: an ``Input`` may be of any kind; its field ``kind`` says which."""
+        """For records: an ``Input`` is of any kind, which its field ``kind`` tells."""
         if cls is not Input:
             return handler(source)
         from pydantic import Field
@@ -90,7 +95,7 @@ class Input:
 
     @classmethod
     def typed(cls, words: Sequence[str]) -> "Input":
-        """The input that the ``words`` after ``option.flags`` ask for."""
+        """The input from the ``words`` after ``option.flags``."""
         raise NotImplementedError
 
     @property
@@ -100,21 +105,21 @@ class Input:
 
     @property
     def place(self) -> str | None:
-        """Its place in the clip, where no other input may have the same."""
+        """Its place in the clip, which no other input may share."""
         return None
 
     def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
-        """Raise ``UserError`` where it cannot be used for a clip of ``shape``."""
+        """Raise ``UserError`` if it cannot be used for a clip of ``shape``."""
 
     def check_model(self, config: LTXModelConfig) -> None:
-        """Raise ``UserError`` where a transformer of ``config`` does not support such an input."""
+        """Raise ``UserError`` if a transformer of ``config`` does not support such an input."""
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
-        """What the user should know about it, in sentences."""
+        """Sentences on what the user should know about it."""
         return ()
 
     def moved(self, factor: int, start: int, end: int) -> "Input | None":
-        """The same input for frames ``start`` to ``end`` of the clip at ``factor`` times its frame rate; ``None`` = outside."""
+        """The input for frames ``start`` to ``end`` of the clip at ``factor`` times its frame rate; ``None`` = outside."""
         return None
 
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
@@ -123,11 +128,11 @@ class Input:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes that preparing it takes outside of MLX's arrays."""
+        """Bytes needed to prepare it, outside of MLX's arrays."""
         return 0
 
     def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
-        """The conditions it sets on each stream of a clip of ``shape``."""
+        """Its conditions on each stream of a clip of ``shape``."""
         raise NotImplementedError
 
 
@@ -200,7 +205,7 @@ class Image(Input):
 
     @property
     def read_bytes(self) -> int:
-        """The pixels of a local picture, and the copies that H.264 coding makes of them."""
+        """For the pixels of a local picture and the copies that H.264 coding makes."""
         here = is_there(typed_path(self.path))
         return round(COMPRESSED * _picture(self.path).pixels.nbytes) if here else 0
 
@@ -267,19 +272,19 @@ class Keyframes(Input):
 
 
 def as_input(given: "Input | str | os.PathLike") -> Input:
-    """``given``, or the picture of that path, which begins the clip."""
+    """``given`` if it is an input, else the picture at that path, at frame 0."""
     return given if isinstance(given, Input) else Image.typed([os.fspath(given)])
 
 
 def taken_by(inputs: Iterable[Input], stage: int) -> tuple[Input, ...]:
-    """The ``inputs`` that stage number ``stage`` takes, counted from 0."""
+    """The ``inputs`` that stage ``stage``, counted from 0, uses."""
     return tuple(given for given in inputs if stage == 0 or not given.first_stage)
 
 
 def check_inputs(
     inputs: Iterable[Input], shape: VideoPixelShape, geometry: Geometry
 ) -> None:
-    """Raise ``UserError`` where one of ``inputs`` cannot be used, or two claim the same place."""
+    """Raise ``UserError`` if one of ``inputs`` cannot be used, or two have the same place."""
     taken = set()
     for given in inputs:
         given.check(shape, geometry)
@@ -291,19 +296,21 @@ def check_inputs(
 
 
 def forget() -> None:
-    """Drop the files that were read. A run reads each once and does not keep it after encoding."""
+    """Drop pictures that were read. A run reads each once and drops it after encoding."""
     _read_picture.cache_clear()
 
 
-def _picture(path: str):
-    """The picture at ``path``, read once for each state of the file."""
+def _picture(path: str) -> "Picture":
+    """The picture at ``path``, read again only if the file changes."""
     file = typed_path(path)
     stamp = file.stat() if is_there(file) else None
     return _read_picture(path, stamp and (stamp.st_mtime_ns, stamp.st_size))
 
 
 @lru_cache(maxsize=None)
-def _read_picture(path: str, stamp: tuple[int, int] | None):
-    from mlx_video.pictures import read_picture  # with codecs, which only pictures need
+def _read_picture(path: str, stamp: tuple[int, int] | None) -> "Picture":
+    from mlx_video.pictures import (  # imports codecs, which only pictures need
+        read_picture,
+    )
 
     return read_picture(path)

@@ -1,6 +1,7 @@
 """Linear layers that stay fast when quantized. Knows how to multiply, not which layers are quantized."""
 
 from functools import cache
+from typing import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -64,7 +65,7 @@ def _unpack(
 
 
 @cache
-def _unpacking():
+def _unpacking() -> Callable:
     return mx.fast.cuda_kernel(
         name="unpack",
         input_names=["weight", "scales", "biases"],

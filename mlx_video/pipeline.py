@@ -1,4 +1,4 @@
-"""The one path from a request to a clip. Every door walks it; it owns order and lifetime, and no mathematics."""
+"""The single path from a request to a clip, for all doors. Owns order and lifetimes, and no mathematics."""
 
 import warnings
 from contextlib import ExitStack
@@ -17,6 +17,7 @@ from mlx_video.inputs import Parts, forget, taken_by
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
+from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
@@ -34,10 +35,10 @@ Conditions = list[AV[list[Condition]]]
 
 
 class Reached(NamedTuple):
-    """Where sampling has got to: with the request and the recipe, all that it takes to go on to the same bytes.
+    """How far sampling has come: with the request and the recipe, all that is needed to resume to the same bytes.
 
-    stage, step  so many stages are done, and so many steps of the next
-    latents      the tokens of each stream then, (B, N, C), float32
+    stage, step  how many stages are done, and how many steps of the next
+    latents      each stream's tokens at that point, (B, N, C), float32
     """
 
     stage: int
@@ -62,8 +63,8 @@ class Made(NamedTuple):
     """What one stage hands to the next.
 
     latents   video (B, C, F, H, W) and audio (B, C, T, M)
-    sound     the latents of the clip's sound, once the stage that makes it is done
-    pictures  of DFR: latents (B, C, 1, H, W) by the frame that they stand at
+    sound     latents of the clip's sound, once the stage that makes it is done
+    pictures  DFR's pictures, (B, C, 1, H, W) each, by frame
     """
 
     latents: AV[mx.array] = AV()
@@ -75,7 +76,7 @@ Working = Generator[Step | Preview | Reached, None, X]  # yields progress, retur
 
 
 class Sampling(NamedTuple):
-    """What a run is sampled with: ``conditions`` of each stage, where it goes on, and the transformer while it is lent."""
+    """What sampling needs: ``conditions`` of each stage, where to ``start``, and the transformer while it is lent."""
 
     request: Request
     embeddings: PromptEmbeddings
@@ -89,13 +90,12 @@ class Sampling(NamedTuple):
 class Pipeline:
     """Generate clips with a checkpoint's ``components``, sampled by ``recipe``.
 
-    One large component is resident at a time: each is loaded when its turn comes and freed after it.
+    One large component is in memory at a time: each is loaded when needed and freed afterwards.
 
-    health   look at what each phase made and raise ``HealthError`` when it is garbage
-    batched  run the guided passes in one batch: faster where memory allows it; blocks that are read in each step are
-             always shared by its passes
-    memory   bytes that decoding may bring the whole to; by default what the device has
-    previews yield a ``Preview`` after the steps that are long enough for one
+    health   whether to check the output of each phase and raise ``HealthError`` for garbage
+    batched  whether to run guided passes as one batch: faster if memory allows. Always so if blocks are read in each step
+    memory   bytes that may be used in total while decoding; by default what the device has
+    previews whether to yield a ``Preview`` after steps that are long enough
 
     ``defaults`` are the checkpoint's.
     """
@@ -118,7 +118,7 @@ class Pipeline:
         return clip
 
     def stream(self, request: Request) -> Iterator[Step | Preview | Sample | Clip]:
-        """Yield ``Step``s as the work goes on, then the ``Sample``, worth saving, and last the ``Clip``.
+        """Yield ``Step``s of progress, then the ``Sample``, which is worth saving, and finally the ``Clip``.
 
         Raises ``UserError`` before anything is loaded, ``HealthError`` later.
         """
@@ -135,7 +135,7 @@ class Pipeline:
     def events(
         self, request: Request, start: Reached | None = None
     ) -> Iterator[Step | Preview | Reached | Sample]:
-        """The same up to the ``Sample``, with what was ``Reached`` after each step; goes on from ``start``."""
+        """``stream`` up to the ``Sample``, with a ``Reached`` after each step; resumes from ``start``."""
         self.check(request)
         embeddings, prompt = yield from self._encode_prompt(request)
         conditions = yield from self._encode_inputs(request)
@@ -144,9 +144,9 @@ class Pipeline:
         yield Sample(latents, prompt)
 
     def timed(self, request: Request) -> Generator[Step, None, Request]:
-        """``request`` with as many frames as the checkpoint's duration head finds right for its prompt.
+        """``request`` with the number of frames that the duration head chooses for its prompt.
 
-        Where the prompt is to be enhanced it is, once for all.
+        If the prompt is to be enhanced, that is done here, once.
         """
         whole = replace(request, audio=True)  # the head reads both streams' context
         embeddings, prompt = yield from self._encode_prompt(whole)
@@ -159,14 +159,14 @@ class Pipeline:
         return replace(request, shape=shape, prompt=prompt, enhance=False, timed=False)
 
     def decode(self, latents: AV[mx.array], request: Request) -> Clip:
-        """A clip of latents (B, C, F, H, W) and (B, C, T, M): the sound at once, the frames as they are taken."""
+        """The clip of latents (B, C, F, H, W) and (B, C, T, M): decodes sound now, and frames as they are taken."""
         *_, clip = self.decoding(latents, request)
         return clip
 
     def decoding(
         self, latents: AV[mx.array], request: Request
     ) -> Iterator[Step | Clip]:
-        """``Step``s until the first frame is to be decoded, and last the clip."""
+        """``Step``s up to the first frame, and finally the clip."""
         if self.health:
             health.check_latents(latents, "sampling")
         shape, sound = request.shape, None
@@ -178,7 +178,7 @@ class Pipeline:
         yield Clip(self._decode_video(latents.video, request), shape, sound)
 
     def latent_shapes(self, request: Request) -> AV[tuple[int, ...]]:
-        """Of what sampling makes for ``request``."""
+        """The shapes of the latents that sampling makes for ``request``."""
         geometry = self.components.geometry
         video = tuple(geometry.latents(request.shape))
         if not request.audio:
@@ -187,7 +187,7 @@ class Pipeline:
         return AV(video, (1, audio.channels, T, audio.bins))
 
     def check(self, request: Request) -> None:
-        """Raise for everything that can be known to be wrong before weights are read."""
+        """Raise ``UserError`` for anything wrong that can be known before weights are read."""
         request.check(self.recipe, self.components.geometry)
         transformer = self.components.sources["transformer"]
         config = part_config("transformer", transformer)
@@ -204,9 +204,9 @@ class Pipeline:
         self.components.check(needs, texts, request.model_type)
 
     def cautions(self, request: Request) -> Iterator[str]:
-        """What a person should know before sampling: words that the model does not know, and what the inputs say."""
+        """What the user should know before sampling: words unknown to the model, and notices of the inputs."""
         if not request.enhance:
-            from mlx_video.models.ltx import tokenizer  # with a library of its own
+            from mlx_video.models.ltx import tokenizer  # imports tokenizers
 
             text_encoder = self.components.sources["text_encoder"].path
             if caution := tokenizer.caution(text_encoder, request.prompt):
@@ -215,10 +215,10 @@ class Pipeline:
             yield from given.notices(request.shape)
 
     def _texts(self, request: Request, prompt: str) -> list[str]:
-        """What the text encoder reads."""
+        """The texts to encode."""
         return [prompt, request.negative_prompt] if self.recipe.guided else [prompt]
 
-    # Phases, in the order of the path. Each generator yields its Steps and returns what it made.
+    # Phases, in order. Each is a generator that yields Steps and returns its result.
 
     def _encode_prompt(self, request: Request) -> Working[tuple[PromptEmbeddings, str]]:
         yield Step(Doing.LOAD_TEXT_ENCODER, 0, 1)
@@ -237,10 +237,9 @@ class Pipeline:
         yield Step(Doing.ENCODE_PROMPT, 2, 2)
         return embeddings, prompt
 
-    def _enhanced(self, request: Request, encoder) -> str:
+    def _enhanced(self, request: Request, encoder: Network) -> str:
         if not request.enhance:
             return request.prompt
-        # mlx-lm takes seconds to import, and comes with the text encoder.
         from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
 
         pictured = any(given.pictured for given in request.inputs)
@@ -248,7 +247,7 @@ class Pipeline:
         return enhance(encoder, request.prompt, seed=request.seed)
 
     def _encode_inputs(self, request: Request) -> Working[list[Conditions]]:
-        """The conditions that the inputs set on each stage."""
+        """The conditions of each stage from the inputs."""
         count, conditions = len(self.recipe.walk), []
         if request.inputs:
             yield Step(Doing.ENCODE_INPUTS, 0, count)
@@ -264,13 +263,13 @@ class Pipeline:
         return conditions
 
     def _conditions(self, request: Request, parts: Parts, number: int) -> Conditions:
-        """Those of stage ``number``, at its size."""
+        """The conditions of stage ``number``, at its size."""
         shape = self.recipe.shape(request.shape, number)
         taken = taken_by(request.inputs, number)
         return [given.encode(parts, shape) for given in taken]
 
     def _sample(self, sampling: Sampling) -> Working[AV[mx.array]]:
-        """Walk the stages; neighbours that use the same weights share one load of the transformer."""
+        """Run the stages; consecutive ones with the same weights share one load of the transformer."""
         request, start = sampling.request, sampling.start
         stages = list(enumerate(self.recipe.walk))[start.stage if start else 0 :]
         made = Made(sound=start.sound if start else None)
@@ -289,7 +288,7 @@ class Pipeline:
         return AV(made.latents.video, made.sound)
 
     def _stage(self, sampling: Sampling, number: int, before: Made) -> Working[Made]:
-        """Stage ``number``, from the upsampled latents of the one before."""
+        """Run stage ``number`` on the upsampled latents of the previous one."""
         if before.latents.video is not None:
             stage = self.recipe.stages[number]
             latents = yield from self._upsample(before.latents, stage)
@@ -305,10 +304,10 @@ class Pipeline:
         more: Conditions = [],
         resumes: bool = True,
     ) -> Working[tuple[Made, AV[LatentState]]]:
-        """What stage ``number`` makes of ``before``, upsampled, and its last states.
+        """What stage ``number`` makes of the upsampled ``before``, and its last states.
 
-        more     conditions beside those of the inputs
-        resumes  whether a run can go on within the stage
+        more     conditions besides those of the inputs
+        resumes  whether a run can resume within the stage
         """
         geometry, request = self.components.geometry, sampling.request
         shape, sound = self.recipe.shape(request.shape, number), before.sound
@@ -330,7 +329,7 @@ class Pipeline:
         sound: mx.array | None,
         resumes: bool,
     ) -> Working[AV[LatentState]]:
-        """The states after the last step of stage ``number``, from ``states`` before the noise."""
+        """The states after the last step of stage ``number``, from noiseless ``states``."""
         request, embeddings, _, start, predict, previews = sampling
         stage, name, done = self.recipe.stages[number], self.recipe.phase(number), 0
         states = noised(states, stage.sigmas[0], self._key(request.seed, number))
@@ -356,7 +355,7 @@ class Pipeline:
         return mx.random.split(mx.random.key(seed), len(self.recipe.stages))[number]
 
     def _upsample(self, latents: AV[mx.array], stage: Stage) -> Working[AV[mx.array]]:
-        """The video as large as ``stage`` wants it, by default twice the rows and columns; the sound goes on as it is."""
+        """The video upsampled for ``stage``, by default to twice the rows and columns, and the sound unchanged."""
         yield Step(Doing.UPSAMPLE, 0, 1)
         with (
             self.components.lend(stage.upsampler) as upsampler,
@@ -382,7 +381,7 @@ class Pipeline:
         return waveform
 
     def _decode_video(self, latent: mx.array, request: Request) -> Iterator[np.ndarray]:
-        # A diffusion decoder makes its pixels of noise.
+        # A diffusion decoder starts from noise.
         key = mx.random.key((request.seed + DECODER_SEED) % 2**32)
         with self.components.lend("video_decoder") as decoder:
             budget = self.memory and self.memory - mx.get_active_memory()
@@ -405,7 +404,7 @@ def steps(
     key: mx.array,
     done: int = 0,
 ) -> Iterator[tuple[Step, AV[LatentState]]]:
-    """The steps of a stage from ``done`` on, each with the states after it, which are evaluated; before the first, ``states``."""
+    """The steps of a stage from ``done`` on, each with its evaluated states, preceded by ``states``."""
     total = len(stage.sigmas) - 1
     yield Step(name, done, total, stage.sigmas[done]), states
     sampled = stage.sampler(denoise, states, stage.sigmas, key=key, start=done)

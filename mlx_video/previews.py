@@ -1,6 +1,6 @@
-"""A clip shown while it is sampled: one latent frame of what the last step points to, through the checkpoint's own decoder.
+"""Shows a clip while it is sampled: one latent frame of the last step's prediction, decoded.
 
-Knows what a picture may cost; not how a clip is sampled.
+Knows what a picture may cost, not how a clip is sampled.
 """
 
 import time
@@ -23,7 +23,7 @@ SHARE = 0.03  # of the time spent sampling that all pictures together may take
 
 
 class Preview(NamedTuple):
-    """What the middle of the clip looks like so far: ``picture`` is uint8 RGB (H, W, 3), stages and steps count from 1."""
+    """The middle of the clip so far: ``picture`` is uint8 RGB (H, W, 3); stages and steps count from 1."""
 
     stage: int
     step: int
@@ -31,12 +31,12 @@ class Preview(NamedTuple):
 
 
 class Previews(AbstractContextManager):
-    """Makes a picture after a step where ``SHARE`` allows one more; the decoder is on loan from the first one on.
+    """Makes a picture after a step if ``SHARE`` allows another; the decoder stays loaned after the first.
 
-    model  the transformer that samples; ``None``: nothing is shown
+    model  the transformer that samples; ``None`` = show nothing
 
-    What the pictures took is measured, with loading the decoder and what the listener does. What the next takes is foreseen
-    from the step before it, until two of its size were made (the first prepares the device); then from the last.
+    Time for pictures includes loading the decoder and the listener's work. The cost of the next picture is estimated from
+    the previous step until two of its size were made (the first prepares the device), then from the last picture.
     """
 
     def __init__(self, components: Components, model: LTXModel | None):
@@ -50,12 +50,12 @@ class Previews(AbstractContextManager):
         self._loan.close()
 
     def begin(self, stage: int, grid: VideoLatentShape) -> None:
-        """Stage number ``stage``, from 0, begins, of latents of this shape."""
+        """Begin stage ``stage``, counted from 0, with latents of this shape."""
         self.stage, self._grid = stage, grid
         self._began = time.perf_counter()
 
     def watching(self, denoise: Denoise) -> Denoise:
-        """``denoise``, whose last estimate of the video is remembered."""
+        """``denoise``, but its last prediction of the video is kept."""
 
         def watched(
             states: AV[LatentState], sigma: float, step: int = 0
@@ -68,7 +68,7 @@ class Previews(AbstractContextManager):
         return watched
 
     def after(self, step: int) -> Iterator[Preview]:
-        """The picture after a step that was evaluated, if it is time for one."""
+        """The picture after an evaluated step, if it is time for one."""
         began = time.perf_counter()
         seconds, self._began = began - self._began, began
         self._sampled += seconds
@@ -89,7 +89,7 @@ class Previews(AbstractContextManager):
         self._costs[self._grid] = taken if warm else None
 
     def _cost(self, step: float) -> float:
-        """Seconds that a picture takes, where the last step took ``step``."""
+        """Estimated seconds for a picture, if the last step took ``step``."""
         if (measured := self._costs.get(self._grid)) is not None:
             return measured
         decoder = self._decoder or self.components.sketch("video_decoder")

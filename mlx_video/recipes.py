@@ -1,6 +1,6 @@
-"""How each checkpoint is meant to be sampled: recipes, and every default of a generation. Nothing here computes with arrays.
+"""Recipes for sampling each checkpoint, and every default of a generation. Nothing here computes with arrays.
 
-A checkpoint may state its own defaults; ``Defaults`` lists them, with what applies otherwise.
+A checkpoint may state its own defaults; ``Defaults`` lists them, with the values that apply otherwise.
 """
 
 import math
@@ -24,20 +24,20 @@ UPSAMPLERS = ("upsampler", "temporal_upsampler")  # parts
 DECODERS = "video_decoder", "audio_decoder", "vocoder"
 SEED = 10
 SAMPLER_SEED = 10000  # added to a run's seed for the noise that a sampler adds, as in the official code
-DECODER_SEED = 20000  # likewise for the noise that a diffusion decoder starts from
+DECODER_SEED = 20000  # the same for the noise from which a diffusion decoder starts
 
 # Official strengths of the 19B dev model (Lightricks/LTX-2, ltx_pipelines/utils/constants.py).
 VIDEO_GUIDANCE = Guidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, stg_blocks=(29,))
 AUDIO_GUIDANCE = replace(VIDEO_GUIDANCE, cfg=7.0)
 STEPS = 40
 MOST_ROUNDS = 2  # of DFR
-# Of its HQ pipeline, which samples with res_2s.
+# Official strengths of the HQ pipeline, which samples with res_2s.
 HQ_GUIDANCE = AV(
     replace(VIDEO_GUIDANCE, stg=0.0, rescale=0.45),
     replace(AUDIO_GUIDANCE, stg=0.0, rescale=1.0),
 )
 HQ_STEPS = 15
-DETAILING = 0.5  # the strength that the detailing LoRA is published for
+DETAILING = 0.5  # official strength of the detailing LoRA
 
 DEFAULT_NEGATIVE_PROMPT = (
     "blurry picture, low quality, low contrast, washed-out or oversaturated colours, compression blocks, "
@@ -51,12 +51,12 @@ DEFAULT_NEGATIVE_PROMPT = (
 class Stage:
     """One pass of sampling.
 
-    sigmas          noise levels, descending to 0; the first is how much noise the stage starts from
+    sigmas          noise levels, descending to 0; the stage starts from the first
     scale           of the requested height and width
     guidance        strengths per modality
     distilled_lora  strength of the distilled LoRA fused into the transformer, 0 = none
-    upsampler       the part that enlarges the latents of the previous stage
-    detailing       strength of DFR's detailing LoRA, with which a stage looks at the smaller clip before it, 0 = none
+    upsampler       the part that upsamples the latents of the previous stage
+    detailing       strength of DFR's detailing LoRA, with which a stage sees the previous, smaller clip; 0 = none
     """
 
     sigmas: tuple[float, ...]
@@ -69,11 +69,11 @@ class Stage:
 
     @property
     def loras(self) -> tuple[float, float]:
-        """Strengths of the LoRAs that the transformer is lent with."""
+        """Strengths of the LoRAs to fuse into the transformer."""
         return self.distilled_lora, self.detailing
 
     def check(self, num_layers: int | None = None) -> None:
-        """Raise ``UserError`` for noise levels or numbers that make no sense, in a model of ``num_layers``."""
+        """Raise ``UserError`` for invalid noise levels or numbers, also for a model of ``num_layers``."""
         sigmas = self.sigmas
         falls = all(a > b for a, b in zip(sigmas, sigmas[1:]))
         if len(sigmas) < 2 or not falls or not 0 <= sigmas[-1] < sigmas[0] <= 1:
@@ -91,7 +91,7 @@ class Stage:
 
 
 def _check_strength(guidance: Guidance, num_layers: int | None) -> None:
-    """Raise ``UserError`` for a number that is not finite or is out of range."""
+    """Raise ``UserError`` for a number that is not finite or out of range."""
     numbers = (guidance.cfg, guidance.stg, guidance.modality, guidance.rescale)
     if not all(map(math.isfinite, numbers)):
         raise UserError(
@@ -117,7 +117,7 @@ def _check_strength(guidance: Guidance, num_layers: int | None) -> None:
 class Recipe:
     """The stages of a generation; each starts from the upsampled result of the one before.
 
-    variant  which transformer checkpoint it is for: "distilled" or "dev"
+    variant  of the transformer that it is for: "distilled" or "dev"
     sound    the stage, counted from 0, whose sound the clip keeps; -1 = the last
     rounds   DFR's rounds, each of which doubles the frame rate; ``None`` = not a DFR recipe
     """
@@ -134,20 +134,20 @@ class Recipe:
 
     @property
     def walk(self) -> tuple[Stage, ...]:
-        """The stages, and then the rounds."""
+        """The stages, followed by the rounds."""
         return (*self.stages, *(self.rounds or ()))
 
     def phase(self, number: int) -> str:
-        """The name of stage ``number``, counted from 0, in plans and progress; DFR's rounds come after the stages."""
+        """The name of stage ``number``, counted from 0, in plans and progress; DFR's rounds follow the stages."""
         late = number - len(self.stages)
         return f"stage {number + 1}" if late < 0 else f"round {late + 1}"
 
     def shape(self, clip: VideoPixelShape, number: int) -> VideoPixelShape:
-        """What stage ``number``, counted from 0, samples for a ``clip``."""
+        """The shape that stage ``number``, counted from 0, samples for a ``clip``."""
         return self.staged(clip).scaled(self.stages[number].scale)
 
     def staged(self, shape: VideoPixelShape) -> VideoPixelShape:
-        """What the stages sample for a clip of ``shape``; for DFR, its canvas at the frame rate before the rounds."""
+        """The shape that the stages sample for a clip of ``shape``; for DFR, its canvas before the rounds."""
         if self.rounds is None:
             return shape
         factor = 2 ** len(self.rounds)
@@ -159,7 +159,7 @@ class Recipe:
         return shape._replace(frames=canvas.frames, fps=shape.fps / factor)
 
     def keyframes(self, clip: VideoPixelShape) -> tuple[int, ...]:
-        """Frames of the canvas where DFR generates pictures, besides any the user asks for."""
+        """Frames of the canvas where DFR generates pictures, besides those of the user."""
         if self.rounds is None:
             return ()
         return dfr.Canvas.of(self.staged(clip).frames).keyframes
@@ -171,12 +171,12 @@ class Recipe:
 
     @property
     def shrink(self) -> int:
-        """How many times smaller than the clip the smallest stage is."""
+        """How many times smaller the smallest stage is than the clip."""
         return round(1 / min(stage.scale for stage in self.stages))
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the parts that it samples and decodes with; a request adds what its inputs need."""
+        """Names of the parts that it needs; a request adds those of its inputs."""
         parts = ["text_encoder", "connectors", "transformer"]
         parts += dict.fromkeys(stage.upsampler for stage in self.walk[1:])
         if any(stage.distilled_lora for stage in self.stages):
@@ -189,7 +189,7 @@ class Recipe:
         return any(g.cfg != 1.0 for stage in self.stages for g in stage.guidance.values)
 
     def check(self, num_layers: int | None = None) -> None:
-        """Raise ``UserError`` where stages, variant or rounds make no sense, or need blocks that a model of ``num_layers`` lacks."""
+        """Raise ``UserError`` for invalid stages, variant or rounds, or blocks that a model of ``num_layers`` lacks."""
         if self.variant not in VARIANTS:
             raise UserError(
                 f"The variant must be distilled or dev; got {self.variant!r}."
@@ -236,7 +236,7 @@ def _check_rounds(rounds: int) -> None:
 
 
 def dfr_recipe(rounds: int, detailing: float = 0.0) -> Recipe:
-    """Pictures generated with the clip in both stages, then ``rounds`` that double its frame rate tile by tile.
+    """Two stages that generate pictures with the clip, then ``rounds`` that double its frame rate tile by tile.
 
     ``detailing`` is the strength of the detailing LoRA in the second stage, usually ``DETAILING``; 0 is none.
     """
@@ -253,7 +253,7 @@ def dev(
     guidance: AV[Guidance] = AV(VIDEO_GUIDANCE, AUDIO_GUIDANCE),
     two_stage: bool = False,
 ) -> Recipe:
-    """One guided pass at full size; or at half size, followed by the distilled refinement of the picture."""
+    """A guided stage at full size; or at half size, followed by a distilled refinement of the video."""
     sigmas = tuple(ltx2_scheduler(steps).tolist())
     if not two_stage:
         return Recipe("dev", (Stage(sigmas, 1.0, guidance),))
@@ -263,13 +263,13 @@ def dev(
 
 @dataclass(frozen=True)
 class Defaults(Config):
-    """What applies where the user said nothing: LTX-2's values, or those that a checkpoint states.
+    """Settings that apply unless the user chooses others: LTX-2's, or those that a checkpoint states.
 
-    audio                       whether clips have sound, where the door leaves that open
+    audio                       whether clips have sound, unless the door decides
     sampler                     for the distilled model's first stage
-    image_crf                   H.264 constant rate factor of the pictures the model was trained on; officially 33
+    image_crf                   H.264 constant rate factor of the pictures that the model was trained on; officially 33
     cfg, stg, modality, rescale strengths of guidance; ``audio_cfg`` is for the audio, the others are shared
-    may_be_still, may_be_silent whether such clips count as healthy, because the model was trained on some
+    may_be_still, may_be_silent whether such clips are healthy, because the model was trained on some
     """
 
     width: int = 768
@@ -291,12 +291,12 @@ class Defaults(Config):
     may_be_silent: bool = False
 
     def given(self, **values) -> "Defaults":
-        """The same with those ``values`` that are not ``None``."""
+        """The same with the ``values`` that are not ``None``."""
         return replace(self, **{k: v for k, v in values.items() if v is not None})
 
     @property
     def shape(self) -> VideoPixelShape:
-        """The usual clip."""
+        """The shape of a default clip."""
         return VideoPixelShape(self.frames, self.height, self.width, self.fps)
 
     @property
@@ -319,10 +319,10 @@ class Defaults(Config):
         audio_cfg: float = HQ_GUIDANCE.audio.cfg,
         **given,
     ) -> Recipe:
-        """Few guided steps of two predictions each, at half size and then refined, both with some of the distilled LoRA.
+        """A few guided steps of two predictions each at half size, then a refinement, both with a weak distilled LoRA.
 
-        tokens  of the half-size clip's latents, which the noise levels depend on; ``None`` where they are not known
-        given   strengths of ``Guidance`` in place of those of the official HQ pipeline
+        tokens  of the half-size clip's latents, on which the noise levels depend; ``None`` = unknown
+        given   strengths of ``Guidance`` instead of those of the official HQ pipeline
         """
         given = {"stg_blocks": tuple(self.stg_blocks)} | given
         video = replace(HQ_GUIDANCE.video, **given)
@@ -334,7 +334,7 @@ class Defaults(Config):
         return Recipe("dev", (first, second), sound=0)
 
     def recipe(self, variant: str, two_stage: bool = False) -> Recipe:
-        """How to sample ``variant``; raises ``UserError`` where it is neither "distilled" nor "dev"."""
+        """The recipe for ``variant``; raises ``UserError`` if it is neither "distilled" nor "dev"."""
         if variant == "distilled":
             return distilled(self.sampler)
         if variant == "dev":

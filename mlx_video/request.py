@@ -1,4 +1,4 @@
-"""What the user asked for, the parts it needs, and the checks that need no weights."""
+"""A request: what the user asks for, the parts it needs, and checks that need no weights."""
 
 import operator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ X = TypeVar("X")
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, in the user's units.
+    """What the user asks for, in the user's units.
 
     seed     random seed, 0 to 2^64 - 1
     audio    whether the clip has sound
@@ -38,7 +38,7 @@ class Request:
     timed: bool = False
 
     def __post_init__(self):
-        """Plain tuples and lists, NumPy's numbers and paths of pictures are taken for what they mean."""
+        """Convert plain tuples and lists, NumPy's numbers and paths of pictures."""
         shape = _as("shape", "frames, height, width and fps", _shape, self.shape)
         whole = _as("seed", "a whole number", operator.index, self.seed)
         audio = _as("audio", "True or False", (False, True).index, self.audio)
@@ -50,7 +50,7 @@ class Request:
         object.__setattr__(self, "inputs", tuple(map(as_input, self.inputs)))
 
     def check(self, recipe: Recipe, geometry: Geometry | None = None) -> None:
-        """Raise ``UserError`` for whatever is wrong and can be known before anything is loaded.
+        """Raise ``UserError`` for anything wrong that can be known before loading.
 
         ``geometry`` is the checkpoint's; ``None`` = not known yet.
         """
@@ -71,7 +71,7 @@ class Request:
 
     @property
     def model_type(self) -> LTXModelType:
-        """The streams of the transformer that it takes."""
+        """The streams of the transformer that it needs."""
         return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
 
     @property
@@ -88,7 +88,7 @@ class Request:
 
 
 def _as(what: str, kind: str, convert: Callable[[object], X], value: object) -> X:
-    """Convert ``value``; the ``UserError`` where that fails names ``what`` and the expected ``kind``."""
+    """Convert ``value``; if that fails, the ``UserError`` names ``what`` and the expected ``kind``."""
     try:
         return convert(value)
     except UserError:

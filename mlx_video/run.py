@@ -1,6 +1,6 @@
-"""A job carried out to files that are safe, as a stream of events. It prints nothing: terminal and server listen.
+"""Carries out a job as a stream of events and writes its files safely. Prints nothing: terminal and server listen.
 
-An exception that ends a run carries a note on where its work is kept.
+An exception that ends a run has a note on how to resume.
 """
 
 import math
@@ -28,7 +28,7 @@ from mlx_video.resume import Keeper, check_shapes, load_state, load_tensors
 from mlx_video.types import AV, Doing, Sample, Step
 
 CACHE_LIMIT = 2 * 2**30  # bytes of freed memory that MLX may keep for reuse ...
-CPU_CACHE_LIMIT = 2**25  # ... and for a CPU, where more was seen to gain no time
+CPU_CACHE_LIMIT = 2**25  # ... and for a CPU, where more saves no time
 SPARE = 2**20  # bytes for the metadata in a file of latents
 
 
@@ -36,12 +36,12 @@ SPARE = 2**20  # bytes for the metadata in a file of latents
 class Options:
     """How a run is carried out. Only ``memory_limit`` can change the clip, where it makes the run quantize weights.
 
-    health        look at what each phase made and stop when it is garbage
-    memory_limit  bytes to stay within; ``None`` is what the machine has
+    health        whether to check the output of each phase and stop if it is garbage
+    memory_limit  bytes to stay within; ``None`` = what the machine has
     save_every    seconds between saved states of a long sampling, from which an interrupted run can continue
-    resume        the state file to go on from
-    previews      show what the clip looks like while it is sampled, where memory allows it
-    shelf         where parts stay loaded for the next run, where memory allows it; ``None`` frees them
+    resume        the state file to continue from
+    previews      whether to show the clip while it is sampled, if memory allows
+    shelf         where parts stay loaded for the next run, if memory allows; ``None`` frees them
     notify        is called before and during each download
     """
 
@@ -62,9 +62,9 @@ class Options:
 
 
 def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Event]:
-    """Carry out ``job`` and write its files; ``events`` says what each event reports.
+    """Carry out ``job`` and write its files; events are those of ``events``.
 
-    Raises ``UserError`` before any weights are read for what can be known to be wrong, ``HealthError`` later.
+    Raises ``UserError`` for bad input, before any weights are read if possible, and ``HealthError`` later.
     """
     job.check()
     output.check(job.request)
@@ -91,7 +91,7 @@ class Sampled(NamedTuple):
 
 
 def sample(job: Job, options: Options = Options()) -> Generator[Event, None, Sampled]:
-    """Carry out ``job`` up to its latents, and write nothing; ``write`` does. Raises as ``run`` does."""
+    """Carry out ``job`` up to its latents, without writing files (see ``write``). Raises as ``run`` does."""
     job.check()
     job, _, pipeline = yield from _prepared(job, options)
     yield from map(Warned, pipeline.cautions(job.request))
@@ -102,7 +102,7 @@ def sample(job: Job, options: Options = Options()) -> Generator[Event, None, Sam
 
 
 def write(sampled: Sampled, output: Output) -> Iterator[Event]:
-    """Decode what was sampled and write its files."""
+    """Decode sampled latents and write the files."""
     job, latents, pipeline = sampled
     yield from map(Warned, output.notices(job.request.audio))
     with folder_made(output.path.parent), owned(output.path):
@@ -113,8 +113,8 @@ def write(sampled: Sampled, output: Output) -> Iterator[Event]:
 def _prepared(
     job: Job, options: Options, sampled: bool = False
 ) -> Generator[Step | Warned, None, tuple[Job, plans.Plan, Pipeline]]:
-    """``job`` as its record will have it, its memory plan, and its pipeline."""
-    if job.request.timed:  # planned as it is, so that the memory holds what finds out
+    """``job`` as it will be recorded, its memory plan, and its pipeline."""
+    if job.request.timed:  # planned once before, for the phases that choose the length
         _, pipeline = _planned(job, options)
         job = replace(job, request=(yield from pipeline.timed(job.request)))
         job.check()
@@ -148,9 +148,9 @@ def _planned(
 def finish(
     job: Job, latents: Path, output: Output, options: Options = Options()
 ) -> Iterator[Event]:
-    """Decode the ``latents`` that a run of ``job`` left, as it would have done, and remove them.
+    """Decode the ``latents`` that a run of ``job`` left, and remove them.
 
-    Raises ``UserError`` where they do not fit the job, before any weights are read.
+    Raises ``UserError`` if they do not fit the job, before any weights are read.
     """
     job.check()
     output.check(job.request)
@@ -165,9 +165,13 @@ def finish(
 
 
 def _carried_out(
-    pipeline: Pipeline, job: Job, output: Output, options: Options, start
+    pipeline: Pipeline,
+    job: Job,
+    output: Output,
+    options: Options,
+    start: Reached | None,
 ) -> Iterator[Event]:
-    """Sample, keep what was sampled, and decode it. The latents' room on the disk is taken before."""
+    """Sample, save the latents, and decode them. Disk space for the latents is reserved before."""
     keeper = Keeper(job, output, options.save_every, options.resume)
     with reserved(output.latents, _bytes(pipeline, job) + SPARE) as room, keeper:
         fused = 0
@@ -190,8 +194,8 @@ def _carried_out(
 def _written(
     pipeline: Pipeline, latents: AV[mx.array], job: Job, output: Output
 ) -> Iterator[Step]:
-    """Decode and write the clip, and then its record."""
-    from mlx_video import media  # with codecs, which only a finished clip needs
+    """Decode and write the clip, then its record."""
+    from mlx_video import media  # imports codecs, which only a finished clip needs
 
     record = job.record()
     for event in pipeline.decoding(latents, job.request):
@@ -224,7 +228,7 @@ def _bytes(pipeline: Pipeline, job: Job) -> int:
 
 
 def _timed(events: Iterable[Event], output: Output) -> Iterator[Event]:
-    """``events``, with what each phase took, and ``Written`` at the end."""
+    """``events``, with a ``Took`` after each phase, and ``Written`` at the end."""
     phases: list[Took] = []
     phase, began = None, 0.0
 

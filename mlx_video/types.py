@@ -197,7 +197,9 @@ class Geometry:
     audio: AudioScale | None = None
     least: int = 1
 
-    def check(self, shape: VideoPixelShape, shrink: int = 1, audio: bool = False):
+    def check(
+        self, shape: VideoPixelShape, shrink: int = 1, audio: bool = False
+    ) -> None:
         """Raise ``UserError`` if ``shape`` has no latent grid or is too short for sound; ``shrink`` as in ``VideoScale``."""
         self.video.check(shape, shrink)
         height, width = self.least * self.video.height, self.least * self.video.width

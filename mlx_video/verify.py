@@ -88,7 +88,7 @@ def _is_checksum(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", text) is not None
 
 
-def digest_like(checksum: str, size: int):
+def digest_like(checksum: str, size: int) -> "hashlib._Hash":
     """A new hash of the kind of ``checksum``, for a file of ``size`` bytes."""
     if len(checksum) == 40:  # git's
         return hashlib.sha1(f"blob {size}\0".encode())

@@ -7,7 +7,7 @@ from mlx_video.models.ltx.audio_config import MEL_BINS
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.parts import part_config
 from mlx_video.models.ltx.schema import LARGEST, short_repr
-from mlx_video.types import AudioScale, Geometry
+from mlx_video.types import AudioScale, Geometry, VideoScale
 
 SOUND = ("audio_decoder", "vocoder")  # the parts that make sound
 
@@ -78,6 +78,6 @@ def _check_tokens(geometry: Geometry, transformer: Source) -> None:
             )
 
 
-def _cell(scale) -> str:
+def _cell(scale: VideoScale) -> str:
     time, height, width = map(short_repr, scale)
     return f"{time} frames of {width}x{height} pixels"
