@@ -70,6 +70,9 @@ class Input:
     first_stage  whether only a recipe's first stage uses it
     pictured     whether it is a picture, which an enhanced prompt must not contradict
     option       its command-line option, if any; ``typed`` reads the words
+    files        those it is read from
+    place        in the clip, which no other input may share
+    read_bytes   outside of MLX's arrays, to prepare it
     """
 
     kinds: ClassVar[dict[str, type["Input"]]] = {}
@@ -77,6 +80,9 @@ class Input:
     first_stage: ClassVar[bool] = False
     pictured: ClassVar[bool] = False
     option: ClassVar[Option | None] = None
+    files: ClassVar[tuple[str, ...]] = ()
+    place: ClassVar[str | None] = None
+    read_bytes: ClassVar[int] = 0
 
     def __init_subclass__(cls, **options) -> None:
         super().__init_subclass__(**options)
@@ -98,16 +104,6 @@ class Input:
         """The input from the ``words`` after ``option.flags``."""
         raise NotImplementedError
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The files that it is read from."""
-        return ()
-
-    @property
-    def place(self) -> str | None:
-        """Its place in the clip, which no other input may share."""
-        return None
-
     def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
         """Raise ``UserError`` if it cannot be used for a clip of ``shape``."""
 
@@ -125,11 +121,6 @@ class Input:
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
         """How many tokens it adds to each stream of a clip whose latents are ``grid``; ``None`` = none."""
         return AV()
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes needed to prepare it, outside of MLX's arrays."""
-        return 0
 
     def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
         """Its conditions on each stream of a clip of ``shape``."""
@@ -230,7 +221,7 @@ class Keyframes(Input):
     count: int
     kind: Literal["keyframes"] = field(default="keyframes", kw_only=True, repr=False)
 
-    first_stage = True
+    first_stage, place = True, "all generated keyframes"
     option = Option(
         "--keyframes",
         ("N",),
@@ -247,10 +238,6 @@ class Keyframes(Input):
                 f"--keyframes needs a whole number; got '{short(' '.join(words))}'. For example: --keyframes 3."
             ) from None
         return cls(count)
-
-    @property
-    def place(self) -> str:
-        return "all generated keyframes"
 
     def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
         evenly_spaced(self.count, shape.frames)
