@@ -3,18 +3,11 @@
 import os
 import time
 
+from mlx_video import events
 from mlx_video.cli.terminal import harmless, say, watched
 from mlx_video.cli.texts import plan_line
 from mlx_video.disk import GB, duration
-from mlx_video.events import (
-    Event,
-    Fused,
-    Planned,
-    Saved,
-    Took,
-    Warned,
-    Written,
-)
+from mlx_video.events import Event
 from mlx_video.hub import Download, DownloadPlan
 from mlx_video.types import Step
 
@@ -30,14 +23,14 @@ class Progress:
     def __init__(self, quiet: bool = False, verbose: bool = False):
         self.quiet, self.verbose = quiet, verbose
         self.lively = not quiet and watched()
-        self.phases: list[Took] = []
+        self.phases: list[events.Took] = []
         self.bar = None
         self.start: Step | None = None  # of the phase that is under way
         self.work: dict[str, float] = {}
 
     def show(self, event: Event | str) -> None:
         """Say on stderr what ``event`` means for the person who waits, or a notice as it is."""
-        if isinstance(event, Warned):
+        if isinstance(event, events.Warned):
             say(f"warning: {event.text}")
         elif not self.quiet:
             self._show(event)
@@ -52,20 +45,24 @@ class Progress:
         match event:
             case str():
                 say(event)
-            case Planned():
+            case events.Planned():
                 self.work = {p.name: p.operations for p in event.phases if p.operations}
                 say(making_line(event))
                 say(plan_line(event))
-            case Fused():
+            case events.Fused():
                 say(event.text)
-            case Saved() if event.step is not None and self.verbose:
+            case events.Saved() if event.step is not None and self.verbose:
                 say(f"state after step {event.step} saved in {event.path}")
             case Step():
                 self._step(event)
-            case Took():
+            case events.Took():
                 self._end(event)
-            case Written():
-                self._total(event)
+            case events.Written():
+                if self.verbose:
+                    say(f"\n{'phase':<20}{'seconds':>9}{'peak GB':>9}")
+                    for name, seconds, peak in self.phases:
+                        say(f"{name:<20}{seconds:>9.1f}{peak / GB:>9.2f}")
+                say(f"total: {event.seconds:.1f} s, peak {event.peak / GB:.2f} GB")
 
     def _step(self, step: Step) -> None:
         now = time.perf_counter()
@@ -107,7 +104,7 @@ class Progress:
         units = step.total - step.index + step.total * later / own
         return f"about {duration(pace * units)} left"
 
-    def _end(self, took: Took) -> None:
+    def _end(self, took: events.Took) -> None:
         if self.bar is not None:
             self.bar.set_postfix_str("")  # nothing of this phase is left
         self.close()
@@ -115,13 +112,6 @@ class Progress:
         self.phases.append(took)
         if not self.lively:
             say(f"{took.phase}: {took.seconds:.1f} s, peak {took.peak / GB:.2f} GB")
-
-    def _total(self, written: Written) -> None:
-        if self.verbose:
-            say(f"\n{'phase':<20}{'seconds':>9}{'peak GB':>9}")
-            for name, seconds, peak in self.phases:
-                say(f"{name:<20}{seconds:>9.1f}{peak / GB:>9.2f}")
-        say(f"total: {written.seconds:.1f} s, peak {written.peak / GB:.2f} GB")
 
 
 class Downloads:
@@ -136,12 +126,10 @@ class Downloads:
     def __call__(self, what: DownloadPlan | Download) -> None:
         if isinstance(what, DownloadPlan):
             say(what)
-        elif not self.quiet:
-            self._show(what) if watched() else self._tell(what)
-
-    def _tell(self, download: Download) -> None:
-        if download.tenth or download.ended:
-            say(download)
+        elif watched() and not self.quiet:
+            self._show(what)
+        elif not self.quiet and (what.tenth or what.ended):
+            say(what)
 
     def _show(self, download: Download) -> None:
         from tqdm import tqdm
@@ -183,7 +171,7 @@ def _columns() -> int:
         return 80
 
 
-def making_line(planned: Planned) -> str:
+def making_line(planned: events.Planned) -> str:
     """What is being made, in a line."""
     request = planned.job.request
     sound = "with sound" if request.audio else "without sound"
