@@ -169,9 +169,7 @@ def folder_aside(folder: Path) -> Iterator[Path]:
         raise UserError(
             f"{folder} already exists and is not empty; choose a new folder, or remove it first."
         )
-    with file_errors(folder.parent, "written to"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with owned(folder, folder.name):
+    with folder_made(folder.parent), owned(folder, folder.name):
         scratch = folder.with_name(f".{folder.name}{ASIDE}{secrets.token_hex(8)}")
         try:
             with file_errors(folder, "written"):

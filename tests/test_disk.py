@@ -123,8 +123,8 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr("mlx_video.weights.mx.save_safetensors", full)
     with pytest.raises(UserError, match="cannot be written: the disk is full"):
-        weights.save_folder(tmp_path / "net", {"a": mx.zeros(1)}, {})
-    assert os.listdir(tmp_path) == []
+        weights.save_folder(tmp_path / "new/net", {"a": mx.zeros(1)}, {})
+    assert os.listdir(tmp_path) == []  # not even the folder above
 
 
 @pytest.mark.parametrize("linked", [True, False])
