@@ -115,7 +115,7 @@ def guided(
         )
 
     skips = any(strength.skip_step for strength in guidance.values)
-    return _resting(denoise, guidance) if skips else denoise
+    return _Resting(denoise, guidance) if skips else denoise
 
 
 def may_start(guidance: AV[Guidance], step: int) -> bool:
@@ -123,24 +123,28 @@ def may_start(guidance: AV[Guidance], step: int) -> bool:
     return all(strength.computes(step) for strength in guidance.values)
 
 
-def _resting(denoise: Denoise, guidance: AV[Guidance]) -> Denoise:
+class _Resting:
     """``denoise`` that reuses a modality's last x0 in steps that ``skip_step`` skips."""
-    last: AV[mx.array] = AV()
 
-    def rested(states: AV[LatentState], sigma: float, step: int = 0) -> AV[mx.array]:
-        nonlocal last
-        computes = guidance.map(lambda strength: strength.computes(step))
+    def __init__(self, denoise: Denoise, guidance: AV[Guidance]):
+        self.denoise, self.guidance = denoise, guidance
+        self.last: AV[mx.array] = AV()
+
+    def __call__(
+        self, states: AV[LatentState], sigma: float, step: int = 0
+    ) -> AV[mx.array]:
+        computes = self.guidance.map(lambda strength: strength.computes(step))
         if any(computes.values):
             states = states.map(lambda s, yes: s._replace(enabled=yes), computes)
-            x0s = denoise(states, sigma)
-            last = x0s.map(lambda x0, yes, old: x0 if yes else old, computes, last)
-        if last.present != states.present:
+            x0s = self.denoise(states, sigma)
+            self.last = x0s.map(
+                lambda x0, yes, old: x0 if yes else old, computes, self.last
+            )
+        if self.last.present != states.present:
             raise ValueError(
                 f"Step {step} reuses a prediction that was not made; start where may_start() is true."
             )
-        return last
-
-    return rested
+        return self.last
 
 
 def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> Passes[Pass]:
