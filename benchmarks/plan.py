@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 TOLERANCE, LIBRARIES = 0.15, 300e6
 MB = 1e6
-OUTSIDE = "libraries", "read inputs"  # phases whose memory is not MLX's
+OUTSIDE = "libraries", "encode inputs"  # phases whose memory is not, or not all, MLX's
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 DEMO: tuple[str, ...] = ()

@@ -268,12 +268,11 @@ def _prompt(footprint: Footprint, work: Work) -> Iterator[Phase]:
 
 
 def _inputs(footprint: Footprint, work: Work) -> Iterator[Phase]:
-    inputs, encoders = work.request.inputs, work.request.encoders
-    if read := max((given.read_bytes for given in inputs), default=0):
-        yield Phase(Doing.READ_INPUTS, 0, read)
-    if encoders:  # lent together
-        most = max(footprint.computing(name, work) for name in encoders)
-        yield footprint.phase(Doing.ENCODE_INPUTS, most, *encoders)
+    if inputs := work.request.inputs:
+        encoders = work.request.encoders  # lent together; meanwhile files are read
+        most = [given.read_bytes for given in inputs]
+        most += [footprint.computing(name, work) for name in encoders]
+        yield footprint.phase(Doing.ENCODE_INPUTS, max(most), *encoders)
 
 
 def _sampling(footprint: Footprint, work: Work) -> Iterator[Phase]:

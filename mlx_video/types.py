@@ -323,7 +323,6 @@ class Doing:
     LOAD_TEXT_ENCODER = "load text encoder"
     ENCODE_PROMPT = "encode prompt"
     PREDICT_DURATION = "predict duration"
-    READ_INPUTS = "read inputs"  # only in a plan; a run does it in the next phase
     ENCODE_INPUTS = "encode inputs"
     LOAD_TRANSFORMER = "load transformer"
     UPSAMPLE = "upsample"
