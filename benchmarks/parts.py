@@ -126,15 +126,15 @@ class RandomComponents(Components):
         self.sources["text_encoder"] = gemma
         self._built.clear()  # of another text encoder
 
-    def _network(self, name, model_type):
+    def _network(self, name, model_type, source):
         if name == "text_encoder":
-            return super()._network(name, model_type)
-        config = part_config(name, self.sources[name])
+            return super()._network(name, model_type, source)
+        config = part_config(name, source)
         if name == "transformer":
             config = replace(config, model_type=model_type)
         if name == "connectors":
             config = replace(config, text_layers=self.text_layers)
-        module = PARTS[name].network(self.sources[name])(config)
+        module = PARTS[name].network(source)(config)
         module.update(tree_map(self._cast, module.parameters()))
         return module, []
 

@@ -40,7 +40,6 @@ KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
 SETTINGS = (False, 8), (True, None), (True, 8), (False, 4), (True, 4)
 """Whether the transformer is read in each step, and bits of weights that stay in memory; the smallest loss first."""
 DIGIT = GB // 100  # last digit of sizes in messages
-TILINGS = "conservative", "default", "aggressive"  # fewest seams first
 # The transformer's floating-point operations per second by device, from docs/measurements/2026-11.md.
 SPEED = {"NVIDIA H200": 5.8e14}
 PASSES_TO_DECODE = 0.5  # decoding takes as long as this many passes: 0.3 for ltx-2-tiny on a CPU, 0.7 for the 19B on an H200
@@ -390,9 +389,8 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
     scale, sizes = components.geometry.video, []
     for works in () if work.sampled else (work.shorter(scale), work.smaller(scale)):
         sizes += [str(found.shape) for found in islice(filter(fits, works), 1)]
-    tiled = (replace(work.request, tiling=mode) for mode in TILINGS)
-    tiled = (request for request in tiled if fits(work._replace(request=request)))
-    ways = [f"--tiling {request.tiling}" for request in islice(tiled, 1)]
+    tiled = work._replace(request=replace(work.request, tiling="auto"))
+    ways = ["--tiling auto"] * fits(tiled)
     for low_memory, bits in SETTINGS if own.quantize else ():
         kept = replace(own, low_memory=low_memory or own.low_memory, quantize=bits)
         if fits(work, Footprint(components, work.request.model_type, kept)):

@@ -4,7 +4,7 @@ Knows what a plan needs, not how a network computes it.
 """
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import Iterator, NamedTuple, Protocol
 
 import mlx.core as mx
@@ -65,11 +65,12 @@ def choose_tiling(
 ) -> Tiling:
     """How to decode ``latents`` (B, C, F, H, W) of a clip of ``shape`` in ``mode``, one of ``tiling.MODES``.
 
-    "none" decodes exactly, and so does "auto", in pieces that need at most ``budget`` bytes besides the weights (by
-    default what the device has left). If none are small enough, "auto" is ``TilingConfig.auto``.
+    "none" decodes exactly; "auto" is ``fitting`` within ``budget`` bytes besides the weights (by default what the device
+    has left).
     """
-    plan = fitting(decoder, latents, budget) if mode == "auto" else None
-    return plan or TilingConfig.named(mode, *shape[1:3], shape.frames) or StreamPlan()
+    if mode == "auto":
+        return fitting(decoder, latents, budget)
+    return TilingConfig.named(mode, *shape[1:3], shape.frames) or StreamPlan()
 
 
 def decode_stream(
@@ -139,17 +140,18 @@ def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]
     ]
 
 
-def fitting(
-    decoder: Decoder, latents: mx.array, budget: float | None = None
-) -> StreamPlan | None:
-    """The fastest plan for ``latents`` (B, C, F, H, W) that needs at most ``budget`` bytes; ``None`` = there is none.
+def fitting(decoder: Decoder, latents: mx.array, budget: float | None = None) -> Tiling:
+    """The fastest exact plan for ``latents`` (B, C, F, H, W) within ``budget`` bytes, else the tiles with the fewest seams.
 
-    The budget excludes the weights; by default it is what the device has left, if MLX knows that.
+    If nothing fits, it is what needs least. The budget excludes the weights; by default it is what the device has left, if
+    MLX knows that.
     """
     if budget is None:
         info = mx.device_info()
         memory = info.get("memory_size") or info.get("total_memory") or math.inf
         budget = memory - mx.get_active_memory()
-    plans = decoder.plans(latents.shape)
-    fit = (p for p in plans if decoder.activation_bytes(latents.shape, p) <= budget)
-    return next(fit, None)
+    needs = cache(partial(decoder.activation_bytes, latents.shape))
+    tiles = TilingConfig.conservative, TilingConfig.default, TilingConfig.aggressive
+    ways = [*decoder.plans(latents.shape), *(tiling() for tiling in tiles)]
+    fit = (way for way in ways if needs(way) <= budget)
+    return next(fit, None) or min(ways, key=needs)
