@@ -34,7 +34,7 @@ SPARE = 2**20  # bytes for the metadata in a file of latents
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out. Only ``memory_limit`` can change the clip, where it makes the run quantize weights.
+    """How a run is carried out. Only ``memory_limit`` can change the clip: it may quantize weights, or blend tiles.
 
     health        whether to check the output of each phase and stop if it is garbage
     memory_limit  bytes to stay within; ``None`` = what the machine has

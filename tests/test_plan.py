@@ -104,7 +104,7 @@ def asked(shape=CLIP, recipe=recipes.distilled(), **wanted) -> Work:
 @pytest.fixture
 def full(monkeypatch) -> Components:
     """Seen as on a GPU."""
-    monkeypatch.setattr(memory_table, "live", lambda: GPU)
+    monkeypatch.setattr(memory_table, "live", lambda *_: GPU)
     return Laid(full_sources(), Residency(mx.bfloat16))
 
 
@@ -159,7 +159,7 @@ def test_a_forward_of_the_full_model_on_an_h200(full, tokens, peak):
 
 @pytest.mark.slow
 def test_a_cpu_keeps_the_scores(full, monkeypatch):
-    monkeypatch.setattr(memory_table, "live", lambda: CPU)
+    monkeypatch.setattr(memory_table, "live", lambda *_: CPU)
     model = full.sketch("transformer", LTXModelType.VideoOnly)
     scores = 32 * 6144**2
     assert model.activation_bytes(AV(6144), 1, 1024) == 2 * (

@@ -75,8 +75,8 @@ class TextConnectors(Network):
 
     def activation_bytes(self, rows: int, prompts: int, positions: int) -> float:
         """For ``prompts`` with ``rows`` tokens in total and a context of ``positions`` each."""
-        config, live = self.config, memory_table.live()
-        itemsize = self.video.learnable_registers.dtype.size
+        config, dtype = self.config, self.video.learnable_registers.dtype
+        live, itemsize = memory_table.live(dtype), dtype.size
         inputs = (config.text_layers + 1) * config.caption_channels
         # Both connectors' arrays and scores are alive at once: nothing paces them.
         streams = config.streams.values

@@ -39,10 +39,14 @@ class Live(NamedTuple):
 QUEUED, QUEUED_FINER = 400e6, 430e6
 # On a CPU, without compiled functions, as the commands run it.
 CPU = Live(12, 1, 0, 11.5, 0, 4, 41, 0, 38, 20.5, 83, 31.5)
+# Of other types, which it copies to float32 and back around each product.
+CPU_COPIES = CPU._replace(connected=19, upsample=150, spectrogram=168, mel=123)
 # ``mel`` was not measured here: it is the decoder's, which has more layers.
 GPU = Live(9.6, 0, 11, 52, 3.5, 4, 9.2, 20, 42, 42, 48.6, 29)
 
 
-def live() -> Live:
-    """The numbers for MLX's default device."""
-    return GPU if mx.default_device() == mx.gpu else CPU
+def live(dtype: mx.Dtype = mx.float32) -> Live:
+    """The numbers for MLX's default device, for a part whose weights are of ``dtype``."""
+    if mx.default_device() == mx.gpu:
+        return GPU
+    return CPU if dtype == mx.float32 else CPU_COPIES

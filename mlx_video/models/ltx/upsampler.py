@@ -61,7 +61,8 @@ class LatentUpsampler(Network):
 
     def activation_bytes(self, cells: int) -> float:
         """For ``cells`` of the fine grid."""
-        live, weight = memory_table.live(), self.conv_in.weight
+        weight = self.conv_in.weight
+        live = memory_table.live(weight.dtype)
         each = cells * weight.shape[0] * weight.dtype.size
         return live.upsample * each + min(memory_table.QUEUED_FINER, live.finer * each)
 

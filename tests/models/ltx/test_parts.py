@@ -155,14 +155,25 @@ def test_the_newer_vocoder_takes_what_it_says(frames, times, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("name", ["audio_encoder", "duration_head"])
-def test_what_reads_sound_and_what_tells_the_length_take_what_they_say(name):
-    """At full size, in a CPU's dtype."""
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        ("audio_encoder", mx.float32),
+        ("audio_encoder", mx.bfloat16),
+        ("audio_decoder", mx.bfloat16),
+        ("duration_head", mx.float32),
+    ],
+)
+def test_parts_take_what_they_say(name, dtype):
+    """At full size, on a CPU."""
     block = PARTS[name].block
     source = Source(Path(name), LTX_2_5.blocks[block] if block else LTX_2_5.blocks)
     network = PARTS[name].network(source)(PARTS[name].config(source))
+    network.set_dtype(dtype)
     if name == "audio_encoder":
         size, given = 101, mx.random.normal((1, 2, 101, 64))
+    elif name == "audio_decoder":
+        size, given = 26, mx.random.normal((1, 8, 26, 16))
     else:
         widths = network.video.proj.weight.shape[1], network.audio.proj.weight.shape[1]
         size = 512

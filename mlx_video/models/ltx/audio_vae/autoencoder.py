@@ -59,11 +59,8 @@ class AudioEncoder(Network):
 
     def activation_bytes(self, mel_frames: int) -> float:
         """For ``mel_frames``."""
-        cells, itemsize = (
-            mel_frames * self.config.mel_bins,
-            self.conv_in.weight.itemsize,
-        )
-        return memory_table.live().mel * cells * self.config.ch * itemsize
+        cells, dtype = mel_frames * self.config.mel_bins, self.conv_in.weight.dtype
+        return memory_table.live(dtype).mel * cells * self.config.ch * dtype.size
 
     def __call__(self, log_mel: mx.array) -> mx.array:
         """(B, 2, T_mel, bins) -> (B, C, T, M), the mean of the posterior; its log-variance is dropped."""
@@ -99,8 +96,8 @@ class AudioDecoder(Network):
     def activation_bytes(self, frames: int) -> float:
         """For ``frames`` of the latent."""
         cells = self.config.time_factor * frames * self.config.mel_bins
-        itemsize = self.conv_in.weight.dtype.size
-        return memory_table.live().spectrogram * cells * self.config.ch * itemsize
+        live, dtype = memory_table.live, self.conv_in.weight.dtype
+        return live(dtype).spectrogram * cells * self.config.ch * dtype.size
 
     def __call__(self, latent: mx.array) -> mx.array:
         """(B, C, T, M) -> (B, 2, T_mel, bins) (LTX-2: (B, 8, T, 16) -> (B, 2, 4T - 3, 64))."""

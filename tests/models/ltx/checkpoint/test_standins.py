@@ -87,7 +87,7 @@ def test_every_release_is_planned_before_it_is_here(capsys):
 )
 def test_the_peaks_of_the_readme_are_those_of_the_plan(row, capsys, monkeypatch):
     """To a gigabyte, as on a GPU."""
-    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda *_: memory_table.GPU)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| Mac with .*? \| (?:none|`(.*?)`.*?) \| (?:about )?([\d.]+) GB", text, re.M)  # fmt: skip
     assert len(rows) == 4

@@ -334,7 +334,7 @@ def test_modes():
 
 def test_memory_at_full_size(monkeypatch):
     """1024 x 1536 in pieces within 12 GiB of a GPU, weights and all; a longer clip takes as much."""
-    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda *_: memory_table.GPU)
     real = DiffusionDecoder(DiffusionDecoder.CONFIG.from_dict(real_config(REAL)))
     real.set_dtype(mx.bfloat16)
     weights = sum(value.nbytes for _, value in tree_flatten(real.parameters()))
@@ -369,7 +369,7 @@ def test_memory_of_the_miniature_on_a_cpu(latents, tiling, measured):
 )
 def test_memory_of_the_full_decoder_on_a_gpu(monkeypatch, latents, measured):
     """MB beside the weights on an H200, bfloat16, 27 and 28 November 2026."""
-    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda *_: memory_table.GPU)
     real = DiffusionDecoder(DiffusionDecoder.CONFIG.from_dict(real_config(REAL)))
     real.set_dtype(mx.bfloat16)
     said = real.activation_bytes((1, 128, *latents), StreamPlan(PIECE))

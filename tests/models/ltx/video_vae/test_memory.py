@@ -66,14 +66,14 @@ ON_A_GPU = [
 
 @pytest.mark.parametrize("latents, tiling, measured", ON_A_GPU)
 def test_the_full_decoder_on_a_gpu(monkeypatch, latents, tiling, measured):
-    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda *_: memory_table.GPU)
     model = part(VideoDecoder, "ltx-2-19b", 128, mx.bfloat16)
     said = model.activation_bytes((1, 128, *latents), tiling)
     assert said == pytest.approx(measured * MB, rel=0.16)
 
 
 def test_a_longer_clip_takes_no_more_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda *_: memory_table.GPU)
     model = part(VideoDecoder, "ltx-2-19b", 128, mx.bfloat16)
     short, long = (
         model.activation_bytes((1, 128, frames, 16, 24), StreamPlan())
@@ -88,7 +88,7 @@ def test_a_longer_clip_takes_no_more_on_a_gpu(monkeypatch):
 )
 def test_the_full_encoder_on_a_gpu(monkeypatch, size, measured):
     """MB beside the weights on one H200, most of four, 27 November 2026."""
-    monkeypatch.setattr(memory_table, "live", lambda: memory_table.GPU)
+    monkeypatch.setattr(memory_table, "live", lambda *_: memory_table.GPU)
     model = part(VideoEncoder, "ltx-2-19b", 128, mx.bfloat16)
     assert model.activation_bytes(*size) == pytest.approx(measured * MB, rel=0.15)
 
