@@ -28,9 +28,8 @@ from mlx_video.disk import (
 )
 from mlx_video.errors import UserError
 from mlx_video.postprocess import to_pcm16
-from mlx_video.types import CLIP_SUFFIXES, Clip, VideoPixelShape, Waveform
+from mlx_video.types import CLIP_SUFFIXES, FRAME_FILES, Clip, VideoPixelShape, Waveform
 
-FRAME_PATTERN = "frame_*.png"
 READABLE = "mov,matroska,webm,avi,asf,mpeg,mpegts,gif"
 LAYOUTS = {1: "mono", 2: "stereo"}
 WIDTH, SHEET_WIDTH = 640, 160  # pixels, of the one and of each on the sheet
@@ -156,7 +155,7 @@ def save_frames(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(FRAME_PATTERN):
+    for old in folder.glob(FRAME_FILES):
         check_free(old, overwrite)
         old.unlink()
     for index, frame in enumerate(frames):

@@ -19,10 +19,9 @@ from mlx_video.disk import (
 )
 from mlx_video.errors import UserError
 from mlx_video.request import Request
-from mlx_video.types import CLIP_SUFFIXES, SILENT_SUFFIXES, VideoPixelShape
+from mlx_video.types import CLIP_SUFFIXES, FRAME_FILES, SILENT_SUFFIXES, VideoPixelShape
 
 LONGEST_NAME = 200  # bytes of a file name, so that the files beside it can be named too
-FRAMES = "frame_*.png"
 LATENTS, STATE = ".latents.safetensors", ".state.safetensors"
 # Most bytes per pixel of a frame in practice: H.264 at the quality used, and PNG.
 CLIP_BYTES, PNG_BYTES = 0.5, 3.5
@@ -95,7 +94,7 @@ class Output:
     def _replaces(self, file: Path) -> bool:
         frames = self.frames and file.parent == self.frames.resolve()
         own = (path and path.resolve() for path in (self.path, self.record, self.audio))
-        return bool(frames and file.match(FRAMES)) or file in own
+        return bool(frames and file.match(FRAME_FILES)) or file in own
 
     def _check_frames(self, folder: Path) -> None:
         if is_there(folder) and not folder.is_dir():
@@ -104,7 +103,7 @@ class Output:
         if folder.is_dir() and any(folder.glob("*.png")) and not self.overwrite:
             raise UserError(
                 f"{short(folder)} holds PNG files; choose another --save-frames, or add --overwrite to replace "
-                f"its {FRAMES}."
+                f"its {FRAME_FILES}."
             )
 
     def notices(self, audio: bool) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ X = TypeVar("X")
 
 CLIP_SUFFIXES = (".mp4", ".mov", ".webm", ".gif", ".webp")
 SILENT_SUFFIXES = (".gif", ".webp")  # of files without sound
+FRAME_FILES = "frame_*.png"  # of a clip that is written as pictures
 
 
 class Modality(Enum):
