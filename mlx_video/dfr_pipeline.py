@@ -70,11 +70,8 @@ class DFRPipeline(Pipeline):
     def _sample(self, sampling: Sampling) -> Working[AV[mx.array]]:
         """Walk the stages and the rounds, and cut the canvas to the clip."""
         made = yield from super()._sample(sampling)
-        geometry, shape, sound = (
-            self.components.geometry,
-            sampling.request.shape,
-            made.audio,
-        )
+        geometry, shape = self.components.geometry, sampling.request.shape
+        sound = made.audio
         if sound is not None:
             sound = sound[:, :, : geometry.audio_frames(shape)]
         return AV(made.video[:, :, : geometry.latents(shape).frames], sound)

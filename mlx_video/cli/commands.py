@@ -303,10 +303,6 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("--q-group-size", "number of weights that share a scale", 64, type=int)
 
 
-def _add_models(parser: argparse.ArgumentParser) -> None:
-    flag(group(parser), "--json", "as JSON")
-
-
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path",
@@ -333,7 +329,7 @@ COMMANDS: dict[str, tuple[Callable, Callable]] = {
     "enhance": (_add_enhance, enhance),
     "convert": (_add_convert, convert),
     "serve": (serving.add_arguments, serving.serve),
-    "models": (_add_models, models),
+    "models": (lambda to: flag(group(to), "--json", "as JSON"), models),
     "info": (_add_info, info),
     "check": (checking.add_arguments, checking.check),
     "completion": (_add_completion, completion),

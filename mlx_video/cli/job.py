@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Sequence
 
 from mlx_video import hub
 from mlx_video.cli.progress import Downloads
@@ -135,7 +135,9 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
     A repository that would be fetched for the first time has to be named by the user.
     """
     typed = files_from(args).named()
-    names = [name for name in _opened(job) if name not in typed]
+    names = [name for name in job.files.named() if name not in OURS]
+    names += chain.from_iterable(given.files for given in job.request.inputs)
+    names = [name for name in names if name not in typed]
     for name in names:
         repo = "/".join(name.split("/")[:2])
         if not os.path.exists(name) and "/" in name and not hub.has(repo, "*"):
@@ -155,13 +157,6 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
     say(f"The record names files that you did not: {listed}.")
     if input("Open them? [y/N] ").strip().lower() not in ("y", "yes"):
         raise UserError("Not opened; name your own files, for example with --model.")
-
-
-def _opened(job: Job) -> Iterator[str]:
-    """Files, folders and repositories that ``job`` names, but for those that are used where nothing is named."""
-    yield from (name for name in job.files.named() if name not in OURS)
-    for given in job.request.inputs:
-        yield from given.files
 
 
 def _written(output: Output, args: argparse.Namespace) -> list[str]:

@@ -89,15 +89,14 @@ def _worker(args: argparse.Namespace, data: Path) -> list[str]:
         name: vars(args)[name] for name in ("memory_limit", "previews", "keep", "idle")
     }
     settings |= {
-        "models": {_short(model): full_path(model) for model in models},
+        "models": {
+            Path(model).name if Path(model).exists() else model: full_path(model)
+            for model in models
+        },
         "loras": dict(map(_lora, args.lora)),
         "lock": str(data / "worker.lock"),
     }
     return [sys.executable, "-m", "mlx_video.serve.worker", json.dumps(settings)]
-
-
-def _short(model: str) -> str:
-    return Path(model).name if Path(model).exists() else model
 
 
 def _lora(words: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from mlx_video.events import Planned
 from mlx_video.models.ltx.checkpoint.catalog import Entry
 from mlx_video.models.ltx.checkpoint.describe import Description, PartSummary
 from mlx_video.models.ltx.checkpoint.find import DEMO_KNOWS, PACKAGED
-from mlx_video.plan import Phase, Plan, beside, largest
+from mlx_video.plan import Plan, beside, largest
 
 
 def plan_line(plan: Plan | Planned) -> str:
@@ -26,14 +26,12 @@ def plan_line(plan: Plan | Planned) -> str:
 
 def plan_text(plan: Plan) -> str:
     """What a run will take, phase by phase."""
-    head = f"{'phase':<20}{'weights GB':>11}{'peak GB':>9}{'seconds':>9}"
-    return "\n".join([head, *map(_phase_line, plan.phases), plan_line(plan)])
-
-
-def _phase_line(phase: Phase) -> str:
-    seconds = "" if phase.seconds is None else f"{phase.seconds:>9.1f}"
-    weights, peak = phase.weights / GB, phase.peak / GB
-    return f"{phase.name:<20}{weights:>11.2f}{peak:>9.2f}{seconds}"
+    lines = [f"{'phase':<20}{'weights GB':>11}{'peak GB':>9}{'seconds':>9}"]
+    for phase in plan.phases:
+        weights, peak = phase.weights / GB, phase.peak / GB
+        seconds = "" if phase.seconds is None else f"{phase.seconds:>9.1f}"
+        lines.append(f"{phase.name:<20}{weights:>11.2f}{peak:>9.2f}{seconds}")
+    return "\n".join([*lines, plan_line(plan)])
 
 
 def plan_json(plan: Plan) -> str:

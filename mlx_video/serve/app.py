@@ -79,10 +79,11 @@ def make_app(at: Serving) -> FastAPI:
         at.store.close()
 
     about = {"title": "MLX-Video", "version": __version__}
-    app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None)
+    pages = {"docs_url": None, "redoc_url": None}
+    handlers = dict.fromkeys(refusals.RAISED, refusals.answer)
+    app = FastAPI(**about, **pages, lifespan=lifespan, exception_handlers=handlers)
     app.add_middleware(guard.Guard, door=at.door, body=at.limits.body)
     app.state.serving = at
-    refusals.add_to(app)
     app.include_router(router)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app

@@ -32,7 +32,10 @@ async def read_request(request: Request, folder: Path, kept: list[str]) -> Video
         raise UserError(
             'images must place each picture: [{"frame": 0}, {"frame": 48, "strength": 0.8}].'
         )
-    wanted = _validated({**fields, "images": places})
+    try:
+        wanted = VideoRequest.model_validate({**fields, "images": places})
+    except ValidationError as error:
+        raise UserError(sentence(error.errors()[0])) from None
     for file in files:
         kept.append(f"picture_{secrets.token_hex(16)}")
         await asyncio.to_thread(_keep, file, folder / kept[-1])
@@ -92,13 +95,6 @@ def _parsed(text: str, name: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise UserError(f"The {name} is not valid JSON.") from None
-
-
-def _validated(fields: Fields) -> VideoRequest:
-    try:
-        return VideoRequest.model_validate(fields)
-    except ValidationError as error:
-        raise UserError(sentence(error.errors()[0])) from None
 
 
 def _keep(file: BinaryIO, path: Path) -> None:

@@ -3,7 +3,7 @@
 import sqlite3
 from typing import Mapping
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -16,13 +16,7 @@ KINDS = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-
-
-def add_to(app: FastAPI) -> None:
-    """Make ``app`` answer errors in this format."""
-    raised = RequestValidationError, HTTPException, UserError, sqlite3.OperationalError
-    for kind in raised:
-        app.add_exception_handler(kind, _refused)
+RAISED = RequestValidationError, HTTPException, UserError, sqlite3.OperationalError
 
 
 def error_answer(
@@ -35,7 +29,8 @@ def error_answer(
     return JSONResponse({"error": error}, status, headers)
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """One of those that are ``RAISED``, in this format."""
     match error:
         case RequestValidationError():
             return error_answer(400, sentence(error.errors()[0]))
