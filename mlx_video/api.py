@@ -50,11 +50,11 @@ def load(
 ) -> "LTXPipeline":
     """A pipeline that makes clips with ``model``: a file, a folder, a hub repository, or "ltx-2-tiny", the demo model.
 
-    model    by default LTX-2 where the hub's cache has it, else the demo model
-    recipe   how to sample; by default the one that the checkpoint states for ``variant``, "distilled" or "dev"
-    files    the model with what goes with it, such as LoRAs; replaces ``model``
-    options  whether results are checked, and the bytes of memory to stay within
-    Files are found, and fetched, by the first clip, which raises ``UserError`` where there is no such model.
+    model    by default a release that is in the hub's cache, else the demo model
+    recipe   how to sample; by default the checkpoint's recipe for ``variant``, "distilled" or "dev"
+    files    the model and its other files, such as LoRAs; replaces ``model``
+    options  of runs, such as a memory limit
+    The first clip finds and fetches the files, and raises ``UserError`` if there is no such model.
     """
     for value, kind in ((recipe, Recipe), (files, Files), (options, Options)):
         if not isinstance(value, kind | None):
@@ -67,11 +67,10 @@ def load(
 
 @dataclass(eq=False)
 class LTXPipeline:
-    """Makes clips with one model. Each call reads the weights that it takes, once for all its clips where memory allows
-    it, and frees them.
+    """Makes clips with one model. Each call reads the weights, once for all its clips if memory allows, and frees them.
 
     files, recipe, options  as in ``load``
-    defaults                of a clip, as the checkpoint states them
+    defaults                of a clip, from the checkpoint
     """
 
     files: Files
@@ -87,12 +86,12 @@ class LTXPipeline:
         on_step: OnStep | None = None,
         **wanted,
     ) -> "GeneratedClip | list[GeneratedClip]":
-        """A clip of ``prompt``; where there are several prompts or seeds, a list of clips: each prompt with each seed.
+        """A clip of ``prompt``; for several prompts or seeds, a list of clips: each prompt with each seed.
 
-        seed     of all noise, 0 to 2^64 - 1; random if left out, and kept as ``clip.seed``
+        seed     of all noise, 0 to 2^64 - 1; by default random, see ``clip.seed``
         on_step  is called with each ``Step``: ``index`` of ``total`` of a ``phase`` is done; also when the clip is saved
         wanted   as in ``request``: image, frames, height, width, fps, audio, negative_prompt
-        Raises ``UserError`` before weights are read for what cannot be done, ``HealthError`` for garbage.
+        Raises ``UserError`` for bad input, before weights are read if possible, and ``HealthError`` for garbage.
         """
         one = _is_one(prompt, str, bytes, Request), _is_one(seed, str)
         prompts, seeds = [prompt] if one[0] else prompt, [seed] if one[1] else [*seed]
@@ -117,10 +116,10 @@ class LTXPipeline:
         audio: bool | None = None,
         negative_prompt: str | None = None,
     ) -> Request:
-        """What a call asks for, with a random seed; what is left out is the checkpoint's default.
+        """The request for a call, with a random seed and the checkpoint's defaults.
 
-        image          what the clip begins with: a path, a PIL image, or an array (H, W, 3) of uint8 or from 0 to 1; or
-                       an ``Image``, which says where and how strongly it is shown; or a list of these
+        image          the clip begins with this path, PIL image, or array (H, W, 3) of uint8 or from 0 to 1; or an
+                       ``Image``, which also says where and how strongly it is shown; or a list of these
         frames         1 + a multiple of 8, at ``fps`` per second
         height, width  pixels, a multiple of 32, or of 64 in two stages
         audio          whether the clip has sound
@@ -139,14 +138,14 @@ class LTXPipeline:
         return settings.request(self.defaults)
 
     def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
-        """``Step``s as the work goes on, then what was sampled, and last the clip; see ``Pipeline.stream``."""
+        """``Step``s of progress, then the ``Sample``, and finally the ``Clip``; see ``Pipeline.stream``."""
         job = Job(request, self.recipe, self.files)
         plan = job.plan(limit=self.options.memory_limit).check()
         pipeline = job.pipeline(health=self.options.health, plan=plan)
         return pipeline.stream(request)
 
     def _sampled(self, jobs: list[Job], on_step: OnStep | None) -> Iterator[Sampled]:
-        """Each of ``jobs``, sampled; what they load stays loaded for the next, if there are several."""
+        """Sample each of ``jobs``; if there are several, parts stay loaded for the next."""
         shelf = self.options.shelf or Shelf()
         shared = replace(self.options, shelf=shelf) if len(jobs) > 1 else self.options
         try:
@@ -156,7 +155,9 @@ class LTXPipeline:
             if self.options.shelf is None:
                 shelf.clear()
 
-    def _request(self, prompt: str | Request, seed: int | None, wanted) -> Request:
+    def _request(
+        self, prompt: str | Request, seed: int | None, wanted: dict[str, object]
+    ) -> Request:
         known = inspect.signature(self.request).parameters
         for name in wanted.keys() - known:
             near = get_close_matches(name, known, 1)
@@ -174,13 +175,13 @@ class LTXPipeline:
 
 
 class GeneratedClip:
-    """A sampled clip. It is decoded each time it is saved or shown; ``frames`` can be taken once.
+    """A sampled clip. It is decoded each time it is saved or shown; ``frames`` can be read once.
 
     job         what reproduces it: request, recipe and files
-    prompt      the one that was encoded: the one given, or its enhanced form
-    seed        of all noise, 0 to 2^64 - 1; with it a call makes the same clip
-    shape, fps  frames, height, width and fps; and frames per second alone
-    path        where it was saved last
+    prompt      the prompt that was encoded: the given one or its enhanced form
+    seed        of all noise, 0 to 2^64 - 1; reproduces the clip
+    shape, fps  frames, height, width and fps; and fps alone
+    path        where it was last saved
     """
 
     def __init__(self, sampled: Sampled, on_step: OnStep | None = None):
@@ -203,8 +204,8 @@ class GeneratedClip:
     def save(self, path: str | Path = ".", *, overwrite: bool = False) -> Path:
         """Write the clip in the format of its suffix, with a record that reproduces it; returns the path.
 
-        path  .mp4, .mov, .webm, .gif or .webp; or a folder, in which the clip is named after its prompt and seed
-        Raises ``UserError`` where the file exists, unless ``overwrite``, and ``HealthError`` for garbage.
+        path  .mp4, .mov, .webm, .gif or .webp; or a folder, where the clip is named after its prompt and seed
+        Raises ``UserError`` if the file exists, unless ``overwrite``, and ``HealthError`` for garbage.
         """
         path = clip_path(path, self.prompt, self.seed)
         output = Output(path, overwrite=overwrite)
@@ -243,12 +244,12 @@ class GeneratedClip:
 
 
 def _is_one(given: object, *kinds: type) -> bool:
-    """Whether ``given`` is of ``kinds``, or not several of anything."""
+    """Whether ``given`` is of ``kinds``, or not iterable."""
     return isinstance(given, kinds) or not isinstance(given, Iterable)
 
 
 def _followed(events: Generator[Event, None, X], on_step: OnStep | None) -> X:
-    """The return value of ``events``. Passes steps on, turns warnings into Python's, and logs the rest."""
+    """The return value of ``events``. Forwards steps, turns warnings into Python's, and logs the rest."""
     with closing(events):
         while True:
             try:
@@ -271,10 +272,10 @@ def _input(given: object) -> Input:
     if isinstance(given, (Input, str, os.PathLike)):
         return as_input(given)
     file = Path(tempfile.mkdtemp(dir=_folder().name), "frame_0000.png")
-    if hasattr(given, "save"):  # as a PIL image can
+    if hasattr(given, "save"):  # a PIL image
         given.save(file)
     else:
-        from mlx_video import media  # with codecs, which only such pictures need
+        from mlx_video import media  # imports codecs, which only such pictures need
 
         for _ in media.save_frames([_pixels(given)], file.parent):
             pass
@@ -283,7 +284,7 @@ def _input(given: object) -> Input:
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory:
-    """For pictures that came without a file; it goes when Python ends."""
+    """A folder for pictures given without a file; removed when Python exits."""
     return tempfile.TemporaryDirectory(prefix="mlx-video-")
 
 
@@ -303,7 +304,7 @@ def _pixels(given: object) -> np.ndarray:
 
 
 def _with_pictures(job: Job, clip: Path) -> tuple[Job, dict[str, Path]]:
-    """``job`` with the pictures that came without a file read from beside the ``clip``, and where to copy each."""
+    """``job`` with pictures given without a file as files beside the ``clip``, and where to copy each."""
     copies: dict[str, Path] = {}
     inputs = []
     for given in job.request.inputs:

@@ -1,4 +1,4 @@
-"""What a user sets for a clip; the defaults of a checkpoint complete it to a job. Knows no options and no HTTP."""
+"""A user's settings for a clip, which a checkpoint's defaults complete to a job. Knows no options and no HTTP."""
 
 import logging
 import secrets
@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 Notice = Callable[[object], None]
 AUTO = "auto"
-FAR = 1.25  # times the rate that a model learned
+FAR = 1.25  # times the frame rate that a model was trained on
 DEV_MODEL = "the dev model (--variant dev, or python -m mlx_video.generate_dev)"
 STRENGTHS = "cfg", "audio_cfg", "stg", "stg_blocks", "modality", "rescale"
-GUIDED = *STRENGTHS, "two_stage", "hq", "batch_guidance"  # of the dev model alone
+GUIDED = *STRENGTHS, "two_stage", "hq", "batch_guidance"  # only for the dev model
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """Every setting of a clip. ``None`` is the checkpoint's default; of ``seed``, a random one.
+    """Every setting of a clip. ``None`` is the checkpoint's default, or for ``seed`` a random one.
 
     variant         "distilled" or "dev"
-    duration        seconds, in place of ``frames``; ``AUTO`` lets the model choose by the prompt
+    duration        seconds, instead of ``frames``; ``AUTO`` lets the model choose by the prompt
     two_stage, hq   ways to sample the dev model
-    dfr             rounds of DFR, with the distilled model; ``frames`` and ``fps`` are those before them
+    dfr             rounds of DFR, for the distilled model; ``frames`` and ``fps`` are those before them
     """
 
     prompt: str
@@ -71,8 +71,8 @@ class ClipSettings:
     ) -> Job:
         """The job that makes the clip with ``files``; ``notify`` as in ``resolve_model``.
 
-        ``warn`` is called with a sentence for each setting that looks like a mistake. Raises ``UserError`` where there is
-        no such model and where settings exclude each other; the message names them as in ``called``, if they are there.
+        ``warn`` is called with a sentence for each setting that looks like a mistake. Raises ``UserError`` if there is no
+        such model or settings exclude each other; ``called`` maps settings to the names for that message.
         """
         self._check(files, called)
         files, usual = resolve_model(files, self.variant, notify)
@@ -87,7 +87,7 @@ class ClipSettings:
         return Job(request, recipe, files, self.batch_guidance)
 
     def request(self, usual: Defaults) -> Request:
-        """The request, where ``usual`` holds the checkpoint's defaults."""
+        """The request, completed by ``usual``, the checkpoint's defaults."""
         wanted = self._over(usual)
         return Request(
             self.prompt,
@@ -102,7 +102,7 @@ class ClipSettings:
         )
 
     def recipe(self, usual: Defaults, files: Files) -> Recipe:
-        """How to sample, where ``usual`` holds the checkpoint's defaults."""
+        """The recipe, completed by ``usual``, the checkpoint's defaults."""
         wanted = self._over(usual)
         if self.dfr is not None:
             detailing = recipes.DETAILING * bool(files.detailing_lora)
@@ -138,7 +138,7 @@ class ClipSettings:
             )
 
     def _unused(self, recipe: Recipe, files: Files) -> Iterator[str]:
-        """What was said and changes nothing, in sentences; options stand in sentences of their own."""
+        """A sentence for each setting that has no effect."""
         remedy = "" if recipe.variant == "dev" else f" Use {DEV_MODEL}."
         if self.negative_prompt is not None and not recipe.guided:
             yield f"The negative prompt is not used: this recipe samples without guidance.{remedy}"
@@ -149,12 +149,12 @@ class ClipSettings:
             yield "The distilled LoRA is not used in one stage. Add --two-stage."
 
     def _over(self, usual: Defaults) -> Defaults:
-        """What was said, and ``usual`` for the rest."""
+        """``usual``, overridden by these settings."""
         names = (field.name for field in fields(usual))
         return usual.given(**{name: getattr(self, name, None) for name in names})
 
     def _frames(self, files: Files, usual: Defaults, warn: Notice) -> int | None:
-        """The frames that last as long as ``duration``; the dev model's are rounded, as scripts for it expect."""
+        """The number of frames for ``duration``; for the dev model ``frames`` is rounded, as scripts for it expect."""
         step = _geometry(files, self.variant).video.time
         if self.duration not in (None, AUTO):
             return nearest_frames(self.duration * (self.fps or usual.fps) + 1, step)
@@ -171,7 +171,7 @@ class ClipSettings:
 def resolve_model(
     files: Files, variant: str, notify: Notice = log.warning
 ) -> tuple[Files, Defaults]:
-    """``files`` by their full paths with a model named, and that model's defaults.
+    """``files`` by their full paths, with a model, and the defaults of that model.
 
     ``notify`` is called when the demo model is used because none was named, and before each download.
     """
@@ -185,5 +185,5 @@ def resolve_model(
 
 
 def _geometry(files: Files, variant: str) -> Geometry:
-    """The model's, as far as it is known before anything is fetched; else LTX-2's."""
+    """The model's geometry if it is known before anything is fetched, else LTX-2's."""
     return find_geometry(files.model, variant) or LTX_2.geometry

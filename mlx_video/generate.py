@@ -1,4 +1,4 @@
-"""Make video with the distilled model, at half size and then refined: ``python -m mlx_video.generate``."""
+"""Make video with the distilled model, first at half size, then refined: ``python -m mlx_video.generate``."""
 
 import sys
 from contextlib import closing
@@ -43,12 +43,12 @@ def generate_video(
     height, width    pixels; LTX-2 takes multiples of 64, or of 32 in one stage
     num_frames       frames, at ``fps`` per second; LTX-2 takes 1 + a multiple of 8
     images           pictures that the clip shows
-    audio            whether the clip has sound; ``output_audio`` names a wav file to write it to as well
+    audio            whether the clip has sound; ``output_audio`` names a wav file to write as well
     tiling           how the video is decoded, as in ``Request``
-    files            the model, by default as ``Files`` says; a ``None`` above is LTX-2's default or the model's own
-    quiet            whether nothing is said of the progress on stderr
+    files            the model, see ``Files``; ``None`` above means the model's default
+    quiet            whether to show no progress on stderr
     settings         any other setting, such as another variant
-    Raises ``UserError`` for what cannot be done, ``HealthError`` for a result that is garbage.
+    Raises ``UserError`` for bad input, ``HealthError`` for a result that is garbage.
     """
     settings = replace(
         settings,
@@ -82,7 +82,7 @@ def make(job: Job, output: Output, quiet: bool) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of ``python -m mlx_video.generate``, as ``cli.main`` has it."""
+    """The exit code of ``python -m mlx_video.generate``, see ``cli.main``."""
     return cli.main(argv, "generate", variant="distilled", audio=False)
 
 

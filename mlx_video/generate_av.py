@@ -17,7 +17,7 @@ def generate_video_with_audio(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of ``python -m mlx_video.generate_av``, as ``cli.main`` has it."""
+    """The exit code of ``python -m mlx_video.generate_av``, see ``cli.main``."""
     return cli.main(argv, "generate", variant="distilled", audio=True)
 
 

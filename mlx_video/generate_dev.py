@@ -22,9 +22,10 @@ def generate_video_dev(
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the dev model; returns the path.
 
     steps      denoising steps
-    cfg_scale  guidance of the video; 1 is off, ``None`` the checkpoint's default
-    two_stage  half size first, then refined with the distilled LoRA
-    ``given`` are the other arguments of ``generate_video``, which raises the same.
+    cfg_scale  guidance strength of the video; 1 is off, ``None`` the checkpoint's default
+    two_stage  whether to sample at half size, then refine with the distilled LoRA
+    given      other arguments of ``generate_video``
+    Raises as ``generate_video`` does.
     """
     settings = ClipSettings(
         prompt,
@@ -37,7 +38,7 @@ def generate_video_dev(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of ``python -m mlx_video.generate_dev``, as ``cli.main`` has it."""
+    """The exit code of ``python -m mlx_video.generate_dev``, see ``cli.main``."""
     return cli.main(argv, "generate", variant="dev", audio=False)
 
 

@@ -1,6 +1,6 @@
-"""Clips, sound and still pictures as files, and the words in them. Knows containers and codecs, not how a clip is made.
+"""Writes clips, sound and still pictures to files, and reads their metadata. Knows containers and codecs.
 
-Files are written aside and renamed when they are complete.
+Files are written aside and renamed when complete.
 """
 
 import wave
@@ -32,9 +32,9 @@ from mlx_video.types import CLIP_SUFFIXES, FRAME_FILES, Clip, VideoPixelShape, W
 
 READABLE = "mov,matroska,webm,avi,asf,mpeg,mpegts,gif"
 LAYOUTS = {1: "mono", 2: "stereo"}
-WIDTH, SHEET_WIDTH = 640, 160  # pixels, of the one and of each on the sheet
+WIDTH, SHEET_WIDTH = 640, 160  # pixels of a still, and of each picture on the sheet
 COLUMNS, ROWS = 5, 2  # of the sheet
-WAITING = 16  # frames that may wait to be encoded
+WAITING = 16  # frames that may wait for the encoder
 
 
 # Writing
@@ -51,8 +51,8 @@ def save(
 
     .mp4 and .mov have H.264 and AAC, .webm has VP9 and Opus; .gif and .webp are animations without sound.
 
-    metadata  strings to keep in the file, unless it is a .gif or .webp; ``metadata(path)`` reads them back
-    Raises ``UserError`` where the file exists, unless ``overwrite``, and where a frame is missing or of another size.
+    metadata  strings to store in the file (not .gif or .webp); ``metadata(path)`` reads them
+    Raises ``UserError`` if the file exists, unless ``overwrite``, or a frame is missing or of another size.
     """
     for _ in saving(clip, path, metadata=metadata, overwrite=overwrite):
         pass
@@ -65,7 +65,7 @@ def saving(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Iterator[int]:
-    """``save`` as a generator of how many frames are on their way; the file appears when it ends."""
+    """``save`` as a generator of how many frames were handed to the encoder; the file appears when it ends."""
     kind = ENCODINGS.get(Path(path).suffix.lower())
     if kind is None:
         raise UserError(f"{short(path)} must end in {any_of(CLIP_SUFFIXES)}.")
@@ -87,7 +87,7 @@ def saving(
 
 
 def _in_thread(write: Callable[..., None], frames: Iterable[tuple]) -> Iterator[int]:
-    """``write`` each of ``frames`` while the next ones are decoded; yields how many were handed over."""
+    """Call ``write`` with each of ``frames`` while the next ones are decoded; yields how many were handed over."""
     thread, queued = ThreadPoolExecutor(1), deque()
     try:
         for count, frame in enumerate(frames, start=1):
@@ -98,21 +98,21 @@ def _in_thread(write: Callable[..., None], frames: Iterable[tuple]) -> Iterator[
         for written in queued:
             written.result()
     finally:
-        thread.shutdown(cancel_futures=True)  # what still waits belongs to no clip
+        thread.shutdown(cancel_futures=True)  # waiting frames are not needed
 
 
 def _file_options(kind: "Encoding", shape: VideoPixelShape) -> dict[str, str]:
     if not kind.sound:
-        return {"loop": "0"}  # for ever
+        return {"loop": "0"}  # forever
     if kind.format == "webm":
         return {}
-    # Ticks per second of the file's clock, so that each frame lasts a whole number of them.
+    # Ticks per second, so that each frame lasts a whole number of them.
     ticks = str(shape.rate.numerator)
     return {"movflags": "+faststart+use_metadata_tags", "movie_timescale": ticks}
 
 
 class Encoding(NamedTuple):
-    """How a file is written: container, codecs (``None`` = no sound), pixel format and codec options."""
+    """How a file is written: container, codecs (``None`` = no sound), pixel format, codec options."""
 
     format: str
     video: str
@@ -121,8 +121,8 @@ class Encoding(NamedTuple):
     options: Mapping[str, str]
 
 
-# Visually lossless. Of photographs in motion, veryfast takes a third of the time of libx264's own preset, and makes a
-# smaller file with 0.3 dB less. A bit rate of 0 lets the quality decide.
+# Visually lossless. For real footage, veryfast takes a third of the time of libx264's default preset and makes a smaller
+# file with 0.3 dB less. A bit rate of 0 means constant quality.
 H264 = {"crf": "18", "preset": "veryfast"}
 VP9 = {"crf": "24", "b": "0", "row-mt": "1", "cpu-used": "4"}
 ENCODINGS = {
@@ -136,7 +136,7 @@ OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
 
 def save_wav(waveform: Waveform, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write sound as 16-bit PCM. Raises ``UserError`` where the file exists, unless ``overwrite``."""
+    """Write sound as 16-bit PCM. Raises ``UserError`` if the file exists, unless ``overwrite``."""
     pcm = to_pcm16(waveform)
     with written_aside(path, overwrite) as partial:
         with wave.open(str(partial), "wb") as wav:
@@ -149,9 +149,9 @@ def save_wav(waveform: Waveform, path: str | Path, *, overwrite: bool = False) -
 def save_frames(
     frames: Iterable[np.ndarray], folder: str | Path, *, overwrite: bool = False
 ) -> Iterator[np.ndarray]:
-    """Pass ``frames`` on, writing each to ``folder`` as frame_0000.png, frame_0001.png, ... when it is taken.
+    """Yield ``frames`` unchanged, writing each to ``folder`` as frame_0000.png, frame_0001.png, ...
 
-    Raises ``UserError`` at the first if the folder already holds such frames; ``overwrite`` removes them.
+    Raises ``UserError`` at the first frame if the folder already holds such files; ``overwrite`` removes them.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def _add_video(
     stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, kind.pixels
     matrix = None
     if kind.pixels == "yuv420p":
-        # Marked as the colours of HD television (BT.709), as browsers expect.
+        # Marked as HD television's colours (BT.709), as browsers expect.
         codec, matrix = stream.codec_context, Colorspace.ITU709
         codec.colorspace = matrix
         codec.color_primaries = ColorPrimaries.BT709
@@ -182,7 +182,7 @@ def _add_video(
 
 
 def _palettes(shape: VideoPixelShape) -> Callable[[av.VideoFrame], av.VideoFrame]:
-    """A function that reduces a frame to the 256 colours that suit it best, dithered."""
+    """A function that reduces a frame to its best 256 colours, dithered."""
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=shape.width, height=shape.height, format="rgb24", time_base=1 / shape.rate
@@ -214,9 +214,9 @@ def _add_sound(
 
 
 def _pictures(clip: Clip) -> Iterator[av.VideoFrame]:
-    """The clip's frames, copied: who makes them may use their memory again.
+    """Copies of the clip's frames, whose memory may be reused.
 
-    Raises ``UserError`` unless their size and number are those that the clip promises.
+    Raises ``UserError`` unless their size and number match the clip's shape.
     """
     shape, count = clip.shape, 0
     for count, pixels in enumerate(clip.frames, start=1):
@@ -250,7 +250,7 @@ def _sound_per_frame(clip: Clip) -> Iterator[av.AudioFrame | None]:
 
 
 def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioFrame:
-    """With its time stamp; without one, the encoder's delay of 1,024 samples would be audible."""
+    """A frame with its time stamp, without which the encoder's delay of 1,024 samples would be audible."""
     frame = av.AudioFrame.from_ndarray(
         np.ascontiguousarray(samples), format="fltp", layout=LAYOUTS[len(samples)]
     )
@@ -259,11 +259,11 @@ def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioF
     return frame
 
 
-# Still pictures of a finished clip: one to show before it plays, and a sheet to leaf through
+# Still pictures of a finished clip: one to show before it plays, and a contact sheet
 
 
 def save_stills(clip: Path) -> None:
-    """Write NAME.webp and NAME.sheet.webp beside NAME.mp4, each whole or not at all; older ones are replaced."""
+    """Write NAME.webp and NAME.sheet.webp beside NAME.mp4, each completely or not at all; replaces older ones."""
     small: dict[int, Image.Image] = {}
     with av.open(str(clip)) as file:
         count = file.streams.video[0].frames
@@ -282,7 +282,7 @@ def save_stills(clip: Path) -> None:
 
 
 def save_still(pixels: np.ndarray, path: Path) -> None:
-    """Write a frame, uint8 RGB (H, W, 3), as a picture at most 640 pixels wide, in the format of its ending; an older one is replaced."""
+    """Write a frame, uint8 RGB (H, W, 3), as a picture at most 640 pixels wide, in the format of its suffix; replaces files."""
     _save(_small(Image.fromarray(pixels), WIDTH), path)
 
 
@@ -302,15 +302,15 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a media file: the strings that ``save`` put there, and any others."""
+    """The metadata of a media file: the strings that ``save`` stored, and any others."""
     path = typed_path(path)
-    file_size(path)  # raises where it is no file
-    # No playlist, which could name other files and addresses.
+    file_size(path)  # raises if it is not a file
+    # No playlists, which could refer to other files and addresses.
     options = {"protocol_whitelist": "file", "format_whitelist": READABLE}
     try:
         with av.open(str(path), options=options) as container:
             found = dict(container.metadata)
-            # Matroska, which WebM is, has all keys in capitals.
+            # Matroska, hence WebM, has all keys in capitals.
             capitals = "matroska" in container.format.name
             return {k.lower(): v for k, v in found.items()} if capitals else found
     except av.FFmpegError:

@@ -1,4 +1,4 @@
-"""What scripts written for other MLX ports of LTX-2 import, and what it is called here. Nothing else uses the names."""
+"""Names that scripts for other MLX ports of LTX-2 import, as aliases of ours. Nothing else uses them."""
 
 import mlx.core as mx
 
@@ -17,7 +17,7 @@ from mlx_video.sampling.schedules import (
 )
 from mlx_video.types import VideoPixelShape, VideoScale
 
-# The tensors of one network out of an official file's, under our names: dict -> dict.
+# From an official file's tensors to one network's under our names: dict -> dict.
 sanitize_transformer_weights = LTXModel.sanitize
 sanitize_vae_weights = VideoDecoder.sanitize
 sanitize_vae_encoder_weights = VideoEncoder.sanitize
@@ -33,7 +33,7 @@ AUDIO_LATENTS_PER_SECOND = round(LTX_2.geometry.audio.latents_per_second)
 
 
 def compute_audio_frames(num_frames: int, fps: float) -> int:
-    """Audio latents that last as long as ``num_frames`` at ``fps`` Hz, of LTX-2."""
+    """LTX-2's latent audio frames for a clip of ``num_frames`` at ``fps`` Hz."""
     return LTX_2.geometry.audio_frames(VideoPixelShape(num_frames, 0, 0, fps))
 
 
@@ -56,7 +56,7 @@ def create_position_grid(
 
 
 def create_audio_position_grid(batch_size: int, audio_frames: int) -> mx.array:
-    """[start, end) in seconds of every audio token of LTX-2: (B, 1, T, 2) float32."""
+    """[start, end) in seconds of each of LTX-2's audio tokens: (B, 1, T, 2) float32."""
     positions = audio_positions(audio_frames, LTX_2.geometry.audio)
     return mx.repeat(positions, batch_size, axis=0)
 

@@ -21,19 +21,19 @@ from mlx_video.errors import UserError
 from mlx_video.request import Request
 from mlx_video.types import CLIP_SUFFIXES, FRAME_FILES, SILENT_SUFFIXES, VideoPixelShape
 
-LONGEST_NAME = 200  # bytes of a file name, so that the files beside it can be named too
+LONGEST_NAME = 200  # bytes of a file name, leaving room for the names beside it
 LATENTS, STATE = ".latents.safetensors", ".state.safetensors"
-# Most bytes per pixel of a frame in practice: H.264 at the quality used, and PNG.
+# The most bytes per pixel of a frame in practice: H.264 at our quality, and PNG.
 CLIP_BYTES, PNG_BYTES = 0.5, 3.5
 WAV_BYTES = 2 * 2 * 48000  # per second, at most
-SPARE = GB // 50  # for the record, and for what other programs write meanwhile
+SPARE = GB // 50  # for the record and for other programs
 
 
 @dataclass(frozen=True)
 class Output:
-    """The files that a run may write. The latents, the state and the record lie beside the clip.
+    """The files that a run may write. Latents, state and record are beside the clip.
 
-    overwrite  replace the clip, the record, the sound and frames that exist; latents and states are never replaced
+    overwrite  whether to replace an existing clip, record, sound and frames; latents and states are never replaced
     """
 
     path: Path
@@ -43,37 +43,37 @@ class Output:
 
     @property
     def record(self) -> Path:
-        """x.json beside x.mp4, and x.gif.json beside an x.gif that may be another clip."""
+        """x.json beside x.mp4; but x.gif.json beside x.gif, which may be another clip."""
         if self.path.suffix.lower() == ".mp4":
             return self.path.with_suffix(".json")
         return self.path.with_name(f"{self.path.name}.json")
 
     @property
     def latents(self) -> Path:
-        """Where sampled latents are kept until they are decoded."""
+        """Where sampled latents stay until they are decoded."""
         return self.path.with_suffix(LATENTS)
 
     @property
     def state(self) -> Path:
-        """Where the state of an unfinished sampling is kept."""
+        """Where the state of unfinished sampling stays."""
         return self.path.with_suffix(STATE)
 
     def remembered(self) -> dict[str, str]:
-        """Metadata for the latents and the state, so that finishing them writes the same files; paths relative to them."""
+        """Metadata for latents and state, with relative paths, so that finishing them writes the same files."""
         folder = self.path.parent.absolute()
         paths = {"output": self.path, "audio": self.audio, "frames": self.frames}
         return {k: os.path.relpath(p.absolute(), folder) for k, p in paths.items() if p}
 
     @classmethod
     def recalled(cls, left: Path, words: Mapping[str, str]) -> "Output":
-        """What ``remembered`` wrote into the file ``left``; without that, the clip is named after ``left``."""
+        """The output that ``remembered`` stored in the file ``left``; by default named after ``left``."""
         named = {k: typed_path(words[k]) for k in ("output", "audio", "frames") if words.get(k)}  # fmt: skip
         usual = f"{left.name.partition('.')[0]}.mp4"
         name = named.pop("output", Path()).name or usual
         return cls(left.with_name(name), **{k: left.parent / p for k, p in named.items()})  # fmt: skip
 
     def check(self, request: Request) -> None:
-        """Raise ``UserError`` for what could not be written after a long run, or would replace what the clip is made from."""
+        """Raise ``UserError`` if a file could not be written after a long run, or would replace an input of the clip."""
         if self.audio and not request.audio:
             raise UserError(
                 f"--output-audio {short(self.audio)} needs a clip with sound; add --audio."
@@ -107,7 +107,7 @@ class Output:
             )
 
     def notices(self, audio: bool) -> tuple[str, ...]:
-        """Warnings about what the files cannot hold; ``audio`` = the clip has sound."""
+        """Warnings about what the files cannot hold; ``audio`` = whether the clip has sound."""
         suffix = self.path.suffix.lower()
         if not audio or suffix not in SILENT_SUFFIXES:
             return ()
@@ -117,7 +117,7 @@ class Output:
 
     @property
     def left(self) -> tuple[Path, str] | None:
-        """What a run that did not finish left under this name, if anything, and the command that finishes it."""
+        """A file that an unfinished run left under this name, and the command that finishes it."""
         ways = {self.latents: "decode", self.state: "generate --resume"}
         for file, command in ways.items():
             if os.path.lexists(file):
@@ -125,7 +125,7 @@ class Output:
         return None
 
     def check_unfinished(self) -> None:
-        """Raise ``UserError`` where work was left under this name, which is never replaced."""
+        """Raise ``UserError`` if an unfinished run left work under this name, which is never replaced."""
         if self.left:
             file, command = self.left
             raise UserError(
@@ -134,7 +134,7 @@ class Output:
             )
 
     def check_space(self, shape: VideoPixelShape, latents: int) -> None:
-        """Raise ``DiskFullError`` where a disk lacks the space for a run of this ``shape``; ``latents`` in bytes."""
+        """Raise ``DiskFullError`` if a disk lacks the space for a run of ``shape``; ``latents`` in bytes."""
         pixels = shape.frames * shape.height * shape.width
         sizes = [(self.path.parent, pixels * CLIP_BYTES + 2 * latents + SPARE)]
         if self.audio:
@@ -145,7 +145,7 @@ class Output:
 
 
 def clip_path(typed: str | Path, prompt: str, seed: int) -> Path:
-    """The file that was typed; in a folder, which ends in / or is there, a name after the prompt and the seed."""
+    """The typed file; in a folder (it ends in / or exists), a name after the prompt and the seed."""
     path = typed_path(typed)
     if str(typed).endswith("/") or path.is_dir() and not path.suffix:
         return named_after(path, prompt, seed)
@@ -153,7 +153,7 @@ def clip_path(typed: str | Path, prompt: str, seed: int) -> Path:
 
 
 def named_after(folder: Path, prompt: str, seed: int) -> Path:
-    """A free name in ``folder`` for a clip of ``prompt``: a-red-ball-7.mp4, or a-red-ball-7-2.mp4 where that is taken."""
+    """A free name in ``folder`` for a clip of ``prompt``: a-red-ball-7.mp4, or a-red-ball-7-2.mp4 if that is taken."""
     words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")
     while len(os.fsencode(words)) > 60:
         words = words[:-1]
@@ -190,7 +190,7 @@ def _check_target(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
 
 
 def _check_folder(folder: Path, path: Path) -> None:
-    """Raise ``UserError`` where ``path`` cannot be written in ``folder``, which is created if it is missing."""
+    """Raise ``UserError`` if ``path`` cannot be written in ``folder``, which is created if it is missing."""
     there = _existing(folder)
     if not there.is_dir():
         raise UserError(

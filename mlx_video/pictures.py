@@ -1,4 +1,4 @@
-"""Pictures in: read safely, upright, as sRGB on white, and fitted to the video encoder.
+"""Reads pictures safely, upright, as sRGB on white, and fits them to the video encoder.
 
 Knows picture files and colours, not how a clip is made. Anything unexpected about a picture is returned as a sentence.
 """
@@ -24,21 +24,23 @@ from mlx_video.disk import file_errors, file_size, short, typed_path
 from mlx_video.errors import UserError
 from mlx_video.types import LARGEST_SIDE
 
-# Only these are opened, whatever a file is named: for some others, such as EPS, Pillow runs programs.
+# Only these are opened, whatever the file's name: for others, such as EPS, Pillow runs programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 FORMAT_NAMES = "PNG, JPEG, WebP, BMP, GIF or TIFF"
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-SMALLEST = 16  # pixels a side: less is an icon or a mistake
+SMALLEST = 16  # pixels per side; less is an icon or a mistake
 LARGEST = 25_000_000  # pixels; a picture with more is shrunk
-MOST_COMPRESSED = 8192  # pixels; of a longer picture only the middle is compressed
-MOST_DECODED = 250_000_000  # pixels; a file with more is refused, as decoding takes 3 bytes or more for each
-MOST_JPEG = 1_000_000_000  # of a JPEG, which is shrunk while it is decoded, unless it is progressive
+MOST_COMPRESSED = (
+    8192  # pixels per side; of a larger picture only the middle is compressed
+)
+MOST_DECODED = 250_000_000  # pixels; a file with more is refused, since decoding needs at least 3 bytes for each
+MOST_JPEG = 1_000_000_000  # the same for a JPEG, which is shrunk while it is decoded, unless it is progressive
 MOST_CROPPED = 0.5  # share of a picture that may be cut off without a notice
 
 MEGA = 1_000_000
-# What Pillow raised for some thousands of damaged files.
+# Errors that Pillow raised for thousands of damaged files.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError)
 DAMAGED += (ArithmeticError, LookupError, AttributeError, RuntimeError)
 
@@ -48,7 +50,7 @@ class Picture:
     """A picture that was read.
 
     pixels   uint8 sRGB, (H, W, 3), upright
-    notices  what was done to it that the user may not expect, in sentences
+    notices  sentences on what was done to it that the user may not expect
     """
 
     name: str
@@ -56,7 +58,7 @@ class Picture:
     notices: tuple[str, ...] = ()
 
     def crop(self, height: int, width: int) -> tuple[str, ...]:
-        """A sentence if a clip of ``height`` x ``width`` shows less than half of it, and none otherwise."""
+        """A sentence if a clip of ``height`` x ``width`` shows less than half of it."""
         rows, columns = self.pixels.shape[:2]
         shapes = sorted((columns / rows, width / height))
         lost = 1 - shapes[0] / shapes[1]
@@ -79,7 +81,7 @@ def read_picture(path: str | Path) -> Picture:
     """Read a picture file.
 
     Applies EXIF rotation and colour profile, makes transparency white, takes the first frame of an animation and shrinks
-    what exceeds 25 megapixels. Raises ``MissingFileError``, or ``UserError`` if the file is not a picture, smaller than
+    pictures above 25 megapixels. Raises ``MissingFileError``, or ``UserError`` if the file is not a picture, smaller than
     16 pixels on a side, or too large to decode.
     """
     path = typed_path(path)
@@ -132,9 +134,9 @@ def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]]:
 
 @contextmanager
 def _our_pillow(tiff: bool) -> Iterator[None]:
-    """Pillow without its warnings, without what its TIFF library writes to stderr, and with no size limit.
+    """Run Pillow without warnings, without its TIFF library's output on stderr, and without a size limit.
 
-    Its limit refuses photos that can be shrunk while decoding; ``_check_size`` has ours.
+    Its limit refuses photos that can be shrunk while decoding; ours is in ``_check_size``.
     """
     with warnings.catch_warnings(action="ignore"), ExitStack() as later:
         later.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
@@ -150,7 +152,7 @@ def _our_pillow(tiff: bool) -> Iterator[None]:
 
 
 def _heif(name: str) -> tuple[str]:
-    """The format of HEIC photos, which Pillow reads with another package's help."""
+    """The format of HEIC photos, which Pillow reads with another package."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -162,7 +164,7 @@ def _heif(name: str) -> tuple[str]:
 
 
 def _check_size(image: Image.Image, name: str) -> None:
-    """Raise ``UserError`` for a picture too small to show anything, or too large to decode."""
+    """Raise ``UserError`` for a picture that is too small, or too large to decode."""
     width, height = image.size
     if min(width, height) < SMALLEST:
         raise UserError(
@@ -181,24 +183,24 @@ def _pixels(width: int, height: int) -> str:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height once the EXIF rotation is applied."""
+    """Width and height after EXIF rotation."""
     turned = image.getexif().get(0x0112, 1) >= 5
     return image.size[::-1] if turned else image.size
 
 
 def _excess(image: Image.Image) -> int:
-    """How many times smaller a picture must become on each side; 1 where it is small enough."""
+    """How many times smaller a picture must be on each side; 1 = small enough."""
     return math.ceil(math.sqrt(image.width * image.height / LARGEST))
 
 
 def _shrink_while_decoding(image: Image.Image) -> None:
-    """Decode a large JPEG at a half, a quarter or an eighth of its size; does nothing for other formats."""
+    """Make a large JPEG decode at a half, a quarter or an eighth of its size; does nothing for other formats."""
     scale = next((s for s in (1, 2, 4) if s >= _excess(image)), 8)
     image.draft(None, (image.width // scale, image.height // scale))
 
 
 def _without_palette(image: Image.Image) -> Image.Image:
-    """Converted to a mode that can be scaled."""
+    """``image`` in a mode that can be scaled."""
     if image.mode not in ("P", "PA", "1"):
         return image
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -220,7 +222,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _shrunk(image: Image.Image) -> Image.Image:
-    """Shrunk to the limit by averaging neighbouring pixels."""
+    """``image``, shrunk to the limit by averaging neighbouring pixels."""
     scale = _excess(image)
     if scale == 1:
         return image
@@ -244,7 +246,7 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 def _in_srgb(
     image: Image.Image, profile: bytes | None, name: str, notices: list[str]
 ) -> Image.Image:
-    """Colours converted to sRGB, by the file's ICC profile if it has one."""
+    """``image`` in sRGB, by the file's ICC profile if it has one."""
     if not profile:
         return image.convert("RGB")
     try:
@@ -258,11 +260,11 @@ def _in_srgb(
         return image.convert("RGB")
 
 
-# As the video encoder wants them
+# For the video encoder
 
 
 def _middle(image: np.ndarray, shape: float) -> np.ndarray:
-    """The part of a picture that a clip of proportion ``shape`` (width / height) shows, to a pixel or two."""
+    """The part of a picture that a clip of proportion ``shape`` (width / height) shows, within a pixel or two."""
     rows, columns = image.shape[:2]
     height = min(rows, math.ceil(columns / shape))
     width = min(columns, math.ceil(rows * shape))
@@ -271,10 +273,10 @@ def _middle(image: np.ndarray, shape: float) -> np.ndarray:
 
 
 def compress_like_video(image: np.ndarray, crf: int) -> np.ndarray:
-    """A picture after a trip through H.264, as one frame: uint8 (H, W, 3) of even size, the odd edge cut off.
+    """A picture compressed as an H.264 frame: uint8 (H, W, 3), with odd edges cut off.
 
-    The model learned from video frames; a picture without their traces makes it freeze. The official ``crf`` (constant
-    rate factor) is 33 for LTX-2 and 2.3, and 18 for 2.5; 0 leaves the picture as it is.
+    The model was trained on video frames and freezes for a picture without their artefacts. The official ``crf`` (constant
+    rate factor) is 33 for LTX-2 and 2.3, and 18 for 2.5; 0 leaves the picture unchanged.
     """
     if crf == 0:
         return image
@@ -298,7 +300,7 @@ def compress_like_video(image: np.ndarray, crf: int) -> np.ndarray:
 def fit_image(image: np.ndarray, height: int, width: int) -> mx.array:
     """Scale a picture to cover ``height`` x ``width`` and cut out the middle: (1, 3, 1, height, width) in [-1, 1].
 
-    Plain bilinear, as in the official code; Pillow's smooths when it shrinks.
+    Plain bilinear, as in the official code; Pillow's also smooths when shrinking.
     """
     rows, columns = image.shape[:2]
     scale = max(height / rows, width / columns)

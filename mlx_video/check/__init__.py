@@ -1,7 +1,7 @@
-"""Does this machine compute what it should? Runs each check of ``table`` on MLX's device and says how far off it is.
+"""Checks whether this machine computes correctly: runs each check of ``table`` on MLX's device and measures its error.
 
-Knows how results are compared, not what is computed. Each result is compared with numbers of a CPU that are stored
-beside this file, and away from a CPU also with all of what this machine's own CPU makes of it.
+Knows how results are compared, not what is computed. Each result is compared with a CPU's numbers stored beside this file
+and, unless MLX's device is the CPU, with the full result of this machine's CPU.
 """
 
 import json
@@ -17,12 +17,12 @@ import numpy as np
 from mlx_video.backend import suit_cpu
 
 STORED = Path(__file__).with_name("stored.json")  # benchmarks/store_checks.py writes it
-PARTS = 2  # of a result, of each of which two numbers are stored
+PARTS = 2  # of a result; two numbers are stored for each
 DIGITS = 5
 
 
 class Check(NamedTuple):
-    """One computation, and how far a result may be off, as a share of the expected numbers' root mean square."""
+    """A computation, and the allowed error as a share of the expected numbers' root mean square."""
 
     name: str
     tolerance: float
@@ -30,12 +30,12 @@ class Check(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a check.
+    """The outcome of a check.
 
-    error    how far off its result is; NaN where it has NaN or could not be computed
-    seconds  that the device took, compiling included
-    peak     bytes of MLX's memory at most
-    problem  what was raised, if anything
+    error    of the result; NaN if it has NaN or could not be computed
+    seconds  that the device took, including compilation
+    peak     bytes of MLX's memory
+    problem  the exception, if any
     """
 
     name: str
@@ -47,8 +47,8 @@ class Outcome(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the result is as near as it must be; NaN never is."""
-        return self.error <= self.tolerance  # which NaN is not
+        """Whether the error is within the tolerance; NaN never is."""
+        return self.error <= self.tolerance
 
 
 def run(checks: Iterable[Check]) -> Iterator[Outcome]:
@@ -60,7 +60,7 @@ def run(checks: Iterable[Check]) -> Iterator[Outcome]:
 
 
 def summary(result: mx.array) -> list[float]:
-    """For each of ``PARTS`` equal parts of a result: the number in its middle, and its root mean square."""
+    """For each of ``PARTS`` equal parts of a result: its middle number and its root mean square."""
     parts = np.array_split(_numbers(result), PARTS)
     both = ((part[len(part) // 2], _size(part)) for part in parts)
     return [float(f"{number:.{DIGITS}g}") for pair in both for number in pair]
@@ -79,9 +79,9 @@ def _outcome(check: Check, stored: list[float]) -> Outcome:
         if mx.default_device() != mx.cpu:
             with _on_cpu():
                 expected = _evaluated(check)
-            # Which keeps a NaN.
+            # np.maximum keeps NaN.
             error = float(np.maximum(error, _off(_numbers(result), _numbers(expected))))
-    except Exception as raised:  # whatever it is, the report should say so and go on
+    except Exception as raised:  # whatever it is, report it and continue
         seconds, peak = time.perf_counter() - start, mx.get_peak_memory()
         problem = f"{type(raised).__name__}: {raised}"
     return Outcome(check.name, error, check.tolerance, seconds, peak, problem)
@@ -90,7 +90,7 @@ def _outcome(check: Check, stored: list[float]) -> Outcome:
 def _evaluated(check: Check) -> mx.array:
     result = check.compute()
     mx.eval(result)
-    # Metal tells of a command that failed only when the next one is done.
+    # Metal reports a failed command only once the next one is done.
     mx.eval(mx.zeros(1) + 1)
     mx.synchronize()
     return result
@@ -98,7 +98,7 @@ def _evaluated(check: Check) -> mx.array:
 
 @contextmanager
 def _on_cpu() -> Iterator[None]:
-    """Have MLX compute on the CPU, without compiling for it."""
+    """Make MLX compute on the CPU, without compilation."""
     mx.disable_compile()
     try:
         with mx.stream(mx.cpu):
@@ -112,7 +112,7 @@ def _numbers(result: mx.array) -> np.ndarray:
 
 
 def _off(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, as a share of the expected numbers' root mean square; infinite where sizes differ."""
+    """The largest difference as a share of the expected numbers' root mean square; infinite if sizes differ."""
     if actual.shape != expected.shape:
         return math.inf
     return float(np.abs(actual - expected).max() / _size(expected))

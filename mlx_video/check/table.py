@@ -1,7 +1,7 @@
-"""What is checked: every kernel and form of the package, in the shapes and types in which LTX-2 has them.
+"""What is checked: every kernel and form in the package, with the shapes and dtypes of LTX-2.
 
-Knows what to compute, not what should come of it. Numbers are drawn by NumPy's ``RandomState``, which never changes.
-docs/metal.md says which check shows what of Metal.
+Knows what to compute, not the expected results. Numbers come from NumPy's ``RandomState``, which never changes.
+docs/metal.md says what each check shows about Metal.
 """
 
 from dataclasses import replace
@@ -40,25 +40,25 @@ from mlx_video.models.ltx.video_vae.neighborhood import NeighborhoodAttention, s
 from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.plan import machine_bytes
 
-# Pointwise work differs by roundings of its type, products also by the order of their sums. In 16 bits a CPU rounds
-# after each operation and a GPU's kernel once, so only gross faults show there; small ones show in float32.
+# Pointwise results differ by rounding, products also by the order of sums. In 16 bits a CPU rounds after each operation
+# and a GPU's kernel once, so only gross errors show there; small ones show in float32.
 POINTWISE = {mx.float32: 1e-4, mx.float16: 5e-2, mx.bfloat16: 3e-1}
 PRODUCTS = {mx.float32: 1e-2, mx.float16: 5e-2, mx.bfloat16: 3e-1}
 
 STREAMS = {"video": (32, 128), "audio": (32, 64)}  # heads, and numbers of each
 PAST_INT32 = 2**31 + 2**20
-SMALL = 2**22  # elements, where a CPU computes
+SMALL = 2**22  # elements on a CPU
 PROMPT = "a red ball bounces on a blue floor"
 
 
 def checks() -> Iterator[Check]:
-    """All of them, the largest last."""
+    """All checks, the largest last."""
     for group in (kernels, attention, convolutions, sound, weights, clip, limits):
         yield from group()
 
 
 def kernels() -> Iterator[Check]:
-    """The passes between matrix products, which have kernels of their own on CUDA, and noise."""
+    """The passes between matrix products, which have their own CUDA kernels, and noise."""
     for (stream, heads), dtype in product(STREAMS.items(), POINTWISE):
         width = heads[0] * heads[1]
         x, update = drawn(2, 7, width, dtype=dtype), drawn(2, 7, width, dtype=dtype)
@@ -82,7 +82,7 @@ def kernels() -> Iterator[Check]:
 
 
 def attention() -> Iterator[Check]:
-    """Heads of 64, 128 and 256 numbers, lengths that no tile divides, and every way to mask."""
+    """Heads of 64, 128 and 256 features, lengths that no tile divides, and every kind of mask."""
     for (stream, (heads, size)), dtype in product(STREAMS.items(), PRODUCTS):
         layer = with_drawn(
             Attention(
@@ -111,7 +111,7 @@ def attention() -> Iterator[Check]:
 
 
 def gemma_attention(dtype: mx.Dtype) -> mx.array:
-    """Two query heads for each of keys, causal within a window, padding on the left."""
+    """Two query heads per key head, causal within a window, padding on the left."""
     q, k, v = (drawn(2, n, 37, 256, dtype=dtype) for n in (4, 2, 2))
     at = mx.arange(37)
     seen = (at[:, None] >= at) & (at[:, None] < at + 16) & (at >= 5) | mx.eye(37, dtype=mx.bool_)  # fmt: skip
@@ -119,13 +119,13 @@ def gemma_attention(dtype: mx.Dtype) -> mx.array:
 
 
 def neighborhood(layer: NeighborhoodAttention, dtype: mx.Dtype) -> mx.array:
-    """What ``layer`` makes of drawn features, (1, 9, 13, 18, 64)."""
+    """The output of ``layer`` for random features (1, 9, 13, 18, 64)."""
     x = drawn(1, 9, 13, 18, 64, dtype=dtype)
     return layer(x, slice(0, 9), slice(0, 13), shifted(13, 7))
 
 
 def convolutions() -> Iterator[Check]:
-    """Each form of the 3-D convolution, with the kernels in use, and those of the upsamplers."""
+    """Each form of the 3-D convolution with common kernels, and the upsamplers' convolutions."""
     kernels = {
         "48 to 128": (128, 3, 3, 3, 48),
         "128 to 48": (48, 3, 3, 3, 128),
@@ -172,7 +172,7 @@ def sound() -> Iterator[Check]:
 
 
 def weights() -> Iterator[Check]:
-    """Products with quantized weights, packed and made dense, and every packing that is read."""
+    """Products with quantized weights, packed and made dense, and every supported packing."""
     for bits, rows, dtype in product((4, 8), (5, 133), PRODUCTS):
         compute = partial(packed(dtype, bits=bits), drawn(1, rows, 512, dtype=dtype))
         yield Check(named(f"{bits}-bit weights", f"{rows} rows", dtype), PRODUCTS[dtype], compute)  # fmt: skip
@@ -188,21 +188,21 @@ def weights() -> Iterator[Check]:
     yield Check("nvfp4, tiled", POINTWISE[mx.float32], lambda: quantized.dense_nvfp4(codes, codes[:, :32], one))  # fmt: skip
     for kind in sorted(gguf.PACKED):
         _, _, size, unpack = gguf.PACKINGS[kind]
-        # No byte above 59, so that no half-precision scale is infinite.
+        # No byte above 59, so that all half-precision scales are finite.
         blocks = np.random.RandomState(6).randint(0, 60, (8, size))
         yield Check(f"GGUF {kind}", POINTWISE[mx.float32], partial(unpack, mx.array(blocks, mx.uint8)))  # fmt: skip
 
 
 def packed(dtype: mx.Dtype, **how) -> QuantizedLinear:
-    """A layer quantized on the CPU, since another device rounds a few weights the other way."""
+    """A layer quantized on the CPU, since other devices round a few weights differently."""
     with mx.stream(mx.cpu):
         return with_drawn(Linear(512, 256), dtype).to_quantized(**how)
 
 
 def clip() -> Iterator[Check]:
-    """The demo model's clip with sound, phase by phase: in float32, with its blocks read in each step, and as usual.
+    """The demo model's clip with sound, phase by phase: in float32, with blocks read in each step, and by default.
 
-    In bfloat16 the rounding of a whole run moves what moves; its sound and colours stay.
+    In bfloat16 the rounding of a whole run shifts motion, but not sound and colours.
     """
     tolerance = 0.05
     for low_memory, phase in product((False, True), ("video latents", "audio latents", "frames", "sound")):  # fmt: skip
@@ -215,14 +215,14 @@ def clip() -> Iterator[Check]:
 
 
 def phase_of(phase: str, low_memory: bool, dtype: str | None) -> mx.array:
-    """What one phase of the demo clip made; ``None`` as ``dtype`` is the usual one of this device."""
+    """The output of one phase of the demo clip; ``dtype`` ``None`` is this device's default."""
     dtype = dtype or named(default_dtype())
     return demo_clip(low_memory, dtype, str(mx.default_device()))[phase]
 
 
 @cache
 def demo_clip(low_memory: bool, dtype: str, device: str) -> dict[str, mx.array]:
-    """What each phase of a clip made on ``device``, which must be MLX's."""
+    """The output of each phase of the demo clip; ``device`` is MLX's and only a cache key."""
     pipeline = load(files=Files(DEMO, dtype=dtype, low_memory=low_memory))
     request = replace(pipeline.request(PROMPT, frames=25), seed=42)
     *_, sample, made = pipeline.stream(request)
@@ -237,7 +237,7 @@ def demo_clip(low_memory: bool, dtype: str, device: str) -> dict[str, mx.array]:
 
 
 def limits() -> Iterator[Check]:
-    """As many elements as one call ever has, or as memory allows: each is computed of rows or frames that are alike."""
+    """Calls with as many elements as ever occur, or as fit into memory, made of identical rows or frames."""
     tolerance = PRODUCTS[mx.bfloat16]
     yield Check("conv3d up to 1.5e9 elements, 128 to 8", tolerance, partial(large_conv, 8, MAX_CONV_ELEMENTS, 3))  # fmt: skip
     yield Check("conv3d up to 5e8 elements, 128 to 128", tolerance, partial(large_conv, 128, 5e8, 12))  # fmt: skip
@@ -245,7 +245,7 @@ def limits() -> Iterator[Check]:
 
 
 def large_conv(channels: int, elements: float, arrays: float) -> mx.array:
-    """The least and the largest that frames alike become, which is the same; it takes ``arrays`` of ``elements``."""
+    """The minimum and maximum over identical frames, which are equal; needs ``arrays`` of ``elements``."""
     dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
     frame = drawn(1, 1, 64, 96, 128).astype(dtype)
     count = fitting(elements, arrays) // frame.size
@@ -254,7 +254,7 @@ def large_conv(channels: int, elements: float, arrays: float) -> mx.array:
 
 
 def large_norm() -> mx.array:
-    """The same of rows that are alike, joined to one more and normed."""
+    """The same for identical rows, joined to one more and normed."""
     dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
     row = drawn(1, 4096).astype(dtype)
     x = mx.repeat(row, fitting(PAST_INT32, 5) // row.size, axis=0)
@@ -263,7 +263,7 @@ def large_norm() -> mx.array:
 
 
 def fitting(elements: float, arrays: float) -> int:
-    """``elements``, or as many as fit where so many arrays of them take half of the memory; few on a CPU."""
+    """``elements``, or as many as fit if ``arrays`` of them take half of the memory; few on a CPU."""
     if mx.default_device() == mx.cpu:
         return SMALL
     return int(min(elements, machine_bytes() / 2 / arrays / mx.bfloat16.size))
@@ -273,19 +273,19 @@ def fitting(elements: float, arrays: float) -> int:
 
 
 def drawn(*shape: int, seed: int = 0, dtype: mx.Dtype = mx.float32) -> mx.array:
-    """Normally distributed, the same on every machine."""
+    """Normally distributed numbers, the same on every machine."""
     numbers = np.random.RandomState(seed).standard_normal(shape)
     return mx.array(numbers.astype(np.float32)).astype(dtype)
 
 
 def scaled(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
-    """A weight whose products are about as large as what it multiplies."""
+    """A random weight that keeps the scale of its input."""
     fan_in = np.prod(shape[1:])
     return (drawn(*shape, seed=1) * float(fan_in**-0.5)).astype(dtype)
 
 
 def with_drawn(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> nn.Module:
-    """``layer`` with weights drawn anew."""
+    """``layer`` with random weights."""
 
     def one(old: mx.array) -> mx.array:
         return scaled(old.shape, dtype) if old.ndim > 1 else drawn(*old.shape, seed=2, dtype=dtype)  # fmt: skip
@@ -295,7 +295,7 @@ def with_drawn(layer: nn.Module, dtype: mx.Dtype = mx.float32) -> nn.Module:
 
 
 def rope(tokens: int, heads: int, size: int) -> tuple[mx.array, mx.array]:
-    """Cosines and sines of a drawn grid of ``tokens``, as the transformer turns heads of ``size``."""
+    """Cosines and sines for a random grid of ``tokens`` and heads of ``size``."""
     grid = mx.abs(drawn(1, 3, tokens)) * 20
     return precompute_freqs_cis(
         indices_grid=grid,
@@ -307,5 +307,5 @@ def rope(tokens: int, heads: int, size: int) -> tuple[mx.array, mx.array]:
 
 
 def named(*words: object) -> str:
-    """The name of a check: its words with commas between, types without their module."""
+    """The name of a check: its words, separated by commas; types without their module."""
     return ", ".join(str(word).removeprefix("mlx.core.") for word in words)
