@@ -32,9 +32,7 @@ TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 SMALLEST = 16  # pixels per side; less is an icon or a mistake
 LARGEST = 25_000_000  # pixels; a picture with more is shrunk
-MOST_COMPRESSED = (
-    8192  # pixels per side; of a larger picture only the middle is compressed
-)
+MOST_COMPRESSED = 8192  # pixels per side; of a larger one only the middle is used
 MOST_DECODED = 250_000_000  # pixels; a file with more is refused, since decoding needs at least 3 bytes for each
 MOST_JPEG = 1_000_000_000  # the same for a JPEG, which is shrunk while it is decoded, unless it is progressive
 MOST_CROPPED = 0.5  # share of a picture that may be cut off without a notice

@@ -32,16 +32,7 @@ Notes = dict[str, dict]
 
 ROTATION_GROUP = 256  # columns, unless a note says otherwise
 HADAMARD_4 = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
-E2M1 = (
-    0.0,
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    4.0,
-    6.0,
-)  # fp4; the other eight are their negatives
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # fp4, and their negatives
 FP4_BLOCK = 16  # columns that share a scale
 TILE_ROWS, TILE_COLUMNS = 128, 4  # of a tile of nvfp4's scales
 

@@ -130,9 +130,7 @@ def _pieces(url: str, start: int, end: int) -> Iterator[bytes]:
                 retry_on_status_codes=429,
             ) as answer:
                 hf.utils.hf_raise_for_status(answer)
-                skip = (
-                    start if answer.status_code == 200 else 0
-                )  # the server ignores ranges
+                skip = start if answer.status_code == 200 else 0  # ranges ignored
                 for piece in answer.iter_bytes():
                     piece, skip = piece[skip:], max(0, skip - len(piece))
                     start += len(piece)

@@ -339,9 +339,7 @@ class Stream(nn.Module):
 
     def project_out(self, x: mx.array, c: Conditioning) -> mx.array:
         """The velocity (B, N, C) from the last block's tokens."""
-        rows = mx.repeat(
-            c.embedded[:, :, None], 2, axis=2
-        )  # shift and scale get the same vector
+        rows = mx.repeat(c.embedded[:, :, None], 2, axis=2)  # the same for both
         table, numbers = self.scale_shift_table, (OUTPUT.shift, OUTPUT.scale)
         normed = mx.fast.layer_norm(x, None, None, self.norm_eps)
         shifted = modulate(normed, *chosen_rows(table, rows, c.levels, *numbers))

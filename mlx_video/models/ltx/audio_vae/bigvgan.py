@@ -27,9 +27,7 @@ from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.tensor_names import TensorNames
 
 TAPS = 12  # of the filters around an activation
-FILTER_REACH = (
-    TAPS // 2
-)  # samples to either side that both filters of an activation see
+FILTER_REACH = TAPS // 2  # samples to either side that an activation sees
 LOG_FLOOR = 1e-5
 PIECE = 512  # mel frames computed at a time: 5 s
 

@@ -115,9 +115,7 @@ def _parts(stored: Mapping[str, Source], refusals: list[str]) -> dict[str, PartS
             if source.is_gguf:
                 size = source.path.stat().st_size  # packed blocks have no MLX dtype
                 parts[name] = parts[name]._replace(dtypes=(), bytes=size)
-            build(
-                name, source.sketch(), None
-            )  # lazily, to check that every tensor fits
+            build(name, source.sketch(), None)  # lazily: does every tensor fit?
     return parts
 
 

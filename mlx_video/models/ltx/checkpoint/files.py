@@ -14,9 +14,7 @@ from mlx_video.models.ltx.residency import Residency, default_dtype
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = (8, 4)
 BESIDE = ("text_encoder", "upsampler", "distilled_lora", "detailing_lora", "video_vae")
-CONV = (
-    "conv"  # instead of a video autoencoder's file: the checkpoint's convolutional one
-)
+CONV = "conv"  # the checkpoint's convolutional autoencoder, instead of a file
 
 
 class LoRA(NamedTuple):
