@@ -458,6 +458,13 @@ def test_fit_image_is_the_official_resize():
     assert mx.abs(actual - v["image.resized_64x96"]).max() < 1e-6
 
 
+def test_pillows_own_size_limit_neither_stops_us_nor_is_changed(tmp_path, monkeypatch):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_picture(tmp_path / "a.png").pixels.shape == (32, 32, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
 @pytest.mark.parametrize("rows, columns", [(200, 50), (50, 200), (7, 7)])
 def test_fit_image_covers_and_centres(rows, columns):
     """A ramp from -1 to 1 along the longer side keeps its middle; nothing is stretched."""
