@@ -6,6 +6,7 @@ and, unless MLX's device is the CPU, with the full result of this machine's CPU.
 
 import json
 import math
+import platform
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,16 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlx_video import __version__
 from mlx_video.backend import suit_cpu
+from mlx_video.disk import file_errors
 
 STORED = Path(__file__).with_name("stored.json")  # benchmarks/store_checks.py writes it
 PARTS = 2  # of a result; two numbers are stored for each
 DIGITS = 5
+NAMES = 51  # columns of the table for names
+SLOW = 0.1  # seconds from which the table has them
+HEAD = f"{'check':{NAMES}}{'error':>9}{'allowed':>9}"
 
 
 class Check(NamedTuple):
@@ -49,6 +55,29 @@ class Outcome(NamedTuple):
     def ok(self) -> bool:
         """Whether the error is within the tolerance; NaN never is."""
         return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = self.problem or ("ok" if self.ok else "WRONG")
+        seconds = f"  {self.seconds:.1f} s" if self.seconds > SLOW else ""
+        numbers = f"{self.error:9.1e}{self.tolerance:9.0e}"
+        return f"{self.name:{NAMES}}{numbers}  {verdict}{seconds}"
+
+
+def write(path: Path, outcomes: list[Outcome], finished: bool = False) -> None:
+    """The report: the machine, and the outcomes so far, which stay if a check ends the process."""
+    report = {
+        "mlx_video": __version__,
+        "mlx": mx.__version__,
+        "device": str(mx.default_device()),
+        "device_info": mx.device_info(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "finished": finished,
+        "checks": [o._asdict() | {"error": str(o.error), "ok": o.ok} for o in outcomes],
+    }
+    with file_errors(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
 def run(checks: Iterable[Check]) -> Iterator[Outcome]:

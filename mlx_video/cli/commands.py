@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import re
 import sys
 from contextlib import closing
@@ -14,8 +15,7 @@ from typing import Callable, Iterator, Sequence
 
 from mlx_video import __version__
 from mlx_video.backend import load_blas
-from mlx_video.cli import check as checking
-from mlx_video.cli import options
+from mlx_video.cli import FAULT, options
 from mlx_video.cli import serve as serving
 from mlx_video.cli.job import (
     ask,
@@ -258,6 +258,30 @@ def info(args: argparse.Namespace) -> None:
         raise UserError(f"{short(found.path)} cannot be used; see above.")
 
 
+def check(args: argparse.Namespace) -> None:
+    """Test this machine's MLX, and write a report to attach to an issue.
+
+    The report is written anew after each check. Ends with 1 where a result is wrong.
+    """
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 as a CPU has it
+    from mlx_video import check
+    from mlx_video.check.table import checks
+
+    path, outcomes = typed_path(args.output), []
+    check.write(path, outcomes)
+    tell(check.HEAD)
+    for outcome in check.run(checks()):
+        outcomes.append(outcome)
+        tell(outcome)
+        check.write(path, outcomes)
+    check.write(path, outcomes, finished=True)
+    wrong = [outcome for outcome in outcomes if not outcome.ok]
+    if wrong:
+        say(f"{len(wrong)} of {len(outcomes)} checks failed. Please attach {path} to an issue.")  # fmt: skip
+        sys.exit(FAULT)
+    say(f"All {len(outcomes)} checks passed. The report is in {path}.")
+
+
 def completion(args: argparse.Namespace) -> None:
     """Print a completion script for bash, zsh or fish."""
     import shtab  # which only this command needs
@@ -314,6 +338,11 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     flag(group(parser), "--verify", about)
 
 
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    report = "mlx-video-check.json"
+    group(parser)("--output -o", "JSON report to write", report, metavar="FILE")
+
+
 def _add_completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
     parser.epilog = (
@@ -331,6 +360,6 @@ COMMANDS: dict[str, tuple[Callable, Callable]] = {
     "serve": (serving.add_arguments, serving.serve),
     "models": (lambda to: flag(group(to), "--json", "as JSON"), models),
     "info": (_add_info, info),
-    "check": (checking.add_arguments, checking.check),
+    "check": (_add_check, check),
     "completion": (_add_completion, completion),
 }
