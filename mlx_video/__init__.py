@@ -1,25 +1,26 @@
 """LTX-2 video and sound generation in MLX."""
 
 import sys
+from types import TracebackType
 
 
 def _is_command() -> bool:
-    """Whether this process is a command of ours: ``mlx-video``, or ``python -m`` with a module of this package."""
+    """Whether this process is ``mlx-video``, or ``python -m`` with a module of this package."""
     program = "".join(sys.argv[:1])
-    if program != "-m":  # as Python calls itself while it looks for the module to run
+    if program != "-m":  # Python's own name while it looks for the module to run
         return program.endswith("mlx-video")
     return any(word.split(".")[0] == "mlx_video" for word in sys.orig_argv)
 
 
-def _stopped(kind: type, error: BaseException, trace) -> None:
-    """Ctrl-C while a command of ours is still importing is a word, as it is later."""
+def _stopped(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+    """Print one word for Ctrl-C while a command is still importing, as later."""
     if issubclass(kind, KeyboardInterrupt):
         sys.stderr.write("stopped\n")
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-if _is_command():  # this file is the first of ours that any command runs
+if _is_command():  # the first of our files that a command runs
     sys.excepthook = _stopped
 
 from mlx_video.backend import prepare
@@ -44,8 +45,8 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 
-def __getattr__(name: str):
-    """Import a public name when it is first used, so that ``import mlx_video`` stays quick."""
+def __getattr__(name: str) -> object:
+    """Import a public name on first use, so that ``import mlx_video`` stays quick."""
     if name not in _HOMES:
         raise AttributeError(f"module 'mlx_video' has no attribute '{name}'")
     from importlib import import_module

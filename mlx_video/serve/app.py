@@ -1,4 +1,4 @@
-"""HTTP: OpenAI's Videos API, server-sent events, and the page. Knows requests and answers; models live in the worker.
+"""HTTP: OpenAI's Videos API, server-sent events, and the page. Knows requests and responses; models are in the worker.
 
 https://platform.openai.com/docs/api-reference/videos
 """
@@ -28,7 +28,7 @@ from mlx_video.serve.supervisor import Supervisor
 
 PAGE = Path(__file__).parent / "page"
 WRONG_KEY_SECONDS = 1.0  # before a wrong key is answered
-POLL_AFTER_MS = "1000"  # what the official client is told to wait between two polls
+POLL_AFTER_MS = "1000"  # between two polls of the official client
 CONTENT = {
     "video": (".mp4", "video/mp4"),
     "thumbnail": (".webp", "image/webp"),
@@ -42,16 +42,16 @@ UNSUPPORTED = "This version cannot extend or edit a video yet. Make a new one, o
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes on: jobs in its queue, and bytes in its folder and in one request."""
+    """A server's limits: jobs in its queue, and bytes in its folder and in one request."""
 
     queue: int
     disk: int
     body: int = 32 * 2**20
-    margin: int = 500 * 10**6  # bytes of the disk that stay free
+    margin: int = 500 * 10**6  # bytes of the disk to leave free
 
 
 class Serving(NamedTuple):
-    """What the routes need; ``door`` says whose requests are answered."""
+    """What the routes need; ``door`` decides whose requests are answered."""
 
     store: Store
     supervisor: Supervisor
@@ -60,7 +60,7 @@ class Serving(NamedTuple):
 
 
 async def serving(request: Request) -> Serving:
-    """The store, the worker and the limits of the application that a request came to."""
+    """The store, worker and limits of the application that received a request."""
     return request.app.state.serving
 
 
@@ -69,7 +69,7 @@ router = APIRouter()
 
 
 def make_app(at: Serving) -> FastAPI:
-    """The application over a store and its supervisor."""
+    """The application for a store and its supervisor."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -92,10 +92,10 @@ def make_app(at: Serving) -> FastAPI:
 # Videos
 
 
-# Most requests are polls. This route stands first, since routes are tried in turn, and has no dependency: both cost time.
+# Most requests are polls. For speed this route comes first, since routes are tried in order, and has no dependencies.
 @router.get("/v1/videos/{id}", response_model=schema.VideoObject)
 async def retrieve(id: str, request: Request) -> Response:
-    """One video, as it is now; 404 where there is none."""
+    """One video in its current state; 404 if there is none."""
     at = request.app.state.serving
     return _shown(at, _found(at, id))
 
@@ -120,7 +120,7 @@ async def list_videos(
     after: str | None = Query(None, max_length=100),
     order: Literal["asc", "desc"] = "desc",
 ) -> schema.VideoPage:
-    """A page of at most ``limit`` videos, the newest first; ``after`` is the id of the last one seen."""
+    """A page of at most ``limit`` videos, newest first; ``after`` is the id of the last one seen."""
     edge = None if after is None else _found(at, after)
     videos = at.store.page(limit + 1, edge, order == "desc")
     data = [schema.VideoObject.of(v, at.store.place(v)) for v in videos[:limit]]
@@ -146,7 +146,7 @@ def content(
 
 @router.get("/v1/videos/{id}/preview")
 def preview(id: str, at: At) -> Response:
-    """The latest picture of a clip that is being made."""
+    """The latest preview of a clip that is being made."""
     _found(at, id)
     none = f"There is no preview of {id} now."
     how = {"media_type": "image/jpeg", "headers": UNKEPT}
@@ -193,7 +193,7 @@ async def events(id: str, at: At) -> Response:
 @router.post("/v1/videos/extensions", status_code=501)
 @router.post("/v1/videos/edits", status_code=501)
 def unsupported() -> Response:
-    """What OpenAI's API has and this server has not: 501."""
+    """Endpoints of OpenAI's API that this server lacks: 501."""
     raise HTTPException(501, UNSUPPORTED)
 
 
@@ -202,14 +202,14 @@ def unsupported() -> Response:
 
 @router.get("/v1/models")
 async def models(at: At) -> schema.ModelList:
-    """What the server was started with; empty until the worker has opened it."""
+    """The models that the server was started with; empty until the worker has opened them."""
     return schema.ModelList(data=at.supervisor.models)
 
 
 @router.post("/v1/estimates")
 def estimate(wanted: schema.VideoRequest, at: At) -> schema.Estimate:
-    """The memory a clip would take; where it does not fit, what would. Pictures count as none."""
-    # Only ``create`` names files, those it has kept: any other name is a stranger's, and is never opened.
+    """The memory that a clip needs, and if it does not fit, what would. Pictures are ignored."""
+    # Only ``create`` names files, which it stored itself; names from clients are never opened.
     decided, _ = _decided(at, wanted.model_copy(update={"images": []}))
     try:
         return at.supervisor.estimate(decided)
@@ -220,7 +220,7 @@ def estimate(wanted: schema.VideoRequest, at: At) -> schema.Estimate:
 
 @router.post("/session")
 def session(key: Annotated[str, Body(embed=True, max_length=1000)], at: At) -> Response:
-    """Trade the API key for a cookie, so that the page's players and pictures need no header."""
+    """Exchange the API key for a cookie, so that the page's players and pictures need no header."""
     if not at.door.opens(key):
         time.sleep(WRONG_KEY_SECONDS)
         raise HTTPException(401, "That is not this server's key.")
@@ -231,7 +231,7 @@ def session(key: Annotated[str, Body(embed=True, max_length=1000)], at: At) -> R
 
 @router.get("/health")
 async def health(at: At, answer: Response) -> dict[str, object]:
-    """Status 503 as long as no clip can be asked for."""
+    """The server's state; status 503 while no clips can be requested."""
     answer.status_code = 200 if at.supervisor.models else 503
     return {
         "status": at.supervisor.status,
@@ -242,7 +242,7 @@ async def health(at: At, answer: Response) -> dict[str, object]:
     }
 
 
-# Behind the answers
+# Helpers
 
 
 def _shown(at: Serving, video: Video) -> Response:
@@ -257,7 +257,7 @@ def _shown(at: Serving, video: Video) -> Response:
 def _found(
     at: Serving, id: str, statuses: Container[str] = (*OPEN, *ENDED), why: str = ""
 ) -> Video:
-    """The video with this id; refuses, saying ``why``, where its status is none of ``statuses``."""
+    """The video with this id; raises, with ``why``, unless its status is one of ``statuses``."""
     if (video := at.store.get(id)) is None:
         raise HTTPException(404, f"There is no video {id[:60]!r} here.")
     if video.status not in statuses:
@@ -266,7 +266,7 @@ def _found(
 
 
 def _file(at: Serving, id: str, suffix: str, otherwise: str, **how) -> Response:
-    """A file of a video as ``FileResponse`` sends it; where it is not there, a sentence."""
+    """A response with a file of a video; 404 with a sentence if it does not exist."""
     file = at.store.file(id, suffix)
     try:
         return FileResponse(file, stat_result=file.stat(), **how)
@@ -302,13 +302,13 @@ async def _stream(at: Serving, id: str) -> AsyncIterator[str]:
                 yield f"event: preview\ndata: {json.dumps({'number': event['number']})}\n\n"
 
 
-# What is asked for, and whether there is room
+# Settings, and whether there is room
 
 
 def _decided(
     at: Serving, wanted: schema.VideoRequest
 ) -> tuple[schema.VideoRequest, list[str]]:
-    """The request with model, size, length and seed decided, and what had to be changed, in sentences."""
+    """The request with model, size, length and seed decided, and sentences on what was changed."""
     model = _model(at, wanted.model)
     if unknown := sorted(wanted.loras.keys() - set(model.loras)):
         known = ", ".join(model.loras) or "none"
@@ -339,7 +339,7 @@ def _model(at: Serving, name: str | None) -> schema.Model:
 
 
 def _check_room(at: Serving) -> None:
-    """Raise where the queue, the disk or the disk budget is full."""
+    """Raise if the queue, the disk or the disk budget is full."""
     store, limits = at.store, at.limits
     if store.waiting() >= limits.queue:
         full = f"The queue is full: {limits.queue} videos wait. Try again later."

@@ -1,7 +1,7 @@
-"""Who may talk to the server: by the name they call it, the page they come from, their key and the size of what they send.
+"""Decides which requests to answer: by host name, origin, key and size.
 
-A page of another site can make a browser post to this machine, or rename this machine's address to its own (DNS rebinding).
-So a request must call the server by a name it knows, and one that a page sends must come from the server's own page.
+A page of another site can make a browser post to this machine, or make its own name resolve to this machine (DNS
+rebinding). So a request must use a host name that the server knows, and one from a page must come from the server's own.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ COOKIE = "mlx_video_key"
 
 @dataclass(frozen=True)
 class Door:
-    """``hosts`` are the names with port that the server answers to; everybody must send ``key``, unless it is empty."""
+    """``hosts`` are the host names, with port, that the server answers to; all must send ``key``, unless it is empty."""
 
     hosts: frozenset[str]
     key: str = ""
 
     def refusal(self, asked: HTTPConnection) -> tuple[int, str] | None:
-        """Status and sentence where a request is refused, else ``None``."""
+        """Status and sentence if a request is refused, else ``None``."""
         headers, host = asked.headers, asked.headers.get("host", "").lower()
         if host not in self.hosts:
             called = "This server does not go by that name; open it by the address it printed."
@@ -46,18 +46,18 @@ class Door:
         return self.opens(given) or hmac.compare_digest(cookie, self.token.encode())
 
     def opens(self, key: str) -> bool:
-        """Whether this is the key, compared in constant time; any key is right where the server has none."""
+        """Whether this is the key, compared in constant time; any is if the server has none."""
         given = key.encode(errors="replace")
         return not self.key or hmac.compare_digest(given, self.key.encode())
 
     @property
     def token(self) -> str:
-        """What the page's cookie holds instead of the key."""
+        """The content of the page's cookie, instead of the key."""
         return hashlib.sha256(self.key.encode()).hexdigest()
 
 
 class Guard:
-    """ASGI middleware: refuse at the door, stop bodies that grow too large, and tell browsers to load nothing from elsewhere."""
+    """ASGI middleware: refuses requests, stops bodies that are too large, and forbids browsers to load other sites' content."""
 
     HEADERS = {
         "content-security-policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'",

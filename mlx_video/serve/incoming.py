@@ -1,4 +1,4 @@
-"""What a request asks for, out of JSON or a form; the pictures that come with it are kept. Knows no model and no queue."""
+"""Reads a request from JSON or a form, and stores its pictures. Knows no model and no queue."""
 
 import asyncio
 import base64
@@ -20,11 +20,11 @@ from mlx_video.serve.schema import MOST_IMAGES, VideoRequest
 Fields = dict[str, object]
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 REFERENCE = "input_reference"
-DATA = ";base64,"  # between the kind and the bytes of a data: address
+DATA = ";base64,"  # between the type and the bytes of a data: URL
 
 
 async def read_request(request: Request, folder: Path, kept: list[str]) -> VideoRequest:
-    """The request of a JSON body or a form; its pictures lie in ``folder``, and their names are added to ``kept``."""
+    """The request in a JSON body or a form; stores its pictures in ``folder`` and adds their names to ``kept``."""
     form = request.headers.get("content-type", "").startswith(FORMS)
     fields, files = await (_form(request) if form else _json(request))
     places = fields.pop("images", [{}] * min(1, len(files)))
@@ -76,7 +76,7 @@ async def _json(request: Request) -> tuple[Fields, list[BinaryIO]]:
 
 
 def _picture(given: object) -> BinaryIO:
-    """The bytes of a picture in a JSON body: an object whose ``image_url`` holds them, as OpenAI's API has it."""
+    """The bytes of a picture in a JSON body: an object whose ``image_url`` holds them, as in OpenAI's API."""
     address = given.get("image_url") if isinstance(given, dict) else None
     kind, found, data = str(address).partition(DATA)
     try:
@@ -98,8 +98,10 @@ def _parsed(text: str, name: str) -> object:
 
 
 def _keep(file: BinaryIO, path: Path) -> None:
-    """Keep a picture as ``path``. Raises ``UserError`` where it is none that a clip can begin with."""
-    from mlx_video.pictures import read_picture  # with codecs, which only pictures need
+    """Store a picture as ``path``. Raises ``UserError`` if it is not a usable picture."""
+    from mlx_video.pictures import (
+        read_picture,  # imports codecs, which only pictures need
+    )
 
     try:
         with file_errors("The picture", "kept"), open(path, "xb") as kept:

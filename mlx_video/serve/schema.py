@@ -1,4 +1,4 @@
-"""What the API takes and gives: OpenAI's Videos API, and what LTX has beyond it. Imports no MLX.
+"""The API's requests and responses: OpenAI's Videos API, with additions for LTX. Imports no MLX.
 
 Field names and states are those of the official ``openai`` client, version 3.57. https://platform.openai.com/docs/api-reference/videos
 """
@@ -13,7 +13,7 @@ from mlx_video.serve.store import Video
 if TYPE_CHECKING:
     from mlx_video.inputs import Input
 
-LONGEST_PROMPT = 8000  # letters; the text encoder reads 1,024 tokens
+LONGEST_PROMPT = 8000  # characters; the text encoder reads 1,024 tokens
 MOST_IMAGES = 8
 
 Prompt = Annotated[
@@ -28,7 +28,7 @@ Time = Annotated[int, BeforeValidator(int)]  # whole Unix seconds
 
 
 class Placed(BaseModel):
-    """A picture in a clip: ``path`` is a name in the server's uploads, set by the server and never by the user."""
+    """A picture in a clip: ``path`` is a name in the server's uploads, set by the server, never by a client."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +56,7 @@ class VideoRequest(BaseModel):
         pattern=r"^\d{2,4}x\d{2,4}$",
         description="Width x height in pixels, such as 768x512; snapped to the model's grid.",
     )
-    # What LTX has beyond OpenAI's API
+    # Beyond OpenAI's API
     width: Side | None = None
     height: Side | None = None
     num_frames: int | None = Field(
@@ -84,14 +84,14 @@ class VideoRequest(BaseModel):
 
     @property
     def inputs(self) -> tuple["Input", ...]:
-        """What the clip is made from besides the prompt; only for the worker, as it imports MLX."""
+        """What the clip is made from besides the prompt; only for the worker, since it imports MLX."""
         from mlx_video.inputs import Image
 
         return tuple(Image(**image.model_dump()) for image in self.images)
 
 
 class RemixRequest(BaseModel):
-    """A finished video made again with another prompt, all else as it was."""
+    """A finished video to make again with another prompt and otherwise the same settings."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -131,7 +131,7 @@ class VideoObject(BaseModel):
 
     @classmethod
     def of(cls, video: Video, place: int | None = None) -> "VideoObject":
-        """``video``, of whose row some columns have other names here."""
+        """``video`` in the API's names."""
         request = VideoRequest.model_validate(video.request)
         error = {"code": video.error_code, "message": video.error_message}
         return cls(
@@ -148,7 +148,7 @@ class VideoObject(BaseModel):
 
 
 class VideoPage(BaseModel):
-    """Videos in the order asked for; ``last_id`` is the ``after`` of the next page."""
+    """Videos in the requested order; ``last_id`` is ``after`` for the next page."""
 
     object: Literal["list"] = "list"
     data: list[VideoObject]
@@ -158,7 +158,7 @@ class VideoPage(BaseModel):
 
 
 class Deleted(BaseModel):
-    """A video that is gone with its files."""
+    """A video that was deleted with its files."""
 
     id: str
     object: Literal["video.deleted"] = "video.deleted"
@@ -166,10 +166,10 @@ class Deleted(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that the server was started with, and what it can be asked for.
+    """A model that the server was started with, and what it can make.
 
-    width_step, height_step  sides are multiples of them, in every recipe
-    steps                    the same for each recipe, which may allow finer sizes
+    width_step, height_step  width and height are multiples of them in all recipes
+    steps                    the same for each recipe; some allow finer sizes
     frame_step               frames are 1 + a multiple of it
     least                    the smallest width and height
     """
@@ -192,7 +192,7 @@ class Model(BaseModel):
     loras: list[str] = []
 
     def snapped(self, request: VideoRequest) -> tuple[VideoRequest, list[str]]:
-        """``request`` with every setting decided and on this model's grid, and what had to be changed, in sentences."""
+        """``request`` with every setting decided and on this model's grid, and sentences on what was changed."""
         width, height = request.width or self.width, request.height or self.height
         if request.size:
             width, height = map(int, request.size.split("x"))
@@ -238,7 +238,7 @@ class ModelList(BaseModel):
 
 
 class Estimate(BaseModel):
-    """What a run would take. ``refusal`` says why it does not fit and what would; empty where it fits."""
+    """What a run needs. ``refusal`` says why it does not fit and what would; empty if it fits."""
 
     peak_bytes: int
     limit_bytes: int

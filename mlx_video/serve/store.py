@@ -1,7 +1,7 @@
-"""The videos of a server: rows in SQLite, files beside them, in a folder that one server owns. Knows no HTTP.
+"""The videos of a server: rows in SQLite and files beside them, in a folder that one server owns. Knows no HTTP.
 
-A row is written before its answer is sent, and a file is renamed into place when it is whole. So whatever kills the server, no
-finished clip and no queued job is lost; a job that was running is queued again by the next server.
+A row is written before its response is sent, and a file is renamed into place when complete. So no finished clip and no
+queued job is lost if the server is killed; the next server queues a running job again.
 """
 
 import json
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 OPEN, ENDED = ("queued", "in_progress"), ("completed", "failed")
-HARMLESS = {".DS_Store", "lost+found"}  # what a system puts into an empty folder
-FULL_SECONDS = 600  # to wait for room on a full disk
+HARMLESS = {".DS_Store", "lost+found"}  # which systems put into empty folders
+FULL_SECONDS = 600  # to wait for space on a full disk
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS videos (
@@ -49,7 +49,7 @@ CREATE INDEX IF NOT EXISTS by_status ON videos (status, number);
 
 @dataclass(frozen=True)
 class Video:
-    """One row: a job and what became of it. ``progress`` is 0 to 100, times are Unix seconds."""
+    """A row: a job and its outcome. ``progress`` is 0 to 100; times are Unix seconds."""
 
     number: int
     id: str
@@ -67,7 +67,7 @@ class Video:
 
     @property
     def seconds_left(self) -> float | None:
-        """While it is made, from how long its progress took so far; ``None`` before there is any."""
+        """An estimate from the progress so far; ``None`` if there is none yet, or it is not being made."""
         if self.status != "in_progress" or self.progress < 5:
             return None
         spent = time.time() - self.started_at
@@ -75,11 +75,11 @@ class Video:
 
 
 class Store:
-    """The rows and files of one folder. Safe to use from several threads of the one process that holds it.
+    """The rows and files of a folder. Safe to use from several threads of the process that holds it.
 
     clips    the folder of finished clips, their pictures and records
     uploads  the folder of pictures that came with requests
-    Raises ``UserError`` where the folder cannot be used, or another server holds it.
+    Raises ``UserError`` if the folder cannot be used or another server holds it.
     """
 
     def __init__(self, folder: Path):
@@ -96,7 +96,7 @@ class Store:
             self.clips.mkdir(exist_ok=True)
             self.uploads.mkdir(exist_ok=True)
         self._lock, self._reads = threading.Lock(), threading.Lock()
-        # One to write and one to read, so that nobody who reads waits for the disk.
+        # One connection to write and one to read, so that reading never waits for the disk.
         self._rows, self._reading = _connected(folder), _connected(folder)
         self._rows.execute("PRAGMA journal_mode = WAL")
         self._rows.execute("PRAGMA synchronous = FULL")
@@ -105,13 +105,13 @@ class Store:
         self._take_up()
 
     def close(self) -> None:
-        """Let go of the rows and of the folder, which another server may take up then."""
+        """Release the rows and the folder, for another server."""
         self._reading.close()
         self._rows.close()
         os.close(self._held)
 
     def file(self, id: str, suffix: str) -> Path:
-        """Where a file of a video lies: ``.mp4``, ``.webp`` (its picture), ``.sheet.webp``, ``.json``."""
+        """The path of a file of a video: ``.mp4``, ``.webp`` (its picture), ``.sheet.webp`` or ``.json``."""
         return self.clips / f"{id}{suffix}"
 
     # Rows
@@ -122,7 +122,7 @@ class Store:
         remixed_from: str | None = None,
         notices: Sequence[str] = (),
     ) -> Video:
-        """A new video at the end of the queue."""
+        """Add a video to the end of the queue."""
         id = f"video_{secrets.token_hex(16)}"
         self._write(
             "INSERT INTO videos (id, status, request, remixed_from, created_at, notices) VALUES (?, 'queued', ?, ?, ?, ?)",
@@ -131,7 +131,7 @@ class Store:
         return self.get(id)
 
     def notice(self, id: str, text: str) -> None:
-        """Keep a sentence about a video, once."""
+        """Add a sentence about a video, unless it has it."""
         with suppress(sqlite3.OperationalError):  # where the disk is full
             self._write(
                 "UPDATE videos SET notices = json_insert(notices, '$[#]', ?) WHERE id = ? "
@@ -140,13 +140,13 @@ class Store:
             )
 
     def get(self, id: str) -> Video | None:
-        """The video with this id; ``None`` where there is none."""
+        """The video with this id, or ``None``."""
         return next(self._read("WHERE id = ?", id), None)
 
     def page(
         self, limit: int, after: Video | None = None, newest_first: bool = True
     ) -> list[Video]:
-        """At most ``limit`` videos that follow ``after``."""
+        """Up to ``limit`` videos that follow ``after``."""
         sign, order = ("<", "DESC") if newest_first else (">", "ASC")
         where = "" if after is None else f"WHERE number {sign} {after.number}"
         return [*self._read(f"{where} ORDER BY number {order} LIMIT ?", limit)]
@@ -160,7 +160,7 @@ class Store:
         return self._count("status IN (?, ?)", *OPEN)
 
     def place(self, video: Video) -> int | None:
-        """Its place in the queue, 0 is the first; ``None`` where it no longer waits."""
+        """Its place in the queue, counted from 0; ``None`` if it is not in it."""
         if video.status not in OPEN:
             return None
         return self._count("status IN (?, ?) AND number < ?", *OPEN, video.number)
@@ -171,7 +171,7 @@ class Store:
         return next(self._read(first), None)
 
     def start(self, id: str) -> None:
-        """It is being made from now on."""
+        """Mark a video as being made."""
         self._set(id, status="in_progress", started_at=time.time())
 
     def advance(self, id: str, phase: str, progress: int) -> None:
@@ -183,7 +183,7 @@ class Store:
             )
 
     def complete(self, id: str) -> None:
-        """Its files are there."""
+        """Mark a video as complete."""
         self._bytes = None
         self._set(
             id, status="completed", progress=100, phase="", completed_at=time.time()
@@ -196,7 +196,7 @@ class Store:
         self._set(id, status="failed", completed_at=time.time(), **error)
 
     def requeue(self, id: str) -> None:
-        """Hand a running video back to its place in the queue; one that has ended stays as it is."""
+        """Return a running video to its place in the queue; one that has ended stays as it is."""
         self._must(
             "UPDATE videos SET status = 'queued', started_at = NULL "
             "WHERE id = ? AND status = 'in_progress'",
@@ -204,14 +204,14 @@ class Store:
         )
 
     def delete(self, id: str) -> None:
-        """The row and every file of a video; the files first, as a full disk has no room for writing."""
+        """Delete the row and files of a video; files first, since a full disk has no room to write."""
         self._delete_files({id})
         self._write("DELETE FROM videos WHERE id = ?", (id,))
 
     # Space
 
     def bytes(self) -> int:
-        """What the clips and uploads take on disk, as it was when a clip last came or went."""
+        """Bytes of clips and uploads on disk, as of the last clip added or removed."""
         taken = self._bytes
         if taken is None:
             folders = (self.clips, self.uploads)
@@ -220,7 +220,7 @@ class Store:
         return taken
 
     def oldest(self, count: int = 3) -> list[Video]:
-        """The finished videos that were made first."""
+        """The oldest finished videos."""
         first = "WHERE status = 'completed' ORDER BY number LIMIT ?"
         return [*self._read(first, count)]
 
@@ -228,10 +228,10 @@ class Store:
         """Bytes that the disk has left."""
         return shutil.disk_usage(self.folder).free
 
-    # Inside
+    # Helpers
 
     def _take_up(self) -> None:
-        """Queue again what a server that died was doing, and delete files that no row knows."""
+        """Queue again the job of a server that died, and delete files without a row."""
         self._write("UPDATE videos SET status = 'queued' WHERE status = 'in_progress'")
         known = {row["id"] for row in self._rows.execute("SELECT id FROM videos")}
         self._delete_files({*map(_owner, self.clips.iterdir())} - known)
@@ -264,7 +264,7 @@ class Store:
             return self._reading.execute(sql, values).fetchone()[0]
 
     def _set(self, id: str, **columns: object) -> None:
-        """Change columns of a row, which must not be lost: on a full disk, wait until there is room."""
+        """Change columns of a row; on a full disk, wait until there is space."""
         names = ", ".join(f"{name} = ?" for name in columns)
         self._must(f"UPDATE videos SET {names} WHERE id = ?", (*columns.values(), id))
 
@@ -291,12 +291,12 @@ def _connected(folder: Path) -> sqlite3.Connection:
 
 
 def _owner(file: Path) -> str:
-    """The id of the video that a file belongs to; it may be unfinished, with a dot before its name."""
+    """The id of the video that a file belongs to; the name of an unfinished file begins with a dot."""
     return file.name.lstrip(".").partition(".")[0]
 
 
 def _size(file: Path) -> int:
-    """Its bytes; 0 of a file that the worker has just renamed or removed."""
+    """A file's bytes; 0 if the worker has just renamed or removed it."""
     try:
         return file.stat().st_size
     except FileNotFoundError:
@@ -304,7 +304,7 @@ def _size(file: Path) -> int:
 
 
 def _check_own(folder: Path) -> None:
-    """Raise ``UserError`` where a folder holds anything but a server's files: those no row knows would be deleted."""
+    """Raise ``UserError`` if a folder holds other files than a server's, which would be deleted."""
     found = {file.name for file in folder.iterdir()} - HARMLESS
     if found and "server.lock" not in found:
         raise UserError(

@@ -1,6 +1,6 @@
-"""The worker process as the server sees it: one job at a time in, events out. Knows processes, no HTTP and no models.
+"""Runs the worker process: one job at a time in, events out. Knows processes, no HTTP and no models.
 
-Both ways a line is one JSON object; ``worker`` says which there are. A worker that dies fails its job and is started again.
+Messages are JSON objects, one per line; ``worker`` lists them. If a worker dies, its job fails and a new one is started.
 """
 
 import json
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 Event = Mapping[str, object]
 
 ESTIMATE_SECONDS = 20
-DEAF_SECONDS = 1  # a worker that still works this long after an interrupt has missed it
-STOP_SECONDS = 20  # from the request to stop until a worker is killed
-RESTARTS = 3  # workers in a row that were never ready; then the server gives up
+DEAF_SECONDS = 1  # a worker still busy this long after an interrupt has missed it
+STOP_SECONDS = 20  # until a worker that does not stop is killed
+RESTARTS = 3  # workers in a row that never become ready before the server gives up
 DIED = (
     "The process that makes clips ended in the middle of this one ({reason}). Most often memory ran out: try a smaller "
     "size or fewer frames."
@@ -36,11 +36,11 @@ NO_WORKER = (
 
 
 class Supervisor:
-    """Feeds the queue of ``store`` to a worker started by ``command``, and passes on its events.
+    """Feeds the queue of ``store`` to a worker started by ``command``, and forwards its events.
 
-    models   what the worker said it can make; empty until it is ready
+    models   of the worker; empty until it is ready
     running  the video that is being made
-    trouble  why no worker takes jobs, in a sentence; empty where one does
+    trouble  a sentence on why no worker takes jobs; empty if one does
     """
 
     def __init__(self, store: Store, command: Sequence[str]):
@@ -50,7 +50,7 @@ class Supervisor:
         self.stopping = self._ready = False
         self._worker: subprocess.Popen | None = None
         self.running: Video | None = None
-        self._cancelled = 0.0  # when the worker was last told to stop, if it was
+        self._cancelled = 0.0  # when the worker was last interrupted
         self._lines: queue.Queue = queue.Queue()  # of JSON, None at the end
         self._listeners: dict[str, set[queue.Queue]] = defaultdict(set)
         self._answers: dict[int, Future] = {}
@@ -58,14 +58,14 @@ class Supervisor:
         self._thread = threading.Thread(target=self._work, name="supervisor")
 
     def start(self) -> None:
-        """Begin to serve the queue, in a thread."""
+        """Serve the queue in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Hand back the running job, to be made again by the next server, and end the worker."""
+        """Return the running job to the queue, for the next server, and end the worker."""
         self.stopping = True
         if (worker := self._worker) is not None:
-            worker.stdin.close()  # which stops the clip that it makes
+            worker.stdin.close()  # which stops its clip
             try:
                 worker.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
@@ -74,13 +74,13 @@ class Supervisor:
 
     @property
     def status(self) -> Literal["ok", "starting", "failed"]:
-        """``ok`` where a worker takes jobs, ``starting`` until one does, ``failed`` where none could be started."""
+        """``ok`` if a worker takes jobs, ``starting`` until one does, ``failed`` if none could be started."""
         if self._ready:
             return "ok"
         return "starting" if self._thread.is_alive() else "failed"
 
     def wake(self) -> None:
-        """There is something in the queue."""
+        """Look at the queue, which has a new job."""
         self._lines.put('{"event": "woken"}')
 
     def cancel(self, id: str) -> bool:
@@ -105,7 +105,7 @@ class Supervisor:
         self._worker.send_signal(signal.SIGINT)
 
     def estimate(self, request: VideoRequest) -> Estimate:
-        """The memory and time of a run; raises ``TimeoutError`` where the worker does not answer."""
+        """The memory and time of a run; raises ``TimeoutError`` if the worker does not answer."""
         answer: Future = Future()
         self._answers[id(answer)] = answer
         asked = {"ticket": id(answer), "request": request.model_dump()}
@@ -120,7 +120,7 @@ class Supervisor:
 
     @contextmanager
     def listening(self, id: str) -> Iterator[queue.Queue]:
-        """The events of one video from now on; ``None`` in the queue is the end of them."""
+        """A queue of one video's events from now on; ``None`` ends it."""
         events: queue.Queue = queue.Queue()
         self._listeners[id].add(events)
         try:
@@ -169,7 +169,7 @@ class Supervisor:
         return ready
 
     def _events(self) -> Iterator[Event]:
-        """What the worker says, and in between that the queue was woken, until the worker ends."""
+        """The worker's events, and those of ``wake``, until the worker ends."""
         self._lines = lines = queue.Queue()
 
         def read() -> None:
@@ -181,7 +181,7 @@ class Supervisor:
         yield from map(json.loads, iter(lines.get, None))
 
     def _feed(self) -> None:
-        """Give the worker the first job of the queue, unless its clip is there already."""
+        """Give the worker the first job in the queue that has no clip yet."""
         while not self.stopping and (video := self.store.next()):
             if self._whole(video):
                 self.store.complete(video.id)
@@ -189,12 +189,14 @@ class Supervisor:
             self.store.start(video.id)
             with self._lock:
                 self.running, self._cancelled = self.store.get(video.id), 0.0
-            with suppress(OSError, ValueError):  # it has just died, as its end tells
+            with suppress(
+                OSError, ValueError
+            ):  # it has just died, which ``_gone`` handles
                 self._send(self._order(video))
             return
 
     def _order(self, video: Video) -> Mapping[str, object]:
-        """What the worker is told to make, with paths in place of the names of pictures."""
+        """The message that makes the worker start a video, with paths for pictures."""
         images = [
             {**image, "path": str(self.store.uploads / image["path"])}
             for image in video.request.get("images", ())
@@ -204,7 +206,7 @@ class Supervisor:
         return {"do": "make", "id": video.id, "request": request, "output": output}
 
     def _whole(self, video: Video) -> bool:
-        """Whether all files are there: then the server was killed before it could write the row."""
+        """Whether all files exist: a server may have been killed before it could update the row."""
         files = (".mp4", ".json", ".webp", ".sheet.webp")
         return all(self.store.file(video.id, suffix).exists() for suffix in files)
 
@@ -219,7 +221,7 @@ class Supervisor:
             self.store.advance(running.id, str(event["phase"]), int(event["progress"]))
             told = self._cancelled
             if told and time.monotonic() - told > DEAF_SECONDS:
-                self._interrupt()  # the first came before the worker had begun
+                self._interrupt()  # the first came before the worker had started
         elif kind == "notice":
             self.store.notice(running.id, str(event["message"]))
         elif kind == "done":
@@ -231,7 +233,7 @@ class Supervisor:
             self._tell(running.id, event)
 
     def _gone(self) -> None:
-        """The worker ended; if it was making a clip, that failed."""
+        """Handle the end of the worker: a clip that it was making has failed."""
         if self.running is not None:
             status = self._worker.returncode
             name = f"signal {-status}" if status < 0 else f"exit code {status}"
@@ -240,7 +242,7 @@ class Supervisor:
             self._failed("worker_died", DIED.format(reason=name))
 
     def _failed(self, code: str, message: str) -> None:
-        """The running job ended without a clip, because that was wanted or with a reason."""
+        """End the running job without a clip: cancelled, returned to the queue, or failed."""
         if self._cancelled:
             self.store.fail(self.running.id, "cancelled", "Cancelled.")
         elif self.stopping:

@@ -1,4 +1,4 @@
-"""The process that owns the device: jobs come in as lines, events go out as lines. The only part of the server with models.
+"""The process that owns the device, the only part of the server with models. Reads jobs and writes events, one per line.
 
 In   {"do": "make", "id", "request", "output"}   {"do": "estimate", "ticket", "request"}
 Out  {"event": "ready", "models"}   {"event": "trouble", "message"}   {"event": "progress", "id", "phase", "progress"}
@@ -6,8 +6,8 @@ Out  {"event": "ready", "models"}   {"event": "trouble", "message"}   {"event": 
      {"event": "done", "id"}   {"event": "failed", "id", "code", "message"}
      {"event": "estimate", "ticket", "estimate"}
 
-An interrupt (SIGINT) stops the clip that is being made. The end of the input does too, and ends the worker: so one whose
-server was killed goes, and the next server's waits for that.
+An interrupt (SIGINT) stops the current clip. The end of the input does so too, and ends the worker: so a worker whose
+server was killed ends, and the next server's worker waits for that.
 """
 
 import fcntl
@@ -52,7 +52,7 @@ RECIPES = {
     "dev": ("dev", False),
     "dev-two-stage": ("dev", True),
 }
-# What a request and ``ClipSettings`` call by one name.
+# Fields with the same name in a request and in ``ClipSettings``.
 ALIKE = {"prompt", "negative_prompt", "height", "width", "fps", "seed", "steps"}
 # Percent of a run that is done when sampling begins, and when decoding does.
 SAMPLING, DECODING = 10, 75
@@ -64,10 +64,10 @@ TYPED = re.compile(r"(?<!\w)--[a-z]|`")  # an option or a command
 
 @dataclass(frozen=True)
 class Settings:
-    """What the worker may use: models and LoRAs by name, bytes of memory (``None``: the machine's).
+    """What the worker may use: models and LoRAs by name, bytes of memory (``None`` = the machine's).
 
-    keep  whether models stay loaded between clips, where memory allows it; they are freed after ``idle`` seconds
-    lock  a file that the one worker of a folder holds; empty: none
+    keep  whether models stay loaded between clips, if memory allows; they are freed after ``idle`` seconds
+    lock  a file that a folder's only worker locks; empty = none
     """
 
     models: Mapping[str, str]
@@ -79,7 +79,7 @@ class Settings:
     lock: str = ""
 
     def job(self, request: VideoRequest, warn: Notice = lambda text: None) -> Job:
-        """The job that a request, of which everything is decided, asks for. Raises ``UserError``."""
+        """The job for a fully decided request. Raises ``UserError``."""
         variant, two_stage = RECIPES[request.recipe]
         settings = ClipSettings(
             **request.model_dump(include=ALIKE),
@@ -93,7 +93,7 @@ class Settings:
         return settings.job(Files(self.models[request.model], loras=loras), warn=warn)
 
     def described(self, name: str, notify: Notify = notify_log) -> Model:
-        """What a model makes where nothing is asked, and its grid. Raises ``UserError`` where it cannot be opened."""
+        """A model's defaults and grid. Raises ``UserError`` if it cannot be opened."""
         job = ClipSettings("a clip").job(Files(self.models[name]))
         shape, geometry = job.request.shape, job.components(notify).geometry
         scale, least = geometry.video, geometry.least
@@ -120,7 +120,7 @@ class Settings:
 
 
 class Worker:
-    """Makes what the lines ask for, one clip at a time, and estimates beside it."""
+    """Carries out messages: one clip at a time, and estimates meanwhile."""
 
     def __init__(self, settings: Settings, out: int):
         self.settings = settings
@@ -130,7 +130,7 @@ class Worker:
         self._making = False
 
     def work(self) -> None:
-        """Until the input ends."""
+        """Work until the input ends."""
         names, opening = self.settings.models, self._opening
         try:
             models = [self.settings.described(name, opening) for name in names]
@@ -146,11 +146,11 @@ class Worker:
             self._making = False
 
     def _opening(self, what: DownloadPlan | Download) -> None:
-        """Say what is downloaded before there are models. Raises ``KeyboardInterrupt`` where the server is gone."""
+        """Report downloads before models are ready. Raises ``KeyboardInterrupt`` if the server is gone."""
         notify_log(what)
         ended = isinstance(what, Download) and what.ended
         self._say("trouble", message="" if ended else f"Downloading {what}.")
-        if select([sys.stdin], [], [], 0)[0]:  # nothing but its end comes that early
+        if select([sys.stdin], [], [], 0)[0]:  # so early, only its end can come
             raise KeyboardInterrupt
 
     def _fetching(self, id: str, what: DownloadPlan | Download) -> None:
@@ -163,7 +163,7 @@ class Worker:
         while True:
             try:
                 return self._jobs.get(timeout=idle if self.shelf.names else None)
-            except KeyboardInterrupt:  # what it was to stop is done already
+            except KeyboardInterrupt:  # the clip to stop is done already
                 continue
             except queue.Empty:
                 self.shelf.clear()
@@ -199,7 +199,7 @@ class Worker:
         )
 
     def _make(self, message: Mapping) -> None:
-        """Make one clip and say how it ended."""
+        """Make one clip and report how it ended."""
         id, path = message["id"], Path(message["output"])
         try:
             request = VideoRequest.model_validate(message["request"])
@@ -216,7 +216,7 @@ class Worker:
             self._say("done", id=id)
 
     def _events(self, id: str, request: VideoRequest, path: Path) -> Iterator[Event]:
-        """The run of a request; it goes on from what an interrupted one left."""
+        """The events of a request's run, which continues an interrupted one."""
         output = Output(path, overwrite=True)
         options = Options(
             memory_limit=self.settings.memory_limit,
@@ -233,7 +233,7 @@ class Worker:
         return run(self.settings.job(request, warn), output, options)
 
     def _heard(self, id: str, events: Iterator[Event]) -> Iterator[Event]:
-        """``events``, said to the server as they pass."""
+        """``events``, reported to the server as they pass."""
         stages = percent = 0
         for event in events:
             match event:
@@ -257,7 +257,7 @@ class Worker:
         self._say("notice", id=id, message=for_client(text))
 
     def _show(self, id: str, preview: Preview, clip: Path) -> None:
-        """Replace the picture of the clip so far; where the disk is full there is none."""
+        """Replace the preview of the clip; on a full disk there is none."""
         with suppress(UserError):
             save_still(preview.picture, clip.with_suffix(".preview.jpg"))
             self._say("preview", id=id, number=100 * preview.stage + preview.step)
@@ -269,7 +269,7 @@ class Worker:
 
 
 def _ending(error: BaseException) -> tuple[str, str]:
-    """What ended a clip: a word for programs, and a sentence."""
+    """Why a clip failed: a word for programs, and a sentence."""
     match error:
         case KeyboardInterrupt():
             return "stopped", "It was stopped."
@@ -286,7 +286,7 @@ def _ending(error: BaseException) -> tuple[str, str]:
 
 
 def _told(text: str) -> str:
-    """``text`` for a client; where the terminal can do more about it, all of it is said there."""
+    """``text`` for a client; if it names options or commands, all of it goes to the terminal."""
     if not TYPED.search(text):
         return for_client(text)
     log.warning(text)
@@ -294,7 +294,7 @@ def _told(text: str) -> str:
 
 
 def for_client(text: str) -> str:
-    """``text`` without its sentences on options and commands, which nobody can type into a page, and names of uploads."""
+    """``text`` without sentences on options and commands, which a page cannot use, and without names of uploads."""
     text = re.sub(r"(^|(?<=\. ))" + UPLOAD, "The picture", text)
     text = re.sub(UPLOAD, "the picture", text)
     sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
@@ -303,10 +303,10 @@ def for_client(text: str) -> str:
 
 def main() -> None:
     """Started by ``Supervisor`` with the settings as one argument of JSON."""
-    # A server in the background (nohup, a script's &) ignores interrupts, and its children would too.
+    # A server in the background (nohup, a script's &) ignores interrupts, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     out = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints must not come between the lines
+    os.dup2(2, 1)  # output of libraries must not mix with messages
     settings = Settings(**json.loads(sys.argv[1]))
     if settings.lock:
         held = open(settings.lock, "w")  # until the process ends
