@@ -39,7 +39,7 @@ from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.pacing import SMALL, piece_by_piece
-from mlx_video.models.ltx.parts import PARTS, part_config
+from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.residency import Residency, default_dtype
 from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
 from mlx_video.models.ltx.x0 import X0Model
@@ -129,7 +129,7 @@ class RandomComponents(Components):
     def _network(self, name, model_type, source):
         if name == "text_encoder":
             return super()._network(name, model_type, source)
-        config = part_config(name, source)
+        config = PARTS[name].config(source)
         if name == "transformer":
             config = replace(config, model_type=model_type)
         if name == "connectors":

@@ -11,7 +11,7 @@ from mlx_video.inputs import Parts
 from mlx_video.models.ltx import dfr
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.conditions import Place, generated_keyframes, reference
-from mlx_video.models.ltx.parts import part_config
+from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
 from mlx_video.pipeline import Made, Pipeline, Sampling, Working, steps
 from mlx_video.recipes import Recipe, finished
@@ -37,7 +37,7 @@ class DFRPipeline(Pipeline):
     def check(self, request: Request) -> None:
         """As in ``Pipeline``; also raises for a model without keyframes, and if the model should choose the length."""
         super().check(request)
-        config = part_config("transformer", self.components.sources["transformer"])
+        config = PARTS["transformer"].config(self.components.sources["transformer"])
         if not config.use_keyframes_abs_pos_embedding:
             raise UserError(
                 "This model cannot generate keyframes, which DFR needs; LTX-2.5 can."

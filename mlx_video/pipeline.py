@@ -19,7 +19,7 @@ from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pacing import piece_by_piece
-from mlx_video.models.ltx.parts import part_config
+from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.states import initial_states, noised, unpatchify
 from mlx_video.models.ltx.upsampler import upsample_normalized
 from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
@@ -190,7 +190,7 @@ class Pipeline:
         """Raise ``UserError`` for anything wrong that can be known before weights are read."""
         request.check(self.recipe, self.components.geometry)
         transformer = self.components.sources["transformer"]
-        config = part_config("transformer", transformer)
+        config = PARTS["transformer"].config(transformer)
         self.recipe.check(config.num_layers)
         for given in request.inputs:
             given.check_model(config)

@@ -25,6 +25,7 @@ from mlx_video.formats import gguf
 from mlx_video.formats.quantized import read_dense
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.pictures import read_picture
@@ -321,7 +322,7 @@ def config(rng: Random, folder: Path):
     name = rng.choice(["transformer", "connectors", "video_decoder", "vocoder"])
     part = PARTS[name]
     block = blocks[part.block]
-    read_fields = {f.name for f in fields(part.candidate(block).config)}
+    read_fields = {f.name for f in fields(part.candidate(Source(folder, block)).config)}
     keys = sorted(read_fields & block.keys())
     how, key = rng.choice(["kind", "kind", "kind", "unknown", "whole"]), rng.choice(
         keys

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlx_video import hub
 from mlx_video.models.ltx.checkpoint.layouts import identify, text_encoder_source
-from mlx_video.models.ltx.parts import part_config
+from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.recipes import Defaults
 from mlx_video.record import Job
@@ -74,7 +74,7 @@ def gemma(rng: Random, folder: Path):
         text[key] = rng.choice(wrong)
         told = f"{key} = {text[key]}"
         file.write_text(json.dumps(config))
-    return str(told)[:80], folder.name, lambda: part_config("text_encoder", text_encoder_source(home))  # fmt: skip
+    return str(told)[:80], folder.name, lambda: PARTS["text_encoder"].config(text_encoder_source(home))  # fmt: skip
 
 
 @maker

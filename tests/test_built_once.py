@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from mlx_video import cli, pictures, plan, run
-from mlx_video.models.ltx.network import Network
-from mlx_video.models.ltx.parts import NEEDED
+from mlx_video.models.ltx.parts import NEEDED, Network
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from tests.checkpoints import tiny_folder
 

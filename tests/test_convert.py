@@ -16,8 +16,7 @@ from mlx_video.models.ltx.checkpoint.describe import describe
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.network import quantize_blocks
-from mlx_video.models.ltx.parts import NEEDED, PARTS
+from mlx_video.models.ltx.parts import NEEDED, PARTS, quantize_blocks
 from mlx_video.models.ltx.residency import Residency
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma
 from tests.memory import Memory

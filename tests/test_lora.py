@@ -19,7 +19,7 @@ from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.config import ConnectorConfig, LTXModelConfig, LTXModelType
 from mlx_video.models.ltx.connector import TextConnectors
 from mlx_video.models.ltx.ltx import LTXModel
-from mlx_video.models.ltx.network import quantize_blocks
+from mlx_video.models.ltx.parts import quantize_blocks
 from tests.checkpoints import write_raw
 from tests.reference import CHECKPOINT, FIXTURES, error, manifest
 

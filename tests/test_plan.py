@@ -24,9 +24,8 @@ from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.gemma import Gemma3
 from mlx_video.models.ltx.gemma_config import Gemma3Config
 from mlx_video.models.ltx.memory_table import CPU, FLOAT32, GPU, QUEUED, QUEUED_FINER
-from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pacing import SMALL
-from mlx_video.models.ltx.parts import PARTS, part_config
+from mlx_video.models.ltx.parts import PARTS, Network
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.video_vae import decoder
@@ -90,7 +89,7 @@ def gemma(dtype: mx.Dtype) -> Gemma3:
 def full_size(name: str, dtype: mx.Dtype) -> Network:
     """A part of the 19B model; nothing that plans changes it."""
     source = full_sources()[name]
-    module = PARTS[name].network(source)(part_config(name, source))
+    module = PARTS[name].network(source)(PARTS[name].config(source))
     cast = [(k, v.astype(dtype)) for k, v in tree_flatten(module.parameters())]
     module.load_weights(cast)
     return module

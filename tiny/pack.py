@@ -206,7 +206,7 @@ def official(name: str, weights: Weights) -> Weights:
 
 
 def official_name(name: str, key: str) -> str:
-    part = PARTS[name].candidate(CONFIGS[name]).network
+    part = PARTS[name].network(Source(Path(name), CONFIGS[name]))
     if hasattr(part, "official_name"):
         return part.official_name(key)
     prefix = PREFIXES.get(name, "")

@@ -1,4 +1,4 @@
-"""Hyper-parameters of the transformer, the text connectors and the upsamplers, from the checkpoint's own metadata."""
+"""Hyper-parameters of the transformer, the text connectors, the upsamplers and the duration head, from the checkpoint's own metadata."""
 
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -259,3 +259,32 @@ class UpsamplerConfig(Config):
     rational_resampler: bool = False
 
     FIXED: ClassVar = {"_class_name": "LatentUpsampler", "dims": 3}
+
+
+@dataclass(frozen=True)
+class DurationConfig(Config):
+    """Widths of the two contexts, and sizes of the head; the defaults are the official ones."""
+
+    cross_attention_dim: int = 4096
+    audio_cross_attention_dim: int = 2048
+    pooler_hidden_dim: int = 256
+    num_queries: int = 1
+    num_pooler_heads: int = 4
+    mlp_hidden: int = 256
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "DurationConfig":
+        """From a file's whole config: block ``duration_head``, and the widths from block ``transformer``.
+
+        Raises ``UserError`` if either is missing.
+        """
+        widths, head = data.get("transformer"), data.get("duration_head")
+        if not isinstance(widths, Mapping) or not isinstance(head, Mapping):
+            raise UserError(
+                'A duration head\'s config must hold the blocks "transformer" and "duration_head"; this one holds '
+                f"{', '.join(sorted(data)) or 'nothing'}."
+            )
+        names = ("cross_attention_dim", "audio_cross_attention_dim")
+        return super().from_dict(
+            {**head, **{k: widths[k] for k in names if k in widths}}
+        )

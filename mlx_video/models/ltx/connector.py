@@ -15,7 +15,7 @@ from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.checkpoint import foreign_names
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream, LTXModelType
-from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV, Modality, PromptEmbeddings, TextFeatures

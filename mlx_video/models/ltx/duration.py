@@ -3,50 +3,19 @@
 Knows the connectors' context and seconds, and rounds them to the latent grid.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Mapping
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.errors import UserError
 from mlx_video.models.ltx.attention import gelu
-from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.config import DurationConfig
+from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.rope import split_heads
-from mlx_video.models.ltx.schema import Config
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV
 
 SHORTEST, LONGEST = 1.0, 20.0  # seconds
-
-
-@dataclass(frozen=True)
-class DurationConfig(Config):
-    """Widths of the two contexts, and sizes of the head; the defaults are the official ones."""
-
-    cross_attention_dim: int = 4096
-    audio_cross_attention_dim: int = 2048
-    pooler_hidden_dim: int = 256
-    num_queries: int = 1
-    num_pooler_heads: int = 4
-    mlp_hidden: int = 256
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "DurationConfig":
-        """From a file's whole config: block ``duration_head``, and the widths from block ``transformer``.
-
-        Raises ``UserError`` if either is missing.
-        """
-        widths, head = data.get("transformer"), data.get("duration_head")
-        if not isinstance(widths, Mapping) or not isinstance(head, Mapping):
-            raise UserError(
-                'A duration head\'s config must hold the blocks "transformer" and "duration_head"; this one holds '
-                f"{', '.join(sorted(data)) or 'nothing'}."
-            )
-        names = ("cross_attention_dim", "audio_cross_attention_dim")
-        return super().from_dict(
-            {**head, **{k: widths[k] for k in names if k in widths}}
-        )
 
 
 class DurationHead(Network):

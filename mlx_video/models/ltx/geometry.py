@@ -5,7 +5,7 @@ from typing import Mapping
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.audio_config import MEL_BINS
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.parts import part_config
+from mlx_video.models.ltx.parts import PARTS, part_of
 from mlx_video.models.ltx.schema import LARGEST, short_repr
 from mlx_video.types import AudioScale, Geometry, VideoScale
 
@@ -18,9 +18,9 @@ def read_geometry(sources: Mapping[str, Source]) -> Geometry:
     Raises ``UserError``, naming the file and the numbers, if the parts contradict each other: the clip would have a wrong
     size, length or pitch.
     """
-    decoder = part_config("video_decoder", sources["video_decoder"])
+    decoder = PARTS["video_decoder"].config(sources["video_decoder"])
     if "video_encoder" in sources:
-        encoder = part_config("video_encoder", sources["video_encoder"])
+        encoder = PARTS["video_encoder"].config(sources["video_encoder"])
         if encoder.encoder_scale != decoder.decoder_scale:
             raise UserError(
                 f"{sources['video_encoder'].path}: the video encoder's latents stand for {_cell(encoder.encoder_scale)}, "
@@ -37,7 +37,7 @@ def read_geometry(sources: Mapping[str, Source]) -> Geometry:
 
 def _audio(sources: Mapping[str, Source]) -> AudioScale:
     """The audio's scale; raises ``UserError`` if a mel frame differs between vocoder and decoder."""
-    config, vocoder = (part_config(name, sources[name]) for name in SOUND)
+    config, vocoder = (part_of(name).config(sources[name]) for name in SOUND)
     rate, hop = config.sampling_rate, config.hop_length
     if vocoder.hop > LARGEST:
         raise UserError(
@@ -66,7 +66,7 @@ def _audio(sources: Mapping[str, Source]) -> AudioScale:
 
 
 def _check_tokens(geometry: Geometry, transformer: Source) -> None:
-    config, audio = part_config("transformer", transformer), geometry.audio
+    config, audio = PARTS["transformer"].config(transformer), geometry.audio
     widths = {"in_channels": (config.in_channels, geometry.channels)}
     if audio:
         widths["audio_in_channels"] = config.audio_in_channels, audio.token_width

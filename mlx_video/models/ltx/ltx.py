@@ -21,7 +21,7 @@ from mlx_video.models.ltx.config import (
     LTXRopeType,
     StreamConfig,
 )
-from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.residency import BlockStream
 from mlx_video.models.ltx.rope import precompute_freqs_cis
 from mlx_video.models.ltx.transformer import (

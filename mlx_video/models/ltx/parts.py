@@ -1,8 +1,13 @@
-"""The parts of LTX-2 and the networks that each can be, chosen by the part's config. Builds nothing."""
+"""The parts of LTX-2: what all their networks have in common, and which network each can be, chosen by its config."""
 
 import importlib
 from dataclasses import dataclass
-from typing import Iterable, Mapping, NamedTuple
+from pathlib import Path
+from typing import ClassVar, Mapping, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_video import hub
 from mlx_video.errors import UserError
@@ -11,18 +16,170 @@ from mlx_video.models.ltx.audio_config import (
     BigVGANVocoderConfig,
     VocoderConfig,
 )
-from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.config import ConnectorConfig, LTXModelConfig, UpsamplerConfig
-from mlx_video.models.ltx.duration import DurationConfig
+from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source
+from mlx_video.models.ltx.config import (
+    ConnectorConfig,
+    DurationConfig,
+    LTXModelConfig,
+    LTXModelType,
+    UpsamplerConfig,
+)
 from mlx_video.models.ltx.gemma_config import GemmaConfig
-from mlx_video.models.ltx.network import Network, read_part_config
 from mlx_video.models.ltx.schema import Config
 from mlx_video.models.ltx.video_config import (
     DiffusionDecoderConfig,
     VideoEncoderConfig,
     VideoVAEConfig,
 )
-from mlx_video.weights import CONFIG, INDEX
+from mlx_video.tensor_names import TensorNames
+from mlx_video.weights import (
+    CONFIG,
+    INDEX,
+    Weights,
+    channels_last,
+    load_into,
+    save_folder,
+)
+
+
+class Network(nn.Module):
+    """The network of a part.
+
+    CONFIG    its hyper-parameters
+    NAMES     what official files call its tensors
+    LARGE     whether no other large part may be in memory with it
+    BLOCKS    prefix of the layers that may be quantized, which hold nearly all weights; empty = none
+    STREAMED  whether it has ``transformer_blocks`` and a method ``stream``, which makes it read them as they are used
+    LORAS     whether LoRAs may change it, by official names or by ``OTHER_NAMES`` (tables from official names to those)
+    SELECTS   whether it reads only the tensors of the wanted streams
+    WIDE      whether its activations may exceed float16's range (65,504), so that it runs in bfloat16 instead
+    """
+
+    CONFIG: ClassVar[type[Config]]
+    NAMES: ClassVar[TensorNames]
+    LARGE: ClassVar[bool] = False
+    BLOCKS: ClassVar[str] = ""
+    LORAS: ClassVar[bool] = False
+    OTHER_NAMES: ClassVar[tuple[TensorNames, ...]] = ()
+    STREAMED: ClassVar[bool] = False
+    SELECTS: ClassVar[bool] = False
+    WIDE: ClassVar[bool] = False
+
+    @classmethod
+    def sanitize(cls, weights: Weights) -> Weights:
+        """The network's tensors from those of an official file, in our names and layout; ours are returned unchanged."""
+        official = cls.NAMES.take(weights)
+        if official is None:
+            return weights
+        return {key: cls.to_mlx(key, value) for key, value in official.items()}
+
+    @staticmethod
+    def to_mlx(key: str, value: mx.array) -> mx.array:
+        """An official tensor in MLX's layout; ``key`` is our name."""
+        return channels_last(value) if value.ndim > 3 else value
+
+    @classmethod
+    def official_name(cls, key: str) -> str:
+        """The official name of our ``key``."""
+        return cls.NAMES.official(key)
+
+    @classmethod
+    def from_source(
+        cls,
+        source: Source,
+        dtype: mx.Dtype | None = None,
+        model_type: LTXModelType = LTXModelType.AudioVideo,
+    ) -> "Network":
+        """The network with its weights, all lazy.
+
+        dtype       of the weights; ``None`` keeps the stored one (bfloat16 for weights that other tools quantized)
+        model_type  the wanted streams, if it has several
+        Raises ``UserError``, naming the file, if the tensors do not fit the config.
+        """
+        weights = cls.sanitize(source.weights(dtype or mx.bfloat16))
+        config = cls.configure(source, weights, model_type)
+        try:
+            network = cls(config)
+        except OverflowError:
+            raise UserError(
+                f"{source.path}: the config of its {cls.__name__} asks for layers larger than an array can be. The file "
+                "may be damaged."
+            ) from None
+        weights = network.select(weights)
+        load_into(
+            network, weights, dtype=dtype, mode=source.mode, source=str(source.path)
+        )
+        return network
+
+    @classmethod
+    def configure(
+        cls, source: Source, weights: Weights, model_type: LTXModelType
+    ) -> Config:
+        """The config of the network that holds ``weights``."""
+        return source.read_as(cls.CONFIG)
+
+    def select(self, weights: Weights) -> Weights:
+        """The sanitized ``weights`` that this network reads."""
+        return weights
+
+    @classmethod
+    def write(
+        cls,
+        source: Source,
+        folder: Path,
+        dtype: mx.Dtype | None = None,
+        quantization: Mapping[str, int | str] = {},
+    ) -> None:
+        """Write the part as a folder in our format, with one shard at a time in memory.
+
+        ``quantization`` applies to its blocks; weights that are quantized already stay as they are.
+        """
+        asked = quantization if cls.BLOCKS and not source.quantization else {}
+        stated = dict(asked or source.quantization)
+        config = dict(source.config) | ({QUANTIZATION: stated} if stated else {})
+        save_folder(folder, cls._tensors(source, dtype, asked), config)
+
+    @classmethod
+    def _tensors(
+        cls,
+        source: Source,
+        dtype: mx.Dtype | None,
+        quantization: Mapping[str, int | str],
+    ) -> Weights:
+        """All tensors, lazy and checked against the network, which is not kept."""
+        part = cls.from_source(source, dtype)
+        if quantization:
+            quantize_blocks(part.network, **quantization)
+        return dict(tree_flatten(part.network.parameters()))
+
+    @property
+    def network(self) -> nn.Module:
+        """The module that holds the weights: itself, or the one it wraps."""
+        return self
+
+
+def quantize_blocks(
+    network: nn.Module, group_size: int, bits: int, mode: str = "affine"
+) -> None:
+    """Quantize, lazily, the linear layers in ``BLOCKS`` whose input width is a multiple of ``group_size``."""
+    if chosen := quantizable(network, group_size):
+        wanted = lambda path, _: path in chosen  # noqa: E731
+        nn.quantize(network, group_size, bits, mode=mode, class_predicate=wanted)
+
+
+def quantizable(network: nn.Module, group_size: int) -> dict[str, nn.Linear]:
+    """The layers that ``quantize_blocks`` quantizes, by their paths."""
+    return {
+        path: layer
+        for path, layer in network.named_modules()
+        if network.BLOCKS
+        and path.startswith(network.BLOCKS)
+        and isinstance(layer, nn.Linear)
+        and layer.weight.shape[-1] % group_size == 0
+    }
+
+
+# Which there are
 
 
 class Candidate(NamedTuple):
@@ -71,27 +228,21 @@ class Part:
     unlike: str = ""
     lacking: str = "use the files of {release.repository}"
 
-    def candidate(self, block: Mapping[str, object]) -> Candidate:
-        """The network that a config ``block`` asks for."""
-        return next(c for c in self.candidates if c.fits(block))
+    def candidate(self, source: Source) -> Candidate:
+        """The network that the config in ``source`` asks for."""
+        if not isinstance(source.config, Mapping):
+            raise UserError(
+                f"{source.path}: the config of its {self.name} is not a JSON object."
+            )
+        return next(c for c in self.candidates if c.fits(source.config))
 
     def network(self, source: Source) -> type[Network]:
-        """The class that the config in ``source`` asks for."""
-        return self.candidate(_checked(self.name, source)).network
+        """The class of that network."""
+        return self.candidate(source).network
 
     def config(self, source: Source) -> Config:
-        """Its config, see ``read_part_config``."""
-        return read_part_config(
-            self.candidate(_checked(self.name, source)).config, source
-        )
-
-
-def _checked(name: str, source: Source) -> Mapping[str, object]:
-    if not isinstance(source.config, Mapping):
-        raise UserError(
-            f"{source.path}: the config of its {name} is not a JSON object."
-        )
-    return source.config
+        """Its config, see ``Source.read_as``."""
+        return source.read_as(self.candidate(source).config)
 
 
 def _part(name: str, block: str | None, *candidates, **options) -> Part:
@@ -156,13 +307,3 @@ NEEDED = tuple(name for name, part in PARTS.items() if not part.optional)
 def part_of(name: str) -> Part:
     """The part that a folder of this name holds: "transformer-dev" is a transformer."""
     return PARTS[name.partition("-")[0]]
-
-
-def held(names: Iterable[str]) -> set[str]:
-    """The names of the parts in folders of these names."""
-    return {part_of(name).name for name in names}
-
-
-def part_config(name: str, source: Source) -> Config:
-    """The config of the part ``name``, see ``Part.config``."""
-    return part_of(name).config(source)

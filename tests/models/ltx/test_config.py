@@ -10,7 +10,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
-from mlx_video.models.ltx.parts import PARTS, part_config
+from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
 from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.reference import FIXTURES, UPSCALER, checkpoint
@@ -40,7 +40,7 @@ def test_any_other_value_is_taken_or_refused_in_a_sentence(name):
     refused = 0
     for block in changes(json.loads(json.dumps(BLOCKS[name]))):
         try:
-            part_config(name, Source(Path("model.safetensors"), block))
+            PARTS[name].config(Source(Path("model.safetensors"), block))
         except UserError as error:
             refused += 1
             assert str(error).startswith("model.safetensors: ")
@@ -70,13 +70,13 @@ def test_any_other_value_is_taken_or_refused_in_a_sentence(name):
 def test_the_sentence_names_the_key_and_the_rule(name, change, sentence):
     block = BLOCKS[name] | change
     with pytest.raises(UserError, match=f"model.safetensors: .*{sentence}"):
-        part_config(name, Source(Path("model.safetensors"), block))
+        PARTS[name].config(Source(Path("model.safetensors"), block))
 
 
 def test_what_a_config_lacks_is_named():
     block = {k: v for k, v in BLOCKS["transformer"].items() if k != "num_layers"}
     with pytest.raises(UserError, match="the config lacks num_layers"):
-        part_config("transformer", Source(Path("model.safetensors"), block))
+        PARTS["transformer"].config(Source(Path("model.safetensors"), block))
 
 
 def test_two_values_of_one_audio_key_are_refused():
@@ -85,7 +85,7 @@ def test_two_values_of_one_audio_key_are_refused():
     with pytest.raises(
         UserError, match="sampling_rate has two values, 16000 and 22050"
     ):
-        part_config("audio_decoder", Source(Path("model.safetensors"), block))
+        PARTS["audio_decoder"].config(Source(Path("model.safetensors"), block))
 
 
 @pytest.mark.parametrize(

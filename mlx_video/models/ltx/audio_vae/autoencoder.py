@@ -15,7 +15,7 @@ from mlx_video.models.ltx.audio_vae.resnet import (
     norm_silu,
     resnet_blocks,
 )
-from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.tensor_names import TensorNames
 

@@ -22,8 +22,8 @@ from mlx_video.models.ltx.audio_vae.convolution import (
 )
 from mlx_video.models.ltx.audio_vae.signal import frames, resample
 from mlx_video.models.ltx.audio_vae.vocoder import VocoderBlock
-from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pacing import end_piece
+from mlx_video.models.ltx.parts import Network
 from mlx_video.tensor_names import TensorNames
 
 TAPS = 12  # of the filters around an activation

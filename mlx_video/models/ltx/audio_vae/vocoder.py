@@ -16,7 +16,7 @@ from mlx_video.models.ltx.audio_vae.convolution import (
     SameConv1d,
     to_mlx,
 )
-from mlx_video.models.ltx.network import Network
+from mlx_video.models.ltx.parts import Network
 from mlx_video.tensor_names import TensorNames
 
 SLOPE = 0.1  # of the leaky ReLUs ...

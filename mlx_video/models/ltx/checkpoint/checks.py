@@ -18,7 +18,7 @@ from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, release_
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.gemma_config import FAMILIES, GemmaConfig
-from mlx_video.models.ltx.parts import PARTS, part_config, part_of
+from mlx_video.models.ltx.parts import PARTS, part_of
 from mlx_video.weights import some
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
             "that `mlx-video convert` wrote."
         )
     for name in parts:
-        part_config(name, layout.sources[name])
+        part_of(name).config(layout.sources[name])
 
 
 def check_variant(layout: Layout, variant: str | None) -> None:
@@ -89,11 +89,11 @@ def check_text_encoder(layout: Layout, given: Source) -> None:
     own = with_projection({**layout.sources, "text_encoder": given}).get("connectors")
     if own is None:
         return
-    config, fitted = part_config("connectors", own), False
+    config, fitted = PARTS["connectors"].config(own), False
     with suppress(UserError):  # its tensors are checked when the part is opened
-        config = part_of("connectors").network(own).fit(config, own.outline())
+        config = PARTS["connectors"].network(own).fit(config, own.outline())
         fitted = True
-    gemma = part_config("text_encoder", given)
+    gemma = PARTS["text_encoder"].config(given)
     try:
         check_gemma(gemma, config, layout.metadata, fitted=fitted)
     except UserError as error:
@@ -102,7 +102,7 @@ def check_text_encoder(layout: Layout, given: Source) -> None:
 
 def check_against_release(given: Source, release: Release) -> None:
     """``check_text_encoder`` before the checkpoint itself is fetched."""
-    gemma, own = part_config("text_encoder", given), release.text_encoder
+    gemma, own = PARTS["text_encoder"].config(given), release.text_encoder
     if (gemma.num_hidden_layers, gemma.hidden_size) != (own.layers, own.width):
         raise UserError(
             f"{given.path}: this language model has {gemma.num_hidden_layers} layers of width {gemma.hidden_size}, but "

@@ -14,7 +14,7 @@ from mlx_video.models.ltx.checkpoint.releases import RELEASES
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.parts import NEEDED, PARTS, held, part_config, part_of
+from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
 from mlx_video.weights import Weights, outline
 
 
@@ -78,7 +78,7 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
     missing = {
         name: PARTS[name].lacking.format(release=layout.release)
         for name in NEEDED
-        if name not in held(layout.stored) and layout.name != LORA
+        if name not in layout.held and layout.name != LORA
     }
     return Description(
         layout.path,
@@ -108,7 +108,7 @@ def _parts(stored: Mapping[str, Source], refusals: list[str]) -> dict[str, PartS
     parts = {}
     for name, source in stored.items():
         with _noted(refusals):
-            part_config(name, source)
+            part_of(name).config(source)
             weights = part_of(name).network(source).sanitize(source.outline())
             summary = _summary(weights, source.quantization)
             parts[name] = summary._replace(formats=source.formats())
@@ -128,7 +128,7 @@ def _fitting(adapter: lora.Adapter) -> Iterator[str]:
         for name in ("transformer", "connectors"):
             source = Source(Path(name), blocks[PARTS[name].block])
             network = PARTS[name].network(source)
-            modules.append(network(part_config(name, source)))  # without weights
+            modules.append(network(part_of(name).config(source)))  # without weights
         with suppress(UserError):
             adapter.check_layers(modules)
             yield release.name

@@ -29,7 +29,7 @@ from mlx_video.models.ltx.checkpoint.parts_in_file import (
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source, newest
 from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.parts import PARTS, part_config, part_of
+from mlx_video.models.ltx.parts import PARTS, part_of
 from mlx_video.models.ltx.subjects import Subjects
 from mlx_video.types import Geometry
 from mlx_video.weights import CONFIG
@@ -218,7 +218,7 @@ def find_sources(
     sources = with_projection(sources)
     wanted = {name: source for name, source in sources.items() if name in needs}
     for name, source in wanted.items():
-        part_config(name, source)
+        part_of(name).config(source)
     for source in {source.paths: source for source in wanted.values()}.values():
         source.check()
     if "transformer" in needs:

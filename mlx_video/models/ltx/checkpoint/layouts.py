@@ -30,7 +30,7 @@ from mlx_video.models.ltx.checkpoint.releases import (
 )
 from mlx_video.models.ltx.checkpoint.source import Source, newest
 from mlx_video.models.ltx.gemma_config import read_gemma_config
-from mlx_video.models.ltx.parts import PARTS, held, part_of
+from mlx_video.models.ltx.parts import PARTS, part_of
 from mlx_video.weights import (
     CONFIG,
     INDEX,
@@ -117,9 +117,12 @@ class Layout(NamedTuple):
     def version(self) -> str:
         """The model's version as the file states it; LTX-2.0 states none. Empty if there is no model inside."""
         stated = self.metadata.get(VERSION)
-        return stated or (
-            RELEASES[0].stated if "transformer" in held(self.stored) else ""
-        )
+        return stated or (RELEASES[0].stated if "transformer" in self.held else "")
+
+    @property
+    def held(self) -> set[str]:
+        """The names of its parts, whichever variant is chosen."""
+        return {part_of(name).name for name in self.stored}
 
     @property
     def stated(self) -> dict[str, object]:

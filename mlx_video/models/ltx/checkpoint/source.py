@@ -16,7 +16,7 @@ from mlx_video.models.ltx.checkpoint.foreign_names import (
     contained,
     to_official,
 )
-from mlx_video.models.ltx.schema import short_repr
+from mlx_video.models.ltx.schema import Config, short_repr
 from mlx_video.weights import (
     Weights,
     outline,
@@ -115,6 +115,13 @@ class Source:
         for weights in files:
             whole |= {k.removeprefix(TEXT_ENCODER): v for k, v in weights.items()}
         return whole
+
+    def read_as(self, config: type[Config]) -> Config:
+        """Its config, read strictly. Raises ``UserError`` naming the file and the problem."""
+        try:
+            return config.from_dict(self.config)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}") from None
 
     def check(self) -> None:
         """Raise ``UserError`` for a file that is damaged, missing or in an unknown quantization; reads no tensor."""

@@ -23,8 +23,7 @@ from mlx_video.models.ltx.checkpoint.releases import Release
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.gemma import language_model
-from mlx_video.models.ltx.network import quantize_blocks
-from mlx_video.models.ltx.parts import PARTS, part_of
+from mlx_video.models.ltx.parts import PARTS, part_of, quantize_blocks
 from mlx_video.models.ltx.video_vae import DiffusionDecoder, VideoDecoder
 from tests import layout_writers as write
 from tests.models.ltx.checkpoint.test_foreign import diffusers_configs
@@ -253,7 +252,7 @@ def test_a_quantized_text_encoder_of_a_pack_stays_quantized(tmp_path, read):
     write.write_json(theirs / "split_model.json", {})
     source = identify(theirs).sources["text_encoder"]
     assert source.quantization == quantization
-    part_of("text_encoder").network(source).write(source, tmp_path / "ours")
+    PARTS["text_encoder"].network(source).write(source, tmp_path / "ours")
     ours = Source.of(tmp_path / "ours")
     assert ours.quantization == quantization
     for each in (source, ours):
