@@ -12,7 +12,7 @@ from mlx_video.models.ltx import dfr
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.conditions import Place, generated_keyframes, reference
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.models.ltx.states import initial_states, noised, unpatchify
+from mlx_video.models.ltx.patchify import initial_states, noised, unpatchify
 from mlx_video.pipeline import Made, Pipeline, Sampling, Working, steps
 from mlx_video.recipes import Recipe, finished
 from mlx_video.request import Request

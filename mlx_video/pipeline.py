@@ -20,7 +20,7 @@ from mlx_video.models.ltx.duration import frames_for
 from mlx_video.models.ltx.network import Network
 from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.models.ltx.states import initial_states, noised, unpatchify
+from mlx_video.models.ltx.patchify import initial_states, noised, unpatchify
 from mlx_video.models.ltx.upsampler import upsample_normalized
 from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
 from mlx_video.previews import Preview, Previews

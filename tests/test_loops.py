@@ -14,10 +14,10 @@ from mlx_video.models.ltx.conditions import Place, keyframe
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import (
+    initial_states,
     unpatchify_audio,
     unpatchify_video,
 )
-from mlx_video.models.ltx.states import initial_states
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import Guidance, guided

@@ -98,7 +98,7 @@ def apply_conditioning(
     return state
 
 
-def latent_tokens(latent: mx.array) -> mx.array:
+def patchify_video(latent: mx.array) -> mx.array:
     """Tokens of a latent clip: (B, C, F, H, W) -> (B, F*H*W, C), columns fastest."""
     B, C = latent.shape[:2]
     return latent.reshape(B, C, -1).swapaxes(1, 2)
@@ -126,7 +126,7 @@ class VideoConditionByLatentIndex:
                 f"The condition covers tokens {start} to {stop}, but the clip has {state.own_tokens}."
             )
         clean, mask = mx.array(state.clean_latent), mx.array(state.denoise_mask)
-        clean[:, start:stop] = latent_tokens(self.latent).astype(clean.dtype)
+        clean[:, start:stop] = patchify_video(self.latent).astype(clean.dtype)
         mask[:, start:stop] = 1 - self.strength
         return state._replace(clean_latent=clean, denoise_mask=mask)
 
@@ -149,7 +149,7 @@ class VideoConditionByMask:
         keep = mx.zeros_like(state.denoise_mask)
         keep[:, : state.own_tokens] = self.mask.reshape(1, -1, 1)
         clean = mx.array(state.clean_latent)
-        clean[:, : state.own_tokens] = latent_tokens(self.latent).astype(clean.dtype)
+        clean[:, : state.own_tokens] = patchify_video(self.latent).astype(clean.dtype)
         return state._replace(
             clean_latent=mx.where(keep > 0, clean, state.clean_latent),
             denoise_mask=mx.where(keep > 0, 1 - self.strength, state.denoise_mask),

@@ -15,7 +15,7 @@ from mlx_video.conditioning.latent import (
     WithAttention,
     apply_conditioning,
     apply_denoise_mask,
-    latent_tokens,
+    patchify_video,
 )
 from mlx_video.types import AV
 from tests.reference import error, vectors
@@ -30,7 +30,7 @@ NAMES = {
     "attention_mask": "attention_mask",
 }
 IMAGE = mx.full((1, 8, 1, 2, 2), 5.0)
-TOKENS = latent_tokens(IMAGE)
+TOKENS = patchify_video(IMAGE)
 
 
 def official_state(case: str) -> LatentState:
@@ -48,7 +48,7 @@ def assert_official(state: LatentState, case: str):
 
 
 def tokens(name: str) -> mx.array:
-    return latent_tokens(OFFICIAL[f"cond.{name}"])
+    return patchify_video(OFFICIAL[f"cond.{name}"])
 
 
 def where(case: str) -> mx.array:

@@ -25,7 +25,7 @@ def keyframe(
     *_, F, H, W = latent.shape
     # A clip's first latent is one frame only if it begins at frame 0; a picture is always one frame.
     single = F == 1 or frame == 0
-    positions = _grid((F, H, W), place, causal_fix=single, first_frame=frame)
+    positions = position_grid((F, H, W), *place, causal_fix=single, first_frame=frame)
     return AppendedTokens(patchify_video(latent), positions, strength)
 
 
@@ -39,7 +39,7 @@ def generated_keyframes(
 
     latents  (B, C, len(frames), H, W) to mix their noise into; ``None`` = zeros
     """
-    each = [_grid((1, *size), place, first_frame=frame) for frame in frames]
+    each = [position_grid((1, *size), *place, first_frame=frame) for frame in frames]
     tokens = None if latents is None else patchify_video(latents)
     return GeneratedKeyframes(mx.concatenate(each, axis=2), tokens)
 
@@ -71,13 +71,8 @@ def reference(
     every      it holds frame 0, frame 1 and then every ``every``-th frame
     """
     fps = place.fps / every
-    positions = _grid(latent.shape[2:], place._replace(fps=fps))
+    positions = position_grid(latent.shape[2:], place.scale, fps)
     seconds, pixels = positions[:, :1], positions[:, 1:]
     seconds = mx.maximum(seconds - (every - 1) / place.fps, 0)
     positions = mx.concatenate([seconds, pixels * downscale], axis=1)
     return AppendedTokens(patchify_video(latent), positions, strength)
-
-
-def _grid(shape: Sequence[int], place: Place, **options) -> mx.array:
-    """Positions (1, 3, F*H*W, 2) of a latent grid of ``shape`` (F, H, W)."""
-    return position_grid(shape, place.scale, place.fps, **options)

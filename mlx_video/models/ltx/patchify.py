@@ -1,22 +1,23 @@
-"""Latents as tokens, and each token's position in time and space. Knows grids and positions, no network."""
+"""Latents as tokens, each token's position in time and space, and the states that a stage begins with. Knows no network."""
 
-from typing import Sequence
+from typing import Iterable, Sequence
 
 import mlx.core as mx
 
-from mlx_video.conditioning.latent import latent_tokens
+from mlx_video.conditioning.latent import (
+    Condition,
+    LatentState,
+    apply_conditioning,
+    patchify_video,
+)
 from mlx_video.types import (
+    AV,
     AudioScale,
     Geometry,
     VideoLatentShape,
     VideoPixelShape,
     VideoScale,
 )
-
-
-def patchify_video(latent: mx.array) -> mx.array:
-    """Tokens of a latent clip: (B, C, F, H, W) -> (B, F*H*W, C), columns fastest."""
-    return latent_tokens(latent)
 
 
 def unpatchify_video(tokens: mx.array, shape: VideoLatentShape) -> mx.array:
@@ -81,3 +82,55 @@ def _cells(count: int, size: int) -> mx.array:
     """[start, end) of ``count`` consecutive cells of ``size``: (count, 2) float32."""
     edges = mx.arange(count + 1, dtype=mx.float32) * size
     return mx.stack([edges[:-1], edges[1:]], axis=-1)
+
+
+# States
+
+
+def initial_states(
+    shape: VideoPixelShape,
+    geometry: Geometry,
+    latents: AV[mx.array],
+    conditions: Iterable[AV[list[Condition]]],
+    audio: bool,
+) -> AV[LatentState]:
+    """Conditioned states of a stage, before noise, from the previous stage's latents (see ``unpatchify``) or zeros."""
+    grid, sound = geometry.latents(shape), None
+    video = mx.zeros((1, grid.tokens, grid.channels))
+    if latents.video is not None:
+        video = patchify_video(latents.video)
+    positions = video_positions(shape, geometry)
+    video = LatentState.fresh(video, positions, grid.tokens_per_frame)
+    if audio:
+        T = geometry.audio_frames(shape)
+        sound = mx.zeros((1, T, geometry.audio.token_width))
+        if latents.audio is not None:
+            sound = patchify_audio(latents.audio)
+        sound = LatentState.fresh(sound, audio_positions(T, geometry.audio))
+    states = AV(video, sound)
+    for condition in conditions:
+        states = states.map(
+            lambda state, given: apply_conditioning(state, given or ()), condition
+        )
+    return states
+
+
+def noised(states: AV[LatentState], sigma: float, key: mx.array) -> AV[LatentState]:
+    """``states`` with Gaussian noise mixed in to level ``sigma`` in [0, 1], drawn for each modality."""
+    keys = AV(*mx.random.split(key))
+    return states.map(
+        lambda state, key: state.noised(
+            sigma, mx.random.normal(state.latent.shape, key=key)
+        ),
+        keys,
+    )
+
+
+def unpatchify(
+    states: AV[LatentState], shape: VideoPixelShape, geometry: Geometry
+) -> AV[mx.array]:
+    """Latents of finished states: (B, C, F, H, W) and (B, C, T, M)."""
+    video = unpatchify_video(states.video.latent, geometry.latents(shape))
+    if states.audio is None:
+        return AV(video)
+    return AV(video, unpatchify_audio(states.audio.latent, geometry.audio))
