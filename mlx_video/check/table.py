@@ -21,8 +21,8 @@ from mlx_video.linear import Linear, QuantizedLinear, dense_weight
 from mlx_video.models.ltx import upsampler
 from mlx_video.models.ltx.adaln import add_gated, norm_modulate
 from mlx_video.models.ltx.attention import Attention, attention_bias, gelu
-from mlx_video.models.ltx.audio_vae import bigvgan, resnet, signal
-from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, TransposedConv1d
+from mlx_video.models.ltx.audio_vae import autoencoder, bigvgan, signal
+from mlx_video.models.ltx.audio_vae.vocoder import SameConv1d, TransposedConv1d
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.config import LTXRopeType
@@ -160,8 +160,8 @@ def sound() -> Iterator[Check]:
     layers: dict[str, tuple[nn.Module, mx.array]] = {
         "conv1d upsampling 6": (TransposedConv1d(32, 16, 16, 6), drawn(2, 301, 32)),
         "anti-aliased snake": (bigvgan.AMPBlock(32, 7, (1, 3, 5)), drawn(1, 501, 32)),
-        "conv2d, causal": (resnet.ResnetBlock(32, 64), drawn(1, 25, 16, 32)),
-        "conv2d, stride 2": (resnet.Downsample(32), drawn(1, 25, 16, 32)),
+        "conv2d, causal": (autoencoder.ResnetBlock(32, 64), drawn(1, 25, 16, 32)),
+        "conv2d, stride 2": (autoencoder.Downsample(32), drawn(1, 25, 16, 32)),
     }
     for name, (layer, x) in layers.items():
         compute = partial(with_drawn(layer), x)

@@ -15,13 +15,13 @@ from mlx_video.models.ltx.audio_config import (
     BigVGANConfig,
     BigVGANVocoderConfig,
 )
-from mlx_video.models.ltx.audio_vae.convolution import (
+from mlx_video.models.ltx.audio_vae.signal import frames, resample
+from mlx_video.models.ltx.audio_vae.vocoder import (
     EDGE_KERNEL,
     Generator,
+    VocoderBlock,
     to_mlx,
 )
-from mlx_video.models.ltx.audio_vae.signal import frames, resample
-from mlx_video.models.ltx.audio_vae.vocoder import VocoderBlock
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.parts import Network
 from mlx_video.tensor_names import TensorNames

@@ -1,26 +1,149 @@
-"""The vocoder: log-mel spectrogram to waveform. HiFi-GAN (Kong et al. 2020, arXiv:2010.05646), generator V1.
+"""Log-mel spectrogram to waveform: the layers that vocoders share, and HiFi-GAN (Kong et al. 2020, arXiv:2010.05646), generator V1.
 
 Both channels are processed together: their mel bins enter side by side, and two samples come out at a time.
 """
 
 from functools import partial
-from typing import ClassVar, Sequence
+from typing import Callable, ClassVar, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.errors import UserError
 from mlx_video.models.ltx import memory_table
-from mlx_video.models.ltx.audio_config import MEL_BINS, VocoderConfig
-from mlx_video.models.ltx.audio_vae.convolution import (
-    Generator,
-    SameConv1d,
-    to_mlx,
-)
+from mlx_video.models.ltx.audio_config import MEL_BINS, GeneratorConfig, VocoderConfig
 from mlx_video.models.ltx.parts import Network
 from mlx_video.tensor_names import TensorNames
+from mlx_video.weights import channels_last
 
+EDGE_KERNEL = 7  # of the first and the last convolution
 SLOPE = 0.1  # of the leaky ReLUs ...
 LAST_SLOPE = 0.01  # ... except the last
+
+
+class SameConv1d(nn.Conv1d):
+    """Convolution (B, L, I) -> (B, L, O) with an odd kernel.
+
+    A dilated one runs as a dense one over every ``dilation``-th sample: MLX's CPU backend uses matrix products only for
+    dense kernels, and is about a hundred times slower otherwise.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        dilation: int = 1,
+        bias: bool = True,
+    ):
+        padding = kernel_size // 2
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=padding, bias=bias
+        )
+        self.phases = dilation
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, L, I) -> (B, L, O)."""
+        if self.phases == 1:
+            return super().__call__(x)
+        length = x.shape[1]
+        y = super().__call__(split_phases(x, self.phases))
+        return join_phases(y, self.phases)[:, :length]
+
+
+def split_phases(x: mx.array, phases: int) -> mx.array:
+    """Samples ``phases`` apart as separate sequences, zero-padded at the end: (B, L, C) -> (B*phases, ~L/phases, C)."""
+    B, L, C = x.shape
+    x = mx.pad(x, ((0, 0), (0, -L % phases), (0, 0)))
+    return x.reshape(B, -1, phases, C).swapaxes(1, 2).reshape(B * phases, -1, C)
+
+
+def join_phases(x: mx.array, phases: int) -> mx.array:
+    """The inverse of ``split_phases``, padding included: (B*phases, L, C) -> (B, L*phases, C)."""
+    N, L, C = x.shape
+    x = x.reshape(N // phases, phases, L, C).swapaxes(1, 2)
+    return x.reshape(N // phases, phases * L, C)
+
+
+class TransposedConv1d(nn.ConvTranspose1d):
+    """Transposed convolution (B, L, I) -> (B, L * stride, O).
+
+    Runs as a dense convolution that makes ``stride`` consecutive samples at a time, which is fast on every backend and
+    multiplies no inserted zeros. Raises ``UserError`` unless kernel - stride is even and not negative.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int
+    ):
+        if kernel_size < stride or (kernel_size - stride) % 2:
+            raise UserError(
+                f"upsample_kernel_sizes must exceed upsample_rates by an even number; got {kernel_size} for a rate "
+                f"of {stride}."
+            )
+        super().__init__(in_channels, out_channels, kernel_size, stride)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, L, I) -> (B, L * stride, O)."""
+        O, K, I = self.weight.shape
+        B, L, _ = x.shape
+        taps = -(-K // self.stride)
+        weight = mx.pad(self.weight, ((0, 0), (0, taps * self.stride - K), (0, 0)))
+        # Output stride * a + b takes input a - j through tap stride * j + b.
+        weight = weight.reshape(O, taps, self.stride, I)[:, ::-1]
+        weight = weight.transpose(2, 0, 1, 3).reshape(self.stride * O, taps, I)
+        y = mx.conv1d(x, weight, padding=taps - 1).reshape(B, -1, O)
+        start = (K - self.stride) // 2
+        return y[:, start : start + L * self.stride] + self.bias
+
+
+class Generator(nn.Module):
+    """What vocoders share: two convolutions, and between them layers that each lengthen the sound and halve its width.
+
+    Each layer is followed by the mean of residual blocks ``block(width, kernel size, dilations)``.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        bins: int,
+        block: Callable[[int, int, Sequence[int]], nn.Module],
+        bias: bool = True,
+    ):
+        super().__init__()
+        width, channels = config.upsample_initial_channel, config.channels
+        self.conv_pre = SameConv1d(channels * bins, width, EDGE_KERNEL)
+        self.ups, self.resblocks = [], []
+        for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes):
+            self.ups.append(TransposedConv1d(width, width // 2, kernel, rate))
+            width //= 2
+            sizes = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes)
+            self.resblocks += [
+                block(width, size, dilations) for size, dilations in sizes
+            ]
+        self.conv_post = SameConv1d(width, channels, EDGE_KERNEL, bias=bias)
+
+    def lengthened(
+        self, log_mel: mx.array, activation: Callable[[mx.array], mx.array]
+    ) -> mx.array:
+        """(B, C, T, bins) -> (B, T * hop, width), all channels side by side; ``activation`` precedes each layer."""
+        B, C, T, M = log_mel.shape
+        x = self.conv_pre(log_mel.transpose(0, 2, 1, 3).reshape(B, T, C * M))
+        each = len(self.resblocks) // len(self.ups)
+        for i, up in enumerate(self.ups):
+            x = up(activation(x))
+            blocks = self.resblocks[i * each : (i + 1) * each]
+            x = sum(block(x) for block in blocks) / each
+        return x
+
+
+def to_mlx(key: str, value: mx.array) -> mx.array:
+    """PyTorch stores transposed convolutions as (I, O, k), others as (O, I, k); MLX stores all as (O, k, I)."""
+    if value.ndim != 3:
+        return value
+    return value.transpose(1, 2, 0) if ".ups." in f".{key}" else channels_last(value)
+
+
+# HiFi-GAN
 
 
 class Vocoder(Generator, Network):

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.models.ltx.audio_vae import AudioDecoder, Vocoder
-from mlx_video.models.ltx.audio_vae.convolution import SameConv1d, TransposedConv1d
+from mlx_video.models.ltx.audio_vae.vocoder import SameConv1d, TransposedConv1d
 from tests.models.ltx.audio_vae.audio import (
     real_shapes,
     tiny,
