@@ -14,7 +14,7 @@ from mlx_video import hub
 from mlx_video.disk import folder_aside, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
-from mlx_video.models.ltx.checkpoint.parts_in_file import with_projection
+from mlx_video.models.ltx.checkpoint.layouts import with_projection
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.parts import PARTS, part_of

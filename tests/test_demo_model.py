@@ -27,9 +27,10 @@ from mlx_video.events import Event, Planned, Written
 from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
-from mlx_video.models.ltx.checkpoint.layouts import MAX_TOKENS, identify
+from mlx_video.models.ltx.checkpoint.layouts import identify
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.text_folder import MAX_TOKENS
 from mlx_video.plan import Footprint, Phase
 from mlx_video.record import Job
 from mlx_video.types import AV

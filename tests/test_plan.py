@@ -17,7 +17,6 @@ from mlx_video.inputs import COMPRESSED, Image
 from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import PACKAGED
-from mlx_video.models.ltx.checkpoint.layouts import MAX_TOKENS
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
@@ -28,6 +27,7 @@ from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.parts import PARTS, Network
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
+from mlx_video.models.ltx.text_folder import MAX_TOKENS
 from mlx_video.models.ltx.video_vae import decoder
 from mlx_video.models.ltx.video_vae.decoding import StreamPlan
 from mlx_video.models.ltx.video_vae.tiling import (

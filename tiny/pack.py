@@ -19,7 +19,7 @@ from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source
 from mlx_video.models.ltx.components import build, quantize_blocks
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.models.ltx.subjects import FILE as KNOWS
+from mlx_video.models.ltx.text_folder import KNOWS
 from mlx_video.weights import CONFIG, Weights, save_folder
 from tiny.model import (
     CONFIGS,

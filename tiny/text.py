@@ -21,8 +21,8 @@ from tokenizers import (
 )
 
 from mlx_video.models.ltx.gemma import Gemma3, language_model
-from mlx_video.models.ltx.subjects import FILE as KNOWS
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
+from mlx_video.models.ltx.text_folder import KNOWS
 from tiny.model import NAME, TEXT_ENCODER, TEXT_TOKENS, WORK
 from tiny.sentences import NOUNS, words
 

@@ -15,12 +15,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from mlx_video import weights
 from mlx_video.errors import MissingFileError, UserError, check_text
-from mlx_video.models.ltx.checkpoint.layouts import (
+from mlx_video.models.ltx.text_folder import (
     MAX_TOKENS,
+    Subjects,
     max_tokens,
     tokenizer_folder,
 )
-from mlx_video.models.ltx.subjects import Subjects
 
 if TYPE_CHECKING:  # importing them takes over a second, and a quarter of one
     from mlx_lm.tokenizer_utils import TokenizerWrapper

@@ -11,10 +11,10 @@ from mlx.utils import tree_flatten
 from mlx_video import weights
 from mlx_video.errors import UserError
 from mlx_video.linear import QuantizedLinear
-from mlx_video.models.ltx.checkpoint.layouts import MAX_TOKENS
 from mlx_video.models.ltx.gemma import Gemma3, attention_mask, language_model
 from mlx_video.models.ltx.gemma_config import GemmaConfig
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
+from mlx_video.models.ltx.text_folder import MAX_TOKENS
 from tests.reference import MODULE_TOLERANCE, error, manifest, vectors
 from tests.tiny_tokenizer import (
     BOS,

@@ -8,9 +8,8 @@ import pytest
 
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.models.ltx.checkpoint.find import PACKAGED
-from mlx_video.models.ltx.subjects import FILE as KNOWS
-from mlx_video.models.ltx.subjects import Subjects
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
+from mlx_video.models.ltx.text_folder import KNOWS, Subjects
 from mlx_video.models.ltx.tokenizer import PromptTokenizer, tokenizer_of
 from tests.reference import FIXTURES
 from tests.tiny_tokenizer import make_text_encoder_folder

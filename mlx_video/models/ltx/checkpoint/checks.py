@@ -12,8 +12,13 @@ from mlx_video import hub
 from mlx_video.errors import UserError
 from mlx_video.formats.safetensors import json_object
 from mlx_video.lora import Adapter
-from mlx_video.models.ltx.checkpoint.layouts import SOURCE, VARIANTS, VERSION, Layout
-from mlx_video.models.ltx.checkpoint.parts_in_file import with_projection
+from mlx_video.models.ltx.checkpoint.layouts import (
+    SOURCE,
+    VARIANTS,
+    VERSION,
+    Layout,
+    with_projection,
+)
 from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, release_of
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import ConnectorConfig

@@ -8,8 +8,7 @@ from typing import Iterator, Mapping, NamedTuple
 from mlx_video import lora
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
-from mlx_video.models.ltx.checkpoint.layouts import LORA, identify
-from mlx_video.models.ltx.checkpoint.parts_in_file import with_projection
+from mlx_video.models.ltx.checkpoint.layouts import LORA, identify, with_projection
 from mlx_video.models.ltx.checkpoint.releases import RELEASES
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import build

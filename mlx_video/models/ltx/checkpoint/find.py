@@ -16,21 +16,19 @@ from mlx_video.models.ltx.checkpoint.layouts import (
     DISTILLED_LORA_FILES,
     VARIANTS,
     Layout,
-    identify,
-    is_gemma,
-    text_encoder_source,
-)
-from mlx_video.models.ltx.checkpoint.parts_in_file import (
     companions,
+    identify,
     is_diffusion,
+    is_gemma,
     parts_in,
+    text_encoder_source,
     with_projection,
 )
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source, newest
 from mlx_video.models.ltx.geometry import read_geometry
 from mlx_video.models.ltx.parts import PARTS, part_of
-from mlx_video.models.ltx.subjects import Subjects
+from mlx_video.models.ltx.text_folder import Subjects
 from mlx_video.types import Geometry
 from mlx_video.weights import CONFIG
 

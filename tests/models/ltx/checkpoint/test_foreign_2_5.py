@@ -17,8 +17,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import foreign
 from mlx_video.models.ltx.checkpoint.describe import describe
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.checkpoint.layouts import SPLIT, identify
-from mlx_video.models.ltx.checkpoint.parts_in_file import with_projection
+from mlx_video.models.ltx.checkpoint.layouts import SPLIT, identify, with_projection
 from mlx_video.models.ltx.checkpoint.releases import Release
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components, build

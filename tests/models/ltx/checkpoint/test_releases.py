@@ -14,8 +14,7 @@ from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.checks import check_distilled_lora
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import find_defaults
-from mlx_video.models.ltx.checkpoint.layouts import Layout, identify
-from mlx_video.models.ltx.checkpoint.parts_in_file import upsampler_kind
+from mlx_video.models.ltx.checkpoint.layouts import Layout, identify, upsampler_kind
 from mlx_video.models.ltx.checkpoint.releases import (
     GEMMA_3,
     LTX_2,
