@@ -260,11 +260,11 @@ def test_it_cannot_enhance_prompts(demo, capsys):
 def test_enhance_goes_on_asking_gemma(demo, monkeypatch):
     asked = []
 
-    def stop(given, release, notify):
-        asked.append(given)
+    def stop(search):
+        asked.append(search.files.text_encoder)
         raise MissingFileError("stop")
 
-    monkeypatch.setattr(find, "find_text_encoder", stop)
+    monkeypatch.setattr(find.Search, "text_encoder", stop)
     assert cli.main(["enhance", *PROMPT]) == cli.BAD_INPUT and asked == [None]
 
 

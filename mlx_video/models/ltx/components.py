@@ -126,17 +126,17 @@ class Components:
         layout = identify(found, variant)
         checks.check_layout(layout, needs)
         checks.check_variant(layout, variant)
-        sources = find.find_sources(layout, needs, files, notify)
+        search = find.Search(files, layout.release, notify)
+        sources = search.sources(layout, needs)
         distilled_lora = detailing_lora = None
-        if (given := files.distilled_lora) or DISTILLED_LORA in needs:
-            distilled_lora = find.find_distilled_lora(given, layout, notify)
+        if files.distilled_lora or DISTILLED_LORA in needs:
+            distilled_lora = search.distilled_lora(layout.path)
             checks.check_distilled_lora(distilled_lora, layout)
         if files.detailing_lora:
             detailing_lora = hub.resolve_file(files.detailing_lora, notify)
             adapter = lora.Adapter.read(detailing_lora)
             adapter.check(layout.version, reference=True)
-        loras = find.find_loras(files.loras, layout.version, notify)
-        loras = loras, distilled_lora, layout, detailing_lora
+        loras = search.loras(layout.version), distilled_lora, layout, detailing_lora
         return cls(sources, files.residency, *loras)
 
     def under(self, residency: Residency) -> "Components":
@@ -332,9 +332,9 @@ def _alone(
 ) -> Source | None:
     """The text encoder if nothing else is needed. Refuses one of another release before anything is fetched."""
     if needs == ("text_encoder",) and (files.text_encoder or release):
-        return find.find_text_encoder(files.text_encoder, release or LTX_2, notify)
+        return find.Search(files, release or LTX_2, notify).text_encoder()
     if files.text_encoder and release and hub.local(files.text_encoder):
-        found = find.find_text_encoder(files.text_encoder, release, notify)
+        found = find.Search(files, release, notify).text_encoder()
         checks.check_against_release(found, release)
     return None
 

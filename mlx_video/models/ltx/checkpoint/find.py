@@ -1,6 +1,7 @@
 """Finds the files of a run: given, beside the model or on the hub. Knows where to look, not how parts are built."""
 
 import logging
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping
@@ -196,133 +197,117 @@ def check_names(files: Files) -> None:
         hub.plan(wanted[0], wanted[1:])
 
 
-def find_sources(
-    layout: Layout, needs: tuple[str, ...], files: Files, notify: hub.Notify
-) -> dict[str, Source]:
-    """The checked parts of a checkpoint, including other files that are given or that it lacks."""
-    sources, release = dict(layout.sources), layout.release
-    lacking = set(needs) - sources.keys()
-    if files.text_encoder or "text_encoder" in lacking:
-        found = find_text_encoder(files.text_encoder, release, notify)
-        sources["text_encoder"] = found
-    if {"text_encoder", "connectors"} <= sources.keys() & set(needs):
-        check_text_encoder(layout, sources["text_encoder"])
-    if files.video_vae and "video_decoder" in sources:
-        sources |= find_video_vae(files.video_vae, layout, notify)
-    for name in filter(PARTS.get, release.single):
-        given = getattr(files, name, None)
-        if given or name in lacking:
-            sources[name] = find_single(name, given, release, notify)
-    sources = with_projection(sources)
-    wanted = {name: source for name, source in sources.items() if name in needs}
-    for name, source in wanted.items():
-        part_of(name).config(source)
-    for source in {source.paths: source for source in wanted.values()}.values():
-        source.check()
-    if "transformer" in needs:
-        check_residency(sources, files.quantize, files.low_memory)
-    if "video_decoder" in needs:
-        read_geometry(wanted)
-    return sources
+@dataclass(frozen=True)
+class Search:
+    """Finds the files that ``files`` names, or else those of ``release``; ``notify`` is called for downloads."""
 
+    files: Files
+    release: Release
+    notify: hub.Notify
 
-def find_text_encoder(
-    given: str | Path | None, release: Release, notify: hub.Notify
-) -> Source:
-    """The text encoder ``given``, or that of ``release``; raises ``UserError`` if it is not a Gemma."""
-    source = text_encoder_source(_text_encoder_path(given, release, notify))
-    if not is_gemma(source):
-        raise UserError(
-            f"{source.path} is not a Gemma folder: its config.json names no Gemma model. "
-            f"Give one such as {release.text_encoder_place}."
-        )
-    return source
+    def sources(self, layout: Layout, needs: tuple[str, ...]) -> dict[str, Source]:
+        """The checked parts of a checkpoint, including other files that are given or that it lacks."""
+        sources, files = dict(layout.sources), self.files
+        lacking = set(needs) - sources.keys()
+        if files.text_encoder or "text_encoder" in lacking:
+            sources["text_encoder"] = self.text_encoder()
+        if {"text_encoder", "connectors"} <= sources.keys() & set(needs):
+            check_text_encoder(layout, sources["text_encoder"])
+        if files.video_vae and "video_decoder" in sources:
+            sources |= self.video_vae(layout)
+        for name in filter(PARTS.get, self.release.single):
+            if getattr(files, name, None) or name in lacking:
+                sources[name] = self.single(name)
+        sources = with_projection(sources)
+        wanted = {name: source for name, source in sources.items() if name in needs}
+        for name, source in wanted.items():
+            part_of(name).config(source)
+        for source in {source.paths: source for source in wanted.values()}.values():
+            source.check()
+        if "transformer" in needs:
+            check_residency(sources, files.quantize, files.low_memory)
+        if "video_decoder" in needs:
+            read_geometry(wanted)
+        return sources
 
+    def text_encoder(self) -> Source:
+        """The text encoder; raises ``UserError`` if it is not a Gemma."""
+        given, usual = self.files.text_encoder, self.release.text_encoder
+        if _is_file(given or usual.file):
+            path = self._file(given, usual.file)
+        else:
+            folder = given or usual.repository
+            path = hub.resolve(folder, hub.TEXT_ENCODER_FILES, self.notify)
+        source = text_encoder_source(path)
+        if not is_gemma(source):
+            raise UserError(
+                f"{source.path} is not a Gemma folder: its config.json names no Gemma model. "
+                f"Give one such as {self.release.text_encoder_place}."
+            )
+        return source
 
-def _text_encoder_path(
-    given: str | Path | None, release: Release, notify: hub.Notify
-) -> Path:
-    usual = release.text_encoder
-    if _is_file(given or usual.file):
-        return _file(given, release, usual.file, notify)
-    return hub.resolve(given or usual.repository, hub.TEXT_ENCODER_FILES, notify)
+    def single(self, name: str) -> Source:
+        """The part ``name`` in a file of its own; raises ``UserError`` if the file holds another."""
+        file = self.release.single[name]
+        found = self._file(getattr(self.files, name, None), file)
+        if name not in parts_in(found):
+            raise UserError(
+                f"{found} {PARTS[name].unlike}. Give {file} of {self.release.repository}."
+            )
+        return Source.of(found)
+
+    def video_vae(self, layout: Layout) -> dict[str, Source]:
+        """The video autoencoder that is named, which for "conv" is the checkpoint's convolutional one.
+
+        Raises ``UserError`` if there is none.
+        """
+        given, usual = self.files.video_vae, self.release.conv_vae
+        if given != CONV:
+            file = hub.resolve_file(given, self.notify)
+            if found := _autoencoder(parts_in(file)):
+                return found
+            raise UserError(
+                f"{file} is not a video autoencoder: it lacks the encoder, the decoder or the config of one. Give a file "
+                f"such as {usual or layout.path}, or {CONV}."
+            )
+        if not is_diffusion(layout.sources["video_decoder"]):
+            return {}
+        if layout.path.is_dir():
+            raise UserError(
+                f"{layout.path} ({layout.name}) is not searched for a second video autoencoder; name its file with "
+                "--video-vae."
+            )
+        found = _autoencoder(companions(layout.path, self.release, diffusion=False))
+        if not found and usual:
+            return _autoencoder(parts_in(self._file(None, usual)))
+        return found
+
+    def distilled_lora(self, model: Path) -> Path:
+        """The distilled LoRA: the one that is named, else beside the ``model``, else published with it."""
+        folder = model if model.is_dir() else model.parent
+        given = self.files.distilled_lora or newest(folder, DISTILLED_LORA_FILES)
+        return self._file(given, self.release.distilled_lora)
+
+    def loras(self, version: str) -> list[LoRA]:
+        """The LoRAs; raises ``UserError`` if one is for another ``version``."""
+        found = [LoRA(hub.resolve_file(f, self.notify), s) for f, s in self.files.loras]
+        for file, _ in found:
+            Adapter.read(file).check(version)
+        return found
+
+    def _file(self, given: str | Path | None, usual: str) -> Path:
+        """The file ``given``, or ``usual`` from the release's repository."""
+        if given:
+            return hub.resolve_file(given, self.notify)
+        notify = self.release.with_terms(self.notify)
+        return hub.resolve(self.release.repository, [usual], notify) / usual
 
 
 def _is_file(name: str | Path) -> bool:
     return str(name).endswith(".safetensors")
 
 
-def _file(
-    given: str | Path | None, release: Release, file: str, notify: hub.Notify
-) -> Path:
-    """The file ``given``, or ``file`` from the release's repository."""
-    if given:
-        return hub.resolve_file(given, notify)
-    return hub.resolve(release.repository, [file], release.with_terms(notify)) / file
-
-
-def find_single(
-    name: str, given: str | Path | None, release: Release, notify: hub.Notify
-) -> Source:
-    """The part ``name`` in the file ``given``, or in the release's own; raises ``UserError`` if it holds another."""
-    file = release.single[name]
-    found = _file(given, release, file, notify)
-    if name not in parts_in(found):
-        raise UserError(
-            f"{found} {PARTS[name].unlike}. Give {file} of {release.repository}."
-        )
-    return Source.of(found)
-
-
-def find_video_vae(
-    given: str | Path, layout: Layout, notify: hub.Notify
-) -> dict[str, Source]:
-    """The video autoencoder in the file ``given``, or for "conv" the checkpoint's convolutional one.
-
-    Raises ``UserError`` if there is none.
-    """
-    if str(given) != CONV:
-        file = hub.resolve_file(given, notify)
-        if found := _autoencoder(parts_in(file)):
-            return found
-        raise UserError(
-            f"{file} is not a video autoencoder: it lacks the encoder, the decoder or the config of one. Give a file such "
-            f"as {layout.release.conv_vae or layout.path}, or {CONV}."
-        )
-    if not is_diffusion(layout.sources["video_decoder"]):
-        return {}
-    if layout.path.is_dir():
-        raise UserError(
-            f"{layout.path} ({layout.name}) is not searched for a second video autoencoder; name its file with "
-            "--video-vae."
-        )
-    found = _autoencoder(companions(layout.path, layout.release, diffusion=False))
-    if not found and layout.release.conv_vae:
-        file = _file(None, layout.release, layout.release.conv_vae, notify)
-        return _autoencoder(parts_in(file))
-    return found
-
-
 def _autoencoder(parts: Mapping[str, Source]) -> dict[str, Source]:
     """Both halves of the video autoencoder in ``parts``; empty if one is missing."""
     halves = ("video_encoder", "video_decoder")
     return {n: parts[n] for n in halves} if parts.keys() >= {*halves} else {}
-
-
-def find_distilled_lora(
-    given: str | Path | None, layout: Layout, notify: hub.Notify
-) -> Path:
-    """The distilled LoRA: the one ``given``, else beside the model, else published with it."""
-    folder = layout.path if layout.path.is_dir() else layout.path.parent
-    given = given or newest(folder, DISTILLED_LORA_FILES)
-    return _file(given, layout.release, layout.release.distilled_lora, notify)
-
-
-def find_loras(
-    loras: Iterable[tuple[str | Path, float]], version: str, notify: hub.Notify
-) -> list[LoRA]:
-    """The files of ``loras``; raises ``UserError`` if one is for another version."""
-    found = [LoRA(hub.resolve_file(f, notify), s) for f, s in loras]
-    for file, _ in found:
-        Adapter.read(file).check(version)
-    return found
