@@ -197,7 +197,7 @@ def mlx_model(part, release: str, tiny: bool):
     """A VideoEncoder or VideoDecoder, evaluated in bfloat16."""
     import mlx.core as mx
 
-    from mlx_video.models.ltx.video_config import VideoVAEConfig
+    from mlx_video.models.ltx.vae_config import VideoVAEConfig
 
     published = json.loads((PUBLISHED / f"ltx-{release}.json").read_text())
     config = VideoVAEConfig.from_dict(published["vae"])

@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.audio_config import AudioVAEConfig
 from mlx_video.models.ltx.audio_vae.signal import frames
+from mlx_video.models.ltx.vae_config import AudioVAEConfig
 
 LOG_FLOOR = 1e-5
 

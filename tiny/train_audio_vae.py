@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_video.models.ltx.audio_config import AudioVAEConfig
+from mlx_video.models.ltx.vae_config import AudioVAEConfig
 from mlx_video.types import VideoPixelShape
 from tiny.mel import LOG_FLOOR, log_mel
 from tiny.model import AUDIO_VAE, GEOMETRY, fresh, store

@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
-from mlx_video.models.ltx.video_vae.blocks import ResnetBlock3D
+from mlx_video.models.ltx.video_vae.convolution import ResnetBlock3D
 from tiny import quick
 from tiny.model import WORK, fresh, load, store
 from tiny.start_video_vae import start

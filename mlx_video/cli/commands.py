@@ -33,8 +33,7 @@ from mlx_video.disk import file_errors, short, typed_path
 from mlx_video.errors import UserError
 from mlx_video.events import Event, Planned, Warned
 from mlx_video.hub import MODEL_REPO
-from mlx_video.models.ltx.checkpoint.catalog import catalog, entry
-from mlx_video.models.ltx.checkpoint.describe import describe
+from mlx_video.models.ltx.checkpoint.describe import catalog, describe, entry
 from mlx_video.models.ltx.checkpoint.files import DTYPES
 from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.checkpoint.layouts import VARIANTS

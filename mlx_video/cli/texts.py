@@ -5,8 +5,7 @@ from typing import Sequence
 
 from mlx_video.disk import GB, amount
 from mlx_video.events import Planned
-from mlx_video.models.ltx.checkpoint.catalog import Entry
-from mlx_video.models.ltx.checkpoint.describe import Description, PartSummary
+from mlx_video.models.ltx.checkpoint.describe import Description, Entry, PartSummary
 from mlx_video.models.ltx.checkpoint.find import DEMO_KNOWS, PACKAGED
 from mlx_video.plan import Plan, beside, largest
 

@@ -8,8 +8,8 @@ pytest.importorskip("diffusers")
 
 from diffusers import AutoencoderKLLTX2Audio
 
-from mlx_video.models.ltx.audio_config import AudioVAEConfig
 from mlx_video.models.ltx.audio_vae import AudioDecoder, AudioEncoder
+from mlx_video.models.ltx.vae_config import AudioVAEConfig
 from tests.reference import MODULE_TOLERANCE, error
 
 STATISTICS = "audio_vae.per_channel_statistics."

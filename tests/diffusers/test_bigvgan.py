@@ -8,8 +8,8 @@ pytest.importorskip("diffusers")
 
 from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 
-from mlx_video.models.ltx.audio_config import BigVGANVocoderConfig
 from mlx_video.models.ltx.audio_vae import BigVGANVocoder
+from mlx_video.models.ltx.vae_config import BigVGANVocoderConfig
 from tests.reference import MODULE_TOLERANCE, error
 
 OFFICIAL_NAMES = {

@@ -19,7 +19,7 @@ from mlx_video.models.ltx.checkpoint.foreign_configs import (
 )
 from mlx_video.models.ltx.checkpoint.foreign_names import to_official
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead
-from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
+from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
 from mlx_video.models.ltx.video_vae import DiffusionDecoder
 from mlx_video.types import AV
 from tests.reference import MODULE_TOLERANCE, error

@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import AutoencoderKLLTX2Video
 
-from mlx_video.models.ltx.video_config import VideoVAEConfig
+from mlx_video.models.ltx.vae_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from tests.reference import MODULE_TOLERANCE, error
 

@@ -8,8 +8,8 @@ pytest.importorskip("diffusers")
 
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
-from mlx_video.models.ltx.audio_config import VocoderConfig
 from mlx_video.models.ltx.audio_vae import Vocoder
+from mlx_video.models.ltx.vae_config import VocoderConfig
 from tests.reference import MODULE_TOLERANCE, error
 
 OFFICIAL_NAMES = {

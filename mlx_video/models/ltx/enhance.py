@@ -4,9 +4,12 @@ Knows the instructions. The text encoder's Gemma writes the description.
 """
 
 import logging
-from typing import Callable, Iterator, Protocol
+from typing import TYPE_CHECKING, Callable, Iterator
 
 from mlx_video.errors import UserError
+
+if TYPE_CHECKING:  # it imports this module
+    from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 
 log = logging.getLogger(__name__)
 
@@ -51,23 +54,8 @@ PLAIN = str.maketrans(
 )
 
 
-class Writer(Protocol):
-    """What writes the prompt, such as ``GemmaTextEncoder``."""
-
-    def generate(
-        self,
-        instructions: str,
-        request: str,
-        *,
-        max_tokens: int,
-        temperature: float,
-        seed: int,
-    ) -> Iterator[str]:
-        """The answer to ``request`` under ``instructions``, piece by piece; temperature 0 takes the likeliest token."""
-
-
 def enhance_t2v(
-    encoder: Writer,
+    encoder: "GemmaTextEncoder",
     prompt: str,
     *,
     max_tokens: int = MAX_TOKENS,
@@ -96,7 +84,7 @@ def enhance_t2v(
 
 
 def enhance_i2v(
-    encoder: Writer,
+    encoder: "GemmaTextEncoder",
     prompt: str,
     *,
     system_prompt: str | None = None,

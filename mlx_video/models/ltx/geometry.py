@@ -3,10 +3,10 @@
 from typing import Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.audio_config import MEL_BINS
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.parts import PARTS, part_of
 from mlx_video.models.ltx.schema import LARGEST, short_repr
+from mlx_video.models.ltx.vae_config import MEL_BINS
 from mlx_video.types import AudioScale, Geometry, VideoScale
 
 SOUND = ("audio_decoder", "vocoder")  # the parts that make sound

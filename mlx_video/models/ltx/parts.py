@@ -11,11 +11,6 @@ from mlx.utils import tree_flatten
 
 from mlx_video import hub
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.audio_config import (
-    AudioVAEConfig,
-    BigVGANVocoderConfig,
-    VocoderConfig,
-)
 from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source
 from mlx_video.models.ltx.config import (
     ConnectorConfig,
@@ -26,10 +21,13 @@ from mlx_video.models.ltx.config import (
 )
 from mlx_video.models.ltx.gemma_config import GemmaConfig
 from mlx_video.models.ltx.schema import Config
-from mlx_video.models.ltx.video_config import (
+from mlx_video.models.ltx.vae_config import (
+    AudioVAEConfig,
+    BigVGANVocoderConfig,
     DiffusionDecoderConfig,
     VideoEncoderConfig,
     VideoVAEConfig,
+    VocoderConfig,
 )
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import (

@@ -11,7 +11,7 @@ from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
 from mlx_video.models.ltx.parts import PARTS
-from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
+from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
 from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.reference import FIXTURES, UPSCALER, checkpoint
 

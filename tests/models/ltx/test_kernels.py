@@ -8,13 +8,13 @@ from mlx_video.models.ltx.adaln import add_gated, norm_modulate
 from mlx_video.models.ltx.kernels import Kernel, fused
 from mlx_video.models.ltx.rope import norm_rotate
 from mlx_video.models.ltx.video_vae import cells
-from mlx_video.models.ltx.video_vae.blocks import ResnetBlock3D
 from mlx_video.models.ltx.video_vae.cells import (
     PLUS_DELAYED,
     WINDOW,
     plus_delayed,
     window,
 )
+from mlx_video.models.ltx.video_vae.convolution import ResnetBlock3D
 from mlx_video.models.ltx.video_vae.sampling import GROWN, SHRUNK, grown, shrunk
 from mlx_video.models.ltx.video_vae.stream import DecoderStep, FrameCache, in_pieces
 from tests.reference import error

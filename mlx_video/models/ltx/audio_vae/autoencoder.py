@@ -7,9 +7,9 @@ import mlx.nn as nn
 
 from mlx_video.cpu_ops import silu
 from mlx_video.models.ltx import memory_table
-from mlx_video.models.ltx.audio_config import AudioVAEConfig
 from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
+from mlx_video.models.ltx.vae_config import AudioVAEConfig
 from mlx_video.tensor_names import TensorNames
 
 NORM_EPS = 1e-6

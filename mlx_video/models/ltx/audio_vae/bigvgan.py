@@ -9,12 +9,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx import memory_table
-from mlx_video.models.ltx.audio_config import (
-    MEL_BINS,
-    BandwidthExtensionConfig,
-    BigVGANConfig,
-    BigVGANVocoderConfig,
-)
 from mlx_video.models.ltx.audio_vae.signal import frames, resample
 from mlx_video.models.ltx.audio_vae.vocoder import (
     EDGE_KERNEL,
@@ -24,6 +18,12 @@ from mlx_video.models.ltx.audio_vae.vocoder import (
 )
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.parts import Network
+from mlx_video.models.ltx.vae_config import (
+    MEL_BINS,
+    BandwidthExtensionConfig,
+    BigVGANConfig,
+    BigVGANVocoderConfig,
+)
 from mlx_video.tensor_names import TensorNames
 
 TAPS = 12  # of the filters around an activation

@@ -1,15 +1,16 @@
-"""Describes what a path holds, from headers and configs alone. Knows layouts and parts; loads nothing."""
+"""What a path holds, from its headers and configs alone, and what can be named instead of a path. Loads nothing."""
 
 from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Mapping, NamedTuple
 
-from mlx_video import lora
+from mlx_video import hub, lora
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.layouts import LORA, identify, with_projection
-from mlx_video.models.ltx.checkpoint.releases import RELEASES
+from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.geometry import read_geometry
@@ -141,3 +142,71 @@ def _summary(weights: Weights, quantization: Mapping[str, object] = {}) -> PartS
         sizes[name.replace("uint8", "float8")] += value.nbytes
     dtypes = tuple(name for name, _ in sizes.most_common())
     return PartSummary(len(weights), sizes.total(), dtypes, quantization)
+
+
+# What has a name
+
+
+@dataclass(frozen=True)
+class Cached:
+    """How many bytes of some files are in the cache, and whether that is all of them."""
+
+    bytes: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model by the name that ``--model`` takes.
+
+    size        of its files and its text encoder, in words
+    cached      what is in the cache (the demo model: in the package) of each variant, text encoder and upscaler
+    unfinished  bytes of interrupted downloads, which will be resumed
+    """
+
+    name: str
+    repository: str
+    size: str
+    licence: str
+    gated: bool
+    terms: str
+    cached: Mapping[str, Cached]
+    unfinished: int = 0
+
+
+def catalog() -> list[Entry]:
+    """The demo model, if the package has it, and every release."""
+    return [*_demo(), *map(_release, RELEASES)]
+
+
+def entry(model: str) -> Entry | None:
+    """The entry of a release by its name or repository; ``None`` for other models. Raises as ``named`` does."""
+    release = published(str(find.named(model)))
+    return release and _release(release)
+
+
+def _demo() -> list[Entry]:
+    size = sum(
+        file.stat().st_size for file in find.PACKAGED.rglob("*") if file.is_file()
+    )
+    here = {"distilled": Cached(size, True)}
+    words = f"the demo model, {size / 1e6:.0f} MB in this package"
+    terms = "MIT licence, open to all"
+    return [Entry(find.DEMO, "", words, "MIT", False, terms, here)] if size else []
+
+
+def _release(release: Release) -> Entry:
+    repository = release.repository
+    files = {v: (repository, release.files(v)) for v in release.transformers}
+    files["text encoder"] = release.text_files
+    files["upscaler"] = (repository, [release.upsampler])
+    return Entry(
+        release.name.lower(),
+        repository,
+        release.size,
+        release.licence,
+        release.gated,
+        release.terms,
+        {k: Cached(hub.cached_bytes(*v), hub.is_cached(*v)) for k, v in files.items()},
+        hub.unfinished_bytes(repository),
+    )

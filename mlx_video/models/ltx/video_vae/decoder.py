@@ -12,21 +12,19 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.memory_table import FLOAT32
 from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
-from mlx_video.models.ltx.video_config import STRIDES, VideoVAEConfig
-from mlx_video.models.ltx.video_vae.blocks import (
-    CONVOLUTIONS,
-    Block,
-    MidBlock3D,
-    layers,
-    read_blocks,
-    video_names,
-)
+from mlx_video.models.ltx.vae_config import STRIDES, VideoVAEConfig
 from mlx_video.models.ltx.video_vae.convolution import (
+    CONVOLUTIONS,
     MAX_CONV_ELEMENTS,
+    Block,
     CausalConv3d,
+    MidBlock3D,
     convolutions,
+    layers,
     on_gpu,
+    read_blocks,
     unfolded_elements,
+    video_names,
     widest,
 )
 from mlx_video.models.ltx.video_vae.decoding import PIECES, StreamPlan, Tiling

@@ -17,8 +17,8 @@ from mlx_video.models.ltx.adaln import TimestepEmbedder
 from mlx_video.models.ltx.pacing import each_piece_by_piece
 from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
-from mlx_video.models.ltx.video_config import DiffusionDecoderConfig
-from mlx_video.models.ltx.video_vae.blocks import video_names
+from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
+from mlx_video.models.ltx.video_vae.convolution import video_names
 from mlx_video.models.ltx.video_vae.decoding import PIECE, PIECES, StreamPlan, Tiling
 from mlx_video.models.ltx.video_vae.diffusion_blocks import (
     MODULATION,

@@ -12,22 +12,20 @@ from mlx_video.models.ltx.memory_table import FLOAT32
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
-from mlx_video.models.ltx.video_config import STRIDES, VideoEncoderConfig, stride_of
-from mlx_video.models.ltx.video_vae.blocks import (
-    CONVOLUTIONS,
-    Block,
-    MidBlock3D,
-    layers,
-    read_blocks,
-    video_names,
-)
+from mlx_video.models.ltx.vae_config import STRIDES, VideoEncoderConfig, stride_of
 from mlx_video.models.ltx.video_vae.convolution import (
+    CONVOLUTIONS,
     MAX_CONV_ELEMENTS,
+    Block,
     CausalConv3d,
+    MidBlock3D,
     by_product,
     by_volume,
+    layers,
     on_gpu,
     preferred_form,
+    read_blocks,
+    video_names,
     widest,
 )
 from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify

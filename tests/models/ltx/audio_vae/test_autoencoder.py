@@ -3,8 +3,8 @@
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx.audio_config import AudioVAEConfig
 from mlx_video.models.ltx.audio_vae import AudioDecoder, AudioEncoder
+from mlx_video.models.ltx.vae_config import AudioVAEConfig
 from tests.models.ltx.audio_vae.audio import (
     NEWER,
     REAL,

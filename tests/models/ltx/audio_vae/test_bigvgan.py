@@ -5,9 +5,9 @@ import math
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx.audio_config import BigVGANVocoderConfig
 from mlx_video.models.ltx.audio_vae import AudioDecoder, BigVGANVocoder, bigvgan
 from mlx_video.models.ltx.audio_vae.bigvgan import reach
+from mlx_video.models.ltx.vae_config import BigVGANVocoderConfig
 from tests.models.ltx.audio_vae.audio import (
     NEWER,
     TINY,

@@ -5,14 +5,15 @@ import json
 import pytest
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.audio_config import (
-    AudioVAEConfig,
-    BigVGANVocoderConfig,
-    VocoderConfig,
-)
 from mlx_video.models.ltx.checkpoint import foreign_configs as foreign
 from mlx_video.models.ltx.config import ConnectorConfig, UpsamplerConfig
-from mlx_video.models.ltx.video_config import VideoEncoderConfig, VideoVAEConfig
+from mlx_video.models.ltx.vae_config import (
+    AudioVAEConfig,
+    BigVGANVocoderConfig,
+    VideoEncoderConfig,
+    VideoVAEConfig,
+    VocoderConfig,
+)
 from tests.reference import FIXTURES
 
 # As the pipelines of diffusers 0.42 state them.

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx.video_config import VideoVAEConfig
+from mlx_video.models.ltx.vae_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder
 from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.types import VideoScale

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx.video_config import VideoVAEConfig
+from mlx_video.models.ltx.vae_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from tests.models.ltx.video_vae.tiny import CONVOLUTIONAL, LTX_2_3
 from tests.reference import CHECKPOINT, FIXTURES, checkpoint, manifest

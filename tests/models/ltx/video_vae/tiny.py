@@ -5,7 +5,7 @@ from functools import cache
 
 import mlx.core as mx
 
-from mlx_video.models.ltx.video_config import VideoVAEConfig
+from mlx_video.models.ltx.vae_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from tests.reference import FIXTURES, checkpoint, vectors
 
