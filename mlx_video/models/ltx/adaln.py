@@ -16,7 +16,7 @@ EMBEDDING_WIDTH = 256
 
 
 class TimestepEmbedder(nn.Module):
-    """Noise levels as sinusoids through two linear layers: (...,) -> (..., dim), in ``dtype``."""
+    """Scaled noise levels as sinusoids through two linear layers: (...,) -> (..., dim), in ``dtype``."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -24,7 +24,6 @@ class TimestepEmbedder(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
 
     def __call__(self, timesteps: mx.array, dtype: mx.Dtype) -> mx.array:
-        """Scaled noise levels (...,) -> their embeddings (..., dim), in ``dtype``."""
         x = timestep_embedding(timesteps, EMBEDDING_WIDTH).astype(dtype)
         return self.linear_2(nn.silu(self.linear_1(x)))
 

@@ -99,7 +99,6 @@ class FeedForward(nn.Module):
         self.proj_out = Linear(4 * dim, dim, bias=bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(..., dim) -> (..., dim)."""
         return self.proj_out(end_piece(gelu(self.proj_in(x))))
 
 

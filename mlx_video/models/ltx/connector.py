@@ -252,7 +252,6 @@ class ConnectorBlock(nn.Module):
         self.ff = FeedForward(own.width, bias=config.connector_ff_bias)
 
     def __call__(self, x: mx.array, rope: Rope) -> mx.array:
-        """(B, N, D) -> (B, N, D)."""
         x = x + self.attn1(mx.fast.rms_norm(x, None, self.norm_eps), rope=rope)
         return x + self.ff(mx.fast.rms_norm(x, None, self.norm_eps))
 

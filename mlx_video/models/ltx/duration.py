@@ -68,7 +68,6 @@ class ContextInput(nn.Module):
         self.embedding = mx.zeros((dim,))
 
     def __call__(self, context: mx.array) -> mx.array:
-        """(B, L, width) -> (B, L, dim)."""
         return self.proj(context) + self.embedding
 
 
@@ -83,7 +82,6 @@ class Pooler(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def __call__(self, tokens: mx.array) -> mx.array:
-        """(B, N, dim) -> (B, queries, dim)."""
         D = tokens.shape[-1]
         weight, bias = self.in_proj.weight, self.in_proj.bias
         q = mx.addmm(bias[:D], self.queries[None], weight[:D].T)

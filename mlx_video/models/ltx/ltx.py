@@ -355,7 +355,6 @@ class CaptionProjection(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, L, dim) -> (B, L, width)."""
         return self.linear_2(gelu(self.linear_1(x)))
 
 

@@ -140,7 +140,6 @@ class BigVGAN(Generator):
         self.act_post = AntiAliasedSnake(config.last_width)
 
     def __call__(self, log_mel: mx.array) -> mx.array:
-        """(B, C, T, bins) -> (B, C, T * hop)."""
         x = self.act_post(self.lengthened(log_mel, nn.Identity()))
         x = self.conv_post(x).transpose(0, 2, 1)
         if not self.config.apply_final_activation:
@@ -176,7 +175,6 @@ class AntiAliasedSnake(nn.Module):
         self.down = mx.zeros(TAPS)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, L, C) -> (B, L, C)."""
         return _snake(x, self.alpha, self.beta, self.up, self.down)
 
 
@@ -208,7 +206,7 @@ def _filtered(x: mx.array, taps: mx.array, length: int) -> mx.array:
 
 
 class CausalLogMel(nn.Module):
-    """The extension's input from the 16 kHz sound: (B, C, n) -> log-mel (B, C, n // hop_length, num_mels).
+    """The extension's input from the 16 kHz sound: (B, C, n) -> log-mel, natural, (B, C, n // hop_length, num_mels).
 
     Frames are causal: the first ends with the first ``hop_length`` samples.
     """
@@ -221,7 +219,6 @@ class CausalLogMel(nn.Module):
         self.bank = mx.zeros((config.num_mels, bins))
 
     def __call__(self, wave: mx.array) -> mx.array:
-        """(B, C, n) -> (B, C, n // hop_length, num_mels), natural logarithms."""
         padded = mx.pad(wave, ((0, 0), (0, 0), (self.length - self.hop, 0)))
         spectrum = frames(padded, self.length, self.hop) @ self.basis.T
         real, imaginary = mx.split(spectrum, 2, axis=-1)

@@ -43,7 +43,6 @@ class SameConv1d(nn.Conv1d):
         self.phases = dilation
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, L, I) -> (B, L, O)."""
         if self.phases == 1:
             return super().__call__(x)
         length = x.shape[1]
@@ -83,7 +82,6 @@ class TransposedConv1d(nn.ConvTranspose1d):
         super().__init__(in_channels, out_channels, kernel_size, stride)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, L, I) -> (B, L * stride, O)."""
         O, K, I = self.weight.shape
         B, L, _ = x.shape
         taps = -(-K // self.stride)
@@ -187,7 +185,6 @@ class VocoderBlock(nn.Module):
         self.convs2 = [SameConv1d(channels, channels, kernel_size) for _ in dilations]
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, L, C) -> (B, L, C)."""
         for conv1, conv2 in zip(self.convs1, self.convs2):
             x = x + conv2(nn.leaky_relu(conv1(nn.leaky_relu(x, SLOPE)), SLOPE))
         return x

@@ -37,7 +37,6 @@ class SwiGLU(nn.Module):
         self.w_down = nn.Linear(hidden, dim, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(..., dim) -> (..., dim)."""
         return self.w_down(_gated(self.w_gate(x), self.w_up(x)))
 
 
