@@ -1,6 +1,6 @@
-"""The terminal: what is typed, what is shown, and the exit code. Apart from ``python -m mlx_video.backend``, only this folder prints.
+"""The terminal: arguments, output and exit codes. Only this folder prints, apart from ``python -m mlx_video.backend``.
 
-0 is done, 1 a fault of ours, 2 bad input, 3 garbage, 130 Ctrl-C. Nothing heavy is imported before ``guarded`` answers for it.
+Exit codes: 0 success, 1 a bug, 2 bad input, 3 a garbage result, 130 Ctrl-C. Imports nothing heavy outside ``guarded``.
 """
 
 import gc
@@ -18,22 +18,22 @@ DONE, FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(argv: Sequence[str] | None = None, *before: str, **usual) -> int:
-    """The exit code of the ``mlx-video`` command for ``argv``, by default the process's, with words ``before`` them.
+    """Run ``mlx-video`` with the words ``before`` and ``argv``, by default the process's; returns the exit code.
 
-    usual  defaults of ``generate``'s options in place of the usual ones; --help shows them
+    usual  other defaults of ``generate``'s options, which --help shows
     """
     words = [*before, *(sys.argv[1:] if argv is None else argv)]
 
     def command() -> None:
         _commands().run(words, **usual)
 
-    # Not by argparse, whose own errors are told as JSON too.
+    # Not by argparse, since its own errors appear as JSON too.
     return guarded(command, json_errors="--json" in words)
 
 
 @cache
 def _commands() -> ModuleType:
-    """The module of all commands, which Python's collector of garbage never walks through: that took a fifth of a start."""
+    """The module of all commands, hidden from Python's garbage collector, which took a fifth of the start."""
     gc.disable()
     try:
         from mlx_video.cli import commands
@@ -45,9 +45,9 @@ def _commands() -> ModuleType:
 
 
 def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
-    """The exit code of ``run``. What ends it is said on stderr: an error in one sentence, a fault of ours with its traceback.
+    """The exit code of ``run``. Prints an error to stderr as one sentence, a bug with its traceback.
 
-    With ``json_errors`` stdout gets ``{"error": ...}`` as well.
+    With ``json_errors``, also prints ``{"error": ...}`` to stdout.
     """
     from mlx_video.cli import terminal
 
@@ -56,7 +56,7 @@ def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
             run()
     except UserError as error:
         code, ended, said = BAD_INPUT, error, f"error: {error}"
-    except PermissionError as error:  # of a closed file or folder, wherever it is met
+    except PermissionError as error:  # for a file or folder
         fault = f"{short(error.filename)} cannot be used: permission denied."
         code, ended, said = BAD_INPUT, error, f"error: {fault}"
     except KeyboardInterrupt as error:

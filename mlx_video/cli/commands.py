@@ -1,4 +1,4 @@
-"""The commands: each reads its options, lets the package do the work, and shows what comes of it."""
+"""The commands: each reads its options, lets the package do the work, and shows the result."""
 
 import argparse
 import json
@@ -51,12 +51,12 @@ DESCRIPTION = (
     'mlx-video "a prompt" is short for mlx-video generate --prompt "a prompt".'
 )
 
-# macOS starts zsh without its completion.
+# On macOS zsh starts without completion.
 ZSH = "autoload -U +X compinit; (( $+functions[compdef] )) || compinit -i\n"
 
 
 def run(words: Sequence[str], **usual) -> None:
-    """Do what ``words`` ask for; ``usual`` as in ``main_parser``."""
+    """Run the command in ``words``; ``usual`` as in ``main_parser``."""
     args = main_parser(**usual).read(meant(words))
     if getattr(args, "verbose", False):
         logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -64,8 +64,8 @@ def run(words: Sequence[str], **usual) -> None:
 
 
 def meant(words: Sequence[str]) -> Sequence[str]:
-    """``words`` with what people leave out: a prompt alone is for ``generate``, and help and version are options."""
-    # argparse has no command that may be left out.
+    """``words`` completed: a prompt alone is for ``generate``, and help and version are options."""
+    # argparse has no optional commands.
     match words:
         case ["help", *command]:
             return [*command, "--help"]
@@ -96,7 +96,7 @@ def main_parser(**usual) -> Parser:
 
 
 def version(args: argparse.Namespace) -> None:
-    """Say the version, MLX's, the device and the BLAS."""
+    """Print our version, MLX's, the device and the BLAS."""
     import mlx.core as mx
 
     tell(f"mlx-video {__version__}")
@@ -104,7 +104,7 @@ def version(args: argparse.Namespace) -> None:
     tell(f"BLAS      {load_blas() or 'the one in MLX'}")
 
 
-# Commands; each docstring begins with what --help says
+# Commands; --help shows the first sentence of each docstring
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -135,7 +135,7 @@ def _listen(
     events: Iterator[Event],
     notices: Sequence[str | Warned] = (),
 ) -> None:
-    """Show the events of a run, and at its end the path, or the object that --json asks for."""
+    """Show the events of a run, then its path, or JSON for --json."""
     progress = Progress(args.quiet, args.verbose)
     with closing(events), closing(progress):
         for event in events:
@@ -151,8 +151,8 @@ def _listen(
 
 
 def _save_preview(preview: Preview, base: Path) -> None:
-    """Write a picture under a name that begins with ``base``; the run goes on where that cannot be."""
-    from mlx_video.media import save_still  # with codecs, which few commands need
+    """Write a picture under a name that begins with ``base``; if that fails, the run continues."""
+    from mlx_video.media import save_still  # imports codecs, which few commands need
 
     name = f"{base.name}.stage-{preview.stage}-step-{preview.step:02}.jpg"
     try:
@@ -205,7 +205,7 @@ def convert(args: argparse.Namespace) -> None:
     """Convert a checkpoint to an MLX folder, quantized if wanted."""
     import mlx.core as mx
 
-    from mlx_video.convert import convert  # with networks, which only it needs
+    from mlx_video.convert import convert  # imports networks, which only it needs
 
     if args.typed.keys() & {"q_bits", "q_group_size"} and not args.quantize:
         raise UserError(
@@ -239,7 +239,7 @@ def models(args: argparse.Namespace) -> None:
 def info(args: argparse.Namespace) -> None:
     """Say what a file or folder holds and what is missing.
 
-    Raises ``UserError`` at the end where it cannot be used, or is damaged.
+    Raises ``UserError`` at the end if it is unusable or damaged.
     """
     if release := entry(args.path):
         if args.verify:
@@ -283,11 +283,11 @@ def check(args: argparse.Namespace) -> None:
 
 def completion(args: argparse.Namespace) -> None:
     """Print a completion script for bash, zsh or fish."""
-    import shtab  # which only this command needs
+    import shtab  # only for this command
 
     commands = args.main.commands.choices.values()
     for action in chain.from_iterable(command._actions for command in commands):
-        # bash completes files where nothing else fits, and so goes on to the next option.
+        # bash completes files anyway if nothing else fits.
         if args.shell != "bash" and action.nargs != 0 and not action.choices:
             action.complete = shtab.FILE
     script = shtab.complete(args.main, args.shell)

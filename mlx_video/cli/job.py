@@ -1,4 +1,4 @@
-"""The job, the files and the options of a run that typed arguments ask for, and leave to open what only a record names."""
+"""From arguments to a run's job, files and options; asks before opening files that only a record names."""
 
 import argparse
 import os
@@ -25,10 +25,7 @@ from mlx_video.run import Options
 
 
 def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
-    """The job that the arguments of ``generate`` ask for, and what may be said of it before it begins.
-
-    What is about to be downloaded is said at once.
-    """
+    """The job for the arguments of ``generate``, and notices about it. Downloads are reported at once."""
     if args.from_record or args.resume:
         return _job_again(args), []
     if args.prompt is None:
@@ -48,7 +45,7 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
     return settings.job(files_from(args), notify, warn, called=args.typed), notices
 
 
-# What may go with a record: where its files lie now, and what makes no other clip.
+# Options allowed with a record: where its files are now, and those that do not change the clip.
 _WITH_RECORD = frozenset(("model", *BESIDE, "loras"))
 _BESIDE_RECORD = frozenset(
     "from_record resume output_path output_audio save_frames overwrite health quiet verbose json yes memory_limit "
@@ -57,7 +54,7 @@ _BESIDE_RECORD = frozenset(
 
 
 def _job_again(args: argparse.Namespace) -> Job:
-    """The job of a record, with the files that were typed in place of its own."""
+    """The job of a record, with typed files instead of its own."""
     if args.from_record and args.resume:
         raise UserError(
             "--resume continues a clip and --from-record starts it again; leave out one of them."
@@ -71,20 +68,20 @@ def _job_again(args: argparse.Namespace) -> Job:
 
 
 def moved(job: Job, args: argparse.Namespace) -> Job:
-    """``job`` with the files that were typed in place of its own."""
+    """``job`` with typed files instead of its own."""
     typed = files_from(args)
     found = {name: getattr(typed, name) for name in args.typed.keys() & _WITH_RECORD}
     return replace(job, files=replace(job.files, **found))
 
 
 def files_from(args: argparse.Namespace) -> Files:
-    """The files that the arguments of any command name; those that are here by their full path, for the record."""
+    """The files that a command's arguments name; existing ones by their full path, for the record."""
     loras = tuple(map(_lora_from, getattr(args, "loras", ())))
     return Files(**{**_said(args, Files), "loras": loras}).resolved()
 
 
 def _said(args: argparse.Namespace, kind: type) -> dict[str, object]:
-    """The arguments that are called as fields of the dataclass ``kind``."""
+    """The arguments that are fields of the dataclass ``kind``."""
     names = (field.name for field in fields(kind))
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
@@ -100,9 +97,9 @@ def _lora_from(words: Sequence[str]) -> tuple[str, float]:
 
 
 def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) -> Output:
-    """The files that typed arguments ask for.
+    """The output files that the arguments name.
 
-    Where nothing is said, as the run had it that ``left`` latents or a state; else a name after the prompt and the seed.
+    By default those of the run that ``left`` latents or a state, else named after the prompt and the seed.
     """
     usual = Output(Path())
     if left is not None:
@@ -118,7 +115,7 @@ def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) ->
 
 
 def options_from(args: argparse.Namespace) -> Options:
-    """How to carry out what the arguments ask for."""
+    """The options of the run."""
     previews = getattr(args, "preview", None) is not None
     downloads = Downloads(args.quiet)
     return Options(**_said(args, Options), previews=previews, notify=downloads)
@@ -126,13 +123,13 @@ def options_from(args: argparse.Namespace) -> Options:
 
 # A record may come from anywhere
 
-OURS = (DEMO, hub.MODEL_REPO, hub.TEXT_ENCODER_REPO)  # what would be used anyway
+OURS = (DEMO, hub.MODEL_REPO, hub.TEXT_ENCODER_REPO)  # used anyway
 
 
 def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
-    """Raise unless the user named every file that ``job`` opens or ``output`` writes elsewhere, or agrees to it.
+    """Raise unless the user named, or agrees to, every file that ``job`` opens or ``output`` writes elsewhere.
 
-    A repository that would be fetched for the first time has to be named by the user.
+    The user must name a repository that would be fetched for the first time.
     """
     typed = files_from(args).named()
     names = [name for name in job.files.named() if name not in OURS]
@@ -160,7 +157,7 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
 
 
 def _written(output: Output, args: argparse.Namespace) -> list[str]:
-    """Files that only the record says to write, and not beside the clip."""
+    """Files to write that only the record names and that are not beside the clip."""
     typed, folder = (args.output_audio, args.save_frames), output.path.parent.resolve()
     paths = (path for path in (output.audio, output.frames) if path not in typed)
     return [str(path) for path in paths if path.resolve().parent != folder]

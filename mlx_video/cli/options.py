@@ -1,4 +1,4 @@
-"""The options that commands share, in groups, and how the words after them become values."""
+"""The options that commands share, in groups, and how their words become values."""
 
 import argparse
 import math
@@ -30,9 +30,9 @@ def add_generate(
     variant: str = "distilled",
     audio: bool | None = None,
 ) -> None:
-    """Every option of a clip; those that are not typed are ``None``, and the checkpoint's defaults apply.
+    """Add every option of a clip; ``None``, if not typed, means the checkpoint's default.
 
-    The defaults of ``variant`` and ``audio`` are the door's.
+    ``variant`` and ``audio`` are the door's defaults.
     """
     add = add_prompt(parser)
     about = "what to avoid; used only with guidance (default: a list of common faults)"
@@ -53,7 +53,7 @@ def add_generate(
 
 
 def add_prompt(parser: argparse.ArgumentParser) -> Add:
-    """--prompt and --seed; returns what adds to their group."""
+    """Add --prompt and --seed; returns the function that adds to their group."""
     add = group(parser, "prompt")
     about = "what to show and to play; a prompt in quotes needs no --prompt"
     add("--prompt -p", about)
@@ -79,7 +79,7 @@ def _add_size(add: Add) -> None:
 
 
 def _add_inputs(add: Add) -> None:
-    """An option for each kind of input that can be typed."""
+    """Add an option for each kind of input that has one."""
     for name, kind in Input.kinds.items():
         if kind.option:
             flags, metavar, about = kind.option
@@ -99,7 +99,7 @@ class _Given(argparse.Action):
         setattr(namespace, self.dest, (*given, self.kind.typed(values)))
 
 
-# Those that are numbers; named after the strengths in ``Defaults``.
+# Numeric options, named after the strengths in ``Defaults``.
 STRENGTHS = {
     "--cfg-scale": "guidance strength, away from the negative prompt; 1 turns it off",
     "--audio-cfg-scale": "the same for sound",
@@ -149,13 +149,13 @@ def _add_model(add: Add, variant: str) -> None:
 
 
 def add_video_vae(add: Add) -> None:
-    """--video-vae, in the group of ``add``."""
+    """Add --video-vae."""
     about = "conv for LTX-2.5's convolutional autoencoder, or a file (default: the model's own, in LTX-2.5 the diffusion one)"
     add("--video-vae", about, metavar="conv|PATH")
 
 
 def add_model_files(parser: argparse.ArgumentParser, default: str | None = None) -> Add:
-    """--model, --text-encoder and --dtype; returns what adds to their group. Without a ``default`` the cache decides."""
+    """Add --model (without a ``default`` the cache decides), --text-encoder and --dtype; returns as ``add_prompt`` does."""
     add = group(parser, "model")
     about = "official .safetensors, converted folder, or hub repository"
     cached = f" (default: {hub.MODEL_REPO} if it is in the hub's cache, else {DEMO})"
@@ -183,7 +183,7 @@ def _add_memory(add: Add) -> None:
 
 
 def add_decoding(add: Add, tiling: str, real: str | None = None) -> None:
-    """--tiling, with ``tiling`` as its help, and --memory-limit."""
+    """Add --tiling, with ``tiling`` as its help, and --memory-limit."""
     add("--tiling", tiling, real, choices=MODES)
     about = (
         "memory budget, such as 24 or 24GB: weights are quantized or streamed to stay within it (default: what the machine "
@@ -193,7 +193,7 @@ def add_decoding(add: Add, tiling: str, real: str | None = None) -> None:
 
 
 def add_output(parser: argparse.ArgumentParser, usual: str) -> Add:
-    """Where and how files are written, for every command that ends in a clip; returns what adds to the group."""
+    """Add where and how files are written, for commands that make a clip; returns as ``add_prompt`` does."""
     add = group(parser, "output")
     about = "file to write: .mp4, .mov or .webm, or .gif or .webp without sound; or a folder/"
     add("--output-path --output -o", f"{about} (default: {usual})", metavar="PATH")
@@ -225,7 +225,7 @@ def _add_output(add: Add, audio: bool | None) -> None:
     add("--preview", about, type=path, metavar="FOLDER")
 
 
-# Values; what cannot be one is refused in a sentence
+# Values; errors are one sentence
 
 
 def byte_size(word: str) -> float:
@@ -269,7 +269,7 @@ def duration(word: str) -> str | float:
 
 
 def _number(word: str) -> float:
-    """The number that ``word`` is, or NaN."""
+    """``word`` as a number, or NaN."""
     try:
         return float(word)
     except ValueError:

@@ -1,6 +1,6 @@
-"""How argparse reads a command line, and what is said about words that make no sense. Does not know which options exist.
+"""Reads a command line with argparse, and explains wrong words. Does not know which options exist.
 
-Options default to ``None``, so that what was typed is known; the real defaults are filled in after.
+Options default to ``None``, which shows what was typed; the real defaults are filled in afterwards.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from typing import Callable, Iterable, NoReturn, Sequence
 
 from mlx_video.errors import UserError
 
-# What argparse says of an option and its value -> what we say; the first names the option alone.
+# argparse's errors -> ours; the first reduces an option to its first name.
 OUR_WORDS = {
     r"^argument ([^:/ ]+)[^:]*: ": r"\1: ",
     r"^(\S+): (must .*)": r"\1 \2.",
@@ -20,7 +20,7 @@ OUR_WORDS = {
     r"^(\S+): expected .*argument.*": r"\1 needs a value after it; see --help.",
     r"^the following arguments are required: (.*)": r"\1 is missing; see --help.",
 }
-# An option of other ports of LTX-2 that is gone -> what to do.
+# Options of other ports of LTX-2 that do not exist here -> what to do.
 GONE = {
     "--image-strength": "the strength follows the frame, as in --image cat.png 0 0.8.",
     "--image-frame-idx": "the frame follows the picture, as in --image cat.png 8.",
@@ -28,18 +28,18 @@ GONE = {
     "--max-tokens": "Gemma ends an enhanced prompt itself; leave it out.",
     "--temperature": "another --seed gives another enhanced prompt; leave it out.",
 }
-Add = Callable[..., None]  # ``option``, of one group
-NEAR = 0.75  # how alike a word must be to what may have been meant
+Add = Callable[..., None]  # ``option`` for one group
+NEAR = 0.75  # similarity from which a word is suggested
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are ``UserError``s of one sentence."""
+    """A parser whose errors are ``UserError``s with one sentence."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Raise ``UserError`` for what argparse says of a mistake, in our words."""
+        """Raise argparse's error as a ``UserError`` in our words."""
         for theirs, ours in OUR_WORDS.items():
             message = re.sub(theirs, ours, message)
         raise UserError(message)
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The arguments in ``words``; ``typed`` maps those that were typed to their option.
 
-        A word that nothing takes is reported by the parser of the subcommand, which the arguments hold as ``command``.
+        The subcommand's parser (``command`` in the arguments) reports words that no option takes.
         """
         args, unknown = self.parse_known_args(words)
         command = getattr(args, "command", self)
@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
-        """Raise ``UserError`` for a value that is not among the choices; names the nearest."""
+        """Raise ``UserError``, naming the nearest choice, for a value that is not a choice."""
         if action.choices is None or value in action.choices:
             return
         choices = list(map(str, action.choices))
@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"{what} cannot be {str(value)!r}; {hint}")
 
     def _about(self, word: str) -> str:
-        """The error for a word that nothing takes."""
+        """The error for a word that no option takes."""
         options = self._option_string_actions  # argparse has no public list of them
         if not word.startswith("-"):
             told = "--prompt" in options
@@ -94,16 +94,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def group(parser: argparse.ArgumentParser, title="", about: str | None = None) -> Add:
-    """What adds to a new group of options, as ``option`` does; without a title, to those of the parser itself."""
+    """A function like ``option`` for a new group of options, or without a title for the parser itself."""
     return partial(option, parser.add_argument_group(title, about) if title else parser)
 
 
 def option(
     to: argparse._ActionsContainer, names: str, about: str, real=None, **how
 ) -> None:
-    """Add an option with the default ``real``, which ``Parser.read`` fills in and help shows, if it is a word or a number.
+    """Add an option with the default ``real``, which ``Parser.read`` fills in; help shows it if it is a word or a number.
 
-    ``names`` are its flags, spaces between; ``how`` goes to argparse.
+    ``names`` are its flags, separated by spaces; ``how`` goes to argparse.
     """
     if isinstance(real, str | int | float) and not isinstance(real, bool):
         about += f" (default: {real})"
@@ -111,16 +111,16 @@ def option(
 
 
 def flag(add: Add, names: str, about: str, real: bool = False, **how) -> None:
-    """Have ``add`` add an option without a value: ``real`` unless it is typed, and then the opposite."""
+    """Add an option without a value: ``real`` by default, and the opposite if it is typed."""
     add(names, about, real, action=f"store_{str(not real).lower()}", **how)
 
 
 def _says(word: str) -> bool:
-    """Whether a word that stands alone may be a prompt: a sentence in quotes or a plain word, no option, number or file."""
+    """Whether a single word may be a prompt: a quoted sentence or a plain word, but not an option, number or file."""
     return word[:1] != "-" and (" " in word or word.isalpha() or not word)
 
 
 def _hint(word: str, choices: Iterable[str], otherwise: str) -> str:
-    """Which of ``choices`` may have been meant by ``word``."""
+    """A suggestion from ``choices`` for ``word``, or ``otherwise``."""
     near = difflib.get_close_matches(word, choices, n=1, cutoff=NEAR)
     return f"did you mean {near[0]}?" if near else otherwise

@@ -1,4 +1,4 @@
-"""What a person sees while waiting: the terminal listens to the events of a run. All of it goes to stderr."""
+"""Shows the events of a run on stderr while the user waits."""
 
 import os
 import time
@@ -13,23 +13,23 @@ from mlx_video.types import Step
 
 BAR = "{desc:<18} {bar:24} {n_fmt}/{total_fmt} {elapsed}{postfix}"
 NARROW = "{desc} {n_fmt}/{total_fmt}{postfix}"  # on a terminal of under 64 columns
-TENTHS = 10  # lines of a phase where there is no terminal ...
-WORTH_A_LINE = 2.0  # ... once it has taken so many seconds
+TENTHS = 10  # lines of a phase without a terminal ...
+WORTH_A_LINE = 2.0  # ... after this many seconds
 
 
 class Progress:
-    """Shows the events of a run: a bar a phase on a terminal, else plain lines; nothing but warnings if ``quiet``."""
+    """Shows the events of a run: a bar per phase on a terminal, else plain lines; only warnings if ``quiet``."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False):
         self.quiet, self.verbose = quiet, verbose
         self.lively = not quiet and watched()
         self.phases: list[events.Took] = []
         self.bar = None
-        self.start: Step | None = None  # of the phase that is under way
+        self.start: Step | None = None  # of the current phase
         self.work: dict[str, float] = {}
 
     def show(self, event: Event | str) -> None:
-        """Say on stderr what ``event`` means for the person who waits, or a notice as it is."""
+        """Print an event for the user, or a notice as it is."""
         if isinstance(event, events.Warned):
             say(f"warning: {event.text}")
         elif not self.quiet:
@@ -84,7 +84,7 @@ class Progress:
     def _begin(self, step: Step) -> None:
         if not self.lively:
             return
-        from tqdm import tqdm  # which a run without a terminal does not need
+        from tqdm import tqdm  # only for terminals
 
         self.close()
         self.bar = tqdm(
@@ -95,8 +95,8 @@ class Progress:
         )
 
     def _left(self, step: Step, now: float) -> str:
-        """How long the run will still take, at the pace of this phase; empty where that cannot be told."""
-        work = self.work or {step.phase: 1.0}  # its own, where nothing was planned
+        """The time left for the run at the pace of this phase; empty if unknown."""
+        work = self.work or {step.phase: 1.0}  # its own, without a plan
         own, pace = work.get(step.phase), self.pace.of(step, now)
         if not own or pace is None:
             return ""
@@ -106,7 +106,7 @@ class Progress:
 
     def _end(self, took: events.Took) -> None:
         if self.bar is not None:
-            self.bar.set_postfix_str("")  # nothing of this phase is left
+            self.bar.set_postfix_str("")  # its time is over
         self.close()
         self.start = None
         self.phases.append(took)
@@ -115,10 +115,7 @@ class Progress:
 
 
 class Downloads:
-    """Shows what is about to be downloaded, and how far that is: a bar on a terminal, else plain lines.
-
-    Only the first if ``quiet``.
-    """
+    """Shows downloads and, unless ``quiet``, their progress: a bar on a terminal, else plain lines."""
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.bar = quiet, None
@@ -144,14 +141,14 @@ class Downloads:
 
 
 class Pace:
-    """Seconds for a unit of a phase, from one long wait to the next: frames come in bursts, a piece of the clip at a time."""
+    """Seconds per unit of a phase, measured between long waits: frames come in bursts, one piece of the clip at a time."""
 
     def __init__(self, start: Step, now: float):
         self.start, self.began, self.before = start, now, now
         self.waits: list[tuple[int, float]] = []  # where the first and the last ended
 
     def of(self, step: Step, now: float) -> float | None:
-        """The pace when ``step`` is reached; ``None`` until it can be told."""
+        """The pace when ``step`` is reached; ``None`` until it is known."""
         done, wait, self.before = step.index - self.start.index, now - self.before, now
         if not done:
             return None
@@ -167,12 +164,12 @@ class Pace:
 def _columns() -> int:
     try:
         return os.get_terminal_size(2).columns
-    except OSError:  # stderr is watched by a program that has no width
+    except OSError:  # stderr has no width
         return 80
 
 
 def making_line(planned: events.Planned) -> str:
-    """What is being made, in a line."""
+    """One line on what is being made."""
     request = planned.job.request
     sound = "with sound" if request.audio else "without sound"
     return (

@@ -1,4 +1,4 @@
-"""``mlx-video serve``: its options, and the server they ask for."""
+"""``mlx-video serve``: its options, and the start of the server."""
 
 import argparse
 import json
@@ -74,7 +74,7 @@ def serve(args: argparse.Namespace) -> None:
     settings = {name: vars(args)[name] for name in ("host", "port", "queue")}
     settings |= {"key": key, "data": str(data), "disk": round(args.disk_budget or DISK)}
     settings["worker"] = _worker(args, data)
-    # Another program takes this process over, so that what answers HTTP has no MLX in it.
+    # Replaces this process with one that does not import MLX.
     environment = {**os.environ, server.SETTINGS: json.dumps(settings)}
     sys.stderr.flush()
     os.execve(

@@ -1,4 +1,4 @@
-"""The process that answers HTTP: a server with its settings, until Ctrl-C. Nothing here imports MLX."""
+"""The process that answers HTTP until Ctrl-C. Nothing here imports MLX."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from mlx_video.cli.terminal import say
 from mlx_video.errors import UserError
 
 PORT = 8420
-SETTINGS = "MLX_VIDEO_SERVE"  # the variable in which ``cli.serve`` hands them over
+SETTINGS = "MLX_VIDEO_SERVE"  # environment variable set by ``cli.serve``
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-STOP_SECONDS = 3  # that open requests have to end
-IDLE_SECONDS = 75  # that a connection stays open without a request
+STOP_SECONDS = 3  # for open requests to end
+IDLE_SECONDS = 75  # before a connection without requests is closed
 
 
 def listen(settings: Mapping) -> None:
-    """Answer until Ctrl-C, which hands the running clip back to the queue."""
+    """Answer until Ctrl-C, which returns the running clip to the queue."""
     import uvicorn
 
     from mlx_video.serve.app import Limits, Serving, make_app
@@ -47,7 +47,7 @@ def listen(settings: Mapping) -> None:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises ``UserError`` where none can."""
+    """A listening socket. Raises ``UserError`` if that is impossible."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
@@ -56,13 +56,13 @@ def _bound(host: str, port: int) -> socket.socket:
         raise UserError(
             f"The server cannot listen on {host}:{port}: {why}. Choose another --port, such as {PORT + 1}."
         ) from None
-    # Each connection inherits it: the body of an answer does not wait until its head has been acknowledged.
+    # Inherited by connections: a response's body does not wait for its head to be acknowledged.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
 def names(host: str, port: int) -> frozenset[str]:
-    """The names with port by which the server may be called."""
+    """The host names, with port, that the server answers to."""
     hosts = {host, *(LOOPBACK if host in LOOPBACK else ())}
     bare = {f"[{name}]" if ":" in name else name for name in hosts}
     return frozenset(
@@ -71,7 +71,7 @@ def names(host: str, port: int) -> frozenset[str]:
 
 
 def main() -> int:
-    """Exit code: 0, or 2 where it cannot listen. Its settings are JSON in the environment."""
+    """Exit code: 0, or 2 if it cannot listen. Settings are JSON in the environment."""
     settings = json.loads(os.environ.pop(SETTINGS))
     return guarded(lambda: listen(settings))
 

@@ -1,4 +1,4 @@
-"""How text reaches the terminal, with control codes escaped here and nowhere else, and how Ctrl-C is heard."""
+"""Prints text, with control codes escaped here and nowhere else, and handles Ctrl-C."""
 
 import os
 import signal
@@ -20,13 +20,13 @@ STOPPING = "\nstopping after this step; Ctrl-C again stops at once\n"
 
 
 def say(text: object) -> None:
-    """A line for a person, on stderr."""
-    if sys.stderr is not None:  # as it is where the shell closed it
+    """Print a line for the user to stderr."""
+    if sys.stderr is not None:  # as when the shell closed it
         print(harmless(str(text)), file=sys.stderr, flush=True)
 
 
 def tell(text: object, end: str = "\n") -> None:
-    """A result, on stdout. Nothing fails if the reader has closed it; raises ``UserError`` where its disk is full."""
+    """Print a result to stdout. A closed pipe is not an error; raises ``UserError`` if the disk is full."""
     if sys.stdout is None:
         return
     encoding = sys.stdout.encoding or "utf-8"
@@ -41,7 +41,7 @@ def tell(text: object, end: str = "\n") -> None:
 
 
 def fault(error: Exception) -> str:
-    """The traceback of a fault of ours, and what to do with it."""
+    """The traceback of a bug, and what to do with it."""
     return "".join(traceback.format_exception(error)) + OUR_FAULT
 
 
@@ -51,7 +51,7 @@ def watched() -> bool:
 
 
 def harmless(text: str) -> str:
-    """``text`` with control codes, and marks that reverse the direction of writing, escaped."""
+    """``text`` with control codes and marks of writing direction escaped."""
     kinds = {c: unicodedata.category(c) for c in {*text} - {*ALLOWED}}
     steer = (c for c, kind in kinds.items() if kind in (*STEERING, "Cs"))
     return text.translate({ord(c): ascii(c)[1:-1] for c in steer})
@@ -59,9 +59,9 @@ def harmless(text: str) -> str:
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """Answer Ctrl-C at once, though Python acts on it only when MLX is done with a step; a second one ends the process.
+    """Acknowledge Ctrl-C at once, although Python handles it only after MLX's step; a second one ends the process.
 
-    A request to terminate ends a run as Ctrl-C does.
+    SIGTERM works like Ctrl-C.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -80,7 +80,7 @@ def interrupts() -> Iterator[None]:
 
 
 def _hear(pipe: int) -> None:
-    """Say that Ctrl-C was heard, and end the process at the second. The next run cleans up what this one left."""
+    """Acknowledge Ctrl-C, and end the process at the second. The next run cleans up after this one."""
     stops = (signal.SIGINT, signal.SIGTERM)
     count = 0
     with open(pipe, "rb", buffering=0) as signals:

@@ -1,4 +1,4 @@
-"""Plans, files and models as text for a person to read."""
+"""Plans, files and models as text for people."""
 
 import json
 from typing import Sequence
@@ -11,7 +11,7 @@ from mlx_video.plan import Plan, beside, largest
 
 
 def plan_line(plan: Plan | Planned) -> str:
-    """What a run will take, in a line."""
+    """One line on what a run needs."""
     most, more = largest(plan.phases), beside(plan.phases) / GB
     libraries = f", beside {more:.2f} GB of libraries" if more else ""
     times = [phase.seconds for phase in plan.phases if phase.seconds]
@@ -24,7 +24,7 @@ def plan_line(plan: Plan | Planned) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-    """What a run will take, phase by phase."""
+    """What a run needs, phase by phase."""
     lines = [f"{'phase':<20}{'weights GB':>11}{'peak GB':>9}{'seconds':>9}"]
     for phase in plan.phases:
         weights, peak = phase.weights / GB, phase.peak / GB
@@ -34,14 +34,14 @@ def plan_text(plan: Plan) -> str:
 
 
 def plan_json(plan: Plan) -> str:
-    """The same for a program, in bytes."""
+    """A plan as JSON, in bytes."""
     phases = [{"name": p.name, "weights": p.weights, "peak": round(p.peak)} for p in plan.phases]  # fmt: skip
     limit, peak = round(plan.limit), round(plan.largest.peak)
     return json.dumps({"peak": peak, "limit": limit, "phases": phases})
 
 
 def describe_text(found: Description) -> str:
-    """What a file or folder holds, for a person to read."""
+    """What a file or folder holds."""
     lines = [str(found.path), f"layout      {found.layout}"]
     if found.path == PACKAGED:
         lines.append(f"knows       {DEMO_KNOWS}")
@@ -64,7 +64,7 @@ def describe_text(found: Description) -> str:
 
 
 def catalog_text(entries: Sequence[Entry]) -> str:
-    """Every model that has a name, for a person to read."""
+    """All models that have a name."""
     lines = []
     for entry in entries:
         place = f"{entry.repository}: " if entry.repository else ""
