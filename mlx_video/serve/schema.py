@@ -40,47 +40,34 @@ class Placed(BaseModel):
 class VideoRequest(BaseModel):
     """A clip to make. ``None`` is the model's own default."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
-    prompt: Prompt = Field(description="What to show and to be heard.")
-    model: str | None = Field(
-        None,
-        max_length=200,
-        description="One of GET /v1/models; by default the first.",
-    )
-    seconds: float | None = Field(
-        None, gt=0, le=600, description="Length; snapped to the frame grid."
-    )
-    size: str | None = Field(
-        None,
-        pattern=r"^\d{2,4}x\d{2,4}$",
-        description="Width x height in pixels, such as 768x512; snapped to the model's grid.",
-    )
+    prompt: Prompt
+    """What to show and to be heard."""
+    model: str | None = Field(None, max_length=200)
+    """One of GET /v1/models; by default the first."""
+    seconds: float | None = Field(None, gt=0, le=600)
+    """Length; snapped to the frame grid."""
+    size: str | None = Field(None, pattern=r"^\d{2,4}x\d{2,4}$")
+    """Width x height in pixels, such as 768x512; snapped to the model's grid."""
     # Beyond OpenAI's API
     width: Side | None = None
     height: Side | None = None
-    num_frames: int | None = Field(
-        None,
-        ge=1,
-        le=4097,
-        description="In place of seconds; snapped to the frame grid.",
-    )
+    num_frames: int | None = Field(None, ge=1, le=4097)
+    """In place of seconds; snapped to the frame grid."""
     fps: float | None = Field(None, ge=1, le=240)
-    seed: Seed | None = Field(None, description="By default a new one each time.")
+    seed: Seed | None = None
+    """By default a new one each time."""
     generate_sound: bool | None = None
     negative_prompt: str | None = Field(None, max_length=LONGEST_PROMPT)
     steps: int | None = Field(None, ge=1, le=200)
     recipe: Literal["distilled", "dev", "dev-two-stage"] | None = None
-    loras: dict[Name, Strength] = Field(
-        {},
-        max_length=8,
-        description="Strength by name; the names are those that the server was started with.",
-    )
-    images: list[Placed] = Field(
-        [],
-        max_length=MOST_IMAGES,
-        description="Where the pictures stand that a form sends as input_reference, one for each.",
-    )
+    loras: dict[Name, Strength] = Field({}, max_length=8)
+    """Strength by name; the names are those that the server was started with."""
+    images: list[Placed] = Field([], max_length=MOST_IMAGES)
+    """Where the pictures stand that a form sends as input_reference, one for each."""
 
     @property
     def inputs(self) -> tuple["Input", ...]:
