@@ -75,6 +75,7 @@ def saving(
             file.metadata.update(metadata or {} if kind.sound else {})
             video = _add_video(file, clip.shape, kind)
             sound = kind.sound and clip.audio and _add_sound(file, clip.audio, kind)
+            file.start_encoding()  # a frame after a header that failed would crash
 
             def write(picture: av.VideoFrame, samples: av.AudioFrame | None) -> None:
                 file.mux(video(picture))

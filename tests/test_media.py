@@ -2,9 +2,12 @@
 
 import os
 import re
+import subprocess
+import sys
 import wave
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from threading import Event, Timer
 
 import av
@@ -271,9 +274,11 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, after, error):
 
 
 def test_a_stopped_save_encodes_no_frame_that_waits(tmp_path, monkeypatch):
-    encoded, stopped = [], Event()
+    encoded, stopped, add = [], Event(), media._add_video
 
-    def slow(*_):
+    def slow(*arguments):
+        add(*arguments)
+
         def encode(frame):
             encoded.append(frame.pts)
             assert stopped.wait(timeout=10)
@@ -289,6 +294,24 @@ def test_a_stopped_save_encodes_no_frame_that_waits(tmp_path, monkeypatch):
     saving.close()
     assert encoded == [0]
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_a_disk_that_is_full_from_the_first_byte_is_a_sentence(tmp_path, suffix):
+    """In a process of its own, which crashed."""
+    code = (
+        "import resource; from tests.test_media import *\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        f"try: media.save(clip(audio=tones(1)), 'clip{suffix}')\n"
+        "except UserError as error: print(error)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == f"clip{suffix} cannot be written: file too large.\n"
+    assert done.returncode == 0 and os.listdir(tmp_path) == []
 
 
 def test_an_interrupted_save_keeps_the_old_file(tmp_path):
