@@ -5,14 +5,20 @@ Knows what a plan needs, not how a network computes it.
 
 import math
 from functools import cache, partial
-from typing import Iterator, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Iterator, NamedTuple
 
 import mlx.core as mx
 
 from mlx_video.models.ltx.pacing import each_piece_by_piece
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
-from mlx_video.types import VideoPixelShape, VideoScale
+from mlx_video.types import VideoPixelShape
+
+if TYPE_CHECKING:  # they import this module
+    from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
+    from mlx_video.models.ltx.video_vae.diffusion import DiffusionDecoder
+
+    Decoder = VideoDecoder | DiffusionDecoder
 
 PIECE = 80_000_000
 """Elements per convolution: 25 frames of 512 x 768 or 6 of 1024 x 1536, enough to keep a large GPU busy."""
@@ -33,32 +39,9 @@ class StreamPlan(NamedTuple):
 Tiling = TilingConfig | StreamPlan
 
 
-class Decoder(Protocol):
-    """A network that decodes latents (B, C, F, H, W) to pixels (B, 3, frames, height, width)."""
-
-    scale: VideoScale
-    receptive_field: int
-
-    def stream(
-        self, latent: mx.array, elements: int, *, key: mx.array | None = None
-    ) -> Iterator[mx.array]:
-        """The pixels of a clip, or a part of one, in consecutive pieces along time."""
-
-    def tiled(
-        self, latents: mx.array, tiling: TilingConfig, key: mx.array | None = None
-    ) -> Iterator[mx.array]:
-        """The pixels of a clip from blended overlapping tiles, one piece per tile of time."""
-
-    def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
-        """How latents of ``shape`` may be cut for ``stream``, the fastest first."""
-
-    def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
-        """About how many bytes decoding latents of ``shape`` needs besides the weights."""
-
-
 def choose_tiling(
     mode: str,
-    decoder: Decoder,
+    decoder: "Decoder",
     latents: mx.array,
     shape: VideoPixelShape,
     budget: float | None = None,
@@ -74,7 +57,7 @@ def choose_tiling(
 
 
 def decode_stream(
-    decoder: Decoder,
+    decoder: "Decoder",
     latents: mx.array,
     tiling: Tiling = StreamPlan(),
     *,
@@ -140,7 +123,9 @@ def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]
     ]
 
 
-def fitting(decoder: Decoder, latents: mx.array, budget: float | None = None) -> Tiling:
+def fitting(
+    decoder: "Decoder", latents: mx.array, budget: float | None = None
+) -> Tiling:
     """The fastest exact plan for ``latents`` (B, C, F, H, W) within ``budget`` bytes, else the tiles with the fewest seams.
 
     If nothing fits, it is what needs least. The budget excludes the weights; by default it is what the device has left, if
