@@ -120,10 +120,12 @@ def boxes(windows: Windows, size: int) -> list[Box]:
 
 
 class Run(NamedTuple):
-    """``count`` neighbouring boxes of ``step`` queries and ``width`` keys, ``step`` apart."""
+    """``count`` neighbouring boxes of ``step`` queries and ``width`` keys, ``step`` apart, and what all of them cover."""
 
     first: Box
     count: int
+    queries: slice
+    keys: slice
 
     @property
     def step(self) -> int:
@@ -135,25 +137,18 @@ class Run(NamedTuple):
         """How many keys a box has."""
         return self.first.keys.stop - self.first.keys.start
 
-    @property
-    def queries(self) -> slice:
-        """The queries of all boxes."""
-        start = self.first.queries.start
-        return slice(start, start + self.count * self.step)
-
-    @property
-    def keys(self) -> slice:
-        """The keys of all boxes."""
-        start = self.first.keys.start
-        return slice(start, start + (self.count - 1) * self.step + self.width)
-
 
 @lru_cache  # a decode needs a few results thousands of times
 def runs_of(windows: Windows, size: int) -> list[Run]:
     """The tiles of one axis as runs: one tile at each border, and all others between."""
-    grouped = groupby(boxes(windows, size), lambda box: box.alike)
-    groups = [list(group) for _, group in grouped]
-    return [Run(group[0], len(group)) for group in groups]
+    runs = []
+    for _, group in groupby(boxes(windows, size), lambda box: box.alike):
+        group = list(group)
+        first, last = group[0], group[-1]
+        queries = slice(first.queries.start, last.queries.stop)
+        keys = slice(first.keys.start, last.keys.stop)
+        runs.append(Run(first, len(group), queries, keys))
+    return runs
 
 
 def _tiles(
