@@ -8,7 +8,6 @@ import mlx.core as mx
 
 from mlx_video import hub, weights
 from mlx_video.errors import UserError
-from mlx_video.formats.quantized import read_dense
 from mlx_video.models.ltx import enhance, gemma
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import LTXModelType
@@ -46,10 +45,18 @@ class GemmaTextEncoder(Network):
         for a missing file, ``UserError`` if the model is not a supported Gemma.
         """
         path = Path(path)
-        tensors, _ = read_dense(path, dtype or mx.bfloat16)
-        source = Source.described(path, read_gemma_config(path))
-        model = gemma.language_model(source.config)
-        tensors = model.sanitize(tensors)
+        return cls.from_source(Source.described(path, read_gemma_config(path)), dtype)
+
+    @classmethod
+    def from_source(
+        cls,
+        source: Source,
+        dtype: mx.Dtype | None = None,
+        model_type: LTXModelType = LTXModelType.AudioVideo,
+    ) -> "GemmaTextEncoder":
+        """The language model at ``source``, see ``load``."""
+        path, model = source.path, gemma.language_model(source.config)
+        tensors = model.sanitize(source.weights(dtype or mx.bfloat16))
         weights.load_into(
             model, tensors, dtype=dtype, mode=source.mode, source=str(path)
         )
@@ -60,16 +67,6 @@ class GemmaTextEncoder(Network):
                 "belong to different models. Take all files from one."
             )
         return cls(model, tokenizer)
-
-    @classmethod
-    def from_source(
-        cls,
-        source: Source,
-        dtype: mx.Dtype | None = None,
-        model_type: LTXModelType = LTXModelType.AudioVideo,
-    ) -> "GemmaTextEncoder":
-        """The language model at ``source``, see ``load``."""
-        return cls.load(source.path, dtype)
 
     @classmethod
     def sanitize(cls, tensors: weights.Weights) -> weights.Weights:
