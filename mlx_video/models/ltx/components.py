@@ -366,4 +366,5 @@ def build(
     network = part_of(name).network(source)
     if network.WIDE and dtype and dtype == mx.float16:
         dtype = mx.bfloat16
-    return network.from_source(source, dtype, model_type)
+    wanted = {"model_type": model_type} if network.SELECTS else {}
+    return network.from_source(source, dtype, **wanted)

@@ -13,8 +13,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.checkpoint import foreign_names
-from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream, LTXModelType
+from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream
 from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
 from mlx_video.tensor_names import TensorNames
@@ -85,13 +84,6 @@ class TextConnectors(Network):
         connected = prompts * positions * each * itemsize
         normalized = rows * inputs * memory_table.FLOAT32 * live.hidden_states
         return rows * inputs * itemsize + max(connected, normalized)
-
-    @classmethod
-    def configure(
-        cls, source: Source, weights: Weights, model_type: LTXModelType
-    ) -> ConnectorConfig:
-        """As in ``Network``, completed by ``fit``."""
-        return cls.fit(super().configure(source, weights, model_type), weights)
 
     @classmethod
     def fit(cls, config: ConnectorConfig, weights: Weights) -> ConnectorConfig:

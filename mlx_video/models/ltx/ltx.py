@@ -3,7 +3,6 @@
 Knows the network and its checkpoint's names; not schedules, guidance or geometry.
 """
 
-from dataclasses import replace
 from functools import partial
 from typing import Callable, ClassVar, Sequence
 
@@ -14,10 +13,8 @@ from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.adaln import AdaLNSingle, chosen_rows, modulate
 from mlx_video.models.ltx.attention import gelu
 from mlx_video.models.ltx.checkpoint import foreign_names
-from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import (
     LTXModelConfig,
-    LTXModelType,
     LTXRopeType,
     StreamConfig,
 )
@@ -110,14 +107,6 @@ class LTXModel(Network):
         return {
             cls.NAMES.ours(foreign_names.DIT + key): v for key, v in weights.items()
         }
-
-    @classmethod
-    def configure(
-        cls, source: Source, weights: Weights, model_type: LTXModelType
-    ) -> LTXModelConfig:
-        """As in ``Network``, for the streams of ``model_type``."""
-        config = super().configure(source, weights, model_type)
-        return replace(config, model_type=model_type)
 
     def stream(self, again: Callable[[], "LTXModel"]) -> None:
         """Keep no blocks: every pass takes them from the same model, built ``again``."""

@@ -1,7 +1,7 @@
 """The parts of LTX-2: what all their networks have in common, and which network each can be, chosen by its config."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Mapping, NamedTuple
 
@@ -83,19 +83,16 @@ class Network(nn.Module):
 
     @classmethod
     def from_source(
-        cls,
-        source: Source,
-        dtype: mx.Dtype | None = None,
-        model_type: LTXModelType = LTXModelType.AudioVideo,
+        cls, source: Source, dtype: mx.Dtype | None = None, **wanted: LTXModelType
     ) -> "Network":
         """The network with its weights, all lazy.
 
-        dtype       of the weights; ``None`` keeps the stored one (bfloat16 for weights that other tools quantized)
-        model_type  the wanted streams, if it has several
+        dtype   of the weights; ``None`` keeps the stored one (bfloat16 for weights that other tools quantized)
+        wanted  what no file states of its config: ``model_type``, the streams, if it ``SELECTS`` them
         Raises ``UserError``, naming the file, if the tensors do not fit the config.
         """
         weights = cls.sanitize(source.weights(dtype or mx.bfloat16))
-        config = cls.configure(source, weights, model_type)
+        config = replace(cls.fit(source.read_as(cls.CONFIG), weights), **wanted)
         try:
             network = cls(config)
         except OverflowError:
@@ -110,11 +107,9 @@ class Network(nn.Module):
         return network
 
     @classmethod
-    def configure(
-        cls, source: Source, weights: Weights, model_type: LTXModelType
-    ) -> Config:
-        """The config of the network that holds ``weights``."""
-        return source.read_as(cls.CONFIG)
+    def fit(cls, config: Config, weights: Weights) -> Config:
+        """``config`` with what only the ``weights`` tell, in official names or ours."""
+        return config
 
     def select(self, weights: Weights) -> Weights:
         """The sanitized ``weights`` that this network reads."""

@@ -10,7 +10,6 @@ from mlx_video import hub, weights
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import enhance, gemma
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.gemma_config import GemmaConfig, read_gemma_config
 from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
@@ -49,10 +48,7 @@ class GemmaTextEncoder(Network):
 
     @classmethod
     def from_source(
-        cls,
-        source: Source,
-        dtype: mx.Dtype | None = None,
-        model_type: LTXModelType = LTXModelType.AudioVideo,
+        cls, source: Source, dtype: mx.Dtype | None = None
     ) -> "GemmaTextEncoder":
         """The language model at ``source``, see ``load``."""
         path, model = source.path, gemma.language_model(source.config)
