@@ -268,7 +268,7 @@ def _followed(events: Generator[Event, None, X], on_step: OnStep | None) -> X:
 
 
 def _input(given: object) -> Input:
-    """The input that a path, a PIL image or an array stands for."""
+    """The input for a path, a PIL image or an array."""
     if isinstance(given, (Input, str, os.PathLike)):
         return as_input(given)
     file = Path(tempfile.mkdtemp(dir=_folder().name), "frame_0000.png")

@@ -42,16 +42,16 @@ def convert(
     variant: str | None = None,
     notify: Callable[[hub.DownloadPlan | str], None] = lambda what: None,
 ) -> Path:
-    """Write each part of ``hf_path`` into a folder of its own under ``mlx_path``, which must not hold anything yet.
+    """Write each part of ``hf_path`` into its own folder under ``mlx_path``, which must be new or empty.
 
     hf_path   official file, folder with one, converted folder, or hub repository; ``variant`` chooses among several
               files, while a converted folder keeps the transformers of both
     dtype     of floating tensors; ``None`` keeps the stored ones (bfloat16 for fp8)
-    quantize  the Linears of the transformer's and Gemma's blocks, to ``q_bits`` bits in groups of ``q_group_size``
+    quantize  the linear layers of the transformer's and Gemma's blocks, to ``q_bits`` in groups of ``q_group_size``
     notify    is called before each download, and with the name of each part before it is written
-    The upscaler and Gemma beside the model go along, Gemma in its own dtype and, if it is quantized already, as it is,
-    and so do the checkpoint's defaults. Memory stays near one shard (5 GB); a conversion that fails leaves nothing
-    behind. Raises ``UserError``.
+    Includes the upscaler and Gemma beside the model and the checkpoint's defaults. Gemma keeps its dtype, and its
+    quantization if it has one. Needs memory for about one shard (5 GB); a failed conversion leaves nothing behind. Raises
+    ``UserError``.
     """
     quantization = _quantization(q_bits, q_group_size) if quantize else {}
     target = typed_path(mlx_path).absolute()

@@ -63,7 +63,7 @@ class DFRPipeline(Pipeline):
         return self.recipe.layouts(request.shape, time)[number - 1]
 
     def _told(self, request: Request, number: int, tile: dfr.Tile) -> VideoPixelShape:
-        """A tile of round ``number``, at the frame rate that the transformer is told."""
+        """The shape of a tile of round ``number``, at a frame rate within the transformer's limit."""
         clip = finished(self.recipe.staged(request.shape), number)
         return clip._replace(frames=tile.frames, fps=min(clip.fps, dfr.MAX_FPS))
 

@@ -93,7 +93,7 @@ def check_latents(latents: AV[mx.array], phase: str, remedy: str = RELOAD) -> No
             )
         if (peak := mx.abs(x).max().item()) > WILD_LATENT:
             raise HealthError(
-                f"{name.capitalize()} reaches {peak:.3g}, and healthy ones stay below "
+                f"{name.capitalize()} reaches {peak:.3g}, but healthy ones stay below "
                 f"{WILD_LATENT:g}. Try a lower --cfg-scale; if there is no guidance: {remedy}."
             )
         if x.ndim >= 4 and _is_noise(np.array(x[0].astype(mx.float32))):
@@ -107,7 +107,7 @@ def _check_tensor(x: mx.array, name: str, remedy: str = RELOAD) -> None:
         raise HealthError(f"There are NaN or infinite values in {name}. {remedy}.")
     if deviation.item() < FLAT_LATENT:
         raise HealthError(
-            f"There is nothing in {name}: it varies by {deviation.item():.1e} only. {remedy}."
+            f"There is nothing in {name}: it varies by only {deviation.item():.1e}. {remedy}."
         )
 
 
@@ -162,7 +162,7 @@ def _wrong_with(samples: np.ndarray, rate: int) -> str | None:
     if (np.abs(samples.mean(axis=1)) > OFFSET * levels).all():
         return "sound that is little more than a constant offset"
     if (share := (np.abs(samples) > RAIL).mean()) > RAIL_SHARE:
-        return f"sound of which {share:.0%} is as loud as can be"
+        return f"sound of which {share:.0%} is at full scale"
     if levels.max() > LOUD and _flatness(samples) > WHITE:
         return "white noise at full loudness"
     if all(map(_is_steady, samples, repeat(rate))):
@@ -205,7 +205,7 @@ def check_pixels(chunk: mx.array, cell: VideoScale) -> mx.array:
     elif saturated.item() > SATURATED_SHARE:
         what = f"frames of which {saturated.item():.0%} is far out of range"
     elif repeated.any().item():
-        what = "a picture of which a part repeats exactly, as if it were missing"
+        what = "a picture in which a part repeats exactly, as if it were missing"
     else:
         return chunk
     raise HealthError(f"Decoding made {what}. {DECODE_AGAIN}.")
@@ -303,9 +303,9 @@ class _Seen:
         asked = {
             "dead": (long, dies),
             "blank": (max(long, BLANK_SHARE * self.count), dies),
-            "flickers": (min(DEAD_FRAMES, self.count - 2), "The picture flickers: {} are as the last but one"),
+            "flickers": (min(DEAD_FRAMES, self.count - 2), "The picture flickers: {} equal the one before last"),
             "half": (min(long, self.count), "A side of the picture has exactly one colour in {}"),
-            "frozen": (DEAD_SHARE * self.count, "The picture freezes: {} are exactly as the last"),
+            "frozen": (DEAD_SHARE * self.count, "The picture freezes: {} equal the one before"),
         }  # fmt: skip
         for what, (least, text) in asked.items():
             if still and what in ("half", "frozen"):

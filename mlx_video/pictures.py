@@ -84,7 +84,7 @@ def read_picture(path: str | Path) -> Picture:
     """
     path = typed_path(path)
     name = short(path)
-    file_size(path)  # raises where it is no file
+    file_size(path)  # raises if it is not a file
     with file_errors(path), open(path, "rb") as file:
         image, size = _decoded(file, name)
     notices, profile = [], image.info.get("icc_profile")

@@ -76,7 +76,9 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
         output.check_space(job.request.shape, _bytes(pipeline, job))
         yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
         if options.previews and not plan.previews:
-            yield Warned("There is no memory for previews; the clip is made without.")
+            yield Warned(
+                "There is no memory for previews; the clip is made without them."
+            )
         yield from map(Warned, pipeline.cautions(job.request))
         yield from map(Warned, output.notices(job.request.audio))
         yield from _timed(_carried_out(pipeline, job, output, options, start), output)

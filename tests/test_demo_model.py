@@ -371,7 +371,7 @@ def test_a_single_file_states_its_defaults_in_its_metadata(tmp_path):
     convert(file, tmp_path / "mlx")
     assert identify(tmp_path / "mlx").defaults == DEFAULTS
     rewrite(file, metadata=lambda metadata: metadata.update(defaults="{"))
-    with pytest.raises(ValueError, match=f"{MODEL}: its defaults is not JSON"):
+    with pytest.raises(ValueError, match=f"{MODEL}: its defaults is not valid JSON"):
         identify(file)
 
 

@@ -381,9 +381,9 @@ def halved(frames, rows=slice(None), columns=slice(None), colour=127):
     "frames, seen",
     [
         (grey(1), "All 17 frames have one colour"),
-        (alternating(9), "flickers: 7 of 9 frames in a row are as the last but one"),
+        (alternating(9), "flickers: 7 of 9 frames in a row equal the one before last"),
         (drifting(30) + alternating(10), "flickers: 9 of 40"),
-        (frozen(5, 20), "freezes: 20 of 25 frames in a row are exactly as the last"),
+        (frozen(5, 20), "freezes: 20 of 25 frames in a row equal the one before"),
         (frozen(5, 4), "freezes: 4 of 9"),
         (
             halved(drifting(25), columns=slice(48, None)),
@@ -483,8 +483,8 @@ def hiss(level, seed=0):
         (sound(tone(100) + tone(150), tone(220)), "a drone"),
         (sound(tone(100) * (1 + 0.005 * np.sin(9 * TIME))), "a drone"),
         (sound(0.2 + 0.05 * hiss(1)), "little more than a constant offset"),
-        (sound(np.sign(tone())), "100% is as loud as can be"),
-        (sound(hiss(0.9)), "of which .*% is as loud as can be"),
+        (sound(np.sign(tone())), "100% is at full scale"),
+        (sound(hiss(0.9)), "of which .*% is at full scale"),
         (sound(hiss(0.6)), "white noise at full loudness"),
         (sound(hiss(0.1), 0 * TIME), "sound in one channel only"),
     ],

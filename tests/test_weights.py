@@ -114,17 +114,17 @@ def test_names_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="lacks 1.safetensors, named in its"):
         read(tmp_path)
     (tmp_path / weights.INDEX).write_text("{")
-    with pytest.raises(ValueError, match="index.json is not JSON"):
+    with pytest.raises(ValueError, match="index.json is not valid JSON"):
         read(tmp_path)
 
 
 def test_refuses_a_config_that_is_not_json(tmp_path):
     file = tmp_path / "a.safetensors"
     mx.save_safetensors(str(file), {"x": mx.zeros(1)}, {"config": "{"})
-    with pytest.raises(ValueError, match=f"The config inside {file} is not JSON"):
+    with pytest.raises(ValueError, match=f"The config inside {file} is not valid JSON"):
         read_config(file)
     (tmp_path / "config.json").write_text("no")
-    with pytest.raises(ValueError, match="config.json is not JSON"):
+    with pytest.raises(ValueError, match="config.json is not valid JSON"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"must be a JSON object; got \[1\]"):

@@ -260,9 +260,9 @@ def info(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     """Test this machine's MLX, and write a report to attach to an issue.
 
-    The report is written anew after each check. Ends with 1 where a result is wrong.
+    The report is rewritten after each check. Exits with 1 if a result is wrong.
     """
-    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 as a CPU has it
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # full float32, like a CPU
     from mlx_video import check
     from mlx_video.check.table import checks
 

@@ -1,3 +1,5 @@
+"""Conditions on latents, under the names of other ports."""
+
 from mlx_video.conditioning.latent import (
     VideoConditionByLatentIndex,
     apply_conditioning,

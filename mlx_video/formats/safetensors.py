@@ -96,7 +96,7 @@ def json_object(text: bytes | str, subject: str) -> dict:
     except (ValueError, RecursionError) as error:
         known = isinstance(error, json.JSONDecodeError)
         place = f" (line {error.lineno}, column {error.colno})" if known else ""
-        raise UserError(f"{subject} is not JSON that can be read{place}.") from None
+        raise UserError(f"{subject} is not valid JSON{place}.") from None
     if not isinstance(found, dict):
         raise UserError(f"{subject} must be a JSON object; got {clip(found)}.")
     return found

@@ -132,7 +132,7 @@ class Store:
 
     def notice(self, id: str, text: str) -> None:
         """Add a sentence about a video, unless it has it."""
-        with suppress(sqlite3.OperationalError):  # where the disk is full
+        with suppress(sqlite3.OperationalError):  # if the disk is full
             self._write(
                 "UPDATE videos SET notices = json_insert(notices, '$[#]', ?) WHERE id = ? "
                 "AND NOT EXISTS (SELECT 1 FROM json_each(notices) WHERE value = ?)",
@@ -176,7 +176,7 @@ class Store:
 
     def advance(self, id: str, phase: str, progress: int) -> None:
         """Set a running video's phase and percent; a video that is not running stays as it is."""
-        with suppress(sqlite3.OperationalError):  # where the disk is full
+        with suppress(sqlite3.OperationalError):  # if the disk is full
             self._write(
                 "UPDATE videos SET phase = ?, progress = ? WHERE id = ? AND status = 'in_progress'",
                 (phase, progress, id),

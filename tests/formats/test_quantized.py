@@ -176,7 +176,7 @@ def test_other_formats_are_refused_by_name(tmp_path, name, told):
         (
             {"a.weight": ("U8", [1], b"a"), "a.comfy_quant": ("U8", [1], b"{")},
             {},
-            "a.comfy_quant is not JSON",
+            "a.comfy_quant is not valid JSON",
         ),
         (
             {"a.weight": ("U8", [1], b"a")},

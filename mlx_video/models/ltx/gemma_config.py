@@ -162,7 +162,7 @@ class Gemma3Config(GemmaConfig):
         config = super().from_text(text)
         if isinstance(layers, list) and layers != config.layer_types:
             raise UserError(
-                f"Gemma 3 with layer_types other than {FULL} in every {config.sliding_window_pattern}. layer is not "
+                f"Gemma 3 with layer_types other than {FULL} in one of {config.sliding_window_pattern} layers is not "
                 "implemented."
             )
         return config

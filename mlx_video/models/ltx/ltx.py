@@ -132,7 +132,7 @@ class LTXModel(Network):
         return total
 
     def activation_bytes(self, tokens: AV[int], passes: int, context: int) -> float:
-        """Bytes of one forward of ``passes`` batch items with so many tokens in each stream and the prompt (``context``)."""
+        """Bytes of a forward of ``passes`` batch items with ``tokens`` in each stream and ``context`` in the prompt."""
         live, moving, scores = memory_table.live(), 0, 0
         for modality in tokens.present:
             count, own = tokens[modality], self.config.streams[modality]

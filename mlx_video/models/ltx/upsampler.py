@@ -163,7 +163,7 @@ class Blur(nn.Module):
 
 
 class TemporalUpsample(nn.Module):
-    """Twice as many frames, without the first, which lies before the clip."""
+    """Twice as many frames, without the first, which precedes the clip."""
 
     def __init__(self, channels: int):
         super().__init__()

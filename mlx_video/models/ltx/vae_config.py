@@ -176,8 +176,8 @@ class DiffusionDecoderConfig(Config):
         counts = [*map(len, each), len(config.upsamples) + 1]
         if len(set(counts)) > 1:
             raise UserError(
-                f"{cls.__name__}: stage_channels, stage_depths, stage_kernels and upsamples are of {counts} stages; they "
-                "belong together."
+                f"{cls.__name__}: stage_channels, stage_depths, stage_kernels and upsamples have {counts} stages; "
+                "they must have equally many."
             )
         return config
 
@@ -300,7 +300,7 @@ class GeneratorConfig(Config):
             first, second = (len(getattr(config, name)) for name in pair)
             if first != second:
                 raise UserError(
-                    f"{cls.__name__}: {pair[0]} has {first} entries and {pair[1]} {second}; they belong together."
+                    f"{cls.__name__}: {pair[0]} has {first} entries and {pair[1]} {second}; they must have equally many."
                 )
         if config.last_width < 1:
             raise UserError(

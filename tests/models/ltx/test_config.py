@@ -112,7 +112,7 @@ def test_stages_of_a_diffusion_decoder_belong_together():
     assert DiffusionDecoderConfig.from_dict(block).stage_depths
     for key in ("stage_channels", "stage_depths", "upsamples"):
         changed = block | {"decoder": block["decoder"] | {key: []}}
-        with pytest.raises(UserError, match="belong together"):
+        with pytest.raises(UserError, match="equally many"):
             DiffusionDecoderConfig.from_dict(changed)
 
 

@@ -139,15 +139,15 @@ def check_gemma(
             )
     if name and gemma.NAME != name:
         raise UserError(
-            f"This checkpoint was trained with {name}, and the text encoder is a {gemma.NAME}: its prompts would be "
-            f"noise. Give a {name} with --text-encoder."
+            f"This checkpoint was trained with {name}, but the text encoder is a {gemma.NAME}, which it "
+            f"cannot use. Give a {name} with --text-encoder."
         )
     version = _wanted_version(metadata)
     if version and not gemma.version:
         log.warning("The text encoder does not say whether it is %s.", version)
     elif version and version != gemma.version:
         raise UserError(
-            f"This checkpoint was trained with the text encoder {version}, and the one given is "
+            f"This checkpoint was trained with the text encoder {version}, but the given one is "
             f"{gemma.version[:60]!r}. Give {version} with --text-encoder."
         )
 

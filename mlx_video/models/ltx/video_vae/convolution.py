@@ -49,7 +49,7 @@ def conv3d(
         size = _frames_per_call(x.shape, weight.shape, padding, form)
     if not size:
         raise UserError(
-            f"A convolution of {x.shape[3]}x{x.shape[2]} cells with {x.shape[-1]} -> {len(weight)} channels passes "
+            f"A convolution of {x.shape[3]}x{x.shape[2]} cells with {x.shape[-1]} -> {len(weight)} channels exceeds "
             f"{MAX_CONV_ELEMENTS:,} elements in a single frame. Use smaller spatial tiles, for example "
             "TilingConfig.default()."
         )

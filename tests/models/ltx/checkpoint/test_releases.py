@@ -247,7 +247,7 @@ def test_a_newer_gemma_is_told_from_an_older(tmp_path):
     needs = ["connectors", "text_encoder"]
     with pytest.raises(
         UserError,
-        match="trained with Gemma 3, and the text encoder is a Gemma 4|has .* channels",
+        match="trained with Gemma 3, but the text encoder is a Gemma 4|has .* channels",
     ):
         Components.open(Files(TINY_2_3, text_encoder=packed), needs=needs)
 

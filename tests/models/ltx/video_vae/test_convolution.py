@@ -82,7 +82,7 @@ def test_a_product_that_would_be_too_large_is_a_volume(on, monkeypatch):
     monkeypatch.setattr(convolution, "MAX_CONV_ELEMENTS", 6 * 6 * 4 * 3)
     assert error(conv3d(x, weight, padding=(1, 1)), whole) < 1e-5
     monkeypatch.setattr(convolution, "MAX_CONV_ELEMENTS", 6 * 6 * 4 - 1)
-    with pytest.raises(ValueError, match="6x6 cells with 4 -> 4 channels passes 143"):
+    with pytest.raises(ValueError, match="6x6 cells with 4 -> 4 channels exceeds 143"):
         conv3d(x, weight, padding=(1, 1))
 
 
