@@ -1,12 +1,12 @@
 """The plan beside the truth: predicted and measured peak memory of each part at work, over a grid of clips.
 
-    python benchmarks/parts.py [--full] [--release 2|2.3|2.5] [--dtype bfloat16] [--text-encoder [FOLDER]] [--json PATH]
+    python benchmarks/parts.py [--full] [--tiny] [--release 2|2.3|2.5] [--dtype bfloat16] [--text-encoder [FOLDER]] [--json PATH]
 
-Random weights, of a middling size, or with --full of the release's own widths and two blocks, which a GPU does in a
-minute: python benchmarks/parts.py --full --release 2.5. Every part works once unmeasured: while a GPU compiles kernels, less of the work waits in its memory. A row ends
-with "off" where the prediction is more than 15 % and 50 MB away from the truth. --text-encoder looks at Gemma alone, a
-random one and that in FOLDER, by default the tests', as they are and quantized on load: these rows count the weights,
-and say how far the hidden states move.
+Random weights, of a middling size (LTX-2 alone), or with --full of the release's own widths and two blocks, which a GPU
+does in a minute: python benchmarks/parts.py --full --release 2.5. Every part works once unmeasured: while a GPU compiles
+kernels, less of the work waits in its memory. A row ends with "off" where the prediction is more than 15 % and 50 MB away
+from the truth. --text-encoder looks at Gemma alone, a random one and that in FOLDER, by default the tests', as they are
+and quantized on load: these rows count the weights, and say how far the hidden states move.
 """
 
 import argparse
@@ -41,7 +41,11 @@ from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.pacing import SMALL, piece_by_piece
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.residency import Residency, default_dtype
-from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
+from mlx_video.models.ltx.video_vae.decoding import (
+    Tiling,
+    choose_tiling,
+    decode_stream,
+)
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.plan import Footprint
 from mlx_video.types import AV, TextFeatures, VideoPixelShape
@@ -52,6 +56,7 @@ MANIFESTS = ROOT / "tests" / "fixtures" / "manifests"
 TINY_GEMMA = ROOT / "tests" / "fixtures" / "ltx2_tiny" / "text_encoder"
 CLIPS = [(9, 128, 192), (25, 256, 256), (49, 256, 384), (49, 512, 512)]
 FULL_CLIPS = [(49, 512, 768), (121, 512, 768), (121, 1024, 1536)]
+TINY_CLIPS = [(9, 64, 64)]
 FPS = 24.0
 PROMPT, CONTEXT = 128, 1024  # tokens
 TEXT_LAYERS = 12
@@ -188,7 +193,7 @@ class Bench:
         self.footprint = Footprint(lent, LTXModelType.AudioVideo)
 
     def run(self) -> Iterator[Result]:
-        foot, shape, part = self.footprint, self.shape, self.footprint.part
+        shape, part = self.shape, self.footprint.part
         tokens = AV(self.grid.tokens, self.frames)
         model, mel_frames = part("transformer"), 4 * self.frames
         forward = model.held_bytes(tokens, 1, CONTEXT)
@@ -198,6 +203,9 @@ class Bench:
         upsampled = part("upsampler").activation_bytes(4 * tokens.video)
         spectrogram = part("audio_decoder").activation_bytes(self.frames)
         sound = part("vocoder").activation_bytes(mel_frames)
+        decoder = part("video_decoder")
+        tiling = self.tiling(decoder, mx.zeros(self.grid))
+        clip = decoder.activation_bytes(self.grid, tiling)
         works = {
             "connectors": (connected, self.connect),
             "video_encoder": (image, self.encode),
@@ -205,15 +213,15 @@ class Bench:
             "upsampler": (upsampled, self.upsample),
             "audio_decoder": (spectrogram, self.decode_spectrogram),
             "vocoder": (sound, self.decode_sound),
-            "video_decoder": (foot.video(shape, "auto", LIMIT), self.decode_video),
+            "video_decoder": (clip, self.decode_video),
         }
         for name, (predicted, work) in works.items():
             with self.lent.lend(name) as part:
                 function, inputs = work(part)
                 mx.eval(function(inputs))
                 measured = peak(function, inputs)
-            clip = f"{shape.height}x{shape.width}x{shape.frames}"
-            yield Result(name, clip, predicted + SMALL, measured)
+            size = f"{shape.height}x{shape.width}x{shape.frames}"
+            yield Result(name, size, predicted + SMALL, measured)
 
     # Each gives a function and its inputs, which are there before.
 
@@ -250,14 +258,15 @@ class Bench:
         return part, noise(1, 2, 4 * self.frames, 64)
 
     def decode_video(self, part: nn.Module):
-        budget = LIMIT - self.footprint.weights("video_decoder")
-
         def decode(latents: mx.array) -> None:
-            tiling = choose_tiling("auto", part, latents, self.shape, budget)
-            for _ in decode_stream(part, latents, tiling):
+            for _ in decode_stream(part, latents, self.tiling(part, latents)):
                 pass
 
         return decode, noise(*self.grid)
+
+    def tiling(self, decoder: nn.Module, latents: mx.array) -> Tiling:
+        budget = LIMIT - self.footprint.weights("video_decoder")
+        return choose_tiling("auto", decoder, latents, self.shape, budget)
 
 
 def encode_text(lent: RandomComponents, folder: Path, name: str) -> Iterator[Result]:
@@ -326,8 +335,8 @@ def peak(function: Callable, inputs) -> int:
     return mx.get_peak_memory() - before
 
 
-def clips(lent: Components, full: bool) -> Iterator[Result]:
-    for clip in FULL_CLIPS if full else CLIPS:
+def clips(lent: Components, chosen: list[tuple[int, int, int]]) -> Iterator[Result]:
+    for clip in chosen:
         yield from Bench(lent, VideoPixelShape(*clip, FPS)).run()
 
 
@@ -341,6 +350,7 @@ def text_encoders(lent: RandomComponents, full: bool, given: Path) -> Iterator[R
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="the 19B model's widths")
+    parser.add_argument("--tiny", action="store_true", help="one small clip")
     parser.add_argument("--release", choices=("2", "2.3", "2.5"), default="2")
     parser.add_argument("--dtype", help="of the weights (the device's own)")
     parser.add_argument(
@@ -354,15 +364,12 @@ def main():
     parser.add_argument("--json", type=Path, help="write every figure here")
     arguments = parser.parse_args()
     dtype = getattr(mx, arguments.dtype) if arguments.dtype else default_dtype()
-    lent, given = (
-        components(arguments.full, dtype, arguments.release),
-        arguments.text_encoder,
-    )
-    found = (
-        text_encoders(lent, arguments.full, given)
-        if given
-        else clips(lent, arguments.full)
-    )
+    lent = components(arguments.full, dtype, arguments.release)
+    if arguments.text_encoder:
+        found = text_encoders(lent, arguments.full, arguments.text_encoder)
+    else:
+        sizes = FULL_CLIPS if arguments.full else CLIPS
+        found = clips(lent, TINY_CLIPS if arguments.tiny else sizes)
     print(
         "| part | clip | predicted MB | measured MB | error | | states moved |\n|---|---|---|---|---|---|---|"
     )
