@@ -35,7 +35,6 @@ from mlx_video.types import (
 
 LIBRARY_BYTES = 200e6  # of a process besides MLX's arrays, and of the clip's encoder; measured as 90 to 200 MB
 OFFERED = 0.95  # share of a machine's memory that a run may use
-BYTES_PER_TOKEN = 3  # of a prompt in UTF-8; most languages have more
 KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
 SETTINGS = (False, 8), (True, None), (True, 8), (False, 4), (True, 4)
 """Whether the transformer is read in each step, and bits of weights that stay in memory; the smallest loss first."""
@@ -68,11 +67,11 @@ class Work(NamedTuple):
 
     @property
     def prompt_tokens(self) -> int:
-        """A generous estimate for the longest prompt, in any script."""
+        """The most tokens of a prompt: one for each byte of UTF-8, the first, and a space that some tokenizers put before."""
         request = self.request
         texts = (request.prompt, request.negative_prompt)
-        size = max(len(text.encode()) for text in texts)
-        return MAX_TOKENS if request.enhance else size // BYTES_PER_TOKEN + 2
+        most = max(len(text.encode()) for text in texts) + 2
+        return MAX_TOKENS if request.enhance else most
 
     def tokens(self, number: int, geometry: Geometry) -> AV[int]:
         """Tokens of each modality in stage ``number``, counted from 0."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_video import cli, pictures, plan, run
+from mlx_video import cli, pictures, plan
 from mlx_video.models.ltx.parts import NEEDED, Network
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from tests.checkpoints import tiny_folder
@@ -62,7 +62,7 @@ def test_freed_memory_is_kept_for_reuse_within_the_plan(model, monkeypatch):
     usual = limit(77_777_777)
     assert cli.main(["generate", *WORDS, model, "--no-audio"]) == 0
     assert 0 < set_to[0] < 0.95 * 500_000_000
-    assert set_to[0] <= run.CACHE_LIMIT
+    assert set_to[0] <= 2**25  # on a CPU more was seen to gain no time
     assert limit(usual) == 77_777_777  # as it was before the run
 
 
