@@ -67,7 +67,7 @@ class Work(NamedTuple):
 
     @property
     def prompt_tokens(self) -> int:
-        """The most tokens of a prompt: one for each byte of UTF-8, the first, and a space that some tokenizers put before."""
+        """The most tokens a prompt can have: one per byte of UTF-8, a first token, and a space some tokenizers prepend."""
         request = self.request
         texts = (request.prompt, request.negative_prompt)
         most = max(len(text.encode()) for text in texts) + 2
