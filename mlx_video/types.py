@@ -258,11 +258,6 @@ class Waveform:
     samples: mx.array
     sample_rate: int
 
-    @property
-    def seconds(self) -> float:
-        """Its duration."""
-        return self.samples.shape[1] / self.sample_rate
-
 
 @dataclass(frozen=True)
 class Clip:

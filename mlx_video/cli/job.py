@@ -142,7 +142,10 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
                 f"The record names {short(name)}, which is not here. If you trust it, name it yourself, for example "
                 f"with --model."
             )
-    names += _written(output, args)
+    # What only the record says to write, and not beside the clip.
+    given, folder = (args.output_audio, args.save_frames), output.path.parent.resolve()
+    paths = (path for path in (output.audio, output.frames) if path not in given)
+    names += [str(path) for path in paths if path.resolve().parent != folder]
     if not names or args.yes:
         return
     listed = ", ".join(short(name) for name in names)
@@ -154,10 +157,3 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
     say(f"The record names files that you did not: {listed}.")
     if input("Open them? [y/N] ").strip().lower() not in ("y", "yes"):
         raise UserError("Not opened; name your own files, for example with --model.")
-
-
-def _written(output: Output, args: argparse.Namespace) -> list[str]:
-    """Files to write that only the record names and that are not beside the clip."""
-    typed, folder = (args.output_audio, args.save_frames), output.path.parent.resolve()
-    paths = (path for path in (output.audio, output.frames) if path not in typed)
-    return [str(path) for path in paths if path.resolve().parent != folder]

@@ -203,10 +203,6 @@ def _four_bits(blocks: mx.array, fifth: bool = False, least: bool = False) -> mx
     return _half(blocks, 0) * (_float(codes) - (16 if fifth else 8))
 
 
-def _q8_0(blocks: mx.array) -> mx.array:
-    return _half(blocks, 0) * _signed(blocks[:, 2:])
-
-
 def _q2_k(blocks: mx.array) -> mx.array:
     """16 groups of 16, each with a scale and a minimum of 4 bits."""
     scales, codes = blocks[:, :16], blocks[:, 16:80].reshape(-1, 32)
@@ -272,7 +268,7 @@ PACKINGS = {
     "Q4_1": Packing(3, 32, 20, partial(_four_bits, least=True)),
     "Q5_0": Packing(6, 32, 22, partial(_four_bits, fifth=True)),
     "Q5_1": Packing(7, 32, 24, partial(_four_bits, fifth=True, least=True)),
-    "Q8_0": Packing(8, 32, 34, _q8_0),
+    "Q8_0": Packing(8, 32, 34, lambda raw: _half(raw, 0) * _signed(raw[:, 2:])),
     "Q2_K": Packing(10, 256, 84, _q2_k),
     "Q3_K": Packing(11, 256, 110, _q3_k),
     "Q4_K": Packing(12, 256, 144, _q4_k),
