@@ -42,7 +42,7 @@ class Residency:
     def bits(self, network: type[Network], source: Source) -> int | None:
         """Bits to which a network's blocks are quantized on load; ``None`` = as stored.
 
-        Quantized weights stay as they are, and so do blocks that are read anew in each step.
+        Quantized weights stay as they are, and so do blocks that are read again in each step.
         """
         passing = self.low_memory and network.STREAMED
         stays = passing or not network.BLOCKS or source.quantization
