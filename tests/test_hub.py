@@ -1,5 +1,6 @@
 """What is fetched, what is announced, and what is said when it cannot be: of a hub that is served here."""
 
+import fcntl
 import json
 import shutil
 from collections import namedtuple
@@ -9,9 +10,11 @@ import pytest
 from huggingface_hub import constants
 
 from mlx_video import hub
+from mlx_video.cli import main
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.hub import download
 from tests.fake_hub import ACCEPTED, KNOWN, Repo
+from tests.reference import FIXTURES
 
 NAME = "someone/ltx"
 A, B = b"a" * 3_000_000, b"b" * 500_000
@@ -303,3 +306,39 @@ def test_a_name_that_cannot_be_a_repository(remote, name):
     with pytest.raises(MissingFileError, match=told):
         hub.plan(name, ["x"])
     assert not remote.asked
+
+
+def test_a_wait_for_another_process_is_said(repo, monkeypatch):
+    monkeypatch.setattr(download, "SMALL", 1)
+    (file,) = hub.plan(NAME, ["a.safetensors"]).missing.values()
+    locks = cache() / ".locks" / download.folder_of(NAME).name
+    locks.mkdir(parents=True)
+    (locks / f"{file.checksum}.lock").touch()
+    other = (locks / f"{file.checksum}.lock").open()
+    fcntl.flock(other, fcntl.LOCK_EX)
+    told = []
+
+    def hear(what: object) -> None:
+        told.append(str(what))
+        if "waiting" in told[-1]:
+            other.close()
+
+    folder = hub.resolve(NAME, ["a.safetensors"], hear)
+    assert (folder / "a.safetensors").read_bytes() == A
+    waiting = "waiting for another process that downloads the same file"
+    assert told[1] == f"{NAME}: {waiting}" and "MB/s" in told[-1]
+
+
+def test_info_describes_what_the_cache_holds_of_a_repository(remote, capsys):
+    lora, model = "loras/a.safetensors", "ltx-2.3-tiny.safetensors"
+    tiny = FIXTURES / "ltx23_tiny"
+    added = (tiny / "ltx-2.3-tiny-distilled-lora.safetensors").read_bytes()
+    remote.repos[NAME] = Repo({model: (tiny / model).read_bytes(), lora: added})
+    assert main(["info", NAME]) == 2
+    assert f"There is no file or folder {NAME}" in capsys.readouterr().err
+    hub.resolve(NAME, [model, lora])
+    asked = len(remote.asked)
+    assert main(["info", NAME]) == main(["info", f"{NAME}/{lora}"]) == 0
+    told = capsys.readouterr().out
+    assert "version     LTX-2.3" in told and "layout      LoRA" in told
+    assert len(remote.asked) == asked

@@ -331,7 +331,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         "path",
         nargs="?",
         default=DEMO,
-        help="file or folder, or the name of a release (default: the demo model, where the package has it)",
+        help="file, folder or repository in the hub's cache, or the name of a release (default: the demo model, where the package has it)",
     )
     about = "read all of it: compare with the hub's checksums, and look for tensors that cannot be right"
     flag(group(parser), "--verify", about)

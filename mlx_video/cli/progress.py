@@ -125,7 +125,7 @@ class Downloads:
             say(what)
         elif watched() and not self.quiet:
             self._show(what)
-        elif not self.quiet and (what.tenth or what.ended):
+        elif not self.quiet and (what.tenth or what.waits or what.ended):
             say(what)
 
     def _show(self, download: Download) -> None:

@@ -184,6 +184,17 @@ def plan(repo: str, patterns: Sequence[str]) -> DownloadPlan:
     return DownloadPlan(repo, patterns, missing, info.sha)
 
 
+def cached(name: str) -> Path | None:
+    """The newest snapshot of the repository owner/name, or a file of it by owner/name/file, as far as it is in the cache.
+
+    ``None`` if it is not there. Uses no network.
+    """
+    owner, _, rest = name.partition("/")
+    repo, _, file = rest.partition("/")
+    snapshots = _revisions(f"{owner}/{repo}") if owner and repo else []
+    return next((s / file for s in snapshots if (s / file).exists()), None)
+
+
 def has(repo: str, file: str) -> bool:
     """Whether the cache holds ``file`` in any revision of ``repo``; uses no network.
 
@@ -219,9 +230,7 @@ def is_cached(repo: str, patterns: Sequence[str]) -> bool:
 def _snapshot(repo: str, patterns: Sequence[str]) -> Path | None:
     """The folder of the newest cached revision that has all files; an even newer one may be incomplete."""
     with _explained(repo, patterns):
-        others = (folder_of(repo) / "snapshots").glob("*")
-        others = sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True)
-        for revision in (None, *(folder.name for folder in others)):
+        for revision in (None, *(folder.name for folder in _revisions(repo))):
             try:
                 folder = hf.snapshot_download(
                     repo,
@@ -234,6 +243,12 @@ def _snapshot(repo: str, patterns: Sequence[str]) -> Path | None:
             if _is_whole(Path(folder), patterns):
                 return Path(folder)
     return None
+
+
+def _revisions(repo: str) -> list[Path]:
+    """The cached snapshots, the newest first."""
+    folders = (folder_of(repo) / "snapshots").glob("*")
+    return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
 def _is_whole(folder: Path, patterns: Sequence[str]) -> bool:

@@ -31,6 +31,7 @@ class Download:
 
     done, total  bytes
     tenth        whether this report completes a tenth
+    waits        whether another process is downloading the next file
     ended        whether this is the last report, even if an error ended the download
     """
 
@@ -42,7 +43,7 @@ class Download:
     ):
         self.repo, self._files = repo, files
         self.total, self.done = sum(file.bytes for file in files), kept(repo, files)
-        self.tenth = self.ended = False
+        self.tenth = self.waits = self.ended = False
         self._notify = notify if self.total >= SMALL else lambda what: None
         self._first, self._began = self.done, time.monotonic()
         self._told = self._began
@@ -51,11 +52,13 @@ class Download:
         return self
 
     def add(self, count: int) -> None:
-        """Count ``count`` more bytes as received."""
+        """Count ``count`` more bytes as received; none = a wait for another process begins."""
+        self.waits = not count
         self.tenth = 10 * self.done // self.total < 10 * (self.done + count) // self.total  # fmt: skip
         self.done += count
         now = time.monotonic()
-        if self.tenth and self.done < self.total or now - self._told >= OFTEN:
+        tenth = self.tenth and self.done < self.total
+        if tenth or self.waits or now - self._told >= OFTEN:
             self._told = now
             self._notify(self)
 
@@ -67,6 +70,10 @@ class Download:
             error.add_note(f"{part}; the next run continues from there.")
 
     def __str__(self) -> str:
+        if self.waits:
+            return (
+                f"{self.repo}: waiting for another process that downloads the same file"
+            )
         speed = (self.done - self._first) / (time.monotonic() - self._began + 1e-9)
         left = (self.total - self.done) / speed if speed else 0
         minutes = f", about {duration(left)} left" if left else ""
@@ -86,12 +93,18 @@ def check_room(size: int) -> None:
 
 
 def receive(url: str, repo: str, file: Missing) -> Iterator[int]:
-    """Download a file of ``repo`` into the cache, yielding each piece's bytes. Raises ``UserError`` for a wrong checksum."""
+    """Download a file of ``repo`` into the cache, yielding each piece's bytes; 0 before waiting for another process.
+
+    Raises ``UserError`` for a wrong checksum.
+    """
     blob, unfinished = blob_of(repo, file), unfinished_of(repo, file)
     locks = Path(constants.HF_HUB_CACHE, ".locks", folder_of(repo).name)
     for folder in (blob.parent, locks):
         folder.mkdir(parents=True, exist_ok=True)
-    with hf.utils.WeakFileLock(locks / f"{file.checksum}.lock"):
+    lock = locks / f"{file.checksum}.lock"
+    if _is_taken(lock):
+        yield 0
+    with hf.utils.WeakFileLock(lock):
         if blob.is_file():  # another program fetched it meanwhile
             yield file.bytes
             return
@@ -110,6 +123,14 @@ def receive(url: str, repo: str, file: Missing) -> Iterator[int]:
                 f"{url} did not match its checksum on Hugging Face and was removed. Run again to download it."
             )
         unfinished.replace(blob)
+
+
+def _is_taken(lock: Path) -> bool:
+    try:
+        with hf.utils.WeakFileLock(lock, timeout=0.01):
+            return False
+    except TimeoutError:
+        return True
 
 
 def _pieces(url: str, start: int, end: int) -> Iterator[bytes]:

@@ -45,7 +45,7 @@ Inspect = Callable[[str, list[tuple[str, mx.array]]], None]
 
 def notify_log(what: hub.DownloadPlan | hub.Download) -> None:
     """Log each download, and every tenth of it, as warnings, which are visible without any logging set up."""
-    if isinstance(what, hub.DownloadPlan) or what.tenth or what.ended:
+    if isinstance(what, hub.DownloadPlan) or what.tenth or what.waits or what.ended:
         log.warning("%s", what)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Iterator, Mapping, NamedTuple
 
 from mlx_video import hub, lora
+from mlx_video.disk import is_there
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.layouts import LORA, identify, with_projection
@@ -56,8 +57,14 @@ class Description(NamedTuple):
 
 
 def describe(path: str | Path, variant: str | None = None) -> Description:
-    """Describe ``path`` from headers and configs. Raises as ``identify`` does."""
-    layout = identify(find.located(path), variant)
+    """Describe ``path`` from headers and configs; a repository, or a file of one, as far as it is in the hub's cache.
+
+    Raises as ``identify`` does.
+    """
+    path = find.located(path)
+    if not is_there(path):
+        path = hub.cached(str(path)) or path
+    layout = identify(path, variant)
     refusals = [layout.refusal] if layout.refusal else []
     stored = with_projection(layout.stored)
     files = [path for source in stored.values() for path in source.paths]
