@@ -18,12 +18,6 @@ class Planned(NamedTuple):
     chosen: str
 
 
-class Fused(NamedTuple):
-    """A LoRA was fused into the model."""
-
-    text: str
-
-
 class Saved(NamedTuple):
     """Work was saved to continue from if the run is interrupted; ``step`` = of a stage, ``None`` = finished latents."""
 
@@ -55,4 +49,5 @@ class Written(NamedTuple):
     peak: int
 
 
-Event = Planned | Fused | Step | Preview | Saved | Warned | Took | Written
+# A text is a notice, such as that a LoRA was fused.
+Event = Planned | Step | Preview | Saved | Warned | Took | Written | str

@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_video import plan as plans
 from mlx_video.disk import folder_made, owned, reserved, short, written_aside
 from mlx_video.errors import UserError
-from mlx_video.events import Event, Fused, Planned, Took, Warned, Written
+from mlx_video.events import Event, Planned, Took, Warned, Written
 from mlx_video.health import check_latents
 from mlx_video.hub import Notify
 from mlx_video.models.ltx.components import notify_log
@@ -179,7 +179,7 @@ def _carried_out(
         fused = 0
         for event in pipeline.events(job.request, start):
             fusions = pipeline.components.fusions
-            yield from (Fused(str(fusion)) for fusion in fusions[fused:])
+            yield from map(str, fusions[fused:])
             fused = len(fusions)
             match event:
                 case Step() | Preview():

@@ -31,7 +31,7 @@ from mlx_video.cli.terminal import say, tell
 from mlx_video.cli.texts import catalog_text, describe_text, plan_json, plan_text
 from mlx_video.disk import file_errors, short, typed_path
 from mlx_video.errors import UserError
-from mlx_video.events import Event, Planned, Warned
+from mlx_video.events import Event, Planned
 from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.checkpoint.describe import catalog, describe, entry
 from mlx_video.models.ltx.checkpoint.files import DTYPES
@@ -133,7 +133,7 @@ def decode(args: argparse.Namespace) -> None:
 def _listen(
     args: argparse.Namespace,
     events: Iterator[Event],
-    notices: Sequence[str | Warned] = (),
+    notices: Sequence[Event] = (),
 ) -> None:
     """Show the events of a run, then its path, or JSON for --json."""
     progress = Progress(args.quiet, args.verbose)

@@ -14,7 +14,7 @@ from mlx_video.cli.terminal import say
 from mlx_video.clip_settings import ClipSettings
 from mlx_video.disk import short
 from mlx_video.errors import UserError
-from mlx_video.events import Warned
+from mlx_video.events import Event, Warned
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import BESIDE, Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
@@ -24,7 +24,7 @@ from mlx_video.resume import load_tensors
 from mlx_video.run import Options
 
 
-def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
+def job_from(args: argparse.Namespace) -> tuple[Job, list[Event]]:
     """The job for the arguments of ``generate``, and notices about it. Downloads are reported at once."""
     if args.from_record or args.resume:
         return _job_again(args), []
@@ -33,7 +33,7 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[str | Warned]]:
     typed = (name for name, kind in Input.kinds.items() if kind.option)
     inputs = tuple(chain.from_iterable(getattr(args, name) for name in typed))
     settings = ClipSettings(**_said(args, ClipSettings), inputs=inputs)
-    notices: list[str | Warned] = []
+    notices: list[Event] = []
     downloads = options_from(args).notify
 
     def notify(what: object) -> None:

@@ -28,29 +28,19 @@ class Progress:
         self.start: Step | None = None  # of the current phase
         self.work: dict[str, float] = {}
 
-    def show(self, event: Event | str) -> None:
-        """Print an event for the user, or a notice as it is."""
-        if isinstance(event, events.Warned):
-            say(f"warning: {event.text}")
-        elif not self.quiet:
-            self._show(event)
-
-    def close(self) -> None:
-        """Remove the bar, however the run ended."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def _show(self, event: Event) -> None:
+    def show(self, event: Event) -> None:
+        """Print an event for the user."""
         match event:
+            case events.Warned():
+                say(f"warning: {event.text}")
+            case _ if self.quiet:
+                pass
             case str():
                 say(event)
             case events.Planned():
                 self.work = {p.name: p.operations for p in event.phases if p.operations}
                 say(making_line(event))
                 say(plan_line(event))
-            case events.Fused():
-                say(event.text)
             case events.Saved() if event.step is not None and self.verbose:
                 say(f"state after step {event.step} saved in {event.path}")
             case Step():
@@ -63,6 +53,12 @@ class Progress:
                     for name, seconds, peak in self.phases:
                         say(f"{name:<20}{seconds:>9.1f}{peak / GB:>9.2f}")
                 say(f"total: {event.seconds:.1f} s, peak {event.peak / GB:.2f} GB")
+
+    def close(self) -> None:
+        """Remove the bar, however the run ended."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
     def _step(self, step: Step) -> None:
         now = time.perf_counter()

@@ -20,7 +20,7 @@ from mlx_video.cli import commands, job, progress, terminal
 from mlx_video.cli.job import options_from, output_from
 from mlx_video.cli.progress import Progress
 from mlx_video.errors import UserError
-from mlx_video.events import Fused, Planned, Saved, Took, Warned, Written
+from mlx_video.events import Planned, Saved, Took, Warned, Written
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
@@ -202,7 +202,7 @@ def test_a_short_phase_has_one_line(clock, capsys):
 
 def test_quiet_shows_warnings_only(capsys):
     step = Step("stage 1", 1, 2)
-    shown(PLANNED, step, Fused("lora"), Warned("no room"), WRITTEN, quiet=True)
+    shown(PLANNED, step, "lora", Warned("no room"), WRITTEN, quiet=True)
     assert capsys.readouterr() == ("", "warning: no room\n")
 
 
