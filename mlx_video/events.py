@@ -23,7 +23,6 @@ class Saved(NamedTuple):
 
     path: str
     step: int | None
-    prompt: str
 
 
 class Warned(NamedTuple):

@@ -74,7 +74,7 @@ class Keeper(AbstractContextManager):
             yield Warned(str(error))
         else:
             step = getattr(what, "step", None)
-            yield Saved(str(path), step, self.job.request.prompt)
+            yield Saved(str(path), step)
 
     def _remove_states(self) -> None:
         for state in (self.output.state, self.resumed):

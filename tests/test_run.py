@@ -63,7 +63,7 @@ def test_a_run_is_a_stream_of_plain_events(model, here, capsys):
     decoded = [step.index for step in steps if step.phase == "decode video"]
     assert decoded == list(range(10))
     (saved,) = (event for event in events if isinstance(event, Saved))
-    assert saved == Saved("x.latents.safetensors", None, "a red ball")
+    assert saved == Saved("x.latents.safetensors", None)
     assert capsys.readouterr() == ("", "")
     assert sorted(os.listdir()) == ["x.json", "x.mp4"]
     plain = [e for e in events if not isinstance(e, Planned)]

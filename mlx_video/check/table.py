@@ -64,18 +64,15 @@ def kernels() -> Iterator[Check]:
         x, update = drawn(2, 7, width, dtype=dtype), drawn(2, 7, width, dtype=dtype)
         rows, table = drawn(1, 3, 6, width, dtype=dtype), drawn(6, width)
         levels = mx.array([0, 2, 1, 1, 0, 2, 2])
+        weight = drawn(width, dtype=dtype)
         forms = {
-            "norm_modulate": partial(norm_modulate, x, table, rows, None, 3, 4, 1e-6),
-            "norm_modulate, levels": partial(
-                norm_modulate, x, table, rows, levels, 3, 4, 1e-6
-            ),
-            "add_gated": partial(add_gated, x, update, table, rows, None, 5),
-            "add_gated, levels": partial(add_gated, x, update, table, rows, levels, 5),
-            "norm_rotate": partial(
-                norm_rotate, x, drawn(width, dtype=dtype), *rope(7, *heads), 1e-6
-            ),
+            "norm_rotate": partial(norm_rotate, x, weight, *rope(7, *heads), 1e-6),
             "gelu": partial(gelu, x),
         }
+        for told, at in (("", None), (", levels", levels)):
+            norm = partial(norm_modulate, x, table, rows, at, 3, 4, 1e-6)
+            add = partial(add_gated, x, update, table, rows, at, 5)
+            forms |= {f"norm_modulate{told}": norm, f"add_gated{told}": add}
         for form, compute in forms.items():
             yield Check(named(form, stream, dtype), POINTWISE[dtype], compute)
     yield Check("noise", 1e-4, lambda: mx.random.normal((1, 99, 128), key=mx.random.key(7)))  # fmt: skip

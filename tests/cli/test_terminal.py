@@ -207,7 +207,7 @@ def test_quiet_shows_warnings_only(capsys):
 
 
 def test_verbose_shows_a_table_and_states(capsys):
-    saved, took = Saved("x.state.safetensors", 3, "a ball"), Took("stage 1", 4.0, 10**9)
+    saved, took = Saved("x.state.safetensors", 3), Took("stage 1", 4.0, 10**9)
     shown(Step("stage 1", 1, 2), saved, took, WRITTEN, verbose=True)
     told = capsys.readouterr().err
     assert "state after step 3 saved in x.state" in told
