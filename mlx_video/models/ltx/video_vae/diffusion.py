@@ -304,19 +304,15 @@ class DiffusionDecoder(Network):
         if not x.shape[1]:  # the appendix
             raise Incomplete
         context.put(x)
-        x_t = patchify(noise.take(self._pixel_shape(x.shape)), self.config.patch_size)
+        (B, F, H, W, _), patch = x.shape, self.config.patch_size
+        shape = B, self.config.out_channels, F, H * patch, W * patch
+        x_t = patchify(noise.take(shape), patch)
         cache.last = not noise.left
         return self.conv_in_x_t(x_t.astype(x.dtype))
 
     def _end(self, x: mx.array, _: FrameCache) -> mx.array:
         """Cells (B, F, H, W, C) of the last block -> patches of pixels."""
         return self.conv_out(self.norm_out(x))
-
-    def _pixel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the pixels for cells (B, F, H, W, C) of the last stage."""
-        B, F, H, W, _ = shape
-        patch = self.config.patch_size
-        return B, self.config.out_channels, F, H * patch, W * patch
 
     def _shared_rows(self) -> mx.array:
         """Scales and shifts (1, 7, C) for the noise level of the single step."""
