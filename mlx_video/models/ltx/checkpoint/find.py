@@ -162,7 +162,7 @@ def find_folders(
 ) -> None:
     """Fetch all ``folders`` of a converted repository, for both variants; does nothing for a path."""
     homes = _homes(folders).items()
-    files = [file for name, home in homes for file in _files(name, home)]
+    files = [f"{home}/{f}" for name, home in homes for f in part_of(name).files]
     hub.resolve(located(model), files, notify)
 
 
@@ -174,17 +174,12 @@ def _wanted(layout: Layout, needs: tuple[str, ...]) -> Iterator[str]:
         yield DISTILLED_LORA_FILES  # which turns it into the distilled one
     for name in needs:
         if name in homes or (name in PARTS and PARTS[name].block):
-            yield from _files(name, homes.get(name, name))
+            yield from (f"{homes.get(name, name)}/{f}" for f in part_of(name).files)
 
 
 def _homes(sources: Mapping[str, Source]) -> dict[str, str]:
     """Part -> the name of its folder, for parts that have one."""
     return {n: s.path.name for n, s in sources.items() if s.path.is_dir()}
-
-
-def _files(name: str, home: str) -> Iterator[str]:
-    """Patterns of a part's files in the folder ``home``."""
-    yield from (f"{home}/{file}" for file in part_of(name).files)
 
 
 def check_names(files: Files) -> None:

@@ -380,8 +380,7 @@ def companions(
     Of several, prefers one of the same release, then one that states none; then a diffusion autoencoder, as in the official
     code (``diffusion=False`` excludes those); then the last by name.
     """
-    found = [part for other in _around(file) for part in _readable(other).items()]
-    found = [part for part in found if diffusion or not is_diffusion(part[1])]
+    found = [p for p in _around(file) if diffusion or not is_diffusion(p[1])]
     found.sort(key=lambda part: (_kinship(part[1], release), is_diffusion(part[1])))
     return dict(found)  # of parts of one name, the last
 
@@ -401,22 +400,21 @@ def file_version(file: Path) -> str:
     return read_header(file).metadata.get(foreign.VERSION) or by_name
 
 
-def _around(file: Path) -> Iterator[Path]:
-    """Other safetensors files that may be of the same checkpoint, sorted by name."""
+def _around(file: Path) -> Iterator[tuple[str, Source]]:
+    """The parts in other safetensors files that may be of the same checkpoint, sorted by name.
+
+    Skips files with a transformer, which are other checkpoints, and damaged ones.
+    """
     root = checkpoint_folder(file)
     folders = [root / name for name in COMPANIONS]
     if root == file.parent:
         folders.insert(0, root)
-    for folder in folders:
-        yield from (f for f in sorted(folder.glob("*.safetensors")) if f != file)
-
-
-def _readable(file: Path) -> dict[str, Source]:
-    """The parts in ``file``; none if it has a transformer (another checkpoint) or is damaged."""
-    with suppress(UserError):
-        found = parts_in(file)
-        return {} if "transformer" in found else found
-    return {}
+    for other in (f for home in folders for f in sorted(home.glob("*.safetensors"))):
+        parts = {}
+        with suppress(UserError):
+            parts = parts_in(other)
+        if other != file and "transformer" not in parts:
+            yield from parts.items()
 
 
 def is_diffusion(source: Source) -> bool:
