@@ -173,6 +173,16 @@ def test_a_long_word_stays_in_its_card(page):
     )
 
 
+def test_buttons_fill_both_their_rows_in_a_narrow_card(page):
+    page.set_viewport_size({"width": 390, "height": 800})
+    clip = make(page, "a green star")
+    clip.locator("[data-do=delete]").wait_for()
+    right = "e => e.getBoundingClientRect().right"
+    edge = clip.locator(".actions").evaluate(right)
+    for last in ("last", "delete"):
+        assert clip.locator(f"[data-do={last}]").evaluate(right) == pytest.approx(edge)
+
+
 def test_a_mistake_is_said_once(page):
     page.fill("#prompt", "a red ball")
     page.fill("#seconds", "900")
