@@ -233,7 +233,7 @@ def test_a_detailing_lora_needs_dfr_and_a_recipe_its_lora(model, detailing, caps
             pass
 
 
-@pytest.mark.parametrize("stated", ["0", "1.5", "two"])
+@pytest.mark.parametrize("stated", ["0", "1.5", "two", "inf", "nan"])
 def test_a_reference_that_makes_no_sense_is_refused(stated):
     adapter = lora.Adapter("a.safetensors", {}, {"reference_downscale_factor": stated})
     with pytest.raises(UserError, match="must be a whole number such as 2"):

@@ -157,16 +157,12 @@ class Adapter:
 
     def reference_downscale(self, usual: int) -> int:
         """The downscale factor of its reference per side; ``usual`` if it states none."""
-        stated = self.metadata.get(REFERENCE[0], usual)
-        try:
-            factor = float(stated)
-        except ValueError:
-            factor = 0
-        if factor < 1 or factor != int(factor):
+        stated = self.metadata.get(REFERENCE[0], str(usual))
+        if not re.fullmatch(r"[1-9][0-9]{0,3}(\.0*)?", stated):
             raise UserError(
                 f"{self.source}: {REFERENCE[0]} must be a whole number such as 2; got {clip(stated, 30)}."
             )
-        return int(factor)
+        return int(float(stated))
 
     def check(self, version: str = "", *, reference: bool = False) -> None:
         """Raise ``UserError`` if this LoRA is for another ``version`` of the model, or lacks its reference.
