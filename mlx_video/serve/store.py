@@ -214,9 +214,11 @@ class Store:
         """Bytes of clips and uploads on disk, as of the last clip added or removed."""
         taken = self._bytes
         if taken is None:
-            folders = (self.clips, self.uploads)
-            files = (file for folder in folders for file in folder.iterdir())
-            taken = self._bytes = sum(map(_size, files))
+            taken = 0
+            for file in (*self.clips.iterdir(), *self.uploads.iterdir()):
+                with suppress(FileNotFoundError):  # the worker has just moved it
+                    taken += file.stat().st_size
+            self._bytes = taken
         return taken
 
     def oldest(self, count: int = 3) -> list[Video]:
@@ -293,14 +295,6 @@ def _connected(folder: Path) -> sqlite3.Connection:
 def _owner(file: Path) -> str:
     """The id of the video that a file belongs to; the name of an unfinished file begins with a dot."""
     return file.name.lstrip(".").partition(".")[0]
-
-
-def _size(file: Path) -> int:
-    """A file's bytes; 0 if the worker has just renamed or removed it."""
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _check_own(folder: Path) -> None:
