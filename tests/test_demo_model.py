@@ -120,7 +120,7 @@ def weight(folder: Path, variant: str) -> mx.array:
     [
         (unified, [], True),
         (unified, ["--variant", "dev"], True),
-        (generate.main, [], False),
+        pytest.param(generate.main, [], False, marks=pytest.mark.thorough),
         pytest.param(generate_dev.main, [], False, marks=pytest.mark.thorough),
         pytest.param(generate_av.main, [], True, marks=pytest.mark.thorough),
     ],

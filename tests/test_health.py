@@ -1,5 +1,7 @@
 """Each check is fed the failure it is for, and what must pass."""
 
+from functools import cache
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -348,6 +350,7 @@ def grey(spread, count=17):
     ]
 
 
+@cache
 def drifting(count, step=1):
     """A picture that moves sideways, with a decoder's noise."""
     rng = np.random.default_rng(0)

@@ -90,7 +90,12 @@ THOROUGH = pytest.mark.thorough  # for what others here show one by one
     "door, words, sound",
     [
         (generate.main, [], False),
-        (generate_av.main, ["--output-audio", "output.wav"], True),
+        pytest.param(
+            generate_av.main,  # as ``made`` is
+            ["--output-audio", "output.wav"],
+            True,
+            marks=THOROUGH,
+        ),
         pytest.param(generate_dev.main, DEV, False, marks=THOROUGH),
         pytest.param(
             generate_dev.main,

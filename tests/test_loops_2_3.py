@@ -217,7 +217,10 @@ def test_schedules_are_the_official_ones():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["t2v4", "i2v4", "distilled8"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("t2v4", marks=pytest.mark.thorough), "i2v4", "distilled8"],
+)
 def test_2_3_without_guidance(name):
     loop = Loop(V2_3, name)
     conditions = [image(V2_3)] if name == "i2v4" else []

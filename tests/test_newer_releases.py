@@ -146,7 +146,7 @@ def plain(made) -> Path:
     [
         MORE("--image red.png"),
         "--image red.png 8 0.9",
-        "--quantize 8",
+        MORE("--quantize 8"),
         MORE("--low-memory"),
     ],
 )

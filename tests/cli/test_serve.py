@@ -50,9 +50,8 @@ def test_a_port_that_is_taken_is_said(tmp_path, capsys):
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
-def test_a_port_that_is_none_is_said(tmp_path, capsys):
-    settings = {"host": "127.0.0.1", "port": 99999, "data": str(tmp_path)}
-    assert guarded(lambda: server.listen(settings)) == BAD_INPUT
+def test_a_port_that_is_none_is_said(capsys):
+    assert guarded(lambda: server._bound("127.0.0.1", 99999)) == BAD_INPUT
     assert "port must be 0-65535. Choose another --port" in capsys.readouterr().err
 
 

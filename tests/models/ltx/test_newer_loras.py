@@ -36,7 +36,9 @@ def fused(strength: float, dtype: mx.Dtype = mx.float32) -> LTXModel:
     return model
 
 
-@pytest.mark.parametrize("strength, name", [(1.0, "s10"), (0.5, "s05")])
+@pytest.mark.parametrize(
+    "strength, name", [pytest.param(1.0, "s10", marks=pytest.mark.slow), (0.5, "s05")]
+)
 def test_velocities_with_the_distilled_lora(strength, name):
     model = fused(strength)
     inputs = OFFICIAL.inputs(model, OFFICIAL.masks, sigmas=AV(SIGMA, SIGMA))
