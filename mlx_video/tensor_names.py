@@ -4,6 +4,7 @@ Knows names as text, not tensors, files or networks.
 """
 
 import re
+from functools import cache
 from typing import Mapping, TypeVar
 
 X = TypeVar("X")
@@ -32,6 +33,7 @@ class TensorNames:
             [_rule(old, new) for new, old in table] for table in reversed(pairs)
         ]
 
+    @cache
     def ours(self, official: str) -> str | None:
         """Our name for an official one; ``None`` if the tensor belongs to another network."""
         for prefix, ours in self._to_ours:
@@ -41,6 +43,7 @@ class TensorNames:
                 return ours + _renamed(official.removeprefix(prefix), self._forward)
         return None
 
+    @cache
     def official(self, ours: str) -> str:
         """The official name for one of ours."""
         for prefix, official in self._to_official:
