@@ -23,6 +23,7 @@ if sys.dont_write_bytecode:
 # Two processes share two cores (-n 2): a second BLAS thread would only wait for the other's.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # on CUDA, float32 means float32
+os.environ["TERM"] = "xterm"  # a dumb one would have no bars
 
 # Where there is one, before our BLAS, in whose batched products it would crash.
 with suppress(ImportError):

@@ -22,7 +22,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False, verbose: bool = False):
         self.quiet, self.verbose = quiet, verbose
-        self.lively = not quiet and watched()
+        self.lively = not quiet and _redraws()
         self.phases: list[events.Took] = []
         self.bar = None
         self.start: Step | None = None  # of the current phase
@@ -119,7 +119,7 @@ class Downloads:
     def __call__(self, what: DownloadPlan | Download) -> None:
         if isinstance(what, DownloadPlan):
             say(what)
-        elif watched() and not self.quiet:
+        elif _redraws() and not self.quiet:
             self._show(what)
         elif not self.quiet and (what.tenth or what.waits or what.ended):
             say(what)
@@ -155,6 +155,11 @@ class Pace:
         if last > first:
             return (since - then) / (last - first)
         return mean if step.index == first and 10 * done >= step.total else None
+
+
+def _redraws() -> bool:
+    """Whether stderr is a terminal that can draw a line again: one with a width, and not a dumb one."""
+    return watched() and _columns() > 0 and os.environ.get("TERM") != "dumb"
 
 
 def _columns() -> int:

@@ -233,6 +233,18 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left(monkeypatch):
     assert last.startswith("decode video      ") and "left" not in last
 
 
+@pytest.mark.parametrize("term, columns", [("dumb", 80), ("xterm", 0)])
+def test_a_terminal_that_cannot_draw_a_bar_has_lines(monkeypatch, term, columns):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "watched", lambda: True)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+    assert Progress().lively
+    monkeypatch.setenv("TERM", term)
+    size = os.terminal_size((columns, 0))
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: size)
+    assert not Progress().lively
+
+
 def test_a_narrow_terminal_has_the_time_in_place_of_a_bar(clock, monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
