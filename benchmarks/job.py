@@ -65,7 +65,7 @@ PROMPT = "a red ball rolls along a blue floor in the warm light of the evening"
 class RandomComponents(Components):
     """Parts of the real sizes whose weights are drawn when they are lent."""
 
-    def _load(self, name, model_type=None, loras=()):
+    def _load(self, name, loras=()):
         if name == "text_encoder":
             tokenizer = GemmaTextEncoder.load(TINY / "text_encoder").tokenizer
             network = language_model(self.sources[name].config)

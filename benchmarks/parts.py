@@ -36,7 +36,6 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx import patchify
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.pacing import SMALL, piece_by_piece
 from mlx_video.models.ltx.parts import PARTS
@@ -131,12 +130,12 @@ class RandomComponents(Components):
         self.sources["text_encoder"] = gemma
         self._built.clear()  # of another text encoder
 
-    def _network(self, name, model_type, source):
+    def _network(self, name, source):
         if name == "text_encoder":
-            return super()._network(name, model_type, source)
+            return super()._network(name, source)
         config = PARTS[name].config(source)
         if name == "transformer":
-            config = replace(config, model_type=model_type)
+            config = replace(config, model_type=self.model_type)
         if name == "connectors":
             config = replace(config, text_layers=self.text_layers)
         module = PARTS[name].network(source)(config)
@@ -190,7 +189,7 @@ class Bench:
         self.lent, self.shape = lent, shape
         self.grid = lent.geometry.latents(shape)
         self.frames = lent.geometry.audio_frames(shape)
-        self.footprint = Footprint(lent, LTXModelType.AudioVideo)
+        self.footprint = Footprint(lent)
 
     def run(self) -> Iterator[Result]:
         shape, part = self.shape, self.footprint.part
@@ -275,7 +274,7 @@ def encode_text(lent: RandomComponents, folder: Path, name: str) -> Iterator[Res
     exact = None
     for bits in BITS:
         lent.residency, outputs = replace(lent.residency, quantize=bits), []
-        foot = Footprint(lent, LTXModelType.AudioVideo)
+        foot = Footprint(lent)
         measured = peak(partial(encode, lent), outputs)
         states, tokens = outputs
         predicted = foot.weights("text_encoder") + foot.part(

@@ -200,7 +200,7 @@ class Pipeline:
                 "or --num-frames."
             )
         texts = self._texts(request, request.prompt)
-        self.components.check(needs, texts, request.model_type)
+        self._streaming(request).check(needs, texts)
 
     def cautions(self, request: Request) -> Iterator[str]:
         """What the user should know before sampling: words unknown to the model, and notices of the inputs."""
@@ -212,6 +212,10 @@ class Pipeline:
                 yield caution
         for given in request.inputs:
             yield from given.notices(request.shape)
+
+    def _streaming(self, request: Request) -> Components:
+        """The components, with the streams that ``request`` needs."""
+        return self.components.streaming(request.model_type)
 
     def _texts(self, request: Request, prompt: str) -> list[str]:
         """The texts to encode."""
@@ -275,7 +279,7 @@ class Pipeline:
         for loras, group in groupby(stages, key=lambda item: item[1].loras):
             yield Step(Doing.LOAD_TRANSFORMER, 0, 1)
             with (
-                self.components.transformer(request.model_type, *loras) as predict,
+                self._streaming(request).transformer(*loras) as predict,
                 Previews(
                     self.components, predict.model if self.previews else None
                 ) as previews,

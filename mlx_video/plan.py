@@ -16,7 +16,6 @@ from mlx_video.disk import GB, amount
 from mlx_video.errors import UserError
 from mlx_video.inputs import taken_by
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.text_folder import MAX_TOKENS, max_tokens
@@ -137,21 +136,15 @@ class Phase(NamedTuple):
 class Footprint:
     """How many bytes the parts of ``components`` need, loaded and computing; each is built once, lazily.
 
-    model_type  the transformer's streams
     residency   how weights are kept; by default that of ``components``
     context     tokens of a padded prompt, including registers
     """
 
-    def __init__(
-        self,
-        components: Components,
-        model_type: LTXModelType,
-        residency: Residency | None = None,
-    ):
+    def __init__(self, components: Components, residency: Residency | None = None):
         sources = components.sources
         self.components = components
         self.residency = residency = residency or components.residency
-        self.part = cache(lambda name: components.sketch(name, model_type))
+        self.part = cache(components.sketch)
         self.weights = cache(
             lambda name: residency.weight_bytes(self.part(name), sources[name])
         )
@@ -233,13 +226,14 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     Previews and parts that stay loaded are dropped first if they do not fit.
     """
     limit = limit or OFFERED * machine_bytes()
+    components = components.streaming(work.request.model_type)
     # A GPU's own memory holds no libraries.
     apart = mx.default_device() == mx.gpu and not mx.metal.is_available()
     libraries = Phase(Doing.LIBRARIES, 0, 0.0 if apart else LIBRARY_BYTES)
     room = limit - libraries.peak
     for chosen, residency in _residencies(components, work.sampled):
         for tried, residency in _with_extras(work, residency):
-            footprint = Footprint(components, work.request.model_type, residency)
+            footprint = Footprint(components, residency)
             steps = libraries, *phases(footprint, tried, room)
             lent = components.under(residency)
             found = Plan(steps, limit, lent, chosen, previews=tried.previews)
@@ -392,7 +386,7 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
     ways = ["--tiling auto"] * fits(tiled)
     for low_memory, bits in SETTINGS if own.quantize else ():
         kept = replace(own, low_memory=low_memory or own.low_memory, quantize=bits)
-        if fits(work, Footprint(components, work.request.model_type, kept)):
+        if fits(work, Footprint(components, kept)):
             options = "--low-memory" * kept.low_memory, bits and f"--quantize {bits}"
             ways.append(" ".join(filter(None, options)))
             break

@@ -143,7 +143,7 @@ def _planned(
     if not sampled:
         pipeline.check(job.request)
     if options.shelf is not None:
-        plan.components.keep_on(options.shelf, job.request.model_type)
+        plan.components.keep_on(options.shelf)
     return plan, pipeline
 
 

@@ -29,7 +29,6 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.checkpoint.layouts import identify
 from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.text_folder import MAX_TOKENS
 from mlx_video.plan import Footprint, Phase
 from mlx_video.record import Job
@@ -301,7 +300,7 @@ def test_memory_is_reckoned_for_that_length(demo):
     for stated in (TOKENS, 2 * TOKENS):
         state(demo / "text_encoder/tokenizer_config.json", model_max_length=stated)
         components = Components.open(demo)
-        context = Footprint(components, LTXModelType.AudioVideo).context
+        context = Footprint(components).context
         model = components.sketch("transformer")
         held.append(model.held_bytes(tokens, 1, context))
     widths = 64 + 32  # of the two streams

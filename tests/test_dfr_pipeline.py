@@ -144,7 +144,7 @@ def test_a_run_of_two_tiles_is_as_long_as_asked_for_and_goes_on_to_the_same_byte
     rounds = [e[1:3] for e in events if isinstance(e, Step) and e.phase == "round 1"]
     assert [n for n in range(9)] == [*dict(rounds)] and {8} == {*dict(rounds).values()}
     work = Work(request, recipe)
-    footprint = Footprint(components, request.model_type)
+    footprint = Footprint(components.streaming(request.model_type))
     planned = [phase.name for phase in phases(footprint, work, 1e9)]
     steps = dict.fromkeys(e.phase for e in events if isinstance(e, Step))
     assert [n for n in steps if "load" not in n] == [
@@ -199,7 +199,7 @@ def test_a_round_is_planned_with_all_of_its_tiles(model):
     parts = Components.open(model)
     request = Request("a cat", finished(VideoPixelShape(241, 64, 64, 24.0), 1))
     work = Work(request, dfr_recipe(1))
-    footprint = Footprint(parts, request.model_type, parts.residency)
+    footprint = Footprint(parts.streaming(request.model_type))
     ((tokens, tiles),) = work.round_tokens(parts.geometry)
     (stage,) = work.recipe.rounds
     one = parts.sketch("transformer").operations(tokens, footprint.context)

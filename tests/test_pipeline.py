@@ -72,11 +72,11 @@ class Recorded(Components):
     loans: list[Loan]
 
     @contextmanager
-    def transformer(self, model_type=LTXModelType.AudioVideo, *loras):
-        with super().transformer(model_type, *loras) as x0_model:
+    def transformer(self, *loras):
+        with super().transformer(*loras) as x0_model:
             layers = dict(x0_model.model.named_modules())
             weights = {path: layers[path].weight for path in (USERS, DISTILLED)}
-            loan = Loan(model_type, weights, [])
+            loan = Loan(self.model_type, weights, [])
             self.loans.append(loan)
 
             def predict(states, context, sigma, perturbations=()):

@@ -73,7 +73,7 @@ PROMPT = ["--prompt", "a red ball on a blue floor"]
 class Laid(Components):
     """The 19B model and Gemma 12B in bfloat16, of which there are no files."""
 
-    def _network(self, name, model_type, source):
+    def _network(self, name, source):
         if name == "text_encoder":
             return GemmaTextEncoder(gemma(self.residency.dtype), None), []
         return full_size(name, self.residency.dtype), []
@@ -160,7 +160,7 @@ def test_a_forward_of_the_full_model_on_an_h200(full, tokens, peak):
 @pytest.mark.slow
 def test_a_cpu_keeps_the_scores(full, monkeypatch):
     monkeypatch.setattr(memory_table, "live", lambda *_: CPU)
-    model = full.sketch("transformer", LTXModelType.VideoOnly)
+    model = full.streaming(LTXModelType.VideoOnly).sketch("transformer")
     scores = 32 * 6144**2
     assert model.activation_bytes(AV(6144), 1, 1024) == 2 * (
         CPU.tokens * 6144 * 4096 + scores
@@ -197,7 +197,7 @@ def test_the_other_parts(full):
 
 
 def test_the_video_decoder_says_what_it_takes(full):
-    found = Footprint(full, LTXModelType.VideoOnly)
+    found = Footprint(full.streaming(LTXModelType.VideoOnly))
     decoder, shape = found.part("video_decoder"), VideoPixelShape(121, 1024, 1536, 24.0)
     latents = 1, 128, 16, 32, 48
     tiles = decoder.activation_bytes(latents, TilingConfig.default())
@@ -220,12 +220,12 @@ def test_weights_are_those_of_the_files(model):
     components = Components.open(Files(model, dtype="float32"))
     header = weights.read_header(model / MODEL).tensors
     sizes = {name: 4 * mx.zeros(entry["shape"]).size for name, entry in header.items()}
-    found = Footprint(components, LTXModelType.AudioVideo)
+    found = Footprint(components)
     for name, prefix in (("vocoder", "vocoder."), ("audio_decoder", "audio_vae.dec")):
         stored = sum(size for key, size in sizes.items() if key.startswith(prefix))
         statistics = 2 * 128 * 4 if name == "audio_decoder" else 0
         assert found.weights(name) == stored + statistics
-    alone = Footprint(components, LTXModelType.VideoOnly)
+    alone = Footprint(components.streaming(LTXModelType.VideoOnly))
     assert alone.weights("transformer") < 0.9 * found.weights("transformer")
     with components.lend("text_encoder") as encoder:
         kept = tree_flatten(encoder.model.parameters())
@@ -239,7 +239,7 @@ def test_weights_of_a_quantized_gemma_are_those_it_holds(tmp_path, bits, dtype):
     wide_gemma(make_text_encoder_folder(tmp_path))
     source = {"text_encoder": Source.of(tmp_path)}
     lent = Components(source, Residency(dtype, bits))
-    found = Footprint(lent, LTXModelType.AudioVideo).weights("text_encoder")
+    found = Footprint(lent).weights("text_encoder")
     with lent.lend("text_encoder") as encoder:
         kept = tree_flatten(encoder.model.parameters())
         assert found == sum(value.nbytes for _, value in kept)
@@ -261,7 +261,7 @@ def test_the_prompt_of_the_full_model(full, quantize, peak):
 def test_streamed_and_quantized_blocks(full):
     def size(**residency) -> int:
         tried = Residency(mx.bfloat16, **residency)
-        return Footprint(full, LTXModelType.AudioVideo, tried).weights("transformer")
+        return Footprint(full, tried).weights("transformer")
 
     whole = size()
     assert whole == pytest.approx(37.75e9, rel=0.001)
@@ -510,9 +510,7 @@ def test_previews_are_planned_and_change_nothing_else(full):
     plain = plan(full, work, 80 * GB)
     shown = plan(full, work._replace(previews=True), 80 * GB)
     part = full.sketch("video_decoder")
-    weights = Footprint(shown.components, LTXModelType.AudioVideo).weights(
-        "video_decoder"
-    )
+    weights = Footprint(shown.components).weights("video_decoder")
     assert shown.previews and not plain.previews and shown.chosen == plain.chosen == ""
     for before, after in zip(plain.phases, shown.phases):
         assert after.weights - before.weights in (weights, 0), after.name
@@ -540,7 +538,7 @@ def test_what_stays_loaded_is_planned(full):
     limit, kept = 80 * GB, []
     for _ in range(3):
         found = plan(full, work, limit)
-        weights = Footprint(found.components, LTXModelType.AudioVideo).weights
+        weights = Footprint(found.components).weights
         held = sum(map(weights, found.components.residency.keep))
         assert all(phase.weights >= held for phase in found.phases[1:])
         assert found.chosen == "" and found.largest.peak <= limit

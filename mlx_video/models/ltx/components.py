@@ -80,6 +80,7 @@ class Components:
     distilled_lora  the LoRA of the two-stage dev recipe; ``None`` if there is none
     detailing_lora  the LoRA of DFR's second stage; ``None`` if there is none
     layout          what kind of checkpoint the model is
+    model_type      the streams of the transformer, see ``streaming``
     fusions         what was fused so far, oldest first
     inspect         is called with the name and weights of each part that is lent; ``None`` = nothing is
     cache_limit     bytes of freed memory that MLX may keep for reuse while a part is lent; ``None`` = MLX's own limit
@@ -91,6 +92,7 @@ class Components:
     distilled_lora: Path | None = None
     layout: Layout = Layout("none", "", Path())
     detailing_lora: Path | None = None
+    model_type: LTXModelType = LTXModelType.AudioVideo
     shelf: Shelf = field(default_factory=Shelf, init=False)
     fusions: list[Fusion] = field(default_factory=list, init=False)
     inspect: Inspect | None = field(default=None, init=False)
@@ -149,6 +151,12 @@ class Components:
             other._built = {}
         return other
 
+    def streaming(self, model_type: LTXModelType) -> "Components":
+        """The same parts, built and lent ones too; the transformer reads only the streams of ``model_type``."""
+        other = copy(self)
+        other.model_type = model_type
+        return other
+
     @property
     def resident(self) -> list[str]:
         """Names of the parts on loan."""
@@ -159,15 +167,10 @@ class Components:
         """How the checkpoint's latents relate to pixels and seconds."""
         return read_geometry(self.sources)
 
-    def check(
-        self,
-        needs: Iterable[str],
-        prompts: Sequence[str] = (),
-        model_type: LTXModelType = LTXModelType.AudioVideo,
-    ) -> None:
+    def check(self, needs: Iterable[str], prompts: Sequence[str] = ()) -> None:
         """Raise ``UserError`` if tensors or LoRAs do not fit, or a prompt is too long; reads no weights."""
         needs = tuple(needs)
-        parts = [self.sketch(n, model_type) for n in PARTS if n in needs]
+        parts = [self.sketch(n) for n in PARTS if n in needs]
         if len([part for part in parts if part.LORAS]) > 1:
             self._check_loras(needs)
         if prompts:
@@ -178,33 +181,29 @@ class Components:
         distilled = self.distilled_lora if DISTILLED_LORA in needs else None
         own = [file for file in (distilled, self.detailing_lora) if file]
         files = [*(file for file, _ in self.loras), *own]
-        modules = [self.sketch(n) for n in PARTS if files and n in needs]
+        whole = self.streaming(LTXModelType.AudioVideo)
+        modules = [whole.sketch(n) for n in PARTS if files and n in needs]
         modules = [module for module in modules if module.LORAS]
         for file in files:
             lora.Adapter.read(file).check_layers(modules)
         if distilled:
             adapter = lora.Adapter.read(distilled)
-            adapter.check_distillation(self.sketch("transformer"))
+            adapter.check_distillation(whole.sketch("transformer"))
 
     # Lending
 
     @contextmanager
-    def lend(
-        self,
-        name: str,
-        model_type: LTXModelType = LTXModelType.AudioVideo,
-        loras: Iterable[LoRA] = (),
-    ) -> Iterator[nn.Module]:
+    def lend(self, name: str, loras: Iterable[LoRA] = ()) -> Iterator[nn.Module]:
         """Load a part, lend it for the ``with`` block, and free it.
 
-        Reads only the part's own tensors, and only the streams of ``model_type``. ``loras`` are fused as well as those of
-        ``Components``. Afterwards the module is empty, unless the residency keeps it.
+        Reads only the part's own tensors. ``loras`` are fused as well as those of ``Components``. Afterwards the module is
+        empty, unless the residency keeps it.
         """
         loras = tuple(loras)
-        mark = self._mark(name, model_type, loras)
+        mark = self._mark(name, loras)
         part = PARTS[name].network(self.sources[name])
-        large = next((n for n, other in self._lent.items() if other.LARGE), None)
-        if part.LARGE and large:
+        large = next((n for n, other in self._lent.items() if other.BLOCKS), None)
+        if part.BLOCKS and large:
             raise RuntimeError(
                 f"The {name} must wait until the {large} is returned: close the stream that still holds it."
             )
@@ -212,9 +211,7 @@ class Components:
         lent = None
         with cache_limited(self.cache_limit):
             try:
-                lent = self.shelf.take(name, mark) or self._load(
-                    name, model_type, loras
-                )
+                lent = self.shelf.take(name, mark) or self._load(name, loras)
                 weights = tree_flatten(lent.network.parameters())
                 suit_cpu(max((weight.nbytes for _, weight in weights), default=0))
                 materialize(lent.network)
@@ -231,10 +228,7 @@ class Components:
 
     @contextmanager
     def transformer(
-        self,
-        model_type: LTXModelType = LTXModelType.AudioVideo,
-        distilled_lora: float = 0.0,
-        detailing: float = 0.0,
+        self, distilled_lora: float = 0.0, detailing: float = 0.0
     ) -> Iterator[X0Model]:
         """Lend the transformer as an ``X0Model``, with the distilled and the detailing LoRA fused at these strengths."""
         if distilled_lora and self.distilled_lora is None:
@@ -251,7 +245,7 @@ class Components:
             LoRA(self.detailing_lora, detailing),
         ]
         loras = [each for each in loras if each.strength]
-        with self.lend("transformer", model_type, loras) as model:
+        with self.lend("transformer", loras) as model:
             yield X0Model(model)
 
     @contextmanager
@@ -259,46 +253,39 @@ class Components:
         """Lend the statistics of video latents, the only tensors of the decoder that the upsampler needs."""
         decoder = self.sketch("video_decoder")
         if self.sources["video_decoder"].is_gguf:  # then the sketch has no values
-            decoder, _ = self._network("video_decoder", LTXModelType.AudioVideo)
+            decoder, _ = self._network("video_decoder")
         yield decoder.per_channel_statistics
 
-    def sketch(
-        self, name: str, model_type: LTXModelType = LTXModelType.AudioVideo
-    ) -> Network:
+    def sketch(self, name: str) -> Network:
         """The part, lazy and as stored, for computing sizes before weights are read."""
-        key = self._key(name, model_type)
+        key = self._key(name)
         if key not in self._built:
-            source = self.sources[name].sketch()
-            self._built[key] = self._network(name, model_type, source)
+            self._built[key] = self._network(name, self.sources[name].sketch())
         return self._built[key][0]
 
-    def keep_on(self, shelf: Shelf, model_type: LTXModelType) -> None:
+    def keep_on(self, shelf: Shelf) -> None:
         """Keep the residency's ``keep`` on ``shelf``, and free everything else there."""
         self.shelf = shelf
-        shelf.clear(but={n: self._mark(n, model_type) for n in self.residency.keep})
+        shelf.clear(but={n: self._mark(n) for n in self.residency.keep})
 
-    def _mark(
-        self, name: str, model_type: LTXModelType, loras: tuple[LoRA, ...] = ()
-    ) -> Mark:
+    def _mark(self, name: str, loras: tuple[LoRA, ...] = ()) -> Mark:
         source = self.sources[name]
         kept_alike = replace(self.residency, keep=frozenset())
         fused = self.layout.distillation, self.loras, loras
         written = source.path.exists() and source.path.stat().st_mtime_ns
-        return self._key(name, model_type), source, written, kept_alike, fused
+        return self._key(name), source, written, kept_alike, fused
 
     # Loading
 
-    def _key(self, name: str, model_type: LTXModelType) -> "Key":
+    def _key(self, name: str) -> "Key":
         part = PARTS[name].network(self.sources[name])
-        return name, model_type if part.SELECTS else None
+        return name, self.model_type if part.STREAMED else None
 
-    def _load(
-        self, name: str, model_type: LTXModelType, loras: tuple[LoRA, ...] = ()
-    ) -> Network:
+    def _load(self, name: str, loras: tuple[LoRA, ...] = ()) -> Network:
         """A part ready to be lent, still lazy. Logs what was fused into it."""
-        built = self._built.pop(self._key(name, model_type), None)
+        built = self._built.pop(self._key(name), None)
         if built is None or self.sources[name].is_gguf:  # its sketch has no values
-            built = self._network(name, model_type)
+            built = self._network(name)
         part, fusions = built
         fusions = fusions + fuse(name, part, loras)
         self.fusions += fusions
@@ -307,7 +294,7 @@ class Components:
         if self.residency.low_memory and part.STREAMED:
 
             def again() -> Network:
-                part, _ = self._network(name, model_type)
+                part, _ = self._network(name)
                 fuse(name, part, loras)
                 return part
 
@@ -316,12 +303,10 @@ class Components:
             quantize_blocks(part.network, GROUP_SIZE, bits)
         return part
 
-    def _network(
-        self, name: str, model_type: LTXModelType, source: Source | None = None
-    ) -> "Built":
+    def _network(self, name: str, source: Source | None = None) -> "Built":
         """A lazy part with the checkpoint's and the user's LoRAs fused, and a list of these."""
         source = source or self.sources[name]
-        part = build(name, source, self.residency.dtype, model_type)
+        part = build(name, source, self.residency.dtype, self.model_type)
         if self.layout.distillation:
             fuse(name, part, [LoRA(self.layout.distillation)])
         return part, fuse(name, part, self.loras)
@@ -366,5 +351,5 @@ def build(
     network = part_of(name).network(source)
     if network.WIDE and dtype and dtype == mx.float16:
         dtype = mx.bfloat16
-    wanted = {"model_type": model_type} if network.SELECTS else {}
+    wanted = {"model_type": model_type} if network.STREAMED else {}
     return network.from_source(source, dtype, **wanted)

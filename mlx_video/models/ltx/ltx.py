@@ -42,7 +42,6 @@ class LTXModel(Network):
     """The transformer, with the streams that ``config.model_type`` names."""
 
     CONFIG: ClassVar = LTXModelConfig
-    LARGE: ClassVar = True
     BLOCKS: ClassVar = "transformer_blocks."
     LORAS: ClassVar = True
     OTHER_NAMES: ClassVar = (
@@ -50,7 +49,6 @@ class LTXModel(Network):
         foreign_names.MLX_TRANSFORMER,
     )
     STREAMED: ClassVar = True
-    SELECTS: ClassVar = True
     NAMES: ClassVar = TensorNames(
         foreign_names.DIT_ALONE,
         {

@@ -45,22 +45,19 @@ class Network(nn.Module):
 
     CONFIG    its hyper-parameters
     NAMES     what official files call its tensors
-    LARGE     whether no other large part may be in memory with it
-    BLOCKS    prefix of the layers that may be quantized, which hold nearly all weights; empty = none
-    STREAMED  whether it has ``transformer_blocks`` and a method ``stream``, which makes it read them as they are used
+    BLOCKS    prefix of the layers that may be quantized, of a large part: no other may be in memory with it; empty = none
+    STREAMED  whether it has ``transformer_blocks`` and a method ``stream``, which makes it read them as they are used, and
+              reads only the tensors of the streams that its config's ``model_type`` names
     LORAS     whether LoRAs may change it, by official names or by ``OTHER_NAMES`` (tables from official names to those)
-    SELECTS   whether it reads only the tensors of the wanted streams
     WIDE      whether its activations may exceed float16's range (65,504), so that it runs in bfloat16 instead
     """
 
     CONFIG: ClassVar[type[Config]]
     NAMES: ClassVar[TensorNames]
-    LARGE: ClassVar[bool] = False
     BLOCKS: ClassVar[str] = ""
     LORAS: ClassVar[bool] = False
     OTHER_NAMES: ClassVar[tuple[TensorNames, ...]] = ()
     STREAMED: ClassVar[bool] = False
-    SELECTS: ClassVar[bool] = False
     WIDE: ClassVar[bool] = False
 
     @classmethod
@@ -88,7 +85,7 @@ class Network(nn.Module):
         """The network with its weights, all lazy.
 
         dtype   of the weights; ``None`` keeps the stored one (bfloat16 for weights that other tools quantized)
-        wanted  what no file states of its config: ``model_type``, the streams, if it ``SELECTS`` them
+        wanted  what no file states of its config: ``model_type``, the streams, if it is ``STREAMED``
         Raises ``UserError``, naming the file, if the tensors do not fit the config.
         """
         weights = cls.sanitize(source.weights(dtype or mx.bfloat16))

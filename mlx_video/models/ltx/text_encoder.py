@@ -24,7 +24,6 @@ class GemmaTextEncoder(Network):
     """A Gemma 3 or 4 language model with its tokenizer; the weights are those of the ``model`` inside."""
 
     CONFIG: ClassVar = GemmaConfig
-    LARGE: ClassVar = True
     BLOCKS: ClassVar = gemma.Gemma3.BLOCKS
     WIDE: ClassVar = True
 

@@ -349,7 +349,7 @@ def test_reads_no_tensor_but_the_parts_own(folder):
 
 def test_a_video_only_transformer_reads_no_sound(folder):
     components = Components.open(Files(folder, dtype="float32"))
-    with components.transformer(LTXModelType.VideoOnly) as denoise:
+    with components.streaming(LTXModelType.VideoOnly).transformer() as denoise:
         names = parameters(denoise.model).keys()
         assert not any("audio" in name for name in names) and len(names) > 50
     with components.transformer() as denoise:

@@ -57,7 +57,7 @@ def x0(
 ):
     """x0 of the second of two forwards, so that every block was read twice."""
     components = Components.open(Files(path, low_memory=low_memory, **how), needs=needs)
-    with components.transformer(model_type, lora) as predict:
+    with components.streaming(model_type).transformer(lora) as predict:
         for sigma in (1.0, SIGMA):
             x = predict(
                 states(model_type), CONTEXTS, sigma, (Perturbation(AV({1}, {1})),)
@@ -110,7 +110,7 @@ def test_guided_passes_share_one_reading(folder, model_type):
     readings, results = [], []
     for low_memory in (True, False):
         components = Components.open(Files(folder, low_memory=low_memory))
-        with components.transformer(model_type) as predict:
+        with components.streaming(model_type).transformer() as predict:
             if low_memory:
                 count_readings(predict, readings)
             denoise = guided(predict, prompt, guidance, batched=True)
