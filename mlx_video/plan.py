@@ -35,9 +35,9 @@ from mlx_video.types import (
 LIBRARY_BYTES = 200e6  # of a process besides MLX's arrays, and of the clip's encoder; measured as 90 to 200 MB
 OFFERED = 0.95  # share of a machine's memory that a run may use
 KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
+# (Whether the transformer is read in each step, bits of the weights that stay in memory), the smallest loss first.
 SETTINGS = (False, 8), (True, None), (True, 8), (False, 4), (True, 4)
-"""Whether the transformer is read in each step, and bits of weights that stay in memory; the smallest loss first."""
-DIGIT = GB // 100  # last digit of sizes in messages
+DIGIT = GB // 100  # bytes of the last digit of sizes in messages
 # The transformer's floating-point operations per second by device, from docs/measurements/2026-11.md.
 SPEED = {"NVIDIA H200": 5.8e14}
 PASSES_TO_DECODE = 0.5  # decoding takes as long as this many passes: 0.3 for ltx-2-tiny on a CPU, 0.7 for the 19B on an H200
@@ -367,36 +367,55 @@ def _residencies(
 
 
 def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
-    """Why a run does not fit, and what would: the least limit, the nearest sizes, a tiling, settings that were not tried."""
-    components, own = footprint.components, footprint.residency
-    libraries = plan.limit - plan.room
-
-    def fits(
-        work: Work, footprint: Footprint = footprint, limit: float = plan.limit
-    ) -> bool:
-        room = limit - libraries
-        return all(p.peak <= room for p in phases(footprint, work, room))
-
-    limits = range(DIGIT, round(libraries + plan.largest.peak) + 2 * DIGIT, DIGIT)
-    needed = limits[bisect_left(limits, True, key=partial(fits, work, footprint))]
-    scale, sizes = components.geometry.video, []
-    for works in () if work.sampled else (work.shorter(scale), work.smaller(scale)):
-        sizes += [str(found.shape) for found in islice(filter(fits, works), 1)]
-    tiled = work._replace(request=replace(work.request, tiling="auto"))
-    ways = ["--tiling auto"] * fits(tiled)
-    for low_memory, bits in SETTINGS if own.quantize else ():
-        kept = replace(own, low_memory=low_memory or own.low_memory, quantize=bits)
-        if fits(work, Footprint(components, kept)):
-            options = "--low-memory" * kept.low_memory, bits and f"--quantize {bits}"
-            ways.append(" ".join(filter(None, options)))
-            break
-    ways.append(f"--memory-limit {needed / GB:.2f}GB")
-    phase = largest(phases(footprint, work, needed - libraries)).name
+    """Why ``work`` does not fit, and what would."""
+    needed = least_limit(plan, footprint, work)
+    room = needed - beside(plan.phases)
+    phase = largest(phases(footprint, work, room)).name
     chosen = f", even with the {plan.chosen}" if plan.chosen else ""
-    smaller = "" if work.sampled else f"What fits: {' or '.join(sizes) or 'no clip'}. "
+    sizes = " or ".join(map(str, nearest_sizes(footprint, work, plan.room)))
+    smaller = "" if work.sampled else f"What fits: {sizes or 'no clip'}. "
+    ways = [*other_settings(footprint, work, plan.room)]
+    ways.append(f"--memory-limit {needed / GB:.2f}GB")
     # Rounded down, while what is needed is rounded up, so that the two differ.
     limit = amount(plan.limit // DIGIT * DIGIT or plan.limit)
     return (
         f"{work.shape} need {amount(needed)} in the phase {phase!r}{chosen}; the limit is {limit}. "
         f"{smaller}At this size: {' or '.join(ways)}."
     )
+
+
+def fits(footprint: Footprint, work: Work, room: float) -> bool:
+    """Whether no phase of ``work`` needs more than ``room`` bytes."""
+    return all(phase.peak <= room for phase in phases(footprint, work, room))
+
+
+def least_limit(plan: Plan, footprint: Footprint, work: Work) -> int:
+    """The lowest limit in bytes that ``work`` fits into, a multiple of ``DIGIT``; ``plan`` is of the same work."""
+    libraries = beside(plan.phases)
+    most = round(libraries + plan.largest.peak) + 2 * DIGIT
+    limits = range(DIGIT, most, DIGIT)
+    rooms = [limit - libraries for limit in limits]
+    return limits[bisect_left(rooms, True, key=partial(fits, footprint, work))]
+
+
+def nearest_sizes(
+    footprint: Footprint, work: Work, room: float
+) -> Iterator[VideoPixelShape]:
+    """The longest clip of this size, and the largest of this length, that fit into ``room`` bytes; none if it is sampled."""
+    scale = footprint.components.geometry.video
+    for works in () if work.sampled else (work.shorter(scale), work.smaller(scale)):
+        yield from islice((w.shape for w in works if fits(footprint, w, room)), 1)
+
+
+def other_settings(footprint: Footprint, work: Work, room: float) -> Iterator[str]:
+    """Options that make ``work`` fit into ``room`` bytes: tiles, and the first of ``SETTINGS`` if the user chose others."""
+    own = footprint.residency
+    tiled = replace(work.request, tiling="auto")
+    if fits(footprint, work._replace(request=tiled), room):
+        yield "--tiling auto"
+    for low_memory, bits in SETTINGS if own.quantize else ():
+        kept = replace(own, low_memory=low_memory or own.low_memory, quantize=bits)
+        if fits(Footprint(footprint.components, kept), work, room):
+            options = ["--low-memory"] * kept.low_memory
+            yield " ".join(options + [f"--quantize {bits}"] * bool(bits))
+            return
