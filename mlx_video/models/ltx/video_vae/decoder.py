@@ -3,7 +3,7 @@
 import math
 from fractions import Fraction
 from functools import partial
-from typing import ClassVar, Iterator
+from typing import ClassVar, Iterator, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -39,23 +39,44 @@ from mlx_video.models.ltx.video_vae.tiling import (
 )
 
 KEPT = 3  # frames that a convolution and the skip beside it keep for the next piece, at most
-LIVE_PIECES, LIVE_WHOLE, LIVE_TILE = 8, 9.7, 18.5
-"""Arrays that are alive at once on a GPU, measured on an H200: of the size of a piece; of the finest grid, for a clip of
-one piece; and the same for a tile, which is not paced."""
-
-QUEUED, AGAIN = 350e6, 1.6
-"""Bytes of small results that a GPU may queue besides; and how many copies of kept frames exist, since the next are made
-before the last are freed."""
-
+# Arrays that are alive at once on a GPU, measured on an H200, ...
+LIVE_PIECES = 8  # ... of the size of a piece
+LIVE_WHOLE = 9.7  # ... of the size of the finest grid, for a clip of one piece
+LIVE_TILE = 18.5  # ... of the size of a tile's finest grid; a tile is not paced
+QUEUED = 350e6  # bytes of small results that a GPU may queue besides
+# Copies of kept frames on a GPU, where the next are made before the last are freed.
+AGAIN = 1.6
+# Frames of the largest layer that a CPU computes at once. As fast as all at once for large frames; faster for small ones,
+# which then reuse memory.
 FRAMES_CPU = 8
-"""Frames of the largest layer that a CPU computes at once: as fast as all at once for large frames, and faster for small
-ones, which then reuse memory."""
+BEGUN = 0.4  # share of the next piece that a CPU holds beside the current one; measured as 0 to 0.45
+# Time of a convolution's operation relative to a transformer's, ...
+SLOWER = 1.7  # ... measured on an H200
+SLOWER_CPU = 0.9  # ... and on two CPU cores
 
-BEGUN = 0.4
-"""The share of the next piece that a CPU holds beside the current one: measured as 0 to 0.45."""
 
-SLOWER, SLOWER_CPU = 1.7, 0.9
-"""Time of a convolution's operation relative to a transformer's, measured on an H200 and on two cores."""
+class Sized(NamedTuple):
+    """A layer for latents of a known shape: the frames that it computes, and the positions in each, of all batch items."""
+
+    layer: nn.Module
+    frames: int
+    frame: int
+
+    @property
+    def elements(self) -> int:
+        """Of the layer's widest array."""
+        return self.frames * self.frame * widest(self.layer)
+
+    def piece(self, elements: int) -> "Sized":
+        """The layer for one piece, in which no array has more than about ``elements``."""
+        frames = max(1, elements // (self.frame * widest(self.layer)))
+        return self._replace(frames=min(self.frames, frames))
+
+    @property
+    def unfolded(self) -> list[int]:
+        """Float32 elements that a CPU holds during each of the layer's convolutions."""
+        convs = convolutions(self.layer)
+        return [unfolded_elements(conv, self.frames, self.frame) for conv in convs]
 
 
 class VideoDecoder(Network):
@@ -123,59 +144,55 @@ class VideoDecoder(Network):
         In pieces: the current piece, and the frames that each convolution and its skip keep for the next. In tiles: a tile
         and the pixels before it, or the pixels while they are blended.
         """
-        B, _, *cells = shape
         if isinstance(tiling, TilingConfig):
-            grid = decode_grid(tuple(cells), tiling, self.scale)
-            tile = [cut.source.stop - cut.source.start for cut in largest_tile(grid)]
-            working = self._working_bytes(B, tile)
-            pixel = B * self.config.out_channels * FLOAT32
-            done, whole, blended = (n * pixel for n in blended_pixels(grid))
-            return working + whole if on_gpu() else max(working + done, blended)
+            return self._bytes_in_tiles(shape, tiling)
+        B, _, *cells = shape
+        longer = 1 if cells[1] > cells[2] else 2
         halo = self.receptive_field if tiling.tiles > 1 else 0
-        longer = cells[1] > cells[2]
-        length = max(cells[1:])
-        cells[1 if longer else 2] = min(length, -(-length // tiling.tiles) + 2 * halo)
+        across = -(-cells[longer] // tiling.tiles) + 2 * halo
+        cells[longer] = min(cells[longer], across)
+        steps = self._sized(B, *cells)
         kept = tiling.tiles * sum(
-            KEPT * conv.weight.shape[-1] * B * cells[1] * cells[2] * space
-            for layer, _, space in self._steps()
-            for conv in convolutions(layer)
+            KEPT * conv.weight.shape[-1] * step.frame
+            for step in steps
+            for conv in convolutions(step.layer)
         )
-        return self._working_bytes(B, cells, tiling.elements, kept)
-
-    def _working_bytes(
-        self, B: int, cells: list[int], elements: int | None = None, kept: int = 0
-    ) -> int:
-        """Bytes for latents of ``cells`` (frames, rows, columns) in pieces of ``elements``; ``None`` = all at once.
-
-        ``kept`` is how many elements wait between pieces.
-        """
-        F, H, W = cells
-        most = whole = 0
-        for layer, time, space in self._steps():
-            frame = B * H * W * space
-            count, width = (F - 1) * time + 1, widest(layer)
-            whole = max(whole, count * frame * self.config.decoder_base_channels)
-            lap = 1.0
-            if elements is not None and elements < count * frame * width:
-                count = max(1, elements // (frame * width))
-                # A CPU begins the next piece before this one is freed, mostly where a layer has two convolutions.
-                lap += 1 / count + BEGUN * (len(convolutions(layer)) - 1)
-            if on_gpu():
-                most = max(most, count * frame * width)
-            else:
-                taken = sum if elements is None else max  # a tile is not paced
-                held = taken(
-                    unfolded_elements(c, count, frame) for c in convolutions(layer)
-                )
-                most = max(most, round(lap * held))
+        held = self._gpu_bytes if on_gpu() else _cpu_bytes
         size = self.conv_in.weight.itemsize
-        if not on_gpu():
-            return most * FLOAT32 + kept * size
-        if elements is None:
-            return round(LIVE_TILE * whole * size)
-        short = LIVE_WHOLE * whole * size
-        pieces = (LIVE_PIECES * max(most, elements) + AGAIN * kept) * size
-        return round(min(QUEUED, short) + min(short, pieces))
+        return held(steps, tiling.elements, kept * size)
+
+    def _bytes_in_tiles(self, shape: tuple[int, ...], tiling: TilingConfig) -> int:
+        B, _, *cells = shape
+        grid = decode_grid(tuple(cells), tiling, self.scale)
+        tile = [cut.source.stop - cut.source.start for cut in largest_tile(grid)]
+        steps = self._sized(B, *tile)
+        pixel = B * self.config.out_channels * FLOAT32
+        done, whole, blended = (n * pixel for n in blended_pixels(grid))
+        if on_gpu():
+            return round(LIVE_TILE * self._finest(steps)) + whole
+        # A tile is not paced, so that all convolutions of a layer are alive at once.
+        working = max(sum(step.unfolded) for step in steps) * FLOAT32
+        return max(working + done, blended)
+
+    def _gpu_bytes(self, steps: list[Sized], elements: int, kept: int) -> int:
+        """Bytes that a GPU holds for pieces of ``elements``, with ``kept`` bytes between them."""
+        whole = LIVE_WHOLE * self._finest(steps)
+        most = max(elements, *(step.piece(elements).elements for step in steps))
+        size = self.conv_in.weight.itemsize
+        pieces = LIVE_PIECES * most * size + AGAIN * kept
+        return round(min(QUEUED, whole) + min(whole, pieces))
+
+    def _finest(self, steps: list[Sized]) -> int:
+        """Bytes of the finest grid with the channels of the last blocks."""
+        most = max(step.frames * step.frame for step in steps)
+        return most * self.config.decoder_base_channels * self.conv_in.weight.itemsize
+
+    def _sized(self, B: int, F: int, H: int, W: int) -> list[Sized]:
+        """The layers in order, for latents of (B, F, H, W) cells."""
+        return [
+            Sized(layer, (F - 1) * time + 1, B * H * W * space)
+            for layer, time, space in self._steps()
+        ]
 
     def _steps(self) -> Iterator[tuple[nn.Module, int, int]]:
         """The layers in order, each with its frames per latent frame and its cells per latent cell of a frame."""
@@ -188,13 +205,13 @@ class VideoDecoder(Network):
 
     def operations(self, shape: tuple[int, ...]) -> float:
         """The cost of decoding latents of ``shape``, in transformer operations that take as long."""
-        B, _, F, H, W = shape
-        slower = SLOWER if on_gpu() else SLOWER_CPU
-        return sum(
-            2 * slower * B * ((F - 1) * time + 1) * H * W * space * conv.weight.size
-            for layer, time, space in self._steps()
-            for conv in convolutions(layer)
+        B, _, *cells = shape
+        products = sum(
+            step.frames * step.frame * conv.weight.size
+            for step in self._sized(B, *cells)
+            for conv in convolutions(step.layer)
         )
+        return 2 * (SLOWER if on_gpu() else SLOWER_CPU) * products
 
     @property
     def receptive_field(self) -> int:
@@ -210,6 +227,18 @@ class VideoDecoder(Network):
             DecoderStep(layer, widest(layer)) for layer, *_ in self._steps()
         )
         return [*stages, DecoderStep(partial(self.conv_out, activate=True), width)]
+
+
+def _cpu_bytes(steps: list[Sized], elements: int, kept: int) -> int:
+    """Bytes that a CPU holds for pieces of ``elements``, with ``kept`` bytes between them."""
+    most = 0
+    for step in steps:
+        piece, lap = step.piece(elements), 1.0
+        if elements < step.elements:
+            # The next piece begins before this one is freed, mostly where a layer has two convolutions.
+            lap += 1 / piece.frames + BEGUN * (len(piece.unfolded) - 1)
+        most = max(most, round(lap * max(piece.unfolded)))
+    return most * FLOAT32 + kept
 
 
 def _narrowing(block: Block) -> int:
