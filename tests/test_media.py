@@ -297,21 +297,24 @@ def test_a_stopped_save_encodes_no_frame_that_waits(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_a_disk_that_is_full_from_the_first_byte_is_a_sentence(tmp_path, suffix):
+def test_a_disk_that_is_full_from_the_first_byte_is_a_sentence(tmp_path):
     """In a process of its own, which crashed."""
     code = (
         "import resource; from tests.test_media import *\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        f"try: media.save(clip(audio=tones(1)), 'clip{suffix}')\n"
-        "except UserError as error: print(error)"
+        "for suffix in ('.mp4', '.webm'):\n"
+        "    try: media.save(clip(audio=tones(1)), f'clip{suffix}')\n"
+        "    except UserError as error: print(error)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     words = [sys.executable, "-c", code]
     done = subprocess.run(
         words, cwd=tmp_path, env=environment, capture_output=True, text=True
     )
-    assert done.stdout == f"clip{suffix} cannot be written: file too large.\n"
+    assert done.stdout.splitlines() == [
+        f"clip{suffix} cannot be written: file too large."
+        for suffix in (".mp4", ".webm")
+    ]
     assert done.returncode == 0 and os.listdir(tmp_path) == []
 
 
