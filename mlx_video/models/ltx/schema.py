@@ -8,7 +8,7 @@ import math
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from reprlib import Repr
 from types import NoneType, UnionType
 from typing import (
@@ -48,7 +48,7 @@ class Config:
     """Base of every part's configuration.
 
     ``FIXED`` names keys with the only value that is implemented, ``UNUSED`` keys that the part ignores, and ``REQUIRED``
-    keys that a file must state although the field has a default. ``POSITIVE`` = no number may be 0 or less.
+    keys that a file must state although the field has a default. ``POSITIVE`` = no number may be 0 or less, and no list empty.
     """
 
     FIXED: ClassVar[Mapping[str, object]] = {}
@@ -81,22 +81,25 @@ class Config:
         if absent := [name for name in required if name not in data]:
             raise UserError(f"{cls.__name__}: the config lacks {', '.join(absent)}.")
         stated = [key for key in kinds if key in data]
-        return cls(**{key: cls._read(key, data[key], kinds[key]) for key in stated})
+        read = partial(read_value, cls.__name__, cls.POSITIVE)
+        return cls(**{key: read(key, data[key], kinds[key]) for key in stated})
 
-    @classmethod
-    def _read(cls, key: str, value: object, kind: type) -> object:
-        """``value`` as ``kind``. Raises ``UserError`` if it is of another kind or out of range."""
-        try:
-            found = _of_kind(value, kind)
-        except UserError:  # of a block within
-            raise
-        except (TypeError, ValueError):
-            raise UserError(
-                f"{cls.__name__}: {key} must be {_words(kind)}; got {short_repr(value)}."
-            ) from None
-        if problem := _outside(key, found, cls.POSITIVE):
-            raise UserError(f"{cls.__name__}: {problem}. The file may be damaged.")
-        return found
+
+def read_value(
+    owner: str, positive: bool, key: str, value: object, kind: type
+) -> object:
+    """``value`` as ``kind``. Raises ``UserError`` if it is of another kind or out of range."""
+    try:
+        found = _of_kind(value, kind)
+    except UserError:  # of a block within
+        raise
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{owner}: {key} must be {_words(kind)}; got {short_repr(value)}."
+        ) from None
+    if problem := _outside(key, found, positive):
+        raise UserError(f"{owner}: {problem}. The file may be damaged.")
+    return found
 
 
 @cache
@@ -172,7 +175,7 @@ def _outside(key: str, value: object, positive: bool) -> str:
         return next(filter(None, inner), "")
     if isinstance(value, tuple):
         inner = (_outside(key, each, positive) for each in value)
-        length = _beyond(f"the length of {key}", len(value), 0, MOST)
+        length = _beyond(f"the length of {key}", len(value), int(positive), MOST)
         return length or next(filter(None, inner), "")
     if isinstance(value, float) and not math.isfinite(value):
         return f"{key} must be a finite number; got {value}"

@@ -1,15 +1,15 @@
 """Translates diffusers' config of each part to the official one, key by key."""
 
-from typing import Iterable, Mapping
+from typing import Literal, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.formats.safetensors import clip
 from mlx_video.models.ltx.checkpoint.releases import LTX_2
+from mlx_video.models.ltx.schema import read_value
 
 Block = Mapping[str, object]
 
-MOST = 64  # entries of a list
 KINDS = {"spatial": "space", "temporal": "time", "spatiotemporal": "all"}
+INTS, NAMES = tuple[int, ...], tuple[Literal[tuple(KINDS)], ...]
 SAME = (  # the transformer's keys that are the same in both; diffusers may leave them out
     *("num_layers", "norm_eps", "timestep_scale_multiplier"),
     *("in_channels", "out_channels", "num_attention_heads", "attention_head_dim"),
@@ -59,16 +59,16 @@ def video_vae_block(vae: Block) -> dict[str, object]:
     """The official block of the convolutional video autoencoder; both lists are in encoder order."""
     absent = {"in_channels": 3, "out_channels": 3, "timestep_conditioning": False}
     v = _Reader("vae", vae, upsample_residual=True, upsample_type=None, **absent)
-    base, factors = v.whole("latent_channels"), v.list("upsample_factor", int)
-    widths = [base, *v.list("block_out_channels", int)]
-    first, *down = v.list("layers_per_block", int)
+    base, factors = v("latent_channels", int), v("upsample_factor", INTS)
+    widths = [base, *v("block_out_channels", INTS)]
+    first, *down = v("layers_per_block", INTS)
     encoder = [["res_x", {"num_layers": first}]]
-    kinds = v.list("downsample_type", str, KINDS)
+    kinds = v("downsample_type", NAMES)
     for kind, width, before, layers in zip(kinds, widths[1:], widths, down):
         step = {"multiplier": width // before}
         encoder.append([f"compress_{KINDS[kind]}_res", step])
         encoder.append(["res_x", {"num_layers": layers}])
-    narrow, *_ = v.list("decoder_block_out_channels", int)
+    narrow, *_ = v("decoder_block_out_channels", INTS)
     kept = v.renamed(
         *("in_channels", "out_channels", "latent_channels", "patch_size"),
         *("encoder_spatial_padding_mode", "decoder_spatial_padding_mode"),
@@ -93,8 +93,8 @@ def _decoder_blocks(v: "_Reader", factors: list[int]) -> list[list]:
     residual = residual if isinstance(residual, list) else [residual] * len(factors)
     kinds = ["spatiotemporal"] * len(factors)
     if v("upsample_type") is not None:
-        kinds = v.list("upsample_type", str, KINDS)
-    *layers, last = v.list("decoder_layers_per_block", int)
+        kinds = v("upsample_type", NAMES)
+    *layers, last = v("decoder_layers_per_block", INTS)
     blocks = []
     for kind, factor, rest, count in zip(kinds[::-1], factors, residual, layers):
         blocks.append(["res_x", {"num_layers": count}])
@@ -107,9 +107,10 @@ def diffusion_vae_block(decoder: Block) -> dict[str, object]:
     """The official block of a diffusion autoencoder, from the separate folder of its decoder."""
     d = _Reader("diffusion decoder", decoder, out_channels=3)
     strides, kernels = (
-        d.list(f"decoder_{key}", list) for key in ("upsample_strides", "stage_kernels")
+        d(f"decoder_{key}", tuple[INTS, ...])
+        for key in ("upsample_strides", "stage_kernels")
     )
-    divisors = d.list("decoder_upsample_channel_reductions", int)
+    divisors = d("decoder_upsample_channel_reductions", INTS)
     lengths = ("head_dim", "stage_channels", "stage_depths", "t_emb_dim")
     inner = d.renamed(
         *("out_channels", "patch_size"),
@@ -204,37 +205,16 @@ class _Reader:
     def __init__(self, part: str, block: Block, **absent: object):
         self.part, self.block = part, absent | dict(block)
 
-    def __call__(self, key: str) -> object:
+    def __call__(self, key: str, kind: type | None = None) -> object:
+        """The value of ``key``: any, or of ``kind``, where no number is below 1 and no list empty."""
         if key not in self.block:
             raise UserError(
                 f"diffusers' config of the {self.part} has no {key}; fetch its config.json again."
             )
-        return self.block[key]
+        value, owner = self.block[key], f"diffusers' config of the {self.part}"
+        return value if kind is None else read_value(owner, True, key, value, kind)
 
     def renamed(self, *same: str, **others: str) -> dict[str, object]:
         """Values by their official keys: ``same`` in both, ``others`` as official key = diffusers' key."""
         keys = dict(zip(same, same)) | others
         return {official: self(key) for official, key in keys.items()}
-
-    def whole(self, key: str) -> int:
-        value = self(key)
-        if type(value) is not int or value < 1:
-            raise self._wrong(key, "a whole number above 0", value)
-        return value
-
-    def list(self, key: str, kind: type, known: Iterable[str] = ()) -> list:
-        """A list of whole numbers above 0, of lists, or of ``known`` words; never empty."""
-        values = self(key)
-        good = isinstance(values, list) and 0 < len(values) <= MOST
-        for value in values if good else ():
-            good = good and type(value) is kind
-            good = good and (value in known if known else kind is list or value > 0)
-        if not good:
-            kinds = {int: "whole numbers above 0", list: "lists"}
-            raise self._wrong(key, f"a list of {', '.join(known) or kinds[kind]}", values)  # fmt: skip
-        return values
-
-    def _wrong(self, key: str, words: str, value: object) -> UserError:
-        return UserError(
-            f"diffusers' config of the {self.part}: {key} must be {words}; got {clip(value)}."
-        )
