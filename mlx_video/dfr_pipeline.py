@@ -3,9 +3,12 @@
 Only the sampling differs from other recipes.
 """
 
+from typing import Mapping
+
 import mlx.core as mx
 
 from mlx_video import lora
+from mlx_video.conditioning.latent import Condition
 from mlx_video.errors import UserError
 from mlx_video.inputs import Parts
 from mlx_video.models.ltx import dfr
@@ -14,10 +17,10 @@ from mlx_video.models.ltx.conditions import Place, generated_keyframes, referenc
 from mlx_video.models.ltx.parts import PARTS
 from mlx_video.models.ltx.patchify import initial_states, noised, unpatchify
 from mlx_video.pipeline import Made, Pipeline, Sampling, Working, steps
-from mlx_video.recipes import Recipe, finished
+from mlx_video.recipes import Recipe, Stage, finished
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import Guidance, guided
-from mlx_video.types import AV, VideoPixelShape
+from mlx_video.types import AV, Step, VideoPixelShape
 
 SMALLER = 2  # downscale factor of the second stage's reference clip
 
@@ -47,7 +50,7 @@ class DFRPipeline(Pipeline):
 
     def _conditions(self, request: Request, parts: Parts, number: int) -> list:
         """The conditions of a stage; for a round, those of each tile, from the inputs within it."""
-        round_ = number - len(self.recipe.stages) + 1
+        round_ = self._round_of(number)
         if round_ < 1:
             return super()._conditions(request, parts, number)
         tiles = []
@@ -56,6 +59,10 @@ class DFRPipeline(Pipeline):
             shape = self._told(request, round_, tile)
             tiles.append([g.encode(parts, shape) for g in moved if g is not None])
         return tiles
+
+    def _round_of(self, number: int) -> int:
+        """Which round stage ``number`` of the walk is, counted from 1; below 1 before the rounds."""
+        return number - len(self.recipe.stages) + 1
 
     def _layout(self, request: Request, number: int) -> list[dfr.Tile]:
         """The tiles of round ``number``, counted from 1."""
@@ -83,54 +90,86 @@ class DFRPipeline(Pipeline):
         stage, clip = self.recipe.stages[number], sampling.request.shape
         frames = self.recipe.keyframes(clip)
         size, place = self._place(self.recipe.shape(clip, number))
-        latents, stack, seen = before.latents, None, []
-        if latents.video is not None:
-            latents = yield from self._upsample(latents, stage)
-            stack = mx.concatenate(list(before.pictures.values()), axis=2)
-            stack = (yield from self._upsample(AV(stack), stage)).video
-            if stage.detailing:
-                adapter = lora.Adapter.read(self.components.detailing_lora)
-                factor = adapter.reference_downscale(SMALLER)
-                seen = [reference(before.latents.video, place, downscale=factor)]
-        slots = generated_keyframes(frames, size, place, stack)
-        before, more = before._replace(latents=latents), [AV([slots, *seen])]
-        # A run cannot go on from here without the smaller clip.
+        smaller, stack, seen = before.latents.video, None, []
+        if smaller is not None:
+            before, stack = yield from self._enlarged(before, stage)
+            seen = [self._reference(smaller, place)] if stage.detailing else []
+        more = [AV([generated_keyframes(frames, size, place, stack), *seen])]
+        # A run cannot resume within a stage that sees the smaller clip, which is not saved.
         made, states = yield from self._sampled(
             sampling, number, before, more, resumes=not seen
         )
         pictures = dfr.generated_pictures(states.video, frames, size)
         return made._replace(pictures=pictures)
 
+    def _enlarged(self, before: Made, stage: Stage) -> Working[tuple[Made, mx.array]]:
+        """``before`` with its latents upsampled for ``stage``, and its pictures, (B, C, pictures, H, W)."""
+        latents = yield from self._upsample(before.latents, stage)
+        stack = mx.concatenate(list(before.pictures.values()), axis=2)
+        larger = yield from self._upsample(AV(stack), stage)
+        return before._replace(latents=latents), larger.video
+
+    def _reference(self, smaller: mx.array, place: Place) -> Condition:
+        """The clip before it was upsampled, as the detailing LoRA sees it."""
+        adapter = lora.Adapter.read(self.components.detailing_lora)
+        factor = adapter.reference_downscale(SMALLER)
+        return reference(smaller, place, downscale=factor)
+
     def _round(self, sampling: Sampling, number: int, before: Made) -> Working[Made]:
         """Double the frame rate: upsample in time, then refine each tile between its pictures."""
-        geometry, stage = self.components.geometry, self.recipe.walk[number]
-        denoise = guided(sampling.predict, sampling.embeddings, AV(Guidance()))
+        stage, old = self.recipe.walk[number], before.pictures
         video = (yield from self._upsample(AV(before.latents.video), stage)).video
-        seams = dfr.doubled(before.pictures)
-        pictures = dict(zip(seams, before.pictures.values()))
-        request, round_ = sampling.request, number - len(self.recipe.stages) + 1
-        layout = self._layout(request, round_)
-        videos, made, name = [], [], self.recipe.phase(number)
-        for index, tile in enumerate(layout):
-            shape = self._told(request, round_, tile)
-            size, place = self._place(shape)
-            part = video[:, :, tile.latents(geometry.video.time)]
-            between = dfr.tile_conditions(tile, pictures, part, place)
-            given = [*sampling.conditions[number][index], AV(between)]
-            states = initial_states(shape, geometry, AV(part), given, audio=False)
-            seed = request.seed + 1000 * round_ + index
-            noise, key = mx.random.split(mx.random.key(seed % 2**32))
-            states = noised(states, stage.sigmas[0], noise)
-            for step, states in steps(name, stage, denoise, states, key):
-                done, total = index * step.total + step.index, len(layout) * step.total
-                yield step._replace(index=done, total=total)
-            videos.append(unpatchify(states, shape, geometry).video)
-            new = dfr.generated_pictures(states.video, tile.slots, size)
-            made.append({f: pictures[f] for f in tile.anchors} | new)
+        pictures = dict(zip(dfr.doubled(old), old.values()))
+        layout = self._layout(sampling.request, self._round_of(number))
+        videos, made = [], []
+        for index in range(len(layout)):
+            refined = yield from self._refine(sampling, number, index, video, pictures)
+            videos.append(refined[0])
+            made.append(refined[1])
         return Made(AV(dfr.join(videos, layout)), before.sound, dfr.carried(made))
+
+    def _refine(
+        self,
+        sampling: Sampling,
+        number: int,
+        index: int,
+        video: mx.array,
+        pictures: Mapping[int, mx.array],
+    ) -> Working[tuple[mx.array, dict[int, mx.array]]]:
+        """Tile ``index`` of ``video``, refined between its ``pictures``; and those that the next round is refined between."""
+        geometry, stage = self.components.geometry, self.recipe.walk[number]
+        request, round_ = sampling.request, self._round_of(number)
+        layout = self._layout(request, round_)
+        tile = layout[index]
+        shape = self._told(request, round_, tile)
+        size, place = self._place(shape)
+        part = video[:, :, tile.latents(geometry.video.time)]
+        between = AV(dfr.tile_conditions(tile, pictures, part, place))
+        given = [*sampling.conditions[number][index], between]
+        states = initial_states(shape, geometry, AV(part), given, audio=False)
+        noise, key = mx.random.split(tile_key(request.seed, round_, index))
+        states = noised(states, stage.sigmas[0], noise)
+        denoise = guided(sampling.predict, sampling.embeddings, AV(Guidance()))
+        name = self.recipe.phase(number)
+        for step, states in steps(name, stage, denoise, states, key):
+            yield part_of(step, index, len(layout))
+        new = dfr.generated_pictures(states.video, tile.slots, size)
+        kept = {frame: pictures[frame] for frame in tile.anchors}
+        return unpatchify(states, shape, geometry).video, kept | new
 
     def _place(self, shape: VideoPixelShape) -> tuple[tuple[int, int], Place]:
         """Rows and columns of the latents of ``shape``, and their place in pixels and seconds."""
         geometry = self.components.geometry
         grid = geometry.latents(shape)
         return (grid.height, grid.width), Place(geometry.video, shape.fps)
+
+
+def tile_key(seed: int, number: int, index: int) -> mx.array:
+    """The random key of tile ``index`` in round ``number``; no round has 1000 tiles."""
+    return mx.random.key((seed + 1000 * number + index) % 2**32)
+
+
+def part_of(step: Step, index: int, count: int) -> Step:
+    """``step`` counted over ``count`` tiles, of which ``index`` are done."""
+    done = index * step.total + step.index
+    return step._replace(index=done, total=count * step.total)
