@@ -1,5 +1,6 @@
 """Errors by who can fix them: ``UserError`` is bad input; anything else is a bug or a fault of the machine."""
 
+import json
 import unicodedata
 from typing import Mapping
 
@@ -18,7 +19,7 @@ class MissingFileError(UserError, FileNotFoundError):
 
 def field_error(error: Mapping) -> str:
     """A sentence on one of the errors that pydantic lists, with the field's name: "seed must be a valid integer; got 'x'."."""
-    steps = [_cut(str(step), 40) for step in error["loc"]]
+    steps = [clip(str(step), 40) for step in error["loc"]]
     place = ".".join(steps[steps[:1] in (["body"], ["query"]) :]) or "It"
     match error["type"]:
         case "missing":
@@ -33,12 +34,14 @@ def field_error(error: Mapping) -> str:
             return f"{place}: its kind must be one of {error['ctx']['expected_tags']}."
         case "value_error":  # a sentence of ours
             return f"{place}: {error['ctx']['error']}"
-    said = _cut(f"{place}: {error['msg']}".replace(": Input should", " must"), 200)
-    return f"{said}; got {_cut(ascii(error['input']), 60)}."
+    said = clip(f"{place}: {error['msg']}".replace(": Input should", " must"), 200)
+    return f"{said}; got {clip(ascii(error['input']), 60)}."
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]}..."
+def clip(text: object, most: int = 80) -> str:
+    """``text``, or another value as JSON, cut to ``most`` characters for a message."""
+    text = text if isinstance(text, str) else json.dumps(text, default=str)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def check_text(text: str, what: str) -> None:

@@ -13,9 +13,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_video.disk import GB, folder_aside, read_small
-from mlx_video.errors import MissingFileError, UserError
+from mlx_video.errors import MissingFileError, UserError, clip
 from mlx_video.formats import gguf, safetensors
-from mlx_video.formats.safetensors import TYPES, Header, clip, json_object
+from mlx_video.formats.safetensors import TYPES, Header, json_object
 from mlx_video.formats.sniff import GGUF, sniff
 
 Weights = dict[str, mx.array]

@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video.disk import file_errors, file_size
-from mlx_video.errors import UserError
-from mlx_video.formats.safetensors import LONGEST_AXIS, Header, clip, damaged
+from mlx_video.errors import UserError, clip
+from mlx_video.formats.safetensors import LONGEST_AXIS, Header, damaged
 
 ALIGNMENT = "general.alignment"
 ARCHITECTURE = "general.architecture"

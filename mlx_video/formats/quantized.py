@@ -10,9 +10,9 @@ from typing import Mapping
 import mlx.core as mx
 import numpy as np
 
-from mlx_video.errors import UserError
+from mlx_video.errors import UserError, clip
 from mlx_video.formats.gguf import PACKED
-from mlx_video.formats.safetensors import clip, json_object
+from mlx_video.formats.safetensors import json_object
 from mlx_video.weights import Weights, read, stored_types
 
 NOTE = ".comfy_quant"  # beside a layer's weight: JSON as bytes

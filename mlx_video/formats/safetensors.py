@@ -11,7 +11,7 @@ import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
 from mlx_video.disk import file_errors
-from mlx_video.errors import UserError
+from mlx_video.errors import UserError, clip
 from mlx_video.formats.sniff import EMPTY, SAFETENSORS, UNKNOWN, sniff
 
 LONGEST_AXIS = 2**31 - 1  # MLX counts an axis in 32 bits
@@ -100,12 +100,6 @@ def json_object(text: bytes | str, subject: str) -> dict:
     if not isinstance(found, dict):
         raise UserError(f"{subject} must be a JSON object; got {clip(found)}.")
     return found
-
-
-def clip(text: object, most: int = 80) -> str:
-    """``text``, or another value as JSON, cut to ``most`` characters for a message."""
-    text = text if isinstance(text, str) else json.dumps(text, default=str)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def damaged(file: Path, size: int, fault: str = "") -> UserError:

@@ -12,9 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlx_video.errors import UserError
+from mlx_video.errors import UserError, clip
 from mlx_video.formats.quantized import read_dense
-from mlx_video.formats.safetensors import clip, json_object
+from mlx_video.formats.safetensors import json_object
 from mlx_video.lora.changes import (
     Tensors,
     changed,

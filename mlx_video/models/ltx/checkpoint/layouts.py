@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Iterator, Mapping, NamedTuple
 
 from mlx_video import hub, lora
-from mlx_video.errors import MissingFileError, UserError
+from mlx_video.errors import MissingFileError, UserError, clip
 from mlx_video.formats.gguf import ARCHITECTURE
-from mlx_video.formats.safetensors import Header, clip, json_object
+from mlx_video.formats.safetensors import Header, json_object
 from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx.checkpoint import foreign
 from mlx_video.models.ltx.checkpoint.foreign_names import DIT
