@@ -200,7 +200,7 @@ class Pipeline:
                 "or --num-frames."
             )
         texts = self._texts(request, request.prompt)
-        self._streaming(request).check(needs, texts)
+        self.components.streaming(request.model_type).check(needs, texts)
 
     def cautions(self, request: Request) -> Iterator[str]:
         """What the user should know before sampling: words unknown to the model, and notices of the inputs."""
@@ -212,10 +212,6 @@ class Pipeline:
                 yield caution
         for given in request.inputs:
             yield from given.notices(request.shape)
-
-    def _streaming(self, request: Request) -> Components:
-        """The components, with the streams that ``request`` needs."""
-        return self.components.streaming(request.model_type)
 
     def _texts(self, request: Request, prompt: str) -> list[str]:
         """The texts to encode."""
@@ -276,12 +272,13 @@ class Pipeline:
         request, start = sampling.request, sampling.start
         stages = list(enumerate(self.recipe.walk))[start.stage if start else 0 :]
         made = Made(sound=start.sound if start else None)
+        components = self.components.streaming(request.model_type)
         for loras, group in groupby(stages, key=lambda item: item[1].loras):
             yield Step(Doing.LOAD_TRANSFORMER, 0, 1)
             with (
-                self._streaming(request).transformer(*loras) as predict,
+                components.transformer(*loras) as predict,
                 Previews(
-                    self.components, predict.model if self.previews else None
+                    components, predict.model if self.previews else None
                 ) as previews,
             ):
                 yield Step(Doing.LOAD_TRANSFORMER, 1, 1)

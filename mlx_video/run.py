@@ -105,11 +105,11 @@ def sample(job: Job, options: Options = Options()) -> Generator[Event, None, Sam
 
 def write(sampled: Sampled, output: Output) -> Iterator[Event]:
     """Decode sampled latents and write the files."""
-    job, latents, pipeline = sampled
-    yield from map(Warned, output.notices(job.request.audio))
+    request = sampled.job.request
+    yield from map(Warned, output.notices(request.audio))
     with folder_made(output.path.parent), owned(output.path):
-        output.check_space(job.request.shape, 0)
-        yield from _timed(_written(pipeline, latents, job, output), output)
+        output.check_space(request.shape, 0)
+        yield from _timed(_written(sampled, output), output)
 
 
 def _prepared(
@@ -189,16 +189,15 @@ def _carried_out(
                 case Sample():
                     room.unlink()
                     yield from keeper.sampled(event)
-        yield from _written(pipeline, event.latents, keeper.job, output)
+        yield from _written(Sampled(keeper.job, event.latents, pipeline), output)
         keeper.done()
 
 
-def _written(
-    pipeline: Pipeline, latents: AV[mx.array], job: Job, output: Output
-) -> Iterator[Step]:
+def _written(sampled: Sampled, output: Output) -> Iterator[Step]:
     """Decode and write the clip, then its record."""
     from mlx_video import media  # imports codecs, which only a finished clip needs
 
+    job, latents, pipeline = sampled
     record = job.record()
     for event in pipeline.decoding(latents, job.request):
         if isinstance(event, Step):

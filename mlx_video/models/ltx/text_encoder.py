@@ -68,10 +68,6 @@ class GemmaTextEncoder(Network):
         """The language model's tensors under our names."""
         return gemma.Gemma3.sanitize(tensors)
 
-    def official_name(self, key: str) -> str:
-        """The official name of our ``key``; Gemma 3 and 4 differ."""
-        return self.model.NAMES.official(key)
-
     @classmethod
     def write(
         cls,

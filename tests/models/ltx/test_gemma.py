@@ -143,7 +143,7 @@ def test_full_size_takes_every_tensor_of_the_real_file():
     ours = dict(tree_flatten(model.parameters()))
     assert given == {k: v.shape for k, v in ours.items()}
     assert len(given) == 40 * 14 + 8 * 13 + 2
-    official = {GemmaTextEncoder(model, None).official_name(key) for key in given}
+    official = {model.NAMES.official(key) for key in given}
     assert official < tensors.keys()
     connectors = TextConnectors.sanitize(tensors)
     unused = set(tensors) - set(given) - {TextConnectors.official_name(k) for k in connectors}  # fmt: skip

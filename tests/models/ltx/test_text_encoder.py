@@ -280,7 +280,7 @@ def test_full_size_takes_every_language_tensor_of_the_real_file():
     assert sum(value.size for value in ours.values()) == 11_766_034_176
     assert Gemma3.sanitize(Gemma3.sanitize(tensors)).keys() == given.keys()
     encoder = GemmaTextEncoder(model, None)
-    assert {encoder.official_name(key) for key in given} < tensors.keys()
+    assert {encoder.model.NAMES.official(key) for key in given} < tensors.keys()
     sliding = [layer.self_attn.is_sliding for layer in model.layers]
     assert [i for i, local in enumerate(sliding) if not local] == list(range(5, 48, 6))
 

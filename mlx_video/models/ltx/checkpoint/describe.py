@@ -56,7 +56,7 @@ class Description(NamedTuple):
     files: tuple[Path, ...] = ()
 
 
-def describe(path: str | Path, variant: str | None = None) -> Description:
+def describe(path: str | Path) -> Description:
     """Describe ``path`` from headers and configs; a repository, or a file of one, as far as it is in the hub's cache.
 
     Raises as ``identify`` does.
@@ -64,7 +64,7 @@ def describe(path: str | Path, variant: str | None = None) -> Description:
     path = find.located(path)
     if not is_there(path):
         path = hub.cached(str(path)) or path
-    layout = identify(path, variant)
+    layout = identify(path)
     refusals = [layout.refusal] if layout.refusal else []
     stored = with_projection(layout.stored)
     files = [path for source in stored.values() for path in source.paths]
