@@ -27,6 +27,12 @@ FOREIGN = {
     EMPTY: "is empty: the download did not finish. Fetch it again.",
     UNKNOWN: "is not a safetensors file, because it does not begin with a table of contents. Fetch it again.",
 }
+# What the library finds, in our words; the rest needs none.
+FAULTS = {
+    "offset for tensor `(.*)`": "tensor {} is misplaced",
+    "missing field `(.*)`": "a tensor has no {}",
+    "not fully covered": "its tensors need a different number",
+}
 
 
 class Header(NamedTuple):
@@ -58,9 +64,7 @@ def _checked(file: Path, size: int, *version: int) -> Header:
             slices = {name: opened.get_slice(name) for name in opened.keys()}
             metadata = opened.metadata() or {}
     except SafetensorError as error:
-        if kind := re.search("unknown variant `(.*?)`", str(error)):
-            raise _unread(file, clip(kind[1])) from error
-        raise damaged(file, size, clip(str(error).rpartition("header: ")[2])) from error
+        raise _refused(file, size, str(error)) from error
     tensors = {
         name: {"dtype": found.get_dtype(), "shape": found.get_shape()}
         for name, found in slices.items()
@@ -77,6 +81,15 @@ def _unread(file: Path, kind: str) -> UserError:
     return UserError(
         f"{file} holds numbers of type {kind}, which MLX does not read; use a file in bfloat16, or in fp8 of kind e4m3."
     )
+
+
+def _refused(file: Path, size: int, fault: str) -> UserError:
+    if kind := re.search("unknown variant `(.*?)`", fault):
+        return _unread(file, clip(kind[1]))
+    for pattern, words in FAULTS.items():
+        if found := re.search(pattern, fault):
+            return damaged(file, size, words.format(*map(clip, found.groups())))
+    return damaged(file, size)
 
 
 def json_object(text: bytes | str, subject: str) -> dict:

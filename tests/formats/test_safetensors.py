@@ -94,9 +94,9 @@ def test_a_list_and_a_type_that_mlx_does_not_read_are_named(tmp_path):
 def test_the_fault_of_a_header_is_named(tmp_path):
     file = tmp_path / "a.safetensors"
     for content, fault in (
-        ({"a": entry([2], 4, 12)}, "invalid offset for tensor `a`"),
-        ({"a": entry([1], 0, 4)}, "incomplete metadata, file not fully covered"),
-        ({"a": {"dtype": "F32"}}, "missing field `shape`.*"),
+        ({"a": entry([2], 4, 12)}, "tensor a is misplaced"),
+        ({"a": entry([1], 0, 4)}, "its tensors need a different number"),
+        ({"a": {"dtype": "F32"}}, "a tensor has no shape"),
     ):
         write(file, content, bytes(8))
         with pytest.raises(UserError, match=rf"its .* bytes \(.*{fault}\)\. Fetch"):
