@@ -81,3 +81,8 @@ def serving(
         finally:
             server.should_exit = True
             thread.join()
+
+
+def message(answer: httpx.Response) -> str:
+    """The sentence of a refusal."""
+    return answer.json()["error"]["message"]
