@@ -51,8 +51,20 @@ DESCRIPTION = (
     'mlx-video "a prompt" is short for mlx-video generate --prompt "a prompt".'
 )
 
-# On macOS zsh starts without completion.
-ZSH = "autoload -U +X compinit; (( $+functions[compdef] )) || compinit -i\n"
+# What shtab's scripts lack: (what it writes, what is wanted).
+ADAPTED = {
+    "bash": [("complete -o bashdefault", "complete -o default")],
+    "zsh": [
+        # On macOS zsh starts without completion. The first line has to stay the first.
+        (
+            "#compdef mlx-video\n",
+            "#compdef mlx-video\nautoload -U +X compinit; (( $+functions[compdef] )) || compinit -i\n",
+        ),
+        ("[-1] == eval", "[-1] == (eval|file)"),  # a script may also be sourced
+        ("_options ;;", "_options '*:file:_files' ;;"),  # options after a prompt, too
+    ],
+    "fish": [],
+}
 
 
 def run(words: Sequence[str], **usual) -> None:
@@ -291,8 +303,9 @@ def completion(args: argparse.Namespace) -> None:
         if args.shell != "bash" and action.nargs != 0 and not action.choices:
             action.complete = shtab.FILE
     script = shtab.complete(args.main, args.shell)
-    start = ZSH if args.shell == "zsh" else ""
-    tell(start + script.replace("complete -o bashdefault", "complete -o default"))
+    for written, wanted in ADAPTED[args.shell]:
+        script = script.replace(written, wanted)
+    tell(script)
 
 
 def _add_decode(parser: argparse.ArgumentParser) -> None:

@@ -87,7 +87,7 @@ def _add_inputs(add: Add) -> None:
             add(flags, about, (), action=_Given, dest=name, kind=kind, **how)
 
 
-class _Given(argparse.Action):
+class _Given(argparse._AppendAction):  # shells know by the class that it repeats
     """Appends an input of a kind."""
 
     def __init__(self, *names, kind: type[Input], **how):

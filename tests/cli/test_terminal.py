@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -466,37 +468,84 @@ def test_bash_completes(tmp_path):
         assert done.stdout.strip() == found, done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "shell, asked, found",
-    [
-        ("fish", "complete -C 'mlx-video ge'", "generate"),
-        ("fish", "complete -C 'mlx-video generate --tiling agg'", "aggressive"),
-        ("fish", "complete -C 'mlx-video completion z'", "zsh"),
-        (
-            "fish",
-            "complete -C 'mlx-video generate --image pyproject.t'",
-            "pyproject.toml",
-        ),
-        ("zsh", "echo $_comps[mlx-video]", "_shtab_mlx_video"),
-    ],
-)
-def test_other_shells_load_what_is_written_for_them(shell, asked, found, tmp_path):
+def completion_script(shell: str, path: Path) -> Path:
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not here")
     with redirect_stdout(io.StringIO()) as script:
         assert cli.main(["completion", shell]) == 0
-    (tmp_path / "script").write_text(script.getvalue(), encoding="utf-8")
-    plain = ["--no-config"] if shell == "fish" else ["-f"]
-    script = f"{tmp_path}/script"
-    load = {"fish": f"source {script}", "zsh": f'eval "$(cat {script})"'}
+    path.write_text(script.getvalue(), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "typed, found",
+    [
+        ("ge", "generate"),
+        ("generate --tiling agg", "aggressive"),
+        ("completion z", "zsh"),
+        ("generate --image pyproject.t", "pyproject.toml"),
+    ],
+)
+def test_fish_completes(typed, found, tmp_path):
+    script = completion_script("fish", tmp_path / "script")
     done = subprocess.run(
-        [shell, *plain, "-c", f"{load[shell]}; {asked}"],
+        [
+            "fish",
+            "--no-config",
+            "-c",
+            f"source {script}; complete -C 'mlx-video {typed}'",
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "HOME": str(tmp_path)},
     )
     assert found in done.stdout and done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "load",
+    [
+        'eval "$(cat _mlx-video)"',
+        "source ./_mlx-video",
+        "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D",
+    ],
+)
+def test_zsh_completes_however_the_script_is_loaded(load, tmp_path, monkeypatch):
+    completion_script("zsh", tmp_path / "_mlx-video")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TERM", "dumb")
+    process, terminal = pty.fork()
+    if not process:
+        os.execvp("zsh", ["zsh", "-f"])
+    shown = b""
+
+    def wait(text: str) -> None:
+        nonlocal shown
+        end = time.monotonic() + 20
+        while text.encode() not in shown:
+            assert time.monotonic() < end, f"no {text!r} in {shown.decode()}"
+            if select.select([terminal], [], [], 0.1)[0]:
+                shown += os.read(terminal, 65536)
+        shown = b""
+
+    try:
+        os.write(terminal, f"stty cols 200; {load}; echo load''ed\n".encode())
+        wait("loaded")
+        for typed, found in (
+            ("ge", "generate"),
+            ("generate 'a ball' --til", "--tiling"),
+            ("generate --lora x.safetensors 0.5 --til", "--tiling"),
+            ("generate --image a.png --ima", "a.png --image"),
+            ("decode _ml", "_mlx-video"),
+        ):
+            os.write(terminal, f"\x15mlx-video {typed}\t".encode())
+            wait(found)
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(terminal)
 
 
 def test_the_version_names_what_runs(capsys):
