@@ -125,9 +125,14 @@ class VideoScale(NamedTuple):
             width=nearest_side(shape.width, columns),
         )
         if nearest != shape:
+            rules = (
+                f"frames must be 1 + {self.time}k",
+                f"height must be a multiple of {rows}",
+                f"width must be a multiple of {columns}",
+            )
+            broken = [r for r, a, b in zip(rules, shape, nearest) if a != b]
             raise UserError(
-                f"{shape} do not fit the latent grid: frames must be 1 + {self.time}k, the width a multiple of {columns} and "
-                f"the height of {rows}. Nearest: {nearest}."
+                f"{shape} do not fit the latent grid: {' and '.join(broken)}. Nearest: {nearest}."
             )
         if not 1 <= shape.fps <= 240:
             raise UserError(
