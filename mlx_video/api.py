@@ -108,7 +108,7 @@ class LTXPipeline:
         self,
         prompt: str,
         *,
-        image: object = (),
+        image: object = None,
         frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -124,7 +124,8 @@ class LTXPipeline:
         height, width  pixels, a multiple of 32, or of 64 in two stages
         audio          whether the clip has sound
         """
-        given = image if isinstance(image, (list, tuple)) else (image,)
+        given = [] if image is None else image
+        given = given if isinstance(given, (list, tuple)) else [given]
         settings = ClipSettings(
             prompt,
             negative_prompt=negative_prompt,
@@ -296,9 +297,9 @@ def _pixels(given: object) -> np.ndarray:
         array = np.rint(255 * array).astype(np.uint8)
     flat = array.ndim == 3 and array.size and array.shape[2] in (3, 4)
     if array.dtype != np.uint8 or not flat:
+        got = f"{array.dtype} {array.shape}" if array.ndim else repr(given)
         raise UserError(
-            f"A picture is a path, a PIL image, or an array (H, W, 3) of uint8, or of numbers from 0 to 1; got "
-            f"{array.dtype} {array.shape}."
+            f"A picture is a path, a PIL image, or an array (H, W, 3) of uint8, or of numbers from 0 to 1; got {got}."
         )
     return array
 

@@ -140,6 +140,7 @@ def test_pictures_are_named_in_every_way_that_is_clear(pipeline, here):
     for strange in (RED[0], RED.astype(int), 2.0 * RED, 7):
         with pytest.raises(UserError, match="A picture is a path, a PIL image, or"):
             pipeline.request("a ball", image=strange)
+    assert pipeline.request("a ball", image=None).inputs == ()
 
 
 def test_types_are_forgiven_where_the_meaning_is_clear(here):
@@ -197,6 +198,7 @@ def test_what_cannot_be_done_is_said_before_weights_are_read(pipeline, monkeypat
         (lambda p: p("a", fps="24"), "fps must be a number; got '24'"),
         (lambda p: p("a", audio="no"), "audio must be True or False; got 'no'"),
         (lambda p: p("a", image=np.zeros((0, 9, 3), np.uint8)), "A picture is a path"),
+        (lambda p: p("a", image=5), r"numbers from 0 to 1; got 5\."),
         (lambda p: mlx_video.load(5), "model must be a path or a name; got 5"),
         (lambda p: mlx_video.load("x", "dev"), "recipe must be of type Recipe"),
         (lambda p: mlx_video.Files(loras=["x"]), "loras must be pairs"),
