@@ -46,15 +46,22 @@ LOUD, WHITE = 0.5, 0.5  # root mean square and spectral flatness of noise at ful
 STEADY, LOUDNESS_SECONDS, STEADY_FRAMES = 0.007, 0.125, 8
 
 RELOAD = "Check the files with `mlx-video info`, then run again"
-# A CPU computes in float32 anyway.
-FLOAT32 = "--dtype float32, then " if mx.default_device() != mx.cpu else ""
-SOUND_AGAIN = f"Try {FLOAT32}another copy of the files (see `mlx-video info`)"
-DECODE_AGAIN = SOUND_AGAIN.replace("Try ", "Try --tiling aggressive, then ")
 WANTED = "or --no-health-check if that is what the prompt wants"
 
 
 class HealthError(RuntimeError):
     """The output of a phase cannot be right; the message names the phase, the finding and what to try."""
+
+
+def sound_again() -> str:
+    """What to try for sound that is wrong; a CPU computes in float32 anyway."""
+    exact = "--dtype float32, then " if mx.default_device() != mx.cpu else ""
+    return f"Try {exact}another copy of the files (see `mlx-video info`)"
+
+
+def decode_again() -> str:
+    """What to try for a video that is wrong."""
+    return sound_again().replace("Try ", "Try --tiling aggressive, then ")
 
 
 def check_embeddings(embeddings: AV[mx.array]) -> None:
@@ -141,7 +148,7 @@ def check_waveform(waveform: Waveform, silent: bool = False) -> None:
     """Check generated sound; ``silent`` = silence is fine."""
     if not mx.isfinite(waveform.samples).all().item():
         raise HealthError(
-            f"Decoding made sound with NaN or infinite samples. {SOUND_AGAIN}."
+            f"Decoding made sound with NaN or infinite samples. {sound_again()}."
         )
     samples = np.array(waveform.samples.astype(mx.float32))
     level = float(np.sqrt(np.square(samples).mean()))
@@ -151,7 +158,7 @@ def check_waveform(waveform: Waveform, silent: bool = False) -> None:
             "Try another seed. If silence is what the prompt wants, add --no-health-check."
         )
     if level > QUIET and (what := _wrong_with(samples, waveform.sample_rate)):
-        raise HealthError(f"Decoding made {what}. {SOUND_AGAIN}; {WANTED}.")
+        raise HealthError(f"Decoding made {what}. {sound_again()}; {WANTED}.")
 
 
 def _wrong_with(samples: np.ndarray, rate: int) -> str | None:
@@ -208,7 +215,7 @@ def check_pixels(chunk: mx.array, cell: VideoScale) -> mx.array:
         what = "a picture in which a part repeats exactly, as if it were missing"
     else:
         return chunk
-    raise HealthError(f"Decoding made {what}. {DECODE_AGAIN}.")
+    raise HealthError(f"Decoding made {what}. {decode_again()}.")
 
 
 def _repeats(chunk: mx.array, cell: VideoScale, row: float, column: float) -> mx.array:
@@ -284,11 +291,11 @@ class _Seen:
     def whole(self, still: bool) -> str | None:
         """What is wrong with the whole clip."""
         if self.count == 0:
-            return f"Decoding made no frames. {DECODE_AGAIN}."
+            return f"Decoding made no frames. {decode_again()}."
         if not self.lit:
-            return f"All {self.count} frames are black. {DECODE_AGAIN}."
+            return f"All {self.count} frames are black. {decode_again()}."
         if not self.shows:
-            return f"All {self.count} frames have one colour (pixels vary by {self.deviation:.2f} of 255). {DECODE_AGAIN}."
+            return f"All {self.count} frames have one colour (pixels vary by {self.deviation:.2f} of 255). {decode_again()}."
         if self.count > 1 and not self.moves and not still:
             return (
                 f"All {self.count} frames are the same picture. Try another seed or a prompt that says what moves. "
@@ -312,7 +319,7 @@ class _Seen:
                 continue
             if self.most[what] >= max(least, FEW_FRAMES):
                 run = f"{self.most[what]} of {self.count} frames in a row"
-                return f"{text.format(run)}. {DECODE_AGAIN}; {WANTED}."
+                return f"{text.format(run)}. {decode_again()}; {WANTED}."
         return None
 
 
