@@ -12,6 +12,9 @@ from mlx_video.models.ltx.config import LTXRopeType
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.rope import Rope, apply_rotary, norm_rotate, split_heads
 
+Switch = mx.array | bool
+"""Whether something is done: one answer for the batch, or one for each item, (B, 1, 1)."""
+
 
 class Attention(nn.Module):
     """Attention whose queries and keys are RMS-normed over all heads at once, then rotated by position."""
@@ -52,14 +55,14 @@ class Attention(nn.Module):
         rope: Rope | None = None,
         context_rope: Rope | None = None,
         bias: mx.array | None = None,
-        attending: mx.array | bool = True,
+        attending: Switch = True,
     ) -> mx.array:
         """(B, N, dim) attends to ``context`` (B, M, context_dim), or to itself -> (B, N, dim).
 
         rope          of the queries; ``context_rope`` of the keys (the queries' if ``None``)
         bias          (B, 1, N, M) added to the scores, in the dtype of x
         attending     ``False`` = tokens keep their own values instead of attending (spatiotemporal guidance; only for
-                      self-attention); a (B, 1, 1) array decides for each item
+                      self-attention)
         """
         context = x if context is None else context
         values = end_piece(self.to_v(context))

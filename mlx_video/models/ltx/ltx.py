@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.adaln import AdaLNSingle, chosen_rows, modulate
-from mlx_video.models.ltx.attention import gelu
+from mlx_video.models.ltx.attention import Switch, gelu
 from mlx_video.models.ltx.checkpoint import foreign_names
 from mlx_video.models.ltx.config import (
     LTXModelConfig,
@@ -327,10 +327,10 @@ class Stream(nn.Module):
     def project_out(self, x: mx.array, c: Conditioning) -> mx.array:
         """The velocity (B, N, C) from the last block's tokens."""
         rows = mx.repeat(c.embedded[:, :, None], 2, axis=2)  # the same for both
-        table, numbers = self.scale_shift_table, (OUTPUT.shift, OUTPUT.scale)
+        table, at = self.scale_shift_table, OUTPUT
+        shift_scale = chosen_rows(table, rows, c.levels, at.shift, at.scale)
         normed = mx.fast.layer_norm(x, None, None, self.norm_eps)
-        shifted = modulate(normed, *chosen_rows(table, rows, c.levels, *numbers))
-        return self.proj_out(shifted)
+        return self.proj_out(modulate(normed, *shift_scale))
 
 
 class CaptionProjection(nn.Module):
@@ -358,12 +358,12 @@ EVERYTHING = AV(True, True), True
 
 def _perturbed(
     block: int, perturbations: Sequence[Perturbation]
-) -> tuple[AV[mx.array | bool], mx.array | bool]:
+) -> tuple[AV[Switch], Switch]:
     """Whether ``block`` attends within each stream, and between them."""
     if not perturbations:
         return EVERYTHING
 
-    def attends(modality: Modality) -> mx.array | bool:
+    def attends(modality: Modality) -> Switch:
         skipped = [p.skip_self_attention[modality] or () for p in perturbations]
         return _agreed([block not in blocks for blocks in skipped])
 
@@ -371,6 +371,6 @@ def _perturbed(
     return AV(*map(attends, Modality)), _agreed(crossing)
 
 
-def _agreed(answers: list[bool]) -> mx.array | bool:
-    """The answer that all batch items share (true if there are none), or one for each, (B, 1, 1)."""
+def _agreed(answers: list[bool]) -> Switch:
+    """The answer that all batch items share (true if there are none), or one for each."""
     return all(answers) if len(set(answers)) < 2 else mx.array(answers)[:, None, None]

@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_video.models.ltx.adaln import add_gated, chosen_rows, modulate, norm_modulate
-from mlx_video.models.ltx.attention import Attention, FeedForward
+from mlx_video.models.ltx.attention import Attention, FeedForward, Switch
 from mlx_video.models.ltx.config import LTXModelConfig, StreamConfig
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.rope import Rope
@@ -150,9 +150,7 @@ class StreamBlock(nn.Module):
             self.cross_attn = attention(context_dim=other.width, **heads)
             self.cross_scale_shift_table = mx.zeros((CROSS_ROWS, D))
 
-    def attend(
-        self, x: mx.array, c: Conditioning, attending: mx.array | bool
-    ) -> mx.array:
+    def attend(self, x: mx.array, c: Conditioning, attending: Switch) -> mx.array:
         """Tokens (B, N, D) after attention to the stream's own, then to its text; ``attending`` as in ``Attention``.
 
         ``x`` itself where the stream is not enabled.
@@ -174,13 +172,14 @@ class StreamBlock(nn.Module):
 
     def _prompt(self, c: Conditioning) -> mx.array:
         """The prompt, modulated for this block: (B, L, D)."""
-        table, numbers = self.prompt_scale_shift_table, (PROMPT.shift, PROMPT.scale)
-        return modulate(c.context, *chosen_rows(table, c.prompt_rows, None, *numbers))
+        table, at = self.prompt_scale_shift_table, PROMPT
+        rows = chosen_rows(table, c.prompt_rows, None, at.shift, at.scale)
+        return modulate(c.context, *rows)
 
     def cross_input(self, x: mx.array, c: Conditioning, at: Rows) -> mx.array:
         """The stream's tokens (B, N, D) as queries or context of the attention between the streams."""
-        table, numbers = self.cross_scale_shift_table, (at.shift, at.scale)
-        return norm_modulate(x, table, c.cross_rows, c.levels, *numbers, self.norm_eps)
+        table, rows, eps = self.cross_scale_shift_table, c.cross_rows, self.norm_eps
+        return norm_modulate(x, table, rows, c.levels, at.shift, at.scale, eps)
 
     def attend_across(
         self,
@@ -189,7 +188,7 @@ class StreamBlock(nn.Module):
         context: mx.array,
         context_rope: Rope,
         at: Rows,
-        crossing: mx.array | bool,
+        crossing: Switch,
     ) -> mx.array:
         """Tokens (B, N, D) after attention to the other stream, whose ``cross_input`` is ``context``, where ``crossing``."""
         query = self.cross_input(x, c, at)
@@ -210,8 +209,8 @@ class StreamBlock(nn.Module):
         return self._add(x, update, c, FEED_FORWARD)
 
     def _norm(self, x: mx.array, c: Conditioning, at: Rows) -> mx.array:
-        table, numbers = self.scale_shift_table, (at.shift, at.scale)
-        return norm_modulate(x, table, c.rows, c.levels, *numbers, self.norm_eps)
+        table, eps = self.scale_shift_table, self.norm_eps
+        return norm_modulate(x, table, c.rows, c.levels, at.shift, at.scale, eps)
 
     def _add(
         self, x: mx.array, update: mx.array, c: Conditioning, at: Rows
@@ -237,13 +236,13 @@ class TransformerBlock(nn.Module):
         self,
         x: AV[mx.array],
         c: AV[Conditioning],
-        attending: AV[mx.array | bool] = AV(True, True),
-        crossing: mx.array | bool = True,
+        attending: AV[Switch] = AV(True, True),
+        crossing: Switch = True,
     ) -> AV[mx.array]:
         """Tokens (B, N, D) of each stream -> the same shapes.
 
         attending  whether a stream's self-attention runs, or only passes its values through
-        crossing   whether the streams attend to each other; both may be (B, 1, 1), per batch item
+        crossing   whether the streams attend to each other
         """
         streams = self.streams
         x = x.map(lambda x, c, s, on: s.attend(x, c, on), c, streams, attending)
@@ -256,16 +255,18 @@ class TransformerBlock(nn.Module):
         return x
 
     def _exchange(
-        self, x: AV[mx.array], c: AV[Conditioning], crossing: mx.array | bool
+        self, x: AV[mx.array], c: AV[Conditioning], crossing: Switch
     ) -> AV[mx.array]:
         """Each enabled stream attends to the other's state before the exchange."""
-
-        def attend(x, c, own, other_x, other_c, other, at) -> mx.array:
-            if not c.enabled:
-                return x
-            context = other.cross_input(other_x, other_c, at)
-            return own.attend_across(x, c, context, other_c.rope.cross, at, crossing)
-
-        streams = self.streams
-        others = x.swapped, c.swapped, streams.swapped
-        return x.map(attend, c, streams, *others, CROSS_ATTENTION)
+        at, video, audio = CROSS_ATTENTION, x.video, x.audio
+        if c.video.enabled:
+            heard = self.audio.cross_input(x.audio, c.audio, at.video)
+            video = self.video.attend_across(
+                x.video, c.video, heard, c.audio.rope.cross, at.video, crossing
+            )
+        if c.audio.enabled:
+            seen = self.video.cross_input(x.video, c.video, at.audio)
+            audio = self.audio.attend_across(
+                x.audio, c.audio, seen, c.video.rope.cross, at.audio, crossing
+            )
+        return AV(video, audio)
