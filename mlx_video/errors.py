@@ -1,6 +1,7 @@
 """Errors by who can fix them: ``UserError`` is bad input; anything else is a bug or a fault of the machine."""
 
 import json
+import re
 import unicodedata
 from typing import Mapping
 
@@ -34,8 +35,17 @@ def field_error(error: Mapping) -> str:
             return f"{place}: its kind must be one of {error['ctx']['expected_tags']}."
         case "value_error":  # a sentence of ours
             return f"{place}: {error['ctx']['error']}"
-    said = clip(f"{place}: {error['msg']}".replace(": Input should", " must"), 200)
-    return f"{said}; got {clip(ascii(error['input']), 60)}."
+    said = f"{place}: {error['msg']}"
+    for theirs, ours in OUR_WORDS.items():
+        said = re.sub(theirs, ours, said)
+    return f"{clip(said, 200)}; got {clip(ascii(error['input']), 60)}."
+
+
+OUR_WORDS = {  # for pydantic's
+    ": (Input|String|List|Dictionary) should": " must",
+    "less than or equal to": "at most",
+    "greater than or equal to": "at least",
+}
 
 
 def clip(text: object, most: int = 80) -> str:
