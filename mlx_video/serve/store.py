@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Literal, Mapping, Sequence
+from typing import Iterable, Iterator, Literal, Mapping, Sequence
 
 from mlx_video.disk import file_errors, locked
 from mlx_video.errors import UserError
@@ -171,8 +171,9 @@ class Store:
         return next(self._read(first), None)
 
     def start(self, id: str) -> None:
-        """Mark a video as being made."""
-        self._set(id, status="in_progress", started_at=time.time())
+        """Mark a video as being made, from the beginning."""
+        begun = {"started_at": time.time(), "progress": 0, "phase": ""}
+        self._set(id, status="in_progress", **begun)
 
     def advance(self, id: str, phase: str, progress: int) -> None:
         """Set a running video's phase and percent; a video that is not running stays as it is."""
@@ -204,7 +205,13 @@ class Store:
         )
 
     def delete(self, id: str) -> None:
-        """Delete the row and files of a video; files first, since a full disk has no room to write."""
+        """Delete the row and files of a video, and its pictures unless another video uses them.
+
+        Files come first, since a full disk has no room to write.
+        """
+        own, others = self._read("WHERE id = ?", id), self._read("WHERE id != ?", id)
+        for name in _pictures(own) - _pictures(others):
+            (self.uploads / name).unlink(missing_ok=True)
         self._delete_files({id})
         self._write("DELETE FROM videos WHERE id = ?", (id,))
 
@@ -237,11 +244,7 @@ class Store:
         self._write("UPDATE videos SET status = 'queued' WHERE status = 'in_progress'")
         known = {row["id"] for row in self._rows.execute("SELECT id FROM videos")}
         self._delete_files({*map(_owner, self.clips.iterdir())} - known)
-        used = {
-            image["path"]
-            for video in self._read()
-            for image in video.request.get("images", ())
-        }
+        used = _pictures(self._read())
         for file in self.uploads.iterdir():
             if file.name not in used:
                 file.unlink()
@@ -290,6 +293,11 @@ def _connected(folder: Path) -> sqlite3.Connection:
     )
     rows.row_factory = sqlite3.Row
     return rows
+
+
+def _pictures(videos: Iterable[Video]) -> set[str]:
+    """Names of the uploads that videos are made from."""
+    return {image["path"] for v in videos for image in v.request.get("images", ())}
 
 
 def _owner(file: Path) -> str:
