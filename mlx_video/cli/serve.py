@@ -70,6 +70,8 @@ def serve(args: argparse.Namespace) -> None:
         raise UserError(
             f"Anyone who reaches {args.host} could use the server; give it a key with --api-key-file FILE, or listen on {server.LOOPBACK[0]}."
         )
+    if args.queue < 1:
+        raise UserError(f"--queue must be 1 or more, such as 32; got {args.queue}.")
     data = typed_path(args.data)
     settings = {name: vars(args)[name] for name in ("host", "port", "queue")}
     settings |= {"key": key, "data": str(data), "disk": round(args.disk_budget or DISK)}

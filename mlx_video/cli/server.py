@@ -29,6 +29,7 @@ def listen(settings: Mapping) -> None:
 
     host, port = settings["host"], settings["port"]
     listening = _bound(host, port)
+    port = listening.getsockname()[1]  # the system's choice for port 0
     store = Store(Path(settings["data"]))
     supervisor = Supervisor(store, settings["worker"])
     limits = Limits(queue=settings["queue"], disk=settings["disk"])
@@ -52,7 +53,8 @@ def _bound(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        why = (getattr(error, "strerror", None) or str(error)).lower().rstrip(".")
+        why = (getattr(error, "strerror", None) or str(error)).lower()
+        why = why.partition(" (while")[0].rstrip(".")
         raise UserError(
             f"The server cannot listen on {host}:{port}: {why}. Choose another --port, such as {PORT + 1}."
         ) from None

@@ -27,8 +27,8 @@ class Door:
     def refusal(self, asked: HTTPConnection) -> tuple[int, str] | None:
         """Status and sentence if a request is refused, else ``None``."""
         headers, host = asked.headers, asked.headers.get("host", "").lower()
-        if host not in self.hosts:
-            called = "This server does not go by that name; open it by the address it printed."
+        if host not in (*self.hosts, _reached(asked)):
+            called = "This server does not go by that name; open it by its address."
             return 421, called
         origin = headers.get("origin", f"//{host}").rpartition("//")[2].lower()
         site = headers.get("sec-fetch-site", "none")
@@ -54,6 +54,12 @@ class Door:
     def token(self) -> str:
         """The content of the page's cookie, instead of the key."""
         return hashlib.sha256(self.key.encode()).hexdigest()
+
+
+def _reached(asked: HTTPConnection) -> str:
+    """The address of this machine that a request came to, one of many if the server listens on 0.0.0.0."""
+    host, port = asked.scope["server"]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Guard:

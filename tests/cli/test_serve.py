@@ -13,6 +13,7 @@ from mlx_video.cli import BAD_INPUT, guarded, main, server
     "words, said",
     [
         (["--host", "0.0.0.0"], "give it a key with --api-key-file"),
+        (["--queue", "0"], "--queue must be 1 or more, such as 32; got 0."),
         (["--lora", "sepia"], "--lora needs NAME=FILE"),
         (["--api-key-file", "nowhere.txt"], "nowhere.txt"),
     ],
@@ -47,7 +48,8 @@ def test_a_port_that_is_taken_is_said(tmp_path, capsys):
         settings = {"host": "127.0.0.1", "port": port, "key": "", "worker": []}
         settings |= {"data": str(tmp_path), "queue": 1, "disk": 1}
         assert guarded(lambda: server.listen(settings)) == BAD_INPUT
-    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    said = f"cannot listen on 127.0.0.1:{port}: address already in use. Choose"
+    assert said in capsys.readouterr().err
 
 
 def test_a_port_that_is_none_is_said(capsys):
