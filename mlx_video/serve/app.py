@@ -242,6 +242,12 @@ async def health(at: At, answer: Response) -> dict[str, object]:
     }
 
 
+@router.get("/docs", include_in_schema=False)
+def docs() -> FileResponse:
+    """The page that describes every route."""
+    return FileResponse(PAGE / "docs.html")
+
+
 # Helpers
 
 

@@ -43,12 +43,12 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
     said = str(error.detail)
     if not said.endswith("."):  # not one of ours
         said = {
-            404: "There is nothing at this address; see /docs.html.",
-            405: f"This address does not take {request.method[:20]}; see /docs.html.",
+            404: "There is nothing at this address; see /docs.",
+            405: f"This address does not take {request.method[:20]}; see /docs.",
         }.get(error.status_code, f"The request cannot be read: {said}.")
     return error_answer(error.status_code, said, error.headers)
 
 
 def sentence(error: Mapping) -> str:
     """A sentence on an error that pydantic found."""
-    return f"{field_error(error)} See /docs.html for the fields."
+    return f"{field_error(error)} See /docs for the fields."

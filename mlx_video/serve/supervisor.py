@@ -137,6 +137,7 @@ class Supervisor:
             failures = 0 if made else failures + 1
         if not self.stopping:
             self.models, self.trouble = [], self.trouble or NO_WORKER
+            log.error("No clips can be made. %s", self.trouble)
             for video in self.store.open():
                 self.store.fail(video.id, "no_worker", self.trouble)
                 self._tell(video.id, None)

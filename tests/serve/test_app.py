@@ -58,7 +58,8 @@ def test_what_the_worker_notices_is_said_once_beside_what_was_snapped(server):
         ({"prompt": "a", "colour": "red"}, "colour is unknown"),
         ({"prompt": "a", "seed": -1}, "seed"),
         ({"prompt": "a", "seed": "x"}, "seed"),
-        ({"prompt": "a", "fps": 1e9}, "fps"),
+        ({"prompt": "a", "fps": 1e9}, "fps must be at most 240; got 1000000000.0."),
+        ({"prompt": "x" * 9000}, "prompt must have at most 8000 characters; got 'xxx"),
         ({"prompt": "a", "num_frames": 10**9}, "num_frames"),
         ({"prompt": "a", "size": "1x1x1"}, "size"),
         (
@@ -157,6 +158,20 @@ def test_a_refused_request_leaves_no_picture(server):
     data = {"prompt": "a", "images": "[{}, {}]"}
     assert server.http.post("/v1/videos", data=data, files=files).status_code == 400
     assert set(server.store.uploads.iterdir()) == before
+
+
+def test_pictures_go_with_the_last_video_that_they_are_in(server):
+    files = {"input_reference": ("a.png", png())}
+    data = {"prompt": "a"}
+    first = server.http.post("/v1/videos", data=data, files=files).json()
+    kept = server.store.uploads / first["request"]["images"][0]["path"]
+    server.wait(first["id"], "completed")
+    path = f"/v1/videos/{first['id']}"
+    again = server.http.post(f"{path}/remix", json={"prompt": "b"}).json()
+    server.http.delete(path)
+    assert kept.exists() and server.wait(again["id"], "completed")
+    server.http.delete(f"/v1/videos/{again['id']}")
+    assert not kept.exists()
 
 
 def test_estimates_come_from_the_worker(server):

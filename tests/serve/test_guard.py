@@ -4,8 +4,21 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from starlette.requests import HTTPConnection
 
+from mlx_video.serve.guard import Door
 from tests.serve.server import LIMITS, serving
+
+
+def test_a_server_on_every_address_goes_by_each_but_by_no_name():
+    for reached, host in (("192.0.2.7", "192.0.2.7"), ("fe80::7", "[fe80::7]")):
+        scope = {"type": "http", "path": "/", "server": (reached, 8420)}
+        own, other = (
+            HTTPConnection(scope | {"headers": [(b"host", name.encode())]})
+            for name in (f"{host}:8420", "evil.example:8420")
+        )
+        door = Door(frozenset({"0.0.0.0:8420"}), "sesame")
+        assert door.refusal(own) is None and door.refusal(other)[0] == 421
 
 
 @pytest.mark.parametrize(
@@ -25,6 +38,7 @@ def test_other_sites_stay_outside(server, headers, status):
 
 def test_the_page_asks_no_other_host(server):
     page = server.http.get("/")
+    assert server.http.get("/docs").text == server.http.get("/docs.html").text
     assert page.status_code == 200 and "MLX-Video" in page.text
     assert "default-src 'self'" in page.headers["content-security-policy"]
     for name in (

@@ -72,12 +72,15 @@ def test_what_was_running_when_the_power_failed_is_queued_again(tmp_path):
     store.start(ids[0])
     store.complete(ids[0])
     store.start(ids[1])
+    store.advance(ids[1], "stage 1", 60)
     stray = store.file("video_unknown", ".mp4")
     stray.write_bytes(b"x")
     store.close()
     store = Store(tmp_path)
     assert [store.get(id).status for id in ids] == ["completed", "queued", "queued"]
     assert store.next().id == ids[1]
+    store.start(ids[1])
+    assert (store.get(ids[1]).progress, store.get(ids[1]).phase) == (0, "")
     assert not stray.exists()
 
 

@@ -71,11 +71,12 @@ def test_a_server_that_stops_hands_its_video_back(tmp_path):
         ),
     ],
 )
-def test_a_worker_that_never_comes_up_is_said(tmp_path, says, trouble):
+def test_a_worker_that_never_comes_up_is_said(tmp_path, says, trouble, caplog):
     worker = (sys.executable, "-c", says)
     with serving(tmp_path, worker=worker, ready="failed") as server:
         health = server.http.get("/health")
         assert health.status_code == 503 and health.json()["trouble"] == trouble
+        assert caplog.messages == [f"No clips can be made. {trouble}"]
         answer = server.http.post("/v1/videos", json={"prompt": "a"})
         assert answer.status_code == 503 and message(answer) == trouble
 
