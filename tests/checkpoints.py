@@ -93,7 +93,7 @@ def completed(file: Path, transformer: nn.Module) -> Path:
     for path, layer in transformer.named_modules():
         if isinstance(layer, nn.Linear):
             rows, columns = layer.weight.shape
-            name = transformer.official_name(f"{path}.weight").removesuffix(".weight")
+            name = transformer.NAMES.official(f"{path}.weight").removesuffix(".weight")
             tensors.setdefault(
                 f"diffusion_model.{name}.lora_A.weight", mx.zeros((1, columns))
             )

@@ -314,8 +314,8 @@ def test_the_users_lora_stays_beside_the_distilled_one(model, tmp_path):
         tmp_path / "distilled.safetensors",
     )
     added = {
-        USERS: 0.5 * write_lora(users, LTXModel.official_name(USERS), seed=1),
-        DISTILLED: write_lora(distilled, LTXModel.official_name(DISTILLED), seed=2),
+        USERS: 0.5 * write_lora(users, LTXModel.NAMES.official(USERS), seed=1),
+        DISTILLED: write_lora(distilled, LTXModel.NAMES.official(DISTILLED), seed=2),
     }
     plainly = pipeline(model, ONE_STAGE)
     completed(distilled, plainly.components.sketch("transformer"))

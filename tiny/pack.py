@@ -6,7 +6,6 @@ Knows folders, dtypes and names; not how good the parts are.
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -142,32 +141,10 @@ def dense_weights(module: nn.Module) -> Weights:
 
 # Lightricks' layout
 
-PREFIXES = {
-    "transformer": "",
-    "connectors": "",
-    "video_encoder": "vae.encoder.",
-    "video_decoder": "vae.decoder.",
-    "audio_encoder": "audio_vae.encoder.",
-    "audio_decoder": "audio_vae.decoder.",
-    "vocoder": "vocoder.",
-}
-_VAE_NAMES = (
-    (r"\.shortcut\.", ".nin_shortcut."),
-    (r"\.upsample\.", ".upsample.conv."),
-    (r"\.(weight|bias)$", r".conv.\1"),
-    (r"\.(mean|std)$", r".\1-of-means"),
+PARTS_IN_FILE = (
+    *("transformer", "connectors", "video_encoder", "video_decoder"),
+    *("audio_encoder", "audio_decoder", "vocoder"),
 )
-NAMES = {
-    "vocoder": (),
-    "upsampler": (
-        (r"^conv_in\.", "initial_conv."),
-        (r"^norm_in\.", "initial_norm."),
-        (r"^conv_out\.", "final_conv."),
-        (r"^resample\.conv\.", "upsampler.0."),
-        (r"^coarse_blocks\.", "res_blocks."),
-        (r"^fine_blocks\.", "post_upsample_res_blocks."),
-    ),
-}
 BLOCKS = {
     "transformer": "transformer",
     "vae": "video_encoder",
@@ -180,7 +157,7 @@ def write_official(folder: Path, variant: str) -> Path:
     """Write ``ltx-2-tiny-VARIANT.safetensors``, its upscaler and its text encoder into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {}
-    for name in PREFIXES:
+    for name in PARTS_IN_FILE:
         part = f"transformer-{variant}" if name == "transformer" else name
         weights |= official(name, dict(tree_flatten(load(part).parameters())))
     config = {block: CONFIGS[name] for block, name in BLOCKS.items()}
@@ -207,14 +184,7 @@ def official(name: str, weights: Weights) -> Weights:
 
 def official_name(name: str, key: str) -> str:
     part = PARTS[name].network(Source(Path(name), CONFIGS[name]))
-    if hasattr(part, "official_name"):
-        return part.official_name(key)
-    prefix = PREFIXES.get(name, "")
-    if key.startswith("per_channel_statistics."):
-        prefix = prefix.split(".")[0] + "."
-    for ours, theirs in NAMES.get(name, _VAE_NAMES):
-        key = re.sub(ours, theirs, key)
-    return prefix + key
+    return part.NAMES.official(key)
 
 
 def _channels_first(name: str, key: str, value: mx.array) -> mx.array:

@@ -254,7 +254,7 @@ def layer_names(module: nn.Module) -> dict[str, str]:
     names, network = {}, type(module)
     for path, layer in module.named_modules():
         if isinstance(layer, (nn.Linear, nn.QuantizedLinear)):
-            official = network.official_name(f"{path}.weight")
+            official = network.NAMES.official(f"{path}.weight")
             others = (table.ours(official) for table in network.OTHER_NAMES)
             for name in (official, *filter(None, others)):
                 names[_flat(name.removesuffix(".weight"))] = path

@@ -113,7 +113,7 @@ def _matrix(weights: Weights, key: str) -> mx.array:
         return found
     state = "missing" if found is None else f"of shape {found.shape}"
     raise UserError(
-        f"The text connectors need a matrix {TextConnectors.official_name(key)}, which is {state}. Fetch the checkpoint again; that of "
+        f"The text connectors need a matrix {TextConnectors.NAMES.official(key)}, which is {state}. Fetch the checkpoint again; that of "
         "LTX-2.5 keeps text_embedding_projection in the text encoder's file."
     )
 

@@ -74,11 +74,6 @@ class Network(nn.Module):
         return channels_last(value) if value.ndim > 3 else value
 
     @classmethod
-    def official_name(cls, key: str) -> str:
-        """The official name of our ``key``."""
-        return cls.NAMES.official(key)
-
-    @classmethod
     def from_source(
         cls, source: Source, dtype: mx.Dtype | None = None, **wanted: LTXModelType
     ) -> "Network":

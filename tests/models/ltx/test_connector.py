@@ -254,7 +254,7 @@ def test_connectors_from_two_files(connectors_25, prompt):
 def test_newer_names_there_and_back(files):
     _, tensors = newer(*files)
     ours = TextConnectors.sanitize(tensors)
-    official = {TextConnectors.official_name(key) for key in ours}
+    official = {TextConnectors.NAMES.official(key) for key in ours}
     assert official == {k for k in tensors if "_connector." in k or "_aggregate_" in k}
     assert TextConnectors.sanitize(ours) is ours
 
@@ -337,7 +337,7 @@ def test_absent_tensor_is_named(absent, state):
 def test_names_lead_there_and_back():
     tensors, _ = checkpoint()
     ours = TextConnectors.sanitize(tensors)
-    assert {TextConnectors.official_name(key) for key in ours} == {
+    assert {TextConnectors.NAMES.official(key) for key in ours} == {
         k for k in tensors if "_connector." in k or "aggregate_embed" in k
     }
 

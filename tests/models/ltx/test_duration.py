@@ -90,7 +90,7 @@ def test_full_size_takes_every_tensor_of_the_real_file():
     ours = dict(tree_flatten(model.parameters()))
     assert {k: v.shape for k, v in given.items()} == {k: v.shape for k, v in ours.items()}  # fmt: skip
     assert len(ours) == 15 and sum(v.size for v in ours.values()) == 1_903_361
-    assert {DurationHead.official_name(k) for k in ours} == set(names)
+    assert {DurationHead.NAMES.official(k) for k in ours} == set(names)
     assert DurationHead.sanitize(given) is given
 
 

@@ -146,7 +146,7 @@ def test_full_size_takes_every_tensor_of_the_real_file():
     official = {model.NAMES.official(key) for key in given}
     assert official < tensors.keys()
     connectors = TextConnectors.sanitize(tensors)
-    unused = set(tensors) - set(given) - {TextConnectors.official_name(k) for k in connectors}  # fmt: skip
+    unused = set(tensors) - set(given) - {TextConnectors.NAMES.official(k) for k in connectors}  # fmt: skip
     assert len(unused) == 11 + 5  # of other modalities, and the packed files
     full = [i for i, layer in enumerate(model.layers) if not layer.self_attn.is_sliding]
     assert full == list(range(5, 48, 6))

@@ -426,4 +426,4 @@ def test_official_names_come_back(name):
     ours = LTXModel.NAMES.take({key: key for key in manifest(name)})
     assert set(ours.values()) == names
     for key, official in ours.items():
-        assert LTXModel.official_name(key) == official
+        assert LTXModel.NAMES.official(key) == official

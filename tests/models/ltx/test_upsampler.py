@@ -159,7 +159,7 @@ def test_upscalers_of_2_3_are_the_official_ones(name, case):
 def test_names_lead_there_and_back(file):
     weights, _ = checkpoint(file)
     ours = LatentUpsampler.sanitize(weights)
-    assert {LatentUpsampler.official_name(key) for key in ours} == weights.keys()
+    assert {LatentUpsampler.NAMES.official(key) for key in ours} == weights.keys()
     assert len(ours) == len(weights)
 
 

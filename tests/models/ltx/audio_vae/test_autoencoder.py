@@ -96,7 +96,7 @@ def test_names_read_both_ways(part, release):
     other = "decoder" if part is AudioEncoder else "encoder"
     official = {k for k in tiny_weights(part, release) if f".{other}." not in k}
     ours = part.sanitize(tiny_weights(part, release))
-    assert {part.official_name(key) for key in ours} == official
+    assert {part.NAMES.official(key) for key in ours} == official
 
 
 @PARTS

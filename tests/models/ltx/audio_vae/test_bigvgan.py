@@ -76,7 +76,7 @@ def test_extension_inside(release):
 def test_names_read_both_ways(release):
     official = tiny_weights(BigVGANVocoder, release)
     ours = BigVGANVocoder.sanitize(official)
-    assert {BigVGANVocoder.official_name(key) for key in ours} == set(official) - {
+    assert {BigVGANVocoder.NAMES.official(key) for key in ours} == set(official) - {
         UNUSED
     }
     assert BigVGANVocoder.sanitize(ours) is ours

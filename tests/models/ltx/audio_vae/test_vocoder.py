@@ -63,7 +63,7 @@ def test_sanitize_twice_is_once():
 def test_names_read_both_ways():
     official = tiny_weights(Vocoder)
     ours = Vocoder.sanitize(official)
-    assert {Vocoder.official_name(key) for key in ours} == set(official)
+    assert {Vocoder.NAMES.official(key) for key in ours} == set(official)
 
 
 # Shapes, dtypes, equivalences

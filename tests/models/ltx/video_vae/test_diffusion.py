@@ -429,7 +429,7 @@ def test_sanitize_twice_is_once_and_names_go_back():
     once = DiffusionDecoder.sanitize(weights)
     assert DiffusionDecoder.sanitize(once) is once
     for key in once:
-        official = DiffusionDecoder.official_name(key)
+        official = DiffusionDecoder.NAMES.official(key)
         assert list(DiffusionDecoder.sanitize({official: weights[official]})) == [key]
 
 

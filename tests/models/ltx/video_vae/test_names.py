@@ -87,7 +87,7 @@ def test_official_names_of_every_tensor(part, file):
     if not any(key.startswith("vae.") for key in weights):
         weights = {f"vae.{key}": value for key, value in weights.items()}
     for key in part.sanitize(weights):
-        official = part.official_name(key)
+        official = part.NAMES.official(key)
         assert list(part.sanitize({official: weights[official]})) == [key]
 
 
