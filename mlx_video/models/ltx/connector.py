@@ -89,8 +89,7 @@ class TextConnectors(Network):
     def fit(cls, config: ConnectorConfig, weights: Weights) -> ConnectorConfig:
         """``config`` with the numbers of text layers and registers, which only ``weights`` (official or ours) tell.
 
-        LTX-2.5 keeps the projection in the text encoder's file: pass the tensors of both files. Raises ``UserError`` if
-        those tensors are missing or belong to another model.
+        Raises ``UserError`` if those tensors are missing or belong to another model.
         """
         ours = cls.sanitize(weights)
         kind = "video_" if config.caption_proj_before_connector else ""
@@ -106,6 +105,24 @@ class TextConnectors(Network):
             text_layers=projection.shape[1] // config.caption_channels - 1,
             connector_num_learnable_registers=registers.shape[0],
         )
+
+    @classmethod
+    def sanitize(cls, weights: Weights) -> Weights:
+        """The connectors' tensors under our names; unchanged if none has an official prefix.
+
+        LTX-2.5 keeps the projection in the text encoder's file: pass the tensors of both files.
+        """
+        weights = cls.NAMES.take(weights) or weights
+        return EARLIER_NAMES.take(weights) or weights
+
+
+EARLIER_NAMES = TensorNames(  # in folders converted before LTX-2.3
+    {
+        "aggregate_embed.": "projection.aggregate_embed.",
+        "video_embeddings_connector.": "video.",
+        "audio_embeddings_connector.": "audio.",
+    }
+)
 
 
 def _matrix(weights: Weights, key: str) -> mx.array:

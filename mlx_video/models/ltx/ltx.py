@@ -93,6 +93,19 @@ class LTXModel(Network):
         """The dtype to compute in: that of the first layer, which is never quantized."""
         return self.streams.values[0].patchify_proj.weight.dtype
 
+    # Names
+
+    @classmethod
+    def sanitize(cls, weights: Weights) -> Weights:
+        """As in ``Network``. Blocks have official names in folders written before the streams were modules."""
+        if (ours := cls.NAMES.take(weights)) is not None:
+            return ours
+        if any(key.startswith(("video.", "audio.")) for key in weights):
+            return weights
+        return {
+            cls.NAMES.ours(foreign_names.DIT + key): v for key, v in weights.items()
+        }
+
     def stream(self, again: Callable[[], "LTXModel"]) -> None:
         """Keep no blocks: every pass takes them from the same model, built ``again``."""
         self.transformer_blocks = BlockStream(lambda: again().transformer_blocks)

@@ -81,8 +81,9 @@ class LatentUpsampler(Network):
     def sanitize(cls, weights: Weights) -> Weights:
         """As in ``Network``, but strict: the file holds nothing else."""
         taken = super().sanitize(weights)
-        unknown = [key for key in weights if cls.NAMES.ours(key) is None]
-        if unknown and taken is not weights:
+        if taken is weights:
+            return _renamed(weights) if "resample.blur.kernel" in weights else weights
+        if unknown := [key for key in weights if cls.NAMES.ours(key) is None]:
             raise UserError(f"LatentUpsampler: unknown tensor {unknown[0]!r}.")
         return taken
 
@@ -178,6 +179,12 @@ def _grown(x: mx.array, conv: nn.Conv2d, factor: int) -> mx.array:
     # A kernel one frame long is a 2-D convolution of each frame.
     x = conv3d(x, conv.weight[:, None], conv.bias, padding=(1, 1))
     return depth_to_space(x, (1, factor, factor))
+
+
+def _renamed(weights: Weights) -> Weights:
+    """A rational upsampler's tensors from folders written before 0.1.0, which name them like a plain one's."""
+    old, new = "resample.conv.", "resample.expand."
+    return {key.replace(old, new): value for key, value in weights.items()}
 
 
 def _norm(channels: int) -> nn.GroupNorm:

@@ -334,9 +334,16 @@ def test_absent_tensor_is_named(absent, state):
 # Weights
 
 
-def test_names_lead_there_and_back():
+def test_names_of_earlier_folders():
     tensors, _ = checkpoint()
     ours = TextConnectors.sanitize(tensors)
+    prefixes = {"projection.": "", "video.": "video_embeddings_connector.", "audio.": "audio_embeddings_connector."}  # fmt: skip
+    earlier = {
+        prefixes[key.split(".")[0] + "."] + key.split(".", 1)[1]: value
+        for key, value in ours.items()
+    }
+    assert "aggregate_embed.weight" in earlier
+    assert TextConnectors.sanitize(earlier).keys() == ours.keys()
     assert {TextConnectors.NAMES.official(key) for key in ours} == {
         k for k in tensors if "_connector." in k or "aggregate_embed" in k
     }

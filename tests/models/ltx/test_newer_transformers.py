@@ -19,6 +19,7 @@ from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.types import AV, Modality, Perturbation
 from tests.models.ltx.dit import errors, levels, twice
 from tests.reference import (
+    CHECKPOINT,
     FIXTURES,
     MODULE_TOLERANCE,
     checkpoint,
@@ -423,7 +424,34 @@ def test_official_names_come_back(name):
     """Every tensor of a real file that is the transformer's."""
     prefix, connectors = "model.diffusion_model.", "_embeddings_connector."
     names = {k for k in manifest(name) if k.startswith(prefix) and connectors not in k}
-    ours = LTXModel.NAMES.take({key: key for key in manifest(name)})
+    ours = LTXModel.sanitize({key: key for key in manifest(name)})
     assert set(ours.values()) == names
     for key, official in ours.items():
         assert LTXModel.NAMES.official(key) == official
+
+
+@pytest.mark.parametrize("official", [None, *NEWER], ids=str)
+def test_folders_written_before_the_streams_were_modules(official):
+    """They had official names within a block, without the prefix, and short ones for layers."""
+    path = (
+        CHECKPOINT if official is None else FIXTURES / official.folder / official.file
+    )
+    weights = LTXModel.sanitize(checkpoint(path)[0])
+    short = {
+        ".emb.timestep_embedder": "",
+        ".to_out.0": ".to_out",
+        ".net.0.proj": ".proj_in",
+        ".net.2": ".proj_out",
+    }
+
+    def before(key: str) -> str:
+        key = LTXModel.NAMES.official(key).removeprefix("model.diffusion_model.")
+        for theirs, ours in short.items():
+            key = key.replace(theirs, ours)
+        return key
+
+    earlier = {before(key): value for key, value in weights.items()}
+    earlier["transformer_blocks.0.attn1.to_q.scales"] = mx.zeros(1)
+    again = LTXModel.sanitize(earlier)
+    assert again.pop("transformer_blocks.0.video.attn1.to_q.scales").size == 1
+    assert again == weights

@@ -163,6 +163,17 @@ def test_names_lead_there_and_back(file):
     assert len(ours) == len(weights)
 
 
+def test_folders_written_before_are_read():
+    """A rational upsampler's convolution had the name of the plain one's."""
+    model = small(**X2_RATIONAL)
+    ours = dict(tree_flatten(model.parameters()))
+    before = {
+        key.replace("resample.expand", "resample.conv"): x for key, x in ours.items()
+    }
+    assert before.keys() != ours.keys()
+    assert LatentUpsampler.sanitize(before) == ours
+
+
 @pytest.mark.parametrize(
     "options",
     [
