@@ -564,6 +564,15 @@ def test_no_prompt_has_more_tokens_than_planned():
     assert enhanced.prompt_tokens == MAX_TOKENS
 
 
+def test_decoding_takes_a_share_of_a_pass_of_the_last_stage():
+    """From 0.3 of the demo model's on a CPU to 0.7 of the 19B model's on an H200; the time left is told by it."""
+    job = Job(Request("a ball", CLIP), recipes.distilled(), Files(str(PACKAGED)))
+    *_, stage, decode = job.plan(limit=80 * GB).phases
+    passes = len(recipes.distilled().stages[-1].sigmas) - 1
+    assert (stage.name, decode.name) == ("stage 2", "decode video")
+    assert 0.3 <= decode.operations / (stage.operations / passes) <= 0.7
+
+
 def test_the_guided_passes_of_a_job_are_planned_as_it_runs_them(monkeypatch):
     works = []
     monkeypatch.setattr(

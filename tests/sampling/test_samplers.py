@@ -110,7 +110,7 @@ def test_a_model_that_knows_the_answer_reaches_it_and_pinned_tokens_stay(name):
     for state, x0 in zip(states.values, answer.values):
         expected = state.masked(x0)
         assert mx.allclose(state.latent[:, 0], state.clean_latent[:, 0], atol=1e-6)
-        assert mx.allclose(state.latent[:, 2:], expected[:, 2:], atol=1e-5)
+        assert mx.allclose(state.latent[:, 1:], expected[:, 1:], atol=1e-5)
 
 
 def test_without_eta_ancestral_steps_are_euler_steps():
@@ -153,11 +153,13 @@ def literal_res_2s(state: LatentState, sigmas: list[float], noises: list) -> np.
     return masked(predict(x, 0.0011))
 
 
-def test_res_2s_in_float32_meets_the_official_algorithm_in_float64():
+@pytest.mark.parametrize("sigmas", [HQ_SIGMAS, [0.3, 0.2, 0.15, 0.025, 0.02, 0.0]])
+def test_res_2s_in_float32_meets_the_official_algorithm_in_float64(sigmas):
+    """Also where steps are short at small noise levels, and the anchor moves above 0.03 alone."""
     noise = normalized(NOISE)
     drawn = [noise(draw, start()).video for draw in range(30)]
-    expected = literal_res_2s(start().video, HQ_SIGMAS, drawn)
-    *_, (states, _) = res_2s(denoise, start(), HQ_SIGMAS, noise=noise)
+    expected = literal_res_2s(start().video, sigmas, drawn)
+    *_, (states, _) = res_2s(denoise, start(), sigmas, noise=noise)
     assert error(states.video.latent, mx.array(expected.astype(np.float32))) < 2e-6
 
 

@@ -112,6 +112,15 @@ def test_small_pieces_join_the_next(monkeypatch, evaluated):
     assert evaluated == []
 
 
+def test_tokens_of_a_short_clip_of_the_full_model_are_paced(monkeypatch):
+    queued = []
+    monkeypatch.setattr(room.mx, "async_eval", lambda *xs: queued.append(xs))
+    with piece_by_piece():
+        end_piece(mx.zeros((1, 4 * 16 * 24, 4096), mx.bfloat16))  # 25 frames of 768x512
+        end_piece(mx.zeros((1, 4 * 2 * 4, 4096), mx.bfloat16))  # and of 128x64
+    assert len(queued) == 1
+
+
 def test_the_pace_changes_no_number(monkeypatch):
     whole = model()(inputs(model()))
     monkeypatch.setattr(room, "SMALL", 0)

@@ -57,6 +57,18 @@ def small_decoder(blocks, **changes) -> VideoDecoder:
     return VideoDecoder(small_config(decoder_blocks=blocks, **changes))
 
 
+def test_what_waits_for_the_next_piece_keeps_no_piece_alive():
+    cache, module = FrameCache(), object()
+    cache.last, x = False, mx.ones((1, 1000, 4, 4, 64)) * 2
+    y, before = cache.keep(module, x, 3), mx.get_active_memory()
+    mx.eval(y)
+    assert mx.get_active_memory() - before >= y.nbytes
+    del x, y
+    assert mx.get_active_memory() - before < 10**6
+    kept, frames, _ = cache.around(module, 3)
+    assert frames == kept.shape[1] == 2
+
+
 # Decoding
 
 

@@ -1,0 +1,54 @@
+"""Which model is used where none is named, and which files of a converted repository a run fetches."""
+
+import pytest
+
+from mlx_video import hub
+from mlx_video.models.ltx.checkpoint import find
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.layouts import (
+    CONVERTED,
+    DEV,
+    DISTILLED_LORA_FILES,
+    Layout,
+)
+from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_5
+from mlx_video.models.ltx.checkpoint.source import Source
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"text_encoder": "gemma"},
+        {"upsampler": "x2.safetensors"},
+        {"loras": [("a.safetensors", 1.0)]},
+        {"distilled_lora": "a.safetensors"},
+    ],
+)
+def test_files_for_a_model_that_is_not_named_are_for_ltx_2(given, monkeypatch):
+    monkeypatch.setattr(find, "default_model", lambda _: find.DEMO)
+    assert find.model_of(Files(**given)) == LTX_2.repository
+    assert find.model_of(Files("ltx-2.5", **given)) == LTX_2_5.repository
+    assert find.model_of(Files()) == find.DEMO
+
+
+def test_a_release_in_the_cache_goes_before_the_demo_model(monkeypatch):
+    told, cached = [], {LTX_2_5.repository}
+    monkeypatch.setattr(hub, "has", lambda repository, _: repository in cached)
+    assert find.default_model(told.append) == LTX_2_5.repository and not told
+    cached.clear()
+    assert find.default_model(told.append) == find.DEMO and find.DEMO in told[0]
+
+
+def test_the_distilled_lora_is_fetched_where_only_the_dev_model_is(tmp_path):
+    def wanted(*names: str) -> list[str]:
+        held = {name: Source(tmp_path / name, {}) for name in names}
+        for source in held.values():
+            source.path.mkdir(exist_ok=True)
+        own = {name: held[name] for name in names if name != DEV}
+        layout = Layout(CONVERTED, "", tmp_path, own, folders=held)
+        return list(find._wanted(layout, ("transformer",)))
+
+    assert DISTILLED_LORA_FILES in wanted(DEV)
+    assert f"{DEV}/config.json" in wanted(DEV)
+    assert DISTILLED_LORA_FILES not in wanted(DEV, "transformer")
+    assert not any(DEV in name for name in wanted(DEV, "transformer"))
