@@ -283,7 +283,8 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
     Raises ``MissingFileError`` if there is none, ``UserError`` if there are several.
     """
     others = ("lora", "upscaler", "upsampler")
-    files = transformer_files(folder)
+    homes = [folder, folder / TRANSFORMERS, folder / UNET]
+    files = sorted(f for home in homes for end in ENDINGS for f in home.glob(f"*{end}"))
     files = [f for f in files if not any(word in f.stem for word in others)]
     if len(files) > 1:
         files = [f for f in files if _identify_file(f).name in (OFFICIAL, SPLIT)]
@@ -364,12 +365,6 @@ def checkpoint_folder(file: Path) -> Path:
     """The root of a checkpoint: the folder of the transformer's file, or its parent if that is a folder of transformers."""
     inside = file.parent.name in (TRANSFORMERS, UNET)
     return file.parent.parent if inside else file.parent
-
-
-def transformer_files(folder: Path) -> list[Path]:
-    """The files in ``folder`` that may hold a transformer."""
-    homes = [folder, folder / TRANSFORMERS, folder / UNET]
-    return sorted(f for home in homes for end in ENDINGS for f in home.glob(f"*{end}"))
 
 
 def companions(
