@@ -5,6 +5,7 @@ from typing import Iterable, Iterator
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mlx_video.types import Clip, VideoPixelShape, Waveform
 
@@ -57,9 +58,10 @@ def _faded(samples: mx.array, sample_rate: int) -> mx.array:
     return samples * (0.5 - 0.5 * mx.cos(mx.pi * mx.minimum(from_end, 1)))
 
 
-def save_video(frames: np.ndarray, path: str | Path, fps: float = 24.0) -> None:
+def save_video(frames: ArrayLike, path: str | Path, fps: float = 24.0) -> None:
     """Write frames, uint8 (F, H, W, 3), as a clip without sound, for scripts; see ``media.save``."""
     from mlx_video import media  # imports codecs
 
+    frames = np.asarray(frames)
     F, H, W, _ = frames.shape
     media.save(Clip(iter(frames), VideoPixelShape(F, H, W, float(fps))), path)

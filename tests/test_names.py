@@ -22,6 +22,7 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.rope import precompute_freqs_cis
+from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder, load_vae_encoder
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.plan import Phase
@@ -107,8 +108,21 @@ def test_positions_in_bfloat16_are_warned_of():
         precompute_freqs_cis(grid.astype(mx.bfloat16), 12)
 
 
-def test_frames_become_a_file(here):
-    frames = np.full((9, 64, 96, 3), 99, np.uint8)
+def test_a_text_encoder_enhances_prompts():
+    class Scripted(GemmaTextEncoder):
+        def __init__(self):
+            pass
+
+        def generate(self, instructions, request, **sampling):
+            yield f"A reply. {request}"
+
+    assert Scripted().enhance_t2v("a cat").endswith("a cat")
+    assert Scripted().enhance_i2v("a cat", seed=3).endswith("a cat")
+
+
+@pytest.mark.parametrize("kind", [np.asarray, list, mx.array])
+def test_frames_become_a_file(kind, here):
+    frames = kind(np.full((9, 64, 96, 3), 99, np.uint8))
     save_video(frames, "clip.mp4", fps=12)
     read, fps, audio, _ = read_clip("clip.mp4")
     assert (len(read), read[0].shape, fps, audio) == (9, (64, 96, 3), 12, None)

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from mlx_video import hub, weights
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import gemma
+from mlx_video.models.ltx import enhance, gemma
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.gemma_config import GemmaConfig, read_gemma_config
 from mlx_video.models.ltx.parts import Network
@@ -131,6 +131,10 @@ class GemmaTextEncoder(Network):
         return states
 
     # Writing
+
+    # Scripts for earlier MLX ports call these.
+    enhance_t2v = enhance.enhance_t2v
+    enhance_i2v = enhance.enhance_i2v
 
     def generate(
         self,
