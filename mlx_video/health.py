@@ -24,8 +24,8 @@ SATURATED, SATURATED_SHARE = 3.0, 0.01  # a magnitude, and the share that may ex
 PLACES = ((0.1, 0.16), (0.35, 0.66), (0.6, 0.3), (0.85, 0.91))
 
 # Pixel levels from 0 to 255. Real black frames have codec and decoder noise well above these.
-# Highest level of black, and the share above it in a lit frame.
-BLACK_LEVEL, LIT_SHARE = 2, 0.001
+BLACK_LEVEL = 2  # brightest pixel of a black frame
+LIT_SHARE = 0.001  # share of brighter pixels that makes a frame lit
 FLAT_LEVEL, FLAT_RANGE = 0.5, 2  # deviation, or range, of a frame of one colour
 LIVELY_LEVEL = 8.0  # standard deviation of a picture that shows something
 STILL_LEVEL = 0.02  # mean change of a pixel over a clip in which nothing moves
@@ -186,7 +186,7 @@ def _flatness(samples: np.ndarray) -> float:
 
 
 def _is_steady(channel: np.ndarray, rate: int) -> bool:
-    """Whether the loudness never changes, except at the ends, which may be faded."""
+    """Whether the loudness is constant; the ends are left out, since they may be faded."""
     size = round(LOUDNESS_SECONDS * rate)
     window = np.hanning(size)
     starts = range(size // 2, len(channel) - size * 3 // 2, size // 2)

@@ -134,7 +134,7 @@ class Phase(NamedTuple):
 
 
 class Footprint:
-    """How many bytes the parts of ``components`` need, loaded and computing; each is built once, lazily.
+    """Bytes that each part of ``components`` needs: its weights while loaded, and its activations. Builds a part once, lazily.
 
     residency   how weights are kept; by default that of ``components``
     context     tokens of a padded prompt, including registers

@@ -228,7 +228,7 @@ def test_a_detailing_lora_needs_dfr_and_a_recipe_its_lora(model, detailing, caps
     words = ["generate", "-p", "cat", "--model", str(model)]
     assert cli.main([*words, "--detailing-lora", str(detailing)]) == 2
     assert "add --dfr 0" in capsys.readouterr().err
-    with pytest.raises(UserError, match="name it with --detailing-lora"):
+    with pytest.raises(UserError, match="pass --detailing-lora"):
         with Components.open(model, needs=["transformer"]).transformer(detailing=0.5):
             pass
 

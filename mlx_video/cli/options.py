@@ -55,7 +55,7 @@ def add_generate(
 def add_prompt(parser: argparse.ArgumentParser) -> Add:
     """Add --prompt and --seed; returns the function that adds to their group."""
     add = group(parser, "prompt")
-    about = "what to show and to play; a prompt in quotes needs no --prompt"
+    about = "what to show and to be heard; a quoted prompt needs no --prompt"
     add("--prompt -p", about)
     about = (
         "random seed; the same seed makes the same clip (default: random, and printed)"
@@ -195,7 +195,9 @@ def add_decoding(add: Add, tiling: str, real: str | None = None) -> None:
 def add_output(parser: argparse.ArgumentParser, usual: str) -> Add:
     """Add where and how files are written, for commands that make a clip; returns as ``add_prompt`` does."""
     add = group(parser, "output")
-    about = "file to write: .mp4, .mov or .webm, or .gif or .webp without sound; or a folder/"
+    about = (
+        "file to write: .mp4, .mov or .webm; .gif or .webp without sound; or a folder/"
+    )
     add("--output-path --output -o", f"{about} (default: {usual})", metavar="PATH")
     add("--output-audio", "also write the sound to this file", type=path, metavar="WAV")
     about = "also write the frames as PNG, into NAME_frames or this folder"
@@ -215,7 +217,7 @@ def add_output(parser: argparse.ArgumentParser, usual: str) -> Add:
 
 
 def _add_output(add: Add, audio: bool | None) -> None:
-    about = "with or without sound (default: with, but for python -m mlx_video.generate and generate_dev)"
+    about = f"make sound (default: {'no' if audio is False else 'yes'})"
     add("--audio", about, audio, action=argparse.BooleanOptionalAction)
     about = (
         "how often to save the state of a long run, so that --resume can continue it"

@@ -67,7 +67,7 @@ class VideoRequest(BaseModel):
     loras: dict[Name, Strength] = Field({}, max_length=8)
     """Strength by name; the names are those that the server was started with."""
     images: list[Placed] = Field([], max_length=MOST_IMAGES)
-    """Where the pictures stand that a form sends as input_reference, one for each."""
+    """The position of each picture that a form uploads as input_reference, in the same order."""
 
     @property
     def inputs(self) -> tuple["Input", ...]:

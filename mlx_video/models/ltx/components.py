@@ -205,7 +205,7 @@ class Components:
         large = next((n for n, other in self._lent.items() if other.BLOCKS), None)
         if part.BLOCKS and large:
             raise RuntimeError(
-                f"The {name} must wait until the {large} is returned: close the stream that still holds it."
+                f"The {name} cannot be loaded while the {large} is in use: close the stream that uses it."
             )
         self._lent[name] = part
         lent = None
@@ -233,12 +233,12 @@ class Components:
         """Lend the transformer as an ``X0Model``, with the distilled and the detailing LoRA fused at these strengths."""
         if distilled_lora and self.distilled_lora is None:
             raise UserError(
-                f"The refinement needs the distilled LoRA: put {self.layout.release.distilled_lora} beside the model, or name it "
-                "with --distilled-lora."
+                f"The second stage needs the distilled LoRA: put {self.layout.release.distilled_lora} beside the model, or pass "
+                "--distilled-lora FILE."
             )
         if detailing and self.detailing_lora is None:
             raise UserError(
-                "This recipe needs its LoRA: name it with --detailing-lora."
+                "This recipe needs the detailing LoRA: pass --detailing-lora FILE."
             )
         loras = [
             LoRA(self.distilled_lora, distilled_lora),

@@ -115,7 +115,7 @@ class GemmaTextEncoder(Network):
         ids, mask = self.tokenizer.tokenize(texts, max_length)
         longest = mask.sum(axis=1).max().item()
         states = mx.stack(self.hidden_states(ids[:, -longest:], mask[:, -longest:]))
-        mx.eval(states)
+        mx.eval(states)  # so that the caller can free the model
         return TextFeatures(states, mask)
 
     def hidden_states(self, ids: mx.array, mask: mx.array) -> list[mx.array]:

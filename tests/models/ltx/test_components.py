@@ -388,7 +388,8 @@ def test_two_large_parts_are_never_resident(folder):
         with components.lend("upsampler"):
             assert components.resident == ["transformer", "upsampler"]
         with pytest.raises(
-            RuntimeError, match="text_encoder must wait until the transformer"
+            RuntimeError,
+            match="text_encoder cannot be loaded while the transformer is in use",
         ):
             with components.lend("text_encoder"):
                 pass

@@ -209,7 +209,7 @@ class DiffusionDecoder(Network):
         stages = self._context_stages(0, self.cells.last - 1)
         pieces = each_piece_by_piece(in_pieces(stages, x, FrameCache(), PIECE))
         x = mx.concatenate(list(pieces), axis=1)
-        mx.eval(x)
+        mx.eval(x)  # once, before the tiles that are cut from it
         if noises is None:
             keys = mx.random.split(_key(key), math.prod(map(len, grid)))
             noises = (
@@ -229,7 +229,7 @@ class DiffusionDecoder(Network):
         stages += self._pixel_stages(frames, noise)
         pieces = each_piece_by_piece(in_pieces(stages, x, FrameCache(), PIECE))
         pixels = mx.concatenate([self._unpatchified(piece) for piece in pieces], axis=2)
-        mx.eval(pixels)
+        mx.eval(pixels)  # or the next tile would be queued beside this one
         return pixels
 
     # From latents to cells

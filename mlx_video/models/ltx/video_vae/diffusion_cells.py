@@ -18,13 +18,13 @@ from mlx_video.models.ltx.video_vae.tiling import (
     time_cuts,
 )
 
-PIECE_SHARE = 3
-"""How many times as large as ``elements`` a piece may be: few arrays of its size are alive, since rows go in bands."""
-LIVE_PIECES, LIVE_BANDS = 3, 2
-"""Arrays alive on a GPU (an H200): of the size of a piece with the frames its windows reach; and of a ``BAND``, one queued
-and one running."""
-CPU_MLP, CPU_SCORES, CPU_ATTENDING = 21, 19, 5.5
-"""The same, measured on a CPU: of a band in its MLP; or, while it attends, of the scores and of the band."""
+PIECE_SHARE = 3  # a piece's size in ``elements``; few arrays of it are alive, since rows go in bands
+# Arrays that are alive at once, ...
+LIVE_PIECES = 3  # ... of the size of a piece; on a GPU (an H200) with the frames that its windows reach
+LIVE_BANDS = 2  # ... of a ``BAND`` on a GPU: one queued and one running
+CPU_MLP = 21  # ... of a band in its MLP, on a CPU
+CPU_SCORES = 19  # ... or, while it attends, of the scores ...
+CPU_ATTENDING = 5.5  # ... and of the band
 
 
 @dataclass(frozen=True)

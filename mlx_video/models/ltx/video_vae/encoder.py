@@ -32,12 +32,12 @@ from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patc
 from mlx_video.models.ltx.video_vae.stream import FrameCache, Piece, gathered
 from mlx_video.types import VideoPixelShape
 
-LIVE, LIVE_SMALL, QUEUED = 28, 180, 770e6
-"""Arrays of the first grid that are alive at once while an image is encoded on a GPU (an H200), besides queued bytes; and
-the same for an image so small that everything is queued."""
-
+# Arrays of the first grid that are alive at once while an image is encoded, ...
+LIVE = 28  # ... on a GPU, measured on an H200, besides QUEUED
+LIVE_SMALL = 180  # ... for an image so small that everything is queued
+QUEUED = 770e6  # bytes
+# ... on a CPU, by its form of convolution, in float32; measured on two cores
 LIVE_UNFOLDED = {by_volume: 112, by_product: 95}
-"""The same on a CPU, which computes in float32 and unfolds its input; measured on two cores."""
 
 
 class VideoEncoder(Network):

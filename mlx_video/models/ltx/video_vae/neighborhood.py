@@ -107,7 +107,7 @@ class Box(NamedTuple):
 
 @lru_cache
 def boxes(windows: Windows, size: int) -> list[Box]:
-    """Tiles of ``size`` queries. Those at a border have as many keys as the others: CUDA prepares each size once."""
+    """Tiles of ``size`` queries, all with equally many keys: CUDA prepares its attention once for each number."""
     first, last = windows.keys.start, windows.keys.stop
     most = min(size + windows.size - 1, last - first)
     found = []
