@@ -120,7 +120,7 @@ class LTXPipeline:
 
         image          the clip begins with this path, PIL image, or array (H, W, 3) of uint8 or from 0 to 1; or an
                        ``Image``, which also says where and how strongly it is shown; or a list of these
-        frames         1 + a multiple of 8, at ``fps`` per second
+        frames         rounded to 1 + a multiple of 8, with a warning, at ``fps`` per second
         height, width  pixels, a multiple of 32, or of 64 in two stages
         audio          whether the clip has sound
         """
@@ -128,6 +128,7 @@ class LTXPipeline:
         given = given if isinstance(given, (list, tuple)) else [given]
         settings = ClipSettings(
             prompt,
+            self.recipe.variant,
             negative_prompt=negative_prompt,
             frames=frames,
             height=height,
@@ -136,7 +137,7 @@ class LTXPipeline:
             audio=audio,
             inputs=tuple(map(_input, given)),
         )
-        return settings.request(self.defaults)
+        return settings.rounded(self.files, self.defaults).request(self.defaults)
 
     def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
         """``Step``s of progress, then the ``Sample``, and finally the ``Clip``; see ``Pipeline.stream``."""

@@ -3,11 +3,11 @@
 import logging
 import secrets
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Callable, Iterator, Mapping
 
-from mlx_video import recipes
+from mlx_video import grid, recipes
 from mlx_video.errors import UserError
-from mlx_video.grid import nearest_frames
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import find_defaults, find_geometry, model_of
@@ -76,7 +76,7 @@ class ClipSettings:
         """
         self._check(files, called)
         files, usual = resolve_model(files, self.variant, notify)
-        settings = replace(self, frames=self._frames(files, usual, warn))
+        settings = self.rounded(files, usual, warn)
         recipe, request = settings.recipe(usual, files), settings.request(usual)
         if self.fps is not None and not 1 / FAR <= self.fps / usual.fps <= FAR:
             warn(
@@ -85,6 +85,19 @@ class ClipSettings:
         for unused in settings._unused(recipe, files):
             warn(unused)
         return Job(request, recipe, files, self.batch_guidance)
+
+    def rounded(
+        self, files: Files, usual: Defaults, warn: Notice = log.warning
+    ) -> "ClipSettings":
+        """These settings with ``frames``, those of ``duration`` or their own, rounded to what the model can make."""
+        step, frames = _geometry(files, self.variant).video.time, self.frames
+        fps = self.fps or usual.fps
+        if self.duration not in (None, AUTO):
+            if grid.SLOWEST <= fps <= grid.FASTEST:
+                frames = grid.nearest_frames(self.duration * fps + 1, step)
+        elif isinstance(frames, Integral) and 1 <= frames <= grid.MOST_FRAMES:
+            frames = grid.rounded_frames(frames, step, warn)
+        return replace(self, frames=frames)  # others are refused by the request
 
     def request(self, usual: Defaults) -> Request:
         """The request, completed by ``usual``, the checkpoint's defaults."""
@@ -120,6 +133,11 @@ class ClipSettings:
             raise UserError(
                 "--duration and --num-frames both say how long the clip is; leave out one of them."
             )
+        timed = self.duration not in (None, AUTO)
+        if timed and not 0 < self.duration <= grid.LONGEST_CLIP:
+            raise UserError(
+                f"--duration must be above 0 and at most {grid.LONGEST_CLIP} seconds, such as 5; got {self.duration:g}."
+            )
         if files.detailing_lora and self.dfr is None:
             raise UserError(
                 "Only DFR uses --detailing-lora; add --dfr 0, or leave it out."
@@ -152,20 +170,6 @@ class ClipSettings:
         """``usual``, overridden by these settings."""
         names = (field.name for field in fields(usual))
         return usual.given(**{name: getattr(self, name, None) for name in names})
-
-    def _frames(self, files: Files, usual: Defaults, warn: Notice) -> int | None:
-        """The number of frames for ``duration``; for the dev model ``frames`` is rounded, as scripts for it expect."""
-        step = _geometry(files, self.variant).video.time
-        if self.duration not in (None, AUTO):
-            return nearest_frames(self.duration * (self.fps or usual.fps) + 1, step)
-        if self.variant != "dev" or self.frames is None or self.frames < 1:
-            return self.frames
-        nearest = nearest_frames(self.frames, step)
-        if nearest != self.frames:
-            warn(
-                f"{self.frames} frames is not of the form 1 + {step}k; making {nearest}."
-            )
-        return nearest
 
 
 def resolve_model(

@@ -13,8 +13,8 @@ from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 import mlx.core as mx
 import numpy as np
 
+from mlx_video import grid
 from mlx_video.errors import UserError
-from mlx_video.grid import nearest_frames, nearest_side
 
 X = TypeVar("X")
 
@@ -97,10 +97,6 @@ class VideoPixelShape(NamedTuple):
         )
 
 
-LARGEST_SIDE = 16_384  # pixels, H.264's limit
-MOST_FRAMES = 2**17 + 1  # an hour and a half at 24 frames a second
-
-
 class VideoScale(NamedTuple):
     """Pixels per latent cell along each axis: frames, rows, columns."""
 
@@ -113,16 +109,19 @@ class VideoScale(NamedTuple):
 
         ``shrink`` is how many times smaller the smallest stage is.
         """
-        if max(shape.height, shape.width) > LARGEST_SIDE or shape.frames > MOST_FRAMES:
+        if (
+            max(shape.height, shape.width) > grid.LARGEST_SIDE
+            or shape.frames > grid.MOST_FRAMES
+        ):
             raise UserError(
-                f"A clip has at most {LARGEST_SIDE:,} pixels a side and {MOST_FRAMES:,} frames; got {shape.frames:,} "
+                f"A clip has at most {grid.LARGEST_SIDE:,} pixels a side and {grid.MOST_FRAMES:,} frames; got {shape.frames:,} "
                 f"frames of {shape.width:,}x{shape.height:,}."
             )
         rows, columns = self.height * shrink, self.width * shrink
         nearest = shape._replace(
-            frames=nearest_frames(shape.frames, self.time),
-            height=nearest_side(shape.height, rows),
-            width=nearest_side(shape.width, columns),
+            frames=grid.nearest_frames(shape.frames, self.time),
+            height=grid.nearest_side(shape.height, rows),
+            width=grid.nearest_side(shape.width, columns),
         )
         if nearest != shape:
             rules = (
@@ -134,9 +133,9 @@ class VideoScale(NamedTuple):
             raise UserError(
                 f"{shape} do not fit the latent grid: {' and '.join(broken)}. Nearest: {nearest}."
             )
-        if not 1 <= shape.fps <= 240:
+        if not grid.SLOWEST <= shape.fps <= grid.FASTEST:
             raise UserError(
-                f"fps must be from 1 to 240 frames per second; got {shape.fps}. The usual value is 24."
+                f"fps must be from {grid.SLOWEST} to {grid.FASTEST} frames per second; got {shape.fps}. The usual value is 24."
             )
 
 

@@ -175,10 +175,14 @@ def test_a_request_is_taken_as_it_is(pipeline):
         pipeline("a ball", num_frames=9)
 
 
-def test_what_cannot_be_done_is_said_before_weights_are_read(pipeline, monkeypatch):
+def test_what_cannot_be_done_is_said_before_weights_are_read(
+    pipeline, monkeypatch, caplog
+):
     monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
     with pytest.raises(UserError, match="Nearest: 9 frames of 128x64"):
-        pipeline("a ball", frames=10, height=64, width=128)
+        pipeline("a ball", frames=9, height=60, width=128)
+    assert pipeline.request("a ball", frames=10).shape.frames == 9
+    assert "10 frames became 9: frames are 1 + a multiple of 8." in caplog.text
     with pytest.raises(UserError, match="The prompt is empty"):
         pipeline(["a ball", ""], **SIZE)
     small = LTXPipeline(

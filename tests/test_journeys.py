@@ -527,7 +527,6 @@ def test_weights_that_make_nan_are_caught_before_decoding(model, here, capsys):
 
 MISTAKES = {
     "size": (["-W", "100"], "grid: width must be a multiple of 64. Nearest.* 128x64"),
-    "frames": (["-n", "10"], r"frames must be 1 \+ 8k.*Nearest: 9 frames"),
     "no frames": (["-n", "-3"], r"frames must be 1 \+ 8k.*Nearest: 1 frames"),
     "fps": (["--fps", "0"], "fps must be from 1 to 240"),
     "seed": (["--seed", "-1"], "seed must be from 0"),

@@ -123,9 +123,12 @@ def test_seconds_on_the_command_line(model, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["--duration", "long"], "must be auto, or seconds up to 600"),
-        (["--seconds", "nan"], "must be auto, or seconds up to 600"),
-        (["--seconds", "601"], "must be auto, or seconds up to 600"),
+        (["--duration", "long"], "must be auto, or seconds, such as 5; got long."),
+        (["--seconds", "nan"], "must be auto, or seconds, such as 5; got nan."),
+        (["--seconds", "601"], "above 0 and at most 600 seconds, such as 5; got 601."),
+        (["--seconds", "inf"], "above 0 and at most 600 seconds, such as 5; got inf."),
+        (["--seconds", "0"], "above 0 and at most 600 seconds, such as 5; got 0."),
+        (["--seconds", "5", "--fps", "inf"], "fps must be from 1 to 240"),
         (["--seconds", "5", "-n", "9"], "leave out one of them"),
         (["--duration", "auto", "-n", "9"], "leave out one of them"),
     ],

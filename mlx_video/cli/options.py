@@ -22,7 +22,6 @@ OWN_DEFAULTS = (
 BESIDE = "(default: beside the model, else from the hub)"
 SIDE = "in pixels; LTX-2 needs a multiple of 32, or of 64 with two stages (default: {})"
 UNITS = {"": 1e9, "m": 1e6, "g": 1e9, "t": 1e12, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-LONGEST_CLIP = 600  # seconds
 
 
 def add_generate(
@@ -67,7 +66,7 @@ def add_prompt(parser: argparse.ArgumentParser) -> Add:
 def _add_size(add: Add) -> None:
     add("--height -H", SIDE.format(recipes.Defaults.height), type=int)
     add("--width -W", SIDE.format(recipes.Defaults.width), type=int)
-    about = f"number of frames; LTX-2 needs 1 + a multiple of 8 (default: {recipes.Defaults.frames})"
+    about = f"number of frames, rounded to 1 + a multiple of 8 for LTX-2 (default: {recipes.Defaults.frames})"
     add("--num-frames --frames -n", about, type=int, dest="frames")
     about = (
         "length of the clip, rounded to the nearest possible number of frames; auto lets LTX-2.5 choose from the prompt "
@@ -262,10 +261,10 @@ def seconds(word: str) -> float:
 
 
 def duration(word: str) -> str | float:
-    """``AUTO``, or seconds above 0 and up to ``LONGEST_CLIP``."""
-    if word != AUTO and not 0 < _number(word) <= LONGEST_CLIP:
+    """``AUTO``, or a number of seconds."""
+    if word != AUTO and math.isnan(_number(word)):
         raise argparse.ArgumentTypeError(
-            f"must be auto, or seconds up to {LONGEST_CLIP}, such as 5; got {word}"
+            f"must be auto, or seconds, such as 5; got {word}"
         )
     return word if word == AUTO else float(word)
 

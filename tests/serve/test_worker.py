@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_video import hub, previews
+from mlx_video import grid, hub, previews
 from mlx_video.clip_settings import ClipSettings
 from mlx_video.disk import short
 from mlx_video.errors import DiskFullError, UserError
@@ -178,6 +178,35 @@ def test_lengths_are_decided_as_in_the_terminal(seconds, fps, model):
     decided, _ = Heard(model).settings.described("tiny").snapped(asked)
     job = ClipSettings("a ball", duration=seconds, fps=fps).job(Files(str(model)))
     assert decided.num_frames == job.request.shape.frames
+
+
+@pytest.mark.parametrize("frames", [1, 2, 13, 97, 100, grid.MOST_FRAMES - 1])
+def test_frames_are_rounded_as_in_the_terminal_and_that_is_said(frames, model):
+    asked, said = VideoRequest(prompt="a ball", num_frames=frames), []
+    decided, notices = Heard(model).settings.described("tiny").snapped(asked)
+    job = ClipSettings("a ball", frames=frames).job(Files(str(model)), warn=said.append)
+    assert decided.num_frames == job.request.shape.frames
+    assert notices == said and bool(said) == (decided.num_frames != frames)
+
+
+@pytest.mark.parametrize(
+    "most, more",
+    [
+        ({"num_frames": grid.MOST_FRAMES}, {"num_frames": grid.MOST_FRAMES + 1}),
+        ({"fps": grid.FASTEST}, {"fps": grid.FASTEST + 1}),
+        ({"width": grid.LARGEST_SIDE}, {"width": grid.LARGEST_SIDE + 1}),
+        ({"size": "16384x16384"}, {"size": "16385x64"}),
+        ({"seconds": 600, "fps": 240}, {"seconds": 601}),
+    ],
+)
+def test_the_server_takes_what_the_terminal_does_and_no_more(most, more, model):
+    settings = Heard(model).settings
+    offered = settings.described("tiny")
+    decided, _ = offered.snapped(VideoRequest(prompt="a ball", seed=1, **most))
+    job = settings.job(decided)
+    job.request.check(job.recipe, Components.open(model).geometry)
+    with pytest.raises(ValueError):  # also pydantic's
+        offered.snapped(VideoRequest(prompt="a ball", **more))
 
 
 @pytest.mark.parametrize(
