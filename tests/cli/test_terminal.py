@@ -26,7 +26,7 @@ from mlx_video.events import Planned, Saved, Took, Warned, Written
 from mlx_video.health import HealthError
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.output import Output, named_after
+from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.plan import Phase
 from mlx_video.record import Job
@@ -315,18 +315,6 @@ def iter_events():
 
 def args(*words: str):
     return commands.main_parser().read(["generate", "-p", "a", *words])
-
-
-def test_clips_are_named_after_prompt_and_seed_and_never_in_the_way(here):
-    assert named_after(Path(), "A red ball, rolling!", 7) == Path(
-        "a-red-ball-rolling-7.mp4"
-    )
-    assert named_after(Path(), "...", 7) == Path("clip-7.mp4")
-    assert named_after(Path(), "ü" * 90, 7).name == "ü" * 30 + "-7.mp4"
-    assert named_after(Path(), "../../etc", 7) == Path("etc-7.mp4")
-    for taken in ("a-7.mp4", "a-7-2.json", "a-7-3.latents.safetensors"):
-        (here / taken).touch()
-    assert named_after(Path(), "a", 7) == Path("a-7-4.mp4")
 
 
 def test_a_download_is_said_and_how_far_it_is_unless_only_the_path_is_wanted(capsys):

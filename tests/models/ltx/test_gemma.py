@@ -340,6 +340,12 @@ def test_a_gemma_that_does_not_suit_is_refused(gemma, connectors, metadata, word
     assert len(str(caught.value)) < 400
 
 
+def test_a_gemma_that_does_not_state_its_version_is_used_with_a_warning(caplog):
+    config = read_gemma_config(TEXT_FILE) | {"gemma_version": ""}
+    check_gemma(GemmaConfig.from_dict(config), fitted(), STATED)
+    assert "does not say whether it is gemma4-12b-ltx-v1" in caplog.text
+
+
 def test_layers_are_only_compared_where_they_are_known():
     gemma = GemmaConfig.from_dict(read_gemma_config(TEXT_FILE))
     check_gemma(gemma, fitted(text_layers=48), STATED, fitted=False)
