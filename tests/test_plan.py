@@ -564,6 +564,13 @@ def test_no_prompt_has_more_tokens_than_planned():
     assert enhanced.prompt_tokens == MAX_TOKENS
 
 
+def test_a_run_may_use_most_of_the_machine_and_no_more(monkeypatch):
+    monkeypatch.setattr("mlx_video.plan.machine_bytes", lambda: 10 * GB)
+    job = Job(Request("a ball", CLIP), recipes.distilled(), Files(str(PACKAGED)))
+    assert job.plan().limit == pytest.approx(9.5 * GB)
+    assert job.plan(limit=3 * GB).limit == 3 * GB
+
+
 def test_decoding_takes_a_share_of_a_pass_of_the_last_stage():
     """From 0.3 of the demo model's on a CPU to 0.7 of the 19B model's on an H200; the time left is told by it."""
     job = Job(Request("a ball", CLIP), recipes.distilled(), Files(str(PACKAGED)))
