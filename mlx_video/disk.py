@@ -70,6 +70,10 @@ def file_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError:
+        if doing != "read":
+            raise UserError(
+                f"{short(path)} cannot be {doing}: it is missing or takes no files."
+            ) from None
         raise MissingFileError(f"There is no file or folder {short(path)}.") from None
     except OSError as error:
         why = (error.strerror or str(error)).lower()

@@ -28,7 +28,7 @@ def field_error(error: Mapping) -> str:
         case "unexpected_keyword_argument" | "extra_forbidden":
             return f"{place} is unknown."
         case "string_too_short":
-            return f"The {place} is empty."
+            return f"The {place} is empty; try 'a red ball bounces on a blue floor'."
         case "json_invalid":
             return f"It is not JSON ({error['ctx']['error']})."
         case "union_tag_invalid":
@@ -38,7 +38,7 @@ def field_error(error: Mapping) -> str:
     said = f"{place}: {error['msg']}"
     for theirs, ours in OUR_WORDS.items():
         said = re.sub(theirs, ours, said)
-    return f"{clip(said, 200)}; got {clip(ascii(error['input']), 60)}."
+    return f"{clip(said, 200)}; got {clip(repr(error['input']), 60)}."
 
 
 OUR_WORDS = {  # for pydantic's

@@ -6,7 +6,7 @@ Each part knows what a call needs; this module adds up the parts for a request.
 import os
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 from typing import Iterable, Iterator, NamedTuple
 
@@ -68,7 +68,7 @@ class Work(NamedTuple):
     def prompt_tokens(self) -> int:
         """The most tokens a prompt can have: one per byte of UTF-8, a first token, and a space some tokenizers prepend."""
         request = self.request
-        texts = (request.prompt, request.negative_prompt)
+        texts = (request.prompt, request.negative_prompt)[: 1 + self.recipe.guided]
         most = max(len(text.encode()) for text in texts) + 2
         return MAX_TOKENS if request.enhance else most
 
@@ -394,8 +394,11 @@ def least_limit(plan: Plan, footprint: Footprint, work: Work) -> int:
     libraries = beside(plan.phases)
     most = round(libraries + plan.largest.peak) + 2 * DIGIT
     limits = range(DIGIT, most, DIGIT)
-    rooms = [limit - libraries for limit in limits]
-    return limits[bisect_left(rooms, True, key=partial(fits, footprint, work))]
+
+    def enough(limit: int) -> bool:
+        return fits(footprint, work, limit - libraries)
+
+    return limits[bisect_left(limits, True, key=enough)]
 
 
 def nearest_sizes(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_video import backend
 from mlx_video.backend import THREADS
 
 ROOT = Path(__file__).parent.parent
@@ -226,3 +227,9 @@ class TestSwitch:
         done = self.switch(plant(tmp_path), "rocm")
         assert done.returncode == 2
         assert "choose from" in last_line(done.stderr)
+
+
+def test_a_package_that_does_not_list_its_files_is_passed_over(tmp_path, monkeypatch):
+    plant(tmp_path, "ngsolve-openblas")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert [*backend._libraries(["ngsolve-openblas"], "*.so*")] == []

@@ -237,3 +237,10 @@ def test_a_closed_folder_is_a_sentence(nobody, capsys):
     assert cli.main(["info", str(closed)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {closed}") and "permission denied" in told
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_folder_that_takes_no_files_is_not_said_to_be_missing(model, capsys):
+    words = ["-p", "a", "-H", "64", "-W", "64", "-n", "9", "--model", str(model)]
+    assert cli.main(["generate", *words, "-o", "/proc/x.mp4"]) == 2
+    assert "/proc cannot be written to" in capsys.readouterr().err

@@ -34,6 +34,10 @@ def tones(seconds: float) -> Waveform:
     return Waveform(mx.array(np.stack(waves), dtype=mx.float32), RATE)
 
 
+def test_a_sound_lasts_as_long_as_its_samples():
+    assert tones(1.5).seconds == 1.5
+
+
 def pictures(count: int = FRAMES) -> list[np.ndarray]:
     """A gradient that brightens from frame to frame, so that each frame can be told from the others."""
     row, column = np.mgrid[0:HEIGHT, 0:WIDTH]

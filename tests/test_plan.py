@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 from mlx.utils import tree_flatten
 
+import mlx_video.plan as plans
 from mlx_video import cli, postprocess, recipes, weights
 from mlx_video.events import Planned, Took
 from mlx_video.inputs import COMPRESSED, Image
@@ -43,6 +44,7 @@ from mlx_video.plan import (
     GB,
     LIBRARY_BYTES,
     Footprint,
+    Phase,
     Plan,
     Work,
     machine_bytes,
@@ -562,6 +564,23 @@ def test_no_prompt_has_more_tokens_than_planned():
         assert len(tokenizer.encode(text)) <= work.prompt_tokens
     enhanced = Work(Request("x", CLIP, enhance=True), recipes.dev())
     assert enhanced.prompt_tokens == MAX_TOKENS
+
+
+def test_a_negative_prompt_is_planned_only_where_it_is_encoded():
+    request = Request("a red ball", CLIP, negative_prompt="z" * 300)
+    assert Work(request, recipes.distilled()).prompt_tokens == 12
+    assert Work(request, recipes.dev()).prompt_tokens == 302
+
+
+def test_a_huge_clip_is_refused_without_counting_every_limit(full, monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        plans, "fits", lambda footprint, work, room: tried.append(room) or room > 1e14
+    )
+    huge = Plan((Phase("stage 1", 0, 1e15),), 8 * GB, full)
+    least = plans.least_limit(huge, Footprint(full), asked())
+    assert 1e14 < least <= 1e14 + GB
+    assert len(tried) < 60
 
 
 def test_a_run_may_use_most_of_the_machine_and_no_more(monkeypatch):

@@ -183,7 +183,8 @@ def _load_openblas() -> str:
 def _libraries(packages: Iterable[str], pattern: str) -> Iterator[Path]:
     """Shared libraries that match ``pattern`` in those of ``packages`` that are installed; imports none."""
     for info in filter(None, map(_info, packages)):
-        files = (info / "RECORD").read_text().splitlines()
+        record = info / "RECORD"  # some packagers leave it out
+        files = record.read_text().splitlines() if record.exists() else ()
         paths = (info.parent / file.split(",")[0] for file in files)
         yield from (path for path in paths if path.match(pattern))
 

@@ -71,9 +71,9 @@ def _contents(file: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     try:
         values, entries = _table(file, cursor, wrong)
     except KeyError as error:
-        raise wrong(f"a value is of unknown kind {error}") from None
+        raise wrong(f"{cursor.last} is of unknown kind {error}") from None
     except (struct.error, ArithmeticError):
-        raise wrong("it ends too early") from None
+        raise wrong(f"it ends too early, after {cursor.last}") from None
     alignment = values.get(ALIGNMENT, 32)
     if type(alignment) is not int or alignment < 1:
         raise wrong(f"{ALIGNMENT} must be a number above 0; got {clip(alignment)}")
@@ -98,11 +98,17 @@ class _Cursor:
 
     def __init__(self, data: bytes):
         self.data, self.place = data, 0
+        self.last = "its first bytes"  # name read, for a message
 
     def take(self, letters: str) -> tuple:
         found = struct.unpack_from(f"<{letters}", self.data, self.place)
         self.place += struct.calcsize(f"<{letters}")
         return found
+
+    def named(self, what: str) -> str:
+        name = self.text()
+        self.last = f"{what} {clip(name)}"
+        return name
 
     def text(self) -> str:
         (length,) = self.take("Q")
@@ -134,10 +140,10 @@ def _table(
         )
     metadata, entries = {}, {}
     for _ in range(values):
-        name = cursor.text()
+        name = cursor.named("value")
         metadata[name] = cursor.value()
     for _ in range(tensors):
-        if (name := cursor.text()) in entries:
+        if (name := cursor.named("tensor")) in entries:
             raise wrong(f"tensor {clip(name)} is listed twice")
         (axes,) = cursor.take("I")
         shape = cursor.take(f"{axes}Q")[::-1]  # the fastest axis is first there

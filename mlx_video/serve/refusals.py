@@ -16,6 +16,7 @@ KINDS = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+UNNAMED = "missing", "extra_forbidden"
 RAISED = RequestValidationError, HTTPException, UserError, sqlite3.OperationalError
 
 
@@ -51,4 +52,5 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
 
 def sentence(error: Mapping) -> str:
     """A sentence on an error that pydantic found."""
-    return f"{field_error(error)} See /docs for the fields."
+    fields = " See /docs for the fields." if error["type"] in UNNAMED else ""
+    return field_error(error) + fields

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, Literal, Mapping, Sequence
+from typing import Iterator, Literal, Mapping, Sequence
 
 from mlx_video.disk import file_errors, locked
 from mlx_video.errors import UserError
@@ -95,7 +95,7 @@ class Store:
                 )
             self.clips.mkdir(exist_ok=True)
             self.uploads.mkdir(exist_ok=True)
-        self._lock, self._reads = threading.Lock(), threading.Lock()
+        self._lock, self._reads = threading.RLock(), threading.Lock()
         # One connection to write and one to read, so that reading never waits for the disk.
         self._rows, self._reading = _connected(folder), _connected(folder)
         self._rows.execute("PRAGMA journal_mode = WAL")
@@ -122,12 +122,18 @@ class Store:
         remixed_from: str | None = None,
         notices: Sequence[str] = (),
     ) -> Video:
-        """Add a video to the end of the queue."""
+        """Add a video to the end of the queue. Raises ``UserError`` if one of its pictures has been deleted."""
         id = f"video_{secrets.token_hex(16)}"
-        self._write(
-            "INSERT INTO videos (id, status, request, remixed_from, created_at, notices) VALUES (?, 'queued', ?, ?, ?, ?)",
-            (id, json.dumps(request), remixed_from, time.time(), json.dumps(notices)),
-        )
+        row = json.dumps(request), remixed_from, time.time(), json.dumps(notices)
+        with self._lock:  # against `delete`
+            if not all((self.uploads / name).exists() for name in _pictures(request)):
+                raise UserError(
+                    "A picture of this video has been deleted; send it again."
+                )
+            self._write(
+                "INSERT INTO videos (id, status, request, remixed_from, created_at, notices) VALUES (?, 'queued', ?, ?, ?, ?)",
+                (id, *row),
+            )
         return self.get(id)
 
     def notice(self, id: str, text: str) -> None:
@@ -209,11 +215,13 @@ class Store:
 
         Files come first, since a full disk has no room to write.
         """
-        own, others = self._read("WHERE id = ?", id), self._read("WHERE id != ?", id)
-        for name in _pictures(own) - _pictures(others):
-            (self.uploads / name).unlink(missing_ok=True)
-        self._delete_files({id})
-        self._write("DELETE FROM videos WHERE id = ?", (id,))
+        with self._lock:
+            for video in self._read("WHERE id = ?", id):
+                for name in _pictures(video.request):
+                    if self._count("instr(request, ?)", name) == 1:
+                        (self.uploads / name).unlink(missing_ok=True)
+            self._delete_files({id})
+            self._write("DELETE FROM videos WHERE id = ?", (id,))
 
     # Space
 
@@ -244,7 +252,7 @@ class Store:
         self._write("UPDATE videos SET status = 'queued' WHERE status = 'in_progress'")
         known = {row["id"] for row in self._rows.execute("SELECT id FROM videos")}
         self._delete_files({*map(_owner, self.clips.iterdir())} - known)
-        used = _pictures(self._read())
+        used = {name for video in self._read() for name in _pictures(video.request)}
         for file in self.uploads.iterdir():
             if file.name not in used:
                 file.unlink()
@@ -295,9 +303,9 @@ def _connected(folder: Path) -> sqlite3.Connection:
     return rows
 
 
-def _pictures(videos: Iterable[Video]) -> set[str]:
-    """Names of the uploads that videos are made from."""
-    return {image["path"] for v in videos for image in v.request.get("images", ())}
+def _pictures(request: Mapping[str, object]) -> set[str]:
+    """Names of the uploads that a video is made from."""
+    return {image["path"] for image in request.get("images", ())}
 
 
 def _owner(file: Path) -> str:

@@ -88,7 +88,7 @@ def value(key: bytes, *numbers: float, letters: str) -> bytes:
 ALIGNMENT, SHAPE = b"general.alignment", b"comfy.gguf.orig_shape.a"
 ALIGN = "general.alignment must be a number above 0; got "
 NO_SHAPE = "tensor a cannot have the shape "
-EARLY = "it ends too early"
+EARLY = "it ends too early, after its first bytes"
 HOSTILE = {
     "only magic": (b"GGUF", EARLY),
     "absent values": (raw(values=2**60), EARLY),
@@ -102,23 +102,23 @@ HOSTILE = {
     ),
     "an unknown value": (
         raw(values=1, rest=value(b"k", 99, letters="I")),
-        "a value is of unknown kind 99",
+        "value k is of unknown kind 99",
     ),
     "an endless list": (
         raw(values=1, rest=value(b"k", 9, 4, 2**61, letters="IIQ")),
-        EARLY,
+        "it ends too early, after value k",
     ),
     "an endless list of texts": (
         raw(values=1, rest=value(b"k", 9, 8, 2**61, letters="IIQ")),
-        EARLY,
+        "it ends too early, after value k",
     ),
     "a list of lists": (
         raw(values=1, rest=value(b"k", 9, 9, 0, letters="IIQ")),
-        "a value is of unknown kind 9",
+        "value k is of unknown kind 9",
     ),
     "endless axes": (
         raw(tensors=1, rest=text(b"a") + struct.pack("<I32Q", 2**31, *[1] * 32)),
-        EARLY,
+        "it ends too early, after tensor a",
     ),
     "twice": (
         raw(tensors=2, rest=tensor() * 2),

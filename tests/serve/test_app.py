@@ -53,11 +53,14 @@ def test_what_the_worker_notices_is_said_once_beside_what_was_snapped(server):
 @pytest.mark.parametrize(
     "body, said",
     [
-        ({}, "prompt is missing"),
-        ({"prompt": " "}, "prompt"),
-        ({"prompt": "a", "colour": "red"}, "colour is unknown"),
+        ({}, "prompt is missing. See /docs"),
+        ({"prompt": " "}, "The prompt is empty; try 'a red ball"),
+        ({"prompt": "a", "colour": "red"}, "colour is unknown. See /docs"),
         ({"prompt": "a", "seed": -1}, "seed"),
-        ({"prompt": "a", "seed": "x"}, "seed"),
+        (
+            {"prompt": "a", "seed": "七"},
+            "unable to parse string as an integer; got '七'.",
+        ),
         ({"prompt": "a", "fps": 1e9}, "fps must be at most 240; got 1000000000.0."),
         ({"prompt": "x" * 9000}, "prompt must have at most 8000 characters; got 'xxx"),
         ({"prompt": "a", "num_frames": 10**9}, "num_frames"),

@@ -1,5 +1,6 @@
 """The rows and files of the server: the order of its queue, and what a crash or a full disk leaves of them."""
 
+import json
 import sqlite3
 import threading
 from pathlib import Path
@@ -49,12 +50,29 @@ def test_the_time_left_is_what_the_progress_foretells(tmp_path, monkeypatch):
 
 def test_a_picture_that_no_video_uses_is_deleted_at_the_start(tmp_path):
     store = Store(tmp_path)
-    store.add({"images": [{"path": "used.png"}]})
     for name in ("used.png", "stray.png"):
         (store.uploads / name).write_bytes(b"x")
+    store.add({"images": [{"path": "used.png"}]})
     store.close()
     Store(tmp_path)
     assert [file.name for file in store.uploads.iterdir()] == ["used.png"]
+
+
+def test_a_picture_is_deleted_with_the_last_video_that_uses_it(tmp_path, monkeypatch):
+    store, request = Store(tmp_path), {"images": [{"path": "used.png"}]}
+    (store.uploads / "used.png").write_bytes(b"x")
+    first, second = store.add(request).id, store.add(request).id
+    others = [store.add({"prompt": str(n)}).id for n in range(3)]
+    store.delete(first)
+    assert (store.uploads / "used.png").exists()
+    parsed, loads = [], json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or loads(text))
+    store.delete(second)
+    assert not (store.uploads / "used.png").exists()
+    assert len(parsed) == 2  # of its own row, whatever others there are
+    with pytest.raises(UserError, match="A picture of this video has been deleted"):
+        store.add(request)
+    assert [video.id for video in store.open()] == others
 
 
 def test_files_that_the_worker_renames_while_they_are_counted_count_nothing(tmp_path):

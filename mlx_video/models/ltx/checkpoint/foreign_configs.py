@@ -199,6 +199,9 @@ def upsampler_config(upsampler: Block) -> dict[str, object]:
     return {"_class_name": "LatentUpsampler"} | config
 
 
+MOST_BLOCKS = 64  # of a network, and so entries of a list
+
+
 class _Reader:
     """Reads values of a part's config; ``absent`` holds the defaults of keys that may be missing."""
 
@@ -212,6 +215,10 @@ class _Reader:
                 f"diffusers' config of the {self.part} has no {key}; fetch its config.json again."
             )
         value, owner = self.block[key], f"diffusers' config of the {self.part}"
+        if isinstance(value, list) and len(value) > MOST_BLOCKS:  # each has its layers
+            raise UserError(
+                f"{owner}: {key} has {len(value)} entries; at most {MOST_BLOCKS} are read."
+            )
         return value if kind is None else read_value(owner, True, key, value, kind)
 
     def renamed(self, *same: str, **others: str) -> dict[str, object]:

@@ -200,6 +200,12 @@ def test_the_upscaler_too():
     assert found.mid_channels == 1024 and found.rational_resampler
 
 
+def test_an_absurd_number_of_blocks_is_refused_before_they_are_built():
+    config = VAE | {"layers_per_block": [1024] * 401}
+    with pytest.raises(UserError, match="layers_per_block has 401 entries; at most 64"):
+        foreign.video_vae_block(config)
+
+
 def test_what_is_missing_is_named():
     with pytest.raises(UserError, match="config of the vae has no latent_channels"):
         foreign.video_vae_block({})
