@@ -32,7 +32,7 @@ def pipeline_for(components: Components, recipe: Recipe, **options) -> Pipeline:
 
 
 class DFRPipeline(Pipeline):
-    """The pipeline of DFR. A request's shape is that of the finished clip; its inputs' frames count before the rounds.
+    """The pipeline of DFR. A request's shape is that of the finished clip; an input's frame is counted before the rounds.
 
     Rounds yield no ``Reached``, nor does a stage that sees the smaller clip: such a run resumes from the previous stage.
     """
@@ -136,7 +136,7 @@ class DFRPipeline(Pipeline):
         video: mx.array,
         pictures: Mapping[int, mx.array],
     ) -> Working[tuple[mx.array, dict[int, mx.array]]]:
-        """Tile ``index`` of ``video``, refined between its ``pictures``; and those that the next round is refined between."""
+        """Refine tile ``index`` of ``video`` between its ``pictures``: its latents, and the pictures that the next round needs."""
         geometry, stage = self.components.geometry, self.recipe.walk[number]
         request, round_ = sampling.request, self._round_of(number)
         layout = self._layout(request, round_)

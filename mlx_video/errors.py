@@ -31,6 +31,8 @@ def field_error(error: Mapping) -> str:
             return f"The {place} is empty; try 'a red ball bounces on a blue floor'."
         case "json_invalid":
             return f"It is not JSON ({error['ctx']['error']})."
+        case "union_tag_not_found":
+            return f"{place} has no kind."
         case "union_tag_invalid":
             return f"{place}: its kind must be one of {error['ctx']['expected_tags']}."
         case "value_error":  # a sentence of ours

@@ -225,7 +225,7 @@ class Keyframes(Input):
     option = Option(
         "--keyframes",
         ("N",),
-        "let the model also draw N single pictures within the clip, and follow them; LTX-2.5",
+        "generate N keyframes, evenly spaced, which keep the clip sharp; LTX-2.5",
     )
 
     @classmethod
@@ -283,7 +283,7 @@ def check_inputs(
 
 
 def forget() -> None:
-    """Drop pictures that were read. A run reads each once and drops it after encoding."""
+    """Free the pictures that were read: a run reads each once, and needs it until it is encoded."""
     _read_picture.cache_clear()
 
 

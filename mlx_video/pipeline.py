@@ -59,10 +59,10 @@ class Reached(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What one stage hands to the next.
+    """What a stage made, for the next.
 
     latents   video (B, C, F, H, W) and audio (B, C, T, M)
-    sound     latents of the clip's sound, once the stage that makes it is done
+    sound     audio latents that the clip keeps; ``None`` until their stage is done
     pictures  DFR's pictures, (B, C, 1, H, W) each, by frame
     """
 

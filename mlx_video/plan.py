@@ -35,7 +35,7 @@ from mlx_video.types import (
 LIBRARY_BYTES = 200e6  # of a process besides MLX's arrays, and of the clip's encoder; measured as 90 to 200 MB
 OFFERED = 0.95  # share of a machine's memory that a run may use
 KEPT = ("transformer", "text_encoder"), ("transformer",), ()  # the best first
-# (Whether the transformer is read in each step, bits of the weights that stay in memory), the smallest loss first.
+# Pairs of `low_memory` and `quantize`, the smallest loss of quality first.
 SETTINGS = (False, 8), (True, None), (True, 8), (False, 4), (True, 4)
 DIGIT = GB // 100  # bytes of the last digit of sizes in messages
 # The transformer's floating-point operations per second by device, from docs/measurements/2026-11.md.

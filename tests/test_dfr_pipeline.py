@@ -9,7 +9,7 @@ import pytest
 from PIL import Image as Picture
 
 from mlx_video import cli, lora, recipes
-from mlx_video.dfr_pipeline import DFRPipeline, pipeline_for
+from mlx_video.dfr_pipeline import DFRPipeline, pipeline_for, tile_key
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
@@ -24,6 +24,12 @@ from tests.media_reading import read_clip
 from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
 
 SHAPE = VideoPixelShape(33, 64, 64, 24.0)
+
+
+def test_each_tile_of_each_round_has_noise_of_its_own():
+    tiles = [(number, index) for number in range(3) for index in range(4)]
+    keys = {tuple(tile_key(2**64 - 1, *tile).tolist()) for tile in tiles}
+    assert len(keys) == len(tiles)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from huggingface_hub import constants
@@ -316,6 +317,9 @@ def test_a_wait_for_another_process_is_said(repo, monkeypatch):
     (locks / f"{file.checksum}.lock").touch()
     other = (locks / f"{file.checksum}.lock").open()
     fcntl.flock(other, fcntl.LOCK_EX)
+    Timer(
+        5, other.close
+    ).start()  # so that a fault fails here, and does not wait forever
     told = []
 
     def hear(what: object) -> None:

@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_map
 from PIL import Image as Picture
 
-from mlx_video import recipes
+from mlx_video import inputs, recipes
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.errors import UserError
 from mlx_video.health import HealthError
@@ -252,6 +252,7 @@ def test_images_stand_at_their_frames_as_strongly_as_asked(model, tmp_path):
         assert error(state.positions[0, 1:, own:], state.positions[0, 1:, :frame]) == 0
         first, keyframe = state.clean_latent[:, :frame], state.clean_latent[:, own:]
         assert error(first, keyframe) > 0.1
+    assert inputs._read_picture.cache_info().currsize == 0  # freed once encoded
 
 
 # Prompts

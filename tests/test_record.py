@@ -100,6 +100,8 @@ def test_a_long_key_is_cut(read, tmp_path):
         read(named("a" * 9000, 1))
     with pytest.raises(UserError, match="inputs.0: its kind must be one of 'image'"):
         read(named("inputs", [{"kind": "b" * 9000}]))
+    with pytest.raises(UserError, match=r"inputs\.0 has no kind\."):
+        read(named("inputs", [{"path": "a.png"}]))
 
 
 WRONG = {
