@@ -126,8 +126,8 @@ def mlx_components():
     from job import RandomComponents
 
     from mlx_video.models.ltx.checkpoint.source import Source
-    from mlx_video.models.ltx.parts import PARTS
-    from mlx_video.models.ltx.residency import Residency
+    from mlx_video.models.ltx.loading.parts import PARTS
+    from mlx_video.models.ltx.loading.residency import Residency
 
     class KeptComponents(RandomComponents):
         @cache

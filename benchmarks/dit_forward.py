@@ -298,7 +298,7 @@ class CompiledBlocks:
 
 
 def quantize_mlx(model, kind: Format) -> None:
-    from mlx_video.models.ltx.components import quantize_blocks
+    from mlx_video.models.ltx.loading.components import quantize_blocks
     from mlx_video.weights import materialize
 
     quantize_blocks(model, kind.group_size, kind.bits, kind.mode)

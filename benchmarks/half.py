@@ -32,7 +32,7 @@ from mlx_video.backend import suit_cpu
 from mlx_video.models.ltx import attention
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.weights import KEPT_PRECISION
 from tests.reference import FIXTURES

@@ -40,10 +40,10 @@ except ImportError as error:
 from mlx_video import previews  # noqa: E402
 from mlx_video.models.ltx.checkpoint.files import Files  # noqa: E402
 from mlx_video.models.ltx.checkpoint.source import Source  # noqa: E402
-from mlx_video.models.ltx.components import Components  # noqa: E402
 from mlx_video.models.ltx.gemma import language_model  # noqa: E402
-from mlx_video.models.ltx.parts import PARTS  # noqa: E402
-from mlx_video.models.ltx.residency import Residency
+from mlx_video.models.ltx.loading.components import Components  # noqa: E402
+from mlx_video.models.ltx.loading.parts import PARTS  # noqa: E402
+from mlx_video.models.ltx.loading.residency import Residency
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder  # noqa: E402
 from mlx_video.models.ltx.x0 import X0Model  # noqa: E402
 from mlx_video.pipeline import Pipeline, Request  # noqa: E402

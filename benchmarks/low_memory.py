@@ -30,10 +30,10 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx import patchify
 from mlx_video.models.ltx.checkpoint.releases import LTX_2
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelConfig
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.residency import Residency, default_dtype
 from mlx_video.models.ltx.ltx import LTXModel
-from mlx_video.models.ltx.residency import Residency, default_dtype
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import Guidance, guided

@@ -35,11 +35,11 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx import patchify
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.connector import embed_prompts
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.parts import PARTS
+from mlx_video.models.ltx.loading.residency import Residency, default_dtype
 from mlx_video.models.ltx.pacing import SMALL, piece_by_piece
-from mlx_video.models.ltx.parts import PARTS
-from mlx_video.models.ltx.residency import Residency, default_dtype
 from mlx_video.models.ltx.video_vae.decoding import (
     Tiling,
     choose_tiling,

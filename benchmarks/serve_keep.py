@@ -23,7 +23,7 @@ from job import PROMPT, TINY, RandomComponents, components
 from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.residency import Shelf
+from mlx_video.models.ltx.loading.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.recipes import distilled

@@ -26,7 +26,7 @@ from mlx_video.errors import UserError
 from mlx_video.events import Event, Warned
 from mlx_video.inputs import Image, Input, as_input
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.residency import Shelf
+from mlx_video.models.ltx.loading.residency import Shelf
 from mlx_video.output import Output, clip_path
 from mlx_video.pipeline import Request
 from mlx_video.recipes import Defaults, Recipe

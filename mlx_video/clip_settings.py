@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Callable, Iterator, Mapping
 
-from mlx_video import grid, recipes
+from mlx_video import clip_limits, recipes
 from mlx_video.errors import UserError
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import Files
@@ -93,10 +93,10 @@ class ClipSettings:
         step, frames = _geometry(files, self.variant).video.time, self.frames
         fps = self.fps or usual.fps
         if self.duration not in (None, AUTO):
-            if grid.SLOWEST <= fps <= grid.FASTEST:
-                frames = grid.nearest_frames(self.duration * fps + 1, step)
-        elif isinstance(frames, Integral) and 1 <= frames <= grid.MOST_FRAMES:
-            frames = grid.rounded_frames(frames, step, warn)
+            if clip_limits.SLOWEST <= fps <= clip_limits.FASTEST:
+                frames = clip_limits.nearest_frames(self.duration * fps + 1, step)
+        elif isinstance(frames, Integral) and 1 <= frames <= clip_limits.MOST_FRAMES:
+            frames = clip_limits.rounded_frames(frames, step, warn)
         return replace(self, frames=frames)  # others are refused by the request
 
     def request(self, usual: Defaults) -> Request:
@@ -134,9 +134,9 @@ class ClipSettings:
                 "--duration and --num-frames both say how long the clip is; leave out one of them."
             )
         timed = self.duration not in (None, AUTO)
-        if timed and not 0 < self.duration <= grid.LONGEST_CLIP:
+        if timed and not 0 < self.duration <= clip_limits.LONGEST_CLIP:
             raise UserError(
-                f"--duration must be above 0 and at most {grid.LONGEST_CLIP} seconds, such as 5; got {self.duration:g}."
+                f"--duration must be above 0 and at most {clip_limits.LONGEST_CLIP} seconds, such as 5; got {self.duration:g}."
             )
         if files.detailing_lora and self.dfr is None:
             raise UserError(

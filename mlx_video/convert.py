@@ -16,8 +16,8 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.layouts import with_projection
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.parts import PARTS, part_of
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.parts import PARTS, part_of
 from mlx_video.names import (  # noqa: F401  which users import from here
     sanitize_audio_vae_weights,
     sanitize_transformer_weights,

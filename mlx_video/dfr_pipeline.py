@@ -11,10 +11,10 @@ from mlx_video import lora
 from mlx_video.conditioning.latent import Condition
 from mlx_video.errors import UserError
 from mlx_video.inputs import Parts
-from mlx_video.models.ltx import dfr
-from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.conditions import Place, generated_keyframes, reference
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx import dfr_layout
+from mlx_video.models.ltx.condition_tokens import Place, generated_keyframes, reference
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.models.ltx.patchify import initial_states, noised, unpatchify
 from mlx_video.pipeline import Made, Pipeline, Sampling, Working, steps
 from mlx_video.recipes import Recipe, Stage, finished
@@ -64,15 +64,17 @@ class DFRPipeline(Pipeline):
         """Which round stage ``number`` of the walk is, counted from 1; below 1 before the rounds."""
         return number - len(self.recipe.stages) + 1
 
-    def _layout(self, request: Request, number: int) -> list[dfr.Tile]:
+    def _layout(self, request: Request, number: int) -> list[dfr_layout.Tile]:
         """The tiles of round ``number``, counted from 1."""
         time = self.components.geometry.video.time
         return self.recipe.layouts(request.shape, time)[number - 1]
 
-    def _told(self, request: Request, number: int, tile: dfr.Tile) -> VideoPixelShape:
+    def _told(
+        self, request: Request, number: int, tile: dfr_layout.Tile
+    ) -> VideoPixelShape:
         """The shape of a tile of round ``number``, at a frame rate within the transformer's limit."""
         clip = finished(self.recipe.staged(request.shape), number)
-        return clip._replace(frames=tile.frames, fps=min(clip.fps, dfr.MAX_FPS))
+        return clip._replace(frames=tile.frames, fps=min(clip.fps, dfr_layout.MAX_FPS))
 
     def _sample(self, sampling: Sampling) -> Working[AV[mx.array]]:
         """Walk the stages and the rounds, and cut the canvas to the clip."""
@@ -99,7 +101,7 @@ class DFRPipeline(Pipeline):
         made, states = yield from self._sampled(
             sampling, number, before, more, resumes=not seen
         )
-        pictures = dfr.generated_pictures(states.video, frames, size)
+        pictures = dfr_layout.generated_pictures(states.video, frames, size)
         return made._replace(pictures=pictures)
 
     def _enlarged(self, before: Made, stage: Stage) -> Working[tuple[Made, mx.array]]:
@@ -119,14 +121,16 @@ class DFRPipeline(Pipeline):
         """Double the frame rate: upsample in time, then refine each tile between its pictures."""
         stage, old = self.recipe.walk[number], before.pictures
         video = (yield from self._upsample(AV(before.latents.video), stage)).video
-        pictures = dict(zip(dfr.doubled(old), old.values()))
+        pictures = dict(zip(dfr_layout.doubled(old), old.values()))
         layout = self._layout(sampling.request, self._round_of(number))
         videos, made = [], []
         for index in range(len(layout)):
             refined = yield from self._refine(sampling, number, index, video, pictures)
             videos.append(refined[0])
             made.append(refined[1])
-        return Made(AV(dfr.join(videos, layout)), before.sound, dfr.carried(made))
+        return Made(
+            AV(dfr_layout.join(videos, layout)), before.sound, dfr_layout.carried(made)
+        )
 
     def _refine(
         self,
@@ -144,7 +148,7 @@ class DFRPipeline(Pipeline):
         shape = self._told(request, round_, tile)
         size, place = self._place(shape)
         part = video[:, :, tile.latents(geometry.video.time)]
-        between = AV(dfr.tile_conditions(tile, pictures, part, place))
+        between = AV(dfr_layout.tile_conditions(tile, pictures, part, place))
         given = [*sampling.conditions[number][index], between]
         states = initial_states(shape, geometry, AV(part), given, audio=False)
         noise, key = mx.random.split(tile_key(request.seed, round_, index))
@@ -153,7 +157,7 @@ class DFRPipeline(Pipeline):
         name = self.recipe.phase(number)
         for step, states in steps(name, stage, denoise, states, key):
             yield part_of(step, index, len(layout))
-        new = dfr.generated_pictures(states.video, tile.slots, size)
+        new = dfr_layout.generated_pictures(states.video, tile.slots, size)
         kept = {frame: pictures[frame] for frame in tile.anchors}
         return unpatchify(states, shape, geometry).video, kept | new
 

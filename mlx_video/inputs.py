@@ -26,7 +26,7 @@ import mlx.nn as nn
 from mlx_video.conditioning.latent import Condition, VideoConditionByLatentIndex
 from mlx_video.disk import full_path, is_there, short, typed_path
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.conditions import (
+from mlx_video.models.ltx.condition_tokens import (
     Place,
     evenly_spaced,
     generated_keyframes,

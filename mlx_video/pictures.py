@@ -20,9 +20,9 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from mlx_video.clip_limits import LARGEST_SIDE
 from mlx_video.disk import file_errors, file_size, short, typed_path
 from mlx_video.errors import UserError
-from mlx_video.grid import LARGEST_SIDE
 
 # Only these are opened, whatever the file's name: for others, such as EPS, Pillow runs programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")

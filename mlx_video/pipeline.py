@@ -14,11 +14,11 @@ from mlx_video.conditioning.latent import Condition, LatentState
 from mlx_video.errors import UserError
 from mlx_video.health import check_weights
 from mlx_video.inputs import Parts, forget, taken_by
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.parts import PARTS, Network
 from mlx_video.models.ltx.pacing import piece_by_piece
-from mlx_video.models.ltx.parts import PARTS, Network
 from mlx_video.models.ltx.patchify import initial_states, noised, unpatchify
 from mlx_video.models.ltx.upsampler import upsample_normalized
 from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video.conditioning.latent import LatentState
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import unpatchify_video
 from mlx_video.models.ltx.video_vae.decoding import decode_stream

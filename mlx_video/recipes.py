@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass, replace
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import dfr
+from mlx_video.models.ltx import dfr_layout
 from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
-from mlx_video.models.ltx.schema import Config
+from mlx_video.models.ltx.loading.schema import Config
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.sampling.samplers import Sampler
 from mlx_video.sampling.schedules import (
@@ -155,19 +155,21 @@ class Recipe:
             raise UserError(
                 f"DFR with {len(self.rounds)} rounds makes 1 + {factor}k frames; got {shape.frames}."
             )
-        canvas = dfr.Canvas.of((shape.frames - 1) // factor + 1)
+        canvas = dfr_layout.Canvas.of((shape.frames - 1) // factor + 1)
         return shape._replace(frames=canvas.frames, fps=shape.fps / factor)
 
     def keyframes(self, clip: VideoPixelShape) -> tuple[int, ...]:
         """Frames of the canvas where DFR generates pictures, besides those of the user."""
         if self.rounds is None:
             return ()
-        return dfr.Canvas.of(self.staged(clip).frames).keyframes
+        return dfr_layout.Canvas.of(self.staged(clip).frames).keyframes
 
-    def layouts(self, clip: VideoPixelShape, time_scale: int) -> list[list[dfr.Tile]]:
+    def layouts(
+        self, clip: VideoPixelShape, time_scale: int
+    ) -> list[list[dfr_layout.Tile]]:
         """The tiles of each of DFR's rounds."""
-        canvas = dfr.Canvas.of(self.staged(clip).frames)
-        return dfr.layouts(canvas, len(self.rounds or ()), time_scale)
+        canvas = dfr_layout.Canvas.of(self.staged(clip).frames)
+        return dfr_layout.layouts(canvas, len(self.rounds or ()), time_scale)
 
     @property
     def shrink(self) -> int:
@@ -243,7 +245,7 @@ def dfr_recipe(rounds: int, detailing: float = 0.0) -> Recipe:
     _check_rounds(rounds)
     second = Stage(STAGE_2_SIGMAS, detailing=detailing)
     stages = Stage(STAGE_1_SIGMAS, scale=0.5), second
-    sampler = Sampler("euler_ancestral", dfr.ROUND_ETA)
+    sampler = Sampler("euler_ancestral", dfr_layout.ROUND_ETA)
     round_ = Stage(DFR_ROUND_SIGMAS, sampler=sampler, upsampler="temporal_upsampler")
     return Recipe("distilled", stages, sound=0, rounds=(round_,) * rounds)
 

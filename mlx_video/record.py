@@ -20,7 +20,7 @@ from mlx_video.hub import Notify
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import find_geometry, model_of
-from mlx_video.models.ltx.components import Components, notify_log
+from mlx_video.models.ltx.loading.components import Components, notify_log
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
 

@@ -18,8 +18,8 @@ from mlx_video.errors import UserError
 from mlx_video.events import Event, Planned, Took, Warned, Written
 from mlx_video.health import check_latents
 from mlx_video.hub import Notify
-from mlx_video.models.ltx.components import notify_log
-from mlx_video.models.ltx.residency import Shelf
+from mlx_video.models.ltx.loading.components import notify_log
+from mlx_video.models.ltx.loading.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached
 from mlx_video.previews import Preview

@@ -13,7 +13,7 @@ from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from mlx_video import grid
+from mlx_video import clip_limits
 from mlx_video.errors import UserError
 
 X = TypeVar("X")
@@ -110,18 +110,18 @@ class VideoScale(NamedTuple):
         ``shrink`` is how many times smaller the smallest stage is.
         """
         if (
-            max(shape.height, shape.width) > grid.LARGEST_SIDE
-            or shape.frames > grid.MOST_FRAMES
+            max(shape.height, shape.width) > clip_limits.LARGEST_SIDE
+            or shape.frames > clip_limits.MOST_FRAMES
         ):
             raise UserError(
-                f"A clip has at most {grid.LARGEST_SIDE:,} pixels a side and {grid.MOST_FRAMES:,} frames; got {shape.frames:,} "
+                f"A clip has at most {clip_limits.LARGEST_SIDE:,} pixels a side and {clip_limits.MOST_FRAMES:,} frames; got {shape.frames:,} "
                 f"frames of {shape.width:,}x{shape.height:,}."
             )
         rows, columns = self.height * shrink, self.width * shrink
         nearest = shape._replace(
-            frames=grid.nearest_frames(shape.frames, self.time),
-            height=grid.nearest_side(shape.height, rows),
-            width=grid.nearest_side(shape.width, columns),
+            frames=clip_limits.nearest_frames(shape.frames, self.time),
+            height=clip_limits.nearest_side(shape.height, rows),
+            width=clip_limits.nearest_side(shape.width, columns),
         )
         if nearest != shape:
             rules = (
@@ -133,9 +133,9 @@ class VideoScale(NamedTuple):
             raise UserError(
                 f"{shape} do not fit the latent grid: {' and '.join(broken)}. Nearest: {nearest}."
             )
-        if not grid.SLOWEST <= shape.fps <= grid.FASTEST:
+        if not clip_limits.SLOWEST <= shape.fps <= clip_limits.FASTEST:
             raise UserError(
-                f"fps must be from {grid.SLOWEST} to {grid.FASTEST} frames per second; got {shape.fps}. The usual value is 24."
+                f"fps must be from {clip_limits.SLOWEST} to {clip_limits.FASTEST} frames per second; got {shape.fps}. The usual value is 24."
             )
 
 

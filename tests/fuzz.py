@@ -26,8 +26,8 @@ from mlx_video.formats.quantized import read_dense
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.pictures import read_picture
 from mlx_video.pipeline import Request
 from mlx_video.recipes import distilled

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlx_video import hub
 from mlx_video.models.ltx.checkpoint.layouts import identify, text_encoder_source
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.recipes import Defaults
 from mlx_video.record import Job

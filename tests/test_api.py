@@ -17,7 +17,7 @@ from mlx_video.errors import UserError
 from mlx_video.events import Warned
 from mlx_video.inputs import Image, Keyframes
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
 from mlx_video.run import Options
@@ -178,7 +178,9 @@ def test_a_request_is_taken_as_it_is(pipeline):
 def test_what_cannot_be_done_is_said_before_weights_are_read(
     pipeline, monkeypatch, caplog
 ):
-    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    monkeypatch.setattr(
+        "mlx_video.models.ltx.loading.components.materialize", pytest.fail
+    )
     with pytest.raises(UserError, match="Nearest: 9 frames of 128x64"):
         pipeline("a ball", frames=9, height=60, width=128)
     assert pipeline.request("a ball", frames=10).shape.frames == 9

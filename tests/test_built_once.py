@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mlx_video import cli, pictures, plan
-from mlx_video.models.ltx.parts import NEEDED, Network
+from mlx_video.models.ltx.loading.parts import NEEDED, Network
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from tests.checkpoints import tiny_folder
 

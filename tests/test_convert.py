@@ -15,12 +15,12 @@ from mlx_video.convert import convert, main
 from mlx_video.models.ltx.checkpoint.describe import describe
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.parts import NEEDED, PARTS, quantize_blocks
-from mlx_video.models.ltx.residency import Residency
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.parts import NEEDED, PARTS, quantize_blocks
+from mlx_video.models.ltx.loading.residency import Residency
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma
 from tests.memory import Memory
-from tests.models.ltx.test_parts import split_checkpoint
+from tests.models.ltx.loading.test_parts import split_checkpoint
 from tests.reference import CHECKPOINT, checkpoint
 
 MORE = partial(pytest.param, marks=pytest.mark.thorough)

@@ -28,7 +28,7 @@ from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.checkpoint.layouts import identify
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.text_folder import MAX_TOKENS
 from mlx_video.plan import Footprint, Phase
 from mlx_video.record import Job

@@ -14,14 +14,14 @@ from mlx_video.errors import UserError
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_5
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.pipeline import Pipeline, Reached, Request
 from mlx_video.plan import Footprint, Work, phases
 from mlx_video.recipes import Recipe, Stage, dfr_recipe, finished
 from mlx_video.types import AV, Sample, Step, VideoPixelShape
 from tests.checkpoints import tiny_folder
 from tests.media_reading import read_clip
-from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
+from tests.models.ltx.loading.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
 
 SHAPE = VideoPixelShape(33, 64, 64, 24.0)
 

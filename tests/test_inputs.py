@@ -26,8 +26,8 @@ from mlx_video.inputs import (
 from mlx_video.models.ltx import enhance
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.releases import LTX_2
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelConfig
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.patchify import patchify_audio
 from mlx_video.pipeline import Pipeline, Request

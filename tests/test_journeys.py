@@ -28,8 +28,8 @@ from mlx_video import (
 from mlx_video.cli import commands
 from mlx_video.inputs import Image as Picture
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.residency import BlockStream
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.residency import BlockStream
 from mlx_video.pictures import read_picture
 from mlx_video.pipeline import Request
 from mlx_video.record import Job
@@ -596,7 +596,9 @@ def test_a_prompt_is_counted_and_tensors_are_compared_before_weights_are_read(
     broken = shutil.copytree(model, here / "broken")
     key = "vae.decoder.conv_out.conv.bias"
     rewrite(broken / MODEL, weights=lambda w: w.pop(key))
-    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    monkeypatch.setattr(
+        "mlx_video.models.ltx.loading.components.materialize", pytest.fail
+    )
     assert typed(generate.main, broken) == 2
     assert "conv_out.bias" in capsys.readouterr().err
     assert typed(generate.main, model, "-p", "a cat " * 700) == 2

@@ -10,7 +10,7 @@ from mlx_video.conditioning.latent import (
     VideoConditionByLatentIndex,
 )
 from mlx_video.models.ltx.checkpoint.releases import LTX_2
-from mlx_video.models.ltx.conditions import Place, keyframe
+from mlx_video.models.ltx.condition_tokens import Place, keyframe
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import (

@@ -16,9 +16,9 @@ from mlx_video.conditioning.latent import (
     VideoConditionByLatentIndex,
     apply_conditioning,
 )
-from mlx_video.models.ltx import dfr
+from mlx_video.models.ltx import dfr_layout
 from mlx_video.models.ltx.checkpoint.releases import LTX_2
-from mlx_video.models.ltx.conditions import (
+from mlx_video.models.ltx.condition_tokens import (
     Place,
     evenly_spaced,
     generated_keyframes,
@@ -319,7 +319,7 @@ def test_both_stages_of_2_5_on_a_real_prompt():
 # DFR
 
 
-CANVAS = dfr.Canvas.of(49)
+CANVAS = dfr_layout.Canvas.of(49)
 DFR_PROMPT = PromptEmbeddings(
     AV(DFR.vectors["dfr.ctx_video"], DFR.vectors["dfr.ctx_audio"])
 )
@@ -343,7 +343,7 @@ def test_dfr_refines_clip_and_pictures_after_the_small_clip():
 
 
 TIME = GEOMETRY.video.time
-LAYOUT = dfr.tiles(dfr.doubled(CANVAS.keyframes), 2, TIME)
+LAYOUT = dfr_layout.tiles(dfr_layout.doubled(CANVAS.keyframes), 2, TIME)
 
 
 @pytest.mark.parametrize("number", range(len(LAYOUT)))
@@ -351,14 +351,14 @@ def test_a_tile_of_a_temporal_round(number):
     loop = Loop(DFR, f"dfr3.tile{number}", fps=48.0)
     tile = LAYOUT[number]
     pictures = mx.split(DFR.vectors["dfr2.generated_keyframes"], 2, axis=2)
-    carried = dict(zip(dfr.doubled(CANVAS.keyframes), pictures))
+    carried = dict(zip(dfr_layout.doubled(CANVAS.keyframes), pictures))
     video = DFR.vectors["dfr3.temporal_upsampled"][:, :, tile.latents(TIME)]
-    conditions = dfr.tile_conditions(tile, carried, video, loop.place)
+    conditions = dfr_layout.tile_conditions(tile, carried, video, loop.place)
     states = loop.states(conditions, AV(video))
-    sampler = ancestral(loop, dfr.ROUND_ETA)
+    sampler = ancestral(loop, dfr_layout.ROUND_ETA)
     states = loop.run(states, sampler, AV(Guidance()), DFR_PROMPT)
     loop.check(states)
-    made = dfr.generated_pictures(states.video, tile.slots, (2, 2))
+    made = dfr_layout.generated_pictures(states.video, tile.slots, (2, 2))
     assert tuple(made) == tile.slots
     stack = mx.concatenate(list(made.values()), axis=2)
     assert error(stack, loop["generated_keyframes"]) < LOOP_TOLERANCE
@@ -366,4 +366,4 @@ def test_a_tile_of_a_temporal_round(number):
 
 def test_tiles_are_joined():
     tiles = [DFR.vectors[f"dfr3.tile{i}.final_video"] for i in range(len(LAYOUT))]
-    assert mx.array_equal(dfr.join(tiles, LAYOUT), DFR.vectors["dfr3.stitched"])
+    assert mx.array_equal(dfr_layout.join(tiles, LAYOUT), DFR.vectors["dfr3.stitched"])

@@ -15,11 +15,11 @@ from mlx_video.errors import UserError
 from mlx_video.lora import Adapter, fuse
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import identify
-from mlx_video.models.ltx.components import build
 from mlx_video.models.ltx.config import ConnectorConfig, LTXModelConfig, LTXModelType
 from mlx_video.models.ltx.connector import TextConnectors
+from mlx_video.models.ltx.loading.components import build
+from mlx_video.models.ltx.loading.parts import quantize_blocks
 from mlx_video.models.ltx.ltx import LTXModel
-from mlx_video.models.ltx.parts import quantize_blocks
 from tests.checkpoints import write_raw
 from tests.reference import CHECKPOINT, FIXTURES, error, manifest
 

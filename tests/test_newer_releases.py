@@ -15,7 +15,7 @@ from mlx_video import recipes
 from mlx_video.cli import main
 from mlx_video.convert import convert
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.types import AV, Sample, VideoPixelShape
 from tests.media_reading import read_clip

@@ -18,8 +18,8 @@ from mlx_video.health import HealthError
 from mlx_video.inputs import Image, Keyframes
 from mlx_video.models.ltx import enhance
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import patchify_audio
 from mlx_video.pipeline import Pipeline, Reached, Request

@@ -15,18 +15,24 @@ import mlx_video.plan as plans
 from mlx_video import cli, postprocess, recipes, weights
 from mlx_video.events import Planned, Took
 from mlx_video.inputs import COMPRESSED, Image
-from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import PACKAGED
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.gemma import Gemma3
 from mlx_video.models.ltx.gemma_config import Gemma3Config
-from mlx_video.models.ltx.memory_table import CPU, FLOAT32, GPU, QUEUED, QUEUED_FINER
+from mlx_video.models.ltx.loading import memory_table
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.memory_table import (
+    CPU,
+    FLOAT32,
+    GPU,
+    QUEUED,
+    QUEUED_FINER,
+)
+from mlx_video.models.ltx.loading.parts import PARTS, Network
+from mlx_video.models.ltx.loading.residency import Residency
 from mlx_video.models.ltx.pacing import SMALL
-from mlx_video.models.ltx.parts import PARTS, Network
-from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.text_folder import MAX_TOKENS
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
@@ -627,7 +633,9 @@ def typed(command: str, model: Path, *words) -> int:
 
 
 def test_plan_prints_each_phase_and_loads_nothing(model, capsys, monkeypatch):
-    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    monkeypatch.setattr(
+        "mlx_video.models.ltx.loading.components.materialize", pytest.fail
+    )
     assert typed("plan", model) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line[:20].strip() for line in lines[1:-1]]
@@ -649,7 +657,9 @@ def test_a_plan_is_one_object_for_a_program(model, capsys):
 
 def test_what_cannot_fit_is_refused(model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    monkeypatch.setattr(
+        "mlx_video.models.ltx.loading.components.materialize", pytest.fail
+    )
     assert typed("generate", model, "--memory-limit", "0.001") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "9 frames of 128x64 need" in error and "the limit is 1.00 MB" in error

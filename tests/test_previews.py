@@ -12,7 +12,7 @@ from mlx_video import cli, plan, previews, recipes
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.events import Warned
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.patchify import patchify_video
 from mlx_video.output import Output
 from mlx_video.pipeline import Request

@@ -8,7 +8,7 @@ import pytest
 
 from mlx_video import cli
 from tests.media_reading import read_clip
-from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
+from tests.models.ltx.loading.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
 from tests.reference import TINY
 
 PROMPT = ["-p", "a cat on a mat", "--no-health-check", "--quiet"]

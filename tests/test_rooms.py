@@ -181,7 +181,7 @@ def test_types_need_only_mlx_and_numpy():
     tree = dict(modules())["types"]
     roots = {name.partition(".")[0] for name in imports(tree)}
     assert roots - sys.stdlib_module_names <= {"mlx", "numpy", "mlx_video"}
-    assert set(neighbours(tree)) <= {"errors", "grid"}
+    assert set(neighbours(tree)) <= {"errors", "clip_limits"}
 
 
 def test_only_doors_talk():

@@ -202,7 +202,9 @@ def test_a_picture_that_the_clip_is_made_from_is_not_replaced(model, here):
 def test_room_is_checked_before_sampling(model, here, monkeypatch):
     usage = shutil.disk_usage(here)._replace(free=1000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage)
-    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    monkeypatch.setattr(
+        "mlx_video.models.ltx.loading.components.materialize", pytest.fail
+    )
     with pytest.raises(UserError, match="0.00 MB free.*Free some space"):
         list(run(job(model), Output(Path("x.mp4"))))
     assert os.listdir() == []
@@ -221,7 +223,9 @@ def test_latents_that_cannot_be_saved_do_not_end_a_run(model, here, monkeypatch)
 
 
 def test_the_room_of_latents_is_taken_before_sampling(model, here, monkeypatch):
-    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    monkeypatch.setattr(
+        "mlx_video.models.ltx.loading.components.materialize", pytest.fail
+    )
     events = run(job(model), Output(Path("x.mp4")))
     next(event for event in events if isinstance(event, Step))
     (room,) = here.glob(".x.latents.*partial-*")
@@ -243,7 +247,9 @@ def small_world(model, tmp_path) -> Path:
 def test_unknown_words_are_answered_before_anything_is_sampled(
     small_world, here, monkeypatch
 ):
-    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    monkeypatch.setattr(
+        "mlx_video.models.ltx.loading.components.materialize", pytest.fail
+    )
     events = run(job(small_world, prompt="a cat and a zebu"), Output(Path("x.mp4")))
     assert isinstance(next(events), Planned)
     assert next(events) == Warned("small does not know: zebu. It draws a cat.")
@@ -432,7 +438,9 @@ def test_latents_that_do_not_fit_are_refused_before_weights_are_read(
     mx.eval(tensors)
     change(tensors)
     mx.save_safetensors(str(latents), tensors, words)
-    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    monkeypatch.setattr(
+        "mlx_video.models.ltx.loading.components.materialize", pytest.fail
+    )
     with pytest.raises((UserError, RuntimeError), match=sentence):
         list(finish(Job.from_record(latents), latents, Output(Path("y.mp4"))))
     assert os.listdir() == ["x.latents.safetensors"]

@@ -8,8 +8,8 @@ import pytest
 
 from mlx_video import recipes
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.residency import Shelf
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.record import Job

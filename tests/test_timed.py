@@ -9,14 +9,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video import cli, recipes
+from mlx_video.clip_limits import nearest_frames
 from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.events import Planned
-from mlx_video.grid import nearest_frames
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.releases import LTX_2_5
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.record import Job
@@ -95,7 +95,9 @@ def test_a_pipeline_in_python_tells_too(telling):
 
 def test_a_model_without_a_head_is_refused_before_weights(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", pytest.fail)
+    monkeypatch.setattr(
+        "mlx_video.models.ltx.loading.components.materialize", pytest.fail
+    )
     job = Job(
         Request("a cat", SHAPE, timed=True), recipes.distilled(), Files(str(model))
     )

@@ -18,7 +18,7 @@ from mlx_video import Image, Pipeline, Request, VideoPixelShape
 from mlx_video.clip_settings import resolve_model
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.postprocess import to_uint8
 from mlx_video.types import Waveform
 from tiny import detectors, world

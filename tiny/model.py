@@ -12,9 +12,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import build
-from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.loading.components import build
+from mlx_video.models.ltx.loading.geometry import read_geometry
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.weights import save_folder
 
 NAME = "ltx-2-tiny"

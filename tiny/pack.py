@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_video.linear import dense_weight
 from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source
-from mlx_video.models.ltx.components import build, quantize_blocks
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.loading.components import build, quantize_blocks
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.models.ltx.text_folder import KNOWS
 from mlx_video.weights import CONFIG, Weights, save_folder
 from tiny.model import (

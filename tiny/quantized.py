@@ -13,7 +13,7 @@ from mlx.utils import tree_unflatten
 from mlx_video import Pipeline, VideoPixelShape
 from mlx_video.linear import Linear, dense_weight
 from mlx_video.models.ltx.checkpoint.find import DEMO
-from mlx_video.models.ltx.components import Components, quantize_blocks
+from mlx_video.models.ltx.loading.components import Components, quantize_blocks
 from mlx_video.types import AV
 from tiny.denoiser import Denoiser
 from tiny.evaluate import Scores, added, examine, maker, opened, unseen

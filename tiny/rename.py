@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.parts import part_of
+from mlx_video.models.ltx.loading.parts import part_of
 from mlx_video.weights import CONFIG, read_json, save_folder
 from tiny.model import PACKAGED
 

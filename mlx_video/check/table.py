@@ -26,7 +26,7 @@ from mlx_video.models.ltx.audio_vae.vocoder import SameConv1d, TransposedConv1d
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.config import LTXRopeType
-from mlx_video.models.ltx.residency import default_dtype
+from mlx_video.models.ltx.loading.residency import default_dtype
 from mlx_video.models.ltx.rope import norm_rotate, precompute_freqs_cis
 from mlx_video.models.ltx.video_vae.convolution import (
     MAX_CONV_ELEMENTS,

@@ -38,7 +38,7 @@ from mlx_video.models.ltx.checkpoint.files import DTYPES
 from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.checkpoint.standins import stood_in
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.previews import Preview
 from mlx_video.recipes import SEED
 from mlx_video.record import Job

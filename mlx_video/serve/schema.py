@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Mapping
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from mlx_video import grid
+from mlx_video import clip_limits
 from mlx_video.errors import UserError
 from mlx_video.serve.store import Video
 
@@ -24,7 +24,7 @@ Prompt = Annotated[
 Name = Annotated[str, StringConstraints(max_length=100)]
 Strength = Annotated[float, Field(ge=-4, le=4)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
-Side = Annotated[int, Field(ge=1, le=grid.LARGEST_SIDE)]
+Side = Annotated[int, Field(ge=1, le=clip_limits.LARGEST_SIDE)]
 Time = Annotated[int, BeforeValidator(int)]  # whole Unix seconds
 
 
@@ -34,7 +34,7 @@ class Placed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: Name = ""
-    frame: int = Field(0, ge=0, lt=grid.MOST_FRAMES)
+    frame: int = Field(0, ge=0, lt=clip_limits.MOST_FRAMES)
     strength: float = Field(1.0, ge=0, le=1)
 
 
@@ -49,16 +49,16 @@ class VideoRequest(BaseModel):
     """What to show and to be heard."""
     model: str | None = Field(None, max_length=200)
     """One of GET /v1/models; by default the first."""
-    seconds: float | None = Field(None, gt=0, le=grid.LONGEST_CLIP)
+    seconds: float | None = Field(None, gt=0, le=clip_limits.LONGEST_CLIP)
     """Length; snapped to the frame grid."""
     size: str | None = Field(None, pattern=r"^\d{2,5}x\d{2,5}$")
     """Width x height in pixels, such as 768x512; snapped to the model's grid."""
     # Beyond OpenAI's API
     width: Side | None = None
     height: Side | None = None
-    num_frames: int | None = Field(None, ge=1, le=grid.MOST_FRAMES)
+    num_frames: int | None = Field(None, ge=1, le=clip_limits.MOST_FRAMES)
     """In place of seconds; snapped to the frame grid."""
-    fps: float | None = Field(None, ge=grid.SLOWEST, le=grid.FASTEST)
+    fps: float | None = Field(None, ge=clip_limits.SLOWEST, le=clip_limits.FASTEST)
     seed: Seed | None = None
     """By default a new one each time."""
     generate_sound: bool | None = None
@@ -188,22 +188,24 @@ class Model(BaseModel):
         recipe = request.recipe or self.recipes[0]
         columns, rows = self.steps[recipe]
         asked = f"{width}x{height}"
-        if max(width, height) > grid.LARGEST_SIDE:
+        if max(width, height) > clip_limits.LARGEST_SIDE:
             raise UserError(
-                f"A side has at most {grid.LARGEST_SIDE} pixels; got {asked}. Usual: {self.width}x{self.height}."
+                f"A side has at most {clip_limits.LARGEST_SIDE} pixels; got {asked}. Usual: {self.width}x{self.height}."
             )
-        width = grid.nearest_side(max(width, self.least[0]), columns)
-        height = grid.nearest_side(max(height, self.least[1]), rows)
+        width = clip_limits.nearest_side(max(width, self.least[0]), columns)
+        height = clip_limits.nearest_side(max(height, self.least[1]), rows)
         notices = []
         if asked != (size := f"{width}x{height}"):
             notices.append(
                 f"{asked} became {size}: sides are multiples of {columns} and {rows} pixels."
             )
         if request.seconds and not request.num_frames:
-            frames = grid.nearest_frames(request.seconds * fps + 1, self.frame_step)
+            frames = clip_limits.nearest_frames(
+                request.seconds * fps + 1, self.frame_step
+            )
         else:
             frames = request.num_frames or self.num_frames
-            frames = grid.rounded_frames(frames, self.frame_step, notices.append)
+            frames = clip_limits.rounded_frames(frames, self.frame_step, notices.append)
         sound = request.generate_sound
         decided: Mapping[str, object] = {
             "model": self.id,

@@ -35,8 +35,8 @@ from mlx_video.hub import Download, DownloadPlan, Notify
 from mlx_video.media import save_still, save_stills
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.standins import stood_in
-from mlx_video.models.ltx.components import notify_log
-from mlx_video.models.ltx.residency import Shelf
+from mlx_video.models.ltx.loading.components import notify_log
+from mlx_video.models.ltx.loading.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.previews import Preview
 from mlx_video.recipes import Defaults

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from mlx_video import grid, hub, previews
+from mlx_video import clip_limits, hub, previews
 from mlx_video.clip_settings import ClipSettings
 from mlx_video.disk import short
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Warned
 from mlx_video.health import HealthError
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.components import Components
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.output import Output
 from mlx_video.record import Job
 from mlx_video.run import run
@@ -180,7 +180,7 @@ def test_lengths_are_decided_as_in_the_terminal(seconds, fps, model):
     assert decided.num_frames == job.request.shape.frames
 
 
-@pytest.mark.parametrize("frames", [1, 2, 13, 97, 100, grid.MOST_FRAMES - 1])
+@pytest.mark.parametrize("frames", [1, 2, 13, 97, 100, clip_limits.MOST_FRAMES - 1])
 def test_frames_are_rounded_as_in_the_terminal_and_that_is_said(frames, model):
     asked, said = VideoRequest(prompt="a ball", num_frames=frames), []
     decided, notices = Heard(model).settings.described("tiny").snapped(asked)
@@ -192,9 +192,12 @@ def test_frames_are_rounded_as_in_the_terminal_and_that_is_said(frames, model):
 @pytest.mark.parametrize(
     "most, more",
     [
-        ({"num_frames": grid.MOST_FRAMES}, {"num_frames": grid.MOST_FRAMES + 1}),
-        ({"fps": grid.FASTEST}, {"fps": grid.FASTEST + 1}),
-        ({"width": grid.LARGEST_SIDE}, {"width": grid.LARGEST_SIDE + 1}),
+        (
+            {"num_frames": clip_limits.MOST_FRAMES},
+            {"num_frames": clip_limits.MOST_FRAMES + 1},
+        ),
+        ({"fps": clip_limits.FASTEST}, {"fps": clip_limits.FASTEST + 1}),
+        ({"width": clip_limits.LARGEST_SIDE}, {"width": clip_limits.LARGEST_SIDE + 1}),
         ({"size": "16384x16384"}, {"size": "16385x64"}),
         ({"seconds": 600, "fps": 240}, {"seconds": 601}),
     ],

@@ -7,8 +7,8 @@ from mlx.utils import tree_flatten
 from mlx_video import lora
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components, build
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.loading.components import Components, build
+from mlx_video.models.ltx.loading.parts import PARTS
 from tests.reference import CHECKPOINT, UPSCALER
 from tiny import model, pack
 from tiny.model import CONFIGS, fresh, store

@@ -9,10 +9,10 @@ from mlx.utils import tree_flatten
 
 from mlx_video.conditioning.latent import VideoConditionByLatentIndex
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.connector import embed_prompts
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.residency import Residency
 from mlx_video.models.ltx.patchify import initial_states, noised
-from mlx_video.models.ltx.residency import Residency
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import distilled

@@ -5,7 +5,7 @@ from enum import Enum
 from typing import ClassVar, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.schema import Config, short_repr
+from mlx_video.models.ltx.loading.schema import Config, short_repr
 from mlx_video.types import AV, Modality
 
 

@@ -10,11 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.checkpoint import foreign_names
 from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream
-from mlx_video.models.ltx.parts import Network
+from mlx_video.models.ltx.loading import memory_table
+from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV, Modality, PromptEmbeddings, TextFeatures

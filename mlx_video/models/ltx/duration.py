@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from mlx_video.models.ltx.attention import gelu
 from mlx_video.models.ltx.config import DurationConfig
-from mlx_video.models.ltx.parts import Network
+from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.rope import split_heads
 from mlx_video.tensor_names import TensorNames
 from mlx_video.types import AV

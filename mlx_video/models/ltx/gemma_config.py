@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Mapping
 
 from mlx_video.errors import UserError
 from mlx_video.formats.safetensors import json_object
-from mlx_video.models.ltx.schema import Config, short_repr
+from mlx_video.models.ltx.loading.schema import Config, short_repr
 from mlx_video.weights import read_config, read_header, read_json
 
 SLIDING, FULL = "sliding_attention", "full_attention"

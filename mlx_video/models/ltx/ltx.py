@@ -9,7 +9,6 @@ from typing import Callable, ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.adaln import AdaLNSingle, chosen_rows, modulate
 from mlx_video.models.ltx.attention import Switch, gelu
 from mlx_video.models.ltx.checkpoint import foreign_names
@@ -18,8 +17,9 @@ from mlx_video.models.ltx.config import (
     LTXRopeType,
     StreamConfig,
 )
-from mlx_video.models.ltx.parts import Network
-from mlx_video.models.ltx.residency import BlockStream
+from mlx_video.models.ltx.loading import memory_table
+from mlx_video.models.ltx.loading.parts import Network
+from mlx_video.models.ltx.loading.residency import BlockStream
 from mlx_video.models.ltx.rope import precompute_freqs_cis
 from mlx_video.models.ltx.transformer import (
     CROSS_GATE,

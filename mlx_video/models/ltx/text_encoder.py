@@ -11,7 +11,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx import enhance, gemma
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.gemma_config import GemmaConfig, read_gemma_config
-from mlx_video.models.ltx.parts import Network
+from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.types import TextFeatures
 from mlx_video.weights import CONFIG, INDEX

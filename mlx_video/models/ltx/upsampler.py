@@ -8,10 +8,10 @@ import mlx.nn as nn
 
 from mlx_video.cpu_ops import silu
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.config import UpsamplerConfig
+from mlx_video.models.ltx.loading import memory_table
+from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.pacing import end_piece
-from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.video_vae.convolution import conv3d
 from mlx_video.models.ltx.video_vae.sampling import depth_to_space

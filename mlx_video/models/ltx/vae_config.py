@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Iterable, Literal, Mapping, Sequence
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.schema import Config, short_repr
+from mlx_video.models.ltx.loading.schema import Config, short_repr
 from mlx_video.types import VideoScale
 
 MEL_BINS = 64  # of each channel that a vocoder reads; its config does not state them

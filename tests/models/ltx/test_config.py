@@ -8,9 +8,9 @@ import pytest
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
 from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.reference import FIXTURES, UPSCALER, checkpoint

@@ -6,8 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.cpu_ops import silu
-from mlx_video.models.ltx import memory_table
-from mlx_video.models.ltx.parts import Network
+from mlx_video.models.ltx.loading import memory_table
+from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.vae_config import AudioVAEConfig
 from mlx_video.tensor_names import TensorNames

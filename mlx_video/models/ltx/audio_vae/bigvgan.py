@@ -8,7 +8,6 @@ from typing import ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.audio_vae.signal import frames, resample
 from mlx_video.models.ltx.audio_vae.vocoder import (
     EDGE_KERNEL,
@@ -16,8 +15,9 @@ from mlx_video.models.ltx.audio_vae.vocoder import (
     VocoderBlock,
     to_mlx,
 )
+from mlx_video.models.ltx.loading import memory_table
+from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.pacing import end_piece
-from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.vae_config import (
     MEL_BINS,
     BandwidthExtensionConfig,

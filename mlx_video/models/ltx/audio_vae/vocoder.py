@@ -10,8 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx import memory_table
-from mlx_video.models.ltx.parts import Network
+from mlx_video.models.ltx.loading import memory_table
+from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.vae_config import MEL_BINS, GeneratorConfig, VocoderConfig
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import channels_last

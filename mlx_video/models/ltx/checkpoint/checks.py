@@ -23,7 +23,7 @@ from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, release_
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.gemma_config import FAMILIES, GemmaConfig
-from mlx_video.models.ltx.parts import PARTS, part_of
+from mlx_video.models.ltx.loading.parts import PARTS, part_of
 from mlx_video.weights import some
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.layouts import LORA, identify, with_projection
 from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import build
-from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.parts import NEEDED, PARTS, part_of
+from mlx_video.models.ltx.loading.components import build
+from mlx_video.models.ltx.loading.geometry import read_geometry
+from mlx_video.models.ltx.loading.parts import NEEDED, PARTS, part_of
 from mlx_video.weights import Weights, outline
 
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from mlx_video.disk import full_path
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.residency import Residency, default_dtype
+from mlx_video.models.ltx.loading.residency import Residency, default_dtype
 
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = (8, 4)

@@ -27,8 +27,8 @@ from mlx_video.models.ltx.checkpoint.layouts import (
 )
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source, newest
-from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.parts import PARTS, part_of
+from mlx_video.models.ltx.loading.geometry import read_geometry
+from mlx_video.models.ltx.loading.parts import PARTS, part_of
 from mlx_video.models.ltx.text_folder import Subjects
 from mlx_video.types import Geometry
 from mlx_video.weights import CONFIG

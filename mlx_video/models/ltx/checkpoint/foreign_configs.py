@@ -4,7 +4,7 @@ from typing import Literal, Mapping
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.releases import LTX_2
-from mlx_video.models.ltx.schema import read_value
+from mlx_video.models.ltx.loading.schema import read_value
 
 Block = Mapping[str, object]
 

@@ -25,7 +25,7 @@ from mlx_video.models.ltx.checkpoint.releases import (
 from mlx_video.models.ltx.checkpoint.source import Source, newest
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.gemma_config import read_gemma_config
-from mlx_video.models.ltx.parts import PARTS, part_of
+from mlx_video.models.ltx.loading.parts import PARTS, part_of
 from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
 from mlx_video.weights import (
     CONFIG,

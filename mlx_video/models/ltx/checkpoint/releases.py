@@ -12,8 +12,8 @@ from typing import Iterable, Mapping
 
 from mlx_video import hub
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.loading.geometry import read_geometry
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.types import Geometry
 
 PUBLISHED = Path(__file__).with_name("published")

@@ -16,7 +16,7 @@ from mlx_video.models.ltx.checkpoint.foreign_names import (
     contained,
     to_official,
 )
-from mlx_video.models.ltx.schema import Config, short_repr
+from mlx_video.models.ltx.loading.schema import Config, short_repr
 from mlx_video.weights import (
     Weights,
     outline,

@@ -14,8 +14,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.adaln import TimestepEmbedder
+from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.pacing import each_piece_by_piece
-from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
 from mlx_video.models.ltx.video_vae.convolution import video_names

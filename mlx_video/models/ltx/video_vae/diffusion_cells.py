@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from mlx_video.models.ltx.memory_table import FLOAT32
+from mlx_video.models.ltx.loading.memory_table import FLOAT32
 from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
 from mlx_video.models.ltx.video_vae.convolution import on_gpu
 from mlx_video.models.ltx.video_vae.decoding import PIECE, StreamPlan, Tiling

@@ -8,9 +8,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.memory_table import FLOAT32
+from mlx_video.models.ltx.loading.memory_table import FLOAT32
+from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.pacing import end_piece
-from mlx_video.models.ltx.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.vae_config import STRIDES, VideoEncoderConfig, stride_of
 from mlx_video.models.ltx.video_vae.convolution import (

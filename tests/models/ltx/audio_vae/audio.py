@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx.schema import Config
+from mlx_video.models.ltx.loading.schema import Config
 from mlx_video.models.ltx.vae_config import AudioVAEConfig
 from mlx_video.weights import Weights
 from tests.reference import CHECKPOINT, FIXTURES, checkpoint, manifest

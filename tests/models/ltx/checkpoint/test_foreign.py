@@ -22,8 +22,8 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import identify
 from mlx_video.models.ltx.checkpoint.releases import Release
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components, build
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.loading.components import Components, build
+from mlx_video.models.ltx.loading.parts import PARTS
 from tests import layout_writers as write
 from tests.media_reading import read_clip
 from tests.reference import CHECKPOINT, FIXTURES, UPSCALER, error

@@ -20,9 +20,9 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import SPLIT, identify, with_projection
 from mlx_video.models.ltx.checkpoint.releases import Release
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.gemma import language_model
-from mlx_video.models.ltx.parts import PARTS, part_of, quantize_blocks
+from mlx_video.models.ltx.loading.components import Components, build
+from mlx_video.models.ltx.loading.parts import PARTS, part_of, quantize_blocks
 from mlx_video.models.ltx.video_vae import DiffusionDecoder, VideoDecoder
 from tests import layout_writers as write
 from tests.models.ltx.checkpoint.test_foreign import diffusers_configs

@@ -24,12 +24,12 @@ from mlx_video.models.ltx.checkpoint.releases import (
     Release,
     release_of,
 )
-from mlx_video.models.ltx.components import Components, notify_log
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.loading.components import Components, notify_log
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.recipes import Defaults
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
 from tests.media_reading import read_clip
-from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
+from tests.models.ltx.loading.test_parts import TINY_2_3, TINY_2_5, split_checkpoint
 from tests.reference import CHECKPOINT, FIXTURES
 
 

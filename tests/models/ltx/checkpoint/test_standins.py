@@ -10,11 +10,11 @@ from huggingface_hub import constants
 
 from mlx_video import cli, hub
 from mlx_video.formats.safetensors import read_header
-from mlx_video.models.ltx import memory_table
 from mlx_video.models.ltx.checkpoint import standins
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.releases import RELEASES
 from mlx_video.models.ltx.checkpoint.standins import headers, stood_in
+from mlx_video.models.ltx.loading import memory_table
 from tests import published
 
 ROOT = Path(__file__).parents[4]

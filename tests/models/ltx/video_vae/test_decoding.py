@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_video import backend
-from mlx_video.models.ltx import memory_table
+from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.vae_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.convolution import MAX_CONV_ELEMENTS, CausalConv3d

@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_video.models.ltx import memory_table
+from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.video_vae import DiffusionDecoder, diffusion_blocks
 from mlx_video.models.ltx.video_vae.decoding import (

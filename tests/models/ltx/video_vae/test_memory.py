@@ -5,7 +5,7 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx import memory_table
+from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.decoding import StreamPlan, decode_stream
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig

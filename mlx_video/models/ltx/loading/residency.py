@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.parts import Network, quantizable
+from mlx_video.models.ltx.loading.parts import Network, quantizable
 from mlx_video.types import AV
 from mlx_video.weights import materialize
 

@@ -4,8 +4,8 @@ from typing import Mapping
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.parts import PARTS, part_of
-from mlx_video.models.ltx.schema import LARGEST, short_repr
+from mlx_video.models.ltx.loading.parts import PARTS, part_of
+from mlx_video.models.ltx.loading.schema import LARGEST, short_repr
 from mlx_video.models.ltx.vae_config import MEL_BINS
 from mlx_video.types import AudioScale, Geometry, VideoScale
 

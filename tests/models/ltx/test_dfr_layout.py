@@ -5,7 +5,7 @@ import json
 import mlx.core as mx
 import pytest
 
-from mlx_video.models.ltx.dfr import (
+from mlx_video.models.ltx.dfr_layout import (
     Canvas,
     Tile,
     carried,

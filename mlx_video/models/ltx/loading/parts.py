@@ -20,7 +20,7 @@ from mlx_video.models.ltx.config import (
     UpsamplerConfig,
 )
 from mlx_video.models.ltx.gemma_config import GemmaConfig
-from mlx_video.models.ltx.schema import Config
+from mlx_video.models.ltx.loading.schema import Config
 from mlx_video.models.ltx.vae_config import (
     AudioVAEConfig,
     BigVGANVocoderConfig,

@@ -15,9 +15,9 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import OFFICIAL, SPLIT, identify
 from mlx_video.models.ltx.checkpoint.releases import LTX_2_5
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.parts import NEEDED, PARTS
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.geometry import read_geometry
+from mlx_video.models.ltx.loading.parts import NEEDED, PARTS
 from mlx_video.types import AV
 from tests.memory import most_taken
 from tests.reference import CHECKPOINT, FIXTURES

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.schema import Config
+from mlx_video.models.ltx.loading.schema import Config
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from mlx_video.models.ltx.checkpoint.describe import describe
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import choose_checkpoint, identify
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components, build
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.parts import NEEDED, PARTS
-from mlx_video.models.ltx.residency import Residency
+from mlx_video.models.ltx.loading.components import Components, build
+from mlx_video.models.ltx.loading.parts import NEEDED, PARTS
+from mlx_video.models.ltx.loading.residency import Residency
 from mlx_video.weights import materialize
 from tests.checkpoints import MODEL, rewrite, tiny_folder, wide_gemma, write_lora
 from tests.memory import Memory
@@ -683,7 +683,7 @@ def test_each_large_part_is_quantized_if_it_is_not_yet(folder, tmp_path):
 @pytest.mark.slow
 def test_dense_weights_are_never_whole_in_memory(large, monkeypatch):
     by_block = partial(materialize, batch_bytes=1_000_000)
-    monkeypatch.setattr("mlx_video.models.ltx.components.materialize", by_block)
+    monkeypatch.setattr("mlx_video.models.ltx.loading.components.materialize", by_block)
     quantized, dense = (
         peak_of_a_loan(Components({"transformer": large}, Residency(mx.float32, bits)))
         for bits in (4, None)

@@ -12,10 +12,10 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.convert import convert
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.parts import NEEDED
-from mlx_video.models.ltx.residency import BlockStream, Residency
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.parts import NEEDED
+from mlx_video.models.ltx.loading.residency import BlockStream, Residency
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.sampling.guidance import Guidance, guided
 from mlx_video.types import AV, Perturbation, PromptEmbeddings

@@ -5,7 +5,7 @@ import pytest
 
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.conditions import (
+from mlx_video.models.ltx.condition_tokens import (
     Place,
     evenly_spaced,
     generated_keyframes,

@@ -24,9 +24,15 @@ from mlx_video.models.ltx.checkpoint.layouts import Layout, identify
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.geometry import read_geometry
-from mlx_video.models.ltx.parts import NEEDED, PARTS, Network, part_of, quantize_blocks
-from mlx_video.models.ltx.residency import (
+from mlx_video.models.ltx.loading.geometry import read_geometry
+from mlx_video.models.ltx.loading.parts import (
+    NEEDED,
+    PARTS,
+    Network,
+    part_of,
+    quantize_blocks,
+)
+from mlx_video.models.ltx.loading.residency import (
     GROUP_SIZE,
     Mark,
     Residency,

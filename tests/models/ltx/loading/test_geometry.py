@@ -16,8 +16,8 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import PACKAGED
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_3, LTX_2_5
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.components import Components
-from mlx_video.models.ltx.parts import PARTS
+from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import Recipe, Stage
 from mlx_video.serve.schema import VideoRequest
@@ -26,7 +26,7 @@ from mlx_video.types import AV, VideoPixelShape, VideoScale
 from mlx_video.weights import save_folder
 from tests.checkpoints import MODEL, rewrite, tiny_folder
 from tests.media_reading import read_clip
-from tests.models.ltx.test_parts import TINY_2_3, TINY_2_5
+from tests.models.ltx.loading.test_parts import TINY_2_3, TINY_2_5
 
 ONE_STEP = Recipe("distilled", (Stage((1.0, 0.0)),))
 TWO_STAGES = Recipe("distilled", (Stage((1.0, 0.0), scale=0.5), Stage((0.5, 0.0))))

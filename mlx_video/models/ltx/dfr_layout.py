@@ -12,7 +12,7 @@ from typing import Mapping, NamedTuple, Sequence
 import mlx.core as mx
 
 from mlx_video.conditioning.latent import Condition, LatentState
-from mlx_video.models.ltx.conditions import Place, generated_keyframes, keyframe
+from mlx_video.models.ltx.condition_tokens import Place, generated_keyframes, keyframe
 
 SEGMENTS = (24, 32)  # frames; the first round doubles them, and so on
 ANCHOR_STRENGTH = 0.95  # of the pictures between which a tile is refined
