@@ -163,6 +163,9 @@ class ClipSettings:
         if self.steps is not None and recipe.variant == "distilled":
             steps = " and ".join(str(len(stage.sigmas) - 1) for stage in recipe.stages)
             yield f"The number of steps is not used: the distilled model takes {steps}.{remedy}"
+        strengths = (each for stage in recipe.stages for each in stage.guidance.values)
+        if self.stg_blocks is not None and not any(each.stg for each in strengths):
+            yield "The STG blocks are not used: spatiotemporal guidance is off. Add --stg-scale 1."
         if files.distilled_lora and "distilled_lora" not in recipe.needs:
             yield "The distilled LoRA is not used in one stage. Add --two-stage."
 

@@ -105,7 +105,9 @@ def _check_strength(guidance: Guidance, num_layers: int | None) -> None:
         raise UserError(
             f"skip_step must be 0 or more; got {guidance.skip_step}. The usual number is 0."
         )
-    for block in guidance.stg_blocks if guidance.stg and num_layers else ():
+    # The usual block only matters where it is used: a small model may lack it.
+    chosen = guidance.stg or guidance.stg_blocks != Guidance.stg_blocks
+    for block in guidance.stg_blocks if chosen and num_layers else ():
         if not 0 <= block < num_layers:
             raise UserError(
                 f"Guidance perturbs block {block}; this transformer has {num_layers} blocks, counted from 0. "

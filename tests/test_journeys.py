@@ -679,8 +679,9 @@ def test_a_conversion_that_makes_no_sense_is_refused(
     assert not (here / "folder").exists()
 
 
-def test_stg_blocks_that_the_model_lacks_are_refused(model, here, capsys):
-    assert typed(generate_dev.main, model, "--steps", "2") == 2
+@pytest.mark.parametrize("words", [[], ["--stg-scale", "0", "--stg-blocks", "99"]])
+def test_stg_blocks_that_the_model_lacks_are_refused(words, model, here, capsys):
+    assert typed(generate_dev.main, model, "--steps", "2", *words) == 2
     assert "has 3 blocks" in capsys.readouterr().err
 
 

@@ -173,6 +173,8 @@ def test_memory_is_typed_with_or_without_a_unit(typed, size):
         (["--fps", "25"], None),
         (["--variant", "dev", "--distilled-lora", "x"], "not used in one stage"),
         (["--variant", "dev", "--distilled-lora", "x", "--two-stage"], None),
+        (["--variant", "dev", "--hq", "--stg-blocks", "2"], "STG blocks are not used"),
+        (["--variant", "dev", "--stg-blocks", "2"], None),
     ],
 )
 def test_what_changes_nothing_is_said(words, warning):
