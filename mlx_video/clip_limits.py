@@ -6,6 +6,7 @@ LARGEST_SIDE = 16_384  # pixels, H.264's limit
 SLOWEST, FASTEST = 1, 240  # frames per second
 LONGEST_CLIP = 600  # seconds
 MOST_FRAMES = LONGEST_CLIP * FASTEST + 1
+MOST_STEPS = 10_000  # of a stage; more must be a mistake
 
 
 def nearest_side(pixels: float, step: int) -> int:

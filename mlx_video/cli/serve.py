@@ -13,8 +13,8 @@ from mlx_video.cli.parser import Add, flag, group
 from mlx_video.disk import GB, full_path, read_small, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.find import DEMO, default_model
+from mlx_video.serve.limits import Limits
 
-DISK = 20 * GB
 NEEDED = ("fastapi", "uvicorn", "multipart")
 
 
@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     share = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     about = "folder for clips and the queue"
     add("--data", about, f"{share}/mlx-video", metavar="FOLDER")
-    about = f"space for clips on the disk (default: {DISK // GB}GB)"
+    about = f"space for clips on the disk (default: {Limits.disk // GB}GB)"
     add("--disk-budget", about, type=byte_size, metavar="GB")
-    add("--queue", "number of clips that may wait", 32, type=int, metavar="N")
+    add("--queue", "number of clips that may wait", Limits.queue, type=int, metavar="N")
 
 
 def _add_models(add: Add) -> None:
@@ -54,7 +54,7 @@ def _add_running(add: Add) -> None:
     about = "keep models loaded between clips, where memory allows it (default: --keep)"
     add("--keep", about, True, action=argparse.BooleanOptionalAction)
     about = "unload models after this many seconds without a clip"
-    add("--idle", about, 600, type=seconds, metavar="SECONDS")
+    add("--idle", about, Limits.idle, type=seconds, metavar="SECONDS")
     about = "do not show clips while they are sampled"
     flag(add, "--no-preview", about, True, dest="previews")
 
@@ -71,10 +71,16 @@ def serve(args: argparse.Namespace) -> None:
             f"Anyone who reaches {args.host} could use the server; give it a key with --api-key-file FILE, or listen on {server.LOOPBACK[0]}."
         )
     if args.queue < 1:
-        raise UserError(f"--queue must be 1 or more, such as 32; got {args.queue}.")
+        raise UserError(
+            f"--queue must be 1 or more, such as {Limits.queue}; got {args.queue}."
+        )
     data = typed_path(args.data)
     settings = {name: vars(args)[name] for name in ("host", "port", "queue")}
-    settings |= {"key": key, "data": str(data), "disk": round(args.disk_budget or DISK)}
+    settings |= {
+        "key": key,
+        "data": str(data),
+        "disk": round(args.disk_budget or Limits.disk),
+    }
     settings["worker"] = _worker(args, data)
     # Replaces this process with one that does not import MLX.
     environment = {**os.environ, server.SETTINGS: json.dumps(settings)}

@@ -5,6 +5,7 @@ import math
 import mlx.core as mx
 import numpy as np
 
+from mlx_video.clip_limits import MOST_STEPS
 from mlx_video.errors import UserError
 
 # Released with the distilled checkpoint (Lightricks/LTX-2, ltx_pipelines/utils/constants.py).
@@ -12,7 +13,6 @@ STAGE_1_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.42187
 STAGE_2_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
 # For the tiles of DFR's temporal rounds, which refine an existing clip.
 DFR_ROUND_SIGMAS = STAGE_1_SIGMAS[4:]
-MOST_STEPS = 10_000  # more must be a mistake
 
 
 def ltx2_scheduler(

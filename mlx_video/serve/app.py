@@ -9,7 +9,6 @@ import queue
 import secrets
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, AsyncIterator, Container, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from mlx_video.disk import amount
 from mlx_video.errors import UserError
 from mlx_video.serve import guard, refusals, schema
 from mlx_video.serve.incoming import read_request
+from mlx_video.serve.limits import Limits
 from mlx_video.serve.store import ENDED, OPEN, Store, Video
 from mlx_video.serve.supervisor import Supervisor
 
@@ -38,16 +38,6 @@ UNKEPT = {"Cache-Control": "no-store"}
 SOON = {"Retry-After": "2"}
 PREVIEW = ".preview.jpg"
 UNSUPPORTED = "This version cannot extend or edit a video yet. Make a new one, or remix one with another prompt."
-
-
-@dataclass(frozen=True)
-class Limits:
-    """A server's limits: jobs in its queue, and bytes in its folder and in one request."""
-
-    queue: int
-    disk: int
-    body: int = 32 * 2**20
-    margin: int = 500 * 10**6  # bytes of the disk to leave free
 
 
 class Serving(NamedTuple):

@@ -63,7 +63,7 @@ class VideoRequest(BaseModel):
     """By default a new one each time."""
     generate_sound: bool | None = None
     negative_prompt: str | None = Field(None, max_length=LONGEST_PROMPT)
-    steps: int | None = Field(None, ge=1, le=200)
+    steps: int | None = Field(None, ge=1, le=clip_limits.MOST_STEPS)
     recipe: Literal["distilled", "dev", "dev-two-stage"] | None = None
     loras: dict[Name, Strength] = Field({}, max_length=8)
     """Strength by name; the names are those that the server was started with."""

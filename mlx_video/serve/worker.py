@@ -42,6 +42,7 @@ from mlx_video.previews import Preview
 from mlx_video.recipes import Defaults
 from mlx_video.record import Job
 from mlx_video.run import Options, finish, run
+from mlx_video.serve.limits import Limits
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
 from mlx_video.types import Doing, Step
 
@@ -75,7 +76,7 @@ class Settings:
     memory_limit: float | None = None
     previews: bool = True
     keep: bool = True
-    idle: float = 600.0
+    idle: float = Limits.idle
     lock: str = ""
 
     def job(self, request: VideoRequest, warn: Notice = lambda text: None) -> Job:

@@ -12,13 +12,14 @@ from pathlib import Path
 import httpx
 import uvicorn
 
-from mlx_video.serve.app import Limits, Serving, make_app
+from mlx_video.serve.app import Serving, make_app
 from mlx_video.serve.guard import Door
+from mlx_video.serve.limits import Limits
 from mlx_video.serve.store import Store
 from mlx_video.serve.supervisor import Supervisor
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
-LIMITS = Limits(queue=32, disk=20 * 10**9)
+LIMITS = Limits()
 SECONDS = 60  # that anything may take here, on a busy machine
 
 

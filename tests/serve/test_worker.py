@@ -200,6 +200,10 @@ def test_frames_are_rounded_as_in_the_terminal_and_that_is_said(frames, model):
         ({"width": clip_limits.LARGEST_SIDE}, {"width": clip_limits.LARGEST_SIDE + 1}),
         ({"size": "16384x16384"}, {"size": "16385x64"}),
         ({"seconds": 600, "fps": 240}, {"seconds": 601}),
+        (
+            {"recipe": "dev", "steps": clip_limits.MOST_STEPS},
+            {"recipe": "dev", "steps": clip_limits.MOST_STEPS + 1},
+        ),
     ],
 )
 def test_the_server_takes_what_the_terminal_does_and_no_more(most, more, model):
