@@ -272,20 +272,27 @@ class CompiledBlocks:
         from mlx_video.models.ltx.pacing import end_piece
         from mlx_video.types import AV
 
-        given = [tuple(c)[:3] + tuple(c)[4:] for c in conditioning.values]
+        given = [tuple(c)[:2] + tuple(c)[3:] for c in conditioning.values]
         x = self.compiled(weights, x.values, given)
         end_piece(*x)
         return AV(*x)
 
     def _run(self, weights, x, given):
         from mlx_video.models.ltx import pacing
+        from mlx_video.models.ltx.adaln import Modulation
         from mlx_video.models.ltx.transformer import Conditioning, RopeTables
         from mlx_video.types import AV
 
         conditioning = AV(
             *(
-                Conditioning(levels, context, RopeTables(*rope), True, *others)
-                for levels, context, rope, *others in given
+                Conditioning(
+                    context,
+                    RopeTables(*rope),
+                    True,
+                    *(m and Modulation(*m) for m in modulations),
+                    bias,
+                )
+                for context, rope, *modulations, bias in given
             )
         )
         block = self.blocks[0]  # the others differ by nothing but their weights

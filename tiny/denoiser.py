@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_video.models.ltx.adaln import Modulation
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import (
     audio_positions,
@@ -32,7 +33,7 @@ from tiny.model import GEOMETRY
 from tiny.pieces import Arrays, Chain, Piece
 
 AUDIO_WEIGHT = 0.5  # of its error in the loss
-FIELDS = ("rows", "embedded", "cross_rows")  # of Conditioning, computed
+MODULATIONS = ("own", "output", "cross")  # of Conditioning, computed
 
 
 class Denoiser(nn.Module):
@@ -234,8 +235,9 @@ class Slope:
         with _with(weights, self.denoiser) as denoiser:
             x, conditioning = denoiser.transformer.embed(inputs)
         state = _named("x", x) | _named("context", context)
-        for field in FIELDS:
-            state |= _named(field, conditioning.map(lambda c: getattr(c, field)))
+        for name in MODULATIONS:
+            found = conditioning.map(lambda c: getattr(c, name))
+            state |= _named(name, found.map(lambda m: m.rows))
         return state
 
     def _pass(self, weights: Arrays, state: Arrays, given: Arrays) -> Arrays:
@@ -296,8 +298,8 @@ def _ropes(given: Arrays) -> AV[RopeTables]:
 
 
 def _conditioning(state: Arrays, given: Arrays) -> AV[Conditioning]:
-    fields = [_read(state, field) for field in FIELDS]
+    levels, rows = _read(given, "index"), [_read(state, name) for name in MODULATIONS]
+    modulations = [of.map(Modulation, levels) for of in rows]
     ropes, context = _ropes(given), _read(state, "context")
-    levels, enabled = _read(given, "index"), AV(True, True)
     one = lambda x, *others: Conditioning(*others)
-    return _read(state, "x").map(one, levels, context, ropes, enabled, *fields)
+    return _read(state, "x").map(one, context, ropes, AV(True, True), *modulations)

@@ -19,7 +19,7 @@ from mlx_video.check import Check
 from mlx_video.formats import gguf, quantized
 from mlx_video.linear import Linear, QuantizedLinear, dense_weight
 from mlx_video.models.ltx import upsampler
-from mlx_video.models.ltx.adaln import add_gated, norm_modulate
+from mlx_video.models.ltx.adaln import Modulation, Rows, add_gated, norm_modulate
 from mlx_video.models.ltx.attention import Attention, attention_bias, gelu
 from mlx_video.models.ltx.audio_vae import autoencoder, bigvgan, signal
 from mlx_video.models.ltx.audio_vae.vocoder import SameConv1d, TransposedConv1d
@@ -69,9 +69,11 @@ def kernels() -> Iterator[Check]:
             "norm_rotate": partial(norm_rotate, x, weight, *rope(7, *heads), 1e-6),
             "gelu": partial(gelu, x),
         }
-        for told, at in (("", None), (", levels", levels)):
-            norm = partial(norm_modulate, x, table, rows, at, 3, 4, 1e-6)
-            add = partial(add_gated, x, update, table, rows, at, 5)
+        at = Rows(shift=3, scale=4, gate=5)
+        for told, index in (("", None), (", levels", levels)):
+            modulation = Modulation(rows, index)
+            norm = partial(norm_modulate, x, table, modulation, at, 1e-6)
+            add = partial(add_gated, x, update, table, modulation, at)
             forms |= {f"norm_modulate{told}": norm, f"add_gated{told}": add}
         for form, compute in forms.items():
             yield Check(named(form, stream, dtype), POINTWISE[dtype], compute)

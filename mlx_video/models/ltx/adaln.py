@@ -1,11 +1,10 @@
 """Adaptive layer norm: noise levels become the shifts, scales and gates of a stream (AdaLN-single, Chen et al., 2023).
 
-Knows levels and rows, but neither blocks nor what a row is used for. A block adds its own table (R, D) to the rows
-(B, K, R, D) of its tokens' K noise levels. ``levels`` (N,) is each token's index among them; ``None`` = all have the first.
-B may be 1 for a whole batch.
+Knows levels and rows, but neither blocks nor what a row is used for.
 """
 
 import math
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,6 +12,25 @@ import mlx.nn as nn
 from mlx_video.models.ltx.kernels import ADD_GATED, NORM_MODULATE, fused
 
 EMBEDDING_WIDTH = 256
+
+
+class Modulation(NamedTuple):
+    """What the noise levels of a stream's tokens add to a table (R, D).
+
+    rows    (B, K, R, D) of K levels; B may be 1 for a whole batch
+    levels  (N,) which of the K levels each token has; ``None`` = all have the first
+    """
+
+    rows: mx.array
+    levels: mx.array | None = None
+
+
+class Rows(NamedTuple):
+    """The row numbers of one sublayer's shift, scale and gate."""
+
+    shift: int
+    scale: int
+    gate: int | None = None
 
 
 class TimestepEmbedder(nn.Module):
@@ -53,8 +71,32 @@ def timestep_embedding(timesteps: mx.array, dim: int) -> mx.array:
     return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
 
 
-@fused(NORM_MODULATE)
+def modulate(
+    x: mx.array, table: mx.array, modulation: Modulation, at: Rows
+) -> mx.array:
+    """Tokens (B, N, D) ``* (1 + scale) + shift``."""
+    rows, levels = modulation
+    return _scale_and_shift(x, *chosen_rows(table, rows, levels, at.shift, at.scale))
+
+
 def norm_modulate(
+    x: mx.array, table: mx.array, modulation: Modulation, at: Rows, eps: float
+) -> mx.array:
+    """RMS-normed tokens (B, N, D) ``* (1 + scale) + shift``."""
+    rows, levels = modulation
+    return _norm_modulate(x, table, rows, levels, at.shift, at.scale, eps)
+
+
+def add_gated(
+    x: mx.array, update: mx.array, table: mx.array, modulation: Modulation, at: Rows
+) -> mx.array:
+    """Tokens ``x`` (B, N, D) plus ``update`` times their gate."""
+    rows, levels = modulation
+    return _add_gated(x, update, table, rows, levels, at.gate)
+
+
+@fused(NORM_MODULATE)
+def _norm_modulate(
     x: mx.array,
     table: mx.array,
     rows: mx.array,
@@ -63,13 +105,12 @@ def norm_modulate(
     scale: int,
     eps: float,
 ) -> mx.array:
-    """RMS-normed tokens (B, N, D) ``* (1 + scale) + shift``; ``shift`` and ``scale`` are row numbers."""
     normed = mx.fast.rms_norm(x, None, eps)
-    return modulate(normed, *chosen_rows(table, rows, levels, shift, scale))
+    return _scale_and_shift(normed, *chosen_rows(table, rows, levels, shift, scale))
 
 
 @fused(ADD_GATED)
-def add_gated(
+def _add_gated(
     x: mx.array,
     update: mx.array,
     table: mx.array,
@@ -77,7 +118,6 @@ def add_gated(
     levels: mx.array | None,
     gate: int,
 ) -> mx.array:
-    """Tokens ``x`` (B, N, D) plus ``update`` times row number ``gate``."""
     return _add_product(x, update, *chosen_rows(table, rows, levels, gate))
 
 
@@ -96,7 +136,7 @@ def chosen_rows(
 
 
 @mx.compile
-def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
+def _scale_and_shift(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
     """``x * (1 + scale) + shift``, computed in float32 inside one fused kernel."""
     x32, shift, scale = (a.astype(mx.float32) for a in (x, shift, scale))
     return (x32 * (1 + scale) + shift).astype(x.dtype)

@@ -9,7 +9,7 @@ from typing import Callable, ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.adaln import AdaLNSingle, chosen_rows, modulate
+from mlx_video.models.ltx.adaln import AdaLNSingle, Modulation, Rows, modulate
 from mlx_video.models.ltx.attention import Switch, gelu
 from mlx_video.models.ltx.checkpoint import foreign_names
 from mlx_video.models.ltx.config import (
@@ -26,7 +26,6 @@ from mlx_video.models.ltx.transformer import (
     Conditioning,
     ModalityInput,
     RopeTables,
-    Rows,
     StreamBlock,
     TransformerBlock,
     table_rows,
@@ -290,47 +289,47 @@ class Stream(nn.Module):
         times, dtype = given.timesteps, given.latent.dtype
         levels = times.values * self.level_scale
         rows, embedded = self.adaln_single(levels, dtype)
+        output = mx.repeat(embedded[:, :, None], 2, axis=2)  # both rows are the same
+        cross = prompt = None
+        if other is not None:
+            theirs = other.timesteps.sigma[:, None] * self.gate_scale
+            cross = Modulation(self._cross_rows(levels, theirs, dtype), times.index)
+        if self.modulated_text:
+            whole = times.sigma[:, None] * self.level_scale
+            prompt = Modulation(self._prompt_rows(whole, dtype))
         return Conditioning(
-            times.index,
             given.context,
             given.rope,
             given.enabled,
-            rows,
-            embedded,
-            self._cross_rows(levels, dtype, other),
-            self._prompt_rows(times.sigma[:, None] * self.level_scale, dtype),
+            Modulation(rows, times.index),
+            Modulation(output, times.index),
+            cross,
+            prompt,
             given.bias,
         )
 
     def _cross_rows(
-        self, levels: mx.array, dtype: mx.Dtype, other: ModalityInput | None
-    ) -> mx.array | None:
-        """(B, K, 5, D): four rows for each of this stream's levels, and a gate from the other stream's overall level."""
-        if other is None:
-            return None
+        self, levels: mx.array, theirs: mx.array, dtype: mx.Dtype
+    ) -> mx.array:
+        """(B, K, 5, D): four rows for each of this stream's levels, and a gate from the other stream's, (B, 1)."""
         rows, _ = self.cross_adaln_single(levels, dtype)
-        theirs = other.timesteps.sigma[:, None] * self.gate_scale
         gate, _ = self.gate_adaln_single(theirs, dtype)
         (B, K, _, D), batch = rows.shape, gate.shape[0]
         rows = mx.broadcast_to(rows, (max(B, batch), K, CROSS_GATE, D))
         gate = mx.broadcast_to(gate, (max(B, batch), K, 1, D))
         return mx.concatenate([rows, gate], axis=2)
 
-    def _prompt_rows(self, sigma: mx.array, dtype: mx.Dtype) -> mx.array | None:
-        """(B, 1, 2, D); zeros if only the blocks' tables modulate the prompt."""
-        if not self.modulated_text:
-            return None
+    def _prompt_rows(self, level: mx.array, dtype: mx.Dtype) -> mx.array:
+        """(B, 1, 2, D) of a level (B, 1); zeros if only the blocks' tables modulate the prompt."""
         if "prompt_adaln_single" in self:
-            return self.prompt_adaln_single(sigma, dtype)[0]
+            return self.prompt_adaln_single(level, dtype)[0]
         return mx.zeros((1, 1, *self.scale_shift_table.shape), dtype)
 
     def project_out(self, x: mx.array, c: Conditioning) -> mx.array:
         """The velocity (B, N, C) from the last block's tokens."""
-        rows = mx.repeat(c.embedded[:, :, None], 2, axis=2)  # the same for both
-        table, at = self.scale_shift_table, OUTPUT
-        shift_scale = chosen_rows(table, rows, c.levels, at.shift, at.scale)
         normed = mx.fast.layer_norm(x, None, None, self.norm_eps)
-        return self.proj_out(modulate(normed, *shift_scale))
+        x = modulate(normed, self.scale_shift_table, c.output, OUTPUT)
+        return self.proj_out(x)
 
 
 class CaptionProjection(nn.Module):

@@ -11,21 +11,18 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_video.models.ltx.adaln import add_gated, chosen_rows, modulate, norm_modulate
+from mlx_video.models.ltx.adaln import (
+    Modulation,
+    Rows,
+    add_gated,
+    modulate,
+    norm_modulate,
+)
 from mlx_video.models.ltx.attention import Attention, FeedForward, Switch
 from mlx_video.models.ltx.config import LTXModelConfig, StreamConfig
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.rope import Rope
 from mlx_video.types import AV
-
-
-class Rows(NamedTuple):
-    """The row numbers of one sublayer's shift, scale and gate."""
-
-    shift: int
-    scale: int
-    gate: int | None = None
-
 
 # Of a stream's table; the last only if the text attention is modulated (LTX-2.3).
 SELF_ATTENTION = Rows(shift=0, scale=1, gate=2)
@@ -33,10 +30,11 @@ FEED_FORWARD = Rows(shift=3, scale=4, gate=5)
 TEXT_ATTENTION = Rows(shift=6, scale=7, gate=8)
 # Of its table for the prompt.
 PROMPT = Rows(shift=0, scale=1)
-# Of its table for the attention between the streams, by the querying stream.
-CROSS_ATTENTION = AV(video=Rows(scale=0, shift=1, gate=4), audio=Rows(scale=2, shift=3, gate=4))  # fmt: skip
+# Of its table for the attention between the streams.
 CROSS_ROWS = 5
 CROSS_GATE = 4
+TO_VIDEO = Rows(scale=0, shift=1, gate=CROSS_GATE)
+TO_AUDIO = Rows(scale=2, shift=3, gate=CROSS_GATE)
 
 
 def table_rows(config: LTXModelConfig) -> int:
@@ -99,23 +97,21 @@ class ModalityInput:
 
 
 class Conditioning(NamedTuple):
-    """What the blocks and the output read of one stream besides its tokens; rows for each of K noise levels.
+    """What the blocks and the output read of one stream besides its tokens.
 
-    levels       (N,) which level each token has; ``None`` = there is only one
-    rows         (B, K, 6 or 9, D)  for the stream's own table
-    embedded     (B, K, D)          what the output adds to its own shift and scale
-    cross_rows   (B, K, 5, D)       for the table of the exchange with the other stream
-    prompt_rows  (B, 1, 2, D)       for the prompt's table
+    own     for each block's table, 6 or 9 rows
+    output  for the output's table, 2 rows
+    cross   for the table of the exchange with the other stream, 5 rows
+    prompt  for the prompt's table, 2 rows of the stream as a whole
     """
 
-    levels: mx.array | None
     context: mx.array
     rope: RopeTables
     enabled: bool
-    rows: mx.array
-    embedded: mx.array
-    cross_rows: mx.array | None = None
-    prompt_rows: mx.array | None = None
+    own: Modulation
+    output: Modulation
+    cross: Modulation | None = None
+    prompt: Modulation | None = None
     bias: mx.array | None = None
 
 
@@ -157,65 +153,43 @@ class StreamBlock(nn.Module):
         """
         if not c.enabled:
             return x
+        table, eps = self.scale_shift_table, self.norm_eps
         update = self.attn1(
-            self._norm(x, c, SELF_ATTENTION),
+            norm_modulate(x, table, c.own, SELF_ATTENTION, eps),
             rope=c.rope.tokens,
             bias=c.bias,
             attending=attending,
         )
-        x = end_piece(self._add(x, update, c, SELF_ATTENTION))
+        x = end_piece(add_gated(x, update, table, c.own, SELF_ATTENTION))
         del update  # frees it during the text attention
         if not self.modulated_text:
-            return x + self.attn2(mx.fast.rms_norm(x, None, self.norm_eps), c.context)
-        update = self.attn2(self._norm(x, c, TEXT_ATTENTION), self._prompt(c))
-        return self._add(x, update, c, TEXT_ATTENTION)
+            return x + self.attn2(mx.fast.rms_norm(x, None, eps), c.context)
+        query = norm_modulate(x, table, c.own, TEXT_ATTENTION, eps)
+        text = modulate(c.context, self.prompt_scale_shift_table, c.prompt, PROMPT)
+        return add_gated(x, self.attn2(query, text), table, c.own, TEXT_ATTENTION)
 
-    def _prompt(self, c: Conditioning) -> mx.array:
-        """The prompt, modulated for this block: (B, L, D)."""
-        table, at = self.prompt_scale_shift_table, PROMPT
-        rows = chosen_rows(table, c.prompt_rows, None, at.shift, at.scale)
-        return modulate(c.context, *rows)
-
-    def cross_input(self, x: mx.array, c: Conditioning, at: Rows) -> mx.array:
-        """The stream's tokens (B, N, D) as queries or context of the attention between the streams."""
-        table, rows, eps = self.cross_scale_shift_table, c.cross_rows, self.norm_eps
-        return norm_modulate(x, table, rows, c.levels, at.shift, at.scale, eps)
+    def across(self, x: mx.array, c: Conditioning, at: Rows) -> tuple[mx.array, Rope]:
+        """The stream's tokens (B, N, D) as queries or context of the attention between the streams, with their positions."""
+        table = self.cross_scale_shift_table
+        return norm_modulate(x, table, c.cross, at, self.norm_eps), c.rope.cross
 
     def attend_across(
-        self,
-        x: mx.array,
-        c: Conditioning,
-        context: mx.array,
-        context_rope: Rope,
-        at: Rows,
-        crossing: Switch,
+        self, x: mx.array, c: Conditioning, other: tuple[mx.array, Rope], at: Rows
     ) -> mx.array:
-        """Tokens (B, N, D) after attention to the other stream, whose ``cross_input`` is ``context``, where ``crossing``."""
-        query = self.cross_input(x, c, at)
-        update = self.cross_attn(
-            query, context, rope=c.rope.cross, context_rope=context_rope
-        )
-        if crossing is not True:
-            update = update * crossing.astype(update.dtype)
-        # The gate follows the other stream's noise level, so it is the same in all rows.
-        table = self.cross_scale_shift_table
-        return add_gated(x, update, table, c.cross_rows, None, at.gate)
+        """Tokens (B, N, D) after attention to the other stream, of which ``other`` is ``across``."""
+        (query, rope), (context, context_rope) = self.across(x, c, at), other
+        update = self.cross_attn(query, context, rope=rope, context_rope=context_rope)
+        # The gate follows the other stream's noise level, so it is the same for all tokens.
+        gate = Modulation(c.cross.rows)
+        return add_gated(x, update, self.cross_scale_shift_table, gate, at)
 
     def feed_forward(self, x: mx.array, c: Conditioning) -> mx.array:
         """Tokens (B, N, D) plus their feed-forward update; ``x`` itself where the stream is not enabled."""
         if not c.enabled:
             return x
-        update = self.ff(self._norm(x, c, FEED_FORWARD))
-        return self._add(x, update, c, FEED_FORWARD)
-
-    def _norm(self, x: mx.array, c: Conditioning, at: Rows) -> mx.array:
         table, eps = self.scale_shift_table, self.norm_eps
-        return norm_modulate(x, table, c.rows, c.levels, at.shift, at.scale, eps)
-
-    def _add(
-        self, x: mx.array, update: mx.array, c: Conditioning, at: Rows
-    ) -> mx.array:
-        return add_gated(x, update, self.scale_shift_table, c.rows, c.levels, at.gate)
+        update = self.ff(norm_modulate(x, table, c.own, FEED_FORWARD, eps))
+        return add_gated(x, update, table, c.own, FEED_FORWARD)
 
 
 class TransformerBlock(nn.Module):
@@ -247,7 +221,8 @@ class TransformerBlock(nn.Module):
         streams = self.streams
         x = x.map(lambda x, c, s, on: s.attend(x, c, on), c, streams, attending)
         end_piece(*x.values)  # together, which frees what one stream reads of the other
-        if crossing is not False and len(x.present) > 1:
+        both = x.video is not None and x.audio is not None
+        if both and crossing is not False:
             x = self._exchange(x, c, crossing)
             end_piece(*x.values)
         x = x.map(lambda x, c, s: s.feed_forward(x, c), c, streams)
@@ -257,16 +232,13 @@ class TransformerBlock(nn.Module):
     def _exchange(
         self, x: AV[mx.array], c: AV[Conditioning], crossing: Switch
     ) -> AV[mx.array]:
-        """Each enabled stream attends to the other's state before the exchange."""
-        at, video, audio = CROSS_ATTENTION, x.video, x.audio
+        """Each enabled stream attends to the other's state before the exchange, in the items that are ``crossing``."""
+        video, audio = x.video, x.audio
         if c.video.enabled:
-            heard = self.audio.cross_input(x.audio, c.audio, at.video)
-            video = self.video.attend_across(
-                x.video, c.video, heard, c.audio.rope.cross, at.video, crossing
-            )
+            heard = self.audio.across(x.audio, c.audio, TO_VIDEO)
+            video = self.video.attend_across(x.video, c.video, heard, TO_VIDEO)
         if c.audio.enabled:
-            seen = self.video.cross_input(x.video, c.video, at.audio)
-            audio = self.audio.attend_across(
-                x.audio, c.audio, seen, c.video.rope.cross, at.audio, crossing
-            )
-        return AV(video, audio)
+            seen = self.video.across(x.video, c.video, TO_AUDIO)
+            audio = self.audio.attend_across(x.audio, c.audio, seen, TO_AUDIO)
+        after = AV(video, audio)
+        return after if crossing is True else after.map(partial(mx.where, crossing), x)

@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_video.models.ltx import kernels
-from mlx_video.models.ltx.adaln import add_gated, norm_modulate
+from mlx_video.models.ltx.adaln import Modulation, Rows, add_gated, norm_modulate
 from mlx_video.models.ltx.kernels import Kernel, fused
 from mlx_video.models.ltx.rope import norm_rotate
 from mlx_video.models.ltx.video_vae import cells
@@ -50,10 +50,12 @@ def test_modulation(monkeypatch, dtype, table_dtype, width, levels, row_batch):
     table = random(6, width, seed=3, dtype=table_dtype)
     rows = random(row_batch, levels, 6, width, seed=2, dtype=dtype)
     index = None if levels == 1 else mx.array([0, 2, 1, 1, 0, 2, 2])
+    each, same = Modulation(rows, index), Modulation(rows)
+    at = Rows(shift=3, scale=4, gate=5)
     for compute in (
-        lambda: norm_modulate(x, table, rows, index, 3, 4, 1e-6),
-        lambda: add_gated(x, y, table, rows, index, 5),
-        lambda: add_gated(x, y, table, rows, None, 5),
+        lambda: norm_modulate(x, table, each, at, 1e-6),
+        lambda: add_gated(x, y, table, each, at),
+        lambda: add_gated(x, y, table, same, at),
     ):
         assert error(compute(), plainly(monkeypatch, compute)) < TOLERANCE[dtype]
 
@@ -139,8 +141,11 @@ def test_a_kernel_has_the_gradient_of_its_definition(monkeypatch):
     levels = mx.array([0, 1, 1, 0, 1])
 
     def gradients():
-        run = lambda *arrays: norm_modulate(*arrays, levels, 0, 1, 1e-6)
-        loss = lambda *arrays: mx.square(run(*arrays)).sum()
+        def loss(x, table, rows):
+            modulation = Modulation(rows, levels)
+            run = norm_modulate(x, table, modulation, Rows(shift=0, scale=1), 1e-6)
+            return mx.square(run).sum()
+
         return mx.grad(loss, (0, 1, 2))(x, table, rows)
 
     for ours, expected in zip(gradients(), plainly(monkeypatch, gradients)):

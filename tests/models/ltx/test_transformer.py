@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from mlx_video.models.ltx.adaln import (
+    Modulation,
+    Rows,
     add_gated,
     chosen_rows,
     modulate,
@@ -48,12 +50,12 @@ def test_timestep_embedding():
 def test_rows_of_each_level_reach_its_tokens(name):
     c = conditioning(UNIFORM if name == "uniform" else PER_TOKEN).video
     for ours, official in (
-        (c.rows, "timesteps"),
-        (c.embedded, "embedded_timestep"),
-        (c.cross_rows[:, :, :CROSS_GATE], "cross_scale_shift_timestep"),
+        (c.own.rows, "timesteps"),
+        (c.output.rows[:, :, :1], "embedded_timestep"),
+        (c.cross.rows[:, :, :CROSS_GATE], "cross_scale_shift_timestep"),
     ):
         expected = DIT[f"int.{name}.video_{official}"]
-        ours = of_tokens(ours.flatten(2), c.levels)
+        ours = of_tokens(ours.flatten(2), c.own.levels)
         ours = mx.broadcast_to(ours, expected.shape)
         assert error(ours, expected) < MODULE_TOLERANCE
 
@@ -61,9 +63,9 @@ def test_rows_of_each_level_reach_its_tokens(name):
 def test_audio_rows():
     c = conditioning(UNIFORM).audio
     for ours, official in (
-        (c.rows, "timesteps"),
-        (c.embedded, "embedded_timestep"),
-        (c.cross_rows[:, :, :CROSS_GATE], "cross_scale_shift_timestep"),
+        (c.own.rows, "timesteps"),
+        (c.output.rows[:, :, :1], "embedded_timestep"),
+        (c.cross.rows[:, :, :CROSS_GATE], "cross_scale_shift_timestep"),
         (gate_of(c), "cross_gate_timestep"),
     ):
         expected = DIT[f"int.audio_{official}"]
@@ -82,7 +84,7 @@ def test_gate_hears_the_other_modality():
 
 def gate_of(c):
     """(B, K, D)"""
-    return c.cross_rows[:, :, CROSS_GATE]
+    return c.cross.rows[:, :, CROSS_GATE]
 
 
 def test_gates_are_crossed():
@@ -170,6 +172,9 @@ def test_a_mask_of_one_item_takes_the_noise_levels_of_many():
     assert mx.allclose(tokens, some_mask()[:1, :, 0] * sigma[:, None])
 
 
+AT = Rows(shift=0, scale=1, gate=2)
+
+
 def some_rows(dtype=mx.float32, levels=1):
     """A table of three rows, and what three rows of each level add to it."""
     table = mx.random.normal((3, 8), key=mx.random.key(7))
@@ -179,18 +184,17 @@ def some_rows(dtype=mx.float32, levels=1):
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_elementwise_rules_round_once(dtype):
-    x, y, shift = (
-        mx.random.normal(shape, key=mx.random.key(i)).astype(dtype)
-        for i, shape in enumerate([(2, 5, 8), (2, 5, 8), (2, 1, 8)])
+    x, y = (
+        mx.random.normal((2, 5, 8), key=mx.random.key(i)).astype(dtype) for i in (0, 1)
     )
     table, rows = some_rows(dtype)
-    (gate,) = chosen_rows(table, rows, None, 2)
-    x64, y64, shift64, gate64 = (
-        np.array(a.astype(mx.float32)) for a in (x, y, shift, gate)
+    shift, scale, gate = chosen_rows(table, rows, None, *AT)
+    x64, y64, shift64, scale64, gate64 = (
+        np.array(a.astype(mx.float32)) for a in (x, y, shift, scale, gate)
     )
     for ours, exact in (
-        (modulate(x, shift, shift), x64 * (1 + shift64) + shift64),
-        (add_gated(x, y, table, rows, None, 2), x64 + y64 * gate64),
+        (modulate(x, table, Modulation(rows), AT), x64 * (1 + scale64) + shift64),
+        (add_gated(x, y, table, Modulation(rows), AT), x64 + y64 * gate64),
     ):
         assert ours.dtype == dtype
         assert mx.allclose(ours, mx.array(exact).astype(dtype), rtol=1e-6, atol=1e-6)
@@ -211,5 +215,5 @@ def test_each_token_has_the_rows_of_its_level():
     for token, level in enumerate(levels.tolist()):
         assert mx.array_equal(each[:, token], table[1] + rows[:, level, 1])
     x = mx.random.normal((2, 3, 8))
-    normed = norm_modulate(x, table, rows, levels, 0, 1, 1e-6)
+    normed = norm_modulate(x, table, Modulation(rows, levels), AT, 1e-6)
     assert mx.allclose(normed, mx.fast.rms_norm(x, None, 1e-6) * (1 + each) + shift)
