@@ -1,5 +1,6 @@
 """The audio autoencoder: log-mel spectrograms to latents, and back."""
 
+from itertools import pairwise
 from typing import ClassVar
 
 import mlx.core as mx
@@ -44,9 +45,11 @@ class AudioEncoder(Network):
         widths, self.config = config.widths, config
         self.conv_in = CausalConv2d(config.in_channels, config.ch)
         self.down = [
-            DownLevel(before, width, config.num_res_blocks, last=i == len(widths) - 1)
-            for i, (before, width) in enumerate(zip((config.ch, *widths), widths))
+            Level(before, width, config.num_res_blocks)
+            for before, width in pairwise((config.ch, *widths))
         ]
+        for level, width in zip(self.down[:-1], widths):
+            level.downsample = Downsample(width)
         self.mid = MidBlock(widths[-1])
         self.conv_out = CausalConv2d(widths[-1], 2 * config.z_channels)
         tokens = config.z_channels * config.latent_bins
@@ -83,9 +86,11 @@ class AudioDecoder(Network):
         self.mid = MidBlock(widths[-1])
         # In the checkpoint's order, highest resolution first; they run in reverse.
         self.up = [
-            UpLevel(before, width, config.num_res_blocks + 1, last=i == 0)
-            for i, (before, width) in enumerate(zip((*widths[1:], widths[-1]), widths))
+            Level(before, width, config.num_res_blocks + 1)
+            for before, width in zip((*widths[1:], widths[-1]), widths)
         ]
+        for level, width in zip(self.up[1:], widths[1:]):
+            level.upsample = Upsample(width)
         self.conv_out = CausalConv2d(widths[0], config.out_ch)
 
     def activation_bytes(self, frames: int) -> float:
@@ -104,35 +109,20 @@ class AudioDecoder(Network):
         return self.conv_out(norm_silu(x)).transpose(0, 3, 1, 2)
 
 
-class DownLevel(nn.Module):
-    """Residual blocks at one resolution, and the step to the next lower one if there is one."""
+class Level(nn.Module):
+    """Residual blocks at one resolution, then the step to the next lower or higher one, if there is one."""
 
-    def __init__(self, in_channels: int, out_channels: int, count: int, last: bool):
+    def __init__(self, in_channels: int, out_channels: int, count: int):
         super().__init__()
-        self.block = resnet_blocks(in_channels, out_channels, count)
-        if not last:
-            self.downsample = Downsample(out_channels)
+        widths = [in_channels] + [out_channels] * count
+        self.block = [ResnetBlock(*pair) for pair in pairwise(widths)]
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, T, M, C) -> (B, ceil(T / 2), M / 2, C'); the last level keeps T and M."""
+        """(B, T, M, C) -> (B, ceil(T / 2), M / 2, C') or (B, 2T - 1, 2M, C'); without a step, T and M stay."""
         for block in self.block:
             x = block(x)
-        return self.downsample(x) if "downsample" in self else x
-
-
-class UpLevel(nn.Module):
-    """Residual blocks at one resolution, and the step to the next higher one if there is one."""
-
-    def __init__(self, in_channels: int, out_channels: int, count: int, last: bool):
-        super().__init__()
-        self.block = resnet_blocks(in_channels, out_channels, count)
-        if not last:
-            self.upsample = Upsample(out_channels)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """(B, T, M, C) -> (B, 2T - 1, 2M, C'); the last level keeps T and M."""
-        for block in self.block:
-            x = block(x)
+        if "downsample" in self:
+            return self.downsample(x)
         return self.upsample(x) if "upsample" in self else x
 
 
@@ -145,7 +135,7 @@ def norm_silu(x: mx.array) -> mx.array:
 
 
 class CausalConv2d(nn.Conv2d):
-    """Convolution that keeps the size, with zeros before the first frame and on both sides of the mel axis."""
+    """Convolution (B, T, M, I) -> (B, T, M, O), with zeros before the first frame and on both sides of the mel axis."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
         super().__init__(in_channels, out_channels, kernel_size)
@@ -153,7 +143,6 @@ class CausalConv2d(nn.Conv2d):
         self.zeros = ((0, 0), (kernel_size - 1, 0), (around, around), (0, 0))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, T, M, I) -> (B, T, M, O)."""
         return super().__call__(mx.pad(x, self.zeros))
 
 
@@ -181,7 +170,7 @@ class Upsample(CausalConv2d):
 
 
 class ResnetBlock(nn.Module):
-    """Twice norm, SiLU and 3x3 convolution, plus the input, projected if the channels change."""
+    """Twice norm, SiLU and 3x3 convolution, plus the input, projected if I != O: (B, T, M, I) -> (B, T, M, O)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -191,14 +180,13 @@ class ResnetBlock(nn.Module):
             self.shortcut = CausalConv2d(in_channels, out_channels, kernel_size=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, T, M, I) -> (B, T, M, O)."""
         h = self.conv1(norm_silu(x))
         h = self.conv2(norm_silu(h))
         return h + (self.shortcut(x) if "shortcut" in self else x)
 
 
 class MidBlock(nn.Module):
-    """Two residual blocks at the lowest resolution."""
+    """Two residual blocks at the lowest resolution, (B, T, M, C) -> (B, T, M, C)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -206,11 +194,4 @@ class MidBlock(nn.Module):
         self.block_2 = ResnetBlock(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, T, M, C) -> (B, T, M, C)."""
         return self.block_2(self.block_1(x))
-
-
-def resnet_blocks(in_channels: int, out_channels: int, count: int) -> list[ResnetBlock]:
-    """``count`` blocks; the first changes the channels."""
-    widths = [in_channels] + [out_channels] * count
-    return [ResnetBlock(*pair) for pair in zip(widths, widths[1:])]

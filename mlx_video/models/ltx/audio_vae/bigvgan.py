@@ -60,19 +60,10 @@ class BigVGANVocoder(Network):
     def __init__(self, config: BigVGANVocoderConfig):
         super().__init__()
         self.config = config
+        self.sample_rate, self.hop = config.output_sample_rate, config.hop
         self.generator = BigVGAN(config.vocoder, MEL_BINS)
         self.extension = BigVGAN(config.bwe, config.bwe.num_mels)
         self.mel = CausalLogMel(config.bwe)
-
-    @property
-    def sample_rate(self) -> int:
-        """Of the waveform, in Hz."""
-        return self.config.output_sample_rate
-
-    @property
-    def hop(self) -> int:
-        """Samples per mel frame."""
-        return self.config.hop
 
     @property
     def reach(self) -> int:
@@ -148,7 +139,7 @@ class BigVGAN(Generator):
 
 
 class AMPBlock(VocoderBlock):
-    """HiFi-GAN's block with an anti-aliased activation before each convolution."""
+    """HiFi-GAN's block with an anti-aliased activation before each convolution: (B, L, C) -> (B, L, C)."""
 
     def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int]):
         super().__init__(channels, kernel_size, dilations)
@@ -156,7 +147,6 @@ class AMPBlock(VocoderBlock):
         self.acts2 = [AntiAliasedSnake(channels) for _ in dilations]
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, L, C) -> (B, L, C)."""
         for conv1, conv2, act1, act2 in zip(
             self.convs1, self.convs2, self.acts1, self.acts2
         ):
