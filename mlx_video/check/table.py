@@ -20,7 +20,7 @@ from mlx_video.formats import gguf, quantized
 from mlx_video.linear import Linear, QuantizedLinear, dense_weight
 from mlx_video.models.ltx import upsampler
 from mlx_video.models.ltx.adaln import Modulation, Rows, add_gated, norm_modulate
-from mlx_video.models.ltx.attention import Attention, attention_bias, gelu
+from mlx_video.models.ltx.attention import Attention, Items, attention_bias, gelu
 from mlx_video.models.ltx.audio_vae import autoencoder, bigvgan, signal
 from mlx_video.models.ltx.audio_vae.vocoder import SameConv1d, TransposedConv1d
 from mlx_video.models.ltx.checkpoint.files import Files
@@ -96,7 +96,7 @@ def attention() -> Iterator[Check]:
             "attention, bias": partial(layer, x, rope=rope(133, 2, size), bias=bias),
             "attention to text": partial(layer, x, text),
             "attention skipped": partial(
-                layer, x, attending=mx.array([True, False])[:, None, None]
+                layer, x, attending=Items.where([True, False])
             ),
         }
         for form, compute in forms.items():

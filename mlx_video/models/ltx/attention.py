@@ -3,6 +3,8 @@
 Knows projections, norms and heads; not modulation, residuals or modalities.
 """
 
+from typing import NamedTuple, Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -12,8 +14,25 @@ from mlx_video.models.ltx.config import LTXRopeType
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.rope import Rope, apply_rotary, norm_rotate, split_heads
 
-Switch = mx.array | bool
-"""Whether something is done: one answer for the batch, or one for each item, (B, 1, 1)."""
+
+class Items(NamedTuple):
+    """The items of a batch that something is done for.
+
+    any   ``False`` = for none, so it is not computed
+    mask  (B, 1, 1), which of them; ``None`` = all, or none
+    """
+
+    any: bool = True
+    mask: mx.array | None = None
+
+    @classmethod
+    def where(cls, answers: Sequence[bool]) -> "Items":
+        """From an answer for each item, or one for all."""
+        mixed = len(set(answers)) > 1
+        return cls(any(answers), mx.array(answers)[:, None, None] if mixed else None)
+
+
+ALL = Items()
 
 
 class Attention(nn.Module):
@@ -55,24 +74,23 @@ class Attention(nn.Module):
         rope: Rope | None = None,
         context_rope: Rope | None = None,
         bias: mx.array | None = None,
-        attending: Switch = True,
+        attending: Items = ALL,
     ) -> mx.array:
         """(B, N, dim) attends to ``context`` (B, M, context_dim), or to itself -> (B, N, dim).
 
         rope          of the queries; ``context_rope`` of the keys (the queries' if ``None``)
         bias          (B, 1, N, M) added to the scores, in the dtype of x
-        attending     ``False`` = tokens keep their own values instead of attending (spatiotemporal guidance; only for
-                      self-attention)
+        attending     the items that do; in others, tokens keep their own values (spatiotemporal guidance; only for self-attention)
         """
         context = x if context is None else context
         values = end_piece(self.to_v(context))
-        if attending is False:
+        if not attending.any:
             return self.to_out(self._gate(values, x))
         q = end_piece(self._turn(self.to_q(x), self.q_norm, rope))
         k = self._turn(self.to_k(context), self.k_norm, context_rope or rope)
         out = _attend(q, end_piece(k), values, bias, self.heads, self.scale)
-        if attending is not True:
-            out = mx.where(attending, out, values)
+        if attending.mask is not None:
+            out = mx.where(attending.mask, out, values)
         return self.to_out(self._gate(out, x))
 
     def _turn(self, x: mx.array, norm: nn.RMSNorm, rope: Rope | None) -> mx.array:

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.adaln import AdaLNSingle, Modulation, Rows, modulate
-from mlx_video.models.ltx.attention import Switch, gelu
+from mlx_video.models.ltx.attention import ALL, Items, gelu
 from mlx_video.models.ltx.checkpoint import foreign_names
 from mlx_video.models.ltx.config import (
     LTXModelConfig,
@@ -352,24 +352,19 @@ def streams_of(key: str) -> set[Modality]:
     return {modality for modality in Modality if modality.value in modules}
 
 
-EVERYTHING = AV(True, True), True
+UNPERTURBED = AV(ALL, ALL), ALL
 
 
 def _perturbed(
     block: int, perturbations: Sequence[Perturbation]
-) -> tuple[AV[Switch], Switch]:
-    """Whether ``block`` attends within each stream, and between them."""
+) -> tuple[AV[Items], Items]:
+    """The items in which ``block`` attends within each stream, and between them."""
     if not perturbations:
-        return EVERYTHING
+        return UNPERTURBED
 
-    def attends(modality: Modality) -> Switch:
+    def attending(modality: Modality) -> Items:
         skipped = [p.skip_self_attention[modality] or () for p in perturbations]
-        return _agreed([block not in blocks for blocks in skipped])
+        return Items.where([block not in blocks for blocks in skipped])
 
-    crossing = [not p.isolate for p in perturbations]
-    return AV(*map(attends, Modality)), _agreed(crossing)
-
-
-def _agreed(answers: list[bool]) -> Switch:
-    """The answer that all batch items share (true if there are none), or one for each."""
-    return all(answers) if len(set(answers)) < 2 else mx.array(answers)[:, None, None]
+    crossing = Items.where([not p.isolate for p in perturbations])
+    return AV(*map(attending, Modality)), crossing

@@ -18,7 +18,7 @@ from mlx_video.models.ltx.adaln import (
     modulate,
     norm_modulate,
 )
-from mlx_video.models.ltx.attention import Attention, FeedForward, Switch
+from mlx_video.models.ltx.attention import ALL, Attention, FeedForward, Items
 from mlx_video.models.ltx.config import LTXModelConfig, StreamConfig
 from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.rope import Rope
@@ -146,7 +146,7 @@ class StreamBlock(nn.Module):
             self.cross_attn = attention(context_dim=other.width, **heads)
             self.cross_scale_shift_table = mx.zeros((CROSS_ROWS, D))
 
-    def attend(self, x: mx.array, c: Conditioning, attending: Switch) -> mx.array:
+    def attend(self, x: mx.array, c: Conditioning, attending: Items) -> mx.array:
         """Tokens (B, N, D) after attention to the stream's own, then to its text; ``attending`` as in ``Attention``.
 
         ``x`` itself where the stream is not enabled.
@@ -210,19 +210,19 @@ class TransformerBlock(nn.Module):
         self,
         x: AV[mx.array],
         c: AV[Conditioning],
-        attending: AV[Switch] = AV(True, True),
-        crossing: Switch = True,
+        attending: AV[Items] = AV(ALL, ALL),
+        crossing: Items = ALL,
     ) -> AV[mx.array]:
         """Tokens (B, N, D) of each stream -> the same shapes.
 
-        attending  whether a stream's self-attention runs, or only passes its values through
-        crossing   whether the streams attend to each other
+        attending  where a stream's self-attention runs; elsewhere it only passes its values through
+        crossing   where the streams attend to each other
         """
         streams = self.streams
         x = x.map(lambda x, c, s, on: s.attend(x, c, on), c, streams, attending)
         end_piece(*x.values)  # together, which frees what one stream reads of the other
         both = x.video is not None and x.audio is not None
-        if both and crossing is not False:
+        if both and crossing.any:
             x = self._exchange(x, c, crossing)
             end_piece(*x.values)
         x = x.map(lambda x, c, s: s.feed_forward(x, c), c, streams)
@@ -230,7 +230,7 @@ class TransformerBlock(nn.Module):
         return x
 
     def _exchange(
-        self, x: AV[mx.array], c: AV[Conditioning], crossing: Switch
+        self, x: AV[mx.array], c: AV[Conditioning], crossing: Items
     ) -> AV[mx.array]:
         """Each enabled stream attends to the other's state before the exchange, in the items that are ``crossing``."""
         video, audio = x.video, x.audio
@@ -241,4 +241,6 @@ class TransformerBlock(nn.Module):
             seen = self.video.across(x.video, c.video, TO_AUDIO)
             audio = self.audio.attend_across(x.audio, c.audio, seen, TO_AUDIO)
         after = AV(video, audio)
-        return after if crossing is True else after.map(partial(mx.where, crossing), x)
+        if crossing.mask is None:
+            return after
+        return after.map(partial(mx.where, crossing.mask), x)

@@ -9,6 +9,7 @@ import pytest
 from mlx_video.models.ltx.attention import (
     Attention,
     FeedForward,
+    Items,
     attention_bias,
     gelu,
 )
@@ -67,8 +68,8 @@ def test_attention_in_numpy():
 def test_without_attending_a_token_keeps_its_own_value():
     attention, x = small_attention(), noise(2, 5, 16)
     passed = attention.to_out(attention.to_v(x))
-    assert mx.array_equal(attention(x, attending=False), passed)
-    mixed = attention(x, attending=mx.array([True, False])[:, None, None])
+    assert mx.array_equal(attention(x, attending=Items.where([False])), passed)
+    mixed = attention(x, attending=Items.where([True, False]))
     assert error(mixed[0], attention(x)[0]) < 1e-6
     assert error(mixed[1], passed[1]) < 1e-6
 
