@@ -14,7 +14,6 @@ from mlx_video.inputs import Parts
 from mlx_video.models.ltx import dfr_layout
 from mlx_video.models.ltx.condition_tokens import Place, generated_keyframes, reference
 from mlx_video.models.ltx.loading.components import Components
-from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.models.ltx.patchify import initial_states, noised, unpatchify
 from mlx_video.pipeline import Made, Pipeline, Sampling, Working, steps
 from mlx_video.recipes import Recipe, Stage, finished
@@ -38,13 +37,8 @@ class DFRPipeline(Pipeline):
     """
 
     def check(self, request: Request) -> None:
-        """As in ``Pipeline``; also raises for a model without keyframes, and if the model should choose the length."""
+        """As in ``Pipeline``; also raises if the model should choose the length."""
         super().check(request)
-        config = PARTS["transformer"].config(self.components.sources["transformer"])
-        if not config.use_keyframes_abs_pos_embedding:
-            raise UserError(
-                "This model cannot generate keyframes, which DFR needs; LTX-2.5 can."
-            )
         if request.timed:
             raise UserError("DFR cannot choose the clip's length; set --num-frames.")
 

@@ -190,9 +190,7 @@ class Pipeline:
         request.check(self.recipe, self.components.geometry)
         transformer = self.components.sources["transformer"]
         config = PARTS["transformer"].config(transformer)
-        self.recipe.check(config.num_layers)
-        for given in request.inputs:
-            given.check_model(config)
+        request.check_model(self.recipe, config)
         needs = request.needs(self.recipe)
         if request.timed and "duration_head" not in self.components.sources:
             raise UserError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from mlx_video.errors import UserError
 from mlx_video.models.ltx import dfr_layout
 from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
+from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.loading.schema import Config
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.sampling.samplers import Sampler
@@ -192,8 +193,8 @@ class Recipe:
         """Whether any stage uses the negative prompt."""
         return any(g.cfg != 1.0 for stage in self.stages for g in stage.guidance.values)
 
-    def check(self, num_layers: int | None = None) -> None:
-        """Raise ``UserError`` for invalid stages, variant or rounds, or blocks that a model of ``num_layers`` lacks."""
+    def check(self, model: LTXModelConfig | None = None) -> None:
+        """Raise ``UserError`` for invalid stages, variant or rounds, or what a transformer of config ``model`` cannot do."""
         if self.variant not in VARIANTS:
             raise UserError(
                 f"The variant must be distilled or dev; got {self.variant!r}."
@@ -207,7 +208,7 @@ class Recipe:
         _check_rounds(len(self.rounds or ()))
         for stages, upsampler in zip((self.stages, self.rounds or ()), UPSAMPLERS):
             for stage in stages:
-                stage.check(num_layers)
+                stage.check(model and model.num_layers)
                 if stage.upsampler != upsampler:
                     raise UserError(
                         f"A recipe's stages take the upsampler and DFR's rounds the temporal_upsampler; got "
@@ -216,6 +217,14 @@ class Recipe:
         if self.rounds is None and any(stage.detailing for stage in self.stages):
             raise UserError(
                 "Only DFR uses the detailing LoRA; leave it out of a recipe without rounds."
+            )
+        if (
+            self.rounds is not None
+            and model
+            and not model.use_keyframes_abs_pos_embedding
+        ):
+            raise UserError(
+                "This model cannot generate keyframes, which DFR needs; LTX-2.5 can. Leave out --dfr."
             )
 
 

@@ -19,7 +19,11 @@ from mlx_video.errors import UserError, check_text, field_error
 from mlx_video.hub import Notify
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.checkpoint.find import find_geometry, model_of
+from mlx_video.models.ltx.checkpoint.find import (
+    find_geometry,
+    find_transformer,
+    model_of,
+)
 from mlx_video.models.ltx.loading.components import Components, notify_log
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
@@ -44,8 +48,10 @@ class Job:
         """Raise ``UserError`` for anything wrong that can be known before loading."""
         self.files.check()
         self.recipe.check()
-        geometry = find_geometry(model_of(self.files), self.recipe.variant)
-        self.request.check(self.recipe, geometry)
+        model, variant = model_of(self.files), self.recipe.variant
+        self.request.check(self.recipe, find_geometry(model, variant))
+        if config := find_transformer(model, variant):
+            self.request.check_model(self.recipe, config)
 
     def pipeline(
         self, *, health: bool = True, plan: plans.Plan | None = None

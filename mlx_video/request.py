@@ -7,7 +7,7 @@ from typing import Callable, Iterable, TypeVar
 from mlx_video.disk import short
 from mlx_video.errors import UserError, check_text
 from mlx_video.inputs import Input, as_input, check_inputs
-from mlx_video.models.ltx.config import LTXModelType
+from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT, SEED, Recipe
 from mlx_video.types import Geometry, VideoPixelShape
@@ -68,6 +68,12 @@ class Request:
         if geometry:
             geometry.check(self.shape, recipe.shrink, self.audio)
             check_inputs(self.inputs, self.shape, geometry)
+
+    def check_model(self, recipe: Recipe, model: LTXModelConfig) -> None:
+        """Raise ``UserError`` for what a transformer of config ``model`` cannot do."""
+        recipe.check(model)
+        for given in self.inputs:
+            given.check_model(model)
 
     @property
     def model_type(self) -> LTXModelType:

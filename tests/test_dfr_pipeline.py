@@ -11,13 +11,17 @@ from PIL import Image as Picture
 from mlx_video import cli, lora, recipes
 from mlx_video.dfr_pipeline import DFRPipeline, pipeline_for, tile_key
 from mlx_video.errors import UserError
-from mlx_video.inputs import Image
+from mlx_video.inputs import Image, Keyframes
 from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_5
 from mlx_video.models.ltx.loading.components import Components
+from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached, Request
 from mlx_video.plan import Footprint, Work, phases
 from mlx_video.recipes import Recipe, Stage, dfr_recipe, finished
+from mlx_video.record import Job
+from mlx_video.run import run
 from mlx_video.types import AV, Sample, Step, VideoPixelShape
 from tests.checkpoints import tiny_folder
 from tests.media_reading import read_clip
@@ -134,6 +138,23 @@ def test_a_model_that_cannot_generate_pictures_is_told_at_once(tmp_path):
     with pytest.raises(UserError, match="cannot generate keyframes.*LTX-2.5 can"):
         pipeline.check(Request("a cat", SHAPE))
     assert type(pipeline_for(components, recipes.distilled())) is Pipeline
+
+
+@pytest.mark.parametrize("name", [DEMO, LTX_2.repository])
+@pytest.mark.parametrize(
+    "recipe, inputs, sentence",
+    [
+        (dfr_recipe(1), (), "which DFR needs; LTX-2.5 can. Leave out --dfr"),
+        (recipes.distilled(), (Keyframes(2),), "Leave out --keyframes"),
+    ],
+)
+def test_such_a_model_is_refused_before_anything_is_fetched(
+    name, recipe, inputs, sentence, monkeypatch
+):
+    monkeypatch.setattr("mlx_video.hub.plan", None)
+    job = Job(Request("a cat", SHAPE, inputs=inputs), recipe, Files(name))
+    with pytest.raises(UserError, match=f"cannot generate keyframes.*{sentence}"):
+        [*run(job, Output(Path("new.mp4")))]
 
 
 @pytest.mark.slow

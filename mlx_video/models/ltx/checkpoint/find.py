@@ -27,6 +27,7 @@ from mlx_video.models.ltx.checkpoint.layouts import (
 )
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source, newest
+from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.models.ltx.loading.parts import PARTS, part_of
 from mlx_video.models.ltx.text_folder import Subjects
@@ -110,12 +111,23 @@ def find_defaults(
 
 def find_geometry(model: str | Path, variant: str) -> Geometry | None:
     """The checkpoint's geometry, if it is known before anything is fetched."""
+    sources = _known(model, variant)
+    return read_geometry(sources) if "video_decoder" in sources else None
+
+
+def find_transformer(model: str | Path, variant: str) -> LTXModelConfig | None:
+    """The transformer's config, if it is known before anything is fetched."""
+    source = _known(model, variant).get("transformer")
+    return source and PARTS["transformer"].config(source)
+
+
+def _known(model: str | Path, variant: str) -> Mapping[str, Source]:
+    """The parts of a local checkpoint, or of a release's published config."""
     path = located(model)
     if path.exists():
-        sources = identify(path, variant).sources
-        return read_geometry(sources) if "video_decoder" in sources else None
+        return identify(path, variant).sources
     release = published(str(model))
-    return release and release.geometry
+    return release.sources if release else {}
 
 
 def find_model(

@@ -91,16 +91,19 @@ class Release:
         return json.loads((PUBLISHED / self.published).read_text())
 
     @cached_property
-    def geometry(self) -> Geometry | None:
-        """The geometry of its published config, to check requests before anything is fetched."""
+    def sources(self) -> Mapping[str, Source]:
+        """The configs of its parts, to check requests before anything is fetched; empty if they are not known."""
         if not self.blocks:
-            return None
+            return {}
         usual = {"vae": self.blocks.get("vae_diffusion", self.blocks["vae"])}
         blocks = {**self.blocks, **usual}
         parts = {n: part.block for n, part in PARTS.items() if part.block}
-        return read_geometry(
-            {n: Source(PUBLISHED, blocks[b]) for n, b in parts.items()}
-        )
+        return {n: Source(PUBLISHED, blocks[b]) for n, b in parts.items()}
+
+    @cached_property
+    def geometry(self) -> Geometry | None:
+        """The geometry of its published config."""
+        return read_geometry(self.sources) if self.sources else None
 
     @property
     def size(self) -> str:
