@@ -38,7 +38,7 @@ _HOMES = {
     "Pipeline": "pipeline",
     "Request": "request",
     "Step": "types",
-    "VideoPixelShape": "types",
+    "VideoPixelShape": "clip_limits",
     "load": "api",
     "save": "media",
 }

@@ -1,6 +1,10 @@
-"""How large and long a clip may be, and what a model can make of that, by its latent cells. Imports no MLX: the server uses it."""
+"""How large and long a clip may be, and which of those a model can make. Imports no MLX: the server uses it."""
 
-from typing import Callable
+import math
+from fractions import Fraction
+from typing import Callable, Iterator, NamedTuple
+
+from mlx_video.errors import UserError
 
 LARGEST_SIDE = 16_384  # pixels, H.264's limit
 SLOWEST, FASTEST = 1, 240  # frames per second
@@ -9,9 +13,121 @@ MOST_FRAMES = LONGEST_CLIP * FASTEST + 1
 MOST_STEPS = 10_000  # of a stage; more must be a mistake
 
 
-def nearest_side(pixels: float, step: int) -> int:
-    """The multiple of ``step`` pixels, 1 at least, nearest to ``pixels``."""
-    return max(1, round(pixels / step)) * step
+class VideoPixelShape(NamedTuple):
+    """A clip in pixel space: ``frames`` at ``fps`` Hz, ``height`` x ``width`` pixels."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.size}"
+
+    @property
+    def size(self) -> str:
+        """Width x height."""
+        return f"{self.width}x{self.height}"
+
+    @property
+    def seconds(self) -> float:
+        """Its duration."""
+        return self.frames / self.fps
+
+    @property
+    def rate(self) -> Fraction:
+        """``fps`` exactly; 23.976, 29.97 and 59.94 stand for NTSC's 24000/1001, 30000/1001 and 60000/1001."""
+        ntsc = Fraction(round(self.fps * 1.001) * 1000, 1001)
+        if math.isclose(self.fps, ntsc, rel_tol=1e-5):
+            return ntsc
+        return Fraction(self.fps).limit_denominator(1001)
+
+    def scaled(self, scale: float) -> "VideoPixelShape":
+        """The same clip with height and width multiplied by ``scale``."""
+        return self._replace(
+            height=round(self.height * scale), width=round(self.width * scale)
+        )
+
+    def check(self) -> None:
+        """Raise ``UserError`` for a size, length or rate that no model can make."""
+        if max(self[1:3]) > LARGEST_SIDE or self.frames > MOST_FRAMES:
+            raise UserError(
+                f"A clip has at most {LARGEST_SIDE:,} pixels a side and {MOST_FRAMES:,} frames; got {self.frames:,} "
+                f"frames of {self.width:,}x{self.height:,}. For example: 121 frames of 768x512."
+            )
+        if min(self[:3]) < 1:
+            raise UserError(
+                f"A clip has at least 1 frame and 1 pixel a side; got {self}. For example: 121 frames of 768x512."
+            )
+        if not SLOWEST <= self.fps <= FASTEST:
+            raise UserError(
+                f"fps must be from {SLOWEST} to {FASTEST} frames per second; got {self.fps}. The usual value is 24."
+            )
+
+
+Warn = Callable[[str], object]
+
+
+class Grid(NamedTuple):
+    """The clips that a model can make: frames are 1 + a multiple of ``time``, and sides are multiples of ``height`` and
+    ``width`` pixels, from ``least_height`` and ``least_width`` on.
+    """
+
+    time: int
+    height: int
+    width: int
+    least_height: int = 1
+    least_width: int = 1
+
+    def nearest(self, clip: VideoPixelShape) -> VideoPixelShape:
+        """The possible clip nearest to ``clip``."""
+        return clip._replace(
+            frames=nearest_frames(clip.frames, self.time),
+            height=_nearest_side(clip.height, self.height, self.least_height),
+            width=_nearest_side(clip.width, self.width, self.least_width),
+        )
+
+    def frames_of(self, seconds: float, fps: float) -> int:
+        """The possible number of frames whose last begins nearest to ``seconds``."""
+        return nearest_frames(seconds * fps + 1, self.time)
+
+    def rounded(self, frames: int, warn: Warn) -> int:
+        """The nearest possible number of frames; ``warn`` is called with a sentence if that is another."""
+        if (nearest := nearest_frames(frames, self.time)) != frames:
+            warn(f"{frames} frames became {nearest}: {self._frames_rule}.")
+        return nearest
+
+    def snapped(self, clip: VideoPixelShape, warn: Warn) -> VideoPixelShape:
+        """The nearest possible clip; ``warn`` is called with a sentence on a changed size, and on a changed length."""
+        nearest = self.nearest(clip)
+        if rules := [*self._broken_by_sides(clip, nearest)]:
+            warn(f"{clip.size} became {nearest.size}: {' and '.join(rules)}.")
+        self.rounded(clip.frames, warn)
+        return nearest
+
+    def check(self, clip: VideoPixelShape) -> None:
+        """Raise ``UserError``, naming the nearest possible clip, if ``clip`` is not one."""
+        if (nearest := self.nearest(clip)) == clip:
+            return
+        rules = [self._frames_rule] * (nearest.frames != clip.frames)
+        rules += self._broken_by_sides(clip, nearest)
+        raise UserError(
+            f"{clip} do not fit the model's grid: {' and '.join(rules)}. Nearest: {nearest}."
+        )
+
+    @property
+    def _frames_rule(self) -> str:
+        return f"frames must be 1 + a multiple of {self.time}"
+
+    def _broken_by_sides(
+        self, clip: VideoPixelShape, nearest: VideoPixelShape
+    ) -> Iterator[str]:
+        """The rules that the sides of ``clip`` break."""
+        for name in ("height", "width"):
+            side, least = getattr(clip, name), getattr(self, f"least_{name}")
+            if side != getattr(nearest, name):
+                more = f", at least {least}" if side < least else ""
+                yield f"{name} must be a multiple of {getattr(self, name)}{more}"
 
 
 def nearest_frames(frames: float, step: int) -> int:
@@ -23,8 +139,6 @@ def nearest_frames(frames: float, step: int) -> int:
     return max(0, round((frames - 1) / step)) * step + 1
 
 
-def rounded_frames(frames: int, step: int, warn: Callable[[str], object]) -> int:
-    """``nearest_frames``; ``warn`` is called with a sentence if that is another number."""
-    if (nearest := nearest_frames(frames, step)) != frames:
-        warn(f"{frames} frames became {nearest}: frames are 1 + a multiple of {step}.")
-    return nearest
+def _nearest_side(pixels: int, step: int, least: int) -> int:
+    """The multiple of ``step`` pixels, ``least`` or more, nearest to ``pixels``."""
+    return max(round(pixels / step), -(-least // step)) * step

@@ -90,13 +90,13 @@ class ClipSettings:
         self, files: Files, usual: Defaults, warn: Notice = log.warning
     ) -> "ClipSettings":
         """These settings with ``frames``, those of ``duration`` or their own, rounded to what the model can make."""
-        step, frames = _geometry(files, self.variant).video.time, self.frames
+        grid, frames = _geometry(files, self.variant).grid(), self.frames
         fps = self.fps or usual.fps
         if self.duration not in (None, AUTO):
             if clip_limits.SLOWEST <= fps <= clip_limits.FASTEST:
-                frames = clip_limits.nearest_frames(self.duration * fps + 1, step)
+                frames = grid.frames_of(self.duration, fps)
         elif isinstance(frames, Integral) and 1 <= frames <= clip_limits.MOST_FRAMES:
-            frames = clip_limits.rounded_frames(frames, step, warn)
+            frames = grid.rounded(frames, warn)
         return replace(self, frames=frames)  # others are refused by the request
 
     def request(self, usual: Defaults) -> Request:

@@ -65,6 +65,7 @@ class Request:
                 f"seed must be from 0 to {2**64 - 1}; got {short(self.seed, 40)}. For example: {SEED}."
             )
         TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
+        self.shape.check()
         if geometry:
             geometry.check(self.shape, recipe.shrink, self.audio)
             check_inputs(self.inputs, self.shape, geometry)

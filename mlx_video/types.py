@@ -4,16 +4,14 @@ Axis letters: B batch, C channels, F latent frames, H W latent rows and columns,
 N tokens, D width, L prompt tokens, T audio latent frames, M mel bins.
 """
 
-import math
 from dataclasses import dataclass
 from enum import Enum
-from fractions import Fraction
 from typing import Callable, Generic, Iterable, Iterator, NamedTuple, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_video import clip_limits
+from mlx_video.clip_limits import Grid, VideoPixelShape
 from mlx_video.errors import UserError
 
 X = TypeVar("X")
@@ -66,77 +64,12 @@ class AV(Generic[X]):
         return AV(video, audio)
 
 
-class VideoPixelShape(NamedTuple):
-    """A clip in pixel space: ``frames`` at ``fps`` Hz, ``height`` x ``width`` pixels."""
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-
-    def __str__(self) -> str:
-        return f"{self.frames} frames of {self.width}x{self.height}"
-
-    @property
-    def seconds(self) -> float:
-        """Its duration."""
-        return self.frames / self.fps
-
-    @property
-    def rate(self) -> Fraction:
-        """``fps`` exactly; 23.976, 29.97 and 59.94 stand for NTSC's 24000/1001, 30000/1001 and 60000/1001."""
-        ntsc = Fraction(round(self.fps * 1.001) * 1000, 1001)
-        if math.isclose(self.fps, ntsc, rel_tol=1e-5):
-            return ntsc
-        return Fraction(self.fps).limit_denominator(1001)
-
-    def scaled(self, scale: float) -> "VideoPixelShape":
-        """The same clip with height and width multiplied by ``scale``."""
-        return self._replace(
-            height=round(self.height * scale), width=round(self.width * scale)
-        )
-
-
 class VideoScale(NamedTuple):
     """Pixels per latent cell along each axis: frames, rows, columns."""
 
     time: int
     height: int
     width: int
-
-    def check(self, shape: VideoPixelShape, shrink: int = 1) -> None:
-        """Raise ``UserError``, naming the nearest valid size, if ``shape`` has no latent grid.
-
-        ``shrink`` is how many times smaller the smallest stage is.
-        """
-        if (
-            max(shape.height, shape.width) > clip_limits.LARGEST_SIDE
-            or shape.frames > clip_limits.MOST_FRAMES
-        ):
-            raise UserError(
-                f"A clip has at most {clip_limits.LARGEST_SIDE:,} pixels a side and {clip_limits.MOST_FRAMES:,} frames; got {shape.frames:,} "
-                f"frames of {shape.width:,}x{shape.height:,}."
-            )
-        rows, columns = self.height * shrink, self.width * shrink
-        nearest = shape._replace(
-            frames=clip_limits.nearest_frames(shape.frames, self.time),
-            height=clip_limits.nearest_side(shape.height, rows),
-            width=clip_limits.nearest_side(shape.width, columns),
-        )
-        if nearest != shape:
-            rules = (
-                f"frames must be 1 + {self.time}k",
-                f"height must be a multiple of {rows}",
-                f"width must be a multiple of {columns}",
-            )
-            broken = [r for r, a, b in zip(rules, shape, nearest) if a != b]
-            raise UserError(
-                f"{shape} do not fit the latent grid: {' and '.join(broken)}. Nearest: {nearest}."
-            )
-        if not clip_limits.SLOWEST <= shape.fps <= clip_limits.FASTEST:
-            raise UserError(
-                f"fps must be from {clip_limits.SLOWEST} to {clip_limits.FASTEST} frames per second; got {shape.fps}. The usual value is 24."
-            )
 
 
 class AudioScale(NamedTuple):
@@ -202,17 +135,22 @@ class Geometry:
     audio: AudioScale | None = None
     least: int = 1
 
+    def grid(self, shrink: int = 1) -> Grid:
+        """The clips that it can make; ``shrink`` is how many times smaller the smallest stage is."""
+        time, height, width = self.video
+        return Grid(
+            time,
+            height * shrink,
+            width * shrink,
+            self.least * height,
+            self.least * width,
+        )
+
     def check(
         self, shape: VideoPixelShape, shrink: int = 1, audio: bool = False
     ) -> None:
-        """Raise ``UserError`` if ``shape`` has no latent grid or is too short for sound; ``shrink`` as in ``VideoScale``."""
-        self.video.check(shape, shrink)
-        height, width = self.least * self.video.height, self.least * self.video.width
-        if shape.height < height or shape.width < width:
-            raise UserError(
-                f"This model makes frames of at least {width}x{height}; got {shape.width}x{shape.height}. Nearest: "
-                f"{max(width, shape.width)}x{max(height, shape.height)}."
-            )
+        """Raise ``UserError`` if ``shape`` is not on the ``grid``, or too short for sound."""
+        self.grid(shrink).check(shape)
         if audio and self.audio is None:
             raise UserError("This model makes no sound; leave out the audio.")
         if audio and self.audio_frames(shape) < 1:

@@ -184,7 +184,7 @@ def test_what_cannot_be_done_is_said_before_weights_are_read(
     with pytest.raises(UserError, match="Nearest: 9 frames of 128x64"):
         pipeline("a ball", frames=9, height=60, width=128)
     assert pipeline.request("a ball", frames=10).shape.frames == 9
-    assert "10 frames became 9: frames are 1 + a multiple of 8." in caplog.text
+    assert "10 frames became 9: frames must be 1 + a multiple of 8." in caplog.text
     with pytest.raises(UserError, match="The prompt is empty"):
         pipeline(["a ball", ""], **SIZE)
     small = LTXPipeline(

@@ -527,7 +527,10 @@ def test_weights_that_make_nan_are_caught_before_decoding(model, here, capsys):
 
 MISTAKES = {
     "size": (["-W", "100"], "grid: width must be a multiple of 64. Nearest.* 128x64"),
-    "no frames": (["-n", "-3"], r"frames must be 1 \+ 8k.*Nearest: 1 frames"),
+    "no frames": (
+        ["-n", "-3"],
+        "at least 1 frame and 1 pixel a side; got -3 frames of .* For example: 121 frames",
+    ),
     "fps": (["--fps", "0"], "fps must be from 1 to 240"),
     "seed": (["--seed", "-1"], "seed must be from 0"),
     "large seed": (

@@ -174,7 +174,9 @@ def test_an_option_works_as_it_did(words, wanted, asked):
 def test_frames_are_rounded_and_that_is_said(variant, frames, made, asked, capsys):
     code, job, _ = asked("--variant", variant, "-n", str(frames))
     assert code == 0 and job.request.shape.frames == made
-    said = f"warning: {frames} frames became {made}: frames are 1 + a multiple of 8.\n"
+    said = (
+        f"warning: {frames} frames became {made}: frames must be 1 + a multiple of 8.\n"
+    )
     assert (said in capsys.readouterr().err) is (frames != made)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, Mapping
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from mlx_video import clip_limits
-from mlx_video.errors import UserError
 from mlx_video.serve.store import Video
 
 if TYPE_CHECKING:
@@ -158,7 +157,7 @@ class Model(BaseModel):
 
     width_step, height_step  width and height are multiples of them in all recipes
     steps                    the same for each recipe; some allow finer sizes
-    frame_step               frames are 1 + a multiple of it
+    frame_step               frames must be 1 + a multiple of it
     least                    the smallest width and height
     """
 
@@ -179,6 +178,11 @@ class Model(BaseModel):
     least: tuple[int, int] = (1, 1)
     loras: list[str] = []
 
+    def grid(self, recipe: str) -> clip_limits.Grid:
+        """The clips that it can make with ``recipe``."""
+        (columns, rows), (width, height) = self.steps[recipe], self.least
+        return clip_limits.Grid(self.frame_step, rows, columns, height, width)
+
     def snapped(self, request: VideoRequest) -> tuple[VideoRequest, list[str]]:
         """``request`` with every setting decided and on this model's grid, and sentences on what was changed."""
         width, height = request.width or self.width, request.height or self.height
@@ -186,35 +190,23 @@ class Model(BaseModel):
             width, height = map(int, request.size.split("x"))
         fps = request.fps or self.fps
         recipe = request.recipe or self.recipes[0]
-        columns, rows = self.steps[recipe]
-        asked = f"{width}x{height}"
-        if max(width, height) > clip_limits.LARGEST_SIDE:
-            raise UserError(
-                f"A side has at most {clip_limits.LARGEST_SIDE} pixels; got {asked}. Usual: {self.width}x{self.height}."
-            )
-        width = clip_limits.nearest_side(max(width, self.least[0]), columns)
-        height = clip_limits.nearest_side(max(height, self.least[1]), rows)
-        notices = []
-        if asked != (size := f"{width}x{height}"):
-            notices.append(
-                f"{asked} became {size}: sides are multiples of {columns} and {rows} pixels."
-            )
+        grid = self.grid(recipe)
+        frames = request.num_frames or self.num_frames
         if request.seconds and not request.num_frames:
-            frames = clip_limits.nearest_frames(
-                request.seconds * fps + 1, self.frame_step
-            )
-        else:
-            frames = request.num_frames or self.num_frames
-            frames = clip_limits.rounded_frames(frames, self.frame_step, notices.append)
+            frames = grid.frames_of(request.seconds, fps)
+        asked = clip_limits.VideoPixelShape(frames, height, width, fps)
+        asked.check()
+        notices: list[str] = []
+        clip = grid.snapped(asked, notices.append)
         sound = request.generate_sound
         decided: Mapping[str, object] = {
             "model": self.id,
-            "width": width,
-            "height": height,
-            "size": size,
-            "num_frames": frames,
+            "width": clip.width,
+            "height": clip.height,
+            "size": clip.size,
+            "num_frames": clip.frames,
             "fps": fps,
-            "seconds": round(frames / fps, 3),
+            "seconds": round(clip.seconds, 3),
             "generate_sound": self.generate_sound if sound is None else sound,
             "recipe": recipe,
         }

@@ -97,12 +97,13 @@ class Settings:
         """A model's defaults and grid. Raises ``UserError`` if it cannot be opened."""
         job = ClipSettings("a clip").job(Files(self.models[name]))
         shape, geometry = job.request.shape, job.components(notify).geometry
-        scale, least = geometry.video, geometry.least
-        shrinks = {
-            name: Defaults().recipe(*how).shrink for name, how in RECIPES.items()
+        grids = {
+            name: geometry.grid(Defaults().recipe(*how).shrink)
+            for name, how in RECIPES.items()
         }
-        steps = {n: (s * scale.width, s * scale.height) for n, s in shrinks.items()}
+        steps = {name: (grid.width, grid.height) for name, grid in grids.items()}
         width_step, height_step = max(steps.values())
+        whole = geometry.grid()
         return Model(
             id=name,
             width=shape.width,
@@ -112,10 +113,10 @@ class Settings:
             generate_sound=job.request.audio,
             width_step=width_step,
             height_step=height_step,
-            frame_step=scale.time,
+            frame_step=whole.time,
             recipes=list(RECIPES),
             steps=steps,
-            least=(least * scale.width, least * scale.height),
+            least=(whole.least_width, whole.least_height),
             loras=list(self.loras),
         )
 

@@ -37,15 +37,15 @@ def test_a_size_off_the_grid_is_snapped_and_said(server):
     video = answer.json()
     assert video["size"] == "192x128" and video["request"]["num_frames"] == 49
     assert video["notices"] == [
-        "200x130 became 192x128: sides are multiples of 64 and 64 pixels.",
-        "50 frames became 49: frames are 1 + a multiple of 8.",
+        "200x130 became 192x128: height must be a multiple of 64 and width must be a multiple of 64.",
+        "50 frames became 49: frames must be 1 + a multiple of 8.",
     ]
 
 
 def test_what_the_worker_notices_is_said_once_beside_what_was_snapped(server):
     video = server.make("unknown", width=200)
     assert video["notices"] == [
-        "200x128 became 192x128: sides are multiples of 64 and 64 pixels.",
+        "200x128 became 192x128: width must be a multiple of 64.",
         "The model does not know: unknown.",
     ]
 

@@ -7,6 +7,7 @@ from typing import Callable, ClassVar, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_video.clip_limits import Grid, VideoPixelShape
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.loading.memory_table import FLOAT32
 from mlx_video.models.ltx.loading.parts import Network
@@ -30,7 +31,6 @@ from mlx_video.models.ltx.video_vae.convolution import (
 )
 from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify
 from mlx_video.models.ltx.video_vae.stream import FrameCache, Piece, gathered
-from mlx_video.types import VideoPixelShape
 
 # Arrays of the first grid that are alive at once while an image is encoded, ...
 LIVE = 28  # ... on a GPU, measured on an H200, besides QUEUED
@@ -75,7 +75,7 @@ class VideoEncoder(Network):
 
         If each piece is evaluated before the next is taken, memory is bounded by ``elements`` and the size of a frame.
         """
-        self.scale.check(VideoPixelShape(*pixels.shape[2:], fps=1))
+        Grid(*self.scale).check(VideoPixelShape(*pixels.shape[2:], fps=1))
         cache = FrameCache()
         cut = self._cut(pixels, elements)
         pieces = ((x, i == len(cut)) for i, x in enumerate(cut, 1))
