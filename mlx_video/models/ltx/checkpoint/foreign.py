@@ -22,6 +22,7 @@ from mlx_video.models.ltx.checkpoint.foreign_names import Spelling
 from mlx_video.models.ltx.checkpoint.releases import LTX_2_3, told_by
 from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source, newest
 from mlx_video.models.ltx.gemma_config import read_gemma_config
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.weights import CONFIG, read_json, stored_types
 
 DIFFUSERS, FORGE = "diffusers folder", "MLX pack of mlx-forge"
@@ -111,34 +112,34 @@ def _translated(home: Path, translate: Callable[..., Block], *configs: Block) ->
         raise UserError(f"{home}: {error}") from None
 
 
-# MLX packs: part -> where it is, its block of the official config, its spelling.
+# MLX packs: part -> where it is, its spelling.
 
 
 # The first file that exists is used; "{vae}" is the config's kind of autoencoder.
 FORGE_FILES = {
-    "transformer": (("transformer-{variant}*", "transformer", "transformer-*"), "transformer", names.MLX_TRANSFORMER),
-    "connectors": (("connector",), "transformer", names.MLX_CONNECTORS),
-    "video_decoder": (("vae_decoder_{vae}", "vae_decoder"), "vae", names.MLX_VIDEO_DECODER),
-    "video_encoder": (("vae_encoder_{vae}", "vae_encoder"), "vae", names.MLX_VIDEO_ENCODER),
-    "audio_decoder": (("audio_vae",), "audio_vae", names.MLX_AUDIO),
-    "audio_encoder": (("audio_vae",), "audio_vae", names.MLX_AUDIO),
-    "vocoder": (("vocoder",), "vocoder", names.MLX_VOCODER),
+    "transformer": (("transformer-{variant}*", "transformer", "transformer-*"), names.MLX_TRANSFORMER),
+    "connectors": (("connector",), names.MLX_CONNECTORS),
+    "video_decoder": (("vae_decoder_{vae}", "vae_decoder"), names.MLX_VIDEO_DECODER),
+    "video_encoder": (("vae_encoder_{vae}", "vae_encoder"), names.MLX_VIDEO_ENCODER),
+    "audio_decoder": (("audio_vae",), names.MLX_AUDIO),
+    "audio_encoder": (("audio_vae",), names.MLX_AUDIO),
+    "vocoder": (("vocoder",), names.MLX_VOCODER),
 }  # fmt: skip
 PRINCE_FOLDERS = {
-    "transformer": ("transformer", "transformer", names.MLX_TRANSFORMER),
-    "connectors": ("text_projections", "transformer", names.PRINCE_CONNECTORS),
-    "video_decoder": ("vae/decoder", "vae", names.PRINCE_VIDEO_DECODER),
-    "video_encoder": ("vae/encoder", "vae", names.PRINCE_VIDEO_ENCODER),
-    "audio_decoder": ("audio_vae/decoder", "audio_vae", names.PRINCE_AUDIO),
-    "vocoder": ("vocoder", "vocoder", names.MLX_VOCODER),
+    "transformer": ("transformer", names.MLX_TRANSFORMER),
+    "connectors": ("text_projections", names.PRINCE_CONNECTORS),
+    "video_decoder": ("vae/decoder", names.PRINCE_VIDEO_DECODER),
+    "video_encoder": ("vae/encoder", names.PRINCE_VIDEO_ENCODER),
+    "audio_decoder": ("audio_vae/decoder", names.PRINCE_AUDIO),
+    "vocoder": ("vocoder", names.MLX_VOCODER),
 }
 UNIFIED_PREFIXES = {
-    "transformer": ("transformer.", "transformer", names.MLX_TRANSFORMER),
-    "connectors": ("", "transformer", names.UNIFIED_CONNECTORS),
-    "video_decoder": ("vae_decoder.", "vae", names.MLX_VIDEO_DECODER),
-    "video_encoder": ("vae_encoder.", "vae", names.MLX_VIDEO_ENCODER),
-    "audio_decoder": ("audio_vae.", "audio_vae", names.UNIFIED_AUDIO),
-    "vocoder": ("vocoder.", "vocoder", names.MLX_VOCODER),
+    "transformer": ("transformer.", names.MLX_TRANSFORMER),
+    "connectors": ("", names.UNIFIED_CONNECTORS),
+    "video_decoder": ("vae_decoder.", names.MLX_VIDEO_DECODER),
+    "video_encoder": ("vae_encoder.", names.MLX_VIDEO_ENCODER),
+    "audio_decoder": ("audio_vae.", names.UNIFIED_AUDIO),
+    "vocoder": ("vocoder.", names.MLX_VOCODER),
 }
 
 
@@ -158,9 +159,9 @@ def _forge(folder: Path, variant: str) -> Found:
     if "vae" not in embedded and first("vae_decoder_av"):
         blocks["vae"] = blocks["vae_diffusion"]
     kind = "av" if blocks["vae"].get("_class_name") == "CausalDiffusionVAE" else "conv"
-    for part, (stems, block, spelling) in FORGE_FILES.items():
+    for part, (stems, spelling) in FORGE_FILES.items():
         if file := first(*stems, vae=kind):
-            sources[part] = _flat(file, blocks[block], spelling)
+            sources[part] = _flat(file, blocks[PARTS[part].block], spelling)
     for part, word in (("upsampler", "spatial"), ("temporal_upsampler", "temporal")):
         if file := first(f"{word}_upscaler_x2*"):
             config = read_json(file.with_name(f"{file.stem}_config.json"))
@@ -217,8 +218,8 @@ def _prince(folder: Path) -> Found:
     sizes = blocks["transformer"].keys() & own.keys() - {"rope_type"}
     blocks["transformer"] = {**blocks["transformer"], **{key: own[key] for key in sizes}}  # fmt: skip
     sources = {
-        part: Source(folder / home, blocks[block], spelling=spelling)
-        for part, (home, block, spelling) in PRINCE_FOLDERS.items()
+        part: Source(folder / home, blocks[PARTS[part].block], spelling=spelling)
+        for part, (home, spelling) in PRINCE_FOLDERS.items()
         if (folder / home).is_dir()
     }
     return Found(PRINCE, _quantized(sources, own), release.stated)
@@ -231,8 +232,10 @@ def identify_unified(file: Path) -> Found | None:
         return None
     release = told_by(keys)
     sources = {
-        part: Source(file, release.blocks[block], spelling=spelling, container=start)
-        for part, (start, block, spelling) in UNIFIED_PREFIXES.items()
+        part: Source(
+            file, release.blocks[PARTS[part].block], spelling=spelling, container=start
+        )
+        for part, (start, spelling) in UNIFIED_PREFIXES.items()
         if any(key.startswith(start or "connector.") for key in keys)
     }
     quantized = _quantized(sources, read_json(file.with_name(CONFIG)))
