@@ -3,7 +3,6 @@
 Another official repository is one more entry in ``RELEASES``.
 """
 
-import json
 import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.types import Geometry
+from mlx_video.weights import read_json
 
 PUBLISHED = Path(__file__).with_name("published")
 
@@ -51,9 +51,8 @@ class Release:
     upsampler, temporal_upsampler, distilled_lora, duration_head, conv_vae
                   files that some runs need; empty = none. ``conv_vae`` is the convolutional video autoencoder of a release
                   that uses another by default
-    published     the file in ``published/`` with its official config; empty if that is not known before a download
     marks         words that tell it from earlier releases if a file states no version: one occurs in its transformer's
-                  tensor names, in any spelling, or in its diffusers config; needs ``published``
+                  tensor names, in any spelling, or in its diffusers config; needs ``blocks``
     defaults      where they differ from ``recipes.Defaults``
     """
 
@@ -66,7 +65,6 @@ class Release:
     text_encoder: TextEncoder
     upsampler: str
     distilled_lora: str
-    published: str = ""
     marks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     temporal_upsampler: str = ""
@@ -75,9 +73,6 @@ class Release:
     gated: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
 
-    def __post_init__(self):
-        assert self.published or not self.marks, f"{self.name} has marks but no config"
-
     @property
     def stated(self) -> str:
         """Its version as text, such as "2.3"."""
@@ -85,10 +80,8 @@ class Release:
 
     @cached_property
     def blocks(self) -> Mapping[str, Mapping[str, object]]:
-        """Its published config by blocks; empty if it is not known."""
-        if not self.published:
-            return {}
-        return json.loads((PUBLISHED / self.published).read_text())
+        """Its published config by blocks; empty if there is none in ``published/``, so that it is known after a download."""
+        return read_json(PUBLISHED / f"{self.name.lower()}.json")
 
     @cached_property
     def sources(self) -> Mapping[str, Source]:
@@ -179,7 +172,6 @@ LTX_2 = Release(
     upsampler=hub.UPSAMPLER_FILE,
     temporal_upsampler="ltx-2-temporal-upscaler-x2-1.0.safetensors",
     distilled_lora=hub.DISTILLED_LORA_FILE,
-    published="ltx-2.json",
 )
 LTX_2_3 = Release(
     name="LTX-2.3",
@@ -195,7 +187,6 @@ LTX_2_3 = Release(
     upsampler="ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
     temporal_upsampler="ltx-2.3-temporal-upscaler-x2-1.0.safetensors",
     distilled_lora="ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-    published="ltx-2.3.json",
     marks=(
         "prompt_adaln",
         "prompt_scale_shift_table",
@@ -225,7 +216,6 @@ LTX_2_5 = Release(
     distilled_lora="loras/ltx-2.5-22b-distilled-lora-450-bf16.safetensors",
     duration_head="model_patches/ltx-2.5-duration-head-bf16.safetensors",
     conv_vae="vae/ltx-2.5-video-vae-conv-bf16.safetensors",
-    published="ltx-2.5.json",
     marks=("keyframes_abs_pos_embedding",),
     defaults=NEWER | {"image_crf": 18, "sampler": "euler_ancestral"},
 )
