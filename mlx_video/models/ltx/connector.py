@@ -34,11 +34,7 @@ class TextConnectors(Network):
             f"{foreign_names.DIT}video_embeddings_connector.": "video.",
             f"{foreign_names.DIT}audio_embeddings_connector.": "audio.",
         },
-        {
-            "*.to_out.0.*": "*.to_out.*",
-            "*.ff.net.0.proj.*": "*.ff.proj_in.*",
-            "*.ff.net.2.*": "*.ff.proj_out.*",
-        },
+        foreign_names.MLX_LAYERS,
     )
 
     def __init__(self, config: ConnectorConfig):
@@ -62,15 +58,12 @@ class TextConnectors(Network):
         """
         valid = mask[:, -hidden_states.shape[2] :] > 0
         lengths, positions = valid.sum(axis=1), mask.shape[1]
-
-        def connect(
-            features: mx.array, connector: Connector, wanted: bool
-        ) -> mx.array | None:
-            return connector(features, lengths, positions) if wanted else None
-
-        wanted = AV(*(modality in modalities for modality in Modality))
         features = self.projection(hidden_states, valid)
-        return features.map(connect, AV(self.video, self.audio), wanted)
+        wanted = AV(**{m.value: features[m] for m in modalities})
+        return wanted.map(
+            lambda x, connector: connector(x, lengths, positions),
+            AV(self.video, self.audio),
+        )
 
     def activation_bytes(self, rows: int, prompts: int, positions: int) -> float:
         """For ``prompts`` with ``rows`` tokens in total and a context of ``positions`` each."""
