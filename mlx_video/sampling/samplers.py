@@ -11,6 +11,8 @@ bytes. With ``Guidance.skip_step`` the denoiser also keeps x0, so such a run res
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Callable, Iterator, Sequence
 
 import mlx.core as mx
@@ -73,10 +75,7 @@ def euler(
 ) -> Steps:
     """Euler steps along the rectified flow: x <- x + (x - x0) / sigma * (sigma' - sigma), in float32."""
     for index, sigma, sigma_next in _pairs(sigmas, start):
-
-        def step(x: mx.array, x0: mx.array) -> mx.array:
-            return euler_step(x, x0, sigma, sigma_next)
-
+        step = partial(euler_step, sigma=sigma, sigma_next=sigma_next)
         states = _moved(states, step, _clean(denoise, states, sigma, index))
         yield states, sigma_next
 
@@ -96,10 +95,7 @@ def euler_ancestral(
     eta    the share of the noise that each step replaces, from 0 (plain Euler) to 1
     """
     for index, sigma, sigma_next in _pairs(sigmas, start):
-
-        def step(x: mx.array, x0: mx.array, fresh: mx.array) -> mx.array:
-            return ancestral_step(x, x0, sigma, sigma_next, fresh, eta)
-
+        step = partial(ancestral_step, sigma=sigma, sigma_next=sigma_next, eta=eta)
         x0s = _clean(denoise, states, sigma, index)
         if sigma_next == 0:
             states = _moved(states, lambda _, x0: x0, x0s)
@@ -195,9 +191,9 @@ def euler_step(x: mx.array, x0: mx.array, sigma: float, sigma_next: float) -> mx
 def ancestral_step(
     x: mx.array,
     x0: mx.array,
+    noise: mx.array,
     sigma: float,
     sigma_next: float,
-    noise: mx.array,
     eta: float = 1.0,
 ) -> mx.array:
     """One step to below ``sigma_next`` (not 0), then back up to it with ``noise``; ``eta`` sets how far below."""
@@ -234,8 +230,8 @@ def normalized(noise: Noise) -> Noise:
 
 def _pairs(sigmas: Sequence[float], start: int) -> Iterator[tuple[int, float, float]]:
     """(step, sigma, next sigma) from step ``start`` on."""
-    pairs = zip(sigmas, sigmas[1:])
-    return ((index, *pair) for index, pair in enumerate(pairs) if index >= start)
+    pairs = enumerate(pairwise(sigmas))
+    return ((index, *pair) for index, pair in pairs if index >= start)
 
 
 def _clean(

@@ -46,7 +46,7 @@ def test_an_euler_step_is_the_official_one(index):
 @pytest.mark.parametrize("eta, name", [(1.0, "eta1"), (0.5, "eta05"), (0.0, "eta0")])
 def test_an_ancestral_step_is_the_official_one(index, eta, name):
     x, x0, noise = (ANCESTRAL[f"step.{k}"] for k in ("sample", "denoised", "noise"))
-    step = ancestral_step(x, x0, *SIGMAS[index : index + 2], noise, eta)
+    step = ancestral_step(x, x0, noise, *SIGMAS[index : index + 2], eta)
     assert error(step, ANCESTRAL[f"step.{name}.{index}"]) < 1e-5
 
 

@@ -91,7 +91,8 @@ def _gradients(
     plain: Callable, primals: tuple, slope: mx.array
 ) -> tuple[mx.array | None, ...]:
     """Gradients of ``plain``; zeros for integer arrays, ``None`` for arguments that are not arrays."""
-    chosen = [i for i, p in enumerate(primals) if _has_gradient(p)]
+    arrays = [(i, p) for i, p in enumerate(primals) if isinstance(p, mx.array)]
+    chosen = [i for i, p in arrays if mx.issubdtype(p.dtype, mx.inexact)]
 
     def of_chosen(*values: mx.array) -> mx.array:
         arguments = dict(enumerate(primals)) | dict(zip(chosen, values))
@@ -103,10 +104,6 @@ def _gradients(
         found.get(i, mx.zeros_like(p) if isinstance(p, mx.array) else None)
         for i, p in enumerate(primals)
     )
-
-
-def _has_gradient(value: object) -> bool:
-    return isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.inexact)
 
 
 @cache

@@ -47,7 +47,9 @@ def precompute_freqs_cis(
         raise ValueError(
             f"max_pos must hold one extent for each of the {axes} axes of the positions; got {tuple(max_pos)}."
         )
-    points = _points(indices_grid.astype(mx.float32), use_middle_indices_grid)
+    points = indices_grid.astype(mx.float32)
+    if points.ndim == 4:
+        points = points.mean(-1) if use_middle_indices_grid else points[..., 0]
     frequencies = _frequencies(theta, dim // (2 * axes), double_precision)
     angles = _angles(points, max_pos, frequencies)
     # If the axes do not divide the width, the first pairs are not rotated.
@@ -92,13 +94,6 @@ def _turn(
     a32, b32 = a.astype(mx.float32), b.astype(mx.float32)
     turned = a32 * cos - b32 * sin, b32 * cos + a32 * sin
     return tuple(t.astype(a.dtype) for t in turned)
-
-
-def _points(grid: mx.array, middle: bool) -> mx.array:
-    """One position per token, (B, axes, N), from bounds or points."""
-    if grid.ndim == 3:
-        return grid
-    return grid.mean(axis=-1) if middle else grid[..., 0]
 
 
 def _frequencies(theta: float, count: int, double_precision: bool) -> mx.array:

@@ -89,19 +89,18 @@ class LatentUpsampler(Network):
 
 
 class Conv3d(nn.Conv3d):
-    """3x3x3 convolution that keeps the size, with zeros around the clip on all sides."""
+    """3x3x3 convolution (B, F, H, W, I) -> (B, F, H, W, O), with zeros around the clip on all sides."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=3)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, F, H, W, I) -> (B, F, H, W, O)."""
         x = mx.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0), (0, 0)])
         return conv3d(x, self.weight, self.bias, padding=(1, 1))
 
 
 class ResBlock(nn.Module):
-    """Convolution, group norm, SiLU, convolution, group norm; SiLU again after the input is added."""
+    """Convolution, group norm, SiLU, convolution, group norm; SiLU again after the input (B, F, H, W, C) is added."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -111,20 +110,18 @@ class ResBlock(nn.Module):
         self.norm2 = _norm(channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, F, H, W, C) -> (B, F, H, W, C)."""
         h = end_piece(silu(self.norm1(self.conv1(x))))
         return end_piece(silu(x + self.norm2(self.conv2(h))))
 
 
 class SpatialUpsample(nn.Module):
-    """Twice as many rows and columns, frame by frame."""
+    """Twice as many rows and columns, frame by frame: (B, F, H, W, C) -> (B, F, 2H, 2W, C)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels * 4, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, F, H, W, C) -> (B, F, 2H, 2W, C)."""
         return _grown(x, self.conv, 2)
 
 
@@ -163,14 +160,13 @@ class Blur(nn.Module):
 
 
 class TemporalUpsample(nn.Module):
-    """Twice as many frames, without the first, which precedes the clip."""
+    """Twice as many frames, without the first, which precedes the clip: (B, F, H, W, C) -> (B, 2F - 1, H, W, C)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv3d(channels, 2 * channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, F, H, W, C) -> (B, 2F - 1, H, W, C)."""
         return depth_to_space(self.conv(x), (2, 1, 1))[:, 1:]
 
 

@@ -257,7 +257,6 @@ class ResnetBlock3D(nn.Module):
         self.conv2 = CausalConv3d(channels, channels, padding_mode)
 
     def __call__(self, x: mx.array, cache: FrameCache) -> mx.array:
-        """(B, F, H, W, C) -> (B, F', H, W, C); the last frames may wait in ``cache``."""
         kept, x = cache.delay(self, x, 2)
         h = self.conv1.linear(x, cache, activate=True)
         h = self.conv2.linear(h, cache, activate=True, bias=self.conv1.bias)
@@ -266,7 +265,7 @@ class ResnetBlock3D(nn.Module):
 
 
 class MidBlock3D(nn.Module):
-    """``num_layers`` residual blocks at one resolution."""
+    """``num_layers`` residual blocks at one resolution, see ``ResnetBlock3D``."""
 
     def __init__(self, channels: int, num_layers: int, padding_mode: str):
         super().__init__()
@@ -275,7 +274,6 @@ class MidBlock3D(nn.Module):
         ]
 
     def __call__(self, x: mx.array, cache: FrameCache) -> mx.array:
-        """(B, F, H, W, C) -> (B, F', H, W, C), see ``ResnetBlock3D``."""
         for block in self.res_blocks:
             x = block(x, cache)
         return x

@@ -137,15 +137,6 @@ def iterate_decode(
     return run_tiles(tile, decode_grid(latents.shape[2:], tiling, scale))
 
 
-class Interval(NamedTuple):
-    """Latent cells [start, stop) of one axis; ``left`` and ``right`` of them are shared with the neighbours."""
-
-    start: int
-    stop: int
-    left: int = 0
-    right: int = 0
-
-
 class Cut(NamedTuple):
     """One tile along one axis: the cells it reads, the cells it writes, and the weights of those."""
 
@@ -201,18 +192,20 @@ def _end_before(cuts: list[Cut], cut: Cut) -> int:
     return before[-1].stop if before else 0
 
 
-def split(length: int, size: int, overlap: int) -> list[Interval]:
-    """Cover [0, length) with intervals of ``size`` (the last may be shorter) that share ``overlap`` cells."""
+def split(length: int, size: int, overlap: int) -> list[tuple[int, int, int, int]]:
+    """Cover [0, length) with intervals of ``size`` (the last may be shorter) that share ``overlap`` cells.
+
+    Each is (start, stop, cells shared with the one before, cells shared with the one after).
+    """
     if length <= size:
-        return [Interval(0, length)]
-    count = -(-(length - overlap) // (size - overlap))
-    starts = [i * (size - overlap) for i in range(count)]
+        return [(0, length, 0, 0)]
+    starts = range(0, length - overlap, size - overlap)
     return [
-        Interval(
+        (
             start,
             min(start + size, length),
-            left=overlap if start else 0,
-            right=overlap if start != starts[-1] else 0,
+            overlap if start else 0,
+            overlap if start != starts[-1] else 0,
         )
         for start in starts
     ]
@@ -226,7 +219,7 @@ def side_cuts(
     least_overlap: int = 0,
 ) -> list[Cut]:
     """Tiles along a side of ``cells`` of ``cell`` pixels; with a ``least_overlap``, each is at least twice the overlap."""
-    intervals = [Interval(0, cells)]
+    intervals = [(0, cells, 0, 0)]
     if config is not None:
         overlap = max(least_overlap, config.tile_overlap_in_pixels) // cell
         size = round(config.tile_size_in_pixels // cell * cells / longest)
@@ -254,7 +247,7 @@ def time_cuts(
     lead  1 if the first cell of any tile makes a single frame: later tiles then read one more cell in front, whose frame
           has weight 0; else 0
     """
-    intervals = [Interval(0, cells)]
+    intervals = [(0, cells, 0, 0)]
     if config is not None:
         overlap = max(least_overlap, config.tile_overlap_in_frames) // cell
         least = 2 * overlap if least_overlap else overlap + 1
