@@ -359,7 +359,10 @@ def test_a_prompt_may_be_one_word(word):
         (["infoo"], "did you mean info?"),
         (["a red ball", "--hight", "64"], "no option --hight; did you mean --height?"),
         (["a red ball", "--stream"], "no option --stream any more: every clip"),
-        (["a red ball", "late"], "Unexpected word 'a red ball'"),
+        (["a red ball", "late"], "word 'late'. The prompt is 'a red ball'; put all"),
+        (["a red ball", "a dog"], "word 'a dog'. The prompt is 'a red ball'; put"),
+        (["--seed", "7", "a red ball", "8"], "Unexpected word '8'. The prompt is"),
+        (["a", "red", "ball", "--seed", "7"], "`mlx-video generate 'a red ball'`."),
     ],
 )
 def test_words_that_make_no_prompt_are_answered(words, sentence, capsys):

@@ -6,10 +6,12 @@ Options default to ``None``, which shows what was typed; the real defaults are f
 import argparse
 import difflib
 import re
+import shlex
 from functools import partial
+from itertools import takewhile
 from typing import Callable, Iterable, NoReturn, Sequence
 
-from mlx_video.errors import UserError
+from mlx_video.errors import UserError, clip
 
 # argparse's errors -> ours; the first reduces an option to its first name.
 OUR_WORDS = {
@@ -49,14 +51,19 @@ class Parser(argparse.ArgumentParser):
 
         The subcommand's parser (``command`` in the arguments) reports words that no option takes.
         """
+        self.words = words
         args, unknown = self.parse_known_args(words)
         command = getattr(args, "command", self)
         # A positional argument would take the value after a mistyped option, and that would be reported instead.
-        if getattr(args, "prompt", "") is None and [*map(_says, unknown)] == [True]:
-            args.prompt = unknown.pop()
+        quoted = [word for word in unknown if _says(word) and " " in word][:1]
+        may_be = quoted or unknown
+        if getattr(args, "prompt", "") is None and [*map(_says, may_be)] == [True]:
+            args.prompt = may_be[0]
+            unknown.remove(args.prompt)
         if unknown:
             options = [word for word in unknown if word.startswith("-")]
-            command.error(command._about([*options, *unknown][0]))
+            prompt = getattr(args, "prompt", None)
+            command.error(command._about([*options, *unknown][0], prompt))
         args.typed = {}
         for action in command._actions:
             if getattr(args, action.dest, None) is not None and action.option_strings:
@@ -73,19 +80,24 @@ class Parser(argparse.ArgumentParser):
         otherwise = f"choose from {', '.join(choices)}."
         if isinstance(action, argparse._SubParsersAction):
             if _says(value):
-                otherwise += f" Or is it a prompt? `mlx-video generate {value}`."
+                said = " ".join(takewhile(lambda w: w[:1] != "-", self.words))
+                otherwise += (
+                    f" Or is it a prompt? `mlx-video generate {shlex.quote(said)}`."
+                )
             hint = _hint(value, choices, otherwise)
             self.error(f"There is no command {value!r}; {hint}")
         hint = _hint(str(value), choices, otherwise)
         what = [*action.option_strings, action.dest][0]
         self.error(f"{what} cannot be {str(value)!r}; {hint}")
 
-    def _about(self, word: str) -> str:
+    def _about(self, word: str, prompt: str | None) -> str:
         """The error for a word that no option takes."""
         options = self._option_string_actions  # argparse has no public list of them
         if not word.startswith("-"):
             told = "--prompt" in options
             hint = "Put a prompt in quotes after --prompt" if told else "See --help"
+            if prompt:
+                hint = f"The prompt is {clip(prompt, 40)!r}; put all of it in one pair of quotes"
             return f"Unexpected word {word!r}. {hint}."
         flag = word.partition("=")[0]
         if flag in GONE and "--prompt" in options:
