@@ -252,10 +252,8 @@ class _Seen:
         self.lit = self.moves = self.shows = False
         self.deviation = 0.0  # the largest up to a frame that shows something
         self.now, self.most = Counter(), Counter()  # frames in a row, by finding
-        self.frame: np.ndarray | None = (
-            None  # the last frame, and whether it was lively
-        )
-        self.lively = False
+        self.frame: np.ndarray | None = None  # the last one
+        self.lively = False  # whether it was
         self.samples: list[np.ndarray] = []  # of the first frame and of the last two
 
     def look(self, frame: np.ndarray) -> None:

@@ -296,8 +296,6 @@ def _picture(path: str) -> "Picture":
 
 @lru_cache(maxsize=None)
 def _read_picture(path: str, stamp: tuple[int, int] | None) -> "Picture":
-    from mlx_video.pictures import (  # imports codecs, which only pictures need
-        read_picture,
-    )
+    from mlx_video.pictures import read_picture  # imports codecs, rarely needed
 
     return read_picture(path)

@@ -29,6 +29,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 FORMAT_NAMES = "PNG, JPEG, WebP, BMP, GIF or TIFF"
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ORIENTATION = 0x0112  # in EXIF; from 5 on, width and height are exchanged
 
 SMALLEST = 16  # pixels per side; less is an icon or a mistake
 LARGEST = 25_000_000  # pixels; a picture with more is shrunk
@@ -88,7 +89,9 @@ def read_picture(path: str | Path) -> Picture:
     with file_errors(path), open(path, "rb") as file:
         image, size = _decoded(file, name)
     notices, profile = [], image.info.get("icc_profile")
-    image = _eight_bit(_shrunk(_without_palette(image)))
+    if image.mode in ("P", "PA", "1"):  # which cannot be scaled
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    image = _eight_bit(_shrunk(image))
     if image.size != size:
         notices.append(
             f"{name} has {_pixels(*size)}; it is read at {image.width}x{image.height}."
@@ -111,8 +114,10 @@ def _decoded(file: BinaryIO, name: str) -> tuple[Image.Image, tuple[int, int]]:
         with _our_pillow(head[:4] in TIFF_HEADS):
             image = Image.open(file, formats=formats)
             _check_size(image, name)
-            size = _upright_size(image)
-            _shrink_while_decoding(image)
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            size = image.size[::-1] if turned else image.size
+            scale = next((s for s in (1, 2, 4) if s >= _excess(image)), 8)
+            image.draft(None, (image.width // scale, image.height // scale))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return image, size
@@ -180,28 +185,9 @@ def _pixels(width: int, height: int) -> str:
     return f"{width}x{height} pixels ({width * height / MEGA:.0f} megapixels)"
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height after EXIF rotation."""
-    turned = image.getexif().get(0x0112, 1) >= 5
-    return image.size[::-1] if turned else image.size
-
-
 def _excess(image: Image.Image) -> int:
     """How many times smaller a picture must be on each side; 1 = small enough."""
     return math.ceil(math.sqrt(image.width * image.height / LARGEST))
-
-
-def _shrink_while_decoding(image: Image.Image) -> None:
-    """Make a large JPEG decode at a half, a quarter or an eighth of its size; does nothing for other formats."""
-    scale = next((s for s in (1, 2, 4) if s >= _excess(image)), 8)
-    image.draft(None, (image.width // scale, image.height // scale))
-
-
-def _without_palette(image: Image.Image) -> Image.Image:
-    """``image`` in a mode that can be scaled."""
-    if image.mode not in ("P", "PA", "1"):
-        return image
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -131,7 +131,10 @@ class Adapter:
         layers = _by_layer(weights, source)
         for name, tensors in layers.items():
             check(f"{source}: {clip(name)}", tensors)
-        peft = peft or _packed_config(metadata, source)
+        if not peft:  # diffusers writes it to the metadata, for several networks
+            text = metadata.get(ADAPTER, "{}")
+            found = json_object(text, f"The {ADAPTER} in {source}")
+            peft = {k.removeprefix("transformer."): v for k, v in found.items()}
         layers = {name: _with_alpha(name, has, peft) for name, has in layers.items()}
         return cls(source, layers, metadata)
 
@@ -184,12 +187,11 @@ class Adapter:
         """Raise ``UserError`` unless one of ``modules`` has each layer, with the right shape."""
         homeless = dict.fromkeys(self.layers)
         for module in modules:
-            layers, found = dict(module.named_modules()), self._places(module)
-            for name, path in found.items():
+            layers = dict(module.named_modules())
+            for name, path in self._places(module).items():
                 del homeless[name]
-                check_shape(
-                    f"{self.source}: {clip(name)}", layers[path], self.layers[name]
-                )
+                label = f"{self.source}: {clip(name)}"
+                check_shape(label, layers[path], self.layers[name])
         if homeless:
             raise UserError(
                 f"{self.source} changes {some(homeless, 2)}, which the model does not have; it was made for another "
@@ -278,18 +280,13 @@ def _plain(key: str) -> str:
     return key.removesuffix(".weight").removesuffix(".default")
 
 
-def _split(key: str) -> tuple[str, str | None]:
-    """The layer that a tensor belongs to, and its role there; ``None`` = unknown."""
-    plain = _plain(key)
-    end = next(filter(plain.endswith, ROLES), "")
-    return plain.removesuffix(end), ROLES.get(end)
-
-
 def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
     """The tensors of every layer by role. Raises ``UserError`` for an unknown role or integers."""
     layers, strange = defaultdict(dict), []
     for key, value in weights.items():
-        layer, role = _split(key)
+        plain = _plain(key)
+        end = next(filter(plain.endswith, ROLES), "")
+        layer, role = plain.removesuffix(end), ROLES.get(end)
         if role is None:
             strange.append(key)
         elif not mx.issubdtype(value.dtype, mx.floating) and role != "alpha":
@@ -310,12 +307,6 @@ def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
     if not layers:
         raise UserError(f"{source} is not a LoRA: it holds no tensors.")
     return layers
-
-
-def _packed_config(metadata: Mapping[str, str], source: str) -> dict[str, object]:
-    """PEFT's config of the transformer, which diffusers writes to the metadata; empty if there is none."""
-    found = json_object(metadata.get(ADAPTER, "{}"), f"The {ADAPTER} in {source}")
-    return {key.removeprefix("transformer."): value for key, value in found.items()}
 
 
 def _with_alpha(name: str, has: Tensors, peft: Mapping[str, object]) -> Tensors:

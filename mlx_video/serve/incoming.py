@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from mlx_video.disk import file_errors
 from mlx_video.errors import UserError
-from mlx_video.serve.refusals import sentence
 from mlx_video.serve.schema import MOST_IMAGES, VideoRequest
 
 Fields = dict[str, object]
@@ -35,7 +35,7 @@ async def read_request(request: Request, folder: Path, kept: list[str]) -> Video
     try:
         wanted = VideoRequest.model_validate({**fields, "images": places})
     except ValidationError as error:
-        raise UserError(sentence(error.errors()[0])) from None
+        raise RequestValidationError(error.errors()) from None
     for file in files:
         kept.append(f"picture_{secrets.token_hex(16)}")
         await asyncio.to_thread(_keep, file, folder / kept[-1])
@@ -99,9 +99,7 @@ def _parsed(text: str, name: str) -> object:
 
 def _keep(file: BinaryIO, path: Path) -> None:
     """Store a picture as ``path``. Raises ``UserError`` if it is not a usable picture."""
-    from mlx_video.pictures import (
-        read_picture,  # imports codecs, which only pictures need
-    )
+    from mlx_video.pictures import read_picture  # imports codecs, rarely needed
 
     try:
         with file_errors("The picture", "kept"), open(path, "xb") as kept:

@@ -1,7 +1,6 @@
 """Error responses in the format of OpenAI's API, each with a sentence. Knows what went wrong, not the request."""
 
 import sqlite3
-from typing import Mapping
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -34,7 +33,9 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
     """One of those that are ``RAISED``, in this format."""
     match error:
         case RequestValidationError():
-            return error_answer(400, sentence(error.errors()[0]))
+            found = error.errors()[0]
+            fields = " See /docs for the fields." * (found["type"] in UNNAMED)
+            return error_answer(400, field_error(found) + fields)
         case UserError():
             full = isinstance(error, DiskFullError)
             return error_answer(507 if full else 400, str(error))
@@ -48,9 +49,3 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
             405: f"This address does not take {request.method[:20]}; see /docs.",
         }.get(error.status_code, f"The request cannot be read: {said}.")
     return error_answer(error.status_code, said, error.headers)
-
-
-def sentence(error: Mapping) -> str:
-    """A sentence on an error that pydantic found."""
-    fields = " See /docs for the fields." if error["type"] in UNNAMED else ""
-    return field_error(error) + fields

@@ -192,9 +192,8 @@ class Store:
     def complete(self, id: str) -> None:
         """Mark a video as complete."""
         self._bytes = None
-        self._set(
-            id, status="completed", progress=100, phase="", completed_at=time.time()
-        )
+        done = {"progress": 100, "phase": "", "completed_at": time.time()}
+        self._set(id, status="completed", **done)
 
     def fail(self, id: str, code: str, message: str) -> None:
         """End a video: ``code`` is one word for programs, ``message`` a sentence for people. Its files are deleted."""

@@ -190,9 +190,7 @@ class Supervisor:
             self.store.start(video.id)
             with self._lock:
                 self.running, self._cancelled = self.store.get(video.id), 0.0
-            with suppress(
-                OSError, ValueError
-            ):  # it has just died, which ``_gone`` handles
+            with suppress(OSError, ValueError):  # it has just died, see ``_gone``
                 self._send(self._order(video))
             return
 
