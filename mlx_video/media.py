@@ -4,8 +4,6 @@ Files are written aside and renamed when complete.
 """
 
 import wave
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import repeat
 from operator import methodcaller
@@ -18,6 +16,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from PIL import Image
 
+from mlx_video.background import Background
 from mlx_video.disk import (
     any_of,
     check_free,
@@ -34,7 +33,6 @@ READABLE = "mov,matroska,webm,avi,asf,mpeg,mpegts,gif"
 LAYOUTS = {1: "mono", 2: "stereo"}
 WIDTH, SHEET_WIDTH = 640, 160  # pixels of a still, and of each picture on the sheet
 COLUMNS, ROWS = 5, 2  # of the sheet
-WAITING = 16  # frames that may wait for the encoder
 
 
 # Writing
@@ -82,24 +80,13 @@ def saving(
                 if sound:
                     file.mux(sound.encode(samples))
 
-            yield from _in_thread(write, zip(_pictures(clip), _sound_per_frame(clip)))
+            frames = zip(_pictures(clip), _sound_per_frame(clip))
+            with Background() as thread:  # encodes while the next frames are decoded
+                for count, frame in enumerate(frames, start=1):
+                    thread(write, *frame)
+                    yield count
             for stream in file.streams:
                 file.mux(stream.encode(None))
-
-
-def _in_thread(write: Callable[..., None], frames: Iterable[tuple]) -> Iterator[int]:
-    """Call ``write`` with each of ``frames`` while the next ones are decoded; yields how many were handed over."""
-    thread, queued = ThreadPoolExecutor(1), deque()
-    try:
-        for count, frame in enumerate(frames, start=1):
-            queued.append(thread.submit(write, *frame))
-            if len(queued) > WAITING:
-                queued.popleft().result()
-            yield count
-        for written in queued:
-            written.result()
-    finally:
-        thread.shutdown(cancel_futures=True)  # waiting frames are not needed
 
 
 def _file_options(kind: "Encoding", shape: VideoPixelShape) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Callable, Iterator, Sequence
 
 from mlx_video import __version__
 from mlx_video.backend import load_blas
+from mlx_video.background import Background
 from mlx_video.cli import FAULT, options
 from mlx_video.cli import serve as serving
 from mlx_video.cli.job import (
@@ -149,14 +150,14 @@ def _listen(
 ) -> None:
     """Show the events of a run, then its path, or JSON for --json."""
     progress = Progress(args.quiet, args.verbose)
-    with closing(events), closing(progress):
+    with closing(events), closing(progress), Background() as background:
         for event in events:
             if isinstance(event, Planned):
                 job, path = event.job, Path(event.path)
                 for notice in notices:
                     progress.show(notice)
             if isinstance(event, Preview):
-                _save_preview(event, args.preview / path.stem)
+                background(_save_preview, event, args.preview / path.stem)
             progress.show(event)
     made = json.dumps(event._asdict() | {"seed": job.request.seed}, ensure_ascii=False)
     tell(made if args.json else event.path)

@@ -27,6 +27,7 @@ from pathlib import Path
 from select import select
 from typing import Iterator, Mapping
 
+from mlx_video.background import Background
 from mlx_video.clip_settings import ClipSettings, Notice
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Event, Planned, Warned
@@ -205,10 +206,11 @@ class Worker:
         id, path = message["id"], Path(message["output"])
         try:
             request = VideoRequest.model_validate(message["request"])
-            with closing(self._events(id, request, path)) as events:
+            events = self._events(id, request, path)
+            with closing(events), Background() as background:
                 for event in self._heard(id, events):
                     if isinstance(event, Preview):
-                        self._show(id, event, path)
+                        background(self._show, id, event, path)
             save_stills(path)
             path.with_suffix(".preview.jpg").unlink(missing_ok=True)
         except (KeyboardInterrupt, Exception) as error:

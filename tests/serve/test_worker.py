@@ -19,6 +19,7 @@ from mlx_video.disk import short
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Warned
 from mlx_video.health import HealthError
+from mlx_video.media import save_still
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.output import Output
@@ -65,13 +66,26 @@ class Heard(Worker):
 
 def test_a_clip_is_told_from_its_plan_to_its_last_file(model, tmp_path, monkeypatch):
     monkeypatch.setattr(previews, "SHARE", float("inf"))
-    heard = Heard(model)
+    heard, picture = Heard(model), tmp_path / "v.preview.jpg"
+
+    def slow(pixels, path):
+        assert threading.current_thread() is not threading.main_thread()
+        time.sleep(0.05)  # longer than a step: the last picture is waited for
+        save_still(pixels, path)
+
+    def say(event, **fields):
+        assert event != "preview" or picture.exists()
+        Heard._say(heard, event, **fields)
+
+    monkeypatch.setattr(worker, "save_still", slow)
+    monkeypatch.setattr(heard, "_say", say)
     assert heard.make(tmp_path / "v.mp4") == {"event": "done", "id": "v"}
     assert sorted(os.listdir(tmp_path)) == ["v.json", "v.mp4", "v.sheet.webp", "v.webp"]
     progress = [line["progress"] for line in heard.lines if line["event"] == "progress"]
     assert progress == sorted(progress) and progress[-1] == 99
     shown = [line["number"] for line in heard.lines if line["event"] == "preview"]
     assert shown == sorted(shown) and len(set(shown)) == 9
+    assert heard.lines[-1]["event"] == "done"
     assert Job.from_record(tmp_path / "v.mp4").request.seed == 7
 
 
@@ -80,6 +94,23 @@ def test_no_previews_where_nobody_wants_them(model, tmp_path, monkeypatch):
     heard = Heard(model, previews=False)
     heard.make(tmp_path / "v.mp4")
     assert not [line for line in heard.lines if line["event"] == "preview"]
+
+
+@pytest.mark.parametrize(
+    "error, ends", [(DiskFullError("No room."), "done"), (OSError("a bug"), "failed")]
+)
+def test_a_full_disk_costs_pictures_and_a_bug_the_clip(
+    model, tmp_path, monkeypatch, capsys, error, ends
+):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(previews, "SHARE", float("inf"))
+    monkeypatch.setattr(worker, "save_still", fails)
+    heard = Heard(model)
+    assert heard.make(tmp_path / "v.mp4")["event"] == ends
+    assert not [line for line in heard.lines if line["event"] == "preview"]
+    assert ("in fails" in capsys.readouterr().err) == (ends == "failed")
 
 
 def test_a_request_becomes_a_job(model, tmp_path):
