@@ -336,7 +336,7 @@ class Pipeline:
         strengths = states.map(lambda _, guidance: guidance, stage.guidance)
         batched = self.batched or self.components.residency.low_memory
         denoise = guided(predict, embeddings, strengths, batched=batched)
-        denoise = previews.watching(denoise)
+        denoise = previews.watching(denoise, len(stage.sigmas) - 1)
         key = self._key((request.seed + SAMPLER_SEED) % 2**32, number)
         for step, states in steps(name, stage, denoise, states, key, done):
             yield step

@@ -19,7 +19,7 @@ from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.residency import Residency
 from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.text_folder import MAX_TOKENS, max_tokens
-from mlx_video.models.ltx.video_vae.decoding import StreamPlan, choose_tiling
+from mlx_video.models.ltx.video_vae.decoding import choose_tiling
 from mlx_video.recipes import Recipe
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import passes_of
@@ -299,7 +299,8 @@ def _preview(footprint: Footprint, work: Work, number: int) -> float:
         return 0.0
     shape = work.recipe.shape(work.shape, number)
     frame = footprint.components.geometry.latents(shape)._replace(frames=1)
-    return footprint.part("video_decoder").activation_bytes(frame, StreamPlan())
+    decoder = footprint.part("video_decoder")
+    return decoder.activation_bytes(frame, decoder.FRAME)
 
 
 def _video(footprint: Footprint, work: Work, room: float) -> Phase:

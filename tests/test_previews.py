@@ -1,6 +1,7 @@
 """Pictures of a clip while it is sampled: what they show, what they cost, and that they change nothing else."""
 
 import math
+import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -8,19 +9,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_video import cli, plan, previews, recipes
+from mlx_video import backend, cli, media, plan, previews, recipes
 from mlx_video.conditioning.latent import LatentState
+from mlx_video.errors import UserError
 from mlx_video.events import Warned
 from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.loading import components
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.patchify import patchify_video
+from mlx_video.models.ltx.video_vae import VideoDecoder
 from mlx_video.output import Output
-from mlx_video.pipeline import Request
+from mlx_video.pipeline import Pipeline, Request
 from mlx_video.postprocess import to_uint8
 from mlx_video.previews import Preview, Previews
 from mlx_video.record import Job
 from mlx_video.run import Options, run
-from mlx_video.types import AV, VideoLatentShape, VideoPixelShape
+from mlx_video.types import AV, Step, VideoLatentShape, VideoPixelShape
+from tests.memory import Memory
 
 SHAPE = VideoPixelShape(9, 128, 128, 24.0)
 GRID = VideoLatentShape(1, 128, 3, 2, 4)
@@ -75,24 +80,86 @@ def clock(monkeypatch) -> Clock:
     return clock
 
 
-def watched(model: Path, latents: mx.array) -> tuple[Previews, Components]:
-    """Previews of a stage whose one step ended in ``latents``."""
+def opened(model: Path) -> tuple[Previews, Components]:
+    """Previews of a stage."""
     components = Components.open(Files(model, dtype="float32"))
     with components.transformer() as predict:
         found = Previews(components, predict.model)
     found.begin(0, GRID)
+    return found, components
+
+
+def predict(found: Previews, latents: mx.array, step: int = 0) -> None:
+    """Have ``latents`` predicted in a ``step`` of 400, counted from 0."""
     tokens = patchify_video(latents)
     ones = mx.ones((*tokens.shape[:2], 1))
     state = LatentState(0 * tokens, tokens, ones, mx.zeros((1, 3, 24, 2)))
-    found.watching(lambda states, sigma, step: AV(tokens))(AV(state), 1.0, 0)
-    return found, components
+    found.watching(lambda *_: AV(tokens), 400)(AV(state), 1.0, step)
+
+
+@pytest.fixture
+def lazy(monkeypatch):
+    """A CPU that, like a GPU, computes nothing while a network is built."""
+    mx.disable_compile()
+    monkeypatch.setattr(components, "suit_cpu", lambda largest: None)
+    monkeypatch.setattr(backend, "eager", False)
+
+
+@pytest.fixture
+def told(monkeypatch) -> list:
+    """What happens, in order; the decoder tells when a picture is built."""
+    told, decode = [], VideoDecoder.__call__
+
+    def noted(decoder: VideoDecoder, latent: mx.array) -> mx.array:
+        told.append("built")
+        return decode(decoder, latent)
+
+    monkeypatch.setattr(VideoDecoder, "__call__", noted)
+    return told
+
+
+def test_a_picture_is_built_before_its_step_is_computed(model, always, lazy, told):
+    parts = Components.open(Files(model, dtype="float32"))
+    pipeline = Pipeline(parts, recipes.distilled(), previews=True)
+    for event in pipeline.events(Request("a red ball", SHAPE)):
+        if isinstance(event, Preview):
+            told.append("shown")
+        elif isinstance(event, Step) and event.sigma is not None:
+            told.append(event.index)
+    ahead = [x for step in range(2, 8) for x in ("built", step, "shown")]
+    # The first step comes before the decoder is there, and the last has no picture.
+    assert told[: told.index(8)] == [0, 1, "built", "shown", *ahead]
+    assert told[told.index(8) :] == [8, 0, "built", 1, "shown", "built", 2, "shown", 3]
+
+
+def test_a_picture_that_is_not_due_after_all_is_not_computed(
+    model, clock, lazy, told, monkeypatch
+):
+    monkeypatch.setattr(previews, "SHARE", 0.1)
+    monkeypatch.setattr(Previews, "_cost", lambda _: 1.0)
+    found, _ = opened(model)
+    with found:
+        for step, seconds in enumerate((10, 10, 1)):
+            memory, latents = Memory(), mx.random.normal(GRID)
+            mx.eval(latents)
+            predict(found, latents, step)
+            del latents
+            clock.now += seconds
+            for _ in found.after(step + 1):
+                clock.now += 1
+                told.append("shown")
+        # The third would have been due after another ten seconds.
+        assert told == ["built", "shown", "built", "shown", "built"]
+        assert memory.peak < 5 * math.prod(GRID)  # that is, the latents
+        assert memory.held <= 0  # and they are gone
 
 
 def test_the_picture_is_the_middle_of_the_estimate_through_the_real_decoder(
     model, always
 ):
     latents = mx.random.normal(GRID, key=mx.random.key(3))
-    found, components = watched(model, latents)
+    found, components = opened(model)
+    predict(found, latents)
     with found:
         (preview,) = found.after(5)
         assert components.resident == ["video_decoder"]
@@ -105,13 +172,14 @@ def test_the_picture_is_the_middle_of_the_estimate_through_the_real_decoder(
 
 @pytest.mark.slow
 def test_pictures_take_no_more_than_their_share_of_sampling(model, clock):
-    found, components = watched(model, mx.zeros(GRID))
+    found, components = opened(model)
     decoder = components.sketch("video_decoder")
     frame = decoder.operations(GRID._replace(frames=1))
     ratio = frame / found.model.operations(AV(GRID.tokens), context=0)
     shown = []
     with found:
         for sampled in range(1, 301):
+            predict(found, mx.zeros(GRID))
             clock.now += 1
             for _ in found.after(sampled):
                 clock.now += 0.4
@@ -137,30 +205,47 @@ def test_where_memory_is_short_the_clip_is_made_without(
     assert "no memory for previews" in warned.text
 
 
+def seen_in(folder: Path, model: Path) -> int:
+    """The exit code of a run at the terminal that writes its pictures to ``folder``."""
+    size = ["-W", "128", "-H", "128", "-n", "9", "--no-audio", "--model", str(model)]
+    where = ["-o", str(folder.parent / "x.mp4"), "--preview", str(folder)]
+    return cli.main(["generate", "-p", "a red ball", *size, *where])
+
+
 @pytest.mark.slow
-def test_the_terminal_writes_them_as_jpeg(model, tmp_path, always):
-    words = [
-        "generate",
-        "-p",
-        "a red ball",
-        "-W",
-        "128",
-        "-H",
-        "128",
-        "-n",
-        "9",
-        "--model",
-        str(model),
-        "--no-audio",
-    ]
-    folder = tmp_path / "new" / "seen"
-    assert (
-        cli.main([*words, "-o", str(tmp_path / "x.mp4"), "--preview", str(folder)]) == 0
-    )
+def test_the_terminal_writes_them_as_jpeg_and_waits_for_them(
+    model, tmp_path, always, monkeypatch
+):
+    save = media.save_still
+
+    def slow(pixels, path):
+        time.sleep(0.3)
+        save(pixels, path)
+
+    monkeypatch.setattr(media, "save_still", slow)
+    folder = tmp_path / "seen"
+    assert seen_in(folder, model) == 0
     names = sorted(file.name for file in folder.iterdir())
     assert names[0] == "x.stage-1-step-01.jpg" and names[-1] == "x.stage-2-step-02.jpg"
+    assert len(names) == 9
     with Image.open(folder / names[-1]) as picture:
         assert (picture.format, picture.size) == ("JPEG", (128, 128))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error, code", [(UserError("No room."), 0), (OSError(), 1)])
+def test_a_picture_that_cannot_be_written_is_a_warning_and_a_bug_a_fault(
+    model, tmp_path, always, monkeypatch, capsys, error, code
+):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(media, "save_still", fails)
+    assert seen_in(tmp_path / "seen", model) == code
+    said = capsys.readouterr().err
+    assert said.count("warning: No room.") == (0 if code else 9)
+    assert ("in fails" in said) == bool(code)
+    assert (tmp_path / "x.mp4").exists() != bool(code)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(model, tmp_path, capsys):

@@ -27,7 +27,7 @@ from mlx_video.models.ltx.video_vae.convolution import (
     video_names,
     widest,
 )
-from mlx_video.models.ltx.video_vae.decoding import PIECES, StreamPlan, Tiling
+from mlx_video.models.ltx.video_vae.decoding import PIECES, WHOLE, StreamPlan, Tiling
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
 from mlx_video.models.ltx.video_vae.stream import DecoderStep, FrameCache, in_pieces
 from mlx_video.models.ltx.video_vae.tiling import (
@@ -84,6 +84,7 @@ class VideoDecoder(Network):
 
     CONFIG = VideoVAEConfig
     NAMES: ClassVar = video_names("decoder", CONVOLUTIONS)
+    FRAME: ClassVar = WHOLE  # how previews decode one latent frame
 
     def __init__(self, config: VideoVAEConfig):
         super().__init__()

@@ -36,6 +36,9 @@ class StreamPlan(NamedTuple):
     tiles: int = 1
 
 
+WHOLE = StreamPlan(2**62)
+"""Everything at once, as decoders do when they are called."""
+
 Tiling = TilingConfig | StreamPlan
 
 

@@ -83,6 +83,7 @@ class DiffusionDecoder(Network):
             "shared_adaln.proj.*": "shared_adaln.*",
         },
     )
+    FRAME: ClassVar = StreamPlan()  # for previews; all scores at once take gigabytes
 
     def __init__(self, config: DiffusionDecoderConfig, repeat_columns: bool = True):
         super().__init__()
