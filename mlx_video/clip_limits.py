@@ -22,7 +22,7 @@ class VideoPixelShape(NamedTuple):
     fps: float
 
     def __str__(self) -> str:
-        return f"{self.frames} frames of {self.size}"
+        return f"{self.frames} frame{'s' * (self.frames != 1)} of {self.size}"
 
     @property
     def size(self) -> str:
@@ -112,7 +112,7 @@ class Grid(NamedTuple):
         rules = [self._frames_rule] * (nearest.frames != clip.frames)
         rules += self._broken_by_sides(clip, nearest)
         raise UserError(
-            f"{clip} do not fit the model's grid: {' and '.join(rules)}. Nearest: {nearest}."
+            f"A clip of {clip} does not fit the model's grid: {' and '.join(rules)}. Nearest: {nearest}."
         )
 
     @property

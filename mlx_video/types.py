@@ -155,7 +155,7 @@ class Geometry:
             raise UserError("This model makes no sound; leave out the audio.")
         if audio and self.audio_frames(shape) < 1:
             raise UserError(
-                f"{shape.frames} frames at {shape.fps:g} fps are too short for sound. Try "
+                f"A clip of {shape.seconds:.2g} s is too short for sound. Try "
                 f"{1 + self.video.time} frames at 24 fps."
             )
 

@@ -25,7 +25,7 @@ def test_what_is_refused_names_what_it_is_snapped_to(asked, made):
     GRID.check(nearest)
     assert len(said) == (asked[0] != made[0]) + (asked[1:] != made[1:])
     if said:
-        with pytest.raises(UserError, match=f"{clip} do not.* Nearest: {nearest}."):
+        with pytest.raises(UserError, match=f"{clip} does not.* Nearest: {nearest}."):
             GRID.check(clip)
 
 
@@ -46,6 +46,7 @@ def test_a_warning_and_a_refusal_give_the_same_rules():
 @pytest.mark.parametrize(
     "change, said",
     [
+        ({"frames": 1, "width": 0}, "got 1 frame of 0x64. For"),
         ({"frames": 0}, "at least 1 frame .* got 0 frames of 64x64. For example: 121"),
         ({"height": -64}, "at least 1 frame and 1 pixel a side"),
         ({"frames": MOST_FRAMES + 1}, "at most 16,384 pixels a side and 144,001 fr"),

@@ -209,10 +209,17 @@ def test_a_decoder_draws_from_a_seed_of_its_own(seed, decoders, model, monkeypat
     assert mx.array_equal(keys[0], mx.random.key(decoders))
 
 
-def test_what_is_wrong_is_said_before_anything_is_lent(model):
+@pytest.mark.parametrize(
+    "shape, sentence",
+    [
+        ({"frames": 16}, "16 frames of 192x128 does not fit"),
+        ({"frames": 1, "fps": 240}, "0.0042 s is too short for sound. Try 9 frames"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_lent(shape, sentence, model):
     ours = pipeline(model, ONE_STAGE)
-    wrong = request(shape=SHAPE._replace(frames=16))
-    with pytest.raises(UserError, match="16 frames of 192x128 do not fit"):
+    wrong = request(shape=SHAPE._replace(**shape), audio=True)
+    with pytest.raises(UserError, match=sentence):
         next(ours.events(wrong))
     assert not ours.components.loans
 
