@@ -57,9 +57,8 @@ def convert(
     target = typed_path(mlx_path).absolute()
     with folder_aside(target) as folder:
         needs = [name for name, part in PARTS.items() if part.block is not None]
-        layout = Components.open(
-            hf_path, variant=variant, needs=needs, notify=notify
-        ).layout
+        opened = Components.open(hf_path, variant=variant, needs=needs, notify=notify)
+        layout = opened.layout
         if layout.folders:
             find.find_folders(hf_path, layout.folders, notify)
         stored = with_projection(layout.stored).items()

@@ -122,9 +122,8 @@ class DFRPipeline(Pipeline):
             refined = yield from self._refine(sampling, number, index, video, pictures)
             videos.append(refined[0])
             made.append(refined[1])
-        return Made(
-            AV(dfr_layout.join(videos, layout)), before.sound, dfr_layout.carried(made)
-        )
+        joined = AV(dfr_layout.join(videos, layout))
+        return Made(joined, before.sound, dfr_layout.carried(made))
 
     def _refine(
         self,

@@ -49,9 +49,8 @@ def create_position_grid(
 ) -> mx.array:
     """[start, end) of every video token of a latent grid: (B, 3, F*H*W, 2) float32."""
     scale = VideoScale(temporal_scale, spatial_scale, spatial_scale)
-    positions = position_grid(
-        (num_frames, height, width), scale, fps, causal_fix=causal_fix
-    )
+    cells = num_frames, height, width
+    positions = position_grid(cells, scale, fps, causal_fix=causal_fix)
     return mx.repeat(positions, batch_size, axis=0)
 
 

@@ -73,8 +73,7 @@ class Keeper(AbstractContextManager):
         except UserError as error:
             yield Warned(str(error))
         else:
-            step = getattr(what, "step", None)
-            yield Saved(str(path), step)
+            yield Saved(str(path), getattr(what, "step", None))
 
     def _remove_states(self) -> None:
         for state in (self.output.state, self.resumed):

@@ -198,27 +198,23 @@ def _written(sampled: Sampled, output: Output) -> Iterator[Step]:
     from mlx_video import media  # imports codecs, which only a finished clip needs
 
     job, latents, pipeline = sampled
-    record = job.record()
+    record, overwrite = job.record(), output.overwrite
     for event in pipeline.decoding(latents, job.request):
         if isinstance(event, Step):
             yield event
     clip = event
     if output.frames:
-        frames = media.save_frames(
-            clip.frames, output.frames, overwrite=output.overwrite
-        )
+        frames = media.save_frames(clip.frames, output.frames, overwrite=overwrite)
         clip = replace(clip, frames=frames)
-    metadata = {RECORD_KEY: record}
-    writing = media.saving(
-        clip, output.path, metadata=metadata, overwrite=output.overwrite
-    )
+    words = {RECORD_KEY: record}
+    writing = media.saving(clip, output.path, metadata=words, overwrite=overwrite)
     with closing(writing):
         for count in writing:
             yield Step(Doing.DECODE_VIDEO, count, clip.shape.frames)
     if output.audio:
         with folder_made(output.audio.parent):
-            media.save_wav(clip.audio, output.audio, overwrite=output.overwrite)
-    with written_aside(output.record, output.overwrite) as aside:
+            media.save_wav(clip.audio, output.audio, overwrite=overwrite)
+    with written_aside(output.record, overwrite) as aside:
         aside.write_text(record + "\n", encoding="utf-8")
 
 

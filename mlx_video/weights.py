@@ -203,9 +203,7 @@ def _quantize_like(module: nn.Module, weights: Weights, mode: str, source: str) 
     """Quantize the layers for which ``weights`` holds ``.scales``, with bits and group size from the shapes."""
 
     def layout(path: str, layer: nn.Module) -> bool | dict:
-        packed, scales = (
-            weights.get(f"{path}.{name}") for name in ("weight", "scales")
-        )
+        packed, scales = weights.get(f"{path}.weight"), weights.get(f"{path}.scales")
         if packed is None or scales is None or not hasattr(layer, "to_quantized"):
             return False
         width = layer.weight.shape[-1]
@@ -253,16 +251,14 @@ def save_folder(folder: Path, weights: Weights, config: Mapping[str, object]) ->
     Empties ``weights`` as it goes, so that each shard's memory is freed once it is on disk.
     """
     with folder_aside(Path(folder)) as scratch:
-        shards = _shards(weights)
-        index = {
-            "metadata": {"total_size": sum(v.nbytes for v in weights.values())},
-            "weight_map": {},
-        }
+        shards, home = _shards(weights), {}
+        size = sum(value.nbytes for value in weights.values())
         for number, keys in enumerate(shards, start=1):
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             shard = {key: weights.pop(key) for key in keys}
             write_tensors(scratch / name, shard, {"format": "mlx"})
-            index["weight_map"] |= dict.fromkeys(keys, name)
+            home |= dict.fromkeys(keys, name)
+        index = {"metadata": {"total_size": size}, "weight_map": home}
         write_json(scratch / INDEX, index)
         write_json(scratch / CONFIG, config)
 

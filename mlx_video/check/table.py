@@ -83,12 +83,7 @@ def kernels() -> Iterator[Check]:
 def attention() -> Iterator[Check]:
     """Heads of 64, 128 and 256 features, lengths that no tile divides, and every kind of mask."""
     for (stream, (heads, size)), dtype in product(STREAMS.items(), PRODUCTS):
-        layer = with_drawn(
-            Attention(
-                64, heads=2, head_dim=size, rope_type=LTXRopeType.SPLIT, gated=True
-            ),
-            dtype,
-        )
+        layer = with_drawn(Attention(64, heads=2, head_dim=size, gated=True), dtype)
         x, text = drawn(2, 133, 64, dtype=dtype), drawn(2, 77, 64, dtype=dtype)
         bias = attention_bias(mx.abs(drawn(2, 133, 133)), dtype)
         forms = {

@@ -85,9 +85,8 @@ def serve(args: argparse.Namespace) -> None:
     # Replaces this process with one that does not import MLX.
     environment = {**os.environ, server.SETTINGS: json.dumps(settings)}
     sys.stderr.flush()
-    os.execve(
-        sys.executable, [sys.executable, "-m", "mlx_video.cli.server"], environment
-    )
+    command = [sys.executable, "-m", "mlx_video.cli.server"]
+    os.execve(sys.executable, command, environment)
 
 
 def _worker(args: argparse.Namespace, data: Path) -> list[str]:

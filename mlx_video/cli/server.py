@@ -68,9 +68,8 @@ def names(host: str, port: int) -> frozenset[str]:
     """The host names, with port, that the server answers to."""
     hosts = {host, *(LOOPBACK if host in LOOPBACK else ())}
     bare = {f"[{name}]" if ":" in name else name for name in hosts}
-    return frozenset(
-        {f"{name}:{port}" for name in bare} | (bare if port == 80 else set())
-    )
+    usual = bare if port == 80 else set()
+    return frozenset({f"{name}:{port}" for name in bare} | usual)
 
 
 def main() -> int:

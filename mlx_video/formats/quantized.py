@@ -80,12 +80,10 @@ def read_notes(weights: Weights, metadata: Mapping[str, str], source: str) -> No
     layers = listed.get("layers", {})
     if not isinstance(layers, dict):
         raise UserError(f"The {NOTES} in {source} is not a table of layers.")
-    notes = layers | {
-        key.removesuffix(NOTE): json_object(
-            np.array(mark).tobytes(), f"{source}: {clip(key)}"
-        )
-        for key, mark in marks.items()
-    }
+    notes = dict(layers)
+    for key, mark in marks.items():
+        text = np.array(mark).tobytes()
+        notes[key.removesuffix(NOTE)] = json_object(text, f"{source}: {clip(key)}")
     for layer, note in notes.items():
         _check_note(layer, note, source)
     return {f"{layer}.weight": note for layer, note in notes.items()}

@@ -1,6 +1,7 @@
 """Downloads a file of the hub into its cache, resuming an earlier download. Knows nothing of a repository's contents."""
 
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from shutil import disk_usage
 from typing import Callable, Collection, Iterator, NamedTuple
@@ -26,7 +27,7 @@ class Missing(NamedTuple):
     checksum: str
 
 
-class Download:
+class Download(AbstractContextManager):
     """Progress of downloading some files; within the block ``notify`` is called with it repeatedly.
 
     done, total  bytes
@@ -48,9 +49,6 @@ class Download:
         self._first, self._began = self.done, time.monotonic()
         self._told = self._began
 
-    def __enter__(self) -> "Download":
-        return self
-
     def add(self, count: int) -> None:
         """Count ``count`` more bytes as received; none = a wait for another process begins."""
         self.waits = not count
@@ -71,9 +69,8 @@ class Download:
 
     def __str__(self) -> str:
         if self.waits:
-            return (
-                f"{self.repo}: waiting for another process that downloads the same file"
-            )
+            cause = "another process that downloads the same file"
+            return f"{self.repo}: waiting for {cause}"
         speed = (self.done - self._first) / (time.monotonic() - self._began + 1e-9)
         left = (self.total - self.done) / speed if speed else 0
         minutes = f", about {duration(left)} left" if left else ""

@@ -7,6 +7,7 @@ import asyncio
 import json
 import queue
 import secrets
+import shutil
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -166,10 +167,8 @@ def cancel(id: str, at: At) -> Response:
 def remix(id: str, wanted: schema.RemixRequest, at: At) -> Response:
     """Make a finished video again with another prompt; 409 while it is being made."""
     video = _found(at, id, ENDED, "a remix is made of a finished one")
-    changed = wanted.model_dump(exclude_none=True)
-    return _queued(
-        at, schema.VideoRequest.model_validate({**video.request, **changed}), id
-    )
+    again = {**video.request, **wanted.model_dump(exclude_none=True)}
+    return _queued(at, schema.VideoRequest.model_validate(again), id)
 
 
 @router.get("/v1/videos/{id}/events")
@@ -340,7 +339,7 @@ def _check_room(at: Serving) -> None:
     if store.waiting() >= limits.queue:
         full = f"The queue is full: {limits.queue} videos wait. Try again later."
         raise HTTPException(429, full, {"Retry-After": "30"})
-    taken, free = store.bytes(), store.free()
+    taken, free = store.bytes(), shutil.disk_usage(store.folder).free
     if taken <= limits.disk and free >= limits.margin:
         return
     why = f"clips take {amount(taken)} of the {amount(limits.disk)} that they may"

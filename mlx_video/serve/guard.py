@@ -34,9 +34,8 @@ class Door:
         site = headers.get("sec-fetch-site", "none")
         if origin != host or site not in ("none", "same-origin"):
             return 403, "Pages of other sites may not use this server."
-        if asked.scope["path"].startswith(("/v1/", "/openapi")) and not self._known(
-            asked
-        ):
+        private = asked.scope["path"].startswith(("/v1/", "/openapi"))
+        if private and not self._known(asked):
             return 401, "An API key is needed: send it as Authorization: Bearer KEY."
         return None
 

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import sqlite3
 import threading
 import time
@@ -240,10 +239,6 @@ class Store:
         first = "WHERE status = 'completed' ORDER BY number LIMIT ?"
         return [*self._read(first, count)]
 
-    def free(self) -> int:
-        """Bytes that the disk has left."""
-        return shutil.disk_usage(self.folder).free
-
     # Helpers
 
     def _take_up(self) -> None:
@@ -295,9 +290,8 @@ class Store:
 
 
 def _connected(folder: Path) -> sqlite3.Connection:
-    rows = sqlite3.connect(
-        folder / "videos.sqlite", isolation_level=None, check_same_thread=False
-    )
+    file = folder / "videos.sqlite"
+    rows = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
     rows.row_factory = sqlite3.Row
     return rows
 
