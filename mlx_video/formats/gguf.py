@@ -193,10 +193,6 @@ def _signed(raw: mx.array) -> mx.array:
     return mx.contiguous(raw).view(mx.int8).astype(mx.float32)
 
 
-def _float(codes: mx.array) -> mx.array:
-    return codes.astype(mx.float32)
-
-
 def _four_bits(blocks: mx.array, fifth: bool = False, least: bool = False) -> mx.array:
     """32 numbers of 4 bits, or 5, whose fifth bits are separate; around zero, or above a stored minimum (``least``)."""
     start = 4 if least else 2
@@ -205,8 +201,8 @@ def _four_bits(blocks: mx.array, fifth: bool = False, least: bool = False) -> mx
         bits = _bits(blocks[:, start : start + 4], 1)  # (n, bit, byte)
         codes = codes | bits.swapaxes(1, 2).flatten(1) << 4
     if least:
-        return _half(blocks, 0) * _float(codes) + _half(blocks, 2)
-    return _half(blocks, 0) * (_float(codes) - (16 if fifth else 8))
+        return _half(blocks, 0) * codes + _half(blocks, 2)
+    return _half(blocks, 0) * (codes - (16.0 if fifth else 8.0))
 
 
 def _q2_k(blocks: mx.array) -> mx.array:
@@ -214,8 +210,8 @@ def _q2_k(blocks: mx.array) -> mx.array:
     scales, codes = blocks[:, :16], blocks[:, 16:80].reshape(-1, 32)
     codes = _bits(codes, 2).reshape(-1, 16, 16)
     d, least = (_half(blocks, place)[..., None] for place in (80, 82))
-    scale, offset = d * _float(scales & 15)[..., None], _float(scales >> 4)[..., None]
-    return (scale * _float(codes) - least * offset).flatten(1)
+    scale, offset = d * (scales & 15)[..., None], (scales >> 4)[..., None]
+    return (scale * codes - least * offset).flatten(1)
 
 
 def _q3_k(blocks: mx.array) -> mx.array:
@@ -224,8 +220,8 @@ def _q3_k(blocks: mx.array) -> mx.array:
     codes = _bits(blocks[:, 32:96].reshape(-1, 32), 2).reshape(-1, 16, 16)
     packed = blocks[:, 96:108]
     scales = _nibbles(packed[:, :8]) | (_bits(packed[:, 8:], 2).flatten(1) << 4)
-    scale = _half(blocks, 108) * (_float(scales) - 32)
-    return (scale[..., None] * (_float(codes | high << 2) - 4)).flatten(1)
+    scale = _half(blocks, 108) * (scales - 32.0)
+    return (scale[..., None] * ((codes | high << 2) - 4.0)).flatten(1)
 
 
 def _q4_k(blocks: mx.array, fifth: bool = False) -> mx.array:
@@ -238,14 +234,14 @@ def _q4_k(blocks: mx.array, fifth: bool = False) -> mx.array:
     codes = _nibbles(packed).reshape(-1, 8, 32)
     if fifth:
         codes = codes | _bits(blocks[:, 16:48], 1) << 4
-    return (scale[..., None] * _float(codes) - least[..., None]).flatten(1)
+    return (scale[..., None] * codes - least[..., None]).flatten(1)
 
 
 def _q6_k(blocks: mx.array) -> mx.array:
     """16 groups of 16 with signed scales; the two high bits are separate, in halves of 128."""
     low = _nibbles(blocks[:, :128].reshape(-1, 64))
     high = _bits(blocks[:, 128:192].reshape(-1, 32), 2).flatten(1)
-    codes = _float(low | high << 4).reshape(-1, 16, 16) - 32
+    codes = (low | high << 4).reshape(-1, 16, 16) - 32.0
     scale = _half(blocks, 208) * _signed(blocks[:, 192:208])
     return (scale[..., None] * codes).flatten(1)
 
@@ -261,7 +257,7 @@ def _iq4_xs(blocks: mx.array) -> mx.array:
     """8 groups of 32, each with a scale of 6 bits."""
     high = _bits(blocks[:, 2:4], 2).swapaxes(1, 2).flatten(1)  # (n, 8)
     low = _bits(blocks[:, 4:8], 4).swapaxes(1, 2).flatten(1)
-    scale = _half(blocks, 0) * (_float(low | high << 4) - 32)
+    scale = _half(blocks, 0) * ((low | high << 4) - 32.0)
     codes = _nibbles(blocks[:, 8:].reshape(-1, 8, 16))
     return (scale[..., None] * mx.array(IQ4, mx.float32)[codes]).flatten(1)
 

@@ -85,7 +85,12 @@ def read_notes(weights: Weights, metadata: Mapping[str, str], source: str) -> No
         text = np.array(mark).tobytes()
         notes[key.removesuffix(NOTE)] = json_object(text, f"{source}: {clip(key)}")
     for layer, note in notes.items():
-        _check_note(layer, note, source)
+        name = note.get("format") if isinstance(note, dict) else note
+        if name not in (FP8, INT8, NVFP4):
+            raise UserError(
+                f"{source} is quantized as {clip(name, 40)}, as {clip(layer)} says, which this version does not read; use a "
+                "file in bf16, fp8, int8 (ConvRot), nvfp4 or GGUF."
+            )
     return {f"{layer}.weight": note for layer, note in notes.items()}
 
 
@@ -201,12 +206,3 @@ def _untiled(scales: mx.array, rows: int, blocks: int) -> mx.array:
     tiles = scales.reshape(down, across, 32, 4, TILE_COLUMNS)
     tiles = tiles.transpose(0, 3, 2, 1, 4)  # (down, quarter, line, across, column)
     return tiles.reshape(down * TILE_ROWS, -1)[:rows, :blocks]
-
-
-def _check_note(layer: str, note: object, source: str) -> None:
-    name = note.get("format") if isinstance(note, dict) else note
-    if name not in (FP8, INT8, NVFP4):
-        raise UserError(
-            f"{source} is quantized as {clip(name, 40)}, as {clip(layer)} says, which this version does not read; use a "
-            "file in bf16, fp8, int8 (ConvRot), nvfp4 or GGUF."
-        )

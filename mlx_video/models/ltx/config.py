@@ -216,10 +216,8 @@ class LTXModelConfig(Config):
         video, audio = (
             [getattr(self, f"{own}{k}") for k in keys] for own in ("", "audio_")
         )
-        both = {
-            Modality.VIDEO: StreamConfig(*video, self.use_keyframes_abs_pos_embedding),
-            Modality.AUDIO: StreamConfig(*audio),
-        }
+        video = StreamConfig(*video, self.use_keyframes_abs_pos_embedding)
+        both = AV(video, StreamConfig(*audio))
         return AV(**{m.value: both[m] for m in self.model_type.value})
 
 

@@ -67,10 +67,6 @@ class Tile(NamedTuple):
         own = self.end // time_scale - self.start // time_scale + 1
         return own + len(self.anchors) + len(self.slots)
 
-    def local(self, frames: Sequence[int]) -> list[int]:
-        """``frames`` of the canvas, counted from the tile's start."""
-        return [frame - self.start for frame in frames]
-
 
 def doubled(keyframes: Sequence[int]) -> tuple[int, ...]:
     """Frames of pictures after the clip is upsampled in time, from ``n`` frames to ``2 * (n - 1) + 1``."""
@@ -138,7 +134,7 @@ def tile_conditions(
         keyframe(pictures[frame], frame - tile.start, place, ANCHOR_STRENGTH)
         for frame in tile.anchors
     ]
-    slots = tile.local(tile.slots)
+    slots = [frame - tile.start for frame in tile.slots]
     seeds = nearest(video, slots, place.scale.time)
     return [*anchors, generated_keyframes(slots, video.shape[3:], place, seeds)]
 

@@ -51,12 +51,12 @@ class LatentUpsampler(Network):
 
     def __init__(self, config: UpsamplerConfig):
         super().__init__()
-        channels = config.mid_channels
+        channels, count = config.mid_channels, config.num_blocks_per_stage
         self.conv_in = Conv3d(config.in_channels, channels)
         self.norm_in = _norm(channels)
-        self.coarse_blocks = _blocks(config)
+        self.coarse_blocks = [ResBlock(channels) for _ in range(count)]
         self.resample = _resampler(config)
-        self.fine_blocks = _blocks(config)
+        self.fine_blocks = [ResBlock(channels) for _ in range(count)]
         self.conv_out = Conv3d(channels, config.in_channels)
 
     def activation_bytes(self, cells: int) -> float:
@@ -186,10 +186,6 @@ def _renamed(weights: Weights) -> Weights:
 def _norm(channels: int) -> nn.GroupNorm:
     """Group norm with statistics over the whole clip, summed in float32."""
     return nn.GroupNorm(NORM_GROUPS, channels, NORM_EPS, pytorch_compatible=True)
-
-
-def _blocks(config: UpsamplerConfig) -> list[ResBlock]:
-    return [ResBlock(config.mid_channels) for _ in range(config.num_blocks_per_stage)]
 
 
 def _resampler(config: UpsamplerConfig) -> nn.Module:

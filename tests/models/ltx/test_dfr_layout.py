@@ -74,7 +74,7 @@ def test_frames_are_counted_within_a_tile():
     tile = Tile(96, 240, (96, 144, 192, 240), (120, 168, 216), 7)
     assert tile.frames == 145
     assert tile.cells(8) == 19 + 4 + 3
-    assert tile.local(tile.anchors) == [0, 48, 96, 144]
+    assert [frame - tile.start for frame in tile.anchors] == [0, 48, 96, 144]
 
 
 def test_the_earlier_tile_keeps_its_pictures():

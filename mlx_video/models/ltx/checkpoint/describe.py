@@ -117,8 +117,7 @@ def _parts(stored: Mapping[str, Source], refusals: list[str]) -> dict[str, PartS
         with _noted(refusals):
             part_of(name).config(source)
             weights = part_of(name).network(source).sanitize(source.outline())
-            summary = _summary(weights, source.quantization)
-            parts[name] = summary._replace(formats=source.formats())
+            parts[name] = _summary(weights, source.quantization, source.formats())
             if source.is_gguf:
                 size = source.path.stat().st_size  # packed blocks have no MLX dtype
                 parts[name] = parts[name]._replace(dtypes=(), bytes=size)
@@ -141,14 +140,16 @@ def _fitting(adapter: lora.Adapter) -> Iterator[str]:
             yield release.name
 
 
-def _summary(weights: Weights, quantization: Mapping[str, object] = {}) -> PartSummary:
+def _summary(
+    weights: Weights, quantization: Mapping = {}, formats: tuple[str, ...] = ()
+) -> PartSummary:
     sizes = Counter()
     for value in weights.values():
         name = str(value.dtype).rpartition(".")[2]
         # MLX reads float8 as bytes.
         sizes[name.replace("uint8", "float8")] += value.nbytes
     dtypes = tuple(name for name, _ in sizes.most_common())
-    return PartSummary(len(weights), sizes.total(), dtypes, quantization)
+    return PartSummary(len(weights), sizes.total(), dtypes, quantization, formats)
 
 
 # What has a name
