@@ -6,7 +6,7 @@ single kernel reads and writes every token once.
 
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import mlx.core as mx
 
@@ -17,12 +17,8 @@ WIDTH = 8  # features a thread loads at once: 16 bytes of bfloat16
 MAX_THREADS = 1024
 
 
-class Launch(NamedTuple):
-    """Threads in total, threads per block, and the output's shape."""
-
-    threads: int
-    block: int
-    shape: tuple[int, ...]
+Launch = tuple[int, int, tuple[int, ...]]
+"""Threads in total, threads per block, and the output's shape."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +42,22 @@ class Kernel:
     def launch(self, x: mx.array, *_: mx.array | float | None) -> Launch:
         """For these arguments."""
         block = x.shape[-1] // self.features
-        return Launch(block * x.shape[0] * x.shape[1], block, x.shape)
+        return block * x.shape[0] * x.shape[1], block, x.shape
 
     def __call__(self, *arguments: mx.array | float | None) -> mx.array:
         """Call the function: arrays first, then numbers. An array may be ``None`` if the kernel handles that."""
         count = len(self.arrays)
         arrays = [mx.array([0]) if a is None else a for a in arguments[:count]]
         x, numbers = arrays[0], mx.array(arguments[count:], mx.float32)
-        launch = self.launch(*arguments)
+        threads, block, shape = self.launch(*arguments)
         # MLX caches kernels by name and template, so the template must hold every type.
         types = [(f"T_{n}", a.dtype) for n, a in zip(self.arrays, arrays)]
         return _compiled(self)(
             inputs=[*arrays, numbers],
             template=[("T", x.dtype), *types],
-            grid=(launch.threads, 1, 1),
-            threadgroup=(launch.block, 1, 1),
-            output_shapes=[launch.shape],
+            grid=(threads, 1, 1),
+            threadgroup=(block, 1, 1),
+            output_shapes=[shape],
             output_dtypes=[x.dtype],
         )[0]
 

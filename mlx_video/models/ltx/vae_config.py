@@ -10,9 +10,8 @@ from mlx_video.types import VideoScale
 
 MEL_BINS = 64  # of each channel that a vocoder reads; its config does not state them
 Block = tuple[str, int | dict]  # name, and parameters or a number of layers
-Padding = Literal[
-    "zeros", "reflect"
-]  # around a frame; mirrored about the outermost cell
+Padding = Literal["zeros", "reflect"]
+"""What is around a frame; the latter mirrors it about the outermost cell."""
 
 # Factors for frames, rows and columns by a block's name; the suffix "_res" adds a skip connection.
 STRIDES = {
@@ -308,11 +307,6 @@ class GeneratorConfig(Config):
                 f"{len(config.upsample_rates)} times. The file may be damaged."
             )
         return config
-
-    @property
-    def channels(self) -> int:
-        """Channels of the sound."""
-        return 2 if self.stereo else 1
 
     @property
     def hop(self) -> int:

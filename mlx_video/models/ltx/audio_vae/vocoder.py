@@ -108,7 +108,7 @@ class Generator(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
-        width, channels = config.upsample_initial_channel, config.channels
+        width, channels = config.upsample_initial_channel, 2 if config.stereo else 1
         self.conv_pre = SameConv1d(channels * bins, width, EDGE_KERNEL)
         self.ups, self.resblocks = [], []
         for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes):

@@ -50,7 +50,7 @@ class CellKernel(Kernel):
         """For these arguments."""
         shape = self.shape(*arguments)
         threads = math.prod(shape[:-1]) * min(shape[-1] // WIDTH, WARP)
-        return Launch(-(-threads // BLOCK) * BLOCK, BLOCK, shape)
+        return -(-threads // BLOCK) * BLOCK, BLOCK, shape
 
 
 # The position of an output cell in (B, frames, rows, columns, C), and the first channel of a thread that works on it; its
