@@ -54,7 +54,7 @@ def load(
     recipe   how to sample; by default the checkpoint's recipe for ``variant``, "distilled" or "dev"
     files    the model and its other files, such as LoRAs; replaces ``model``
     options  of runs, such as a memory limit
-    The first clip finds and fetches the files, and raises ``UserError`` if there is no such model.
+    Raises ``UserError`` for a path that does not exist. The first clip fetches what is missing.
     """
     for value, kind in ((recipe, Recipe), (files, Files), (options, Options)):
         if not isinstance(value, kind | None):

@@ -145,7 +145,7 @@ def local(name: str | Path, *, file: bool = False) -> Path | None:
     path = typed_path(name)
     if is_there(path):
         return path
-    first, slashes = path.parts[0], str(name).count("/")
+    first, slashes = str(name).split("/")[0], str(name).count("/")
     typed = path.is_absolute() or first in (".", "..") or is_there(Path(first))
     if typed or (slashes < 2 if file else slashes != 1):
         what, form = "file or folder", f"repository on the hub, give owner/name, such as {MODEL_REPO}"  # fmt: skip

@@ -45,7 +45,7 @@ def test_a_prompt_is_enough():
         (("--num-frames", "9"), ("--frames", "9")),
         (("--fps", "25"), ("--frame-rate", "25")),
         (("--seed", "3"), ("-s", "3")),
-        (("--model", "x"), ("--model-repo", "x")),
+        (("--model", "ltx-2.3"), ("--model-repo", "ltx-2.3")),
     ],
 )
 def test_aliases_mean_the_same(long, short):

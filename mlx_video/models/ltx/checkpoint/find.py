@@ -96,14 +96,15 @@ def find_defaults(
 ) -> Mapping[str, object]:
     """The defaults that the checkpoint states, found before anything large is fetched.
 
-    On the hub, only converted folders are read. A model that does not exist states nothing; using it fails later.
+    On the hub, only converted folders are read. Raises ``MissingFileError`` for a path that does not exist.
     """
     path = located(model)
     if is_there(path):
         return identify(path, variant).defaults
     if release := published(str(model)):
         return release.defaults
-    if path.suffix == ".safetensors" or "/" not in str(model):
+    is_file = path.suffix == ".safetensors"
+    if hub.local(model, file=is_file) is None and is_file:
         return {}
     folder = hub.resolve(model, [f"*{CONFIG}"], notify)
     return identify(folder, variant).defaults
