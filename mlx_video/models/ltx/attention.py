@@ -80,9 +80,11 @@ class Attention(nn.Module):
 
         rope          of the queries; ``context_rope`` of the keys (the queries' if ``None``)
         bias          (B, 1, N, M) added to the scores, in the dtype of x
-        attending     the items that do; in others, tokens keep their own values (spatiotemporal guidance; only for self-attention)
+        attending     the items that do; in others, tokens keep their own values (spatiotemporal guidance). Only for
+                      self-attention
         """
         context = x if context is None else context
+        # Values, queries and keys end pieces apart: only one of them has its unrotated and unnormed form beside it.
         values = end_piece(self.to_v(context))
         if not attending.any:
             return self.to_out(self._gate(values, x))
@@ -120,6 +122,7 @@ class FeedForward(nn.Module):
         self.proj_out = Linear(4 * dim, dim, bias=bias)
 
     def __call__(self, x: mx.array) -> mx.array:
+        # Frees the input of the GELU, which is as wide, before the second product.
         return self.proj_out(end_piece(gelu(self.proj_in(x))))
 
 

@@ -20,6 +20,7 @@ from mlx_video.models.ltx.config import (
 from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.loading.residency import BlockStream
+from mlx_video.models.ltx.pacing import end_piece
 from mlx_video.models.ltx.rope import precompute_freqs_cis
 from mlx_video.models.ltx.transformer import (
     CROSS_GATE,
@@ -201,6 +202,7 @@ class LTXModel(Network):
         x, conditioning = self.embed(inputs)
         for index, block in enumerate(self.transformer_blocks):
             x = block(x, conditioning, *_perturbed(index, perturbations))
+            end_piece(*x.values)
         return self.project_out(x, conditioning)
 
     def embed(self, inputs: AV[ModalityInput]) -> tuple[AV[mx.array], AV[Conditioning]]:

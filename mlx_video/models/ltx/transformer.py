@@ -161,7 +161,7 @@ class StreamBlock(nn.Module):
             attending=attending,
         )
         x = end_piece(add_gated(x, update, table, c.own, SELF_ATTENTION))
-        del update  # frees it during the text attention
+        del update  # both free what self-attention held during the text attention
         if not self.modulated_text:
             return x + self.attn2(mx.fast.rms_norm(x, None, eps), c.context)
         query = norm_modulate(x, table, c.own, TEXT_ATTENTION, eps)
@@ -220,14 +220,12 @@ class TransformerBlock(nn.Module):
         """
         streams = self.streams
         x = x.map(lambda x, c, s, on: s.attend(x, c, on), c, streams, attending)
-        end_piece(*x.values)  # together, which frees what one stream reads of the other
+        end_piece(*x.values)  # frees what the text attention held during the exchange
         both = x.video is not None and x.audio is not None
         if both and crossing.any:
             x = self._exchange(x, c, crossing)
-            end_piece(*x.values)
-        x = x.map(lambda x, c, s: s.feed_forward(x, c), c, streams)
-        end_piece(*x.values)
-        return x
+            end_piece(*x.values)  # together: frees what each stream read of the other
+        return x.map(lambda x, c, s: s.feed_forward(x, c), c, streams)
 
     def _exchange(
         self, x: AV[mx.array], c: AV[Conditioning], crossing: Items

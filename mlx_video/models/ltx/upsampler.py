@@ -72,7 +72,7 @@ class LatentUpsampler(Network):
         x = silu(self.norm_in(self.conv_in(x)))
         for block in self.coarse_blocks:
             x = block(x)
-        x = end_piece(self.resample(x))
+        x = end_piece(self.resample(x))  # frees the coarse grid before the fine blocks
         for block in self.fine_blocks:
             x = block(x)
         return mx.moveaxis(self.conv_out(x), -1, 1)
@@ -110,6 +110,7 @@ class ResBlock(nn.Module):
         self.norm2 = _norm(channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        # A convolution at a time: a GPU kept the padded and unnormed arrays of both.
         h = end_piece(silu(self.norm1(self.conv1(x))))
         return end_piece(silu(x + self.norm2(self.conv2(h))))
 

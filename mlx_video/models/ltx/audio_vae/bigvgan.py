@@ -150,6 +150,7 @@ class AMPBlock(VocoderBlock):
         for conv1, conv2, act1, act2 in zip(
             self.convs1, self.convs2, self.acts1, self.acts2
         ):
+            # One pair at a time: activations hold twice the samples.
             x = end_piece(x + conv2(act2(conv1(act1(x)))))
         return x
 

@@ -76,7 +76,7 @@ class NeighborhoodBlock(nn.Module):
         )
         parts, ready = cache.neighbors(self, x, self.attn.kernel[0])
         del x
-        bands = [
+        bands = [  # one band's queries, keys and wide layer at a time
             end_piece(self._band(parts, ready, band, at, norms))
             for band, at in self._bands(parts)
         ]
@@ -134,6 +134,7 @@ class DiffusionBlock(NeighborhoodBlock):
         modulation: list[mx.array],
     ) -> mx.array:
         """Apply the block to a piece ``x``; ``context`` returns its next frames, and ``modulation`` comes from ``rows``."""
+        # Frees the context's frames during the attention.
         x = end_piece(x + self.context_proj(context(x.shape[1])))
         return self(x, cache, modulation)
 

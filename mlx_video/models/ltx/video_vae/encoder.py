@@ -117,6 +117,7 @@ class VideoEncoder(Network):
 
 def _through(layer: Callable, cache: FrameCache, piece: Piece) -> Piece:
     x, cache.last = piece
+    # One layer's arrays for one piece at a time.
     return end_piece(layer(x, cache)), cache.last
 
 

@@ -138,6 +138,7 @@ def in_pieces(
     while pieces:
         cache.last = last and len(pieces) == 1
         with suppress(Incomplete):
+            # One step's arrays for one piece at a time, of about ``elements`` each.
             y = end_piece(step.run(pieces.pop(0), cache))
             rest = in_pieces(later, y, cache, elements)
             del y
