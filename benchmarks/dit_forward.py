@@ -4,6 +4,7 @@
     python benchmarks/dit_forward.py --compile --release 2.3     # the 22B; or 2.5
     python benchmarks/dit_forward.py --compile --release 2.3 --tiny --repeats 1      # a miniature, on a CPU too
     python benchmarks/dit_forward.py --only mlx --quantize 8 4 mxfp8 mxfp4 nvfp4     # this package alone; or diffusers-compiled
+    python benchmarks/dit_forward.py --only mlx --marks all sublayers block none     # what marks of pieces give
     python benchmarks/dit_forward.py --host [--tiny] [--release 2.3]
 
 Each framework runs in a process of its own, one after the other, on the first GPU or else the CPU. A forward is what a
@@ -23,6 +24,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple, Sequence
@@ -101,6 +103,15 @@ CLIPS = [Clip(121, 512, 768), Clip(121, 1024, 1536)]
 TINY_CLIPS = [Clip(9, 64, 96, 9, 16), Clip(17, 128, 192, 18, 16)]
 
 
+# Which modules' marks of pieces do nothing. Those in ``ltx`` end a block, in ``transformer`` its sublayers.
+MARKS = {
+    "all": (),
+    "sublayers": ("attention",),
+    "block": ("attention", "transformer"),
+    "none": ("attention", "transformer", "ltx"),
+}
+
+
 class Result(NamedTuple):
     """One framework on one clip: milliseconds of each forward, bytes at the peak (``None`` where it cannot tell).
 
@@ -136,11 +147,18 @@ def run_mlx(
     formats: Sequence[str] = (),
     release: str = RELEASES[0],
     whole_blocks: bool = False,
+    marks: Sequence[str] = (),
 ) -> Iterator[Result]:
     import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
     import mlx.core as mx
 
     model = mlx_model(tiny, release)
+    for kept, clip in product(marks, clips):
+        keep_marks(kept)
+        forward = mlx_forward(model, clip)
+        yield time_mlx(f"mlx-video, marks: {kept}", forward, clip, repeats)[0]
+    if marks:
+        return
     exact = []
     for clip in clips:
         forward = mlx_forward(model, clip)
@@ -172,6 +190,16 @@ def run_mlx(
                 yield result._replace(error=distance(velocity, reference))
         except (RuntimeError, ValueError) as error:
             print(f"{name} is not to be had here: {error}", file=sys.stderr)
+
+
+def keep_marks(kept: str) -> None:
+    """Let ``end_piece`` do nothing in the modules of ``MARKS``."""
+    from mlx_video.models.ltx import attention, ltx, pacing, transformer
+
+    unmarked = lambda *arrays: arrays if len(arrays) > 1 else arrays[0]
+    for module in (attention, transformer, ltx):
+        ends = module.__name__.rpartition(".")[2] not in MARKS[kept]
+        module.end_piece = pacing.end_piece if ends else unmarked
 
 
 def mlx_model(tiny: bool, release: str = RELEASES[0]):
@@ -269,13 +297,10 @@ class CompiledBlocks:
         return (partial(self._block, weights) for weights in self.weights)
 
     def _block(self, weights, x, conditioning, *perturbed):
-        from mlx_video.models.ltx.pacing import end_piece
         from mlx_video.types import AV
 
         given = [tuple(c)[:2] + tuple(c)[3:] for c in conditioning.values]
-        x = self.compiled(weights, x.values, given)
-        end_piece(*x)
-        return AV(*x)
+        return AV(*self.compiled(weights, x.values, given))
 
     def _run(self, weights, x, given):
         from mlx_video.models.ltx import pacing
@@ -574,6 +599,13 @@ def main():
         action="store_true",
         help="also this package with every block compiled as one function",
     )
+    parser.add_argument(
+        "--marks",
+        nargs="+",
+        choices=MARKS,
+        default=[],
+        help="with --only mlx: a plain forward for each, with these of the marks that end a piece, and nothing else",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed forwards (5)")
     parser.add_argument("--json", type=Path, help="write every time here")
     parser.add_argument("--tiny", action="store_true", help="a miniature, for the CPU")
@@ -590,6 +622,7 @@ def main():
         if arguments.only == "mlx":
             runner = partial(runner, formats=arguments.quantize)
             runner = partial(runner, whole_blocks=arguments.whole_blocks)
+            runner = partial(runner, marks=arguments.marks)
         for result in runner(clips, arguments.tiny, arguments.repeats):
             print(json.dumps(result._asdict()), flush=True)
         return
