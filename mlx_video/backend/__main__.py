@@ -11,17 +11,8 @@ import sys
 from importlib import util
 from pathlib import Path
 
-from mlx_video import __version__
-from mlx_video.backend import (
-    BACKENDS,
-    OPENBLAS,
-    SWITCH,
-    installed,
-    libmlx,
-    load_blas,
-    require_backend,
-    version_of,
-)
+from mlx_video import __version__, backend
+from mlx_video.backend import BACKENDS, SWITCH, version_of
 
 CHOICES = ("cpu", "cuda12", "cuda13")
 
@@ -49,33 +40,33 @@ def report() -> int:
     """Print versions, the library, the device and the BLAS; returns 1, and prints the reason, if MLX cannot run."""
     print(f"mlx_video    {__version__}, {platform.platform()}")
     print(f"python       {platform.python_version()}, {sys.executable}")
-    packages = ("mlx", *BACKENDS.values(), *OPENBLAS.values())
+    packages = ("mlx", *BACKENDS.values(), *backend.OPENBLAS.values())
     found = (f"{name} {version}" for name in packages if (version := version_of(name)))
     print(f"packages     {', '.join(found)}")
-    print(f"BLAS         {load_blas() or 'the one in MLX'}")
+    print(f"BLAS         {backend.load_blas() or 'the one in MLX'}")
     try:
-        require_backend()
+        backend.require_backend()
         import mlx.core as mx
 
         verdict, status = f"device       {mx.default_device()}", 0
     except (ImportError, RuntimeError) as error:
         verdict, status = f"problem      {error}", 1
-    if path := libmlx():  # CUDA's has the CPU's name and ten times its size
+    if path := backend.libmlx():  # CUDA's has the CPU's name and ten times its size
         print(f"library      {path} ({path.stat().st_size / 1e6:.0f} MB)")
     print(verdict)
     return status
 
 
-def switch(backend: str, options: list[str]) -> None:
-    """Make `backend` the only one installed, at the version of the installed mlx.
+def switch(wanted: str, options: list[str]) -> None:
+    """Make the ``wanted`` backend the only one installed, at the version of the installed mlx.
 
     The backends share files, so removing one damages another. Hence three steps: install the new one (a failed download
     changes nothing), remove the others, and reinstall the new one's files.
     """
     if sys.platform != "linux":
         raise OSError("on macOS MLX always runs on Metal: there is nothing to switch")
-    package = f"{BACKENDS[backend]}=={version_of('mlx')}"
-    others = [BACKENDS[name] for name in installed() if name != backend]
+    package = f"{BACKENDS[wanted]}=={version_of('mlx')}"
+    others = [BACKENDS[name] for name in backend.installed() if name != wanted]
     _pip("install", package, *options)
     if others:
         _pip("uninstall", *others)
@@ -83,7 +74,7 @@ def switch(backend: str, options: list[str]) -> None:
     _pip("install", "--force-reinstall", package, *whole)
     settings = Path(sys.prefix, "pyvenv.cfg")  # in which uv writes its version
     by_uv = settings.exists() and "\nuv = " in settings.read_text()
-    if backend != "cpu" and by_uv:
+    if wanted != "cpu" and by_uv:
         print(
             "Note: `uv run` and `uv sync` put the locked CPU backend back. "
             "Use `uv run --no-sync`, or set UV_NO_SYNC=1.",

@@ -13,7 +13,7 @@ from mlx_video.cli.parser import Add, flag, group
 from mlx_video.disk import GB, full_path, read_small, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.find import DEMO, default_model
-from mlx_video.serve.limits import Limits
+from mlx_video.serve import Limits
 
 NEEDED = ("fastapi", "uvicorn", "multipart")
 

@@ -22,9 +22,9 @@ def listen(settings: Mapping) -> None:
     """Answer until Ctrl-C, which returns the running clip to the queue."""
     import uvicorn
 
+    from mlx_video.serve import Limits
     from mlx_video.serve.app import Serving, make_app
     from mlx_video.serve.guard import Door
-    from mlx_video.serve.limits import Limits
     from mlx_video.serve.store import Store
     from mlx_video.serve.supervisor import Supervisor
 

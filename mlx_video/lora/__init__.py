@@ -15,14 +15,8 @@ from mlx.utils import tree_unflatten
 from mlx_video.errors import UserError, clip
 from mlx_video.formats.quantized import read_dense
 from mlx_video.formats.safetensors import json_object
-from mlx_video.lora.changes import (
-    Tensors,
-    changed,
-    check,
-    check_shape,
-    name_of,
-    ranks_of,
-)
+from mlx_video.lora import changes
+from mlx_video.lora.changes import Tensors
 from mlx_video.weights import Weights, read_json, some
 
 # A tensor's role by the end of its name, before ".weight" and PEFT's name of the adapter.
@@ -130,7 +124,7 @@ class Adapter:
         """The LoRA in these tensors; ``peft`` is the config that PEFT writes to a separate file."""
         layers = _by_layer(weights, source)
         for name, tensors in layers.items():
-            check(f"{source}: {clip(name)}", tensors)
+            changes.check(f"{source}: {clip(name)}", tensors)
         if not peft:  # diffusers writes it to the metadata, for several networks
             text = metadata.get(ADAPTER, "{}")
             found = json_object(text, f"The {ADAPTER} in {source}")
@@ -141,11 +135,11 @@ class Adapter:
     @property
     def about(self) -> About:
         """What it is, for people."""
-        kinds = {name_of(has): None for has in self.layers.values()}
+        kinds = {changes.name_of(has): None for has in self.layers.values()}
         triggers = (self.metadata.get(key, "") for key in TRIGGERS)
         return About(
             " and ".join(kinds),
-            max(chain([0], *map(ranks_of, self.layers.values()))),
+            max(chain([0], *map(changes.ranks_of, self.layers.values()))),
             len(self.layers),
             self.metadata.get("model_version", ""),
             next(filter(None, triggers), ""),
@@ -191,7 +185,7 @@ class Adapter:
             for name, path in self._places(module).items():
                 del homeless[name]
                 label = f"{self.source}: {clip(name)}"
-                check_shape(label, layers[path], self.layers[name])
+                changes.check_shape(label, layers[path], self.layers[name])
         if homeless:
             raise UserError(
                 f"{self.source} changes {some(homeless, 2)}, which the model does not have; it was made for another "
@@ -225,8 +219,8 @@ def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
     fused = {}
     for name, path in places.items():
         label, tensors = f"{adapter.source}: {clip(name)}", adapter.layers[name]
-        check_shape(label, layers[path], tensors)
-        fused[path] = changed(layers[path], tensors, strength)
+        changes.check_shape(label, layers[path], tensors)
+        fused[path] = changes.changed(layers[path], tensors, strength)
     module.update_modules(tree_unflatten(list(fused.items())))
     return Report(
         matched=tuple(fused),
@@ -237,10 +231,9 @@ def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
 
 def holds_changes(names: Iterable[str]) -> bool:
     """Whether tensors of these names belong to a LoRA of any kind; an alpha alone does not show that."""
-    changes = tuple(end for end in ROLES if end != ".alpha")
-    refused = tuple(REFUSED)
+    ends, refused = tuple(ROLES.keys() - {".alpha"}), tuple(REFUSED)
     return any(
-        ".lora_" in name or _plain(name).endswith(changes) or name.endswith(refused)
+        ".lora_" in name or _plain(name).endswith(ends) or name.endswith(refused)
         for name in names
     )
 

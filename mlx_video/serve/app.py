@@ -21,9 +21,8 @@ from starlette.exceptions import HTTPException
 from mlx_video import __version__
 from mlx_video.disk import amount
 from mlx_video.errors import UserError
-from mlx_video.serve import guard, refusals, schema
+from mlx_video.serve import Limits, guard, refusals, schema
 from mlx_video.serve.incoming import read_request
-from mlx_video.serve.limits import Limits
 from mlx_video.serve.store import ENDED, OPEN, Store, Video
 from mlx_video.serve.supervisor import Supervisor
 

@@ -43,7 +43,7 @@ from mlx_video.previews import Preview
 from mlx_video.recipes import Defaults
 from mlx_video.record import Job
 from mlx_video.run import Options, finish, run
-from mlx_video.serve.limits import Limits
+from mlx_video.serve import Limits
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
 from mlx_video.types import Doing, Step
 

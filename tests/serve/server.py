@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import uvicorn
 
+from mlx_video.serve import Limits
 from mlx_video.serve.app import Serving, make_app
 from mlx_video.serve.guard import Door
-from mlx_video.serve.limits import Limits
 from mlx_video.serve.store import Store
 from mlx_video.serve.supervisor import Supervisor
 
