@@ -160,7 +160,7 @@ def load_into(
     *,
     dtype: mx.Dtype | None = None,
     mode: str = "affine",
-    source: str = "The checkpoint",
+    source: str | Path = "The checkpoint",
 ) -> None:
     """Load ``weights`` (under our names) into ``module``: exactly those that it has.
 

@@ -171,12 +171,9 @@ class Connector(nn.Module):
     def __init__(self, config: ConnectorConfig, own: ConnectorStream):
         super().__init__()
         self.config, self.heads = config, own.heads
-        self.learnable_registers = mx.zeros(
-            (config.connector_num_learnable_registers, own.width)
-        )
-        self.transformer_1d_blocks = [
-            ConnectorBlock(config, own) for _ in range(own.layers)
-        ]
+        registers, blocks = config.connector_num_learnable_registers, range(own.layers)
+        self.learnable_registers = mx.zeros((registers, own.width))
+        self.transformer_1d_blocks = [ConnectorBlock(config, own) for _ in blocks]
 
     def __call__(self, x: mx.array, lengths: mx.array, positions: int) -> mx.array:
         """(B, T, D), whose last ``lengths`` (B,) tokens are the prompt -> (B, positions, D)."""

@@ -7,6 +7,7 @@ between them, and generates a picture in the middle of each segment for the next
 Frames are pixel frames of the round's canvas, counted from 0. Knows numbers, and how latents are joined.
 """
 
+from itertools import accumulate, pairwise
 from typing import Mapping, NamedTuple, Sequence
 
 import mlx.core as mx
@@ -83,11 +84,8 @@ def tiles(seams: Sequence[int], count: int, time_scale: int) -> list[Tile]:
     segments = len(seams)
     count = min(count, segments)
     owned = [segments // count + (i < segments % count) for i in range(count)]
-    firsts = [sum(owned[:i]) for i in range(count)]
-    return [
-        _tile(edges, first, first + own, time_scale)
-        for first, own in zip(firsts, owned)
-    ]
+    bounds = pairwise(accumulate(owned, initial=0))
+    return [_tile(edges, first, last, time_scale) for first, last in bounds]
 
 
 def layouts(canvas: Canvas, rounds: int, time_scale: int) -> list[list[Tile]]:

@@ -109,9 +109,7 @@ def initial_states(
         sound = LatentState.fresh(sound, audio_positions(T, geometry.audio))
     states = AV(video, sound)
     for condition in conditions:
-        states = states.map(
-            lambda state, given: apply_conditioning(state, given or ()), condition
-        )
+        states = states.map(lambda s, own: apply_conditioning(s, own or ()), condition)
     return states
 
 

@@ -52,9 +52,7 @@ class GemmaTextEncoder(Network):
         """The language model at ``source``, see ``load``."""
         path, model = source.path, gemma.language_model(source.config)
         tensors = model.sanitize(source.weights(dtype or mx.bfloat16))
-        weights.load_into(
-            model, tensors, dtype=dtype, mode=source.mode, source=str(path)
-        )
+        weights.load_into(model, tensors, dtype=dtype, mode=source.mode, source=path)
         tokenizer = PromptTokenizer.load(path)
         if len(tokenizer) > model.model.vocab_size:
             raise UserError(

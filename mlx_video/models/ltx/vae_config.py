@@ -69,9 +69,8 @@ class VideoEncoderConfig(Config):
     @property
     def encoder_scale(self) -> VideoScale:
         """Pixels per latent cell."""
-        return _scale(
-            (stride_of(name) for name, _ in self.encoder_blocks), self.patch_size
-        )
+        strides = (stride_of(name) for name, _ in self.encoder_blocks)
+        return _scale(strides, self.patch_size)
 
 
 def stride_of(name: str) -> tuple[int, int, int]:
@@ -121,9 +120,8 @@ class VideoVAEConfig(VideoEncoderConfig):
     @property
     def decoder_scale(self) -> VideoScale:
         """Pixels per latent cell."""
-        return _scale(
-            (stride_of(name) for name, _ in self.decoder_blocks), self.patch_size
-        )
+        strides = (stride_of(name) for name, _ in self.decoder_blocks)
+        return _scale(strides, self.patch_size)
 
     @property
     def least_cells(self) -> int:

@@ -194,9 +194,8 @@ def entry(model: str) -> Entry | None:
 
 
 def _demo() -> list[Entry]:
-    size = sum(
-        file.stat().st_size for file in find.PACKAGED.rglob("*") if file.is_file()
-    )
+    files = filter(Path.is_file, find.PACKAGED.rglob("*"))
+    size = sum(file.stat().st_size for file in files)
     here = {"distilled": Cached(size, True)}
     words = f"the demo model, {size / 1e6:.0f} MB in this package"
     terms = "MIT licence, open to all"

@@ -35,9 +35,8 @@ class Published(NamedTuple):
 def headers(release: str) -> dict[str, Published]:
     """The header of every file of the release of that name; empty if they are not packed."""
     packed = json.loads(lzma.decompress(HEADERS.read_bytes()))
-    return {
-        file: Published(*header) for file, header in packed.get(release, {}).items()
-    }
+    files = packed.get(release, {}).items()
+    return {file: Published(*header) for file, header in files}
 
 
 @contextmanager

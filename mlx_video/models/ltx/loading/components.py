@@ -246,11 +246,9 @@ class Components:
             raise UserError(
                 "This recipe needs the detailing LoRA: pass --detailing-lora FILE."
             )
-        loras = [
-            LoRA(self.distilled_lora, distilled_lora),
-            LoRA(self.detailing_lora, detailing),
-        ]
-        loras = [each for each in loras if each.strength]
+        files = self.distilled_lora, self.detailing_lora
+        strengths = distilled_lora, detailing
+        loras = [LoRA(*each) for each in zip(files, strengths) if each[1]]
         with self.lend("transformer", loras) as model:
             yield X0Model(model)
 

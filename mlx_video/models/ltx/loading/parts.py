@@ -93,9 +93,7 @@ class Network(nn.Module):
                 "may be damaged."
             ) from None
         weights = network.select(weights)
-        load_into(
-            network, weights, dtype=dtype, mode=source.mode, source=str(source.path)
-        )
+        load_into(network, weights, dtype=dtype, mode=source.mode, source=source.path)
         return network
 
     @classmethod

@@ -131,10 +131,7 @@ def _frames_per_call(
     """The most output frames for which no array exceeds ``MAX_CONV_ELEMENTS``; may be 0."""
     B, _, H, W, I = x
     O, *kernel, _ = weight
-    rows, columns = (
-        H + 2 * padding[0] - kernel[1] + 1,
-        W + 2 * padding[1] - kernel[2] + 1,
-    )
+    rows, columns = (n + 2 * p - k + 1 for n, p, k in zip((H, W), padding, kernel[1:]))
     if form is by_product:  # its factors and terms have all input frames
         cell = max(I * kernel[1] * kernel[2], O * kernel[0])
         return max(0, MAX_CONV_ELEMENTS // (B * rows * columns * cell) - kernel[0] + 1)

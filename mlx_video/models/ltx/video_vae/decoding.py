@@ -75,13 +75,10 @@ def decode_stream(
         yield from decoder.tiled(latents, tiling, key)
         return
     H, W = latents.shape[3:]
-    axis, length, cell = (
-        (3, H, decoder.scale.height) if H > W else (4, W, decoder.scale.width)
-    )
-    streams = []
-    for start, stop, first, last in spans(
-        length, tiling.tiles, decoder.receptive_field
-    ):
+    axis = 3 if H > W else 4
+    cell, streams = decoder.scale[axis - 2], []
+    cuts = spans(latents.shape[axis], tiling.tiles, decoder.receptive_field)
+    for start, stop, first, last in cuts:
         tile = _part(latents, axis, start, stop)
         keep = (first - start) * cell, (last - start) * cell
         pieces = each_piece_by_piece(decoder.stream(tile, tiling.elements, key=key))

@@ -17,17 +17,7 @@ from mlx_video.types import VideoScale
 
 BLENDED, BLENDED_IN_TIME = 2.4, 1.2
 """Arrays of a tile of time that are alive while tiles are blended, and how many more for blending in time; on a CPU."""
-MODES = (
-    "auto",
-    "none",
-    "default",
-    "aggressive",
-    "conservative",
-    "spatial",
-    "temporal",
-)
-
-
+MODES = "auto", "none", "default", "aggressive", "conservative", "spatial", "temporal"
 FRAMES, PIXELS = 8, 32
 """Official tiles and their overlaps are multiples of these, whatever a latent cell is; tiles are cut to whole cells."""
 
