@@ -103,48 +103,35 @@ def guided(
     batched  run all passes in one call: faster if memory allows, with the same result
     Raises ``ValueError`` if ``cfg`` is not 1 and there is no negative prompt.
     """
-    passes = passes_of(prompt, guidance)
+    passes, last = passes_of(prompt, guidance), AV()
     together = batched and len(passes.values) > 1
     run = (_together if together else _in_turn)(predict, passes.values)
 
     def denoise(states: AV[LatentState], sigma: float, step: int = 0) -> AV[mx.array]:
-        predictions = run(states, sigma)
-        return guidance.map(
-            lambda strength, *x0s: strength.combine(passes.filled(x0s)),
-            *predictions,
-        )
+        nonlocal last
+        computes = guidance.map(lambda strength: strength.computes(step))
+        if any(computes.values):
+            states = states.map(
+                lambda state, yes: state._replace(enabled=state.enabled and yes),
+                computes,
+            )
+            x0s = guidance.map(
+                lambda strength, *x0s: strength.combine(passes.filled(x0s)),
+                *run(states, sigma),
+            )
+            last = x0s.map(lambda x0, yes, old: x0 if yes else old, computes, last)
+        if last.present != states.present:
+            raise ValueError(
+                f"Step {step} reuses a prediction that was not made; start where may_start() is true."
+            )
+        return last
 
-    skips = any(strength.skip_step for strength in guidance.values)
-    return _Resting(denoise, guidance) if skips else denoise
+    return denoise
 
 
 def may_start(guidance: AV[Guidance], step: int) -> bool:
     """Whether a run can resume at ``step`` from its latents alone, because that step reuses no x0."""
     return all(strength.computes(step) for strength in guidance.values)
-
-
-class _Resting:
-    """``denoise`` that reuses a modality's last x0 in steps that ``skip_step`` skips."""
-
-    def __init__(self, denoise: Denoise, guidance: AV[Guidance]):
-        self.denoise, self.guidance = denoise, guidance
-        self.last: AV[mx.array] = AV()
-
-    def __call__(
-        self, states: AV[LatentState], sigma: float, step: int = 0
-    ) -> AV[mx.array]:
-        computes = self.guidance.map(lambda strength: strength.computes(step))
-        if any(computes.values):
-            states = states.map(lambda s, yes: s._replace(enabled=yes), computes)
-            x0s = self.denoise(states, sigma)
-            self.last = x0s.map(
-                lambda x0, yes, old: x0 if yes else old, computes, self.last
-            )
-        if self.last.present != states.present:
-            raise ValueError(
-                f"Step {step} reuses a prediction that was not made; start where may_start() is true."
-            )
-        return self.last
 
 
 def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> Passes[Pass]:
