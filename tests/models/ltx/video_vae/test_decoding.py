@@ -10,7 +10,7 @@ from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.vae_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.convolution import MAX_CONV_ELEMENTS, CausalConv3d
-from mlx_video.models.ltx.video_vae.decoder import FRAMES_CPU
+from mlx_video.models.ltx.video_vae.decoder_memory import FRAMES_CPU
 from mlx_video.models.ltx.video_vae.decoding import (
     PIECE,
     PIECES,
