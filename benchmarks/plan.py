@@ -101,12 +101,12 @@ def left_latents(job, output) -> Path:
     """What a run that was stopped before it decoded has left; made by another process, as it would be."""
     import mlx.core as mx
 
-    from mlx_video.resume import save_latents
+    from mlx_video.resume import save_work
     from mlx_video.types import Sample
 
     shapes = job.pipeline().latent_shapes(job.request)
     latents = shapes.map(lambda shape: mx.random.normal(shape))
-    return save_latents(output, Sample(latents, job.request.prompt), job)
+    return save_work(output, Sample(latents, job.request.prompt), job)
 
 
 def status(name: str) -> int:

@@ -28,11 +28,7 @@ def generate_video_dev(
     Raises as ``generate_video`` does.
     """
     settings = ClipSettings(
-        prompt,
-        "dev",
-        steps=steps,
-        cfg=cfg_scale,
-        two_stage=two_stage,
+        prompt, "dev", steps=steps, cfg=cfg_scale, two_stage=two_stage
     )
     return generate_video(prompt, output_path, settings=settings, **given)
 

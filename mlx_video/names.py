@@ -10,11 +10,7 @@ from mlx_video.models.ltx.video_vae import VideoDecoder
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
 from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT
 from mlx_video.sampling.guidance import cfg_delta
-from mlx_video.sampling.schedules import (
-    STAGE_1_SIGMAS,
-    STAGE_2_SIGMAS,
-    ltx2_scheduler,
-)
+from mlx_video.sampling.schedules import STAGE_1_SIGMAS, STAGE_2_SIGMAS, ltx2_scheduler
 from mlx_video.types import VideoPixelShape, VideoScale
 
 # From an official file's tensors to one network's under our names: dict -> dict.

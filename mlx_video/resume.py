@@ -3,7 +3,7 @@
 import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Iterator
 
 import mlx.core as mx
 
@@ -39,7 +39,7 @@ class Keeper(AbstractContextManager):
             return
         if self.unsaved and time.monotonic() - self.saved > WORTH_SAVING:
             with suppress(UserError):
-                save_state(self.output, self.unsaved, self.job)
+                save_work(self.output, self.unsaved, self.job)
         if left := self.output.left:
             garbage = isinstance(error, HealthError)
             as_it_is = "; add --no-health-check to accept it as it is" * garbage
@@ -51,14 +51,14 @@ class Keeper(AbstractContextManager):
         """Save the state, if it is time."""
         self.unsaved = state
         if time.monotonic() - self.saved >= self.every:
-            yield from self._tried(save_state, state)
+            yield from self._saved(state)
             self.unsaved, self.saved = None, time.monotonic()
 
     def sampled(self, sample: Sample) -> Iterator[Event]:
         """Save the latents; if that fails, the run continues without."""
         self.unsaved = None
         self.job = self.job.with_prompt(sample.prompt)
-        yield from self._tried(save_latents, sample)
+        yield from self._saved(sample)
         if self.output.latents.exists():
             self._remove_states()
 
@@ -67,13 +67,13 @@ class Keeper(AbstractContextManager):
         self.output.latents.unlink(missing_ok=True)
         self._remove_states()
 
-    def _tried(self, save: Callable, what: Sample | Reached) -> Iterator[Event]:
+    def _saved(self, work: Sample | Reached) -> Iterator[Event]:
         try:
-            path = save(self.output, what, self.job)
+            path = save_work(self.output, work, self.job)
         except UserError as error:
             yield Warned(str(error))
         else:
-            yield Saved(str(path), getattr(what, "step", None))
+            yield Saved(str(path), getattr(work, "step", None))
 
     def _remove_states(self) -> None:
         for state in (self.output.state, self.resumed):
@@ -81,35 +81,25 @@ class Keeper(AbstractContextManager):
                 state.unlink(missing_ok=True)
 
 
-def save_latents(output: Output, sample: Sample, job: Job) -> Path:
-    """Write a sample of ``job`` for ``finish``, with the record as metadata; returns the path. Raises ``UserError``."""
-    return _save(output, output.latents, sample.latents, {RECORD_KEY: job.record()})
+def save_work(output: Output, work: Sample | Reached, job: Job) -> Path:
+    """Write the sample or the state of ``job`` to its file of ``output``, completely or not at all; returns the path.
 
-
-def save_state(output: Output, state: Reached, job: Job) -> Path:
-    """Write the state of sampling, with the record as metadata; returns the path. Raises ``UserError``."""
-    words = {RECORD_KEY: job.record(), STAGE: str(state.stage), STEP: str(state.step)}
-    return _save(output, output.state, state.latents, words, state.sound)
-
-
-def _save(
-    output: Output,
-    path: Path,
-    latents: AV[mx.array],
-    words: dict[str, str],
-    sound: mx.array | None = None,
-) -> Path:
-    """Write tensors and metadata, including ``output``, completely or not at all."""
-    tensors = {modality.value: latents[modality] for modality in latents.present}
-    if sound is not None:
-        tensors[SOUND] = sound
+    Its metadata are the record and ``output``. Raises ``UserError``.
+    """
+    path, words = output.latents, {RECORD_KEY: job.record()} | output.remembered()
+    tensors = {m.value: work.latents[m] for m in work.latents.present}
+    if isinstance(work, Reached):
+        path = output.state
+        words |= {STAGE: str(work.stage), STEP: str(work.step)}
+        if work.sound is not None:
+            tensors[SOUND] = work.sound
     with written_aside(path, overwrite=True) as aside:
-        weights.write_tensors(aside, tensors, words | output.remembered())
+        weights.write_tensors(aside, tensors, words)
     return path
 
 
 def load_state(path: Path, job: Job) -> Reached:
-    """The state that ``save_state`` wrote, for the ``job`` in its record."""
+    """The state that ``save_work`` wrote, for the ``job`` in its record."""
     latents, metadata = load_tensors(path)
     stages = [len(stage.sigmas) - 1 for stage in job.recipe.stages]
     try:

@@ -10,7 +10,7 @@ from mlx_video.models.ltx.checkpoint.find import PACKAGED
 from mlx_video.output import Output
 from mlx_video.pipeline import Reached, Request
 from mlx_video.record import Job
-from mlx_video.resume import Keeper, load_state, save_state
+from mlx_video.resume import Keeper, load_state, save_work
 from mlx_video.types import AV, VideoPixelShape
 
 SHAPE = VideoPixelShape(9, 64, 64, 24.0)
@@ -66,6 +66,6 @@ def test_states_are_saved_at_intervals_and_removed_with_the_clip(job, clock, tmp
 def test_a_state_is_of_a_step_within_a_stage(stage, step, job, tmp_path):
     steps = [len(stage.sigmas) - 1 for stage in job.recipe.stages]
     assert steps[0] == 8 and len(steps) == 2
-    path = save_state(Output(tmp_path / "a.mp4"), Reached(stage, step, LATENTS), job)
+    path = save_work(Output(tmp_path / "a.mp4"), Reached(stage, step, LATENTS), job)
     with pytest.raises(UserError, match="is not the saved state of a run"):
         load_state(path, job)

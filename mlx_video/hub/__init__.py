@@ -103,9 +103,7 @@ Notify = Callable[[DownloadPlan | Download], None]
 
 
 def resolve(
-    model: str | Path,
-    patterns: Sequence[str],
-    notify: Notify = lambda what: None,
+    model: str | Path, patterns: Sequence[str], notify: Notify = lambda what: None
 ) -> Path:
     """``model`` itself if it is a path; else the snapshot of that repository, fetched if needed.
 
