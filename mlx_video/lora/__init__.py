@@ -170,7 +170,7 @@ class Adapter:
         if made_for and version and _release(made_for) != _release(version):
             raise UserError(
                 f"{self.source} was made for version {clip(made_for, 20)} of the model, and the model is version "
-                f"{version}. Use a LoRA made for {version}."
+                f"{version}. Use a LoRA made for {version}, or a model of version {clip(made_for, 20)}."
             )
         if self.needs_reference and not reference:
             raise UserError(

@@ -95,7 +95,8 @@ def test_two_stages_end_in_the_distilled_refinement():
 
 
 def test_loras_take_a_strength():
-    files = job("-p", "a cat", "--lora", "a", "--lora", "b", "0.5").files
+    words = "--model ltx-2 --lora a --lora b 0.5".split()
+    files = job("-p", "a cat", *words).files
     assert files.loras == (("a", 1.0), ("b", 0.5))
 
 
@@ -178,6 +179,6 @@ def test_memory_is_typed_with_or_without_a_unit(typed, size):
     ],
 )
 def test_what_changes_nothing_is_said(words, warning):
-    _, heard = job_from(read("-p", "a cat", *words))
+    _, heard = job_from(read("-p", "a cat", "--model", "ltx-2", *words))
     assert len(heard) == (warning is not None)
     assert not heard or warning in heard[0].text

@@ -29,8 +29,8 @@ class Files:
     """Which checkpoint files to use; ``None`` = found beside the model, or in its hub repository.
 
     model           official file, folder that ``convert`` wrote, hub repository, the name of a release such as "ltx-2.5",
-                    or "ltx-2-tiny", the demo model in the package; ``None`` = LTX-2 if any of the next four is given, else
-                    a release in the hub's cache, else the demo model
+                    or "ltx-2-tiny", the demo model in the package; ``None`` = the release that a LoRA was made for, or LTX-2,
+                    if any of the next four is given, else a release in the hub's cache, else the demo model
     loras           (file, strength) pairs to fuse into the transformer
     distilled_lora  for the second stage of the two-stage dev recipe
     detailing_lora  for the second stage of DFR, which then sees the first stage's clip

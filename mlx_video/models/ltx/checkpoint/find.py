@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping
 
 from mlx_video import hub
-from mlx_video.disk import is_there, typed_path
+from mlx_video.disk import is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.checkpoint.checks import check_residency, check_text_encoder
@@ -16,6 +16,7 @@ from mlx_video.models.ltx.checkpoint.layouts import (
     DEV,
     DISTILLED_LORA_FILES,
     VARIANTS,
+    VERSION,
     Layout,
     companions,
     identify,
@@ -25,14 +26,20 @@ from mlx_video.models.ltx.checkpoint.layouts import (
     text_encoder_source,
     with_projection,
 )
-from mlx_video.models.ltx.checkpoint.releases import LTX_2, RELEASES, Release, published
+from mlx_video.models.ltx.checkpoint.releases import (
+    LTX_2,
+    RELEASES,
+    Release,
+    published,
+    release_of,
+)
 from mlx_video.models.ltx.checkpoint.source import Source, newest
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.models.ltx.loading.parts import PARTS, part_of
 from mlx_video.models.ltx.text_folder import Subjects
 from mlx_video.types import Geometry
-from mlx_video.weights import CONFIG
+from mlx_video.weights import CONFIG, read_header
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +75,8 @@ def named(model: str | Path) -> str | Path:
         return model
     names = {n.lower(): r.repository for r in RELEASES for n in (r.name, r.repository)}
     if typed not in names and not {"/", "\\"} & {*typed}:
-        short = [name for name in (*names, DEMO) if "/" not in name]
-        if near := get_close_matches(typed, short, 1):
+        alone = [name for name in (*names, DEMO) if "/" not in name]
+        if near := get_close_matches(typed, alone, 1):
             raise MissingFileError(
                 f"There is no file or folder {model}, and no release of that name. Did you mean {near[0]}? "
                 "`mlx-video models` lists them."
@@ -78,10 +85,21 @@ def named(model: str | Path) -> str | Path:
 
 
 def model_of(files: Files, notify: Callable[[str], None] = log.warning) -> str:
-    """The model that ``files`` names; else LTX-2 if they name files for it, else the default model."""
-    others = files.text_encoder, files.upsampler, files.loras, files.distilled_lora
-    usual = hub.MODEL_REPO if any(others) else None
-    return str(named(files.model or usual or default_model(notify)))
+    """The model that ``files`` names; else the release that their other files are for, else the default model."""
+    loras = [file for file, _ in files.loras]
+    others = *loras, files.text_encoder, files.upsampler, files.distilled_lora
+    other = next(filter(None, others), None)
+    if files.model or not other:
+        return str(named(files.model or default_model(notify)))
+    release = release_of(next(filter(None, map(_made_for, loras)), ""))
+    notify(f"Using {release.name} for {short(other)}; --model names another.")
+    return release.repository
+
+
+def _made_for(lora: str) -> str:
+    """The version of the model that a local LoRA states; empty if it states none."""
+    path = hub.local(lora, file=True)
+    return read_header(path).metadata.get(VERSION, "") if path else ""
 
 
 def located(model: str | Path) -> Path:

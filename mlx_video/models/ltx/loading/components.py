@@ -319,12 +319,15 @@ class Components:
 def _alone(
     files: Files, release: Release | None, needs: tuple[str, ...], notify: hub.Notify
 ) -> Source | None:
-    """The text encoder if nothing else is needed. Refuses one of another release before anything is fetched."""
+    """The text encoder if nothing else is needed. Refuses one, or LoRAs, of another release before anything is fetched."""
     if needs == ("text_encoder",) and (files.text_encoder or release):
         return find.Search(files, release or LTX_2, notify).text_encoder()
     if files.text_encoder and release and hub.local(files.text_encoder):
         found = find.Search(files, release, notify).text_encoder()
         checks.check_against_release(found, release)
+    for file, _ in files.loras if release else ():
+        if path := hub.local(file, file=True):
+            lora.Adapter.read(path).check(release.stated)
     return None
 
 

@@ -1,8 +1,10 @@
 """Which model is used where none is named, and which files of a converted repository a run fetches."""
 
+import mlx.core as mx
 import pytest
 
 from mlx_video import hub
+from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import (
@@ -13,6 +15,7 @@ from mlx_video.models.ltx.checkpoint.layouts import (
 )
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_5
 from mlx_video.models.ltx.checkpoint.source import Source
+from mlx_video.models.ltx.loading.components import Components
 
 
 @pytest.mark.parametrize(
@@ -20,7 +23,7 @@ from mlx_video.models.ltx.checkpoint.source import Source
     [
         {"text_encoder": "gemma"},
         {"upsampler": "x2.safetensors"},
-        {"loras": [("a.safetensors", 1.0)]},
+        {"loras": [("owner/name/a.safetensors", 1.0)]},
         {"distilled_lora": "a.safetensors"},
     ],
 )
@@ -29,6 +32,18 @@ def test_files_for_a_model_that_is_not_named_are_for_ltx_2(given, monkeypatch):
     assert find.model_of(Files(**given)) == LTX_2.repository
     assert find.model_of(Files("ltx-2.5", **given)) == LTX_2_5.repository
     assert find.model_of(Files()) == find.DEMO
+
+
+def test_a_lora_says_which_model_it_is_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "plan", lambda *_: pytest.fail("the hub was asked"))
+    told, file = [], tmp_path / "style.safetensors"
+    pair = {f"x.lora_{half}.weight": mx.zeros((2, 2)) for half in "AB"}
+    mx.save_safetensors(str(file), pair, {"model_version": "2.3.0"})
+    loras = [("owner/name/a.safetensors", 1.0), (file, 1.0)]
+    model = find.model_of(Files(loras=loras), told.append)
+    assert model == "Lightricks/LTX-2.3" and "Using LTX-2.3 for owner/" in told[0]
+    with pytest.raises(UserError, match="or a model of version 2.3.0"):
+        Components.open(Files("ltx-2", loras=[(file, 1.0)]))
 
 
 def test_a_release_in_the_cache_goes_before_the_demo_model(monkeypatch):
