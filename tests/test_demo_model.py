@@ -191,9 +191,12 @@ def test_the_official_model_goes_before_it_once_it_is_cached(
     assert job("--variant", "dev").files.model == hub.MODEL_REPO
 
 
-@pytest.mark.parametrize("flag", ["--text-encoder", "--upsampler", "--lora"])
-def test_what_goes_with_the_official_model_asks_for_it(flag, demo, cache, capsys):
-    assert job(flag, "some/thing").files.model == hub.MODEL_REPO
+@pytest.mark.parametrize(
+    "flag, more",
+    [("--text-encoder", ""), ("--upsampler", ""), ("--lora", "/a.safetensors")],
+)
+def test_what_goes_with_the_official_model_asks_for_it(flag, more, demo, cache, capsys):
+    assert job(flag, f"some/thing{more}").files.model == hub.MODEL_REPO
     assert "Using" not in capsys.readouterr().err
 
 
