@@ -197,7 +197,7 @@ def test_the_official_model_goes_before_it_once_it_is_cached(
 )
 def test_what_goes_with_the_official_model_asks_for_it(flag, more, demo, cache, capsys):
     assert job(flag, f"some/thing{more}").files.model == hub.MODEL_REPO
-    assert "Using" not in capsys.readouterr().err
+    assert f"Using LTX-2 for some/thing{more};" in capsys.readouterr().err
 
 
 def test_without_it_the_official_model_is_used(cache, monkeypatch, tmp_path):
