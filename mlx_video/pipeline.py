@@ -4,7 +4,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import groupby
-from typing import Generator, Iterator, Mapping, NamedTuple, TypeVar
+from typing import Callable, Generator, Iterator, Mapping, NamedTuple, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -338,7 +338,9 @@ class Pipeline:
         denoise = guided(predict, embeddings, strengths, batched=batched)
         denoise = previews.watching(denoise, len(stage.sigmas) - 1)
         key = self._key((request.seed + SAMPLER_SEED) % 2**32, number)
-        for step, states in steps(name, stage, denoise, states, key, done):
+        for step, states in steps(
+            name, stage, denoise, states, key, done, previews.queue
+        ):
             yield step
             if not done < step.index < step.total:
                 continue
@@ -401,11 +403,19 @@ def steps(
     states: AV[LatentState],
     key: mx.array,
     done: int = 0,
+    queued: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Step, AV[LatentState]]]:
-    """The steps of a stage from ``done`` on, each with its evaluated states, preceded by ``states``."""
+    """The steps of a stage from ``done`` on, each with its evaluated states, preceded by ``states``.
+
+    queued  is called when a step is queued on the device, before it is waited for
+    """
     total = len(stage.sigmas) - 1
     yield Step(name, done, total, stage.sigmas[done]), states
     sampled = stage.sampler(denoise, states, stage.sigmas, key=key, start=done)
     for index, (states, sigma) in enumerate(sampled, start=done + 1):
-        mx.eval([state.latent for state in states.values])
+        latents = [state.latent for state in states.values]
+        mx.async_eval(latents)
+        queued()
+        mx.eval(latents)
+        del latents
         yield Step(name, index, total, sigma), states

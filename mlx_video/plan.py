@@ -19,7 +19,8 @@ from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.residency import Residency
 from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.text_folder import MAX_TOKENS, max_tokens
-from mlx_video.models.ltx.video_vae.decoding import choose_tiling
+from mlx_video.models.ltx.video_vae.convolution import on_gpu
+from mlx_video.models.ltx.video_vae.decoding import WHOLE, choose_tiling
 from mlx_video.recipes import Recipe
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import passes_of
@@ -286,21 +287,26 @@ def _sampling(footprint: Footprint, work: Work) -> Iterator[Phase]:
             yield footprint.phase(Doing.UPSAMPLE, most, "transformer", stage.upsampler)
         at_once = passes if together else 1
         forward = transformer.activation_bytes(tokens, at_once, context)
-        most = held + max(forward, _preview(footprint, work, number))
+        most = held + _with_preview(footprint, work, number, forward)
         forwards = tiles * passes * (len(stage.sigmas) - 1)
         operations = forwards * transformer.operations(tokens, context)
         phase = footprint.phase(recipe.phase(number), most, "transformer")
         yield phase._replace(operations=operations)
 
 
-def _preview(footprint: Footprint, work: Work, number: int) -> float:
-    """Bytes that decoding one frame of stage ``number`` takes; rounds have no previews."""
+def _with_preview(
+    footprint: Footprint, work: Work, number: int, forward: float
+) -> float:
+    """Bytes of a ``forward`` in stage ``number`` and of decoding one frame; rounds have no previews."""
     if not work.previews or number >= len(work.recipe.stages):
-        return 0.0
+        return forward
     shape = work.recipe.shape(work.shape, number)
-    frame = footprint.components.geometry.latents(shape)._replace(frames=1)
     decoder = footprint.part("video_decoder")
-    return decoder.activation_bytes(frame, decoder.FRAME)
+    latent = footprint.components.geometry.latents(shape)._replace(frames=1)
+    frame = decoder.activation_bytes(latent, decoder.FRAME)
+    if on_gpu() and decoder.FRAME == WHOLE:  # queued while the forward ends
+        return forward + frame
+    return max(forward, frame)
 
 
 def _video(footprint: Footprint, work: Work, room: float) -> Phase:

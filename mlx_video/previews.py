@@ -37,23 +37,22 @@ class Previews(AbstractContextManager):
     model  the transformer that samples; ``None`` = show nothing
 
     Time for pictures includes loading the decoder and what the listener does before it goes on. The cost of the next picture
-    is estimated from the previous step until two of its size were made (the first prepares the device), then from the last
+    is estimated from the current step until two of its size were made (the first prepares the device), then from the last
     picture.
 
-    A GPU lags behind Python, so while it still computes a step, the picture that will probably follow is built: queuing it
-    later takes a fraction of the time. If it is not due after all, it is dropped without being computed.
+    A GPU lags behind Python. So where it is time for a picture before a step is done, it is queued behind the step, and the
+    device waits neither for its network to be built nor for its launch.
     """
 
     def __init__(self, components: Components, model: LTXModel | None):
         self.components, self.model = components, model
         self._loan, self._decoder = ExitStack(), None
         self._sampled = self._spent = 0.0  # seconds of steps, and of pictures
-        self._last = 0.0  # seconds of the last step
         self._costs: dict[VideoLatentShape, float | None] = {}
         self._x0 = self._picture = None  # of the current step
 
     def __exit__(self, *_) -> None:
-        self._decoder = None
+        self._decoder = self._x0 = self._picture = None
         self._loan.close()
 
     def begin(self, stage: int, grid: VideoLatentShape) -> None:
@@ -71,26 +70,35 @@ class Previews(AbstractContextManager):
             if step + 1 < steps:  # the last has no picture
                 self._tokens = states.map(lambda state: state.latent.shape[1])
                 self._x0 = states.video.masked(x0s.video)
-                self._picture = self._built() if self._expected() else None
             return x0s
 
         return denoise if self.model is None else watched
 
+    def queue(self) -> None:
+        """Queue the picture of a step that is queued, if it is time for one already."""
+        if self._x0 is None or self._decoder is None:
+            return
+        if backend.eager or self._decoder.FRAME != WHOLE:
+            return  # it would be computed here and now
+        if self._due(time.perf_counter() - self._began):
+            self._picture = self._built()
+            mx.async_eval(self._picture)
+
     def after(self, step: int) -> Iterator[Preview]:
         """The picture after an evaluated step, if it is time for one."""
-        began = time.perf_counter()
-        self._last, self._began = began - self._began, began
-        self._sampled += self._last
         if self.model is None:
             return
-        due, picture = self._due(self._sampled), self._picture
-        if due and picture is None:
+        began = time.perf_counter()
+        seconds, self._began = began - self._began, began
+        picture = self._picture
+        if picture is None and self._due(seconds):
             if self._decoder is None:
                 lent = self.components.lend("video_decoder")
                 self._decoder = self._loan.enter_context(lent)
             picture = self._built()
         self._x0 = self._picture = None
-        if not due:
+        self._sampled += seconds
+        if picture is None:
             return
         yield Preview(self.stage + 1, step, np.array(picture))
         self._began = time.perf_counter()
@@ -99,25 +107,20 @@ class Previews(AbstractContextManager):
         warm = self._grid in self._costs
         self._costs[self._grid] = taken if warm else None
 
-    def _expected(self) -> bool:
-        """Whether a picture should be built before the step is computed: it will be due if the step takes as long as the last."""
-        if self._decoder is None or self._decoder.FRAME != WHOLE or backend.eager:
-            return False  # an eager CPU would compute it
-        return self._due(self._sampled + self._last)
-
-    def _due(self, sampled: float) -> bool:
-        """Whether there is time for a picture after so many seconds of sampling."""
+    def _due(self, seconds: float) -> bool:
+        """Whether there is time for a picture, if the current step has taken ``seconds``."""
         if min(self._grid[3:]) < self.components.geometry.least:
             return False  # as a first stage may be
-        return self._spent + self._cost() <= SHARE * sampled
+        allowed = SHARE * (self._sampled + seconds)
+        return self._spent + self._cost(seconds) <= allowed
 
-    def _cost(self) -> float:
-        """Estimated seconds for a picture."""
+    def _cost(self, step: float) -> float:
+        """Estimated seconds for a picture, if the current step takes ``step``."""
         if (measured := self._costs.get(self._grid)) is not None:
             return measured
         decoder = self._decoder or self.components.sketch("video_decoder")
         frame = decoder.operations(self._grid._replace(frames=1))
-        return self._last * frame / self.model.operations(self._tokens, context=0)
+        return step * frame / self.model.operations(self._tokens, context=0)
 
     def _built(self) -> mx.array:
         """The picture of the last prediction, uint8 (H, W, 3), still lazy if the decoder can compute a frame as a whole."""

@@ -37,7 +37,7 @@ from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.text_folder import MAX_TOKENS
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.models.ltx.video_vae import decoder_memory
-from mlx_video.models.ltx.video_vae.decoding import StreamPlan
+from mlx_video.models.ltx.video_vae.decoding import WHOLE, StreamPlan
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
     blended_pixels,
@@ -519,10 +519,16 @@ def test_previews_are_planned_and_change_nothing_else(full):
     shown = plan(full, work._replace(previews=True), 80 * GB)
     part = full.sketch("video_decoder")
     weights = Footprint(shown.components).weights("video_decoder")
+    frames = {
+        "stage 1": part.activation_bytes((1, 128, 1, 8, 12), WHOLE),
+        "stage 2": part.activation_bytes((1, 128, 1, 16, 24), WHOLE),
+    }
     assert shown.previews and not plain.previews and shown.chosen == plain.chosen == ""
     for before, after in zip(plain.phases, shown.phases):
         assert after.weights - before.weights in (weights, 0), after.name
-        assert after.activations == before.activations
+        # On a GPU a frame is computed while a step ends.
+        frame = frames.get(after.name, 0)
+        assert after.activations == pytest.approx(before.activations + frame)
     assert shown.components.residency.keep == {"video_decoder"}
     tight = (plain.largest.peak + shown.largest.peak) / 2
     assert not plan(full, work._replace(previews=True), tight).previews
@@ -534,9 +540,7 @@ def test_previews_are_planned_and_change_nothing_else(full):
         next(p for p in plan(full, w, 900 * GB).phases if p.name == "stage 1")
         for w in (large, large._replace(previews=True))
     ]
-    assert stages[1].activations >= part.activation_bytes(
-        (1, 128, 1, 128, 128), StreamPlan()
-    )
+    assert stages[1].activations >= part.activation_bytes((1, 128, 1, 128, 128), WHOLE)
     assert stages[1].activations > stages[0].activations
 
 

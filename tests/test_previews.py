@@ -118,7 +118,15 @@ def told(monkeypatch) -> list:
     return told
 
 
-def test_a_picture_is_built_before_its_step_is_computed(model, always, lazy, told):
+def test_a_picture_is_queued_behind_its_step_before_that_is_waited_for(
+    model, always, lazy, told, monkeypatch
+):
+    def noted(array: mx.array | list[mx.array]) -> None:
+        told.append("queued" if isinstance(array, mx.array) else "stepped")
+        later(array)
+
+    later = mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", noted)
     parts = Components.open(Files(model, dtype="float32"))
     pipeline = Pipeline(parts, recipes.distilled(), previews=True)
     for event in pipeline.events(Request("a red ball", SHAPE)):
@@ -126,32 +134,38 @@ def test_a_picture_is_built_before_its_step_is_computed(model, always, lazy, tol
             told.append("shown")
         elif isinstance(event, Step) and event.sigma is not None:
             told.append(event.index)
-    ahead = [x for step in range(2, 8) for x in ("built", step, "shown")]
-    # The first step comes before the decoder is there, and the last has no picture.
-    assert told[: told.index(8)] == [0, 1, "built", "shown", *ahead]
-    assert told[told.index(8) :] == [8, 0, "built", 1, "shown", "built", 2, "shown", 3]
+
+    def ahead(*steps: int) -> list:
+        return [x for n in steps for x in ("stepped", "built", "queued", n, "shown")]
+
+    # The decoder comes after the first step, and the last step has no picture.
+    first = [0, "stepped", 1, "built", "shown", *ahead(*range(2, 8)), "stepped", 8]
+    assert told == [*first, 0, *ahead(1, 2), "stepped", 3]
 
 
-def test_a_picture_that_is_not_due_after_all_is_not_computed(
+def test_a_picture_is_queued_only_if_it_is_time_already(
     model, clock, lazy, told, monkeypatch
 ):
     monkeypatch.setattr(previews, "SHARE", 0.1)
-    monkeypatch.setattr(Previews, "_cost", lambda _: 1.0)
+    monkeypatch.setattr(Previews, "_cost", lambda *_: 1.0)
     found, _ = opened(model)
     with found:
-        for step, seconds in enumerate((10, 10, 1)):
+        for step, (queued, whole) in enumerate([(9, 10), (10, 11), (8, 10), (6, 8)]):
             memory, latents = Memory(), mx.random.normal(GRID)
             mx.eval(latents)
             predict(found, latents, step)
             del latents
-            clock.now += seconds
+            clock.now += queued
+            found.queue()
+            clock.now += whole - queued
+            told.append(step)
             for _ in found.after(step + 1):
                 clock.now += 1
                 told.append("shown")
-        # The third would have been due after another ten seconds.
-        assert told == ["built", "shown", "built", "shown", "built"]
-        assert memory.peak < 5 * math.prod(GRID)  # that is, the latents
-        assert memory.held <= 0  # and they are gone
+        # The first waits for the decoder, the third for the end of its step; the fourth is not due.
+        assert told[:6] == [0, "built", "shown", "built", 1, "shown"]
+        assert told[6:] == [2, "built", "shown", 3]
+        assert memory.held <= 0
 
 
 def test_the_picture_is_the_middle_of_the_estimate_through_the_real_decoder(
