@@ -8,14 +8,19 @@ where a run would read them from a file, so the load phases are not those of a d
 by then every kernel is compiled.
 
 With ``--previews few`` a frame of the clip is decoded and written as often as ``mlx_video.previews.SHARE`` allows, which
-is what the terminal and the server do, and with ``every`` after every step, however short. What each takes is printed
-beside the step before it, and all of them beside the time sampled: of the first run, whose kernels are new, and of the
-last; the first row of each holds the decoder's load too.
+is what the terminal and the server do. What each takes is printed beside the step before it, and all of them beside the
+time sampled: of the first run, whose kernels are new, and of the last; the first row of each holds the decoder's load too.
+
+With ``--previews every`` runs without pictures and with one after every step, however short, take turns, up to the last
+step. Printed are medians of a step and of a step with a picture before it, without the first picture of a stage, which
+has a column of its own: in the first stage the decoder is drawn for it. The first run of each kind is left out, if there
+are others.
 """
 
 import argparse
 import json
 import math
+import statistics
 import sys
 import tempfile
 import time
@@ -38,6 +43,7 @@ try:
 except ImportError as error:
     sys.exit(f"The job ends in a file, and PyAV and Pillow write it: {error}.")
 from mlx_video import previews  # noqa: E402
+from mlx_video.background import Background  # noqa: E402
 from mlx_video.models.ltx.checkpoint.files import Files  # noqa: E402
 from mlx_video.models.ltx.checkpoint.source import Source  # noqa: E402
 from mlx_video.models.ltx.gemma import language_model  # noqa: E402
@@ -46,7 +52,7 @@ from mlx_video.models.ltx.loading.parts import PARTS  # noqa: E402
 from mlx_video.models.ltx.loading.residency import Residency
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder  # noqa: E402
 from mlx_video.models.ltx.x0 import X0Model  # noqa: E402
-from mlx_video.pipeline import Pipeline, Request  # noqa: E402
+from mlx_video.pipeline import Pipeline, Reached, Request  # noqa: E402
 from mlx_video.recipes import distilled  # noqa: E402
 from mlx_video.types import Sample, Step, VideoPixelShape  # noqa: E402
 from tests.reference import CHECKPOINT, FIXTURES, TINY, UPSCALER  # noqa: E402
@@ -146,24 +152,36 @@ def run(
 
 
 class Timed:
-    """The events of a run, with the seconds that each preview takes and those of the step before it."""
+    """The events of a run, whose pictures are written as the terminal and the server do it, and how long they took.
+
+    rows   (stage and step, seconds of the picture, seconds of the step before it) of each picture
+    steps  seconds by phase and step, with those of the picture between the step before it and this one
+    """
 
     def __init__(self):
         self.rows: list[tuple[str, float, float]] = []
+        self.steps: dict[tuple[str, int], float] = {}
         self.sampled = 0.0
 
     def following(self, events: Iterator, path: Path) -> Iterator:
-        before, step = time.perf_counter(), 0.0
-        for event in events:
-            if isinstance(event, previews.Preview):
-                media.save_still(event.picture, path.with_suffix(".jpg"))
-                name = f"stage {event.stage}, step {event.step}"
-                self.rows.append((name, time.perf_counter() - before, step))
-            else:
-                step = time.perf_counter() - before
-                self.sampled += step if isinstance(event, Step) else 0
-                yield event
-            before = time.perf_counter()
+        stepped = before = time.perf_counter()
+        step = 0.0
+        with Background() as background:
+            for event in events:
+                now = time.perf_counter()
+                if isinstance(event, previews.Preview):
+                    still = path.with_suffix(".jpg")
+                    background(media.save_still, event.picture, still)
+                    name = f"stage {event.stage}, step {event.step}"
+                    self.rows.append((name, time.perf_counter() - before, step))
+                else:
+                    step = now - before
+                    if isinstance(event, Step) and event.sigma is not None:
+                        self.sampled += step
+                        self.steps[event.phase, event.index] = now - stepped
+                    yield event
+                    stepped = time.perf_counter()
+                before = time.perf_counter()
 
     def report(self) -> None:
         print("\n| preview after | ms | of the step |\n|---|---|---|")
@@ -173,6 +191,44 @@ class Timed:
         print(
             f"| all {len(self.rows)} beside {self.sampled:.2f} s of steps "
             f"| {1000 * spent:.1f} | {100 * spent / self.sampled:.1f} % |\n"
+        )
+
+
+FIRST = 2  # the step, counted from 1, before which a stage has its first picture
+
+
+def compare(pipeline: Pipeline, request: Request, runs: int, folder: Path) -> None:
+    """Print what a picture after every step costs, from ``runs`` runs without and as many with them, in turn."""
+    previews.SHARE = math.inf
+    timed: dict[bool, list[Timed]] = {False: [], True: []}
+    for number in range(2 * runs):
+        pipeline.previews = bool(number % 2)
+        one = Timed()
+        events = pipeline.events(request)
+        events = (event for event in events if not isinstance(event, Reached))
+        for _ in one.following(events, folder / "clip.mp4"):
+            pass
+        timed[pipeline.previews].append(one)
+    warm = {shown: each[min(1, runs - 1) :] for shown, each in timed.items()}
+
+    def median(phase: str, shown: bool, first: bool = False) -> float:
+        """Milliseconds of a step before which there may be a picture, or the first one."""
+        return 1000 * statistics.median(
+            seconds
+            for one in warm[shown]
+            for (name, step), seconds in one.steps.items()
+            if name == phase and (step == FIRST if first else step > FIRST)
+        )
+
+    print("| | step, ms | with a picture | difference | of the step | first picture |")
+    print("|---|---|---|---|---|---|")
+    for stage in sorted({name.partition(",")[0] for name, *_ in warm[True][-1].rows}):
+        without, with_one = median(stage, False), median(stage, True)
+        more = with_one - without
+        first = median(stage, True, first=True) - median(stage, False, first=True)
+        print(
+            f"| {stage} | {without:.1f} | {with_one:.1f} | {more:.1f} "
+            f"| {100 * more / without:.1f} % | {first:.1f} |"
         )
 
 
@@ -190,9 +246,9 @@ def main() -> None:
     pipeline = Pipeline(
         components(args.tiny), distilled(), health=False, previews=bool(args.previews)
     )
-    if args.previews == "every":
-        previews.SHARE = math.inf
     with tempfile.TemporaryDirectory() as folder:
+        if args.previews == "every":
+            return compare(pipeline, request, args.runs, Path(folder))
         for number in range(args.runs):
             path = Path(folder, f"{number}.mp4")
             shown = Timed()
