@@ -27,7 +27,6 @@ from mlx_video.models.ltx.transformer import (
     Conditioning,
     ModalityInput,
     RopeTables,
-    StreamBlock,
     TransformerBlock,
     table_rows,
 )
@@ -111,9 +110,8 @@ class LTXModel(Network):
         self.transformer_blocks = BlockStream(lambda: again().transformer_blocks)
 
     def select(self, weights: Weights) -> Weights:
-        """The sanitized ``weights`` of the streams that this model has; a video-only model never reads the audio's."""
-        has = set(self.streams.present)
-        return {k: v for k, v in weights.items() if streams_of(k) <= has}
+        """The sanitized ``weights`` without those of a stream, or of its exchange with another, that this model lacks."""
+        return {k: v for k, v in weights.items() if not _lacks(self, k)}
 
     # Memory besides the weights
 
@@ -249,8 +247,6 @@ class LTXModel(Network):
 class Stream(nn.Module):
     """Both ends of a stream: its tokens before and after the blocks, and how its noise level modulates them."""
 
-    EXCHANGE: ClassVar = {"cross_adaln_single", "gate_adaln_single"}  # needs the other
-
     def __init__(
         self, config: LTXModelConfig, own: StreamConfig, other: StreamConfig | None
     ):
@@ -269,6 +265,7 @@ class Stream(nn.Module):
             self.prompt_adaln_single = AdaLNSingle(D, rows=2)
         if own.marks_keyframes:
             self.keyframes_abs_pos_embedding = mx.zeros((1, D))
+        self.cross_adaln_single = self.gate_adaln_single = None  # need the other
         if other is not None:
             self.cross_adaln_single = AdaLNSingle(D, rows=CROSS_GATE)
             self.gate_adaln_single = AdaLNSingle(D, rows=1)
@@ -346,12 +343,14 @@ class CaptionProjection(nn.Module):
         return self.linear_2(gelu(self.linear_1(x)))
 
 
-def streams_of(key: str) -> set[Modality]:
-    """The streams that use the tensor ``key`` (our name): both for the exchange between them, none if it is unknown."""
-    modules = set(key.split("."))
-    if modules & (Stream.EXCHANGE | StreamBlock.EXCHANGE):
-        return set(Modality)
-    return {modality for modality in Modality if modality.value in modules}
+def _lacks(module: nn.Module, key: str) -> bool:
+    """Whether the tensor ``key`` (our name) is in a module that is ``None`` here; not if its name is unknown."""
+    for name in key.split("."):
+        blocks = isinstance(module, list)  # all alike
+        module = module[0] if blocks else getattr(module, name, ...)
+        if module is None:
+            return True
+    return False
 
 
 UNPERTURBED = AV(ALL, ALL), ALL

@@ -5,7 +5,7 @@ Knows how the streams attend to themselves, to the text and to each other; not w
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -118,8 +118,6 @@ class Conditioning(NamedTuple):
 class StreamBlock(nn.Module):
     """One stream's part of a block: attention to itself, to the text and to the other stream, then feed-forward."""
 
-    EXCHANGE: ClassVar = {"cross_attn", "cross_scale_shift_table"}  # needs the other
-
     def __init__(
         self, config: LTXModelConfig, own: StreamConfig, other: StreamConfig | None
     ):
@@ -140,6 +138,7 @@ class StreamBlock(nn.Module):
         self.scale_shift_table = mx.zeros((table_rows(config), D))
         if self.modulated_text:
             self.prompt_scale_shift_table = mx.zeros((2, D))
+        self.cross_attn = self.cross_scale_shift_table = None  # need the other
         if other is not None:
             audio = config.streams.audio  # the exchange has its heads
             heads = {"heads": audio.heads, "head_dim": audio.head_dim}

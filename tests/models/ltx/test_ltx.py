@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from mlx_video.conditioning.latent import LatentState
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
-from mlx_video.models.ltx.ltx import LTXModel, streams_of
+from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.transformer import Timesteps
 from mlx_video.models.ltx.x0 import X0Model, to_x0
 from mlx_video.types import AV, Modality, Perturbation
@@ -319,19 +319,34 @@ def test_sanitize_is_idempotent_and_complete():
     assert len(once) == len(official) - len(connectors) == 3510
 
 
-def test_streams_of_a_tensor():
-    video, audio = {Modality.VIDEO}, {Modality.AUDIO}
-    assert streams_of("transformer_blocks.3.video.attn1.to_q.weight") == video
-    assert streams_of("transformer_blocks.3.audio.ff.proj_in.bias") == audio
-    assert streams_of("audio.caption_projection.linear_1.weight") == audio
-    for both in (
-        "transformer_blocks.3.video.cross_attn.to_q.weight",
-        "transformer_blocks.3.audio.cross_scale_shift_table",
-        "video.cross_adaln_single.linear.weight",
-        "audio.gate_adaln_single.linear.weight",
-    ):
-        assert streams_of(both) == video | audio
-    assert streams_of("proj_out.weight") == set()  # stays, and is refused as unknown
+@pytest.mark.parametrize(
+    "kind, own, other",
+    [
+        (LTXModelType.VideoOnly, "video", "audio"),
+        (LTXModelType.AudioOnly, "audio", "video"),
+    ],
+)
+def test_a_model_of_one_stream_reads_nothing_of_the_other_or_of_the_exchange(
+    kind, own, other
+):
+    unknown = ["proj_out.weight", f"{own}.proj_off.weight"]  # refused when loaded
+    stays = [
+        f"transformer_blocks.1.{own}.attn1.to_q.weight",
+        f"transformer_blocks.1.{own}.attn1.to_q.scales",
+        f"{own}.scale_shift_table",
+        *unknown,
+    ]
+    goes = [
+        f"transformer_blocks.1.{other}.ff.proj_in.bias",
+        f"{other}.caption_projection.linear_1.weight",
+        f"transformer_blocks.1.{own}.cross_attn.to_q.weight",
+        f"transformer_blocks.1.{own}.cross_scale_shift_table",
+        f"{own}.cross_adaln_single.linear.weight",
+        f"{own}.gate_adaln_single.linear.weight",
+    ]
+    weights = dict.fromkeys([*stays, *goes], mx.zeros(1))
+    assert list(model(kind).select(weights)) == stays
+    assert model().select(weights) == weights
 
 
 def test_a_missing_tensor_stops_the_load():
