@@ -5,14 +5,12 @@ Knows names and shapes, not files, configs or networks. Sources: the conversion 
 """
 
 from functools import partial
-from typing import Mapping, TypeVar
+from typing import Mapping
 
 import mlx.core as mx
 
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights
-
-X = TypeVar("X")
 
 DIT = "model.diffusion_model."  # prefix of the transformer's official names
 TEXT_ENCODER = "text_encoder."  # of Gemma's tensors in packs of mlx-forge
@@ -60,15 +58,6 @@ def _joined(weights: Weights, whole: str) -> Weights:
             rows = [found.pop(name) for name in names]
             found[query.replace(".to_q.", whole)] = mx.concatenate(rows)
     return found
-
-
-def contained(weights: Mapping[str, X], container: str) -> dict[str, X]:
-    """The tensors whose names begin with ``container``, with that removed."""
-    return {
-        key.removeprefix(container): value
-        for key, value in weights.items()
-        if key.startswith(container)
-    }
 
 
 def _is_transposed(name: str) -> bool:

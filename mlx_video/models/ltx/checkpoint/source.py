@@ -13,7 +13,6 @@ from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx.checkpoint.foreign_names import (
     TEXT_ENCODER,
     Spelling,
-    contained,
     to_official,
 )
 from mlx_video.models.ltx.loading.schema import Config, short_repr
@@ -107,9 +106,8 @@ class Source:
         return tuple(name for name, _ in found.most_common())
 
     def _joined(self, files: Iterator[Weights]) -> Weights:
-        whole = next(files)
-        if self.container:
-            whole = contained(whole, self.container)
+        whole, start = next(files), self.container
+        whole = {k.removeprefix(start): v for k, v in whole.items() if k.startswith(start)}  # fmt: skip
         if self.spelling:
             whole = to_official(whole, self.spelling)
         for weights in files:
