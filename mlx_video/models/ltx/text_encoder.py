@@ -175,9 +175,8 @@ class GemmaTextEncoder(Network):
             ]
             return chat.apply_chat_template(messages, add_generation_prompt=True)
         start, end = self.tokenizer.turns[0]
-        return self.tokenizer.ids(
-            f"{start}user\n{instructions}\n\n{request}{end}\n{start}model\n"
-        )
+        said = f"{instructions}\n\n{request}"
+        return self.tokenizer.ids(f"{start}user\n{said}{end}\n{start}model\n")
 
 
 def _sampler(

@@ -203,9 +203,8 @@ def tokenizer_of(data: bytes) -> Tokenizer:
     )
     kinds = ModelProto.SentencePiece
     whole = {kinds.CONTROL: {"special": True, "normalized": False}, kinds.USER_DEFINED: {"normalized": True}}  # fmt: skip
-    backend.add_tokens(
-        [AddedToken(p.piece, **whole[p.type]) for p in pieces if p.type in whole]
-    )
+    added = (AddedToken(p.piece, **whole[p.type]) for p in pieces if p.type in whole)
+    backend.add_tokens(list(added))
     return backend
 
 
@@ -230,31 +229,28 @@ PACKED = {"tokenizer_json": Tokenizer.from_buffer, "spiece_model": tokenizer_of}
 
 
 def _read(file: Path) -> Tokenizer:
-    return _made(file, PARSERS[file.name], file.read_bytes)
+    return _made(file, lambda: PARSERS[file.name](file.read_bytes()))
 
 
 def _packed(file: Path) -> Tokenizer:
     tensors, _ = weights.read(file)
     for name, parse in PACKED.items():
         if name in tensors:
-            return _made(
-                file, parse, lambda: bytes(memoryview(tensors[name].flatten()))
-            )
+            packed = tensors[name].flatten()
+            return _made(file, lambda: parse(bytes(memoryview(packed))))
     raise MissingFileError(
         f"{file} has no tokenizer inside: it lacks the tensor {', or '.join(PACKED)}. Give the text encoder that "
         "Lightricks publishes, or a Gemma folder."
     )
 
 
-def _made(
-    source: Path, parse: Callable[[bytes], Tokenizer], read: Callable[[], bytes]
-) -> Tokenizer:
-    """Parse what ``read`` returns; raises ``UserError`` if it is damaged or not a Gemma's tokenizer."""
+def _made(source: Path, load: Callable[[], Tokenizer]) -> Tokenizer:
+    """The tokenizer that ``load`` returns; raises ``UserError`` if ``source`` is damaged or not a Gemma's tokenizer."""
     damaged = UserError(
         f"{source} does not hold a readable tokenizer: it is damaged, or not a tokenizer at all. Fetch it again."
     )
     with _instead_of_any(damaged):
-        backend = parse(read())
+        backend = load()
     if backend.token_to_id(BOS) is None:
         raise UserError(
             f"The tokenizer in {source} is not a Gemma's: it has no token {BOS}. Take all files from one model."
