@@ -285,7 +285,7 @@ class DiffusionDecoder(Network):
     def _pixel_stages(self, frames: int, noise: Noise) -> list[DecoderStep]:
         """Steps from the context to patches of pixels, for ``frames`` in total."""
         context = Context(len(self.diff_blocks))
-        begin = partial(self._begin, context=context, noise=NoiseFrames(noise, frames))
+        begin = partial(self._begin, context=context, noise=noise, frames=frames)
         blocks = [
             partial(
                 block.run,
@@ -298,17 +298,23 @@ class DiffusionDecoder(Network):
         return [self._stage(run, number) for run in (begin, *blocks, self._end)]
 
     def _begin(
-        self, x: mx.array, cache: FrameCache, context: Context, noise: "NoiseFrames"
+        self,
+        x: mx.array,
+        cache: FrameCache,
+        context: Context,
+        noise: Noise,
+        frames: int,
     ) -> mx.array:
-        """Store cells (B, F, H, W, C) of the context, without the appendix, and return as many of embedded noise."""
-        x = x[:, : noise.left]
+        """Store cells (B, F, H, W, C) of the context, up to ``frames`` in all, and return as many of embedded noise."""
+        first = context.count
+        x = x[:, : frames - first]
         if not x.shape[1]:  # the appendix
             raise Incomplete
         context.put(x)
         (B, F, H, W, _), patch = x.shape, self.config.patch_size
         shape = B, self.config.out_channels, F, H * patch, W * patch
-        x_t = patchify(noise.take(shape), patch)
-        cache.last = not noise.left
+        x_t = patchify(noise(first, shape), patch)
+        cache.last = context.count == frames
         return self.conv_in_x_t(x_t.astype(x.dtype))
 
     def _end(self, x: mx.array, _: FrameCache) -> mx.array:
@@ -336,24 +342,6 @@ def _fold(weights: Weights, gate: str) -> None:
 
 
 # Noise
-
-
-class NoiseFrames:
-    """The ``noise`` of a clip or a tile of ``frames``, taken in order."""
-
-    def __init__(self, noise: Noise, frames: int):
-        self.noise, self.frames, self.taken = noise, frames, 0
-
-    @property
-    def left(self) -> int:
-        """How many frames are not taken yet."""
-        return self.frames - self.taken
-
-    def take(self, shape: tuple[int, ...]) -> mx.array:
-        """The next frames, of ``shape`` (B, 3, f, H, W)."""
-        noise = self.noise(self.taken, shape)
-        self.taken += shape[2]
-        return noise
 
 
 def _key(key: mx.array | None) -> mx.array:

@@ -164,6 +164,11 @@ class Context:
         self._first = 0
         self._taken = [0] * readers
 
+    @property
+    def count(self) -> int:
+        """How many frames were added."""
+        return self._first + len(self._frames)
+
     def put(self, x: mx.array) -> None:
         """Add frames (B, F, H, W, C)."""
         self._frames.extend(mx.contiguous(f) for f in mx.split(x, x.shape[1], axis=1))

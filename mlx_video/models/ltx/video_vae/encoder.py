@@ -144,8 +144,7 @@ def _out_channels(config: VideoEncoderConfig) -> int:
 
 def load_vae_encoder(path: str | Path) -> VideoEncoder:
     """The video encoder of a local checkpoint, with lazy weights."""
-    from mlx_video.models.ltx.checkpoint.layouts import (
-        identify,  # which knows this room
-    )
+    # It knows this room.
+    from mlx_video.models.ltx.checkpoint.layouts import identify
 
     return VideoEncoder.from_source(identify(Path(path)).sources["video_encoder"])
