@@ -57,6 +57,7 @@ class Timesteps(NamedTuple):
     @classmethod
     def from_mask(cls, sigma: mx.array | float, mask: mx.array) -> "Timesteps":
         """``sigma``, a number or (B,), times a denoise mask (B, N, 1). Evaluates the mask and passes it no gradient."""
+        # Not where masks are made: each condition may change one, so only the last is worth it. X0Model calls this once a stage.
         tokens = np.array(mask.astype(mx.float32)).reshape(mask.shape[:2])
         values, index = np.unique(tokens, axis=1, return_inverse=True)
         index = mx.array(index.reshape(-1)) if values.shape[1] > 1 else None
