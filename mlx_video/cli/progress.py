@@ -9,7 +9,7 @@ from mlx_video.cli.texts import plan_line
 from mlx_video.disk import GB, duration
 from mlx_video.events import Event
 from mlx_video.hub import Download, DownloadPlan
-from mlx_video.types import Step
+from mlx_video.types import SILENT_SUFFIXES, Step
 
 BAR = "{desc:<18} {bar:24} {n_fmt}/{total_fmt} {elapsed}{postfix}"
 NARROW = "{desc} {n_fmt}/{total_fmt}{postfix}"  # on a terminal of under 64 columns
@@ -172,7 +172,8 @@ def _columns() -> int:
 def making_line(planned: events.Planned) -> str:
     """One line on what is being made."""
     request = planned.job.request
-    sound = "with sound" if request.audio else "without sound"
+    silent = not request.audio or planned.path.lower().endswith(SILENT_SUFFIXES)
+    sound = "without sound" if silent else "with sound"
     return (
         f"making {planned.path}: {request.prompt!r}, {request.shape}, {request.shape.seconds:.1f} s {sound}, "
         f"seed {request.seed}"

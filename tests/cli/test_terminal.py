@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -156,6 +157,17 @@ def test_without_a_terminal_there_is_a_line_a_phase_and_a_line_every_tenth(
     assert lines[10] == "stage 1: 90 %, about 97 s left"
     assert len(lines) == 2 + 9 + 2
     assert lines[-2:] == ["stage 1: 4.0 s, peak 1.00 GB", "total: 2.0 s, peak 0.30 GB"]
+
+
+def test_a_file_that_holds_no_sound_is_announced_without_it():
+    loud = replace(JOB, request=replace(JOB.request, audio=True))
+    for path, sound in {
+        "x.mp4": "with",
+        "x.gif": "without",
+        "x.WEBP": "without",
+    }.items():
+        line = progress.making_line(PLANNED._replace(job=loud, path=path))
+        assert f" {sound} sound, seed 7" in line
 
 
 def test_what_is_left_is_of_the_whole_run(clock, capsys):
