@@ -5,7 +5,7 @@ Files are written aside and renamed when complete.
 
 import wave
 from fractions import Fraction
-from itertools import repeat
+from itertools import pairwise, repeat
 from operator import methodcaller
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping, NamedTuple
@@ -233,18 +233,14 @@ def _sound_per_frame(clip: Clip) -> Iterator[av.AudioFrame | None]:
     edges = [round(frame * rate) for frame in range(clip.shape.frames + 1)]
     samples = np.array(clip.audio.samples.astype(mx.float32))[:, : edges[-1]]
     samples = np.pad(samples, ((0, 0), (0, edges[-1] - samples.shape[1])))
-    for start, end in zip(edges, edges[1:]):
-        yield _audio_frame(samples[:, start:end], start, clip.audio.sample_rate)
-
-
-def _audio_frame(samples: np.ndarray, start: int, sample_rate: int) -> av.AudioFrame:
-    """A frame with its time stamp, without which the encoder's delay of 1,024 samples would be audible."""
-    frame = av.AudioFrame.from_ndarray(
-        np.ascontiguousarray(samples), format="fltp", layout=LAYOUTS[len(samples)]
-    )
-    frame.sample_rate, frame.pts = sample_rate, start
-    frame.time_base = Fraction(1, sample_rate)
-    return frame
+    layout = LAYOUTS[len(samples)]
+    for start, end in pairwise(edges):
+        part = np.ascontiguousarray(samples[:, start:end])
+        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+        frame.sample_rate = clip.audio.sample_rate
+        # Without a time stamp the encoder's delay of 1,024 samples would be audible.
+        frame.pts, frame.time_base = start, Fraction(1, frame.sample_rate)
+        yield frame
 
 
 # Still pictures of a finished clip: one to show before it plays, and a contact sheet

@@ -238,9 +238,6 @@ def holds_changes(names: Iterable[str]) -> bool:
     )
 
 
-# Names
-
-
 def layer_names(module: nn.Module) -> dict[str, str]:
     """Every flattened name of a linear layer of ``module`` -> its path.
 
@@ -264,9 +261,6 @@ def _flat(name: str) -> str:
     for prefix in FLAT_PREFIXES:
         name = name.removeprefix(prefix)
     return name
-
-
-# Reading
 
 
 def _plain(key: str) -> str:

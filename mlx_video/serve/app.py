@@ -185,9 +185,6 @@ def unsupported() -> Response:
     raise HTTPException(501, UNSUPPORTED)
 
 
-# The rest
-
-
 @router.get("/v1/models")
 async def models(at: At) -> schema.ModelList:
     """The models that the server was started with; empty until the worker has opened them."""
@@ -234,9 +231,6 @@ async def health(at: At, answer: Response) -> dict[str, object]:
 def docs() -> FileResponse:
     """The page that describes every route."""
     return FileResponse(PAGE / "docs.html")
-
-
-# Helpers
 
 
 def _shown(at: Serving, video: Video) -> Response:

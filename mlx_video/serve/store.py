@@ -239,8 +239,6 @@ class Store:
         first = "WHERE status = 'completed' ORDER BY number LIMIT ?"
         return [*self._read(first, count)]
 
-    # Helpers
-
     def _take_up(self) -> None:
         """Queue again the job of a server that died, and delete files without a row."""
         self._write("UPDATE videos SET status = 'queued' WHERE status = 'in_progress'")
