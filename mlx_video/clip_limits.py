@@ -11,6 +11,7 @@ SLOWEST, FASTEST = 1, 240  # frames per second
 LONGEST_CLIP = 600  # seconds
 MOST_FRAMES = LONGEST_CLIP * FASTEST + 1
 MOST_STEPS = 10_000  # of a stage; more must be a mistake
+STRONGEST = 100  # a LoRA or guidance; more must be a mistake
 
 
 class VideoPixelShape(NamedTuple):
@@ -63,6 +64,14 @@ class VideoPixelShape(NamedTuple):
             raise UserError(
                 f"fps must be from {SLOWEST} to {FASTEST} frames per second; got {self.fps}. The usual value is 24."
             )
+
+
+def check_strength(what: str, strength: float, usual: float) -> None:
+    """Raise ``UserError`` if the ``strength`` of a LoRA or of guidance is absurd."""
+    if not abs(strength) <= STRONGEST:
+        raise UserError(
+            f"{what} must be from {-STRONGEST} to {STRONGEST}, such as {usual:g}; got {strength}."
+        )
 
 
 Warn = Callable[[str], object]

@@ -9,7 +9,6 @@ import mlx.core as mx
 
 from mlx_video import lora
 from mlx_video.conditioning.latent import Condition
-from mlx_video.errors import UserError
 from mlx_video.inputs import Parts
 from mlx_video.models.ltx import dfr_layout
 from mlx_video.models.ltx.condition_tokens import Place, generated_keyframes, reference
@@ -35,12 +34,6 @@ class DFRPipeline(Pipeline):
 
     Rounds yield no ``Reached``, nor does a stage that sees the smaller clip: such a run resumes from the previous stage.
     """
-
-    def check(self, request: Request) -> None:
-        """As in ``Pipeline``; also raises if the model should choose the length."""
-        super().check(request)
-        if request.timed:
-            raise UserError("DFR cannot choose the clip's length; set --num-frames.")
 
     def _conditions(self, request: Request, parts: Parts, number: int) -> list:
         """The conditions of a stage; for a round, those of each tile, from the inputs within it."""

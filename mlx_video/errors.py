@@ -3,11 +3,17 @@
 import json
 import re
 import unicodedata
-from typing import Mapping
+from contextlib import contextmanager
+from typing import Iterator, Mapping
 
 
 class UserError(ValueError):
-    """Bad input, in one sentence that names the value, the rule and a value that works."""
+    """Bad input, in one sentence that names the value, the rule and a value that works.
+
+    place  the field of a record that it is about, and the fields that hold that, outermost first; empty = not known
+    """
+
+    place: tuple[str, ...] = ()
 
 
 class DiskFullError(UserError):
@@ -16,6 +22,16 @@ class DiskFullError(UserError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A named file or folder does not exist."""
+
+
+@contextmanager
+def at(*place: object) -> Iterator[None]:
+    """Put ``place`` before that of a ``UserError`` that is raised within."""
+    try:
+        yield
+    except UserError as error:
+        error.place = (*map(str, place), *error.place)
+        raise
 
 
 def field_error(error: Mapping) -> str:
@@ -56,16 +72,24 @@ def clip(text: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def check_text(text: str, what: str) -> None:
-    """Raise ``UserError`` if ``text`` holds control characters other than newline and tab, or broken characters."""
+JOINERS = "\u200c\u200d"  # of letters and emoji
+ALLOWED = f"\n\t{JOINERS}"  # control characters that texts may hold
+STEERING = ("Cc", "Cf", "Zl", "Zp")  # Unicode categories
+
+
+def check_text(text: str, what: str, allowed: str = ALLOWED) -> None:
+    """Raise ``UserError`` if ``text`` holds control characters that are not ``allowed``, or broken characters."""
     kinds = {c: unicodedata.category(c) for c in text if not c.isprintable()}
     if "Cs" in kinds.values():
         raise UserError(f"{what} is not valid text; type it in UTF-8.")
-    if strange := [c for c in kinds if c not in ALLOWED and kinds[c] in STEERING]:
+    if strange := [c for c in kinds if c not in allowed and kinds[c] in STEERING]:
         raise UserError(
             f"{what} holds a control character, {ascii(strange[0])}; leave it out."
         )
 
 
-STEERING = ("Cc", "Cf", "Zl", "Zp")  # Unicode categories
-ALLOWED = "\n\t\u200c\u200d"  # nevertheless; the last two join letters and emoji
+def check_name(name: str, what: str) -> None:
+    """Raise ``UserError`` if ``name``, of a file or a repository, is empty or cannot be shown in one line."""
+    if not name:
+        raise UserError(f"{what} is empty; give the name of a file or folder.")
+    check_text(name, what, allowed=JOINERS)

@@ -25,7 +25,7 @@ import mlx.nn as nn
 
 from mlx_video.conditioning.latent import Condition, VideoConditionByLatentIndex
 from mlx_video.disk import full_path, is_there, short, typed_path
-from mlx_video.errors import UserError
+from mlx_video.errors import UserError, at, check_name
 from mlx_video.models.ltx.condition_tokens import (
     Place,
     evenly_spaced,
@@ -104,6 +104,9 @@ class Input:
         """The input from the ``words`` after ``option.flags``."""
         raise NotImplementedError
 
+    def check_values(self, shape: VideoPixelShape) -> None:
+        """Raise ``UserError`` if no model can use it for a clip of ``shape``. Opens no file."""
+
     def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
         """Raise ``UserError`` if it cannot be used for a clip of ``shape``."""
 
@@ -169,18 +172,29 @@ class Image(Input):
     def place(self) -> str:
         return f"frame {self.frame}"
 
+    def check_values(self, shape: VideoPixelShape) -> None:
+        with at("path"):
+            check_name(self.path, "The picture's path")
+        with at("frame"):
+            self._check_frame(shape, every=1)
+        with at("strength"):
+            if not 0 <= self.strength <= 1:
+                raise UserError(
+                    f"An image's strength must be from 0 to 1; got {self.strength} for {short(self.path)}."
+                )
+
     def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
-        _picture(self.path)
-        name, every = short(self.path), geometry.video.time
+        with at("path"):
+            _picture(self.path)
+        with at("frame"):
+            self._check_frame(shape, geometry.video.time)
+
+    def _check_frame(self, shape: VideoPixelShape, every: int) -> None:
         if self.frame % every or not 0 <= self.frame < shape.frames:
             nearest = min(max(0, round(self.frame / every) * every), shape.frames - 1)
             raise UserError(
-                f"An image can be at frame 0, {every}, {2 * every}, ... below {shape.frames}; got {self.frame} for "
-                f"{name}. Nearest: {nearest}."
-            )
-        if not 0 <= self.strength <= 1:
-            raise UserError(
-                f"An image's strength must be from 0 to 1; got {self.strength} for {name}."
+                f"An image can be at frame 0, {every}, {2 * every}, ... below {shape.frames}; got {short(self.frame, 40)} for "
+                f"{short(self.path)}. Nearest: {nearest}."
             )
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
@@ -239,8 +253,9 @@ class Keyframes(Input):
             ) from None
         return cls(count)
 
-    def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
-        evenly_spaced(self.count, shape.frames)
+    def check_values(self, shape: VideoPixelShape) -> None:
+        with at("count"):
+            evenly_spaced(self.count, shape.frames)
 
     def check_model(self, config: LTXModelConfig) -> None:
         if not config.use_keyframes_abs_pos_embedding:
@@ -269,17 +284,23 @@ def taken_by(inputs: Iterable[Input], stage: int) -> tuple[Input, ...]:
 
 
 def check_inputs(
-    inputs: Iterable[Input], shape: VideoPixelShape, geometry: Geometry
+    inputs: Iterable[Input], shape: VideoPixelShape, geometry: Geometry | None
 ) -> None:
-    """Raise ``UserError`` if one of ``inputs`` cannot be used, or two have the same place."""
+    """Raise ``UserError`` if one of ``inputs`` cannot be used, or two have the same place.
+
+    Without the model's ``geometry``, only for what holds for all models; then no file is opened.
+    """
     taken = set()
-    for given in inputs:
-        given.check(shape, geometry)
-        if given.place in taken:
-            raise UserError(
-                f"Two inputs are at the same place, {given.place}; move one of them."
-            )
-        taken |= {given.place} - {None}
+    for number, given in enumerate(inputs):
+        with at(number):
+            given.check_values(shape)
+            if given.place in taken:
+                raise UserError(
+                    f"Two inputs are at the same place, {given.place}; move one of them."
+                )
+            taken |= {given.place} - {None}
+            if geometry:
+                given.check(shape, geometry)
 
 
 def forget() -> None:

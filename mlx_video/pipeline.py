@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_video import health, postprocess
 from mlx_video.conditioning.latent import Condition, LatentState
-from mlx_video.errors import UserError
+from mlx_video.errors import UserError, at
 from mlx_video.health import check_weights
 from mlx_video.inputs import Parts, forget, taken_by
 from mlx_video.models.ltx.connector import embed_prompts
@@ -187,16 +187,18 @@ class Pipeline:
 
     def check(self, request: Request) -> None:
         """Raise ``UserError`` for anything wrong that can be known before weights are read."""
-        request.check(self.recipe, self.components.geometry)
+        with at("request"):
+            request.check(self.recipe, self.components.geometry)
         transformer = self.components.sources["transformer"]
         config = PARTS["transformer"].config(transformer)
         request.check_model(self.recipe, config)
         needs = request.needs(self.recipe)
-        if request.timed and "duration_head" not in self.components.sources:
-            raise UserError(
-                "This model has no duration head, so it cannot choose the clip's length. Give --duration SECONDS "
-                "or --num-frames."
-            )
+        with at("request", "timed"):
+            if request.timed and "duration_head" not in self.components.sources:
+                raise UserError(
+                    "This model has no duration head, so it cannot choose the clip's length. Give --duration SECONDS "
+                    "or --num-frames."
+                )
         texts = self._texts(request, request.prompt)
         self.components.streaming(request.model_type).check(needs, texts)
 

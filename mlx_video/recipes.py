@@ -3,10 +3,11 @@
 A checkpoint may state its own defaults; ``Defaults`` lists them, with the values that apply otherwise.
 """
 
-import math
 from dataclasses import dataclass, replace
 
-from mlx_video.errors import UserError
+from mlx_video.clip_limits import MOST_STEPS, check_strength
+from mlx_video.disk import short
+from mlx_video.errors import UserError, at
 from mlx_video.models.ltx import dfr_layout
 from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.config import LTXModelConfig
@@ -19,7 +20,7 @@ from mlx_video.sampling.schedules import (
     STAGE_2_SIGMAS,
     ltx2_scheduler,
 )
-from mlx_video.types import AV, VideoPixelShape
+from mlx_video.types import AV, Modality, VideoPixelShape
 
 UPSAMPLERS = ("upsampler", "temporal_upsampler")  # parts
 DECODERS = "video_decoder", "audio_decoder", "vocoder"
@@ -75,43 +76,62 @@ class Stage:
 
     def check(self, num_layers: int | None = None) -> None:
         """Raise ``UserError`` for invalid noise levels or numbers, also for a model of ``num_layers``."""
-        sigmas = self.sigmas
-        falls = all(a > b for a, b in zip(sigmas, sigmas[1:]))
-        if len(sigmas) < 2 or not falls or not 0 <= sigmas[-1] < sigmas[0] <= 1:
-            raise UserError(
-                f"A stage needs at least two sigmas, descending from at most 1 to at least 0; got {str(list(sigmas))[:80]}. "
-                "For example: [1.0, 0.5, 0.0]."
-            )
-        if not 0 < self.scale <= 1 or not all(map(math.isfinite, self.loras)):
-            raise UserError(
-                f"A stage's scale must be above 0 and at most 1, and LoRA strengths finite; got {self.scale}, "
-                f"{self.distilled_lora} and {self.detailing}."
-            )
-        for strength in self.guidance.values:
-            _check_strength(strength, num_layers)
+        with at("sigmas"):
+            _check_sigmas(self.sigmas)
+        for name in ("distilled_lora", "detailing"):
+            with at(name):
+                check_strength(f"A stage's {name}", getattr(self, name), usual=0.5)
+        for stream in Modality:
+            with at("guidance", stream.value):
+                _check_guidance(self.guidance[stream], num_layers)
 
 
-def _check_strength(guidance: Guidance, num_layers: int | None) -> None:
-    """Raise ``UserError`` for a number that is not finite or out of range."""
-    numbers = (guidance.cfg, guidance.stg, guidance.modality, guidance.rescale)
-    if not all(map(math.isfinite, numbers)):
+def _check_sigmas(sigmas: tuple[float, ...]) -> None:
+    falls = all(a > b for a, b in zip(sigmas, sigmas[1:]))
+    if len(sigmas) < 2 or not falls or not 0 <= sigmas[-1] < sigmas[0] <= 1:
         raise UserError(
-            f"Guidance strengths must be finite numbers; got {numbers}. The usual cfg is {VIDEO_GUIDANCE.cfg:g}."
+            f"A stage needs at least two sigmas, descending from at most 1 to at least 0; got {str(list(sigmas))[:80]}. "
+            "For example: [1.0, 0.5, 0.0]."
         )
-    if not 0 <= guidance.rescale <= 1:
+    if len(sigmas) > MOST_STEPS + 1:
         raise UserError(
-            f"rescale must be from 0 (off) to 1; got {guidance.rescale:g}. The usual value is {VIDEO_GUIDANCE.rescale:g}."
+            f"A stage has at most {MOST_STEPS:,} steps; got {len(sigmas) - 1:,}. The usual number is {STEPS}."
         )
-    if guidance.skip_step < 0:
-        raise UserError(
-            f"skip_step must be 0 or more; got {guidance.skip_step}. The usual number is 0."
-        )
+
+
+def _check_guidance(guidance: Guidance | None, num_layers: int | None) -> None:
+    """Raise ``UserError`` for a number that is out of range, or if there are no numbers."""
+    if guidance is None:
+        raise UserError("Guidance is missing; {} turns it off.")
+    for name in ("cfg", "stg", "modality"):
+        with at(name):
+            usual = getattr(VIDEO_GUIDANCE, name)
+            check_strength(name, getattr(guidance, name), usual)
+    with at("rescale"):
+        if not 0 <= guidance.rescale <= 1:
+            raise UserError(
+                f"rescale must be from 0 (off) to 1; got {guidance.rescale:g}. The usual value is {VIDEO_GUIDANCE.rescale:g}."
+            )
+    with at("skip_step"):
+        if guidance.skip_step < 0:
+            raise UserError(
+                f"skip_step must be 0 or more; got {guidance.skip_step}. The usual number is 0."
+            )
+    with at("stg_blocks"):
+        _check_blocks(guidance, num_layers)
+
+
+def _check_blocks(guidance: Guidance, num_layers: int | None) -> None:
     # The usual block only matters where it is used: a small model may lack it.
     chosen = guidance.stg or guidance.stg_blocks != Guidance.stg_blocks
-    for block in guidance.stg_blocks if chosen and num_layers else ():
-        if not 0 <= block < num_layers:
+    for block in guidance.stg_blocks if chosen else ():
+        if block < 0:
             raise UserError(
-                f"Guidance perturbs block {block}; this transformer has {num_layers} blocks, counted from 0. "
+                f"Blocks are counted from 0; got block {short(block)}. The usual one is {VIDEO_GUIDANCE.stg_blocks[0]}."
+            )
+        if num_layers and block >= num_layers:
+            raise UserError(
+                f"Guidance perturbs block {short(block)}; this transformer has {num_layers} blocks, counted from 0. "
                 f"Try --stg-blocks {num_layers // 2}."
             )
 
@@ -156,7 +176,8 @@ class Recipe:
         factor = 2 ** len(self.rounds)
         if (shape.frames - 1) % factor or shape.frames < 2:
             raise UserError(
-                f"DFR with {len(self.rounds)} rounds makes 1 + {factor}k frames; got {shape.frames}."
+                f"DFR with {len(self.rounds)} rounds makes 1 + {factor}k frames, at least {1 + factor}; got {shape.frames}. "
+                "For example: 121."
             )
         canvas = dfr_layout.Canvas.of((shape.frames - 1) // factor + 1)
         return shape._replace(frames=canvas.frames, fps=shape.fps / factor)
@@ -195,36 +216,52 @@ class Recipe:
 
     def check(self, model: LTXModelConfig | None = None) -> None:
         """Raise ``UserError`` for invalid stages, variant or rounds, or what a transformer of config ``model`` cannot do."""
-        if self.variant not in VARIANTS:
-            raise UserError(
-                f"The variant must be distilled or dev; got {self.variant!r}."
-            )
+        with at("variant"):
+            if self.variant not in VARIANTS:
+                raise UserError(
+                    f"The variant must be distilled or dev; got {short(repr(self.variant))}."
+                )
+        with at("stages"):
+            self._check_scales()
+        with at("sound"):
+            if not -1 <= self.sound < len(self.stages):
+                raise UserError(
+                    f"sound must be the number of a stage, from 0 to {len(self.stages) - 1}, or -1 for the last; got "
+                    f"{short(self.sound)}."
+                )
+        with at("rounds"):
+            _check_rounds(len(self.rounds or ()))
+            lacking = model and not model.use_keyframes_abs_pos_embedding
+            if self.rounds is not None and lacking:
+                raise UserError(
+                    "This model cannot generate keyframes, which DFR needs; LTX-2.5 can. Leave out --dfr."
+                )
+        for name, upsampler in zip(("stages", "rounds"), UPSAMPLERS):
+            for number, stage in enumerate(getattr(self, name) or ()):
+                with at(name, number):
+                    stage.check(model and model.num_layers)
+                    self._check_stage(stage, upsampler)
+
+    def _check_scales(self) -> None:
         if not self.stages:
             raise UserError("A recipe needs at least one stage; got none.")
-        if not -1 <= self.sound < len(self.stages):
+        scales = [stage.scale for stage in self.stages]
+        usual = [0.5**number for number in reversed(range(len(scales)))]
+        if scales != usual:
             raise UserError(
-                f"sound must be the number of a stage, from 0 to {len(self.stages) - 1}, or -1 for the last; got {self.sound}."
+                f"Each stage doubles the size, up to scale 1: scales must be {str(usual)[-80:]}; got {str(scales)[-80:]}."
             )
-        _check_rounds(len(self.rounds or ()))
-        for stages, upsampler in zip((self.stages, self.rounds or ()), UPSAMPLERS):
-            for stage in stages:
-                stage.check(model and model.num_layers)
-                if stage.upsampler != upsampler:
-                    raise UserError(
-                        f"A recipe's stages take the upsampler and DFR's rounds the temporal_upsampler; got "
-                        f"{stage.upsampler[:40]!r}."
-                    )
-        if self.rounds is None and any(stage.detailing for stage in self.stages):
+
+    def _check_stage(self, stage: Stage, upsampler: str) -> None:
+        """Raise ``UserError`` for what ``stage`` cannot have in this recipe."""
+        if stage.upsampler != upsampler:
+            raise UserError(
+                f"A recipe's stages take the upsampler and DFR's rounds the temporal_upsampler; got "
+                f"{stage.upsampler[:40]!r}."
+            )
+        if self.rounds is None and stage.detailing:
             raise UserError(
                 "Only DFR uses the detailing LoRA; leave it out of a recipe without rounds."
-            )
-        if (
-            self.rounds is not None
-            and model
-            and not model.use_keyframes_abs_pos_embedding
-        ):
-            raise UserError(
-                "This model cannot generate keyframes, which DFR needs; LTX-2.5 can. Leave out --dfr."
             )
 
 

@@ -1,13 +1,13 @@
 """What it takes to make a clip again: a job, its JSON record, and the files that hold one. Knows no mathematics."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Mapping
+from typing import Iterator, Mapping
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 import mlx_video
 from mlx_video import plan as plans
@@ -15,7 +15,7 @@ from mlx_video import weights
 from mlx_video.backend import blas_threads
 from mlx_video.dfr_pipeline import pipeline_for
 from mlx_video.disk import file_size, read_small, short
-from mlx_video.errors import UserError, check_text, field_error
+from mlx_video.errors import UserError, at, field_error
 from mlx_video.hub import Notify
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import Files
@@ -23,10 +23,12 @@ from mlx_video.models.ltx.checkpoint.find import (
     find_geometry,
     find_transformer,
     model_of,
+    published_geometry,
 )
 from mlx_video.models.ltx.loading.components import Components, notify_log
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
+from mlx_video.types import Geometry
 
 RECORD_KEY = "mlx_video"  # of the record, in a file's metadata
 MOST_BYTES = 2**20  # of a record
@@ -46,12 +48,19 @@ class Job:
 
     def check(self) -> None:
         """Raise ``UserError`` for anything wrong that can be known before loading."""
-        self.files.check()
-        self.recipe.check()
         model, variant = model_of(self.files), self.recipe.variant
-        self.request.check(self.recipe, find_geometry(model, variant))
+        self._check(find_geometry(model, variant))
         if config := find_transformer(model, variant):
             self.request.check_model(self.recipe, config)
+
+    def _check(self, geometry: Geometry | None, opening: bool = True) -> None:
+        """The part of ``check`` that needs no model; ``opening`` as in ``Request.check``."""
+        with at("files"):
+            self.files.check()
+        with at("recipe"):
+            self.recipe.check()
+        with at("request"):
+            self.request.check(self.recipe, geometry, opening)
 
     def pipeline(
         self, *, health: bool = True, plan: plans.Plan | None = None
@@ -119,7 +128,10 @@ class Job:
 
     @classmethod
     def from_record(cls, path: str | Path) -> "Job":
-        """The job of a record: a JSON file, or an mp4, latents or state file that holds one."""
+        """The job of a record: a JSON file, or an mp4, latents or state file that holds one.
+
+        Opens none of the files that it names. Raises ``UserError``, naming the field, for what can be known without them.
+        """
         from pydantic import ValidationError
 
         text, name = read_record(Path(path)), short(str(path))
@@ -129,19 +141,25 @@ class Job:
             raise UserError(
                 f"{name} is not a record that this version of mlx-video can read. {field_error(error.errors()[0])}"
             ) from None
-        for place, value in tree_flatten({"job": asdict(job)}):
-            if isinstance(value, str):
-                check_text(value, f"{name}: {place}")
-        try:
-            job.files.check()
-            job.recipe.check()
-            job.request.check(job.recipe)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
+        with read_from(path):
+            job._check(published_geometry(job.files.model), opening=False)
         return job
 
 
 # Reading
+
+
+@contextmanager
+def read_from(record: str | Path | None) -> Iterator[None]:
+    """Name ``record`` and the field in a ``UserError`` on a field of the job that was read from it, if any was."""
+    try:
+        yield
+    except UserError as error:
+        if record is not None and error.place:
+            place = ".".join(("job", *error.place))
+            error.args = (f"{short(str(record))}: {place}: {error}",)
+            error.place = ()
+        raise
 
 
 @dataclass(frozen=True)

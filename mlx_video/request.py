@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable, TypeVar
 
 from mlx_video.disk import short
-from mlx_video.errors import UserError, check_text
+from mlx_video.errors import UserError, at, check_text
 from mlx_video.inputs import Input, as_input, check_inputs
 from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
@@ -49,32 +49,49 @@ class Request:
         object.__setattr__(self, "audio", bool(audio))
         object.__setattr__(self, "inputs", tuple(map(as_input, self.inputs)))
 
-    def check(self, recipe: Recipe, geometry: Geometry | None = None) -> None:
+    def check(
+        self, recipe: Recipe, geometry: Geometry | None = None, opening: bool = True
+    ) -> None:
         """Raise ``UserError`` for anything wrong that can be known before loading.
 
-        ``geometry`` is the checkpoint's; ``None`` = not known yet.
+        geometry  the checkpoint's; ``None`` = not known yet
+        opening   whether inputs may open their files, once the geometry is known
         """
-        if not self.prompt.strip():
-            raise UserError(
-                "The prompt is empty; describe the clip, for example 'a cat on a red sofa'."
-            )
-        check_text(self.prompt, "The prompt")
-        check_text(self.negative_prompt, "The negative prompt")
-        if not 0 <= self.seed < 2**64:
-            raise UserError(
-                f"seed must be from 0 to {2**64 - 1}; got {short(self.seed, 40)}. For example: {SEED}."
-            )
-        TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
-        self.shape.check()
-        if geometry:
-            geometry.check(self.shape, recipe.shrink, self.audio)
-            check_inputs(self.inputs, self.shape, geometry)
+        with at("prompt"):
+            if not self.prompt.strip():
+                raise UserError(
+                    "The prompt is empty; describe the clip, for example 'a cat on a red sofa'."
+                )
+            check_text(self.prompt, "The prompt")
+        with at("negative_prompt"):
+            check_text(self.negative_prompt, "The negative prompt")
+        with at("seed"):
+            if not 0 <= self.seed < 2**64:
+                raise UserError(
+                    f"seed must be from 0 to {2**64 - 1}; got {short(self.seed, 40)}. For example: {SEED}."
+                )
+        with at("shape"):
+            self.shape.check()
+            recipe.staged(self.shape)
+            if geometry:
+                geometry.check(self.shape, recipe.shrink, self.audio)
+        with at("tiling"):
+            TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
+        with at("timed"):
+            if self.timed and recipe.rounds is not None:
+                raise UserError(
+                    "DFR cannot choose the clip's length; set --num-frames."
+                )
+        with at("inputs"):
+            check_inputs(self.inputs, self.shape, geometry if opening else None)
 
     def check_model(self, recipe: Recipe, model: LTXModelConfig) -> None:
         """Raise ``UserError`` for what a transformer of config ``model`` cannot do."""
-        recipe.check(model)
-        for given in self.inputs:
-            given.check_model(model)
+        with at("recipe"):
+            recipe.check(model)
+        for number, given in enumerate(self.inputs):
+            with at("request", "inputs", number):
+                given.check_model(model)
 
     @property
     def model_type(self) -> LTXModelType:

@@ -61,7 +61,10 @@ def test_a_clip_is_sampled_on_a_canvas_at_the_frame_rate_before_the_rounds():
     assert finished(asked, 2) == VideoPixelShape(161, 64, 64, 96.0)
     assert dfr_recipe(2).staged(finished(asked, 2)) == asked._replace(frames=49)
     assert recipes.distilled().staged(asked) == asked
-    with pytest.raises(UserError, match=r"2 rounds makes 1 \+ 4k frames; got 164"):
+    with pytest.raises(
+        UserError,
+        match=r"2 rounds makes 1 \+ 4k frames, at least 5; got 164. For example: 121",
+    ):
         dfr_recipe(2).staged(asked._replace(frames=164))
 
 

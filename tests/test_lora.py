@@ -520,5 +520,7 @@ def test_an_ic_lora_waits_for_a_reference_video(metadata, name):
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf")])
 def test_a_strength_is_a_number(strength):
-    with pytest.raises(UserError, match="strength of x must be a finite number"):
+    with pytest.raises(
+        UserError, match="strength of x must be from -100 to 100, such as 0.8"
+    ):
         Files(loras=(("x", strength),)).check()

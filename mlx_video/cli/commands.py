@@ -42,7 +42,7 @@ from mlx_video.models.ltx.checkpoint.standins import stood_in
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.previews import Preview
 from mlx_video.recipes import SEED
-from mlx_video.record import Job
+from mlx_video.record import Job, read_from
 from mlx_video.run import finish
 from mlx_video.run import run as run_job
 from mlx_video.verify import verify
@@ -124,12 +124,13 @@ def generate(args: argparse.Namespace) -> None:
     """Make a clip from a prompt, with or without a picture, with or without sound."""
     job, notices = job_from(args)
     output = output_from(args, job, args.resume)
-    if args.from_record or args.resume:
+    if record := args.from_record or args.resume:
         ask(job, args, output)
     if args.preview:
         with file_errors(args.preview, "made"):
             args.preview.mkdir(parents=True, exist_ok=True)
-    _listen(args, run_job(job, output, options_from(args)), notices)
+    with read_from(record):
+        _listen(args, run_job(job, output, options_from(args)), notices)
 
 
 def decode(args: argparse.Namespace) -> None:
@@ -140,7 +141,8 @@ def decode(args: argparse.Namespace) -> None:
     ask(job, args, output)
     if args.tiling:
         job = replace(job, request=replace(job.request, tiling=args.tiling))
-    _listen(args, finish(job, latents, output, options_from(args)))
+    with read_from(latents):
+        _listen(args, finish(job, latents, output, options_from(args)))
 
 
 def _listen(
@@ -177,7 +179,8 @@ def _save_preview(preview: Preview, base: Path) -> None:
 def plan(args: argparse.Namespace) -> None:
     """Say how much memory a run would take, without running it."""
     job, notices = job_from(args)
-    job.check()
+    with read_from(args.from_record or args.resume):
+        job.check()
     with stood_in(job.files, job.recipe.variant) as files:
         if files != job.files:
             say(

@@ -70,6 +70,7 @@ def _job_again(args: argparse.Namespace) -> Job:
 def moved(job: Job, args: argparse.Namespace) -> Job:
     """``job`` with typed files instead of its own."""
     typed = files_from(args)
+    typed.check()  # here, so that no record is blamed
     found = {name: getattr(typed, name) for name in args.typed.keys() & _WITH_RECORD}
     return replace(job, files=replace(job.files, **found))
 

@@ -42,7 +42,11 @@ class Sampler:
     def __post_init__(self):
         if self.name not in NAMES:
             raise UserError(
-                f"There is no sampler {self.name!r}; known are {', '.join(NAMES)}."
+                f"There is no sampler {ascii(self.name[:40])}; known are {', '.join(NAMES)}."
+            )
+        if not 0 <= self.eta <= 1:
+            raise UserError(
+                f"A sampler's eta must be from 0 to 1, such as 0.5; got {self.eta}."
             )
 
     def __call__(

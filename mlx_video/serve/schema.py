@@ -21,7 +21,7 @@ Prompt = Annotated[
     StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_PROMPT),
 ]
 Name = Annotated[str, StringConstraints(max_length=100)]
-Strength = Annotated[float, Field(ge=-4, le=4)]
+Strength = Annotated[float, Field(ge=-clip_limits.STRONGEST, le=clip_limits.STRONGEST)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Side = Annotated[int, Field(ge=1, le=clip_limits.LARGEST_SIDE)]
 Time = Annotated[int, BeforeValidator(int)]  # whole Unix seconds

@@ -1,14 +1,14 @@
 """Which files a run uses, as the user names them, and how their weights are kept. Does not look for them."""
 
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_video.disk import full_path
-from mlx_video.errors import UserError
+from mlx_video.clip_limits import check_strength
+from mlx_video.disk import full_path, short
+from mlx_video.errors import UserError, at, check_name
 from mlx_video.models.ltx.loading.residency import Residency, default_dtype
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -73,18 +73,25 @@ class Files:
         return replace(self, loras=loras, **here)
 
     def check(self) -> None:
-        """Raise ``UserError`` for an unknown dtype, other bits, or a strength that is not finite."""
-        if self.dtype not in (None, *DTYPES):
-            raise UserError(
-                f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}."
-            )
-        if self.quantize not in (None, *BITS):
-            raise UserError(f"quantize must be 8 or 4 bits; got {self.quantize}.")
-        for file, strength in self.loras:
-            if not isfinite(strength):
+        """Raise ``UserError`` for an impossible name, an unknown dtype, other bits, or a strength that is absurd."""
+        for field in ("model", *BESIDE):
+            with at(field):
+                if (name := getattr(self, field)) is not None:
+                    check_name(name, f"The {field.replace('_', ' ')}'s name")
+        with at("dtype"):
+            if self.dtype not in (None, *DTYPES):
                 raise UserError(
-                    f"The strength of {file} must be a finite number, such as 0.8; got {strength}."
+                    f"dtype must be one of {', '.join(DTYPES)}; got {short(repr(self.dtype))}."
                 )
+        with at("quantize"):
+            if self.quantize not in (None, *BITS):
+                raise UserError(
+                    f"quantize must be 8 or 4 bits; got {short(self.quantize)}."
+                )
+        for number, (file, strength) in enumerate(self.loras):
+            with at("loras", number):
+                check_name(file, "A LoRA's name")
+                check_strength(f"The strength of {short(file)}", strength, usual=0.8)
 
     @property
     def residency(self) -> Residency:

@@ -134,6 +134,14 @@ def find_geometry(model: str | Path, variant: str) -> Geometry | None:
     return read_geometry(sources) if "video_decoder" in sources else None
 
 
+def published_geometry(model: str | None) -> Geometry | None:
+    """That of a release or of the demo model; no other file is opened."""
+    if model == DEMO:
+        return find_geometry(DEMO, VARIANTS[0])
+    release = published(model or "")
+    return release and release.geometry
+
+
 def find_transformer(model: str | Path, variant: str) -> LTXModelConfig | None:
     """The transformer's config, if it is known before anything is fetched."""
     source = _known(model, variant).get("transformer")

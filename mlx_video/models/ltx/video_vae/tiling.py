@@ -106,7 +106,9 @@ class TilingConfig:
     ) -> "TilingConfig | None":
         """The tiles of ``mode``, one of ``MODES`` or ``UserError``, for a clip of this size in pixels."""
         if mode not in MODES:
-            raise UserError(f"tiling must be one of {', '.join(MODES)}; got {mode!r}.")
+            raise UserError(
+                f"tiling must be one of {', '.join(MODES)}; got {ascii(mode)[:40]}."
+            )
         if mode == "auto":
             return cls.auto(height, width, num_frames)
         name = f"{mode}_only" if mode in ("spatial", "temporal") else mode

@@ -473,7 +473,7 @@ def test_a_file_that_is_no_lora_for_ltx_is_refused_when_opened(folder, tmp_path)
         Components.open(Files(folder, loras=[(other, 1.0)]))
     with pytest.raises(FileNotFoundError):
         Components.open(Files(folder, loras=[(tmp_path / "none.safetensors", 1.0)]))
-    with pytest.raises(ValueError, match="must be a finite number, such as 0.8"):
+    with pytest.raises(ValueError, match="must be from -100 to 100, such as 0.8"):
         Components.open(
             Files(folder, loras=[(tmp_path / "none.safetensors", float("nan"))])
         )
