@@ -260,6 +260,5 @@ class DurationConfig(Config):
                 f"{', '.join(sorted(data)) or 'nothing'}."
             )
         names = ("cross_attention_dim", "audio_cross_attention_dim")
-        return super().from_dict(
-            {**head, **{k: widths[k] for k in names if k in widths}}
-        )
+        own = {k: widths[k] for k in names if k in widths}
+        return super().from_dict({**head, **own})

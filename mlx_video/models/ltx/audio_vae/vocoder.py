@@ -115,9 +115,7 @@ class Generator(nn.Module):
             self.ups.append(TransposedConv1d(width, width // 2, kernel, rate))
             width //= 2
             sizes = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes)
-            self.resblocks += [
-                block(width, size, dilations) for size, dilations in sizes
-            ]
+            self.resblocks += [block(width, *size) for size in sizes]
         self.conv_post = SameConv1d(width, channels, EDGE_KERNEL, bias=bias)
 
     def lengthened(
@@ -179,8 +177,7 @@ class VocoderBlock(nn.Module):
     def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int]):
         super().__init__()
         self.convs1 = [
-            SameConv1d(channels, channels, kernel_size, dilation)
-            for dilation in dilations
+            SameConv1d(channels, channels, kernel_size, d) for d in dilations
         ]
         self.convs2 = [SameConv1d(channels, channels, kernel_size) for _ in dilations]
 

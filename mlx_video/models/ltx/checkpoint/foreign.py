@@ -77,11 +77,8 @@ DIFFUSERS_DIT = {
 
 def _diffusers(folder: Path) -> Found:
     """One folder per part, each with its own config."""
-    configs = {
-        home.name: read_json(home / CONFIG)
-        for home in sorted(folder.iterdir())
-        if (home / CONFIG).is_file()
-    }
+    files = sorted(folder.glob(f"*/{CONFIG}"))
+    configs = {file.parent.name: read_json(file) for file in files}
     sources = {}
     if DIFFUSERS_DIT.keys() <= configs.keys():
         pair = (configs[name] for name in DIFFUSERS_DIT)

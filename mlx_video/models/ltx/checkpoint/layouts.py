@@ -340,11 +340,8 @@ def parts_in(file: Path) -> dict[str, Source]:
         return {DURATION: Source(file, config)}
     transformer = any(name.startswith(DIT) for name in header.tensors)
     blocks = {name for name in config if transformer or name != "transformer"}
-    found = {
-        part.name: Source(file, config[part.block])
-        for part in PARTS.values()
-        if part.block in blocks
-    }
+    parts = (part for part in PARTS.values() if part.block in blocks)
+    found = {part.name: Source(file, config[part.block]) for part in parts}
     if not any(CONNECTOR in name for name in header.tensors):
         found.pop("connectors", None)  # in another file, although the config is here
     # ComfyUI's files and GGUF leave out the prefix, the config or both.

@@ -55,14 +55,8 @@ def _audio(sources: Mapping[str, Source]) -> AudioScale:
             f"second (sampling_rate {rate}, hop_length {hop}), which is {rate / hop * vocoder.hop:g} Hz, but its "
             f"output_sample_rate is {vocoder.output_sample_rate} Hz: the sound would play at the wrong speed and pitch."
         )
-    return AudioScale(
-        rate,
-        hop,
-        config.time_factor,
-        config.z_channels,
-        config.latent_bins,
-        vocoder.output_sample_rate,
-    )
+    latent = config.time_factor, config.z_channels, config.latent_bins
+    return AudioScale(rate, hop, *latent, vocoder.output_sample_rate)
 
 
 def _check_tokens(geometry: Geometry, transformer: Source) -> None:

@@ -179,10 +179,8 @@ class Candidate(NamedTuple):
 
     def fits(self, block: Mapping[str, object]) -> bool:
         """Whether a config ``block`` has all marks."""
-        return all(
-            key in block and value in (None, block[key])
-            for key, value in self.marks.items()
-        )
+        marks = self.marks.items()
+        return all(key in block and value in (None, block[key]) for key, value in marks)
 
     @property
     def network(self) -> type[Network]:

@@ -117,10 +117,8 @@ def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]
     size = min(length, -(-length // count) + 2 * halo)
     edges = [length * i // count for i in range(count + 1)]
     starts = [min(max(0, first - halo), length - size) for first in edges[:-1]]
-    return [
-        (start, start + size, first, last)
-        for start, first, last in zip(starts, edges, edges[1:])
-    ]
+    bounds = zip(starts, edges, edges[1:])
+    return [(start, start + size, first, last) for start, first, last in bounds]
 
 
 def fitting(

@@ -324,9 +324,8 @@ class DiffusionDecoder(Network):
     def _shared_rows(self) -> mx.array:
         """Scales and shifts (1, 7, C) for the noise level of the single step."""
         level = mx.array([LEVEL * self.config.timestep_scale_multiplier])
-        rows = self.shared_adaln(
-            nn.silu(self.t_embedder(level, self.t_embedder.linear_1.weight.dtype))
-        )
+        dtype = self.t_embedder.linear_1.weight.dtype
+        rows = self.shared_adaln(nn.silu(self.t_embedder(level, dtype)))
         return mx.unflatten(rows, -1, (MODULATION, -1))
 
 
@@ -354,9 +353,8 @@ def _drawn(key: mx.array | None, frames: int) -> Noise:
 
     def draw(first: int, shape: tuple[int, ...]) -> mx.array:
         B, C, F, H, W = shape
-        images = [
-            mx.random.normal((B, C, H, W), key=k) for k in keys[first : first + F]
-        ]
+        own = keys[first : first + F]
+        images = [mx.random.normal((B, C, H, W), key=key) for key in own]
         return mx.stack(images, axis=2)
 
     return draw

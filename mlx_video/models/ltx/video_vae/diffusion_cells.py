@@ -50,14 +50,10 @@ class Cells:
     @property
     def least_latents(self) -> tuple[int, int, int]:
         """Fewest latent frames, rows and columns into which every window of every stage fits."""
-        stages = [
-            [
-                math.ceil(size / cells)
-                for size, cells in zip(kernel, self.per_latent(stage))
-            ]
-            for stage, kernel in enumerate(self.config.stage_kernels)
-        ]
-        return tuple(map(max, *stages))
+        kernels = enumerate(self.config.stage_kernels)
+        stages = (zip(kernel, self.per_latent(stage)) for stage, kernel in kernels)
+        least = ([math.ceil(size / cells) for size, cells in axes] for axes in stages)
+        return tuple(map(max, *least))
 
     @property
     def appendix(self) -> int:
@@ -100,10 +96,8 @@ class Cells:
             max(depth_before * (wide // 2) * step, depth * (fine // 2))
             for wide, fine, step in zip(before, last, stride)
         )
-        return (
-            math.ceil(time / FRAMES) * FRAMES,
-            math.ceil(max(space) * patch / PIXELS) * PIXELS,
-        )
+        pixels = max(space) * patch
+        return math.ceil(time / FRAMES) * FRAMES, math.ceil(pixels / PIXELS) * PIXELS
 
     def activation_bytes(
         self, shape: tuple[int, ...], tiling: Tiling, itemsize: int
@@ -127,11 +121,8 @@ class Cells:
         cells = B * self.all_frames(stage, shape) * H * W * math.prod(scale[1:])
         cells *= self.config.stage_channels[stage] * itemsize
         pixels = B * max(len(cut.mask) for cut in grid[0]) * H * W
-        pixels *= (
-            math.prod(self.config.decoder_scale[1:])
-            * self.config.out_channels
-            * FLOAT32
-        )
+        _, height, width = self.config.decoder_scale
+        pixels *= height * width * self.config.out_channels * FLOAT32
         # The cells exist twice while their pieces are joined.
         return self._piece_bytes((B, 0, *tile), PIECE, itemsize) + 2 * cells + pixels
 

@@ -279,10 +279,8 @@ class NeighborhoodAttention(nn.Module):
             at,
             borders(x.shape[3], self.kernel[2]),
         )
-        q = rotate(
-            self.q_norm(self._heads(x[:, frames, rows], 0)),
-            (frames.start, rows.start, 0),
-        )
+        q = self.q_norm(self._heads(x[:, frames, rows], 0))
+        q = rotate(q, (frames.start, rows.start, 0))
         if reach:
             ends = [mx.repeat(x[:, :, :, i : i + 1 or None], reach, 3) for i in (0, -1)]
             x = mx.concatenate([ends[0], x, ends[1]], axis=3)

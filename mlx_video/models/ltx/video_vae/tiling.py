@@ -250,13 +250,8 @@ def time_cuts(
         before = lead if start else 0
         first, end = max(0, (start - 1) * cell + 1), (stop - 1) * cell + 1
         weights = trapezoid(end - first, left * cell, right * cell)
-        cuts.append(
-            Cut(
-                slice(start - before, stop),
-                slice(first - before, end),
-                mx.pad(weights, (before, 0)),
-            )
-        )
+        source, target = slice(start - before, stop), slice(first - before, end)
+        cuts.append(Cut(source, target, mx.pad(weights, (before, 0))))
     return cuts
 
 
