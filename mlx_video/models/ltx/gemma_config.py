@@ -231,9 +231,6 @@ FAMILIES: dict[str, type[GemmaConfig]] = {
 }
 
 
-# Inferred from shapes
-
-
 def inferred(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     """A config from the shapes of a 12B Gemma's tensors; empty if they are not a Gemma's.
 

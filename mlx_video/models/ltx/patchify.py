@@ -84,9 +84,6 @@ def _cells(count: int, size: int) -> mx.array:
     return mx.stack([edges[:-1], edges[1:]], axis=-1)
 
 
-# States
-
-
 def initial_states(
     shape: VideoPixelShape,
     geometry: Geometry,

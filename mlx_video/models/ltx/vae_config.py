@@ -191,9 +191,6 @@ class DiffusionDecoderConfig(Config):
         return _scale((stride for stride, _ in self.upsamples), self.patch_size)
 
 
-# Sound
-
-
 @dataclass(frozen=True)
 class AudioVAEConfig(Config):
     """Audio autoencoder and its mel front end: block ``audio_vae``, flattened. Rates in Hz, lengths in samples."""

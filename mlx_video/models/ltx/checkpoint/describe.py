@@ -152,9 +152,6 @@ def _summary(
     return PartSummary(len(weights), sizes.total(), dtypes, quantization, formats)
 
 
-# What has a name
-
-
 @dataclass(frozen=True)
 class Cached:
     """How many bytes of some files are in the cache, and whether that is all of them."""

@@ -162,9 +162,6 @@ def quantizable(network: nn.Module, group_size: int) -> dict[str, nn.Linear]:
     }
 
 
-# Which there are
-
-
 class Candidate(NamedTuple):
     """A network that a part can be.
 

@@ -97,9 +97,6 @@ def default_dtype() -> mx.Dtype:
     return mx.bfloat16 if mx.default_device() == mx.gpu else mx.float32
 
 
-# Block by block
-
-
 class BlockStream:
     """The blocks of a transformer, read in each pass; two of them are in memory at a time.
 
@@ -126,9 +123,6 @@ def _started(block: nn.Module, *inputs) -> AV[mx.array]:
     x = block(*inputs)
     mx.async_eval(x.values)
     return x
-
-
-# From one run to the next
 
 
 Mark = object

@@ -340,9 +340,6 @@ def _fold(weights: Weights, gate: str) -> None:
             weights[layer] = (value * rows).astype(value.dtype)
 
 
-# Noise
-
-
 def _key(key: mx.array | None) -> mx.array:
     return mx.random.key(DEFAULT_KEY) if key is None else key
 

@@ -201,9 +201,6 @@ def _mask(tile: tuple[Box, Box, Box], dtype: mx.Dtype) -> mx.array:
     return mx.where(inside, 0.0, mx.finfo(dtype).min).astype(dtype)
 
 
-# Rotary positions
-
-
 def rotate(x: mx.array, first: tuple[int, int, int] = (0, 0, 0)) -> mx.array:
     """Rotary embedding of (B, F, H, W, heads, D) by frame, row and column, counted from ``first``.
 
@@ -240,9 +237,6 @@ def _turned(
     sign = mx.array([-1.0, 1.0])
     turned = pairs * mx.cos(angle) + pairs[..., ::-1] * (sign * mx.sin(angle))
     return turned.astype(pairs.dtype)
-
-
-# Layers
 
 
 class NeighborhoodAttention(nn.Module):
