@@ -394,6 +394,7 @@ def test_a_lora_is_known_by_its_names():
     assert lora.holds_changes(pair(NAME))
     assert lora.holds_changes(["x.lokr_w1"]) and lora.holds_changes(["x.diff"])
     assert not lora.holds_changes(["vocoder.resblocks.0.acts.0.alpha", "x.weight"])
+    assert all(lora.holds_changes([f"x{part}R.default"]) for part in lora.REFUSED)
 
 
 REFUSALS = {

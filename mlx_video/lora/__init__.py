@@ -231,9 +231,9 @@ def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
 
 def holds_changes(names: Iterable[str]) -> bool:
     """Whether tensors of these names belong to a LoRA of any kind; an alpha alone does not show that."""
-    ends, refused = tuple(ROLES.keys() - {".alpha"}), tuple(REFUSED)
+    ends = tuple(ROLES.keys() - {".alpha"})
     return any(
-        ".lora_" in name or _plain(name).endswith(ends) or name.endswith(refused)
+        ".lora_" in name or _plain(name).endswith(ends) or _refused(name)
         for name in names
     )
 
@@ -267,6 +267,11 @@ def _plain(key: str) -> str:
     return key.removesuffix(".weight").removesuffix(".default")
 
 
+def _refused(key: str) -> str:
+    """The kind of change that a tensor belongs to, if it is not supported; else empty."""
+    return next((kind for part, kind in REFUSED.items() if part in key), "")
+
+
 def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
     """The tensors of every layer by role. Raises ``UserError`` for an unknown role or integers."""
     layers, strange = defaultdict(dict), []
@@ -285,8 +290,7 @@ def _by_layer(weights: Weights, source: str) -> dict[str, dict[str, mx.array]]:
         else:
             layers[layer][role] = value.astype(mx.float32)
     if strange:
-        kinds = (REFUSED[part] for part in REFUSED if part in strange[0])
-        named = f" ({kind})" if (kind := next(kinds, "")) else ""
+        named = f" ({kind})" if (kind := _refused(strange[0])) else ""
         raise UserError(
             f"{source} is not a LoRA that this version can apply: it holds {some(strange, 2)}{named}. Supported are LoRA, "
             "DoRA, LoKr, LoHa and differences (.diff, .diff_b)."
