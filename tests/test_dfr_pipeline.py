@@ -263,6 +263,13 @@ def test_a_detailing_lora_needs_dfr_and_a_recipe_its_lora(model, detailing, caps
             pass
 
 
+def test_a_reference_is_as_many_times_smaller_as_the_lora_states():
+    for stated, factor in {" 2 ": 2, "3.0": 3}.items():
+        metadata = {"reference_downscale_factor": stated}
+        assert lora.Adapter("a", {}, metadata).reference_downscale(1) == factor
+    assert lora.Adapter("a", {}, {}).reference_downscale(2) == 2
+
+
 @pytest.mark.parametrize("stated", ["0", "1.5", "two", "inf", "nan"])
 def test_a_reference_that_makes_no_sense_is_refused(stated):
     adapter = lora.Adapter("a.safetensors", {}, {"reference_downscale_factor": stated})

@@ -154,7 +154,7 @@ class Adapter:
 
     def reference_downscale(self, usual: int) -> int:
         """The downscale factor of its reference per side; ``usual`` if it states none."""
-        stated = self.metadata.get(REFERENCE[0], str(usual))
+        stated = self.metadata.get(REFERENCE[0], str(usual)).strip()
         if not re.fullmatch(r"[1-9][0-9]{0,3}(\.0*)?", stated):
             raise UserError(
                 f"{self.source}: {REFERENCE[0]} must be a whole number such as 2; got {clip(stated, 30)}."
