@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_video.cpu_ops import silu
 from mlx_video.errors import UserError
@@ -64,7 +65,11 @@ class LatentUpsampler(Network):
         weight = self.conv_in.weight
         live = memory_table.live(weight.dtype)
         each = cells * weight.shape[0] * weight.dtype.size
-        return live.upsample * each + min(memory_table.QUEUED_FINER, live.finer * each)
+        queued = min(memory_table.QUEUED_FINER, live.finer * each)
+        # The resampling convolution, and one to either side of it.
+        weights = (value for _, value in tree_flatten(self.parameters()))
+        copies = memory_table.copied_bytes(weights, 3)
+        return live.upsample * each + queued + copies
 
     def __call__(self, latent: mx.array) -> mx.array:
         """Un-normalised latents (B, C, F, H, W) -> the same on the fine grid; in time, F becomes 2F - 1."""

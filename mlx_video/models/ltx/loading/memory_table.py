@@ -3,7 +3,7 @@
 ``benchmarks/parts.py`` measures them. A CPU needs more: MLX stores attention scores there, and unfolds convolutions.
 """
 
-from typing import NamedTuple
+from typing import Iterable, NamedTuple
 
 import mlx.core as mx
 
@@ -50,3 +50,11 @@ def live(dtype: mx.Dtype = mx.float32) -> Live:
     if mx.default_device() == mx.gpu:
         return GPU
     return CPU if dtype == mx.float32 else CPU_COPIES
+
+
+def copied_bytes(weights: Iterable[mx.array], most: int) -> int:
+    """Bytes of the ``most`` largest float32 copies that a CPU makes of convolutions' ``weights`` of other types."""
+    if live() is GPU:
+        return 0
+    copied = sorted(weight.size for weight in weights if weight.dtype != mx.float32)
+    return FLOAT32 * sum(copied[-most:])

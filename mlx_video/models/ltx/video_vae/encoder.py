@@ -9,9 +9,9 @@ import mlx.nn as nn
 
 from mlx_video.clip_limits import Grid, VideoPixelShape
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.loading.memory_table import FLOAT32
+from mlx_video.models.ltx.loading.memory_table import FLOAT32, copied_bytes
 from mlx_video.models.ltx.loading.parts import Network
-from mlx_video.models.ltx.pacing import end_piece
+from mlx_video.models.ltx.pacing import PAIR, end_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.vae_config import STRIDES, VideoEncoderConfig, stride_of
 from mlx_video.models.ltx.video_vae.convolution import (
@@ -22,6 +22,7 @@ from mlx_video.models.ltx.video_vae.convolution import (
     MidBlock3D,
     by_product,
     by_volume,
+    convolutions,
     layers,
     on_gpu,
     preferred_form,
@@ -38,6 +39,8 @@ LIVE_SMALL = 180  # ... for an image so small that everything is queued
 QUEUED = 770e6  # bytes
 # ... on a CPU, by its form of convolution, in float32; measured on two cores
 LIVE_UNFOLDED = {by_volume: 112, by_product: 95}
+# ... and of other types, at the first layers, and at the last beside the copies of their weights
+LIVE_COPIED, LIVE_LAST = 150, 36
 
 
 class VideoEncoder(Network):
@@ -80,8 +83,10 @@ class VideoEncoder(Network):
         cut = self._cut(pixels, elements)
         pieces = ((x, i == len(cut)) for i, x in enumerate(cut, 1))
         pieces = map(partial(_through, self._begin, cache), pieces)
-        for layer in (*layers(self.down_blocks), self._finish):
-            pieces = map(partial(_through, layer, cache), gathered(pieces, elements))
+        for layer in layers(self.down_blocks):
+            through = partial(_through, layer, cache, takes=_copied_bytes(layer))
+            pieces = map(through, gathered(pieces, elements))
+        pieces = map(partial(_through, self._finish, cache), gathered(pieces, elements))
         yield from (latents for latents, _ in pieces)
 
     def _cut(self, pixels: mx.array, elements: int) -> list[mx.array]:
@@ -109,16 +114,27 @@ class VideoEncoder(Network):
         if on_gpu():
             grid = cells * base * self.conv_in.weight.itemsize
             return round(min(LIVE_SMALL * grid, QUEUED + LIVE * grid))
+        grid, dtype = cells * base * FLOAT32, self.conv_in.weight.dtype
+        if dtype != mx.float32:
+            # The last two layers have the largest weights, and are queued together if their copies are small.
+            copies = _copied_bytes(self, 4)
+            copies = copies if copies <= PAIR else _copied_bytes(self, 2)
+            return max(LIVE_COPIED * grid, copies + LIVE_LAST * grid)
         # The second grid, with twice the channels, unfolds as much as the first.
-        kernel, dtype = (2 * base, 3, 3, 3, 2 * base), self.conv_in.weight.dtype
-        live = LIVE_UNFOLDED[preferred_form(kernel, dtype)]
-        return live * cells * base * FLOAT32
+        return (
+            grid * LIVE_UNFOLDED[preferred_form((2 * base, 3, 3, 3, 2 * base), dtype)]
+        )
 
 
-def _through(layer: Callable, cache: FrameCache, piece: Piece) -> Piece:
+def _copied_bytes(module: nn.Module, most: int = 2) -> int:
+    """Bytes of the ``most`` largest copies that a CPU makes of the weights in ``module``; a residual block has two."""
+    return copied_bytes((conv.weight for conv in convolutions(module)), most)
+
+
+def _through(layer: Callable, cache: FrameCache, piece: Piece, takes: int = 0) -> Piece:
     x, cache.last = piece
     # One layer's arrays for one piece at a time.
-    return end_piece(layer(x, cache)), cache.last
+    return end_piece(layer(x, cache), takes=takes), cache.last
 
 
 def _down_block(

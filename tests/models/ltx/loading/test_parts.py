@@ -1,11 +1,13 @@
 """Which network a part is, by its config; and the files of every release, recognised and read."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_map
 
 from mlx_video import backend
 from mlx_video.errors import UserError
@@ -17,13 +19,15 @@ from mlx_video.models.ltx.checkpoint.releases import LTX_2_5
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.geometry import read_geometry
-from mlx_video.models.ltx.loading.parts import NEEDED, PARTS
+from mlx_video.models.ltx.loading.parts import NEEDED, PARTS, Network
+from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.types import AV
 from tests.memory import most_taken
 from tests.reference import CHECKPOINT, FIXTURES
 
 TINY_2_3 = FIXTURES / "ltx23_tiny" / "ltx-2.3-tiny.safetensors"
 TINY_2_5 = FIXTURES / "ltx25_tiny"
+MANIFESTS = FIXTURES / "manifests"
 FOLDERS_2_5 = {
     "ltx-2.5-tiny-transformer-bf16": "diffusion_models",
     "ltx-2.5-tiny-gemma4-with-proj-bf16": "text_encoders",
@@ -181,3 +185,46 @@ def test_parts_take_what_they_say(name, dtype):
     mx.eval(network.parameters(), *getattr(given, "values", [given]))
     measured = most_taken(lambda: mx.eval(network(given)), 3)
     assert network.activation_bytes(size) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    "name, width, size",
+    [
+        ("video_encoder", 64, (64, 64)),
+        ("video_encoder", 64, (256, 256)),
+        ("upsampler", 512, (2, 4, 6)),
+    ],
+)
+def test_copies_of_weights_are_part_of_what_a_part_takes(name, width, size):
+    """In bfloat16 on a CPU, which copies convolutions' weights to float32: here most of what they take."""
+    network = narrower(name, width)
+    if name == "video_encoder":
+        given, foreseen = mx.zeros((1, 3, 1, *size)), network.activation_bytes(*size)
+    else:
+        cells = 4 * math.prod(size)
+        given, foreseen = mx.zeros((1, 128, *size)), network.activation_bytes(cells)
+    mx.eval(network.parameters(), given)
+
+    def work() -> None:
+        with piece_by_piece():
+            mx.eval(network(given))
+
+    assert foreseen == pytest.approx(most_taken(work, 2), rel=0.15)
+
+
+def narrower(name: str, width: int) -> Network:
+    """LTX-2's encoder or upsampler with fewer channels, and zeros for weights in bfloat16."""
+    file = "ltx-2-19b" if name == "video_encoder" else "ltx-2-upscalers"
+    config = json.loads((MANIFESTS / f"{file}.config.json").read_text())
+    if name == "video_encoder":
+        config = config["config"]["vae"] | {"encoder_base_channels": width}
+    else:
+        config = config["ltx-2-spatial-upscaler-x2-1.0.safetensors"]["config"]
+        config = config | {"mid_channels": width}
+    source = Source(Path(name), config)
+    network = PARTS[name].network(source)(PARTS[name].config(source))
+    zeros = tree_map(lambda v: mx.zeros(v.shape, mx.bfloat16), network.parameters())
+    network.update(zeros)
+    return network
