@@ -17,6 +17,20 @@ class Planned(NamedTuple):
     limit: float
     chosen: str
 
+    @property
+    def work(self) -> dict[str, float]:
+        """The floating-point operations of each phase that needs many, in order."""
+        return {p.name: p.operations for p in self.phases if p.operations}
+
+    def done(self, step: Step) -> float | None:
+        """The share of all ``work`` that is done at ``step``; ``None`` in a phase that needs little."""
+        work = self.work
+        if step.phase not in work:
+            return None
+        before = sum([*work.values()][: [*work].index(step.phase)])
+        now = work[step.phase] * step.index / step.total
+        return (before + now) / sum(work.values())
+
 
 class Saved(NamedTuple):
     """Work was saved to continue from if the run is interrupted; ``step`` = of a stage, ``None`` = finished latents."""

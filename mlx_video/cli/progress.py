@@ -38,7 +38,7 @@ class Progress:
             case str():
                 say(event)
             case events.Planned():
-                self.work = {p.name: p.operations for p in event.phases if p.operations}
+                self.work = event.work
                 say(making_line(event))
                 say(plan_line(event))
             case events.Saved() if event.step is not None and self.verbose:

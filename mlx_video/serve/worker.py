@@ -45,7 +45,7 @@ from mlx_video.record import Job
 from mlx_video.run import Options, finish, run
 from mlx_video.serve import Limits
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
-from mlx_video.types import Doing, Step
+from mlx_video.types import Step
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ RECIPES = {
 }
 # Fields with the same name in a request and in ``ClipSettings``.
 ALIKE = {"prompt", "negative_prompt", "height", "width", "fps", "seed", "steps"}
-# Percent of a run that is done when sampling begins, and when decoding does.
-SAMPLING, DECODING = 10, 75
+# Percent of a run that count as done before sampling begins, and when it does.
+PREPARING, SAMPLING = 5, 10
 FAULT = "This is a fault of mlx-video, not of what you asked for: {error}. The server's terminal has the details; please report them."
 MORE = "The server's terminal says what may help."
 UPLOAD = r"\S*picture_[0-9a-f]{32}"  # as ``incoming`` names them
@@ -238,22 +238,16 @@ class Worker:
 
     def _heard(self, id: str, events: Iterator[Event]) -> Iterator[Event]:
         """``events``, reported to the server as they pass."""
-        stages = percent = 0
+        planned, percent = None, PREPARING
         for event in events:
             match event:
-                case Planned(job=job):
-                    stages = sum(len(stage.sigmas) - 1 for stage in job.recipe.stages)
-                    done = 0
+                case Planned():
+                    planned = event
                 case Warned(text=text):
                     self._notice(id, text)
-                case Step(phase=phase, index=index, total=total, sigma=sigma):
-                    reached = SAMPLING // 2
-                    if sigma is not None:
-                        done += index > 0
-                        reached = SAMPLING + (DECODING - SAMPLING) * done // stages
-                    elif phase == Doing.DECODE_VIDEO:
-                        reached = DECODING + (99 - DECODING) * index // total
-                    percent = max(percent, reached)
+                case Step(phase=phase):
+                    if planned and (done := planned.done(event)) is not None:
+                        percent = SAMPLING + int((99 - SAMPLING) * done)
                     self._say("progress", id=id, phase=phase, progress=percent)
             yield event
 

@@ -17,12 +17,13 @@ from mlx_video import clip_limits, hub, previews
 from mlx_video.clip_settings import ClipSettings
 from mlx_video.disk import short
 from mlx_video.errors import DiskFullError, UserError
-from mlx_video.events import Warned
+from mlx_video.events import Planned, Warned
 from mlx_video.health import HealthError
 from mlx_video.media import save_still
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.output import Output
+from mlx_video.plan import Phase
 from mlx_video.record import Job
 from mlx_video.run import run
 from mlx_video.serve import worker
@@ -87,6 +88,34 @@ def test_a_clip_is_told_from_its_plan_to_its_last_file(model, tmp_path, monkeypa
     assert shown == sorted(shown) and len(set(shown)) == 9
     assert heard.lines[-1]["event"] == "done"
     assert Job.from_record(tmp_path / "v.mp4").request.seed == 7
+
+
+def test_progress_counts_dfr_rounds_by_their_work(model):
+    """A round's steps count its tiles, so their number says nothing beside a stage's."""
+    work = {"encode prompt": 0, "stage 1": 8, "stage 2": 12, "round 1": 70, "decode video": 10}  # fmt: skip
+    phases = tuple(Phase(name, 0, 0, operations) for name, operations in work.items())
+    steps = [
+        Step("encode prompt", 1, 2),
+        Planned(None, "x.mp4", phases, 1e9, ""),
+        *(Step("stage 1", index, 8, 0.5) for index in range(9)),
+        *(Step("stage 2", index, 3, 0.5) for index in range(4)),
+        Step("upsample", 1, 1),
+        *(Step("round 1", index, 16, 0.5) for index in range(17)),
+        *(Step("decode video", index, 9) for index in range(10)),
+    ]
+    heard = Heard(model)
+    list(heard._heard("v", steps))
+    told = [(line["phase"], line["progress"]) for line in heard.lines]
+    ends = dict(told)
+    assert [ends[phase] for phase in ("encode prompt", "stage 1", "stage 2")] == [
+        5,
+        17,
+        27,
+    ]
+    assert (
+        ends["upsample"] == 27 and ends["round 1"] == 90 and ends["decode video"] == 99
+    )
+    assert [percent for _, percent in told] == sorted(percent for _, percent in told)
 
 
 def test_no_previews_where_nobody_wants_them(model, tmp_path, monkeypatch):
