@@ -99,9 +99,7 @@ class LTXPipeline:
         jobs = [Job(request, self.recipe, self.files) for request in requests]
         for job in jobs:
             job.check()
-        clips = [
-            GeneratedClip(sampled, on_step) for sampled in self._sampled(jobs, on_step)
-        ]
+        clips = [GeneratedClip(each, on_step) for each in self._sampled(jobs, on_step)]
         return clips[0] if all(one) else clips
 
     def request(
@@ -226,10 +224,8 @@ class GeneratedClip:
         return self._sampled.pipeline.decode(self._sampled.latents, self.job.request)
 
     def __repr__(self) -> str:
-        sound = "with" if self.job.request.audio else "without"
-        return (
-            f"<clip of {self.prompt!r}: {self.shape}, {sound} sound, seed {self.seed}>"
-        )
+        sound = "with sound" if self.job.request.audio else "without sound"
+        return f"<clip of {self.prompt!r}: {self.shape}, {sound}, seed {self.seed}>"
 
     def _repr_html_(self) -> str:
         """A player, for a notebook."""

@@ -45,9 +45,8 @@ class VideoPixelShape(NamedTuple):
 
     def scaled(self, scale: float) -> "VideoPixelShape":
         """The same clip with height and width multiplied by ``scale``."""
-        return self._replace(
-            height=round(self.height * scale), width=round(self.width * scale)
-        )
+        height, width = round(self.height * scale), round(self.width * scale)
+        return self._replace(height=height, width=width)
 
     def check(self) -> None:
         """Raise ``UserError`` for a size, length or rate that no model can make."""

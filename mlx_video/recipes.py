@@ -275,9 +275,8 @@ def finished(shape: VideoPixelShape, rounds: int | None) -> VideoPixelShape:
     """The shape of a clip of ``shape`` after ``rounds`` of DFR; ``None`` = not DFR."""
     _check_rounds(rounds or 0)
     factor = 2 ** (rounds or 0)
-    return shape._replace(
-        frames=(shape.frames - 1) * factor + 1, fps=shape.fps * factor
-    )
+    frames = (shape.frames - 1) * factor + 1
+    return shape._replace(frames=frames, fps=shape.fps * factor)
 
 
 def _check_rounds(rounds: int) -> None:

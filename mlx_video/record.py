@@ -114,9 +114,8 @@ class Job:
 
     def with_prompt(self, prompt: str) -> "Job":
         """The same job with ``prompt``, not to be enhanced again."""
-        return replace(
-            self, request=replace(self.request, prompt=prompt, enhance=False)
-        )
+        request = replace(self.request, prompt=prompt, enhance=False)
+        return replace(self, request=request)
 
     def record(self) -> str:
         """The job as JSON, with the versions, the device and, on a CPU, the threads that ran it."""
