@@ -36,7 +36,7 @@ class Subjects(NamedTuple):
 
     name    of the model
     draws   what it can draw, in words
-    things  the words for those things
+    things  the words for those things, each of which a clip shows at most once
     """
 
     name: str

@@ -122,16 +122,23 @@ class PromptTokenizer:
         return tuple(word for word in words if not self._knows(word))
 
     def caution(self, prompt: str) -> str:
-        """One line on what a small model does not know in ``prompt``; empty if it knows every word."""
+        """One line on what a small model cannot draw of ``prompt``: words it does not know, or a thing more than once."""
         if self.subjects is None:
             return ""
         name, draws, things = self.subjects
         unknown = weights.some(self.unknown_words(prompt))
-        said = set(re.findall(r"\w+", prompt.lower()))
-        if not (said | {word.removesuffix("s") for word in said}) & things:
+        said = dict.fromkeys(re.findall(r"\w+", prompt.lower()))
+        several = [s for w in said if (s := w.removesuffix("s")) != w and s in things]
+        if not several and not things & said.keys():
             aside = f" (it does not know: {unknown})" if unknown else ""
             return f"{name} finds nothing in this prompt that it can draw{aside}. It draws {draws}."
-        return f"{name} does not know: {unknown}. It draws {draws}." if unknown else ""
+        known = f"{name} does not know: {unknown}. It draws {draws}." if unknown else ""
+        if not several:
+            return known
+        count = (
+            f"draws {' and '.join(f'one {thing}' for thing in several)}, not several."
+        )
+        return f"{known} It {count}" if known else f"{name} {count}"
 
     def _knows(self, word: str) -> bool:
         # With and without a space: tokenizers differ in how they mark the beginning of a word.

@@ -184,6 +184,12 @@ def test_what_is_said_of_them(small):
     assert small.caution("the night sky") == (
         f"ltx-2-tiny finds nothing in this prompt that it can draw. {draws}"
     )
+    assert (
+        small.caution("two yellow moons") == "ltx-2-tiny draws one moon, not several."
+    )
+    assert small.caution("trees, 3 balls and a moon") == (
+        f"ltx-2-tiny does not know: 3. {draws} It draws one tree and one ball, not several."
+    )
     many = small.caution("a ball, lions, tigers, bears, apes, snakes")
     assert "lions, tigers, bears, apes and 1 more. It" in many
 
