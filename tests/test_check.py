@@ -118,3 +118,11 @@ def test_all_well_is_exit_code_0(stored, monkeypatch, tmp_path, capsys):
     assert cli.main(["check"]) == 0
     assert "All 1 checks passed" in capsys.readouterr().err
     assert (tmp_path / "mlx-video-check.json").is_file()
+
+
+def test_a_report_that_cannot_be_written_is_told_before_any_check(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(table, "checks", pytest.fail)
+    assert cli.main(["check", "-o", str(tmp_path)]) == cli.BAD_INPUT
+    assert "cannot be written: is a directory" in capsys.readouterr().err
