@@ -138,11 +138,11 @@ class LTXPipeline:
         return settings.rounded(self.files, self.defaults).request(self.defaults)
 
     def stream(self, request: Request) -> Iterator[Step | Sample | Clip]:
-        """``Step``s of progress, then the ``Sample``, and finally the ``Clip``; see ``Pipeline.stream``."""
+        """``Step``s of progress, then the ``Sample``, and finally the ``Clip``; raises as a call does."""
         job = Job(request, self.recipe, self.files)
-        plan = job.plan(limit=self.options.memory_limit).check()
-        pipeline = job.pipeline(health=self.options.health, plan=plan)
-        return pipeline.stream(request)
+        job, latents, pipeline = yield from _steps(sample(job, self.options))
+        yield Sample(latents, job.request.prompt)
+        yield pipeline.decode(latents, job.request)
 
     def _sampled(self, jobs: list[Job], on_step: OnStep | None) -> Iterator[Sampled]:
         """Sample each of ``jobs``; if there are several, parts stay loaded for the next."""
@@ -247,7 +247,21 @@ def _is_one(given: object, *kinds: type) -> bool:
 
 
 def _followed(events: Generator[Event, None, X], on_step: OnStep | None) -> X:
-    """The return value of ``events``. Forwards steps, turns warnings into Python's, and logs the rest."""
+    """The return value of ``events``, whose steps ``on_step`` is called with."""
+    with closing(_steps(events, level=4)) as steps:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
+            if on_step is not None:
+                on_step(step)
+
+
+def _steps(
+    events: Generator[Event, None, X], level: int = 3
+) -> Generator[Step, None, X]:
+    """The steps among ``events``; warnings become Python's, ``level`` calls up from here, and the rest is logged."""
     with closing(events):
         while True:
             try:
@@ -255,11 +269,11 @@ def _followed(events: Generator[Event, None, X], on_step: OnStep | None) -> X:
             except StopIteration as end:
                 return end.value
             if isinstance(event, Warned):
-                warnings.warn(event.text, stacklevel=3)
-            elif not isinstance(event, Step):
+                warnings.warn(event.text, stacklevel=level)
+            elif isinstance(event, Step):
+                yield event
+            else:
                 log.info("%s", event)
-            elif on_step is not None:
-                on_step(event)
 
 
 # Pictures

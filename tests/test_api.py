@@ -53,6 +53,25 @@ def test_a_sentence_becomes_a_clip_whose_record_makes_it_again(pipeline, here):
 
 
 @pytest.mark.slow
+def test_a_stream_is_the_run_of_a_call(pipeline, monkeypatch):
+    request = Request("a red ball", SHAPE, seed=7)
+    monkeypatch.setattr(
+        "mlx_video.pipeline.Pipeline.cautions", lambda *_: iter(["It is red."])
+    )
+    with pytest.warns(UserWarning, match="It is red.") as told:
+        *steps, sampled, clip = pipeline.stream(request)
+    assert [warning.filename for warning in told] == [__file__]
+    with pytest.warns(UserWarning, match="It is red."):
+        frames = [*pipeline(request).frames]
+    assert {"stage 1", "stage 2"} <= {step.phase for step in steps}
+    assert sampled.prompt == "a red ball" and sampled.latents.audio is None
+    assert all(np.array_equal(a, b) for a, b in zip(clip.frames, frames, strict=True))
+    tight = LTXPipeline(pipeline.files, pipeline.recipe, pipeline.defaults, Options(memory_limit=1e5))  # fmt: skip
+    with pytest.raises(UserError, match="need .* GB in "):
+        next(tight.stream(request))
+
+
+@pytest.mark.slow
 def test_a_clip_is_saved_as_often_as_wanted_and_its_frames_are_taken_once(
     pipeline, here
 ):

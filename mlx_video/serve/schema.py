@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 LONGEST_PROMPT = 8000  # characters; the text encoder reads 1,024 tokens
 MOST_IMAGES = 8
+RECIPES = {  # the variant of each, and whether it has two stages
+    "distilled": ("distilled", False),
+    "dev": ("dev", False),
+    "dev-two-stage": ("dev", True),
+}
 
 Prompt = Annotated[
     str,
@@ -63,7 +68,7 @@ class VideoRequest(BaseModel):
     generate_sound: bool | None = None
     negative_prompt: str | None = Field(None, max_length=LONGEST_PROMPT)
     steps: int | None = Field(None, ge=1, le=clip_limits.MOST_STEPS)
-    recipe: Literal["distilled", "dev", "dev-two-stage"] | None = None
+    recipe: Literal[*RECIPES] | None = None
     loras: dict[Name, Strength] = Field({}, max_length=8)
     """Strength by name; the names are those that the server was started with."""
     images: list[Placed] = Field([], max_length=MOST_IMAGES)

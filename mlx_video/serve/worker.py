@@ -21,7 +21,7 @@ import sys
 import threading
 import traceback
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from select import select
@@ -44,18 +44,13 @@ from mlx_video.recipes import Defaults
 from mlx_video.record import Job
 from mlx_video.run import Options, finish, run
 from mlx_video.serve import Limits
-from mlx_video.serve.schema import Estimate, Model, VideoRequest
+from mlx_video.serve.schema import RECIPES, Estimate, Model, VideoRequest
 from mlx_video.types import Step
 
 log = logging.getLogger(__name__)
 
-RECIPES = {
-    "distilled": ("distilled", False),
-    "dev": ("dev", False),
-    "dev-two-stage": ("dev", True),
-}
 # Fields with the same name in a request and in ``ClipSettings``.
-ALIKE = {"prompt", "negative_prompt", "height", "width", "fps", "seed", "steps"}
+ALIKE = {field.name for field in fields(ClipSettings)} & {*VideoRequest.model_fields}
 # Percent of a run that count as done before sampling begins, and when it does.
 PREPARING, SAMPLING = 5, 10
 FAULT = "This is a fault of mlx-video, not of what you asked for: {error}. The server's terminal has the details; please report them."
