@@ -81,7 +81,7 @@ def made(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_arguments_reach_the_job(made, function):
-    image, files = Image("a.png", 8, 0.5), Files("somewhere")
+    image, files = Image("a.png", 8, 0.5), Files("Lightricks/LTX-2")
     job, output, quiet = made(
         function,
         "a fox",
