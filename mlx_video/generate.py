@@ -42,7 +42,6 @@ def generate_video(
     enhance_prompt   whether the text encoder rewrites the prompt first
     height, width    pixels; LTX-2 takes multiples of 64, or of 32 in one stage
     num_frames       frames, at ``fps`` per second; rounded to 1 + a multiple of 8 for LTX-2, with a warning
-    images           pictures that the clip shows
     audio            whether the clip has sound; ``output_audio`` names a wav file to write as well
     tiling           how the video is decoded, as in ``Request``
     files            the model, see ``Files``; ``None`` above means the model's default

@@ -21,7 +21,6 @@ def generate_video_dev(
 ) -> Path:
     """Write a clip of ``prompt`` to ``output_path`` (mp4) with the dev model; returns the path.
 
-    steps      denoising steps
     cfg_scale  guidance strength of the video; 1 is off, ``None`` the checkpoint's default
     two_stage  whether to sample at half size, then refine with the distilled LoRA
     given      other arguments of ``generate_video``

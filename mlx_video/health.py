@@ -342,7 +342,6 @@ def _clipped(colour: np.ndarray) -> bool:
 
 
 def _equal(a: np.ndarray | None, b: np.ndarray) -> bool:
-    """Whether two frames are exactly the same."""
     if a is None or (a[::FEW, ::FEW] != b[::FEW, ::FEW]).any():
         return False
     return bool((a == b).all())

@@ -214,7 +214,6 @@ class Pipeline:
             yield from given.notices(request.shape)
 
     def _texts(self, request: Request, prompt: str) -> list[str]:
-        """The texts to encode."""
         return [prompt, request.negative_prompt] if self.recipe.guided else [prompt]
 
     # Phases, in order. Each is a generator that yields Steps and returns its result.
@@ -353,7 +352,6 @@ class Pipeline:
         return states
 
     def _key(self, seed: int, number: int) -> mx.array:
-        """The random key of stage ``number``."""
         return mx.random.split(mx.random.key(seed), len(self.recipe.stages))[number]
 
     def _upsample(self, latents: AV[mx.array], stage: Stage) -> Working[AV[mx.array]]:

@@ -55,7 +55,6 @@ class Stage:
 
     sigmas          noise levels, descending to 0; the stage starts from the first
     scale           of the requested height and width
-    guidance        strengths per modality
     distilled_lora  strength of the distilled LoRA fused into the transformer, 0 = none
     upsampler       the part that upsamples the latents of the previous stage
     detailing       strength of DFR's detailing LoRA, with which a stage sees the previous, smaller clip; 0 = none

@@ -20,8 +20,6 @@ class Request:
     """What the user asks for, in the user's units.
 
     seed     random seed, 0 to 2^64 - 1
-    audio    whether the clip has sound
-    inputs   what the clip is made from besides the prompt
     enhance  whether Gemma rewrites the prompt first
     timed    whether the model chooses the number of frames by the prompt, instead of ``shape``
     tiling   how the video is decoded: auto, none, default, aggressive or conservative

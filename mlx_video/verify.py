@@ -96,7 +96,6 @@ def digest_like(checksum: str, size: int) -> "hashlib._Hash":
 
 
 def _checksum(file: Path, like: str) -> str:
-    """The checksum of ``file``, of the same kind as ``like``."""
     digest = digest_like(like, file.stat().st_size)
     with file_errors(file), open(file, "rb") as stream:
         return hashlib.file_digest(stream, lambda: digest).hexdigest()

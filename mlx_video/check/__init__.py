@@ -41,7 +41,6 @@ class Outcome(NamedTuple):
     error    of the result; NaN if it has NaN or could not be computed
     seconds  that the device took, including compilation
     peak     bytes of MLX's memory
-    problem  the exception, if any
     """
 
     name: str

@@ -240,8 +240,8 @@ def limits() -> Iterator[Check]:
 
 def large_conv(channels: int, elements: float, arrays: float) -> mx.array:
     """The minimum and maximum over identical frames, which are equal; needs ``arrays`` of ``elements``."""
-    dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
-    frame = drawn(1, 1, 64, 96, 128).astype(dtype)
+    dtype = default_dtype()
+    frame = drawn(1, 1, 64, 96, 128, dtype=dtype)
     count = fitting(elements, arrays) // frame.size
     y = conv3d(mx.repeat(frame, count, axis=1), scaled((channels, 3, 3, 3, 128), dtype))
     return mx.stack([y.min(axis=1), y.max(axis=1)])
@@ -249,8 +249,7 @@ def large_conv(channels: int, elements: float, arrays: float) -> mx.array:
 
 def large_norm() -> mx.array:
     """The same for identical rows, joined to one more and normed."""
-    dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
-    row = drawn(1, 4096).astype(dtype)
+    row = drawn(1, 4096, dtype=default_dtype())
     x = mx.repeat(row, fitting(PAST_INT32, 5) // row.size, axis=0)
     y = nn.silu(mx.fast.rms_norm(mx.concatenate([x, row]), None, 1e-6))
     return mx.stack([y.min(axis=0), y.max(axis=0)])

@@ -90,7 +90,6 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def _worker(args: argparse.Namespace, data: Path) -> list[str]:
-    """The command that starts the worker."""
     models = args.model or dict.fromkeys((DEMO, default_model(lambda text: None)))
     settings = {
         name: vars(args)[name] for name in ("memory_limit", "previews", "keep", "idle")

@@ -61,8 +61,7 @@ class About(NamedTuple):
 
     kind     "LoRA", "DoRA", "LoKr", "LoHa" or "difference", or several joined
     rank     the largest; 0 if there is none
-    version  of the model it was made for, as stated
-    trigger  words for the prompt, as stated
+    trigger  words for the prompt
     """
 
     kind: str

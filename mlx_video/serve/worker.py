@@ -197,7 +197,6 @@ class Worker:
         )
 
     def _make(self, message: Mapping) -> None:
-        """Make one clip and report how it ended."""
         id, path = message["id"], Path(message["output"])
         try:
             request = VideoRequest.model_validate(message["request"])
