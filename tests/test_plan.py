@@ -277,6 +277,29 @@ def test_streamed_and_quantized_blocks(full):
     assert size(low_memory=True) < 3 * 2**30
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/memory.md"])
+def test_pages_say_what_is_planned(full, monkeypatch, page):
+    """For each setting of their tables on a GPU, and for a CPU, which computes in float32."""
+    text = (Path(__file__).parents[1] / page).read_text()
+
+    def planned(setting: str, dtype: mx.Dtype) -> float:
+        bits = next((n for n in (8, 4) if f"quantize {n}" in setting), None)
+        lent = Laid(full.sources, Residency(dtype, bits, "low-memory" in setting))
+        work = Work(Request("a ball", CLIP, audio=True), recipes.distilled())
+        largest = plan(lent, work, 200 * GB).largest
+        return (largest.peak + LIBRARY_BYTES) / GB
+
+    rows = re.findall(r"\| (none|`--[^`]*`)[^|]*\| (?:about )?([\d.]+) GB", text)
+    assert len(rows) >= 4
+    for setting, stated in rows:
+        assert float(stated) == pytest.approx(planned(setting, mx.bfloat16), rel=0.03)
+    monkeypatch.setattr(memory_table, "live", lambda *_: CPU)
+    (stated,) = re.findall(r"(\d+) GB(?: in float32)?, or (\d+) GB with", text)
+    found = [round(planned(said, mx.float32)) for said in ("", "--quantize 8")]
+    assert [*map(int, stated)] == found
+
+
 # Beside the truth
 
 
