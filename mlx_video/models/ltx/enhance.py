@@ -4,7 +4,7 @@ Knows the instructions. The text encoder's Gemma writes the description.
 """
 
 import logging
-from typing import TYPE_CHECKING, Callable, Iterator
+from typing import TYPE_CHECKING, Callable
 
 from mlx_video.errors import UserError
 
@@ -77,10 +77,18 @@ def enhance_t2v(
         temperature=temperature,
         seed=seed,
     )
-    text = _collect(pieces, on_text)
+    text = ""
+    for piece in pieces:
+        text += piece
+        if on_text is not None:
+            on_text(piece)
+    if not (fuller := clean_prompt(text)):
+        raise UserError(
+            f"Gemma wrote no words for the enhanced prompt, only {text!r}. Try another seed, or do without enhancement."
+        )
     if verbose:
-        log.info("The fuller prompt: %s", text)
-    return text
+        log.info("The fuller prompt: %s", fuller)
+    return fuller
 
 
 def enhance_i2v(
@@ -108,16 +116,3 @@ def clean_prompt(text: str) -> str:
     text = " ".join(text.translate(PLAIN).split())
     start = next((i for i, c in enumerate(text) if c.isalpha()), len(text))
     return text[start:]
-
-
-def _collect(pieces: Iterator[str], on_text: Callable[[str], None] | None) -> str:
-    text = ""
-    for piece in pieces:
-        text += piece
-        if on_text is not None:
-            on_text(piece)
-    if prompt := clean_prompt(text):
-        return prompt
-    raise UserError(
-        f"Gemma wrote no words for the enhanced prompt, only {text!r}. Try another seed, or do without enhancement."
-    )

@@ -159,9 +159,8 @@ class DiffusionDecoder(Network):
         padded = self._padded(latent)
         frames = self.cells.frames(padded.latents.shape)
         x = self._with_appendix(padded.latents)
-        stages = self._context_stages(0) + self._pixel_stages(
-            frames, _drawn(key, frames) if noise is None else _given(noise)
-        )
+        draw = _drawn(key, frames) if noise is None else _given(noise)
+        stages = self._context_stages(0) + self._pixel_stages(frames, draw)
         pieces = in_pieces(stages, x, FrameCache(), PIECE_SHARE * elements)
         del x
         return padded.clips(map(self._unpatchified, pieces))
