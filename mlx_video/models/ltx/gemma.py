@@ -130,10 +130,9 @@ class Gemma4(_Language, gemma4_text.Model):
 Gemma = Gemma3 | Gemma4
 
 
-def language_model(config: Mapping[str, object] | GemmaConfig) -> Gemma:
+def language_model(config: Mapping[str, object]) -> Gemma:
     """The Gemma that a ``config.json`` describes, with random weights. Raises ``UserError`` if it is of another kind."""
-    if not isinstance(config, GemmaConfig):
-        config = GemmaConfig.from_dict(config)
+    config = GemmaConfig.from_dict(config)
     return next(m for m in (Gemma3, Gemma4) if isinstance(config, m.CONFIG))(config)
 
 

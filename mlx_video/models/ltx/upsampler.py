@@ -146,7 +146,7 @@ class RationalUpsample(nn.Module):
 
 
 class Blur(nn.Module):
-    """Blur each channel of each frame with a 5x5 binomial kernel and keep every ``stride``-th cell."""
+    """Blur each channel of each frame with a 5x5 binomial kernel and keep every ``stride``-th cell: (B, F, H, W, C)."""
 
     def __init__(self, stride: int):
         super().__init__()
@@ -155,14 +155,13 @@ class Blur(nn.Module):
         self.kernel = (row[:, None] * row)[None, ..., None]
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, F, H, W, C) -> (B, F, ceil(H / stride), ceil(W / stride), C)."""
         if self.stride == 1:
             return x
-        B, F, H, W, C = x.shape
+        C = x.shape[-1]
         kernel = mx.broadcast_to(self.kernel, (C, 5, 5, 1)).astype(x.dtype)
-        x = x.reshape(B * F, H, W, C)
-        x = mx.conv2d(x, kernel, stride=self.stride, padding=2, groups=C)
-        return x.reshape(B, F, *x.shape[1:])
+        y = x.flatten(0, 1)
+        y = mx.conv2d(y, kernel, stride=self.stride, padding=2, groups=C)
+        return mx.unflatten(y, 0, x.shape[:2])
 
 
 class TemporalUpsample(nn.Module):

@@ -147,24 +147,22 @@ class CausalConv2d(nn.Conv2d):
 
 
 class Downsample(nn.Conv2d):
-    """Halve time and mel bins: T frames become ceil(T / 2); the first remains a frame of its own."""
+    """Halve time and mel bins, (B, T, M, C) -> (B, ceil(T / 2), M / 2, C); the first frame remains one of its own."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, kernel_size=3, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, T, M, C) -> (B, ceil(T / 2), M / 2, C)."""
         return super().__call__(mx.pad(x, ((0, 0), (2, 0), (0, 1), (0, 0))))
 
 
 class Upsample(CausalConv2d):
-    """Double time and mel bins by repetition: T frames become 2T - 1, since the first is not repeated."""
+    """Double time and mel bins by repetition, (B, T, M, C) -> (B, 2T - 1, 2M, C): the first frame is not repeated."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, T, M, C) -> (B, 2T - 1, 2M, C)."""
         x = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
         return super().__call__(x)[:, 1:]
 
