@@ -16,11 +16,7 @@ from mlx.utils import tree_map
 
 from mlx_video.linear import Linear
 from mlx_video.models.ltx.checkpoint.foreign_names import TEXT_ENCODER
-from mlx_video.models.ltx.gemma_config import (
-    Gemma3Config,
-    Gemma4Config,
-    GemmaConfig,
-)
+from mlx_video.models.ltx.gemma_config import Gemma3Config, Gemma4Config, GemmaConfig
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights
 

@@ -12,11 +12,7 @@ import mlx.nn as nn
 from mlx_video.models.ltx.adaln import AdaLNSingle, Modulation, Rows, modulate
 from mlx_video.models.ltx.attention import ALL, Items, gelu
 from mlx_video.models.ltx.checkpoint import foreign_names
-from mlx_video.models.ltx.config import (
-    LTXModelConfig,
-    LTXRopeType,
-    StreamConfig,
-)
+from mlx_video.models.ltx.config import LTXModelConfig, LTXRopeType, StreamConfig
 from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.loading.residency import BlockStream
@@ -78,9 +74,8 @@ class LTXModel(Network):
         streams = config.streams
         built = streams.map(partial(Stream, config), streams.swapped)
         self.video, self.audio = built.video, built.audio
-        self.transformer_blocks = [
-            TransformerBlock(config) for _ in range(config.num_layers)
-        ]
+        blocks = range(config.num_layers)
+        self.transformer_blocks = [TransformerBlock(config) for _ in blocks]
 
     @property
     def streams(self) -> AV["Stream"]:
@@ -161,20 +156,15 @@ class LTXModel(Network):
 
         def tables(bounds: mx.array, own: StreamConfig) -> RopeTables:
             alone = rope(
-                indices_grid=bounds,
-                dim=own.width,
-                max_pos=own.max_pos,
-                num_attention_heads=own.heads,
+                bounds, own.width, max_pos=own.max_pos, num_attention_heads=own.heads
             )
             if len(positions.present) < 2:
                 return RopeTables(alone)
             # Between the streams only time has meaning, on a shared scale; the exchange has the audio's heads.
             audio, shared = streams.audio, max(s.max_pos[0] for s in streams.values)
+            time, heads = bounds[:, :1], audio.heads
             cross = rope(
-                indices_grid=bounds[:, :1],
-                dim=audio.width,
-                max_pos=(shared,),
-                num_attention_heads=audio.heads,
+                time, audio.width, max_pos=(shared,), num_attention_heads=heads
             )
             return RopeTables(alone, cross)
 

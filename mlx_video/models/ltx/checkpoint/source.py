@@ -16,13 +16,7 @@ from mlx_video.models.ltx.checkpoint.foreign_names import (
     to_official,
 )
 from mlx_video.models.ltx.loading.schema import Config, short_repr
-from mlx_video.weights import (
-    Weights,
-    outline,
-    read_config,
-    read_header,
-    tensor_files,
-)
+from mlx_video.weights import Weights, outline, read_config, read_header, tensor_files
 
 QUANTIZATION = "quantization"  # the key that mlx-lm and convert add to a config
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")  # MLX's
