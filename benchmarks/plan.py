@@ -104,7 +104,7 @@ def left_latents(job, output) -> Path:
     from mlx_video.resume import save_work
     from mlx_video.types import Sample
 
-    shapes = job.pipeline().latent_shapes(job.request)
+    shapes = job.pipeline(job.plan()).latent_shapes(job.request)
     latents = shapes.map(lambda shape: mx.random.normal(shape))
     return save_work(output, Sample(latents, job.request.prompt), job)
 

@@ -62,17 +62,15 @@ class Job:
         with at("request"):
             self.request.check(self.recipe, geometry, opening)
 
-    def pipeline(
-        self, *, health: bool = True, plan: plans.Plan | None = None
-    ) -> Pipeline:
-        """The pipeline, with the parts of ``plan``, or else found and fetched here. Loads no weights."""
+    def pipeline(self, plan: plans.Plan, *, health: bool = True) -> Pipeline:
+        """The pipeline, with the parts and within the memory of ``plan``. Loads no weights."""
         return pipeline_for(
-            plan.components if plan else self.components(),
+            plan.components,
             self.recipe,
             health=health,
             batched=self.batch_guidance,
-            memory=plan.room if plan else None,
-            previews=plan is not None and plan.previews,
+            memory=plan.room,
+            previews=plan.previews,
         )
 
     def components(

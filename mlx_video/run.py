@@ -139,7 +139,7 @@ def _planned(
         keep=options.shelf is not None and not sampled,
         sampled=sampled,
     )
-    pipeline = job.planned(plan.check()).pipeline(health=options.health, plan=plan)
+    pipeline = job.planned(plan.check()).pipeline(plan, health=options.health)
     if not sampled:
         pipeline.check(job.request)
     if options.shelf is not None:

@@ -310,10 +310,11 @@ def test_the_tiny_model_takes_what_was_foreseen(model, tmp_path, monkeypatch):
     shape = VideoPixelShape(9, 256, 256, 24.0)
     request = Request("a ball", shape, audio=True)
     job = Job(request, recipes.distilled(), Files(str(model)))
-    foreseen = {phase.name: phase.peak for phase in job.plan().phases}
+    plan = job.plan()
+    foreseen = {phase.name: phase.peak for phase in plan.phases}
     memory = Memory()
     measured, phase = {}, None
-    for event in job.pipeline(health=False).stream(request):
+    for event in job.pipeline(plan, health=False).stream(request):
         if getattr(event, "phase", None) not in (None, phase):
             phase = event.phase
             memory.forget_peak()

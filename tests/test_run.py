@@ -257,7 +257,8 @@ def test_unknown_words_are_answered_before_anything_is_sampled(
 
 
 def test_unknown_words_are_a_warning_in_python(small_world, here):
-    pipeline = job(small_world).pipeline()
+    wanted = job(small_world)
+    pipeline = wanted.pipeline(wanted.plan())
     with pytest.warns(UserWarning, match="nothing in this prompt .*not know: zebu"):
         next(pipeline.stream(Request("zebu", SHAPE)))
     with warnings.catch_warnings(action="error"):

@@ -84,12 +84,9 @@ def test_a_run_is_as_long_as_its_prompt_asks_for(telling, tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_a_pipeline_in_python_tells_too(telling):
-    pipeline = Job(
-        Request("a red ball", SHAPE, timed=True),
-        recipes.distilled(),
-        Files(str(telling)),
-    ).pipeline()
-    *_, clip = pipeline.stream(Request("a red ball", SHAPE, timed=True))
+    request = Request("a red ball", SHAPE, timed=True)
+    job = Job(request, recipes.distilled(), Files(str(telling)))
+    *_, clip = job.pipeline(job.plan()).stream(request)
     assert clip.shape.frames == 33
 
 

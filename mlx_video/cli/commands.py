@@ -192,7 +192,7 @@ def plan(args: argparse.Namespace) -> None:
             Progress().show(notice)
         if not args.json:
             tell(plan_text(foreseen))
-        job.pipeline(plan=foreseen.check()).check(job.request)
+        job.pipeline(foreseen.check()).check(job.request)
         if args.json:
             tell(plan_json(foreseen))
 
