@@ -357,11 +357,8 @@ class Pipeline:
     def _upsample(self, latents: AV[mx.array], stage: Stage) -> Working[AV[mx.array]]:
         """The video upsampled for ``stage``, by default to twice the rows and columns, and the sound unchanged."""
         yield Step(Doing.UPSAMPLE, 0, 1)
-        with (
-            self.components.lend(stage.upsampler) as upsampler,
-            self.components.video_statistics() as statistics,
-            piece_by_piece(),
-        ):
+        with self.components.lend(stage.upsampler) as upsampler, piece_by_piece():
+            statistics = self.components.video_statistics()
             video = upsample_normalized(upsampler, statistics, latents.video)
             mx.eval(video)
         if self.health:

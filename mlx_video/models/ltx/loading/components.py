@@ -252,13 +252,12 @@ class Components:
         with self.lend("transformer", loras) as model:
             yield X0Model(model)
 
-    @contextmanager
-    def video_statistics(self) -> Iterator[nn.Module]:
-        """Lend the statistics of video latents, the only tensors of the decoder that the upsampler needs."""
+    def video_statistics(self) -> nn.Module:
+        """The statistics of video latents, the only tensors of the decoder that the upsampler needs; lazy."""
         decoder = self.sketch("video_decoder")
         if self.sources["video_decoder"].is_gguf:  # then the sketch has no values
             decoder, _ = self._network("video_decoder")
-        yield decoder.per_channel_statistics
+        return decoder.per_channel_statistics
 
     def sketch(self, name: str) -> Network:
         """The part, lazy and as stored, for computing sizes before weights are read."""

@@ -279,7 +279,5 @@ class MidBlock3D(nn.Module):
 def layers(blocks: list[nn.Module]) -> list[nn.Module]:
     """The layers of ``blocks`` in order: a ``MidBlock3D`` is several."""
     return [
-        layer
-        for block in blocks
-        for layer in (block.res_blocks if isinstance(block, MidBlock3D) else [block])
+        layer for block in blocks for layer in getattr(block, "res_blocks", [block])
     ]
