@@ -2,7 +2,10 @@
 
 On x86 CPUs MLX does not vectorize exp: a sigmoid takes 26 ns instead of 4, and attention two to three times as long. As
 each is evaluated at once, fewer arrays wait. Sigmoids differ from MLX's by at most 1e-7, attention by less than 1e-6.
+NumPy writes into MLX's own memory, of arrays that nobody else has: copies would double the attention scores.
 """
+
+from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,7 +34,15 @@ def attention(
 
 
 def _by_numpy(x: mx.array) -> bool:
-    return backend.eager and x.dtype == mx.float32
+    return backend.eager and x.dtype == mx.float32 and _memory_is_shared()
+
+
+@cache
+def _memory_is_shared() -> bool:
+    """Whether what is written to a NumPy view of an array arrives in it, which MLX does not promise."""
+    x = mx.zeros(1)
+    np.array(x, copy=False)[0] = 1
+    return x.item() == 1
 
 
 @mx.custom_function

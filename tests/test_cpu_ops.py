@@ -75,3 +75,16 @@ def test_gradients_are_those_of_mlx():
 def test_other_types_are_left_to_mlx():
     x = draw(5).astype(mx.bfloat16)
     assert mx.array_equal(cpu_ops.sigmoid(x), mx.sigmoid(x))
+
+
+def test_numpy_writes_into_the_memory_of_mlx():
+    """If a release of MLX or NumPy ends this, clips stay right, but take longer."""
+    assert cpu_ops._memory_is_shared()
+
+
+def test_without_shared_memory_mlx_computes(monkeypatch):
+    monkeypatch.setattr(cpu_ops, "_memory_is_shared", lambda: False)
+    x, q = draw(7, 33), draw(1, 2, 4, 8)
+    assert mx.array_equal(cpu_ops.sigmoid(x), mx.sigmoid(x))
+    theirs = mx.fast.scaled_dot_product_attention(q, q, q, scale=0.3)
+    assert mx.array_equal(cpu_ops.attention(q, q, q, 0.3), theirs)
