@@ -112,7 +112,9 @@ class DFRPipeline(Pipeline):
         layout = self._layout(sampling.request, self._round_of(number))
         videos, made = [], []
         for index in range(len(layout)):
-            refined = yield from self._refine(sampling, number, index, video, pictures)
+            refined = yield from self._refine(
+                sampling, number, layout, index, video, pictures
+            )
             videos.append(refined[0])
             made.append(refined[1])
         joined = AV(dfr_layout.join(videos, layout))
@@ -122,14 +124,14 @@ class DFRPipeline(Pipeline):
         self,
         sampling: Sampling,
         number: int,
+        layout: list[dfr_layout.Tile],
         index: int,
         video: mx.array,
         pictures: Mapping[int, mx.array],
     ) -> Working[tuple[mx.array, dict[int, mx.array]]]:
-        """Refine tile ``index`` of ``video`` between its ``pictures``: its latents, and the pictures that the next round needs."""
+        """Tile ``index`` of ``layout``, refined between its ``pictures``: its latents, and the pictures for the next round."""
         geometry, stage = self.components.geometry, self.recipe.walk[number]
         request, round_ = sampling.request, self._round_of(number)
-        layout = self._layout(request, round_)
         tile = layout[index]
         shape = self._told(request, round_, tile)
         size, place = self._place(shape)
