@@ -49,6 +49,9 @@ def suit_cpu(largest: int) -> None:
     products use one thread: on a busy machine several wait for each other, a time slice each. A thread count in the
     environment takes precedence.
 
+    Called for every loan of a part: the threads depend on its weights, and the default device may change after import,
+    which does not load MLX.
+
     This affects the whole process and is not undone, since MLX cannot report the previous setting. So the last bits of a
     network called outside ``Components.lend`` may change with the first loan; clips are always computed within one.
     """
