@@ -124,15 +124,13 @@ class GemmaTextEncoder(Network):
         """
         states = []
         for state in gemma.hidden_states(self.model, ids, mask):
-            mx.eval(state)
+            mx.eval(state)  # each layer is a GPU command of its own
             states.append(state)
         return states
 
     # Writing
 
-    # Scripts for earlier MLX ports call these.
-    enhance_t2v = enhance.enhance_t2v
-    enhance_i2v = enhance.enhance_i2v
+    enhance_t2v = enhance.enhance_t2v  # scripts for earlier MLX ports call it
 
     def generate(
         self,
