@@ -90,18 +90,22 @@ class Grid(NamedTuple):
     def nearest(self, clip: VideoPixelShape) -> VideoPixelShape:
         """The possible clip nearest to ``clip``."""
         return clip._replace(
-            frames=nearest_frames(clip.frames, self.time),
+            frames=self.nearest_frames(clip.frames),
             height=_nearest_side(clip.height, self.height, self.least_height),
             width=_nearest_side(clip.width, self.width, self.least_width),
         )
 
+    def nearest_frames(self, frames: float) -> int:
+        """The possible number of frames nearest to ``frames``."""
+        return max(0, round((frames - 1) / self.time)) * self.time + 1
+
     def frames_of(self, seconds: float, fps: float) -> int:
-        """The possible number of frames whose last begins nearest to ``seconds``."""
-        return nearest_frames(seconds * fps + 1, self.time)
+        """The possible number of frames whose last begins nearest to ``seconds``: 121 for 5 seconds at 24 Hz."""
+        return self.nearest_frames(seconds * fps + 1)
 
     def rounded(self, frames: int, warn: Warn) -> int:
         """The nearest possible number of frames; ``warn`` is called with a sentence if that is another."""
-        if (nearest := nearest_frames(frames, self.time)) != frames:
+        if (nearest := self.nearest_frames(frames)) != frames:
             warn(f"{frames} frames became {nearest}: {self._frames_rule}.")
         return nearest
 
@@ -136,15 +140,6 @@ class Grid(NamedTuple):
             if side != getattr(nearest, name):
                 more = f", at least {least}" if side < least else ""
                 yield f"{name} must be a multiple of {getattr(self, name)}{more}"
-
-
-def nearest_frames(frames: float, step: int) -> int:
-    """The number of frames of the form 1 + k * ``step`` nearest to ``frames``.
-
-    >>> nearest_frames(5 * 24 + 1, step=8)  # the last frame begins after 5 seconds
-    121
-    """
-    return max(0, round((frames - 1) / step)) * step + 1
 
 
 def _nearest_side(pixels: int, step: int, least: int) -> int:

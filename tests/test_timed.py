@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_video import cli, recipes
-from mlx_video.clip_limits import nearest_frames
+from mlx_video.clip_limits import Grid
 from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.events import Planned
@@ -106,7 +106,7 @@ def test_a_model_without_a_head_is_refused_before_weights(model, tmp_path, monke
     "seconds, fps, frames", [(5, 24, 121), (1, 24, 25), (2.5, 30, 73), (0.01, 24, 1)]
 )
 def test_the_nearest_number_of_frames(seconds, fps, frames):
-    assert nearest_frames(seconds * fps + 1, 8) == frames
+    assert Grid(8, 32, 32).frames_of(seconds, fps) == frames
 
 
 @pytest.mark.slow
