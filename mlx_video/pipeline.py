@@ -14,6 +14,7 @@ from mlx_video.conditioning.latent import Condition, LatentState
 from mlx_video.errors import UserError, at
 from mlx_video.health import check_weights
 from mlx_video.inputs import Parts, forget, taken_by
+from mlx_video.models.ltx.checkpoint.checks import check_duration_head
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
 from mlx_video.models.ltx.loading.components import Components
@@ -194,11 +195,7 @@ class Pipeline:
         request.check_model(self.recipe, config)
         needs = request.needs(self.recipe)
         with at("request", "timed"):
-            if request.timed and "duration_head" not in self.components.sources:
-                raise UserError(
-                    "This model has no duration head, so it cannot choose the clip's length. Give --duration SECONDS "
-                    "or --num-frames."
-                )
+            check_duration_head(needs, self.components.sources)
         texts = self._texts(request, request.prompt)
         self.components.streaming(request.model_type).check(needs, texts)
 

@@ -90,6 +90,13 @@ def test_a_pipeline_in_python_tells_too(telling):
     assert clip.shape.frames == 33
 
 
+def test_a_release_without_a_head_is_refused_before_it_is_fetched(monkeypatch):
+    monkeypatch.setattr("mlx_video.hub.plan", pytest.fail)
+    job = Job(Request("a cat", SHAPE, timed=True), recipes.distilled(), Files("ltx-2"))
+    with pytest.raises(UserError, match="has no duration head.*--num-frames"):
+        list(run(job, Output(Path("x.mp4"))))
+
+
 def test_a_model_without_a_head_is_refused_before_weights(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(

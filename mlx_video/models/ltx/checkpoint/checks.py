@@ -6,7 +6,7 @@ Knows which parts, LoRAs and settings belong together, not where they are.
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import Mapping
+from typing import Iterable, Mapping
 
 from mlx_video import hub
 from mlx_video.errors import UserError
@@ -53,6 +53,15 @@ def check_variant(layout: Layout, variant: str | None) -> None:
         raise UserError(
             f"{layout.path.name} is the {others[0]} model by its name, but this run samples the {variant} one. "
             f"Give {layout.release.transformers[variant]}, or choose --variant {others[0]}."
+        )
+
+
+def check_duration_head(needs: Iterable[str], held: Iterable[str]) -> None:
+    """Raise ``UserError`` if the model should choose the clip's length, and the parts ``held`` cannot."""
+    if "duration_head" in needs and "duration_head" not in held:
+        raise UserError(
+            "This model has no duration head, so it cannot choose the clip's length. Give --duration SECONDS "
+            "or --num-frames."
         )
 
 

@@ -127,7 +127,8 @@ class Components:
         model, needs = find.named(files.model or hub.MODEL_REPO), tuple(needs)
         files.check()
         find.check_names(files)
-        release = published(str(model))
+        if release := published(str(model)):
+            checks.check_duration_head(needs, release.single)
         if text_encoder := _alone(files, release, needs, notify):
             return cls({"text_encoder": text_encoder}, files.residency)
         found = find.find_model(model, variant, needs, files, notify)
