@@ -37,7 +37,10 @@ class Kernel:
 
     def fits(self, x: mx.array) -> bool:
         """Whether this runs on CUDA, and whole warps cover a token."""
-        return on_cuda() and _whole_warps(x.shape[-1], self.features)
+        if not on_cuda():
+            return False
+        threads, rest = divmod(x.shape[-1], self.features)
+        return rest == 0 and threads % WARP == 0 and threads <= MAX_THREADS
 
     def launch(self, x: mx.array, *_: mx.array | float | None) -> Launch:
         """For these arguments."""
@@ -100,12 +103,6 @@ def _gradients(
         found.get(i, mx.zeros_like(p) if isinstance(p, mx.array) else None)
         for i, p in enumerate(primals)
     )
-
-
-@cache
-def _whole_warps(width: int, features: int) -> bool:
-    threads, rest = divmod(width, features)
-    return rest == 0 and threads % WARP == 0 and threads <= MAX_THREADS
 
 
 @cache

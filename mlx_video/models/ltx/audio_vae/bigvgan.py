@@ -147,9 +147,8 @@ class AMPBlock(VocoderBlock):
         self.acts2 = [AntiAliasedSnake(channels) for _ in dilations]
 
     def __call__(self, x: mx.array) -> mx.array:
-        for conv1, conv2, act1, act2 in zip(
-            self.convs1, self.convs2, self.acts1, self.acts2
-        ):
+        layers = zip(self.convs1, self.convs2, self.acts1, self.acts2)
+        for conv1, conv2, act1, act2 in layers:
             # One pair at a time: activations hold twice the samples.
             x = end_piece(x + conv2(act2(conv1(act1(x)))))
         return x

@@ -36,9 +36,8 @@ class SameConv1d(nn.Conv1d):
         dilation: int = 1,
         bias: bool = True,
     ):
-        padding = kernel_size // 2
         super().__init__(
-            in_channels, out_channels, kernel_size, padding=padding, bias=bias
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias
         )
         self.phases = dilation
 
