@@ -138,7 +138,8 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
     names = [name for name in names if name not in typed]
     for name in names:
         repo = "/".join(name.split("/")[:2])
-        if not os.path.exists(name) and "/" in name and not hub.has(repo, "*"):
+        absent = not os.path.exists(name) and "/" in name
+        if absent and not hub.cached_bytes(repo, ["*"]):
             raise UserError(
                 f"The record names {short(name)}, which is not here. If you trust it, name it yourself, for example "
                 f"with --model."

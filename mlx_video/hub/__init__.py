@@ -193,16 +193,8 @@ def cached(name: str) -> Path | None:
     return next((s / file for s in snapshots if (s / file).exists()), None)
 
 
-def has(repo: str, file: str) -> bool:
-    """Whether the cache holds ``file`` in any revision of ``repo``; uses no network.
-
-    The newest cached revision may hold only the file that was fetched last.
-    """
-    return bool(_found(repo, f"snapshots/*/{file}"))
-
-
 def cached_bytes(repo: str, patterns: Sequence[str]) -> int:
-    """Bytes of the cached files, in any revision of ``repo``, that match ``patterns``."""
+    """Bytes of the cached files, in any revision of ``repo``, that match ``patterns``; uses no network."""
     found = (file for p in patterns for file in _found(repo, f"snapshots/*/{p}"))
     return sum(file.stat().st_size for file in {file.resolve() for file in found})
 

@@ -55,7 +55,7 @@ def default_model(notify: Callable[[str], None] = log.warning) -> str:
     ``notify`` is called when that is the demo model; it also says how to list the others.
     """
     for release in RELEASES:
-        if any(hub.has(release.repository, f) for f in release.transformers.values()):
+        if hub.cached_bytes(release.repository, tuple(release.transformers.values())):
             return release.repository
     if not (PACKAGED / CONFIG).is_file():
         return LTX_2.repository

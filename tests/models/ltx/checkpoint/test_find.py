@@ -48,7 +48,7 @@ def test_a_lora_says_which_model_it_is_for(tmp_path, monkeypatch):
 
 def test_a_release_in_the_cache_goes_before_the_demo_model(monkeypatch):
     told, cached = [], {LTX_2_5.repository}
-    monkeypatch.setattr(hub, "has", lambda repository, _: repository in cached)
+    monkeypatch.setattr(hub, "cached_bytes", lambda repository, _: repository in cached)
     assert find.default_model(told.append) == LTX_2_5.repository and not told
     cached.clear()
     assert find.default_model(told.append) == find.DEMO and find.DEMO in told[0]
