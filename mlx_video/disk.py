@@ -77,6 +77,8 @@ def file_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
         raise MissingFileError(f"There is no file or folder {short(path)}.") from None
     except OSError as error:
         why = (error.strerror or str(error)).lower()
+        if isinstance(error, FileExistsError):  # where a folder should be made
+            why = "it is a file; name a folder"
         name = re.sub(rf"\.([^/]+){ASIDE}[0-9a-f]+", r"\1", str(path))
         said = f"{short(name)} cannot be {doing}: {why}."
         if error.errno in FULL:

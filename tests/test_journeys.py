@@ -565,6 +565,7 @@ MISTAKES = {
     "existing": (["-o", "there.mp4"], "there.mp4 exists.*--overwrite"),
     "sound": (["--output-audio", "a.wav", "--no-audio"], "add --audio"),
     "frames folder": (["--save-frames", "text.txt"], "text.txt is a file"),
+    "preview folder": (["--preview", "text.txt"], "it is a file; name a folder"),
     "frames there": (["--save-frames", "."], "holds PNG files"),
     "typo": (["--model", "typofolder"], "There is no file or folder typofolder"),
     "unused LoRA": (["--distilled-lora", "x"], "leave out --distilled-lora"),

@@ -98,7 +98,8 @@ class Progress:
             return ""
         later = sum([*work.values()][[*work].index(step.phase) + 1 :])
         units = step.total - step.index + step.total * later / own
-        return f"about {duration(pace * units)} left"
+        left = pace * units
+        return f"about {duration(left)} left" if left >= 1 else ""
 
     def _end(self, took: events.Took) -> None:
         if self.bar is not None:

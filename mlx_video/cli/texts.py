@@ -18,7 +18,7 @@ def plan_line(plan: Plan | Planned) -> str:
     seconds = f", about {sum(times):.0f} s of sampling" if times else ""
     chosen = f", with the {plan.chosen}" if plan.chosen else ""
     return (
-        f"plan: at most {most.peak / GB:.2f} GB, for {most.name}{libraries}, of {plan.limit / GB:.2f} GB"
+        f"plan: at most {most.peak / GB:.2f} GB of {plan.limit / GB:.2f} GB, for {most.name}{libraries}"
         f"{seconds}{chosen}"
     )
 

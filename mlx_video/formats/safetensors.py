@@ -25,7 +25,7 @@ TYPES = {
 }
 FOREIGN = {
     EMPTY: "is empty: the download did not finish. Fetch it again.",
-    UNKNOWN: "is not a safetensors file, because it does not begin with a table of contents. Fetch it again.",
+    UNKNOWN: "is not a safetensors file, because it does not begin with a table of contents. Give one, or fetch it again.",
 }
 # What the library finds, in our words; the rest needs none.
 FAULTS = {

@@ -150,13 +150,21 @@ def test_without_a_terminal_there_is_a_line_a_phase_and_a_line_every_tenth(
     assert out == ""
     assert lines[:2] == [
         "making x.mp4: 'a ball', 9 frames of 128x64, 0.4 s without sound, seed 7",
-        "plan: at most 1.50 GB, for stage 1, of 4.00 GB",
+        "plan: at most 1.50 GB of 4.00 GB, for stage 1",
     ]
     # 40 s for 30 of 100 units of work: 133 s in all.
     assert lines[2] == "stage 1: 10 %, about 2 min left"
     assert lines[10] == "stage 1: 90 %, about 97 s left"
     assert len(lines) == 2 + 9 + 2
     assert lines[-2:] == ["stage 1: 4.0 s, peak 1.00 GB", "total: 2.0 s, peak 0.30 GB"]
+
+
+def test_less_than_a_second_is_not_said(clock, capsys):
+    clock.seconds = 0.6
+    shown(PLANNED, *[Step("decode video", n, 10) for n in range(11)])
+    *_, before, last = [s for s in capsys.readouterr().err.splitlines() if "%" in s]
+    assert before == "decode video: 80 %, about 1 s left"
+    assert last == "decode video: 90 %"
 
 
 def test_a_file_that_holds_no_sound_is_announced_without_it():
@@ -236,7 +244,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_there_is_a_bar_with_the_time_left(monkeypatch):
+def test_on_a_terminal_there_is_a_bar_with_the_time_left(clock, monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     steps = [Step("decode video", n, 9) for n in range(10)]

@@ -291,7 +291,7 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
     files = _of_variant(files, variant)
     if not files:
         raise MissingFileError(
-            f"There is no {f'{variant} ' if variant else ''}checkpoint of LTX-2 in {folder}. It should hold a single "
+            f"There is no {f'{variant} ' if variant else ''}checkpoint of LTX-2 in {folder.resolve()}. It should hold a single "
             f"file of {hub.MODEL_REPO}, such as {hub.MODEL_FILE.format(variant=variant or VARIANTS[0])}, or what "
             "`mlx-video convert` wrote."
         )
