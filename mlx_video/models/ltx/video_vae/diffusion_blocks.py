@@ -2,7 +2,6 @@
 
 import math
 from collections import deque
-from functools import partial
 from typing import Callable, Iterator, Sequence
 
 import mlx.core as mx
@@ -70,14 +69,10 @@ class NeighborhoodBlock(nn.Module):
         self, x: mx.array, cache: FrameCache, modulation: Sequence[mx.array] = ()
     ) -> mx.array:
         """(B, F, H, W, C) -> (B, F', H, W, C); ``modulation`` is scale and shift after each norm."""
-        norms = (
-            partial(_normed, self.norm1, modulation[:2]),
-            partial(_normed, self.norm2, modulation[2:]),
-        )
         parts, ready = cache.neighbors(self, x, self.attn.kernel[0])
         del x
         bands = [  # one band's queries, keys and wide layer at a time
-            end_piece(self._band(parts, ready, band, at, norms))
+            end_piece(self._band(parts, ready, band, at, modulation))
             for band, at in self._bands(parts)
         ]
         return bands[0] if len(bands) == 1 else mx.concatenate(bands, axis=2)
@@ -99,17 +94,17 @@ class NeighborhoodBlock(nn.Module):
         ready: slice,
         band: slice,
         at: Windows,
-        norms: tuple[Callable, Callable],
+        modulation: Sequence[mx.array],
     ) -> mx.array:
         """The finished frames of a band of rows."""
         x = mx.concatenate([part[:, :, at.keys] for part in parts], axis=1)
         rows = slice(band.start - at.keys.start, band.stop - at.keys.start)
-        y = self.attn(norms[0](x), ready, rows, at.after(at.keys.start))
-        y = x[:, ready, rows] + y
-        return y + self.mlp(norms[1](y))
+        y = _normed(self.norm1, x, modulation[:2])
+        y = x[:, ready, rows] + self.attn(y, ready, rows, at.after(at.keys.start))
+        return y + self.mlp(_normed(self.norm2, y, modulation[2:]))
 
 
-def _normed(norm: nn.Module, rows: Sequence[mx.array], x: mx.array) -> mx.array:
+def _normed(norm: nn.Module, x: mx.array, rows: Sequence[mx.array]) -> mx.array:
     return _modulated(norm(x), *rows) if rows else norm(x)
 
 
