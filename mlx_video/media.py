@@ -299,5 +299,6 @@ def metadata(path: str | Path) -> dict[str, str]:
             return {k.lower(): v for k, v in found.items()} if capitals else found
     except av.FFmpegError:
         raise UserError(
-            f"{short(path)} is not a readable media file: it is another kind of file, damaged or cut short."
+            f"{short(path)} is not a readable media file: it is another kind of file, damaged or cut short. Give the .mp4 of a "
+            "clip, or its .json."
         ) from None

@@ -217,7 +217,7 @@ def test_a_lora_changes_the_clip_and_says_what_it_matched(model, made, here, cap
     words = ["--lora", lora_file(here / "style.safetensors"), "0.5"]
     assert typed(generate_av.main, model, *words) == 0
     assert re.search(
-        r"style.safetensors at 0.5: 1 layers of the transformer",
+        r"style.safetensors at 0.5 changes 1 layer of the transformer",
         capsys.readouterr().err,
     )
     a, b = (np.stack(read_clip(folder / "output.mp4")[0]) for folder in (made, here))
@@ -231,7 +231,7 @@ def test_the_dev_model_is_refined_with_the_distilled_lora(model, here, capsys):
     words = [*DEV, "--two-stage", "--distilled-lora", lora]
     assert typed(generate_dev.main, model, *words) == 0
     told = capsys.readouterr().err
-    assert "distilled.safetensors at 1: " in told and "stage 2" in told
+    assert "distilled.safetensors at 1 changes " in told and "stage 2" in told
 
 
 @pytest.mark.slow
@@ -305,6 +305,9 @@ TYPING = {
     "completion tcsh": "shell cannot be 'tcsh'; choose from bash, zsh, fish.",
     "genrate": "There is no command 'genrate'; did you mean generate?",
     "xyz": "There is no command 'xyz'; choose from generate, plan,",
+    "gen": "There is no command 'gen'; did you mean generate?",
+    "in the night": "Or is it a prompt? `mlx-video generate 'in the night'`.",
+    "generate --neg x": "There is no option --neg; did you mean --negative-prompt?",
     "generate --image-strength 1": "--image cat.png 0 0.8",
 }
 

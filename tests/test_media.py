@@ -398,7 +398,7 @@ def test_what_is_no_media_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file .*lost.mp4"):
         media.metadata(tmp_path / "lost.mp4")
     (tmp_path / "text.mp4").write_text("not a clip")
-    with pytest.raises(UserError, match="text.mp4 is not a readable media file"):
+    with pytest.raises(UserError, match="text.mp4 is not a rea.* or its .json"):
         media.metadata(tmp_path / "text.mp4")
 
 

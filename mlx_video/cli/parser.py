@@ -133,6 +133,9 @@ def _says(word: str) -> bool:
 
 
 def _hint(word: str, choices: Iterable[str], otherwise: str) -> str:
-    """A suggestion from ``choices`` for ``word``, or ``otherwise``."""
+    """A suggestion from ``choices`` for ``word``, also for its beginning; or ``otherwise``."""
     near = difflib.get_close_matches(word, choices, n=1, cutoff=NEAR)
+    if not near and len(word) > 2:  # "in" begins a prompt
+        near = [choice for choice in choices if choice.startswith(word)]
+    near = near if len(near) == 1 else []
     return f"did you mean {near[0]}?" if near else otherwise

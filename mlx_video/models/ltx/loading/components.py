@@ -65,10 +65,9 @@ class Fusion(NamedTuple):
 
     def __str__(self) -> str:
         matched, skipped, dense = map(len, self.report)
-        return (
-            f"{self.file} at {self.strength:g}: {matched} layers of the {self.part}, {skipped} names skipped, "
-            f"{dense} layers no longer quantized"
-        )
+        told = f"{self.file} at {self.strength:g} changes {matched} layer{'s' * (matched != 1)} of the {self.part}"
+        told += f", {dense} of them no longer quantized" if dense else ""
+        return told + (f"; {skipped} others are not in it" if skipped else "")
 
 
 DISTILLED_LORA = "distilled_lora"  # not a part, but may be needed like one
