@@ -246,18 +246,14 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
 def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
     """The phases of a run in order; ``room`` is for MLX's arrays and decides how the video is decoded."""
     if not work.sampled:
-        yield from _prompt(footprint, work)
+        yield footprint.in_turn(Doing.ENCODE_PROMPT, work, "text_encoder", "connectors")
+        if work.request.timed and "duration_head" in footprint.components.sources:
+            yield footprint.in_turn(Doing.PREDICT_DURATION, work, "duration_head")
         yield from _inputs(footprint, work)
         yield from _sampling(footprint, work)
     if work.request.audio:
         yield footprint.in_turn(Doing.DECODE_SOUND, work, "audio_decoder", "vocoder")
     yield _video(footprint, work, room)
-
-
-def _prompt(footprint: Footprint, work: Work) -> Iterator[Phase]:
-    yield footprint.in_turn(Doing.ENCODE_PROMPT, work, "text_encoder", "connectors")
-    if work.request.timed and "duration_head" in footprint.components.sources:
-        yield footprint.in_turn(Doing.PREDICT_DURATION, work, "duration_head")
 
 
 def _inputs(footprint: Footprint, work: Work) -> Iterator[Phase]:
