@@ -146,9 +146,7 @@ def decode(args: argparse.Namespace) -> None:
 
 
 def _listen(
-    args: argparse.Namespace,
-    events: Iterator[Event],
-    notices: Sequence[Event] = (),
+    args: argparse.Namespace, events: Iterator[Event], notices: Sequence[Event] = ()
 ) -> None:
     """Show the events of a run, then its path, or JSON for --json."""
     progress = Progress(args.quiet, args.verbose)

@@ -76,12 +76,8 @@ def serve(args: argparse.Namespace) -> None:
         )
     data = typed_path(args.data)
     settings = {name: vars(args)[name] for name in ("host", "port", "queue")}
-    settings |= {
-        "key": key,
-        "data": str(data),
-        "disk": round(args.disk_budget or Limits.disk),
-    }
-    settings["worker"] = _worker(args, data)
+    settings |= {"key": key, "data": str(data), "worker": _worker(args, data)}
+    settings["disk"] = round(args.disk_budget or Limits.disk)
     # Replaces this process with one that does not import MLX.
     environment = {**os.environ, server.SETTINGS: json.dumps(settings)}
     sys.stderr.flush()
@@ -91,17 +87,14 @@ def serve(args: argparse.Namespace) -> None:
 
 def _worker(args: argparse.Namespace, data: Path) -> list[str]:
     models = args.model or dict.fromkeys((DEMO, default_model(lambda text: None)))
-    settings = {
-        name: vars(args)[name] for name in ("memory_limit", "previews", "keep", "idle")
+    names = "memory_limit", "previews", "keep", "idle"
+    settings = {name: vars(args)[name] for name in names}
+    settings["models"] = {
+        Path(model).name if Path(model).exists() else model: full_path(model)
+        for model in models
     }
-    settings |= {
-        "models": {
-            Path(model).name if Path(model).exists() else model: full_path(model)
-            for model in models
-        },
-        "loras": dict(map(_lora, args.lora)),
-        "lock": str(data / "worker.lock"),
-    }
+    settings["loras"] = dict(map(_lora, args.lora))
+    settings["lock"] = str(data / "worker.lock")
     return [sys.executable, "-m", "mlx_video.serve.worker", json.dumps(settings)]
 
 
