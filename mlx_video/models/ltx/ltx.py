@@ -87,8 +87,6 @@ class LTXModel(Network):
         """The dtype to compute in: that of the first layer, which is never quantized."""
         return self.streams.values[0].patchify_proj.weight.dtype
 
-    # Names
-
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
         """As in ``Network``. Blocks have official names in folders written before the streams were modules."""

@@ -128,8 +128,6 @@ class GemmaTextEncoder(Network):
             states.append(state)
         return states
 
-    # Writing
-
     enhance_t2v = enhance.enhance_t2v  # scripts for earlier MLX ports call it
 
     def generate(

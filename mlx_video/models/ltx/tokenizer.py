@@ -108,8 +108,6 @@ class PromptTokenizer:
         mask = [[0] * n + [1] * len(row) for n, row in zip(padding, rows)]
         return mx.array(ids), mx.array(mask)
 
-    # Words
-
     def unknown_words(self, prompt: str) -> tuple[str, ...]:
         """The distinct words of ``prompt`` that a small model never saw, in order; none for large models.
 
@@ -145,8 +143,6 @@ class PromptTokenizer:
         forms = [s + w for w in (word, word.removesuffix("s")) for s in ("", " ")]
         encode = partial(self.backend.encode, add_special_tokens=False)
         return any(len(encode(form)) == 1 for form in forms)
-
-    # Writing
 
     @cached_property
     def chat(self) -> "TokenizerWrapper":
@@ -184,9 +180,6 @@ def caution(text_encoder: Path, prompt: str) -> str:
     if not text_encoder.is_dir() or Subjects.read(text_encoder) is None:
         return ""
     return PromptTokenizer.load(text_encoder).caution(prompt)
-
-
-# Files
 
 
 def tokenizer_of(data: bytes) -> Tokenizer:

@@ -196,8 +196,6 @@ class Components:
             adapter = lora.Adapter.read(distilled)
             adapter.check_distillation(whole.sketch("transformer"))
 
-    # Lending
-
     @contextmanager
     def lend(self, name: str, loras: Iterable[LoRA] = ()) -> Iterator[nn.Module]:
         """Load a part, lend it for the ``with`` block, and free it.
@@ -277,8 +275,6 @@ class Components:
         fused = self.layout.distillation, self.loras, loras
         written = source.path.exists() and source.path.stat().st_mtime_ns
         return self._key(name), source, written, kept_alike, fused
-
-    # Loading
 
     def _key(self, name: str) -> "Key":
         part = PARTS[name].network(self.sources[name])

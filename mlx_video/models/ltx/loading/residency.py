@@ -53,8 +53,11 @@ class Residency:
         network = part.network
         total = nbytes(network)
         if bits := self.bits(type(part), source):
-            layers = quantizable(network, GROUP_SIZE).values()
-            total -= sum(_saved(layer.weight, bits) for layer in layers)
+            for layer in quantizable(network, GROUP_SIZE).values():
+                weight, groups = layer.weight, layer.weight.size // GROUP_SIZE
+                # Each group keeps a scale and a bias.
+                kept = weight.size * bits // 8 + 2 * groups * weight.itemsize
+                total += kept - weight.nbytes
         if self.low_memory and part.STREAMED:
             blocks = [nbytes(block) for block in part.transformer_blocks]
             total += BLOCKS_AT_ONCE * max(blocks) - sum(blocks)
@@ -64,12 +67,6 @@ class Residency:
 def nbytes(module: nn.Module) -> int:
     """Bytes of all parameters, lazy or not."""
     return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
-
-
-def _saved(weight: mx.array, bits: int) -> int:
-    """Bytes that quantizing saves: each group keeps a scale and a bias."""
-    groups = weight.size // GROUP_SIZE
-    return weight.nbytes - weight.size * bits // 8 - 2 * groups * weight.itemsize
 
 
 def give_back_freed() -> None:

@@ -63,7 +63,10 @@ class VideoEncoder(Network):
         for block in read_blocks(config.encoder_blocks):
             module, channels = _down_block(block, channels, config)
             self.down_blocks.append(module)
-        self.conv_out = CausalConv3d(channels, _out_channels(config), padding_mode)
+        # Log-variances follow the means, and are not used.
+        means = config.latent_channels
+        log_variances = {"none": 0, "per_channel": means}.get(config.latent_log_var, 1)
+        self.conv_out = CausalConv3d(channels, means + log_variances, padding_mode)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         """Pixels (B, 3, F, H, W) in [-1, 1] -> normalised latent means (B, C, F', H', W').
@@ -150,12 +153,6 @@ def _down_block(
         stride = stride_of(name)
         return SpaceToDepthDownsample(channels, wider, stride, padding_mode), wider
     raise UserError(f"Video VAE encoder block {name!r} is not implemented.")
-
-
-def _out_channels(config: VideoEncoderConfig) -> int:
-    """Channels of the latent means, and of the log-variances, which are not used."""
-    log_variances = {"none": 0, "per_channel": config.latent_channels}
-    return config.latent_channels + log_variances.get(config.latent_log_var, 1)
 
 
 def load_vae_encoder(path: str | Path) -> VideoEncoder:
