@@ -6,6 +6,7 @@ Shapes are those of latents, (B, C, F, H, W).
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Iterator, NamedTuple, Sequence
 
 import mlx.nn as nn
@@ -38,6 +39,7 @@ AGAIN = 1.6
 # Frames of the largest layer that a CPU computes at once. As fast as all at once for large frames; faster for small ones,
 # which then reuse memory.
 FRAMES_CPU = 8
+PAIRED = 0.92  # share of two convolutions' arrays that a CPU holds, if it copies their weights to float32
 BEGUN = 0.4  # share of the next piece that a CPU holds beside the current one; measured as 0 to 0.45
 # Time of a convolution's operation relative to a transformer's, ...
 SLOWER = 1.7  # ... measured on an H200
@@ -110,8 +112,9 @@ class DecoderMemory:
             for step in steps
             for conv in convolutions(step.layer)
         )
-        held = self._gpu_bytes if on_gpu() else _cpu_bytes
-        return held(steps, tiling.elements, kept * self.itemsize)
+        if on_gpu():
+            return self._gpu_bytes(steps, tiling.elements, kept * self.itemsize)
+        return self._cpu_bytes(steps, tiling.elements) + kept * self.itemsize
 
     def operations(self, shape: tuple[int, ...]) -> float:
         """The cost of decoding latents of ``shape``, in transformer operations that take as long."""
@@ -141,8 +144,10 @@ class DecoderMemory:
         done, whole, blended = (n * pixel for n in blended_pixels(grid))
         if on_gpu():
             return round(LIVE_TILE * self._finest(steps)) + whole
-        # A tile is not paced, so that all convolutions of a layer are alive at once.
-        working = max(sum(step.unfolded) for step in steps) * FLOAT32
+        if self.itemsize != FLOAT32:
+            working = _bytes_of_pairs(steps)
+        else:  # a tile is not paced, so that all convolutions of a layer are alive at once
+            working = max(sum(step.unfolded) for step in steps) * FLOAT32
         return max(working + done, blended)
 
     def _gpu_bytes(self, steps: list[Sized], elements: int, kept: int) -> int:
@@ -151,6 +156,19 @@ class DecoderMemory:
         most = max(elements, *(step.piece(elements).elements for step in steps))
         pieces = LIVE_PIECES * most * self.itemsize + AGAIN * kept
         return round(min(QUEUED, whole) + min(whole, pieces))
+
+    def _cpu_bytes(self, steps: list[Sized], elements: int) -> int:
+        """Bytes that a CPU holds for pieces of ``elements``, without those kept between them."""
+        if self.itemsize != FLOAT32:
+            return _bytes_of_pairs([step.piece(elements) for step in steps])
+        most = 0
+        for step in steps:
+            piece, lap = step.piece(elements), 1.0
+            if elements < step.elements:
+                # The next piece begins before this one is freed, mostly where a layer has two convolutions.
+                lap += 1 / piece.frames + BEGUN * (len(piece.unfolded) - 1)
+            most = max(most, round(lap * max(piece.unfolded)))
+        return most * FLOAT32
 
     def _finest(self, steps: list[Sized]) -> int:
         """Bytes of the finest grid with the channels of the last blocks."""
@@ -174,13 +192,14 @@ class DecoderMemory:
                 time, height, width = time * f, height * h, width * w
 
 
-def _cpu_bytes(steps: list[Sized], elements: int, kept: int) -> int:
-    """Bytes that a CPU holds for pieces of ``elements``, with ``kept`` bytes between them."""
-    most = 0
-    for step in steps:
-        piece, lap = step.piece(elements), 1.0
-        if elements < step.elements:
-            # The next piece begins before this one is freed, mostly where a layer has two convolutions.
-            lap += 1 / piece.frames + BEGUN * (len(piece.unfolded) - 1)
-        most = max(most, round(lap * max(piece.unfolded)))
-    return most * FLOAT32 + kept
+def _bytes_of_pairs(steps: Sequence[Sized]) -> int:
+    """Bytes that a CPU holds for weights that are not float32: for two convolutions in turn, with copies of their weights."""
+    convs = [
+        (unfolded, conv.weight.size)
+        for step in steps
+        for unfolded, conv in zip(step.unfolded, convolutions(step.layer))
+    ]
+    return FLOAT32 * max(
+        round(PAIRED * (first + second)) + copy + other
+        for (first, copy), (second, other) in pairwise(convs)
+    )

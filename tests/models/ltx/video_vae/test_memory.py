@@ -44,6 +44,43 @@ def test_decoders_on_a_cpu(release, channels, latents, tiling, measured):
 
 
 @pytest.mark.parametrize(
+    "channels, latents, tiling, measured",
+    [
+        (16, (7, 8, 12), StreamPlan(), 1397),
+        (16, (7, 8, 12), StreamPlan(2_000_000), 592),
+        (16, (6, 16, 16), AGGRESSIVE, 613),
+        (32, (2, 2, 2), AGGRESSIVE, 36),
+        (32, (4, 8, 8), AGGRESSIVE, 933),
+        (32, (4, 8, 8), StreamPlan(2_097_152), 602),
+        (64, (2, 4, 6), StreamPlan(1_572_864), 255),
+        (128, (2, 4, 4), StreamPlan(2_097_152), 579),
+    ],
+)
+def test_decoders_on_a_cpu_that_copies(channels, latents, tiling, measured):
+    """MB measured in bfloat16 on two cores, 28 November 2026."""
+    model = part(VideoDecoder, "ltx-2-19b", channels, mx.bfloat16)
+    said = model.activation_bytes((1, 128, *latents), tiling)
+    assert said == pytest.approx(measured * MB, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("latents", [(2, 2, 2), (2, 4, 6)])
+def test_a_decoder_in_bfloat16_here_and_now(latents):
+    """The first takes most for copies of weights, the second for unfolded frames."""
+    model = part(VideoDecoder, "ltx-2-19b", 32, mx.bfloat16)
+    x, tiling = mx.random.normal((1, 128, *latents)), StreamPlan(786_432)
+    mx.eval(x, model.parameters())
+
+    def decode() -> None:
+        for pixels in decode_stream(model, x, tiling):
+            del pixels
+
+    with mx.stream(mx.cpu):
+        seen = most_taken(decode, 2)
+    assert model.activation_bytes(x.shape, tiling) == pytest.approx(seen, rel=0.15)
+
+
+@pytest.mark.parametrize(
     "dtype, size, measured",
     [
         (mx.float32, (256, 384), 336),
