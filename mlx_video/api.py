@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Callable, Generator, Iterable, Iterator, TypeVar
 
@@ -99,7 +100,8 @@ class LTXPipeline:
         jobs = [Job(request, self.recipe, self.files) for request in requests]
         for job in jobs:
             job.check()
-        clips = [GeneratedClip(each, on_step) for each in self._sampled(jobs, on_step)]
+        # A list comprehension is a frame of its own in Python 3.11, and a warning would name it.
+        clips = [*map(GeneratedClip, self._sampled(jobs, on_step), repeat(on_step))]
         return clips[0] if all(one) else clips
 
     def request(
@@ -150,7 +152,7 @@ class LTXPipeline:
         shared = replace(self.options, shelf=shelf) if len(jobs) > 1 else self.options
         try:
             for job in jobs:
-                yield _followed(sample(job, shared), on_step)
+                yield _followed(sample(job, shared), on_step, level=5)
         finally:
             if self.options.shelf is None:
                 shelf.clear()
@@ -246,9 +248,11 @@ def _is_one(given: object, *kinds: type) -> bool:
     return isinstance(given, kinds) or not isinstance(given, Iterable)
 
 
-def _followed(events: Generator[Event, None, X], on_step: OnStep | None) -> X:
-    """The return value of ``events``, whose steps ``on_step`` is called with."""
-    with closing(_steps(events, level=4)) as steps:
+def _followed(
+    events: Generator[Event, None, X], on_step: OnStep | None, level: int = 4
+) -> X:
+    """The return value of ``events``, whose steps ``on_step`` is called with; ``level`` as in ``_steps``."""
+    with closing(_steps(events, level)) as steps:
         while True:
             try:
                 step = next(steps)

@@ -61,8 +61,9 @@ def test_a_stream_is_the_run_of_a_call(pipeline, monkeypatch):
     with pytest.warns(UserWarning, match="It is red.") as told:
         *steps, sampled, clip = pipeline.stream(request)
     assert [warning.filename for warning in told] == [__file__]
-    with pytest.warns(UserWarning, match="It is red."):
+    with pytest.warns(UserWarning, match="It is red.") as told:
         frames = [*pipeline(request).frames]
+    assert [warning.filename for warning in told] == [__file__]
     assert {"stage 1", "stage 2"} <= {step.phase for step in steps}
     assert sampled.prompt == "a red ball" and sampled.latents.audio is None
     assert all(np.array_equal(a, b) for a, b in zip(clip.frames, frames, strict=True))
