@@ -60,10 +60,8 @@ class TextConnectors(Network):
         lengths, positions = valid.sum(axis=1), mask.shape[1]
         features = self.projection(hidden_states, valid)
         wanted = AV(**{m.value: features[m] for m in modalities})
-        return wanted.map(
-            lambda x, connector: connector(x, lengths, positions),
-            AV(self.video, self.audio),
-        )
+        connectors = AV(self.video, self.audio)
+        return wanted.map(lambda x, own: own(x, lengths, positions), connectors)
 
     def activation_bytes(self, rows: int, prompts: int, positions: int) -> float:
         """For ``prompts`` with ``rows`` tokens in total and a context of ``positions`` each."""

@@ -149,9 +149,8 @@ def generated_pictures(
 
 def join(latents: Sequence[mx.array], layout: Sequence[Tile]) -> mx.array:
     """The canvas (B, C, F, H, W) from its tiles' latents, each without its lead-in."""
-    return mx.concatenate(
-        [latent[:, :, tile.drop :] for latent, tile in zip(latents, layout)], axis=2
-    )
+    own = [latent[:, :, tile.drop :] for latent, tile in zip(latents, layout)]
+    return mx.concatenate(own, axis=2)
 
 
 def carried(pictures: Sequence[Mapping[int, mx.array]]) -> dict[int, mx.array]:

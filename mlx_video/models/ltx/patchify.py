@@ -112,13 +112,11 @@ def initial_states(
 
 def noised(states: AV[LatentState], sigma: float, key: mx.array) -> AV[LatentState]:
     """``states`` with Gaussian noise mixed in to level ``sigma`` in [0, 1], drawn for each modality."""
-    keys = AV(*mx.random.split(key))
-    return states.map(
-        lambda state, key: state.noised(
-            sigma, mx.random.normal(state.latent.shape, key=key)
-        ),
-        keys,
-    )
+
+    def one(state: LatentState, key: mx.array) -> LatentState:
+        return state.noised(sigma, mx.random.normal(state.latent.shape, key=key))
+
+    return states.map(one, AV(*mx.random.split(key)))
 
 
 def unpatchify(

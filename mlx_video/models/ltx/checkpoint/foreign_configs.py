@@ -106,10 +106,8 @@ def _decoder_blocks(v: "_Reader", factors: list[int]) -> list[list]:
 def diffusion_vae_block(decoder: Block) -> dict[str, object]:
     """The official block of a diffusion autoencoder, from the separate folder of its decoder."""
     d = _Reader("diffusion decoder", decoder, out_channels=3)
-    strides, kernels = (
-        d(f"decoder_{key}", tuple[INTS, ...])
-        for key in ("upsample_strides", "stage_kernels")
-    )
+    strides = d("decoder_upsample_strides", tuple[INTS, ...])
+    kernels = d("decoder_stage_kernels", tuple[INTS, ...])
     divisors = d("decoder_upsample_channel_reductions", INTS)
     lengths = ("head_dim", "stage_channels", "stage_depths", "t_emb_dim")
     inner = d.renamed(

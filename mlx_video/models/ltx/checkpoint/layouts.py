@@ -171,9 +171,8 @@ def _unknown(file: Path, header: Header) -> Layout:
         what = f"it holds a model of kind {clip(model, 30)}"
     elif not header.tensors:
         what = "it holds no tensors"
-    return Layout(
-        f"{kind} of unknown origin", f"{what}. Use a file of {hub.MODEL_REPO}", file
-    )
+    refusal = f"{what}. Use a file of {hub.MODEL_REPO}"
+    return Layout(f"{kind} of unknown origin", refusal, file)
 
 
 def _identify_official(

@@ -54,10 +54,8 @@ def conv3d(
             "TilingConfig.default()."
         )
     more = weight.shape[1] - 1  # input frames beyond the output frames
-    pieces = [
-        form(x[:, i : i + size + more], weight, padding)
-        for i in range(0, x.shape[1] - more, size)
-    ]
+    starts = range(0, x.shape[1] - more, size)
+    pieces = [form(x[:, i : i + size + more], weight, padding) for i in starts]
     y = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
     return y if bias is None else total(y, bias)
 
