@@ -198,7 +198,7 @@ def _check_folder(folder: Path, path: Path) -> None:
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
-            f"The folder {short(there)} is not writable: permission denied."
+            f"The folder {short(there)} is not writable: permission denied. Choose another."
         )
 
 
