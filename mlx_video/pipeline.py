@@ -48,15 +48,12 @@ class Reached(NamedTuple):
 
     def into(self, states: AV[LatentState]) -> AV[LatentState]:
         """``states`` of that stage with these latents."""
-
-        def one(state: LatentState, latent: mx.array | None) -> LatentState:
-            if latent is None or latent.shape != state.latent.shape:
-                raise UserError(
-                    "The saved state does not match its record: its streams or sizes differ."
-                )
-            return state._replace(latent=latent)
-
-        return states.map(one, self.latents)
+        shapes = self.latents.map(lambda latent: latent.shape)
+        if shapes != states.map(lambda state: state.latent.shape):
+            raise UserError(
+                "The saved state does not match its record: its streams or sizes differ."
+            )
+        return states.map(lambda state, x: state._replace(latent=x), self.latents)
 
 
 class Made(NamedTuple):

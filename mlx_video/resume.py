@@ -51,14 +51,14 @@ class Keeper(AbstractContextManager):
         """Save the state, if it is time."""
         self.unsaved = state
         if time.monotonic() - self.saved >= self.every:
-            yield from self._saved(state)
+            yield from self._save(state)
             self.unsaved, self.saved = None, time.monotonic()
 
     def sampled(self, sample: Sample) -> Iterator[Event]:
         """Save the latents; if that fails, the run continues without."""
         self.unsaved = None
         self.job = self.job.with_prompt(sample.prompt)
-        yield from self._saved(sample)
+        yield from self._save(sample)
         if self.output.latents.exists():
             self._remove_states()
 
@@ -67,7 +67,7 @@ class Keeper(AbstractContextManager):
         self.output.latents.unlink(missing_ok=True)
         self._remove_states()
 
-    def _saved(self, work: Sample | Reached) -> Iterator[Event]:
+    def _save(self, work: Sample | Reached) -> Iterator[Event]:
         try:
             path = save_work(self.output, work, self.job)
         except UserError as error:

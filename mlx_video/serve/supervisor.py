@@ -86,19 +86,17 @@ class Supervisor:
     def cancel(self, id: str) -> bool:
         """Stop the job if it is running; returns whether it was."""
         with self._lock:
-            if self.running is None or self.running.id != id:
-                return False
-            self._interrupt()
-            return True
+            if makes := self._makes(id):
+                self._interrupt()
+            return makes
 
     def ended(self, id: str, seconds: float = 15) -> bool:
         """Wait until the job is not running; returns whether it stopped in time."""
-
-        def idle() -> bool:
-            return self.running is None or self.running.id != id
-
         with self._lock:
-            return self._lock.wait_for(idle, seconds)
+            return self._lock.wait_for(lambda: not self._makes(id), seconds)
+
+    def _makes(self, id: str) -> bool:
+        return self.running is not None and self.running.id == id
 
     def _interrupt(self) -> None:
         self._cancelled = time.monotonic()
