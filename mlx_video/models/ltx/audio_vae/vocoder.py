@@ -158,9 +158,10 @@ class Vocoder(Generator, Network):
 
     def activation_bytes(self, mel_frames: int) -> float:
         """For ``mel_frames``, in float32."""
-        width = self.conv_post.weight.shape[-1]
+        weight = self.conv_post.weight
+        live = memory_table.live(weight.dtype).sound
         samples = mel_frames * self.hop
-        return memory_table.live().sound * samples * width * memory_table.FLOAT32
+        return live * samples * weight.shape[-1] * memory_table.FLOAT32
 
     def __call__(self, log_mel: mx.array) -> mx.array:
         """(B, 2, T_mel, 64) of any dtype -> (B, 2, T_mel * hop) float32."""

@@ -189,6 +189,22 @@ def test_parts_take_what_they_say(name, dtype):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_the_vocoder_takes_what_it_says(dtype):
+    """LTX-2's with fewer channels, which computes bfloat16 weights in float32."""
+    config = json.loads((MANIFESTS / "ltx-2-19b.config.json").read_text())["config"]
+    narrow = config["vocoder"] | {"upsample_initial_channel": 512}
+    source = Source(Path("vocoder"), narrow)
+    vocoder = PARTS["vocoder"].network(source)(PARTS["vocoder"].config(source))
+    vocoder.set_dtype(dtype)
+    log_mel = mx.zeros((1, 2, 150, 64))
+    mx.eval(vocoder.parameters(), log_mel)
+    measured = most_taken(lambda: mx.eval(vocoder(log_mel)), 2)
+    assert vocoder.activation_bytes(150) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
     "name, width, size",
     [
