@@ -15,6 +15,8 @@ from mlx_video.disk import (
     file_errors,
     folder_aside,
     is_there,
+    locked,
+    owned,
     short,
     typed_path,
     written_aside,
@@ -114,6 +116,27 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
         (scratch / "a").touch()
     assert sorted(os.listdir(tmp_path)) == ["net-2.3", "net-2.5"]
     assert os.listdir(folder) == ["a"]
+
+
+def test_what_dead_runs_left_is_removed_and_a_live_run_keeps_its_own(tmp_path):
+    for name in ("live", "dead"):
+        (tmp_path / f".{name}.mlx-video.lock").touch()
+        (tmp_path / f".{name}.mp4.partial-0123.mp4").touch()
+    live = locked(tmp_path / ".live.mlx-video.lock")
+    with owned(tmp_path / "ours.mp4"):
+        left = [".live.mlx-video.lock", ".live.mp4.partial-0123.mp4"]
+        assert sorted(os.listdir(tmp_path)) == left + [".ours.mlx-video.lock"]
+    assert sorted(os.listdir(tmp_path)) == left
+    os.close(live)
+
+
+def test_a_lock_is_not_taken_through_a_link(tmp_path):
+    """Else who plants one in a shared folder makes a run create files wherever the link leads."""
+    (tmp_path / ".a.mlx-video.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="cannot be written to"):
+        with owned(tmp_path / "a.mp4"):
+            pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Each check is fed the failure it is for, and what must pass."""
 
+from contextlib import nullcontext
 from functools import cache
 
 import mlx.core as mx
@@ -407,6 +408,15 @@ def test_garbage_that_moves_fails(frames, seen):
         list(health.watched(iter(frames)))
 
 
+@pytest.mark.parametrize("levels, fails", [(3, False), (6, True)])
+def test_a_flicker_is_seen_from_four_levels_on(levels, fails):
+    """Fewer are what a lamp, or the compression of a picture, may do."""
+    dark = np.minimum(drifting(1)[0], 240)
+    frames = [dark + np.uint8(levels * (i % 2)) for i in range(12)]
+    with pytest.raises(HealthError, match="flickers") if fails else nullcontext():
+        list(health.watched(iter(frames)))
+
+
 def night(count=25):
     """A black sky over a lit town; and stars."""
     frames = halved(drifting(count), rows=slice(0, 40), colour=0)
@@ -507,6 +517,7 @@ def test_garbage_that_is_heard_fails(waveform, seen):
             tone() * np.sin(TIME), tone() * np.cos(TIME)
         ),  # it moves from left to right
         sound(hiss(0.1)),  # rain
+        sound(tone(level=0.95) * (1 - 0.3 * TIME / 2)),  # loud, but no noise
         sound(0.2 + hiss(0.1), 0.4 + hiss(0.1)),
         sound(np.clip(1.5 * tone(level=1) * np.exp(-3 * TIME), -1, 1)),  # a loud crash
         sound(hiss(0.1), hiss(0.001)),

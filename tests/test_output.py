@@ -59,3 +59,9 @@ def test_only_a_clip_with_sound_is_told_that_its_file_is_silent():
     assert "a.gif will be silent" in Output(Path("a.gif")).notices(audio=True)[0]
     assert not Output(Path("a.gif")).notices(audio=False)
     assert not Output(Path("a.mp4")).notices(audio=True)
+
+
+@pytest.mark.parametrize("name", [".mp4", ".GIF"])
+def test_a_suffix_alone_is_no_name(name, tmp_path):
+    with pytest.raises(UserError, match=f"is a suffix without a name; try clip{name}"):
+        Output(tmp_path / name).check(Request("a", SHAPE))

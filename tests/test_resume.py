@@ -11,7 +11,7 @@ from mlx_video.output import Output
 from mlx_video.pipeline import Reached, Request
 from mlx_video.record import Job
 from mlx_video.resume import Keeper, load_state, save_work
-from mlx_video.types import AV, VideoPixelShape
+from mlx_video.types import AV, Sample, VideoPixelShape
 
 SHAPE = VideoPixelShape(9, 64, 64, 24.0)
 LATENTS = AV(mx.zeros((1, 8, 4)))
@@ -69,3 +69,17 @@ def test_a_state_is_of_a_step_within_a_stage(stage, step, job, tmp_path):
     path = save_work(Output(tmp_path / "a.mp4"), Reached(stage, step, LATENTS), job)
     with pytest.raises(UserError, match="is not the saved state of a run"):
         load_state(path, job)
+
+
+def test_a_state_keeps_the_sound_of_an_earlier_stage(job, tmp_path):
+    sound = mx.arange(6.0)
+    state = Reached(1, 1, LATENTS, sound)
+    path = save_work(Output(tmp_path / "a.mp4"), state, job)
+    assert mx.array_equal(load_state(path, job).sound, sound)
+
+
+def test_latents_are_saved_with_the_prompt_that_they_were_made_from(job, tmp_path):
+    output = Output(tmp_path / "a.mp4")
+    with Keeper(job, output, every=60.0, resumed=None) as keeper:
+        assert [*keeper.sampled(Sample(LATENTS, prompt="a red ball"))]
+        assert Job.from_record(output.latents).request.prompt == "a red ball"
