@@ -39,7 +39,8 @@ AGAIN = 1.6
 # Frames of the largest layer that a CPU computes at once. As fast as all at once for large frames; faster for small ones,
 # which then reuse memory.
 FRAMES_CPU = 8
-PAIRED = 0.92  # share of two convolutions' arrays that a CPU holds, if it copies their weights to float32
+# Share of two convolutions' arrays that a CPU holds, if it copies their weights to float32, by the padding: ours, or MLX's.
+PAIRED = {"reflect": 0.92, "zeros": 1.32}
 BEGUN = 0.4  # share of the next piece that a CPU holds beside the current one; measured as 0 to 0.45
 # Time of a convolution's operation relative to a transformer's, ...
 SLOWER = 1.7  # ... measured on an H200
@@ -145,7 +146,7 @@ class DecoderMemory:
         if on_gpu():
             return round(LIVE_TILE * self._finest(steps)) + whole
         if self.itemsize != FLOAT32:
-            working = _bytes_of_pairs(steps)
+            working = self._bytes_of_pairs(steps)
         else:  # a tile is not paced, so that all convolutions of a layer are alive at once
             working = max(sum(step.unfolded) for step in steps) * FLOAT32
         return max(working + done, blended)
@@ -160,7 +161,7 @@ class DecoderMemory:
     def _cpu_bytes(self, steps: list[Sized], elements: int) -> int:
         """Bytes that a CPU holds for pieces of ``elements``, without those kept between them."""
         if self.itemsize != FLOAT32:
-            return _bytes_of_pairs([step.piece(elements) for step in steps])
+            return self._bytes_of_pairs([step.piece(elements) for step in steps])
         most = 0
         for step in steps:
             piece, lap = step.piece(elements), 1.0
@@ -169,6 +170,19 @@ class DecoderMemory:
                 lap += 1 / piece.frames + BEGUN * (len(piece.unfolded) - 1)
             most = max(most, round(lap * max(piece.unfolded)))
         return most * FLOAT32
+
+    def _bytes_of_pairs(self, steps: Sequence[Sized]) -> int:
+        """Bytes that a CPU holds for weights that are not float32: for two convolutions in turn, with copies of their weights."""
+        paired = PAIRED[self.config.decoder_spatial_padding_mode]
+        convs = [
+            (unfolded, conv.weight.size)
+            for step in steps
+            for unfolded, conv in zip(step.unfolded, convolutions(step.layer))
+        ]
+        return FLOAT32 * max(
+            round(paired * (first + second)) + copy + other
+            for (first, copy), (second, other) in pairwise(convs)
+        )
 
     def _finest(self, steps: list[Sized]) -> int:
         """Bytes of the finest grid with the channels of the last blocks."""
@@ -190,16 +204,3 @@ class DecoderMemory:
             if isinstance(layer, DepthToSpaceUpsample):
                 f, h, w = layer.stride
                 time, height, width = time * f, height * h, width * w
-
-
-def _bytes_of_pairs(steps: Sequence[Sized]) -> int:
-    """Bytes that a CPU holds for weights that are not float32: for two convolutions in turn, with copies of their weights."""
-    convs = [
-        (unfolded, conv.weight.size)
-        for step in steps
-        for unfolded, conv in zip(step.unfolded, convolutions(step.layer))
-    ]
-    return FLOAT32 * max(
-        round(PAIRED * (first + second)) + copy + other
-        for (first, copy), (second, other) in pairwise(convs)
-    )
