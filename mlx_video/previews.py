@@ -21,6 +21,7 @@ from mlx_video.sampling.samplers import Denoise
 from mlx_video.types import AV, VideoLatentShape
 
 SHARE = 0.03  # of the time spent sampling that all pictures together may take
+LEAST = 0.02  # seconds to build and launch a decoder, measured with an H200, whatever it decodes
 
 
 class Preview(NamedTuple):
@@ -36,9 +37,9 @@ class Previews(AbstractContextManager):
 
     model  the transformer that samples; ``None`` = show nothing
 
-    Time for pictures includes loading the decoder and what the listener does before it goes on. The cost of the next picture
-    is estimated from the current step until two of its size were made (the first prepares the device), then from the last
-    picture.
+    Time for pictures includes what the listener does before it goes on, but not loading the decoder, which the run needs
+    anyway. The cost of the next picture is estimated from the current step until two of its size were made (the first
+    prepares the device), then from the last picture.
 
     A GPU lags behind Python. So where it is time for a picture before a step is done, it is queued behind the step, and the
     device waits neither for its network to be built nor for its launch.
@@ -95,6 +96,7 @@ class Previews(AbstractContextManager):
             if self._decoder is None:
                 lent = self.components.lend("video_decoder")
                 self._decoder = self._loan.enter_context(lent)
+                began = time.perf_counter()
             picture = self._built()
         self._x0 = self._picture = None
         self._sampled += seconds
@@ -120,7 +122,7 @@ class Previews(AbstractContextManager):
             return measured
         decoder = self._decoder or self.components.sketch("video_decoder")
         frame = decoder.operations(self._grid._replace(frames=1))
-        return step * frame / self.model.operations(self._tokens, context=0)
+        return max(LEAST, step * frame / self.model.operations(self._tokens, context=0))
 
     def _built(self) -> mx.array:
         """The picture of the last prediction, uint8 (H, W, 3), still lazy if the decoder can compute a frame as a whole."""
