@@ -15,6 +15,11 @@ class UserError(ValueError):
 
     place: tuple[str, ...] = ()
 
+    def at(self, *place: object) -> "UserError":
+        """The error itself, with ``place`` before its own."""
+        self.place = (*map(str, place), *self.place)
+        return self
+
 
 class DiskFullError(UserError):
     """A disk has no room for a file to write."""
@@ -30,7 +35,7 @@ def at(*place: object) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.place = (*map(str, place), *error.place)
+        error.at(*place)
         raise
 
 

@@ -177,11 +177,10 @@ class Image(Input):
             check_name(self.path, "The picture's path")
         with at("frame"):
             self._check_frame(shape, every=1)
-        with at("strength"):
-            if not 0 <= self.strength <= 1:
-                raise UserError(
-                    f"An image's strength must be from 0 to 1; got {self.strength} for {short(self.path)}."
-                )
+        if not 0 <= self.strength <= 1:
+            raise UserError(
+                f"An image's strength must be from 0 to 1; got {self.strength} for {short(self.path)}."
+            ).at("strength")
 
     def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
         with at("path"):

@@ -106,16 +106,14 @@ def _check_guidance(guidance: Guidance | None, num_layers: int | None) -> None:
         with at(name):
             usual = getattr(VIDEO_GUIDANCE, name)
             check_strength(name, getattr(guidance, name), usual)
-    with at("rescale"):
-        if not 0 <= guidance.rescale <= 1:
-            raise UserError(
-                f"rescale must be from 0 (off) to 1; got {guidance.rescale:g}. The usual value is {VIDEO_GUIDANCE.rescale:g}."
-            )
-    with at("skip_step"):
-        if guidance.skip_step < 0:
-            raise UserError(
-                f"skip_step must be 0 or more; got {guidance.skip_step}. The usual number is 0."
-            )
+    if not 0 <= guidance.rescale <= 1:
+        raise UserError(
+            f"rescale must be from 0 (off) to 1; got {guidance.rescale:g}. The usual value is {VIDEO_GUIDANCE.rescale:g}."
+        ).at("rescale")
+    if guidance.skip_step < 0:
+        raise UserError(
+            f"skip_step must be 0 or more; got {guidance.skip_step}. The usual number is 0."
+        ).at("skip_step")
     with at("stg_blocks"):
         _check_blocks(guidance, num_layers)
 
@@ -215,26 +213,24 @@ class Recipe:
 
     def check(self, model: LTXModelConfig | None = None) -> None:
         """Raise ``UserError`` for invalid stages, variant or rounds, or what a transformer of config ``model`` cannot do."""
-        with at("variant"):
-            if self.variant not in VARIANTS:
-                raise UserError(
-                    f"The variant must be distilled or dev; got {short(repr(self.variant))}."
-                )
+        if self.variant not in VARIANTS:
+            raise UserError(
+                f"The variant must be distilled or dev; got {short(repr(self.variant))}."
+            ).at("variant")
         with at("stages"):
             self._check_scales()
-        with at("sound"):
-            if not -1 <= self.sound < len(self.stages):
-                raise UserError(
-                    f"sound must be the number of a stage, from 0 to {len(self.stages) - 1}, or -1 for the last; got "
-                    f"{short(self.sound)}."
-                )
+        if not -1 <= self.sound < len(self.stages):
+            raise UserError(
+                f"sound must be the number of a stage, from 0 to {len(self.stages) - 1}, or -1 for the last; got "
+                f"{short(self.sound)}."
+            ).at("sound")
         with at("rounds"):
             _check_rounds(len(self.rounds or ()))
-            lacking = model and not model.use_keyframes_abs_pos_embedding
-            if self.rounds is not None and lacking:
-                raise UserError(
-                    "This model cannot generate keyframes, which DFR needs; LTX-2.5 can. Leave out --dfr."
-                )
+        lacking = model and not model.use_keyframes_abs_pos_embedding
+        if self.rounds is not None and lacking:
+            raise UserError(
+                "This model cannot generate keyframes, which DFR needs; LTX-2.5 can. Leave out --dfr."
+            ).at("rounds")
         for name, upsampler in zip(("stages", "rounds"), UPSAMPLERS):
             for number, stage in enumerate(getattr(self, name) or ()):
                 with at(name, number):

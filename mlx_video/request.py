@@ -55,19 +55,18 @@ class Request:
         geometry  the checkpoint's; ``None`` = not known yet
         opening   whether inputs may open their files, once the geometry is known
         """
+        if not self.prompt.strip():
+            raise UserError(
+                "The prompt is empty; describe the clip, for example 'a cat on a red sofa'."
+            ).at("prompt")
         with at("prompt"):
-            if not self.prompt.strip():
-                raise UserError(
-                    "The prompt is empty; describe the clip, for example 'a cat on a red sofa'."
-                )
             check_text(self.prompt, "The prompt")
         with at("negative_prompt"):
             check_text(self.negative_prompt, "The negative prompt")
-        with at("seed"):
-            if not 0 <= self.seed < 2**64:
-                raise UserError(
-                    f"seed must be from 0 to {2**64 - 1}; got {short(self.seed, 40)}. For example: {SEED}."
-                )
+        if not 0 <= self.seed < 2**64:
+            raise UserError(
+                f"seed must be from 0 to {2**64 - 1}; got {short(self.seed, 40)}. For example: {SEED}."
+            ).at("seed")
         with at("shape"):
             self.shape.check()
             recipe.staged(self.shape)
@@ -75,11 +74,10 @@ class Request:
                 geometry.check(self.shape, recipe.shrink, self.audio)
         with at("tiling"):
             TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
-        with at("timed"):
-            if self.timed and recipe.rounds is not None:
-                raise UserError(
-                    "DFR cannot choose the clip's length; set --num-frames."
-                )
+        if self.timed and recipe.rounds is not None:
+            raise UserError(
+                "DFR cannot choose the clip's length; set --num-frames."
+            ).at("timed")
         with at("inputs"):
             check_inputs(self.inputs, self.shape, geometry if opening else None)
 

@@ -78,16 +78,14 @@ class Files:
             with at(field):
                 if (name := getattr(self, field)) is not None:
                     check_name(name, f"The {field.replace('_', ' ')}'s name")
-        with at("dtype"):
-            if self.dtype not in (None, *DTYPES):
-                raise UserError(
-                    f"dtype must be one of {', '.join(DTYPES)}; got {short(repr(self.dtype))}."
-                )
-        with at("quantize"):
-            if self.quantize not in (None, *BITS):
-                raise UserError(
-                    f"quantize must be 8 or 4 bits; got {short(self.quantize)}."
-                )
+        if self.dtype not in (None, *DTYPES):
+            raise UserError(
+                f"dtype must be one of {', '.join(DTYPES)}; got {short(repr(self.dtype))}."
+            ).at("dtype")
+        if self.quantize not in (None, *BITS):
+            raise UserError(
+                f"quantize must be 8 or 4 bits; got {short(self.quantize)}."
+            ).at("quantize")
         for number, (file, strength) in enumerate(self.loras):
             with at("loras", number):
                 check_name(file, "A LoRA's name")
