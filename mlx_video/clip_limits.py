@@ -103,6 +103,20 @@ class Grid(NamedTuple):
         """The possible number of frames whose last begins nearest to ``seconds``: 121 for 5 seconds at 24 Hz."""
         return self.nearest_frames(seconds * fps + 1)
 
+    def shorter(self, clip: VideoPixelShape) -> Iterator[VideoPixelShape]:
+        """Clips with fewer and fewer frames, at least two, than ``clip``, which is possible."""
+        for frames in range(clip.frames - self.time, self.time, -self.time):
+            yield clip._replace(frames=frames)
+
+    def smaller(self, clip: VideoPixelShape) -> Iterator[VideoPixelShape]:
+        """Smaller and smaller clips than ``clip``, which is possible, with about the same proportions."""
+        for height in range(clip.height - self.height, 0, -self.height):
+            width = clip.width / clip.height * height
+            smaller = self.nearest(clip._replace(height=height, width=width))
+            if smaller.height != height:  # the least
+                return
+            yield smaller
+
     def rounded(self, frames: int, warn: Warn) -> int:
         """The nearest possible number of frames; ``warn`` is called with a sentence if that is another."""
         if (nearest := self.nearest_frames(frames)) != frames:

@@ -30,7 +30,6 @@ from mlx_video.types import (
     Geometry,
     PromptEmbeddings,
     VideoPixelShape,
-    VideoScale,
 )
 
 LIBRARY_BYTES = 200e6  # of a process besides MLX's arrays, and of the clip's encoder; measured as 90 to 200 MB
@@ -93,24 +92,9 @@ class Work(NamedTuple):
         for layout in layouts:
             yield AV(max(tile.cells(time) for tile in layout) * cells), len(layout)
 
-    def sized(self, **changes: int) -> "Work":
+    def of(self, shape: VideoPixelShape) -> "Work":
         """The same work for a clip of another shape."""
-        shape = self.shape._replace(**changes)
         return self._replace(request=replace(self.request, shape=shape))
-
-    def shorter(self, scale: VideoScale) -> Iterator["Work"]:
-        """The same work with fewer and fewer frames."""
-        for frames in range(self.shape.frames - scale.time, scale.time, -scale.time):
-            yield self.sized(frames=frames)
-
-    def smaller(self, scale: VideoScale) -> Iterator["Work"]:
-        """The same work at smaller and smaller sizes of about the same proportions, down to two latent cells a side."""
-        shrink, (_, height, width, _) = self.recipe.shrink, self.shape
-        cell = scale.height * shrink, scale.width * shrink
-        least = -(-2 // shrink)
-        for rows in range(height // cell[0] - 1, least - 1, -1):
-            columns = max(least, round(width / height * rows * cell[0] / cell[1]))
-            yield self.sized(height=rows * cell[0], width=columns * cell[1])
 
 
 class Phase(NamedTuple):
@@ -408,9 +392,10 @@ def nearest_sizes(
     footprint: Footprint, work: Work, room: float
 ) -> Iterator[VideoPixelShape]:
     """The longest clip of this size, and the largest of this length, that fit into ``room`` bytes; none if it is sampled."""
-    scale = footprint.components.geometry.video
-    for works in () if work.sampled else (work.shorter(scale), work.smaller(scale)):
-        yield from islice((w.shape for w in works if fits(footprint, w, room)), 1)
+    grid = footprint.components.geometry.grid(work.recipe.shrink)
+    ways = () if work.sampled else (grid.shorter, grid.smaller)
+    for shapes in (way(work.shape) for way in ways):
+        yield from islice((s for s in shapes if fits(footprint, work.of(s), room)), 1)
 
 
 def other_settings(footprint: Footprint, work: Work, room: float) -> Iterator[str]:

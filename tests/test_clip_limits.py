@@ -29,6 +29,14 @@ def test_what_is_refused_names_what_it_is_snapped_to(asked, made):
             GRID.check(clip)
 
 
+def test_smaller_and_shorter_clips_are_possible_down_to_the_least():
+    clip = VideoPixelShape(33, 320, 128, 24.0)
+    assert [s[1:3] for s in GRID.smaller(clip)] == [(256, 96), (192, 64)]
+    assert [s.frames for s in GRID.shorter(clip)] == [25, 17, 9]
+    for smaller in (*GRID.smaller(clip), *GRID.shorter(clip)):
+        GRID.check(smaller)
+
+
 def test_a_warning_and_a_refusal_give_the_same_rules():
     clip, said = VideoPixelShape(10, 100, 100, 24.0), []
     GRID.snapped(clip, said.append)

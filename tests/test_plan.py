@@ -451,9 +451,7 @@ def test_a_refusal_names_the_nearest_that_fits(full):
         ((481, height, width), (481, height + 32, round(1.5 * (height + 32)))),
     ):
         at = [VideoPixelShape(*size, 24.0) for size in (shape, larger)]
-        fits = [
-            plan(full, work.sized(**s._asdict()), 26 * GB).refusal == "" for s in at
-        ]
+        fits = [plan(full, work.of(s), 26 * GB).refusal == "" for s in at]
         assert fits == [True, False]
 
 
