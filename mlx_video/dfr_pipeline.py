@@ -43,7 +43,7 @@ class DFRPipeline(Pipeline):
         tiles = []
         for tile in self._layout(request, round_):
             moved = [g.moved(2**round_, tile.start, tile.end) for g in request.inputs]
-            shape = self._told(request, round_, tile)
+            shape = self._tile_shape(request, round_, tile)
             tiles.append([g.encode(parts, shape) for g in moved if g is not None])
         return tiles
 
@@ -56,7 +56,7 @@ class DFRPipeline(Pipeline):
         time = self.components.geometry.video.time
         return self.recipe.layouts(request.shape, time)[number - 1]
 
-    def _told(
+    def _tile_shape(
         self, request: Request, number: int, tile: dfr_layout.Tile
     ) -> VideoPixelShape:
         """The shape of a tile of round ``number``, at a frame rate within the transformer's limit."""
@@ -133,7 +133,7 @@ class DFRPipeline(Pipeline):
         geometry, stage = self.components.geometry, self.recipe.walk[number]
         request, round_ = sampling.request, self._round_of(number)
         tile = layout[index]
-        shape = self._told(request, round_, tile)
+        shape = self._tile_shape(request, round_, tile)
         size, place = self._place(shape)
         part = video[:, :, tile.latents(geometry.video.time)]
         between = AV(dfr_layout.tile_conditions(tile, pictures, part, place))
@@ -144,7 +144,7 @@ class DFRPipeline(Pipeline):
         denoise = guided(sampling.predict, sampling.embeddings, AV(Guidance()))
         name = self.recipe.phase(number)
         for step, states in steps(name, stage, denoise, states, key):
-            yield part_of(step, index, len(layout))
+            yield over_tiles(step, index, len(layout))
         new = dfr_layout.generated_pictures(states.video, tile.slots, size)
         kept = {frame: pictures[frame] for frame in tile.anchors}
         return unpatchify(states, shape, geometry).video, kept | new
@@ -161,7 +161,7 @@ def tile_key(seed: int, number: int, index: int) -> mx.array:
     return mx.random.key((seed + 1000 * number + index) % 2**32)
 
 
-def part_of(step: Step, index: int, count: int) -> Step:
+def over_tiles(step: Step, index: int, count: int) -> Step:
     """``step`` counted over ``count`` tiles, of which ``index`` are done."""
     done = index * step.total + step.index
     return step._replace(index=done, total=count * step.total)

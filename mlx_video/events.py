@@ -18,13 +18,13 @@ class Planned(NamedTuple):
     chosen: str
 
     @property
-    def work(self) -> dict[str, float]:
+    def operations(self) -> dict[str, float]:
         """The floating-point operations of each phase that needs many, in order."""
         return {p.name: p.operations for p in self.phases if p.operations}
 
     def done(self, step: Step) -> float | None:
-        """The share of all ``work`` that is done at ``step``; ``None`` in a phase that needs little."""
-        work = self.work
+        """The share of all ``operations`` that is done at ``step``; ``None`` in a phase that needs little."""
+        work = self.operations
         if step.phase not in work:
             return None
         before = sum([*work.values()][: [*work].index(step.phase)])

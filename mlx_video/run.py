@@ -73,7 +73,7 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
         output.check_unfinished()
     with folder_made(output.path.parent), owned(output.path):
         job, plan, pipeline = yield from _prepared(job, options)
-        output.check_space(job.request.shape, _bytes(pipeline, job))
+        output.check_space(job.request.shape, _latent_bytes(pipeline, job))
         yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
         if options.previews and not plan.previews:
             yield Warned(
@@ -175,7 +175,7 @@ def _carried_out(
 ) -> Iterator[Event]:
     """Sample, save the latents, and decode them. Disk space for the latents is reserved before."""
     keeper = Keeper(job, output, options.save_every, options.resume)
-    with reserved(output.latents, _bytes(pipeline, job) + SPARE) as room, keeper:
+    with reserved(output.latents, _latent_bytes(pipeline, job) + SPARE) as room, keeper:
         fused = 0
         for event in pipeline.events(job.request, start):
             fusions = pipeline.components.fusions
@@ -218,7 +218,7 @@ def _written(sampled: Sampled, output: Output) -> Iterator[Step]:
         aside.write_text(record + "\n", encoding="utf-8")
 
 
-def _bytes(pipeline: Pipeline, job: Job) -> int:
+def _latent_bytes(pipeline: Pipeline, job: Job) -> int:
     """The size of the latents that sampling will make."""
     shapes = pipeline.latent_shapes(job.request).values
     return sum(4 * math.prod(shape) for shape in shapes)

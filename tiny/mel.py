@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.audio_vae.signal import frames
+from mlx_video.models.ltx.audio_vae.signal import overlapping
 from mlx_video.models.ltx.vae_config import AudioVAEConfig
 
 LOG_FLOOR = 1e-5
@@ -50,7 +50,7 @@ def log_mel(waveform: mx.array, config: AudioVAEConfig) -> mx.array:
 def _magnitudes(padded: mx.array, config: AudioVAEConfig) -> mx.array:
     """Short-time Fourier magnitudes: (B, C, n) -> (B, C, frames, filter_length // 2 + 1)."""
     window = mx.array(_hann(config.win_length, config.filter_length), dtype=mx.float32)
-    pieces = frames(padded, config.filter_length, config.hop_length)
+    pieces = overlapping(padded, config.filter_length, config.hop_length)
     return mx.abs(mx.fft.rfft(pieces * window))
 
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_video.models.ltx.video_vae.cells import activated
+from mlx_video.models.ltx.video_vae.cell_kernels import activated
 from mlx_video.models.ltx.video_vae.convolution import MidBlock3D
 from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder

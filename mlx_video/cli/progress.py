@@ -26,7 +26,7 @@ class Progress:
         self.phases: list[events.Took] = []
         self.bar = None
         self.start: Step | None = None  # of the current phase
-        self.work: dict[str, float] = {}
+        self.operations: dict[str, float] = {}
 
     def show(self, event: Event) -> None:
         """Print an event for the user."""
@@ -38,7 +38,7 @@ class Progress:
             case str():
                 say(event)
             case events.Planned():
-                self.work = event.work
+                self.operations = event.operations
                 say(making_line(event))
                 say(plan_line(event))
             case events.Saved() if event.step is not None and self.verbose:
@@ -92,7 +92,7 @@ class Progress:
 
     def _left(self, step: Step, now: float) -> str:
         """The time left for the run at the pace of this phase; empty if unknown."""
-        work = self.work or {step.phase: 1.0}  # its own, without a plan
+        work = self.operations or {step.phase: 1.0}  # its own, without a plan
         own, pace = work.get(step.phase), self.pace.of(step, now)
         if not own or pace is None:
             return ""

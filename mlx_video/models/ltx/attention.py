@@ -88,14 +88,16 @@ class Attention(nn.Module):
         values = end_piece(self.to_v(context))
         if not attending.any:
             return self.to_out(self._gate(values, x))
-        q = end_piece(self._turn(self.to_q(x), self.q_norm, rope))
-        k = self._turn(self.to_k(context), self.k_norm, context_rope or rope)
+        q = end_piece(self._norm_and_rotate(self.to_q(x), self.q_norm, rope))
+        k = self._norm_and_rotate(self.to_k(context), self.k_norm, context_rope or rope)
         out = _attend(q, end_piece(k), values, bias, self.heads, self.scale)
         if attending.mask is not None:
             out = mx.where(attending.mask, out, values)
         return self.to_out(self._gate(out, x))
 
-    def _turn(self, x: mx.array, norm: nn.RMSNorm, rope: Rope | None) -> mx.array:
+    def _norm_and_rotate(
+        self, x: mx.array, norm: nn.RMSNorm, rope: Rope | None
+    ) -> mx.array:
         """Queries or keys (B, N, inner), normed and rotated."""
         if rope is not None and self.rope_type is LTXRopeType.SPLIT:
             return norm_rotate(x, norm.weight, *rope, norm.eps)

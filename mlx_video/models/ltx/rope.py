@@ -67,9 +67,9 @@ def apply_rotary(x: mx.array, rope: Rope, rope_type: LTXRopeType) -> mx.array:
     A pair is features i and i + head_dim / 2 (split), or 2i and 2i + 1 (interleaved).
     """
     if rope_type is LTXRopeType.SPLIT:
-        return mx.concatenate(_turn(*mx.split(x, 2, axis=-1), *rope), axis=-1)
+        return mx.concatenate(_rotated(*mx.split(x, 2, axis=-1), *rope), axis=-1)
     cos, sin = (mx.unflatten(t[..., ::2], -1, (x.shape[2], -1)) for t in rope)
-    return mx.stack(_turn(x[..., ::2], x[..., 1::2], cos, sin), axis=-1).flatten(-2)
+    return mx.stack(_rotated(x[..., ::2], x[..., 1::2], cos, sin), axis=-1).flatten(-2)
 
 
 @fused(NORM_ROTATE)
@@ -87,7 +87,7 @@ def split_heads(x: mx.array, heads: int) -> mx.array:
 
 
 @mx.compile
-def _turn(
+def _rotated(
     a: mx.array, b: mx.array, cos: mx.array, sin: mx.array
 ) -> tuple[mx.array, ...]:
     """The pairs (a, b), rotated; computed in float32 inside one fused kernel."""

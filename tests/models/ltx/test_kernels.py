@@ -7,8 +7,8 @@ from mlx_video.models.ltx import kernels
 from mlx_video.models.ltx.adaln import Modulation, Rows, add_gated, norm_modulate
 from mlx_video.models.ltx.kernels import Kernel, fused
 from mlx_video.models.ltx.rope import norm_rotate
-from mlx_video.models.ltx.video_vae import cells
-from mlx_video.models.ltx.video_vae.cells import (
+from mlx_video.models.ltx.video_vae import cell_kernels
+from mlx_video.models.ltx.video_vae.cell_kernels import (
     PLUS_DELAYED,
     WINDOW,
     plus_delayed,
@@ -32,7 +32,7 @@ def random(*shape: int, seed: int = 0, dtype: mx.Dtype = mx.float32) -> mx.array
 def plainly(monkeypatch, compute):
     """What ``compute`` gives without kernels."""
     with monkeypatch.context() as patch:
-        for module in (kernels, cells):
+        for module in (kernels, cell_kernels):
             patch.setattr(module, "on_cuda", lambda: False)
         result = compute()
         mx.eval(result)

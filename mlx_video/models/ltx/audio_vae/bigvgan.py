@@ -8,7 +8,7 @@ from typing import ClassVar, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_video.models.ltx.audio_vae.signal import frames, resample
+from mlx_video.models.ltx.audio_vae.signal import overlapping, resample
 from mlx_video.models.ltx.audio_vae.vocoder import (
     EDGE_KERNEL,
     Generator,
@@ -210,7 +210,7 @@ class CausalLogMel(nn.Module):
 
     def __call__(self, wave: mx.array) -> mx.array:
         padded = mx.pad(wave, ((0, 0), (0, 0), (self.length - self.hop, 0)))
-        spectrum = frames(padded, self.length, self.hop) @ self.basis.T
+        spectrum = overlapping(padded, self.length, self.hop) @ self.basis.T
         real, imaginary = mx.split(spectrum, 2, axis=-1)
         magnitude = mx.sqrt(mx.square(real) + mx.square(imaginary))
         return mx.log(mx.maximum(magnitude @ self.bank.T, LOG_FLOOR))

@@ -10,7 +10,7 @@ ZEROS = 6  # of the sinc on either side, within the window
 ROLLOFF = 0.99  # of the lower Nyquist frequency, where the filter cuts off
 
 
-def frames(x: mx.array, length: int, hop: int) -> mx.array:
+def overlapping(x: mx.array, length: int, hop: int) -> mx.array:
     """Overlapping pieces that begin ``hop`` samples apart: (..., n) -> (..., 1 + (n - length) // hop, length)."""
     starts = mx.arange(0, x.shape[-1] - length + 1, hop)
     return x[..., starts[:, None] + mx.arange(length)]
@@ -32,7 +32,7 @@ def resample(
     kernel = _sinc_kernel(step, phases)
     reach = (kernel.shape[1] - step) // 2
     beyond = [(0, 0)] * (x.ndim - 1) + [(reach, reach + step)]
-    pieces = frames(mx.pad(x, beyond, mode=padding), kernel.shape[1], step)
+    pieces = overlapping(mx.pad(x, beyond, mode=padding), kernel.shape[1], step)
     y = (pieces @ mx.array(kernel.T, dtype=mx.float32)).flatten(-2)
     return y[..., : -(-x.shape[-1] * phases // step)]
 

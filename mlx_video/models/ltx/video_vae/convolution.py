@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.vae_config import Padding
-from mlx_video.models.ltx.video_vae.cells import plus_delayed, total, window
+from mlx_video.models.ltx.video_vae.cell_kernels import plus_delayed, total, window
 from mlx_video.models.ltx.video_vae.stream import FrameCache
 from mlx_video.tensor_names import TensorNames
 

@@ -12,7 +12,7 @@ from mlx_video.models.ltx.video_vae.neighborhood import TILE
 from mlx_video.models.ltx.video_vae.tiling import (
     FRAMES,
     PIXELS,
-    Grid,
+    TileGrid,
     TilingConfig,
     side_cuts,
     time_cuts,
@@ -69,7 +69,7 @@ class Cells:
         """The shape of the padded latents."""
         return *shape[:2], *map(max, self.least_latents, shape[2:])
 
-    def grid(self, shape: tuple[int, ...], tiling: TilingConfig) -> Grid:
+    def grid(self, shape: tuple[int, ...], tiling: TilingConfig) -> TileGrid:
         """Cuts from cells of the second last stage to pixels, for padded latents of ``shape``."""
         stage, patch = self.last - 1, self.config.patch_size
         _, height, width = self.per_latent(stage)

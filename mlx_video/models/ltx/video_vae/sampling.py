@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.kernels import fused
-from mlx_video.models.ltx.video_vae.cells import CELL, CellKernel, Shape, total
+from mlx_video.models.ltx.video_vae.cell_kernels import CELL, CellKernel, Shape, total
 from mlx_video.models.ltx.video_vae.convolution import CausalConv3d, Triple
 from mlx_video.models.ltx.video_vae.stream import FrameCache, joined
 

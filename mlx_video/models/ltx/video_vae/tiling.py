@@ -137,12 +137,13 @@ class Cut(NamedTuple):
     mask: mx.array
 
 
-Grid = tuple[list[Cut], list[Cut], list[Cut]]
+TileGrid = tuple[list[Cut], list[Cut], list[Cut]]
+"""The cuts of a clip along time, rows and columns."""
 
 
 def decode_grid(
     cells: tuple[int, int, int], tiling: TilingConfig | None, scale: VideoScale
-) -> Grid:
+) -> TileGrid:
     """Cuts from latent frames, rows and columns to pixels; tiles have the proportions of the frame."""
     tiling = tiling or TilingConfig()
     frames, *sides = cells
@@ -153,7 +154,7 @@ def decode_grid(
     )
 
 
-def largest_tile(grid: Grid) -> tuple[Cut, Cut, Cut]:
+def largest_tile(grid: TileGrid) -> tuple[Cut, Cut, Cut]:
     """The largest tile; of several, the last, when most others are done."""
 
     def size(cut: Cut) -> tuple[int, int]:
@@ -162,7 +163,7 @@ def largest_tile(grid: Grid) -> tuple[Cut, Cut, Cut]:
     return tuple(max(cuts, key=size) for cuts in grid)
 
 
-def blended_pixels(grid: Grid) -> tuple[int, int, int]:
+def blended_pixels(grid: TileGrid) -> tuple[int, int, int]:
     """How many pixels exist besides the largest tile being computed, in a tile of time, and while tiles are blended.
 
     Blending needs several arrays: strips, their sum and the rest; more if tiles of time are blended too.
@@ -263,7 +264,7 @@ def trapezoid(length: int, rising: int, falling: int) -> mx.array:
 
 
 def run_tiles(
-    tile: Callable[[Cut, Cut, Cut], mx.array], grid: Grid
+    tile: Callable[[Cut, Cut, Cut], mx.array], grid: TileGrid
 ) -> Iterator[mx.array]:
     """Blended pixels (B, 3, F, H, W) of ``tile`` over cuts of time, rows and columns; one piece per cut of time."""
     times, rows, columns = grid

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_video.models.ltx.audio_vae.signal import frames, resample
+from mlx_video.models.ltx.audio_vae.signal import overlapping, resample
 from tests.reference import MODULE_TOLERANCE, error, vectors
 
 
@@ -53,4 +53,4 @@ def test_the_same_rate_is_the_same_sound():
 
 
 def test_frames_overlap():
-    assert frames(mx.arange(6), 3, 2).tolist() == [[0, 1, 2], [2, 3, 4]]
+    assert overlapping(mx.arange(6), 3, 2).tolist() == [[0, 1, 2], [2, 3, 4]]
