@@ -90,6 +90,15 @@ def test_a_newer_revision_of_another_file_does_not_hide_what_is_cached(repo, rem
     assert hub.resolve(NAME, ["a.safetensors"]) == folder
 
 
+def test_a_file_is_found_in_an_older_snapshot(repo):
+    hub.resolve(NAME, ["a.safetensors"])
+    repo.commit = "2" * 40
+    hub.resolve(NAME, ["b.safetensors"])
+    for name in ("a.safetensors", "b.safetensors"):
+        assert hub.cached(f"{NAME}/{name}").is_file()
+    assert hub.cached(f"{NAME}/c.safetensors") is None
+
+
 def test_a_cache_that_lacks_a_shard_is_not_complete(repo):
     repo.files["model.safetensors.index.json"] = json.dumps(INDEX).encode()
     hub.resolve(NAME, ["a.safetensors", "*.index.json"])
@@ -149,6 +158,17 @@ def test_says_how_far_a_download_is(repo, monkeypatch):
     assert heard[-1][2] == len(A)
     assert heard[0][3].startswith("someone/ltx: 0.00 of 3.00 MB, ")
     assert "MB/s, about " in heard[0][3] and heard[0][3].endswith(" s left")
+
+
+def test_the_speed_of_a_download_is_told_in_megabytes_a_second(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(download.time, "monotonic", lambda: now[0])
+    files = [hub.Missing(6 * 10**8, "0" * 64)]
+    what = hub.Download("someone/ltx", files, lambda what: None)
+    assert str(what) == "someone/ltx: 0.00 of 0.60 GB, 0.0 MB/s"
+    now[0] += 20
+    what.add(2 * 10**8)
+    assert str(what) == "someone/ltx: 0.20 of 0.60 GB, 10.0 MB/s, about 40 s left"
 
 
 @pytest.mark.slow

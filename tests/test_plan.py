@@ -622,6 +622,23 @@ def test_a_run_may_use_most_of_the_machine_and_no_more(monkeypatch):
     assert job.plan(limit=3 * GB).limit == 3 * GB
 
 
+def test_what_is_spare_is_free_in_every_phase():
+    heads = Phase(Doing.LIBRARIES, 0, 1 * GB), Phase("a", 3 * GB, 0), Phase("b", 0, GB)
+    assert Plan(heads, 6 * GB, None).spare == 2 * GB
+    assert Plan(heads, 3 * GB, None).spare == 0
+
+
+def test_a_stage_is_as_long_as_its_steps():
+    """By it the time left is told."""
+    job = Job(Request("a ball", CLIP), recipes.dev(10), Files(str(PACKAGED)))
+    longer = replace(job, recipe=recipes.dev(20))
+    short, long = (
+        next(p for p in j.plan(limit=80 * GB).phases if p.operations).operations
+        for j in (job, longer)
+    )
+    assert long == 2 * short > 0
+
+
 def test_decoding_takes_a_share_of_a_pass_of_the_last_stage():
     """From 0.3 of the demo model's on a CPU to 0.7 of the 19B model's on an H200; the time left is told by it."""
     job = Job(Request("a ball", CLIP), recipes.distilled(), Files(str(PACKAGED)))

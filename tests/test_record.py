@@ -9,13 +9,15 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-from mlx_video import cli, recipes
+from mlx_video import cli, recipes, record
 from mlx_video.backend import load_blas
 from mlx_video.errors import UserError
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.pipeline import Request
+from mlx_video.plan import Plan
 from mlx_video.record import Job
 from mlx_video.types import VideoPixelShape
 
@@ -293,3 +295,21 @@ def test_a_typed_file_is_not_blamed_on_the_record(read, tmp_path, capsys):
     words = ["generate", "--from-record", str(tmp_path / "x.json"), "--lora", "a", "inf"]  # fmt: skip
     assert cli.main([*words, "--yes"]) == 2
     assert "error: The strength of" in capsys.readouterr().err
+
+
+def test_what_is_sampled_needs_the_decoders_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Components, "open", lambda *_, needs, **__: asked.append(needs))
+    JOB.components(sampled=True)
+    JOB.components()
+    assert asked[0] == ["video_decoder", "audio_decoder", "vocoder"]
+    assert {"transformer", "text_encoder", *asked[0]} < set(asked[1])
+
+
+def test_a_pipeline_is_as_its_job_and_its_plan_say(monkeypatch):
+    made = []
+    monkeypatch.setattr(record, "pipeline_for", lambda *_, **given: made.append(given))
+    planned = Plan((), 5e9, None, previews=True)
+    JOB.pipeline(planned, health=False)
+    expected = {"health": False, "batched": True, "memory": 5e9, "previews": True}
+    assert made == [expected]

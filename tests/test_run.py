@@ -1,6 +1,7 @@
 """A run as events: what it yields, what it keeps, and that nothing is lost whatever ends it."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -10,13 +11,14 @@ import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Iterator
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_video import disk, hub, recipes, resume
-from mlx_video.errors import UserError
+from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Planned, Saved, Took, Warned, Written
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
@@ -24,7 +26,7 @@ from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.plan import Plan, plan
 from mlx_video.record import Job
-from mlx_video.run import Options, finish, run
+from mlx_video.run import Options, Sampled, _prepared, finish, run, write
 from mlx_video.types import AV, Step, VideoPixelShape
 from tests.media_reading import read_clip
 
@@ -68,6 +70,47 @@ def test_a_run_is_a_stream_of_plain_events(model, here, capsys):
     assert sorted(os.listdir()) == ["x.json", "x.mp4"]
     plain = [e for e in events if not isinstance(e, Planned)]
     assert json.loads(json.dumps(plain)) == [list(e) for e in plain]
+
+
+def test_a_silent_file_is_told_before_anything_is_made(model, here):
+    sounding, gif = job(model, audio=True), Output(Path("x.gif"))
+    with contextlib.closing(run(sounding, gif)) as events:
+        assert any("x.gif will be silent" in e.text for e in warned(events))
+    written = write(Sampled(sounding, AV(), None), gif)
+    assert "x.gif will be silent" in next(written).text
+
+
+def warned(events) -> Iterator[Warned]:
+    """The warnings of a run before its first step."""
+    begun = itertools.takewhile(lambda e: not isinstance(e, Step), events)
+    return (event for event in begun if isinstance(event, Warned))
+
+
+def test_room_for_a_clip_is_checked_before_it_is_decoded(model, here, monkeypatch):
+    full = DiskFullError("The disk is full.")
+    monkeypatch.setattr(Output, "check_space", lambda *_: raised(full))
+    with pytest.raises(DiskFullError):
+        list(write(Sampled(job(model), AV(), None), Output(Path("deep/x.mp4"))))
+    assert os.listdir() == []
+
+
+def raised(error: Exception):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "device, limit, most", [(mx.cpu, 60e9, 2**26), (mx.gpu, 60e9, 4 * 2**30)]
+)
+def test_freed_memory_is_kept_as_far_as_it_saves_time(
+    device, limit, most, model, monkeypatch
+):
+    """More was seen to gain nothing, and it is lost to other programs: on a GPU a lent part of some GB."""
+    monkeypatch.setattr(mx, "default_device", lambda: device)
+    preparing = _prepared(job(model), Options(memory_limit=limit))
+    with pytest.raises(StopIteration) as end:
+        next(preparing)
+    _, plan, pipeline = end.value.value
+    assert most / 4 <= pipeline.components.cache_limit <= most < plan.spare
 
 
 @pytest.mark.slow

@@ -81,8 +81,9 @@ def test_a_bias_may_be_zero_and_integers_are_no_numbers_to_judge(tmp_path):
 
 def test_fp8_has_a_nan_of_its_own(tmp_path):
     codes = bytes([0x38, 0x7F, 0xFF, 0x7E])
-    file = write_raw(tmp_path / "a.safetensors", {"x": ("F8_E4M3", [4], codes)})
-    assert "x has values that are not numbers" in verify(file)[0]
+    tensors = {"x": ("F8_E4M3", [4], codes), "largest": ("F8_E4M3", [1], b"\x7e")}
+    (finding,) = verify(write_raw(tmp_path / "a.safetensors", tensors))
+    assert "x has values that are not numbers" in finding
 
 
 def test_compares_with_the_name_of_the_cache_blob(tmp_path):
@@ -120,3 +121,10 @@ def test_compares_with_the_note_of_a_download(tmp_path):
     assert "the hub's 000000000000..." in verify(file)[0]
     note.write_text("commit\nW/etag\n0.0\n")
     assert published_checksum(file) is None
+
+
+def test_a_name_is_a_checksum_only_in_the_cache(tmp_path):
+    for folder, name in (("shots", "a" * 40), ("blobs", "model.safetensors")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+        assert published_checksum(tmp_path / folder / name) is None

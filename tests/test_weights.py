@@ -211,6 +211,26 @@ def test_materializes_all_of_a_module(tmp_path):
     assert memory.held >= sum(v.nbytes for v in filled().values())
 
 
+def test_a_module_is_evaluated_a_part_at_a_time(monkeypatch):
+    seen, evaluate = [], mx.eval
+    monkeypatch.setattr(mx, "eval", lambda batch: seen.append(batch) or evaluate(batch))
+    net = Net()
+    materialize(net, batch_bytes=1)
+    assert max(map(len, seen)) == 1
+    assert sum(map(len, seen)) == len(parameters(net))
+
+
+def test_a_file_that_mlx_refuses_is_named(tmp_path, monkeypatch):
+    def refuse(name):
+        raise RuntimeError("[load_safetensors] no")
+
+    file = tmp_path / "a.safetensors"
+    mx.save_safetensors(str(file), {"a": mx.zeros(2)})
+    monkeypatch.setattr(mx, "load", refuse)
+    with pytest.raises(UserError, match="a.safetensors cannot be read by MLX. Fetch"):
+        read(file)
+
+
 # Saving
 
 
