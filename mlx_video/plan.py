@@ -7,7 +7,6 @@ import os
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
 from typing import Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
@@ -394,8 +393,13 @@ def nearest_sizes(
     """The longest clip of this size, and the largest of this length, that fit into ``room`` bytes; none if it is sampled."""
     grid = footprint.components.geometry.grid(work.recipe.shrink)
     ways = () if work.sampled else (grid.shorter, grid.smaller)
-    for shapes in (way(work.shape) for way in ways):
-        yield from islice((s for s in shapes if fits(footprint, work.of(s), room)), 1)
+
+    def fitting(shape: VideoPixelShape) -> bool:
+        return fits(footprint, work.of(shape), room)
+
+    for shapes in ([*way(work.shape)] for way in ways):
+        first = bisect_left(shapes, True, key=fitting)
+        yield from shapes[first : first + 1]
 
 
 def other_settings(footprint: Footprint, work: Work, room: float) -> Iterator[str]:

@@ -615,6 +615,20 @@ def test_a_huge_clip_is_refused_without_counting_every_limit(full, monkeypatch):
     assert len(tried) < 60
 
 
+def test_a_huge_clip_is_refused_without_trying_every_length(full, monkeypatch):
+    tried = []
+    pixels = lambda work: work.shape.frames * work.shape.height * work.shape.width
+    monkeypatch.setattr(
+        plans,
+        "fits",
+        lambda footprint, work, room: tried.append(work) or pixels(work) <= room,
+    )
+    huge = asked(VideoPixelShape(28801, 512, 768, 240.0))
+    named = [*plans.nearest_sizes(Footprint(full), huge, 121 * 512 * 768)]
+    assert named == [VideoPixelShape(121, 512, 768, 240.0)]
+    assert 2 < len(tried) < 30
+
+
 def test_a_run_may_use_most_of_the_machine_and_no_more(monkeypatch):
     monkeypatch.setattr("mlx_video.plan.machine_bytes", lambda: 10 * GB)
     job = Job(Request("a ball", CLIP), recipes.distilled(), Files(str(PACKAGED)))

@@ -37,10 +37,10 @@ def part(network, release: str, channels: int, dtype=mx.float32):
     ],
 )
 def test_decoders_on_a_cpu(release, channels, latents, tiling, measured):
-    """MB measured in float32 on two cores, 28 November 2026; to 25 %, most to 15."""
+    """MB measured in float32 on two cores, 28 November 2026; hardly ever less is planned, and at most a quarter more."""
     model = part(VideoDecoder, release, channels)
     said = model.activation_bytes((1, 128, *latents), tiling)
-    assert said == pytest.approx(measured * MB, rel=0.25)
+    assert 0.95 < said / (measured * MB) < 1.25
 
 
 @pytest.mark.parametrize(
