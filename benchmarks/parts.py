@@ -265,7 +265,7 @@ class Bench:
 
     def tiling(self, decoder: nn.Module, latents: mx.array) -> Tiling:
         budget = LIMIT - self.footprint.weights("video_decoder")
-        return choose_tiling("auto", decoder, latents, self.shape, budget)
+        return choose_tiling("auto", decoder, latents.shape, budget)
 
 
 def encode_text(lent: RandomComponents, folder: Path, name: str) -> Iterator[Result]:

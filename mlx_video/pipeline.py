@@ -39,6 +39,7 @@ class Reached(NamedTuple):
 
     stage, step  how many stages are done, and how many steps of the next
     latents      each stream's tokens at that point, (B, N, C), float32
+    sound        audio latents that the clip keeps; ``None`` until their stage is done
     """
 
     stage: int
@@ -132,7 +133,7 @@ class Pipeline:
     def events(
         self, request: Request, start: Reached | None = None
     ) -> Iterator[Step | Preview | Reached | Sample]:
-        """``stream`` up to the ``Sample``, with a ``Reached`` after each step; resumes from ``start``."""
+        """``stream`` up to the ``Sample``, with a ``Reached`` after each step that ``start`` can be; resumes from ``start``."""
         self.check(request)
         embeddings, prompt = yield from self._encode_prompt(request)
         conditions = yield from self._encode_inputs(request)
@@ -376,7 +377,7 @@ class Pipeline:
         key = mx.random.key((request.seed + DECODER_SEED) % 2**32)
         with self.components.lend("video_decoder") as decoder:
             budget = self.memory and self.memory - mx.get_active_memory()
-            plan = choose_tiling(request.tiling, decoder, latent, request.shape, budget)
+            plan = choose_tiling(request.tiling, decoder, latent.shape, budget)
             chunks = decode_stream(decoder, latent, plan, key=key)
             if self.health:
                 cell = self.components.geometry.video

@@ -141,7 +141,7 @@ class Footprint:
         return Phase(name, weights, activations + SMALL)
 
     def computing(self, name: str, work: Work) -> float:
-        """The most bytes that a part computes with for ``work``: for prompts, a picture, or all sound or latents."""
+        """The most bytes that part ``name`` needs besides its weights: for all prompts, one picture, or the whole sound."""
         geometry, context = self.components.geometry, self.context
         prompts = 1 + work.recipe.guided
         rows = prompts * min(work.prompt_tokens, context)
@@ -159,7 +159,7 @@ class Footprint:
         return self.part(name).activation_bytes(*sizes[name])
 
     def in_turn(self, name: str, work: Work, *parts: str) -> Phase:
-        """A phase whose parts are lent one after the other: that of the largest."""
+        """The phase ``name``, in which ``parts`` are lent one after the other: what the largest of them needs."""
         return largest([self.phase(name, self.computing(p, work), p) for p in parts])
 
 
@@ -290,12 +290,11 @@ def _with_preview(
 
 def _video(footprint: Footprint, work: Work, room: float) -> Phase:
     """The decoding, in tiles that may be chosen by the ``room`` that all weights leave."""
-    name, geometry, shape = "video_decoder", footprint.components.geometry, work.shape
+    name, geometry = "video_decoder", footprint.components.geometry
     loaded = footprint.residency.keep | {name}
     budget = room - sum(map(footprint.weights, loaded))
-    decoder, grid = footprint.part(name), geometry.latents(shape)
-    mode = work.request.tiling
-    tiling = choose_tiling(mode, decoder, mx.zeros(grid), shape, budget)
+    decoder, grid = footprint.part(name), geometry.latents(work.shape)
+    tiling = choose_tiling(work.request.tiling, decoder, grid, budget)
     most = decoder.activation_bytes(grid, tiling)
     decode = footprint.phase(Doing.DECODE_VIDEO, most, name)
     if work.sampled:  # there is no other to compare it with

@@ -73,7 +73,7 @@ class Request:
             if geometry:
                 geometry.check(self.shape, recipe.shrink, self.audio)
         with at("tiling"):
-            TilingConfig.named(self.tiling, *self.shape[1:3], self.shape.frames)
+            TilingConfig.named(self.tiling)
         if self.timed and recipe.rounds is not None:
             raise UserError(
                 "DFR cannot choose the clip's length; set --num-frames."

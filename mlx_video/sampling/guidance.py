@@ -100,7 +100,7 @@ def guided(
 
     A pass that either modality needs runs for both, as in the official code.
 
-    batched  run all passes in one call: faster if memory allows, with the same result
+    batched  run all passes in one call: faster if memory allows, with slightly different rounding
     Raises ``ValueError`` if ``cfg`` is not 1 and there is no negative prompt.
     """
     passes, last = passes_of(prompt, guidance), AV()

@@ -64,7 +64,7 @@ class TextConnectors(Network):
         return wanted.map(lambda x, own: own(x, lengths, positions), connectors)
 
     def activation_bytes(self, rows: int, prompts: int, positions: int) -> float:
-        """For ``prompts`` with ``rows`` tokens in total and a context of ``positions`` each."""
+        """The most bytes for ``prompts`` with ``rows`` tokens in total and a context of ``positions`` each."""
         config, dtype = self.config, self.video.learnable_registers.dtype
         live, itemsize = memory_table.live(dtype), dtype.size
         inputs = (config.text_layers + 1) * config.caption_channels

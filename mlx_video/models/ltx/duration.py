@@ -44,7 +44,7 @@ class DurationHead(Network):
         self.mlp_out = nn.Linear(config.mlp_hidden, 1)
 
     def activation_bytes(self, context: int) -> int:
-        """For ``context`` positions of each stream: tokens, all of them joined, keys and values, whole and split into heads."""
+        """Bytes for ``context`` positions of each stream: tokens, apart and joined, keys and values, whole and in heads."""
         weight = self.pooler.out_proj.weight
         return 6 * 2 * context * weight.shape[0] * weight.itemsize
 

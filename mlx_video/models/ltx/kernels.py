@@ -43,7 +43,7 @@ class Kernel:
         return rest == 0 and threads % WARP == 0 and threads <= MAX_THREADS
 
     def launch(self, x: mx.array, *_: mx.array | float | None) -> Launch:
-        """For these arguments."""
+        """How to launch it for these arguments of the function."""
         block = x.shape[-1] // self.features
         return block * x.shape[0] * x.shape[1], block, x.shape
 

@@ -96,7 +96,7 @@ class GemmaTextEncoder(Network):
         return {prefix + k: v for k, v in super()._tensors(source, *options).items()}
 
     def activation_bytes(self, rows: int) -> int:
-        """For prompts of ``rows`` tokens: every layer's states, single and stacked, and one layer's intermediates."""
+        """Bytes for prompts of ``rows`` tokens: every layer's states, single and stacked, and one layer's intermediates."""
         args, norm = self.model.args, self.model.model.norm.weight
         states = args.num_hidden_layers + 1
         return rows * (2 * states + 16) * args.hidden_size * norm.dtype.size

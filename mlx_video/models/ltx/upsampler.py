@@ -61,7 +61,7 @@ class LatentUpsampler(Network):
         self.conv_out = Conv3d(channels, config.in_channels)
 
     def activation_bytes(self, cells: int) -> float:
-        """For ``cells`` of the fine grid."""
+        """The most bytes that upsampling to ``cells`` of the fine grid needs besides the weights."""
         weight = self.conv_in.weight
         live = memory_table.live(weight.dtype)
         each = cells * weight.shape[0] * weight.dtype.size

@@ -56,7 +56,7 @@ class AudioEncoder(Network):
         self.per_channel_statistics = PerChannelStatistics(tokens)
 
     def activation_bytes(self, mel_frames: int) -> float:
-        """For ``mel_frames``."""
+        """The most bytes that encoding ``mel_frames`` needs besides the weights."""
         cells, dtype = mel_frames * self.config.mel_bins, self.conv_in.weight.dtype
         return memory_table.live(dtype).mel * cells * self.config.ch * dtype.size
 
@@ -94,7 +94,7 @@ class AudioDecoder(Network):
         self.conv_out = CausalConv2d(widths[0], config.out_ch)
 
     def activation_bytes(self, frames: int) -> float:
-        """For ``frames`` of the latent."""
+        """The most bytes that decoding ``frames`` of the latent needs besides the weights."""
         cells = self.config.time_factor * frames * self.config.mel_bins
         live, dtype = memory_table.live, self.conv_in.weight.dtype
         return live(dtype).spectrogram * cells * self.config.ch * dtype.size

@@ -73,7 +73,7 @@ class BigVGANVocoder(Network):
         return reach(inner) + math.ceil(extension * bwe.hop_length / inner.hop)
 
     def activation_bytes(self, mel_frames: int) -> float:
-        """For ``mel_frames``, in float32: one piece's worth of the widest array in the generator or the extension."""
+        """The most bytes for ``mel_frames``, in float32: arrays as wide as the widest of a piece in either generator."""
         bwe = self.config.bwe
         frames = min(mel_frames, PIECE + 2 * self.reach)
         per_frame = self.config.vocoder.hop / bwe.hop_length

@@ -157,7 +157,7 @@ class Vocoder(Generator, Network):
         self.sample_rate, self.hop = config.output_sample_rate, config.hop
 
     def activation_bytes(self, mel_frames: int) -> float:
-        """For ``mel_frames``, in float32."""
+        """The most bytes that the sound of ``mel_frames`` needs besides the weights, in float32."""
         weight = self.conv_post.weight
         live = memory_table.live(weight.dtype).sound
         samples = mel_frames * self.hop

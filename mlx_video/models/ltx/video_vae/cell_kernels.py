@@ -47,7 +47,7 @@ class CellKernel(Kernel):
         return on_cuda() and even and x.shape[-1] % self.channels == 0
 
     def launch(self, *arguments: mx.array | float | None) -> Launch:
-        """For these arguments."""
+        """As in ``Kernel``."""
         shape = self.shape(*arguments)
         threads = math.prod(shape[:-1]) * min(shape[-1] // WIDTH, WARP)
         return -(-threads // BLOCK) * BLOCK, BLOCK, shape

@@ -12,7 +12,6 @@ import mlx.core as mx
 from mlx_video.models.ltx.pacing import each_piece_by_piece
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
-from mlx_video.types import VideoPixelShape
 
 if TYPE_CHECKING:  # they import this module
     from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
@@ -45,18 +44,17 @@ Tiling = TilingConfig | StreamPlan
 def choose_tiling(
     mode: str,
     decoder: "Decoder",
-    latents: mx.array,
-    shape: VideoPixelShape,
+    shape: tuple[int, ...],
     budget: float | None = None,
 ) -> Tiling:
-    """How to decode ``latents`` (B, C, F, H, W) of a clip of ``shape`` in ``mode``, one of ``tiling.MODES``.
+    """How to decode latents of ``shape`` (B, C, F, H, W) in ``mode``, one of ``tiling.MODES``.
 
     "none" decodes exactly; "auto" is ``fitting`` within ``budget`` bytes besides the weights (by default what the device
     has left).
     """
     if mode == "auto":
-        return fitting(decoder, latents, budget)
-    return TilingConfig.named(mode, *shape[1:3], shape.frames) or StreamPlan()
+        return fitting(decoder, shape, budget)
+    return TilingConfig.named(mode) or StreamPlan()
 
 
 def decode_stream(
@@ -122,9 +120,9 @@ def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]
 
 
 def fitting(
-    decoder: "Decoder", latents: mx.array, budget: float | None = None
+    decoder: "Decoder", shape: tuple[int, ...], budget: float | None = None
 ) -> Tiling:
-    """The fastest exact plan for ``latents`` (B, C, F, H, W) within ``budget`` bytes, else the tiles with the fewest seams.
+    """The fastest exact plan for latents of ``shape`` within ``budget`` bytes, else the tiles with the fewest seams.
 
     If nothing fits, it is what needs least. The budget excludes the weights; by default it is what the device has left, if
     MLX knows that.
@@ -133,8 +131,8 @@ def fitting(
         info = mx.device_info()
         memory = info.get("memory_size") or info.get("total_memory") or math.inf
         budget = memory - mx.get_active_memory()
-    needs = cache(partial(decoder.activation_bytes, latents.shape))
+    needs = cache(partial(decoder.activation_bytes, shape))
     tiles = TilingConfig.conservative, TilingConfig.default, TilingConfig.aggressive
-    ways = [*decoder.plans(latents.shape), *(tiling() for tiling in tiles)]
+    ways = [*decoder.plans(shape), *(tiling() for tiling in tiles)]
     fit = (way for way in ways if needs(way) <= budget)
     return next(fit, None) or min(ways, key=needs)

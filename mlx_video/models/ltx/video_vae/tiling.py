@@ -101,18 +101,19 @@ class TilingConfig:
         return None if whole else cls.default()
 
     @classmethod
-    def named(
-        cls, mode: str, height: int, width: int, num_frames: int
-    ) -> "TilingConfig | None":
-        """The tiles of ``mode``, one of ``MODES`` or ``UserError``, for a clip of this size in pixels."""
+    def named(cls, mode: str) -> "TilingConfig | None":
+        """The tiles of ``mode``, one of ``MODES``; ``None`` for "none" and "auto", see ``decoding.choose_tiling``.
+
+        Raises ``UserError`` for another mode.
+        """
         if mode not in MODES:
             raise UserError(
                 f"tiling must be one of {', '.join(MODES)}; got {ascii(mode)[:40]}."
             )
-        if mode == "auto":
-            return cls.auto(height, width, num_frames)
+        if mode in ("none", "auto"):
+            return None
         name = f"{mode}_only" if mode in ("spatial", "temporal") else mode
-        return None if mode == "none" else getattr(cls, name)()
+        return getattr(cls, name)()
 
 
 def iterate_decode(

@@ -203,14 +203,15 @@ def test_a_tile_of_time_leads_in_with_a_frame_of_no_weight():
     [("default", 512, 64), ("aggressive", 256, 32), ("conservative", 768, 96)],
 )
 def test_named(mode, pixels, frames):
-    config = TilingConfig.named(mode, 512, 768, 121)
+    config = TilingConfig.named(mode)
     assert config.spatial_config.tile_size_in_pixels == pixels
     assert config.temporal_config.tile_size_in_frames == frames
 
 
 def test_none_and_auto():
-    assert TilingConfig.named("none", 2160, 3840, 481) is None
-    assert TilingConfig.named("auto", 512, 768, 121) is None
+    assert TilingConfig.named("none") is None
+    assert TilingConfig.named("auto") is None
+    assert TilingConfig.auto(512, 768, 121) is None
     assert TilingConfig.auto(1024, 1536, 121) == TilingConfig.default()
 
 
@@ -231,7 +232,7 @@ def test_a_larger_tile_is_decoded_less_often():
     "make, message",
     [
         (
-            lambda: TilingConfig.named("fast", 64, 64, 9),
+            lambda: TilingConfig.named("fast"),
             "auto, none, default, aggressive, conservative, spatial, temporal; got 'fast'",
         ),
         (lambda: SpatialTilingConfig(500), "multiple of 32.*got 500. Nearest: 512"),
