@@ -274,7 +274,7 @@ class MidBlock3D(nn.Module):
         return x
 
 
-def layers(blocks: list[nn.Module]) -> list[nn.Module]:
+def layers_of(blocks: list[nn.Module]) -> list[nn.Module]:
     """The layers of ``blocks`` in order: a ``MidBlock3D`` is several."""
     return [
         layer for block in blocks for layer in getattr(block, "res_blocks", [block])

@@ -17,19 +17,19 @@ from mlx_video.models.ltx.video_vae.convolution import (
     Block,
     CausalConv3d,
     MidBlock3D,
-    layers,
+    layers_of,
     read_blocks,
     video_names,
     widest,
 )
 from mlx_video.models.ltx.video_vae.decoder_memory import DecoderMemory
-from mlx_video.models.ltx.video_vae.decoding import WHOLE, StreamPlan, Tiling
+from mlx_video.models.ltx.video_vae.decoding import WHOLE
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
 from mlx_video.models.ltx.video_vae.stream import DecoderStep, FrameCache, in_pieces
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig, iterate_decode
 
 
-class VideoDecoder(Network):
+class VideoDecoder(DecoderMemory, Network):
     """The decoder. It is not causal in LTX-2, so a pixel frame may depend on later latents."""
 
     CONFIG = VideoVAEConfig
@@ -79,36 +79,14 @@ class VideoDecoder(Network):
         return iterate_decode(self, latents, tiling, self.scale)
 
     @property
-    def _layers(self) -> list[nn.Module]:
-        return [self.conv_in, *layers(self.up_blocks), self.conv_out]
+    def layers(self) -> list[nn.Module]:
+        """All layers, in the order in which they run."""
+        return [self.conv_in, *layers_of(self.up_blocks), self.conv_out]
 
     def _steps(self) -> list[DecoderStep]:
-        *steps, last = (DecoderStep(layer, widest(layer)) for layer in self._layers)
+        *steps, last = (DecoderStep(layer, widest(layer)) for layer in self.layers)
         finish = partial(self.conv_out, activate=True)
         return [*steps, DecoderStep(finish, last.width)]
-
-    # Memory and time besides the weights
-
-    def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
-        """How latents of ``shape`` may be cut with the same pixels, the fastest first."""
-        return self._memory.plans(shape)
-
-    def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
-        """About how many bytes decoding latents of ``shape`` needs besides the weights."""
-        return self._memory.activation_bytes(shape, tiling)
-
-    def operations(self, shape: tuple[int, ...]) -> float:
-        """The cost of decoding latents of ``shape``, in transformer operations that take as long."""
-        return self._memory.operations(shape)
-
-    @property
-    def receptive_field(self) -> int:
-        """How many latent rows or columns away a cell can be and still affect a pixel."""
-        return self._memory.receptive_field
-
-    @property
-    def _memory(self) -> DecoderMemory:
-        return DecoderMemory(self.config, self._layers)
 
 
 def _narrowing(block: Block) -> int:

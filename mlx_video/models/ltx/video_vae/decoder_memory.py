@@ -4,7 +4,6 @@ Shapes are those of latents, (B, C, F, H, W).
 """
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from typing import Iterator, NamedTuple, Sequence
@@ -71,9 +70,8 @@ class Sized(NamedTuple):
         return [unfolded_elements(conv, self.frames, self.frame) for conv in convs]
 
 
-@dataclass(frozen=True)
 class DecoderMemory:
-    """Bytes, operations and cuts of a decoder with this ``config``, whose ``layers`` run in this order."""
+    """The part of the decoder that foresees bytes, operations and cuts, from its ``config`` and its ``layers`` in order."""
 
     config: VideoVAEConfig
     layers: Sequence[nn.Module]
@@ -88,7 +86,9 @@ class DecoderMemory:
         most = PIECES[0]
         if not on_gpu():
             cells = math.prod(shape) // math.prod(shape[1:3])  # of a latent frame
-            largest = max(space * widest(layer) for layer, _, space in self._steps())
+            largest = max(
+                space * widest(layer) for layer, _, space in self._scaled_layers()
+            )
             most = FRAMES_CPU * cells * largest
         for tiles in range(1, max(shape[3:]) // 2):
             for elements in PIECES:
@@ -132,7 +132,7 @@ class DecoderMemory:
         """How many latent rows or columns away a cell can be and still affect a pixel."""
         steps = (
             Fraction(len(convolutions(layer)), math.isqrt(space))
-            for layer, _, space in self._steps()
+            for layer, _, space in self._scaled_layers()
         )
         return math.ceil(sum(steps))
 
@@ -193,10 +193,10 @@ class DecoderMemory:
         """The layers in order, for latents of (B, F, H, W) cells."""
         return [
             Sized(layer, (F - 1) * time + 1, B * H * W * space)
-            for layer, time, space in self._steps()
+            for layer, time, space in self._scaled_layers()
         ]
 
-    def _steps(self) -> Iterator[tuple[nn.Module, int, int]]:
+    def _scaled_layers(self) -> Iterator[tuple[nn.Module, int, int]]:
         """The layers in order, each with its frames per latent frame and its cells per latent cell of a frame."""
         time, height, width = 1, 1, 1
         for layer in self.layers:

@@ -23,7 +23,7 @@ from mlx_video.models.ltx.video_vae.convolution import (
     by_product,
     by_volume,
     convolutions,
-    layers,
+    layers_of,
     on_gpu,
     preferred_form,
     read_blocks,
@@ -86,7 +86,7 @@ class VideoEncoder(Network):
         cut = self._cut(pixels, elements)
         pieces = ((x, i == len(cut)) for i, x in enumerate(cut, 1))
         pieces = map(partial(_through, self._begin, cache), pieces)
-        for layer in layers(self.down_blocks):
+        for layer in layers_of(self.down_blocks):
             through = partial(_through, layer, cache, takes=_copied_bytes(layer))
             pieces = map(through, gathered(pieces, elements))
         pieces = map(partial(_through, self._finish, cache), gathered(pieces, elements))
