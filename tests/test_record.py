@@ -195,6 +195,12 @@ def test_a_file_that_is_not_text_or_no_file_at_all(tmp_path):
         Job.from_record(tmp_path)
 
 
+def test_a_file_far_larger_than_any_record_is_not_parsed(read):
+    assert read(text=JOB.record().ljust(2**20)) == JOB
+    with pytest.raises(UserError, match="x.json is too large: 1,048,577 bytes"):
+        read(text=JOB.record().ljust(2**20 + 1))
+
+
 GUIDANCE = "recipe.stages.0.guidance"
 SENSELESS = [
     ("request.prompt", " ", "The prompt is empty.* for example 'a cat"),

@@ -75,6 +75,20 @@ def test_the_second_clip_reads_nothing_large_and_is_the_same_even_after_a_failur
     assert not shelf.names
 
 
+def test_a_part_kept_under_another_residency_is_read_again(model, loaded):
+    shelf = Shelf()
+    components = Components.open(Files(str(model), dtype="float32"))
+    kept = replace(components.residency, keep=frozenset({"transformer"}))
+    packed = replace(kept, quantize=8)
+    more = replace(packed, keep=frozenset(LARGE))
+    for residency, read in ((kept, True), (packed, True), (more, False)):
+        loaded.clear()
+        own = components.under(residency)
+        own.shelf = shelf
+        with own.lend("transformer"):
+            assert loaded == ["transformer"] * read
+
+
 @pytest.mark.slow
 def test_what_is_made_otherwise_is_read_again(model, tmp_path, loaded):
     shelf = Shelf()
