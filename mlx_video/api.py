@@ -120,8 +120,8 @@ class LTXPipeline:
 
         image          the clip begins with this path, PIL image, or array (H, W, 3) of uint8 or from 0 to 1; or an
                        ``Image``, which also says where and how strongly it is shown; or a list of these
-        frames         rounded to 1 + a multiple of 8, with a warning, at ``fps`` per second
-        height, width  pixels, a multiple of 32, or of 64 in two stages
+        frames         at ``fps`` per second; rounded to 1 + a multiple of 8 for LTX-2, with a warning
+        height, width  pixels; LTX-2 takes multiples of 32, or of 64 in two stages
         audio          whether the clip has sound
         """
         given = [] if image is None else image

@@ -302,7 +302,7 @@ def check_inputs(
                 given.check(shape, geometry)
 
 
-def forget() -> None:
+def forget_pictures() -> None:
     """Free the pictures that were read: a run reads each once, and needs it until it is encoded."""
     _read_picture.cache_clear()
 

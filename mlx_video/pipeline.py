@@ -13,7 +13,7 @@ from mlx_video import health, postprocess
 from mlx_video.conditioning.latent import Condition, LatentState
 from mlx_video.errors import UserError, at
 from mlx_video.health import check_weights
-from mlx_video.inputs import Parts, forget, taken_by
+from mlx_video.inputs import Parts, forget_pictures, taken_by
 from mlx_video.models.ltx.checkpoint.checks import check_duration_head
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
@@ -252,7 +252,7 @@ class Pipeline:
                 conditions.append(self._conditions(request, parts, number))
                 if request.inputs:
                     yield Step(Doing.ENCODE_INPUTS, number + 1, count)
-        forget()
+        forget_pictures()
         return conditions
 
     def _conditions(self, request: Request, parts: Parts, number: int) -> Conditions:

@@ -188,7 +188,7 @@ class DiffusionDecoder(Network):
 
     @property
     def receptive_field(self) -> int:
-        """Latent rows or columns that affect a pixel: all, since noise is drawn for whole frames."""
+        """Without limit, so that frames are never cut into tiles: noise is drawn for whole frames."""
         return sys.maxsize
 
     def tiled(
