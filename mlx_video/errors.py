@@ -61,7 +61,9 @@ def field_error(error: Mapping) -> str:
     said = f"{place}: {error['msg']}"
     for theirs, ours in OUR_WORDS.items():
         said = re.sub(theirs, ours, said)
-    return f"{clip(said, 200)}; got {clip(repr(error['input']), 60)}."
+    given = error["input"]
+    got = clip(repr(given) if isinstance(given, str) else given, 60)  # null, not None
+    return f"{clip(said, 200)}; got {got}."
 
 
 OUR_WORDS = {  # for pydantic's

@@ -124,6 +124,12 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("value, told", [(None, "null"), (True, "true"), ("x", "'x'")])
+def test_a_wrong_value_is_shown_as_the_file_has_it(value, told, read):
+    with pytest.raises(UserError, match=f"seed must be a valid integer; got {told}."):
+        read(set_at("request.seed", value))
+
+
 @pytest.mark.parametrize("field", WRONG)
 def test_a_field_of_a_wrong_kind_is_named(field, read, tmp_path):
     for value in WRONG[field]:
