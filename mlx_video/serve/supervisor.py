@@ -208,26 +208,27 @@ class Supervisor:
         return all(self.store.file(video.id, suffix).exists() for suffix in files)
 
     def _hear(self, event: Event) -> None:
-        kind, running = event["event"], self.running
-        if kind == "estimate":
-            if answer := self._answers.get(event["ticket"]):
-                answer.set_result(event["estimate"])
-        elif running is None or event.get("id") != running.id:
+        """Act on an event of the worker; on one of a clip only while that clip is being made."""
+        if answer := self._answers.get(event.get("ticket")):
+            answer.set_result(event["estimate"])
+        running = self.running
+        if running is None or event.get("id") != running.id:
             return
-        elif kind == "progress":
-            self.store.advance(running.id, str(event["phase"]), int(event["progress"]))
-            told = self._cancelled
-            if told and time.monotonic() - told > DEAF_SECONDS:
-                self._interrupt()  # the first came before the worker had started
-        elif kind == "notice":
-            self.store.notice(running.id, str(event["message"]))
-        elif kind == "done":
-            self.store.complete(running.id)
-            self._finish()
-        elif kind == "failed":
-            self._failed(str(event["code"]), str(event["message"]))
-        if running:
-            self._tell(running.id, event)
+        match event["event"]:
+            case "progress":
+                phase, progress = str(event["phase"]), int(event["progress"])
+                self.store.advance(running.id, phase, progress)
+                told = self._cancelled
+                if told and time.monotonic() - told > DEAF_SECONDS:
+                    self._interrupt()  # the first came before the worker had started
+            case "notice":
+                self.store.notice(running.id, str(event["message"]))
+            case "done":
+                self.store.complete(running.id)
+                self._finish()
+            case "failed":
+                self._failed(str(event["code"]), str(event["message"]))
+        self._tell(running.id, event)
 
     def _gone(self) -> None:
         """Handle the end of the worker: a clip that it was making has failed."""
