@@ -377,15 +377,14 @@ class Pipeline:
         key = mx.random.key((request.seed + DECODER_SEED) % 2**32)
         with self.components.lend("video_decoder") as decoder:
             budget = self.memory and self.memory - mx.get_active_memory()
-            plan = choose_tiling(request.tiling, decoder, latent.shape, budget)
-            chunks = decode_stream(decoder, latent, plan, key=key)
-            if self.health:
-                cell = self.components.geometry.video
-                checked = (health.check_pixels(chunk, cell) for chunk in chunks)
-                frames = postprocess.frames(checked)
-                yield from health.watched(frames, self.defaults.may_be_still)
-            else:
-                yield from postprocess.frames(chunks)
+            tiling = choose_tiling(request.tiling, decoder, latent.shape, budget)
+            pieces = decode_stream(decoder, latent, tiling, key=key)
+            if not self.health:
+                yield from postprocess.frames(pieces)
+                return
+            cell = self.components.geometry.video
+            frames = postprocess.frames(health.check_pixels(p, cell) for p in pieces)
+            yield from health.watched(frames, self.defaults.may_be_still)
 
 
 def steps(
