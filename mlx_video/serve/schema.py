@@ -1,6 +1,7 @@
 """The API's requests and responses: OpenAI's Videos API, with additions for LTX. Imports no MLX.
 
-Field names and states are those of the official ``openai`` client, version 3.57. https://platform.openai.com/docs/api-reference/videos
+Field names and states are those of the official ``openai`` client, version 3.57.
+https://platform.openai.com/docs/api-reference/videos
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal, Mapping

@@ -1,4 +1,4 @@
-"""Hyper-parameters of the transformer, the text connectors, the upsamplers and the duration head, from the checkpoint's own metadata."""
+"""Hyper-parameters of the transformer, the text connectors, the upsamplers and the duration head, from the checkpoint."""
 
 from dataclasses import dataclass, fields
 from enum import Enum

@@ -1,4 +1,4 @@
-"""Log-mel spectrogram to waveform: the layers that vocoders share, and HiFi-GAN (Kong et al. 2020, arXiv:2010.05646), generator V1.
+"""Log-mel spectrogram to waveform: what vocoders share, and HiFi-GAN, generator V1 (Kong et al. 2020, arXiv:2010.05646).
 
 Both channels are processed together: their mel bins enter side by side, and two samples come out at a time.
 """

@@ -1,4 +1,4 @@
-"""Recognises the layouts in which LTX-2 is stored and the parts in a file, by headers and configs, and finds the files beside them.
+"""Recognises how LTX-2 is stored and which parts a file holds, by headers and configs, and finds the files beside it.
 
 Knows layouts, not networks; loads nothing.
 """

@@ -1,4 +1,7 @@
-"""Convolution over video, (B, F, H, W, C), and the blocks of it that encoder and decoder share. Knows padding and the size limit of one call, not what a block computes."""
+"""Convolution over video, (B, F, H, W, C), and the residual blocks that encoder and decoder share.
+
+Knows padding, and how large one call may be; not the order of blocks.
+"""
 
 import math
 from typing import Callable, Iterator, Mapping, Sequence

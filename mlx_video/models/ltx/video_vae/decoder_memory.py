@@ -1,6 +1,6 @@
-"""What the convolutional decoder needs besides its weights, and how a clip may be cut to fit: arithmetic on layers and shapes.
+"""What the convolutional decoder needs besides its weights, and how a clip may be cut to fit.
 
-Shapes are those of latents, (B, C, F, H, W).
+Arithmetic on layers and on shapes of latents, (B, C, F, H, W).
 """
 
 import math
