@@ -1,4 +1,4 @@
-"""What a clip is made from besides the prompt. Each kind of input is a class here that no other module needs to know.
+"""What a clip is made from besides the prompt. Each kind is a class; pipeline, plan, record and terminal know only the base.
 
 An input names the networks that it needs, checks itself, counts the tokens that it adds, and becomes conditions on either
 stream.

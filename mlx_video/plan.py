@@ -1,4 +1,4 @@
-"""Plans how much memory a run needs, phase by phase, and how to make it fit. Knows sizes; reads nothing.
+"""Plans how much memory a run needs, phase by phase, and how to make it fit. Knows sizes; reads no weights.
 
 Each part knows what a call needs; this module adds up the parts for a request.
 """

@@ -1,4 +1,4 @@
-"""The video encoder: pixels to latents. Knows the order of its blocks, not how large a clip fits in memory."""
+"""The video encoder: pixels to latents. Knows the order of its blocks, and the memory that an image needs."""
 
 from functools import partial
 from pathlib import Path
