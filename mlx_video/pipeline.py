@@ -339,7 +339,7 @@ class Pipeline:
         ):
             yield step
             if not done < step.index < step.total:
-                continue
+                continue  # nothing is new, or the stage is over
             if resumes and may_start(strengths, step.index):
                 latents = states.map(lambda state: state.latent)
                 yield Reached(number, step.index, latents, sound)

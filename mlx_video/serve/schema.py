@@ -186,8 +186,9 @@ class Model(BaseModel):
 
     def grid(self, recipe: str) -> clip_limits.Grid:
         """The clips that it can make with ``recipe``."""
-        (columns, rows), (width, height) = self.steps[recipe], self.least
-        return clip_limits.Grid(self.frame_step, rows, columns, height, width)
+        (width_step, height_step), (width, height) = self.steps[recipe], self.least
+        steps = self.frame_step, height_step, width_step
+        return clip_limits.Grid(*steps, height, width)
 
     def snapped(self, request: VideoRequest) -> tuple[VideoRequest, list[str]]:
         """``request`` with every setting decided and on this model's grid, and sentences on what was changed."""
