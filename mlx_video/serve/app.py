@@ -5,11 +5,11 @@ https://platform.openai.com/docs/api-reference/videos
 
 import asyncio
 import json
-import queue
 import secrets
 import shutil
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, AsyncIterator, Container, Literal, NamedTuple
 
@@ -28,6 +28,7 @@ from mlx_video.serve.supervisor import Supervisor
 
 PAGE = Path(__file__).parent / "page"
 WRONG_KEY_SECONDS = 1.0  # before a wrong key is answered
+STILL_SECONDS = 5  # without events before a line says that the stream goes on
 POLL_AFTER_MS = "1000"  # between two polls of the official client
 CONTENT = {
     "video": (".mp4", "video/mp4"),
@@ -273,17 +274,20 @@ def _queued(
 
 
 async def _stream(at: Serving, id: str) -> AsyncIterator[str]:
-    with at.supervisor.listening(id) as events:
+    events: asyncio.Queue = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    hear = partial(loop.call_soon_threadsafe, events.put_nowait)
+    with at.supervisor.listening(id, hear):
         if at.store.file(id, PREVIEW).exists():
-            events.put({"event": "preview", "number": 0})
+            events.put_nowait({"event": "preview", "number": 0})
         while (video := at.store.get(id)) is not None:
-            body = schema.VideoObject.of(video).model_dump_json()
+            body = schema.VideoObject.of(video, at.store.place(video)).model_dump_json()
             yield f"event: video\ndata: {body}\n\n"
             if video.status not in OPEN:
                 return
             try:
-                event = await asyncio.to_thread(events.get, True, 5)
-            except queue.Empty:
+                event = await asyncio.wait_for(events.get(), STILL_SECONDS)
+            except TimeoutError:
                 yield ": still here\n\n"
                 continue
             if event and event["event"] == "preview":

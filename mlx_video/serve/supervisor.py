@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Iterator, Literal, Mapping, Sequence
+from typing import Callable, Iterator, Literal, Mapping, Sequence
 
 from mlx_video.serve.schema import Estimate, Model, VideoRequest
 from mlx_video.serve.store import Store, Video
@@ -21,6 +21,7 @@ from mlx_video.serve.store import Store, Video
 log = logging.getLogger(__name__)
 
 Event = Mapping[str, object]
+Listener = Callable[[Event | None], object]
 
 ESTIMATE_SECONDS = 20
 DEAF_SECONDS = 1  # a worker still busy this long after an interrupt has missed it
@@ -52,7 +53,7 @@ class Supervisor:
         self.running: Video | None = None
         self._cancelled = 0.0  # when the worker was last interrupted
         self._lines: queue.Queue = queue.Queue()  # of JSON, None at the end
-        self._listeners: dict[str, set[queue.Queue]] = defaultdict(set)
+        self._listeners: dict[str, set[Listener]] = defaultdict(set)
         self._answers: dict[int, Future] = {}
         self._lock = threading.Condition()  # notified when a job has ended
         self._thread = threading.Thread(target=self._work, name="supervisor")
@@ -117,14 +118,13 @@ class Supervisor:
         return Estimate.model_validate(found)
 
     @contextmanager
-    def listening(self, id: str) -> Iterator[queue.Queue]:
-        """A queue of one video's events from now on; ``None`` ends it."""
-        events: queue.Queue = queue.Queue()
-        self._listeners[id].add(events)
+    def listening(self, id: str, hear: Listener) -> Iterator[None]:
+        """Meanwhile ``hear`` is called, in another thread, with each event of one video; ``None`` ends them."""
+        self._listeners[id].add(hear)
         try:
-            yield events
+            yield
         finally:
-            self._listeners[id].discard(events)
+            self._listeners[id].discard(hear)
 
     # The thread
 
@@ -257,7 +257,7 @@ class Supervisor:
 
     def _tell(self, id: str, event: Event | None) -> None:
         for listener in list(self._listeners.get(id, ())):
-            listener.put(event)
+            listener(event)
 
     def _send(self, message: Mapping[str, object]) -> None:
         worker = self._worker

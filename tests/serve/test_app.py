@@ -4,7 +4,10 @@ import base64
 import errno
 import io
 import json
+import time
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -267,6 +270,23 @@ def test_events_tell_of_a_video_until_it_is_done(server):
     assert seen[-1]["status"] == "completed"
     progress = [video["progress"] for video in seen]
     assert progress == sorted(progress) and 50 in progress
+
+
+def test_many_who_listen_keep_nobody_waiting(server):
+    post = partial(server.http.post, "/v1/videos")
+    ids = [post(json={"prompt": "endless"}).json()["id"] for _ in range(2)]
+    heard = []  # keeps the streams open
+    with ExitStack() as streams:
+        for _ in range(50):  # more than there are threads
+            stream = server.http.stream("GET", f"/v1/videos/{ids[1]}/events")
+            heard.append(streams.enter_context(stream).iter_lines())
+            data = next(line for line in heard[-1] if line.startswith("data: "))
+            assert json.loads(data.removeprefix("data: "))["place"] == 1
+        start = time.monotonic()
+        ids.append(post(json={"prompt": "a red ball"}).json()["id"])
+        assert time.monotonic() - start < 2  # with a thread for each: 5 and more
+    for id in reversed(ids):
+        server.http.delete(f"/v1/videos/{id}")
 
 
 def test_who_comes_in_the_middle_is_told_of_the_latest_preview(server):

@@ -1,5 +1,6 @@
 """The server's worker: how its jobs are stopped, and what happens when it dies, or never starts."""
 
+import queue
 import signal
 import sys
 import threading
@@ -144,7 +145,8 @@ def scripted(script: str) -> tuple[str, ...]:
 
 def test_each_event_of_a_video_reaches_its_listeners_until_it_has_ended(tmp_path):
     with supervising(tmp_path, "unknown") as (supervisor, (id,)):
-        with supervisor.listening(id) as events:
+        events = queue.Queue()
+        with supervisor.listening(id, events.put):
             supervisor.start()
             heard = list(iter(partial(events.get, timeout=SECONDS), None))
         kinds = ["progress"] * 3 + ["notice"] * 2
@@ -155,7 +157,8 @@ def test_each_event_of_a_video_reaches_its_listeners_until_it_has_ended(tmp_path
 
 def test_who_waits_for_a_video_hears_at_once_that_it_has_ended(tmp_path):
     with supervising(tmp_path, "endless") as (supervisor, (id,)):
-        with supervisor.listening(id) as events:
+        events = queue.Queue()
+        with supervisor.listening(id, events.put):
             supervisor.start()
             events.get(timeout=SECONDS)
         assert not supervisor.ended(id, 0.01)
@@ -170,7 +173,8 @@ def test_a_clip_that_a_killed_server_had_finished_is_not_made_again(tmp_path):
     with supervising(tmp_path, "endless", "") as (supervisor, (whole, next_)):
         for suffix in (".mp4", ".json", ".webp", ".sheet.webp"):
             supervisor.store.file(whole, suffix).touch()
-        with supervisor.listening(next_) as events:
+        events = queue.Queue()
+        with supervisor.listening(next_, events.put):
             supervisor.start()
             assert [*iter(partial(events.get, timeout=SECONDS), None)]
         assert supervisor.store.get(whole).status == "completed"
@@ -202,7 +206,8 @@ def test_a_worker_is_started_three_times_before_the_server_gives_up(tmp_path):
     count = tmp_path / "count"
     worker = (sys.executable, "-c", f"open({str(count)!r}, 'a').write('x')")
     with supervising(tmp_path / "data", "waits", worker=worker) as (supervisor, (id,)):
-        with supervisor.listening(id) as events:
+        events = queue.Queue()
+        with supervisor.listening(id, events.put):
             supervisor.start()
             assert events.get(timeout=SECONDS) is None
         assert count.read_text() == "xxx" and supervisor.status == "failed"
