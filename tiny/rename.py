@@ -15,7 +15,7 @@ from tiny.model import PACKAGED
 def rename(folder: Path) -> bool:
     """Whether the part in ``folder`` had earlier names, and has the present ones now."""
     source = Source.of(folder)
-    weights = source.stored()
+    weights = source.weights()
     renamed = part_of(folder.name).network(source).sanitize(weights)
     if renamed.keys() == weights.keys():
         return False
