@@ -17,8 +17,7 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import identify
 from mlx_video.models.ltx.config import ConnectorConfig, LTXModelConfig, LTXModelType
 from mlx_video.models.ltx.connector import TextConnectors
-from mlx_video.models.ltx.loading.components import build
-from mlx_video.models.ltx.loading.parts import quantize_blocks
+from mlx_video.models.ltx.loading.parts import PARTS, quantize_blocks
 from mlx_video.models.ltx.ltx import LTXModel
 from tests.checkpoints import write_raw
 from tests.reference import CHECKPOINT, FIXTURES, error, manifest
@@ -31,7 +30,8 @@ SIZE = 64  # of the layer's weight, both ways
 
 @cache
 def built(part: str, **options) -> nn.Module:
-    return build(part, identify(CHECKPOINT).sources[part], mx.float32, **options)
+    source = identify(CHECKPOINT).sources[part]
+    return PARTS[part].build(source, mx.float32, **options)
 
 
 def transformer(**options) -> LTXModel:

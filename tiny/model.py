@@ -12,7 +12,6 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.loading.components import build
 from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.weights import save_folder
@@ -203,7 +202,7 @@ def fresh(name: str) -> nn.Module:
 def load(name: str) -> nn.Module:
     """Part ``name`` as training left it, or else as it is packaged; float32. Raises where there is neither."""
     folder = WORK / name if (WORK / name).is_dir() else PACKAGED / name
-    return build(folder_part(name), Source.of(folder), mx.float32)
+    return PARTS[folder_part(name)].build(Source.of(folder), mx.float32)
 
 
 def store(name: str, module: nn.Module) -> Path:

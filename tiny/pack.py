@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_video.linear import dense_weight
 from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source
-from mlx_video.models.ltx.loading.components import build, quantize_blocks
+from mlx_video.models.ltx.loading.components import quantize_blocks
 from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.models.ltx.text_folder import KNOWS
 from mlx_video.weights import CONFIG, Weights, save_folder
@@ -62,7 +62,7 @@ def pack(target: Path) -> None:
     for name in TEXT_FILES:
         source = WORK / "text_encoder" / name
         save_text(source, aside / "text_encoder" / name, DTYPE)
-    packed = build("transformer", Source.of(aside / DEV), mx.float32)
+    packed = PARTS["transformer"].build(Source.of(aside / DEV), mx.float32)
     save_lora(aside / LORA_FILE, distilled_lora(packed, load(DISTILLED)))
     root = {"name": NAME, "defaults": DEFAULTS}
     (aside / CONFIG).write_text(json.dumps(root, indent=2) + "\n")

@@ -240,13 +240,13 @@ def holds_changes(names: Iterable[str]) -> bool:
 def layer_names(module: nn.Module) -> dict[str, str]:
     """Every flattened name of a linear layer of ``module`` -> its path.
 
-    These are the official names and, from ``OTHER_NAMES`` of the module's class, those of other projects.
+    These are the official names and, from ``LORAS`` of the module's class, those of other projects.
     """
     names, network = {}, type(module)
     for path, layer in module.named_modules():
         if isinstance(layer, (nn.Linear, nn.QuantizedLinear)):
             official = network.NAMES.official(f"{path}.weight")
-            others = (table.ours(official) for table in network.OTHER_NAMES)
+            others = (table.ours(official) for table in network.LORAS)
             for name in (official, *filter(None, others)):
                 names[_flat(name.removesuffix(".weight"))] = path
     return names

@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 from mlx_video import lora
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.loading.components import Components, build
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.parts import PARTS
 from tests.reference import CHECKPOINT, UPSCALER
 from tiny import model, pack
@@ -90,7 +90,7 @@ def test_packed_transformer_is_quantized_in_its_blocks_only(packed):
 
 
 def test_packed_lora_turns_dev_into_distilled(untrained, packed):
-    dev = build("transformer", Source.of(packed / pack.DEV), mx.float32)
+    dev = PARTS["transformer"].build(Source.of(packed / pack.DEV), mx.float32)
     lora.fuse(dev, lora.Adapter.read(packed / pack.LORA_FILE))
     distilled = model.load(pack.DISTILLED)
     for path in (
@@ -112,7 +112,7 @@ def test_packed_parts_are_trained_further(packed, tmp_path, monkeypatch):
     assert language["model.norm.weight"].dtype == mx.float32
     for name in ("vocoder", pack.DEV):
         part, config = model.folder_part(name), tmp_path / name / "config.json"
-        quantized = build(part, Source.of(packed / name), mx.float32)
+        quantized = PARTS[part].build(Source.of(packed / name), mx.float32)
         before, after = map(pack.dense_weights, (quantized, model.load(name)))
         assert (
             before.keys() == after.keys() and "quantization" not in config.read_text()

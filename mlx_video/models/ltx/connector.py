@@ -25,9 +25,8 @@ class TextConnectors(Network):
     """Projects the states of all layers of the language model to one, then refines it for video and for audio."""
 
     CONFIG: ClassVar = ConnectorConfig
-    LORAS: ClassVar = True
     WIDE: ClassVar = True
-    OTHER_NAMES: ClassVar = (foreign_names.DIFFUSERS_CONNECTORS,)
+    LORAS: ClassVar = (foreign_names.DIFFUSERS_CONNECTORS,)
     NAMES: ClassVar = TensorNames(
         {
             foreign_names.PROJECTION: "projection.",

@@ -38,8 +38,7 @@ class LTXModel(Network):
 
     CONFIG: ClassVar = LTXModelConfig
     BLOCKS: ClassVar = "transformer_blocks."
-    LORAS: ClassVar = True
-    OTHER_NAMES: ClassVar = (
+    LORAS: ClassVar = (
         foreign_names.DIFFUSERS_TRANSFORMER,
         foreign_names.MLX_TRANSFORMER,
     )

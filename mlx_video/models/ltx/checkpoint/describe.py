@@ -13,7 +13,6 @@ from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.layouts import LORA, identify, with_projection
 from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.loading.components import build
 from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.models.ltx.loading.parts import NEEDED, PARTS, part_of
 from mlx_video.weights import Weights, outline
@@ -115,13 +114,14 @@ def _parts(stored: Mapping[str, Source], refusals: list[str]) -> dict[str, PartS
     parts = {}
     for name, source in stored.items():
         with _noted(refusals):
-            part_of(name).config(source)
-            weights = part_of(name).network(source).sanitize(source.outline())
+            part = part_of(name)
+            part.config(source)
+            weights = part.network(source).sanitize(source.outline())
             parts[name] = _summary(weights, source.quantization, source.formats())
             if source.is_gguf:
                 size = source.path.stat().st_size  # packed blocks have no MLX dtype
                 parts[name] = parts[name]._replace(dtypes=(), bytes=size)
-            build(name, source.sketch(), None)  # lazily: does every tensor fit?
+            part.build(source.sketch())  # lazily: does every tensor fit?
     return parts
 
 

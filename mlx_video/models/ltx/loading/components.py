@@ -29,12 +29,10 @@ from mlx_video.models.ltx.loading.parts import (
     NEEDED,
     PARTS,
     Network,
-    part_of,
     quantize_blocks,
 )
 from mlx_video.models.ltx.loading.residency import (
     GROUP_SIZE,
-    Mark,
     Residency,
     Shelf,
     cache_limited,
@@ -269,7 +267,7 @@ class Components:
         self.shelf = shelf
         shelf.clear(but={n: self._mark(n) for n in self.residency.keep})
 
-    def _mark(self, name: str, loras: tuple[LoRA, ...] = ()) -> Mark:
+    def _mark(self, name: str, loras: tuple[LoRA, ...] = ()) -> object:
         source = self.sources[name]
         kept_alike = replace(self.residency, keep=frozenset())
         fused = self.layout.distillation, self.loras, loras
@@ -291,24 +289,20 @@ class Components:
         for fusion in fusions:
             log.info("%s", fusion)
         if self.residency.low_memory and part.STREAMED:
-
-            def again() -> Network:
-                part, _ = self._network(name)
-                fuse(name, part, loras)
-                return part
-
-            part.stream(again)
+            part.stream(lambda: self._network(name, loras=loras)[0])
         if bits := self.residency.bits(type(part), self.sources[name]):
             quantize_blocks(part.network, GROUP_SIZE, bits)
         return part
 
-    def _network(self, name: str, source: Source | None = None) -> "Built":
-        """A lazy part with the checkpoint's and the user's LoRAs fused, and a list of these."""
+    def _network(
+        self, name: str, source: Source | None = None, loras: Sequence[LoRA] = ()
+    ) -> "Built":
+        """A lazy part with the checkpoint's, the user's and these LoRAs fused, and a list of the last two kinds."""
         source = source or self.sources[name]
-        part = build(name, source, self.residency.dtype, self.model_type)
+        part = PARTS[name].build(source, self.residency.dtype, self.model_type)
         if self.layout.distillation:
             fuse(name, part, [LoRA(self.layout.distillation)])
-        return part, fuse(name, part, self.loras)
+        return part, fuse(name, part, (*self.loras, *loras))
 
 
 def _alone(
@@ -333,25 +327,9 @@ Built = tuple[Network, list[Fusion]]
 
 def fuse(name: str, module: Network, loras: Iterable[LoRA]) -> list[Fusion]:
     """Fuse into part ``name``, lazily, the ``loras`` that apply to it."""
-    reports = (
-        Fusion(
-            file, strength, name, lora.fuse(module, lora.Adapter.read(file), strength)
-        )
-        for file, strength in loras
-        if module.LORAS
-    )
-    return [fusion for fusion in reports if fusion.report.matched]
-
-
-def build(
-    name: str,
-    source: Source,
-    dtype: mx.Dtype | None,
-    model_type: LTXModelType = LTXModelType.AudioVideo,
-) -> Network:
-    """The part ``name`` with its weights, see ``Network.from_source``; bfloat16 where float16 is too narrow for it."""
-    network = part_of(name).network(source)
-    if network.WIDE and dtype and dtype == mx.float16:
-        dtype = mx.bfloat16
-    wanted = {"model_type": model_type} if network.STREAMED else {}
-    return network.from_source(source, dtype, **wanted)
+    fusions = []
+    for file, strength in loras if module.LORAS else ():
+        report = lora.fuse(module, lora.Adapter.read(file), strength)
+        if report.matched:
+            fusions.append(Fusion(file, strength, name, report))
+    return fusions

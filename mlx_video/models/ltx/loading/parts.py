@@ -3,7 +3,7 @@
 import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Mapping, NamedTuple
+from typing import ClassVar, Mapping, NamedTuple, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -48,15 +48,14 @@ class Network(nn.Module):
     BLOCKS    prefix of the layers that may be quantized, of a large part: no other may be in memory with it; empty = none
     STREAMED  whether it has ``transformer_blocks`` and a method ``stream``, which makes it read them as they are used, and
               reads only the tensors of the streams that its config's ``model_type`` names
-    LORAS     whether LoRAs may change it, by official names or by ``OTHER_NAMES`` (tables from official names to those)
+    LORAS     tables from official names to others that LoRAs use for its layers; empty = no LoRA changes it
     WIDE      whether its activations may exceed float16's range (65,504), so that it runs in bfloat16 instead
     """
 
     CONFIG: ClassVar[type[Config]]
     NAMES: ClassVar[TensorNames]
     BLOCKS: ClassVar[str] = ""
-    LORAS: ClassVar[bool] = False
-    OTHER_NAMES: ClassVar[tuple[TensorNames, ...]] = ()
+    LORAS: ClassVar[tuple[TensorNames, ...]] = ()
     STREAMED: ClassVar[bool] = False
     WIDE: ClassVar[bool] = False
 
@@ -200,7 +199,7 @@ class Part:
 
     name: str
     block: str | None
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     optional: bool = False
     files: tuple[str, ...] = (CONFIG, INDEX, "*.safetensors")
     unlike: str = ""
@@ -222,58 +221,72 @@ class Part:
         """Its config, see ``Source.read_as``."""
         return source.read_as(self.candidate(source).config)
 
-
-def _part(name: str, block: str | None, *candidates, **options) -> Part:
-    return Part(name, block, tuple(Candidate(*each) for each in candidates), **options)
+    def build(
+        self,
+        source: Source,
+        dtype: mx.Dtype | None = None,
+        model_type: LTXModelType = LTXModelType.AudioVideo,
+    ) -> Network:
+        """It with its weights, see ``Network.from_source``; bfloat16 where float16 is too narrow for it."""
+        network = self.network(source)
+        if network.WIDE and dtype and dtype == mx.float16:
+            dtype = mx.bfloat16
+        wanted = {"model_type": model_type} if network.STREAMED else {}
+        return network.from_source(source, dtype, **wanted)
 
 
 DIFFUSION = {"_class_name": DiffusionDecoderConfig.CLASS_NAME}
+EXTENDED = {"vocoder": None, "bwe": None}
 PARTS = {
     part.name: part
     for part in (
-        _part("transformer", "transformer", ("ltx:LTXModel", LTXModelConfig)),
-        _part("connectors", "transformer", ("connector:TextConnectors", ConnectorConfig)),
-        _part("video_encoder", "vae", ("video_vae.encoder:VideoEncoder", VideoEncoderConfig)),
-        _part(
+        Part("transformer", "transformer", [Candidate("ltx:LTXModel", LTXModelConfig)]),
+        Part("connectors", "transformer", [Candidate("connector:TextConnectors", ConnectorConfig)]),
+        Part("video_encoder", "vae", [Candidate("video_vae.encoder:VideoEncoder", VideoEncoderConfig)]),
+        Part(
             "video_decoder",
             "vae",
-            ("video_vae.diffusion:DiffusionDecoder", DiffusionDecoderConfig, DIFFUSION),
-            ("video_vae.decoder:VideoDecoder", VideoVAEConfig),
+            [
+                Candidate("video_vae.diffusion:DiffusionDecoder", DiffusionDecoderConfig, DIFFUSION),
+                Candidate("video_vae.decoder:VideoDecoder", VideoVAEConfig),
+            ],
         ),
-        _part("audio_encoder", "audio_vae", ("audio_vae.autoencoder:AudioEncoder", AudioVAEConfig)),
-        _part("audio_decoder", "audio_vae", ("audio_vae.autoencoder:AudioDecoder", AudioVAEConfig)),
-        _part(
+        Part("audio_encoder", "audio_vae", [Candidate("audio_vae.autoencoder:AudioEncoder", AudioVAEConfig)]),
+        Part("audio_decoder", "audio_vae", [Candidate("audio_vae.autoencoder:AudioDecoder", AudioVAEConfig)]),
+        Part(
             "vocoder",
             "vocoder",
-            ("audio_vae.bigvgan:BigVGANVocoder", BigVGANVocoderConfig, {"vocoder": None, "bwe": None}),
-            ("audio_vae.vocoder:Vocoder", VocoderConfig),
+            [
+                Candidate("audio_vae.bigvgan:BigVGANVocoder", BigVGANVocoderConfig, EXTENDED),
+                Candidate("audio_vae.vocoder:Vocoder", VocoderConfig),
+            ],
         ),
-        _part(
+        Part(
             "upsampler",
             None,
-            ("upsampler:LatentUpsampler", UpsamplerConfig),
+            [Candidate("upsampler:LatentUpsampler", UpsamplerConfig)],
             unlike="does not double rows and columns",
             lacking="put {release.upsampler} beside it, or let it be fetched from {release.repository} (1.0 GB)",
         ),
-        _part(
+        Part(
             "text_encoder",
             None,
-            ("text_encoder:GemmaTextEncoder", GemmaConfig),
+            [Candidate("text_encoder:GemmaTextEncoder", GemmaConfig)],
             files=hub.TEXT_ENCODER_FILES,
             lacking="put {release.text_encoder.name} beside it, a folder named text_encoder or gemma-3-12b-it-..., or let it "
             "be fetched from {release.text_encoder_place} ({release.text_encoder.size:.0f} GB)",
         ),
-        _part(
+        Part(
             "temporal_upsampler",
             None,
-            ("upsampler:LatentUpsampler", UpsamplerConfig),
+            [Candidate("upsampler:LatentUpsampler", UpsamplerConfig)],
             optional=True,
             unlike="does not double frames",
         ),
-        _part(
+        Part(
             "duration_head",
             None,
-            ("duration:DurationHead", DurationConfig),
+            [Candidate("duration:DurationHead", DurationConfig)],
             optional=True,
             unlike="has no duration head",
         ),

@@ -122,17 +122,16 @@ def _started(block: nn.Module, *inputs) -> AV[mx.array]:
     return x
 
 
-Mark = object
-"""Everything that determines a part's weights: its files, its residency, the LoRAs fused into it."""
-
-
 class Shelf:
-    """Loaded parts that wait for the next run, at most one of each name."""
+    """Loaded parts that wait for the next run, at most one of each name.
+
+    Each has a mark: all that determines its weights, such as its files, its residency and the LoRAs fused into it.
+    """
 
     def __init__(self):
-        self._parts: dict[str, tuple[Mark, Network]] = {}
+        self._parts: dict[str, tuple[object, Network]] = {}
 
-    def take(self, name: str, mark: Mark) -> Network | None:
+    def take(self, name: str, mark: object) -> Network | None:
         """The part ``name`` if it has this ``mark``; else ``None``, and a part of that name is freed."""
         found, part = self._parts.pop(name, (None, None))
         if part is not None and found != mark:
@@ -140,11 +139,11 @@ class Shelf:
             return None
         return part
 
-    def put(self, name: str, mark: Mark, part: Network) -> None:
+    def put(self, name: str, mark: object, part: Network) -> None:
         """Keep a part, replacing any of that name."""
         self._parts[name] = mark, part
 
-    def clear(self, but: Mapping[str, Mark] = {}) -> None:
+    def clear(self, but: Mapping[str, object] = {}) -> None:
         """Free all parts except those with these marks."""
         for name in list(self._parts):
             if self._parts[name][0] != but.get(name):

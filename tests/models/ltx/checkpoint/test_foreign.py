@@ -22,7 +22,7 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import identify
 from mlx_video.models.ltx.checkpoint.releases import Release
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.loading.components import Components, build
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.parts import PARTS
 from tests import layout_writers as write
 from tests.media_reading import read_clip
@@ -326,7 +326,9 @@ def test_a_pack_of_2_5_has_two_autoencoders(tmp_path, vae):
     }
     for name, role in homes.items():
         true = Source(paths[role], blocks[PARTS[name].block])
-        networks = [build(name, s, mx.float32) for s in (found.sources[name], true)]
+        networks = [
+            PARTS[name].build(s, mx.float32) for s in (found.sources[name], true)
+        ]
         ours, theirs = (dict(tree_flatten(n.parameters())) for n in networks)
         assert ours.keys() == theirs.keys()
         assert all(mx.array_equal(ours[key], theirs[key]) for key in ours), name

@@ -21,7 +21,7 @@ from mlx_video.models.ltx.checkpoint.layouts import SPLIT, identify, with_projec
 from mlx_video.models.ltx.checkpoint.releases import Release
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.gemma import language_model
-from mlx_video.models.ltx.loading.components import Components, build
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.parts import PARTS, part_of, quantize_blocks
 from mlx_video.models.ltx.video_vae import DiffusionDecoder, VideoDecoder
 from tests import layout_writers as write
@@ -255,7 +255,7 @@ def test_a_quantized_text_encoder_of_a_pack_stays_quantized(tmp_path, read):
     ours = Source.of(tmp_path / "ours")
     assert ours.quantization == quantization
     for each in (source, ours):
-        built = dict(tree_flatten(build("text_encoder", each, None).network.parameters()))  # fmt: skip
+        built = dict(tree_flatten(PARTS["text_encoder"].build(each).network.parameters()))  # fmt: skip
         assert built.keys() == weights.keys()
         assert all(mx.array_equal(built[key], weights[key]) for key in weights)
 

@@ -18,7 +18,7 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import choose_checkpoint, identify
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import LTXModelType
-from mlx_video.models.ltx.loading.components import Components, build
+from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.parts import NEEDED, PARTS
 from mlx_video.models.ltx.loading.residency import Residency
 from mlx_video.weights import materialize
@@ -518,12 +518,13 @@ def test_official_fp8_files_are_read_dense(folder, tmp_path):
     assert "float8" in describe(file).parts["transformer"].dtypes
     source = identify(file).sources["transformer"]
     attention = (
-        build("transformer", source, mx.float32).transformer_blocks[1].video.attn1
+        PARTS["transformer"].build(source, mx.float32).transformer_blocks[1].video.attn1
     )
     assert mx.array_equal(attention.to_q.weight, dense[names[0]])
     assert mx.array_equal(attention.to_k.weight, dense[names[1]])
     assert (
-        build("transformer", source, None)
+        PARTS["transformer"]
+        .build(source)
         .transformer_blocks[1]
         .video.attn1.to_q.weight.dtype
         == mx.bfloat16
