@@ -219,11 +219,11 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
         for tried, residency in _with_extras(work, residency):
             footprint = Footprint(components, residency)
             steps = libraries, *phases(footprint, tried, room)
-            lent = components.under(residency)
-            found = Plan(steps, limit, lent, chosen, previews=tried.previews)
+            found = Plan(steps, limit, components, chosen, previews=tried.previews)
             if found.largest.peak <= room:
-                return found
-    return replace(found, refusal=_refusal(found, footprint, tried))
+                return replace(found, components=components.under(residency))
+    refusal = _refusal(found, footprint, tried)
+    return replace(found, components=components.under(residency), refusal=refusal)
 
 
 def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:

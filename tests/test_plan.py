@@ -387,6 +387,15 @@ def test_the_best_residency_that_fits(full, limit, chosen):
     assert (full.residency.quantize, full.residency.low_memory) == (None, False)
 
 
+def test_components_are_copied_for_the_chosen_residency_alone(full, monkeypatch):
+    copied, under = [], Components.under
+    monkeypatch.setattr(
+        Components, "under", lambda self, r: copied.append(r) or under(self, r)
+    )
+    found = plan(full, asked(audio=True), 12 * GB)
+    assert copied == [found.components.residency] != [full.residency]
+
+
 @pytest.mark.slow
 def test_gemma_stays_exact_where_only_the_transformer_is_too_large(full):
     work = asked(VideoPixelShape(481, 1024, 1536, 24.0))

@@ -187,7 +187,7 @@ class LTXModel(Network):
         x, conditioning = self.embed(inputs)
         for index, block in enumerate(self.transformer_blocks):
             x = block(x, conditioning, *_perturbed(index, perturbations))
-            end_piece(*x.values)
+            end_piece(*x.values)  # saves another 2.6 and 4.3 GiB
         return self.project_out(x, conditioning)
 
     def embed(self, inputs: AV[ModalityInput]) -> tuple[AV[mx.array], AV[Conditioning]]:
