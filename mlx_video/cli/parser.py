@@ -94,9 +94,9 @@ class Parser(argparse.ArgumentParser):
         """The error for a word that no option takes."""
         options = self._option_string_actions  # argparse has no public list of them
         if not word.startswith("-"):
-            told = "--prompt" in options
+            told = "--prompt" in options and not re.search(r"\w[./]\w", word)  # a file
             hint = "Put a prompt in quotes after --prompt" if told else "See --help"
-            if prompt:
+            if prompt and told:
                 hint = f"The prompt is {clip(prompt, 40)!r}; put all of it in one pair of quotes"
             return f"Unexpected word {word!r}. {hint}."
         flag = word.partition("=")[0]
