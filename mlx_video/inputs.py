@@ -104,8 +104,8 @@ class Input:
         """The input from the ``words`` after ``option.flags``."""
         raise NotImplementedError
 
-    def check_values(self, shape: VideoPixelShape) -> None:
-        """Raise ``UserError`` if no model can use it for a clip of ``shape``. Opens no file."""
+    def check_values(self, shape: VideoPixelShape, geometry: Geometry | None) -> None:
+        """Raise ``UserError`` if no model of ``geometry``, ``None`` = any, can use it for ``shape``. Opens no file."""
 
     def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
         """Raise ``UserError`` if it cannot be used for a clip of ``shape``."""
@@ -172,11 +172,11 @@ class Image(Input):
     def place(self) -> str:
         return f"frame {self.frame}"
 
-    def check_values(self, shape: VideoPixelShape) -> None:
+    def check_values(self, shape: VideoPixelShape, geometry: Geometry | None) -> None:
         with at("path"):
             check_name(self.path, "The picture's path")
         with at("frame"):
-            self._check_frame(shape, every=1)
+            self._check_frame(shape, geometry.video.time if geometry else 1)
         if not 0 <= self.strength <= 1:
             raise UserError(
                 f"An image's strength must be from 0 to 1; got {self.strength} for {short(self.path)}."
@@ -185,8 +185,6 @@ class Image(Input):
     def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
         with at("path"):
             _picture(self.path)
-        with at("frame"):
-            self._check_frame(shape, geometry.video.time)
 
     def _check_frame(self, shape: VideoPixelShape, every: int) -> None:
         if self.frame % every or not 0 <= self.frame < shape.frames:
@@ -252,7 +250,7 @@ class Keyframes(Input):
             ) from None
         return cls(count)
 
-    def check_values(self, shape: VideoPixelShape) -> None:
+    def check_values(self, shape: VideoPixelShape, geometry: Geometry | None) -> None:
         with at("count"):
             evenly_spaced(self.count, shape.frames)
 
@@ -283,22 +281,22 @@ def taken_by(inputs: Iterable[Input], stage: int) -> tuple[Input, ...]:
 
 
 def check_inputs(
-    inputs: Iterable[Input], shape: VideoPixelShape, geometry: Geometry | None
+    inputs: Iterable[Input],
+    shape: VideoPixelShape,
+    geometry: Geometry | None,
+    opening: bool = True,
 ) -> None:
-    """Raise ``UserError`` if one of ``inputs`` cannot be used, or two have the same place.
-
-    Without the model's ``geometry``, only for what holds for all models; then no file is opened.
-    """
+    """Raise ``UserError`` if one of ``inputs`` cannot be used, or two have the same place; see ``Request.check``."""
     taken = set()
     for number, given in enumerate(inputs):
         with at(number):
-            given.check_values(shape)
+            given.check_values(shape, geometry)
             if given.place in taken:
                 raise UserError(
                     f"Two inputs are at the same place, {given.place}; move one of them."
                 )
             taken |= {given.place} - {None}
-            if geometry:
+            if geometry and opening:
                 given.check(shape, geometry)
 
 

@@ -79,7 +79,7 @@ class Request:
                 "DFR cannot choose the clip's length; set --num-frames."
             ).at("timed")
         with at("inputs"):
-            check_inputs(self.inputs, self.shape, geometry if opening else None)
+            check_inputs(self.inputs, self.shape, geometry, opening)
 
     def check_model(self, recipe: Recipe, model: LTXModelConfig) -> None:
         """Raise ``UserError`` for what a transformer of config ``model`` cannot do."""

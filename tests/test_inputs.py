@@ -163,6 +163,7 @@ def test_pictures_say_what_they_add(picture):
     "given, sentence",
     [
         ((Image("p", 3),), "frame 0, 8, 16, ... below 17; got 3 .* Nearest: 0"),
+        ((Image("p", 17),), "frame 0, 8, 16, ... below 17; got 17 .* Nearest: 16"),
         ((Image("p", 24),), "below 17; got 24"),
         ((Image("p", 0, 2.0),), "strength must be from 0 to 1; got 2.0"),
         ((Image("p"), Image("p", 8), Image("p")), "same place, frame 0"),
