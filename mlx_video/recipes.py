@@ -30,6 +30,7 @@ DECODER_SEED = 20000  # the same for the noise from which a diffusion decoder st
 
 # Official strengths of the 19B dev model (Lightricks/LTX-2, ltx_pipelines/utils/constants.py).
 VIDEO_GUIDANCE = Guidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, stg_blocks=(29,))
+USUAL_BLOCKS = (29,), (28,)  # LTX-2's and newer releases' for spatiotemporal guidance
 AUDIO_GUIDANCE = replace(VIDEO_GUIDANCE, cfg=7.0)
 STEPS = 40
 MOST_ROUNDS = 2  # of DFR
@@ -120,7 +121,7 @@ def _check_guidance(guidance: Guidance | None, num_layers: int | None) -> None:
 
 def _check_blocks(guidance: Guidance, num_layers: int | None) -> None:
     # The usual block only matters where it is used: a small model may lack it.
-    chosen = guidance.stg or guidance.stg_blocks != Guidance.stg_blocks
+    chosen = guidance.stg or guidance.stg_blocks not in USUAL_BLOCKS
     for block in guidance.stg_blocks if chosen else ():
         if block < 0:
             raise UserError(

@@ -4,6 +4,7 @@ import pytest
 
 from mlx_video import recipes
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.recipes import Defaults, Recipe, Stage
 from mlx_video.sampling.samplers import Sampler
 from mlx_video.types import AV
@@ -29,6 +30,14 @@ def test_strengths_that_were_given_replace_those_of_hq():
     assert guidance.map(lambda g: (g.cfg, g.stg, g.stg_blocks, g.rescale)) == AV(
         (2.0, 1.0, (28,), 0.45), (5.0, 1.0, (28,), 1.0)
     )
+
+
+@pytest.mark.parametrize("usual", [(29,), (28,)])
+def test_a_small_model_may_lack_the_usual_block_where_it_is_not_used(usual):
+    defaults, small = Defaults(stg_blocks=usual), LTXModelConfig(4, 2, 8, 16)
+    defaults.hq(None).check(small)
+    with pytest.raises(UserError, match=f"block {usual[0]}; this .* has 4 blocks"):
+        defaults.hq(None, stg=1.0).check(small)
 
 
 def test_the_refined_dev_clip_has_the_sound_of_the_guided_stage():
