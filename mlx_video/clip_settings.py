@@ -10,8 +10,9 @@ from mlx_video import clip_limits, recipes
 from mlx_video.errors import UserError
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.checkpoint.find import find_defaults, find_geometry, model_of
+from mlx_video.models.ltx.checkpoint.find import find_defaults, known_parts, model_of
 from mlx_video.models.ltx.checkpoint.releases import LTX_2
+from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.recipes import Defaults, Recipe
 from mlx_video.record import Job
 from mlx_video.request import Request
@@ -193,4 +194,4 @@ def resolve_model(
 
 def _geometry(files: Files, variant: str) -> Geometry:
     """The model's geometry if it is known before anything is fetched, else LTX-2's."""
-    return find_geometry(files.model, variant) or LTX_2.geometry
+    return read_geometry(known_parts(files.model, variant)) or LTX_2.geometry

@@ -14,7 +14,6 @@ from mlx_video import hub
 from mlx_video.disk import folder_aside, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
-from mlx_video.models.ltx.checkpoint.layouts import with_projection
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.parts import PARTS, part_of
@@ -61,7 +60,7 @@ def convert(
         layout = opened.layout
         if layout.folders:
             find.find_folders(hf_path, layout.folders, notify)
-        stored = with_projection(layout.stored).items()
+        stored = layout.stored.items()
         if quantize and any(_is_quantized(name, source) for name, source in stored):
             raise UserError(
                 f"{hf_path} is quantized already; convert the checkpoint it was made from, or leave out -q."

@@ -20,12 +20,13 @@ from mlx_video.hub import Notify
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import (
-    find_geometry,
-    find_transformer,
+    known_parts,
     model_of,
     published_geometry,
 )
 from mlx_video.models.ltx.loading.components import Components, notify_log
+from mlx_video.models.ltx.loading.geometry import read_geometry
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
 from mlx_video.types import Geometry
@@ -48,9 +49,10 @@ class Job:
 
     def check(self) -> None:
         """Raise ``UserError`` for anything wrong that can be known before loading."""
-        model, variant = model_of(self.files), self.recipe.variant
-        self._check(find_geometry(model, variant))
-        if config := find_transformer(model, variant):
+        parts = known_parts(model_of(self.files), self.recipe.variant)
+        self._check(read_geometry(parts))
+        if transformer := parts.get("transformer"):
+            config = PARTS["transformer"].config(transformer)
             self.request.check_model(self.recipe, config)
 
     def _check(self, geometry: Geometry | None, opening: bool = True) -> None:

@@ -11,7 +11,8 @@ from unittest.mock import patch
 import mlx.core as mx
 
 from mlx_video import hub
-from mlx_video.models.ltx.checkpoint.layouts import identify, text_encoder_source
+from mlx_video.models.ltx.checkpoint.layouts import identify
+from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.recipes import Defaults
@@ -74,7 +75,7 @@ def gemma(rng: Random, folder: Path):
         text[key] = rng.choice(wrong)
         told = f"{key} = {text[key]}"
         file.write_text(json.dumps(config))
-    return str(told)[:80], folder.name, lambda: PARTS["text_encoder"].config(text_encoder_source(home))  # fmt: skip
+    return str(told)[:80], folder.name, lambda: PARTS["text_encoder"].config(Source.of(home))  # fmt: skip
 
 
 @maker

@@ -43,7 +43,7 @@ class GemmaTextEncoder(Network):
         for a missing file, ``UserError`` if the model is not a supported Gemma.
         """
         path = Path(path)
-        return cls.from_source(Source.described(path, read_gemma_config(path)), dtype)
+        return cls.from_source(Source.of(path, read_gemma_config(path)), dtype)
 
     @classmethod
     def from_source(

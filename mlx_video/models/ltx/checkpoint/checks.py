@@ -17,7 +17,6 @@ from mlx_video.models.ltx.checkpoint.layouts import (
     VARIANTS,
     VERSION,
     Layout,
-    with_projection,
 )
 from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, release_of
 from mlx_video.models.ltx.checkpoint.source import Source
@@ -98,18 +97,18 @@ def check_distilled_lora(file: Path, layout: Layout) -> None:
         )
 
 
-def check_text_encoder(layout: Layout, given: Source) -> None:
-    """Raise ``UserError`` if the checkpoint's connectors were trained with another language model."""
-    own = with_projection({**layout.sources, "text_encoder": given}).get("connectors")
-    if own is None:
-        return
+def check_text_encoder(
+    sources: Mapping[str, Source], metadata: Mapping[str, str]
+) -> None:
+    """Raise ``UserError`` if the connectors were trained with another language model; ``metadata`` as in ``check_gemma``."""
+    given, own = sources["text_encoder"], sources["connectors"]
     config, fitted = PARTS["connectors"].config(own), False
     with suppress(UserError):  # its tensors are checked when the part is opened
         config = PARTS["connectors"].network(own).fit(config, own.outline())
         fitted = True
     gemma = PARTS["text_encoder"].config(given)
     try:
-        check_gemma(gemma, config, layout.metadata, fitted=fitted)
+        check_gemma(gemma, config, metadata, fitted=fitted)
     except UserError as error:
         raise UserError(f"{given.path}: {error}") from None
 

@@ -10,7 +10,7 @@ from mlx_video import hub, lora
 from mlx_video.disk import is_there
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
-from mlx_video.models.ltx.checkpoint.layouts import LORA, identify, with_projection
+from mlx_video.models.ltx.checkpoint.layouts import LORA, identify
 from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.loading.geometry import read_geometry
@@ -65,10 +65,10 @@ def describe(path: str | Path) -> Description:
         path = hub.cached(str(path)) or path
     layout = identify(path)
     refusals = [layout.refusal] if layout.refusal else []
-    stored = with_projection(layout.stored)
+    stored = layout.stored
     files = [path for source in stored.values() for path in source.paths]
     parts = _parts(stored, refusals)
-    if "video_decoder" in layout.sources and not refusals:
+    if not refusals:
         with _noted(refusals):
             read_geometry(layout.sources)
     if layout.distillation:

@@ -23,7 +23,6 @@ from mlx_video.models.ltx.checkpoint.layouts import (
     is_diffusion,
     is_gemma,
     parts_in,
-    text_encoder_source,
     with_projection,
 )
 from mlx_video.models.ltx.checkpoint.releases import (
@@ -34,7 +33,7 @@ from mlx_video.models.ltx.checkpoint.releases import (
     release_of,
 )
 from mlx_video.models.ltx.checkpoint.source import Source, newest
-from mlx_video.models.ltx.config import LTXModelConfig
+from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.models.ltx.loading.parts import PARTS, part_of
 from mlx_video.models.ltx.text_folder import Subjects
@@ -121,35 +120,23 @@ def find_defaults(
         return identify(path, variant).defaults
     if release := published(str(model)):
         return release.defaults
-    is_file = path.suffix == ".safetensors"
-    if hub.local(model, file=is_file) is None and is_file:
+    if path.suffix == ".safetensors":
+        hub.local(model, file=True)  # raises if it can only be a path
         return {}
     folder = hub.resolve(model, [f"*{CONFIG}"], notify)
     return identify(folder, variant).defaults
 
 
-def find_geometry(model: str | Path, variant: str) -> Geometry | None:
-    """The checkpoint's geometry, if it is known before anything is fetched."""
-    sources = _known(model, variant)
-    return read_geometry(sources) if "video_decoder" in sources else None
-
-
 def published_geometry(model: str | None) -> Geometry | None:
     """That of a release or of the demo model; no other file is opened."""
     if model == DEMO:
-        return find_geometry(DEMO, VARIANTS[0])
+        return read_geometry(known_parts(DEMO, VARIANTS[0]))
     release = published(model or "")
     return release and release.geometry
 
 
-def find_transformer(model: str | Path, variant: str) -> LTXModelConfig | None:
-    """The transformer's config, if it is known before anything is fetched."""
-    source = _known(model, variant).get("transformer")
-    return source and PARTS["transformer"].config(source)
-
-
-def _known(model: str | Path, variant: str) -> Mapping[str, Source]:
-    """The parts of a local checkpoint, or of a release's published config."""
+def known_parts(model: str | Path, variant: str) -> Mapping[str, Source]:
+    """What is known before anything is fetched: the parts of a local checkpoint, or of a release's published config."""
     path = located(model)
     if path.exists():
         return identify(path, variant).sources
@@ -245,14 +232,14 @@ class Search:
         lacking = set(needs) - sources.keys()
         if files.text_encoder or "text_encoder" in lacking:
             sources["text_encoder"] = self.text_encoder()
+        sources = with_projection(sources)
         if {"text_encoder", "connectors"} <= sources.keys() & set(needs):
-            check_text_encoder(layout, sources["text_encoder"])
+            check_text_encoder(sources, layout.metadata)
         if files.video_vae and "video_decoder" in sources:
             sources |= self.video_vae(layout)
         for name in filter(PARTS.get, self.release.single):
             if getattr(files, name, None) or name in lacking:
                 sources[name] = self.single(name)
-        sources = with_projection(sources)
         wanted = {name: source for name, source in sources.items() if name in needs}
         for name, source in wanted.items():
             part_of(name).config(source)
@@ -260,8 +247,7 @@ class Search:
             source.check()
         if "transformer" in needs:
             check_residency(sources, files.quantize, files.low_memory)
-        if "video_decoder" in needs:
-            read_geometry(wanted)
+        read_geometry(wanted)  # raises if they contradict each other
         return sources
 
     def text_encoder(self) -> Source:
@@ -272,7 +258,7 @@ class Search:
         else:
             folder = given or usual.repository
             path = hub.resolve(folder, hub.TEXT_ENCODER_FILES, self.notify)
-        source = text_encoder_source(path)
+        source = Source.of(path, read_gemma_config(path))
         if not is_gemma(source):
             raise UserError(
                 f"{source.path} is not a Gemma folder: its config.json names no Gemma model. "
@@ -284,11 +270,12 @@ class Search:
         """The part ``name`` in a file of its own; raises ``UserError`` if the file holds another."""
         file = self.release.single[name]
         found = self._file(getattr(self.files, name, None), file)
-        if name not in parts_in(found):
+        parts = parts_in(found)
+        if name not in parts:
             raise UserError(
                 f"{found} {PARTS[name].unlike}. Give {file} of {self.release.repository}."
             )
-        return Source.of(found)
+        return parts[name]
 
     def video_vae(self, layout: Layout) -> dict[str, Source]:
         """The video autoencoder that is named, which for "conv" is the checkpoint's convolutional one.

@@ -167,7 +167,7 @@ def _forge(folder: Path, variant: str) -> Found:
     if (head := first("duration_head")) and "duration_head" in blocks:
         sources["duration_head"] = _flat(head, blocks, names.MLX_DURATION_HEAD)
     if text := first("text_encoder"):
-        sources["text_encoder"] = Source.described(text, read_gemma_config(text))
+        sources["text_encoder"] = Source.of(text, read_gemma_config(text))
     stated_version = stated.get(VERSION) or read_json(folder / EMBEDDED).get(VERSION)
     version = stated_version if isinstance(stated_version, str) else release.stated
     quantized = _quantized(sources, read_json(folder / QUANTIZE_CONFIG))

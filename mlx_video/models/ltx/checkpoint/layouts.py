@@ -92,7 +92,7 @@ class Layout(NamedTuple):
     @property
     def stored(self) -> Mapping[str, Source]:
         """All parts, of both variants."""
-        return self.folders or self.sources
+        return with_projection(self.folders or self.sources)
 
     @property
     def version(self) -> str:
@@ -271,11 +271,6 @@ def is_gemma(source: Source) -> bool:
     return str(source.config.get("model_type")).startswith("gemma")
 
 
-def text_encoder_source(path: Path) -> Source:
-    """The language model in a Gemma folder, or in Lightricks' packed file."""
-    return Source.described(path, read_gemma_config(path))
-
-
 def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
     """The single file in ``folder``: the only one there, or the only one of ``variant``.
 
@@ -331,7 +326,7 @@ def parts_in(file: Path) -> dict[str, Source]:
     if lora.holds_changes(header.tensors):
         return {}
     if gemma := read_gemma_config(file):
-        return {"text_encoder": Source.described(file, gemma)}
+        return {"text_encoder": Source.of(file, gemma)}
     config = read_config(file)
     if name := upsampler_kind(config):
         return {name: Source(file, config)}

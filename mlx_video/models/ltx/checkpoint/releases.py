@@ -96,7 +96,7 @@ class Release:
     @cached_property
     def geometry(self) -> Geometry | None:
         """The geometry of its published config."""
-        return read_geometry(self.sources) if self.sources else None
+        return read_geometry(self.sources)
 
     @property
     def size(self) -> str:

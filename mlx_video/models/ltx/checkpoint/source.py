@@ -50,14 +50,9 @@ class Source:
             )
 
     @classmethod
-    def of(cls, path: Path) -> "Source":
-        """A file or folder that holds one part and its config."""
-        return cls.described(path, read_config(path))
-
-    @classmethod
-    def described(cls, path: Path, config: Mapping[str, object]) -> "Source":
-        """A part whose whole config is known."""
-        config = dict(config)
+    def of(cls, path: Path, config: Mapping[str, object] | None = None) -> "Source":
+        """A file or folder that holds one part, and its whole ``config``: by default the one stored there."""
+        config = dict(read_config(path) if config is None else config)
         return cls(path, config, config.pop(QUANTIZATION, None) or {})
 
     @property

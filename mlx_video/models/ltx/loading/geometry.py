@@ -12,12 +12,14 @@ from mlx_video.types import AudioScale, Geometry, VideoScale
 SOUND = ("audio_decoder", "vocoder")  # the parts that make sound
 
 
-def read_geometry(sources: Mapping[str, Source]) -> Geometry:
-    """The geometry of the parts in ``sources``, the video decoder among them.
+def read_geometry(sources: Mapping[str, Source]) -> Geometry | None:
+    """The geometry of the parts in ``sources``; ``None`` if the video decoder is not among them.
 
     Raises ``UserError``, naming the file and the numbers, if the parts contradict each other: the clip would have a wrong
     size, length or pitch.
     """
+    if "video_decoder" not in sources:
+        return None
     decoder = PARTS["video_decoder"].config(sources["video_decoder"])
     if "video_encoder" in sources:
         encoder = PARTS["video_encoder"].config(sources["video_encoder"])

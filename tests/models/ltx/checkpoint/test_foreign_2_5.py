@@ -17,7 +17,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import foreign
 from mlx_video.models.ltx.checkpoint.describe import describe
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.checkpoint.layouts import SPLIT, identify, with_projection
+from mlx_video.models.ltx.checkpoint.layouts import SPLIT, identify
 from mlx_video.models.ltx.checkpoint.releases import Release
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.gemma import language_model
@@ -227,7 +227,7 @@ def test_convert_makes_our_folder_of_it(tmp_path, read, blocks, official, layout
         convert(theirs, ours)
     else:  # convert wants the encoder too: what it does with each of the other parts
         found = identify(theirs)
-        for name, source in with_projection(found.stored).items():
+        for name, source in found.stored.items():
             if name not in absent:
                 part_of(name).network(source).write(source, ours / name)
         write.write_json(ours / "config.json", found.stated)
