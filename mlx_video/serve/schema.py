@@ -60,16 +60,23 @@ class VideoRequest(BaseModel):
     """Width x height in pixels, such as 768x512; snapped to the model's grid."""
     # Beyond OpenAI's API
     width: Side | None = None
+    """In pixels; with height, in place of size; snapped to the model's grid."""
     height: Side | None = None
+    """In pixels."""
     num_frames: int | None = Field(None, ge=1, le=clip_limits.MOST_FRAMES)
     """In place of seconds; snapped to the frame grid."""
     fps: float | None = Field(None, ge=clip_limits.SLOWEST, le=clip_limits.FASTEST)
+    """Frames a second."""
     seed: Seed | None = None
     """By default a new one each time."""
     generate_sound: bool | None = None
+    """Whether the clip has sound."""
     negative_prompt: str | None = Field(None, max_length=LONGEST_PROMPT)
+    """What to avoid; for recipes with guidance (dev)."""
     steps: int | None = Field(None, ge=1, le=clip_limits.MOST_STEPS)
+    """Sampling steps; for dev recipes."""
     recipe: Literal[*RECIPES] | None = None
+    """How to sample: one of the model's recipes; by default the first."""
     loras: dict[Name, Strength] = Field({}, max_length=8)
     """Strength by name; the names are those that the server was started with."""
     images: list[Placed] = Field([], max_length=MOST_IMAGES)

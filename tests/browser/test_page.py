@@ -124,12 +124,12 @@ def test_a_clip_is_made_played_made_again_and_deleted(page):
     until(page, "video => video.currentTime > 0.05", player)
     assert player.evaluate("video => video.webkitAudioDecodedByteCount > 0")
 
-    seed = re.search(r"seed (\d+)", clip.locator(".facts").inner_text())[1]
+    seed = re.search(r"seed\s(\d+)", clip.locator(".facts").inner_text())[1]
     clip.get_by_role("button", name="Again").click()
     until(page, "() => document.querySelectorAll('.clip').length > 1")
     again = page.locator(".clip").first
     again.locator("video").wait_for()
-    assert re.search(r"seed (\d+)", again.locator(".facts").inner_text())[1] != seed
+    assert re.search(r"seed\s(\d+)", again.locator(".facts").inner_text())[1] != seed
 
     page.on("dialog", lambda dialog: dialog.accept())
     count = page.locator(".clip").count()
@@ -230,3 +230,27 @@ def test_nothing_serious_stands_in_anybodys_way(browser, url, width, scheme):
         "document.documentElement.scrollWidth <= innerWidth"
     ), "it scrolls sideways"
     context.close()
+
+
+def test_the_page_of_the_api_reads_well(page, url):
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(f"{url}/docs")
+    page.wait_for_selector("#fields dd")
+    assert "``" not in page.inner_text("main")
+    assert page.locator("p code:has-text('input_reference')").count() == 1
+    title = page.locator("header p")
+    assert title.evaluate("e => e.scrollWidth <= e.clientWidth"), "it is cut short"
+    found = axe.Axe().run(page).response["violations"]
+    assert not [v for v in found if v["impact"] in ("serious", "critical")], found
+
+
+def test_lines_break_between_facts_and_between_notices(page):
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.click("#composer summary")
+    page.fill("#width", "250")
+    clip = make(page, "a green dragon spins on a meadow")
+    clip.locator("video").wait_for()
+    facts = clip.locator(".facts").text_content().split(" ")
+    assert facts[1::2] == ["·"] * 3
+    lines = clip.locator(".notices").inner_text().splitlines()
+    assert len(lines) == 2 and "became" in lines[0] and "dragon" in lines[1]

@@ -21,6 +21,15 @@ pytestmark = pytest.mark.slow
 # Requests
 
 
+def test_the_description_explains_every_route_and_field(server):
+    spec = server.http.get("/openapi.json").json()
+    fields = spec["components"]["schemas"]["VideoRequest"]["properties"]
+    routes = [how for path in spec["paths"].values() for how in path.values()]
+    assert routes and all(
+        how["description"].endswith(".") for how in (*fields.values(), *routes)
+    )
+
+
 def test_what_was_left_open_is_decided_and_said(server):
     video = server.make("a red ball")
     request = video["request"]

@@ -3,19 +3,23 @@
 document.getElementById("example").textContent = `from openai import OpenAI
 
 client = OpenAI(base_url="${location.origin}/v1", api_key="unused")
-video = client.videos.create_and_poll(prompt="a red ball bounces on a blue floor", size="768x512", seconds="4")
+video = client.videos.create_and_poll(
+    prompt="a red ball bounces on a blue floor", seconds="4"
+)
 client.videos.download_content(video.id).write_to_file("ball.mp4")`;
+
+// A sentence whose names stand between double backticks, as nodes.
+const prose = (text) => text.split("``").map((part, place) => (place % 2 ? code(part) : part));
+const code = (text) => Object.assign(document.createElement("code"), { textContent: text });
 
 const spec = await (await fetch("openapi.json")).json();
 const operations = document.getElementById("operations");
 for (const [path, methods] of Object.entries(spec.paths)) {
   for (const [method, operation] of Object.entries(methods)) {
     const title = document.createElement("h2");
-    const code = document.createElement("code");
-    code.textContent = `${method.toUpperCase()} ${path}`;
-    title.append(code);
+    title.append(code(`${method.toUpperCase()} ${path}`));
     const about = document.createElement("p");
-    about.textContent = operation.description ?? operation.summary ?? "";
+    about.append(...prose(operation.description));
     operations.append(title, about);
   }
 }
@@ -23,6 +27,6 @@ for (const [name, field] of Object.entries(spec.components.schemas.VideoRequest.
   const term = document.createElement("dt");
   term.textContent = name;
   const text = document.createElement("dd");
-  text.textContent = field.description ?? field.title ?? "";
+  text.append(...prose(field.description));
   document.getElementById("fields").append(term, text);
 }

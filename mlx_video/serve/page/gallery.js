@@ -43,7 +43,7 @@ function update(video) {
   part("progress").value = video.progress;
   part(".phase").textContent = phase(video);
   if (video.status === "completed" && part("video").hidden) showVideo(clip);
-  part(".notices").textContent = video.notices.join(" ");
+  part(".notices").textContent = video.notices.join("\n");
   part(".about .problem").hidden = video.status !== "failed";
   part(".about .problem").textContent = video.error?.message ?? "";
   for (const button of clip.element.querySelectorAll("[data-do]")) {
@@ -59,7 +59,8 @@ function settle(clip, video) {
   part(".prompt").textContent = video.prompt;
   part(".prompt").title = video.prompt;
   const sound = video.request.generate_sound ? "with sound" : "silent";
-  part(".facts").textContent = `${Number(video.seconds).toFixed(1)} s · ${width} × ${height} · ${sound} · seed ${video.request.seed}`;
+  const facts = [`${Number(video.seconds).toFixed(1)} s`, `${width} × ${height}`, sound, `seed ${video.request.seed}`];
+  part(".facts").textContent = facts.map((fact) => fact.replaceAll(" ", "\u00a0")).join(" · "); // lines break between them
   const skip = new Set(["prompt", "size", "images", "loras", "width", "height", "seconds"]);
   const rows = Object.entries(video.request).filter(([name, value]) => value !== null && !skip.has(name));
   if (video.request.images.length) rows.push(["first picture", "yes"]);
