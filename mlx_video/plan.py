@@ -358,7 +358,8 @@ def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
     phase = largest(phases(footprint, work, room)).name
     chosen = f", even with the {plan.chosen}" if plan.chosen else ""
     sizes = " or ".join(map(str, nearest_sizes(footprint, work, plan.room)))
-    smaller = "" if work.sampled else f"What fits: {sizes or 'no clip'}. "
+    smaller = f"What fits: {sizes}. " if sizes else "No smaller clip fits. "
+    smaller = "" if work.sampled else smaller
     ways = [*other_settings(footprint, work, plan.room)]
     ways.append(f"--memory-limit {needed / GB:.2f}GB")
     # Rounded down, while what is needed is rounded up, so that the two differ.

@@ -505,7 +505,7 @@ def test_a_picture_is_read_while_its_encoder_is_there(full, tmp_path):
 @pytest.mark.slow
 def test_a_refusal_names_the_least_limit_after_trying_all_settings(full):
     refusal = plan(full, asked(), 5 * GB).refusal
-    assert "What fits: no clip." in refusal
+    assert "No smaller clip fits." in refusal
     least = re.search(r"At this size: --memory-limit (\d+\.\d\d)GB\.", refusal)
     assert "and the text encoder in 4 bits; the limit is 5.00 GB" in refusal
     least = float(least[1]) * GB
