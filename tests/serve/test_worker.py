@@ -368,9 +368,9 @@ def test_an_interrupted_clip_goes_on_from_what_it_left(left, model, tmp_path):
 
 
 def test_an_estimate_says_what_fits(model):
-    heard = Heard(model, memory_limit=3e7)
+    heard = Heard(model, memory_limit=3e8)
     refusal = heard._estimate({**DECIDED, "width": 2048, "height": 2048}).refusal
-    assert "2048x2048 need" in refusal and "What fits:" in refusal
+    assert "2048x2048 need" in refusal and "What fits: 9 frames" in refusal
     assert "--" not in refusal
     assert Heard(model)._estimate(DECIDED).refusal == ""
 
