@@ -10,7 +10,11 @@ from mlx_video import hub
 from mlx_video.disk import is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.lora import Adapter
-from mlx_video.models.ltx.checkpoint.checks import check_residency, check_text_encoder
+from mlx_video.models.ltx.checkpoint.checks import (
+    check_against_release,
+    check_residency,
+    check_text_encoder,
+)
 from mlx_video.models.ltx.checkpoint.files import CONV, Files, LoRA
 from mlx_video.models.ltx.checkpoint.layouts import (
     DEV,
@@ -144,45 +148,6 @@ def known_parts(model: str | Path, variant: str) -> Mapping[str, Source]:
     return release.sources if release else {}
 
 
-def find_model(
-    model: str | Path,
-    variant: str | None,
-    needs: tuple[str, ...],
-    given: Files,
-    notify: hub.Notify,
-) -> Path:
-    """The file or folder of ``model``, with the parts in ``needs`` fetched. Raises as ``hub.plan`` does.
-
-    For a release, this fetches all needed files that are not ``given``, after ``notify`` was called for all of them.
-    """
-    path = located(model)
-    if is_there(path):
-        return path
-    if path.suffix == ".safetensors":
-        return hub.resolve_file(model, notify)
-    if release := published(str(model)):
-        files = release.files(variant or VARIANTS[0])
-        wanted = _published(release, files, needs, given)
-        plans = [hub.plan(*part) for part in wanted.items()]
-        return hub.fetch(plans, release.with_terms(notify))[0] / files[0]
-    folder = hub.resolve(model, [f"*{CONFIG}"], notify)
-    wanted = _wanted(identify(folder, variant), needs)
-    return hub.resolve(model, list(wanted), notify)
-
-
-def _published(
-    release: Release, files: Iterable[str], needs: tuple[str, ...], given: Files
-) -> dict[str, list[str]]:
-    """Repository -> names or patterns of the files that a run needs of a release besides ``given``; its own first."""
-    lacking = {n for n in needs if not getattr(given, n, None)}
-    own = [file for name, file in release.single.items() if name in lacking]
-    wanted = {release.repository: [*files, *own]}
-    if "text_encoder" in lacking:
-        repository, names = release.text_files
-        wanted.setdefault(repository, []).extend(names)
-    return wanted
-
-
 def find_folders(
     model: str | Path, folders: Mapping[str, Source], notify: hub.Notify
 ) -> None:
@@ -220,15 +185,47 @@ def check_names(files: Files) -> None:
 
 @dataclass(frozen=True)
 class Search:
-    """Finds the files that ``files`` names, or else those of ``release``; ``notify`` is called for downloads."""
+    """Finds the files of the parts in ``needs``: those that ``files`` names, or else those of ``release``.
+
+    ``notify`` is called for downloads.
+    """
 
     files: Files
+    needs: tuple[str, ...]
     release: Release
     notify: hub.Notify
 
-    def sources(self, layout: Layout, needs: tuple[str, ...]) -> dict[str, Source]:
+    def model(self, model: str | Path, variant: str | None) -> Path:
+        """The file or folder of ``model``, with the needed parts fetched. Raises as ``hub.plan`` does.
+
+        For a release, this fetches all files that are not given, after ``notify`` was called for all of them.
+        """
+        path = located(model)
+        if is_there(path):
+            return path
+        if path.suffix == ".safetensors":
+            return hub.resolve_file(model, self.notify)
+        if published(str(model)):
+            files = self.release.files(variant or VARIANTS[0])
+            plans = [hub.plan(*part) for part in self._published(files).items()]
+            return hub.fetch(plans, self.release.with_terms(self.notify))[0] / files[0]
+        folder = hub.resolve(model, [f"*{CONFIG}"], self.notify)
+        wanted = _wanted(identify(folder, variant), self.needs)
+        return hub.resolve(model, list(wanted), self.notify)
+
+    def _published(self, files: Iterable[str]) -> dict[str, list[str]]:
+        """Repository -> names or patterns of the ``files`` and others that the release has and a run needs; its own first."""
+        lacking = {n for n in self.needs if not getattr(self.files, n, None)}
+        own = [file for name, file in self.release.single.items() if name in lacking]
+        wanted = {self.release.repository: [*files, *own]}
+        if "text_encoder" in lacking:
+            repository, names = self.release.text_files
+            wanted.setdefault(repository, []).extend(names)
+        return wanted
+
+    def sources(self, layout: Layout) -> dict[str, Source]:
         """The checked parts of a checkpoint, including other files that are given or that it lacks."""
-        sources, files = dict(layout.sources), self.files
+        sources, files, needs = dict(layout.sources), self.files, self.needs
         lacking = set(needs) - sources.keys()
         if files.text_encoder or "text_encoder" in lacking:
             sources["text_encoder"] = self.text_encoder()
@@ -265,6 +262,14 @@ class Search:
                 f"Give one such as {self.release.text_encoder_place}."
             )
         return source
+
+    def check_against_release(self) -> None:
+        """Raise ``UserError`` for a local text encoder or LoRA of another release, before the model is fetched."""
+        if self.files.text_encoder and hub.local(self.files.text_encoder):
+            check_against_release(self.text_encoder(), self.release)
+        for file, _ in self.files.loras:
+            if path := hub.local(file, file=True):
+                Adapter.read(path).check(self.release.stated)
 
     def single(self, name: str) -> Source:
         """The part ``name`` in a file of its own; raises ``UserError`` if the file holds another."""

@@ -21,7 +21,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import checks, find
 from mlx_video.models.ltx.checkpoint.files import Files, LoRA
 from mlx_video.models.ltx.checkpoint.layouts import Layout, identify
-from mlx_video.models.ltx.checkpoint.releases import LTX_2, Release, published
+from mlx_video.models.ltx.checkpoint.releases import LTX_2, published
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.loading.geometry import read_geometry
@@ -124,16 +124,19 @@ class Components:
         model, needs = find.named(files.model or hub.MODEL_REPO), tuple(needs)
         files.check()
         find.check_names(files)
-        if release := published(str(model)):
+        release = published(str(model))
+        search = find.Search(files, needs, release or LTX_2, notify)
+        if release:
             checks.check_duration_head(needs, release.single)
-        if text_encoder := _alone(files, release, needs, notify):
-            return cls({"text_encoder": text_encoder}, files.residency)
-        found = find.find_model(model, variant, needs, files, notify)
-        layout = identify(found, variant)
+        if needs == ("text_encoder",) and (files.text_encoder or release):
+            return cls({"text_encoder": search.text_encoder()}, files.residency)
+        if release:
+            search.check_against_release()
+        layout = identify(search.model(model, variant), variant)
         checks.check_layout(layout, needs)
         checks.check_variant(layout, variant)
-        search = find.Search(files, layout.release, notify)
-        sources = search.sources(layout, needs)
+        search = replace(search, release=layout.release)
+        sources = search.sources(layout)
         distilled_lora = detailing_lora = None
         if files.distilled_lora or DISTILLED_LORA in needs:
             distilled_lora = search.distilled_lora(layout.path)
@@ -303,21 +306,6 @@ class Components:
         if self.layout.distillation:
             fuse(name, part, [LoRA(self.layout.distillation)])
         return part, fuse(name, part, (*self.loras, *loras))
-
-
-def _alone(
-    files: Files, release: Release | None, needs: tuple[str, ...], notify: hub.Notify
-) -> Source | None:
-    """The text encoder if nothing else is needed. Refuses one, or LoRAs, of another release before anything is fetched."""
-    if needs == ("text_encoder",) and (files.text_encoder or release):
-        return find.Search(files, release or LTX_2, notify).text_encoder()
-    if files.text_encoder and release and hub.local(files.text_encoder):
-        found = find.Search(files, release, notify).text_encoder()
-        checks.check_against_release(found, release)
-    for file, _ in files.loras if release else ():
-        if path := hub.local(file, file=True):
-            lora.Adapter.read(path).check(release.stated)
-    return None
 
 
 # A part's name, and its streams if it has several.

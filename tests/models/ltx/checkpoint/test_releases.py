@@ -80,7 +80,7 @@ def test_a_file_of_its_own_must_hold_the_part_that_it_is_for(tmp_path, monkeypat
     monkeypatch.setattr(find.Search, "_file", lambda *_: CHECKPOINT)
     for name, words in (("temporal_upsampler", "frames"), ("duration_head", "head")):
         with pytest.raises(UserError, match=f"ltx2.* {words}. Give .* of Lightricks"):
-            find.Search(Files(), LTX_2_5, notify_log).single(name)
+            find.Search(Files(), (), LTX_2_5, notify_log).single(name)
 
 
 def test_a_converted_folder_keeps_its_release(tmp_path, monkeypatch):
