@@ -363,7 +363,7 @@ def test_a_prompt_may_be_one_word(word):
         (["a red ball", "--hight", "64"], "no option --hight; did you mean --height?"),
         (["a red ball", "--stream"], "no option --stream any more: every clip"),
         (["a red ball", "late"], "word 'late'. The prompt is 'a red ball'; put all"),
-        (["a red ball", "a dog"], "word 'a dog'. The prompt is 'a red ball'; put"),
+        (["a red ball", "a dog"], "in one pair of quotes, or leave one out."),
         (["--seed", "7", "a red ball", "8"], "Unexpected word '8'. The prompt is"),
         (["a red ball", "--audio", "a.wav"], "Unexpected word 'a.wav'. See --help."),
         (["a", "red", "ball", "--seed", "7"], "`mlx-video generate 'a red ball'`."),

@@ -97,7 +97,8 @@ class Parser(argparse.ArgumentParser):
             told = "--prompt" in options and not re.search(r"\w[./]\w", word)  # a file
             hint = "Put a prompt in quotes after --prompt" if told else "See --help"
             if prompt and told:
-                hint = f"The prompt is {clip(prompt, 40)!r}; put all of it in one pair of quotes"
+                another = ", or leave one out" if " " in word else ""
+                hint = f"The prompt is {clip(prompt, 40)!r}; put all of it in one pair of quotes{another}"
             return f"Unexpected word {word!r}. {hint}."
         flag = word.partition("=")[0]
         if flag in GONE and "--prompt" in options:

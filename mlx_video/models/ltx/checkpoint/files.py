@@ -77,7 +77,9 @@ class Files:
         for field in ("model", *BESIDE):
             with at(field):
                 if (name := getattr(self, field)) is not None:
-                    check_name(name, f"The {field.replace('_', ' ')}'s name")
+                    what = field.replace("_", " ")
+                    what = what.replace("lora", "LoRA").replace("vae", "VAE")
+                    check_name(name, f"The {what}'s name")
         if self.dtype not in (None, *DTYPES):
             raise UserError(
                 f"dtype must be one of {', '.join(DTYPES)}; got {short(repr(self.dtype))}."
