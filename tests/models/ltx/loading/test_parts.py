@@ -163,8 +163,8 @@ def test_the_newer_vocoder_takes_what_it_says(frames, times, monkeypatch):
     "name, dtype",
     [
         ("audio_encoder", mx.float32),
-        ("audio_encoder", mx.bfloat16),
-        ("audio_decoder", mx.bfloat16),
+        pytest.param("audio_encoder", mx.bfloat16, marks=pytest.mark.thorough),
+        pytest.param("audio_decoder", mx.bfloat16, marks=pytest.mark.thorough),
         ("duration_head", mx.float32),
     ],
 )
@@ -189,7 +189,9 @@ def test_parts_take_what_they_say(name, dtype):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [mx.float32, pytest.param(mx.bfloat16, marks=pytest.mark.thorough)]
+)
 def test_the_vocoder_takes_what_it_says(dtype):
     """LTX-2's with fewer channels, which computes bfloat16 weights in float32."""
     config = json.loads((MANIFESTS / "ltx-2-19b.config.json").read_text())["config"]
@@ -209,7 +211,7 @@ def test_the_vocoder_takes_what_it_says(dtype):
     "name, width, size",
     [
         ("video_encoder", 64, (64, 64)),
-        ("video_encoder", 64, (256, 256)),
+        pytest.param("video_encoder", 64, (256, 256), marks=pytest.mark.thorough),
         ("upsampler", 512, (2, 4, 6)),
     ],
 )

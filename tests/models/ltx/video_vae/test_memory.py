@@ -68,7 +68,9 @@ def test_decoders_on_a_cpu_that_copies(release, channels, latents, tiling, measu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("latents", [(2, 2, 2), (2, 4, 6)])
+@pytest.mark.parametrize(
+    "latents", [(2, 2, 2), pytest.param((2, 4, 6), marks=pytest.mark.thorough)]
+)
 def test_a_decoder_in_bfloat16_here_and_now(latents):
     """The first takes most for copies of weights, the second for unfolded frames."""
     model = part(VideoDecoder, "ltx-2-19b", 32, mx.bfloat16)
@@ -170,7 +172,9 @@ def test_a_small_decoder_here_and_now(tiling):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("release", ["ltx-2-19b", "ltx-2.3-22b"])
+@pytest.mark.parametrize(
+    "release", ["ltx-2-19b", pytest.param("ltx-2.3-22b", marks=pytest.mark.thorough)]
+)
 def test_a_frame_for_a_preview_takes_no_more_than_planned(release):
     """More is planned than it takes: the plan is fitted to clips."""
     model = part(VideoDecoder, release, 16)
