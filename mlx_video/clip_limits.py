@@ -149,11 +149,15 @@ class Grid(NamedTuple):
         self, clip: VideoPixelShape, nearest: VideoPixelShape
     ) -> Iterator[str]:
         """The rules that the sides of ``clip`` break."""
+        broken: dict[str, list[str]] = {}
         for name in ("height", "width"):
             side, least = getattr(clip, name), getattr(self, f"least_{name}")
             if side != getattr(nearest, name):
                 more = f", at least {least}" if side < least else ""
-                yield f"{name} must be a multiple of {getattr(self, name)}{more}"
+                rule = f"be a multiple of {getattr(self, name)}{more}"
+                broken.setdefault(rule, []).append(name)
+        for rule, names in broken.items():
+            yield f"{' and '.join(names)} must {'each ' * (len(names) > 1)}{rule}"
 
 
 def _nearest_side(pixels: int, step: int, least: int) -> int:

@@ -49,7 +49,7 @@ def test_a_size_off_the_grid_is_snapped_and_said(server):
     video = answer.json()
     assert video["size"] == "192x128" and video["request"]["num_frames"] == 49
     assert video["notices"] == [
-        "200x130 became 192x128: height must be a multiple of 64 and width must be a multiple of 64.",
+        "200x130 became 192x128: height and width must each be a multiple of 64.",
         "50 frames became 49: frames must be 1 + a multiple of 8.",
     ]
 
