@@ -88,7 +88,7 @@ def configs(size, rope_type):
     ours = LTXModelConfig(
         **shared,
         rope_type=rope_type,
-        frequencies_precision="float64",
+        double_precision_rope=True,
         av_ca_timestep_scale_multiplier=1000.0,
     )
     theirs = dict(shared, rope_type=rope_type.value, perturbed_attn=True)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import ClassVar, Literal, Mapping
+from typing import ClassVar, Mapping
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.loading.schema import Config
+from mlx_video.models.ltx.loading.schema import Config, short_repr
 from mlx_video.types import AV, Modality
 
 
@@ -24,9 +24,18 @@ class LTXRopeType(Enum):
     INTERLEAVED = "interleaved"
 
 
-Precision = Literal["float64", "float32"]  # of the rotary frequencies
+PRECISIONS = "float64", "float32"
 PROJECTION_KEYS = "caption_projection_first_linear", "caption_projection_second_linear"
 NORM_TYPE = "text_encoder_norm_type"
+
+
+def rope_precision(stated: object) -> dict[str, bool]:
+    """``frequencies_precision``, if stated, as our field; raises ``UserError`` for an unknown one."""
+    if stated is not None and stated not in PRECISIONS:
+        raise UserError(
+            f"LTXModelConfig: frequencies_precision must be {' or '.join(PRECISIONS)}; got {short_repr(stated)}."
+        )
+    return {} if stated is None else {"double_precision_rope": stated == PRECISIONS[0]}
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class ConnectorConfig(Config):
     norm_eps: float = 1e-6
     positional_embedding_theta: float = 10000.0
     rope_type: LTXRopeType = LTXRopeType.INTERLEAVED
-    frequencies_precision: Precision = "float32"
+    double_precision_rope: bool = False
 
     POSITIVE: ClassVar = True
     FIXED: ClassVar = {
@@ -80,6 +89,7 @@ class ConnectorConfig(Config):
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "ConnectorConfig":
         """Read the connectors' keys of block ``transformer``. Raises ``UserError``."""
+        data = dict(data) | rope_precision(data.get("frequencies_precision"))
         # A projection per stream reads normalised text. LTX-2's single one does not, and its config does not say so.
         norm = "per_token_rms" if data.get("caption_proj_before_connector") else "none"
         stated = str(data.get(NORM_TYPE) or norm).lower()
@@ -123,7 +133,7 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class LTXModelConfig(Config):
-    """The diffusion transformer: block ``transformer`` of the metadata. Defaults are those of the official code.
+    """The diffusion transformer: block ``transformer`` of the metadata. Without arguments it is that of LTX-2 (19B).
 
     apply_gated_attention          every attention gates its heads (LTX-2.3)
     cross_attention_adaln          the noise level modulates the text attention too (LTX-2.3) ...
@@ -133,10 +143,10 @@ class LTXModelConfig(Config):
     use_keyframes_abs_pos_embedding  marked tokens get an embedding (LTX-2.5)
     """
 
-    num_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
-    cross_attention_dim: int
+    num_layers: int = 48
+    num_attention_heads: int = 32
+    attention_head_dim: int = 128
+    cross_attention_dim: int = 4096
     audio_num_attention_heads: int = 32
     audio_attention_head_dim: int = 64
     audio_cross_attention_dim: int = 2048
@@ -151,9 +161,9 @@ class LTXModelConfig(Config):
     audio_positional_embedding_max_pos: tuple[int] = (20,)
     use_middle_indices_grid: bool = True
     timestep_scale_multiplier: float = 1000.0
-    av_ca_timestep_scale_multiplier: float = 1.0
-    rope_type: LTXRopeType = LTXRopeType.INTERLEAVED
-    frequencies_precision: Precision = "float32"
+    av_ca_timestep_scale_multiplier: float = 1000.0
+    rope_type: LTXRopeType = LTXRopeType.SPLIT
+    double_precision_rope: bool = True
     apply_gated_attention: bool = False
     cross_attention_adaln: bool = False
     use_prompt_adaln_single: bool = True
@@ -181,6 +191,18 @@ class LTXModelConfig(Config):
         "use_audio_video_cross_attention": True,
         "caption_proj_input_norm": False,
     }
+    REQUIRED: ClassVar = (
+        "num_layers",
+        "num_attention_heads",
+        "attention_head_dim",
+        "cross_attention_dim",
+    )
+    # For keys that a checkpoint leaves out: the official code's defaults, where they differ from the 19B's values.
+    SILENT: ClassVar = {
+        "av_ca_timestep_scale_multiplier": 1.0,
+        "rope_type": "interleaved",
+        "double_precision_rope": False,
+    }
     UNUSED: ClassVar = {k for k in ConnectorConfig.keys() if "connector" in k} | {
         "_diffusers_version",
         "connector_learnable_registers_std",
@@ -200,10 +222,11 @@ class LTXModelConfig(Config):
         model_type: LTXModelType = LTXModelType.AudioVideo,
     ) -> "LTXModelConfig":
         """Read the ``transformer`` block; ``model_type`` says which of the checkpoint's streams to build."""
+        data = cls.SILENT | dict(data, model_type=model_type)
+        data |= rope_precision(data.pop("frequencies_precision", None))
         # Two more keys repeat whether text is projected here.
         inside = not data.get("caption_proj_before_connector", False)
-        fixed = dict.fromkeys(PROJECTION_KEYS, inside)
-        return super().from_dict(dict(data, model_type=model_type), fixed)
+        return super().from_dict(data, dict.fromkeys(PROJECTION_KEYS, inside))
 
     @property
     def streams(self) -> AV[StreamConfig]:

@@ -210,7 +210,7 @@ class Connector(nn.Module):
             max_pos=config.connector_positional_embedding_max_pos,
             num_attention_heads=self.heads,
             rope_type=config.rope_type,
-            double_precision=config.frequencies_precision == "float64",
+            double_precision=config.double_precision_rope,
         )
 
 

@@ -148,7 +148,7 @@ class LTXModel(Network):
             theta=config.positional_embedding_theta,
             use_middle_indices_grid=config.use_middle_indices_grid,
             rope_type=config.rope_type,
-            double_precision=config.frequencies_precision == "float64",
+            double_precision=config.double_precision_rope,
         )
 
         def tables(bounds: mx.array, own: StreamConfig) -> RopeTables:

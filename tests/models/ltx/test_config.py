@@ -8,7 +8,7 @@ import pytest
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.config import LTXModelConfig, LTXRopeType
+from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType, LTXRopeType
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
@@ -119,13 +119,19 @@ def test_stages_of_a_diffusion_decoder_belong_together():
 # The transformer's
 
 
+def test_the_config_without_arguments_is_that_of_the_19b():
+    header = json.loads((FIXTURES / "manifests/ltx-2-19b.config.json").read_text())
+    assert LTXModelConfig() == LTXModelConfig.from_dict(header["config"]["transformer"])
+    assert LTXModelConfig().rope_type is LTXRopeType.SPLIT
+    assert LTXModelConfig(model_type=LTXModelType.VideoOnly).double_precision_rope
+
+
 def test_a_file_that_is_silent_means_what_the_official_code_does():
-    sizes = {"num_layers": 8, "num_attention_heads": 8}
-    sizes |= {"attention_head_dim": 8, "cross_attention_dim": 8}
+    sizes = dict.fromkeys(LTXModelConfig.REQUIRED, 8)
     silent = LTXModelConfig.from_dict(sizes)
     assert silent.rope_type is LTXRopeType.INTERLEAVED
-    assert silent.frequencies_precision == "float32"
+    assert not silent.double_precision_rope
     assert silent.av_ca_timestep_scale_multiplier == 1.0
-    for name in sizes:
+    for name in LTXModelConfig.REQUIRED:
         with pytest.raises(UserError, match=f"the config lacks {name}"):
             LTXModelConfig.from_dict({k: v for k, v in sizes.items() if k != name})

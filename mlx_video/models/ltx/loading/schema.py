@@ -47,12 +47,13 @@ _SHORT.maxlevel = 3
 class Config:
     """Base of every part's configuration.
 
-    ``FIXED`` names keys with the only value that is implemented, ``UNUSED`` keys that the part ignores. ``POSITIVE`` = no
-    number may be 0 or less, and no list empty.
+    ``FIXED`` names keys with the only value that is implemented, ``UNUSED`` keys that the part ignores, and ``REQUIRED``
+    keys that a file must state although the field has a default. ``POSITIVE`` = no number may be 0 or less, and no list empty.
     """
 
     FIXED: ClassVar[Mapping[str, object]] = {}
     UNUSED: ClassVar[frozenset[str]] = frozenset()
+    REQUIRED: ClassVar[tuple[str, ...]] = ()
     POSITIVE: ClassVar[bool] = False
 
     @classmethod
@@ -75,7 +76,8 @@ class Config:
                 f"{cls.__name__}: unknown keys {', '.join(map(_plain, unknown[:5]))}; this version of mlx-video does not know what they "
                 "change. The checkpoint may need a newer mlx-video."
             )
-        required = (field.name for field in fields(cls) if field.default is MISSING)
+        needed = {f.name for f in fields(cls) if f.default is MISSING}
+        required = [name for name in kinds if name in needed.union(cls.REQUIRED)]
         if absent := [name for name in required if name not in data]:
             raise UserError(f"{cls.__name__}: the config lacks {', '.join(absent)}.")
         stated = [key for key in kinds if key in data]
