@@ -251,7 +251,7 @@ def _is_one(given: object, *kinds: type) -> bool:
 def _followed(
     events: Generator[Event, None, X], on_step: OnStep | None, level: int = 4
 ) -> X:
-    """The return value of ``events``, whose steps ``on_step`` is called with; ``level`` as in ``_steps``."""
+    """Run ``events`` to their end and return their value; ``on_step`` is called with each step, ``level`` is as in ``_steps``."""
     with closing(_steps(events, level)) as steps:
         while True:
             try:
@@ -265,7 +265,7 @@ def _followed(
 def _steps(
     events: Generator[Event, None, X], level: int = 3
 ) -> Generator[Step, None, X]:
-    """The steps among ``events``; warnings become Python's, ``level`` calls up from here, and the rest is logged."""
+    """The steps among ``events``. Warnings become Python's, with ``level`` as their ``stacklevel``; the rest is logged."""
     with closing(events):
         while True:
             try:

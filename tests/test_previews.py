@@ -205,6 +205,35 @@ def test_pictures_take_no_more_than_their_share_of_sampling(model, clock):
     assert len(shown) == 300 * 0.03 // 0.4
 
 
+def test_a_short_step_does_not_make_a_picture_cheap(model, clock):
+    found, _ = opened(model)
+    with found:
+        for step in range(1, 200):
+            predict(found, mx.zeros(GRID))
+            clock.now += 0.005
+            if [*found.after(step)]:
+                break
+    assert step == math.ceil(previews.LEAST / (0.03 * 0.005))
+
+
+def test_loading_the_decoder_is_no_cost_of_a_picture(model, clock, monkeypatch):
+    found, parts = opened(model)
+    lend = parts.lend
+
+    def slowly(name: str):
+        clock.now += 100
+        return lend(name)
+
+    monkeypatch.setattr(parts, "lend", slowly)
+    shown = []
+    with found:
+        for step in range(1, 60):
+            predict(found, mx.zeros(GRID))
+            clock.now += 1
+            shown += [step for _ in found.after(step)]
+    assert len(shown) > 1
+
+
 @pytest.mark.slow
 def test_where_memory_is_short_the_clip_is_made_without(
     model, tmp_path, always, monkeypatch
