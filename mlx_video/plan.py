@@ -257,7 +257,7 @@ def _sampling(footprint: Footprint, work: Work) -> Iterator[Phase]:
     together = work.batched or footprint.residency.low_memory
     for number, (stage, (tokens, tiles)) in enumerate(zip(recipe.walk, sizes)):
         strengths = streams.map(lambda _, guidance: guidance, stage.guidance)
-        passes = len(passes_of(PromptEmbeddings(AV(), AV()), strengths).values)
+        passes = len(passes_of(PromptEmbeddings(AV(), AV()), strengths))
         held = transformer.held_bytes(tokens, passes, context)
         if number:
             whole = geometry.latents(work.shape).tokens

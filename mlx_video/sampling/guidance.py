@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
 
 import mlx.core as mx
 
@@ -16,32 +15,6 @@ Predict = Callable[
 
 Pass = tuple[AV[mx.array], Perturbation]  # the context, and what to skip
 Run = Callable[[AV[LatentState], float], list[AV[mx.array]]]  # all passes
-X = TypeVar("X")
-
-
-class Passes(NamedTuple, Generic[X]):
-    """One value for each pass of the model; ``None`` = the pass is not run.
-
-    cond       the prompt
-    uncond     the negative prompt
-    perturbed  the prompt, without self-attention in some blocks
-    isolated   the prompt, with no modality seeing the other
-    """
-
-    cond: X
-    uncond: X | None = None
-    perturbed: X | None = None
-    isolated: X | None = None
-
-    @property
-    def values(self) -> list[X]:
-        """The values that are not ``None``, in the order of the fields."""
-        return [value for value in self if value is not None]
-
-    def filled(self, results: Iterable[X]) -> "Passes":
-        """``results``, one for each of ``values``, in their fields."""
-        results = iter(results)
-        return Passes(*(None if each is None else next(results) for each in self))
 
 
 @dataclass(frozen=True)
@@ -69,19 +42,25 @@ class Guidance:
         """Whether ``step``, counted from 0, computes the modality."""
         return step % (self.skip_step + 1) == 0
 
-    def combine(self, x0: Passes[mx.array]) -> mx.array:
-        """The guided x0 (B, N, C) from the predictions of x0."""
-        guided = x0.cond
-        if x0.uncond is not None:
-            guided = guided + cfg_delta(x0.cond, x0.uncond, self.cfg)
-        if x0.perturbed is not None:
-            guided = guided + (x0.cond - x0.perturbed) * self.stg
-        if x0.isolated is not None:
-            guided = guided + cfg_delta(x0.cond, x0.isolated, self.modality)
+    def combine(
+        self,
+        cond: mx.array,
+        uncond: mx.array | None = None,
+        perturbed: mx.array | None = None,
+        isolated: mx.array | None = None,
+    ) -> mx.array:
+        """The guided x0 (B, N, C) from the x0 that each pass predicts, see ``passes_of``."""
+        x0 = cond
+        if uncond is not None:
+            x0 = x0 + cfg_delta(cond, uncond, self.cfg)
+        if perturbed is not None:
+            x0 = x0 + (cond - perturbed) * self.stg
+        if isolated is not None:
+            x0 = x0 + cfg_delta(cond, isolated, self.modality)
         if self.rescale == 0.0:
-            return guided
-        ratio = mx.std(x0.cond, ddof=1) / mx.std(guided, ddof=1)
-        return guided * (self.rescale * ratio + (1 - self.rescale))
+            return x0
+        ratio = mx.std(cond, ddof=1) / mx.std(x0, ddof=1)
+        return x0 * (self.rescale * ratio + (1 - self.rescale))
 
 
 def cfg_delta(cond: mx.array, uncond: mx.array, scale: float) -> mx.array:
@@ -104,8 +83,7 @@ def guided(
     Raises ``ValueError`` if ``cfg`` is not 1 and there is no negative prompt.
     """
     passes, last = passes_of(prompt, guidance), AV()
-    together = batched and len(passes.values) > 1
-    run = (_together if together else _in_turn)(predict, passes.values)
+    run = (_together if batched else _in_turn)(predict, passes.values())
 
     def denoise(states: AV[LatentState], sigma: float, step: int = 0) -> AV[mx.array]:
         nonlocal last
@@ -116,7 +94,7 @@ def guided(
                 computes,
             )
             x0s = guidance.map(
-                lambda strength, *x0s: strength.combine(passes.filled(x0s)),
+                lambda strength, *x0s: strength.combine(**dict(zip(passes, x0s))),
                 *run(states, sigma),
             )
             last = x0s.map(lambda x0, yes, old: x0 if yes else old, computes, last)
@@ -134,38 +112,40 @@ def may_start(guidance: AV[Guidance], step: int) -> bool:
     return all(strength.computes(step) for strength in guidance.values)
 
 
-def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> Passes[Pass]:
-    """Context and perturbation of each pass that ``guidance`` needs."""
-    wanted = guidance.values
-    uncond = perturbed = isolated = None
+def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pass]:
+    """The passes of the model that ``guidance`` needs, by their names in ``Guidance.combine``.
+
+    cond       the prompt
+    uncond     the negative prompt, or the prompt for a modality without one
+    perturbed  the prompt, without self-attention in some blocks
+    isolated   the prompt, with no modality seeing the other
+    """
+    wanted, positive = guidance.values, prompt.positive
+    passes = {"cond": (positive, Perturbation())}
     if any(g.cfg != 1.0 for g in wanted):
         if prompt.negative is None:
             raise ValueError(
                 f"Guidance with cfg {max(g.cfg for g in wanted)} needs a negative prompt; it may be empty."
             )
-        # A modality without a negative prompt keeps the positive one.
-        negative = prompt.positive.map(
-            lambda positive, negative: positive if negative is None else negative,
-            prompt.negative,
-        )
-        uncond = negative, Perturbation()
+        negative = positive.map(lambda x, y: x if y is None else y, prompt.negative)
+        passes["uncond"] = negative, Perturbation()
     if any(g.stg != 0.0 for g in wanted):
         blocks = guidance.map(lambda g: frozenset(g.stg_blocks if g.stg != 0.0 else ()))
-        perturbed = prompt.positive, Perturbation(blocks)
+        passes["perturbed"] = positive, Perturbation(blocks)
     if any(g.modality != 1.0 for g in wanted) and len(wanted) > 1:
-        isolated = prompt.positive, Perturbation(isolate=True)
-    return Passes((prompt.positive, Perturbation()), uncond, perturbed, isolated)
+        passes["isolated"] = positive, Perturbation(isolate=True)
+    return passes
 
 
-def _in_turn(predict: Predict, passes: Sequence[Pass]) -> Run:
+def _in_turn(predict: Predict, passes: Iterable[Pass]) -> Run:
     return lambda states, sigma: [predict(states, c, sigma, (p,)) for c, p in passes]
 
 
-def _together(predict: Predict, passes: Sequence[Pass]) -> Run:
+def _together(predict: Predict, passes: Iterable[Pass]) -> Run:
     """One call with the passes stacked along the batch axis; they share masks and positions."""
-    contexts, perturbations = zip(*passes)
-    context = contexts[0].map(lambda *each: mx.concatenate(each), *contexts[1:])
-    count = len(contexts)
+    (first, *others), perturbations = zip(*passes)
+    context = first.map(lambda *each: mx.concatenate(each), *others)
+    count = len(perturbations)
 
     def run(states: AV[LatentState], sigma: float) -> list[AV[mx.array]]:
         batch = states.values[0].latent.shape[0]

@@ -9,7 +9,6 @@ from mlx_video.conditioning.latent import LatentState
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE
 from mlx_video.sampling.guidance import (
     Guidance,
-    Passes,
     cfg_delta,
     guided,
     may_start,
@@ -29,12 +28,12 @@ COND, UNCOND, PERTURBED, ISOLATED = (
     [(VIDEO_GUIDANCE, "guid.video_default"), (AUDIO_GUIDANCE, "guid.audio_default")],
 )
 def test_default_strengths_combine_as_the_official_code_does(guidance, name):
-    combined = guidance.combine(Passes(COND, UNCOND, PERTURBED, ISOLATED))
+    combined = guidance.combine(COND, UNCOND, PERTURBED, ISOLATED)
     assert error(combined, OFFICIAL[name]) < 1e-6
 
 
 def test_cfg_alone():
-    combined = Guidance(cfg=4.0).combine(Passes(COND, UNCOND))
+    combined = Guidance(cfg=4.0).combine(COND, UNCOND)
     assert error(combined, OFFICIAL["guid.cfg_only"]) < 1e-6
 
 
@@ -43,7 +42,7 @@ def test_a_delta_is_the_official_one():
 
 
 def test_stg_alone():
-    guided = Guidance(stg=1.0).combine(Passes(COND, perturbed=PERTURBED))
+    guided = Guidance(stg=1.0).combine(COND, perturbed=PERTURBED)
     assert error(guided, COND + OFFICIAL["guid.stg_delta"]) < 1e-5
 
 
@@ -99,7 +98,7 @@ def test_a_pass_that_one_modality_needs_is_run_for_both():
 
 def test_stg_perturbs_only_the_modality_that_asks_and_each_in_its_own_blocks():
     def skipped(video: Guidance, audio: Guidance):
-        _, perturbation = passes_of(PROMPT, AV(video, audio)).perturbed
+        _, perturbation = passes_of(PROMPT, AV(video, audio))["perturbed"]
         return perturbation.skip_self_attention
 
     some, other = Guidance(stg=1.0, stg_blocks=(1, 2)), Guidance(stg_blocks=(3,))
@@ -133,7 +132,7 @@ def test_cfg_without_a_negative_prompt_is_refused():
 
 def test_a_modality_without_a_negative_prompt_keeps_the_positive_one():
     prompt = PromptEmbeddings(PROMPT.positive, AV(PROMPT.negative.video))
-    context, _ = passes_of(prompt, AV(Guidance(cfg=3.0), Guidance())).uncond
+    context, _ = passes_of(prompt, AV(Guidance(cfg=3.0), Guidance()))["uncond"]
     assert context.video is PROMPT.negative.video
     assert context.audio is PROMPT.positive.audio
 
