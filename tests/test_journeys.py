@@ -293,6 +293,9 @@ def test_enhance_needs_the_text_encoder_alone(eloquent, capsys):
 TYPING = {
     "generate --sede 3": "There is no option --sede; did you mean --seed?",
     "generate --varaint=dev": "There is no option --varaint; did you mean --variant?",
+    "generate --guidance-scale 3": "There is no option --guidance-scale; ours is --cfg-scale.",
+    "plan --num-inference-steps=8": "There is no option --num-inference-steps; ours is --steps.",
+    "enhance --guidance-scale 3": "There is no option --guidance-scale; see --help.",
     "plan --xyz": "There is no option --xyz; see --help.",
     "--sede": "There is no option --sede; did you mean --seed?",
     "generate a cat": "Unexpected word 'a'. Put a prompt in quotes after --prompt.",

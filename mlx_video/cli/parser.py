@@ -30,6 +30,8 @@ GONE = {
     "--max-tokens": "Gemma ends an enhanced prompt itself; leave it out.",
     "--temperature": "another --seed gives another enhanced prompt; leave it out.",
 }
+# Options of diffusers -> ours.
+CALLED = {"--guidance-scale": "--cfg-scale", "--num-inference-steps": "--steps"}
 Add = Callable[..., None]  # ``option`` for one group
 NEAR = 0.75  # similarity from which a word is suggested
 
@@ -103,6 +105,8 @@ class Parser(argparse.ArgumentParser):
         flag = word.partition("=")[0]
         if flag in GONE and "--prompt" in options:
             return f"There is no option {flag} any more: {GONE[flag]}"
+        if CALLED.get(flag) in options:
+            return f"There is no option {flag}; ours is {CALLED[flag]}."
         return f"There is no option {flag}; {_hint(flag, options, 'see --help.')}"
 
 
