@@ -5,6 +5,7 @@ stream.
 """
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import (
@@ -63,7 +64,7 @@ class Option(NamedTuple):
     help: str
 
 
-class Input:
+class Input(ABC):
     """An input of the user. A subclass is a frozen dataclass whose field ``kind`` is a literal with its name.
 
     needs        names of the networks that encode it
@@ -117,17 +118,17 @@ class Input:
         """Sentences on what the user should know about it."""
         return ()
 
+    @abstractmethod
     def moved(self, factor: int, start: int, end: int) -> "Input | None":
         """The input for frames ``start`` to ``end`` of the clip at ``factor`` times its frame rate; ``None`` = outside."""
-        return None
 
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
         """How many tokens it adds to each stream of a clip whose latents are ``grid``; ``None`` = none."""
         return AV()
 
+    @abstractmethod
     def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
         """Its conditions on each stream of a clip of ``shape``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,9 @@ class Keyframes(Input):
             raise UserError(
                 "This model cannot generate keyframes; LTX-2.5 can. Leave out --keyframes."
             )
+
+    def moved(self, factor: int, start: int, end: int) -> None:
+        """Only the first stage uses it."""
 
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
         return AV(self.count * grid.tokens_per_frame)

@@ -1,5 +1,6 @@
 """What a user gives: a new kind of input is one class, which pipeline, plan, record and terminal take as it is."""
 
+import abc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -63,6 +64,9 @@ def tune():
         def check(self, shape, geometry):
             if np.load(self.path).ndim != 4:
                 raise UserError(f"{self.path} is no spectrogram.")
+
+        def moved(self, factor, start, end):
+            return self
 
         def tokens(self, grid):
             return AV(1)
@@ -131,6 +135,14 @@ def test_only_a_picture_makes_the_rewritten_prompt_begin_with_one(tune, monkeypa
     for given, writer in ((tune("a.npy"), "enhance_t2v"), (Image("a"), "enhance_i2v")):
         request = Request("a ball", SHAPE, inputs=(given,), enhance=True)
         assert Pipeline._enhanced(None, request, encoder=None) == writer
+
+
+def test_a_kind_that_does_not_say_how_it_moves_cannot_be_made(tune, monkeypatch):
+    """Else a round of DFR would leave it out without a word."""
+    monkeypatch.delattr(tune, "moved")
+    abc.update_abstractmethods(tune)
+    with pytest.raises(TypeError, match="abstract method '?moved"):
+        tune("a.npy")
 
 
 # Pictures
