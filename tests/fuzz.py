@@ -322,7 +322,7 @@ def config(rng: Random, folder: Path):
     name = rng.choice(["transformer", "connectors", "video_decoder", "vocoder"])
     part = PARTS[name]
     block = blocks[part.block]
-    read_fields = {f.name for f in fields(part.candidate(Source(folder, block)).config)}
+    read_fields = {f.name for f in fields(part.kind(Source(folder, block)))}
     keys = sorted(read_fields & block.keys())
     how, key = rng.choice(["kind", "kind", "kind", "unknown", "whole"]), rng.choice(
         keys

@@ -197,7 +197,6 @@ class LTXModelConfig(Config):
         "attention_head_dim",
         "cross_attention_dim",
     )
-    # For keys that a checkpoint leaves out: the official code's defaults, where they differ from the 19B's values.
     SILENT: ClassVar = {
         "av_ca_timestep_scale_multiplier": 1.0,
         "rope_type": "interleaved",
@@ -222,7 +221,7 @@ class LTXModelConfig(Config):
         model_type: LTXModelType = LTXModelType.AudioVideo,
     ) -> "LTXModelConfig":
         """Read the ``transformer`` block; ``model_type`` says which of the checkpoint's streams to build."""
-        data = cls.SILENT | dict(data, model_type=model_type)
+        data = dict(data, model_type=model_type)
         data |= rope_precision(data.pop("frequencies_precision", None))
         # Two more keys repeat whether text is projected here.
         inside = not data.get("caption_proj_before_connector", False)

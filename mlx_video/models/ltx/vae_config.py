@@ -44,21 +44,19 @@ class VideoEncoderConfig(Config):
         "scaling_factor": 1.0,
         "use_quant_conv": False,
     }
-    UNUSED: ClassVar = frozenset(
-        {
-            "causal_decoder",
-            "decoder_base_channels",
-            "decoder_blocks",
-            "decoder_spatial_padding_mode",
-            "out_channels",
-            "timestep_conditioning",
-        }
-    )
+    UNUSED: ClassVar = {
+        "causal_decoder",
+        "decoder_base_channels",
+        "decoder_blocks",
+        "decoder_spatial_padding_mode",
+        "out_channels",
+        "timestep_conditioning",
+    }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "VideoEncoderConfig":
         """Read block ``vae`` of either kind of autoencoder. Raises ``UserError``."""
-        if data.get("_class_name") == DiffusionDecoderConfig.CLASS_NAME:
+        if DiffusionDecoderConfig.fits(data):
             return super().from_dict(_diffusion_encoder(data))
         data = dict(data)
         if mode := data.pop("spatial_padding_mode", None):
@@ -109,13 +107,8 @@ class VideoVAEConfig(VideoEncoderConfig):
     decoder_spatial_padding_mode: Padding = "reflect"
 
     FIXED: ClassVar = VideoEncoderConfig.FIXED | {"timestep_conditioning": False}
-    UNUSED: ClassVar = frozenset()
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "VideoVAEConfig":
-        """Read block ``vae``. Raises ``UserError``, also if the decoder is conditioned on noise levels."""
-        # The official default is a conditioned decoder.
-        return super().from_dict({"timestep_conditioning": True} | dict(data))
+    SILENT: ClassVar = {"timestep_conditioning": True}
+    UNUSED: ClassVar = set()
 
     @property
     def decoder_scale(self) -> VideoScale:
@@ -148,7 +141,6 @@ class DiffusionDecoderConfig(Config):
     t_emb_dim: int = 384
     timestep_scale_multiplier: float = 1.0
 
-    CLASS_NAME: ClassVar = "CausalDiffusionVAE"
     FIXED: ClassVar = {
         "_class_name": "NADiffusionDecoder",
         "default_num_inference_steps": 1,
@@ -157,26 +149,31 @@ class DiffusionDecoderConfig(Config):
         "resampler_kind": "linear",
     }
     # Nothing is padded: windows shift at the borders, or repeat the outermost column.
-    UNUSED: ClassVar = frozenset({"spatial_padding_mode", "encoder"})
-    # Official defaults that are not implemented here, so that a config without these keys is refused.
-    ABSENT: ClassVar = {"model_output_type": "v", "default_num_inference_steps": 2}
+    UNUSED: ClassVar = {"spatial_padding_mode", "encoder"}
+    SILENT: ClassVar = {"model_output_type": "v", "default_num_inference_steps": 2}
+
+    @classmethod
+    def fits(cls, block: Mapping[str, object]) -> bool:
+        """Whether block ``vae`` is a diffusion autoencoder's."""
+        return block.get("_class_name") == "CausalDiffusionVAE"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "DiffusionDecoderConfig":
-        """Read block ``vae``, where key ``decoder`` overrides others. Raises ``UserError``, also if stages do not match."""
+        """Read block ``vae``, where key ``decoder`` overrides others. Raises ``UserError``."""
         outer = {k: v for k, v in data.items() if k not in ("_class_name", "decoder")}
-        data = cls.ABSENT | outer | data.get("decoder", {})
+        data = outer | data.get("decoder", {})
         if kernel := data.pop("stage5_kernel", None):
             data["stage_kernels"] = [*data.get("stage_kernels", [])[:-1], kernel]
-        config = super().from_dict(data)
-        each = config.stage_channels, config.stage_depths, config.stage_kernels
-        counts = [*map(len, each), len(config.upsamples) + 1]
+        return super().from_dict(data)
+
+    def __post_init__(self):
+        each = self.stage_channels, self.stage_depths, self.stage_kernels
+        counts = [*map(len, each), len(self.upsamples) + 1]
         if len(set(counts)) > 1:
             raise UserError(
-                f"{cls.__name__}: stage_channels, stage_depths, stage_kernels and upsamples have {counts} stages; "
+                f"{type(self).__name__}: stage_channels, stage_depths, stage_kernels and upsamples have {counts} stages; "
                 "they must have equally many."
             )
-        return config
 
     least_cells: ClassVar = 1  # on each side of a frame
 
@@ -219,27 +216,26 @@ class AudioVAEConfig(Config):
         "norm_type": "pixel",
         "stereo": True,
     }
-    UNUSED: ClassVar = frozenset(
-        {
-            "causal_padding",
-            "dropout",
-            "duration",
-            "embed_dim",
-            "max_wav_value",
-            "n_mel_channels",
-            "resolution",
-        }
-    )
+    UNUSED: ClassVar = {
+        "causal_padding",
+        "dropout",
+        "duration",
+        "embed_dim",
+        "max_wav_value",
+        "n_mel_channels",
+        "resolution",
+    }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "AudioVAEConfig":
         """Read block ``audio_vae``, whatever its nesting. Raises ``UserError``."""
-        config = super().from_dict(_flatten(data))
-        if not config.ch_mult:
+        return super().from_dict(_flatten(data))
+
+    def __post_init__(self):
+        if not self.ch_mult:
             raise UserError(
                 "AudioVAEConfig: ch_mult must name at least one resolution; got []."
             )
-        return config
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -283,25 +279,21 @@ class GeneratorConfig(Config):
     resblock_dilation_sizes: tuple[tuple[int, ...], ...]
     stereo: bool = True
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "GeneratorConfig":
-        """As in ``Config``; also raises ``UserError`` if lists do not match or the width cannot be halved that often."""
-        config = super().from_dict(data)
-        for pair in ("upsample_rates", "upsample_kernel_sizes"), (
-            "resblock_kernel_sizes",
-            "resblock_dilation_sizes",
+    def __post_init__(self):
+        for one, other in (
+            ("upsample_rates", "upsample_kernel_sizes"),
+            ("resblock_kernel_sizes", "resblock_dilation_sizes"),
         ):
-            first, second = (len(getattr(config, name)) for name in pair)
+            first, second = len(getattr(self, one)), len(getattr(self, other))
             if first != second:
                 raise UserError(
-                    f"{cls.__name__}: {pair[0]} has {first} entries and {pair[1]} {second}; they must have equally many."
+                    f"{type(self).__name__}: {one} has {first} entries and {other} {second}; they must have equally many."
                 )
-        if config.last_width < 1:
+        if self.last_width < 1:
             raise UserError(
-                f"{cls.__name__}: upsample_initial_channel {config.upsample_initial_channel} cannot be halved "
-                f"{len(config.upsample_rates)} times. The file may be damaged."
+                f"{type(self).__name__}: upsample_initial_channel {self.upsample_initial_channel} cannot be halved "
+                f"{len(self.upsample_rates)} times. The file may be damaged."
             )
-        return config
 
     @property
     def hop(self) -> int:
@@ -344,7 +336,7 @@ class BandwidthExtensionConfig(BigVGANConfig):
     n_fft: int
     num_mels: int
 
-    UNUSED: ClassVar = frozenset({"win_size"})  # the stored Fourier basis includes it
+    UNUSED: ClassVar = {"win_size"}  # the stored Fourier basis includes it
 
 
 @dataclass(frozen=True)
@@ -355,16 +347,17 @@ class BigVGANVocoderConfig(Config):
     bwe: BandwidthExtensionConfig
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "BigVGANVocoderConfig":
-        """As in ``Config``; also raises ``UserError`` if the rates of the two generators contradict each other."""
-        config = super().from_dict(data)
-        rate, bwe = config.bwe.input_sampling_rate, config.bwe
+    def fits(cls, block: Mapping[str, object]) -> bool:
+        """Whether block ``vocoder`` has both generators."""
+        return {"vocoder", "bwe"} <= block.keys()
+
+    def __post_init__(self):
+        rate, bwe = self.bwe.input_sampling_rate, self.bwe
         if rate * bwe.hop != bwe.output_sampling_rate * bwe.hop_length:
             raise UserError(
-                f"{cls.__name__}: {bwe.hop} samples for every {bwe.hop_length} do not make "
+                f"{type(self).__name__}: {bwe.hop} samples for every {bwe.hop_length} do not make "
                 f"{bwe.output_sampling_rate} Hz of {rate} Hz. The checkpoint may be damaged."
             )
-        return config
 
     @property
     def hop(self) -> int:

@@ -22,7 +22,7 @@ from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, release_
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.gemma_config import FAMILIES, GemmaConfig
-from mlx_video.models.ltx.loading.parts import PARTS, part_of
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.weights import some
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def check_layout(layout: Layout, needs: tuple[str, ...]) -> None:
             "that `mlx-video convert` wrote."
         )
     for name in parts:
-        part_of(name).config(layout.sources[name])
+        PARTS[name].config(layout.sources[name])
 
 
 def check_variant(layout: Layout, variant: str | None) -> None:

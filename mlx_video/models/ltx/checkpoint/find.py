@@ -24,7 +24,6 @@ from mlx_video.models.ltx.checkpoint.layouts import (
     Layout,
     companions,
     identify,
-    is_diffusion,
     is_gemma,
     parts_in,
     with_projection,
@@ -41,6 +40,7 @@ from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.models.ltx.loading.parts import PARTS, part_of
 from mlx_video.models.ltx.text_folder import Subjects
+from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
 from mlx_video.types import Geometry
 from mlx_video.weights import CONFIG, read_header
 
@@ -296,7 +296,7 @@ class Search:
                 f"{file} is not a video autoencoder: it lacks the encoder, the decoder or the config of one. Give a file "
                 f"such as {usual or layout.path}, or {CONV}."
             )
-        if not is_diffusion(layout.sources["video_decoder"]):
+        if not DiffusionDecoderConfig.fits(layout.sources["video_decoder"].config):
             return {}
         if layout.path.is_dir():
             raise UserError(

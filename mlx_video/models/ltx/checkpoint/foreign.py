@@ -23,6 +23,7 @@ from mlx_video.models.ltx.checkpoint.releases import LTX_2_3, told_by
 from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source, newest
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.loading.parts import PARTS
+from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
 from mlx_video.weights import CONFIG, read_json, stored_types
 
 DIFFUSERS, FORGE = "diffusers folder", "MLX pack of mlx-forge"
@@ -155,7 +156,7 @@ def _forge(folder: Path, variant: str) -> Found:
     blocks = {**release.blocks, **embedded}
     if "vae" not in embedded and first("vae_decoder_av"):
         blocks["vae"] = blocks["vae_diffusion"]
-    kind = "av" if blocks["vae"].get("_class_name") == "CausalDiffusionVAE" else "conv"
+    kind = "av" if DiffusionDecoderConfig.fits(blocks["vae"]) else "conv"
     for part, (stems, spelling) in FORGE_FILES.items():
         if file := first(*stems, vae=kind):
             sources[part] = _flat(file, blocks[PARTS[part].block], spelling)

@@ -366,8 +366,9 @@ def companions(
     Of several, prefers one of the same release, then one that states none; then a diffusion autoencoder, as in the official
     code (``diffusion=False`` excludes those); then the last by name.
     """
-    found = [p for p in _around(file) if diffusion or not is_diffusion(p[1])]
-    found.sort(key=lambda part: (_kinship(part[1], release), is_diffusion(part[1])))
+    fits = DiffusionDecoderConfig.fits
+    found = [p for p in _around(file) if diffusion or not fits(p[1].config)]
+    found.sort(key=lambda part: (_kinship(part[1], release), fits(part[1].config)))
     return dict(found)  # of parts of one name, the last
 
 
@@ -401,11 +402,6 @@ def _around(file: Path) -> Iterator[tuple[str, Source]]:
             parts = parts_in(other)
         if other != file and "transformer" not in parts:
             yield from parts.items()
-
-
-def is_diffusion(source: Source) -> bool:
-    """Whether the config is that of a diffusion autoencoder."""
-    return source.config.get("_class_name") == DiffusionDecoderConfig.CLASS_NAME
 
 
 def with_projection(sources: Mapping[str, Source]) -> dict[str, Source]:

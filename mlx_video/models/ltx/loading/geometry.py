@@ -4,7 +4,7 @@ from typing import Mapping
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.models.ltx.loading.parts import PARTS, part_of
+from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.models.ltx.loading.schema import LARGEST, short_repr
 from mlx_video.models.ltx.vae_config import MEL_BINS
 from mlx_video.types import AudioScale, Geometry, VideoScale
@@ -39,7 +39,7 @@ def read_geometry(sources: Mapping[str, Source]) -> Geometry | None:
 
 def _audio(sources: Mapping[str, Source]) -> AudioScale:
     """The audio's scale; raises ``UserError`` if a mel frame differs between vocoder and decoder."""
-    config, vocoder = (part_of(name).config(sources[name]) for name in SOUND)
+    config, vocoder = (PARTS[name].config(sources[name]) for name in SOUND)
     rate, hop = config.sampling_rate, config.hop_length
     if vocoder.hop > LARGEST:
         raise UserError(

@@ -1,9 +1,9 @@
 """The parts of LTX-2: what all their networks have in common, and which network each can be, chosen by its config."""
 
-import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Mapping, NamedTuple, Sequence
+from pkgutil import resolve_name
+from typing import ClassVar, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -161,65 +161,41 @@ def quantizable(network: nn.Module, group_size: int) -> dict[str, nn.Linear]:
     }
 
 
-class Candidate(NamedTuple):
-    """A network that a part can be.
-
-    home    its module and class
-    config  its config, which can be read without importing the network
-    marks   keys that its config block must have, each with the required value (``None`` = any); empty = fits all
-    """
-
-    home: str
-    config: type[Config]
-    marks: Mapping[str, object] = {}
-
-    def fits(self, block: Mapping[str, object]) -> bool:
-        """Whether a config ``block`` has all marks."""
-        marks = self.marks.items()
-        return all(key in block and value in (None, block[key]) for key, value in marks)
-
-    @property
-    def network(self) -> type[Network]:
-        """The network's class, imported on first use."""
-        module, name = self.home.split(":")
-        return getattr(importlib.import_module(f"mlx_video.models.ltx.{module}"), name)
-
-
 @dataclass(frozen=True)
 class Part:
     """A component that is built, loaded and freed on its own.
 
-    block       its block of the official config; ``None`` = its file holds nothing else
-    candidates  the first that fits the block is the network; the last fits any block
-    optional    whether a checkpoint may lack it
-    files       patterns of its files in a folder of its own
-    unlike      what is wrong with a file that does not hold it, for a part that releases ship as a file of its own
-    lacking     how to get it if it is missing, a format string over ``release``
+    block     its block of the official config; ``None`` = its file holds nothing else
+    networks  config -> module and class of the network that it describes; the first config that fits the block applies
+    optional  whether a checkpoint may lack it
+    files     patterns of its files in a folder of its own
+    unlike    what is wrong with a file that does not hold it, for a part that releases ship as a file of its own
+    lacking   how to get it if it is missing, a format string over ``release``
     """
 
     name: str
     block: str | None
-    candidates: Sequence[Candidate]
+    networks: Mapping[type[Config], str]
     optional: bool = False
     files: tuple[str, ...] = (CONFIG, INDEX, "*.safetensors")
     unlike: str = ""
     lacking: str = "use the files of {release.repository}"
 
-    def candidate(self, source: Source) -> Candidate:
-        """The network that the config in ``source`` asks for."""
+    def kind(self, source: Source) -> type[Config]:
+        """The class of its config."""
         if not isinstance(source.config, Mapping):
             raise UserError(
                 f"{source.path}: the config of its {self.name} is not a JSON object."
             )
-        return next(c for c in self.candidates if c.fits(source.config))
-
-    def network(self, source: Source) -> type[Network]:
-        """The class of that network."""
-        return self.candidate(source).network
+        return next(kind for kind in self.networks if kind.fits(source.config))
 
     def config(self, source: Source) -> Config:
         """Its config, see ``Source.read_as``."""
-        return source.read_as(self.candidate(source).config)
+        return source.read_as(self.kind(source))
+
+    def network(self, source: Source) -> type[Network]:
+        """The class of its network, imported on first use."""
+        return resolve_name(f"mlx_video.models.ltx.{self.networks[self.kind(source)]}")
 
     def build(
         self,
@@ -235,43 +211,41 @@ class Part:
         return network.from_source(source, dtype, **wanted)
 
 
-DIFFUSION = {"_class_name": DiffusionDecoderConfig.CLASS_NAME}
-EXTENDED = {"vocoder": None, "bwe": None}
 PARTS = {
     part.name: part
     for part in (
-        Part("transformer", "transformer", [Candidate("ltx:LTXModel", LTXModelConfig)]),
-        Part("connectors", "transformer", [Candidate("connector:TextConnectors", ConnectorConfig)]),
-        Part("video_encoder", "vae", [Candidate("video_vae.encoder:VideoEncoder", VideoEncoderConfig)]),
+        Part("transformer", "transformer", {LTXModelConfig: "ltx:LTXModel"}),
+        Part("connectors", "transformer", {ConnectorConfig: "connector:TextConnectors"}),
+        Part("video_encoder", "vae", {VideoEncoderConfig: "video_vae.encoder:VideoEncoder"}),
         Part(
             "video_decoder",
             "vae",
-            [
-                Candidate("video_vae.diffusion:DiffusionDecoder", DiffusionDecoderConfig, DIFFUSION),
-                Candidate("video_vae.decoder:VideoDecoder", VideoVAEConfig),
-            ],
+            {
+                DiffusionDecoderConfig: "video_vae.diffusion:DiffusionDecoder",
+                VideoVAEConfig: "video_vae.decoder:VideoDecoder",
+            },
         ),
-        Part("audio_encoder", "audio_vae", [Candidate("audio_vae.autoencoder:AudioEncoder", AudioVAEConfig)]),
-        Part("audio_decoder", "audio_vae", [Candidate("audio_vae.autoencoder:AudioDecoder", AudioVAEConfig)]),
+        Part("audio_encoder", "audio_vae", {AudioVAEConfig: "audio_vae.autoencoder:AudioEncoder"}),
+        Part("audio_decoder", "audio_vae", {AudioVAEConfig: "audio_vae.autoencoder:AudioDecoder"}),
         Part(
             "vocoder",
             "vocoder",
-            [
-                Candidate("audio_vae.bigvgan:BigVGANVocoder", BigVGANVocoderConfig, EXTENDED),
-                Candidate("audio_vae.vocoder:Vocoder", VocoderConfig),
-            ],
+            {
+                BigVGANVocoderConfig: "audio_vae.bigvgan:BigVGANVocoder",
+                VocoderConfig: "audio_vae.vocoder:Vocoder",
+            },
         ),
         Part(
             "upsampler",
             None,
-            [Candidate("upsampler:LatentUpsampler", UpsamplerConfig)],
+            {UpsamplerConfig: "upsampler:LatentUpsampler"},
             unlike="does not double rows and columns",
             lacking="put {release.upsampler} beside it, or let it be fetched from {release.repository} (1.0 GB)",
         ),
         Part(
             "text_encoder",
             None,
-            [Candidate("text_encoder:GemmaTextEncoder", GemmaConfig)],
+            {GemmaConfig: "text_encoder:GemmaTextEncoder"},
             files=hub.TEXT_ENCODER_FILES,
             lacking="put {release.text_encoder.name} beside it, a folder named text_encoder or gemma-3-12b-it-..., or let it "
             "be fetched from {release.text_encoder_place} ({release.text_encoder.size:.0f} GB)",
@@ -279,14 +253,14 @@ PARTS = {
         Part(
             "temporal_upsampler",
             None,
-            [Candidate("upsampler:LatentUpsampler", UpsamplerConfig)],
+            {UpsamplerConfig: "upsampler:LatentUpsampler"},
             optional=True,
             unlike="does not double frames",
         ),
         Part(
             "duration_head",
             None,
-            [Candidate("duration:DurationHead", DurationConfig)],
+            {DurationConfig: "duration:DurationHead"},
             optional=True,
             unlike="has no duration head",
         ),

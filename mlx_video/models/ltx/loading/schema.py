@@ -12,6 +12,7 @@ from functools import cache, partial
 from reprlib import Repr
 from types import NoneType, UnionType
 from typing import (
+    AbstractSet,
     ClassVar,
     Literal,
     Mapping,
@@ -48,13 +49,20 @@ class Config:
     """Base of every part's configuration.
 
     ``FIXED`` names keys with the only value that is implemented, ``UNUSED`` keys that the part ignores, and ``REQUIRED``
-    keys that a file must state although the field has a default. ``POSITIVE`` = no number may be 0 or less, and no list empty.
+    keys that a file must state although the field has a default. ``SILENT`` has what the official code assumes for keys
+    that a file leaves out, where our default differs. ``POSITIVE`` = no number may be 0 or less, and no list empty.
     """
 
     FIXED: ClassVar[Mapping[str, object]] = {}
-    UNUSED: ClassVar[frozenset[str]] = frozenset()
+    SILENT: ClassVar[Mapping[str, object]] = {}
+    UNUSED: ClassVar[AbstractSet[str]] = set()
     REQUIRED: ClassVar[tuple[str, ...]] = ()
     POSITIVE: ClassVar[bool] = False
+
+    @classmethod
+    def fits(cls, block: Mapping[str, object]) -> bool:
+        """Whether ``block`` is a config of this kind; the last of a part's kinds fits any."""
+        return True
 
     @classmethod
     def from_dict(
@@ -64,6 +72,7 @@ class Config:
 
         ``fixed`` adds keys to ``FIXED`` whose value depends on other keys.
         """
+        data = {**cls.SILENT, **data}
         kinds, fixed = _kinds(cls), {**cls.FIXED, **fixed}
         for key, value in data.items():
             if key in fixed and value != fixed[key]:

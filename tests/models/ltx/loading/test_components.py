@@ -328,7 +328,7 @@ def test_lends_the_official_tensors(folder):
     components = Components.open(Files(folder, dtype="float32"))
     for name in set(NEEDED) - {"text_encoder"}:
         source = UPSCALER if name == "upsampler" else CHECKPOINT
-        network = PARTS[name].candidates[-1].network
+        network = PARTS[name].network(Source(source, {}))
         expected = network.sanitize(checkpoint(source)[0])
         with components.lend(name) as module:
             held = parameters(module)

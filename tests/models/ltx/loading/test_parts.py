@@ -59,7 +59,7 @@ def split_checkpoint(root: Path) -> Path:
 def test_a_network_is_chosen_by_its_config(path, decoder, vocoder):
     sources = identify(path).sources
     chosen = {
-        name: PARTS[name].candidate(sources[name]).home.split(":")[1]
+        name: PARTS[name].network(sources[name]).__name__
         for name in ("video_decoder", "vocoder")
     }
     assert chosen == {"video_decoder": decoder, "vocoder": vocoder}
