@@ -1,6 +1,7 @@
 """The latent upsampler: a clip's latents on a finer grid in space or time. Knows no pixels."""
 
 from fractions import Fraction
+from functools import partial
 from typing import ClassVar
 
 import mlx.core as mx
@@ -19,8 +20,8 @@ from mlx_video.models.ltx.video_vae.sampling import depth_to_space
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights
 
-NORM_GROUPS = 32
-NORM_EPS = 1e-5
+# Its statistics are over the whole clip, summed in float32.
+group_norm = partial(nn.GroupNorm, 32, eps=1e-5, pytorch_compatible=True)
 
 
 def upsample_normalized(
@@ -54,7 +55,7 @@ class LatentUpsampler(Network):
         super().__init__()
         channels, count = config.mid_channels, config.num_blocks_per_stage
         self.conv_in = Conv3d(config.in_channels, channels)
-        self.norm_in = _norm(channels)
+        self.norm_in = group_norm(channels)
         self.coarse_blocks = [ResBlock(channels) for _ in range(count)]
         self.resample = _resampler(config)
         self.fine_blocks = [ResBlock(channels) for _ in range(count)]
@@ -87,7 +88,11 @@ class LatentUpsampler(Network):
         """As in ``Network``, but strict: the file holds nothing else."""
         taken = super().sanitize(weights)
         if taken is weights:
-            return _renamed(weights) if "resample.blur.kernel" in weights else weights
+            if "resample.blur.kernel" not in weights:
+                return weights
+            # Before 0.1.0 a rational upsampler's tensors had a plain one's names.
+            old, new = "resample.conv.", "resample.expand."
+            return {key.replace(old, new): value for key, value in weights.items()}
         if unknown := [key for key in weights if cls.NAMES.ours(key) is None]:
             raise UserError(f"LatentUpsampler: unknown tensor {unknown[0]!r}.")
         return taken
@@ -110,9 +115,9 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv1 = Conv3d(channels, channels)
-        self.norm1 = _norm(channels)
+        self.norm1 = group_norm(channels)
         self.conv2 = Conv3d(channels, channels)
-        self.norm2 = _norm(channels)
+        self.norm2 = group_norm(channels)
 
     def __call__(self, x: mx.array) -> mx.array:
         # A convolution at a time: a GPU kept the padded and unnormed arrays of both.
@@ -180,17 +185,6 @@ def _grown(x: mx.array, conv: nn.Conv2d, factor: int) -> mx.array:
     # A kernel one frame long is a 2-D convolution of each frame.
     x = conv3d(x, conv.weight[:, None], conv.bias, padding=(1, 1))
     return depth_to_space(x, (1, factor, factor))
-
-
-def _renamed(weights: Weights) -> Weights:
-    """A rational upsampler's tensors from folders written before 0.1.0, which name them like a plain one's."""
-    old, new = "resample.conv.", "resample.expand."
-    return {key.replace(old, new): value for key, value in weights.items()}
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    """Group norm with statistics over the whole clip, summed in float32."""
-    return nn.GroupNorm(NORM_GROUPS, channels, NORM_EPS, pytorch_compatible=True)
 
 
 def _resampler(config: UpsamplerConfig) -> nn.Module:

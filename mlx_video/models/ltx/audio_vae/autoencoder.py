@@ -49,7 +49,7 @@ class AudioEncoder(Network):
             for before, width in pairwise((config.ch, *widths))
         ]
         for level, width in zip(self.down[:-1], widths):
-            level.downsample = Downsample(width)
+            level.downsample = CausalConv2d(width, width, stride=2)
         self.mid = MidBlock(widths[-1])
         self.conv_out = CausalConv2d(widths[-1], 2 * config.z_channels)
         tokens = config.z_channels * config.latent_bins
@@ -90,7 +90,7 @@ class AudioDecoder(Network):
             for before, width in zip((*widths[1:], widths[-1]), widths)
         ]
         for level, width in zip(self.up[1:], widths[1:]):
-            level.upsample = Upsample(width)
+            level.upsample = Upsample(width, width)
         self.conv_out = CausalConv2d(widths[0], config.out_ch)
 
     def activation_bytes(self, frames: int) -> float:
@@ -135,32 +135,21 @@ def norm_silu(x: mx.array) -> mx.array:
 
 
 class CausalConv2d(nn.Conv2d):
-    """Convolution (B, T, M, I) -> (B, T, M, O), with zeros before the first frame and on both sides of the mel axis."""
+    """3x3 convolution (B, T, M, I) -> (B, ceil(T / stride), M / stride, O).
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
-        super().__init__(in_channels, out_channels, kernel_size)
-        around = kernel_size // 2
-        self.zeros = ((0, 0), (kernel_size - 1, 0), (around, around), (0, 0))
+    Zeros precede the first frame and surround the mel axis; at stride 2 only above its highest bin.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size=3, stride=stride)
+        self.zeros = ((0, 0), (2, 0), (2 - stride, 1), (0, 0))
 
     def __call__(self, x: mx.array) -> mx.array:
         return super().__call__(mx.pad(x, self.zeros))
 
 
-class Downsample(nn.Conv2d):
-    """Halve time and mel bins, (B, T, M, C) -> (B, ceil(T / 2), M / 2, C); the first frame remains one of its own."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, kernel_size=3, stride=2)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return super().__call__(mx.pad(x, ((0, 0), (2, 0), (0, 1), (0, 0))))
-
-
 class Upsample(CausalConv2d):
     """Double time and mel bins by repetition, (B, T, M, C) -> (B, 2T - 1, 2M, C): the first frame is not repeated."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
@@ -175,7 +164,7 @@ class ResnetBlock(nn.Module):
         self.conv1 = CausalConv2d(in_channels, out_channels)
         self.conv2 = CausalConv2d(out_channels, out_channels)
         if in_channels != out_channels:
-            self.shortcut = CausalConv2d(in_channels, out_channels, kernel_size=1)
+            self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         h = self.conv1(norm_silu(x))
