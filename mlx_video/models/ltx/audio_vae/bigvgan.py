@@ -9,12 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.models.ltx.audio_vae.signal import overlapping, resample
-from mlx_video.models.ltx.audio_vae.vocoder import (
-    EDGE_KERNEL,
-    Generator,
-    VocoderBlock,
-    to_mlx,
-)
+from mlx_video.models.ltx.audio_vae.vocoder import EDGE_KERNEL, Generator, VocoderBlock
 from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.pacing import end_piece
@@ -110,7 +105,9 @@ class BigVGANVocoder(Network):
         """As in ``Network``; filters and the Fourier basis lose their axes of length 1."""
         if key.endswith((".up", ".down")):
             return value.flatten()
-        return value.squeeze(1) if key == "mel.basis" else to_mlx(key, value)
+        if key == "mel.basis":
+            return value.squeeze(1)
+        return Generator.to_mlx(key, value)
 
 
 def widths(config: BigVGANConfig) -> int:

@@ -44,23 +44,11 @@ class SameConv1d(nn.Conv1d):
     def __call__(self, x: mx.array) -> mx.array:
         if self.phases == 1:
             return super().__call__(x)
-        length = x.shape[1]
-        y = super().__call__(split_phases(x, self.phases))
-        return join_phases(y, self.phases)[:, :length]
-
-
-def split_phases(x: mx.array, phases: int) -> mx.array:
-    """Samples ``phases`` apart as separate sequences, zero-padded at the end: (B, L, C) -> (B*phases, ~L/phases, C)."""
-    B, L, C = x.shape
-    x = mx.pad(x, ((0, 0), (0, -L % phases), (0, 0)))
-    return x.reshape(B, -1, phases, C).swapaxes(1, 2).reshape(B * phases, -1, C)
-
-
-def join_phases(x: mx.array, phases: int) -> mx.array:
-    """The inverse of ``split_phases``, padding included: (B*phases, L, C) -> (B, L*phases, C)."""
-    N, L, C = x.shape
-    x = x.reshape(N // phases, phases, L, C).swapaxes(1, 2)
-    return x.reshape(N // phases, phases * L, C)
+        B, L, _ = x.shape
+        x = mx.pad(x, ((0, 0), (0, -L % self.phases), (0, 0)))
+        x = mx.unflatten(x, 1, (-1, self.phases)).swapaxes(1, 2)
+        y = super().__call__(x.flatten(0, 1))  # (B * phases, L / phases, O)
+        return mx.unflatten(y, 0, (B, -1)).swapaxes(1, 2).flatten(1, 2)[:, :L]
 
 
 class TransposedConv1d(nn.ConvTranspose1d):
@@ -130,12 +118,13 @@ class Generator(nn.Module):
             x = sum(block(x) for block in blocks) / each
         return x
 
-
-def to_mlx(key: str, value: mx.array) -> mx.array:
-    """PyTorch stores transposed convolutions as (I, O, k), others as (O, I, k); MLX stores all as (O, k, I)."""
-    if value.ndim != 3:
-        return value
-    return value.transpose(1, 2, 0) if ".ups." in f".{key}" else channels_last(value)
+    @staticmethod
+    def to_mlx(key: str, value: mx.array) -> mx.array:
+        """PyTorch stores transposed convolutions as (I, O, k), others as (O, I, k); MLX stores all as (O, k, I)."""
+        if value.ndim != 3:
+            return value
+        transposed = ".ups." in f".{key}"
+        return value.transpose(1, 2, 0) if transposed else channels_last(value)
 
 
 # HiFi-GAN
@@ -150,7 +139,6 @@ class Vocoder(Generator, Network):
 
     CONFIG: ClassVar = VocoderConfig
     NAMES: ClassVar = TensorNames({"vocoder.": ""})
-    to_mlx = staticmethod(to_mlx)
 
     def __init__(self, config: VocoderConfig):
         super().__init__(config, MEL_BINS, VocoderBlock)
@@ -158,9 +146,8 @@ class Vocoder(Generator, Network):
 
     def activation_bytes(self, mel_frames: int) -> float:
         """The most bytes that the sound of ``mel_frames`` needs besides the weights, in float32."""
-        weight = self.conv_post.weight
+        weight, samples = self.conv_post.weight, mel_frames * self.hop
         live = memory_table.live(weight.dtype).sound
-        samples = mel_frames * self.hop
         return live * samples * weight.shape[-1] * memory_table.FLOAT32
 
     def __call__(self, log_mel: mx.array) -> mx.array:
