@@ -62,8 +62,9 @@ class LatentState(NamedTuple):
         return self._replace(latent=self.masked(mixed))
 
     def masked(self, x: mx.array) -> mx.array:
-        """``x`` (B, N, C) with the kept tokens restored; see ``apply_denoise_mask``."""
-        return apply_denoise_mask(x, self.clean_latent, self.denoise_mask)
+        """``x`` (B, N, C) where the mask is 1, the clean latent where it is 0, a mix between; in the dtype of ``x``."""
+        mask = self.denoise_mask
+        return (x * mask + self.clean_latent * (1 - mask)).astype(x.dtype)
 
     @property
     def own_tokens(self) -> int:
@@ -77,13 +78,6 @@ class LatentState(NamedTuple):
         marks = self.keyframes_mask[0, self.own_tokens :, 0].tolist()
         chosen = [self.own_tokens + i for i, mark in enumerate(marks) if mark]
         return self.latent[:, mx.array(chosen, mx.int32)]
-
-
-def apply_denoise_mask(
-    x: mx.array, clean_latent: mx.array, denoise_mask: mx.array
-) -> mx.array:
-    """``x`` (B, N, C) where the mask (1, N, 1) is 1, ``clean_latent`` where it is 0, a mix between; in the dtype of ``x``."""
-    return (x * denoise_mask + clean_latent * (1 - denoise_mask)).astype(x.dtype)
 
 
 Condition = Callable[[LatentState], LatentState]

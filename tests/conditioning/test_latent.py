@@ -14,7 +14,6 @@ from mlx_video.conditioning.latent import (
     VideoConditionByMask,
     WithAttention,
     apply_conditioning,
-    apply_denoise_mask,
     patchify_video,
 )
 from mlx_video.types import AV
@@ -202,5 +201,5 @@ def test_given_sound_stays_as_it_is_and_counts_as_clean():
 def test_the_mask_mixes_and_keeps_the_dtype():
     mask = mx.array([1.0, 0.25]).reshape(1, 2, 1)
     x, clean = mx.full((1, 2, 1), 8.0, mx.bfloat16), mx.zeros((1, 2, 1))
-    mixed = apply_denoise_mask(x, clean, mask)
+    mixed = LatentState(x, clean, mask, mx.zeros((1, 1, 2, 2))).masked(x)
     assert mixed.dtype == mx.bfloat16 and mixed.flatten().tolist() == [8.0, 2.0]

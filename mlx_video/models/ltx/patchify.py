@@ -93,11 +93,9 @@ def initial_states(
 ) -> AV[LatentState]:
     """Conditioned states of a stage, before noise, from the previous stage's latents (see ``unpatchify``) or zeros."""
     grid, sound = geometry.latents(shape), None
-    video = mx.zeros((1, grid.tokens, grid.channels))
-    if latents.video is not None:
-        video = patchify_video(latents.video)
+    video = mx.zeros(grid) if latents.video is None else latents.video
     positions = video_positions(shape, geometry)
-    video = LatentState.fresh(video, positions, grid.tokens_per_frame)
+    video = LatentState.fresh(patchify_video(video), positions, grid.tokens_per_frame)
     if audio:
         T = geometry.audio_frames(shape)
         sound = mx.zeros((1, T, geometry.audio.token_width))

@@ -51,7 +51,9 @@ def precompute_freqs_cis(
     if points.ndim == 4:
         points = points.mean(-1) if use_middle_indices_grid else points[..., 0]
     frequencies = _frequencies(theta, dim // (2 * axes), double_precision)
-    angles = _angles(points, max_pos, frequencies)
+    extents = mx.array(max_pos, dtype=mx.float32)[:, None]
+    signed = (points / extents * 2 - 1).swapaxes(1, 2)  # (B, N, axes)
+    angles = (signed[:, :, None] * frequencies[:, None]).flatten(-2)  # axes fastest
     # If the axes do not divide the width, the first pairs are not rotated.
     angles = mx.pad(angles, ((0, 0), (0, 0), (dim // 2 - angles.shape[-1], 0)))
     if rope_type is LTXRopeType.INTERLEAVED:
@@ -101,13 +103,3 @@ def _frequencies(theta: float, count: int, double_precision: bool) -> mx.array:
     dtype = np.float64 if double_precision else np.float32
     powers = np.power(dtype(theta), np.linspace(0, 1, count, dtype=dtype))
     return mx.array((powers * dtype(np.pi / 2)).astype(np.float32))
-
-
-def _angles(
-    points: mx.array, max_pos: Sequence[float], frequencies: mx.array
-) -> mx.array:
-    """(B, axes, N) -> (B, N, frequencies * axes), frequencies slowest."""
-    extents = mx.array(max_pos, dtype=mx.float32)[:, None]
-    signed = points / extents * 2 - 1
-    angles = signed.swapaxes(1, 2)[:, :, None, :] * frequencies[:, None]
-    return angles.flatten(-2)
