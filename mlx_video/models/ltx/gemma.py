@@ -4,9 +4,10 @@ Knows layers, masks and tensor names, but no tokenizers or prompts, nor what the
 """
 
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import ClassVar, Iterator, Mapping
 
@@ -21,29 +22,20 @@ from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import Weights
 
 
-@contextmanager
-def _without_its_init(package: str) -> Iterator[None]:
-    """Import modules of a package without running its ``__init__``.
+def _mlx_lm(module: str) -> ModuleType:
+    """A module of mlx-lm, without the package's ``__init__``: that imports transformers, over a second, to write text.
 
-    mlx-lm's imports transformers, which takes over a second and is only needed to write text. The modules imported here
-    stay private; a later import of the package loads all of it.
+    It is imported as part of a package of another name, so that mlx-lm is whole for those who import it.
     """
-    own = lambda: [n for n in sys.modules if n == package or n.startswith(package + ".")]  # fmt: skip
-    before = {name: sys.modules.pop(name) for name in own()}
-    bare = ModuleType(package)
-    bare.__path__ = list(find_spec(package).submodule_search_locations)
-    sys.modules[package] = bare
-    try:
-        yield
-    finally:
-        for name in own():
-            del sys.modules[name]
-        sys.modules.update(before)
+    bare = ModuleSpec("mlx_lm_without_init", None, is_package=True)
+    bare.submodule_search_locations = find_spec("mlx_lm").submodule_search_locations
+    sys.modules.setdefault(bare.name, module_from_spec(bare))
+    return import_module(f"{bare.name}.{module}")
 
 
-with _without_its_init("mlx_lm"):
-    from mlx_lm.models import gemma3_text, gemma4_text
-    from mlx_lm.models.base import create_causal_mask
+gemma3_text = _mlx_lm("models.gemma3_text")
+gemma4_text = _mlx_lm("models.gemma4_text")
+create_causal_mask = _mlx_lm("models.base").create_causal_mask
 
 
 # Other modalities, copies of the embeddings, and other contents of Lightricks' packed file.
