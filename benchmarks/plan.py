@@ -79,8 +79,8 @@ def measure(words: list[str]) -> Iterator[Measured]:
     whole, resident = 0, status("VmHWM")
     for event in events:
         if isinstance(event, Planned):
-            planned = {phase.name: phase.peak for phase in event.phases}
-            for phase in event.phases:
+            planned = {phase.name: phase.peak for phase in event.plan.phases}
+            for phase in event.plan.phases:
                 yield Measured(f"plan: {phase.name}", phase.peak, 0, 0)
         if isinstance(event, Took):
             resident = max(resident, high := status("VmHWM"))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from mlx_video.plan import Phase
+from mlx_video.plan import Plan
 from mlx_video.previews import Preview
 from mlx_video.record import Job
 from mlx_video.types import Step
@@ -13,14 +13,12 @@ class Planned(NamedTuple):
 
     job: Job
     path: str
-    phases: tuple[Phase, ...]
-    limit: float
-    chosen: str
+    plan: Plan
 
     @property
     def operations(self) -> dict[str, float]:
         """The floating-point operations of each phase that needs many, in order."""
-        return {p.name: p.operations for p in self.phases if p.operations}
+        return {p.name: p.operations for p in self.plan.phases if p.operations}
 
     def done(self, step: Step) -> float | None:
         """The share of all ``operations`` that is done at ``step``; ``None`` in a phase that needs little."""

@@ -23,13 +23,7 @@ from mlx_video.models.ltx.video_vae.decoding import WHOLE, choose_tiling
 from mlx_video.recipes import Recipe
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import passes_of
-from mlx_video.types import (
-    AV,
-    Doing,
-    Geometry,
-    PromptEmbeddings,
-    VideoPixelShape,
-)
+from mlx_video.types import AV, Doing, Geometry, PromptEmbeddings, VideoPixelShape
 
 LIBRARY_BYTES = 200e6  # of a process besides MLX's arrays, and of the clip's encoder; measured as 90 to 200 MB
 OFFERED = 0.95  # share of a machine's memory that a run may use
@@ -184,12 +178,17 @@ class Plan:
     @property
     def largest(self) -> Phase:
         """The phase that needs most, apart from the libraries."""
-        return largest(self.phases)
+        return largest(self.phases[1:])
+
+    @property
+    def libraries(self) -> float:
+        """Bytes of the libraries."""
+        return self.phases[0].peak
 
     @property
     def room(self) -> float:
         """Bytes of the limit that the libraries leave."""
-        return self.limit - beside(self.phases)
+        return self.limit - self.libraries
 
     @property
     def spare(self) -> int:
@@ -316,13 +315,8 @@ def machine_bytes() -> int:
 
 
 def largest(phases: Iterable[Phase]) -> Phase:
-    """The phase that needs most, apart from the libraries."""
-    return max((p for p in phases if p.name != Doing.LIBRARIES), key=lambda p: p.peak)
-
-
-def beside(phases: Iterable[Phase]) -> float:
-    """Bytes of the libraries, which stay during all other phases."""
-    return sum(phase.peak for phase in phases if phase.name == Doing.LIBRARIES)
+    """The phase that needs most."""
+    return max(phases, key=lambda phase: phase.peak)
 
 
 def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Residency]]:
@@ -354,8 +348,7 @@ def _residencies(
 def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
     """Why ``work`` does not fit, and what would."""
     needed = least_limit(plan, footprint, work)
-    room = needed - beside(plan.phases)
-    phase = largest(phases(footprint, work, room)).name
+    phase = largest(phases(footprint, work, needed - plan.libraries)).name
     chosen = f", even with the {plan.chosen}" if plan.chosen else ""
     sizes = " or ".join(map(str, nearest_sizes(footprint, work, plan.room)))
     smaller = f"What fits: {sizes}. " if sizes else "No smaller clip fits. "
@@ -377,12 +370,11 @@ def fits(footprint: Footprint, work: Work, room: float) -> bool:
 
 def least_limit(plan: Plan, footprint: Footprint, work: Work) -> int:
     """The lowest limit in bytes that ``work`` fits into, a multiple of ``DIGIT``; ``plan`` is of the same work."""
-    libraries = beside(plan.phases)
-    most = round(libraries + plan.largest.peak) + 2 * DIGIT
+    most = round(plan.libraries + plan.largest.peak) + 2 * DIGIT
     limits = range(DIGIT, most, DIGIT)
 
     def enough(limit: int) -> bool:
-        return fits(footprint, work, limit - libraries)
+        return fits(footprint, work, limit - plan.libraries)
 
     return limits[bisect_left(limits, True, key=enough)]
 

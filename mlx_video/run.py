@@ -74,14 +74,15 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
     with folder_made(output.path.parent), owned(output.path):
         job, plan, pipeline = yield from _prepared(job, options)
         output.check_space(job.request.shape, _latent_bytes(pipeline, job))
-        yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
+        yield Planned(job, str(output.path), plan)
         if options.previews and not plan.previews:
             yield Warned(
                 "There is no memory for previews; the clip is made without them."
             )
         yield from map(Warned, pipeline.cautions(job.request))
         yield from map(Warned, output.notices(job.request.audio))
-        yield from _timed(_carried_out(pipeline, job, output, options, start), output)
+        keeper = Keeper(job, output, options.save_every, options.resume)
+        yield from _timed(_carried_out(pipeline, keeper, start), output)
 
 
 class Sampled(NamedTuple):
@@ -161,20 +162,16 @@ def finish(
     check_shapes(latents, tensors, pipeline.latent_shapes(job.request))
     if options.health:
         check_latents(tensors, f"reading {short(latents)}", "Sample the clip again")
-    yield Planned(job, str(output.path), plan.phases, plan.limit, plan.chosen)
+    yield Planned(job, str(output.path), plan)
     yield from write(Sampled(job, tensors, pipeline), output)
     latents.unlink(missing_ok=True)
 
 
 def _carried_out(
-    pipeline: Pipeline,
-    job: Job,
-    output: Output,
-    options: Options,
-    start: Reached | None,
+    pipeline: Pipeline, keeper: Keeper, start: Reached | None
 ) -> Iterator[Event]:
     """Sample, save the latents, and decode them. Disk space for the latents is reserved before."""
-    keeper = Keeper(job, output, options.save_every, options.resume)
+    job, output = keeper.job, keeper.output
     with reserved(output.latents, _latent_bytes(pipeline, job) + SPARE) as room, keeper:
         fused = 0
         for event in pipeline.events(job.request, start):

@@ -30,7 +30,7 @@ from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.checkpoint.layouts import identify
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.text_folder import MAX_TOKENS
-from mlx_video.plan import Footprint, Phase
+from mlx_video.plan import Footprint, Phase, Plan
 from mlx_video.record import Job
 from mlx_video.types import AV
 from tests.checkpoints import MODEL, completed, rewrite, tiny_folder, write_lora
@@ -170,7 +170,8 @@ def job(*words: str) -> Job:
 
 def _nothing(jobs: list[Job], job: Job) -> Iterator[Event]:
     jobs.append(job)
-    yield Planned(job, "output.mp4", (Phase("none", 0, 0.0),), 1.0, "")
+    phases = Phase("libraries", 0, 0.0), Phase("none", 0, 0.0)
+    yield Planned(job, "output.mp4", Plan(phases, 1.0, None))
     yield Written("output.mp4", "output.json", 0.0, 0)
 
 

@@ -24,7 +24,7 @@ from mlx_video.models.ltx.rope import precompute_freqs_cis
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.video_vae.encoder import VideoEncoder, load_vae_encoder
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
-from mlx_video.plan import Phase
+from mlx_video.plan import Phase, Plan
 from mlx_video.postprocess import save_video
 from tests.checkpoints import MODEL
 from tests.media_reading import read_clip
@@ -38,9 +38,12 @@ def asked(model, here, monkeypatch):
     """Runs ``mlx-video generate`` with words, without making the clip; gives the exit code, and the job and output it asks for."""
     jobs = []
 
+    phases = Phase("libraries", 0, 0.0), Phase("none", 0, 0.0)
+    plan = Plan(phases, 1.0, None)
+
     def nothing(job, output, options):
         jobs.append((job, output))
-        yield Planned(job, str(output.path), (Phase("none", 0, 0.0),), 1.0, "")
+        yield Planned(job, str(output.path), plan)
         yield Written(str(output.path), "x.json", 0.0, 0)
 
     def ask(*words: str):

@@ -333,7 +333,7 @@ def test_a_run_has_the_phases_of_its_plan(model, tmp_path, recipe):
     request = Request("a ball", shape, audio=True, inputs=given)
     job = Job(request, recipe, Files(str(model)))
     events = list(run(job, Output(tmp_path / "a.mp4"), Options(health=False)))
-    planned = next(e for e in events if isinstance(e, Planned)).phases
+    planned = next(e for e in events if isinstance(e, Planned)).plan.phases
     took = [e for e in events if isinstance(e, Took) and "load" not in e.phase]
     assert [e.phase for e in took] == [
         p.name for p in planned if p.name != Doing.LIBRARIES
@@ -618,7 +618,8 @@ def test_a_huge_clip_is_refused_without_counting_every_limit(full, monkeypatch):
     monkeypatch.setattr(
         plans, "fits", lambda footprint, work, room: tried.append(room) or room > 1e14
     )
-    huge = Plan((Phase("stage 1", 0, 1e15),), 8 * GB, full)
+    phases = Phase("libraries", 0, 0.0), Phase("stage 1", 0, 1e15)
+    huge = Plan(phases, 8 * GB, full)
     least = plans.least_limit(huge, Footprint(full), asked())
     assert 1e14 < least <= 1e14 + GB
     assert len(tried) < 60

@@ -17,7 +17,7 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.pipeline import Request
-from mlx_video.plan import Plan
+from mlx_video.plan import Phase, Plan
 from mlx_video.record import Job
 from mlx_video.types import VideoPixelShape
 
@@ -321,7 +321,7 @@ def test_what_is_sampled_needs_the_decoders_alone(monkeypatch):
 def test_a_pipeline_is_as_its_job_and_its_plan_say(monkeypatch):
     made = []
     monkeypatch.setattr(record, "pipeline_for", lambda *_, **given: made.append(given))
-    planned = Plan((), 5e9, None, previews=True)
+    planned = Plan((Phase("libraries", 0, 0.0),), 5e9, None, previews=True)
     JOB.pipeline(planned, health=False)
     expected = {"health": False, "batched": True, "memory": 5e9, "previews": True}
     assert made == [expected]

@@ -56,7 +56,7 @@ def test_a_run_is_a_stream_of_plain_events(model, here, capsys):
     events = list(run(job(model, audio=True), Output(Path("x.mp4"))))
     planned, *_, last = events
     assert isinstance(planned, Planned) and planned.path == "x.mp4"
-    assert planned.job.files.model == str(model) and planned.phases
+    assert planned.job.files.model == str(model) and planned.plan.phases
     assert isinstance(last, Written) and last.path == "x.mp4" and last.seconds > 0
     steps = [event for event in events if isinstance(event, Step)]
     phases = list(dict.fromkeys(step.phase for step in steps))
@@ -509,7 +509,7 @@ def test_decoding_is_planned_and_refused_where_it_does_not_fit(latents, here):
         list(finish(job, latents, output, Options(memory_limit=2e8)))
     assert os.listdir() == [latents.name]
     (planned,) = (e for e in finish(job, latents, output) if isinstance(e, Planned))
-    assert [p.name for p in planned.phases][1:] == ["decode sound", "decode video"]
+    assert [p.name for p in planned.plan.phases][1:] == ["decode sound", "decode video"]
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ class Progress:
             case events.Planned():
                 self.operations = event.operations
                 say(making_line(event))
-                say(plan_line(event))
+                say(plan_line(event.plan))
             case events.Saved() if event.step is not None and self.verbose:
                 say(f"state after step {event.step} saved in {event.path}")
             case Step():

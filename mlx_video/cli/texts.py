@@ -4,15 +4,14 @@ import json
 from typing import Sequence
 
 from mlx_video.disk import GB, amount
-from mlx_video.events import Planned
 from mlx_video.models.ltx.checkpoint.describe import Description, Entry, PartSummary
 from mlx_video.models.ltx.checkpoint.find import DEMO_KNOWS, PACKAGED
-from mlx_video.plan import Plan, beside, largest
+from mlx_video.plan import Plan
 
 
-def plan_line(plan: Plan | Planned) -> str:
+def plan_line(plan: Plan) -> str:
     """One line on what a run needs."""
-    most, more = largest(plan.phases), beside(plan.phases) / GB
+    most, more = plan.largest, plan.libraries / GB
     libraries = f", beside {more:.2f} GB of libraries" if more else ""
     times = [phase.seconds for phase in plan.phases if phase.seconds]
     seconds = f", about {sum(times):.0f} s of sampling" if times else ""

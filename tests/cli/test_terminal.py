@@ -29,7 +29,7 @@ from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
-from mlx_video.plan import Phase
+from mlx_video.plan import Phase, Plan
 from mlx_video.record import Job
 from mlx_video.types import Step, VideoPixelShape
 
@@ -38,12 +38,13 @@ JOB = Job(
     Request("a ball", VideoPixelShape(9, 64, 128, 24.0), seed=7), recipes.distilled()
 )
 PHASES = (
+    Phase("libraries", 0, 0.0),
     Phase("stage 1", 10**9, 5e8, 30.0),
     Phase("upsample", 10**9, 0.0),
     Phase("stage 2", 10**9, 0.0, 60.0),
     Phase("decode video", 10**8, 0.0, 10.0),
 )
-PLANNED = Planned(JOB, "x.mp4", PHASES, 4e9, "")
+PLANNED = Planned(JOB, "x.mp4", Plan(PHASES, 4e9, None))
 OUTPUT = Output(Path("x.mp4"))
 WRITTEN = Written("x.mp4", "x.json", 2.0, 3 * 10**8)
 

@@ -23,7 +23,7 @@ from mlx_video.media import save_still
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.output import Output
-from mlx_video.plan import Phase
+from mlx_video.plan import Phase, Plan
 from mlx_video.record import Job
 from mlx_video.run import run
 from mlx_video.serve import worker
@@ -94,9 +94,10 @@ def test_progress_counts_dfr_rounds_by_their_work(model):
     """A round's steps count its tiles, so their number says nothing beside a stage's."""
     work = {"encode prompt": 0, "stage 1": 8, "stage 2": 12, "round 1": 70, "decode video": 10}  # fmt: skip
     phases = tuple(Phase(name, 0, 0, operations) for name, operations in work.items())
+    plan = Plan(phases, 1e9, None)
     steps = [
         Step("encode prompt", 1, 2),
-        Planned(None, "x.mp4", phases, 1e9, ""),
+        Planned(None, "x.mp4", plan),
         *(Step("stage 1", index, 8, 0.5) for index in range(9)),
         *(Step("stage 2", index, 3, 0.5) for index in range(4)),
         Step("upsample", 1, 1),
