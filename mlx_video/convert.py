@@ -5,12 +5,13 @@ python -m mlx_video.convert --hf-path Lightricks/LTX-2 --mlx-path ltx-2-8bit -q
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable
 
 import mlx.core as mx
 
-from mlx_video import hub
+from mlx_video import cli, hub
 from mlx_video.disk import folder_aside, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
@@ -93,11 +94,7 @@ def _quantization(bits: int, group_size: int) -> dict[str, int | str]:
     return {"group_size": group_size, "bits": bits, "mode": "affine"}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 for bad input with one sentence on stderr."""
-    from mlx_video import cli
-
-    return cli.main(argv, "convert")
+main = partial(cli.main, before=["convert"])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import sys
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Sequence
 
@@ -80,9 +81,7 @@ def make(job: Job, output: Output, quiet: bool) -> Path:
     return Path(event.path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of ``python -m mlx_video.generate``, see ``cli.main``."""
-    return cli.main(argv, "generate", variant="distilled", audio=False)
+main = partial(cli.main, before=["generate"], variant="distilled", audio=False)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Make video with sound, in one mp4, with the distilled model: ``python -m mlx_video.generate_av``."""
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Sequence
 
 from mlx_video import cli
 from mlx_video.generate import generate_video
@@ -16,9 +16,7 @@ def generate_video_with_audio(
     return generate_video(prompt, output_path, audio=True, **given)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of ``python -m mlx_video.generate_av``, see ``cli.main``."""
-    return cli.main(argv, "generate", variant="distilled", audio=True)
+main = partial(cli.main, before=["generate"], variant="distilled", audio=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Make video with the guided dev model, in one stage or two: ``python -m mlx_video.generate_dev``."""
 
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Sequence
 
 from mlx_video import cli
 from mlx_video.clip_settings import ClipSettings
@@ -32,9 +32,7 @@ def generate_video_dev(
     return generate_video(prompt, output_path, settings=settings, **given)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of ``python -m mlx_video.generate_dev``, see ``cli.main``."""
-    return cli.main(argv, "generate", variant="dev", audio=False)
+main = partial(cli.main, before=["generate"], variant="dev", audio=False)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from mlx_video.errors import UserError
 DONE, FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def main(argv: Sequence[str] | None = None, *before: str, **usual) -> int:
+def main(argv: Sequence[str] | None = None, before: Sequence[str] = (), **usual) -> int:
     """Run ``mlx-video`` with the words ``before`` and ``argv``, by default the process's; returns the exit code.
 
     usual  other defaults of ``generate``'s options, which --help shows
