@@ -163,7 +163,12 @@ def read_from(record: str | Path | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Record:
-    """A whole record file: the ``job``, and what ran it."""
+    """A whole record file: the ``job``, and what ran it. Read by pydantic, strictly, the nested dataclasses too.
+
+    Pydantic, because the server's FastAPI needs it anyway and can publish the same schema.
+    """
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
     job: Job
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -190,13 +195,7 @@ def read_record(path: Path) -> str:
 
 @cache
 def _schema(kinds: tuple[str, ...]):
-    """Reads records strictly, with inputs of these ``kinds``.
+    """Reads records with inputs of these ``kinds``."""
+    from pydantic import TypeAdapter
 
-    Pydantic, because the server's FastAPI needs it anyway and can publish the same schema.
-    """
-    from pydantic import ConfigDict, TypeAdapter
-
-    # The nested dataclasses inherit it.
-    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    Record.__pydantic_config__ = strict
     return TypeAdapter(Record)
