@@ -84,10 +84,7 @@ class DFRPipeline(Pipeline):
             before, stack = yield from self._enlarged(before, stage)
             seen = [self._reference(smaller, place)] if stage.detailing else []
         more = [AV([generated_keyframes(frames, size, place, stack), *seen])]
-        # A run cannot resume within a stage that sees the smaller clip, which is not saved.
-        made, states = yield from self._sampled(
-            sampling, number, before, more, resumes=not seen
-        )
+        made, states = yield from self._sampled(sampling, number, before, more)
         pictures = dfr_layout.generated_pictures(states.video, frames, size)
         return made._replace(pictures=pictures)
 

@@ -291,37 +291,23 @@ class Pipeline:
         return made
 
     def _sampled(
-        self,
-        sampling: Sampling,
-        number: int,
-        before: Made,
-        more: Conditions = [],
-        resumes: bool = True,
+        self, sampling: Sampling, number: int, before: Made, more: Conditions = []
     ) -> Working[tuple[Made, AV[LatentState]]]:
-        """What stage ``number`` makes of the upsampled ``before``, and its last states.
-
-        more     conditions besides those of the inputs
-        resumes  whether a run can resume within the stage
-        """
+        """What stage ``number`` makes of the upsampled ``before``, and its last states; ``more`` are further conditions."""
         geometry, request = self.components.geometry, sampling.request
-        shape, sound = self.recipe.shape(request.shape, number), before.sound
+        shape = self.recipe.shape(request.shape, number)
         given = [*sampling.conditions[number], *more]
         states = initial_states(shape, geometry, before.latents, given, request.audio)
         sampling.previews.begin(number, geometry.latents(shape))
-        states = yield from self._denoise(sampling, number, states, sound, resumes)
+        states = yield from self._denoise(sampling, number, before, states)
         latents = unpatchify(states, shape, geometry)
         if self.health:
             health.check_latents(latents, self.recipe.phase(number))
         own = number == self.recipe.sound_stage
-        return Made(latents, latents.audio if own else sound), states
+        return Made(latents, latents.audio if own else before.sound), states
 
     def _denoise(
-        self,
-        sampling: Sampling,
-        number: int,
-        states: AV[LatentState],
-        sound: mx.array | None,
-        resumes: bool,
+        self, sampling: Sampling, number: int, before: Made, states: AV[LatentState]
     ) -> Working[AV[LatentState]]:
         """The states after the last step of stage ``number``, from noiseless ``states``."""
         request, embeddings, _, start, predict, previews = sampling
@@ -340,9 +326,10 @@ class Pipeline:
             yield step
             if not done < step.index < step.total:
                 continue  # nothing is new, or the stage is over
-            if resumes and may_start(strengths, step.index):
+            # The smaller clip that a detailing stage sees is not saved.
+            if not stage.detailing and may_start(strengths, step.index):
                 latents = states.map(lambda state: state.latent)
-                yield Reached(number, step.index, latents, sound)
+                yield Reached(number, step.index, latents, before.sound)
             yield from previews.after(step.index)
         return states
 
