@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Callable, Iterator, Mapping
 
@@ -123,9 +123,7 @@ class ClipSettings:
             return recipes.dfr_recipe(self.dfr, detailing)
         if self.hq:
             half = _geometry(files, "dev").latents(wanted.shape.scaled(0.5))
-            said = {name: getattr(self, name) for name in ("steps", *STRENGTHS)}
-            said = {name: value for name, value in said.items() if value is not None}
-            return wanted.hq(half.tokens, **said)
+            return wanted.hq(half.tokens, **self._said("steps", *STRENGTHS))
         return wanted.recipe(self.variant, self.two_stage)
 
     def _check(self, files: Files, called: Mapping[str, str]) -> None:
@@ -147,13 +145,12 @@ class ClipSettings:
             raise UserError(
                 "--dfr is for the distilled model; leave out --variant dev."
             )
-        said = {name: getattr(self, name) for name in GUIDED}
-        said["distilled_lora"] = files.distilled_lora
-        said = [k for k, v in said.items() if v is not None and v is not False]
+        said = [k for k, value in self._said(*GUIDED).items() if value is not False]
+        said += ["distilled_lora"] * bool(files.distilled_lora)
         if self.variant == "distilled" and said:
+            names = ", ".join(called.get(name, name) for name in said)
             raise UserError(
-                f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {', '.join(called.get(k, k) for k in said)}, "
-                f"or use {DEV_MODEL}."
+                f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {names}, or use {DEV_MODEL}."
             )
 
     def _unused(self, recipe: Recipe, files: Files) -> Iterator[str]:
@@ -172,8 +169,12 @@ class ClipSettings:
 
     def _over(self, usual: Defaults) -> Defaults:
         """``usual``, overridden by these settings."""
-        names = (field.name for field in fields(usual))
-        return usual.given(**{name: getattr(self, name, None) for name in names})
+        return replace(usual, **self._said(*vars(usual)))
+
+    def _said(self, *names: str) -> dict[str, object]:
+        """The settings among ``names`` that were given."""
+        said = {name: getattr(self, name, None) for name in names}
+        return {name: value for name, value in said.items() if value is not None}
 
 
 def resolve_model(

@@ -335,10 +335,6 @@ class Defaults(Config):
     may_be_still: bool = False
     may_be_silent: bool = False
 
-    def given(self, **values) -> "Defaults":
-        """The same with the ``values`` that are not ``None``."""
-        return replace(self, **{k: v for k, v in values.items() if v is not None})
-
     @property
     def shape(self) -> VideoPixelShape:
         """The shape of a default clip."""
@@ -347,18 +343,13 @@ class Defaults(Config):
     @property
     def guidance(self) -> AV[Guidance]:
         """Strengths of the dev model, for video and for audio."""
-        video = Guidance(
-            cfg=self.cfg,
-            stg=self.stg,
-            modality=self.modality,
-            rescale=self.rescale,
-            stg_blocks=tuple(self.stg_blocks),
-        )
+        strengths = self.cfg, self.stg, self.modality, self.rescale
+        video = Guidance(*strengths, stg_blocks=tuple(self.stg_blocks))
         return AV(video, replace(video, cfg=self.audio_cfg))
 
     def hq(
         self,
-        tokens: int | None,
+        tokens: int,
         *,
         steps: int = HQ_STEPS,
         audio_cfg: float = HQ_GUIDANCE.audio.cfg,
@@ -366,7 +357,7 @@ class Defaults(Config):
     ) -> Recipe:
         """A few guided steps of two predictions each at half size, then a refinement, both with a weak distilled LoRA.
 
-        tokens  of the half-size clip's latents, on which the noise levels depend; ``None`` = unknown
+        tokens  of the half-size clip's latents, on which the noise levels depend
         given   strengths of ``Guidance`` instead of those of the official HQ pipeline
         """
         given = {"stg_blocks": tuple(self.stg_blocks)} | given

@@ -26,7 +26,7 @@ def test_hq_is_two_stages_by_res_2s_with_some_of_the_lora():
 
 def test_strengths_that_were_given_replace_those_of_hq():
     given = {"cfg": 2.0, "stg": 1.0, "audio_cfg": 5.0}
-    guidance = Defaults(stg_blocks=(28,)).hq(None, **given).stages[0].guidance
+    guidance = Defaults(stg_blocks=(28,)).hq(8, **given).stages[0].guidance
     assert guidance.map(lambda g: (g.cfg, g.stg, g.stg_blocks, g.rescale)) == AV(
         (2.0, 1.0, (28,), 0.45), (5.0, 1.0, (28,), 1.0)
     )
@@ -35,9 +35,9 @@ def test_strengths_that_were_given_replace_those_of_hq():
 @pytest.mark.parametrize("usual", [(29,), (28,)])
 def test_a_small_model_may_lack_the_usual_block_where_it_is_not_used(usual):
     defaults, small = Defaults(stg_blocks=usual), LTXModelConfig(4, 2, 8, 16)
-    defaults.hq(None).check(small)
+    defaults.hq(8).check(small)
     with pytest.raises(UserError, match=f"block {usual[0]}; this .* has 4 blocks"):
-        defaults.hq(None, stg=1.0).check(small)
+        defaults.hq(8, stg=1.0).check(small)
 
 
 def test_the_refined_dev_clip_has_the_sound_of_the_guided_stage():
