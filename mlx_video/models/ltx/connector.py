@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.checkpoint import foreign_names
+from mlx_video.models.ltx.checkpoint.foreign_names import DIT, PROJECTION
 from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream
 from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.loading.parts import Network
@@ -29,9 +30,14 @@ class TextConnectors(Network):
     LORAS: ClassVar = (foreign_names.DIFFUSERS_CONNECTORS,)
     NAMES: ClassVar = TensorNames(
         {
-            foreign_names.PROJECTION: "projection.",
-            f"{foreign_names.DIT}video_embeddings_connector.": "video.",
-            f"{foreign_names.DIT}audio_embeddings_connector.": "audio.",
+            PROJECTION: "projection.",  # LTX-2.5: in the text encoder's file
+            f"{PROJECTION}aggregate_embed.": "projection.aggregate_embed.",
+            f"{DIT}video_embeddings_connector.": "video.",
+            f"{DIT}audio_embeddings_connector.": "audio.",
+            # In folders converted before LTX-2.3:
+            "aggregate_embed.": "projection.aggregate_embed.",
+            "video_embeddings_connector.": "video.",
+            "audio_embeddings_connector.": "audio.",
         },
         foreign_names.MLX_LAYERS,
     )
@@ -95,24 +101,6 @@ class TextConnectors(Network):
             text_layers=projection.shape[1] // config.caption_channels - 1,
             connector_num_learnable_registers=registers.shape[0],
         )
-
-    @classmethod
-    def sanitize(cls, weights: Weights) -> Weights:
-        """The connectors' tensors under our names; unchanged if none has an official prefix.
-
-        LTX-2.5 keeps the projection in the text encoder's file: pass the tensors of both files.
-        """
-        weights = cls.NAMES.take(weights) or weights
-        return EARLIER_NAMES.take(weights) or weights
-
-
-EARLIER_NAMES = TensorNames(  # in folders converted before LTX-2.3
-    {
-        "aggregate_embed.": "projection.aggregate_embed.",
-        "video_embeddings_connector.": "video.",
-        "audio_embeddings_connector.": "audio.",
-    }
-)
 
 
 def _matrix(weights: Weights, key: str) -> mx.array:

@@ -17,7 +17,7 @@ from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.loading.residency import BlockStream
 from mlx_video.models.ltx.pacing import end_piece
-from mlx_video.models.ltx.rope import precompute_freqs_cis
+from mlx_video.models.ltx.rope import Rope, precompute_freqs_cis
 from mlx_video.models.ltx.transformer import (
     CROSS_GATE,
     Conditioning,
@@ -143,27 +143,26 @@ class LTXModel(Network):
     def rope(self, positions: AV[mx.array]) -> AV[RopeTables]:
         """Rotary tables of tokens at ``positions``, (B, axes, N, 2) in seconds and pixels; computed once per stage."""
         config, streams = self.config, self.config.streams
-        rope = partial(
-            precompute_freqs_cis,
-            theta=config.positional_embedding_theta,
-            use_middle_indices_grid=config.use_middle_indices_grid,
-            rope_type=config.rope_type,
-            double_precision=config.double_precision_rope,
-        )
+
+        def rope(bounds: mx.array, own: StreamConfig, extents: Sequence[int]) -> Rope:
+            return precompute_freqs_cis(
+                bounds,
+                own.width,
+                config.positional_embedding_theta,
+                extents,
+                config.use_middle_indices_grid,
+                own.heads,
+                config.rope_type,
+                config.double_precision_rope,
+            )
 
         def tables(bounds: mx.array, own: StreamConfig) -> RopeTables:
-            alone = rope(
-                bounds, own.width, max_pos=own.max_pos, num_attention_heads=own.heads
-            )
+            alone = rope(bounds, own, own.max_pos)
             if len(positions.present) < 2:
                 return RopeTables(alone)
             # Between the streams only time has meaning, on a shared scale; the exchange has the audio's heads.
-            audio, shared = streams.audio, max(s.max_pos[0] for s in streams.values)
-            time, heads = bounds[:, :1], audio.heads
-            cross = rope(
-                time, audio.width, max_pos=(shared,), num_attention_heads=heads
-            )
-            return RopeTables(alone, cross)
+            shared = max(stream.max_pos[0] for stream in streams.values)
+            return RopeTables(alone, rope(bounds[:, :1], streams.audio, (shared,)))
 
         return positions.map(tables, streams)
 

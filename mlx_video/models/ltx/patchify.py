@@ -62,12 +62,7 @@ def position_grid(
     if causal_fix:
         frames = mx.maximum(frames + 1 - scale.time, 0)
     frames = (frames + first_frame) / fps
-    shape = (*cells, 2)
-    axes = [
-        mx.broadcast_to(frames[:, None, None], shape),
-        mx.broadcast_to(rows[None, :, None], shape),
-        mx.broadcast_to(columns[None, None], shape),
-    ]
+    axes = mx.broadcast_arrays(frames[:, None, None], rows[:, None], columns)
     return mx.stack(axes).reshape(1, 3, -1, 2)
 
 

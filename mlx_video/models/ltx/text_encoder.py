@@ -119,12 +119,11 @@ class GemmaTextEncoder(Network):
     def hidden_states(self, ids: mx.array, mask: mx.array) -> list[mx.array]:
         """The states (B, T, D) of ``gemma.hidden_states``, one more than there are layers, as in transformers.
 
-        Rows of padding hold arbitrary finite numbers. Evaluates layer by layer, because macOS stops a GPU command that
-        runs for seconds.
+        Rows of padding hold arbitrary finite numbers.
         """
         states = []
         for state in gemma.hidden_states(self.model, ids, mask):
-            mx.eval(state)  # each layer is a GPU command of its own
+            mx.eval(state)  # a GPU command each: macOS stops one that takes seconds
             states.append(state)
         return states
 

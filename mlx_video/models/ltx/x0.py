@@ -19,7 +19,7 @@ AHEAD = 2  # on an H200 a short forward takes 2 % less time than with 1, and 0.3
 
 
 class X0Model:
-    """What a sampler sees: the clean sample that ``model`` predicts from a pair of latent states.
+    """The clean sample that ``model`` predicts from a pair of latent states.
 
     While the same arrays come in, what does not change from step to step is computed once: projected prompts, rotary
     tables, the levels of denoise masks and the bias of attention masks.
