@@ -24,7 +24,6 @@ from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
     blended_pixels,
     decode_grid,
-    largest_tile,
 )
 
 KEPT = 3  # frames that a convolution and the skip beside it keep for the next piece, at most
@@ -139,7 +138,7 @@ class DecoderMemory:
     def _bytes_in_tiles(self, shape: tuple[int, ...], tiling: TilingConfig) -> int:
         B, _, *cells = shape
         grid = decode_grid(tuple(cells), tiling, self.config.decoder_scale)
-        tile = [cut.source.stop - cut.source.start for cut in largest_tile(grid)]
+        tile = [max(cut.cells for cut in cuts) for cuts in grid]
         steps = self._sized(B, *tile)
         pixel = B * self.config.out_channels * FLOAT32
         done, whole, blended = (n * pixel for n in blended_pixels(grid))

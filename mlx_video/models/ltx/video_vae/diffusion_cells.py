@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from mlx_video.models.ltx.loading.memory_table import FLOAT32
 from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
@@ -14,8 +15,7 @@ from mlx_video.models.ltx.video_vae.tiling import (
     PIXELS,
     TileGrid,
     TilingConfig,
-    side_cuts,
-    time_cuts,
+    cuts_of,
 )
 
 PIECE_SHARE = 3  # a piece's size in ``elements``; few arrays of it are alive, since rows go in bands
@@ -73,17 +73,20 @@ class Cells:
         """Cuts from cells of the second last stage to pixels, for padded latents of ``shape``."""
         stage, patch = self.last - 1, self.config.patch_size
         _, height, width = self.per_latent(stage)
-        stride = self.config.upsamples[stage][0]
+        step, *steps = self.config.upsamples[stage][0]
         frames, pixels = self.least_overlap
         last = self.all_frames(stage, shape)
-        cells = (self.frames(shape) - 1) // stride[0] + 1
-        times = time_cuts(cells, stride[0], tiling.temporal_config, frames)
+        cells = (self.frames(shape) - 1) // step + 1
+        times = cuts_of(
+            cells, step, tiling.temporal_config, least_overlap=frames, late=step - 1
+        )
         first = times[-1].source.start  # the last tile includes the appendix
         times[-1] = times[-1]._replace(source=slice(first, last))
         sides = shape[3] * height, shape[4] * width
+        cut = partial(cuts_of, config=tiling.spatial_config, longest=max(sides))
         return times, *(
-            side_cuts(side, max(sides), step * patch, tiling.spatial_config, pixels)
-            for side, step in zip(sides, stride[1:])
+            cut(side, step * patch, least_overlap=pixels)
+            for side, step in zip(sides, steps)
         )
 
     @property
@@ -114,7 +117,7 @@ class Cells:
         stage = self.last - 1
         grid, scale = self.grid(shape, tiling), self.per_latent(stage)
         tile = [
-            math.ceil(max(cut.source.stop - cut.source.start for cut in cuts) / cells)
+            math.ceil(max(cut.cells for cut in cuts) / cells)
             for cuts, cells in zip(grid, scale)
         ]
         B, _, _, H, W = shape

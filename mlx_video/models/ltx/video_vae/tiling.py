@@ -7,12 +7,12 @@ fades out. On this regular grid, blending columns into strips, strips into frame
 all weighted tiles and dividing by the sum of weights.
 """
 
-from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator, NamedTuple
+from dataclasses import astuple, dataclass
+from typing import Callable, ClassVar, Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
 
-from mlx_video.errors import UserError
+from mlx_video.errors import UserError, clip
 from mlx_video.types import VideoScale
 
 BLENDED, BLENDED_IN_TIME = 2.4, 1.2
@@ -22,44 +22,43 @@ FRAMES, PIXELS = 8, 32
 """Official tiles and their overlaps are multiples of these, whatever a latent cell is; tiles are cut to whole cells."""
 
 
-@dataclass(frozen=True)
-class SpatialTilingConfig:
-    """Tiles along the longer side of a frame, in multiples of ``PIXELS`` pixels; the shorter side is cut in proportion."""
+class AxisTiling:
+    """A tile's size and overlap along an axis, in multiples of ``STEP``. Raises ``UserError`` for others."""
 
+    UNIT: ClassVar[str]
+    STEP: ClassVar[int]
+
+    def __post_init__(self):
+        (size, overlap), unit, step = astuple(self), self.UNIT, self.STEP
+        if size % step or size < 2 * step:
+            raise UserError(
+                f"A tile's {unit} must be a multiple of {step}, at least {2 * step}; got {size}. "
+                f"Nearest: {max(2, round(size / step)) * step}."
+            )
+        if overlap % step or not 0 <= overlap < size:
+            nearest = min(max(0, round(overlap / step)) * step, size - step)
+            raise UserError(
+                f"A tile's overlap must be a multiple of {step} {unit} below the tile's {size}; got {overlap}. "
+                f"Nearest: {nearest}."
+            )
+
+
+@dataclass(frozen=True)
+class SpatialTilingConfig(AxisTiling):
+    """Tiles along the longer side of a frame, in pixels; the shorter side is cut in proportion."""
+
+    UNIT, STEP = "pixels", PIXELS
     tile_size_in_pixels: int
     tile_overlap_in_pixels: int = 0
 
-    def __post_init__(self):
-        _check_tile(
-            "pixels", PIXELS, self.tile_size_in_pixels, self.tile_overlap_in_pixels
-        )
-
 
 @dataclass(frozen=True)
-class TemporalTilingConfig:
-    """Tiles along time, in multiples of ``FRAMES`` pixel frames. Raises ``UserError`` for others."""
+class TemporalTilingConfig(AxisTiling):
+    """Tiles along time, in pixel frames."""
 
+    UNIT, STEP = "frames", FRAMES
     tile_size_in_frames: int
     tile_overlap_in_frames: int = 0
-
-    def __post_init__(self):
-        _check_tile(
-            "frames", FRAMES, self.tile_size_in_frames, self.tile_overlap_in_frames
-        )
-
-
-def _check_tile(unit: str, cell: int, size: int, overlap: int) -> None:
-    if size % cell or size < 2 * cell:
-        raise UserError(
-            f"A tile's {unit} must be a multiple of {cell}, at least {2 * cell}; got {size}. "
-            f"Nearest: {max(2, round(size / cell)) * cell}."
-        )
-    if overlap % cell or not 0 <= overlap < size:
-        nearest = min(max(0, round(overlap / cell)) * cell, size - cell)
-        raise UserError(
-            f"A tile's overlap must be a multiple of {cell} {unit} below the tile's {size}; got {overlap}. "
-            f"Nearest: {nearest}."
-        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class TilingConfig:
         """
         if mode not in MODES:
             raise UserError(
-                f"tiling must be one of {', '.join(MODES)}; got {ascii(mode)[:40]}."
+                f"tiling must be one of {', '.join(MODES)}; got {ascii(clip(str(mode), 40))}."
             )
         if mode in ("none", "auto"):
             return None
@@ -137,6 +136,11 @@ class Cut(NamedTuple):
     target: slice
     mask: mx.array
 
+    @property
+    def cells(self) -> int:
+        """How many it reads."""
+        return self.source.stop - self.source.start
+
 
 TileGrid = tuple[list[Cut], list[Cut], list[Cut]]
 """The cuts of a clip along time, rows and columns."""
@@ -148,20 +152,47 @@ def decode_grid(
     """Cuts from latent frames, rows and columns to pixels; tiles have the proportions of the frame."""
     tiling = tiling or TilingConfig()
     frames, *sides = cells
-    times = time_cuts(frames, scale.time, tiling.temporal_config, lead=1)
+    late = scale.time - 1
+    times = cuts_of(frames, scale.time, tiling.temporal_config, late=late, lead=1)
     return times, *(
-        side_cuts(side, max(sides), cell, tiling.spatial_config)
+        cuts_of(side, cell, tiling.spatial_config, longest=max(sides))
         for side, cell in zip(sides, scale[1:])
     )
 
 
-def largest_tile(grid: TileGrid) -> tuple[Cut, Cut, Cut]:
-    """The largest tile; of several, the last, when most others are done."""
+def cuts_of(
+    cells: int,
+    cell: int,
+    config: AxisTiling | None,
+    *,
+    longest: int | None = None,
+    least_overlap: int = 0,
+    late: int = 0,
+    lead: int = 0,
+) -> list[Cut]:
+    """Tiles along an axis of ``cells``, each of ``cell`` frames or pixels; a single one without ``config``.
 
-    def size(cut: Cut) -> tuple[int, int]:
-        return cut.source.stop - cut.source.start, cut.source.start
-
-    return tuple(max(cuts, key=size) for cuts in grid)
+    longest        cells of the longer side, for which the tile's size is; by default ``cells``
+    least_overlap  in frames or pixels; with one, each tile is at least twice the overlap
+    late           how many frames the first cell lacks; in time it makes only one
+    lead           1 if the first cell of any tile makes a single frame: later tiles then read one more cell in front, whose
+                   frame has weight 0; else 0
+    """
+    longest = longest or cells
+    size, overlap = astuple(config) if config else (longest * cell, 0)
+    overlap = max(least_overlap, overlap) // cell
+    least = 2 * overlap if least_overlap else max(2, overlap + 1)
+    size = max(least, round(size // cell * cells / longest))
+    cuts = []
+    for start in range(0, max(1, cells - overlap), size - overlap):
+        stop = min(start + size, cells)
+        before = lead if start else 0
+        first, end = (max(0, edge * cell - late) for edge in (start, stop))
+        ramps = (overlap * cell if inside else 0 for inside in (start, stop < cells))
+        weights = mx.pad(trapezoid(end - first, *ramps), (before, 0))
+        source, target = slice(start - before, stop), slice(first - before, end)
+        cuts.append(Cut(source, target, weights))
+    return cuts
 
 
 def blended_pixels(grid: TileGrid) -> tuple[int, int, int]:
@@ -171,90 +202,18 @@ def blended_pixels(grid: TileGrid) -> tuple[int, int, int]:
     """
     times, rows, columns = grid
     height, width = rows[-1].target.stop, columns[-1].target.stop
-    time, row, column = largest_tile(grid)
-    above, left = _end_before(rows, row), _end_before(columns, column)
-    rest = max(0, _end_before(times, time) - time.target.start)
+    (time, passed), (row, above), (_, left) = map(_largest, grid)
     done = len(time.mask) * (above * width + len(row.mask) * left)
+    rest = max(0, passed - time.target.start)
     blended = BLENDED + BLENDED_IN_TIME * min(2, len(times) - 1)
     whole = max(len(cut.mask) for cut in times) * height * width
     return done + rest * height * width, whole, round(blended * whole)
 
 
-def _end_before(cuts: list[Cut], cut: Cut) -> int:
-    """Where the tile before ``cut`` ends; 0 if there is none."""
-    before = [each.target for each in cuts if each.target.start < cut.target.start]
-    return before[-1].stop if before else 0
-
-
-def split(length: int, size: int, overlap: int) -> list[tuple[int, int, int, int]]:
-    """Cover [0, length) with intervals of ``size`` (the last may be shorter) that share ``overlap`` cells.
-
-    Each is (start, stop, cells shared with the one before, cells shared with the one after).
-    """
-    if length <= size:
-        return [(0, length, 0, 0)]
-    starts = range(0, length - overlap, size - overlap)
-    return [
-        (
-            start,
-            min(start + size, length),
-            overlap if start else 0,
-            overlap if start != starts[-1] else 0,
-        )
-        for start in starts
-    ]
-
-
-def side_cuts(
-    cells: int,
-    longest: int,
-    cell: int,
-    config: SpatialTilingConfig | None,
-    least_overlap: int = 0,
-) -> list[Cut]:
-    """Tiles along a side of ``cells`` of ``cell`` pixels; with a ``least_overlap``, each is at least twice the overlap."""
-    intervals = [(0, cells, 0, 0)]
-    if config is not None:
-        overlap = max(least_overlap, config.tile_overlap_in_pixels) // cell
-        size = round(config.tile_size_in_pixels // cell * cells / longest)
-        least = 2 * overlap if least_overlap else max(2, overlap + 1)
-        intervals = split(cells, max(least, size), overlap)
-    return [
-        Cut(
-            slice(start, stop),
-            slice(start * cell, stop * cell),
-            trapezoid((stop - start) * cell, left * cell, right * cell),
-        )
-        for start, stop, left, right in intervals
-    ]
-
-
-def time_cuts(
-    cells: int,
-    cell: int,
-    config: TemporalTilingConfig | None,
-    least_overlap: int = 0,
-    lead: int = 0,
-) -> list[Cut]:
-    """Cuts of time, whose first cell makes one frame, and every other ``cell`` frames.
-
-    lead  1 if the first cell of any tile makes a single frame: later tiles then read one more cell in front, whose frame
-          has weight 0; else 0
-    """
-    intervals = [(0, cells, 0, 0)]
-    if config is not None:
-        overlap = max(least_overlap, config.tile_overlap_in_frames) // cell
-        least = 2 * overlap if least_overlap else overlap + 1
-        size = max(least, config.tile_size_in_frames // cell)
-        intervals = split(cells, size, overlap)
-    cuts = []
-    for start, stop, left, right in intervals:
-        before = lead if start else 0
-        first, end = max(0, (start - 1) * cell + 1), (stop - 1) * cell + 1
-        weights = trapezoid(end - first, left * cell, right * cell)
-        source, target = slice(start - before, stop), slice(first - before, end)
-        cuts.append(Cut(source, target, mx.pad(weights, (before, 0))))
-    return cuts
+def _largest(cuts: list[Cut]) -> tuple[Cut, int]:
+    """The largest tile, of several the last, when most others are done; and where the one before it ends."""
+    ends = [0, *(cut.target.stop for cut in cuts)]
+    return max(zip(cuts, ends), key=lambda found: (found[0].cells, found[1]))
 
 
 def trapezoid(length: int, rising: int, falling: int) -> mx.array:

@@ -13,9 +13,9 @@ from mlx_video.models.ltx.video_vae.tiling import (
     SpatialTilingConfig,
     TemporalTilingConfig,
     TilingConfig,
+    cuts_of,
     decode_grid,
     iterate_decode,
-    time_cuts,
     trapezoid,
 )
 from mlx_video.types import VideoScale
@@ -185,14 +185,14 @@ def test_mask():
 
 def test_a_tile_of_time_leads_in_with_a_frame_of_no_weight():
     tiles = TemporalTilingConfig(32, 16)
-    first, second = time_cuts(5, 8, tiles, lead=1)[:2]
+    first, second = cuts_of(5, 8, tiles, late=7, lead=1)[:2]
     assert second.source.start == 1 and second.target.start == 8
     assert second.mask[:3].tolist() == [
         0,
         mx.array(1 / 17).item(),
         mx.array(2 / 17).item(),
     ]
-    _, alone = time_cuts(5, 8, tiles)[:2]
+    _, alone = cuts_of(5, 8, tiles, late=7)[:2]
     assert alone.source.start == 2 and alone.target.start == 9
     assert mx.array_equal(alone.mask, second.mask[1:])
     assert first.mask[0] == 1
