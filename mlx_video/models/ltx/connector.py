@@ -114,7 +114,7 @@ def _matrix(weights: Weights, key: str) -> mx.array:
 
 
 class PromptProjection(nn.Module):
-    """LTX-2: one projection for both streams, of layers normalised over the whole prompt."""
+    """LTX-2: one projection for both streams, of layers that are normalised over the whole prompt."""
 
     def __init__(self, config: ConnectorConfig):
         super().__init__()
@@ -122,14 +122,25 @@ class PromptProjection(nn.Module):
         self.aggregate_embed = nn.Linear((config.text_layers + 1) * D, D, bias=False)
 
     def __call__(self, hidden_states: mx.array, valid: mx.array) -> AV[mx.array]:
-        """(layers + 1, B, T, D), with tokens where ``valid`` (B, T) -> (B, T, D), the same for both streams."""
-        dtype = self.aggregate_embed.weight.dtype
-        features = self.aggregate_embed(normalize_layers(hidden_states, valid, dtype))
+        """(layers + 1, B, T, D), with tokens where ``valid`` (B, T) -> (B, T, D), the same for both streams.
+
+        Every layer of every prompt gets mean 0 and range 8, over its tokens and all channels; in float32.
+        """
+        x, shown = hidden_states.astype(mx.float32), valid[None, :, :, None]
+        over = (2, 3)
+        count = shown.sum(axis=over, keepdims=True) * x.shape[-1]
+        mean = mx.where(shown, x, 0).sum(axis=over, keepdims=True) / (count + 1e-6)
+        low = mx.where(shown, x, mx.inf).min(axis=over, keepdims=True)
+        high = mx.where(shown, x, -mx.inf).max(axis=over, keepdims=True)
+        x = 8 * (x - mean) / (high - low + 1e-6)
+        features = self.aggregate_embed(
+            _side_by_side(x, shown, self.aggregate_embed.weight.dtype)
+        )
         return AV(features, features)
 
 
 class TokenProjection(nn.Module):
-    """LTX-2.3: one projection per stream, of layers normalised token by token."""
+    """LTX-2.3: one projection per stream, of layers that are RMS-normed token by token."""
 
     def __init__(self, config: ConnectorConfig):
         super().__init__()
@@ -139,15 +150,22 @@ class TokenProjection(nn.Module):
         self.audio_aggregate_embed = nn.Linear(inputs, config.streams.audio.width)
 
     def __call__(self, hidden_states: mx.array, valid: mx.array) -> AV[mx.array]:
-        """(layers + 1, B, T, D), with tokens where ``valid`` (B, T) -> (B, T, width) of each stream."""
+        """(layers + 1, B, T, D), with tokens where ``valid`` (B, T) -> (B, T, width) of each stream; normed in float32."""
         dtype = self.video_aggregate_embed.weight.dtype
-        normed = normalize_tokens(hidden_states, valid, dtype)
+        x = mx.fast.rms_norm(hidden_states.astype(mx.float32), None, 1e-6)
+        x = _side_by_side(x, valid[None, :, :, None], dtype)
 
         def project(linear: nn.Linear) -> mx.array:
             width = linear.weight.shape[0]
-            return linear(normed * (width / self.text_width) ** 0.5)
+            return linear(x * (width / self.text_width) ** 0.5)
 
         return AV(self.video_aggregate_embed, self.audio_aggregate_embed).map(project)
+
+
+def _side_by_side(layers: mx.array, shown: mx.array, dtype: mx.Dtype) -> mx.array:
+    """(layers, B, T, D) -> (B, T, D * layers), the layer index fastest; 0 where not ``shown`` (1, B, T, 1)."""
+    x = mx.where(shown, layers, 0).astype(dtype)
+    return x.transpose(1, 2, 3, 0).flatten(-2)
 
 
 class Connector(nn.Module):
@@ -221,37 +239,6 @@ class ConnectorBlock(nn.Module):
     def __call__(self, x: mx.array, rope: Rope) -> mx.array:
         x = x + self.attn1(mx.fast.rms_norm(x, None, self.norm_eps), rope=rope)
         return x + self.ff(mx.fast.rms_norm(x, None, self.norm_eps))
-
-
-def normalize_layers(
-    hidden_states: mx.array, valid: mx.array, dtype: mx.Dtype = mx.float32
-) -> mx.array:
-    """Shift and scale every layer of every prompt to mean 0 and range 8: (layers, B, T, D) -> (B, T, D * layers).
-
-    Mean and range are over the ``valid`` (B, T) tokens and all channels; other rows become 0. The layer index is fastest.
-    Computed in float32, returned as ``dtype``.
-    """
-    x = hidden_states.astype(mx.float32)
-    shown = valid[None, :, :, None]
-    over = (2, 3)
-    count = shown.sum(axis=over, keepdims=True) * x.shape[-1]
-    mean = mx.where(shown, x, 0).sum(axis=over, keepdims=True) / (count + 1e-6)
-    low = mx.where(shown, x, mx.inf).min(axis=over, keepdims=True)
-    high = mx.where(shown, x, -mx.inf).max(axis=over, keepdims=True)
-    x = mx.where(shown, 8 * (x - mean) / (high - low + 1e-6), 0)
-    return x.astype(dtype).transpose(1, 2, 3, 0).flatten(-2)
-
-
-def normalize_tokens(
-    hidden_states: mx.array, valid: mx.array, dtype: mx.Dtype = mx.float32
-) -> mx.array:
-    """RMS-norm every layer of every token: (layers, B, T, D) -> (B, T, D * layers).
-
-    Rows that are not ``valid`` (B, T) become 0. The layer index is fastest. Computed in float32, returned as ``dtype``.
-    """
-    x = mx.fast.rms_norm(hidden_states.astype(mx.float32), None, 1e-6)
-    x = mx.where(valid[None, :, :, None], x, 0)
-    return x.astype(dtype).transpose(1, 2, 3, 0).flatten(-2)
 
 
 def embed_prompts(

@@ -167,8 +167,9 @@ class LTXModel(Network):
         return positions.map(tables, streams)
 
     def project_context(self, embeddings: AV[mx.array]) -> AV[mx.array]:
-        """Project the connectors' embeddings to the width of each stream, (B, L, D); done once per prompt."""
-        return embeddings.map(lambda x, s: s.project_context(x), self.streams)
+        """The connectors' embeddings in the width of each stream, (B, L, D), and in the model's dtype; once per prompt."""
+        texts = embeddings.map(lambda x: x.astype(self.dtype))
+        return texts.map(lambda x, s: s.project_context(x), self.streams)
 
     # The network
 

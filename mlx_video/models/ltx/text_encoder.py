@@ -61,10 +61,7 @@ class GemmaTextEncoder(Network):
             )
         return cls(model, tokenizer)
 
-    @classmethod
-    def sanitize(cls, tensors: weights.Weights) -> weights.Weights:
-        """The language model's tensors under our names."""
-        return gemma.Gemma3.sanitize(tensors)
+    sanitize = gemma.Gemma3.sanitize  # which knows every spelling of Gemma 4's too
 
     @classmethod
     def write(

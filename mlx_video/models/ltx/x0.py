@@ -28,12 +28,7 @@ class X0Model:
     def __init__(self, model: LTXModel):
         self.model = model
         # Functions of ``model``, not of ``self``: the reference cycle would keep both until Python's collector runs.
-        self._contexts = _remembering(
-            lambda texts: model.project_context(
-                texts.map(lambda x: x.astype(model.dtype))
-            ),
-            size=4,  # one per pass of a guided step
-        )
+        self._contexts = _remembering(model.project_context, 4)  # one a guided pass
         self._ropes = _remembering(model.rope)
         self._levels = _remembering(
             lambda masks: masks.map(partial(Timesteps.from_mask, 1.0))

@@ -11,9 +11,9 @@ from mlx.utils import tree_flatten
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import (
+    PromptProjection,
     TextConnectors,
     embed_prompts,
-    normalize_layers,
 )
 from mlx_video.types import AV, Modality, TextFeatures
 from mlx_video.weights import load_into, read_config
@@ -60,9 +60,11 @@ def real_config() -> ConnectorConfig:
 
 
 @PROMPTS
-def test_normalized_layers(prompt):
+def test_normalized_layers(connectors, prompt):
     v = official(prompt)
-    actual = normalize_layers(v["gemma_hidden_states"], v["attention_mask"] > 0)
+    projection = PromptProjection(connectors.video.config)
+    projection.aggregate_embed.weight = mx.eye(v["normed_concat"].shape[-1])
+    actual = projection(v["gemma_hidden_states"], v["attention_mask"] > 0).video
     assert error(actual, v["normed_concat"]) < MODULE_TOLERANCE
 
 
