@@ -111,52 +111,6 @@ class Phase(NamedTuple):
         return self.operations / speed if known else None
 
 
-class Footprint:
-    """Bytes that each part of ``components`` needs: its weights while loaded, and its activations. Builds a part once, lazily.
-
-    residency   how weights are kept; by default that of ``components``
-    context     tokens of a padded prompt, including registers
-    """
-
-    def __init__(self, components: Components, residency: Residency | None = None):
-        sources = components.sources
-        self.components = components
-        self.residency = residency = residency or components.residency
-        self.part = cache(components.sketch)
-        self.weights = cache(
-            lambda name: residency.weight_bytes(self.part(name), sources[name])
-        )
-        gemma = sources.get("text_encoder")
-        self.context = max_tokens(gemma.path) if gemma else MAX_TOKENS
-
-    def phase(self, name: str, activations: float, *parts: str) -> Phase:
-        """A phase that needs ``parts`` besides those that stay loaded."""
-        weights = sum(map(self.weights, self.residency.keep.union(parts)))
-        return Phase(name, weights, activations + SMALL)
-
-    def computing(self, name: str, work: Work) -> float:
-        """The most bytes that part ``name`` needs besides its weights: for all prompts, one picture, or the whole sound."""
-        geometry, context = self.components.geometry, self.context
-        prompts = 1 + work.recipe.guided
-        rows = prompts * min(work.prompt_tokens, context)
-        frames = geometry.audio_frames(work.shape) if geometry.audio else 0
-        mel = frames and frames * geometry.audio.mel_frames
-        sizes = {
-            "text_encoder": (rows,),
-            "connectors": (rows, prompts, context),
-            "duration_head": (context,),
-            "video_encoder": work.shape[1:3],
-            "audio_encoder": (mel,),
-            "audio_decoder": (frames,),
-            "vocoder": (mel,),
-        }
-        return self.part(name).activation_bytes(*sizes[name])
-
-    def in_turn(self, name: str, work: Work, *parts: str) -> Phase:
-        """The phase ``name``, in which ``parts`` are lent one after the other: what the largest of them needs."""
-        return largest([self.phase(name, self.computing(p, work), p) for p in parts])
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a run will need.
@@ -217,90 +171,192 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     for chosen, residency in _residencies(components, work.sampled):
         for tried, residency in _with_extras(work, residency):
             footprint = Footprint(components, residency)
-            steps = libraries, *phases(footprint, tried, room)
+            steps = libraries, *footprint.phases(tried, room)
             found = Plan(steps, limit, components, chosen, previews=tried.previews)
             if found.largest.peak <= room:
                 return replace(found, components=components.under(residency))
-    refusal = _refusal(found, footprint, tried)
+    refusal = footprint.refusal(tried, found)
     return replace(found, components=components.under(residency), refusal=refusal)
 
 
-def phases(footprint: Footprint, work: Work, room: float) -> Iterator[Phase]:
-    """The phases of a run in order; ``room`` is for MLX's arrays and decides how the video is decoded."""
-    if not work.sampled:
-        yield footprint.in_turn(Doing.ENCODE_PROMPT, work, "text_encoder", "connectors")
-        if work.request.timed and "duration_head" in footprint.components.sources:
-            yield footprint.in_turn(Doing.PREDICT_DURATION, work, "duration_head")
-        yield from _inputs(footprint, work)
-        yield from _sampling(footprint, work)
-    if work.request.audio:
-        yield footprint.in_turn(Doing.DECODE_SOUND, work, "audio_decoder", "vocoder")
-    yield _video(footprint, work, room)
+class Footprint:
+    """Bytes that ``components`` need: each part's weights while loaded, its activations, and so the phases of a run.
 
+    Builds a part once, lazily.
 
-def _inputs(footprint: Footprint, work: Work) -> Iterator[Phase]:
-    if inputs := work.request.inputs:
-        encoders = work.request.encoders  # lent together; meanwhile files are read
-        most = [given.read_bytes for given in inputs]
-        most += [footprint.computing(name, work) for name in encoders]
-        yield footprint.phase(Doing.ENCODE_INPUTS, max(most), *encoders)
+    residency   how weights are kept; by default that of ``components``
+    context     tokens of a padded prompt, including registers
+    """
 
+    def __init__(self, components: Components, residency: Residency | None = None):
+        sources = components.sources
+        self.components = components
+        self.residency = residency = residency or components.residency
+        self.part = cache(components.sketch)
+        self.weights = cache(
+            lambda name: residency.weight_bytes(self.part(name), sources[name])
+        )
+        gemma = sources.get("text_encoder")
+        self.context = max_tokens(gemma.path) if gemma else MAX_TOKENS
 
-def _sampling(footprint: Footprint, work: Work) -> Iterator[Phase]:
-    """Each stage, and then each of DFR's rounds, which upsamples the whole clip and samples it tile by tile."""
-    recipe, context = work.recipe, footprint.context
-    geometry, transformer = footprint.components.geometry, footprint.part("transformer")
-    sizes = [(work.tokens(n, geometry), 1) for n, _ in enumerate(recipe.stages)]
-    sizes += work.round_tokens(geometry)
-    streams = AV(True, work.request.audio or None)
-    together = work.batched or footprint.residency.low_memory
-    for number, (stage, (tokens, tiles)) in enumerate(zip(recipe.walk, sizes)):
-        strengths = streams.map(lambda _, guidance: guidance, stage.guidance)
-        passes = len(passes_of(PromptEmbeddings(AV(), AV()), strengths))
-        held = transformer.held_bytes(tokens, passes, context)
-        if number:
-            whole = geometry.latents(work.shape).tokens
-            finer = tokens.video if number < len(recipe.stages) else whole
-            most = held + footprint.part(stage.upsampler).activation_bytes(finer)
-            yield footprint.phase(Doing.UPSAMPLE, most, "transformer", stage.upsampler)
-        at_once = passes if together else 1
-        forward = transformer.activation_bytes(tokens, at_once, context)
-        most = held + _with_preview(footprint, work, number, forward)
-        forwards = tiles * passes * (len(stage.sigmas) - 1)
-        operations = forwards * transformer.operations(tokens, context)
-        phase = footprint.phase(recipe.phase(number), most, "transformer")
-        yield phase._replace(operations=operations)
+    @property
+    def geometry(self) -> Geometry:
+        """The checkpoint's."""
+        return self.components.geometry
 
+    def phases(self, work: Work, room: float) -> Iterator[Phase]:
+        """The phases of a run in order; ``room`` is for MLX's arrays and decides how the video is decoded."""
+        request, sources = work.request, self.components.sources
+        if not work.sampled:
+            yield self.in_turn(Doing.ENCODE_PROMPT, work, "text_encoder", "connectors")
+            if request.timed and "duration_head" in sources:
+                yield self.in_turn(Doing.PREDICT_DURATION, work, "duration_head")
+            if (
+                request.inputs
+            ):  # their networks are lent together; meanwhile files are read
+                most = [given.read_bytes for given in request.inputs]
+                most += [self.computing(name, work) for name in request.encoders]
+                yield self.phase(Doing.ENCODE_INPUTS, max(most), *request.encoders)
+            yield from self._sampling(work)
+        if request.audio:
+            yield self.in_turn(Doing.DECODE_SOUND, work, "audio_decoder", "vocoder")
+        yield self._decoding(work, room)
 
-def _with_preview(
-    footprint: Footprint, work: Work, number: int, forward: float
-) -> float:
-    """Bytes of a ``forward`` in stage ``number`` and of decoding one frame; rounds have no previews."""
-    if not work.previews or number >= len(work.recipe.stages):
-        return forward
-    shape = work.recipe.shape(work.shape, number)
-    decoder = footprint.part("video_decoder")
-    latent = footprint.components.geometry.latents(shape)._replace(frames=1)
-    frame = decoder.activation_bytes(latent, decoder.FRAME)
-    if on_gpu() and decoder.FRAME == WHOLE:  # queued while the forward ends
-        return forward + frame
-    return max(forward, frame)
+    def fits(self, work: Work, room: float) -> bool:
+        """Whether no phase of ``work`` needs more than ``room`` bytes."""
+        return all(phase.peak <= room for phase in self.phases(work, room))
 
+    def phase(self, name: str, activations: float, *parts: str) -> Phase:
+        """A phase that needs ``parts`` besides those that stay loaded."""
+        weights = sum(map(self.weights, self.residency.keep.union(parts)))
+        return Phase(name, weights, activations + SMALL)
 
-def _video(footprint: Footprint, work: Work, room: float) -> Phase:
-    """The decoding, in tiles that may be chosen by the ``room`` that all weights leave."""
-    name, geometry = "video_decoder", footprint.components.geometry
-    loaded = footprint.residency.keep | {name}
-    budget = room - sum(map(footprint.weights, loaded))
-    decoder, grid = footprint.part(name), geometry.latents(work.shape)
-    tiling = choose_tiling(work.request.tiling, decoder, grid, budget)
-    most = decoder.activation_bytes(grid, tiling)
-    decode = footprint.phase(Doing.DECODE_VIDEO, most, name)
-    if work.sampled:  # there is no other to compare it with
-        return decode
-    tokens = work.tokens(len(work.recipe.stages) - 1, geometry)
-    one = footprint.part("transformer").operations(tokens, footprint.context)
-    return decode._replace(operations=PASSES_TO_DECODE * one)
+    def computing(self, name: str, work: Work) -> float:
+        """The most bytes that part ``name`` needs besides its weights: for all prompts, one picture, or the whole sound."""
+        audio, context = self.geometry.audio, self.context
+        prompts = 1 + work.recipe.guided
+        rows = prompts * min(work.prompt_tokens, context)
+        frames = self.geometry.audio_frames(work.shape) if audio else 0
+        mel = frames and frames * audio.mel_frames
+        sizes = {
+            "text_encoder": (rows,),
+            "connectors": (rows, prompts, context),
+            "duration_head": (context,),
+            "video_encoder": work.shape[1:3],
+            "audio_encoder": (mel,),
+            "audio_decoder": (frames,),
+            "vocoder": (mel,),
+        }
+        return self.part(name).activation_bytes(*sizes[name])
+
+    def in_turn(self, name: str, work: Work, *parts: str) -> Phase:
+        """The phase ``name``, in which ``parts`` are lent one after the other: what the largest of them needs."""
+        return largest([self.phase(name, self.computing(p, work), p) for p in parts])
+
+    def _sampling(self, work: Work) -> Iterator[Phase]:
+        """Each stage, and then each of DFR's rounds, which upsamples the whole clip and samples it tile by tile."""
+        recipe, geometry, context = work.recipe, self.geometry, self.context
+        transformer = self.part("transformer")
+        sizes = [(work.tokens(n, geometry), 1) for n, _ in enumerate(recipe.stages)]
+        sizes += work.round_tokens(geometry)
+        streams = AV(True, work.request.audio or None)
+        together = work.batched or self.residency.low_memory
+        for number, (stage, (tokens, tiles)) in enumerate(zip(recipe.walk, sizes)):
+            strengths = streams.map(lambda _, guidance: guidance, stage.guidance)
+            passes = len(passes_of(PromptEmbeddings(AV(), AV()), strengths))
+            held = transformer.held_bytes(tokens, passes, context)
+            if number:
+                whole = geometry.latents(work.shape).tokens
+                finer = tokens.video if number < len(recipe.stages) else whole
+                most = held + self.part(stage.upsampler).activation_bytes(finer)
+                yield self.phase(Doing.UPSAMPLE, most, "transformer", stage.upsampler)
+            at_once = passes if together else 1
+            forward = transformer.activation_bytes(tokens, at_once, context)
+            most = held + self._with_preview(work, number, forward)
+            forwards = tiles * passes * (len(stage.sigmas) - 1)
+            operations = forwards * transformer.operations(tokens, context)
+            phase = self.phase(recipe.phase(number), most, "transformer")
+            yield phase._replace(operations=operations)
+
+    def _with_preview(self, work: Work, number: int, forward: float) -> float:
+        """Bytes of a ``forward`` in stage ``number`` and of decoding one frame; rounds have no previews."""
+        if not work.previews or number >= len(work.recipe.stages):
+            return forward
+        shape, decoder = work.recipe.shape(work.shape, number), self.part(
+            "video_decoder"
+        )
+        latent = self.geometry.latents(shape)._replace(frames=1)
+        frame = decoder.activation_bytes(latent, decoder.FRAME)
+        if on_gpu() and decoder.FRAME == WHOLE:  # queued while the forward ends
+            return forward + frame
+        return max(forward, frame)
+
+    def _decoding(self, work: Work, room: float) -> Phase:
+        """The decoding, in tiles that may be chosen by the ``room`` that all weights leave."""
+        name, geometry = "video_decoder", self.geometry
+        budget = room - sum(map(self.weights, self.residency.keep | {name}))
+        decoder, grid = self.part(name), geometry.latents(work.shape)
+        tiling = choose_tiling(work.request.tiling, decoder, grid, budget)
+        most = decoder.activation_bytes(grid, tiling)
+        decode = self.phase(Doing.DECODE_VIDEO, most, name)
+        if work.sampled:  # there is no other to compare it with
+            return decode
+        tokens = work.tokens(len(work.recipe.stages) - 1, geometry)
+        one = self.part("transformer").operations(tokens, self.context)
+        return decode._replace(operations=PASSES_TO_DECODE * one)
+
+    # What would fit, for those whose clip does not
+
+    def least_limit(self, work: Work, plan: Plan) -> int:
+        """The lowest limit in bytes that ``work`` fits into, a multiple of ``DIGIT``; ``plan`` is of the same work."""
+        most = round(plan.libraries + plan.largest.peak) + 2 * DIGIT
+        limits = range(DIGIT, most, DIGIT)
+
+        def enough(limit: int) -> bool:
+            return self.fits(work, limit - plan.libraries)
+
+        return limits[bisect_left(limits, True, key=enough)]
+
+    def nearest_sizes(self, work: Work, room: float) -> Iterator[VideoPixelShape]:
+        """The longest clip of this size, and the largest of this length, that fit into ``room`` bytes; none if it is sampled."""
+        grid = self.geometry.grid(work.recipe.shrink)
+        ways = () if work.sampled else (grid.shorter, grid.smaller)
+
+        def fitting(shape: VideoPixelShape) -> bool:
+            return self.fits(work.of(shape), room)
+
+        for shapes in ([*way(work.shape)] for way in ways):
+            first = bisect_left(shapes, True, key=fitting)
+            yield from shapes[first : first + 1]
+
+    def other_settings(self, work: Work, room: float) -> Iterator[str]:
+        """Options that make ``work`` fit into ``room`` bytes: tiles, and the first of ``SETTINGS`` if the user chose others."""
+        own, tiled = self.residency, replace(work.request, tiling="auto")
+        if self.fits(work._replace(request=tiled), room):
+            yield "--tiling auto"
+        for low_memory, bits in SETTINGS if own.quantize else ():
+            kept = replace(own, low_memory=low_memory or own.low_memory, quantize=bits)
+            if Footprint(self.components, kept).fits(work, room):
+                options = ["--low-memory"] * kept.low_memory
+                yield " ".join(options + [f"--quantize {bits}"] * bool(bits))
+                return
+
+    def refusal(self, work: Work, plan: Plan) -> str:
+        """Why ``work`` does not fit, and what would."""
+        needed = self.least_limit(work, plan)
+        phase = largest(self.phases(work, needed - plan.libraries)).name
+        chosen = f", even with the {plan.chosen}" if plan.chosen else ""
+        sizes = " or ".join(map(str, self.nearest_sizes(work, plan.room)))
+        smaller = f"What fits: {sizes}. " if sizes else "No smaller clip fits. "
+        smaller = "" if work.sampled else smaller
+        ways = [*self.other_settings(work, plan.room)]
+        ways.append(f"--memory-limit {needed / GB:.2f}GB")
+        # Rounded down, while what is needed is rounded up, so that the two differ.
+        limit = amount(plan.limit // DIGIT * DIGIT or plan.limit)
+        return (
+            f"{work.shape} need {amount(needed)} in the phase {phase!r}{chosen}; the limit is {limit}. "
+            f"{smaller}At this size: {' or '.join(ways)}."
+        )
 
 
 def machine_bytes() -> int:
@@ -343,66 +399,3 @@ def _residencies(
         if names and low_memory >= own.low_memory and bool(large) == bool(bits):
             tried = replace(own, low_memory=low_memory, quantize=bits)
             yield " and the ".join(names), tried
-
-
-def _refusal(plan: Plan, footprint: Footprint, work: Work) -> str:
-    """Why ``work`` does not fit, and what would."""
-    needed = least_limit(plan, footprint, work)
-    phase = largest(phases(footprint, work, needed - plan.libraries)).name
-    chosen = f", even with the {plan.chosen}" if plan.chosen else ""
-    sizes = " or ".join(map(str, nearest_sizes(footprint, work, plan.room)))
-    smaller = f"What fits: {sizes}. " if sizes else "No smaller clip fits. "
-    smaller = "" if work.sampled else smaller
-    ways = [*other_settings(footprint, work, plan.room)]
-    ways.append(f"--memory-limit {needed / GB:.2f}GB")
-    # Rounded down, while what is needed is rounded up, so that the two differ.
-    limit = amount(plan.limit // DIGIT * DIGIT or plan.limit)
-    return (
-        f"{work.shape} need {amount(needed)} in the phase {phase!r}{chosen}; the limit is {limit}. "
-        f"{smaller}At this size: {' or '.join(ways)}."
-    )
-
-
-def fits(footprint: Footprint, work: Work, room: float) -> bool:
-    """Whether no phase of ``work`` needs more than ``room`` bytes."""
-    return all(phase.peak <= room for phase in phases(footprint, work, room))
-
-
-def least_limit(plan: Plan, footprint: Footprint, work: Work) -> int:
-    """The lowest limit in bytes that ``work`` fits into, a multiple of ``DIGIT``; ``plan`` is of the same work."""
-    most = round(plan.libraries + plan.largest.peak) + 2 * DIGIT
-    limits = range(DIGIT, most, DIGIT)
-
-    def enough(limit: int) -> bool:
-        return fits(footprint, work, limit - plan.libraries)
-
-    return limits[bisect_left(limits, True, key=enough)]
-
-
-def nearest_sizes(
-    footprint: Footprint, work: Work, room: float
-) -> Iterator[VideoPixelShape]:
-    """The longest clip of this size, and the largest of this length, that fit into ``room`` bytes; none if it is sampled."""
-    grid = footprint.components.geometry.grid(work.recipe.shrink)
-    ways = () if work.sampled else (grid.shorter, grid.smaller)
-
-    def fitting(shape: VideoPixelShape) -> bool:
-        return fits(footprint, work.of(shape), room)
-
-    for shapes in ([*way(work.shape)] for way in ways):
-        first = bisect_left(shapes, True, key=fitting)
-        yield from shapes[first : first + 1]
-
-
-def other_settings(footprint: Footprint, work: Work, room: float) -> Iterator[str]:
-    """Options that make ``work`` fit into ``room`` bytes: tiles, and the first of ``SETTINGS`` if the user chose others."""
-    own = footprint.residency
-    tiled = replace(work.request, tiling="auto")
-    if fits(footprint, work._replace(request=tiled), room):
-        yield "--tiling auto"
-    for low_memory, bits in SETTINGS if own.quantize else ():
-        kept = replace(own, low_memory=low_memory or own.low_memory, quantize=bits)
-        if fits(Footprint(footprint.components, kept), work, room):
-            options = ["--low-memory"] * kept.low_memory
-            yield " ".join(options + [f"--quantize {bits}"] * bool(bits))
-            return

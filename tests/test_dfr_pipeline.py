@@ -18,7 +18,7 @@ from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_5
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.output import Output
 from mlx_video.pipeline import Pipeline, Reached, Request
-from mlx_video.plan import Footprint, Work, phases
+from mlx_video.plan import Footprint, Work
 from mlx_video.recipes import Recipe, Stage, dfr_recipe, finished
 from mlx_video.record import Job
 from mlx_video.run import run
@@ -175,7 +175,7 @@ def test_a_run_of_two_tiles_is_as_long_as_asked_for_and_goes_on_to_the_same_byte
     assert [n for n in range(9)] == [*dict(rounds)] and {8} == {*dict(rounds).values()}
     work = Work(request, recipe)
     footprint = Footprint(components.streaming(request.model_type))
-    planned = [phase.name for phase in phases(footprint, work, 1e9)]
+    planned = [phase.name for phase in footprint.phases(work, 1e9)]
     steps = dict.fromkeys(e.phase for e in events if isinstance(e, Step))
     assert [n for n in steps if "load" not in n] == [
         n for n in dict.fromkeys(planned) if "decode" not in n
@@ -233,7 +233,7 @@ def test_a_round_is_planned_with_all_of_its_tiles(model):
     ((tokens, tiles),) = work.round_tokens(parts.geometry)
     (stage,) = work.recipe.rounds
     one = parts.sketch("transformer").operations(tokens, footprint.context)
-    *_, found = (p for p in phases(footprint, work, 1e9) if p.name == "round 1")
+    *_, found = (p for p in footprint.phases(work, 1e9) if p.name == "round 1")
     assert tiles > 1
     assert found.operations == tiles * (len(stage.sigmas) - 1) * one
 

@@ -11,7 +11,6 @@ import PIL.Image
 import pytest
 from mlx.utils import tree_flatten
 
-import mlx_video.plan as plans
 from mlx_video import cli, postprocess, recipes, weights
 from mlx_video.events import Planned, Took
 from mlx_video.inputs import COMPRESSED, Image
@@ -54,7 +53,6 @@ from mlx_video.plan import (
     Plan,
     Work,
     machine_bytes,
-    phases,
     plan,
 )
 from mlx_video.record import Job
@@ -212,7 +210,7 @@ def test_the_video_decoder_says_what_it_takes(full):
 
     def decoding(mode: str, room: float) -> float:
         work = Work(Request("a", shape, tiling=mode), recipes.distilled(), sampled=True)
-        (phase,) = phases(found, work, room)
+        (phase,) = found.phases(work, room)
         return phase.activations - SMALL
 
     assert decoding("default", 80 * GB) == tiles
@@ -616,11 +614,11 @@ def test_a_negative_prompt_is_planned_only_where_it_is_encoded():
 def test_a_huge_clip_is_refused_without_counting_every_limit(full, monkeypatch):
     tried = []
     monkeypatch.setattr(
-        plans, "fits", lambda footprint, work, room: tried.append(room) or room > 1e14
+        Footprint, "fits", lambda self, work, room: tried.append(room) or room > 1e14
     )
     phases = Phase("libraries", 0, 0.0), Phase("stage 1", 0, 1e15)
     huge = Plan(phases, 8 * GB, full)
-    least = plans.least_limit(huge, Footprint(full), asked())
+    least = Footprint(full).least_limit(asked(), huge)
     assert 1e14 < least <= 1e14 + GB
     assert len(tried) < 60
 
@@ -629,12 +627,12 @@ def test_a_huge_clip_is_refused_without_trying_every_length(full, monkeypatch):
     tried = []
     pixels = lambda work: work.shape.frames * work.shape.height * work.shape.width
     monkeypatch.setattr(
-        plans,
+        Footprint,
         "fits",
-        lambda footprint, work, room: tried.append(work) or pixels(work) <= room,
+        lambda self, work, room: tried.append(work) or pixels(work) <= room,
     )
     huge = asked(VideoPixelShape(28801, 512, 768, 240.0))
-    named = [*plans.nearest_sizes(Footprint(full), huge, 121 * 512 * 768)]
+    named = [*Footprint(full).nearest_sizes(huge, 121 * 512 * 768)]
     assert named == [VideoPixelShape(121, 512, 768, 240.0)]
     assert 2 < len(tried) < 30
 
