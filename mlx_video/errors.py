@@ -43,21 +43,8 @@ def field_error(error: Mapping) -> str:
     """A sentence on one of the errors that pydantic lists, with the field's name: "seed must be a valid integer; got 'x'."."""
     steps = [clip(str(step), 40) for step in error["loc"]]
     place = ".".join(steps[steps[:1] in (["body"], ["query"]) :]) or "It"
-    match error["type"]:
-        case "missing":
-            return f"{place} is missing."
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"{place} is unknown."
-        case "string_too_short":
-            return f"The {place} is empty; try 'a red ball bounces on a blue floor'."
-        case "json_invalid":
-            return f"It is not JSON ({error['ctx']['error']})."
-        case "union_tag_not_found":
-            return f"{place} has no kind."
-        case "union_tag_invalid":
-            return f"{place}: its kind must be one of {error['ctx']['expected_tags']}."
-        case "value_error":  # a sentence of ours
-            return f"{place}: {error['ctx']['error']}"
+    if sentence := SENTENCES.get(error["type"]):
+        return sentence.format(place=place, **error.get("ctx", {}))
     said = f"{place}: {error['msg']}"
     for theirs, ours in OUR_WORDS.items():
         said = re.sub(theirs, ours, said)
@@ -66,6 +53,16 @@ def field_error(error: Mapping) -> str:
     return f"{clip(said, 200)}; got {got}."
 
 
+SENTENCES = {  # for pydantic's types of errors
+    "missing": "{place} is missing.",
+    "unexpected_keyword_argument": "{place} is unknown.",
+    "extra_forbidden": "{place} is unknown.",
+    "string_too_short": "The {place} is empty; try 'a red ball bounces on a blue floor'.",
+    "json_invalid": "It is not JSON ({error}).",
+    "union_tag_not_found": "{place} has no kind.",
+    "union_tag_invalid": "{place}: its kind must be one of {expected_tags}.",
+    "value_error": "{place}: {error}",  # a sentence of ours
+}
 OUR_WORDS = {  # for pydantic's
     ": (Input|String|List|Dictionary) should": " must",
     "less than or equal to": "at most",
