@@ -89,11 +89,12 @@ class Grid(NamedTuple):
 
     def nearest(self, clip: VideoPixelShape) -> VideoPixelShape:
         """The possible clip nearest to ``clip``."""
-        return clip._replace(
-            frames=self.nearest_frames(clip.frames),
-            height=_nearest_side(clip.height, self.height, self.least_height),
-            width=_nearest_side(clip.width, self.width, self.least_width),
+        height, width = (
+            max(round(side / step), -(-least // step)) * step
+            for side, step, least in zip(clip[1:3], self[1:3], self[3:])
         )
+        frames = self.nearest_frames(clip.frames)
+        return clip._replace(frames=frames, height=height, width=width)
 
     def nearest_frames(self, frames: float) -> int:
         """The possible number of frames nearest to ``frames``."""
@@ -158,8 +159,3 @@ class Grid(NamedTuple):
                 broken.setdefault(rule, []).append(name)
         for rule, names in broken.items():
             yield f"{' and '.join(names)} must {'each ' * (len(names) > 1)}{rule}"
-
-
-def _nearest_side(pixels: int, step: int, least: int) -> int:
-    """The multiple of ``step`` pixels, ``least`` or more, nearest to ``pixels``."""
-    return max(round(pixels / step), -(-least // step)) * step
