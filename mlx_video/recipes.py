@@ -218,8 +218,14 @@ class Recipe:
             raise UserError(
                 f"The variant must be distilled or dev; got {short(repr(self.variant))}."
             ).at("variant")
-        with at("stages"):
-            self._check_scales()
+        if not self.stages:
+            raise UserError("A recipe needs at least one stage; got none.").at("stages")
+        scales = [stage.scale for stage in self.stages]
+        usual = [0.5**number for number in reversed(range(len(scales)))]
+        if scales != usual:
+            raise UserError(
+                f"Each stage doubles the size, up to scale 1: scales must be {str(usual)[-80:]}; got {str(scales)[-80:]}."
+            ).at("stages")
         if not -1 <= self.sound < len(self.stages):
             raise UserError(
                 f"sound must be the number of a stage, from 0 to {len(self.stages) - 1}, or -1 for the last; got "
@@ -237,16 +243,6 @@ class Recipe:
                 with at(name, number):
                     stage.check(model and model.num_layers)
                     self._check_stage(stage, upsampler)
-
-    def _check_scales(self) -> None:
-        if not self.stages:
-            raise UserError("A recipe needs at least one stage; got none.")
-        scales = [stage.scale for stage in self.stages]
-        usual = [0.5**number for number in reversed(range(len(scales)))]
-        if scales != usual:
-            raise UserError(
-                f"Each stage doubles the size, up to scale 1: scales must be {str(usual)[-80:]}; got {str(scales)[-80:]}."
-            )
 
     def _check_stage(self, stage: Stage, upsampler: str) -> None:
         """Raise ``UserError`` for what ``stage`` cannot have in this recipe."""
