@@ -56,6 +56,13 @@ class Parts(NamedTuple):
     image_crf: int
 
 
+class Model(NamedTuple):
+    """What is known of a checkpoint before its weights are read; ``None`` = not yet."""
+
+    geometry: Geometry | None = None
+    transformer: LTXModelConfig | None = None
+
+
 class Option(NamedTuple):
     """The option for an input: ``flags``, and one or two groups of words that ``metavar`` names; repeatable."""
 
@@ -69,7 +76,6 @@ class Input(ABC):
 
     needs        names of the networks that encode it
     first_stage  whether only a recipe's first stage uses it
-    pictured     whether it is a picture, which an enhanced prompt must not contradict
     option       its command-line option, if any; ``typed`` reads the words
     files        those it is read from
     place        in the clip, which no other input may share
@@ -79,7 +85,6 @@ class Input(ABC):
     kinds: ClassVar[dict[str, type["Input"]]] = {}
     needs: ClassVar[tuple[str, ...]] = ()
     first_stage: ClassVar[bool] = False
-    pictured: ClassVar[bool] = False
     option: ClassVar[Option | None] = None
     files: ClassVar[tuple[str, ...]] = ()
     place: ClassVar[str | None] = None
@@ -105,14 +110,11 @@ class Input(ABC):
         """The input from the ``words`` after ``option.flags``."""
         raise NotImplementedError
 
-    def check_values(self, shape: VideoPixelShape, geometry: Geometry | None) -> None:
-        """Raise ``UserError`` if no model of ``geometry``, ``None`` = any, can use it for ``shape``. Opens no file."""
+    def check(self, shape: VideoPixelShape, model: Model) -> None:
+        """Raise ``UserError`` if ``model`` cannot use it for a clip of ``shape``. Opens no file."""
 
-    def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
-        """Raise ``UserError`` if it cannot be used for a clip of ``shape``."""
-
-    def check_model(self, config: LTXModelConfig) -> None:
-        """Raise ``UserError`` if a transformer of ``config`` does not support such an input."""
+    def check_files(self) -> None:
+        """Raise ``UserError`` if its files cannot be used."""
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
         """Sentences on what the user should know about it."""
@@ -140,7 +142,7 @@ class Image(Input):
     strength: float = 1.0
     kind: Literal["image"] = field(default="image", kw_only=True, repr=False)
 
-    needs, pictured = ("video_encoder",), True
+    needs = ("video_encoder",)
     option = Option(
         "--image -i",
         ("PATH", "FRAME STRENGTH"),
@@ -173,17 +175,17 @@ class Image(Input):
     def place(self) -> str:
         return f"frame {self.frame}"
 
-    def check_values(self, shape: VideoPixelShape, geometry: Geometry | None) -> None:
+    def check(self, shape: VideoPixelShape, model: Model) -> None:
         with at("path"):
             check_name(self.path, "The picture's path")
         with at("frame"):
-            self._check_frame(shape, geometry.video.time if geometry else 1)
+            self._check_frame(shape, model.geometry.video.time if model.geometry else 1)
         if not 0 <= self.strength <= 1:
             raise UserError(
                 f"An image's strength must be from 0 to 1; got {self.strength} for {short(self.path)}."
             ).at("strength")
 
-    def check(self, shape: VideoPixelShape, geometry: Geometry) -> None:
+    def check_files(self) -> None:
         with at("path"):
             _picture(self.path)
 
@@ -251,12 +253,10 @@ class Keyframes(Input):
             ) from None
         return cls(count)
 
-    def check_values(self, shape: VideoPixelShape, geometry: Geometry | None) -> None:
+    def check(self, shape: VideoPixelShape, model: Model) -> None:
         with at("count"):
             evenly_spaced(self.count, shape.frames)
-
-    def check_model(self, config: LTXModelConfig) -> None:
-        if not config.use_keyframes_abs_pos_embedding:
+        if model.transformer and not model.transformer.use_keyframes_abs_pos_embedding:
             raise UserError(
                 "This model cannot generate keyframes; LTX-2.5 can. Leave out --keyframes."
             )
@@ -285,23 +285,20 @@ def taken_by(inputs: Iterable[Input], stage: int) -> tuple[Input, ...]:
 
 
 def check_inputs(
-    inputs: Iterable[Input],
-    shape: VideoPixelShape,
-    geometry: Geometry | None,
-    opening: bool = True,
+    inputs: Iterable[Input], shape: VideoPixelShape, model: Model, opening: bool = True
 ) -> None:
     """Raise ``UserError`` if one of ``inputs`` cannot be used, or two have the same place; see ``Request.check``."""
     taken = set()
     for number, given in enumerate(inputs):
         with at(number):
-            given.check_values(shape, geometry)
+            given.check(shape, model)
             if given.place in taken:
                 raise UserError(
                     f"Two inputs are at the same place, {given.place}; move one of them."
                 )
             taken |= {given.place} - {None}
-            if geometry and opening:
-                given.check(shape, geometry)
+            if opening:
+                given.check_files()
 
 
 def forget_pictures() -> None:

@@ -13,7 +13,7 @@ from mlx_video import health, postprocess
 from mlx_video.conditioning.latent import Condition, LatentState
 from mlx_video.errors import UserError, at
 from mlx_video.health import check_weights
-from mlx_video.inputs import Parts, forget_pictures, taken_by
+from mlx_video.inputs import Model, Parts, forget_pictures, taken_by
 from mlx_video.models.ltx.checkpoint.checks import check_duration_head
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
@@ -186,11 +186,12 @@ class Pipeline:
 
     def check(self, request: Request) -> None:
         """Raise ``UserError`` for anything wrong that can be known before weights are read."""
-        with at("request"):
-            request.check(self.recipe, self.components.geometry)
         transformer = self.components.sources["transformer"]
         config = PARTS["transformer"].config(transformer)
-        request.check_model(self.recipe, config)
+        with at("recipe"):
+            self.recipe.check(config)
+        with at("request"):
+            request.check(self.recipe, Model(self.components.geometry, config))
         needs = request.needs(self.recipe)
         with at("request", "timed"):
             check_duration_head(needs, self.components.sources)
@@ -235,7 +236,7 @@ class Pipeline:
             return request.prompt
         from mlx_video.models.ltx.enhance import enhance_i2v, enhance_t2v
 
-        pictured = any(given.pictured for given in request.inputs)
+        pictured = "video_encoder" in request.encoders
         enhance = enhance_i2v if pictured else enhance_t2v
         return enhance(encoder, request.prompt, seed=request.seed)
 

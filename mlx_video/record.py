@@ -17,7 +17,7 @@ from mlx_video.dfr_pipeline import pipeline_for
 from mlx_video.disk import file_size, read_small, short
 from mlx_video.errors import UserError, at, field_error
 from mlx_video.hub import Notify
-from mlx_video.inputs import Input
+from mlx_video.inputs import Input, Model
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import (
     known_parts,
@@ -29,7 +29,6 @@ from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.models.ltx.loading.parts import PARTS
 from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
-from mlx_video.types import Geometry
 
 RECORD_KEY = "mlx_video"  # of the record, in a file's metadata
 MOST_BYTES = 2**20  # of a record
@@ -50,19 +49,18 @@ class Job:
     def check(self) -> None:
         """Raise ``UserError`` for anything wrong that can be known before loading."""
         parts = known_parts(model_of(self.files), self.recipe.variant)
-        self._check(read_geometry(parts))
-        if transformer := parts.get("transformer"):
-            config = PARTS["transformer"].config(transformer)
-            self.request.check_model(self.recipe, config)
+        transformer = parts.get("transformer")
+        config = transformer and PARTS["transformer"].config(transformer)
+        self._check(Model(read_geometry(parts), config))
 
-    def _check(self, geometry: Geometry | None, opening: bool = True) -> None:
-        """The part of ``check`` that needs no model; ``opening`` as in ``Request.check``."""
+    def _check(self, model: Model, opening: bool = True) -> None:
+        """``check``, with what is known of the ``model``; ``opening`` as in ``Request.check``."""
         with at("files"):
             self.files.check()
         with at("recipe"):
-            self.recipe.check()
+            self.recipe.check(model.transformer)
         with at("request"):
-            self.request.check(self.recipe, geometry, opening)
+            self.request.check(self.recipe, model, opening)
 
     def pipeline(self, plan: plans.Plan, *, health: bool = True) -> Pipeline:
         """The pipeline, with the parts and within the memory of ``plan``. Loads no weights."""
@@ -103,19 +101,15 @@ class Job:
 
     def planned(self, plan: plans.Plan) -> "Job":
         """The same job with the residency that ``plan`` chose and the model that was found."""
-        kept = plan.components.residency
-        files = replace(
-            self.files,
-            model=model_of(self.files),
-            quantize=kept.quantize,
-            low_memory=kept.low_memory,
-        )
-        return replace(self, files=files)
+        kept, model = plan.components.residency, model_of(self.files)
+        how = {"quantize": kept.quantize, "low_memory": kept.low_memory}
+        return replace(self, files=replace(self.files, model=model, **how))
 
     def with_prompt(self, prompt: str) -> "Job":
         """The same job with ``prompt``, not to be enhanced again."""
-        request = replace(self.request, prompt=prompt, enhance=False)
-        return replace(self, request=request)
+        return replace(
+            self, request=replace(self.request, prompt=prompt, enhance=False)
+        )
 
     def record(self) -> str:
         """The job as JSON, with the versions, the device and, on a CPU, the threads that ran it."""
@@ -141,7 +135,7 @@ class Job:
                 f"{name} is not a record that this version of mlx-video can read. {field_error(error.errors()[0])}"
             ) from None
         with read_from(path):
-            job._check(published_geometry(job.files.model), opening=False)
+            job._check(Model(published_geometry(job.files.model)), opening=False)
         return job
 
 

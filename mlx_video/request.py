@@ -6,11 +6,11 @@ from typing import Callable, Iterable, TypeVar
 
 from mlx_video.disk import short
 from mlx_video.errors import UserError, at, check_text
-from mlx_video.inputs import Input, as_input, check_inputs
-from mlx_video.models.ltx.config import LTXModelConfig, LTXModelType
+from mlx_video.inputs import Input, Model, as_input, check_inputs
+from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT, SEED, Recipe
-from mlx_video.types import Geometry, VideoPixelShape
+from mlx_video.types import VideoPixelShape
 
 X = TypeVar("X")
 
@@ -48,13 +48,9 @@ class Request:
         object.__setattr__(self, "inputs", tuple(map(as_input, self.inputs)))
 
     def check(
-        self, recipe: Recipe, geometry: Geometry | None = None, opening: bool = True
+        self, recipe: Recipe, model: Model = Model(), opening: bool = True
     ) -> None:
-        """Raise ``UserError`` for anything wrong that can be known before loading.
-
-        geometry  the checkpoint's; ``None`` = not known yet
-        opening   whether inputs may open their files, once the geometry is known
-        """
+        """Raise ``UserError`` for anything wrong that can be known of ``model``; ``opening`` = inputs may open their files."""
         if not self.prompt.strip():
             raise UserError(
                 "The prompt is empty; describe the clip, for example 'a cat on a red sofa'."
@@ -70,8 +66,8 @@ class Request:
         with at("shape"):
             self.shape.check()
             recipe.staged(self.shape)
-            if geometry:
-                geometry.check(self.shape, recipe.shrink, self.audio)
+            if model.geometry:
+                model.geometry.check(self.shape, recipe.shrink, self.audio)
         with at("tiling"):
             TilingConfig.named(self.tiling)
         if self.timed and recipe.rounds is not None:
@@ -79,15 +75,7 @@ class Request:
                 "DFR cannot choose the clip's length; set --num-frames."
             ).at("timed")
         with at("inputs"):
-            check_inputs(self.inputs, self.shape, geometry, opening)
-
-    def check_model(self, recipe: Recipe, model: LTXModelConfig) -> None:
-        """Raise ``UserError`` for what a transformer of config ``model`` cannot do."""
-        with at("recipe"):
-            recipe.check(model)
-        for number, given in enumerate(self.inputs):
-            with at("request", "inputs", number):
-                given.check_model(model)
+            check_inputs(self.inputs, self.shape, model, opening)
 
     @property
     def model_type(self) -> LTXModelType:

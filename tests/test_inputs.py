@@ -19,6 +19,7 @@ from mlx_video.inputs import (
     Image,
     Input,
     Keyframes,
+    Model,
     Option,
     Parts,
     check_inputs,
@@ -39,6 +40,7 @@ from tests.media_reading import read_clip
 from tests.reference import FIXTURES, checkpoint, error, vectors
 
 SHAPE = VideoPixelShape(17, 64, 128, 24.0)
+LTX_2_MODEL = Model(LTX_2.geometry)
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def tune():
         def files(self):
             return (self.path,)
 
-        def check(self, shape, geometry):
+        def check_files(self):
             if np.load(self.path).ndim != 4:
                 raise UserError(f"{self.path} is no spectrogram.")
 
@@ -184,7 +186,7 @@ def test_pictures_say_what_they_add(picture):
 def test_pictures_that_cannot_stand_there(given, sentence, picture):
     given = tuple(Image(picture, image.frame, image.strength) for image in given)
     with pytest.raises(UserError, match=sentence):
-        check_inputs(given, SHAPE, LTX_2.geometry)
+        check_inputs(given, SHAPE, LTX_2_MODEL)
 
 
 @pytest.mark.slow
@@ -239,9 +241,9 @@ def test_only_the_first_stage_takes_generated_keyframes():
 )
 def test_numbers_of_keyframes_that_make_no_sense_are_refused(given, sentence):
     with pytest.raises(UserError, match=sentence):
-        check_inputs([Keyframes.typed([given])], SHAPE, LTX_2.geometry)
+        check_inputs([Keyframes.typed([given])], SHAPE, LTX_2_MODEL)
     with pytest.raises(UserError, match="same place, all generated keyframes"):
-        check_inputs([TWO, Keyframes(3)], SHAPE, LTX_2.geometry)
+        check_inputs([TWO, Keyframes(3)], SHAPE, LTX_2_MODEL)
 
 
 def test_a_model_that_knows_no_keyframes_is_told_at_once(model):
@@ -253,4 +255,4 @@ def test_a_model_that_knows_no_keyframes_is_told_at_once(model):
 
 def test_a_model_that_knows_them_is_not():
     _, config = checkpoint(FIXTURES / "ltx25_tiny" / "ltx-2.5-tiny-transformer-bf16.safetensors")  # fmt: skip
-    TWO.check_model(LTXModelConfig.from_dict(config["transformer"]))
+    TWO.check(SHAPE, Model(None, LTXModelConfig.from_dict(config["transformer"])))

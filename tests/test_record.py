@@ -292,6 +292,8 @@ def test_what_only_its_model_shows_wrong_is_told_of_the_record(
     def change(job):
         job["files"] = {"model": str(model)}
         job["request"] |= {"shape": [10, 64, 128, 24.0], "inputs": []}
+        for strengths in job["recipe"]["stages"][0]["guidance"].values():
+            strengths["stg_blocks"] = [1]
 
     assert read(change).request.shape.frames == 10  # the model was not opened
     words = [command, "--from-record", str(tmp_path / "x.json"), "--yes"]
