@@ -112,21 +112,19 @@ class LTXModel(Network):
         streams = self.config.streams
         angles = 1 + (self.config.rope_type is LTXRopeType.INTERLEAVED)
         cross = streams.audio.width if len(tokens.present) > 1 else 0
-        total = 0
-        for modality in tokens.present:
-            width = streams[modality].width
-            total += tokens[modality] * (width + cross) * angles * memory_table.FLOAT32
-            total += (passes + 4) * context * width * self.dtype.size
-        return total
+
+        def held(count: int, own: StreamConfig) -> int:
+            tables = count * (own.width + cross) * angles * memory_table.FLOAT32
+            return tables + (passes + 4) * context * own.width * self.dtype.size
+
+        return sum(tokens.map(held, streams).values)
 
     def activation_bytes(self, tokens: AV[int], passes: int, context: int) -> float:
         """Bytes of a forward of ``passes`` batch items with ``tokens`` in each stream and ``context`` in the prompt."""
-        live, moving, scores = memory_table.live(), 0, 0
-        for modality in tokens.present:
-            count, own = tokens[modality], self.config.streams[modality]
-            moving += count * own.width
-            scores = max(scores, own.heads * count * max(count, context))
-        elements = live.tokens * moving + live.scores * scores
+        live, streams = memory_table.live(), self.config.streams
+        moving = sum(tokens.map(lambda n, own: n * own.width, streams).values)
+        scores = tokens.map(lambda n, own: own.heads * n * max(n, context), streams)
+        elements = live.tokens * moving + live.scores * max(scores.values)
         result = moving * self.dtype.size
         waiting = min(live.queued, memory_table.QUEUED // result) * result
         return passes * elements * self.dtype.size + waiting
@@ -200,11 +198,9 @@ class LTXModel(Network):
         )
         return x, conditioning
 
-    def project_out(
-        self, x: AV[mx.array], conditioning: AV[Conditioning]
-    ) -> AV[mx.array]:
+    def project_out(self, x: AV[mx.array], c: AV[Conditioning]) -> AV[mx.array]:
         """The velocities (B, N, C) from the last block's tokens."""
-        return x.map(lambda x, s, c: s.project_out(x, c), self.streams, conditioning)
+        return x.map(lambda x, s, c: s.project_out(x, c), self.streams, c)
 
     def _check(
         self, inputs: AV[ModalityInput], perturbations: Sequence[Perturbation]
@@ -300,10 +296,8 @@ class Stream(nn.Module):
         """(B, K, 5, D): four rows for each of this stream's levels, and a gate from the other stream's, (B, 1)."""
         rows, _ = self.cross_adaln_single(levels, dtype)
         gate, _ = self.gate_adaln_single(theirs, dtype)
-        (B, K, _, D), batch = rows.shape, gate.shape[0]
-        rows = mx.broadcast_to(rows, (max(B, batch), K, CROSS_GATE, D))
-        gate = mx.broadcast_to(gate, (max(B, batch), K, 1, D))
-        return mx.concatenate([rows, gate], axis=2)
+        rows, gate = mx.broadcast_arrays(rows, gate)
+        return mx.concatenate([rows, gate[:, :, :1]], axis=2)
 
     def _prompt_rows(self, level: mx.array, dtype: mx.Dtype) -> mx.array:
         """(B, 1, 2, D) of a level (B, 1); zeros if only the blocks' tables modulate the prompt."""
