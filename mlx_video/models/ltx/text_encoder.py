@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Callable, ClassVar, Iterator, Mapping, Sequence
+from typing import Callable, ClassVar, Iterator, Mapping, Self, Sequence
 
 import mlx.core as mx
 
@@ -33,9 +33,7 @@ class GemmaTextEncoder(Network):
         self.tokenizer = tokenizer
 
     @classmethod
-    def load(
-        cls, path: str | Path, dtype: mx.Dtype | None = None
-    ) -> "GemmaTextEncoder":
+    def load(cls, path: str | Path, dtype: mx.Dtype | None = None) -> Self:
         """Open a Gemma: a folder in transformers' or mlx-lm's format, quantized or not, or Lightricks' or ComfyUI's file.
 
         Tensors are lazy; those of other modalities are never read. The tokenizer may be in the folder or in one named
@@ -46,9 +44,7 @@ class GemmaTextEncoder(Network):
         return cls.from_source(Source.of(path, read_gemma_config(path)), dtype)
 
     @classmethod
-    def from_source(
-        cls, source: Source, dtype: mx.Dtype | None = None
-    ) -> "GemmaTextEncoder":
+    def from_source(cls, source: Source, dtype: mx.Dtype | None = None) -> Self:
         """The language model at ``source``, see ``load``."""
         path, model = source.path, gemma.language_model(source.config)
         tensors = model.sanitize(source.weights(dtype or mx.bfloat16))
