@@ -14,7 +14,7 @@ Predict = Callable[
 ]
 
 Pass = tuple[AV[mx.array], Perturbation]  # the context, and what to skip
-Run = Callable[[AV[LatentState], float], list[AV[mx.array]]]  # all passes
+Run = Callable[[AV[LatentState], float], list[AV[mx.array]]]  # of its passes
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def guided(
     Raises ``ValueError`` if ``cfg`` is not 1 and there is no negative prompt.
     """
     passes, last = passes_of(prompt, guidance), AV()
-    run = (_together if batched else _in_turn)(predict, passes.values())
+    calls = [passes.values()] if batched else [[each] for each in passes.values()]
+    runs = [_run(predict, each) for each in calls]
 
     def denoise(states: AV[LatentState], sigma: float, step: int = 0) -> AV[mx.array]:
         nonlocal last
@@ -95,7 +96,7 @@ def guided(
             )
             x0s = guidance.map(
                 lambda strength, *x0s: strength.combine(**dict(zip(passes, x0s))),
-                *run(states, sigma),
+                *(x0 for run in runs for x0 in run(states, sigma)),
             )
             last = x0s.map(lambda x0, yes, old: x0 if yes else old, computes, last)
         if last.present != states.present:
@@ -137,12 +138,8 @@ def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pas
     return passes
 
 
-def _in_turn(predict: Predict, passes: Iterable[Pass]) -> Run:
-    return lambda states, sigma: [predict(states, c, sigma, (p,)) for c, p in passes]
-
-
-def _together(predict: Predict, passes: Iterable[Pass]) -> Run:
-    """One call with the passes stacked along the batch axis; they share masks and positions."""
+def _run(predict: Predict, passes: Iterable[Pass]) -> Run:
+    """One call with the ``passes`` stacked along the batch axis; they share masks and positions."""
     (first, *others), perturbations = zip(*passes)
     context = first.map(lambda *each: mx.concatenate(each), *others)
     count = len(perturbations)
