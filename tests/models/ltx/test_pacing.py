@@ -7,6 +7,7 @@ from mlx_video.models.ltx import pacing as room
 from mlx_video.models.ltx.attention import Attention
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.pacing import (
+    ONE_BY_ONE,
     each_piece_by_piece,
     end_piece,
     piece_by_piece,
@@ -24,10 +25,9 @@ def evaluated(monkeypatch) -> list[mx.array]:
     return waited
 
 
-def test_a_large_piece_is_waited_for_when_the_next_is_queued(monkeypatch, evaluated):
-    monkeypatch.setattr(room, "PAIR", 0)
+def test_a_large_piece_is_waited_for_when_the_next_is_queued(evaluated):
     first, second, third = (mx.array(float(i)) for i in range(3))
-    with piece_by_piece():
+    with piece_by_piece(pair=0):
         assert end_piece(first) is first and evaluated == []
         assert end_piece(second, third) == (second, third)
         assert [x is first for x in evaluated] == [True]
@@ -38,11 +38,10 @@ def test_a_large_piece_is_waited_for_when_the_next_is_queued(monkeypatch, evalua
 def test_a_large_piece_gets_no_memory_before_the_one_before_it_is_done(monkeypatch):
     events = []
     monkeypatch.setattr(room, "SMALL", 0)
-    monkeypatch.setattr(room, "PAIR", 0)
     for name in ("eval", "async_eval"):
         note = lambda x, name=name: events.append((name, x.item()))
         monkeypatch.setattr(room.mx, name, note)
-    with piece_by_piece():
+    with piece_by_piece(**ONE_BY_ONE):
         for i in range(2):
             end_piece(mx.array(float(i)))
     assert events == [("async_eval", 0.0), ("eval", 0.0), ("async_eval", 1.0)]
@@ -58,27 +57,16 @@ def test_a_small_result_of_large_work_is_waited_for_too(monkeypatch, evaluated):
     assert [x is first for x in evaluated] == [True]
 
 
-def test_small_pieces_may_wait_together(monkeypatch, evaluated):
-    monkeypatch.setattr(room, "QUEUED", 12)
+def test_small_pieces_may_wait_together(evaluated):
     pieces = [mx.array(float(i)) for i in range(5)]  # of 4 bytes
-    with piece_by_piece():
+    with piece_by_piece(queued=12):
         for piece in pieces:
             end_piece(piece)
     assert [x.item() for x in evaluated] == [0.0, 1.0]
 
 
-def test_twice_as_many_may_wait_where_a_caller_says_so(monkeypatch, evaluated):
-    monkeypatch.setattr(room, "QUEUED", 8)
-    with piece_by_piece(ahead=2):
-        for i in range(6):  # of 4 bytes
-            end_piece(mx.array(float(i)))
-    assert [x.item() for x in evaluated] == [0.0, 1.0]
-
-
-def test_two_pieces_may_be_larger_than_several(monkeypatch, evaluated):
-    monkeypatch.setattr(room, "QUEUED", 0)
-    monkeypatch.setattr(room, "PAIR", 8)
-    with piece_by_piece():
+def test_two_pieces_may_be_larger_than_several(evaluated):
+    with piece_by_piece(queued=0, pair=8):
         for i in range(3):  # of 4 bytes
             end_piece(mx.array(float(i)))
         assert [x.item() for x in evaluated] == [0.0]
