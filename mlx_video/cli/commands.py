@@ -262,13 +262,13 @@ def info(args: argparse.Namespace) -> None:
     found = describe(args.path)
     tell(describe_text(found))
     damaged = noted = False
-    for finding in verify(found.files) if args.verify else ():
+    for finding in verify(found.layout.files) if args.verify else ():
         damaged, noted = damaged or finding.certain, True
         tell(f"{'damaged' if finding.certain else 'note':<12}{finding.text}")
     if args.verify and not noted:
         tell("verified    nothing is wrong")
     if found.refusals or damaged:
-        raise UserError(f"{short(found.path)} cannot be used; see above.")
+        raise UserError(f"{short(found.layout.path)} cannot be used; see above.")
 
 
 def check(args: argparse.Namespace) -> None:

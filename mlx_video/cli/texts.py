@@ -41,11 +41,12 @@ def plan_json(plan: Plan) -> str:
 
 def describe_text(found: Description) -> str:
     """What a file or folder holds."""
-    lines = [str(found.path), f"layout      {found.layout}"]
-    if found.path == PACKAGED:
+    layout = found.layout
+    lines = [str(layout.path), f"layout      {layout.name}"]
+    if layout.path == PACKAGED:
         lines.append(f"knows       {DEMO_KNOWS}")
-    if found.version:
-        lines.append(f"version     LTX-{found.version}")
+    if layout.version:
+        lines.append(f"version     LTX-{layout.version}")
     if found.changes:
         lines.append(f"changes     {found.changes}")
     if found.changes and not found.changes.version:
@@ -54,8 +55,8 @@ def describe_text(found: Description) -> str:
         lines.append(f"fits        {fits}, by the names and shapes of its layers")
     width = 2 + max(map(len, found.parts), default=0)
     lines += [_part_line(f"{k:<{width}}", part) for k, part in found.parts.items()]
-    if found.defaults:
-        stated = json.dumps(found.defaults, ensure_ascii=False)
+    if layout.defaults:
+        stated = json.dumps(layout.defaults, ensure_ascii=False)
         lines.append(f"defaults    {stated}")
     lines += [f"missing     {name}: {how}" for name, how in found.missing.items()]
     lines += [f"not usable  {why}" for why in found.refusals]

@@ -10,7 +10,7 @@ from mlx_video import hub, lora
 from mlx_video.disk import is_there
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
-from mlx_video.models.ltx.checkpoint.layouts import LORA, identify
+from mlx_video.models.ltx.checkpoint.layouts import LORA, Layout, identify
 from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.loading.geometry import read_geometry
@@ -34,25 +34,18 @@ class PartSummary(NamedTuple):
 class Description(NamedTuple):
     """What a path holds, for people.
 
-    version   of the model, "2.0" if a checkpoint states none; empty if there is no checkpoint
     missing   part -> how to get it, for parts that a full run needs and that are not here
     refusals  why this version cannot run it; empty if it can
-    defaults  of the checkpoint
     changes   what a LoRA changes
     fits      releases that have all layers of a LoRA that states no version
-    files     files and folders with its tensors
     """
 
-    path: Path
-    layout: str
-    version: str
+    layout: Layout
     parts: Mapping[str, PartSummary]
     missing: Mapping[str, str]
     refusals: tuple[str, ...]
-    defaults: Mapping[str, object] = {}
     changes: lora.About | None = None
     fits: tuple[str, ...] = ()
-    files: tuple[Path, ...] = ()
 
 
 def describe(path: str | Path) -> Description:
@@ -65,39 +58,23 @@ def describe(path: str | Path) -> Description:
         path = hub.cached(str(path)) or path
     layout = identify(path)
     refusals = [layout.refusal] if layout.refusal else []
-    stored = layout.stored
-    files = [path for source in stored.values() for path in source.paths]
-    parts = _parts(stored, refusals)
+    parts = _parts(layout.stored, refusals)
     if not refusals:
         with _noted(refusals):
             read_geometry(layout.sources)
     if layout.distillation:
-        files.append(layout.distillation)
         parts[layout.distillation.stem] = _summary(outline(layout.distillation))
-    about, fits = None, ()
+    missing, about, fits = {}, None, ()
     if layout.name == LORA:
-        files.append(layout.path)
         with _noted(refusals):
             adapter = lora.Adapter.read(layout.path)
             about = adapter.about
             fits = () if about.version else tuple(_fitting(adapter))
-    missing = {
-        name: PARTS[name].lacking.format(release=layout.release)
-        for name in NEEDED
-        if name not in layout.held and layout.name != LORA
-    }
-    return Description(
-        layout.path,
-        layout.name,
-        layout.version,
-        parts,
-        missing,
-        tuple(dict.fromkeys(refusals)),
-        layout.defaults,
-        about,
-        fits,
-        tuple(files),
-    )
+    else:
+        absent = [name for name in NEEDED if name not in layout.held]
+        missing = {n: PARTS[n].lacking.format(release=layout.release) for n in absent}
+    refusals = tuple(dict.fromkeys(refusals))
+    return Description(layout, parts, missing, refusals, about, fits)
 
 
 @contextmanager

@@ -95,6 +95,13 @@ class Layout(NamedTuple):
         return with_projection(self.folders or self.sources)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All files and folders with its tensors, and a LoRA's file."""
+        parts = [path for source in self.stored.values() for path in source.paths]
+        other = self.path if self.name == LORA else self.distillation
+        return (*parts, other) if other else tuple(parts)
+
+    @property
     def version(self) -> str:
         """The model's version as the file states it; LTX-2.0 states none. Empty if there is no model inside."""
         stated = self.metadata.get(VERSION)

@@ -395,7 +395,7 @@ def test_a_gguf_of_another_model_is_named(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     said = describe(tmp_path / "a.gguf")
-    assert said.layout == "GGUF file of unknown origin"
+    assert said.layout.name == "GGUF file of unknown origin"
     assert "it holds a model of kind llama" in said.refusals[0]
 
 
@@ -428,6 +428,6 @@ def test_info_names_formats_and_reads_no_tensor(tmp_path, official):
 def test_info_names_each_layout(tmp_path, official):
     folder = write.write_forge(tmp_path, *official[:2], False)
     said = describe(folder)
-    assert said.layout == foreign.FORGE and said.version[:3] in FILES
+    assert said.layout.name == foreign.FORGE and said.layout.version[:3] in FILES
     assert {"transformer", "connectors", "vocoder"} <= said.parts.keys()
     assert not said.refusals

@@ -209,7 +209,7 @@ def test_it_is_named_and_loads_as_it_is(tmp_path, read, blocks, official, layout
     found = check_same(folder, name, official, absent, floor)
     assert isinstance(found.sketch("video_decoder"), DiffusionDecoder)
     said = describe(folder)
-    assert said.layout == name
+    assert said.layout.name == name
     wrong = ["the config's widths and multipliers do not agree"] * len(absent)
     assert [why.rpartition(": ")[2].rstrip(".") for why in said.refusals] == wrong
     assert {"transformer", "video_decoder", "text_encoder", "duration_head"} <= said.parts.keys()  # fmt: skip

@@ -257,7 +257,7 @@ def test_newer_generations_are_refused_by_their_own_words(folder):
     with pytest.raises(ValueError, match="share_ff = True is not implemented"):
         Components.open(file)
     description = describe(file)
-    assert description.version == "9.0.0"
+    assert description.layout.version == "9.0.0"
     assert any("share_ff" in words for words in description.refusals)
     assert "vocoder" in description.parts and "transformer" not in description.parts
 
@@ -537,7 +537,7 @@ def test_official_fp8_files_are_read_dense(folder, tmp_path):
 @pytest.mark.slow
 def test_describes_a_complete_folder(folder):
     said = describe(folder)
-    assert (said.layout, said.version) == ("official single file", "2.0")
+    assert (said.layout.name, said.layout.version) == ("official single file", "2.0")
     assert said.parts.keys() == set(NEEDED)
     assert said.missing == {} and said.refusals == ()
     assert said.parts["transformer"].dtypes == ("bfloat16", "float32")
@@ -555,7 +555,7 @@ def test_says_what_is_missing_and_where_it_is(folder):
     assert missing.keys() == {"text_encoder"}
     assert "mlx-community/gemma-3-12b-it-bf16 (24 GB)" in missing["text_encoder"]
     said = describe(next(folder.glob("*upscaler*")))
-    assert said.layout == "upscaler file" and said.version == ""
+    assert said.layout.name == "upscaler file" and said.layout.version == ""
     assert said.parts.keys() == {"upsampler"} and len(said.missing) == 8
 
 
@@ -563,13 +563,13 @@ def test_says_what_is_missing_and_where_it_is(folder):
 def test_describes_converted_folders_gemma_and_loras(folder, tmp_path):
     convert(folder, tmp_path / "mlx", quantize=True, q_group_size=32)
     said = describe(tmp_path / "mlx")
-    assert said.layout == "converted folder" and said.parts.keys() == set(NEEDED)
+    assert said.layout.name == "converted folder" and said.parts.keys() == set(NEEDED)
     assert said.parts["transformer"].quantization == dict(
         group_size=32, bits=8, mode="affine"
     )
-    assert describe(folder / "text_encoder").layout == "Gemma folder"
+    assert describe(folder / "text_encoder").layout.name == "Gemma folder"
     file = write_lora(tmp_path / "style.safetensors", LAYER)
-    assert describe(file).layout == "LoRA file"
+    assert describe(file).layout.name == "LoRA file"
     with pytest.raises(FileNotFoundError, match="There is no file or folder"):
         describe(tmp_path / "none")
 

@@ -119,7 +119,7 @@ def test_the_parts_of_2_3_are_lent():
 @pytest.mark.parametrize("path, version", [(TINY_2_3, "2.3.0"), (TINY_2_5, "2.5.0")])
 def test_what_lies_there_is_described(path, version):
     told = describe(path)
-    assert told.version == version
+    assert told.layout.version == version
     parts = {"connectors", "video_decoder", "vocoder", "audio_decoder"}
     assert parts <= told.parts.keys()
 
