@@ -30,10 +30,6 @@ from mlx_video.hub.download import (
 from mlx_video.weights import shard_names
 
 MODEL_REPO = "Lightricks/LTX-2"
-MODEL_FILE = "ltx-2-19b-{variant}.safetensors"
-UPSAMPLER_FILE = "ltx-2-spatial-upscaler-x2-1.0.safetensors"
-DISTILLED_LORA_FILE = "ltx-2-19b-distilled-lora-384.safetensors"
-
 # Not gated. The repositories that end in -8bit and -4bit hold the same model, smaller.
 TEXT_ENCODER_REPO = "mlx-community/gemma-3-12b-it-bf16"
 TEXT_ENCODER_FILES = ("*.json", "*.safetensors", "tokenizer*")

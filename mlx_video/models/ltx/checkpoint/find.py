@@ -4,37 +4,16 @@ import logging
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping
+from typing import Callable, Iterable, Mapping
 
 from mlx_video import hub
 from mlx_video.disk import is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.lora import Adapter
-from mlx_video.models.ltx.checkpoint.checks import (
-    check_against_release,
-    check_residency,
-    check_text_encoder,
-)
+from mlx_video.models.ltx.checkpoint import checks, layouts, releases
 from mlx_video.models.ltx.checkpoint.files import CONV, Files, LoRA
-from mlx_video.models.ltx.checkpoint.layouts import (
-    DEV,
-    DISTILLED_LORA_FILES,
-    VARIANTS,
-    VERSION,
-    Layout,
-    companions,
-    identify,
-    is_gemma,
-    parts_in,
-    with_projection,
-)
-from mlx_video.models.ltx.checkpoint.releases import (
-    LTX_2,
-    RELEASES,
-    Release,
-    published,
-    release_of,
-)
+from mlx_video.models.ltx.checkpoint.layouts import VARIANTS, Layout, identify
+from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source, newest
 from mlx_video.models.ltx.gemma_config import read_gemma_config
 from mlx_video.models.ltx.loading.geometry import read_geometry
@@ -61,7 +40,7 @@ def default_model(notify: Callable[[str], None] = log.warning) -> str:
         if hub.cached_bytes(release.repository, tuple(release.transformers.values())):
             return release.repository
     if not (PACKAGED / CONFIG).is_file():
-        return LTX_2.repository
+        return releases.LTX_2.repository
     notify(
         f"Using the demo model {DEMO}; `mlx-video models` lists LTX-2 and the others."
     )
@@ -94,7 +73,7 @@ def model_of(files: Files, notify: Callable[[str], None] = log.warning) -> str:
     other = next(filter(None, others), None)
     if files.model or not other:
         return str(named(files.model or default_model(notify)))
-    release = release_of(next(filter(None, map(_made_for, loras)), ""))
+    release = releases.release_of(next(filter(None, map(_made_for, loras)), ""))
     notify(f"Using {release.name} for {short(other)}; --model names another.")
     return release.repository
 
@@ -102,7 +81,7 @@ def model_of(files: Files, notify: Callable[[str], None] = log.warning) -> str:
 def _made_for(lora: str) -> str:
     """The version of the model that a local LoRA states; empty if it states none."""
     path = hub.local(lora, file=True)
-    return read_header(path).metadata.get(VERSION, "") if path else ""
+    return read_header(path).metadata.get(layouts.VERSION, "") if path else ""
 
 
 def located(model: str | Path) -> Path:
@@ -119,12 +98,9 @@ def find_defaults(
 
     On the hub, only converted folders are read. Raises ``MissingFileError`` for a path that does not exist.
     """
-    path = located(model)
-    if is_there(path):
-        return identify(path, variant).defaults
-    if release := published(str(model)):
-        return release.defaults
-    if path.suffix == ".safetensors":
+    if found := known(model, variant):
+        return found.defaults
+    if _is_file(model):
         hub.local(model, file=True)  # raises if it can only be a path
         return {}
     folder = hub.resolve(model, [f"*{CONFIG}"], notify)
@@ -139,38 +115,44 @@ def published_geometry(model: str | None) -> Geometry | None:
     return release and release.geometry
 
 
-def known_parts(model: str | Path, variant: str) -> Mapping[str, Source]:
-    """What is known before anything is fetched: the parts of a local checkpoint, or of a release's published config."""
+def known(model: str | Path, variant: str) -> Layout | Release | None:
+    """What is known before anything is fetched: a local checkpoint, or a release's published config."""
     path = located(model)
-    if path.exists():
-        return identify(path, variant).sources
-    release = published(str(model))
-    return release.sources if release else {}
+    return identify(path, variant) if is_there(path) else published(str(model))
+
+
+def known_parts(model: str | Path, variant: str) -> Mapping[str, Source]:
+    """The parts of what is ``known``."""
+    found = known(model, variant)
+    return found.sources if found else {}
 
 
 def find_folders(
     model: str | Path, folders: Mapping[str, Source], notify: hub.Notify
 ) -> None:
     """Fetch all ``folders`` of a converted repository, for both variants; does nothing for a path."""
-    homes = _homes(folders).items()
-    files = [f"{home}/{f}" for name, home in homes for f in part_of(name).files]
-    hub.resolve(located(model), files, notify)
+    hub.resolve(located(model), _patterns(_homes(folders)), notify)
 
 
-def _wanted(layout: Layout, needs: tuple[str, ...]) -> Iterator[str]:
+def _wanted(layout: Layout, needs: tuple[str, ...]) -> list[str]:
     """Patterns of the files to fetch from a converted repository, whose configs ``layout`` knows."""
-    homes = _homes(layout.sources)
-    if "transformer" in needs and "transformer" not in homes and DEV in layout.folders:
-        homes["transformer"] = DEV
-        yield DISTILLED_LORA_FILES  # which turns it into the distilled one
-    for name in needs:
-        if name in homes or (name in PARTS and PARTS[name].block):
-            yield from (f"{homes.get(name, name)}/{f}" for f in part_of(name).files)
+    homes, others = _homes(layout.sources), []
+    absent = "transformer" in needs and "transformer" not in homes
+    if absent and layouts.DEV in layout.folders:
+        homes["transformer"] = layouts.DEV
+        others = [layouts.DISTILLED_LORA_FILES]  # which turns it into the distilled one
+    own = {name: name for name in needs if name in PARTS and PARTS[name].block}
+    return others + _patterns({n: h for n, h in (own | homes).items() if n in needs})
 
 
 def _homes(sources: Mapping[str, Source]) -> dict[str, str]:
     """Part -> the name of its folder, for parts that have one."""
     return {n: s.path.name for n, s in sources.items() if s.path.is_dir()}
+
+
+def _patterns(homes: Mapping[str, str]) -> list[str]:
+    """Patterns of the files in the folders of parts."""
+    return [f"{home}/{f}" for name, home in homes.items() for f in part_of(name).files]
 
 
 def check_names(files: Files) -> None:
@@ -203,15 +185,15 @@ class Search:
         path = located(model)
         if is_there(path):
             return path
-        if path.suffix == ".safetensors":
+        if _is_file(model):
             return hub.resolve_file(model, self.notify)
         if published(str(model)):
             files = self.release.files(variant or VARIANTS[0])
             plans = [hub.plan(*part) for part in self._published(files).items()]
-            return hub.fetch(plans, self.release.with_terms(self.notify))[0] / files[0]
+            return hub.fetch(plans, self.notify)[0] / files[0]
         folder = hub.resolve(model, [f"*{CONFIG}"], self.notify)
         wanted = _wanted(identify(folder, variant), self.needs)
-        return hub.resolve(model, list(wanted), self.notify)
+        return hub.resolve(model, wanted, self.notify)
 
     def _published(self, files: Iterable[str]) -> dict[str, list[str]]:
         """Repository -> names or patterns of the ``files`` and others that the release has and a run needs; its own first."""
@@ -229,9 +211,9 @@ class Search:
         lacking = set(needs) - sources.keys()
         if files.text_encoder or "text_encoder" in lacking:
             sources["text_encoder"] = self.text_encoder()
-        sources = with_projection(sources)
+        sources = layouts.with_projection(sources)
         if {"text_encoder", "connectors"} <= sources.keys() & set(needs):
-            check_text_encoder(sources, layout.metadata)
+            checks.check_text_encoder(sources, layout.metadata)
         if files.video_vae and "video_decoder" in sources:
             sources |= self.video_vae(layout)
         for name in filter(PARTS.get, self.release.single):
@@ -239,11 +221,11 @@ class Search:
                 sources[name] = self.single(name)
         wanted = {name: source for name, source in sources.items() if name in needs}
         for name, source in wanted.items():
-            part_of(name).config(source)
+            PARTS[name].config(source)
         for source in {source.paths: source for source in wanted.values()}.values():
             source.check()
         if "transformer" in needs:
-            check_residency(sources, files.quantize, files.low_memory)
+            checks.check_residency(sources, files.quantize, files.low_memory)
         read_geometry(wanted)  # raises if they contradict each other
         return sources
 
@@ -256,7 +238,7 @@ class Search:
             folder = given or usual.repository
             path = hub.resolve(folder, hub.TEXT_ENCODER_FILES, self.notify)
         source = Source.of(path, read_gemma_config(path))
-        if not is_gemma(source):
+        if not layouts.is_gemma(source):
             raise UserError(
                 f"{source.path} is not a Gemma folder: its config.json names no Gemma model. "
                 f"Give one such as {self.release.text_encoder_place}."
@@ -266,7 +248,7 @@ class Search:
     def check_against_release(self) -> None:
         """Raise ``UserError`` for a local text encoder or LoRA of another release, before the model is fetched."""
         if self.files.text_encoder and hub.local(self.files.text_encoder):
-            check_against_release(self.text_encoder(), self.release)
+            checks.check_against_release(self.text_encoder(), self.release)
         for file, _ in self.files.loras:
             if path := hub.local(file, file=True):
                 Adapter.read(path).check(self.release.stated)
@@ -275,7 +257,7 @@ class Search:
         """The part ``name`` in a file of its own; raises ``UserError`` if the file holds another."""
         file = self.release.single[name]
         found = self._file(getattr(self.files, name, None), file)
-        parts = parts_in(found)
+        parts = layouts.parts_in(found)
         if name not in parts:
             raise UserError(
                 f"{found} {PARTS[name].unlike}. Give {file} of {self.release.repository}."
@@ -290,7 +272,7 @@ class Search:
         given, usual = self.files.video_vae, self.release.conv_vae
         if given != CONV:
             file = hub.resolve_file(given, self.notify)
-            if found := _autoencoder(parts_in(file)):
+            if found := _autoencoder(layouts.parts_in(file)):
                 return found
             raise UserError(
                 f"{file} is not a video autoencoder: it lacks the encoder, the decoder or the config of one. Give a file "
@@ -303,15 +285,18 @@ class Search:
                 f"{layout.path} ({layout.name}) is not searched for a second video autoencoder; name its file with "
                 "--video-vae."
             )
-        found = _autoencoder(companions(layout.path, self.release, diffusion=False))
+        beside = layouts.companions(layout.path, self.release, diffusion=False)
+        found = _autoencoder(beside)
         if not found and usual:
-            return _autoencoder(parts_in(self._file(None, usual)))
+            return _autoencoder(layouts.parts_in(self._file(None, usual)))
         return found
 
     def distilled_lora(self, model: Path) -> Path:
         """The distilled LoRA: the one that is named, else beside the ``model``, else published with it."""
         folder = model if model.is_dir() else model.parent
-        given = self.files.distilled_lora or newest(folder, DISTILLED_LORA_FILES)
+        given = self.files.distilled_lora or newest(
+            folder, layouts.DISTILLED_LORA_FILES
+        )
         return self._file(given, self.release.distilled_lora)
 
     def loras(self, version: str) -> list[LoRA]:
@@ -323,10 +308,8 @@ class Search:
 
     def _file(self, given: str | Path | None, usual: str) -> Path:
         """The file ``given``, or ``usual`` from the release's repository."""
-        if given:
-            return hub.resolve_file(given, self.notify)
-        notify = self.release.with_terms(self.notify)
-        return hub.resolve(self.release.repository, [usual], notify) / usual
+        usual = f"{self.release.repository}/{usual}"
+        return hub.resolve_file(given or usual, self.notify)
 
 
 def _is_file(name: str | Path) -> bool:

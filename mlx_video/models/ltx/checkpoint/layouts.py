@@ -17,6 +17,7 @@ from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx.checkpoint import foreign
 from mlx_video.models.ltx.checkpoint.foreign_names import DIT
 from mlx_video.models.ltx.checkpoint.releases import (
+    LTX_2,
     RELEASES,
     Release,
     release_of,
@@ -293,7 +294,7 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
     if not files:
         raise MissingFileError(
             f"There is no {f'{variant} ' if variant else ''}checkpoint of LTX-2 in {folder.resolve()}. It should hold a single "
-            f"file of {hub.MODEL_REPO}, such as {hub.MODEL_FILE.format(variant=variant or VARIANTS[0])}, or what "
+            f"file of {hub.MODEL_REPO}, such as {LTX_2.transformers[variant or VARIANTS[0]]}, or what "
             "`mlx-video convert` wrote."
         )
     if len(files) > 1:

@@ -110,15 +110,6 @@ class Release:
         to_do = f"gated: accept it at {page}, then `hf auth login`"
         return f"{self.licence}, {to_do if self.gated else 'open to all'}"
 
-    def with_terms(self, notify: hub.Notify) -> hub.Notify:
-        """``notify``, called with plans that state the terms of this release."""
-
-        def told(what: hub.DownloadPlan | hub.Download) -> None:
-            own = isinstance(what, hub.DownloadPlan) and what.repo == self.repository
-            notify(replace(what, terms=self.terms) if own else what)
-
-        return told
-
     @property
     def text_encoder_place(self) -> str:
         """Where its text encoder is, for messages."""
@@ -167,11 +158,14 @@ LTX_2 = Release(
     repository=hub.MODEL_REPO,
     gigabytes=43.3,
     licence="LTX-2 Community License",
-    transformers={v: hub.MODEL_FILE.format(variant=v) for v in ("distilled", "dev")},
+    transformers={
+        "distilled": "ltx-2-19b-distilled.safetensors",
+        "dev": "ltx-2-19b-dev.safetensors",
+    },
     text_encoder=GEMMA_3,
-    upsampler=hub.UPSAMPLER_FILE,
+    upsampler="ltx-2-spatial-upscaler-x2-1.0.safetensors",
     temporal_upsampler="ltx-2-temporal-upscaler-x2-1.0.safetensors",
-    distilled_lora=hub.DISTILLED_LORA_FILE,
+    distilled_lora="ltx-2-19b-distilled-lora-384.safetensors",
 )
 LTX_2_3 = Release(
     name="LTX-2.3",
@@ -225,6 +219,16 @@ RELEASES = [LTX_2, LTX_2_3, LTX_2_5]
 def published(repository: str) -> Release | None:
     """The release in that hub repository, or ``None``."""
     return next((r for r in RELEASES if r.repository == repository), None)
+
+
+def with_terms(notify: hub.Notify) -> hub.Notify:
+    """``notify``, called with plans that state the terms of the release that they fetch."""
+
+    def told(what: hub.DownloadPlan | hub.Download) -> None:
+        release = isinstance(what, hub.DownloadPlan) and published(what.repo)
+        notify(replace(what, terms=release.terms) if release else what)
+
+    return told
 
 
 def release_of(version: str) -> Release:

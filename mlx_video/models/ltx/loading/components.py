@@ -21,7 +21,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import checks, find
 from mlx_video.models.ltx.checkpoint.files import Files, LoRA
 from mlx_video.models.ltx.checkpoint.layouts import Layout, identify
-from mlx_video.models.ltx.checkpoint.releases import LTX_2, published
+from mlx_video.models.ltx.checkpoint.releases import LTX_2, published, with_terms
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.loading.geometry import read_geometry
@@ -125,6 +125,7 @@ class Components:
         files.check()
         find.check_names(files)
         release = published(str(model))
+        notify = with_terms(notify)
         search = find.Search(files, needs, release or LTX_2, notify)
         if release:
             checks.check_duration_head(needs, release.single)

@@ -11,7 +11,13 @@ from mlx_video.cli import main
 from mlx_video.errors import MissingFileError
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO, model_of, named
-from mlx_video.models.ltx.checkpoint.releases import GEMMA_4, LTX_2, LTX_2_5, RELEASES
+from mlx_video.models.ltx.checkpoint.releases import (
+    GEMMA_4,
+    LTX_2,
+    LTX_2_5,
+    RELEASES,
+    with_terms,
+)
 
 COMMIT = "0" * 40
 
@@ -112,10 +118,10 @@ def test_what_is_about_to_be_downloaded_is_said_with_the_licence():
     heard = []
     missing = {"x": hub.Missing(42_000_000_000, "0")}
     plan = hub.DownloadPlan(LTX_2_5.repository, ("x",), missing)
-    LTX_2_5.with_terms(heard.append)(plan)
+    with_terms(heard.append)(plan)
     assert "42.00 GB to download" in str(heard[0])
     assert "LTX-2.x Community License, gated: accept it" in str(heard[0])
-    LTX_2.with_terms(heard.append)(replace(plan, repo=LTX_2.repository))
+    with_terms(heard.append)(replace(plan, repo=LTX_2.repository))
     assert str(heard[1]).endswith("LTX-2 Community License, open to all")
-    LTX_2.with_terms(heard.append)(replace(plan, repo=hub.TEXT_ENCODER_REPO))
+    with_terms(heard.append)(replace(plan, repo=hub.TEXT_ENCODER_REPO))
     assert "licen" not in str(heard[2]).lower()

@@ -16,6 +16,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint.describe import describe
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import choose_checkpoint, identify
+from mlx_video.models.ltx.checkpoint.releases import LTX_2
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.loading.components import Components
@@ -121,7 +122,7 @@ def test_a_converted_folder_prefers_its_own_parts(folder, tmp_path):
 def test_what_is_not_beside_is_sought_on_the_hub(folder):
     for file in folder.glob("*upscaler*"):
         file.unlink()
-    with pytest.raises(FileNotFoundError, match=f"lacks {hub.UPSAMPLER_FILE}"):
+    with pytest.raises(FileNotFoundError, match=f"lacks {LTX_2.upsampler}"):
         Components.open(folder)
     shutil.rmtree(folder / "text_encoder")
     with pytest.raises(FileNotFoundError, match="gemma-3-12b-it-bf16 is not here"):
