@@ -21,17 +21,12 @@ class TensorNames:
     """
 
     def __init__(self, prefixes: Mapping[str, str | None], *tables: Mapping[str, str]):
+        pairs = reversed(prefixes.items())  # so that of several, the first stays
+        inverse = {ours: official for official, ours in pairs if ours is not None}
         self._to_ours = _longest_first(prefixes)
-        inverse: dict[str, str] = {}
-        for official, ours in prefixes.items():
-            if ours is not None:
-                inverse.setdefault(ours, official)
         self._to_official = _longest_first(inverse)
-        pairs = [list(table.items()) for table in tables]
-        self._forward = [[_rule(old, new) for old, new in table] for table in pairs]
-        self._backward = [
-            [_rule(old, new) for new, old in table] for table in reversed(pairs)
-        ]
+        self._forward = [[_rule(*pair) for pair in t.items()] for t in tables]
+        self._backward = [[_rule(b, a) for a, b in t.items()] for t in reversed(tables)]
 
     @cache
     def ours(self, official: str) -> str | None:

@@ -246,7 +246,7 @@ def in_place_of_the_real_one(hub: FakeHub, home: Path) -> Iterator[FakeHub]:
 
 def official() -> dict[str, Repo]:
     """The tests' miniatures under the names that Lightricks' files have: 2.0 and 2.3 whole, 2.5 in parts and gated."""
-    from mlx_video.hub import TEXT_ENCODER_REPO
+    from mlx_video.hub import TEXT_ENCODER_REPO, named
     from mlx_video.models.ltx.checkpoint.releases import LTX_2, LTX_2_3, LTX_2_5
     from tests.reference import FIXTURES
     from tests.tiny_tokenizer import make_text_encoder_folder
@@ -268,7 +268,8 @@ def official() -> dict[str, Repo]:
     files |= {f: tiny(f"2.5-tiny-{n}-bf16") for f, n in zip(LTX_2_5.others, names)}
     upscaler = tiny("2.5-tiny-latent-spatial-upscaler-x2-bf16")
     gemma = tiny("2.5-tiny-gemma4-with-proj-bf16")
-    files |= {LTX_2_5.upsampler: upscaler, LTX_2_5.text_encoder.file: gemma}
+    _, (text_file,) = named(LTX_2_5.text_encoder.place)
+    files |= {LTX_2_5.upsampler: upscaler, text_file: gemma}
     repos[LTX_2_5.repository] = Repo(files, gated=True)
     with TemporaryDirectory() as folder:
         gemma = make_text_encoder_folder(Path(folder) / "gemma")

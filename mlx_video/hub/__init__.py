@@ -121,14 +121,14 @@ def resolve_file(file: str | Path, notify: Notify = lambda what: None) -> Path:
     """``file`` itself if it is a path; else the hub's owner/repository/name.safetensors, fetched if needed."""
     if path := local(file, file=True):
         return path
-    repo, name = named_file(file)
+    repo, (name,) = named(file)
     return resolve(repo, [name], notify) / name
 
 
-def named_file(file: str | Path) -> tuple[str, str]:
-    """Split owner/repository/file into the repository and the file's name, which may have folders."""
-    owner, repo, name = str(file).split("/", 2)
-    return f"{owner}/{repo}", name
+def named(name: str | Path) -> tuple[str, Sequence[str]]:
+    """The repository and the patterns of owner/repository/file, or of owner/repository, a text encoder's."""
+    owner, repo, *file = str(name).split("/", 2)
+    return f"{owner}/{repo}", file or TEXT_ENCODER_FILES
 
 
 def local(name: str | Path, *, file: bool = False) -> Path | None:

@@ -180,11 +180,8 @@ class Adapter:
         """Raise ``UserError`` unless one of ``modules`` has each layer, with the right shape."""
         homeless = dict.fromkeys(self.layers)
         for module in modules:
-            layers = dict(module.named_modules())
-            for name, path in self._places(module).items():
+            for name in self._homes(module):
                 del homeless[name]
-                label = f"{self.source}: {clip(name)}"
-                changes.check_shape(label, layers[path], self.layers[name])
         if homeless:
             raise UserError(
                 f"{self.source} changes {some(homeless, 2)}, which the model does not have; it was made for another "
@@ -194,18 +191,25 @@ class Adapter:
     def check_distillation(self, transformer: nn.Module) -> None:
         """Raise ``UserError`` if this cannot distil ``transformer``: such LoRAs change all layers."""
         layers = set(layer_names(transformer).values())
-        share = len(self._places(transformer)) / len(layers)
+        share = len(self._homes(transformer)) / len(layers)
         if share < WHOLE:
             raise UserError(
                 f"{self.source} changes {share:.0%} of the transformer's layers; a distilled LoRA changes nearly all of them. "
                 "This is another kind of LoRA; use it with --lora."
             )
 
-    def _places(self, module: nn.Module) -> dict[str, str]:
-        """The file's name of a layer -> its path in ``module``, for layers that it has."""
-        known = layer_names(module)
-        found = ((name, known.get(_flat(name))) for name in self.layers)
-        return {name: path for name, path in found if path}
+    def _homes(self, module: nn.Module) -> dict[str, tuple[str, nn.Module]]:
+        """The file's name of a layer -> its path in ``module`` and it, for layers that it has.
+
+        Raises ``UserError`` if tensors do not fit their layer's shape.
+        """
+        known, layers, homes = layer_names(module), dict(module.named_modules()), {}
+        for name, tensors in self.layers.items():
+            if path := known.get(_flat(name)):
+                label = f"{self.source}: {clip(name)}"
+                changes.check_shape(label, layers[path], tensors)
+                homes[name] = path, layers[path]
+        return homes
 
 
 def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
@@ -214,18 +218,14 @@ def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
     Lazy: computed in float32 when evaluated, then rounded once to the weight's dtype. Raises ``UserError`` if tensors do
     not fit their layer's shape.
     """
-    places, layers = adapter._places(module), dict(module.named_modules())
-    fused = {}
-    for name, path in places.items():
-        label, tensors = f"{adapter.source}: {clip(name)}", adapter.layers[name]
-        changes.check_shape(label, layers[path], tensors)
-        fused[path] = changes.changed(layers[path], tensors, strength)
+    homes, fused, dense = adapter._homes(module), {}, []
+    for name, (path, layer) in homes.items():
+        fused[path] = changes.changed(layer, adapter.layers[name], strength)
+        if fused[path] is not layer:
+            dense.append(path)
     module.update_modules(tree_unflatten(list(fused.items())))
-    return Report(
-        matched=tuple(fused),
-        skipped=tuple(name for name in adapter.layers if name not in places),
-        dense=tuple(path for path in fused if fused[path] is not layers[path]),
-    )
+    skipped = (name for name in adapter.layers if name not in homes)
+    return Report(tuple(fused), tuple(skipped), tuple(dense))
 
 
 def holds_changes(names: Iterable[str]) -> bool:

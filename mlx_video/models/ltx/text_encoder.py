@@ -82,11 +82,10 @@ class GemmaTextEncoder(Network):
         else:
             _copy_files(source.path, folder, but=WRITTEN)
 
-    @classmethod
-    def _tensors(cls, source: Source, *options) -> weights.Weights:
-        """All tensors under the names that mlx-lm uses for such a model."""
-        prefix = "language_model." if "text_config" in source.config else ""
-        return {prefix + k: v for k, v in super()._tensors(source, *options).items()}
+    @staticmethod
+    def stored_prefix(source: Source) -> str:
+        """As mlx-lm names the tensors of such a model."""
+        return "language_model." if "text_config" in source.config else ""
 
     def activation_bytes(self, rows: int) -> int:
         """Bytes for prompts of ``rows`` tokens: every layer's states, single and stacked, and one layer's intermediates."""

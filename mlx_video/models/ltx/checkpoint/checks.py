@@ -119,7 +119,7 @@ def check_against_release(given: Source, release: Release) -> None:
     if (gemma.num_hidden_layers, gemma.hidden_size) != (own.layers, own.width):
         raise UserError(
             f"{given.path}: this language model has {gemma.num_hidden_layers} layers of width {gemma.hidden_size}, but "
-            f"{release.name} was trained with {own.layers} of {own.width}. Give {release.text_encoder_place}."
+            f"{release.name} was trained with {own.layers} of {own.width}. Give {own.place}."
         )
 
 

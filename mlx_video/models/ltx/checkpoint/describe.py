@@ -179,7 +179,7 @@ def _demo() -> list[Entry]:
 def _release(release: Release) -> Entry:
     repository = release.repository
     files = {v: (repository, release.files(v)) for v in release.transformers}
-    files["text encoder"] = release.text_files
+    files["text encoder"] = hub.named(release.text_encoder.place)
     files["upscaler"] = (repository, [release.upsampler])
     return Entry(
         release.name.lower(),

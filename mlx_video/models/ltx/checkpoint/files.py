@@ -67,19 +67,16 @@ class Files:
 
     def resolved(self) -> "Files":
         """The same with local files by their full paths, so that a record finds them from anywhere."""
-        paths = ((name, getattr(self, name)) for name in ("model", *BESIDE))
-        here = {name: full_path(path) for name, path in paths if path is not None}
+        here = {field: full_path(name) for field, name in self._names().items()}
         loras = tuple((full_path(file), strength) for file, strength in self.loras)
         return replace(self, loras=loras, **here)
 
     def check(self) -> None:
         """Raise ``UserError`` for an impossible name, an unknown dtype, other bits, or a strength that is absurd."""
-        for field in ("model", *BESIDE):
+        for field, name in self._names().items():
+            what = field.replace("_", " ").replace("lora", "LoRA").replace("vae", "VAE")
             with at(field):
-                if (name := getattr(self, field)) is not None:
-                    what = field.replace("_", " ")
-                    what = what.replace("lora", "LoRA").replace("vae", "VAE")
-                    check_name(name, f"The {what}'s name")
+                check_name(name, f"The {what}'s name")
         if self.dtype not in (None, *DTYPES):
             raise UserError(
                 f"dtype must be one of {', '.join(DTYPES)}; got {short(repr(self.dtype))}."
@@ -101,6 +98,10 @@ class Files:
 
     def named(self) -> tuple[str, ...]:
         """Every file, folder or repository that the user named."""
-        loras = (file for file, _ in self.loras)
-        names = self.model, *(getattr(self, name) for name in BESIDE)
-        return tuple(name for name in (*names, *loras) if name and name != CONV)
+        names = *self._names().values(), *(file for file, _ in self.loras)
+        return tuple(name for name in names if name and name != CONV)
+
+    def _names(self) -> dict[str, str]:
+        """The fields that name a file, a folder or a repository."""
+        named = ((field, getattr(self, field)) for field in ("model", *BESIDE))
+        return {field: name for field, name in named if name is not None}

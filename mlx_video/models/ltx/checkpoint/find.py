@@ -159,10 +159,8 @@ def check_names(files: Files) -> None:
     """Raise ``UserError`` if a name is neither a path nor on the hub, before anything is fetched."""
     for name in files.named():
         is_file = name != files.text_encoder or _is_file(name)
-        if name == files.model or hub.local(name, file=is_file):
-            continue
-        wanted = hub.named_file(name) if is_file else (name, *hub.TEXT_ENCODER_FILES)
-        hub.plan(wanted[0], wanted[1:])
+        if name != files.model and not hub.local(name, file=is_file):
+            hub.plan(*hub.named(name))
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ class Search:
         own = [file for name, file in self.release.single.items() if name in lacking]
         wanted = {self.release.repository: [*files, *own]}
         if "text_encoder" in lacking:
-            repository, names = self.release.text_files
+            repository, names = hub.named(self.release.text_encoder.place)
             wanted.setdefault(repository, []).extend(names)
         return wanted
 
@@ -223,7 +221,7 @@ class Search:
         for name, source in wanted.items():
             PARTS[name].config(source)
         for source in {source.paths: source for source in wanted.values()}.values():
-            source.check()
+            source.formats()  # raises for what cannot be read
         if "transformer" in needs:
             checks.check_residency(sources, files.quantize, files.low_memory)
         read_geometry(wanted)  # raises if they contradict each other
@@ -231,17 +229,17 @@ class Search:
 
     def text_encoder(self) -> Source:
         """The text encoder; raises ``UserError`` if it is not a Gemma."""
-        given, usual = self.files.text_encoder, self.release.text_encoder
-        if _is_file(given or usual.file):
-            path = self._file(given, usual.file)
+        usual = self.release.text_encoder.place
+        given = self.files.text_encoder or usual
+        if _is_file(given):
+            path = hub.resolve_file(given, self.notify)
         else:
-            folder = given or usual.repository
-            path = hub.resolve(folder, hub.TEXT_ENCODER_FILES, self.notify)
+            path = hub.resolve(given, hub.TEXT_ENCODER_FILES, self.notify)
         source = Source.of(path, read_gemma_config(path))
         if not layouts.is_gemma(source):
             raise UserError(
                 f"{source.path} is not a Gemma folder: its config.json names no Gemma model. "
-                f"Give one such as {self.release.text_encoder_place}."
+                f"Give one such as {usual}."
             )
         return source
 

@@ -26,17 +26,16 @@ class TextEncoder:
     name           for messages
     layers, width  used to refuse another model before anything is fetched
     size           of its files, in GB
+    place          on the hub: a repository, or owner/repository/file
     kind           the beginning of ``model_type`` in its config
-    file           in the release's repository; empty if it has a ``repository`` of its own
     """
 
     name: str
     layers: int
     width: int
     size: float
+    place: str
     kind: str = "gemma3"
-    file: str = ""
-    repository: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,24 +110,10 @@ class Release:
         return f"{self.licence}, {to_do if self.gated else 'open to all'}"
 
     @property
-    def text_encoder_place(self) -> str:
-        """Where its text encoder is, for messages."""
-        own = self.text_encoder
-        return own.repository or f"{own.file} of {self.repository}"
-
-    @property
     def distilled_rank(self) -> int | None:
         """The rank of its distilled LoRA, if the name states it."""
         found = re.search(r"lora-(\d+)", self.distilled_lora)
         return int(found[1]) if found else None
-
-    @property
-    def text_files(self) -> tuple[str, tuple[str, ...]]:
-        """The repository of its text encoder, and patterns of its files there."""
-        own = self.text_encoder
-        if own.repository:
-            return own.repository, hub.TEXT_ENCODER_FILES
-        return self.repository, (own.file,)
 
     @property
     def single(self) -> dict[str, str]:
@@ -141,14 +126,14 @@ class Release:
         return (self.transformers[variant], *self.others)
 
 
-GEMMA_3 = TextEncoder("Gemma 3 12B", 48, 3840, 24.4, repository=hub.TEXT_ENCODER_REPO)
+GEMMA_3 = TextEncoder("Gemma 3 12B", 48, 3840, 24.4, hub.TEXT_ENCODER_REPO)
 GEMMA_4 = TextEncoder(
     "LTX-2.5's Gemma 4 12B",
     48,
     3840,
     26.3,
+    "Lightricks/LTX-2.5/text_encoders/gemma4-12b-with-proj-ltx-2.5-bf16.safetensors",
     kind="gemma4",
-    file="text_encoders/gemma4-12b-with-proj-ltx-2.5-bf16.safetensors",
 )
 NEWER = {"steps": 30, "stg_blocks": [28]}
 

@@ -16,7 +16,7 @@ from mlx_video.models.ltx.checkpoint.foreign_names import (
     to_official,
 )
 from mlx_video.models.ltx.loading.schema import Config, short_repr
-from mlx_video.weights import Weights, outline, read_config, read_header, tensor_files
+from mlx_video.weights import Weights, outline, read_config
 
 QUANTIZATION = "quantization"  # the key that mlx-lm and convert add to a config
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")  # MLX's
@@ -87,7 +87,7 @@ class Source:
     def formats(self) -> tuple[str, ...]:
         """How other tools quantized it: "int8_tensorwise", "Q4_K" ...; the most frequent first.
 
-        Raises ``UserError`` for a format that cannot be read.
+        Raises ``UserError`` for a format that cannot be read, or a file that is damaged or missing; reads no large tensor.
         """
         found = Counter()
         for path in self.paths:
@@ -109,13 +109,6 @@ class Source:
             return config.from_dict(self.config)
         except ValueError as error:
             raise UserError(f"{self.path}: {error}") from None
-
-    def check(self) -> None:
-        """Raise ``UserError`` for a file that is damaged, missing or in an unknown quantization; reads no tensor."""
-        for path in self.paths:
-            for file in tensor_files(path):
-                read_header(file)
-        self.formats()
 
 
 def newest(folder: Path, *patterns: str) -> Path | None:

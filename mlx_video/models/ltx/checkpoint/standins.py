@@ -60,7 +60,8 @@ def stood_in(files: Files, variant: str) -> Iterator[Files]:
 
 def _is_here(release: Release, variant: str) -> bool:
     own = (*release.files(variant), release.upsampler)
-    return hub.is_cached(release.repository, own) and hub.is_cached(*release.text_files)
+    text = hub.named(release.text_encoder.place)
+    return hub.is_cached(release.repository, own) and hub.is_cached(*text)
 
 
 def _lay(release: Release, variant: str, folder: Path) -> dict[str, Path]:

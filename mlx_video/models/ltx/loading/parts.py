@@ -119,20 +119,18 @@ class Network(nn.Module):
         asked = quantization if cls.BLOCKS and not source.quantization else {}
         stated = dict(asked or source.quantization)
         config = dict(source.config) | ({QUANTIZATION: stated} if stated else {})
-        save_folder(folder, cls._tensors(source, dtype, asked), config)
+        network = cls.from_source(source, dtype).network
+        if asked:
+            quantize_blocks(network, **asked)
+        prefix = cls.stored_prefix(source)
+        tensors = {prefix + k: v for k, v in tree_flatten(network.parameters())}
+        del network  # so that the memory of what is written is freed
+        save_folder(folder, tensors, config)
 
-    @classmethod
-    def _tensors(
-        cls,
-        source: Source,
-        dtype: mx.Dtype | None,
-        quantization: Mapping[str, int | str],
-    ) -> Weights:
-        """All tensors, lazy and checked against the network, which is not kept."""
-        part = cls.from_source(source, dtype)
-        if quantization:
-            quantize_blocks(part.network, **quantization)
-        return dict(tree_flatten(part.network.parameters()))
+    @staticmethod
+    def stored_prefix(source: Source) -> str:
+        """What ``write`` puts before the names of tensors."""
+        return ""
 
     @property
     def network(self) -> nn.Module:
@@ -144,9 +142,15 @@ def quantize_blocks(
     network: nn.Module, group_size: int, bits: int, mode: str = "affine"
 ) -> None:
     """Quantize, lazily, the linear layers in ``BLOCKS`` whose input width is a multiple of ``group_size``."""
-    if chosen := quantizable(network, group_size):
-        wanted = lambda path, _: path in chosen  # noqa: E731
-        nn.quantize(network, group_size, bits, mode=mode, class_predicate=wanted)
+    chosen = quantizable(network, group_size)
+    if chosen:
+        nn.quantize(
+            network,
+            group_size,
+            bits,
+            mode=mode,
+            class_predicate=lambda path, _: path in chosen,
+        )
 
 
 def quantizable(network: nn.Module, group_size: int) -> dict[str, nn.Linear]:
@@ -248,7 +252,7 @@ PARTS = {
             {GemmaConfig: "text_encoder:GemmaTextEncoder"},
             files=hub.TEXT_ENCODER_FILES,
             lacking="put {release.text_encoder.name} beside it, a folder named text_encoder or gemma-3-12b-it-..., or let it "
-            "be fetched from {release.text_encoder_place} ({release.text_encoder.size:.0f} GB)",
+            "be fetched from {release.text_encoder.place} ({release.text_encoder.size:.0f} GB)",
         ),
         Part(
             "temporal_upsampler",

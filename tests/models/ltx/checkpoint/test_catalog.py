@@ -58,7 +58,8 @@ def test_every_release_is_listed_and_nothing_is_in_an_empty_cache(cache, capsys)
 @pytest.mark.slow
 def test_what_is_there_is_told_from_what_is_there_in_part(cache, capsys):
     distilled, *others = LTX_2_5.files("distilled")
-    cached(cache, LTX_2_5.repository, distilled, GEMMA_4.file)
+    _, (text_file,) = hub.named(GEMMA_4.place)
+    cached(cache, LTX_2_5.repository, distilled, text_file)
     blobs = cache / "models--Lightricks--LTX-2.5/blobs"
     blobs.mkdir()
     (blobs / f"abc{hub.UNFINISHED}").write_bytes(bytes(300))

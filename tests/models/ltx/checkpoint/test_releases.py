@@ -123,7 +123,7 @@ def added(tmp_path, monkeypatch) -> Iterator[Path]:
     )
 
     def plan(repo, patterns):
-        return {"Lightricks/LTX-9": here, GEMMA_3.repository: tmp_path / "gemma"}[repo]
+        return {"Lightricks/LTX-9": here, GEMMA_3.place: tmp_path / "gemma"}[repo]
 
     monkeypatch.setattr(hub, "plan", plan)
     monkeypatch.setattr(hub, "fetch", lambda plans, notify: plans)
