@@ -91,20 +91,14 @@ def enhance_t2v(
     return fuller
 
 
-def enhance_i2v(
-    encoder: "GemmaTextEncoder",
-    prompt: str,
-    *,
-    system_prompt: str | None = None,
-    **options,
-) -> str:
+def enhance_i2v(encoder: "GemmaTextEncoder", prompt: str, **options) -> str:
     """A fuller prompt for a video that begins with an image; ``options`` are those of ``enhance_t2v``.
 
     The image itself is not used, because mlx-lm lacks Gemma's vision tower, to which the official code shows it. The
     instructions tell Gemma to describe changes and not to guess what the image shows.
     """
-    instructions = system_prompt or FROM_IMAGE
-    return enhance_t2v(encoder, prompt, system_prompt=instructions, **options)
+    options["system_prompt"] = options.get("system_prompt") or FROM_IMAGE
+    return enhance_t2v(encoder, prompt, **options)
 
 
 def clean_prompt(text: str) -> str:
