@@ -142,25 +142,25 @@ class LTXModel(Network):
         """Rotary tables of tokens at ``positions``, (B, axes, N, 2) in seconds and pixels; computed once per stage."""
         config, streams = self.config, self.config.streams
 
-        def rope(bounds: mx.array, own: StreamConfig, extents: Sequence[int]) -> Rope:
+        def rotary(bounds: mx.array, own: StreamConfig, max_pos: Sequence[int]) -> Rope:
             return precompute_freqs_cis(
                 bounds,
                 own.width,
                 config.positional_embedding_theta,
-                extents,
-                config.use_middle_indices_grid,
-                own.heads,
-                config.rope_type,
-                config.double_precision_rope,
+                max_pos,
+                use_middle_indices_grid=config.use_middle_indices_grid,
+                num_attention_heads=own.heads,
+                rope_type=config.rope_type,
+                double_precision=config.double_precision_rope,
             )
 
         def tables(bounds: mx.array, own: StreamConfig) -> RopeTables:
-            alone = rope(bounds, own, own.max_pos)
+            alone = rotary(bounds, own, own.max_pos)
             if len(positions.present) < 2:
                 return RopeTables(alone)
             # Between the streams only time has meaning, on a shared scale; the exchange has the audio's heads.
             shared = max(stream.max_pos[0] for stream in streams.values)
-            return RopeTables(alone, rope(bounds[:, :1], streams.audio, (shared,)))
+            return RopeTables(alone, rotary(bounds[:, :1], streams.audio, (shared,)))
 
         return positions.map(tables, streams)
 
