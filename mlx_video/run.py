@@ -7,6 +7,7 @@ import math
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Generator, Iterable, Iterator, NamedTuple
 
@@ -224,21 +225,18 @@ def _latent_bytes(pipeline: Pipeline, job: Job) -> int:
 def _timed(events: Iterable[Event], output: Output) -> Iterator[Event]:
     """``events``, with a ``Took`` after each phase, and ``Written`` at the end."""
     phases: list[Took] = []
-    phase, began = None, 0.0
-
-    def ended() -> Iterator[Took]:
-        if phase is not None:
-            seconds, peak = time.perf_counter() - began, mx.get_peak_memory()
-            phases.append(Took(phase, seconds, peak))
-            yield phases[-1]
-
-    for event in events:
-        if isinstance(event, Step) and event.phase != phase:
-            yield from ended()
+    phase = None
+    for event in chain(events, [None]):  # None is the end
+        if event is None or isinstance(event, Step) and event.phase != phase:
+            if phase is not None:
+                seconds = time.perf_counter() - began
+                phases.append(Took(phase, seconds, mx.get_peak_memory()))
+                yield phases[-1]
+            if event is None:
+                break
             phase, began = event.phase, time.perf_counter()
             mx.reset_peak_memory()
         yield event
-    yield from ended()
     seconds = sum(phase.seconds for phase in phases)
     peak = max((phase.peak for phase in phases), default=0)
     yield Written(str(output.path), str(output.record), seconds, peak)
