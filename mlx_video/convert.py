@@ -15,7 +15,6 @@ from mlx_video import cli, hub
 from mlx_video.disk import folder_aside, typed_path
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
-from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.parts import PARTS, part_of
 from mlx_video.names import (  # noqa: F401  which users import from here
@@ -61,27 +60,20 @@ def convert(
         layout = opened.layout
         if layout.folders:
             find.find_folders(hf_path, layout.folders, notify)
-        stored = layout.stored.items()
-        if quantize and any(_is_quantized(name, source) for name, source in stored):
+        stored = [(n, part_of(n), source) for n, source in layout.stored.items()]
+        own = [(part, source) for _, part, source in stored if part.block is not None]
+        if quantize and any(s.quantization and p.network(s).BLOCKS for p, s in own):
             raise UserError(
                 f"{hf_path} is quantized already; convert the checkpoint it was made from, or leave out -q."
             )
-        for name, source in stored:
+        for name, part, source in stored:
             notify(name)
-            network = part_of(name).network(source)
-            network.write(source, folder / name, dtype, quantization)
+            part.network(source).write(source, folder / name, dtype, quantization)
         if beside := layout.beside:
             shutil.copy(beside, folder)
         if stated := layout.stated:
             write_json(folder / CONFIG, stated)
     return target
-
-
-def _is_quantized(name: str, source: Source) -> bool:
-    """Whether ``-q`` would be in vain for a part of the checkpoint's own."""
-    part = part_of(name)
-    own = part.block is not None and part.network(source).BLOCKS
-    return bool(own and source.quantization)
 
 
 def _quantization(bits: int, group_size: int) -> dict[str, int | str]:
