@@ -3,7 +3,6 @@
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Iterator, Mapping
 
@@ -17,7 +16,7 @@ from mlx_video.dfr_pipeline import pipeline_for
 from mlx_video.disk import file_size, read_small, short
 from mlx_video.errors import UserError, at, field_error
 from mlx_video.hub import Notify
-from mlx_video.inputs import Input, Model
+from mlx_video.inputs import Model
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import (
     known_parts,
@@ -125,11 +124,11 @@ class Job:
 
         Opens none of the files that it names. Raises ``UserError``, naming the field, for what can be known without them.
         """
-        from pydantic import ValidationError
+        from pydantic import TypeAdapter, ValidationError
 
         text, name = read_record(Path(path)), short(str(path))
         try:
-            job = _schema(tuple(Input.kinds)).validate_json(text).job
+            job = TypeAdapter(Record).validate_json(text).job
         except ValidationError as error:
             raise UserError(
                 f"{name} is not a record that this version of mlx-video can read. {field_error(error.errors()[0])}"
@@ -185,11 +184,3 @@ def read_record(path: Path) -> str:
             f"{short(path)} holds no record; give the .json or .mp4 that mlx-video wrote."
         )
     return metadata[RECORD_KEY]
-
-
-@cache
-def _schema(kinds: tuple[str, ...]):
-    """Reads records with inputs of these ``kinds``."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Record)
