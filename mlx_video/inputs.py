@@ -178,8 +178,13 @@ class Image(Input):
     def check(self, shape: VideoPixelShape, model: Model) -> None:
         with at("path"):
             check_name(self.path, "The picture's path")
-        with at("frame"):
-            self._check_frame(shape, model.geometry.video.time if model.geometry else 1)
+        every = model.geometry.video.time if model.geometry else 1
+        if self.frame % every or not 0 <= self.frame < shape.frames:
+            nearest = min(max(0, round(self.frame / every) * every), shape.frames - 1)
+            raise UserError(
+                f"An image can be at frame 0, {every}, {2 * every}, ... below {shape.frames}; got {short(self.frame, 40)} for "
+                f"{short(self.path)}. Nearest: {nearest}."
+            ).at("frame")
         if not 0 <= self.strength <= 1:
             raise UserError(
                 f"An image's strength must be from 0 to 1; got {self.strength} for {short(self.path)}."
@@ -188,14 +193,6 @@ class Image(Input):
     def check_files(self) -> None:
         with at("path"):
             _picture(self.path)
-
-    def _check_frame(self, shape: VideoPixelShape, every: int) -> None:
-        if self.frame % every or not 0 <= self.frame < shape.frames:
-            nearest = min(max(0, round(self.frame / every) * every), shape.frames - 1)
-            raise UserError(
-                f"An image can be at frame 0, {every}, {2 * every}, ... below {shape.frames}; got {short(self.frame, 40)} for "
-                f"{short(self.path)}. Nearest: {nearest}."
-            )
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
         picture = _picture(self.path)

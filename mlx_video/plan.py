@@ -85,10 +85,6 @@ class Work(NamedTuple):
         for layout in layouts:
             yield AV(max(tile.cells(time) for tile in layout) * cells), len(layout)
 
-    def of(self, shape: VideoPixelShape) -> "Work":
-        """The same work for a clip of another shape."""
-        return self._replace(request=replace(self.request, shape=shape))
-
 
 class Phase(NamedTuple):
     """Bytes that a phase needs, and its floating-point operations (0 = few), from which the remaining time is estimated."""
@@ -323,7 +319,8 @@ class Footprint:
         ways = () if work.sampled else (grid.shorter, grid.smaller)
 
         def fitting(shape: VideoPixelShape) -> bool:
-            return self.fits(work.of(shape), room)
+            request = replace(work.request, shape=shape)
+            return self.fits(work._replace(request=request), room)
 
         for shapes in ([*way(work.shape)] for way in ways):
             first = bisect_left(shapes, True, key=fitting)

@@ -138,13 +138,8 @@ class Geometry:
     def grid(self, shrink: int = 1) -> Grid:
         """The clips that it can make; ``shrink`` is how many times smaller the smallest stage is."""
         time, height, width = self.video
-        return Grid(
-            time,
-            height * shrink,
-            width * shrink,
-            self.least * height,
-            self.least * width,
-        )
+        least = self.least * height, self.least * width
+        return Grid(time, height * shrink, width * shrink, *least)
 
     def check(
         self, shape: VideoPixelShape, shrink: int = 1, audio: bool = False
@@ -161,13 +156,10 @@ class Geometry:
 
     def latents(self, shape: VideoPixelShape) -> VideoLatentShape:
         """The latent grid of a clip: the causal VAE encodes the first frame alone, then ``video.time`` frames at a time."""
-        return VideoLatentShape(
-            1,
-            self.channels,
-            (shape.frames - 1) // self.video.time + 1,
-            shape.height // self.video.height,
-            shape.width // self.video.width,
-        )
+        time, height, width = self.video
+        frames = (shape.frames - 1) // time + 1
+        rows, columns = shape.height // height, shape.width // width
+        return VideoLatentShape(1, self.channels, frames, rows, columns)
 
     def audio_frames(self, shape: VideoPixelShape) -> int:
         """Latent frames of sound that last as long as a clip, to the nearest (ties to even)."""
