@@ -189,10 +189,7 @@ class Connector(nn.Module):
     def fill_with_registers(
         self, x: mx.array, lengths: mx.array, positions: int
     ) -> mx.array:
-        """(B, T, D) -> (B, positions, D): the prompt's tokens first; each later position p holds register p mod R.
-
-        Raises ``UserError`` if ``positions`` is not a multiple of the number of registers R.
-        """
+        """(B, T, D) -> (B, positions, D): the prompt's tokens first; each later position p holds register p mod R."""
         registers = len(self.learnable_registers)
         if positions % registers:
             raise UserError(

@@ -109,10 +109,7 @@ class GemmaTextEncoder(Network):
         return TextFeatures(states, mask)
 
     def hidden_states(self, ids: mx.array, mask: mx.array) -> list[mx.array]:
-        """The states (B, T, D) of ``gemma.hidden_states``, one more than there are layers, as in transformers.
-
-        Rows of padding hold arbitrary finite numbers.
-        """
+        """The states of ``gemma.hidden_states``, (B, T, D) each, evaluated; rows of padding hold arbitrary finite numbers."""
         states = []
         for state in gemma.hidden_states(self.model, ids, mask):
             mx.eval(state)  # a GPU command each: macOS stops one that takes seconds
