@@ -33,9 +33,7 @@ class X0Model:
         # Functions of ``model``, not of ``self``: the reference cycle would keep both until Python's collector runs.
         self._contexts = _remembering(model.project_context, 4)  # one a guided pass
         self._ropes = _remembering(model.rope)
-        self._levels = _remembering(
-            lambda masks: masks.map(partial(Timesteps.from_mask, 1.0))
-        )
+        self._levels = lru_cache(2)(partial(Timesteps.from_mask, 1.0))  # one a stream
         self._biases = _remembering(
             lambda masks: masks.map(partial(attention_bias, dtype=model.dtype))
         )
@@ -70,9 +68,9 @@ class X0Model:
                 f"There is a latent but no text context for {absent[0]}; give one for each modality."
             )
         return states.map(
-            lambda state, context, rope, levels, bias: ModalityInput(
+            lambda state, context, rope, bias: ModalityInput(
                 state.latent.astype(self.model.dtype),
-                levels.scaled(0.0 if state.frozen else sigma),
+                self._levels(state.denoise_mask).scaled(0 if state.frozen else sigma),
                 context,
                 rope,
                 state.enabled,
@@ -81,7 +79,6 @@ class X0Model:
             ),
             self._contexts(states.map(lambda _, c: c, context)),
             self._ropes(states.map(lambda state: state.positions)),
-            self._levels(states.map(lambda state: state.denoise_mask)),
             self._biases(states.map(lambda state: state.attention_mask)),
         )
 
