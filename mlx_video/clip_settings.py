@@ -75,7 +75,8 @@ class ClipSettings:
         ``warn`` is called with a sentence for each setting that looks like a mistake. Raises ``UserError`` if there is no
         such model or settings exclude each other; ``called`` maps settings to the names for that message.
         """
-        self._check(files, called)
+        for conflict in self._check(files, called):
+            raise UserError(conflict)
         files, usual = resolve_model(files, self.variant, notify)
         settings = self.rounded(files, usual, warn)
         recipe, request = settings.recipe(usual, files), settings.request(usual)
@@ -126,32 +127,22 @@ class ClipSettings:
             return wanted.hq(half.tokens, **self._said("steps", *STRENGTHS))
         return wanted.recipe(self.variant, self.two_stage)
 
-    def _check(self, files: Files, called: Mapping[str, str]) -> None:
-        """Raise ``UserError`` for settings that exclude each other."""
+    def _check(self, files: Files, called: Mapping[str, str]) -> Iterator[str]:
+        """A sentence for each setting that is impossible or excludes another."""
         if self.duration is not None and self.frames is not None:
-            raise UserError(
-                "--duration and --num-frames both say how long the clip is; leave out one of them."
-            )
-        timed = self.duration not in (None, AUTO)
-        if timed and not 0 < self.duration <= clip_limits.LONGEST_CLIP:
-            raise UserError(
-                f"--duration must be above 0 and at most {clip_limits.LONGEST_CLIP} seconds, such as 5; got {self.duration:g}."
-            )
+            yield "--duration and --num-frames both say how long the clip is; leave out one of them."
+        longest, timed = clip_limits.LONGEST_CLIP, self.duration not in (None, AUTO)
+        if timed and not 0 < self.duration <= longest:
+            yield f"--duration must be above 0 and at most {longest} seconds, such as 5; got {self.duration:g}."
         if files.detailing_lora and self.dfr is None:
-            raise UserError(
-                "Only DFR uses --detailing-lora; add --dfr 0, or leave it out."
-            )
+            yield "Only DFR uses --detailing-lora; add --dfr 0, or leave it out."
         if self.variant == "dev" and self.dfr is not None:
-            raise UserError(
-                "--dfr is for the distilled model; leave out --variant dev."
-            )
+            yield "--dfr is for the distilled model; leave out --variant dev."
         said = [k for k, value in self._said(*GUIDED).items() if value is not False]
         said += ["distilled_lora"] * bool(files.distilled_lora)
         if self.variant == "distilled" and said:
             names = ", ".join(called.get(name, name) for name in said)
-            raise UserError(
-                f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {names}, or use {DEV_MODEL}."
-            )
+            yield f"The distilled model is sampled by its own fixed schedule, without guidance; leave out {names}, or use {DEV_MODEL}."
 
     def _unused(self, recipe: Recipe, files: Files) -> Iterator[str]:
         """A sentence for each setting that has no effect."""
