@@ -230,17 +230,10 @@ def convert(args: argparse.Namespace) -> None:
     def notify(what: object) -> None:
         say(f"converting {what}") if isinstance(what, str) else downloads(what)
 
-    folder = convert(
-        args.hf_path,
-        args.mlx_path,
-        args.dtype and getattr(mx, args.dtype),
-        args.quantize,
-        args.q_bits,
-        args.q_group_size,
-        variant=args.variant,
-        notify=notify,
-    )
-    tell(folder)
+    names = "hf_path", "mlx_path", "quantize", "q_bits", "q_group_size", "variant"
+    given = {name: vars(args)[name] for name in names}
+    dtype = args.dtype and getattr(mx, args.dtype)
+    tell(convert(**given, dtype=dtype, notify=notify))
 
 
 def models(args: argparse.Namespace) -> None:
