@@ -28,19 +28,19 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[Event]]:
     """The job for the arguments of ``generate``, and notices about it. Downloads are reported at once."""
     if args.from_record or args.resume:
         return _job_again(args), []
-    if args.prompt is None:
+    kinds = [item for item in Input.kinds.items() if item[1].option]
+    inputs = [kind.typed(words) for name, kind in kinds for words in vars(args)[name]]
+    if args.prompt is None:  # as where it was taken for a word of an input
         raise UserError("Give a prompt: --prompt 'a cat on a red sofa'.")
-    typed = (name for name, kind in Input.kinds.items() if kind.option)
-    inputs = tuple(chain.from_iterable(getattr(args, name) for name in typed))
-    settings = ClipSettings(**_said(args, ClipSettings), inputs=inputs)
+    settings = ClipSettings(**_said(args, ClipSettings), inputs=tuple(inputs))
     notices: list[Event] = []
     downloads = options_from(args).notify
 
     def notify(what: object) -> None:
         notices.append(what) if isinstance(what, str) else downloads(what)
 
-    def warn(text: object) -> None:
-        notices.append(Warned(str(text)))
+    def warn(text: str) -> None:
+        notices.append(Warned(text))
 
     return settings.job(files_from(args), notify, warn, called=args.typed), notices
 

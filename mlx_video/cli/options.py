@@ -83,19 +83,7 @@ def _add_inputs(add: Add) -> None:
         if kind.option:
             flags, metavar, about = kind.option
             how = {"nargs": 1 if len(metavar) == 1 else "+", "metavar": metavar}
-            add(flags, about, (), action=_Given, dest=name, kind=kind, **how)
-
-
-class _Given(argparse._AppendAction):  # shells know by the class that it repeats
-    """Appends an input of a kind."""
-
-    def __init__(self, *names, kind: type[Input], **how):
-        super().__init__(*names, **how)
-        self.kind = kind
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        given = getattr(namespace, self.dest) or ()
-        setattr(namespace, self.dest, (*given, self.kind.typed(values)))
+            add(flags, about, (), action="append", dest=name, **how)
 
 
 # Numeric options, named after the strengths in ``Defaults``.
