@@ -23,6 +23,7 @@ Weights = dict[str, mx.array]
 SHARD_BYTES = 5 * GB
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+SAVED = (CONFIG, INDEX, "*.safetensors")  # patterns of what ``save_folder`` writes
 LONGEST_JSON = 100 * 10**6  # bytes
 
 LONGEST = 240  # characters of the list of problems in a message
@@ -50,10 +51,7 @@ def read(path: Path) -> tuple[Weights, dict[str, str]]:
             )
         home |= dict.fromkeys(header.tensors, file)
         try:
-            if sniff(file) == GGUF:
-                weights |= gguf.read(file)
-            else:
-                weights |= mx.load(str(file))
+            weights |= gguf.read(file) if sniff(file) == GGUF else mx.load(str(file))
         except RuntimeError:
             raise UserError(f"{file} cannot be read by MLX. Fetch it again.") from None
     return weights, metadata

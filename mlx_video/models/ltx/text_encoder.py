@@ -14,9 +14,7 @@ from mlx_video.models.ltx.gemma_config import GemmaConfig, read_gemma_config
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
 from mlx_video.types import TextFeatures
-from mlx_video.weights import CONFIG, INDEX
 
-WRITTEN = ("*.safetensors", INDEX, CONFIG)  # ``weights.save_folder`` writes these
 ASSET = "hf_asset__"  # prefix of files that are stored as tensors of bytes
 
 
@@ -80,7 +78,7 @@ class GemmaTextEncoder(Network):
             tokenizer.backend.save(str(folder / "tokenizer.json"))
             _unpack_assets(source.path, folder)
         else:
-            _copy_files(source.path, folder, but=WRITTEN)
+            _copy_files(source.path, folder, but=weights.SAVED)
 
     @staticmethod
     def stored_prefix(source: Source) -> str:

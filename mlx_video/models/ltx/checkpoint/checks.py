@@ -12,12 +12,7 @@ from mlx_video import hub
 from mlx_video.errors import UserError
 from mlx_video.formats.safetensors import json_object
 from mlx_video.lora import Adapter
-from mlx_video.models.ltx.checkpoint.layouts import (
-    SOURCE,
-    VARIANTS,
-    VERSION,
-    Layout,
-)
+from mlx_video.models.ltx.checkpoint.layouts import SOURCE, VARIANTS, VERSION, Layout
 from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, release_of
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import ConnectorConfig

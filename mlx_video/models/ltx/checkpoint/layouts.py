@@ -16,13 +16,7 @@ from mlx_video.formats.safetensors import Header, json_object
 from mlx_video.formats.sniff import GGUF, sniff
 from mlx_video.models.ltx.checkpoint import foreign
 from mlx_video.models.ltx.checkpoint.foreign_names import DIT
-from mlx_video.models.ltx.checkpoint.releases import (
-    LTX_2,
-    RELEASES,
-    Release,
-    release_of,
-    told_by,
-)
+from mlx_video.models.ltx.checkpoint.releases import LTX_2, Release, release_of, told_by
 from mlx_video.models.ltx.checkpoint.source import Source, newest
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.gemma_config import read_gemma_config
@@ -74,21 +68,21 @@ ENDINGS = (".safetensors", ".gguf")
 class Layout(NamedTuple):
     """What a path holds.
 
-    refusal       why this version cannot use it, and what to use instead; empty if it can
     sources       the parts in it or beside it
     folders       everything in a converted folder by name: "transformer-dev" as well as "transformer"
     defaults      of settings: the release's, overridden by what the checkpoint states
     distillation  the LoRA that turns the dev transformer in ``sources`` into the distilled one
+    refusal       why this version cannot use it, and what to use instead; empty if it can
     """
 
     name: str
-    refusal: str
     path: Path
     sources: Mapping[str, Source] = {}
     metadata: Mapping[str, str] = {}
     folders: Mapping[str, Source] = {}
     defaults: Mapping[str, object] = {}
     distillation: Path | None = None
+    refusal: str = ""
 
     @property
     def stored(self) -> Mapping[str, Source]:
@@ -106,7 +100,7 @@ class Layout(NamedTuple):
     def version(self) -> str:
         """The model's version as the file states it; LTX-2.0 states none. Empty if there is no model inside."""
         stated = self.metadata.get(VERSION)
-        return stated or (RELEASES[0].stated if "transformer" in self.held else "")
+        return stated or (LTX_2.stated if "transformer" in self.held else "")
 
     @property
     def held(self) -> set[str]:
@@ -144,7 +138,7 @@ def identify(path: Path, variant: str | None = None) -> Layout:
     if found := _identify_converted(path, variant):
         return found
     if is_gemma(source := Source.of(path)):
-        return Layout(GEMMA, "", path, {"text_encoder": source})
+        return Layout(GEMMA, path, {"text_encoder": source})
     if (path / INDEX).is_file():
         tensor_files(path)  # raises if it names missing files
     return _identify_file(choose_checkpoint(path, variant))
@@ -153,21 +147,20 @@ def identify(path: Path, variant: str | None = None) -> Layout:
 def _identify_file(file: Path) -> Layout:
     header = read_header(file)
     if lora.holds_changes(header.tensors):
-        return Layout(LORA, "", file, metadata=header.metadata)
+        return Layout(LORA, file, metadata=header.metadata)
     held = parts_in(file)
     metadata = dict(header.metadata)
     if "transformer" in held:  # repacked ones may state no version
         metadata.setdefault(VERSION, told_by(header.tensors).stated)
     if alone := [kind for name, kind in ALONE.items() if name in held]:
-        return Layout(alone[0], "", file, held, metadata)
-    spelled = any(name.startswith(DIT) for name in header.tensors)
-    if not spelled and (unified := foreign.identify_unified(file)):
+        return Layout(alone[0], file, held, metadata)
+    if unified := foreign.identify_unified(file):
         return _identify_foreign(file, unified)
-    if spelled or "transformer" in held:
+    if "transformer" in held or any(name.startswith(DIT) for name in header.tensors):
         return _identify_official(file, held, metadata)
     if held:
         refusal = f"it holds only {some(held)}, one file of several; give the transformer's file, or the folder of all of them"
-        return Layout(PART_FILE, refusal, file, held, metadata)
+        return Layout(PART_FILE, file, held, metadata, refusal=refusal)
     return _unknown(file, header)
 
 
@@ -180,7 +173,7 @@ def _unknown(file: Path, header: Header) -> Layout:
     elif not header.tensors:
         what = "it holds no tensors"
     refusal = f"{what}. Use a file of {hub.MODEL_REPO}"
-    return Layout(f"{kind} of unknown origin", refusal, file)
+    return Layout(f"{kind} of unknown origin", file, refusal=refusal)
 
 
 def _identify_official(
@@ -197,13 +190,15 @@ def _identify_official(
             beside["connectors"] = replace(beside["connectors"], config=config)
     sources = neighbours(checkpoint_folder(file)) | beside | held
     defaults = _defaults(file, metadata, metadata.get(DEFAULTS, "{}"), beside)
-    layout = Layout(name, "", file, sources, metadata, {}, defaults)
+    layout = Layout(name, file, sources, metadata, defaults=defaults)
     absent = needed - sources.keys()
-    return layout._replace(refusal=_absence(layout, absent)) if absent else layout
+    return layout._replace(refusal=_absence(layout.version, absent))
 
 
-def _absence(layout: Layout, absent: set[str]) -> str:
+def _absence(version: str, absent: set[str]) -> str:
     """Why a checkpoint without the parts in ``absent`` cannot be used, and what to do."""
+    if not absent:
+        return ""
     if "transformer" in absent:
         blocks = {PARTS[name].block for name in absent}
         return (
@@ -211,7 +206,7 @@ def _absence(layout: Layout, absent: set[str]) -> str:
             f"Use a file as {hub.MODEL_REPO} publishes it"
         )
     return (
-        f"it is the transformer of LTX-{layout.version} alone, and no file beside it holds {some(sorted(absent))}. "
+        f"it is the transformer of LTX-{version} alone, and no file beside it holds {some(sorted(absent))}. "
         f"Fetch the other files too, and keep them beside it or in the folders {', '.join(COMPANIONS)}"
     )
 
@@ -220,7 +215,7 @@ def _identify_foreign(path: Path, found: foreign.Found) -> Layout:
     """A checkpoint of another project, with the upscaler and Gemma beside it."""
     sources = neighbours(path if path.is_dir() else path.parent) | dict(found.sources)
     metadata = {VERSION: found.version}
-    return Layout(found.layout, "", path, sources, metadata)
+    return Layout(found.layout, path, sources, metadata)
 
 
 def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
@@ -244,9 +239,8 @@ def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
     own = read_config(folder)
     metadata = {k: v for k, v in own.items() if isinstance(v, str)}
     defaults = _defaults(folder, metadata, own.get(DEFAULTS, {}))
-    return Layout(
-        CONVERTED, "", folder, sources, metadata, found, defaults, distillation
-    )
+    rest = found, defaults, distillation
+    return Layout(CONVERTED, folder, sources, metadata, *rest)
 
 
 def _defaults(

@@ -25,12 +25,7 @@ from mlx_video.models.ltx.checkpoint.releases import LTX_2, published, with_term
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.loading.geometry import read_geometry
-from mlx_video.models.ltx.loading.parts import (
-    NEEDED,
-    PARTS,
-    Network,
-    quantize_blocks,
-)
+from mlx_video.models.ltx.loading.parts import NEEDED, PARTS, Network, quantize_blocks
 from mlx_video.models.ltx.loading.residency import (
     GROUP_SIZE,
     Residency,
@@ -93,7 +88,7 @@ class Components:
     residency: Residency
     loras: Sequence[LoRA] = ()
     distilled_lora: Path | None = None
-    layout: Layout = Layout("none", "", Path())
+    layout: Layout = Layout("none", Path())
     detailing_lora: Path | None = None
     model_type: LTXModelType = LTXModelType.AudioVideo
     shelf: Shelf = field(default_factory=Shelf, init=False)

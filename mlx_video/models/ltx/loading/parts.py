@@ -30,14 +30,7 @@ from mlx_video.models.ltx.vae_config import (
     VocoderConfig,
 )
 from mlx_video.tensor_names import TensorNames
-from mlx_video.weights import (
-    CONFIG,
-    INDEX,
-    Weights,
-    channels_last,
-    load_into,
-    save_folder,
-)
+from mlx_video.weights import SAVED, Weights, channels_last, load_into, save_folder
 
 
 class Network(nn.Module):
@@ -181,7 +174,7 @@ class Part:
     block: str | None
     networks: Mapping[type[Config], str]
     optional: bool = False
-    files: tuple[str, ...] = (CONFIG, INDEX, "*.safetensors")
+    files: tuple[str, ...] = SAVED
     unlike: str = ""
     lacking: str = "use the files of {release.repository}"
 

@@ -18,7 +18,7 @@ def test_a_file_is_of_the_variant_that_its_name_holds(tmp_path):
     ):
         file = tmp_path / f"{name}.safetensors"
         file.touch()
-        layout = Layout(OFFICIAL, "", file)
+        layout = Layout(OFFICIAL, file)
         if not wrong:
             check_variant(layout, variant)
             continue

@@ -60,7 +60,7 @@ def test_the_distilled_lora_is_fetched_where_only_the_dev_model_is(tmp_path):
         for source in held.values():
             source.path.mkdir(exist_ok=True)
         own = {name: held[name] for name in names if name != DEV}
-        layout = Layout(CONVERTED, "", tmp_path, own, folders=held)
+        layout = Layout(CONVERTED, tmp_path, own, folders=held)
         return find._wanted(layout, ("transformer",))
 
     assert DISTILLED_LORA_FILES in wanted(DEV)

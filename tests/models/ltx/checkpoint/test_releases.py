@@ -209,7 +209,7 @@ def test_the_distilled_lora_of_another_release_is_told_by_its_rank(tmp_path):
         A, B = mx.zeros((rank, 8)), mx.zeros((8, rank))
         mx.save_safetensors(str(file), {"x.lora_A.weight": A, "x.lora_B.weight": B})
         check_distilled_lora(
-            file, Layout("", "", file, metadata={"model_version": version})
+            file, Layout("", file, metadata={"model_version": version})
         )
 
     for rank, version in ((384, "2.3.0"), (450, "2.5.0"), (175, "2.5.0")):
