@@ -148,14 +148,12 @@ def decode(args: argparse.Namespace) -> None:
 def _listen(
     args: argparse.Namespace, events: Iterator[Event], notices: Sequence[Event] = ()
 ) -> None:
-    """Show the events of a run, then its path, or JSON for --json."""
+    """Show ``notices`` and the events of a run, then its path, or JSON for --json."""
     progress = Progress(args.quiet, args.verbose)
     with closing(events), closing(progress), Background() as background:
-        for event in events:
+        for event in chain(notices, events):
             if isinstance(event, Planned):
                 job, path = event.job, Path(event.path)
-                for notice in notices:
-                    progress.show(notice)
             if isinstance(event, Preview):
                 background(_save_preview, event, args.preview / path.stem)
             progress.show(event)
@@ -177,6 +175,8 @@ def _save_preview(preview: Preview, base: Path) -> None:
 def plan(args: argparse.Namespace) -> None:
     """Say how much memory a run would take, without running it."""
     job, notices = job_from(args)
+    for notice in notices:
+        Progress().show(notice)
     with read_from(args.from_record or args.resume):
         job.check()
     with stood_in(job.files, job.recipe.variant) as files:
@@ -186,8 +186,6 @@ def plan(args: argparse.Namespace) -> None:
             )
         job = replace(job, files=files)
         foreseen = job.plan(limit=args.memory_limit, notify=Downloads())
-        for notice in notices:
-            Progress().show(notice)
         if not args.json:
             tell(plan_text(foreseen))
         job.pipeline(foreseen.check()).check(job.request)

@@ -2,8 +2,9 @@
 
 import mlx.core as mx
 import pytest
+from huggingface_hub import constants
 
-from mlx_video import hub
+from mlx_video import cli, hub
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.files import Files
@@ -44,6 +45,21 @@ def test_a_lora_says_which_model_it_is_for(tmp_path, monkeypatch):
     assert model == "Lightricks/LTX-2.3" and "Using LTX-2.3 for owner/" in told[0]
     with pytest.raises(UserError, match="or a model of version 2.3.0"):
         Components.open(Files("ltx-2", loras=[(file, 1.0)]))
+
+
+def test_a_lora_that_chose_the_release_is_named_before_the_release_is_missed(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    file = tmp_path / "style.safetensors"
+    pair = {f"x.lora_{half}.weight": mx.zeros((2, 2)) for half in "AB"}
+    mx.save_safetensors(str(file), pair, {"model_version": "2.3.0"})
+    assert cli.main(["generate", "a ball", "--lora", str(file)]) == 2
+    chosen, missed = capsys.readouterr().err.splitlines()
+    assert chosen.startswith("Using LTX-2.3 for ")
+    assert chosen.endswith("style.safetensors; --model names another.")
+    assert missed.startswith("error: Lightricks/LTX-2.3 is not here")
 
 
 def test_a_release_in_the_cache_goes_before_the_demo_model(monkeypatch):
