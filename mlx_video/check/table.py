@@ -25,7 +25,7 @@ from mlx_video.models.ltx.audio_vae import autoencoder, bigvgan, signal
 from mlx_video.models.ltx.audio_vae.vocoder import SameConv1d, TransposedConv1d
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
-from mlx_video.models.ltx.config import LTXRopeType
+from mlx_video.models.ltx.config import LTXRopeType, UpsamplerConfig
 from mlx_video.models.ltx.loading.residency import default_dtype
 from mlx_video.models.ltx.rope import norm_rotate, precompute_freqs_cis
 from mlx_video.models.ltx.video_vae.convolution import (
@@ -136,10 +136,11 @@ def convolutions() -> Iterator[Check]:
     for dtype in (mx.float32, mx.bfloat16):
         x = drawn(1, 4, 9, 7, 64, dtype=dtype)
         reflected = with_drawn(CausalConv3d(64, 64, padding_mode="reflect"), dtype)
+        doubled = upsampler.Resample(UpsamplerConfig(64, 64, 1, True, False))
         layers = {
             "conv3d, reflected": lambda x, layer=reflected: layer(x, FrameCache()),
             "residual block with group norm": with_drawn(upsampler.ResBlock(64), dtype),
-            "upsample x2": with_drawn(upsampler.SpatialUpsample(64), dtype),
+            "upsample x2": with_drawn(doubled, dtype),
             "grouped convolution": upsampler.Blur(2),
         }
         for name, layer in layers.items():

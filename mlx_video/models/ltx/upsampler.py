@@ -1,6 +1,5 @@
 """The latent upsampler: a clip's latents on a finer grid in space or time. Knows no pixels."""
 
-from fractions import Fraction
 from functools import partial
 from typing import ClassVar
 
@@ -57,7 +56,7 @@ class LatentUpsampler(Network):
         self.conv_in = Conv3d(config.in_channels, channels)
         self.norm_in = group_norm(channels)
         self.coarse_blocks = [ResBlock(channels) for _ in range(count)]
-        self.resample = _resampler(config)
+        self.resample = Resample(config)
         self.fine_blocks = [ResBlock(channels) for _ in range(count)]
         self.conv_out = Conv3d(channels, config.in_channels)
 
@@ -125,29 +124,50 @@ class ResBlock(nn.Module):
         return end_piece(silu(x + self.norm2(self.conv2(h))))
 
 
-class SpatialUpsample(nn.Module):
-    """Twice as many rows and columns, frame by frame: (B, F, H, W, C) -> (B, F, 2H, 2W, C)."""
+class FrameConv(nn.Conv2d):
+    """3x3 convolution of each frame, (B, F, H, W, I) -> (B, F, H, W, O), with zeros around it."""
 
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels * 4, 3, padding=1)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return _grown(x, self.conv, 2)
-
-
-class RationalUpsample(nn.Module):
-    """``scale`` times as many rows and columns: upsampled by its numerator, then blurred and subsampled by its denominator."""
-
-    def __init__(self, channels: int, scale: Fraction):
-        super().__init__()
-        self.up = scale.numerator
-        self.expand = nn.Conv2d(channels, channels * self.up**2, 3, padding=1)
-        self.blur = Blur(scale.denominator)  # the x2 file has its kernel too
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=3)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, F, H, W, C) -> (B, F, scale * H, scale * W, C)."""
-        return self.blur(_grown(x, self.expand, self.up))
+        return conv3d(x, self.weight[:, None], self.bias, padding=(1, 1))
+
+
+class Resample(nn.Module):
+    """The step to the fine grid: a convolution that makes the channels of its cells, a shuffle, and perhaps a blur.
+
+    Makes twice the frames, without the first, which precedes the clip; or twice the rows and columns; or, if rational, the
+    numerator of the factor as many, of which the blur keeps one in the denominator.
+    Raises ``UserError`` for a combination that no LTX-2 checkpoint uses.
+    """
+
+    def __init__(self, config: UpsamplerConfig):
+        super().__init__()
+        channels, rational = config.mid_channels, config.rational_resampler
+        space, time = config.spatial_upsample, config.temporal_upsample
+        if time and not space:
+            self.stride, self.conv = (2, 1, 1), Conv3d(channels, 2 * channels)
+            return
+        known = (1.5, 2.0) if rational else (2.0,)
+        if not space or time or config.spatial_scale not in known:
+            raise UserError(
+                f"LatentUpsampler: spatial_upsample = {space}, temporal_upsample = {time}, "
+                f"spatial_scale = {config.spatial_scale}, rational_resampler = {rational} "
+                "is not implemented; known are x2 and rational x1.5 in space, and x2 in time."
+            )
+        up, down = config.spatial_scale.as_integer_ratio()
+        self.stride, conv = (1, up, up), FrameConv(channels, up**2 * channels)
+        if rational:
+            self.expand, self.blur = conv, Blur(down)  # the x2 file has its kernel too
+        else:
+            self.conv = conv
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, F, H, W, C) -> the same on the fine grid."""
+        conv = self.expand if "expand" in self else self.conv
+        x = depth_to_space(conv(x), self.stride)[:, self.stride[0] - 1 :]
+        return self.blur(x) if "blur" in self else x
 
 
 class Blur(nn.Module):
@@ -167,38 +187,3 @@ class Blur(nn.Module):
         y = x.flatten(0, 1)
         y = mx.conv2d(y, kernel, stride=self.stride, padding=2, groups=C)
         return mx.unflatten(y, 0, x.shape[:2])
-
-
-class TemporalUpsample(nn.Module):
-    """Twice as many frames, without the first, which precedes the clip: (B, F, H, W, C) -> (B, 2F - 1, H, W, C)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = Conv3d(channels, 2 * channels)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return depth_to_space(self.conv(x), (2, 1, 1))[:, 1:]
-
-
-def _grown(x: mx.array, conv: nn.Conv2d, factor: int) -> mx.array:
-    """``factor`` times as many rows and columns, from the channels that ``conv`` makes of each frame."""
-    # A kernel one frame long is a 2-D convolution of each frame.
-    x = conv3d(x, conv.weight[:, None], conv.bias, padding=(1, 1))
-    return depth_to_space(x, (1, factor, factor))
-
-
-def _resampler(config: UpsamplerConfig) -> nn.Module:
-    """The layer that the config asks for; raises ``UserError`` for a combination that no LTX-2 checkpoint uses."""
-    space, time = config.spatial_upsample, config.temporal_upsample
-    if time and not space:
-        return TemporalUpsample(config.mid_channels)
-    known = (1.5, 2.0) if config.rational_resampler else (2.0,)
-    if not space or time or config.spatial_scale not in known:
-        raise UserError(
-            f"LatentUpsampler: spatial_upsample = {space}, temporal_upsample = {time}, "
-            f"spatial_scale = {config.spatial_scale}, rational_resampler = {config.rational_resampler} "
-            "is not implemented; known are x2 and rational x1.5 in space, and x2 in time."
-        )
-    if config.rational_resampler:
-        return RationalUpsample(config.mid_channels, Fraction(config.spatial_scale))
-    return SpatialUpsample(config.mid_channels)
