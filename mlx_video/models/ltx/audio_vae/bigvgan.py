@@ -123,7 +123,9 @@ class BigVGAN(Generator):
     """Log-mel spectrogram (B, C, T, bins) -> samples (B, C, T * hop), all channels together."""
 
     def __init__(self, config: BigVGANConfig, bins: int):
-        super().__init__(config, bins, AMPBlock, bias=config.use_bias_at_final)
+        super().__init__(config, bins, AMPBlock)
+        if not config.use_bias_at_final:
+            self.conv_post.pop("bias")
         self.config = config
         self.act_post = AntiAliasedSnake(config.last_width)
 

@@ -29,17 +29,10 @@ class SameConv1d(nn.Conv1d):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        dilation: int = 1,
-        bias: bool = True,
+        self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1
     ):
-        super().__init__(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias
-        )
-        self.phases = dilation
+        super().__init__(in_channels, out_channels, kernel_size)
+        self.padding, self.phases = kernel_size // 2, dilation
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.phases == 1:
@@ -92,7 +85,6 @@ class Generator(nn.Module):
         config: GeneratorConfig,
         bins: int,
         block: Callable[[int, int, Sequence[int]], nn.Module],
-        bias: bool = True,
     ):
         super().__init__()
         width, channels = config.upsample_initial_channel, 2 if config.stereo else 1
@@ -103,7 +95,7 @@ class Generator(nn.Module):
             width //= 2
             sizes = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes)
             self.resblocks += [block(width, *size) for size in sizes]
-        self.conv_post = SameConv1d(width, channels, EDGE_KERNEL, bias=bias)
+        self.conv_post = SameConv1d(width, channels, EDGE_KERNEL)
 
     def lengthened(
         self, log_mel: mx.array, activation: Callable[[mx.array], mx.array]
