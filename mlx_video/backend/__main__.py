@@ -44,17 +44,17 @@ def report() -> int:
     found = (f"{name} {version}" for name in packages if (version := version_of(name)))
     print(f"packages     {', '.join(found)}")
     print(f"BLAS         {backend.load_blas() or 'the one in MLX'}")
+    if path := backend.libmlx():  # CUDA's has the CPU's name and ten times its size
+        print(f"library      {path} ({path.stat().st_size / 1e6:.0f} MB)")
     try:
         backend.require_backend()
         import mlx.core as mx
 
-        verdict, status = f"device       {mx.default_device()}", 0
+        print(f"device       {mx.default_device()}")
     except (ImportError, RuntimeError) as error:
-        verdict, status = f"problem      {error}", 1
-    if path := backend.libmlx():  # CUDA's has the CPU's name and ten times its size
-        print(f"library      {path} ({path.stat().st_size / 1e6:.0f} MB)")
-    print(verdict)
-    return status
+        print(f"problem      {error}")
+        return 1
+    return 0
 
 
 def switch(wanted: str, options: list[str]) -> None:

@@ -23,8 +23,7 @@ from mlx_video.types import (
 def unpatchify_video(tokens: mx.array, shape: VideoLatentShape) -> mx.array:
     """The inverse of ``patchify_video``: (B, N, C) -> (B, C, F, H, W); tokens beyond the grid (conditions) are dropped."""
     B, _, C = tokens.shape
-    grid = tokens[:, : shape.tokens].swapaxes(1, 2)
-    return grid.reshape(B, C, shape.frames, shape.height, shape.width)
+    return tokens[:, : shape.tokens].swapaxes(1, 2).reshape(B, C, *shape[2:])
 
 
 def patchify_audio(latent: mx.array) -> mx.array:

@@ -38,8 +38,7 @@ def precompute_freqs_cis(
     """
     if indices_grid.dtype == mx.bfloat16:
         warnings.warn(
-            "Positions in bfloat16 are rounded by up to 0.4 %, which shows in the picture; give them in "
-            "float32.",
+            "Positions in bfloat16 are rounded by up to 0.4 %, which shows in the picture; give them in float32.",
             stacklevel=2,
         )
     axes = indices_grid.shape[1]
