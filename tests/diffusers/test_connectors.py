@@ -18,6 +18,7 @@ from transformers import (
 
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors
+from mlx_video.models.ltx.gemma import hidden_states
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.weights import load_into
 from tests.reference import MODULE_TOLERANCE, error
@@ -188,7 +189,7 @@ def test_gemma_4(tmp_path):
             attention_mask=torch.tensor(np.array(mask)),
             output_hidden_states=True,
         ).hidden_states
-    actual = ours.hidden_states(ids, mask)
+    actual = list(hidden_states(ours.model, ids, mask))
     assert len(actual) == len(expected) == 8
     for mine, their in zip(actual, expected):
         their = mx.array(their.numpy())
@@ -245,7 +246,7 @@ def test_gemma(tmp_path, layers, heads, kv_heads, window, factor):
             attention_mask=torch.tensor(np.array(mask)),
             output_hidden_states=True,
         ).hidden_states
-    actual = ours.hidden_states(ids, mask)
+    actual = list(hidden_states(ours.model, ids, mask))
     assert len(actual) == len(expected) == layers + 1
     for mine, their in zip(actual, expected):
         their = mx.array(their.numpy())

@@ -102,17 +102,13 @@ class GemmaTextEncoder(Network):
         """Hidden states of prompts and their mask, evaluated. Columns that are padding in every row are left out."""
         ids, mask = self.tokenizer.tokenize(texts, max_length)
         longest = mask.sum(axis=1).max().item()
-        states = mx.stack(self.hidden_states(ids[:, -longest:], mask[:, -longest:]))
-        mx.eval(states)  # so that the caller can free the model
-        return TextFeatures(states, mask)
-
-    def hidden_states(self, ids: mx.array, mask: mx.array) -> list[mx.array]:
-        """The states of ``gemma.hidden_states``, (B, T, D) each, evaluated; rows of padding hold arbitrary finite numbers."""
-        states = []
-        for state in gemma.hidden_states(self.model, ids, mask):
+        shown, states = (ids[:, -longest:], mask[:, -longest:]), []
+        for state in gemma.hidden_states(self.model, *shown):
             mx.eval(state)  # a GPU command each: macOS stops one that takes seconds
             states.append(state)
-        return states
+        stacked = mx.stack(states)
+        mx.eval(stacked)  # so that the caller can free the model
+        return TextFeatures(stacked, mask)
 
     enhance_t2v = enhance.enhance_t2v  # scripts for earlier MLX ports call it
 

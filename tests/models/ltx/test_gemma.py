@@ -18,7 +18,7 @@ from mlx_video.models.ltx.checkpoint.checks import check_gemma
 from mlx_video.models.ltx.config import ConnectorConfig
 from mlx_video.models.ltx.connector import TextConnectors, embed_prompts
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead
-from mlx_video.models.ltx.gemma import Gemma4, language_model
+from mlx_video.models.ltx.gemma import Gemma4, hidden_states, language_model
 from mlx_video.models.ltx.gemma_config import (
     GemmaConfig,
     inferred,
@@ -200,7 +200,8 @@ def test_a_folder_can_write_and_the_packed_file_cannot(tmp_path, encoder):
     assert text == "".join(other.generate("Be kind.", "a cat", **short)) != ""
     # What it writes first is what the states say.
     ids = mx.array([other._turn("Be kind.", "a cat")])
-    last = other.hidden_states(ids, mx.ones_like(ids))[-1][:, -1]
+    *_, last = hidden_states(other.model, ids, mx.ones_like(ids))
+    last = last[:, -1]
     logits = other.model.model.embed_tokens.as_linear(last)[..., : len(other.tokenizer)]
     first = other.tokenizer.chat.decode([logits.argmax().item()])
     assert text.strip().startswith(first.strip())
@@ -241,7 +242,10 @@ def test_comfyui_file_with_fp8_weights_and_a_sentencepiece_model(tmp_path):
     assert encoder.tokenizer.encode("A cat")[0] == 2
     # A window of 1024 and the rate of the 12B's positions are not this one's: compare what they do not touch.
     ids = mx.array([[2]])
-    states = [mx.stack(e.hidden_states(ids, mx.ones_like(ids))) for e in (encoder, whole)]  # fmt: skip
+    states = [
+        mx.stack([*hidden_states(e.model, ids, mx.ones_like(ids))])
+        for e in (encoder, whole)
+    ]
     assert 1e-4 < error(*states) < 0.2
 
 

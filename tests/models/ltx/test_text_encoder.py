@@ -11,7 +11,12 @@ from mlx.utils import tree_flatten
 from mlx_video import weights
 from mlx_video.errors import UserError
 from mlx_video.linear import QuantizedLinear
-from mlx_video.models.ltx.gemma import Gemma3, attention_mask, language_model
+from mlx_video.models.ltx.gemma import (
+    Gemma3,
+    attention_mask,
+    hidden_states,
+    language_model,
+)
 from mlx_video.models.ltx.gemma_config import GemmaConfig
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.text_folder import MAX_TOKENS
@@ -53,7 +58,7 @@ def encoder(folder) -> GemmaTextEncoder:
 
 
 def stacked(encoder, ids, mask) -> mx.array:
-    return mx.stack(encoder.hidden_states(ids, mask))
+    return mx.stack([*hidden_states(encoder.model, ids, mask)])
 
 
 def official_error(encoder, prompt="a") -> float:
