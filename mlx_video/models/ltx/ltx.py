@@ -167,7 +167,7 @@ class LTXModel(Network):
     def project_context(self, embeddings: AV[mx.array]) -> AV[mx.array]:
         """The connectors' embeddings in the width of each stream, (B, L, D), and in the model's dtype; once per prompt."""
         texts = embeddings.map(lambda x: x.astype(self.dtype))
-        return texts.map(lambda x, s: s.project_context(x), self.streams)
+        return texts.map(lambda x, s: s.caption_projection(x), self.streams)
 
     # The network
 
@@ -241,6 +241,7 @@ class Stream(nn.Module):
         self.adaln_single = AdaLNSingle(D, rows=table_rows(config))
         self.scale_shift_table = mx.zeros((2, D))
         self.proj_out = nn.Linear(D, own.out_channels)
+        self.caption_projection = nn.Identity()  # where the connectors project it
         if not config.caption_proj_before_connector:
             self.caption_projection = CaptionProjection(config.caption_channels, D)
         self.modulated_text = config.cross_attention_adaln
@@ -252,10 +253,6 @@ class Stream(nn.Module):
         if other is not None:
             self.cross_adaln_single = AdaLNSingle(D, rows=CROSS_GATE)
             self.gate_adaln_single = AdaLNSingle(D, rows=1)
-
-    def project_context(self, x: mx.array) -> mx.array:
-        """(B, L, caption_channels) -> (B, L, D); ``x`` itself if the connectors projected it."""
-        return self.caption_projection(x) if "caption_projection" in self else x
 
     def embed(self, given: ModalityInput) -> mx.array:
         """Tokens (B, N, D); those that encode a single frame are marked, if the model supports it."""
