@@ -83,20 +83,16 @@ class Job:
         variant = self.recipe.variant
         return Components.open(files, variant=variant, needs=needs, notify=notify)
 
+    @property
+    def work(self) -> plans.Work:
+        """What a plan needs to know of it."""
+        return plans.Work(self.request, self.recipe, self.batch_guidance)
+
     def plan(
-        self,
-        *,
-        limit: float | None = None,
-        notify: Notify = notify_log,
-        previews: bool = False,
-        keep: bool = False,
-        sampled: bool = False,
+        self, *, limit: float | None = None, notify: Notify = notify_log
     ) -> plans.Plan:
-        """The memory plan of the job, or of its decoding if it is ``sampled``, within ``limit`` bytes (by default the
-        machine's). Loads no weights."""
-        batched = self.batch_guidance
-        work = plans.Work(self.request, self.recipe, batched, previews, keep, sampled)
-        return plans.plan(self.components(notify, sampled), work, limit)
+        """The memory plan within ``limit`` bytes, by default the machine's. Loads no weights."""
+        return plans.plan(self.components(notify), self.work, limit)
 
     def planned(self, plan: plans.Plan) -> "Job":
         """The same job with the residency that ``plan`` chose and the model that was found."""

@@ -134,13 +134,11 @@ def _planned(
     job: Job, options: Options, sampled: bool = False
 ) -> tuple[plans.Plan, Pipeline]:
     """The plan of ``job`` within the memory limit, and its pipeline; both checked."""
-    plan = job.plan(
-        limit=options.memory_limit,
-        notify=options.notify,
-        previews=options.previews and not sampled,
-        keep=options.shelf is not None and not sampled,
-        sampled=sampled,
-    )
+    components = job.components(options.notify, sampled)
+    previews = options.previews and not sampled
+    keep = options.shelf is not None and not sampled
+    work = job.work._replace(previews=previews, keep=keep, sampled=sampled)
+    plan = plans.plan(components, work, options.memory_limit)
     pipeline = job.planned(plan.check()).pipeline(plan, health=options.health)
     if not sampled:
         pipeline.check(job.request)

@@ -23,12 +23,9 @@ def main(argv: Sequence[str] | None = None, before: Sequence[str] = (), **usual)
     usual  other defaults of ``generate``'s options, which --help shows
     """
     words = [*before, *(sys.argv[1:] if argv is None else argv)]
-
-    def command() -> None:
-        _commands().run(words, **usual)
-
     # Not by argparse, since its own errors appear as JSON too.
-    return guarded(command, json_errors="--json" in words)
+    json_errors = "--json" in words
+    return guarded(lambda: _commands().run(words, **usual), json_errors)
 
 
 @cache
