@@ -69,7 +69,7 @@ def measure(words: list[str]) -> Iterator[Measured]:
     decodes = "--then-decode" in words
     words = [word for word in words if word != "--then-decode"]
     args = main_parser().read(["generate", "-p", "a red ball on a blue floor", "-s", "1", *words])  # fmt: skip
-    job, _ = job_from(args)
+    job = job_from(args)
     output, options = output_from(args, job), options_from(args)
     if decodes:
         latents = left_latents(job, output)

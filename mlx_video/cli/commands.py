@@ -122,7 +122,7 @@ def version(args: argparse.Namespace) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     """Make a clip from a prompt, with or without a picture, with or without sound."""
-    job, notices = job_from(args)
+    job = job_from(args)
     output = output_from(args, job, args.resume)
     if record := args.from_record or args.resume:
         ask(job, args, output)
@@ -130,7 +130,7 @@ def generate(args: argparse.Namespace) -> None:
         with file_errors(args.preview, "made"):
             args.preview.mkdir(parents=True, exist_ok=True)
     with read_from(record):
-        _listen(args, run_job(job, output, options_from(args)), notices)
+        _listen(args, run_job(job, output, options_from(args)))
 
 
 def decode(args: argparse.Namespace) -> None:
@@ -145,13 +145,11 @@ def decode(args: argparse.Namespace) -> None:
         _listen(args, finish(job, latents, output, options_from(args)))
 
 
-def _listen(
-    args: argparse.Namespace, events: Iterator[Event], notices: Sequence[Event] = ()
-) -> None:
-    """Show ``notices`` and the events of a run, then its path, or JSON for --json."""
+def _listen(args: argparse.Namespace, events: Iterator[Event]) -> None:
+    """Show the events of a run, then its path, or JSON for --json."""
     progress = Progress(args.quiet, args.verbose)
     with closing(events), closing(progress), Background() as background:
-        for event in chain(notices, events):
+        for event in events:
             if isinstance(event, Planned):
                 job, path = event.job, Path(event.path)
             if isinstance(event, Preview):
@@ -174,9 +172,7 @@ def _save_preview(preview: Preview, base: Path) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Say how much memory a run would take, without running it."""
-    job, notices = job_from(args)
-    for notice in notices:
-        Progress().show(notice)
+    job = job_from(args)
     with read_from(args.from_record or args.resume):
         job.check()
     with stood_in(job.files, job.recipe.variant) as files:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import hub
-from mlx_video.cli.progress import Downloads
+from mlx_video.cli.progress import Downloads, Progress
 from mlx_video.cli.terminal import say
 from mlx_video.clip_settings import ClipSettings
 from mlx_video.disk import short
@@ -24,10 +24,10 @@ from mlx_video.resume import load_tensors
 from mlx_video.run import Options
 
 
-def job_from(args: argparse.Namespace) -> tuple[Job, list[Event]]:
-    """The job for the arguments of ``generate``, and notices about it. Downloads are reported at once."""
+def job_from(args: argparse.Namespace) -> Job:
+    """The job for the arguments of ``generate``. Shows downloads at once, and notices about the job once there is one."""
     if args.from_record or args.resume:
-        return _job_again(args), []
+        return _job_again(args)
     kinds = [item for item in Input.kinds.items() if item[1].option]
     inputs = [kind.typed(words) for name, kind in kinds for words in vars(args)[name]]
     if args.prompt is None:  # as where it was taken for a word of an input
@@ -42,7 +42,10 @@ def job_from(args: argparse.Namespace) -> tuple[Job, list[Event]]:
     def warn(text: str) -> None:
         notices.append(Warned(text))
 
-    return settings.job(files_from(args), notify, warn, called=args.typed), notices
+    job = settings.job(files_from(args), notify, warn, called=args.typed)
+    for notice in notices:
+        Progress(args.quiet).show(notice)
+    return job
 
 
 # Options allowed with a record: where its files are now, and those that do not change the clip.

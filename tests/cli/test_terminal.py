@@ -22,6 +22,7 @@ from mlx_video import cli, hub, recipes
 from mlx_video.cli import commands, job, progress, terminal
 from mlx_video.cli.job import options_from, output_from
 from mlx_video.cli.progress import Progress
+from mlx_video.clip_settings import ClipSettings
 from mlx_video.errors import UserError
 from mlx_video.events import Planned, Saved, Took, Warned, Written
 from mlx_video.health import HealthError
@@ -284,10 +285,12 @@ def test_json_is_one_object(monkeypatch, capsys):
     monkeypatch.setattr(commands, "run_job", lambda *_: iter_events())
     words = ["generate", "-p", "a ball", "--quiet", "--json", "--model", "a/b"]
 
-    def job_from(args):
-        return JOB, ["Using the demo model.", Warned("--steps is not used.")]
+    def job(settings, files, notify, warn, called):
+        notify("Using the demo model.")
+        warn("--steps is not used.")
+        return JOB
 
-    monkeypatch.setattr(commands, "job_from", job_from)
+    monkeypatch.setattr(ClipSettings, "job", job)
     assert cli.main(words) == 0
     out, err = capsys.readouterr()
     assert err == "warning: --steps is not used.\n"
