@@ -62,11 +62,11 @@ class TextConnectors(Network):
         registers. Raises ``UserError`` if L is not a multiple of the number of registers.
         """
         valid = mask[:, -hidden_states.shape[2] :] > 0
-        lengths, positions = valid.sum(axis=1), mask.shape[1]
+        lengths, L = valid.sum(axis=1), mask.shape[1]
         features = self.projection(hidden_states, valid)
         wanted = AV(**{m.value: features[m] for m in modalities})
         connectors = AV(self.video, self.audio)
-        return wanted.map(lambda x, own: own(x, lengths, positions), connectors)
+        return wanted.map(lambda x, own: own(x, lengths, L), connectors)
 
     def activation_bytes(self, rows: int, prompts: int, positions: int) -> float:
         """The most bytes for ``prompts`` with ``rows`` tokens in total and a context of ``positions`` each."""
@@ -178,36 +178,33 @@ class Connector(nn.Module):
         self.learnable_registers = mx.zeros((registers, own.width))
         self.transformer_1d_blocks = [ConnectorBlock(config, own) for _ in blocks]
 
-    def __call__(self, x: mx.array, lengths: mx.array, positions: int) -> mx.array:
-        """(B, T, D), whose last ``lengths`` (B,) tokens are the prompt -> (B, positions, D)."""
-        x = self.fill_with_registers(x, lengths, positions)
-        rope = self.rope(positions)
+    def __call__(self, x: mx.array, lengths: mx.array, L: int) -> mx.array:
+        """(B, T, D), whose last ``lengths`` (B,) tokens are the prompt -> (B, L, D)."""
+        x = self.fill_with_registers(x, lengths, L)
+        rope = self.rope(L)
         for block in self.transformer_1d_blocks:
             x = block(x, rope)
         return mx.fast.rms_norm(x, None, self.config.norm_eps)
 
-    def fill_with_registers(
-        self, x: mx.array, lengths: mx.array, positions: int
-    ) -> mx.array:
-        """(B, T, D) -> (B, positions, D): the prompt's tokens first; each later position p holds register p mod R."""
-        registers = len(self.learnable_registers)
-        if positions % registers:
+    def fill_with_registers(self, x: mx.array, lengths: mx.array, L: int) -> mx.array:
+        """(B, T, D) -> (B, L, D): the prompt's tokens first; each later position p holds register p mod R."""
+        T, R = x.shape[1], len(self.learnable_registers)
+        if L % R:
             raise UserError(
-                f"The text context must be a multiple of {registers} tokens long, the number of registers; got "
-                f"{positions}. Nearest: {max(1, round(positions / registers)) * registers}."
+                f"The text context must be a multiple of {R} tokens long, the number of registers; got {L}. Nearest: "
+                f"{max(1, round(L / R)) * R}."
             )
-        T = x.shape[1]
-        place, lengths = mx.arange(positions)[None, :, None], lengths[:, None, None]
+        place, lengths = mx.arange(L)[None, :, None], lengths[:, None, None]
         # Row p of the prompt is T - length rows further down; past the prompt, any row will do.
         tokens = mx.take_along_axis(x, mx.minimum(place + T - lengths, T - 1), axis=1)
-        filler = mx.tile(self.learnable_registers, (positions // registers, 1))
+        filler = mx.tile(self.learnable_registers, (L // R, 1))
         return mx.where(place < lengths, tokens, filler)
 
-    def rope(self, positions: int) -> Rope:
-        """Rotary tables of the token indices 0, 1, 2, ..."""
+    def rope(self, L: int) -> Rope:
+        """Rotary tables of the token indices 0 to L - 1."""
         config = self.config
         return precompute_freqs_cis(
-            indices_grid=mx.arange(positions, dtype=mx.float32)[None, None],
+            indices_grid=mx.arange(L, dtype=mx.float32)[None, None],
             dim=self.learnable_registers.shape[-1],
             theta=config.positional_embedding_theta,
             max_pos=config.connector_positional_embedding_max_pos,

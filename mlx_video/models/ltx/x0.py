@@ -52,22 +52,11 @@ class X0Model:
         Latents and contexts must share one batch size; that of masks and positions may also be 1. Raises ``ValueError``
         otherwise, or where a latent has no context.
         """
-        inputs = self._inputs(states, context, sigma)
-        with piece_by_piece(**PACE):
-            velocity = self.model(inputs, perturbations)
-        return states.map(
-            lambda state, v: to_x0(state.latent, v, state.denoise_mask * sigma),
-            velocity,
-        )
-
-    def _inputs(
-        self, states: AV[LatentState], context: AV[mx.array], sigma: float
-    ) -> AV[ModalityInput]:
         if absent := [m.value for m in states.present if context[m] is None]:
             raise ValueError(
                 f"There is a latent but no text context for {absent[0]}; give one for each modality."
             )
-        return states.map(
+        inputs = states.map(
             lambda state, context, rope, bias: ModalityInput(
                 state.latent.astype(self.model.dtype),
                 self._levels(state.denoise_mask).scaled(0 if state.frozen else sigma),
@@ -80,6 +69,12 @@ class X0Model:
             self._contexts(states.map(lambda _, c: c, context)),
             self._ropes(states.map(lambda state: state.positions)),
             self._biases(states.map(lambda state: state.attention_mask)),
+        )
+        with piece_by_piece(**PACE):
+            velocity = self.model(inputs, perturbations)
+        return states.map(
+            lambda state, v: to_x0(state.latent, v, state.denoise_mask * sigma),
+            velocity,
         )
 
 

@@ -165,15 +165,6 @@ def test_x0_is_float32_from_a_bfloat16_model():
     assert errors(x0, av("av_uniform.x0_{}")) < 2e-2
 
 
-def test_x0_model_casts_at_the_edge():
-    x0_model = X0Model(model(dtype=mx.bfloat16))
-    for stream in x0_model._inputs(states(), CONTEXTS, SIGMA).values:
-        assert stream.latent.dtype == stream.context.dtype == mx.bfloat16
-        assert (
-            stream.timesteps.values.dtype == stream.rope.tokens[0].dtype == mx.float32
-        )
-
-
 def test_x0_of_video_alone_takes_a_prompt_for_both():
     x0 = X0Model(model(VideoOnly))(AV(states().video), CONTEXTS, SIGMA)
     assert x0.audio is None

@@ -30,3 +30,12 @@ def test_a_given_stream_has_the_level_of_a_clean_one_while_the_other_is_sampled(
     assert seen.inputs.video.timesteps.sigma.tolist() == [mx.array(0.725).item()]
     assert seen.inputs.audio.timesteps.sigma.tolist() == [0.0]
     assert mx.array_equal(clean.audio, LATENTS.audio)
+
+
+def test_the_model_gets_its_own_dtype_but_for_levels_and_angles():
+    seen = Seen(model(dtype=mx.bfloat16))
+    X0Model(seen)(LATENTS.map(LatentState.fresh, POSITIONS), CONTEXTS, 0.725)
+    for stream in seen.inputs.values:
+        assert stream.latent.dtype == stream.context.dtype == mx.bfloat16
+        levels, (cosines, _) = stream.timesteps.values, stream.rope.tokens
+        assert levels.dtype == cosines.dtype == mx.float32
