@@ -134,14 +134,6 @@ def read_json(file: Path) -> dict:
     return json_object(read_small(file, LONGEST_JSON), str(file))
 
 
-# Naming
-
-
-def channels_last(weight: mx.array) -> mx.array:
-    """A PyTorch convolution weight in MLX's order: (O, I, ...) -> (O, ..., I)."""
-    return mx.moveaxis(weight, 1, -1)
-
-
 def some(names: Iterable[str], most: int = 4) -> str:
     """The first few names, and how many more there are, for a message."""
     names = list(names)

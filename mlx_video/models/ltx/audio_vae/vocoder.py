@@ -14,7 +14,6 @@ from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.vae_config import MEL_BINS, GeneratorConfig, VocoderConfig
 from mlx_video.tensor_names import TensorNames
-from mlx_video.weights import channels_last
 
 EDGE_KERNEL = 7  # of the first and the last convolution
 SLOPE = 0.1  # of the leaky ReLUs ...
@@ -116,7 +115,7 @@ class Generator(nn.Module):
         if value.ndim != 3:
             return value
         transposed = ".ups." in f".{key}"
-        return value.transpose(1, 2, 0) if transposed else channels_last(value)
+        return value.transpose((1, 2, 0) if transposed else (0, 2, 1))
 
 
 # HiFi-GAN

@@ -11,7 +11,7 @@ from mlx_video.disk import is_there, short, typed_path
 from mlx_video.errors import MissingFileError, UserError
 from mlx_video.lora import Adapter
 from mlx_video.models.ltx.checkpoint import checks, layouts, releases
-from mlx_video.models.ltx.checkpoint.files import CONV, Files, LoRA
+from mlx_video.models.ltx.checkpoint.files import CONV, Files
 from mlx_video.models.ltx.checkpoint.layouts import VARIANTS, Layout, identify
 from mlx_video.models.ltx.checkpoint.releases import RELEASES, Release, published
 from mlx_video.models.ltx.checkpoint.source import Source, newest
@@ -289,19 +289,19 @@ class Search:
             return _autoencoder(layouts.parts_in(self._file(None, usual)))
         return found
 
-    def distilled_lora(self, model: Path) -> Path:
-        """The distilled LoRA: the one that is named, else beside the ``model``, else published with it."""
-        folder = model if model.is_dir() else model.parent
-        given = self.files.distilled_lora or newest(
-            folder, layouts.DISTILLED_LORA_FILES
-        )
-        return self._file(given, self.release.distilled_lora)
+    def distilled_lora(self, layout: Layout) -> Path:
+        """The distilled LoRA: the one that is named, else beside the model, else published with it."""
+        folder = layout.path if layout.path.is_dir() else layout.path.parent
+        beside = newest(folder, layouts.DISTILLED_LORA_FILES)
+        given = self.files.distilled_lora or beside
+        found = self._file(given, self.release.distilled_lora)
+        checks.check_distilled_lora(found, layout)
+        return found
 
-    def loras(self, version: str) -> list[LoRA]:
-        """The LoRAs; raises ``UserError`` if one is for another ``version``."""
-        found = [LoRA(hub.resolve_file(f, self.notify), s) for f, s in self.files.loras]
-        for file, _ in found:
-            Adapter.read(file).check(version)
+    def lora(self, file: str, layout: Layout, reference: bool = False) -> Path:
+        """A LoRA that is named; raises ``UserError`` if it is for another version or lacks its ``reference``."""
+        found = hub.resolve_file(file, self.notify)
+        Adapter.read(found).check(layout.version, reference=reference)
         return found
 
     def _file(self, given: str | Path | None, usual: str) -> Path:

@@ -135,14 +135,12 @@ class Components:
         sources = search.sources(layout)
         distilled_lora = detailing_lora = None
         if files.distilled_lora or DISTILLED_LORA in needs:
-            distilled_lora = search.distilled_lora(layout.path)
-            checks.check_distilled_lora(distilled_lora, layout)
+            distilled_lora = search.distilled_lora(layout)
         if files.detailing_lora:
-            detailing_lora = hub.resolve_file(files.detailing_lora, notify)
-            adapter = lora.Adapter.read(detailing_lora)
-            adapter.check(layout.version, reference=True)
-        loras = search.loras(layout.version), distilled_lora, layout, detailing_lora
-        return cls(sources, files.residency, *loras)
+            detailing_lora = search.lora(files.detailing_lora, layout, reference=True)
+        loras = [LoRA(search.lora(file, layout), s) for file, s in files.loras]
+        found = loras, distilled_lora, layout, detailing_lora
+        return cls(sources, files.residency, *found)
 
     def under(self, residency: Residency) -> "Components":
         """The same parts under another residency; what is built already is shared."""
@@ -150,8 +148,6 @@ class Components:
             return self
         other = copy(self)
         other.residency, other._lent, other.fusions = residency, {}, []
-        if residency.dtype != self.residency.dtype:
-            other._built = {}
         return other
 
     def streaming(self, model_type: LTXModelType) -> "Components":
@@ -274,8 +270,8 @@ class Components:
         return self._key(name), source, written, kept_alike, fused
 
     def _key(self, name: str) -> "Key":
-        part = PARTS[name].network(self.sources[name])
-        return name, self.model_type if part.STREAMED else None
+        streamed = PARTS[name].network(self.sources[name]).STREAMED
+        return name, self.residency.dtype, self.model_type if streamed else None
 
     def _load(self, name: str, loras: tuple[LoRA, ...] = ()) -> Network:
         """A part ready to be lent, still lazy. Logs what was fused into it."""
@@ -304,8 +300,8 @@ class Components:
         return part, fuse(name, part, (*self.loras, *loras))
 
 
-# A part's name, and its streams if it has several.
-Key = tuple[str, LTXModelType | None]
+# A part's name, its dtype, and its streams if it has several.
+Key = tuple[str, mx.Dtype, LTXModelType | None]
 Built = tuple[Network, list[Fusion]]
 
 

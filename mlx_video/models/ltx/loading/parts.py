@@ -30,7 +30,7 @@ from mlx_video.models.ltx.vae_config import (
     VocoderConfig,
 )
 from mlx_video.tensor_names import TensorNames
-from mlx_video.weights import SAVED, Weights, channels_last, load_into, save_folder
+from mlx_video.weights import SAVED, Weights, load_into, save_folder
 
 
 class Network(nn.Module):
@@ -62,8 +62,8 @@ class Network(nn.Module):
 
     @staticmethod
     def to_mlx(key: str, value: mx.array) -> mx.array:
-        """An official tensor in MLX's layout; ``key`` is our name."""
-        return channels_last(value) if value.ndim > 3 else value
+        """An official tensor in MLX's layout, (O, I, ...) -> (O, ..., I); ``key`` is our name."""
+        return mx.moveaxis(value, 1, -1) if value.ndim > 3 else value
 
     @classmethod
     def from_source(
@@ -136,14 +136,9 @@ def quantize_blocks(
 ) -> None:
     """Quantize, lazily, the linear layers in ``BLOCKS`` whose input width is a multiple of ``group_size``."""
     chosen = quantizable(network, group_size)
-    if chosen:
-        nn.quantize(
-            network,
-            group_size,
-            bits,
-            mode=mode,
-            class_predicate=lambda path, _: path in chosen,
-        )
+    nn.quantize(
+        network, group_size, bits, mode=mode, class_predicate=lambda k, _: k in chosen
+    )
 
 
 def quantizable(network: nn.Module, group_size: int) -> dict[str, nn.Linear]:
