@@ -8,7 +8,6 @@ import pytest
 from mlx_video.models.ltx.checkpoint import foreign_names as foreign
 from mlx_video.models.ltx.checkpoint.foreign_names import to_official
 from mlx_video.models.ltx.checkpoint.source import Source
-from mlx_video.weights import channels_last
 from tests import layout_writers as write
 from tests.reference import manifest
 
@@ -67,7 +66,7 @@ def _last(name: str, value: mx.array) -> mx.array:
         return value
     if foreign._is_transposed(name):
         return value.transpose(1, 2, 0)
-    return channels_last(value)
+    return mx.moveaxis(value, 1, -1)
 
 
 def shapes(weights: dict[str, mx.array]) -> dict[str, tuple[int, ...]]:
