@@ -170,14 +170,9 @@ def load_into(
 
 def materialize(module: nn.Module, batch_bytes: int = GB // 4) -> None:
     """Evaluate all parameters of ``module``, in batches to limit temporary copies."""
-    batch, size = [], 0
-    for _, value in tree_flatten(module.parameters()):
-        batch.append(value)
-        size += value.nbytes
-        if size >= batch_bytes:
-            mx.eval(batch)
-            batch, size = [], 0
-    mx.eval(batch)
+    weights = dict(tree_flatten(module.parameters()))
+    for keys in _batches(weights, batch_bytes):
+        mx.eval([weights[key] for key in keys])
 
 
 def _cast(key: str, value: mx.array, dtype: mx.Dtype | None) -> mx.array:
@@ -241,7 +236,7 @@ def save_folder(folder: Path, weights: Weights, config: Mapping[str, object]) ->
     Empties ``weights`` as it goes, so that each shard's memory is freed once it is on disk.
     """
     with folder_aside(Path(folder)) as scratch:
-        shards, home = _shards(weights), {}
+        shards, home = _batches(weights, SHARD_BYTES), {}
         size = sum(value.nbytes for value in weights.values())
         for number, keys in enumerate(shards, start=1):
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -253,16 +248,16 @@ def save_folder(folder: Path, weights: Weights, config: Mapping[str, object]) ->
         write_json(scratch / CONFIG, config)
 
 
-def _shards(weights: Weights) -> list[list[str]]:
-    """Names in order, split so that no shard exceeds ``SHARD_BYTES`` unless one tensor does."""
-    shards, size = [[]], 0
+def _batches(weights: Weights, most: int) -> list[list[str]]:
+    """Names in order, split so that no batch exceeds ``most`` bytes unless one tensor does."""
+    batches, size = [[]], 0
     for key, value in weights.items():
         size += value.nbytes
-        if size > SHARD_BYTES and shards[-1]:
-            shards.append([])
+        if size > most and batches[-1]:
+            batches.append([])
             size = value.nbytes
-        shards[-1].append(key)
-    return shards
+        batches[-1].append(key)
+    return batches
 
 
 def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> None:

@@ -31,7 +31,6 @@ from mlx_video.models.ltx.loading.residency import (
     Residency,
     Shelf,
     cache_limited,
-    give_back_freed,
 )
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.types import Geometry
@@ -214,6 +213,7 @@ class Components:
                 materialize(lent.network)
                 if self.inspect is not None:
                     self.inspect(name, weights)
+                del weights  # or they would outlive the part
                 yield lent
             finally:
                 del self._lent[name]
@@ -221,7 +221,6 @@ class Components:
                     self.shelf.put(name, mark, lent)
                 elif lent is not None:
                     lent.network.clear()
-                give_back_freed()
 
     @contextmanager
     def transformer(

@@ -69,24 +69,21 @@ def nbytes(module: nn.Module) -> int:
     return sum(value.nbytes for _, value in tree_flatten(module.parameters()))
 
 
-def give_back_freed() -> None:
-    """Return to the system the freed memory that MLX and glibc's malloc keep for reuse."""
-    mx.clear_cache()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
-
-
 @contextmanager
 def cache_limited(limit: int | None) -> Iterator[None]:
-    """Within this block MLX keeps at most ``limit`` bytes of freed memory for reuse; ``None`` changes nothing."""
-    if limit is None:
-        yield
-        return
-    before = mx.set_cache_limit(limit)
+    """Within this block MLX keeps at most ``limit`` bytes of freed memory for reuse; ``None`` changes nothing.
+
+    After it, the system gets back the freed memory that MLX and glibc's malloc keep.
+    """
+    before = None if limit is None else mx.set_cache_limit(limit)
     try:
         yield
     finally:
-        mx.set_cache_limit(before)
+        if before is not None:
+            mx.set_cache_limit(before)
+        mx.clear_cache()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
 
 
 def default_dtype() -> mx.Dtype:

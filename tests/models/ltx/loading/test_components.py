@@ -373,6 +373,7 @@ def test_frees_what_comes_back_though_a_name_outlives_the_block(folder):
         assert memory.held > 500_000
     assert components.resident == []
     assert memory.held < 10_000
+    assert mx.get_cache_memory() < 10_000  # the system has it back
     assert decoder.parameters() == {}
 
 
