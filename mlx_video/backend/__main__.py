@@ -14,8 +14,6 @@ from pathlib import Path
 from mlx_video import __version__, backend
 from mlx_video.backend import BACKENDS, SWITCH, version_of
 
-CHOICES = ("cpu", "cuda12", "cuda13")
-
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, 1 if the backend cannot run, or 2 if the request makes no sense here."""
@@ -24,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Show which MLX backend runs here, or install another in its place (Linux).",
         epilog="Further options go to the installer (pip or uv pip), such as --no-deps or --index-url.",
     )
-    parser.add_argument("backend", nargs="?", choices=CHOICES)
+    parser.add_argument("backend", nargs="?", choices=("cpu", "cuda12", "cuda13"))
     args, options = parser.parse_known_args(argv)
     if args.backend is None:
         return report()

@@ -13,7 +13,7 @@ from typing import ClassVar, Iterator, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_unflatten
 
 from mlx_video.linear import Linear
 from mlx_video.models.ltx.checkpoint.foreign_names import TEXT_ENCODER
@@ -74,13 +74,12 @@ class _Language:
         return cls.NAMES.take(named) or {}
 
     def _use_our_linears(self) -> None:
-        def ours(layer: nn.Module) -> nn.Module:
-            if not isinstance(layer, nn.Linear):
-                return layer
-            return Linear(*reversed(layer.weight.shape), bias=False)
-
-        leaves = tree_map(ours, self.leaf_modules(), is_leaf=nn.Module.is_module)
-        self.update_modules(leaves)
+        ours = [
+            (path, Linear(*reversed(layer.weight.shape), bias=False))
+            for path, layer in self.named_modules()
+            if isinstance(layer, nn.Linear)
+        ]
+        self.update_modules(tree_unflatten(ours))
 
 
 class Gemma3(_Language, gemma3_text.Model):
