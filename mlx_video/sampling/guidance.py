@@ -1,6 +1,6 @@
 """Guidance: combines several predictions of the clean sample into one. Knows which passes it needs, not the model."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -42,25 +42,19 @@ class Guidance:
         """Whether ``step``, counted from 0, computes the modality."""
         return step % (self.skip_step + 1) == 0
 
-    def combine(
-        self,
-        cond: mx.array,
-        uncond: mx.array | None = None,
-        perturbed: mx.array | None = None,
-        isolated: mx.array | None = None,
-    ) -> mx.array:
-        """The guided x0 (B, N, C) from the x0 that each pass predicts, see ``passes_of``."""
-        x0 = cond
-        if uncond is not None:
-            x0 = x0 + cfg_delta(cond, uncond, self.cfg)
-        if perturbed is not None:
-            x0 = x0 + (cond - perturbed) * self.stg
-        if isolated is not None:
-            x0 = x0 + cfg_delta(cond, isolated, self.modality)
+    def combine(self, x0s: Mapping[str, mx.array]) -> mx.array:
+        """The guided x0 (B, N, C) from those of the passes, by their names in ``passes_of``."""
+        cond = guided = x0s["cond"]
+        if "uncond" in x0s:
+            guided = guided + cfg_delta(cond, x0s["uncond"], self.cfg)
+        if "perturbed" in x0s:
+            guided = guided + (cond - x0s["perturbed"]) * self.stg
+        if "isolated" in x0s:
+            guided = guided + cfg_delta(cond, x0s["isolated"], self.modality)
         if self.rescale == 0.0:
-            return x0
-        ratio = mx.std(cond, ddof=1) / mx.std(x0, ddof=1)
-        return x0 * (self.rescale * ratio + (1 - self.rescale))
+            return guided
+        ratio = mx.std(cond, ddof=1) / mx.std(guided, ddof=1)
+        return guided * (self.rescale * ratio + (1 - self.rescale))
 
 
 def cfg_delta(cond: mx.array, uncond: mx.array, scale: float) -> mx.array:
@@ -95,7 +89,7 @@ def guided(
                 computes,
             )
             x0s = guidance.map(
-                lambda strength, *x0s: strength.combine(**dict(zip(passes, x0s))),
+                lambda strength, *x0s: strength.combine(dict(zip(passes, x0s))),
                 *(x0 for run in runs for x0 in run(states, sigma)),
             )
             last = x0s.map(lambda x0, yes, old: x0 if yes else old, computes, last)
@@ -114,7 +108,7 @@ def may_start(guidance: AV[Guidance], step: int) -> bool:
 
 
 def passes_of(prompt: PromptEmbeddings, guidance: AV[Guidance]) -> dict[str, Pass]:
-    """The passes of the model that ``guidance`` needs, by their names in ``Guidance.combine``.
+    """The passes of the model that ``guidance`` needs, by name.
 
     cond       the prompt
     uncond     the negative prompt, or the prompt for a modality without one

@@ -22,18 +22,20 @@ COND, UNCOND, PERTURBED, ISOLATED = (
     OFFICIAL[f"guid.{name}"] for name in ("cond", "uncond", "perturbed", "modality")
 )
 
+X0S = dict(cond=COND, uncond=UNCOND, perturbed=PERTURBED, isolated=ISOLATED)
+
 
 @pytest.mark.parametrize(
     "guidance, name",
     [(VIDEO_GUIDANCE, "guid.video_default"), (AUDIO_GUIDANCE, "guid.audio_default")],
 )
 def test_default_strengths_combine_as_the_official_code_does(guidance, name):
-    combined = guidance.combine(COND, UNCOND, PERTURBED, ISOLATED)
+    combined = guidance.combine(X0S)
     assert error(combined, OFFICIAL[name]) < 1e-6
 
 
 def test_cfg_alone():
-    combined = Guidance(cfg=4.0).combine(COND, UNCOND)
+    combined = Guidance(cfg=4.0).combine({"cond": COND, "uncond": UNCOND})
     assert error(combined, OFFICIAL["guid.cfg_only"]) < 1e-6
 
 
@@ -42,7 +44,7 @@ def test_a_delta_is_the_official_one():
 
 
 def test_stg_alone():
-    guided = Guidance(stg=1.0).combine(COND, perturbed=PERTURBED)
+    guided = Guidance(stg=1.0).combine({"cond": COND, "perturbed": PERTURBED})
     assert error(guided, COND + OFFICIAL["guid.stg_delta"]) < 1e-5
 
 
