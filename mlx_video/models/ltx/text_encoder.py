@@ -177,8 +177,7 @@ def _sampler(
 def _copy_files(source: Path, target: Path, but: Sequence[str] = ()) -> None:
     """Copy the text encoder's files, and those of a tokenizer beside it, except what matches ``but``."""
     target.mkdir(exist_ok=True)
-    folders = [f for f in (source.parent / "tokenizer", source) if f.is_dir()]
-    for folder in folders:
+    for folder in (source.parent / "tokenizer", source):
         for pattern in hub.TEXT_ENCODER_FILES:
             for file in folder.glob(pattern):
                 if not any(map(file.match, but)):
