@@ -180,7 +180,8 @@ class AppendedTokens:
     def __call__(self, state: LatentState) -> LatentState:
         """``state`` with n more tokens, which start from zeros where they are not kept."""
         start = mx.zeros_like(self.tokens)
-        return _append(state, start, self.tokens, 1 - self.strength, self.positions)
+        mask = mx.full((1, self.tokens.shape[1], 1), 1 - self.strength)
+        return _append(state, LatentState(start, self.tokens, mask, self.positions))
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,8 @@ class GeneratedKeyframes:
         B, _, C = state.latent.shape
         zeros = mx.zeros((B, self.positions.shape[2], C))
         start = zeros if self.tokens is None else self.tokens
-        return _append(state, start, zeros, 1.0, self.positions, mark=1.0)
+        more = LatentState.fresh(start, self.positions, start.shape[1])
+        return _append(state, more._replace(clean_latent=zeros))
 
 
 @dataclass(frozen=True)
@@ -220,30 +222,25 @@ class WithAttention:
         return appended._replace(attention_mask=_attention(state, count, self.strength))
 
 
-def _append(
-    state: LatentState,
-    latent: mx.array,
-    clean: mx.array,
-    mask: float,
-    positions: mx.array,
-    mark: float = 0.0,
-) -> LatentState:
-    """``state`` with tokens (B, n, C) appended, at attention strength 1 if there is an attention mask."""
+def _append(state: LatentState, more: LatentState) -> LatentState:
+    """``state`` with the tokens of ``more`` appended, at attention strength 1 if there is an attention mask."""
 
     def joined(x: mx.array, y: mx.array, axis: int = 1) -> mx.array:
         return mx.concatenate([x, y.astype(x.dtype)], axis=axis)
 
-    count = latent.shape[1]
-    keyframes, attention = state.keyframes_mask, state.attention_mask
-    if keyframes is None and mark:
-        keyframes = mx.zeros_like(state.denoise_mask)
+    def marks(one: LatentState) -> mx.array:
+        marks = one.keyframes_mask
+        return mx.zeros_like(one.denoise_mask) if marks is None else marks
+
+    marked = any(one.keyframes_mask is not None for one in (state, more))
+    attends = state.attention_mask is not None
     return state._replace(
-        latent=joined(state.latent, latent),
-        clean_latent=joined(state.clean_latent, clean),
-        denoise_mask=joined(state.denoise_mask, mx.full((1, count, 1), mask)),
-        positions=joined(state.positions, positions, axis=2),
-        keyframes_mask=None if keyframes is None else joined(keyframes, mx.full((1, count, 1), mark)),  # fmt: skip
-        attention_mask=None if attention is None else _attention(state, count, 1.0),
+        latent=joined(state.latent, more.latent),
+        clean_latent=joined(state.clean_latent, more.clean_latent),
+        denoise_mask=joined(state.denoise_mask, more.denoise_mask),
+        positions=joined(state.positions, more.positions, axis=2),
+        keyframes_mask=joined(marks(state), marks(more)) if marked else None,
+        attention_mask=_attention(state, more.latent.shape[1], 1) if attends else None,
         own=state.own_tokens,
     )
 
