@@ -14,7 +14,7 @@ from mlx_video.cli.terminal import say
 from mlx_video.clip_settings import ClipSettings
 from mlx_video.disk import short
 from mlx_video.errors import UserError
-from mlx_video.events import Event, Warned
+from mlx_video.events import Warned
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import BESIDE, Files
 from mlx_video.models.ltx.checkpoint.find import DEMO
@@ -25,7 +25,7 @@ from mlx_video.run import Options
 
 
 def job_from(args: argparse.Namespace) -> Job:
-    """The job for the arguments of ``generate``. Shows downloads at once, and notices about the job once there is one."""
+    """The job for the arguments of ``generate``. Shows downloads, notices and warnings."""
     if args.from_record or args.resume:
         return _job_again(args)
     kinds = [item for item in Input.kinds.items() if item[1].option]
@@ -33,19 +33,15 @@ def job_from(args: argparse.Namespace) -> Job:
     if args.prompt is None:  # as where it was taken for a word of an input
         raise UserError("Give a prompt: --prompt 'a cat on a red sofa'.")
     settings = ClipSettings(**_said(args, ClipSettings), inputs=tuple(inputs))
-    notices: list[Event] = []
-    downloads = options_from(args).notify
+    show, downloads = Progress(args.quiet).show, Downloads(args.quiet)
 
     def notify(what: object) -> None:
-        notices.append(what) if isinstance(what, str) else downloads(what)
+        show(what) if isinstance(what, str) else downloads(what)
 
     def warn(text: str) -> None:
-        notices.append(Warned(text))
+        show(Warned(text))
 
-    job = settings.job(files_from(args), notify, warn, called=args.typed)
-    for notice in notices:
-        Progress(args.quiet).show(notice)
-    return job
+    return settings.job(files_from(args), notify, warn, called=args.typed)
 
 
 # Options allowed with a record: where its files are now, and those that do not change the clip.
