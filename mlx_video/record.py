@@ -102,9 +102,8 @@ class Job:
 
     def with_prompt(self, prompt: str) -> "Job":
         """The same job with ``prompt``, not to be enhanced again."""
-        return replace(
-            self, request=replace(self.request, prompt=prompt, enhance=False)
-        )
+        request = replace(self.request, prompt=prompt, enhance=False)
+        return replace(self, request=request)
 
     def record(self) -> str:
         """The job as JSON, with the versions, the device and, on a CPU, the threads that ran it."""
@@ -172,9 +171,8 @@ def read_record(path: Path) -> str:
     file_size(path)  # raises if it is not a file
     from mlx_video import media  # imports codecs, which only a clip's file needs
 
-    metadata = (
-        weights.read(path)[1] if path.suffix == ".safetensors" else media.metadata(path)
-    )
+    tensors = path.suffix == ".safetensors"
+    metadata = weights.read(path)[1] if tensors else media.metadata(path)
     if RECORD_KEY not in metadata:
         raise UserError(
             f"{short(path)} holds no record; give the .json or .mp4 that mlx-video wrote."
