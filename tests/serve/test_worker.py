@@ -19,6 +19,7 @@ from mlx_video.disk import short
 from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Planned, Warned
 from mlx_video.health import HealthError
+from mlx_video.inputs import Model
 from mlx_video.media import save_still
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.loading.components import Components
@@ -225,7 +226,7 @@ def test_sizes_are_decided_as_in_the_terminal(recipe, side, model):
     settings = ClipSettings("a ball", variant, frames=9, width=side, height=side, audio=False, two_stage=two_stage)  # fmt: skip
     job = settings.job(Files(str(model)))
     try:
-        job.request.check(job.recipe, Components.open(model).geometry)
+        job.request.check(job.recipe, Model(Components.open(model).geometry))
         nearest = f"{side}x{side}"
     except UserError as error:
         nearest = re.search(r"Nearest: (?:\d+ frames of )?(\d+x\d+)", str(error))[1]
@@ -272,7 +273,7 @@ def test_the_server_takes_what_the_terminal_does_and_no_more(most, more, model):
     offered = settings.described("tiny")
     decided, _ = offered.snapped(VideoRequest(prompt="a ball", seed=1, **most))
     job = settings.job(decided)
-    job.request.check(job.recipe, Components.open(model).geometry)
+    job.request.check(job.recipe, Model(Components.open(model).geometry))
     with pytest.raises(ValueError):  # also pydantic's
         offered.snapped(VideoRequest(prompt="a ball", **more))
 
