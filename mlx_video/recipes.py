@@ -331,6 +331,10 @@ class Defaults(Config):
     may_be_still: bool = False
     may_be_silent: bool = False
 
+    def given(self, **values) -> "Defaults":
+        """The same with the ``values`` that are not ``None``."""
+        return replace(self, **{k: v for k, v in values.items() if v is not None})
+
     @property
     def shape(self) -> VideoPixelShape:
         """The shape of a default clip."""

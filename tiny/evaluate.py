@@ -7,7 +7,6 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Sequence
 
@@ -179,7 +178,7 @@ def opened(
 ) -> Pipeline:
     """A pipeline whose parts can be had too; it makes clips that look like garbage as well."""
     files, defaults = resolve_model(Files(model), variant)
-    recipe = replace(defaults, steps=steps or defaults.steps).recipe(variant)
+    recipe = defaults.given(steps=steps).recipe(variant)
     needs = *recipe.needs, *Image.needs
     components = Components.open(files, variant=variant, needs=needs)
     return Pipeline(components, recipe, health=False)
