@@ -94,8 +94,7 @@ def apply_conditioning(
 
 def patchify_video(latent: mx.array) -> mx.array:
     """Tokens of a latent clip: (B, C, F, H, W) -> (B, F*H*W, C), columns fastest."""
-    B, C = latent.shape[:2]
-    return latent.reshape(B, C, -1).swapaxes(1, 2)
+    return latent.flatten(2).swapaxes(1, 2)
 
 
 @dataclass(frozen=True)

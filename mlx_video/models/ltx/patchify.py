@@ -22,20 +22,17 @@ from mlx_video.types import (
 
 def unpatchify_video(tokens: mx.array, shape: VideoLatentShape) -> mx.array:
     """The inverse of ``patchify_video``: (B, N, C) -> (B, C, F, H, W); tokens beyond the grid (conditions) are dropped."""
-    B, _, C = tokens.shape
-    return tokens[:, : shape.tokens].swapaxes(1, 2).reshape(B, C, *shape[2:])
+    return mx.unflatten(tokens[:, : shape.tokens].swapaxes(1, 2), -1, shape[2:])
 
 
 def patchify_audio(latent: mx.array) -> mx.array:
     """Tokens of latent sound, one per latent frame: (B, C, T, M) -> (B, T, C*M), mel bins fastest."""
-    B, C, T, M = latent.shape
-    return latent.swapaxes(1, 2).reshape(B, T, C * M)
+    return latent.swapaxes(1, 2).flatten(2)
 
 
 def unpatchify_audio(tokens: mx.array, scale: AudioScale) -> mx.array:
     """The inverse of ``patchify_audio``: (B, T, C*M) -> (B, C, T, M)."""
-    B, T, _ = tokens.shape
-    return tokens.reshape(B, T, scale.channels, scale.bins).swapaxes(1, 2)
+    return mx.unflatten(tokens, -1, (scale.channels, scale.bins)).swapaxes(1, 2)
 
 
 def video_positions(shape: VideoPixelShape, geometry: Geometry) -> mx.array:

@@ -100,8 +100,7 @@ class Generator(nn.Module):
         self, log_mel: mx.array, activation: Callable[[mx.array], mx.array]
     ) -> mx.array:
         """(B, C, T, bins) -> (B, T * hop, width), all channels side by side; ``activation`` precedes each layer."""
-        B, C, T, M = log_mel.shape
-        x = self.conv_pre(log_mel.transpose(0, 2, 1, 3).reshape(B, T, C * M))
+        x = self.conv_pre(log_mel.swapaxes(1, 2).flatten(2))
         each = len(self.resblocks) // len(self.ups)
         for i, up in enumerate(self.ups):
             x = up(activation(x))
@@ -118,11 +117,8 @@ class Generator(nn.Module):
         return value.transpose((1, 2, 0) if transposed else (0, 2, 1))
 
 
-# HiFi-GAN
-
-
 class Vocoder(Generator, Network):
-    """Log-mel spectrogram (B, 2, T_mel, 64) -> waveform (B, 2, T_mel * hop) in [-1, 1] at ``sample_rate`` Hz.
+    """HiFi-GAN: log-mel spectrogram (B, 2, T_mel, 64) -> waveform (B, 2, T_mel * hop) in [-1, 1] at ``sample_rate`` Hz.
 
     Computes in float32 whatever the weights' dtype: in bfloat16 the same weights leave a hiss 42 dB below the sound (on
     the tests' checkpoint). Given a float32 input, MLX promotes each weight as it is used.
