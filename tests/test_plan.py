@@ -192,11 +192,9 @@ def test_operations_are_as_slow_as_measured(full, monkeypatch):
 
 def test_the_other_parts(full):
     upsampler = full.sketch("upsampler")
-    assert (
-        upsampler.activation_bytes(24576)
-        == GPU.upsample * 24576 * 1024 * 2 + QUEUED_FINER
-    )
-    assert upsampler.activation_bytes(64) == (GPU.upsample + GPU.finer) * 64 * 1024 * 2
+    assert upsampler.activation_bytes(64) == GPU.finer * 64 * 1024 * 2
+    assert upsampler.activation_bytes(24576) == QUEUED_FINER
+    assert upsampler.activation_bytes(4 * 24576) == GPU.upsample * 4 * 24576 * 1024 * 2
     decoder, vocoder = full.sketch("audio_decoder"), full.sketch("vocoder")
     assert decoder.activation_bytes(126) == GPU.spectrogram * 4 * 126 * 64 * 128 * 2
     assert vocoder.activation_bytes(4 * 126) == GPU.sound * 4 * 126 * 240 * 32 * 4
@@ -446,8 +444,8 @@ def test_what_the_user_chose_stays(full):
 @pytest.mark.slow
 def test_a_refusal_names_the_nearest_that_fits(full):
     full.residency = Residency(mx.bfloat16, 8)
-    work = asked(VideoPixelShape(481, 1024, 1536, 24.0), recipes.dev(), audio=True)
-    found = plan(full, work, 26 * GB)
+    work = lambda *size: asked(VideoPixelShape(*size, 24.0), recipes.dev(), audio=True)
+    found = plan(full, work(481, 1024, 1536), 26 * GB)
     with pytest.raises(ValueError, match="481 frames of 1536x1024 need") as refused:
         found.check()
     named = re.findall(r"(\d+) frames of (\d+)x(\d+)", str(refused.value))[1:]
@@ -457,8 +455,9 @@ def test_a_refusal_names_the_nearest_that_fits(full):
         ((frames, 1024, 1536), (frames + 8, 1024, 1536)),
         ((481, height, width), (481, height + 32, round(1.5 * (height + 32)))),
     ):
-        at = [VideoPixelShape(*size, 24.0) for size in (shape, larger)]
-        fits = [plan(full, work.of(s), 26 * GB).refusal == "" for s in at]
+        fits = [
+            plan(full, work(*size), 26 * GB).refusal == "" for size in (shape, larger)
+        ]
         assert fits == [True, False]
 
 
