@@ -34,7 +34,7 @@ from mlx_video.models.ltx.condition_tokens import (
     keyframe,
 )
 from mlx_video.models.ltx.config import LTXModelConfig
-from mlx_video.models.ltx.pacing import ONE_BY_ONE, piece_by_piece
+from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.types import AV, Geometry, VideoLatentShape, VideoPixelShape
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class Image(Input):
         encoder = parts.networks["video_encoder"]
         picture = _picture(self.path)
         pixels = picture.fitted(shape.height, shape.width, parts.image_crf)
-        with piece_by_piece(**ONE_BY_ONE):
+        with piece_by_piece():
             latent = encoder(pixels).astype(mx.float32)
             mx.eval(latent)
         if self.frame == 0:

@@ -12,10 +12,10 @@ from typing import Iterator
 import mlx.core as mx
 
 SMALL = 8 * 2**20  # bytes; a piece with a smaller result joins the next
-QUEUED = 160 * 2**20  # bytes of results that may be queued, unless a caller says otherwise, ...
+QUEUED = (
+    160 * 2**20
+)  # bytes of results that may be queued, unless a caller says otherwise, ...
 PAIR = 384 * 2**20  # ... or of exactly two; a larger one is queued alone
-ONE_BY_ONE = {"queued": 0, "pair": 0}
-"""For ``piece_by_piece``: the least memory, the same in every run; the device waits for each piece to be queued."""
 
 
 class Pacer:

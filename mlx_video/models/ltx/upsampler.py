@@ -69,7 +69,7 @@ class LatentUpsampler(Network):
         # The resampling convolution, and one to either side of it.
         weights = (value for _, value in tree_flatten(self.parameters()))
         copies = memory_table.copied_bytes(weights, 3)
-        return live.upsample * each + queued + copies
+        return max(live.upsample * each, queued) + copies
 
     def __call__(self, latent: mx.array) -> mx.array:
         """Un-normalised latents (B, C, F, H, W) -> the same on the fine grid; in time, F becomes 2F - 1."""

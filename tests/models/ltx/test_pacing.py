@@ -7,7 +7,6 @@ from mlx_video.models.ltx import pacing as room
 from mlx_video.models.ltx.attention import Attention
 from mlx_video.models.ltx.config import UpsamplerConfig
 from mlx_video.models.ltx.pacing import (
-    ONE_BY_ONE,
     each_piece_by_piece,
     end_piece,
     piece_by_piece,
@@ -41,7 +40,7 @@ def test_a_large_piece_gets_no_memory_before_the_one_before_it_is_done(monkeypat
     for name in ("eval", "async_eval"):
         note = lambda x, name=name: events.append((name, x.item()))
         monkeypatch.setattr(room.mx, name, note)
-    with piece_by_piece(**ONE_BY_ONE):
+    with piece_by_piece(pair=0):
         for i in range(2):
             end_piece(mx.array(float(i)))
     assert events == [("async_eval", 0.0), ("eval", 0.0), ("async_eval", 1.0)]
