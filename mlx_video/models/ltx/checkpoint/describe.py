@@ -71,7 +71,8 @@ def describe(path: str | Path) -> Description:
             about = adapter.about
             fits = () if about.version else tuple(_fitting(adapter))
     else:
-        absent = [name for name in NEEDED if name not in layout.held]
+        held = {part_of(name).name for name in layout.stored}
+        absent = [name for name in NEEDED if name not in held]
         missing = {n: PARTS[n].lacking.format(release=layout.release) for n in absent}
     refusals = tuple(dict.fromkeys(refusals))
     return Description(layout, parts, missing, refusals, about, fits)

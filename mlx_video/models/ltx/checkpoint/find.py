@@ -90,9 +90,7 @@ def located(model: str | Path) -> Path:
 
 
 def find_defaults(
-    model: str | Path,
-    variant: str,
-    notify: hub.Notify = lambda plan: None,
+    model: str | Path, variant: str, notify: hub.Notify = lambda plan: None
 ) -> Mapping[str, object]:
     """The defaults that the checkpoint states, found before anything large is fetched.
 

@@ -56,8 +56,7 @@ UPSCALER_FILES = ("*spatial-upscaler-x2*.safetensors", "*upsampler*.safetensors"
 TEXT_ENCODER_FOLDERS = ("text_encoder", "gemma-3-12b-it*")
 DISTILLED_LORA_FILES = "*distilled-lora*.safetensors"
 
-TRANSFORMERS = "diffusion_models"  # the folder of the transformers of LTX-2.5
-UNET = "unet"  # ComfyUI's earlier name of that folder
+TRANSFORMERS = ("diffusion_models", "unet")  # their folder: LTX-2.5's, ComfyUI's
 # Folders of the other files, beside that one.
 COMPANIONS = ("vae", "text_encoders", "latent_upscale_models", "model_patches")
 CONNECTOR = "_embeddings_connector."  # within the names of the connectors' tensors
@@ -98,14 +97,8 @@ class Layout(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The model's version as the file states it; LTX-2.0 states none. Empty if there is no model inside."""
-        stated = self.metadata.get(VERSION)
-        return stated or (LTX_2.stated if "transformer" in self.held else "")
-
-    @property
-    def held(self) -> set[str]:
-        """The names of its parts, whichever variant is chosen."""
-        return {part_of(name).name for name in self.stored}
+        """The model's version; empty if there is no model inside."""
+        return self.metadata.get(VERSION, "")
 
     @property
     def stated(self) -> dict[str, object]:
@@ -238,6 +231,8 @@ def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
     sources = {name: source for name, source in chosen.items() if source}
     own = read_config(folder)
     metadata = {k: v for k, v in own.items() if isinstance(v, str)}
+    if any(name.startswith("transformer") for name in found):  # LTX-2.0 states none
+        metadata.setdefault(VERSION, LTX_2.stated)
     defaults = _defaults(folder, metadata, own.get(DEFAULTS, {}))
     rest = found, defaults, distillation
     return Layout(CONVERTED, folder, sources, metadata, *rest)
@@ -279,7 +274,7 @@ def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
     Raises ``MissingFileError`` if there is none, ``UserError`` if there are several.
     """
     others = ("lora", "upscaler", "upsampler")
-    homes = [folder, folder / TRANSFORMERS, folder / UNET]
+    homes = [folder, *(folder / name for name in TRANSFORMERS)]
     files = sorted(f for home in homes for end in ENDINGS for f in home.glob(f"*{end}"))
     files = [f for f in files if not any(word in f.stem for word in others)]
     if len(files) > 1:
@@ -356,7 +351,7 @@ def upsampler_kind(config: Mapping[str, object]) -> str:
 
 def checkpoint_folder(file: Path) -> Path:
     """The root of a checkpoint: the folder of the transformer's file, or its parent if that is a folder of transformers."""
-    inside = file.parent.name in (TRANSFORMERS, UNET)
+    inside = file.parent.name in TRANSFORMERS
     return file.parent.parent if inside else file.parent
 
 
