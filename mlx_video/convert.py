@@ -59,7 +59,7 @@ def convert(
         opened = Components.open(hf_path, variant=variant, needs=needs, notify=notify)
         layout = opened.layout
         if layout.folders:
-            find.find_folders(hf_path, layout.folders, notify)
+            find.find_folders(hf_path, layout, notify)
         stored = [(n, part_of(n), source) for n, source in layout.stored.items()]
         own = [(part, source) for _, part, source in stored if part.block is not None]
         if quantize and any(s.quantization and p.network(s).BLOCKS for p, s in own):

@@ -31,20 +31,15 @@ class TensorNames:
     @cache
     def ours(self, official: str) -> str | None:
         """Our name for an official one; ``None`` if the tensor belongs to another network."""
-        for prefix, ours in self._to_ours:
-            if official.startswith(prefix):
-                if ours is None:
-                    return None
-                return ours + _renamed(official.removeprefix(prefix), self._forward)
-        return None
+        return _translated(official, self._to_ours, self._forward)
 
     @cache
     def official(self, ours: str) -> str:
         """The official name for one of ours."""
-        for prefix, official in self._to_official:
-            if ours.startswith(prefix):
-                return official + _renamed(ours.removeprefix(prefix), self._backward)
-        raise KeyError(f"{ours} is not a name of this network")
+        found = _translated(ours, self._to_official, self._backward)
+        if found is None:
+            raise KeyError(f"{ours} is not a name of this network")
+        return found
 
     def take(self, weights: Mapping[str, X]) -> dict[str, X] | None:
         """The values of this network in official ``weights``, under our names.
@@ -73,10 +68,18 @@ def _rule(old: str, new: str) -> Rule:
     return re.compile(pattern), template
 
 
-def _renamed(name: str, tables: list[list[Rule]]) -> str:
+def _translated(
+    name: str, prefixes: list[tuple[str, str | None]], tables: list[list[Rule]]
+) -> str | None:
+    """``name`` with its prefix replaced and its rest renamed; ``None`` if it has none of ``prefixes``."""
+    fitting = (pair for pair in prefixes if name.startswith(pair[0]))
+    prefix, start = next(fitting, ("", None))
+    if start is None:
+        return None
+    name = name.removeprefix(prefix)
     for table in tables:
         for pattern, template in table:
             if found := pattern.fullmatch(name):
                 name = template.format(*found.groups())
                 break
-    return name
+    return start + name

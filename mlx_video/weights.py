@@ -192,11 +192,8 @@ def _quantize_like(module: nn.Module, weights: Weights, mode: str, source: str) 
         if packed is None or scales is None or not hasattr(layer, "to_quantized"):
             return False
         width = layer.weight.shape[-1]
-        return {
-            "bits": 32 * packed.shape[-1] // width,
-            "group_size": width // scales.shape[-1],
-            "mode": mode,
-        }
+        bits, group_size = 32 * packed.shape[-1] // width, width // scales.shape[-1]
+        return {"bits": bits, "group_size": group_size, "mode": mode}
 
     try:
         nn.quantize(module, class_predicate=layout)

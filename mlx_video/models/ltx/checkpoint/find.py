@@ -125,32 +125,24 @@ def known_parts(model: str | Path, variant: str) -> Mapping[str, Source]:
     return found.sources if found else {}
 
 
-def find_folders(
-    model: str | Path, folders: Mapping[str, Source], notify: hub.Notify
-) -> None:
-    """Fetch all ``folders`` of a converted repository, for both variants; does nothing for a path."""
-    hub.resolve(located(model), _patterns(_homes(folders)), notify)
+def find_folders(model: str | Path, layout: Layout, notify: hub.Notify) -> None:
+    """Fetch all folders of a converted repository, for both variants; does nothing for a path."""
+    hub.resolve(located(model), _wanted(layout, layout.folders), notify)
 
 
-def _wanted(layout: Layout, needs: tuple[str, ...]) -> list[str]:
-    """Patterns of the files to fetch from a converted repository, whose configs ``layout`` knows."""
-    homes, others = _homes(layout.sources), []
-    absent = "transformer" in needs and "transformer" not in homes
-    if absent and layouts.DEV in layout.folders:
+def _wanted(layout: Layout, names: Iterable[str]) -> list[str]:
+    """Patterns of the files to fetch from a converted repository, for parts or folders of these ``names``."""
+    found = {**layout.folders, **layout.sources}
+    homes = {name: s.path.name for name, s in found.items() if s.path.is_dir()}
+    patterns = []
+    if "transformer" in {*names} - homes.keys() and layouts.DEV in homes:
         homes["transformer"] = layouts.DEV
-        others = [layouts.DISTILLED_LORA_FILES]  # which turns it into the distilled one
-    own = {name: name for name in needs if name in PARTS and PARTS[name].block}
-    return others + _patterns({n: h for n, h in (own | homes).items() if n in needs})
-
-
-def _homes(sources: Mapping[str, Source]) -> dict[str, str]:
-    """Part -> the name of its folder, for parts that have one."""
-    return {n: s.path.name for n, s in sources.items() if s.path.is_dir()}
-
-
-def _patterns(homes: Mapping[str, str]) -> list[str]:
-    """Patterns of the files in the folders of parts."""
-    return [f"{home}/{f}" for name, home in homes.items() for f in part_of(name).files]
+        patterns.append(layouts.DISTILLED_LORA_FILES)  # makes it the distilled one
+    for name in names:
+        if name in homes or (name in PARTS and PARTS[name].block):
+            home = homes.get(name, name)
+            patterns += [f"{home}/{file}" for file in part_of(name).files]
+    return patterns
 
 
 def check_names(files: Files) -> None:
