@@ -134,16 +134,12 @@ def written_aside(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             f"There is no folder {short(path.parent)} to write {path.name} in."
         )
     check_free(path, overwrite)
-    partial = _create_aside(path)
-    try:
-        with file_errors(path, "written"):
-            yield partial
-            if overwrite:
-                partial.replace(path)
-            else:
-                _take_name(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _aside(path) as partial, file_errors(path, "written"):
+        yield partial
+        if overwrite:
+            partial.replace(path)
+        else:
+            _take_name(partial, path)
 
 
 @contextmanager
@@ -152,15 +148,12 @@ def reserved(path: Path, size: int) -> Iterator[Path]:
 
     Raises ``UserError`` if there is no room. It holds random bytes, since some file systems compress others.
     """
-    room = _create_aside(path)
-    try:
+    with _aside(path) as room:
         with file_errors(path, "written"), open(room, "wb") as file:
             for start in range(0, size, BLOCK):
                 file.write(os.urandom(min(BLOCK, size - start)))
             os.fsync(file.fileno())
         yield room
-    finally:
-        room.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -209,13 +202,17 @@ def check_free(path: Path, overwrite: bool = False) -> None:
         )
 
 
-def _create_aside(path: Path) -> Path:
-    """Create a file with the usual permissions under a name that cannot be guessed."""
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A new file with the usual permissions under a name that cannot be guessed; removed afterwards if it is still there."""
     token = secrets.token_hex(8)
     partial = path.with_name(f".{path.name}{ASIDE}{token}{path.suffix}")
     with file_errors(path.parent, "written to"):
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    return partial
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _take_name(partial: Path, path: Path) -> None:

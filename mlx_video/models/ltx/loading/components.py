@@ -142,11 +142,9 @@ class Components:
         return cls(sources, files.residency, *found)
 
     def under(self, residency: Residency) -> "Components":
-        """The same parts under another residency; what is built already is shared."""
-        if residency == self.residency:
-            return self
+        """The same parts, built and lent ones too, under another residency."""
         other = copy(self)
-        other.residency, other._lent, other.fusions = residency, {}, []
+        other.residency = residency
         return other
 
     def streaming(self, model_type: LTXModelType) -> "Components":
