@@ -132,10 +132,8 @@ class PromptProjection(nn.Module):
         mean = mx.where(shown, x, 0).sum(axis=over, keepdims=True) / (count + 1e-6)
         low = mx.where(shown, x, mx.inf).min(axis=over, keepdims=True)
         high = mx.where(shown, x, -mx.inf).max(axis=over, keepdims=True)
-        x = 8 * (x - mean) / (high - low + 1e-6)
-        features = self.aggregate_embed(
-            _side_by_side(x, shown, self.aggregate_embed.weight.dtype)
-        )
+        x, linear = 8 * (x - mean) / (high - low + 1e-6), self.aggregate_embed
+        features = linear(_side_by_side(x, shown, linear.weight.dtype))
         return AV(features, features)
 
 

@@ -85,14 +85,13 @@ class LatentUpsampler(Network):
     @classmethod
     def sanitize(cls, weights: Weights) -> Weights:
         """As in ``Network``, but strict: the file holds nothing else."""
-        taken = super().sanitize(weights)
-        if taken is weights:
-            if "resample.blur.kernel" not in weights:
-                return weights
+        if "resample.blur.kernel" in weights:
             # Before 0.1.0 a rational upsampler's tensors had a plain one's names.
             old, new = "resample.conv.", "resample.expand."
             return {key.replace(old, new): value for key, value in weights.items()}
-        if unknown := [key for key in weights if cls.NAMES.ours(key) is None]:
+        taken = super().sanitize(weights)
+        unknown = [key for key in weights if cls.NAMES.ours(key) is None]
+        if unknown and taken is not weights:
             raise UserError(f"LatentUpsampler: unknown tensor {unknown[0]!r}.")
         return taken
 
