@@ -119,8 +119,7 @@ class Components:
         files.check()
         find.check_names(files)
         release = published(str(model))
-        notify = with_terms(notify)
-        search = find.Search(files, needs, release or LTX_2, notify)
+        search = find.Search(files, needs, release or LTX_2, with_terms(notify))
         if release:
             checks.check_duration_head(needs, release.single)
         if needs == ("text_encoder",) and (files.text_encoder or release):
@@ -138,8 +137,9 @@ class Components:
         if files.detailing_lora:
             detailing_lora = search.lora(files.detailing_lora, layout, reference=True)
         loras = [LoRA(search.lora(file, layout), s) for file, s in files.loras]
-        found = loras, distilled_lora, layout, detailing_lora
-        return cls(sources, files.residency, *found)
+        return cls(
+            sources, files.residency, loras, distilled_lora, layout, detailing_lora
+        )
 
     def under(self, residency: Residency) -> "Components":
         """The same parts, built and lent ones too, under another residency."""

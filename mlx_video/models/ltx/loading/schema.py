@@ -85,13 +85,13 @@ class Config:
                 f"{cls.__name__}: unknown keys {', '.join(map(_plain, unknown[:5]))}; this version of mlx-video does not know what they "
                 "change. The checkpoint may need a newer mlx-video."
             )
-        needed = {f.name for f in fields(cls) if f.default is MISSING}
-        required = [name for name in kinds if name in needed.union(cls.REQUIRED)]
-        if absent := [name for name in required if name not in data]:
+        needed = {f.name for f in fields(cls) if f.default is MISSING} | {*cls.REQUIRED}
+        if absent := [key for key in kinds if key in needed - data.keys()]:
             raise UserError(f"{cls.__name__}: the config lacks {', '.join(absent)}.")
-        stated = [key for key in kinds if key in data]
         read = partial(read_value, cls.__name__, cls.POSITIVE)
-        return cls(**{key: read(key, data[key], kinds[key]) for key in stated})
+        return cls(
+            **{k: read(k, data[k], kind) for k, kind in kinds.items() if k in data}
+        )
 
 
 def read_value(
