@@ -281,23 +281,6 @@ def taken_by(inputs: Iterable[Input], stage: int) -> tuple[Input, ...]:
     return tuple(given for given in inputs if stage == 0 or not given.first_stage)
 
 
-def check_inputs(
-    inputs: Iterable[Input], shape: VideoPixelShape, model: Model, opening: bool = True
-) -> None:
-    """Raise ``UserError`` if one of ``inputs`` cannot be used, or two have the same place; see ``Request.check``."""
-    taken = set()
-    for number, given in enumerate(inputs):
-        with at(number):
-            given.check(shape, model)
-            if given.place in taken:
-                raise UserError(
-                    f"Two inputs are at the same place, {given.place}; move one of them."
-                )
-            taken |= {given.place} - {None}
-            if opening:
-                given.check_files()
-
-
 def forget_pictures() -> None:
     """Free the pictures that were read: a run reads each once, and needs it until it is encoded."""
     _read_picture.cache_clear()

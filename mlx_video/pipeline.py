@@ -1,5 +1,6 @@
 """The single path from a request to a clip, for all doors. Owns order and lifetimes, and no mathematics."""
 
+import math
 import warnings
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, replace
@@ -183,6 +184,10 @@ class Pipeline:
             return AV(video)
         T, audio = geometry.audio_frames(request.shape), geometry.audio
         return AV(video, (1, audio.channels, T, audio.bins))
+
+    def latent_bytes(self, request: Request) -> int:
+        """The size of those latents."""
+        return sum(4 * math.prod(shape) for shape in self.latent_shapes(request).values)
 
     def check(self, request: Request) -> None:
         """Raise ``UserError`` for anything wrong that can be known before weights are read."""

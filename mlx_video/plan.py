@@ -195,11 +195,6 @@ class Footprint:
         gemma = sources.get("text_encoder")
         self.context = max_tokens(gemma.path) if gemma else MAX_TOKENS
 
-    @property
-    def geometry(self) -> Geometry:
-        """The checkpoint's."""
-        return self.components.geometry
-
     def phases(self, work: Work, room: float) -> Iterator[Phase]:
         """The phases of a run in order; ``room`` is for MLX's arrays and decides how the video is decoded."""
         request, sources = work.request, self.components.sources
@@ -229,11 +224,11 @@ class Footprint:
 
     def computing(self, name: str, work: Work) -> float:
         """The most bytes that part ``name`` needs besides its weights: for all prompts, one picture, or the whole sound."""
-        audio, context = self.geometry.audio, self.context
+        geometry, context = self.components.geometry, self.context
         prompts = 1 + work.recipe.guided
         rows = prompts * min(work.prompt_tokens, context)
-        frames = self.geometry.audio_frames(work.shape) if audio else 0
-        mel = frames and frames * audio.mel_frames
+        frames = geometry.audio_frames(work.shape) if geometry.audio else 0
+        mel = frames and frames * geometry.audio.mel_frames
         sizes = {
             "text_encoder": (rows,),
             "connectors": (rows, prompts, context),
@@ -251,8 +246,8 @@ class Footprint:
 
     def _sampling(self, work: Work) -> Iterator[Phase]:
         """Each stage, and then each of DFR's rounds, which upsamples the whole clip and samples it tile by tile."""
-        recipe, geometry, context = work.recipe, self.geometry, self.context
-        transformer = self.part("transformer")
+        recipe, transformer = work.recipe, self.part("transformer")
+        geometry, context = self.components.geometry, self.context
         sizes = [(work.tokens(n, geometry), 1) for n, _ in enumerate(recipe.stages)]
         sizes += work.round_tokens(geometry)
         streams = AV(True, work.request.audio or None)
@@ -281,7 +276,7 @@ class Footprint:
         shape, decoder = work.recipe.shape(work.shape, number), self.part(
             "video_decoder"
         )
-        latent = self.geometry.latents(shape)._replace(frames=1)
+        latent = self.components.geometry.latents(shape)._replace(frames=1)
         frame = decoder.activation_bytes(latent, decoder.FRAME)
         if on_gpu() and decoder.FRAME == WHOLE:  # queued while the forward ends
             return forward + frame
@@ -289,7 +284,7 @@ class Footprint:
 
     def _decoding(self, work: Work, room: float) -> Phase:
         """The decoding, in tiles that may be chosen by the ``room`` that all weights leave."""
-        name, geometry = "video_decoder", self.geometry
+        name, geometry = "video_decoder", self.components.geometry
         budget = room - sum(map(self.weights, self.residency.keep | {name}))
         decoder, grid = self.part(name), geometry.latents(work.shape)
         tiling = choose_tiling(work.request.tiling, decoder, grid, budget)
@@ -315,7 +310,7 @@ class Footprint:
 
     def nearest_sizes(self, work: Work, room: float) -> Iterator[VideoPixelShape]:
         """The longest clip of this size, and the largest of this length, that fit into ``room`` bytes; none if it is sampled."""
-        grid = self.geometry.grid(work.recipe.shrink)
+        grid = self.components.geometry.grid(work.recipe.shrink)
         ways = () if work.sampled else (grid.shorter, grid.smaller)
 
         def fitting(shape: VideoPixelShape) -> bool:

@@ -76,27 +76,23 @@ class Stage:
 
     def check(self, num_layers: int | None = None) -> None:
         """Raise ``UserError`` for invalid noise levels or numbers, also for a model of ``num_layers``."""
-        with at("sigmas"):
-            _check_sigmas(self.sigmas)
+        sigmas = self.sigmas
+        falls = all(a > b for a, b in zip(sigmas, sigmas[1:]))
+        if len(sigmas) < 2 or not falls or not 0 <= sigmas[-1] < sigmas[0] <= 1:
+            raise UserError(
+                f"A stage needs at least two sigmas, descending from at most 1 to at least 0; got {str(list(sigmas))[:80]}. "
+                "For example: [1.0, 0.5, 0.0]."
+            ).at("sigmas")
+        if len(sigmas) > MOST_STEPS + 1:
+            raise UserError(
+                f"A stage has at most {MOST_STEPS:,} steps; got {len(sigmas) - 1:,}. The usual number is {STEPS}."
+            ).at("sigmas")
         for name in ("distilled_lora", "detailing"):
             with at(name):
                 check_strength(f"A stage's {name}", getattr(self, name), usual=0.5)
         for stream in Modality:
             with at("guidance", stream.value):
                 _check_guidance(self.guidance[stream], num_layers)
-
-
-def _check_sigmas(sigmas: tuple[float, ...]) -> None:
-    falls = all(a > b for a, b in zip(sigmas, sigmas[1:]))
-    if len(sigmas) < 2 or not falls or not 0 <= sigmas[-1] < sigmas[0] <= 1:
-        raise UserError(
-            f"A stage needs at least two sigmas, descending from at most 1 to at least 0; got {str(list(sigmas))[:80]}. "
-            "For example: [1.0, 0.5, 0.0]."
-        )
-    if len(sigmas) > MOST_STEPS + 1:
-        raise UserError(
-            f"A stage has at most {MOST_STEPS:,} steps; got {len(sigmas) - 1:,}. The usual number is {STEPS}."
-        )
 
 
 def _check_guidance(guidance: Guidance | None, num_layers: int | None) -> None:

@@ -6,7 +6,7 @@ from typing import Callable, Iterable, TypeVar
 
 from mlx_video.disk import short
 from mlx_video.errors import UserError, at, check_text
-from mlx_video.inputs import Input, Model, as_input, check_inputs
+from mlx_video.inputs import Input, Model, as_input
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT, SEED, Recipe
@@ -75,7 +75,19 @@ class Request:
                 "DFR cannot choose the clip's length; set --num-frames."
             ).at("timed")
         with at("inputs"):
-            check_inputs(self.inputs, self.shape, model, opening)
+            self._check_inputs(model, opening)
+
+    def _check_inputs(self, model: Model, opening: bool) -> None:
+        for number, given in enumerate(self.inputs):
+            with at(number):
+                given.check(self.shape, model)
+                before = [other.place for other in self.inputs[:number]]
+                if given.place and given.place in before:
+                    raise UserError(
+                        f"Two inputs are at the same place, {given.place}; move one of them."
+                    )
+                if opening:
+                    given.check_files()
 
     @property
     def model_type(self) -> LTXModelType:

@@ -3,7 +3,6 @@
 An exception that ends a run has a note on how to resume.
 """
 
-import math
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -74,7 +73,7 @@ def run(job: Job, output: Output, options: Options = Options()) -> Iterator[Even
         output.check_unfinished()
     with folder_made(output.path.parent), owned(output.path):
         job, plan, pipeline = yield from _prepared(job, options)
-        output.check_space(job.request.shape, _latent_bytes(pipeline, job))
+        output.check_space(job.request.shape, pipeline.latent_bytes(job.request))
         yield Planned(job, str(output.path), plan)
         if options.previews and not plan.previews:
             yield Warned(
@@ -171,7 +170,8 @@ def _carried_out(
 ) -> Iterator[Event]:
     """Sample, save the latents, and decode them. Disk space for the latents is reserved before."""
     job, output = keeper.job, keeper.output
-    with reserved(output.latents, _latent_bytes(pipeline, job) + SPARE) as room, keeper:
+    size = pipeline.latent_bytes(job.request) + SPARE
+    with reserved(output.latents, size) as room, keeper:
         fused = 0
         for event in pipeline.events(job.request, start):
             fusions = pipeline.components.fusions
@@ -212,12 +212,6 @@ def _written(sampled: Sampled, output: Output) -> Iterator[Step]:
             media.save_wav(clip.audio, output.audio, overwrite=overwrite)
     with written_aside(output.record, overwrite) as aside:
         aside.write_text(record + "\n", encoding="utf-8")
-
-
-def _latent_bytes(pipeline: Pipeline, job: Job) -> int:
-    """The size of the latents that sampling will make."""
-    shapes = pipeline.latent_shapes(job.request).values
-    return sum(4 * math.prod(shape) for shape in shapes)
 
 
 def _timed(events: Iterable[Event], output: Output) -> Iterator[Event]:

@@ -22,7 +22,6 @@ from mlx_video.inputs import (
     Model,
     Option,
     Parts,
-    check_inputs,
     taken_by,
 )
 from mlx_video.models.ltx import enhance
@@ -40,7 +39,11 @@ from tests.media_reading import read_clip
 from tests.reference import FIXTURES, checkpoint, error, vectors
 
 SHAPE = VideoPixelShape(17, 64, 128, 24.0)
-LTX_2_MODEL = Model(LTX_2.geometry)
+
+
+def check(*inputs: Input) -> None:
+    request = Request("a ball", SHAPE, inputs=inputs)
+    request.check(recipes.distilled(), Model(LTX_2.geometry))
 
 
 @pytest.fixture
@@ -186,7 +189,7 @@ def test_pictures_say_what_they_add(picture):
 def test_pictures_that_cannot_stand_there(given, sentence, picture):
     given = tuple(Image(picture, image.frame, image.strength) for image in given)
     with pytest.raises(UserError, match=sentence):
-        check_inputs(given, SHAPE, LTX_2_MODEL)
+        check(*given)
 
 
 @pytest.mark.slow
@@ -241,9 +244,9 @@ def test_only_the_first_stage_takes_generated_keyframes():
 )
 def test_numbers_of_keyframes_that_make_no_sense_are_refused(given, sentence):
     with pytest.raises(UserError, match=sentence):
-        check_inputs([Keyframes.typed([given])], SHAPE, LTX_2_MODEL)
+        check(Keyframes.typed([given]))
     with pytest.raises(UserError, match="same place, all generated keyframes"):
-        check_inputs([TWO, Keyframes(3)], SHAPE, LTX_2_MODEL)
+        check(TWO, Keyframes(3))
 
 
 def test_a_model_that_knows_no_keyframes_is_told_at_once(model):
