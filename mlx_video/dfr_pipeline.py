@@ -14,7 +14,7 @@ from mlx_video.models.ltx import dfr_layout
 from mlx_video.models.ltx.condition_tokens import Place, generated_keyframes, reference
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.patchify import initial_states, noised, unpatchify
-from mlx_video.pipeline import Made, Pipeline, Sampling, Working, steps
+from mlx_video.pipeline import Made, Pipeline, Sampling, Working
 from mlx_video.recipes import Recipe, Stage, finished
 from mlx_video.request import Request
 from mlx_video.sampling.guidance import Guidance, guided
@@ -139,8 +139,7 @@ class DFRPipeline(Pipeline):
         noise, key = mx.random.split(tile_key(request.seed, round_, index))
         states = noised(states, stage.sigmas[0], noise)
         denoise = guided(sampling.predict, sampling.embeddings, AV(Guidance()))
-        name = self.recipe.phase(number)
-        for step, states in steps(name, stage, denoise, states, key):
+        for step, states in self._steps(number, denoise, states, key):
             yield over_tiles(step, index, len(layout))
         new = dfr_layout.generated_pictures(states.video, tile.slots, size)
         kept = {frame: pictures[frame] for frame in tile.anchors}

@@ -317,7 +317,7 @@ class Pipeline:
     ) -> Working[AV[LatentState]]:
         """The states after the last step of stage ``number``, from noiseless ``states``."""
         request, embeddings, _, start, predict, previews = sampling
-        stage, name, done = self.recipe.stages[number], self.recipe.phase(number), 0
+        stage, done, queue = self.recipe.stages[number], 0, previews.queue
         states = noised(states, stage.sigmas[0], self._key(request.seed, number))
         if start and start.stage == number:
             states, done = start.into(states), start.step
@@ -326,9 +326,7 @@ class Pipeline:
         denoise = guided(predict, embeddings, strengths, batched=batched)
         denoise = previews.watching(denoise, len(stage.sigmas) - 1)
         key = self._key((request.seed + SAMPLER_SEED) % 2**32, number)
-        for step, states in steps(
-            name, stage, denoise, states, key, done, previews.queue
-        ):
+        for step, states in self._steps(number, denoise, states, key, done, queue):
             yield step
             if not done < step.index < step.total:
                 continue  # nothing is new, or the stage is over
@@ -338,6 +336,31 @@ class Pipeline:
                 yield Reached(number, step.index, latents, before.sound)
             yield from previews.after(step.index)
         return states
+
+    def _steps(
+        self,
+        number: int,
+        denoise: Denoise,
+        states: AV[LatentState],
+        key: mx.array,
+        done: int = 0,
+        queued: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[Step, AV[LatentState]]]:
+        """The steps of stage ``number`` of the walk from ``done`` on, each with its evaluated states, preceded by ``states``.
+
+        queued  is called when a step is queued on the device, before it is waited for
+        """
+        name, stage = self.recipe.phase(number), self.recipe.walk[number]
+        total = len(stage.sigmas) - 1
+        yield Step(name, done, total, stage.sigmas[done]), states
+        sampled = stage.sampler(denoise, states, stage.sigmas, key=key, start=done)
+        for index, (states, sigma) in enumerate(sampled, start=done + 1):
+            latents = [state.latent for state in states.values]
+            mx.async_eval(latents)
+            queued()
+            mx.eval(latents)
+            del latents
+            yield Step(name, index, total, sigma), states
 
     def _key(self, seed: int, number: int) -> mx.array:
         return mx.random.split(mx.random.key(seed), len(self.recipe.stages))[number]
@@ -378,28 +401,3 @@ class Pipeline:
             cell = self.components.geometry.video
             frames = postprocess.frames(health.check_pixels(p, cell) for p in pieces)
             yield from health.watched(frames, self.defaults.may_be_still)
-
-
-def steps(
-    name: str,
-    stage: Stage,
-    denoise: Denoise,
-    states: AV[LatentState],
-    key: mx.array,
-    done: int = 0,
-    queued: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Step, AV[LatentState]]]:
-    """The steps of a stage from ``done`` on, each with its evaluated states, preceded by ``states``.
-
-    queued  is called when a step is queued on the device, before it is waited for
-    """
-    total = len(stage.sigmas) - 1
-    yield Step(name, done, total, stage.sigmas[done]), states
-    sampled = stage.sampler(denoise, states, stage.sigmas, key=key, start=done)
-    for index, (states, sigma) in enumerate(sampled, start=done + 1):
-        latents = [state.latent for state in states.values]
-        mx.async_eval(latents)
-        queued()
-        mx.eval(latents)
-        del latents
-        yield Step(name, index, total, sigma), states
