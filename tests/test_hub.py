@@ -353,6 +353,25 @@ def test_a_wait_for_another_process_is_said(repo, monkeypatch):
     assert told[1] == f"{NAME}: {waiting}" and "MB/s" in told[-1]
 
 
+def test_what_another_process_fetches_is_waited_for_and_not_fetched_again(repo):
+    (file,) = hub.plan(NAME, ["a.safetensors"]).missing.values()
+    blob, lock = download.blob_of(NAME, file), cache() / ".locks"
+    lock = lock / download.folder_of(NAME).name / f"{file.checksum}.lock"
+    for folder in (blob.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        pieces = download.receive("http://127.0.0.1:1/", NAME, file)
+        assert next(pieces) == 0
+
+        def ends():
+            blob.write_bytes(A)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        Timer(0.2, ends).start()
+        assert list(pieces) == [file.bytes]
+
+
 def test_info_describes_what_the_cache_holds_of_a_repository(remote, capsys):
     lora, model = "loras/a.safetensors", "ltx-2.3-tiny.safetensors"
     tiny = FIXTURES / "ltx23_tiny"

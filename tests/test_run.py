@@ -11,9 +11,11 @@ import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Iterator
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -22,6 +24,7 @@ from mlx_video.errors import DiskFullError, UserError
 from mlx_video.events import Planned, Saved, Took, Warned, Written
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.loading.residency import Shelf
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
 from mlx_video.plan import Plan, plan
@@ -111,6 +114,17 @@ def test_freed_memory_is_kept_as_far_as_it_saves_time(
         next(preparing)
     _, plan, pipeline = end.value.value
     assert most / 4 <= pipeline.components.cache_limit <= most < plan.spare
+
+
+def test_a_run_uses_the_shelf_and_frees_what_is_not_its_own_there(model):
+    shelf, of_another = Shelf(), nn.Linear(2, 2)
+    shelf.put("transformer", "of another model", SimpleNamespace(network=of_another))
+    preparing = _prepared(job(model), Options(shelf=shelf))
+    with pytest.raises(StopIteration) as end:
+        next(preparing)
+    _, _, pipeline = end.value.value
+    assert pipeline.components.shelf is shelf
+    assert not shelf.names and not of_another.parameters()
 
 
 @pytest.mark.slow

@@ -463,6 +463,13 @@ def test_the_distilled_lora_serves_one_loan(folder):
             pass
 
 
+def test_a_lora_of_few_layers_is_not_taken_for_the_distilled_one(folder):
+    write_lora(folder / "tiny-distilled-lora.safetensors", f"diffusion_model.{LAYER}")
+    needs = (*NEEDED, "distilled_lora")
+    with pytest.raises(UserError, match="of the transformer's layers; .*use it with --lora"):  # fmt: skip
+        Components.open(folder, needs=needs).check(needs)
+
+
 def test_a_file_that_is_no_lora_for_ltx_is_refused_when_opened(folder, tmp_path):
     other = write_lora(tmp_path / "other.safetensors", "vae.x")
     mx.save_safetensors(str(other), {"unet.weight": mx.zeros(1)})
