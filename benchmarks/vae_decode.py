@@ -150,14 +150,15 @@ def decode_works(decoder, elements: int) -> dict:
 
 
 def encode_works(encoder, elements: int) -> dict:
-    from mlx_video.models.ltx.video_vae.decoding import encode_streaming
+    from mlx_video.models.ltx.pacing import each_piece_by_piece
+
+    def streamed(x):
+        return each_piece_by_piece(encoder.stream(x, elements))
 
     return {
-        "encode, streamed": lambda x: encode_streaming(encoder, x, elements),
+        "encode, streamed": streamed,
         "encode, whole": lambda x: map(encoder, [x]),
-        "encode, streamed by frames": by_frames(
-            lambda x: encode_streaming(encoder, x, elements)
-        ),
+        "encode, streamed by frames": by_frames(streamed),
     }
 
 

@@ -1,4 +1,4 @@
-"""Decode and encode a clip of any length in bounded memory, either exactly or in blended tiles.
+"""Decode a clip of any length in bounded memory, either exactly or in blended tiles.
 
 Knows what a plan needs, not how a network computes it.
 """
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Iterator, NamedTuple
 import mlx.core as mx
 
 from mlx_video.models.ltx.pacing import each_piece_by_piece
-from mlx_video.models.ltx.video_vae.encoder import VideoEncoder
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 
 if TYPE_CHECKING:  # they import this module
@@ -49,12 +48,21 @@ def choose_tiling(
 ) -> Tiling:
     """How to decode latents of ``shape`` (B, C, F, H, W) in ``mode``, one of ``tiling.MODES``.
 
-    "none" decodes exactly; "auto" is ``fitting`` within ``budget`` bytes besides the weights (by default what the device
-    has left).
+    "none" decodes exactly. "auto" is the fastest exact plan within ``budget`` bytes besides the weights, else the tiles
+    with the fewest seams, or what needs least if nothing fits. By default the budget is what the device has left, if MLX
+    knows that.
     """
-    if mode == "auto":
-        return fitting(decoder, shape, budget)
-    return TilingConfig.named(mode) or StreamPlan()
+    if mode != "auto":
+        return TilingConfig.named(mode) or StreamPlan()
+    if budget is None:
+        info = mx.device_info()
+        memory = info.get("memory_size") or info.get("total_memory") or math.inf
+        budget = memory - mx.get_active_memory()
+    needs = cache(partial(decoder.activation_bytes, shape))
+    tiles = TilingConfig.conservative, TilingConfig.default, TilingConfig.aggressive
+    ways = [*decoder.plans(shape), *(tiling() for tiling in tiles)]
+    fit = (way for way in ways if needs(way) <= budget)
+    return next(fit, None) or min(ways, key=needs)
 
 
 def decode_stream(
@@ -101,15 +109,6 @@ def _joined(tiles: tuple[mx.array, ...], axis: int) -> mx.array:
     return pixels
 
 
-def encode_streaming(
-    encoder: VideoEncoder, pixels: mx.array, elements: int = PIECE
-) -> Iterator[mx.array]:
-    """Latents of ``pixels`` (B, 3, F, H, W) in order, each evaluated (LTX-2: (B, 128, f, H/32, W/32) at a time)."""
-    for latents in each_piece_by_piece(encoder.stream(pixels, elements)):
-        mx.eval(latents)
-        yield latents
-
-
 def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]:
     """``count`` tiles of equal length: (start, stop, first kept, last kept + 1); kept cells are ``halo`` away from a cut."""
     size = min(length, -(-length // count) + 2 * halo)
@@ -117,22 +116,3 @@ def spans(length: int, count: int, halo: int) -> list[tuple[int, int, int, int]]
     starts = [min(max(0, first - halo), length - size) for first in edges[:-1]]
     bounds = zip(starts, edges, edges[1:])
     return [(start, start + size, first, last) for start, first, last in bounds]
-
-
-def fitting(
-    decoder: "Decoder", shape: tuple[int, ...], budget: float | None = None
-) -> Tiling:
-    """The fastest exact plan for latents of ``shape`` within ``budget`` bytes, else the tiles with the fewest seams.
-
-    If nothing fits, it is what needs least. The budget excludes the weights; by default it is what the device has left, if
-    MLX knows that.
-    """
-    if budget is None:
-        info = mx.device_info()
-        memory = info.get("memory_size") or info.get("total_memory") or math.inf
-        budget = memory - mx.get_active_memory()
-    needs = cache(partial(decoder.activation_bytes, shape))
-    tiles = TilingConfig.conservative, TilingConfig.default, TilingConfig.aggressive
-    ways = [*decoder.plans(shape), *(tiling() for tiling in tiles)]
-    fit = (way for way in ways if needs(way) <= budget)
-    return next(fit, None) or min(ways, key=needs)

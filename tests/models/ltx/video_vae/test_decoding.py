@@ -7,18 +7,17 @@ import pytest
 
 from mlx_video import backend
 from mlx_video.models.ltx.loading import memory_table
+from mlx_video.models.ltx.pacing import each_piece_by_piece
 from mlx_video.models.ltx.vae_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.convolution import MAX_CONV_ELEMENTS, CausalConv3d
-from mlx_video.models.ltx.video_vae.decoder_memory import FRAMES_CPU
+from mlx_video.models.ltx.video_vae.decoder import FRAMES_CPU
 from mlx_video.models.ltx.video_vae.decoding import (
     PIECE,
     PIECES,
     StreamPlan,
     choose_tiling,
     decode_stream,
-    encode_streaming,
-    fitting,
     spans,
 )
 from mlx_video.models.ltx.video_vae.stream import FrameCache, Incomplete, cut
@@ -194,11 +193,11 @@ def test_the_largest_piece_that_fits():
     shape = (1, 128, 61, 4, 60)
     first = quickest(shape)
     needs = decoder().activation_bytes(shape, first)
-    assert fitting(decoder(), shape, needs) == first
-    less = fitting(decoder(), shape, needs - 1)
+    assert choose_tiling("auto", decoder(), shape, needs) == first
+    less = choose_tiling("auto", decoder(), shape, needs - 1)
     assert less in map(StreamPlan, PIECES[1:])
     assert decoder().activation_bytes(shape, less) < needs
-    least = fitting(decoder(), shape, 10)
+    least = choose_tiling("auto", decoder(), shape, 10)
     assert decoder().activation_bytes(shape, least) == min(
         decoder().activation_bytes(shape, way)
         for way in (*decoder().plans(shape), TilingConfig.aggressive())
@@ -210,9 +209,11 @@ def test_the_machine_is_the_budget(monkeypatch):
     for name in ("memory_size", "total_memory"):
         for size, expected in ((2**40, True), (2**10, False)):
             monkeypatch.setattr(mx, "device_info", lambda: {name: size})
-            assert (fitting(decoder(), shape) == quickest(shape)) is expected
+            assert (
+                choose_tiling("auto", decoder(), shape) == quickest(shape)
+            ) is expected
     monkeypatch.setattr(mx, "device_info", dict)
-    assert fitting(decoder(), shape) == quickest(shape)
+    assert choose_tiling("auto", decoder(), shape) == quickest(shape)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_modes(mode, budget, expected):
 @pytest.mark.parametrize("elements", [SMALL, 300_000, LARGE])
 def test_encoded_in_pieces(frames, elements):
     pixels = mx.random.normal((1, 3, frames, 64, 96))
-    pieces = list(encode_streaming(encoder(), pixels, elements))
+    pieces = list(encoder().stream(pixels, elements))
     assert error(joined(pieces), encoder()(pixels)) < EXACT
     if elements == SMALL:
         assert [piece.shape[2] for piece in pieces] == [2] * (frames > 1) + [1] * (
@@ -258,7 +259,7 @@ def test_every_kind_of_encoder_block_in_pieces(blocks, frames, padding):
     mx.random.seed(6)
     model = VideoEncoder(small_config(blocks, encoder_spatial_padding_mode=padding))
     pixels = mx.random.normal((2, 3, frames, 16, 24))
-    pieces = list(encode_streaming(model, pixels, SMALL))
+    pieces = list(model.stream(pixels, SMALL))
     assert len(pieces) > 2
     assert error(joined(pieces), model(pixels)) < EXACT
 
@@ -314,10 +315,11 @@ def test_what_is_held_does_not_follow_the_length(code):
             pieces = decode_stream(decoder(), x, StreamPlan(SMALL))
         else:
             x = mx.zeros((1, 3, 8 * cells + 1, 64, 64))
-            pieces = encode_streaming(encoder(), x, SMALL)
+            pieces = each_piece_by_piece(encoder().stream(x, SMALL))
         mx.eval(x)
         most, memory = 0, Memory()
         for piece in pieces:
+            mx.eval(piece)
             del piece
             most = max(most, memory.held)
         return most - 128 * cells * 2 * 2 * 4

@@ -9,7 +9,6 @@ from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
 from mlx_video.models.ltx.video_vae.decoding import (
     StreamPlan,
     decode_stream,
-    encode_streaming,
 )
 from mlx_video.models.ltx.video_vae.sampling import patchify
 from mlx_video.models.ltx.video_vae.stream import FrameCache
@@ -49,7 +48,7 @@ def test_latents_of_a_clip_and_of_an_image(file):
     assert error(encoder(pixels), numbers["enc.out"]) < MODULE_TOLERANCE
     image = encoder(pixels[:, :, :1])
     assert error(image, numbers["enc.image_out"]) < MODULE_TOLERANCE
-    streamed = joined(encode_streaming(encoder, pixels, elements=1))
+    streamed = joined(encoder.stream(pixels, elements=1))
     assert error(streamed, numbers["enc.out"]) < MODULE_TOLERANCE
 
 
