@@ -35,13 +35,12 @@ from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.text_encoder import GemmaTextEncoder
 from mlx_video.models.ltx.text_folder import MAX_TOKENS
 from mlx_video.models.ltx.tokenizer import PromptTokenizer
-from mlx_video.models.ltx.video_vae import decoder_memory
+from mlx_video.models.ltx.video_vae import decoder as video_decoder
 from mlx_video.models.ltx.video_vae.decoding import WHOLE, StreamPlan
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
     blended_pixels,
     decode_grid,
-    iterate_decode,
 )
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
@@ -60,6 +59,7 @@ from mlx_video.run import Options, run
 from mlx_video.types import AV, Doing, VideoPixelShape, VideoScale
 from tests.checkpoints import MODEL, wide_gemma
 from tests.memory import Memory, most_taken
+from tests.models.ltx.video_vae.tiny import iterate_decode
 from tests.reference import FIXTURES
 from tests.tiny_tokenizer import make_text_encoder_folder
 
@@ -184,7 +184,7 @@ def test_operations_of_the_full_model(full):
 @pytest.mark.slow
 def test_operations_are_as_slow_as_measured(full, monkeypatch):
     """Of the decoder beside the transformer, on an H200; docs/performance.md."""
-    monkeypatch.setattr(decoder_memory, "on_gpu", lambda: True)
+    monkeypatch.setattr(video_decoder, "on_gpu", lambda: True)
     speed = full.sketch("transformer").operations(AV(6144, 126), 1024) / 0.342
     whole = full.sketch("video_decoder").operations((1, 128, 16, 16, 24))
     assert whole / speed == pytest.approx(0.181, rel=0.1)

@@ -22,10 +22,6 @@ MAX_CONV_ELEMENTS = 1_500_000_000
 # Input times output channels up to which ``by_product`` is faster.
 NARROW = 128 * 128
 
-ACTIVATED, SUMMED = 9, 1
-"""Arrays of a convolution's input (normed, activated, padded) and output (sums, bias) that a CPU holds besides the
-unfolded input, since it runs a few operations ahead."""
-
 KERNEL = 3  # frames, rows and columns of a causal convolution
 
 Triple = tuple[int, int, int]
@@ -79,17 +75,6 @@ def preferred_form(kernel: Sequence[int], dtype: mx.Dtype) -> Form:
 def on_gpu() -> bool:
     """Whether memory is estimated as for a GPU."""
     return memory_table.live() is memory_table.GPU
-
-
-def unfolded_elements(conv: "CausalConv3d", frames: int, cells: int) -> int:
-    """Float32 elements that a CPU holds while it convolves ``frames`` of ``cells``."""
-    O, *kernel, I = conv.weight.shape
-    outputs, inputs = frames * cells, (frames + kernel[0] - 1) * cells
-    if preferred_form(conv.weight.shape, conv.weight.dtype) is by_product:
-        unfolded = kernel[1] * kernel[2]
-        return inputs * I * (ACTIVATED + unfolded) + outputs * O * (SUMMED + kernel[0])
-    unfolded = math.prod(kernel)
-    return inputs * I * ACTIVATED + outputs * (I * unfolded + O * SUMMED)
 
 
 def by_volume(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.array:

@@ -1,6 +1,7 @@
-"""The convolutional video decoder: latents to pixels. Knows the order of its blocks, not how a clip is cut into tiles."""
+"""The convolutional video decoder: latents to pixels. Knows the order of its blocks, and the memory that a clip needs."""
 
 import math
+from fractions import Fraction
 from functools import partial
 from typing import ClassVar, Iterator
 
@@ -8,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
+from mlx_video.models.ltx.loading.memory_table import FLOAT32
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.vae_config import STRIDES, VideoVAEConfig
@@ -17,19 +19,51 @@ from mlx_video.models.ltx.video_vae.convolution import (
     Block,
     CausalConv3d,
     MidBlock3D,
+    convolutions,
     layers_of,
+    on_gpu,
     read_blocks,
     video_names,
     widest,
 )
-from mlx_video.models.ltx.video_vae.decoder_memory import DecoderMemory
-from mlx_video.models.ltx.video_vae.decoding import WHOLE
+from mlx_video.models.ltx.video_vae.decoding import (
+    PIECES,
+    WHOLE,
+    StreamPlan,
+    Tiling,
+    spans,
+)
+from mlx_video.models.ltx.video_vae.memory import Sized, pair_bytes, sized
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
 from mlx_video.models.ltx.video_vae.stream import DecoderStep, FrameCache, in_pieces
-from mlx_video.models.ltx.video_vae.tiling import TilingConfig, iterate_decode
+from mlx_video.models.ltx.video_vae.tiling import (
+    Cut,
+    TilingConfig,
+    blended_pixels,
+    decode_grid,
+    run_tiles,
+)
+
+KEPT = 3  # frames that a convolution and the skip beside it keep for the next piece, at most
+# Arrays that are alive at once on a GPU, measured on an H200, ...
+LIVE_PIECES = 8  # ... of the size of a piece
+LIVE_WHOLE = 9.7  # ... of the size of the finest grid, for a clip of one piece
+LIVE_TILE = 18.5  # ... of the size of a tile's finest grid; a tile is not paced
+QUEUED = 350e6  # bytes of small results that a GPU may queue besides
+# Copies of kept frames on a GPU, where the next are made before the last are freed.
+AGAIN = 1.6
+# Frames of the largest layer that a CPU computes at once. As fast as all at once for large frames; faster for small ones,
+# which then reuse memory.
+FRAMES_CPU = 8
+# Share of two convolutions' arrays that a CPU holds, if it copies their weights to float32, by the padding: ours, or MLX's.
+PAIRED = {"reflect": 0.92, "zeros": 1.32}
+BEGUN = 0.4  # share of the next piece that a CPU holds beside the current one; measured as 0 to 0.45
+# Time of a convolution's operation relative to a transformer's, ...
+SLOWER = 1.7  # ... measured on an H200
+SLOWER_CPU = 0.9  # ... and on two CPU cores
 
 
-class VideoDecoder(DecoderMemory, Network):
+class VideoDecoder(Network):
     """The decoder. It is not causal in LTX-2, so a pixel frame may depend on later latents."""
 
     CONFIG = VideoVAEConfig
@@ -76,7 +110,12 @@ class VideoDecoder(DecoderMemory, Network):
         self, latents: mx.array, tiling: TilingConfig, key: mx.array | None = None
     ) -> Iterator[mx.array]:
         """Pixels from overlapping tiles of the latents, as in Lightricks' code; one piece per tile of time."""
-        return iterate_decode(self, latents, tiling, self.scale)
+
+        def tile(*cuts: Cut) -> mx.array:
+            time, rows, columns = (cut.source for cut in cuts)
+            return self(latents[:, :, time, rows, columns])
+
+        return run_tiles(tile, decode_grid(latents.shape[2:], tiling, self.scale))
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -87,6 +126,107 @@ class VideoDecoder(DecoderMemory, Network):
         *steps, last = (DecoderStep(layer, widest(layer)) for layer in self.layers)
         finish = partial(self.conv_out, activate=True)
         return [*steps, DecoderStep(finish, last.width)]
+
+    # What a clip needs
+
+    def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
+        """How latents of ``shape`` may be cut with the same pixels, the fastest first."""
+        most, (B, _, _, H, W) = PIECES[0], shape
+        if not on_gpu():
+            frames = sized(self.layers, B, 1, H, W)
+            most = FRAMES_CPU * max(step.elements for step in frames)
+        for tiles in range(1, max(H, W) // 2):
+            for elements in PIECES:
+                yield StreamPlan(min(elements, most), tiles)
+
+    def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
+        """About how many bytes decoding latents of ``shape`` needs besides the weights.
+
+        In pieces: the current piece, and the frames that each convolution and its skip keep for the next. In tiles: a tile
+        and the pixels before it, or the pixels while they are blended.
+        """
+        if isinstance(tiling, TilingConfig):
+            return self._bytes_in_tiles(shape, tiling)
+        B, _, *cells = shape
+        longer = 1 if cells[1] > cells[2] else 2
+        start, stop, *_ = spans(cells[longer], tiling.tiles, self.receptive_field)[0]
+        cells[longer] = stop - start
+        steps = sized(self.layers, B, *cells)
+        kept = tiling.tiles * sum(
+            KEPT * conv.weight.shape[-1] * step.frame * self.itemsize
+            for step in steps
+            for conv in convolutions(step.layer)
+        )
+        if on_gpu():
+            return self._gpu_bytes(steps, tiling.elements, kept)
+        return self._cpu_bytes(steps, tiling.elements) + kept
+
+    def operations(self, shape: tuple[int, ...]) -> float:
+        """The cost of decoding latents of ``shape``, in transformer operations that take as long."""
+        B, _, *cells = shape
+        products = sum(
+            step.frames * step.frame * conv.weight.size
+            for step in sized(self.layers, B, *cells)
+            for conv in convolutions(step.layer)
+        )
+        return 2 * (SLOWER if on_gpu() else SLOWER_CPU) * products
+
+    @property
+    def receptive_field(self) -> int:
+        """How many latent rows or columns away a cell can be and still affect a pixel."""
+        steps = (
+            Fraction(len(convolutions(step.layer)), math.isqrt(step.frame))
+            for step in sized(self.layers, 1, 1, 1, 1)
+        )
+        return math.ceil(sum(steps))
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of the layers' results."""
+        return self.conv_in.weight.itemsize
+
+    def _bytes_in_tiles(self, shape: tuple[int, ...], tiling: TilingConfig) -> int:
+        B, _, *cells = shape
+        grid = decode_grid(tuple(cells), tiling, self.scale)
+        tile = (max(cut.cells for cut in cuts) for cuts in grid)
+        steps = sized(self.layers, B, *tile)
+        pixel = B * self.config.out_channels * FLOAT32
+        done, whole, blended = (n * pixel for n in blended_pixels(grid))
+        if on_gpu():
+            return round(LIVE_TILE * self._finest(steps)) + whole
+        if self.itemsize != FLOAT32:
+            working = self._bytes_of_pairs(steps)
+        else:  # a tile is not paced, so that all convolutions of a layer are alive at once
+            working = max(sum(step.unfolded) for step in steps) * FLOAT32
+        return max(working + done, blended)
+
+    def _gpu_bytes(self, steps: list[Sized], elements: int, kept: int) -> int:
+        """Bytes that a GPU holds for pieces of ``elements``, with ``kept`` bytes between them."""
+        whole = LIVE_WHOLE * self._finest(steps)
+        most = max(elements, *(step.piece(elements).elements for step in steps))
+        pieces = LIVE_PIECES * most * self.itemsize + AGAIN * kept
+        return round(min(QUEUED, whole) + min(whole, pieces))
+
+    def _cpu_bytes(self, steps: list[Sized], elements: int) -> int:
+        """Bytes that a CPU holds for pieces of ``elements``, without those kept between them."""
+        if self.itemsize != FLOAT32:
+            return self._bytes_of_pairs([step.piece(elements) for step in steps])
+        most = 0
+        for step in steps:
+            piece, lap = step.piece(elements), 1.0
+            if elements < step.elements:
+                # The next piece begins before this one is freed, mostly where a layer has two convolutions.
+                lap += 1 / piece.frames + BEGUN * (len(piece.unfolded) - 1)
+            most = max(most, round(lap * max(piece.unfolded)))
+        return most * FLOAT32
+
+    def _bytes_of_pairs(self, steps: list[Sized]) -> int:
+        return pair_bytes(steps, PAIRED[self.config.decoder_spatial_padding_mode])
+
+    def _finest(self, steps: list[Sized]) -> int:
+        """Bytes of the finest grid with the channels of the last blocks."""
+        cells = steps[-1].frames * steps[-1].frame
+        return cells * self.config.decoder_base_channels * self.itemsize
 
 
 def _narrowing(block: Block) -> int:

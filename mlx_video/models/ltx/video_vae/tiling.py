@@ -8,6 +8,7 @@ all weighted tiles and dividing by the sum of weights.
 """
 
 from dataclasses import astuple, dataclass
+from itertools import pairwise
 from typing import Callable, ClassVar, Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
@@ -115,20 +116,6 @@ class TilingConfig:
         return getattr(cls, name)()
 
 
-def iterate_decode(
-    decode: Callable[[mx.array], mx.array],
-    latents: mx.array,
-    tiling: TilingConfig | None,
-    scale: VideoScale,
-) -> Iterator[mx.array]:
-    """Blended pixels (B, 3, f, H, W) from tiles that ``decode`` enlarges by ``scale``; one piece per tile of time."""
-
-    def tile(time: Cut, row: Cut, column: Cut) -> mx.array:
-        return decode(latents[:, :, time.source, row.source, column.source])
-
-    return run_tiles(tile, decode_grid(latents.shape[2:], tiling, scale))
-
-
 class Cut(NamedTuple):
     """One tile along one axis: the cells it reads, the cells it writes, and the weights of those."""
 
@@ -196,24 +183,16 @@ def cuts_of(
 
 
 def blended_pixels(grid: TileGrid) -> tuple[int, int, int]:
-    """How many pixels exist besides the largest tile being computed, in a tile of time, and while tiles are blended.
+    """How many pixels exist at most besides the tile being computed, in a tile of time, and while tiles are blended.
 
     Blending needs several arrays: strips, their sum and the rest; more if tiles of time are blended too.
     """
     times, rows, columns = grid
-    height, width = rows[-1].target.stop, columns[-1].target.stop
-    (time, passed), (row, above), (_, left) = map(_largest, grid)
-    done = len(time.mask) * (above * width + len(row.mask) * left)
-    rest = max(0, passed - time.target.start)
+    frame = rows[-1].target.stop * columns[-1].target.stop
+    whole = max(len(cut.mask) for cut in times) * frame
+    shared = (a.target.stop - b.target.start for a, b in pairwise(times))
     blended = BLENDED + BLENDED_IN_TIME * min(2, len(times) - 1)
-    whole = max(len(cut.mask) for cut in times) * height * width
-    return done + rest * height * width, whole, round(blended * whole)
-
-
-def _largest(cuts: list[Cut]) -> tuple[Cut, int]:
-    """The largest tile, of several the last, when most others are done; and where the one before it ends."""
-    ends = [0, *(cut.target.stop for cut in cuts)]
-    return max(zip(cuts, ends), key=lambda found: (found[0].cells, found[1]))
+    return whole + max(shared, default=0) * frame, whole, round(blended * whole)
 
 
 def trapezoid(length: int, rising: int, falling: int) -> mx.array:

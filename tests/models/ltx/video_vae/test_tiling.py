@@ -15,12 +15,11 @@ from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
     cuts_of,
     decode_grid,
-    iterate_decode,
     trapezoid,
 )
 from mlx_video.types import VideoScale
 from tests.memory import Memory
-from tests.models.ltx.video_vae.tiny import VECTORS, decoder
+from tests.models.ltx.video_vae.tiny import VECTORS, decoder, iterate_decode
 from tests.reference import MODULE_TOLERANCE, TINY, error
 
 SPACE, TIME = SpatialTilingConfig(64, 32), TemporalTilingConfig(24, 8)

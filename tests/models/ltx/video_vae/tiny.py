@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from mlx_video.models.ltx.vae_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
+from mlx_video.models.ltx.video_vae.tiling import decode_grid, run_tiles
 from tests.reference import FIXTURES, checkpoint, vectors
 
 VECTORS = vectors("video_vae")
@@ -41,6 +42,15 @@ def part_of(part, file):
     """An encoder or decoder of another tiny file."""
     weights, config = checkpoint(file)
     return load(part(part.CONFIG.from_dict(config["vae"])), weights=weights)
+
+
+def iterate_decode(decode, latents, tiling, scale):
+    """Blended pixels from tiles that ``decode`` enlarges by ``scale``."""
+
+    def tile(time, row, column):
+        return decode(latents[:, :, time.source, row.source, column.source])
+
+    return run_tiles(tile, decode_grid(latents.shape[2:], tiling, scale))
 
 
 def small_config(encoder_blocks=(), decoder_blocks=(), **changes) -> VideoVAEConfig:
