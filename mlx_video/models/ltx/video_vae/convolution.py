@@ -3,7 +3,6 @@
 Knows padding, and how large one call may be; not the order of blocks.
 """
 
-import math
 from typing import Callable, Iterator, Mapping, Sequence
 
 import mlx.core as mx
