@@ -151,11 +151,10 @@ class Grid(NamedTuple):
     ) -> Iterator[str]:
         """The rules that the sides of ``clip`` break."""
         broken: dict[str, list[str]] = {}
-        for name in ("height", "width"):
-            side, least = getattr(clip, name), getattr(self, f"least_{name}")
-            if side != getattr(nearest, name):
+        sides = zip(("height", "width"), clip[1:3], nearest[1:3], self[1:3], self[3:])
+        for name, side, other, step, least in sides:
+            if side != other:
                 more = f", at least {least}" if side < least else ""
-                rule = f"be a multiple of {getattr(self, name)}{more}"
-                broken.setdefault(rule, []).append(name)
+                broken.setdefault(f"be a multiple of {step}{more}", []).append(name)
         for rule, names in broken.items():
             yield f"{' and '.join(names)} must {'each ' * (len(names) > 1)}{rule}"

@@ -191,8 +191,7 @@ class Pipeline:
 
     def check(self, request: Request) -> None:
         """Raise ``UserError`` for anything wrong that can be known before weights are read."""
-        transformer = self.components.sources["transformer"]
-        config = PARTS["transformer"].config(transformer)
+        config = PARTS["transformer"].config(self.components.sources["transformer"])
         with at("recipe"):
             self.recipe.check(config)
         with at("request"):
@@ -246,7 +245,6 @@ class Pipeline:
         return enhance(encoder, request.prompt, seed=request.seed)
 
     def _encode_inputs(self, request: Request) -> Working[list[Conditions]]:
-        """The conditions of each stage from the inputs."""
         count, conditions = len(self.recipe.walk), []
         if request.inputs:
             yield Step(Doing.ENCODE_INPUTS, 0, count)
@@ -290,9 +288,8 @@ class Pipeline:
     def _stage(self, sampling: Sampling, number: int, before: Made) -> Working[Made]:
         """Run stage ``number`` on the upsampled latents of the previous one."""
         if before.latents.video is not None:
-            stage = self.recipe.stages[number]
-            latents = yield from self._upsample(before.latents, stage)
-            before = before._replace(latents=latents)
+            upsampled = self._upsample(before.latents, self.recipe.stages[number])
+            before = before._replace(latents=(yield from upsampled))
         made, _ = yield from self._sampled(sampling, number, before)
         return made
 

@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 a bug, 2 bad input, 3 a garbage result, 130 Ctrl-C. Imp
 import gc
 import json
 import sys
+import traceback
 from contextlib import suppress
 from functools import cache
 from types import ModuleType
@@ -63,7 +64,8 @@ def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
 
         code, ended, said = BAD_OUTPUT, error, f"error: {error}"
         if not isinstance(error, HealthError):
-            code, said = FAULT, terminal.fault(error)
+            trace = "".join(traceback.format_exception(error))
+            code, said = FAULT, trace + terminal.OUR_FAULT
     else:
         return DONE
     notes = () if code == FAULT else getattr(ended, "__notes__", ())

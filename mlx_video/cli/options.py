@@ -78,7 +78,6 @@ def _add_size(add: Add) -> None:
 
 
 def _add_inputs(add: Add) -> None:
-    """Add an option for each kind of input that has one."""
     for name, kind in Input.kinds.items():
         if kind.option:
             flags, metavar, about = kind.option

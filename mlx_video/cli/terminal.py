@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 import unicodedata
 from contextlib import contextmanager
 from typing import Iterator
@@ -38,11 +37,6 @@ def tell(text: object, end: str = "\n") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error.__context__, BrokenPipeError):
             raise
-
-
-def fault(error: Exception) -> str:
-    """The traceback of a bug, and what to do with it."""
-    return "".join(traceback.format_exception(error)) + OUR_FAULT
 
 
 def watched() -> bool:
