@@ -12,7 +12,6 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     ClassVar,
-    Iterable,
     Literal,
     Mapping,
     NamedTuple,
@@ -274,11 +273,6 @@ class Keyframes(Input):
 def as_input(given: "Input | str | os.PathLike") -> Input:
     """``given`` if it is an input, else the picture at that path, at frame 0."""
     return given if isinstance(given, Input) else Image.typed([os.fspath(given)])
-
-
-def taken_by(inputs: Iterable[Input], stage: int) -> tuple[Input, ...]:
-    """The ``inputs`` that stage ``stage``, counted from 0, uses."""
-    return tuple(given for given in inputs if stage == 0 or not given.first_stage)
 
 
 def forget_pictures() -> None:

@@ -14,7 +14,7 @@ from mlx_video import health, postprocess
 from mlx_video.conditioning.latent import Condition, LatentState
 from mlx_video.errors import UserError, at
 from mlx_video.health import check_weights
-from mlx_video.inputs import Model, Parts, forget_pictures, taken_by
+from mlx_video.inputs import Model, Parts, forget_pictures
 from mlx_video.models.ltx.checkpoint.checks import check_duration_head
 from mlx_video.models.ltx.connector import embed_prompts
 from mlx_video.models.ltx.duration import frames_for
@@ -262,8 +262,7 @@ class Pipeline:
     def _conditions(self, request: Request, parts: Parts, number: int) -> Conditions:
         """The conditions of stage ``number``, at its size."""
         shape = self.recipe.shape(request.shape, number)
-        taken = taken_by(request.inputs, number)
-        return [given.encode(parts, shape) for given in taken]
+        return [given.encode(parts, shape) for given in request.inputs_of(number)]
 
     def _sample(self, sampling: Sampling) -> Working[AV[mx.array]]:
         """Run the stages; consecutive ones with the same weights share one load of the transformer."""

@@ -13,7 +13,6 @@ import mlx.core as mx
 
 from mlx_video.disk import GB, amount
 from mlx_video.errors import UserError
-from mlx_video.inputs import taken_by
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.residency import Residency
 from mlx_video.models.ltx.pacing import SMALL
@@ -74,7 +73,7 @@ class Work(NamedTuple):
             video += geometry.latents(recipe.shape(self.shape, number - 1)).tokens
         sound = geometry.audio_frames(self.shape) if self.request.audio else None
         tokens = AV(video, sound)
-        for given in taken_by(self.request.inputs, number):
+        for given in self.request.inputs_of(number):
             tokens = tokens.map(lambda n, more: n + (more or 0), given.tokens(grid))
         return tokens
 

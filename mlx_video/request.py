@@ -94,6 +94,10 @@ class Request:
         """The streams of the transformer that it needs."""
         return LTXModelType.AudioVideo if self.audio else LTXModelType.VideoOnly
 
+    def inputs_of(self, stage: int) -> list[Input]:
+        """The inputs that stage ``stage``, counted from 0, uses."""
+        return [given for given in self.inputs if stage == 0 or not given.first_stage]
+
     @property
     def encoders(self) -> tuple[str, ...]:
         """Names of the networks that the inputs need."""

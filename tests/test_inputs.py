@@ -22,7 +22,6 @@ from mlx_video.inputs import (
     Model,
     Option,
     Parts,
-    taken_by,
 )
 from mlx_video.models.ltx import enhance
 from mlx_video.models.ltx.checkpoint.files import Files
@@ -226,8 +225,8 @@ def test_generated_keyframes_are_the_official_slots():
 
 def test_only_the_first_stage_takes_generated_keyframes():
     image = Image("x.png", 8)
-    assert taken_by((image, TWO), 0) == (image, TWO)
-    assert taken_by((image, TWO), 1) == (image,)
+    both = Request("a cat", SHAPE, inputs=(image, TWO))
+    assert both.inputs_of(0) == [image, TWO] and both.inputs_of(1) == [image]
     shape = VideoPixelShape(17, 128, 192, 24.0)
     work = Work(Request("a cat", shape, inputs=(TWO,)), recipes.distilled())
     first, second = (work.tokens(n, LTX_2.geometry).video for n in (0, 1))
