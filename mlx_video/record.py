@@ -77,8 +77,7 @@ class Job:
     ) -> Components:
         """The parts that the job needs; only the decoders if it is ``sampled``."""
         needs = self.request.needs(self.recipe)
-        if sampled:
-            needs = [name for name in needs if name in DECODERS]
+        needs = [name for name in needs if name in DECODERS or not sampled]
         files = replace(self.files, model=model_of(self.files))
         variant = self.recipe.variant
         return Components.open(files, variant=variant, needs=needs, notify=notify)
