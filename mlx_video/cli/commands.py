@@ -329,12 +329,8 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "path",
-        nargs="?",
-        default=DEMO,
-        help="file, folder or repository in the hub's cache, or the name of a release (default: the demo model, where the package has it)",
-    )
+    about = "file, folder or repository in the hub's cache, or the name of a release (default: the demo model, where the package has it)"
+    parser.add_argument("path", nargs="?", default=DEMO, help=about)
     about = "read all of it: compare with the hub's checksums, and look for tensors that cannot be right"
     flag(group(parser), "--verify", about)
 
