@@ -97,8 +97,9 @@ class Layout(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The model's version; empty if there is no model inside."""
-        return self.metadata.get(VERSION, "")
+        """The model's version as the file states it; LTX-2.0 states none. Empty if there is no model inside."""
+        model = any(name.startswith("transformer") for name in self.stored)
+        return self.metadata.get(VERSION) or (LTX_2.stated if model else "")
 
     @property
     def stated(self) -> dict[str, object]:
@@ -231,8 +232,6 @@ def _identify_converted(folder: Path, variant: str | None) -> Layout | None:
     sources = {name: source for name, source in chosen.items() if source}
     own = read_config(folder)
     metadata = {k: v for k, v in own.items() if isinstance(v, str)}
-    if any(name.startswith("transformer") for name in found):  # LTX-2.0 states none
-        metadata.setdefault(VERSION, LTX_2.stated)
     defaults = _defaults(folder, metadata, own.get(DEFAULTS, {}))
     rest = found, defaults, distillation
     return Layout(CONVERTED, folder, sources, metadata, *rest)
