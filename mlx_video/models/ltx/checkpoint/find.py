@@ -262,9 +262,10 @@ class Search:
             file = hub.resolve_file(given, self.notify)
             if found := _autoencoder(layouts.parts_in(file)):
                 return found
+            named = usual or self.release.transformers[VARIANTS[0]]
             raise UserError(
                 f"{file} is not a video autoencoder: it lacks the encoder, the decoder or the config of one. Give a file "
-                f"such as {usual or layout.path}, or {CONV}."
+                f"such as {self.release.repository}/{named}, or {CONV}."
             )
         if not DiffusionDecoderConfig.fits(layout.sources["video_decoder"].config):
             return {}

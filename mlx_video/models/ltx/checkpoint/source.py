@@ -10,11 +10,7 @@ import mlx.core as mx
 from mlx_video.errors import UserError
 from mlx_video.formats.quantized import quantized_as, read_dense
 from mlx_video.formats.sniff import GGUF, sniff
-from mlx_video.models.ltx.checkpoint.foreign_names import (
-    TEXT_ENCODER,
-    Spelling,
-    to_official,
-)
+from mlx_video.models.ltx.checkpoint import foreign_names as names
 from mlx_video.models.ltx.loading.schema import Config, short_repr
 from mlx_video.weights import Weights, outline, read_config
 
@@ -37,7 +33,7 @@ class Source:
     config: Mapping[str, object]
     quantization: Mapping[str, object] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()
-    spelling: Spelling | None = None
+    spelling: names.Spelling | None = None
     container: str = ""
     sketched: bool = False
 
@@ -98,9 +94,9 @@ class Source:
         whole, start = next(files), self.container
         whole = {k.removeprefix(start): v for k, v in whole.items() if k.startswith(start)}  # fmt: skip
         if self.spelling:
-            whole = to_official(whole, self.spelling)
+            whole = names.to_official(whole, self.spelling)
         for weights in files:
-            whole |= {k.removeprefix(TEXT_ENCODER): v for k, v in weights.items()}
+            whole |= {k.removeprefix(names.TEXT_ENCODER): v for k, v in weights.items()}
         return whole
 
     def read_as(self, config: type[Config]) -> Config:

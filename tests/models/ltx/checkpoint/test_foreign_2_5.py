@@ -285,7 +285,9 @@ def test_the_convolutional_one_is_chosen_by_a_word_or_by_its_file(
         found = opened(folder, video_vae=given)
         assert isinstance(found.sketch("video_decoder"), VideoDecoder)
         assert found.sources["video_encoder"].path == file
-    with pytest.raises(UserError, match="not a video autoencoder"):
+    with pytest.raises(
+        UserError, match="not a video autoencoder.*such as Lightricks/LTX-2"
+    ):
         opened(folder, video_vae=folder / "vae/ltx-2.5-audio-vae-bf16.safetensors")
     older = FIXTURES / "ltx23_tiny/ltx-2.3-tiny.safetensors"
     assert opened(older, video_vae="conv").sources == opened(older).sources
