@@ -163,7 +163,7 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
     apart = mx.default_device() == mx.gpu and not mx.metal.is_available()
     libraries = Phase(Doing.LIBRARIES, 0, 0.0 if apart else LIBRARY_BYTES)
     room = limit - libraries.peak
-    for chosen, residency in _residencies(components, work.sampled):
+    for chosen, residency in _residencies(components, work):
         for tried, residency in _with_extras(work, residency):
             footprint = Footprint(components, residency)
             steps = libraries, *footprint.phases(tried, room)
@@ -375,13 +375,11 @@ def _with_extras(work: Work, residency: Residency) -> Iterator[tuple[Work, Resid
             yield work._replace(previews=previews), replace(residency, keep=keep)
 
 
-def _residencies(
-    components: Components, sampled: bool
-) -> Iterator[tuple[str, Residency]]:
+def _residencies(components: Components, work: Work) -> Iterator[tuple[str, Residency]]:
     """The residency of ``components``, then those of ``SETTINGS`` that user and checkpoint allow, each with its name."""
     own, sources = components.residency, components.sources
     yield "", own
-    for low_memory, bits in () if own.quantize or sampled else SETTINGS:
+    for low_memory, bits in () if own.quantize or work.sampled else SETTINGS:
         large = KEPT[0][low_memory:] if bits else ()
         large = [name for name in large if not sources[name].quantization]
         what = "weights" if "transformer" in large else "text encoder"

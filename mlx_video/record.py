@@ -52,14 +52,14 @@ class Job:
         config = transformer and PARTS["transformer"].config(transformer)
         self._check(Model(read_geometry(parts), config))
 
-    def _check(self, model: Model, opening: bool = True) -> None:
-        """``check``, with what is known of the ``model``; ``opening`` as in ``Request.check``."""
+    def _check(self, model: Model, opens: bool = True) -> None:
+        """``check``, with what is known of the ``model``; ``opens`` as in ``Request.check``."""
         with at("files"):
             self.files.check()
         with at("recipe"):
             self.recipe.check(model.transformer)
         with at("request"):
-            self.request.check(self.recipe, model, opening)
+            self.request.check(self.recipe, model, opens)
 
     def pipeline(self, plan: plans.Plan, *, health: bool = True) -> Pipeline:
         """The pipeline, with the parts and within the memory of ``plan``. Loads no weights."""
@@ -88,7 +88,7 @@ class Job:
         return plans.Work(self.request, self.recipe, self.batch_guidance)
 
     def plan(
-        self, *, limit: float | None = None, notify: Notify = notify_log
+        self, limit: float | None = None, notify: Notify = notify_log
     ) -> plans.Plan:
         """The memory plan within ``limit`` bytes, by default the machine's. Loads no weights."""
         return plans.plan(self.components(notify), self.work, limit)
@@ -128,7 +128,7 @@ class Job:
                 f"{name} is not a record that this version of mlx-video can read. {field_error(error.errors()[0])}"
             ) from None
         with read_from(path):
-            job._check(Model(published_geometry(job.files.model)), opening=False)
+            job._check(Model(published_geometry(job.files.model)), opens=False)
         return job
 
 

@@ -47,10 +47,8 @@ class Request:
         object.__setattr__(self, "audio", bool(audio))
         object.__setattr__(self, "inputs", tuple(map(as_input, self.inputs)))
 
-    def check(
-        self, recipe: Recipe, model: Model = Model(), opening: bool = True
-    ) -> None:
-        """Raise ``UserError`` for anything wrong that can be known of ``model``; ``opening`` = inputs may open their files."""
+    def check(self, recipe: Recipe, model: Model = Model(), opens: bool = True) -> None:
+        """Raise ``UserError`` for anything wrong that can be known of ``model``; ``opens`` = inputs may open their files."""
         if not self.prompt.strip():
             raise UserError(
                 "The prompt is empty; describe the clip, for example 'a cat on a red sofa'."
@@ -75,9 +73,9 @@ class Request:
                 "DFR cannot choose the clip's length; set --num-frames."
             ).at("timed")
         with at("inputs"):
-            self._check_inputs(model, opening)
+            self._check_inputs(model, opens)
 
-    def _check_inputs(self, model: Model, opening: bool) -> None:
+    def _check_inputs(self, model: Model, opens: bool) -> None:
         for number, given in enumerate(self.inputs):
             with at(number):
                 given.check(self.shape, model)
@@ -86,7 +84,7 @@ class Request:
                     raise UserError(
                         f"Two inputs are at the same place, {given.place}; move one of them."
                     )
-                if opening:
+                if opens:
                     given.check_files()
 
     @property
