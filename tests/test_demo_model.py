@@ -221,6 +221,16 @@ def test_a_folder_of_its_name_goes_before_it_where_it_is_typed(demo):
     assert job().files.model == DEMO
 
 
+@pytest.mark.parametrize("command", ["generate", "plan"])
+@pytest.mark.parametrize(
+    "words", [["--width", "7"], ["--fps", "0"], ["--image", "no.png"]]
+)
+def test_nothing_is_said_of_it_before_an_error(command, words, demo, capsys):
+    assert cli.main([command, *PROMPT, "--num-frames", "10", *words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
 def test_plans_are_made_for_it(demo, capsys):
     assert cli.main(["plan", *PROMPT]) == 0
     out, err = capsys.readouterr()

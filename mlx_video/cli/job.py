@@ -33,15 +33,19 @@ def job_from(args: argparse.Namespace) -> Job:
     if args.prompt is None:  # as where it was taken for a word of an input
         raise UserError("Give a prompt: --prompt 'a cat on a red sofa'.")
     settings = ClipSettings(**_said(args, ClipSettings), inputs=tuple(inputs))
-    show, downloads = Progress(args.quiet).show, Downloads(args.quiet)
+    notices, downloads = [], Downloads(args.quiet)
 
     def notify(what: object) -> None:
-        show(what) if isinstance(what, str) else downloads(what)
+        notices.append(what) if isinstance(what, str) else downloads(what)
 
     def warn(text: str) -> None:
-        show(Warned(text))
+        notices.append(Warned(text))
 
-    return settings.job(files_from(args), notify, warn, called=args.typed)
+    job = settings.job(files_from(args), notify, warn, called=args.typed)
+    job.check()  # so that what is wrong is said alone
+    for notice in notices:
+        Progress(args.quiet).show(notice)
+    return job
 
 
 # Options allowed with a record: where its files are now, and those that do not change the clip.

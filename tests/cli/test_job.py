@@ -53,7 +53,8 @@ def test_aliases_mean_the_same(long, short):
     assert job("-p", "a cat", *long, *seed) == job("--prompt", "a cat", *short, *seed)
 
 
-def test_images_take_a_frame_and_a_strength():
+def test_images_take_a_frame_and_a_strength(monkeypatch):
+    monkeypatch.setattr(Image, "check_files", lambda self: None)  # there are none
     words = [
         "--image",
         "a.png",
