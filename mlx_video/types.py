@@ -192,6 +192,11 @@ class Waveform:
     samples: mx.array
     sample_rate: int
 
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.samples.shape[1] / self.sample_rate
+
 
 @dataclass(frozen=True)
 class Clip:
