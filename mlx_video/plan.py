@@ -284,7 +284,8 @@ class Footprint:
     def _decoding(self, work: Work, room: float) -> Phase:
         """The decoding, in tiles that may be chosen by the ``room`` that all weights leave."""
         name, geometry = "video_decoder", self.components.geometry
-        budget = room - sum(map(self.weights, self.residency.keep | {name}))
+        loaded = self.residency.keep | {name}
+        budget = room - sum(map(self.weights, loaded)) - SMALL
         decoder, grid = self.part(name), geometry.latents(work.shape)
         tiling = choose_tiling(work.request.tiling, decoder, grid, budget)
         most = decoder.activation_bytes(grid, tiling)

@@ -478,6 +478,16 @@ def test_a_plan_that_does_not_fit_shows_what_its_refusal_names():
     assert float(needed[1]) == pytest.approx(largest / GB, abs=0.01)
 
 
+def test_what_fits_a_limit_fits_every_larger_one():
+    request = Request("a ball", VideoPixelShape(25, 512, 768, 24.0), audio=False)
+    footprint = Footprint(
+        Job(request, recipes.distilled(), Files(str(PACKAGED))).components()
+    )
+    work = Work(request, recipes.distilled(), sampled=True)
+    fits = [footprint.fits(work, mb * 10**6) for mb in range(280, 720, 4)]
+    assert not fits[0] and fits[-1] and fits == sorted(fits)
+
+
 @pytest.mark.slow
 def test_libraries_count_as_part_of_the_limit(full):
     work = asked()
