@@ -6,7 +6,7 @@ from typing import Callable, Iterable, TypeVar
 
 from mlx_video.disk import short
 from mlx_video.errors import UserError, at, check_text
-from mlx_video.inputs import Input, Model, as_input
+from mlx_video.inputs import Input, Keyframes, Model, as_input
 from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
 from mlx_video.recipes import DEFAULT_NEGATIVE_PROMPT, SEED, Recipe
@@ -72,6 +72,11 @@ class Request:
             raise UserError(
                 "DFR cannot choose the clip's length; set --num-frames."
             ).at("timed")
+        pictured = any(isinstance(given, Keyframes) for given in self.inputs)
+        if pictured and recipe.rounds is not None:
+            raise UserError(
+                "DFR generates keyframes of its own; leave out --keyframes."
+            ).at("inputs")
         with at("inputs"):
             self._check_inputs(model, opens)
 

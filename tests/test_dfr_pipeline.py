@@ -160,6 +160,12 @@ def test_such_a_model_is_refused_before_anything_is_fetched(
         [*run(job, Output(Path("new.mp4")))]
 
 
+def test_keyframes_of_the_user_are_refused():
+    request = Request("a cat", SHAPE, inputs=(Keyframes(2),))
+    with pytest.raises(UserError, match="DFR generates keyframes.*leave out"):
+        request.check(dfr_recipe(1))
+
+
 @pytest.mark.slow
 def test_a_run_of_two_tiles_is_as_long_as_asked_for_and_goes_on_to_the_same_bytes(
     model,
