@@ -209,7 +209,8 @@ def _identify_foreign(path: Path, found: foreign.Found) -> Layout:
     """A checkpoint of another project, with the upscaler and Gemma beside it."""
     sources = neighbours(path if path.is_dir() else path.parent) | dict(found.sources)
     metadata = {VERSION: found.version}
-    return Layout(found.layout, path, sources, metadata)
+    defaults = _defaults(path, metadata, {})
+    return Layout(found.layout, path, sources, metadata, defaults=defaults)
 
 
 def _identify_converted(folder: Path, variant: str | None) -> Layout | None:

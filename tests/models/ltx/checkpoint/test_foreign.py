@@ -66,12 +66,13 @@ def official_parameters(file: Path, name: str) -> dict[str, mx.array]:
 
 
 def check_same(path, layout: str, file: Path, absent: tuple[str, ...] = ()) -> None:
-    """Every part of ``path`` has the very weights of the official ``file``."""
+    """``path`` has the defaults of the official ``file``, and every part the very weights."""
     needs = [name for name in NEEDS if name not in absent]
     found = Components.open(Files(path, dtype="float32"), needs=needs)
     true = official_parts(file)
     assert found.layout.name == layout
     assert found.layout.version.startswith(true.layout.version[:3])
+    assert found.layout.defaults == true.layout.defaults
     for name in needs:
         ours, theirs = parameters(found, name), official_parameters(file, name)
         assert ours.keys() == theirs.keys()

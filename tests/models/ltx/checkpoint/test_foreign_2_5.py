@@ -18,7 +18,7 @@ from mlx_video.models.ltx.checkpoint import foreign
 from mlx_video.models.ltx.checkpoint.describe import describe
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import SPLIT, identify
-from mlx_video.models.ltx.checkpoint.releases import Release
+from mlx_video.models.ltx.checkpoint.releases import LTX_2_5, Release
 from mlx_video.models.ltx.checkpoint.source import Source
 from mlx_video.models.ltx.gemma import language_model
 from mlx_video.models.ltx.loading.components import Components
@@ -70,10 +70,11 @@ def parameters(components: Components, name: str) -> dict[str, mx.array]:
 
 
 def check_same(path, layout, official, but=(), floor=0.0) -> Components:
-    """Every part of ``path`` has the official weights, to within ``floor`` of the largest."""
+    """``path`` has the official defaults, and every part the official weights, to within ``floor`` of the largest."""
     needs = [name for name in NEEDS if name not in but]
     found = Components.open(Files(path, dtype="float32"), needs=needs)
     assert found.layout.name == layout and found.layout.version.startswith("2.5")
+    assert found.layout.defaults == LTX_2_5.defaults
     for name in needs:
         ours, theirs = parameters(found, name), parameters(official, name)
         assert ours.keys() == theirs.keys(), name
