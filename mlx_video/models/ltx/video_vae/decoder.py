@@ -194,11 +194,7 @@ class VideoDecoder(Network):
         done, whole, blended = (n * pixel for n in blended_pixels(grid))
         if on_gpu():
             return round(LIVE_TILE * self._finest(steps)) + whole
-        if self.itemsize != FLOAT32:
-            working = self._bytes_of_pairs(steps)
-        else:  # a tile is not paced, so that all convolutions of a layer are alive at once
-            working = max(sum(step.unfolded) for step in steps) * FLOAT32
-        return max(working + done, blended)
+        return max(self._bytes_of_pairs(steps) + done, blended)
 
     def _gpu_bytes(self, steps: list[Sized], elements: int, kept: int) -> int:
         """Bytes that a GPU holds for pieces of ``elements``, with ``kept`` bytes between them."""
@@ -221,7 +217,8 @@ class VideoDecoder(Network):
         return most * FLOAT32
 
     def _bytes_of_pairs(self, steps: list[Sized]) -> int:
-        return pair_bytes(steps, PAIRED[self.config.decoder_spatial_padding_mode])
+        padding = self.config.decoder_spatial_padding_mode
+        return pair_bytes(steps, 1 if self.itemsize == FLOAT32 else PAIRED[padding])
 
     def _finest(self, steps: list[Sized]) -> int:
         """Bytes of the finest grid with the channels of the last blocks."""

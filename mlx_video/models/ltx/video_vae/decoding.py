@@ -85,20 +85,16 @@ def decode_stream(
     cell, streams = decoder.scale[axis - 2], []
     cuts = spans(latents.shape[axis], tiling.tiles, decoder.receptive_field)
     for start, stop, first, last in cuts:
-        tile = _part(latents, axis, start, stop)
-        keep = (first - start) * cell, (last - start) * cell
+        tile = mx.split(latents, [start, stop], axis=axis)[1]
+        keep = [(first - start) * cell, (last - start) * cell]
         pieces = each_piece_by_piece(decoder.stream(tile, tiling.elements, key=key))
         streams.append(map(partial(_kept, axis=axis, keep=keep), pieces))
     yield from map(partial(_joined, axis=axis), zip(*streams, strict=True))
 
 
-def _part(x: mx.array, axis: int, start: int, stop: int) -> mx.array:
-    return x[(slice(None),) * axis + (slice(start, stop),)]
-
-
-def _kept(pixels: mx.array, axis: int, keep: tuple[int, int]) -> mx.array:
+def _kept(pixels: mx.array, axis: int, keep: list[int]) -> mx.array:
     """A tile's contribution, evaluated before the next tile."""
-    pixels = mx.contiguous(_part(pixels, axis, *keep))
+    pixels = mx.contiguous(mx.split(pixels, keep, axis=axis)[1])
     mx.eval(pixels)
     return pixels
 
