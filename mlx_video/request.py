@@ -81,14 +81,15 @@ class Request:
             self._check_inputs(model, opens)
 
     def _check_inputs(self, model: Model, opens: bool) -> None:
+        taken: set[str] = set()
         for number, given in enumerate(self.inputs):
             with at(number):
                 given.check(self.shape, model)
-                before = [other.place for other in self.inputs[:number]]
-                if given.place and given.place in before:
+                if given.place in taken:
                     raise UserError(
                         f"Two inputs are at the same place, {given.place}; move one of them."
                     )
+                taken |= {given.place} - {None}
                 if opens:
                     given.check_files()
 

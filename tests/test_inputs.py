@@ -248,6 +248,16 @@ def test_numbers_of_keyframes_that_make_no_sense_are_refused(given, sentence):
         check(TWO, Keyframes(3))
 
 
+def test_many_inputs_are_compared_at_once(monkeypatch):
+    """A record of a megabyte names some 15,000."""
+    asked = []
+    monkeypatch.setattr(Image, "place", property(lambda image: asked.append(image)))
+    pictures = [Image("a", frame) for frame in range(0, 800, 8)]
+    request = Request("a cat", VideoPixelShape(801, 64, 64, 24.0), inputs=pictures)
+    request.check(recipes.distilled(), opens=False)
+    assert 100 <= len(asked) <= 300
+
+
 def test_a_model_that_knows_no_keyframes_is_told_at_once(model):
     request = Request("a cat", SHAPE, inputs=(TWO,))
     pipeline = Pipeline(Components.open(model), recipes.distilled())
