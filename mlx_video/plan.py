@@ -201,9 +201,8 @@ class Footprint:
             yield self.in_turn(Doing.ENCODE_PROMPT, work, "text_encoder", "connectors")
             if request.timed and "duration_head" in sources:
                 yield self.in_turn(Doing.PREDICT_DURATION, work, "duration_head")
-            if (
-                request.inputs
-            ):  # their networks are lent together; meanwhile files are read
+            # Networks of inputs are lent together, and meanwhile files are read.
+            if request.inputs:
                 most = [given.read_bytes for given in request.inputs]
                 most += [self.computing(name, work) for name in request.encoders]
                 yield self.phase(Doing.ENCODE_INPUTS, max(most), *request.encoders)
@@ -272,10 +271,9 @@ class Footprint:
         """Bytes of a ``forward`` in stage ``number`` and of decoding one frame; rounds have no previews."""
         if not work.previews or number >= len(work.recipe.stages):
             return forward
-        shape, decoder = work.recipe.shape(work.shape, number), self.part(
-            "video_decoder"
-        )
+        shape = work.recipe.shape(work.shape, number)
         latent = self.components.geometry.latents(shape)._replace(frames=1)
+        decoder = self.part("video_decoder")
         frame = decoder.activation_bytes(latent, decoder.FRAME)
         if on_gpu() and decoder.FRAME == WHOLE:  # queued while the forward ends
             return forward + frame
