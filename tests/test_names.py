@@ -151,8 +151,8 @@ def test_an_option_that_is_gone_is_answered(words, answer, asked, capsys):
 @pytest.mark.parametrize(
     "words, wanted",
     [
-        (["-i", "cat.png"], lambda job, _: job.request.inputs == (Image("cat.png"),)),
-        (["-i", "cat.png", "0", "0.5"], lambda job, _: job.request.inputs == (Image("cat.png", 0, 0.5),)),
+        (["-i", "cat.png"], lambda job, _: job.request.inputs == (Image(str(Path.cwd() / "cat.png")),)),
+        (["-i", "cat.png", "0", "0.5"], lambda job, _: job.request.inputs == (Image(str(Path.cwd() / "cat.png"), 0, 0.5),)),
         (["--text-encoder-repo", "a/b"], lambda job, _: job.files.text_encoder == "a/b"),
         (["--text-encoder-repo=a/b"], lambda job, _: job.files.text_encoder == "a/b"),
         (["--tiling", "spatial"], lambda job, _: job.request.tiling == "spatial"),
