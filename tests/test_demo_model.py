@@ -231,6 +231,12 @@ def test_nothing_is_said_of_it_before_an_error(command, words, demo, capsys):
     assert line.startswith("error: ")
 
 
+def test_nor_before_one_about_its_output(demo, capsys):
+    assert cli.main(["generate", *PROMPT, "--num-frames", "10", "-o", "x.avi"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
 def test_plans_are_made_for_it(demo, capsys):
     assert cli.main(["plan", *PROMPT]) == 0
     out, err = capsys.readouterr()

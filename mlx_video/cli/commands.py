@@ -122,7 +122,12 @@ def version(args: argparse.Namespace) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     """Make a clip from a prompt, with or without a picture, with or without sound."""
-    job = job_from(args)
+
+    def check(job: Job) -> None:
+        job.check()
+        output_from(args, job).check(job.request)
+
+    job = job_from(args, check)
     output = output_from(args, job, args.resume)
     if record := args.from_record or args.resume:
         ask(job, args, output)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Sequence
 
 from mlx_video import hub
 from mlx_video.cli.progress import Downloads, Progress
@@ -24,8 +24,8 @@ from mlx_video.resume import load_tensors
 from mlx_video.run import Options
 
 
-def job_from(args: argparse.Namespace) -> Job:
-    """The job for the arguments of ``generate``. Shows downloads, notices and warnings."""
+def job_from(args: argparse.Namespace, check: Callable[[Job], None] = Job.check) -> Job:
+    """The job for the arguments of ``generate``. Shows downloads, and after ``check`` notices and warnings."""
     if args.from_record or args.resume:
         return _job_again(args)
     kinds = [item for item in Input.kinds.items() if item[1].option]
@@ -42,7 +42,7 @@ def job_from(args: argparse.Namespace) -> Job:
         notices.append(Warned(text))
 
     job = settings.job(files_from(args), notify, warn, called=args.typed)
-    job.check()  # so that what is wrong is said alone
+    check(job)  # so that what is wrong is said alone
     for notice in notices:
         Progress(args.quiet).show(notice)
     return job
