@@ -194,7 +194,11 @@ class VideoDecoder(Network):
         done, whole, blended = (n * pixel for n in blended_pixels(grid))
         if on_gpu():
             return round(LIVE_TILE * self._finest(steps)) + whole
-        return max(self._bytes_of_pairs(steps) + done, blended)
+        if self.itemsize != FLOAT32:
+            working = self._bytes_of_pairs(steps)
+        else:  # a tile is not paced, so that all convolutions of a layer are alive at once
+            working = max(sum(step.unfolded) for step in steps) * FLOAT32
+        return max(working + done, blended)
 
     def _gpu_bytes(self, steps: list[Sized], elements: int, kept: int) -> int:
         """Bytes that a GPU holds for pieces of ``elements``, with ``kept`` bytes between them."""
@@ -217,8 +221,7 @@ class VideoDecoder(Network):
         return most * FLOAT32
 
     def _bytes_of_pairs(self, steps: list[Sized]) -> int:
-        padding = self.config.decoder_spatial_padding_mode
-        return pair_bytes(steps, 1 if self.itemsize == FLOAT32 else PAIRED[padding])
+        return pair_bytes(steps, PAIRED[self.config.decoder_spatial_padding_mode])
 
     def _finest(self, steps: list[Sized]) -> int:
         """Bytes of the finest grid with the channels of the last blocks."""

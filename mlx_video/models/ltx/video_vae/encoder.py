@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from mlx_video.clip_limits import Grid, VideoPixelShape
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.loading.memory_table import copied_bytes
+from mlx_video.models.ltx.loading.memory_table import FLOAT32, copied_bytes
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.pacing import PAIR, end_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
@@ -20,23 +20,27 @@ from mlx_video.models.ltx.video_vae.convolution import (
     Block,
     CausalConv3d,
     MidBlock3D,
+    by_product,
+    by_volume,
     convolutions,
     layers_of,
     on_gpu,
+    preferred_form,
     read_blocks,
     video_names,
     widest,
 )
-from mlx_video.models.ltx.video_vae.memory import pair_bytes, sized
 from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify
 from mlx_video.models.ltx.video_vae.stream import FrameCache, Piece, gathered
 
-# Arrays of the first grid that are alive at once while an image is encoded on a GPU, measured on an H200, ...
-LIVE = 19.3  # ... besides QUEUED
+# Arrays of the first grid that are alive at once while an image is encoded, ...
+LIVE = 19.3  # ... on a GPU, measured on an H200, besides QUEUED
 LIVE_SMALL = 165  # ... for an image so small that everything is queued
 QUEUED = 900e6  # bytes
-# Share of two convolutions' arrays that a CPU holds, in float32 and in types that it copies.
-PAIRED, PAIRED_COPIED = 0.97, 1.32
+# ... on a CPU, by its form of convolution, in float32; measured on two cores
+LIVE_UNFOLDED = {by_volume: 112, by_product: 95}
+# ... and of other types, at the first layers, and at the last beside the copies of their weights
+LIVE_COPIED, LIVE_LAST = 150, 36
 
 
 class VideoEncoder(Network):
@@ -108,20 +112,21 @@ class VideoEncoder(Network):
 
     def activation_bytes(self, height: int, width: int) -> int:
         """About how many bytes encoding an image of this size needs besides the weights."""
-        patch = self.config.patch_size
-        steps = sized(self.layers, 1, 1, height // patch, width // patch)
+        base = self.config.encoder_base_channels
+        cells = height * width // self.config.patch_size**2
         if on_gpu():
-            channels = self.config.encoder_base_channels
-            grid = steps[0].frame * channels * self.conv_in.weight.itemsize
+            grid = cells * base * self.conv_in.weight.itemsize
             return round(min(LIVE_SMALL * grid, QUEUED + LIVE * grid))
-        share = PAIRED if self.conv_in.weight.dtype == mx.float32 else PAIRED_COPIED
-        copies = _copied_bytes(self, 4)  # queued together if they are small
-        return max(pair_bytes(steps, share), copies if copies <= PAIR else 0)
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """All layers, in the order in which they run."""
-        return [self.conv_in, *layers_of(self.down_blocks), self.conv_out]
+        grid, dtype = cells * base * FLOAT32, self.conv_in.weight.dtype
+        if dtype != mx.float32:
+            # The last two layers have the largest weights, and are queued together if their copies are small.
+            copies = _copied_bytes(self, 4)
+            copies = copies if copies <= PAIR else _copied_bytes(self, 2)
+            return max(LIVE_COPIED * grid, copies + LIVE_LAST * grid)
+        # The second grid, with twice the channels, unfolds as much as the first.
+        return (
+            grid * LIVE_UNFOLDED[preferred_form((2 * base, 3, 3, 3, 2 * base), dtype)]
+        )
 
 
 def _copied_bytes(module: nn.Module, most: int = 2) -> int:

@@ -1,4 +1,4 @@
-"""Layers of the convolutional autoencoder at the size of a clip, and what a CPU holds for their convolutions."""
+"""Layers of the convolutional decoder at the size of a clip, and what a CPU holds for their convolutions."""
 
 import math
 from itertools import pairwise
@@ -15,10 +15,7 @@ from mlx_video.models.ltx.video_vae.convolution import (
     preferred_form,
     widest,
 )
-from mlx_video.models.ltx.video_vae.sampling import (
-    DepthToSpaceUpsample,
-    SpaceToDepthDownsample,
-)
+from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample
 
 # Arrays of a convolution's input (normed, activated, padded) and output (sums, bias) that a CPU holds besides the unfolded
 # input, since it runs a few operations ahead.
@@ -60,15 +57,13 @@ def _unfolded(conv: CausalConv3d, frames: int, cells: int) -> int:
 
 
 def sized(layers: Sequence[nn.Module], B: int, F: int, H: int, W: int) -> list[Sized]:
-    """The ``layers`` of an encoder or decoder in order, of which the first reads (B, F, H, W) cells."""
+    """The ``layers`` in order, of which the first reads (B, F, H, W) cells."""
     found, frames, frame = [], F, B * H * W
     for layer in layers:
         found.append(Sized(layer, frames, frame))
-        match layer:
-            case DepthToSpaceUpsample(stride=(f, h, w)):
-                frames, frame = (frames - 1) * f + 1, frame * h * w
-            case SpaceToDepthDownsample(stride=(f, h, w)):
-                frames, frame = (frames - 1) // f + 1, frame // (h * w)
+        if isinstance(layer, DepthToSpaceUpsample):
+            f, h, w = layer.stride
+            frames, frame = (frames - 1) * f + 1, frame * h * w
     return found
 
 

@@ -8,7 +8,6 @@ all weighted tiles and dividing by the sum of weights.
 """
 
 from dataclasses import astuple, dataclass
-from itertools import pairwise
 from typing import Callable, ClassVar, Iterable, Iterator, NamedTuple
 
 import mlx.core as mx
@@ -183,16 +182,28 @@ def cuts_of(
 
 
 def blended_pixels(grid: TileGrid) -> tuple[int, int, int]:
-    """How many pixels exist at most besides the tile being computed, in a tile of time, and while tiles are blended.
+    """How many pixels exist besides the largest tile being computed, in a tile of time, and while tiles are blended.
 
-    Blending needs several arrays: strips, their sum and the rest; more if tiles of time are blended too.
+    Of several largest tiles the last counts, when most others are done. Blending needs several arrays: strips, their sum
+    and the rest; more if tiles of time are blended too.
     """
     times, rows, columns = grid
-    frame = rows[-1].target.stop * columns[-1].target.stop
-    whole = max(len(cut.mask) for cut in times) * frame
-    shared = (a.target.stop - b.target.start for a, b in pairwise(times))
+    frame = rows[-1].target.stop * (width := columns[-1].target.stop)
+    time, row, column = (
+        max(cuts, key=lambda cut: (cut.cells, cut.source.start)) for cuts in grid
+    )
+    above, left = _end_before(rows, row), _end_before(columns, column)
+    rest = max(0, _end_before(times, time) - time.target.start)
+    done = len(time.mask) * (above * width + len(row.mask) * left)
     blended = BLENDED + BLENDED_IN_TIME * min(2, len(times) - 1)
-    return whole + max(shared, default=0) * frame, whole, round(blended * whole)
+    whole = max(len(cut.mask) for cut in times) * frame
+    return done + rest * frame, whole, round(blended * whole)
+
+
+def _end_before(cuts: list[Cut], cut: Cut) -> int:
+    """Where the tile before ``cut`` ends; 0 if there is none."""
+    before = [each.target for each in cuts if each.target.start < cut.target.start]
+    return before[-1].stop if before else 0
 
 
 def trapezoid(length: int, rising: int, falling: int) -> mx.array:
