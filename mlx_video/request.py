@@ -72,8 +72,8 @@ class Request:
             raise UserError(
                 "DFR cannot choose the clip's length; set --num-frames."
             ).at("timed")
-        pictured = any(isinstance(given, Keyframes) for given in self.inputs)
-        if pictured and recipe.rounds is not None:
+        asked = any(isinstance(given, Keyframes) for given in self.inputs)
+        if asked and recipe.rounds is not None:
             raise UserError(
                 "DFR generates keyframes of its own; leave out --keyframes."
             ).at("inputs")

@@ -126,7 +126,7 @@ def resolve_file(file: str | Path, notify: Notify = lambda what: None) -> Path:
 
 
 def named(name: str | Path) -> tuple[str, Sequence[str]]:
-    """The repository and the patterns of owner/repository/file, or of owner/repository, a text encoder's."""
+    """The repository that ``name`` begins with, and the file after it; without one, the patterns of a text encoder's files."""
     owner, repo, *file = str(name).split("/", 2)
     return f"{owner}/{repo}", file or TEXT_ENCODER_FILES
 

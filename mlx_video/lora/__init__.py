@@ -199,7 +199,7 @@ class Adapter:
             )
 
     def _homes(self, module: nn.Module) -> dict[str, tuple[str, nn.Module]]:
-        """The file's name of a layer -> its path in ``module`` and it, for layers that it has.
+        """Each layer of ``module`` that the file changes: the file's name for it -> its path, and the layer itself.
 
         Raises ``UserError`` if tensors do not fit their layer's shape.
         """

@@ -1,6 +1,7 @@
 import mlx.core as mx
 
 from mlx_video.conditioning.latent import LatentState
+from mlx_video.models.ltx import pacing
 from mlx_video.models.ltx.x0 import X0Model
 from mlx_video.types import AV
 from tests.models.ltx.dit import CONTEXTS, LATENTS, POSITIONS, model
@@ -39,3 +40,19 @@ def test_the_model_gets_its_own_dtype_but_for_levels_and_angles():
         assert stream.latent.dtype == stream.context.dtype == mx.bfloat16
         levels, (cosines, _) = stream.timesteps.values, stream.rope.tokens
         assert levels.dtype == cosines.dtype == mx.float32
+
+
+def test_a_piece_waits_behind_the_one_that_runs_however_large(monkeypatch):
+    """Or a GPU would wait for Python around every feed-forward of a long clip."""
+    waited, large = [], pacing.PAIR
+
+    def network(inputs, perturbations):
+        for i in range(3):
+            pacing.end_piece(mx.array(float(i)), takes=large)
+        return LATENTS
+
+    seen = Seen(model())
+    monkeypatch.setattr(Seen, "__call__", lambda self, *given: network(*given))
+    monkeypatch.setattr(pacing.mx, "eval", lambda x: waited.append(x.tolist()))
+    X0Model(seen)(LATENTS.map(LatentState.fresh, POSITIONS), CONTEXTS, 0.725)
+    assert [x for x in waited if isinstance(x, float)] == [0.0]

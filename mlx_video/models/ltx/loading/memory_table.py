@@ -16,7 +16,7 @@ class Live(NamedTuple):
     tokens         transformer; ``queued`` more may be queued, at most ``QUEUED`` bytes
     scores         any attention, in arrays of scores
     connected      both connectors, which are not paced; ``deeper`` more for each layer, ``hidden_states`` to normalise
-    upsample       upsampler; or ``finer`` if they are at most ``QUEUED_FINER`` bytes, which are queued at once
+    upsample       upsampler of a large grid; that of a small one queues ``finer`` at once, at most ``QUEUED_FINER`` bytes
     spectrogram    audio decoder
     mel            audio encoder
     sound          HiFi-GAN; ``bandwidth`` for BigVGAN with its extension
