@@ -358,7 +358,7 @@ def test_blending_takes_what_was_foreseen(frames):
 
     grid = decode_grid(latents.shape[2:], tiling, scale)
     foreseen = 3 * FLOAT32 * blended_pixels(grid)[2]
-    assert foreseen == pytest.approx(most_taken(blend), rel=0.15)
+    assert foreseen == pytest.approx(most_taken(blend, 1, foreseen), rel=0.15)
 
 
 # What is done about it

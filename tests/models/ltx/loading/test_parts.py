@@ -153,8 +153,9 @@ def test_the_newer_vocoder_takes_what_it_says(frames, times, monkeypatch):
     with components.lend("vocoder") as vocoder:
         log_mel = mx.zeros((1, 2, frames, 64))
         mx.eval(log_mel, vocoder(log_mel[:, :, :20]))
-        measured = most_taken(lambda: mx.eval(vocoder(log_mel)), times)
-        assert vocoder.activation_bytes(frames) == pytest.approx(measured, rel=0.15)
+        said = vocoder.activation_bytes(frames)
+        measured = most_taken(lambda: mx.eval(vocoder(log_mel)), times, said)
+        assert said == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.slow
@@ -183,8 +184,9 @@ def test_parts_take_what_they_say(name, dtype):
         size = 512
         given = AV(*(mx.random.normal((1, size, width)) for width in widths))
     mx.eval(network.parameters(), *getattr(given, "values", [given]))
-    measured = most_taken(lambda: mx.eval(network(given)), 3)
-    assert network.activation_bytes(size) == pytest.approx(measured, rel=0.15)
+    said = network.activation_bytes(size)
+    measured = most_taken(lambda: mx.eval(network(given)), 3, said)
+    assert said == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.slow
@@ -201,8 +203,9 @@ def test_the_vocoder_takes_what_it_says(dtype):
     vocoder.set_dtype(dtype)
     log_mel = mx.zeros((1, 2, 150, 64))
     mx.eval(vocoder.parameters(), log_mel)
-    measured = most_taken(lambda: mx.eval(vocoder(log_mel)), 2)
-    assert vocoder.activation_bytes(150) == pytest.approx(measured, rel=0.15)
+    said = vocoder.activation_bytes(150)
+    measured = most_taken(lambda: mx.eval(vocoder(log_mel)), 2, said)
+    assert said == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.slow
@@ -229,7 +232,7 @@ def test_copies_of_weights_are_part_of_what_a_part_takes(name, width, size):
         with piece_by_piece():
             mx.eval(network(given))
 
-    assert foreseen == pytest.approx(most_taken(work, 2), rel=0.15)
+    assert foreseen == pytest.approx(most_taken(work, 2, foreseen), rel=0.15)
 
 
 def narrower(name: str, width: int) -> Network:
