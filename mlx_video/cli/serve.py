@@ -7,12 +7,15 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from mlx_video import hub
 from mlx_video.cli import server
 from mlx_video.cli.options import byte_size, seconds
 from mlx_video.cli.parser import Add, flag, group
+from mlx_video.clip_settings import ClipSettings
 from mlx_video.disk import GB, full_path, read_small, typed_path
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.checkpoint.find import DEMO, default_model
+from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.models.ltx.checkpoint.find import DEMO, default_model, located, named
 from mlx_video.serve import Limits
 
 NEEDED = ("fastapi", "uvicorn", "multipart")
@@ -87,6 +90,9 @@ def serve(args: argparse.Namespace) -> None:
 
 def _worker(args: argparse.Namespace, data: Path) -> list[str]:
     models = args.model or dict.fromkeys((DEMO, default_model(lambda text: None)))
+    for model in models:
+        if hub.local(located(named(model))):  # else the worker opens it
+            ClipSettings("a clip").job(Files(model))
     names = "memory_limit", "previews", "keep", "idle"
     settings = {name: vars(args)[name] for name in names}
     settings["models"] = {
@@ -104,6 +110,7 @@ def _lora(words: str) -> tuple[str, str]:
         raise UserError(
             f"--lora needs NAME=FILE; got {words!r}. For example: --lora sepia=sepia.safetensors."
         )
+    hub.local(file, file=True)  # raises if it can only be a path
     return name, full_path(file)
 
 

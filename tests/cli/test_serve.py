@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,10 @@ from mlx_video.cli import BAD_INPUT, guarded, main, server
         (["--host", "0.0.0.0"], "give it a key with --api-key-file"),
         (["--queue", "0"], "--queue must be 1 or more, such as 32; got 0."),
         (["--lora", "sepia"], "--lora needs NAME=FILE"),
+        (["--lora", "sepia=/no/sepia.safetensors"], "no file /no/sepia.safetensors"),
+        (["--model", "/no/model"], "no file or folder /no/model"),
+        (["--model", "ltx-2-tny"], "Did you mean ltx-2-tiny?"),
+        (["--model", str(Path(__file__).parent)], "no distilled checkpoint of LTX-2"),
         (["--api-key-file", "nowhere.txt"], "nowhere.txt"),
     ],
 )
