@@ -14,10 +14,10 @@ import mlx.core as mx
 from mlx_video.disk import GB, amount
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.loading.components import Components
+from mlx_video.models.ltx.loading.memory_table import on_gpu
 from mlx_video.models.ltx.loading.residency import Residency
 from mlx_video.models.ltx.pacing import SMALL
 from mlx_video.models.ltx.text_folder import MAX_TOKENS, max_tokens
-from mlx_video.models.ltx.video_vae.convolution import on_gpu
 from mlx_video.models.ltx.video_vae.decoding import WHOLE, choose_tiling
 from mlx_video.recipes import Recipe
 from mlx_video.request import Request

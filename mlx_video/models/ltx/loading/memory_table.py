@@ -54,9 +54,14 @@ def live(dtype: mx.Dtype = mx.float32) -> Live:
     return CPU if dtype == mx.float32 else CPU_COPIES
 
 
+def on_gpu() -> bool:
+    """Whether memory is estimated as for a GPU."""
+    return live() is GPU
+
+
 def copied_bytes(weights: Iterable[mx.array], most: int) -> int:
     """Bytes of the ``most`` largest float32 copies that a CPU makes of convolutions' ``weights`` of other types."""
-    if live() is GPU:
+    if on_gpu():
         return 0
     copied = sorted(weight.size for weight in weights if weight.dtype != mx.float32)
     return FLOAT32 * sum(copied[-most:])

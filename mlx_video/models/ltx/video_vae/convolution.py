@@ -9,7 +9,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.vae_config import Padding
 from mlx_video.models.ltx.video_vae.cell_kernels import plus_delayed, total, window
 from mlx_video.models.ltx.video_vae.stream import FrameCache
@@ -54,7 +53,7 @@ def conv3d(
     more = weight.shape[1] - 1  # input frames beyond the output frames
     starts = range(0, x.shape[1] - more, size)
     pieces = [form(x[:, i : i + size + more], weight, padding) for i in starts]
-    y = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
+    y = mx.concatenate(pieces, axis=1)
     return y if bias is None else total(y, bias)
 
 
@@ -69,11 +68,6 @@ def preferred_form(kernel: Sequence[int], dtype: mx.Dtype) -> Form:
         narrow = kernel[0] * kernel[-1] <= NARROW and min(kernel[2:4]) > 1
         return by_product if narrow and dtype == mx.float32 else by_volume
     return by_frames if mx.metal.is_available() else by_volume
-
-
-def on_gpu() -> bool:
-    """Whether memory is estimated as for a GPU."""
-    return memory_table.live() is memory_table.GPU
 
 
 def by_volume(x: mx.array, weight: mx.array, padding: tuple[int, int]) -> mx.array:
@@ -187,13 +181,14 @@ def widest(module: nn.Module) -> int:
 
 _BLOCK_PARAMETERS = {"num_layers", "multiplier", "residual"}
 _OFF = {"inject_noise"}  # parameters that no published checkpoint turns on
-# Official name of a latent statistic -> ours; ``None`` = not used.
 STATISTICS = {
-    "mean-of-means": "mean",
-    "std-of-means": "std",
-    "channel": None,
-    "mean-of-stds": None,
+    "per_channel_statistics.mean-of-means": "per_channel_statistics.mean",
+    "per_channel_statistics.std-of-means": "per_channel_statistics.std",
+    "per_channel_statistics.channel": None,  # not used
+    "per_channel_statistics.mean-of-stds": None,
 }
+# Official files wrap each convolution in a module of its own.
+CONVOLUTIONS = {"*.conv.weight": "*.weight", "*.conv.bias": "*.bias"}
 
 Block = tuple[str, dict[str, int | bool]]
 
@@ -215,19 +210,10 @@ def read_blocks(blocks: tuple) -> Iterator[Block]:
         yield name, parameters
 
 
-def video_names(part: str, *tables: Mapping[str, str]) -> TensorNames:
+def video_names(part: str, layers: Mapping[str, str] = CONVOLUTIONS) -> TensorNames:
     """Tensor names of the "encoder" or "decoder", in whole checkpoints and in files of the autoencoder alone."""
-    prefixes: dict[str, str | None] = {}
-    for file in ("vae.", ""):
-        prefixes[f"{file}{part}."] = ""
-        for statistic, ours in STATISTICS.items():
-            name = f"{file}per_channel_statistics.{statistic}"
-            prefixes[name] = ours and f"per_channel_statistics.{ours}"
-    return TensorNames(prefixes, *tables)
-
-
-# Official files wrap each convolution in a module of its own.
-CONVOLUTIONS = {"*.conv.weight": "*.weight", "*.conv.bias": "*.bias"}
+    alone = {f"{part}.": "", **STATISTICS}
+    return TensorNames({f"vae.{k}": v for k, v in alone.items()} | alone, layers)
 
 
 class ResnetBlock3D(nn.Module):

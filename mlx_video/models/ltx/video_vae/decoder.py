@@ -9,19 +9,17 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.loading.memory_table import FLOAT32
+from mlx_video.models.ltx.loading.memory_table import FLOAT32, on_gpu
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.vae_config import STRIDES, VideoVAEConfig
 from mlx_video.models.ltx.video_vae.convolution import (
-    CONVOLUTIONS,
     MAX_CONV_ELEMENTS,
     Block,
     CausalConv3d,
     MidBlock3D,
     convolutions,
     layers_of,
-    on_gpu,
     read_blocks,
     video_names,
     widest,
@@ -67,7 +65,7 @@ class VideoDecoder(Network):
     """The decoder. It is not causal in LTX-2, so a pixel frame may depend on later latents."""
 
     CONFIG = VideoVAEConfig
-    NAMES: ClassVar = video_names("decoder", CONVOLUTIONS)
+    NAMES: ClassVar = video_names("decoder")
     FRAME: ClassVar = WHOLE  # how previews decode one latent frame
 
     def __init__(self, config: VideoVAEConfig):

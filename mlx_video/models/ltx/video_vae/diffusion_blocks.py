@@ -75,7 +75,7 @@ class NeighborhoodBlock(nn.Module):
             end_piece(self._band(parts, ready, band, at, modulation))
             for band, at in self._bands(parts)
         ]
-        return bands[0] if len(bands) == 1 else mx.concatenate(bands, axis=2)
+        return mx.concatenate(bands, axis=2)
 
     def _bands(self, parts: list[mx.array]) -> Iterator[tuple[slice, Windows]]:
         """Bands of rows that are computed together, in whole tiles, and their windows."""

@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-from mlx_video.models.ltx.loading.memory_table import FLOAT32
+from mlx_video.models.ltx.loading.memory_table import FLOAT32, on_gpu
 from mlx_video.models.ltx.vae_config import DiffusionDecoderConfig
-from mlx_video.models.ltx.video_vae.convolution import on_gpu
 from mlx_video.models.ltx.video_vae.decoding import PIECE, StreamPlan, Tiling
 from mlx_video.models.ltx.video_vae.diffusion_blocks import BAND
 from mlx_video.models.ltx.video_vae.neighborhood import TILE

@@ -9,13 +9,12 @@ import mlx.nn as nn
 
 from mlx_video.clip_limits import Grid, VideoPixelShape
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.loading.memory_table import FLOAT32, copied_bytes
+from mlx_video.models.ltx.loading.memory_table import FLOAT32, copied_bytes, on_gpu
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.pacing import PAIR, end_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.vae_config import STRIDES, VideoEncoderConfig, stride_of
 from mlx_video.models.ltx.video_vae.convolution import (
-    CONVOLUTIONS,
     MAX_CONV_ELEMENTS,
     Block,
     CausalConv3d,
@@ -24,7 +23,6 @@ from mlx_video.models.ltx.video_vae.convolution import (
     by_volume,
     convolutions,
     layers_of,
-    on_gpu,
     preferred_form,
     read_blocks,
     video_names,
@@ -47,7 +45,7 @@ class VideoEncoder(Network):
     """The encoder. It is causal: latents depend on no later frame, so an image is a clip of one frame."""
 
     CONFIG = VideoEncoderConfig
-    NAMES: ClassVar = video_names("encoder", CONVOLUTIONS)
+    NAMES: ClassVar = video_names("encoder")
 
     def __init__(self, config: VideoEncoderConfig):
         super().__init__()

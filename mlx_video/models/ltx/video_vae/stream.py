@@ -80,8 +80,7 @@ class FrameCache:
             raise Incomplete
         first = 0 if self.begins(module) else before
         stop = frames if self.last else frames - (kernel - 1 - before)
-        late = [x] if x.shape[1] >= kernel - 1 else parts
-        late = late[0] if len(late) == 1 else mx.concatenate(late, axis=1)
+        late = x if x.shape[1] >= kernel - 1 else joined(kept, x)
         parts[-1] = self._keep(module, x, late[:, late.shape[1] - kernel + 1 :])
         return parts, slice(first, stop)
 
@@ -150,7 +149,7 @@ def gathered(pieces: Iterator[Piece], elements: int) -> Iterator[Piece]:
     waiting: list[mx.array] = []
 
     def together() -> mx.array:
-        x = waiting[0] if len(waiting) == 1 else mx.concatenate(waiting, axis=1)
+        x = mx.concatenate(waiting, axis=1)
         waiting.clear()
         return x
 
