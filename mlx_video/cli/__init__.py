@@ -12,6 +12,7 @@ from functools import cache
 from types import ModuleType
 from typing import Callable, Sequence
 
+from mlx_video.cli import terminal
 from mlx_video.disk import short
 from mlx_video.errors import UserError
 
@@ -19,10 +20,7 @@ DONE, FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(argv: Sequence[str] | None = None, before: Sequence[str] = (), **usual) -> int:
-    """Run ``mlx-video`` with the words ``before`` and ``argv``, by default the process's; returns the exit code.
-
-    usual  other defaults of ``generate``'s options, which --help shows
-    """
+    """Run ``before`` and ``argv``, by default the process's words; returns the exit code. ``usual`` as in ``main_parser``."""
     words = [*before, *(sys.argv[1:] if argv is None else argv)]
     # Not by argparse, since its own errors appear as JSON too.
     json_errors = "--json" in words
@@ -43,15 +41,11 @@ def _commands() -> ModuleType:
 
 
 def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
-    """The exit code of ``run``. Prints an error to stderr as one sentence, a bug with its traceback.
-
-    With ``json_errors``, also prints ``{"error": ...}`` to stdout.
-    """
-    from mlx_video.cli import terminal
-
+    """The exit code of ``run``. Prints an error as one sentence, also as JSON if ``json_errors``; a bug with its traceback."""
     try:
         with terminal.interrupts():
             run()
+        return DONE
     except UserError as error:
         code, ended, said = BAD_INPUT, error, f"error: {error}"
     except PermissionError as error:  # for a file or folder
@@ -66,8 +60,6 @@ def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
         if not isinstance(error, HealthError):
             trace = "".join(traceback.format_exception(error))
             code, said = FAULT, trace + terminal.OUR_FAULT
-    else:
-        return DONE
     notes = () if code == FAULT else getattr(ended, "__notes__", ())
     terminal.say("\n".join([said, *notes]))  # such as where the work is kept
     if json_errors:

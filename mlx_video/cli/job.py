@@ -101,10 +101,7 @@ def _lora_from(words: Sequence[str]) -> tuple[str, float]:
 
 
 def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) -> Output:
-    """The output files that the arguments name.
-
-    By default those of the run that ``left`` latents or a state, else named after the prompt and the seed.
-    """
+    """The output files: as named, else as in the run that ``left`` latents or a state, else after prompt and seed."""
     usual = Output(Path())
     if left is not None:
         usual = Output.recalled(left, load_tensors(left)[1])

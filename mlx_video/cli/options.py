@@ -29,10 +29,7 @@ def add_generate(
     variant: str = "distilled",
     audio: bool | None = None,
 ) -> None:
-    """Add every option of a clip; ``None``, if not typed, means the checkpoint's default.
-
-    ``variant`` and ``audio`` are the door's defaults.
-    """
+    """Add every option of a clip. ``None`` is the checkpoint's default; ``variant`` and ``audio`` are the door's."""
     add = add_prompt(parser)
     about = "what to avoid; used only with guidance (default: a list of common faults)"
     add("--negative-prompt", about)

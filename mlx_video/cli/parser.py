@@ -1,7 +1,4 @@
-"""Reads a command line with argparse, and explains wrong words. Does not know which options exist.
-
-Options default to ``None``, which shows what was typed; the real defaults are filled in afterwards.
-"""
+"""Reads a command line with argparse, and explains wrong words. Does not know which options exist."""
 
 import argparse
 import difflib
@@ -49,10 +46,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """The arguments in ``words``; ``typed`` maps those that were typed to their option.
-
-        The subcommand's parser (``command`` in the arguments) reports words that no option takes.
-        """
+        """The arguments in ``words``; ``typed`` maps those that were typed to their option."""
         self.words = words
         args, unknown = self.parse_known_args(words)
         command = getattr(args, "command", self)
@@ -80,17 +74,16 @@ class Parser(argparse.ArgumentParser):
             return
         choices = list(map(str, action.choices))
         otherwise = f"choose from {', '.join(choices)}."
+        said = f"{[*action.option_strings, action.dest][0]} cannot be"
         if isinstance(action, argparse._SubParsersAction):
+            said = "There is no command"
             if _says(value):
-                said = " ".join(takewhile(lambda w: w[:1] != "-", self.words))
+                words = " ".join(takewhile(lambda w: w[:1] != "-", self.words))
                 otherwise += (
-                    f" Or is it a prompt? `mlx-video generate {shlex.quote(said)}`."
+                    f" Or is it a prompt? `mlx-video generate {shlex.quote(words)}`."
                 )
-            hint = _hint(value, choices, otherwise)
-            self.error(f"There is no command {value!r}; {hint}")
-        hint = _hint(str(value), choices, otherwise)
-        what = [*action.option_strings, action.dest][0]
-        self.error(f"{what} cannot be {str(value)!r}; {hint}")
+        value = str(value)
+        self.error(f"{said} {value!r}; {_hint(value, choices, otherwise)}")
 
     def _about(self, word: str, prompt: str | None) -> str:
         """The error for a word that no option takes."""
@@ -118,10 +111,7 @@ def group(parser: argparse.ArgumentParser, title="", about: str | None = None) -
 def option(
     to: argparse._ActionsContainer, names: str, about: str, real=None, **how
 ) -> None:
-    """Add an option with the default ``real``, which ``Parser.read`` fills in; help shows it if it is a word or a number.
-
-    ``names`` are its flags, separated by spaces; ``how`` goes to argparse.
-    """
+    """Add an option with ``names`` such as "--output -o"; help shows its default ``real``, which ``Parser.read`` fills in."""
     if isinstance(real, str | int | float) and not isinstance(real, bool):
         about += f" (default: {real})"
     to.add_argument(*names.split(), default=None, help=about, **how).real = real
