@@ -25,10 +25,9 @@ THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 SHARED = 8 * 2**20  # bytes of a weight from which products use several threads
 
 log = logging.getLogger(__name__)
-
-
-eager = False
-"""Whether operations may be evaluated at once: true on a CPU after ``suit_cpu``."""
+eager = (
+    False  # whether operations may be evaluated at once: on a CPU after ``suit_cpu``
+)
 
 
 def prepare() -> None:

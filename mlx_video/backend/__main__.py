@@ -1,7 +1,4 @@
-"""Door: report on the MLX backend in use, or replace it, through pip or uv.
-
-`python -m mlx_video.backend` prints what a bug report needs; `python -m mlx_video.backend cuda13` switches.
-"""
+"""``python -m mlx_video.backend``: report on the MLX backend in use for a bug, or replace it through pip or uv."""
 
 import argparse
 import platform
@@ -71,8 +68,7 @@ def switch(wanted: str, options: list[str]) -> None:
     whole = [*options, *({"--no-deps"} - set(options))]
     _pip("install", "--force-reinstall", package, *whole)
     settings = Path(sys.prefix, "pyvenv.cfg")  # in which uv writes its version
-    by_uv = settings.exists() and "\nuv = " in settings.read_text()
-    if wanted != "cpu" and by_uv:
+    if wanted != "cpu" and settings.exists() and "\nuv = " in settings.read_text():
         print(
             "Note: `uv run` and `uv sync` put the locked CPU backend back. "
             "Use `uv run --no-sync`, or set UV_NO_SYNC=1.",
