@@ -1,7 +1,4 @@
-"""Writes clips, sound and still pictures to files, and reads their metadata. Knows containers and codecs.
-
-Files are written aside and renamed when complete.
-"""
+"""Writes clips, sound and pictures to files, which appear when complete, and reads metadata. Knows containers and codecs."""
 
 import wave
 from fractions import Fraction
@@ -16,15 +13,8 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from PIL import Image
 
+from mlx_video import disk
 from mlx_video.background import Background
-from mlx_video.disk import (
-    any_of,
-    check_free,
-    file_size,
-    short,
-    typed_path,
-    written_aside,
-)
 from mlx_video.errors import UserError
 from mlx_video.postprocess import to_pcm16
 from mlx_video.types import CLIP_SUFFIXES, FRAME_FILES, Clip, VideoPixelShape, Waveform
@@ -66,9 +56,9 @@ def saving(
     """``save`` as a generator of how many frames were handed to the encoder; the file appears when it ends."""
     kind = ENCODINGS.get(Path(path).suffix.lower())
     if kind is None:
-        raise UserError(f"{short(path)} must end in {any_of(CLIP_SUFFIXES)}.")
+        raise UserError(f"{disk.short(path)} must end in {disk.any_of(CLIP_SUFFIXES)}.")
     options = _file_options(kind, clip.shape)
-    with written_aside(path, overwrite) as partial:
+    with disk.written_aside(path, overwrite) as partial:
         with av.open(str(partial), "w", kind.format, container_options=options) as file:
             file.metadata.update(metadata or {} if kind.sound else {})
             video = _add_video(file, clip.shape, kind)
@@ -126,7 +116,7 @@ OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 def save_wav(waveform: Waveform, path: str | Path, *, overwrite: bool = False) -> None:
     """Write sound as 16-bit PCM. Raises ``UserError`` if the file exists, unless ``overwrite``."""
     pcm = to_pcm16(waveform)
-    with written_aside(path, overwrite) as partial:
+    with disk.written_aside(path, overwrite) as partial:
         with wave.open(str(partial), "wb") as wav:
             wav.setnchannels(pcm.shape[1])
             wav.setsampwidth(pcm.itemsize)
@@ -144,7 +134,7 @@ def save_frames(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(FRAME_FILES):
-        check_free(old, overwrite)
+        disk.check_free(old, overwrite)
         old.unlink()
     for index, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"frame_{index:04d}.png")
@@ -202,10 +192,7 @@ def _add_sound(
 
 
 def _pictures(clip: Clip) -> Iterator[av.VideoFrame]:
-    """Copies of the clip's frames, whose memory may be reused.
-
-    Raises ``UserError`` unless their size and number match the clip's shape.
-    """
+    """Copies of the frames, whose memory may be reused. Raises ``UserError`` unless size and number match the clip's shape."""
     shape, count = clip.shape, 0
     for count, pixels in enumerate(clip.frames, start=1):
         if count > shape.frames:
@@ -278,7 +265,7 @@ def _small(image: Image.Image, width: int) -> Image.Image:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    with written_aside(path, overwrite=True) as aside:
+    with disk.written_aside(path, overwrite=True) as aside:
         image.save(aside, quality=82)
 
 
@@ -287,8 +274,8 @@ def _save(image: Image.Image, path: Path) -> None:
 
 def metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a media file: the strings that ``save`` stored, and any others."""
-    path = typed_path(path)
-    file_size(path)  # raises if it is not a file
+    path = disk.typed_path(path)
+    disk.file_size(path)  # raises if it is not a file
     # No playlists, which could refer to other files and addresses.
     options = {"protocol_whitelist": "file", "format_whitelist": READABLE}
     try:
@@ -299,6 +286,6 @@ def metadata(path: str | Path) -> dict[str, str]:
             return {k.lower(): v for k, v in found.items()} if capitals else found
     except av.FFmpegError:
         raise UserError(
-            f"{short(path)} is not a readable media file: it is another kind of file, damaged or cut short. Give the .mp4 of a "
+            f"{disk.short(path)} is not a readable media file: it is another kind of file, damaged or cut short. Give the .mp4 of a "
             "clip, or its .json."
         ) from None
