@@ -1,7 +1,4 @@
-"""Names of a network's tensors in official files and here: one table, read in both directions.
-
-Knows names as text, not tensors, files or networks.
-"""
+"""Names of a network's tensors in official files and here: one table, read in both directions. Knows no tensors."""
 
 import re
 from functools import cache
@@ -23,8 +20,7 @@ class TensorNames:
     def __init__(self, prefixes: Mapping[str, str | None], *tables: Mapping[str, str]):
         pairs = reversed(prefixes.items())  # so that of several, the first stays
         inverse = {ours: official for official, ours in pairs if ours is not None}
-        self._to_ours = _longest_first(prefixes)
-        self._to_official = _longest_first(inverse)
+        self._to_ours, self._to_official = prefixes, inverse
         self._forward = [[_rule(*pair) for pair in t.items()] for t in tables]
         self._backward = [[_rule(b, a) for a, b in t.items()] for t in reversed(tables)]
 
@@ -42,21 +38,14 @@ class TensorNames:
         return found
 
     def take(self, weights: Mapping[str, X]) -> dict[str, X] | None:
-        """The values of this network in official ``weights``, under our names.
-
-        ``None`` if no name has an official prefix: ``weights`` then have our names already.
-        """
-        if not any(key.startswith(prefix) for key in weights for prefix, _ in self._to_ours):  # fmt: skip
+        """The values of this network in official ``weights``, under our names; ``None`` if they have our names already."""
+        if not any(key.startswith(tuple(self._to_ours)) for key in weights):
             return None
         named = ((self.ours(key), value) for key, value in weights.items())
         return {key: value for key, value in named if key is not None}
 
 
 Rule = tuple[re.Pattern, str]
-
-
-def _longest_first(prefixes: Mapping[str, X]) -> list[tuple[str, X]]:
-    return sorted(prefixes.items(), key=lambda item: -len(item[0]))
 
 
 def _rule(old: str, new: str) -> Rule:
@@ -69,12 +58,11 @@ def _rule(old: str, new: str) -> Rule:
 
 
 def _translated(
-    name: str, prefixes: list[tuple[str, str | None]], tables: list[list[Rule]]
+    name: str, prefixes: Mapping[str, str | None], tables: list[list[Rule]]
 ) -> str | None:
     """``name`` with its prefix replaced and its rest renamed; ``None`` if it has none of ``prefixes``."""
-    fitting = (pair for pair in prefixes if name.startswith(pair[0]))
-    prefix, start = next(fitting, ("", None))
-    if start is None:
+    prefix = max(filter(name.startswith, prefixes), key=len, default="")
+    if (start := prefixes.get(prefix)) is None:
         return None
     name = name.removeprefix(prefix)
     for table in tables:
