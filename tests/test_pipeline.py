@@ -334,7 +334,7 @@ def test_the_users_lora_stays_beside_the_distilled_one(model, tmp_path):
         for layer, weight in plain.weights.items():
             change = added[layer] if layer in fused else mx.zeros((64, 64))
             assert mx.allclose(loan.weights[layer], weight + change, atol=1e-5), layer
-    told = [(fusion.file, fusion.strength) for fusion in tuned.components.fusions]
+    told = [(Path(f.source), f.strength) for f in tuned.components.fusions]
     assert told == [(users, 0.5), (users, 0.5), (distilled, 1.0)]
 
 

@@ -79,17 +79,26 @@ class About(NamedTuple):
         return told + (", needs a reference video" if self.needs_reference else "")
 
 
-class Report(NamedTuple):
-    """What a fusion did.
+class Fusion(NamedTuple):
+    """What fusing a LoRA into a part of the model did.
 
     matched  paths of the layers that changed
-    skipped  names of layers that the module does not have
+    skipped  names of layers that the part does not have
     dense    those of ``matched`` that were quantized and are now dense: quantizing them again would lose the change
     """
 
+    source: str
+    strength: float
+    part: str
     matched: tuple[str, ...]
     skipped: tuple[str, ...]
     dense: tuple[str, ...]
+
+    def __str__(self) -> str:
+        matched, skipped, dense = map(len, (self.matched, self.skipped, self.dense))
+        told = f"{self.source} at {self.strength:g} changes {matched} layer{'s' * (matched != 1)} of the {self.part}"
+        told += f", {dense} of them no longer quantized" if dense else ""
+        return told + (f"; {skipped} others are not in it" if skipped else "")
 
 
 @dataclass(frozen=True)
@@ -212,8 +221,10 @@ class Adapter:
         return homes
 
 
-def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
-    """Add ``strength`` times the changes of ``adapter`` to the linear layers of ``module``, in place.
+def fuse(
+    module: nn.Module, adapter: Adapter, strength: float = 1.0, part: str = "model"
+) -> Fusion:
+    """Add ``strength`` times the changes of ``adapter`` to the linear layers of ``module``, the ``part``, in place.
 
     Lazy: computed in float32 when evaluated, then rounded once to the weight's dtype. Raises ``UserError`` if tensors do
     not fit their layer's shape.
@@ -224,8 +235,8 @@ def fuse(module: nn.Module, adapter: Adapter, strength: float = 1.0) -> Report:
         if fused[path] is not layer:
             dense.append(path)
     module.update_modules(tree_unflatten(list(fused.items())))
-    skipped = (name for name in adapter.layers if name not in homes)
-    return Report(tuple(fused), tuple(skipped), tuple(dense))
+    skipped = tuple(name for name in adapter.layers if name not in homes)
+    return Fusion(adapter.source, strength, part, tuple(fused), skipped, tuple(dense))
 
 
 def holds_changes(names: Iterable[str]) -> bool:

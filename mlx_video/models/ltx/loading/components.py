@@ -9,15 +9,16 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_video import hub, lora
+from mlx_video import hub
 from mlx_video.backend import suit_cpu
 from mlx_video.errors import UserError
+from mlx_video.lora import Adapter, Fusion, fuse
 from mlx_video.models.ltx.checkpoint import checks, find
 from mlx_video.models.ltx.checkpoint.files import Files, LoRA
 from mlx_video.models.ltx.checkpoint.layouts import Layout, identify
@@ -45,21 +46,6 @@ def notify_log(what: hub.DownloadPlan | hub.Download) -> None:
     """Log each download, and every tenth of it, as warnings, which are visible without any logging set up."""
     if isinstance(what, hub.DownloadPlan) or what.tenth or what.waits or what.ended:
         log.warning("%s", what)
-
-
-class Fusion(NamedTuple):
-    """A LoRA that was fused into a part, and how well it matched."""
-
-    file: Path
-    strength: float
-    part: str
-    report: lora.Report
-
-    def __str__(self) -> str:
-        matched, skipped, dense = map(len, self.report)
-        told = f"{self.file} at {self.strength:g} changes {matched} layer{'s' * (matched != 1)} of the {self.part}"
-        told += f", {dense} of them no longer quantized" if dense else ""
-        return told + (f"; {skipped} others are not in it" if skipped else "")
 
 
 DISTILLED_LORA = "distilled_lora"  # not a part, but may be needed like one
@@ -181,10 +167,10 @@ class Components:
         modules = [whole.sketch(n) for n in PARTS if files and n in needs]
         modules = [module for module in modules if module.LORAS]
         for file in files:
-            lora.Adapter.read(file).check_layers(modules)
+            Adapter.read(file).check_layers(modules)
         if distilled:
-            adapter = lora.Adapter.read(distilled)
-            adapter.check_distillation(whole.sketch("transformer"))
+            transformer = whole.sketch("transformer")
+            Adapter.read(distilled).check_distillation(transformer)
 
     @contextmanager
     def lend(self, name: str, loras: Iterable[LoRA] = ()) -> Iterator[nn.Module]:
@@ -276,7 +262,7 @@ class Components:
         if built is None or self.sources[name].is_gguf:  # its sketch has no values
             built = self._network(name)
         part, fusions = built
-        fusions = fusions + fuse(name, part, loras)
+        fusions = fusions + fuse_all(name, part, loras)
         self.fusions += fusions
         for fusion in fusions:
             log.info("%s", fusion)
@@ -293,8 +279,8 @@ class Components:
         source = source or self.sources[name]
         part = PARTS[name].build(source, self.residency.dtype, self.model_type)
         if self.layout.distillation:
-            fuse(name, part, [LoRA(self.layout.distillation)])
-        return part, fuse(name, part, (*self.loras, *loras))
+            fuse_all(name, part, [LoRA(self.layout.distillation)])
+        return part, fuse_all(name, part, (*self.loras, *loras))
 
 
 # A part's name, its dtype, and its streams if it has several.
@@ -302,11 +288,8 @@ Key = tuple[str, mx.Dtype, LTXModelType | None]
 Built = tuple[Network, list[Fusion]]
 
 
-def fuse(name: str, module: Network, loras: Iterable[LoRA]) -> list[Fusion]:
+def fuse_all(name: str, module: Network, loras: Iterable[LoRA]) -> list[Fusion]:
     """Fuse into part ``name``, lazily, the ``loras`` that apply to it."""
-    fusions = []
-    for file, strength in loras if module.LORAS else ():
-        report = lora.fuse(module, lora.Adapter.read(file), strength)
-        if report.matched:
-            fusions.append(Fusion(file, strength, name, report))
-    return fusions
+    chosen = loras if module.LORAS else ()
+    fusions = [fuse(module, Adapter.read(file), s, name) for file, s in chosen]
+    return [fusion for fusion in fusions if fusion.matched]

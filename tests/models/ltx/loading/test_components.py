@@ -444,8 +444,8 @@ def test_loras_are_fused_and_reported(folder, tmp_path):
         weight = denoise.model.transformer_blocks[1].video.attn1.to_q.weight
         assert mx.allclose(weight, before + 0.5)
     (fusion,) = components.fusions
-    assert (fusion.file, fusion.part) == (file, "transformer")
-    assert fusion.report.matched == ("transformer_blocks.1.video.attn1.to_q",)
+    assert (fusion.source, fusion.part) == (str(file), "transformer")
+    assert fusion.matched == ("transformer_blocks.1.video.attn1.to_q",)
     with components.lend("connectors"):
         assert len(components.fusions) == 1
 
@@ -624,7 +624,7 @@ def test_loras_are_fused_before_quantizing(folder, tmp_path):
         expected = mx.quantize(before + 0.5, 64, 8)
         for name, value in zip(("weight", "scales", "biases"), expected):
             assert mx.allclose(layer[name], value)
-    assert components.fusions[0].report.dense == ()
+    assert components.fusions[0].dense == ()
 
 
 def test_quantizing_leaves_the_small_parts(folder):
