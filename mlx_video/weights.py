@@ -1,7 +1,4 @@
-"""Reads, loads and saves the tensors of checkpoint files. Knows formats and names, not networks.
-
-Everything is lazy: a tensor's bytes are read when it is first evaluated, so unused ones are never read.
-"""
+"""Reads, loads and saves the tensors of checkpoint files, all lazy: unused ones are never read. Knows names, not networks."""
 
 import json
 from errno import EIO

@@ -1,7 +1,4 @@
-"""Finds in headers and configs what would stop a run, before large files are fetched or loaded.
-
-Knows which parts, LoRAs and settings belong together, not where they are.
-"""
+"""Finds in headers and configs what would stop a run, before large files are fetched. Does not look for files."""
 
 import logging
 from contextlib import suppress

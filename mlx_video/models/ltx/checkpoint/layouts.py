@@ -1,7 +1,4 @@
-"""Recognises how LTX-2 is stored and which parts a file holds, by headers and configs, and finds the files beside it.
-
-Knows layouts, not networks; loads nothing.
-"""
+"""Recognises how LTX-2 is stored, and which parts are in a file and beside it, by headers and configs. Loads nothing."""
 
 import re
 from contextlib import suppress
@@ -269,10 +266,7 @@ def is_gemma(source: Source) -> bool:
 
 
 def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
-    """The single file in ``folder``: the only one there, or the only one of ``variant``.
-
-    Raises ``MissingFileError`` if there is none, ``UserError`` if there are several.
-    """
+    """The only checkpoint file in ``folder``, or of ``variant`` there. Raises ``UserError`` if there is none, or several."""
     others = ("lora", "upscaler", "upsampler")
     homes = [folder, *(folder / name for name in TRANSFORMERS)]
     files = sorted(f for home in homes for end in ENDINGS for f in home.glob(f"*{end}"))
@@ -385,10 +379,7 @@ def file_version(file: Path) -> str:
 
 
 def _around(file: Path) -> Iterator[tuple[str, Source]]:
-    """The parts in other safetensors files that may be of the same checkpoint, sorted by name.
-
-    Skips files with a transformer, which are other checkpoints, and damaged ones.
-    """
+    """The parts in other safetensors files, sorted by name; skips damaged files, and checkpoints, which have a transformer."""
     root = checkpoint_folder(file)
     folders = [root / name for name in COMPANIONS]
     if root == file.parent:

@@ -1,7 +1,4 @@
-"""LTX-2's parts, lent one at a time: found when opened, read when lent, freed when returned.
-
-Knows how files become modules and for how long, not what they compute or in which order.
-"""
+"""Lends LTX-2's parts: found when opened, read when lent, freed when returned. Does not know what they compute."""
 
 import logging
 from contextlib import contextmanager

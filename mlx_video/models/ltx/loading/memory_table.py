@@ -1,7 +1,4 @@
-"""How many arrays of its largest size each part holds at once while it computes, measured on each device.
-
-``benchmarks/parts.py`` measures them. A CPU needs more: MLX stores attention scores there, and unfolds convolutions.
-"""
+"""How many arrays of its largest size each part holds while it computes, as ``benchmarks/parts.py`` measures them."""
 
 from typing import Iterable, NamedTuple
 
@@ -37,7 +34,7 @@ class Live(NamedTuple):
 
 
 QUEUED, QUEUED_FINER = 400e6, 760e6
-# On a CPU, without compiled functions, as the commands run it.
+# On a CPU, without compiled functions, as the commands run it. MLX stores attention scores there and unfolds convolutions.
 CPU = Live(12, 1, 0, 11.5, 0, 4, 41, 0, 38, 20.5, 83, 31.5)
 # Of other types, which it copies to float32 and back around each product.
 CPU_COPIES = CPU._replace(

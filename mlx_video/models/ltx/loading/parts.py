@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_video import hub
 from mlx_video.errors import UserError
+from mlx_video.models.ltx import vae_config as vae
 from mlx_video.models.ltx.checkpoint.source import QUANTIZATION, Source
 from mlx_video.models.ltx.config import (
     ConnectorConfig,
@@ -21,14 +22,6 @@ from mlx_video.models.ltx.config import (
 )
 from mlx_video.models.ltx.gemma_config import GemmaConfig
 from mlx_video.models.ltx.loading.schema import Config
-from mlx_video.models.ltx.vae_config import (
-    AudioVAEConfig,
-    BigVGANVocoderConfig,
-    DiffusionDecoderConfig,
-    VideoEncoderConfig,
-    VideoVAEConfig,
-    VocoderConfig,
-)
 from mlx_video.tensor_names import TensorNames
 from mlx_video.weights import SAVED, Weights, load_into, save_folder
 
@@ -208,23 +201,23 @@ PARTS = {
     for part in (
         Part("transformer", "transformer", {LTXModelConfig: "ltx:LTXModel"}),
         Part("connectors", "transformer", {ConnectorConfig: "connector:TextConnectors"}),
-        Part("video_encoder", "vae", {VideoEncoderConfig: "video_vae.encoder:VideoEncoder"}),
+        Part("video_encoder", "vae", {vae.VideoEncoderConfig: "video_vae.encoder:VideoEncoder"}),
         Part(
             "video_decoder",
             "vae",
             {
-                DiffusionDecoderConfig: "video_vae.diffusion:DiffusionDecoder",
-                VideoVAEConfig: "video_vae.decoder:VideoDecoder",
+                vae.DiffusionDecoderConfig: "video_vae.diffusion:DiffusionDecoder",
+                vae.VideoVAEConfig: "video_vae.decoder:VideoDecoder",
             },
         ),
-        Part("audio_encoder", "audio_vae", {AudioVAEConfig: "audio_vae.autoencoder:AudioEncoder"}),
-        Part("audio_decoder", "audio_vae", {AudioVAEConfig: "audio_vae.autoencoder:AudioDecoder"}),
+        Part("audio_encoder", "audio_vae", {vae.AudioVAEConfig: "audio_vae.autoencoder:AudioEncoder"}),
+        Part("audio_decoder", "audio_vae", {vae.AudioVAEConfig: "audio_vae.autoencoder:AudioDecoder"}),
         Part(
             "vocoder",
             "vocoder",
             {
-                BigVGANVocoderConfig: "audio_vae.bigvgan:BigVGANVocoder",
-                VocoderConfig: "audio_vae.vocoder:Vocoder",
+                vae.BigVGANVocoderConfig: "audio_vae.bigvgan:BigVGANVocoder",
+                vae.VocoderConfig: "audio_vae.vocoder:Vocoder",
             },
         ),
         Part(

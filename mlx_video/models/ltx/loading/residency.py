@@ -1,7 +1,4 @@
-"""How a run keeps weights in memory: all at once, quantized, block by block, or loaded for the next run.
-
-Knows when a part is unchanged and when blocks come and go, not what they compute or what is worth keeping.
-"""
+"""How a run keeps weights in memory: whole, quantized, block by block, or for the next run. Computes nothing."""
 
 import ctypes
 from collections import deque
@@ -40,10 +37,7 @@ class Residency:
     keep: frozenset[str] = frozenset()
 
     def bits(self, network: type[Network], source: Source) -> int | None:
-        """Bits to which a network's blocks are quantized on load; ``None`` = as stored.
-
-        Quantized weights stay as they are, and so do blocks that are read again in each step.
-        """
+        """Bits to quantize a network's blocks to on load; ``None`` = as stored: quantized already, or read in each step."""
         passing = self.low_memory and network.STREAMED
         stays = passing or not network.BLOCKS or source.quantization
         return None if stays else self.quantize
@@ -71,10 +65,7 @@ def nbytes(module: nn.Module) -> int:
 
 @contextmanager
 def cache_limited(limit: int | None) -> Iterator[None]:
-    """Within this block MLX keeps at most ``limit`` bytes of freed memory for reuse; ``None`` changes nothing.
-
-    After it, the system gets back the freed memory that MLX and glibc's malloc keep.
-    """
+    """Keep at most ``limit`` bytes of freed memory in MLX within this block (``None`` = as before), and none after it."""
     before = None if limit is None else mx.set_cache_limit(limit)
     try:
         yield
@@ -82,7 +73,7 @@ def cache_limited(limit: int | None) -> Iterator[None]:
         if before is not None:
             mx.set_cache_limit(before)
         mx.clear_cache()
-        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
             trim(0)
 
 

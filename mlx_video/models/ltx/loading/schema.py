@@ -1,8 +1,4 @@
-"""The base of every config, which reads the official ``config`` JSON strictly.
-
-A key is a field, has a single supported value, or means nothing at inference. Any other key, another value of such a key,
-and a value that does not fit its annotation or is out of range raise an error that names it.
-"""
+"""The base of every config, which reads the official ``config`` JSON strictly: it refuses what it does not know."""
 
 import math
 from contextlib import suppress
