@@ -26,12 +26,7 @@ import mlx.nn as nn
 from mlx_video.conditioning.latent import Condition, VideoConditionByLatentIndex
 from mlx_video.disk import full_path, is_there, short, typed_path
 from mlx_video.errors import UserError, at, check_name
-from mlx_video.models.ltx.condition_tokens import (
-    Place,
-    evenly_spaced,
-    generated_keyframes,
-    keyframe,
-)
+from mlx_video.models.ltx import condition_tokens
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.types import AV, Geometry, VideoLatentShape, VideoPixelShape
@@ -109,11 +104,8 @@ class Input(ABC):
         """The input from the ``words`` after ``option.flags``."""
         raise NotImplementedError
 
-    def check(self, shape: VideoPixelShape, model: Model) -> None:
-        """Raise ``UserError`` if ``model`` cannot use it for a clip of ``shape``. Opens no file."""
-
-    def check_files(self) -> None:
-        """Raise ``UserError`` if its files cannot be used."""
+    def check(self, shape: VideoPixelShape, model: Model, opens: bool) -> None:
+        """Raise ``UserError`` if ``model`` cannot use it for a clip of ``shape``; only if it ``opens``, for its files."""
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
         """Sentences on what the user should know about it."""
@@ -174,7 +166,7 @@ class Image(Input):
     def place(self) -> str:
         return f"frame {self.frame}"
 
-    def check(self, shape: VideoPixelShape, model: Model) -> None:
+    def check(self, shape: VideoPixelShape, model: Model, opens: bool) -> None:
         with at("path"):
             check_name(self.path, "The picture's path")
         every = model.geometry.video.time if model.geometry else 1
@@ -188,10 +180,9 @@ class Image(Input):
             raise UserError(
                 f"An image's strength must be from 0 to 1; got {self.strength} for {short(self.path)}."
             ).at("strength")
-
-    def check_files(self) -> None:
-        with at("path"):
-            _picture(self.path)
+        if opens:
+            with at("path"):
+                _picture(self.path)
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
         picture = _picture(self.path)
@@ -220,8 +211,8 @@ class Image(Input):
             mx.eval(latent)
         if self.frame == 0:
             return AV([VideoConditionByLatentIndex(latent, 0, self.strength)])
-        place = Place(parts.geometry.video, shape.fps)
-        return AV([keyframe(latent, self.frame, place, self.strength)])
+        place = condition_tokens.Place(parts.geometry.video, shape.fps)
+        return AV([condition_tokens.keyframe(latent, self.frame, place, self.strength)])
 
 
 @dataclass(frozen=True)
@@ -249,9 +240,9 @@ class Keyframes(Input):
             ) from None
         return cls(count)
 
-    def check(self, shape: VideoPixelShape, model: Model) -> None:
+    def check(self, shape: VideoPixelShape, model: Model, opens: bool) -> None:
         with at("count"):
-            evenly_spaced(self.count, shape.frames)
+            condition_tokens.evenly_spaced(self.count, shape.frames)
         if model.transformer and not model.transformer.use_keyframes_abs_pos_embedding:
             raise UserError(
                 "This model cannot generate keyframes; LTX-2.5 can. Leave out --keyframes."
@@ -264,10 +255,10 @@ class Keyframes(Input):
         return AV(self.count * grid.tokens_per_frame)
 
     def encode(self, parts: Parts, shape: VideoPixelShape) -> AV[list[Condition]]:
-        grid = parts.geometry.latents(shape)
-        frames = evenly_spaced(self.count, shape.frames)
-        place = Place(parts.geometry.video, shape.fps)
-        return AV([generated_keyframes(frames, (grid.height, grid.width), place)])
+        size = parts.geometry.latents(shape)[3:]
+        frames = condition_tokens.evenly_spaced(self.count, shape.frames)
+        place = condition_tokens.Place(parts.geometry.video, shape.fps)
+        return AV([condition_tokens.generated_keyframes(frames, size, place)])
 
 
 def as_input(given: "Input | str | os.PathLike") -> Input:

@@ -84,14 +84,12 @@ class Request:
         taken: set[str] = set()
         for number, given in enumerate(self.inputs):
             with at(number):
-                given.check(self.shape, model)
+                given.check(self.shape, model, opens)
                 if given.place in taken:
                     raise UserError(
                         f"Two inputs are at the same place, {given.place}; move one of them."
                     )
                 taken |= {given.place} - {None}
-                if opens:
-                    given.check_files()
 
     @property
     def model_type(self) -> LTXModelType:

@@ -11,6 +11,7 @@ from mlx_video.cli.parser import Parser, group
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.files import Files
+from mlx_video.sampling.schedules import STAGE_2_SIGMAS
 
 FILES = Files(hub.MODEL_REPO)
 
@@ -54,7 +55,7 @@ def test_aliases_mean_the_same(long, short):
 
 
 def test_images_take_a_frame_and_a_strength(monkeypatch):
-    monkeypatch.setattr(Image, "check_files", lambda self: None)  # there are none
+    monkeypatch.setattr(Image, "check", lambda *_: None)  # there are none
     words = [
         "--image",
         "a.png",
@@ -92,7 +93,7 @@ def test_hq_has_its_own_schedule_and_strengths():
 def test_two_stages_end_in_the_distilled_refinement():
     first, second = job("-p", "a cat", "--two-stage", "--steps", "7").recipe.stages
     assert len(first.sigmas) == 8 and first.scale == 0.5
-    assert second.sigmas == recipes.STAGE_2_SIGMAS and second.distilled_lora == 1.0
+    assert second.sigmas == STAGE_2_SIGMAS and second.distilled_lora == 1.0
 
 
 def test_loras_take_a_strength():
