@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Sequence
 
-from mlx_video.disk import (
-    GB,
-    any_of,
-    check_free,
-    check_space,
-    is_there,
-    lock_of,
-    short,
-    typed_path,
-)
+from mlx_video import disk
+from mlx_video.disk import is_there, short, typed_path
 from mlx_video.errors import UserError
 from mlx_video.request import Request
 from mlx_video.types import CLIP_SUFFIXES, FRAME_FILES, SILENT_SUFFIXES, VideoPixelShape
@@ -26,7 +18,7 @@ LATENTS, STATE = ".latents.safetensors", ".state.safetensors"
 # The most bytes per pixel of a frame in practice: H.264 at our quality, and PNG.
 CLIP_BYTES, PNG_BYTES = 0.5, 3.5
 WAV_BYTES = 2 * 2 * 48000  # per second, at most
-SPARE = GB // 50  # for the record and for other programs
+SPARE = disk.GB // 50  # for the record and for other programs
 
 
 @dataclass(frozen=True)
@@ -141,7 +133,7 @@ class Output:
             sizes.append((self.audio.parent, shape.seconds * WAV_BYTES))
         if self.frames:
             sizes.append((self.frames, pixels * PNG_BYTES))
-        check_space((_existing(folder.absolute()), size) for folder, size in sizes)
+        disk.check_space((_existing(f.absolute()), size) for f, size in sizes)
 
 
 def clip_path(typed: str | Path, prompt: str, seed: int) -> Path:
@@ -167,7 +159,7 @@ def named_after(folder: Path, prompt: str, seed: int) -> Path:
 
 def _all_of(path: Path) -> tuple[Path, ...]:
     output = Output(path)
-    return output.path, output.record, output.latents, output.state, lock_of(path)
+    return output.path, output.record, output.latents, output.state, disk.lock_of(path)
 
 
 def _check_target(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
@@ -177,7 +169,7 @@ def _check_target(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
         )
     if path.suffix.lower() not in suffixes:
         raise UserError(
-            f"{short(path)} does not end in {any_of(suffixes)}; try {short(path.with_suffix(suffixes[0]))}."
+            f"{short(path)} does not end in {disk.any_of(suffixes)}; try {short(path.with_suffix(suffixes[0]))}."
         )
     _check_folder(path.parent, path)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
@@ -186,7 +178,7 @@ def _check_target(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
         )
     if path.is_dir():
         raise UserError(f"{short(path)} is a folder; choose another --output-path.")
-    check_free(path, overwrite)
+    disk.check_free(path, overwrite)
 
 
 def _check_folder(folder: Path, path: Path) -> None:

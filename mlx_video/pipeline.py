@@ -13,11 +13,9 @@ import numpy as np
 from mlx_video import health, postprocess
 from mlx_video.conditioning.latent import Condition, LatentState
 from mlx_video.errors import UserError, at
-from mlx_video.health import check_weights
 from mlx_video.inputs import Model, Parts, forget_pictures
+from mlx_video.models.ltx import connector, duration
 from mlx_video.models.ltx.checkpoint.checks import check_duration_head
-from mlx_video.models.ltx.connector import embed_prompts
-from mlx_video.models.ltx.duration import frames_for
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.parts import PARTS, Network
 from mlx_video.models.ltx.pacing import piece_by_piece
@@ -108,7 +106,7 @@ class Pipeline:
     previews: bool = False
 
     def __post_init__(self):
-        self.components.inspect = check_weights if self.health else None
+        self.components.inspect = health.check_weights if self.health else None
         self.defaults = Defaults.from_dict(self.components.layout.defaults)
 
     def __call__(self, request: Request) -> Clip:
@@ -154,7 +152,7 @@ class Pipeline:
             seconds = head(embeddings.positive).item()
         yield Step(Doing.PREDICT_DURATION, 1, 1)
         fps, step = request.shape.fps, self.components.geometry.video.time
-        shape = request.shape._replace(frames=frames_for(seconds, fps, step))
+        shape = request.shape._replace(frames=duration.frames_for(seconds, fps, step))
         return replace(request, shape=shape, prompt=prompt, enhance=False, timed=False)
 
     def decode(self, latents: AV[mx.array], request: Request) -> Clip:
@@ -228,7 +226,7 @@ class Pipeline:
         yield Step(Doing.ENCODE_PROMPT, 1, 2)
         with self.components.lend("connectors") as connectors:
             modalities = AV(True, request.audio or None).present
-            embeddings = embed_prompts(connectors, features, modalities)
+            embeddings = connector.embed_prompts(connectors, features, modalities)
             mx.eval([p.values for p in (embeddings.positive, embeddings.negative) if p])
         if self.health:
             health.check_embeddings(embeddings.positive)

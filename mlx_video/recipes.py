@@ -12,14 +12,9 @@ from mlx_video.models.ltx import dfr_layout
 from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.config import LTXModelConfig
 from mlx_video.models.ltx.loading.schema import Config
+from mlx_video.sampling import schedules
 from mlx_video.sampling.guidance import Guidance
 from mlx_video.sampling.samplers import Sampler
-from mlx_video.sampling.schedules import (
-    DFR_ROUND_SIGMAS,
-    STAGE_1_SIGMAS,
-    STAGE_2_SIGMAS,
-    ltx2_scheduler,
-)
 from mlx_video.types import AV, Modality, VideoPixelShape
 
 UPSAMPLERS = ("upsampler", "temporal_upsampler")  # parts
@@ -255,8 +250,8 @@ class Recipe:
 
 def distilled(sampler: str = "euler") -> Recipe:
     """Eight steps at half size with ``sampler``, then three Euler steps at full size on the upsampled latents."""
-    first = Stage(STAGE_1_SIGMAS, scale=0.5, sampler=Sampler(sampler))
-    return Recipe("distilled", (first, Stage(STAGE_2_SIGMAS)))
+    first = Stage(schedules.STAGE_1_SIGMAS, scale=0.5, sampler=Sampler(sampler))
+    return Recipe("distilled", (first, Stage(schedules.STAGE_2_SIGMAS)))
 
 
 def finished(shape: VideoPixelShape, rounds: int | None) -> VideoPixelShape:
@@ -278,10 +273,10 @@ def dfr_recipe(rounds: int, detailing: float = 0.0) -> Recipe:
     ``detailing`` is the strength of the detailing LoRA in the second stage, usually ``DETAILING``; 0 is none.
     """
     _check_rounds(rounds)
-    second = Stage(STAGE_2_SIGMAS, detailing=detailing)
-    stages = Stage(STAGE_1_SIGMAS, scale=0.5), second
+    second = Stage(schedules.STAGE_2_SIGMAS, detailing=detailing)
+    stages = Stage(schedules.STAGE_1_SIGMAS, scale=0.5), second
     sampler = Sampler("euler_ancestral", dfr_layout.ROUND_ETA)
-    round_ = Stage(DFR_ROUND_SIGMAS, sampler=sampler, upsampler="temporal_upsampler")
+    round_ = Stage(schedules.DFR_ROUND_SIGMAS, sampler=sampler, upsampler=UPSAMPLERS[1])
     return Recipe("distilled", stages, sound=0, rounds=(round_,) * rounds)
 
 
@@ -291,10 +286,10 @@ def dev(
     two_stage: bool = False,
 ) -> Recipe:
     """A guided stage at full size; or at half size, followed by a distilled refinement of the video."""
-    sigmas = tuple(ltx2_scheduler(steps).tolist())
+    sigmas = tuple(schedules.ltx2_scheduler(steps).tolist())
     if not two_stage:
         return Recipe("dev", (Stage(sigmas, 1.0, guidance),))
-    refinement = Stage(STAGE_2_SIGMAS, distilled_lora=1.0)
+    refinement = Stage(schedules.STAGE_2_SIGMAS, distilled_lora=1.0)
     return Recipe("dev", (Stage(sigmas, 0.5, guidance), refinement), sound=0)
 
 
@@ -360,9 +355,9 @@ class Defaults(Config):
         video = replace(HQ_GUIDANCE.video, **given)
         audio = replace(HQ_GUIDANCE.audio, **given | {"cfg": audio_cfg})
         sampler = Sampler("res_2s")
-        sigmas = tuple(ltx2_scheduler(steps, tokens).tolist())
+        sigmas = tuple(schedules.ltx2_scheduler(steps, tokens).tolist())
         first = Stage(sigmas, 0.5, AV(video, audio), 0.25, sampler)
-        second = Stage(STAGE_2_SIGMAS, distilled_lora=0.5, sampler=sampler)
+        second = Stage(schedules.STAGE_2_SIGMAS, distilled_lora=0.5, sampler=sampler)
         return Recipe("dev", (first, second), sound=0)
 
     def recipe(self, variant: str, two_stage: bool = False) -> Recipe:
