@@ -17,12 +17,8 @@ from mlx_video.disk import file_size, read_small, short
 from mlx_video.errors import UserError, at, field_error
 from mlx_video.hub import Notify
 from mlx_video.inputs import Model
+from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.checkpoint.files import Files
-from mlx_video.models.ltx.checkpoint.find import (
-    known_parts,
-    model_of,
-    published_geometry,
-)
 from mlx_video.models.ltx.loading.components import Components, notify_log
 from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.models.ltx.loading.parts import PARTS
@@ -47,7 +43,7 @@ class Job:
 
     def check(self) -> None:
         """Raise ``UserError`` for anything wrong that can be known before loading."""
-        parts = known_parts(model_of(self.files), self.recipe.variant)
+        parts = find.known_parts(find.model_of(self.files), self.recipe.variant)
         transformer = parts.get("transformer")
         config = transformer and PARTS["transformer"].config(transformer)
         self._check(Model(read_geometry(parts), config))
@@ -78,24 +74,20 @@ class Job:
         """The parts that the job needs; only the decoders if it is ``sampled``."""
         needs = self.request.needs(self.recipe)
         needs = [name for name in needs if name in DECODERS or not sampled]
-        files = replace(self.files, model=model_of(self.files))
+        files = replace(self.files, model=find.model_of(self.files))
         variant = self.recipe.variant
         return Components.open(files, variant=variant, needs=needs, notify=notify)
-
-    @property
-    def work(self) -> plans.Work:
-        """What a plan needs to know of it."""
-        return plans.Work(self.request, self.recipe, self.batch_guidance)
 
     def plan(
         self, limit: float | None = None, notify: Notify = notify_log
     ) -> plans.Plan:
         """The memory plan within ``limit`` bytes, by default the machine's. Loads no weights."""
-        return plans.plan(self.components(notify), self.work, limit)
+        work = plans.Work(self.request, self.recipe, self.batch_guidance)
+        return plans.plan(self.components(notify), work, limit)
 
     def planned(self, plan: plans.Plan) -> "Job":
         """The same job with the residency that ``plan`` chose and the model that was found."""
-        kept, model = plan.components.residency, model_of(self.files)
+        kept, model = plan.components.residency, find.model_of(self.files)
         how = {"quantize": kept.quantize, "low_memory": kept.low_memory}
         return replace(self, files=replace(self.files, model=model, **how))
 
@@ -128,7 +120,7 @@ class Job:
                 f"{name} is not a record that this version of mlx-video can read. {field_error(error.errors()[0])}"
             ) from None
         with read_from(path):
-            job._check(Model(published_geometry(job.files.model)), opens=False)
+            job._check(Model(find.published_geometry(job.files.model)), opens=False)
         return job
 
 

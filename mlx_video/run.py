@@ -1,7 +1,4 @@
-"""Carries out a job as a stream of events and writes its files safely. Prints nothing: terminal and server listen.
-
-An exception that ends a run has a note on how to resume.
-"""
+"""Carries out a job as a stream of events and writes its files safely. Prints nothing: terminal and server listen."""
 
 import time
 from contextlib import closing
@@ -116,12 +113,21 @@ def write(sampled: Sampled, output: Output) -> Iterator[Event]:
 def _prepared(
     job: Job, options: Options, sampled: bool = False
 ) -> Generator[Step | Warned, None, tuple[Job, plans.Plan, Pipeline]]:
-    """``job`` as it will be recorded, its memory plan, and its pipeline."""
-    if job.request.timed:  # planned once before, for the phases that choose the length
-        _, pipeline = _planned(job, options)
-        job = replace(job, request=(yield from pipeline.timed(job.request)))
-        job.check()
-    plan, pipeline = _planned(job, options, sampled)
+    """``job`` as it will be recorded, its memory plan, and its pipeline; all checked."""
+    work = plans.Work(job.request, job.recipe, job.batch_guidance, sampled=sampled)
+    if not sampled:
+        work = work._replace(previews=options.previews, keep=options.shelf is not None)
+    components = job.components(options.notify, sampled)
+    plan = plans.plan(components, work, options.memory_limit).check()
+    pipeline = job.pipeline(plan, health=options.health)
+    if not sampled:
+        pipeline.check(job.request)
+    if options.shelf is not None:
+        plan.components.keep_on(options.shelf)
+    # This plan was for the phases that choose the length.
+    if job.request.timed and not sampled:
+        request = yield from pipeline.timed(job.request)
+        return (yield from _prepared(replace(job, request=request), options))
     if plan.chosen and plan.components.residency.quantize == 4:
         yield Warned(f"This fits only with the {plan.chosen}; some quality is lost.")
     most = CACHE_LIMIT if mx.default_device() == mx.gpu else CPU_CACHE_LIMIT
@@ -129,30 +135,10 @@ def _prepared(
     return job.planned(plan), plan, pipeline
 
 
-def _planned(
-    job: Job, options: Options, sampled: bool = False
-) -> tuple[plans.Plan, Pipeline]:
-    """The plan of ``job`` within the memory limit, and its pipeline; both checked."""
-    components = job.components(options.notify, sampled)
-    previews = options.previews and not sampled
-    keep = options.shelf is not None and not sampled
-    work = job.work._replace(previews=previews, keep=keep, sampled=sampled)
-    plan = plans.plan(components, work, options.memory_limit)
-    pipeline = job.planned(plan.check()).pipeline(plan, health=options.health)
-    if not sampled:
-        pipeline.check(job.request)
-    if options.shelf is not None:
-        plan.components.keep_on(options.shelf)
-    return plan, pipeline
-
-
 def finish(
     job: Job, latents: Path, output: Output, options: Options = Options()
 ) -> Iterator[Event]:
-    """Decode the ``latents`` that a run of ``job`` left, and remove them.
-
-    Raises ``UserError`` if they do not fit the job, before any weights are read.
-    """
+    """Decode the ``latents`` that a run of ``job`` left, and remove them. Raises ``UserError`` if they do not fit the job."""
     job.check()
     output.check(job.request)
     tensors, _ = load_tensors(latents)
