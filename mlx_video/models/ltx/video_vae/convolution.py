@@ -166,14 +166,14 @@ class CausalConv3d(nn.Conv3d):
         return conv3d(cache.keep(self, x, KERNEL), self.weight, padding=padding)
 
 
-def convolutions(module: nn.Module) -> list[CausalConv3d]:
+def within(module: nn.Module) -> list[CausalConv3d]:
     """All causal convolutions in ``module``."""
     return [part for part in module.modules() if isinstance(part, CausalConv3d)]
 
 
 def widest(module: nn.Module) -> int:
     """The most channels that any convolution in ``module`` reads or writes."""
-    shapes = [conv.weight.shape for conv in convolutions(module)]
+    shapes = [conv.weight.shape for conv in within(module)]
     return max(max(O, I) for O, *_, I in shapes)
 
 

@@ -3,7 +3,8 @@
 import math
 from fractions import Fraction
 from functools import partial
-from typing import ClassVar, Iterator
+from itertools import pairwise
+from typing import ClassVar, Iterator, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,25 +14,9 @@ from mlx_video.models.ltx.loading.memory_table import FLOAT32, on_gpu
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.statistics import PerChannelStatistics
 from mlx_video.models.ltx.vae_config import STRIDES, VideoVAEConfig
-from mlx_video.models.ltx.video_vae.convolution import (
-    MAX_CONV_ELEMENTS,
-    Block,
-    CausalConv3d,
-    MidBlock3D,
-    convolutions,
-    layers_of,
-    read_blocks,
-    video_names,
-    widest,
-)
-from mlx_video.models.ltx.video_vae.decoding import (
-    PIECES,
-    WHOLE,
-    StreamPlan,
-    Tiling,
-    spans,
-)
-from mlx_video.models.ltx.video_vae.memory import Sized, pair_bytes, sized
+from mlx_video.models.ltx.video_vae import convolution, decoding
+from mlx_video.models.ltx.video_vae.convolution import CausalConv3d, MidBlock3D, widest
+from mlx_video.models.ltx.video_vae.decoding import StreamPlan, spans
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
 from mlx_video.models.ltx.video_vae.stream import DecoderStep, FrameCache, in_pieces
 from mlx_video.models.ltx.video_vae.tiling import (
@@ -55,6 +40,9 @@ AGAIN = 1.6
 FRAMES_CPU = 8
 # Share of two convolutions' arrays that a CPU holds, if it copies their weights to float32, by the padding: ours, or MLX's.
 PAIRED = {"reflect": 0.92, "zeros": 1.32}
+# Arrays of a convolution's input (normed, activated, padded) and output (sums, bias) that a CPU holds besides the unfolded
+# input, since it runs a few operations ahead.
+ACTIVATED, SUMMED = 9, 1
 BEGUN = 0.4  # share of the next piece that a CPU holds beside the current one; measured as 0 to 0.45
 # Time of a convolution's operation relative to a transformer's, ...
 SLOWER = 1.7  # ... measured on an H200
@@ -65,8 +53,8 @@ class VideoDecoder(Network):
     """The decoder. It is not causal in LTX-2, so a pixel frame may depend on later latents."""
 
     CONFIG = VideoVAEConfig
-    NAMES: ClassVar = video_names("decoder")
-    FRAME: ClassVar = WHOLE  # how previews decode one latent frame
+    NAMES: ClassVar = convolution.video_names("decoder")
+    FRAME: ClassVar = decoding.WHOLE  # how previews decode one latent frame
 
     def __init__(self, config: VideoVAEConfig):
         super().__init__()
@@ -75,7 +63,7 @@ class VideoDecoder(Network):
         self.per_channel_statistics = PerChannelStatistics(config.latent_channels)
 
         padding_mode = config.decoder_spatial_padding_mode
-        blocks = list(read_blocks(config.decoder_blocks))[::-1]
+        blocks = list(convolution.read_blocks(config.decoder_blocks))[::-1]
         channels = config.decoder_base_channels * math.prod(map(_narrowing, blocks))
         self.conv_in = CausalConv3d(config.latent_channels, channels, padding_mode)
         self.up_blocks = []
@@ -87,7 +75,8 @@ class VideoDecoder(Network):
 
     def __call__(self, latent: mx.array) -> mx.array:
         """Normalised latents -> pixels near [-1, 1] (LTX-2: (B, 128, F, H, W) -> (B, 3, 8*(F-1)+1, 32*H, 32*W))."""
-        return mx.concatenate(list(self.stream(latent, MAX_CONV_ELEMENTS)), axis=2)
+        pieces = self.stream(latent, convolution.MAX_CONV_ELEMENTS)
+        return mx.concatenate(list(pieces), axis=2)
 
     def stream(
         self, latent: mx.array, elements: int, key: mx.array | None = None
@@ -118,7 +107,7 @@ class VideoDecoder(Network):
     @property
     def layers(self) -> list[nn.Module]:
         """All layers, in the order in which they run."""
-        return [self.conv_in, *layers_of(self.up_blocks), self.conv_out]
+        return [self.conv_in, *convolution.layers_of(self.up_blocks), self.conv_out]
 
     def _steps(self) -> list[DecoderStep]:
         *steps, last = (DecoderStep(layer, widest(layer)) for layer in self.layers)
@@ -129,15 +118,15 @@ class VideoDecoder(Network):
 
     def plans(self, shape: tuple[int, ...]) -> Iterator[StreamPlan]:
         """How latents of ``shape`` may be cut with the same pixels, the fastest first."""
-        most, (B, _, _, H, W) = PIECES[0], shape
+        most, (B, _, _, H, W) = decoding.PIECES[0], shape
         if not on_gpu():
             frames = sized(self.layers, B, 1, H, W)
             most = FRAMES_CPU * max(step.elements for step in frames)
         for tiles in range(1, max(H, W) // 2):
-            for elements in PIECES:
+            for elements in decoding.PIECES:
                 yield StreamPlan(min(elements, most), tiles)
 
-    def activation_bytes(self, shape: tuple[int, ...], tiling: Tiling) -> int:
+    def activation_bytes(self, shape: tuple[int, ...], tiling: decoding.Tiling) -> int:
         """About how many bytes decoding latents of ``shape`` needs besides the weights.
 
         In pieces: the current piece, and the frames that each convolution and its skip keep for the next. In tiles: a tile
@@ -153,7 +142,7 @@ class VideoDecoder(Network):
         kept = tiling.tiles * sum(
             KEPT * conv.weight.shape[-1] * step.frame * self.itemsize
             for step in steps
-            for conv in convolutions(step.layer)
+            for conv in convolution.within(step.layer)
         )
         if on_gpu():
             return self._gpu_bytes(steps, tiling.elements, kept)
@@ -165,7 +154,7 @@ class VideoDecoder(Network):
         products = sum(
             step.frames * step.frame * conv.weight.size
             for step in sized(self.layers, B, *cells)
-            for conv in convolutions(step.layer)
+            for conv in convolution.within(step.layer)
         )
         return 2 * (SLOWER if on_gpu() else SLOWER_CPU) * products
 
@@ -173,7 +162,7 @@ class VideoDecoder(Network):
     def receptive_field(self) -> int:
         """How many latent rows or columns away a cell can be and still affect a pixel."""
         steps = (
-            Fraction(len(convolutions(step.layer)), math.isqrt(step.frame))
+            Fraction(len(convolution.within(step.layer)), math.isqrt(step.frame))
             for step in sized(self.layers, 1, 1, 1, 1)
         )
         return math.ceil(sum(steps))
@@ -198,14 +187,14 @@ class VideoDecoder(Network):
             working = max(sum(step.unfolded) for step in steps) * FLOAT32
         return max(working + done, blended)
 
-    def _gpu_bytes(self, steps: list[Sized], elements: int, kept: int) -> int:
+    def _gpu_bytes(self, steps: list["Sized"], elements: int, kept: int) -> int:
         """Bytes that a GPU holds for pieces of ``elements``, with ``kept`` bytes between them."""
         whole = LIVE_WHOLE * self._finest(steps)
         most = max(elements, *(step.piece(elements).elements for step in steps))
         pieces = LIVE_PIECES * most * self.itemsize + AGAIN * kept
         return round(min(QUEUED, whole) + min(whole, pieces))
 
-    def _cpu_bytes(self, steps: list[Sized], elements: int) -> int:
+    def _cpu_bytes(self, steps: list["Sized"], elements: int) -> int:
         """Bytes that a CPU holds for pieces of ``elements``, without those kept between them."""
         if self.itemsize != FLOAT32:
             return self._bytes_of_pairs([step.piece(elements) for step in steps])
@@ -218,22 +207,32 @@ class VideoDecoder(Network):
             most = max(most, round(lap * max(piece.unfolded)))
         return most * FLOAT32
 
-    def _bytes_of_pairs(self, steps: list[Sized]) -> int:
-        return pair_bytes(steps, PAIRED[self.config.decoder_spatial_padding_mode])
+    def _bytes_of_pairs(self, steps: list["Sized"]) -> int:
+        """Bytes that a CPU holds for two convolutions in turn; it copies weights that are not float32."""
+        share = PAIRED[self.config.decoder_spatial_padding_mode]
+        convs = [
+            (unfolded, conv.weight.size if conv.weight.dtype != mx.float32 else 0)
+            for step in steps
+            for unfolded, conv in zip(step.unfolded, convolution.within(step.layer))
+        ]
+        return FLOAT32 * max(
+            round(share * (first + second)) + copy + other
+            for (first, copy), (second, other) in pairwise(convs)
+        )
 
-    def _finest(self, steps: list[Sized]) -> int:
+    def _finest(self, steps: list["Sized"]) -> int:
         """Bytes of the finest grid with the channels of the last blocks."""
         cells = steps[-1].frames * steps[-1].frame
         return cells * self.config.decoder_base_channels * self.itemsize
 
 
-def _narrowing(block: Block) -> int:
+def _narrowing(block: convolution.Block) -> int:
     """The divisor of a block's channels."""
     name, parameters = block
     return parameters.get("multiplier", 1) if name in STRIDES else 1
 
 
-def _up_block(block: Block, channels: int, padding_mode: str) -> nn.Module:
+def _up_block(block: convolution.Block, channels: int, padding_mode: str) -> nn.Module:
     name, parameters = block
     if name == "res_x":
         return MidBlock3D(channels, parameters["num_layers"], padding_mode)
@@ -247,3 +246,49 @@ def _up_block(block: Block, channels: int, padding_mode: str) -> nn.Module:
             padding_mode=padding_mode,
         )
     raise UserError(f"Video VAE decoder block {name!r} is not implemented.")
+
+
+class Sized(NamedTuple):
+    """A layer for a clip of a known size: the frames that it computes, and the positions in each, of all batch items."""
+
+    layer: nn.Module
+    frames: int
+    frame: int
+
+    @property
+    def elements(self) -> int:
+        """Of the layer's widest array."""
+        return self.frames * self.frame * widest(self.layer)
+
+    def piece(self, elements: int) -> "Sized":
+        """The layer for one piece, in which no array has more than about ``elements``."""
+        frames = max(1, elements // (self.frame * widest(self.layer)))
+        return self._replace(frames=min(self.frames, frames))
+
+    @property
+    def unfolded(self) -> list[int]:
+        """Float32 elements that a CPU holds during each of the layer's convolutions."""
+        convs = convolution.within(self.layer)
+        return [_unfolded(conv, self.frames, self.frame) for conv in convs]
+
+
+def _unfolded(conv: CausalConv3d, frames: int, cells: int) -> int:
+    O, *kernel, I = conv.weight.shape
+    outputs, inputs = frames * cells, (frames + kernel[0] - 1) * cells
+    form = convolution.preferred_form(conv.weight.shape, conv.weight.dtype)
+    if form is convolution.by_product:
+        unfolded = kernel[1] * kernel[2]
+        return inputs * I * (ACTIVATED + unfolded) + outputs * O * (SUMMED + kernel[0])
+    unfolded = math.prod(kernel)
+    return inputs * I * ACTIVATED + outputs * (I * unfolded + O * SUMMED)
+
+
+def sized(layers: list[nn.Module], B: int, F: int, H: int, W: int) -> list[Sized]:
+    """The ``layers`` in order, of which the first reads (B, F, H, W) cells."""
+    found, frames, frame = [], F, B * H * W
+    for layer in layers:
+        found.append(Sized(layer, frames, frame))
+        if isinstance(layer, DepthToSpaceUpsample):
+            f, h, w = layer.stride
+            frames, frame = (frames - 1) * f + 1, frame * h * w
+    return found

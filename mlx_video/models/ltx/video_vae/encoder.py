@@ -13,21 +13,9 @@ from mlx_video.models.ltx.loading.memory_table import FLOAT32, copied_bytes, on_
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.pacing import PAIR, end_piece
 from mlx_video.models.ltx.statistics import PerChannelStatistics
-from mlx_video.models.ltx.vae_config import STRIDES, VideoEncoderConfig, stride_of
-from mlx_video.models.ltx.video_vae.convolution import (
-    MAX_CONV_ELEMENTS,
-    Block,
-    CausalConv3d,
-    MidBlock3D,
-    by_product,
-    by_volume,
-    convolutions,
-    layers_of,
-    preferred_form,
-    read_blocks,
-    video_names,
-    widest,
-)
+from mlx_video.models.ltx.vae_config import STRIDES, VideoEncoderConfig
+from mlx_video.models.ltx.video_vae import convolution
+from mlx_video.models.ltx.video_vae.convolution import CausalConv3d, MidBlock3D, widest
 from mlx_video.models.ltx.video_vae.sampling import SpaceToDepthDownsample, patchify
 from mlx_video.models.ltx.video_vae.stream import FrameCache, Piece, gathered
 
@@ -36,7 +24,7 @@ LIVE = 19.3  # ... on a GPU, measured on an H200, besides QUEUED
 LIVE_SMALL = 165  # ... for an image so small that everything is queued
 QUEUED = 900e6  # bytes
 # ... on a CPU, by its form of convolution, in float32; measured on two cores
-LIVE_UNFOLDED = {by_volume: 112, by_product: 95}
+LIVE_UNFOLDED = {convolution.by_volume: 112, convolution.by_product: 95}
 # ... and of other types, at the first layers, and at the last beside the copies of their weights
 LIVE_COPIED, LIVE_LAST = 150, 36
 
@@ -45,7 +33,7 @@ class VideoEncoder(Network):
     """The encoder. It is causal: latents depend on no later frame, so an image is a clip of one frame."""
 
     CONFIG = VideoEncoderConfig
-    NAMES: ClassVar = video_names("encoder")
+    NAMES: ClassVar = convolution.video_names("encoder")
 
     def __init__(self, config: VideoEncoderConfig):
         super().__init__()
@@ -58,7 +46,7 @@ class VideoEncoder(Network):
         patch = config.in_channels * config.patch_size**2
         self.conv_in = CausalConv3d(patch, channels, padding_mode)
         self.down_blocks = []
-        for block in read_blocks(config.encoder_blocks):
+        for block in convolution.read_blocks(config.encoder_blocks):
             module, channels = _down_block(block, channels, config)
             self.down_blocks.append(module)
         # Log-variances follow the means, and are not used.
@@ -72,19 +60,17 @@ class VideoEncoder(Network):
         Raises ``UserError``, naming the nearest size, for a size that has no latents (LTX-2 takes 1 + 8k frames, and
         multiples of 32 for H and W).
         """
-        return mx.concatenate(list(self.stream(pixels, MAX_CONV_ELEMENTS)), axis=2)
+        pieces = self.stream(pixels, convolution.MAX_CONV_ELEMENTS)
+        return mx.concatenate(list(pieces), axis=2)
 
     def stream(self, pixels: mx.array, elements: int) -> Iterator[mx.array]:
-        """The same latents in consecutive pieces, so that no convolution touches more than about ``elements``.
-
-        If each piece is evaluated before the next is taken, memory is bounded by ``elements`` and the size of a frame.
-        """
+        """The same latents in consecutive pieces, with memory bounded as in ``VideoDecoder.stream``."""
         Grid(*self.scale).check(VideoPixelShape(*pixels.shape[2:], fps=1))
         cache = FrameCache()
         cut = self._cut(pixels, elements)
         pieces = ((x, i == len(cut)) for i, x in enumerate(cut, 1))
         pieces = map(partial(_through, self._begin, cache), pieces)
-        for layer in layers_of(self.down_blocks):
+        for layer in convolution.layers_of(self.down_blocks):
             through = partial(_through, layer, cache, takes=_copied_bytes(layer))
             pieces = map(through, gathered(pieces, elements))
         pieces = map(partial(_through, self._finish, cache), gathered(pieces, elements))
@@ -122,14 +108,13 @@ class VideoEncoder(Network):
             copies = copies if copies <= PAIR else _copied_bytes(self, 2)
             return max(LIVE_COPIED * grid, copies + LIVE_LAST * grid)
         # The second grid, with twice the channels, unfolds as much as the first.
-        return (
-            grid * LIVE_UNFOLDED[preferred_form((2 * base, 3, 3, 3, 2 * base), dtype)]
-        )
+        form = convolution.preferred_form((2 * base, 3, 3, 3, 2 * base), dtype)
+        return grid * LIVE_UNFOLDED[form]
 
 
 def _copied_bytes(module: nn.Module, most: int = 2) -> int:
     """Bytes of the ``most`` largest copies that a CPU makes of the weights in ``module``; a residual block has two."""
-    return copied_bytes((conv.weight for conv in convolutions(module)), most)
+    return copied_bytes((conv.weight for conv in convolution.within(module)), most)
 
 
 def _through(layer: Callable, cache: FrameCache, piece: Piece, takes: int = 0) -> Piece:
@@ -139,16 +124,15 @@ def _through(layer: Callable, cache: FrameCache, piece: Piece, takes: int = 0) -
 
 
 def _down_block(
-    block: Block, channels: int, config: VideoEncoderConfig
+    block: convolution.Block, channels: int, config: VideoEncoderConfig
 ) -> tuple[nn.Module, int]:
     """A block of the encoder for an input of ``channels``, and the channels it returns."""
     name, parameters = block
     padding_mode = config.encoder_spatial_padding_mode
     if name == "res_x":
         return MidBlock3D(channels, parameters["num_layers"], padding_mode), channels
-    if name.removesuffix("_res") in STRIDES and name.endswith("_res"):
+    if name.endswith("_res") and (stride := STRIDES.get(name.removesuffix("_res"))):
         wider = channels * parameters.get("multiplier", 2)
-        stride = stride_of(name)
         return SpaceToDepthDownsample(channels, wider, stride, padding_mode), wider
     raise UserError(f"Video VAE encoder block {name!r} is not implemented.")
 

@@ -52,11 +52,7 @@ class SpaceToDepthDownsample(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: Triple,
-        padding_mode: str = "zeros",
+        self, in_channels: int, out_channels: int, stride: Triple, padding_mode: str
     ):
         super().__init__()
         self.stride = stride

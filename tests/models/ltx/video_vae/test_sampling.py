@@ -41,7 +41,7 @@ def test_order_of_channels():
 
 
 def test_downsample_adds_the_mean_of_neighbouring_channels():
-    block = SpaceToDepthDownsample(4, 8, (2, 2, 2))
+    block = SpaceToDepthDownsample(4, 8, (2, 2, 2), "zeros")
     block.conv.weight *= 0
     x = mx.random.normal((1, 3, 2, 2, 4))
     clip = mx.concatenate([x[:, :1], x], axis=1)
@@ -63,6 +63,6 @@ def test_upsample_tiles_its_residual(multiplier, repeats):
 
 def test_a_single_frame_survives_in_time():
     x = mx.random.normal((1, 1, 4, 4, 8))
-    down = SpaceToDepthDownsample(8, 8, (2, 1, 1))
+    down = SpaceToDepthDownsample(8, 8, (2, 1, 1), "zeros")
     assert down(x, FrameCache()).shape == (1, 1, 4, 4, 8)
     assert DepthToSpaceUpsample(8, (2, 1, 1))(x, FrameCache()).shape == (1, 1, 4, 4, 8)
