@@ -71,4 +71,9 @@ __all__ = [
     "create_audio_position_grid",
     "create_position_grid",
     "ltx2_scheduler",
+    "sanitize_audio_vae_weights",
+    "sanitize_transformer_weights",
+    "sanitize_vae_encoder_weights",
+    "sanitize_vae_weights",
+    "sanitize_vocoder_weights",
 ]
