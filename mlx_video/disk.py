@@ -1,7 +1,4 @@
-"""Safe files: typed paths, names that one run owns, files written aside, free space. Knows no format.
-
-The system's errors about a file become a ``UserError`` with one sentence.
-"""
+"""Safe files: typed paths, names that one run owns, files written aside, free space. Turns system errors into sentences."""
 
 import errno
 import fcntl

@@ -33,10 +33,7 @@ KEPT_PRECISION = "scale_shift_table"
 
 
 def read(path: Path) -> tuple[Weights, dict[str, str]]:
-    """Lazy tensors and metadata of a file or a folder of shards; GGUF tensors become dense float32.
-
-    Raises ``UserError`` if a file is missing, damaged or of another format.
-    """
+    """Lazy tensors (GGUF's dense) and metadata of a file or a folder of shards. Raises ``UserError`` if one is damaged."""
     weights, metadata, home = {}, {}, {}
     for file in tensor_files(path):
         header = read_header(file)
@@ -225,10 +222,7 @@ def _problems(expected: Weights, given: Weights) -> list[str]:
 
 
 def save_folder(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
-    """Write ``weights`` and ``config`` as a folder of shards with an index, completely or not at all.
-
-    Empties ``weights`` as it goes, so that each shard's memory is freed once it is on disk.
-    """
+    """Write a folder of shards with an index, or nothing at all. Empties ``weights``, so that written shards are freed."""
     with folder_aside(Path(folder)) as scratch:
         shards, home = _batches(weights, SHARD_BYTES), {}
         size = sum(value.nbytes for value in weights.values())

@@ -43,11 +43,7 @@ class Header(NamedTuple):
 
 
 def read_header(file: Path) -> Header:
-    """The header of ``file``, fully checked: sizes, types and offsets of all tensors, and the file's length.
-
-    MLX reads tensors lazily and would notice a truncated file only during a run. Raises ``UserError``, naming the file and
-    the fault.
-    """
+    """The header of ``file``, fully checked, since MLX notices a truncated file only during a run. Raises ``UserError``."""
     if (kind := sniff(file)) != SAFETENSORS:
         told = FOREIGN.get(kind, f"is not a safetensors file, but a {kind}.")
         raise UserError(f"{file} {told}")

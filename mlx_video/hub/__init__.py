@@ -1,7 +1,6 @@
 """The Hugging Face hub: which files of a repository a run needs, how large they are, and where they are in the cache.
 
-The only module that uses huggingface_hub, which lists, links and caches files. It cannot resume an interrupted download,
-so ``download`` receives them. Knows repositories, not tensors.
+The only room that uses huggingface_hub, which cannot resume an interrupted download: ``download`` receives files instead.
 """
 
 from contextlib import contextmanager
@@ -101,10 +100,7 @@ Notify = Callable[[DownloadPlan | Download], None]
 def resolve(
     model: str | Path, patterns: Sequence[str], notify: Notify = lambda what: None
 ) -> Path:
-    """``model`` itself if it is a path; else the snapshot of that repository, fetched if needed.
-
-    ``notify`` is called with the plan before anything is downloaded, then with progress. Raises as ``plan`` does.
-    """
+    """``model`` itself if it is a path; else the snapshot of that repository, fetched if needed. Raises as ``plan`` does."""
     return local(model) or fetch([plan(str(model), patterns)], notify)[0]
 
 

@@ -111,10 +111,7 @@ class Adapter:
 
     @classmethod
     def read(cls, file: Path) -> "Adapter":
-        """The LoRA in ``file``, lazily, in the format of any tool; fp8 is decoded.
-
-        Raises ``UserError`` if it is not a LoRA, incomplete, or of an unsupported kind.
-        """
+        """The LoRA in ``file``, of any tool, lazily. Raises ``UserError`` if it is none, incomplete or of an unsupported kind."""
         file = Path(file)
         weights, metadata = read_dense(file, mx.float32)
         config = file.with_name(ADAPTER_CONFIG)
@@ -208,10 +205,7 @@ class Adapter:
             )
 
     def _homes(self, module: nn.Module) -> dict[str, tuple[str, nn.Module]]:
-        """Each layer of ``module`` that the file changes: the file's name for it -> its path, and the layer itself.
-
-        Raises ``UserError`` if tensors do not fit their layer's shape.
-        """
+        """The changed layers of ``module``: name in the file -> path and layer. Raises ``UserError`` for a wrong shape."""
         known, layers, homes = layer_names(module), dict(module.named_modules()), {}
         for name, tensors in self.layers.items():
             if path := known.get(_flat(name)):

@@ -19,10 +19,7 @@ from mlx_video.weights import Weights, outline
 
 
 class PartSummary(NamedTuple):
-    """What a file holds of one part; ``dtypes`` are those of its tensors, most bytes first.
-
-    ``quantization`` is MLX's; ``formats`` are those of other tools' quantization.
-    """
+    """What a file holds of a part: ``dtypes`` with most bytes first, MLX's ``quantization``, and other tools' ``formats``."""
 
     tensors: int
     bytes: int
@@ -49,10 +46,7 @@ class Description(NamedTuple):
 
 
 def describe(path: str | Path) -> Description:
-    """Describe ``path`` from headers and configs; a repository, or a file of one, as far as it is in the hub's cache.
-
-    Raises as ``identify`` does.
-    """
+    """Describe a path, or a repository or its file as far as the hub's cache has it. Raises as ``identify`` does."""
     path = find.located(path)
     if not is_there(path):
         path = hub.cached(str(path)) or path

@@ -32,10 +32,7 @@ DEMO_KNOWS = _SUBJECTS.draws if _SUBJECTS else "a small world"
 
 
 def default_model(notify: Callable[[str], None] = log.warning) -> str:
-    """The model to use when none is named: a cached official one, else the demo model if the package has it.
-
-    ``notify`` is called when that is the demo model; it also says how to list the others.
-    """
+    """The model to use when none is named: a cached release, else the demo model, of which ``notify`` is told."""
     for release in RELEASES:
         if hub.cached_bytes(release.repository, tuple(release.transformers.values())):
             return release.repository
@@ -48,10 +45,7 @@ def default_model(notify: Callable[[str], None] = log.warning) -> str:
 
 
 def named(model: str | Path) -> str | Path:
-    """The repository of a release that is named, such as "ltx-2.5"; any other model unchanged.
-
-    Raises ``MissingFileError`` for a misspelled name.
-    """
+    """The repository of a release's name, such as "ltx-2.5", else ``model``; raises ``MissingFileError`` if misspelled."""
     typed = str(model).lower()
     if typed == DEMO or is_there(typed_path(model)):
         return model
@@ -92,10 +86,7 @@ def located(model: str | Path) -> Path:
 def find_defaults(
     model: str | Path, variant: str, notify: hub.Notify = lambda plan: None
 ) -> Mapping[str, object]:
-    """The defaults that the checkpoint states, found before anything large is fetched.
-
-    On the hub, only converted folders are read. Raises ``MissingFileError`` for a path that does not exist.
-    """
+    """The defaults of a checkpoint, before anything large is fetched; on the hub, only converted folders state any."""
     if found := known(model, variant):
         return found.defaults
     if _is_file(model):
@@ -166,10 +157,7 @@ class Search:
     notify: hub.Notify
 
     def model(self, model: str | Path, variant: str | None) -> Path:
-        """The file or folder of ``model``, with the needed parts fetched. Raises as ``hub.plan`` does.
-
-        For a release, this fetches all files that are not given, after ``notify`` was called for all of them.
-        """
+        """The file or folder of ``model``, with the needed parts fetched, and a release's other files that are not given."""
         path = located(model)
         if is_there(path):
             return path

@@ -77,7 +77,7 @@ class Components:
     fusions: list[Fusion] = field(default_factory=list, init=False)
     inspect: Inspect | None = field(default=None, init=False)
     cache_limit: int | None = field(default=None, init=False)
-    _built: dict["Key", "Built"] = field(default_factory=dict, init=False)
+    _built: dict[tuple, "Built"] = field(default_factory=dict, init=False)
     _lent: dict[str, type[Network]] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -171,11 +171,7 @@ class Components:
 
     @contextmanager
     def lend(self, name: str, loras: Iterable[LoRA] = ()) -> Iterator[nn.Module]:
-        """Load a part, lend it for the ``with`` block, and free it.
-
-        Reads only the part's own tensors. ``loras`` are fused as well as those of ``Components``. Afterwards the module is
-        empty, unless the residency keeps it.
-        """
+        """Load a part with ``loras`` fused too, lend it for the ``with`` block, and empty it, unless the residency keeps it."""
         loras = tuple(loras)
         mark = self._mark(name, loras)
         part = PARTS[name].network(self.sources[name])
@@ -249,7 +245,8 @@ class Components:
         written = source.path.exists() and source.path.stat().st_mtime_ns
         return self._key(name), source, written, kept_alike, fused
 
-    def _key(self, name: str) -> "Key":
+    def _key(self, name: str) -> tuple:
+        """The part's name, its dtype, and its streams if it has several."""
         streamed = PARTS[name].network(self.sources[name]).STREAMED
         return name, self.residency.dtype, self.model_type if streamed else None
 
@@ -280,8 +277,6 @@ class Components:
         return part, fuse_all(name, part, (*self.loras, *loras))
 
 
-# A part's name, its dtype, and its streams if it has several.
-Key = tuple[str, mx.Dtype, LTXModelType | None]
 Built = tuple[Network, list[Fusion]]
 
 

@@ -15,8 +15,7 @@ SOUND = ("audio_decoder", "vocoder")  # the parts that make sound
 def read_geometry(sources: Mapping[str, Source]) -> Geometry | None:
     """The geometry of the parts in ``sources``; ``None`` if the video decoder is not among them.
 
-    Raises ``UserError``, naming the file and the numbers, if the parts contradict each other: the clip would have a wrong
-    size, length or pitch.
+    Raises ``UserError`` if the parts contradict each other: the clip would have a wrong size, length or pitch.
     """
     if "video_decoder" not in sources:
         return None

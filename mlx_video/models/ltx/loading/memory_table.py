@@ -8,29 +8,20 @@ FLOAT32 = 4  # bytes
 
 
 class Live(NamedTuple):
-    """How many arrays of a part's largest size are alive at once.
+    """How many arrays of a part's largest size are alive at once."""
 
-    tokens         transformer; ``queued`` more may be queued, at most ``QUEUED`` bytes
-    scores         any attention, in arrays of scores
-    connected      both connectors, which are not paced; ``deeper`` more for each layer, ``hidden_states`` to normalise
-    upsample       upsampler of a large grid; that of a small one queues ``finer`` at once, at most ``QUEUED_FINER`` bytes
-    spectrogram    audio decoder
-    mel            audio encoder
-    sound          HiFi-GAN; ``bandwidth`` for BigVGAN with its extension
-    """
-
-    tokens: float
-    scores: float
-    queued: float
-    connected: float
-    deeper: float
-    hidden_states: float
-    upsample: float
-    finer: float
-    spectrogram: float
-    mel: float
-    sound: float
-    bandwidth: float
+    tokens: float  # transformer
+    scores: float  # any attention, in arrays of scores
+    queued: float  # transformer: this many more, at most ``QUEUED`` bytes
+    connected: float  # both connectors, which are not paced
+    deeper: float  # more for each of their layers
+    hidden_states: float  # that they normalise
+    upsample: float  # upsampler of a large grid
+    finer: float  # that of a small grid, which queues at most ``QUEUED_FINER`` bytes
+    spectrogram: float  # audio decoder
+    mel: float  # audio encoder
+    sound: float  # HiFi-GAN
+    bandwidth: float  # BigVGAN with its extension
 
 
 QUEUED, QUEUED_FINER = 400e6, 760e6

@@ -83,10 +83,7 @@ def default_dtype() -> mx.Dtype:
 
 
 class BlockStream:
-    """The blocks of a transformer, read in each pass; two of them are in memory at a time.
-
-    build  returns new blocks with lazy weights, since an array that was read once stays in memory
-    """
+    """A transformer's blocks, two in memory at a time; each pass builds new lazy ones, since arrays that were read stay."""
 
     def __init__(self, build: Callable[[], Sequence[nn.Module]]):
         self.build = build
