@@ -23,8 +23,7 @@ def main(argv: Sequence[str] | None = None, before: Sequence[str] = (), **usual)
     """Run ``before`` and ``argv``, by default the process's words; returns the exit code. ``usual`` as in ``main_parser``."""
     words = [*before, *(sys.argv[1:] if argv is None else argv)]
     # Not by argparse, since its own errors appear as JSON too.
-    json_errors = "--json" in words
-    return guarded(lambda: _commands().run(words, **usual), json_errors)
+    return guarded(lambda: _commands().run(words, **usual), "--json" in words)
 
 
 @cache

@@ -9,15 +9,13 @@ import sys
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
 from mlx_video import __version__
 from mlx_video.backend import load_blas
 from mlx_video.background import Background
-from mlx_video.cli import FAULT, options
-from mlx_video.cli import serve as serving
+from mlx_video.cli import FAULT, options, serve
 from mlx_video.cli.job import (
     ask,
     files_from,
@@ -37,11 +35,10 @@ from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.checkpoint.describe import catalog, describe, entry
 from mlx_video.models.ltx.checkpoint.files import DTYPES
 from mlx_video.models.ltx.checkpoint.find import DEMO
-from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.checkpoint.standins import stood_in
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.previews import Preview
-from mlx_video.recipes import SEED
+from mlx_video.recipes import SEED, VARIANTS
 from mlx_video.record import Job, read_from
 from mlx_video.run import finish
 from mlx_video.run import run as run_job
@@ -208,9 +205,8 @@ def enhance(args: argparse.Namespace) -> None:
     stream = partial(tell, end="") if sys.stdout and sys.stdout.isatty() else None
     needs = {"variant": "distilled", "needs": ["text_encoder"]}
     components = Components.open(files_from(args), **needs, notify=Downloads())
-    seed = SEED if args.seed is None else args.seed
     with components.lend("text_encoder") as encoder:
-        text = rewrite(encoder, args.prompt, seed=seed, on_text=stream)
+        text = rewrite(encoder, args.prompt, seed=args.seed, on_text=stream)
     tell("" if stream else text)
 
 
@@ -291,11 +287,11 @@ def completion(args: argparse.Namespace) -> None:
     """Print a completion script for bash, zsh or fish."""
     import shtab  # only for this command
 
-    commands = args.main.commands.choices.values()
-    for action in chain.from_iterable(command._actions for command in commands):
-        # bash completes files anyway if nothing else fits.
-        if args.shell != "bash" and action.nargs != 0 and not action.choices:
-            action.complete = shtab.FILE
+    for command in args.main.commands.choices.values():
+        for action in command._actions:
+            # bash completes files anyway if nothing else fits.
+            if args.shell != "bash" and action.nargs != 0 and not action.choices:
+                action.complete = shtab.FILE
     script = shtab.complete(args.main, args.shell)
     for written, wanted in ADAPTED[args.shell]:
         script = script.replace(written, wanted)
@@ -305,15 +301,12 @@ def completion(args: argparse.Namespace) -> None:
 def _add_decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("latents", help="the .latents.safetensors of a run")
     options.add_video_vae(options.add_model_files(parser))
-    about = (
-        "decode in tiles: aggressive needs least memory (default: as the run had it)"
-    )
-    options.add_decoding(group(parser, "memory"), about)
+    options.add_decoding(group(parser, "memory"))
     options.add_output(parser, "named after LATENTS")
 
 
 def _add_enhance(parser: argparse.ArgumentParser) -> None:
-    options.add_prompt(parser)
+    options.add_prompt(parser, SEED)
     flag(group(parser), "--image", "the clip begins with a picture")
     options.add_model_files(parser, default=MODEL_REPO)
 
@@ -359,7 +352,7 @@ COMMANDS: dict[str, tuple[Callable, Callable]] = {
     "decode": (_add_decode, decode),
     "enhance": (_add_enhance, enhance),
     "convert": (_add_convert, convert),
-    "serve": (serving.add_arguments, serving.serve),
+    "serve": (serve.add_arguments, serve.serve),
     "models": (lambda to: flag(group(to), "--json", "as JSON"), models),
     "info": (_add_info, info),
     "check": (_add_check, check),

@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from dataclasses import fields, replace
-from itertools import chain
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -134,7 +133,7 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
     """
     typed = files_from(args).named()
     names = [name for name in job.files.named() if name not in OURS]
-    names += chain.from_iterable(given.files for given in job.request.inputs)
+    names += [name for given in job.request.inputs for name in given.files]
     names = [name for name in names if name not in typed]
     for name in names:
         repo = "/".join(name.split("/")[:2])

@@ -48,15 +48,14 @@ def add_generate(
     add("--resume", about, type=path, metavar="FILE")
 
 
-def add_prompt(parser: argparse.ArgumentParser) -> Add:
-    """Add --prompt and --seed; returns the function that adds to their group."""
+def add_prompt(parser: argparse.ArgumentParser, seed: int | None = None) -> Add:
+    """Add --prompt and --seed, random by default or ``seed``; returns the function that adds to their group."""
     add = group(parser, "prompt")
     about = "what to show and to be heard; a quoted prompt needs no --prompt"
     add("--prompt -p", about)
-    about = (
-        "random seed; the same seed makes the same clip (default: random, and printed)"
-    )
-    add("--seed -s", about, type=int)
+    about = "random seed; the same seed makes the same result"
+    usual = "" if seed else " (default: random, and printed)"
+    add("--seed -s", about + usual, seed, type=int)
     return add
 
 
@@ -152,7 +151,7 @@ def add_model_files(parser: argparse.ArgumentParser, default: str | None = None)
 
 
 def _add_memory(add: Add) -> None:
-    add_decoding(add, "decode in tiles; aggressive needs the least memory", "auto")
+    add_decoding(add, "auto")
     about = (
         "bits per weight of the transformer and the text encoder in memory: 8 halves it, 4 quarters it at some cost in "
         "quality (default: as stored)"
@@ -165,9 +164,11 @@ def _add_memory(add: Add) -> None:
     flag(add, "--low-memory", about)
 
 
-def add_decoding(add: Add, tiling: str, real: str | None = None) -> None:
-    """Add --tiling, with ``tiling`` as its help, and --memory-limit."""
-    add("--tiling", tiling, real, choices=MODES)
+def add_decoding(add: Add, tiling: str | None = None) -> None:
+    """Add --tiling, by default ``tiling`` or as the run had it, and --memory-limit."""
+    about = "decode in tiles; aggressive needs the least memory"
+    usual = "" if tiling else " (default: as the run had it)"
+    add("--tiling", about + usual, tiling, choices=MODES)
     about = (
         "memory budget, such as 24 or 24GB: weights are quantized or streamed to stay within it (default: what the machine "
         "has)"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mlx_video import hub, recipes
+from mlx_video import cli, hub, recipes
 from mlx_video.cli.job import job_from
 from mlx_video.cli.options import add_generate
 from mlx_video.cli.parser import Parser, group
@@ -142,7 +142,7 @@ def test_help_shows_real_defaults(capsys):
     told = " ".join(parser.format_help().split())
     for words in (
         "(default: 512)",
-        "the same seed makes the same clip (default: random, and printed)",
+        "the same seed makes the same result (default: random, and printed)",
         "(default: auto)",
         "guidance",
         "(default: distilled)",
@@ -151,6 +151,12 @@ def test_help_shows_real_defaults(capsys):
         "(default: named after the prompt and the seed)",
     ):
         assert words in told, words
+
+
+def test_help_of_enhance_shows_its_seed(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["enhance", "--help"])
+    assert "the same result (default: 10)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_seeds_are_random_unless_typed():
