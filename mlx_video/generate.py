@@ -1,6 +1,5 @@
 """Make video with the distilled model, first at half size, then refined: ``python -m mlx_video.generate``."""
 
-import sys
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Sequence
 
 from mlx_video import cli, recipes
+from mlx_video.cli.progress import Downloads, Progress
 from mlx_video.clip_settings import ClipSettings
 from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
@@ -71,8 +71,6 @@ def generate_video(
 
 def make(job: Job, output: Output, quiet: bool) -> Path:
     """Run ``job``, showing its progress on stderr unless ``quiet``; returns the clip's path."""
-    from mlx_video.cli.progress import Downloads, Progress
-
     progress = Progress(quiet)
     options = Options(notify=Downloads(quiet))
     with closing(progress), closing(run(job, output, options)) as events:
@@ -85,4 +83,4 @@ main = partial(cli.main, before=["generate"], variant="distilled", audio=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

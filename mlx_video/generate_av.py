@@ -1,6 +1,5 @@
 """Make video with sound, in one mp4, with the distilled model: ``python -m mlx_video.generate_av``."""
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,4 +19,4 @@ main = partial(cli.main, before=["generate"], variant="distilled", audio=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

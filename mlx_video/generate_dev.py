@@ -1,6 +1,5 @@
 """Make video with the guided dev model, in one stage or two: ``python -m mlx_video.generate_dev``."""
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +22,9 @@ def generate_video_dev(
 
     cfg_scale  guidance strength of the video; 1 is off, ``None`` the checkpoint's default
     two_stage  whether to sample at half size, then refine with the distilled LoRA
-    given      other arguments of ``generate_video``
-    Raises as ``generate_video`` does.
+    given      other arguments of ``generate_video``, which raises the same
     """
-    settings = ClipSettings(
-        prompt, "dev", steps=steps, cfg=cfg_scale, two_stage=two_stage
-    )
+    settings = ClipSettings("", "dev", steps=steps, cfg=cfg_scale, two_stage=two_stage)
     return generate_video(prompt, output_path, settings=settings, **given)
 
 
@@ -36,4 +32,4 @@ main = partial(cli.main, before=["generate"], variant="dev", audio=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
