@@ -1,10 +1,6 @@
-"""Checks the output of each phase for garbage, and says in a sentence what is wrong and what to try.
-
-Knows numbers, not models. Every check raises ``HealthError``, so that no verdict is overlooked.
-"""
+"""Checks the output of each phase for garbage, which raises ``HealthError``. Knows numbers, not models."""
 
 from collections import Counter
-from itertools import repeat
 from typing import Iterable, Iterator
 
 import mlx.core as mx
@@ -172,7 +168,7 @@ def _wrong_with(samples: np.ndarray, rate: int) -> str | None:
         return f"sound of which {share:.0%} is at full scale"
     if levels.max() > LOUD and _flatness(samples) > WHITE:
         return "white noise at full loudness"
-    if all(map(_is_steady, samples, repeat(rate))):
+    if all(_is_steady(channel, rate) for channel in samples):
         return "a drone, whose loudness never changes"
     return None
 
@@ -197,10 +193,7 @@ def _is_steady(channel: np.ndarray, rate: int) -> bool:
 
 
 def check_pixels(chunk: mx.array, cell: VideoScale) -> mx.array:
-    """Check decoded pixels (B, 3, f, H, W); returns them unchanged.
-
-    ``cell`` is the size of a latent cell, at whose period a decoder without input repeats itself.
-    """
+    """Check decoded pixels (B, 3, f, H, W), and return them. A decoder without input repeats at the period of a ``cell``."""
     # A non-finite value makes the sum of its row non-finite, and there are fewer sums to check.
     finite = mx.isfinite(chunk.sum(axis=-1)).all()
     x = chunk[..., ::EVERY, ::EVERY]

@@ -1,7 +1,4 @@
-"""Reads pictures safely, upright, as sRGB on white, and fits them to the video encoder.
-
-Knows picture files and colours, not how a clip is made. Anything unexpected about a picture is returned as a sentence.
-"""
+"""Reads pictures safely, upright, as sRGB on white, and fits them to the video encoder. Does not know how a clip is made."""
 
 import io
 import math
@@ -282,10 +279,8 @@ def compress_like_video(image: np.ndarray, crf: int) -> np.ndarray:
 
 
 def fit_image(image: np.ndarray, height: int, width: int) -> mx.array:
-    """Scale a picture to cover ``height`` x ``width`` and cut out the middle: (1, 3, 1, height, width) in [-1, 1].
-
-    Plain bilinear, as in the official code; Pillow's also smooths when shrinking.
-    """
+    """Scale a picture to cover ``height`` x ``width`` and cut out the middle: (1, 3, 1, height, width) in [-1, 1]."""
+    # Plain bilinear, as in the official code; Pillow's also smooths when shrinking.
     rows, columns = image.shape[:2]
     scale = max(height / rows, width / columns)
     image = _resize_rows(image, math.ceil(rows * scale), height)

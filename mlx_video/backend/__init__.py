@@ -192,10 +192,9 @@ def _libraries(packages: Iterable[str], pattern: str) -> Iterator[Path]:
 
 
 def _lend_libgfortran() -> None:
-    """Load the libgfortran of MLX's wheel under the name that OpenBLAS asks for, libgfortran.so.5.
+    """Load the libgfortran of MLX's wheel as libgfortran.so.5, which OpenBLAS asks for; OSError if there is none.
 
-    Wheels rename their libraries (libgfortran-f7379c93.so.5.0.0), and the loader goes by the name inside the file, so a
-    copy in memory gets the common name back. Raises OSError if there is no such library.
+    Wheels rename their libraries, and the loader goes by the name inside the file: a copy in memory gets its name back.
     """
     library = next(_libraries(BACKENDS.values(), "libgfortran-*.so*"), None)
     if library is None:
