@@ -1,13 +1,9 @@
-"""The language models of LTX, mlx-lm's Gemma 3 and Gemma 4, and all their hidden states.
-
-Knows layers, masks and tensor names, but no tokenizers or prompts, nor what the states are for.
-"""
+"""The language models of LTX, mlx-lm's Gemma 3 and Gemma 4, and all their hidden states. Knows no prompts."""
 
 import sys
 from dataclasses import asdict
 from importlib import import_module
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec, module_from_spec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import ClassVar, Iterator, Mapping
 
@@ -27,10 +23,10 @@ def _mlx_lm(module: str) -> ModuleType:
 
     It is imported as part of a package of another name, so that mlx-lm is whole for those who import it.
     """
-    bare = ModuleSpec("mlx_lm_without_init", None, is_package=True)
-    bare.submodule_search_locations = find_spec("mlx_lm").submodule_search_locations
-    sys.modules.setdefault(bare.name, module_from_spec(bare))
-    return import_module(f"{bare.name}.{module}")
+    bare = ModuleType("mlx_lm_without_init")
+    bare.__path__ = find_spec("mlx_lm").submodule_search_locations
+    sys.modules.setdefault(bare.__name__, bare)
+    return import_module(f"{bare.__name__}.{module}")
 
 
 gemma3_text = _mlx_lm("models.gemma3_text")
@@ -67,19 +63,20 @@ class _Language:
     BLOCKS: ClassVar = "model.layers."
     NAMES: ClassVar[TensorNames]
 
-    @classmethod
-    def sanitize(cls, tensors: Weights) -> Weights:
-        """The language model's tensors under the names of mlx-lm's text-only models."""
-        named = {k.removeprefix(TEXT_ENCODER): v for k, v in tensors.items()}
-        return cls.NAMES.take(named) or {}
-
-    def _use_our_linears(self) -> None:
+    def __init__(self, args: gemma3_text.ModelArgs | gemma4_text.ModelArgs):
+        super().__init__(args)
         ours = [
             (path, Linear(*reversed(layer.weight.shape), bias=False))
             for path, layer in self.named_modules()
             if isinstance(layer, nn.Linear)
         ]
         self.update_modules(tree_unflatten(ours))
+
+    @classmethod
+    def sanitize(cls, tensors: Weights) -> Weights:
+        """The language model's tensors under the names of mlx-lm's text-only models."""
+        named = {k.removeprefix(TEXT_ENCODER): v for k, v in tensors.items()}
+        return cls.NAMES.take(named) or {}
 
 
 class Gemma3(_Language, gemma3_text.Model):
@@ -93,7 +90,6 @@ class Gemma3(_Language, gemma3_text.Model):
         super().__init__(gemma3_text.ModelArgs.from_dict(given))
         self.pop("lm_head")
         self.tie_word_embeddings = True
-        self._use_our_linears()
 
 
 class Gemma4(_Language, gemma4_text.Model):
@@ -111,7 +107,6 @@ class Gemma4(_Language, gemma4_text.Model):
             "use_double_wide_mlp": False,
         }
         super().__init__(gemma4_text.ModelArgs.from_dict(given))
-        self._use_our_linears()
 
 
 Gemma = Gemma3 | Gemma4
@@ -126,8 +121,7 @@ def language_model(config: Mapping[str, object]) -> Gemma:
 def hidden_states(model: Gemma, ids: mx.array, mask: mx.array) -> Iterator[mx.array]:
     """The scaled embeddings, the outputs of all layers but the last, and the normalised output of the last; lazy.
 
-    ``ids`` and ``mask`` (1 = token, 0 = padding on the left) are (B, T), and each state is (B, T, D). Rows of padding hold
-    arbitrary finite numbers.
+    ``ids`` and ``mask`` (1 = token, 0 = padding on the left) are (B, T), each state (B, T, D); rows of padding are finite.
     """
     gemma = model.model
     sliding = attention_mask(mask, gemma.window_size)
@@ -145,8 +139,7 @@ def hidden_states(model: Gemma, ids: mx.array, mask: mx.array) -> Iterator[mx.ar
 def attention_mask(mask: mx.array, window: int | None = None) -> mx.array:
     """(B, T) -> (B, 1, T, T), True where a query (row) may see a key (column).
 
-    Tokens see the last ``window`` positions, including their own, but no padding. Padding sees itself, so that no softmax
-    divides zero by zero.
+    Tokens see the last ``window`` positions with their own, but no padding; padding sees itself, so no softmax is 0 / 0.
     """
     T = mask.shape[1]
     causal = create_causal_mask(T, window_size=window)
