@@ -1,7 +1,4 @@
-"""Prompt enhancement: a short idea becomes a description of the kind that LTX-2 was trained on.
-
-Knows the instructions. The text encoder's Gemma writes the description.
-"""
+"""Prompt enhancement: how to ask a text encoder's Gemma for a description of the kind that LTX-2 was trained on."""
 
 import logging
 from typing import TYPE_CHECKING, Callable
@@ -49,9 +46,7 @@ movement, and do not introduce the still picture.
 
 {STYLE}"""
 
-PLAIN = str.maketrans(
-    {"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "―": "-"}
-)
+PLAIN = str.maketrans("“”„‘’–—―", '"""\'\'---')
 
 
 def enhance_t2v(
@@ -94,8 +89,7 @@ def enhance_t2v(
 def enhance_i2v(encoder: "GemmaTextEncoder", prompt: str, **options) -> str:
     """A fuller prompt for a video that begins with an image; ``options`` are those of ``enhance_t2v``.
 
-    The image itself is not used, because mlx-lm lacks Gemma's vision tower, to which the official code shows it. The
-    instructions tell Gemma to describe changes and not to guess what the image shows.
+    The image itself is not used, because mlx-lm lacks Gemma's vision tower, to which the official code shows it.
     """
     options["system_prompt"] = options.get("system_prompt") or FROM_IMAGE
     return enhance_t2v(encoder, prompt, **options)

@@ -23,8 +23,7 @@ def max_tokens(text_encoder: Path) -> int:
     file = (tokenizer_folder(text_encoder) or text_encoder) / TOKENIZER_CONFIG
     stated = read_json(file).get("model_max_length")
     stated = MAX_TOKENS if stated is None else stated
-    number = isinstance(stated, (int, float)) and stated is not True
-    if not number or not stated >= 1:
+    if type(stated) not in (int, float) or not stated >= 1:  # true is no number
         raise UserError(
             f"{file}: model_max_length must be a number of tokens, such as {MAX_TOKENS}; got {stated!r}."
         )
