@@ -22,8 +22,7 @@ class Guidance:
     """Strengths for one modality; the defaults turn guidance off.
 
     cfg         away from the negative prompt, 1 = off (https://arxiv.org/abs/2207.12598)
-    stg         away from a prediction without self-attention in ``stg_blocks``, 0 = off
-                (https://arxiv.org/abs/2411.18664)
+    stg         away from a prediction without self-attention in ``stg_blocks``, 0 = off (https://arxiv.org/abs/2411.18664)
     stg_blocks  transformer blocks, counted from 0
     modality    away from a prediction that does not see the other modality, 1 = off
     rescale     how far to pull the result's standard deviation back to the conditional one's, 0 = off, 1 = fully

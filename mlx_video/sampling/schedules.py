@@ -25,8 +25,7 @@ def ltx2_scheduler(
 ) -> mx.array:
     """Flow-matching schedule, (steps + 1,) float32, shifted towards noise as the clip grows.
 
-    num_tokens  video tokens; the shift is linear, ``base_shift`` at 1,024 and ``max_shift`` at 4,096. ``None`` means
-                4,096, which the official pipelines use for every size
+    num_tokens  of the video: ``base_shift`` is that of 1,024, ``max_shift`` of 4,096, which official pipelines always use
     stretch     whether to move the last sigma before 0 to ``terminal``
     Source: LTX2Scheduler of Lightricks/LTX-2; the shift is that of https://arxiv.org/abs/2403.03206, section 5.3.2.
     """

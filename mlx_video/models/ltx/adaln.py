@@ -1,7 +1,4 @@
-"""Adaptive layer norm: noise levels become the shifts, scales and gates of a stream (AdaLN-single, Chen et al., 2023).
-
-Knows levels and rows, but neither blocks nor what a row is used for.
-"""
+"""Adaptive layer norm (AdaLN-single, Chen et al., 2023): noise levels become shifts, scales and gates. Knows no blocks."""
 
 import math
 from typing import NamedTuple

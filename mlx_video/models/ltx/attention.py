@@ -1,7 +1,4 @@
-"""Multi-head attention and the feed-forward network, shared by the transformer and the text connectors.
-
-Knows projections, norms and heads; not modulation, residuals or modalities.
-"""
+"""Multi-head attention and feed-forward networks of the transformer and the text connectors. Knows no modulation."""
 
 from typing import NamedTuple, Sequence
 
@@ -16,11 +13,7 @@ from mlx_video.models.ltx.rope import Rope, apply_rotary, norm_rotate, split_hea
 
 
 class Items(NamedTuple):
-    """The items of a batch that something is done for.
-
-    any   ``False`` = for none, so it is not computed
-    mask  (B, 1, 1), which of them; ``None`` = all, or none
-    """
+    """The items of a batch that something is done for: those in ``mask`` (B, 1, 1); without it, all if ``any``."""
 
     any: bool = True
     mask: mx.array | None = None
@@ -49,10 +42,7 @@ class Attention(nn.Module):
         rope_type: LTXRopeType = LTXRopeType.SPLIT,
         gated: bool = False,
     ):
-        """Queries from ``dim`` features, keys and values from ``context_dim`` (the same if ``None``).
-
-        gated  scale each head's result by a gate from 0 to 2, computed from the query's token
-        """
+        """Keys and values come from ``context_dim`` features; ``gated`` has each query's token scale its heads by 0 to 2."""
         super().__init__()
         inner, context_dim = heads * head_dim, context_dim or dim
         self.heads, self.scale = heads, head_dim**-0.5
@@ -80,8 +70,7 @@ class Attention(nn.Module):
 
         rope          of the queries; ``context_rope`` of the keys (the queries' if ``None``)
         bias          (B, 1, N, M) added to the scores, in the dtype of x
-        attending     the items that do; in others, tokens keep their own values (spatiotemporal guidance). Only for
-                      self-attention
+        attending     items that do; in the others, tokens keep their own values (spatiotemporal guidance); for self-attention
         """
         context = x if context is None else context
         # Values, queries and keys end pieces apart: only one of them has its unrotated and unnormed form beside it. That and
@@ -153,10 +142,7 @@ def _attend(
 
 @mx.compile
 def gelu(x: mx.array) -> mx.array:
-    """GELU, tanh approximation (Hendrycks & Gimpel, 2016), written with the sigmoid: tanh(u) = 2 sigmoid(2u) - 1.
-
-    2.8x faster on CUDA that way; computed in float32 inside one fused kernel.
-    """
+    """GELU, tanh approximation (Hendrycks & Gimpel, 2016), in float32; tanh(u) = 2 sigmoid(2u) - 1 is 2.8x as fast on CUDA."""
     x32 = x.astype(mx.float32)
     u = 0.7978845608028654 * (x32 + 0.044715 * x32 * x32 * x32)  # sqrt(2 / pi)
     return (x32 * sigmoid(2 * u)).astype(x.dtype)

@@ -1,7 +1,4 @@
-"""From the language model's hidden states to the transformer's text context: a projection, then a connector per stream.
-
-Knows layers, tokens and registers, but no prompts, tokenizers or language models.
-"""
+"""From a language model's hidden states to each stream's text context: a projection, then a connector. Knows no prompts."""
 
 from dataclasses import replace
 from typing import ClassVar, Sequence
@@ -12,7 +9,6 @@ import mlx.nn as nn
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.attention import Attention, FeedForward
 from mlx_video.models.ltx.checkpoint import foreign_names
-from mlx_video.models.ltx.checkpoint.foreign_names import DIT, PROJECTION
 from mlx_video.models.ltx.config import ConnectorConfig, ConnectorStream
 from mlx_video.models.ltx.loading import memory_table
 from mlx_video.models.ltx.loading.parts import Network
@@ -30,10 +26,10 @@ class TextConnectors(Network):
     LORAS: ClassVar = (foreign_names.DIFFUSERS_CONNECTORS,)
     NAMES: ClassVar = TensorNames(
         {
-            PROJECTION: "projection.",  # LTX-2.5: in the text encoder's file
-            f"{PROJECTION}aggregate_embed.": "projection.aggregate_embed.",
-            f"{DIT}video_embeddings_connector.": "video.",
-            f"{DIT}audio_embeddings_connector.": "audio.",
+            foreign_names.PROJECTION: "projection.",  # LTX-2.5: in the text encoder's file
+            f"{foreign_names.PROJECTION}aggregate_embed.": "projection.aggregate_embed.",
+            f"{foreign_names.DIT}video_embeddings_connector.": "video.",
+            f"{foreign_names.DIT}audio_embeddings_connector.": "audio.",
             # In folders converted before LTX-2.3:
             "aggregate_embed.": "projection.aggregate_embed.",
             "video_embeddings_connector.": "video.",
@@ -114,7 +110,7 @@ def _matrix(weights: Weights, key: str) -> mx.array:
 
 
 class PromptProjection(nn.Module):
-    """LTX-2: one projection for both streams, of layers that are normalised over the whole prompt."""
+    """LTX-2: one projection for both streams, of layers that are normalised over each whole prompt to mean 0 and range 8."""
 
     def __init__(self, config: ConnectorConfig):
         super().__init__()
@@ -122,10 +118,7 @@ class PromptProjection(nn.Module):
         self.aggregate_embed = nn.Linear((config.text_layers + 1) * D, D, bias=False)
 
     def __call__(self, hidden_states: mx.array, valid: mx.array) -> AV[mx.array]:
-        """(layers + 1, B, T, D), with tokens where ``valid`` (B, T) -> (B, T, D), the same for both streams.
-
-        Every layer of every prompt gets mean 0 and range 8, over its tokens and all channels; in float32.
-        """
+        """(layers + 1, B, T, D), with tokens where ``valid`` (B, T) -> (B, T, D), both the same; normalised in float32."""
         x, shown = hidden_states.astype(mx.float32), valid[None, :, :, None]
         over = (2, 3)
         count = shown.sum(axis=over, keepdims=True) * x.shape[-1]

@@ -1,7 +1,6 @@
 """CUDA kernels for the passes over tokens between matrix products, and how a kernel is launched.
 
-Each kernel replaces a plain MLX function, which defines it, runs on every other backend and provides its gradient. A
-single kernel reads and writes every token once.
+Each reads and writes a token once, and replaces a plain MLX function, which runs elsewhere and provides the gradient.
 """
 
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ WARP = 32
 WIDTH = 8  # features a thread loads at once: 16 bytes of bfloat16
 MAX_THREADS = 1024
 
-
+# Threads in total, threads per block, and the output's shape.
 Launch = tuple[int, int, tuple[int, ...]]
-"""Threads in total, threads per block, and the output's shape."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,7 @@ class Kernel:
 
 
 def fused(kernel: Kernel) -> Callable[[Callable], Callable]:
-    """Run ``kernel`` instead of the decorated function where it fits, with the function's own gradient.
-
-    The function takes positional arguments only: arrays, x first, then numbers.
-    """
+    """Run ``kernel``, where it fits, instead of a function of arrays, x first, then numbers; with the function's gradient."""
 
     def decorate(plain: Callable) -> Callable:
         launch = mx.custom_function(lambda *arguments: kernel(*arguments))

@@ -1,7 +1,4 @@
-"""LTX-2's diffusion transformer: noisy tokens of video and sound in, the velocity of each out.
-
-Knows the network and its checkpoint's names; not schedules, guidance or geometry.
-"""
+"""LTX-2's diffusion transformer: noisy tokens of video and sound in, the velocity of each out. Knows no schedules."""
 
 from functools import partial
 from typing import Callable, ClassVar, Sequence

@@ -1,7 +1,6 @@
 """Limits how much of a network is queued on the device at once. Knows arrays and their order, not their meaning.
 
-MLX builds a graph until it is evaluated, and a GPU keeps every intermediate array of what is queued. So a network marks
-where a piece of its work ends, and its caller can have each piece evaluated as it is reached.
+A GPU keeps every array of what is queued. So a network marks where pieces of its work end, for its caller to evaluate.
 """
 
 from collections import deque
@@ -12,21 +11,17 @@ from typing import Iterator
 import mlx.core as mx
 
 SMALL = 8 * 2**20  # bytes; a piece with a smaller result joins the next
-QUEUED = (
-    160 * 2**20
-)  # bytes of results that may be queued, unless a caller says otherwise, ...
+QUEUED = 160 * 2**20  # bytes of results that may be queued by default, ...
 PAIR = 384 * 2**20  # ... or of exactly two; a larger one is queued alone
 
 
 class Pacer:
     """Queues a few pieces behind the one that runs, or at most one if they are large.
 
-    So memory holds only what these pieces need, the device is rarely idle, and no GPU command runs for seconds, which
-    macOS would stop.
+    So memory holds only what these need, the device is rarely idle, and no GPU command takes seconds, as macOS forbids.
     """
 
     def __init__(self, queued: float, pair: float):
-        """Limits in bytes, see ``piece_by_piece``."""
         self.queued, self.pair = queued, pair
         self.queue: deque[tuple[mx.array, int]] = deque()
 
@@ -73,10 +68,7 @@ def each_piece_by_piece(items: Iterator[mx.array]) -> Iterator[mx.array]:
 
 
 def end_piece(*arrays: mx.array, takes: int = 0) -> mx.array | tuple[mx.array, ...]:
-    """``arrays``, unchanged; marks the end of a piece of work.
-
-    takes  bytes that the piece needs, if more than those of ``arrays``
-    """
+    """``arrays``, unchanged; marks the end of a piece of work, which needs their bytes, or ``takes`` if that is more."""
     if (pacer := _pacer.get()) is not None:
         pacer(*arrays, takes=takes)
     return arrays if len(arrays) > 1 else arrays[0]

@@ -1,7 +1,4 @@
-"""Rotary position embeddings (Su et al., 2021) over continuous positions, one frequency band per axis.
-
-Knows how positions become angles and how angles rotate queries and keys, not what the axes mean.
-"""
+"""Rotary position embeddings (Su et al., 2021) over continuous positions, one frequency band per axis, of any meaning."""
 
 import warnings
 from typing import Sequence
@@ -63,10 +60,7 @@ def precompute_freqs_cis(
 
 
 def apply_rotary(x: mx.array, rope: Rope, rope_type: LTXRopeType) -> mx.array:
-    """Rotate the feature pairs of every head: (B, N, H, head_dim) -> the same shape and dtype, computed in float32.
-
-    A pair is features i and i + head_dim / 2 (split), or 2i and 2i + 1 (interleaved).
-    """
+    """Rotate the features of every head (B, N, H, head_dim) in pairs: i and i + head_dim / 2 (split), or 2i and 2i + 1."""
     if rope_type is LTXRopeType.SPLIT:
         return mx.concatenate(_rotated(*mx.split(x, 2, axis=-1), *rope), axis=-1)
     cos, sin = (mx.unflatten(t[..., ::2], -1, (x.shape[2], -1)) for t in rope)

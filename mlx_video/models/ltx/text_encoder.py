@@ -65,10 +65,7 @@ class GemmaTextEncoder(Network):
         dtype: mx.Dtype | None = None,
         quantization: Mapping[str, int | str] = {},
     ) -> None:
-        """Write a Gemma folder; ``dtype`` is ignored, since Gemma stays in the one it was trained in.
-
-        Copies the files unless it must quantize, or the source is a packed file.
-        """
+        """Write a Gemma folder, of the same files if nothing changes; ``dtype`` is ignored: Gemma keeps the one it has."""
         packed = source.path.is_file()
         if not packed and (source.quantization or not quantization):
             return _copy_files(source.path, folder)

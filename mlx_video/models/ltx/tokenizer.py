@@ -1,7 +1,4 @@
-"""Prompts as ids: the tokenizer of a Gemma folder or of Lightricks' packed file, and the words it knows.
-
-Knows text and ids, not the language model. Imports only tokenizers until Gemma is to write.
-"""
+"""Prompts as ids: the tokenizer of a Gemma folder or a packed file. Imports only tokenizers until Gemma is to write."""
 
 import re
 from contextlib import contextmanager

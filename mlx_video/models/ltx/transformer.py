@@ -1,7 +1,4 @@
-"""One block of the dual-stream diffusion transformer, and what it reads of each stream.
-
-Knows how the streams attend to themselves, to the text and to each other; not where its inputs come from.
-"""
+"""One block of the dual-stream diffusion transformer, and what it reads of each stream; not where that comes from."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -28,10 +25,8 @@ from mlx_video.types import AV
 SELF_ATTENTION = Rows(shift=0, scale=1, gate=2)
 FEED_FORWARD = Rows(shift=3, scale=4, gate=5)
 TEXT_ATTENTION = Rows(shift=6, scale=7, gate=8)
-# Of its table for the prompt.
-PROMPT = Rows(shift=0, scale=1)
-# Of its table for the attention between the streams.
-CROSS_ROWS = 5
+PROMPT = Rows(shift=0, scale=1)  # of its table for the prompt
+CROSS_ROWS = 5  # in its table for the attention between the streams
 CROSS_GATE = 4
 TO_VIDEO = Rows(scale=0, shift=1, gate=CROSS_GATE)
 TO_AUDIO = Rows(scale=2, shift=3, gate=CROSS_GATE)
@@ -147,10 +142,7 @@ class StreamBlock(nn.Module):
             self.cross_scale_shift_table = mx.zeros((CROSS_ROWS, D))
 
     def attend(self, x: mx.array, c: Conditioning, attending: Items) -> mx.array:
-        """Tokens (B, N, D) after attention to the stream's own, then to its text; ``attending`` as in ``Attention``.
-
-        ``x`` itself where the stream is not enabled.
-        """
+        """Tokens (B, N, D) after attention to the stream's own and then to its text; ``x`` itself if it is not enabled."""
         if not c.enabled:
             return x
         table, eps = self.scale_shift_table, self.norm_eps

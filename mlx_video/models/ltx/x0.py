@@ -1,7 +1,4 @@
-"""What a sampler sees of the transformer: latent states in, the clean sample (x0) of each out.
-
-Knows what stays the same from step to step and is computed once; not the network.
-"""
+"""What a sampler sees of the transformer: latent states in, the clean sample (x0) of each out. Knows no layers."""
 
 import math
 from functools import lru_cache, partial
@@ -22,11 +19,7 @@ PACE = {"queued": 2 * QUEUED, "pair": math.inf}
 
 
 class X0Model:
-    """The clean sample that ``model`` predicts from a pair of latent states.
-
-    While the same arrays come in, what does not change from step to step is computed once: projected prompts, rotary
-    tables, the levels of denoise masks and the bias of attention masks.
-    """
+    """The clean sample that ``model`` predicts from latent states; what is the same in every step is computed once."""
 
     def __init__(self, model: LTXModel):
         self.model = model
@@ -49,8 +42,7 @@ class X0Model:
 
         context        the text connectors' output, (B, L, caption_channels)
         perturbations  one per batch item, or one for all of them
-        Latents and contexts must share one batch size; that of masks and positions may also be 1. Raises ``ValueError``
-        otherwise, or where a latent has no context.
+        Latents and contexts must share a batch size; that of masks and positions may be 1. Raises ``ValueError`` otherwise.
         """
         if absent := [m.value for m in states.present if context[m] is None]:
             raise ValueError(
