@@ -26,7 +26,6 @@ from mlx_video.pipeline import Pipeline, Request
 from mlx_video.recipes import DECODERS, Recipe
 
 RECORD_KEY = "mlx_video"  # of the record, in a file's metadata
-MOST_BYTES = 2**20  # of a record
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,13 @@ class Job:
     files: Files = Files()
     batch_guidance: bool = False
 
-    def check(self) -> None:
-        """Raise ``UserError`` for anything wrong that can be known before loading."""
-        parts = find.known_parts(find.model_of(self.files), self.recipe.variant)
-        transformer = parts.get("transformer")
-        config = transformer and PARTS["transformer"].config(transformer)
-        self._check(Model(read_geometry(parts), config))
-
-    def _check(self, model: Model, opens: bool = True) -> None:
-        """``check``, with what is known of the ``model``; ``opens`` as in ``Request.check``."""
+    def check(self, model: Model | None = None, opens: bool = True) -> None:
+        """Raise ``UserError`` for what can be known before loading; ``model`` and ``opens`` as in ``Request.check``."""
+        if model is None:
+            parts = find.known_parts(find.model_of(self.files), self.recipe.variant)
+            transformer = parts.get("transformer")
+            config = transformer and PARTS["transformer"].config(transformer)
+            model = Model(read_geometry(parts), config)
         with at("files"):
             self.files.check()
         with at("recipe"):
@@ -120,7 +117,7 @@ class Job:
                 f"{name} is not a record that this version of mlx-video can read. {field_error(error.errors()[0])}"
             ) from None
         with read_from(path):
-            job._check(Model(find.published_geometry(job.files.model)), opens=False)
+            job.check(Model(find.published_geometry(job.files.model)), opens=False)
         return job
 
 
@@ -142,10 +139,7 @@ def read_from(record: str | Path | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Record:
-    """A whole record file: the ``job``, and what ran it. Read by pydantic, strictly, the nested dataclasses too.
-
-    Pydantic, because the server's FastAPI needs it anyway and can publish the same schema.
-    """
+    """A record file: the ``job``, and what ran it; read strictly, by pydantic, since the server's FastAPI needs that anyway."""
 
     __pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
@@ -158,7 +152,7 @@ class Record:
 def read_record(path: Path) -> str:
     """The JSON text of a record file, or of the one inside an mp4, latents or state file."""
     if path.suffix == ".json":
-        return read_small(path, MOST_BYTES)
+        return read_small(path)
     file_size(path)  # raises if it is not a file
     from mlx_video import media  # imports codecs, which only a clip's file needs
 
