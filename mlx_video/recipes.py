@@ -1,7 +1,4 @@
-"""Recipes for sampling each checkpoint, and every default of a generation. Nothing here computes with arrays.
-
-A checkpoint may state its own defaults; ``Defaults`` lists them, with the values that apply otherwise.
-"""
+"""Recipes for sampling each checkpoint, and every default of a generation. Nothing here computes with arrays."""
 
 from dataclasses import dataclass, replace
 
@@ -106,23 +103,18 @@ def _check_guidance(guidance: Guidance | None, num_layers: int | None) -> None:
         raise UserError(
             f"skip_step must be 0 or more; got {guidance.skip_step}. The usual number is 0."
         ).at("skip_step")
-    with at("stg_blocks"):
-        _check_blocks(guidance, num_layers)
-
-
-def _check_blocks(guidance: Guidance, num_layers: int | None) -> None:
     # The usual block only matters where it is used: a small model may lack it.
     chosen = guidance.stg or guidance.stg_blocks not in USUAL_BLOCKS
     for block in guidance.stg_blocks if chosen else ():
         if block < 0:
             raise UserError(
                 f"Blocks are counted from 0; got block {short(block)}. The usual one is {VIDEO_GUIDANCE.stg_blocks[0]}."
-            )
+            ).at("stg_blocks")
         if num_layers and block >= num_layers:
             raise UserError(
                 f"Guidance perturbs block {short(block)}; this transformer has {num_layers} blocks, counted from 0. "
                 f"Try --stg-blocks {num_layers // 2}."
-            )
+            ).at("stg_blocks")
 
 
 @dataclass(frozen=True)
