@@ -12,6 +12,7 @@ LONGEST_CLIP = 600  # seconds
 MOST_FRAMES = LONGEST_CLIP * FASTEST + 1
 MOST_STEPS = 10_000  # of a stage; more must be a mistake
 STRONGEST = 100  # a LoRA or guidance; more must be a mistake
+Warn = Callable[[str], object]
 
 
 class VideoPixelShape(NamedTuple):
@@ -71,9 +72,6 @@ def check_strength(what: str, strength: float, usual: float) -> None:
         raise UserError(
             f"{what} must be from {-STRONGEST} to {STRONGEST}, such as {usual:g}; got {strength}."
         )
-
-
-Warn = Callable[[str], object]
 
 
 class Grid(NamedTuple):

@@ -1,8 +1,4 @@
-"""What a clip is made from besides the prompt. Each kind is a class; pipeline, plan, record and terminal know only the base.
-
-An input names the networks that it needs, checks itself, counts the tokens that it adds, and becomes conditions on either
-stream.
-"""
+"""What a clip is made from besides the prompt. Each kind is a class; pipeline, plan, record and terminal know only the base."""
 
 import os
 from abc import ABC, abstractmethod
@@ -39,11 +35,7 @@ COMPRESSED = 7.2
 
 
 class Parts(NamedTuple):
-    """What inputs are encoded with.
-
-    networks   those that inputs need, by name
-    image_crf  H.264 constant rate factor of the pictures that the model was trained on
-    """
+    """What inputs are encoded with: networks by name, and ``Defaults.image_crf`` of their model."""
 
     networks: Mapping[str, nn.Module]
     geometry: Geometry

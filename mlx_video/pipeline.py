@@ -57,12 +57,7 @@ class Reached(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a stage made, for the next.
-
-    latents   video (B, C, F, H, W) and audio (B, C, T, M)
-    sound     audio latents that the clip keeps; ``None`` until their stage is done
-    pictures  DFR's pictures, (B, C, 1, H, W) each, by frame
-    """
+    """What a stage made: latents as in ``Sample``, sound as in ``Reached``, and DFR's pictures, (B, C, 1, H, W), by frame."""
 
     latents: AV[mx.array] = AV()
     sound: mx.array | None = None
@@ -85,16 +80,12 @@ class Sampling(NamedTuple):
 
 @dataclass(eq=False)
 class Pipeline:
-    """Generate clips with a checkpoint's ``components``, sampled by ``recipe``.
-
-    One large component is in memory at a time: each is loaded when needed and freed afterwards.
+    """Generate clips with a checkpoint's ``components``, sampled by ``recipe``; one large component is loaded at a time.
 
     health   whether to check the output of each phase and raise ``HealthError`` for garbage
     batched  whether to run guided passes as one batch: faster if memory allows. Always so if blocks are read in each step
     memory   bytes that may be used in total while decoding; by default what the device has
     previews whether to yield a ``Preview`` after steps that are long enough
-
-    ``defaults`` are the checkpoint's.
     """
 
     components: Components
@@ -270,16 +261,13 @@ class Pipeline:
         components = self.components.streaming(request.model_type)
         for loras, group in groupby(stages, key=lambda item: item[1].loras):
             yield Step(Doing.LOAD_TRANSFORMER, 0, 1)
-            with (
-                components.transformer(*loras) as predict,
-                Previews(
-                    components, predict.model if self.previews else None
-                ) as previews,
-            ):
+            with components.transformer(*loras) as predict:
                 yield Step(Doing.LOAD_TRANSFORMER, 1, 1)
-                lent = sampling._replace(predict=predict, previews=previews)
-                for number, _ in group:
-                    made = yield from self._stage(lent, number, made)
+                shown = predict.model if self.previews else None
+                with Previews(components, shown) as previews:
+                    lent = sampling._replace(predict=predict, previews=previews)
+                    for number, _ in group:
+                        made = yield from self._stage(lent, number, made)
         return AV(made.latents.video, made.sound)
 
     def _stage(self, sampling: Sampling, number: int, before: Made) -> Working[Made]:
@@ -340,10 +328,7 @@ class Pipeline:
         done: int = 0,
         queued: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Step, AV[LatentState]]]:
-        """The steps of stage ``number`` of the walk from ``done`` on, each with its evaluated states, preceded by ``states``.
-
-        queued  is called when a step is queued on the device, before it is waited for
-        """
+        """Step ``done`` of stage ``number`` with ``states``, then later ones with theirs, each awaited after ``queued``."""
         name, stage = self.recipe.phase(number), self.recipe.walk[number]
         total = len(stage.sigmas) - 1
         yield Step(name, done, total, stage.sigmas[done]), states

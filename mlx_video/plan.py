@@ -1,7 +1,4 @@
-"""Plans how much memory a run needs, phase by phase, and how to make it fit. Knows sizes; reads no weights.
-
-Each part knows what a call needs; this module adds up the parts for a request.
-"""
+"""Plans how much memory a run needs, phase by phase, and how to make it fit. Knows sizes; reads no weights."""
 
 import os
 from bisect import bisect_left
@@ -176,8 +173,6 @@ def plan(components: Components, work: Work, limit: float | None = None) -> Plan
 
 class Footprint:
     """Bytes that ``components`` need: each part's weights while loaded, its activations, and so the phases of a run.
-
-    Builds a part once, lazily.
 
     residency   how weights are kept; by default that of ``components``
     context     tokens of a padded prompt, including registers
