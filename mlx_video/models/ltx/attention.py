@@ -42,7 +42,7 @@ class Attention(nn.Module):
         rope_type: LTXRopeType = LTXRopeType.SPLIT,
         gated: bool = False,
     ):
-        """Keys and values come from ``context_dim`` features; ``gated`` has each query's token scale its heads by 0 to 2."""
+        """Keys and values have ``context_dim`` or ``dim`` features; ``gated``: each query's token scales its heads by 0 to 2."""
         super().__init__()
         inner, context_dim = heads * head_dim, context_dim or dim
         self.heads, self.scale = heads, head_dim**-0.5
