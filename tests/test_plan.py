@@ -39,8 +39,7 @@ from mlx_video.models.ltx.video_vae import decoder as video_decoder
 from mlx_video.models.ltx.video_vae.decoding import WHOLE, StreamPlan
 from mlx_video.models.ltx.video_vae.tiling import (
     TilingConfig,
-    blended_pixels,
-    decode_grid,
+    held_pixels,
 )
 from mlx_video.output import Output
 from mlx_video.pipeline import Request
@@ -356,8 +355,8 @@ def test_blending_takes_what_was_foreseen(frames):
         for _ in postprocess.frames(iterate_decode(decode, latents, tiling, scale)):
             pass
 
-    grid = decode_grid(latents.shape[2:], tiling, scale)
-    foreseen = 3 * FLOAT32 * blended_pixels(grid)[2]
+    grid = tiling.grid(latents.shape[2:], scale)
+    foreseen = 3 * FLOAT32 * held_pixels(grid)[2]
     assert foreseen == pytest.approx(most_taken(blend, 1, foreseen), rel=0.15)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Iterable, Literal, Mapping, Sequence
+from typing import ClassVar, Iterable, Iterator, Literal, Mapping, Sequence
 
 from mlx_video.errors import UserError
 from mlx_video.models.ltx.loading.schema import Config, short_repr
@@ -67,13 +67,11 @@ class VideoEncoderConfig(Config):
     @property
     def encoder_scale(self) -> VideoScale:
         """Pixels per latent cell."""
-        strides = (stride_of(name) for name, _ in self.encoder_blocks)
-        return _scale(strides, self.patch_size)
+        return _scale(_strides(self.encoder_blocks), self.patch_size)
 
 
-def stride_of(name: str) -> tuple[int, int, int]:
-    """The factor by which a block shrinks (encoder) or grows (decoder) frames, rows and columns."""
-    return STRIDES.get(name.removesuffix("_res"), (1, 1, 1))
+def _strides(blocks: Iterable[Block]) -> Iterator[tuple[int, int, int]]:
+    return (STRIDES.get(name.removesuffix("_res"), (1, 1, 1)) for name, _ in blocks)
 
 
 def _scale(strides: Iterable[Sequence[int]], patch_size: int) -> VideoScale:
@@ -113,8 +111,7 @@ class VideoVAEConfig(VideoEncoderConfig):
     @property
     def decoder_scale(self) -> VideoScale:
         """Pixels per latent cell."""
-        strides = (stride_of(name) for name, _ in self.decoder_blocks)
-        return _scale(strides, self.patch_size)
+        return _scale(_strides(self.decoder_blocks), self.patch_size)
 
     @property
     def least_cells(self) -> int:

@@ -19,13 +19,7 @@ from mlx_video.models.ltx.video_vae.convolution import CausalConv3d, MidBlock3D,
 from mlx_video.models.ltx.video_vae.decoding import StreamPlan, spans
 from mlx_video.models.ltx.video_vae.sampling import DepthToSpaceUpsample, unpatchify
 from mlx_video.models.ltx.video_vae.stream import DecoderStep, FrameCache, in_pieces
-from mlx_video.models.ltx.video_vae.tiling import (
-    Cut,
-    TilingConfig,
-    blended_pixels,
-    decode_grid,
-    run_tiles,
-)
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig, held_pixels, run_tiles
 
 KEPT = 3  # frames that a convolution and the skip beside it keep for the next piece, at most
 # Arrays that are alive at once on a GPU, measured on an H200, ...
@@ -62,16 +56,15 @@ class VideoDecoder(Network):
         self.scale = config.decoder_scale
         self.per_channel_statistics = PerChannelStatistics(config.latent_channels)
 
-        padding_mode = config.decoder_spatial_padding_mode
-        blocks = list(convolution.read_blocks(config.decoder_blocks))[::-1]
-        channels = config.decoder_base_channels * math.prod(map(_narrowing, blocks))
+        padding_mode, blocks = config.decoder_spatial_padding_mode, []
+        channels = config.decoder_base_channels
+        for block in convolution.read_blocks(config.decoder_blocks):
+            module, channels = _up_block(block, channels, padding_mode)
+            blocks.insert(0, module)
         self.conv_in = CausalConv3d(config.latent_channels, channels, padding_mode)
-        self.up_blocks = []
-        for block in blocks:
-            self.up_blocks.append(_up_block(block, channels, padding_mode))
-            channels //= _narrowing(block)
+        self.up_blocks = blocks
         patch = config.out_channels * config.patch_size**2
-        self.conv_out = CausalConv3d(channels, patch, padding_mode)
+        self.conv_out = CausalConv3d(config.decoder_base_channels, patch, padding_mode)
 
     def __call__(self, latent: mx.array) -> mx.array:
         """Normalised latents -> pixels near [-1, 1] (LTX-2: (B, 128, F, H, W) -> (B, 3, 8*(F-1)+1, 32*H, 32*W))."""
@@ -98,11 +91,10 @@ class VideoDecoder(Network):
     ) -> Iterator[mx.array]:
         """Pixels from overlapping tiles of the latents, as in Lightricks' code; one piece per tile of time."""
 
-        def tile(*cuts: Cut) -> mx.array:
-            time, rows, columns = (cut.source for cut in cuts)
-            return self(latents[:, :, time, rows, columns])
+        def tile(*cuts) -> mx.array:
+            return self(latents[:, :, *(cut.source for cut in cuts)])
 
-        return run_tiles(tile, decode_grid(latents.shape[2:], tiling, self.scale))
+        return run_tiles(tile, tiling.grid(latents.shape[2:], self.scale))
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -174,11 +166,11 @@ class VideoDecoder(Network):
 
     def _bytes_in_tiles(self, shape: tuple[int, ...], tiling: TilingConfig) -> int:
         B, _, *cells = shape
-        grid = decode_grid(tuple(cells), tiling, self.scale)
+        grid = tiling.grid(tuple(cells), self.scale)
         tile = (max(cut.cells for cut in cuts) for cuts in grid)
         steps = sized(self.layers, B, *tile)
         pixel = B * self.config.out_channels * FLOAT32
-        done, whole, blended = (n * pixel for n in blended_pixels(grid))
+        done, whole, blended = (n * pixel for n in held_pixels(grid))
         if on_gpu():
             return round(LIVE_TILE * self._finest(steps)) + whole
         if self.itemsize != FLOAT32:
@@ -226,25 +218,19 @@ class VideoDecoder(Network):
         return cells * self.config.decoder_base_channels * self.itemsize
 
 
-def _narrowing(block: convolution.Block) -> int:
-    """The divisor of a block's channels."""
-    name, parameters = block
-    return parameters.get("multiplier", 1) if name in STRIDES else 1
-
-
-def _up_block(block: convolution.Block, channels: int, padding_mode: str) -> nn.Module:
+def _up_block(
+    block: convolution.Block, channels: int, padding_mode: str
+) -> tuple[nn.Module, int]:
+    """A block of the decoder that returns ``channels``, and the channels of its input."""
     name, parameters = block
     if name == "res_x":
-        return MidBlock3D(channels, parameters["num_layers"], padding_mode)
-    if name in STRIDES:
-        return DepthToSpaceUpsample(
-            channels,
-            STRIDES[name],
-            multiplier=_narrowing(block),
-            # The official decoder reads it for this block only.
-            residual=name == "compress_all" and parameters.get("residual", False),
-            padding_mode=padding_mode,
-        )
+        return MidBlock3D(channels, parameters["num_layers"], padding_mode), channels
+    if stride := STRIDES.get(name):
+        wider = channels * parameters.get("multiplier", 1)
+        # The official decoder reads it for this block only.
+        residual = name == "compress_all" and parameters.get("residual", False)
+        up = DepthToSpaceUpsample(wider, channels, stride, padding_mode, residual)
+        return up, wider
     raise UserError(f"Video VAE decoder block {name!r} is not implemented.")
 
 

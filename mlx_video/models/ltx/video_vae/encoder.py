@@ -47,7 +47,7 @@ class VideoEncoder(Network):
         self.conv_in = CausalConv3d(patch, channels, padding_mode)
         self.down_blocks = []
         for block in convolution.read_blocks(config.encoder_blocks):
-            module, channels = _down_block(block, channels, config)
+            module, channels = _down_block(block, channels, padding_mode)
             self.down_blocks.append(module)
         # Log-variances follow the means, and are not used.
         means = config.latent_channels
@@ -81,8 +81,7 @@ class VideoEncoder(Network):
         B, _, F, H, W = pixels.shape
         cells = B * (H // self.config.patch_size) * (W // self.config.patch_size)
         step = self.scale.time
-        size = elements // (cells * widest(self.conv_in)) // step * step
-        size = max(step, size)
+        size = step * max(1, elements // (cells * widest(self.conv_in) * step))
         return mx.split(pixels, list(range(1 + size, F, size)), axis=2)
 
     def _begin(self, pixels: mx.array, cache: FrameCache) -> mx.array:
@@ -124,11 +123,10 @@ def _through(layer: Callable, cache: FrameCache, piece: Piece, takes: int = 0) -
 
 
 def _down_block(
-    block: convolution.Block, channels: int, config: VideoEncoderConfig
+    block: convolution.Block, channels: int, padding_mode: str
 ) -> tuple[nn.Module, int]:
     """A block of the encoder for an input of ``channels``, and the channels it returns."""
     name, parameters = block
-    padding_mode = config.encoder_spatial_padding_mode
     if name == "res_x":
         return MidBlock3D(channels, parameters["num_layers"], padding_mode), channels
     if name.endswith("_res") and (stride := STRIDES.get(name.removesuffix("_res"))):

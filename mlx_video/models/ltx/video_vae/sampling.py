@@ -178,7 +178,7 @@ def _plus_mean(x: mx.array, *terms: mx.array) -> mx.array:
 
 
 class DepthToSpaceUpsample(nn.Module):
-    """Upsample by ``stride``: a shuffled convolution; its channels are the input's divided by ``multiplier``.
+    """Upsample by ``stride``: a shuffled convolution.
 
     If time is doubled, the first frame is dropped: it precedes the clip. ``residual`` adds the input, shuffled and
     repeated to as many channels.
@@ -187,19 +187,19 @@ class DepthToSpaceUpsample(nn.Module):
     def __init__(
         self,
         in_channels: int,
+        out_channels: int,
         stride: Triple,
-        multiplier: int = 1,
+        padding_mode: str,
         residual: bool = False,
-        padding_mode: str = "zeros",
     ):
         super().__init__()
         self.stride = stride
         self.residual = residual
-        own = in_channels * math.prod(stride) // multiplier
+        own = out_channels * math.prod(stride)
         self.conv = CausalConv3d(in_channels, own, padding_mode)
 
     def __call__(self, x: mx.array, cache: FrameCache) -> mx.array:
-        """(B, F, H, W, C) -> (B, F' * f, H * h, W * w, C / multiplier), without the frame before the clip."""
+        """(B, F, H, W, I) -> (B, F' * f, H * h, W * w, O), without the frame before the clip."""
         kept, x = cache.delay(self, x, 1)
         y, skip, channels = self.conv.linear(x, cache), None, 0
         if self.residual:

@@ -1,7 +1,5 @@
 """Decode a clip in overlapping, blended tiles, as the official code does. Knows cells, ramps and masks only.
 
-``decoding`` can save as much memory without changing any pixel.
-
 A clip is cut along time, rows and columns; a tile is one ``Cut`` of each. Neighbours overlap, one fading in as the other
 fades out. On this regular grid, blending columns into strips, strips into frames and frames into the clip equals summing
 all weighted tiles and dividing by the sum of weights.
@@ -114,6 +112,16 @@ class TilingConfig:
         name = f"{mode}_only" if mode in ("spatial", "temporal") else mode
         return getattr(cls, name)()
 
+    def grid(self, cells: tuple[int, int, int], scale: VideoScale) -> "TileGrid":
+        """Cuts from latent frames, rows and columns to pixels; tiles have the proportions of the frame."""
+        frames, *sides = cells
+        late = scale.time - 1
+        times = cuts_of(frames, scale.time, self.temporal_config, late=late, lead=1)
+        return times, *(
+            cuts_of(side, cell, self.spatial_config, longest=max(sides))
+            for side, cell in zip(sides, scale[1:])
+        )
+
 
 class Cut(NamedTuple):
     """One tile along one axis: the cells it reads, the cells it writes, and the weights of those."""
@@ -130,20 +138,6 @@ class Cut(NamedTuple):
 
 TileGrid = tuple[list[Cut], list[Cut], list[Cut]]
 """The cuts of a clip along time, rows and columns."""
-
-
-def decode_grid(
-    cells: tuple[int, int, int], tiling: TilingConfig | None, scale: VideoScale
-) -> TileGrid:
-    """Cuts from latent frames, rows and columns to pixels; tiles have the proportions of the frame."""
-    tiling = tiling or TilingConfig()
-    frames, *sides = cells
-    late = scale.time - 1
-    times = cuts_of(frames, scale.time, tiling.temporal_config, late=late, lead=1)
-    return times, *(
-        cuts_of(side, cell, tiling.spatial_config, longest=max(sides))
-        for side, cell in zip(sides, scale[1:])
-    )
 
 
 def cuts_of(
@@ -181,7 +175,7 @@ def cuts_of(
     return cuts
 
 
-def blended_pixels(grid: TileGrid) -> tuple[int, int, int]:
+def held_pixels(grid: TileGrid) -> tuple[int, int, int]:
     """How many pixels exist besides the largest tile being computed, in a tile of time, and while tiles are blended.
 
     Of several largest tiles the last counts, when most others are done. Blending needs several arrays: strips, their sum

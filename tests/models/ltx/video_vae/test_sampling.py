@@ -51,7 +51,9 @@ def test_downsample_adds_the_mean_of_neighbouring_channels():
 
 @pytest.mark.parametrize("multiplier, repeats", [(1, 8), (2, 4)])
 def test_upsample_tiles_its_residual(multiplier, repeats):
-    block = DepthToSpaceUpsample(16, (2, 2, 2), multiplier, residual=True)
+    block = DepthToSpaceUpsample(
+        16, 16 // multiplier, (2, 2, 2), "zeros", residual=True
+    )
     block.conv.weight *= 0
     x = mx.random.normal((1, 2, 2, 2, 16))
     once = depth_to_space(x, (2, 2, 2))[:, 1:]
@@ -65,4 +67,5 @@ def test_a_single_frame_survives_in_time():
     x = mx.random.normal((1, 1, 4, 4, 8))
     down = SpaceToDepthDownsample(8, 8, (2, 1, 1), "zeros")
     assert down(x, FrameCache()).shape == (1, 1, 4, 4, 8)
-    assert DepthToSpaceUpsample(8, (2, 1, 1))(x, FrameCache()).shape == (1, 1, 4, 4, 8)
+    up = DepthToSpaceUpsample(8, 8, (2, 1, 1), "zeros")
+    assert up(x, FrameCache()).shape == (1, 1, 4, 4, 8)

@@ -14,7 +14,6 @@ from mlx_video.models.ltx.video_vae.tiling import (
     TemporalTilingConfig,
     TilingConfig,
     cuts_of,
-    decode_grid,
     trapezoid,
 )
 from mlx_video.types import VideoScale
@@ -40,7 +39,7 @@ SCALE = VideoScale(8, 32, 32)
 )
 def test_slices_and_masks(file, cells, config):
     expected = json.loads((TINY / f"{file}.json").read_text())
-    tiles = list(product(*decode_grid(cells, config, SCALE)))
+    tiles = list(product(*config.grid(cells, SCALE)))
     assert len(tiles) == len(expected)
     for tile, official in zip(tiles, expected):
         assert [ends(cut.source) for cut in tile] == official["in"][2:]
@@ -101,7 +100,7 @@ def test_tiles_of_a_perfect_decoder_equal_the_whole(config):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_weights_of_every_pixel_sum_to_one(config):
-    for cuts in decode_grid((11, 9, 11), config, SCALE):
+    for cuts in config.grid((11, 9, 11), SCALE):
         total = np.zeros(cuts[-1].target.stop)
         for cut, weight in zip(cuts, tiling._weights(cuts)):
             total[cut.target] += np.array(weight)
@@ -109,7 +108,7 @@ def test_weights_of_every_pixel_sum_to_one(config):
 
 
 def test_tiles_have_the_proportions_of_the_frame():
-    _, rows, columns = decode_grid((1, 19, 24), TilingConfig.default(), SCALE)
+    _, rows, columns = TilingConfig.default().grid((1, 19, 24), SCALE)
     assert ends(columns[0].source) == [0, 16]
     assert ends(rows[0].source) == [0, 13]  # 16 x 19 / 24 = 12.7
 
@@ -143,7 +142,7 @@ def test_frames_are_ready_before_the_next_tile_is_decoded():
     assert events == ["tile", "frames", "tile", "frames"]
 
 
-@pytest.mark.parametrize("config", [None, BOTH])
+@pytest.mark.parametrize("config", [TilingConfig(), BOTH])
 def test_frames_are_evaluated_when_they_are_yielded(config):
     latents = LATENT[:, :3] + 1
     mx.eval(latents)
@@ -216,9 +215,9 @@ def test_none_and_auto():
 
 def test_a_larger_tile_is_decoded_less_often():
     tiles = [
-        len(list(product(*decode_grid((16, 32, 48), config, SCALE))))
+        len(list(product(*config.grid((16, 32, 48), SCALE))))
         for config in (
-            None,
+            TilingConfig(),
             TilingConfig.conservative(),
             TilingConfig.default(),
             TilingConfig.aggressive(),

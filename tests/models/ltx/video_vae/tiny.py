@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from mlx_video.models.ltx.vae_config import VideoVAEConfig
 from mlx_video.models.ltx.video_vae import VideoDecoder, VideoEncoder
-from mlx_video.models.ltx.video_vae.tiling import decode_grid, run_tiles
+from mlx_video.models.ltx.video_vae.tiling import run_tiles
 from tests.reference import FIXTURES, checkpoint, vectors
 
 VECTORS = vectors("video_vae")
@@ -50,7 +50,7 @@ def iterate_decode(decode, latents, tiling, scale):
     def tile(time, row, column):
         return decode(latents[:, :, time.source, row.source, column.source])
 
-    return run_tiles(tile, decode_grid(latents.shape[2:], tiling, scale))
+    return run_tiles(tile, tiling.grid(latents.shape[2:], scale))
 
 
 def small_config(encoder_blocks=(), decoder_blocks=(), **changes) -> VideoVAEConfig:
