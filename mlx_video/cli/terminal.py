@@ -53,10 +53,7 @@ def harmless(text: str) -> str:
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """Acknowledge Ctrl-C at once, although Python handles it only after MLX's step; a second one ends the process.
-
-    SIGTERM works like Ctrl-C.
-    """
+    """Acknowledge Ctrl-C or SIGTERM at once, though Python handles it only after MLX's step; a second one ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
