@@ -63,7 +63,7 @@ class Measured(NamedTuple):
 def measure(words: list[str]) -> Iterator[Measured]:
     """Run ``mlx-video generate`` with these ``words``, or the decoding of what it left, phase by phase."""
     from mlx_video.cli.commands import main_parser
-    from mlx_video.cli.job import job_from, options_from, output_from
+    from mlx_video.cli.jobs import job_from, options_from, output_from
     from mlx_video.run import Planned, Took, finish, run
 
     decodes = "--then-decode" in words

@@ -15,15 +15,7 @@ from typing import Callable, Iterator, Sequence
 from mlx_video import __version__
 from mlx_video.backend import load_blas
 from mlx_video.background import Background
-from mlx_video.cli import FAULT, options, serve
-from mlx_video.cli.job import (
-    ask,
-    files_from,
-    job_from,
-    moved,
-    options_from,
-    output_from,
-)
+from mlx_video.cli import FAULT, jobs, options, serve
 from mlx_video.cli.parser import Parser, flag, group
 from mlx_video.cli.progress import Downloads, Progress
 from mlx_video.cli.terminal import say, tell
@@ -122,29 +114,29 @@ def generate(args: argparse.Namespace) -> None:
 
     def check(job: Job) -> None:
         job.check()
-        output_from(args, job).check(job.request)
+        jobs.output_from(args, job).check(job.request)
 
-    job = job_from(args, check)
-    output = output_from(args, job, args.resume)
+    job = jobs.job_from(args, check)
+    output = jobs.output_from(args, job, args.resume)
     if record := args.from_record or args.resume:
-        ask(job, args, output)
+        jobs.ask(job, args, output)
     if args.preview:
         with file_errors(args.preview, "made"):
             args.preview.mkdir(parents=True, exist_ok=True)
     with read_from(record):
-        _listen(args, run_job(job, output, options_from(args)))
+        _listen(args, run_job(job, output, jobs.options_from(args)))
 
 
 def decode(args: argparse.Namespace) -> None:
     """Finish a run from the latents it left."""
     latents = typed_path(args.latents)
-    job = moved(Job.from_record(latents), args)
-    output = output_from(args, job, latents)
-    ask(job, args, output)
+    job = jobs.moved(Job.from_record(latents), args)
+    output = jobs.output_from(args, job, latents)
+    jobs.ask(job, args, output)
     if args.tiling:
         job = replace(job, request=replace(job.request, tiling=args.tiling))
     with read_from(latents):
-        _listen(args, finish(job, latents, output, options_from(args)))
+        _listen(args, finish(job, latents, output, jobs.options_from(args)))
 
 
 def _listen(args: argparse.Namespace, events: Iterator[Event]) -> None:
@@ -174,7 +166,7 @@ def _save_preview(preview: Preview, base: Path) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Say how much memory a run would take, without running it."""
-    job = job_from(args)
+    job = jobs.job_from(args)
     with read_from(args.from_record or args.resume):
         job.check()
     with stood_in(job.files, job.recipe.variant) as files:
@@ -204,7 +196,7 @@ def enhance(args: argparse.Namespace) -> None:
     rewrite = enhance_i2v if args.image else enhance_t2v
     stream = partial(tell, end="") if sys.stdout and sys.stdout.isatty() else None
     needs = {"variant": "distilled", "needs": ["text_encoder"]}
-    components = Components.open(files_from(args), **needs, notify=Downloads())
+    components = Components.open(jobs.files_from(args), **needs, notify=Downloads())
     with components.lend("text_encoder") as encoder:
         text = rewrite(encoder, args.prompt, seed=args.seed, on_text=stream)
     tell("" if stream else text)

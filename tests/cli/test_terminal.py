@@ -20,7 +20,7 @@ import pytest
 
 from mlx_video import cli, hub, recipes
 from mlx_video.cli import commands, job, progress, terminal
-from mlx_video.cli.job import options_from, output_from
+from mlx_video.cli.jobs import options_from, output_from
 from mlx_video.cli.progress import Progress
 from mlx_video.clip_settings import ClipSettings
 from mlx_video.errors import UserError

@@ -85,8 +85,7 @@ def files_from(args: argparse.Namespace) -> Files:
 
 def _said(args: argparse.Namespace, kind: type) -> dict[str, object]:
     """The arguments that are fields of the dataclass ``kind``."""
-    names = (field.name for field in fields(kind))
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {f.name: getattr(args, f.name) for f in fields(kind) if f.name in args}
 
 
 def _lora_from(words: Sequence[str]) -> tuple[str, float]:

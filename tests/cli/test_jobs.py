@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mlx_video import cli, hub, recipes
-from mlx_video.cli.job import job_from
+from mlx_video.cli.jobs import job_from
 from mlx_video.cli.options import add_generate
 from mlx_video.cli.parser import Parser, group
 from mlx_video.inputs import Image
