@@ -202,7 +202,6 @@ def _pictures(clip: Clip) -> Iterator[av.VideoFrame]:
                 f"The clip should be {shape.width}x{shape.height} pixels; frame {count - 1} has "
                 f"{pixels.shape[1]}x{pixels.shape[0]}."
             )
-        pixels = np.ascontiguousarray(pixels)
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         frame.pts, frame.time_base = count - 1, 1 / shape.rate
         yield frame
@@ -222,7 +221,7 @@ def _sound_per_frame(clip: Clip) -> Iterator[av.AudioFrame | None]:
     samples = np.pad(samples, ((0, 0), (0, edges[-1] - samples.shape[1])))
     layout = LAYOUTS[len(samples)]
     for start, end in pairwise(edges):
-        part = np.ascontiguousarray(samples[:, start:end])
+        part = samples[:, start:end]
         frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
         frame.sample_rate = clip.audio.sample_rate
         # Without a time stamp the encoder's delay of 1,024 samples would be audible.
@@ -286,6 +285,6 @@ def metadata(path: str | Path) -> dict[str, str]:
             return {k.lower(): v for k, v in found.items()} if capitals else found
     except av.FFmpegError:
         raise UserError(
-            f"{disk.short(path)} is not a readable media file: it is another kind of file, damaged or cut short. Give the .mp4 of a "
-            "clip, or its .json."
+            f"{disk.short(path)} is not a readable media file: it is another kind of file, damaged or cut short. Give the "
+            ".mp4 of a clip, or its .json."
         ) from None

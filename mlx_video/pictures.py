@@ -271,8 +271,7 @@ def compress_like_video(image: np.ndarray, crf: int) -> np.ndarray:
     encoder.time_base = Fraction(1)
     encoder.options = {"crf": str(crf), "preset": "veryfast"}
     decoder = av.CodecContext.create("h264", "r")
-    even = np.ascontiguousarray(image[:height, :width])
-    frame = av.VideoFrame.from_ndarray(even, format="rgb24")
+    frame = av.VideoFrame.from_ndarray(image[:height, :width], format="rgb24")
     packets = encoder.encode(frame) + encoder.encode(None)
     frames = [out for packet in (*packets, None) for out in decoder.decode(packet)]
     return frames[0].to_ndarray(format="rgb24")
