@@ -1,6 +1,7 @@
 """LTX-2 video and sound generation in MLX."""
 
 import sys
+from importlib import import_module
 from types import TracebackType
 
 
@@ -49,8 +50,6 @@ def __getattr__(name: str) -> object:
     """Import a public name on first use, so that ``import mlx_video`` stays quick."""
     if name not in _HOMES:
         raise AttributeError(f"module 'mlx_video' has no attribute '{name}'")
-    from importlib import import_module
-
     return getattr(import_module(f"mlx_video.{_HOMES[name]}"), name)
 
 

@@ -8,12 +8,9 @@ from typing import Iterator, Mapping
 
 
 class UserError(ValueError):
-    """Bad input, in one sentence that names the value, the rule and a value that works.
+    """Bad input, in one sentence that names the value, the rule and a value that works."""
 
-    place  the field of a record that it is about, and the fields that hold that, outermost first; empty = not known
-    """
-
-    place: tuple[str, ...] = ()
+    place: tuple[str, ...] = ()  # the field of a record, after those that hold it
 
     def at(self, *place: object) -> "UserError":
         """The error itself, with ``place`` before its own."""

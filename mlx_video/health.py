@@ -224,10 +224,9 @@ def _repeats(chunk: mx.array, cell: VideoScale, row: float, column: float) -> mx
 def watched(frames: Iterable[np.ndarray], still: bool = False) -> Iterator[np.ndarray]:
     """Yield uint8 frames (H, W, 3) unchanged, and judge all of them after the last.
 
-    Raises ``HealthError`` if all are black, of one colour, or (unless the clip may be ``still``) the same picture; or if
-    for many frames in a row the picture is one exact colour, frozen, flickering between two pictures, or blank on one
-    side. Decoder noise rules that out for real frames, unless clipping hides it: clips may fade or cut to exact black or
-    white.
+    Raises ``HealthError`` if all are black, of one colour, or (unless the clip may be ``still``) the same; or if many in a
+    row are one exact colour, frozen, flickering between two pictures, or blank on one side. Decoder noise rules that out
+    for real frames, unless clipping hides it: clips may fade or cut to exact black or white.
     """
     seen = _Seen()
     for frame in frames:
