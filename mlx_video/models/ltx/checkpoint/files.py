@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -15,13 +14,6 @@ DTYPES = ("bfloat16", "float16", "float32")
 BITS = (8, 4)
 BESIDE = ("text_encoder", "upsampler", "distilled_lora", "detailing_lora", "video_vae")
 CONV = "conv"  # the checkpoint's convolutional autoencoder, instead of a file
-
-
-class LoRA(NamedTuple):
-    """A LoRA file (path, or owner/repository/file on the hub) and the strength at which it is fused."""
-
-    file: str | Path
-    strength: float = 1.0
 
 
 @dataclass(frozen=True)

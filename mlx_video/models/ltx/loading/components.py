@@ -17,7 +17,7 @@ from mlx_video.backend import suit_cpu
 from mlx_video.errors import UserError
 from mlx_video.lora import Adapter, Fusion, fuse
 from mlx_video.models.ltx.checkpoint import checks, find
-from mlx_video.models.ltx.checkpoint.files import Files, LoRA
+from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.layouts import Layout, identify
 from mlx_video.models.ltx.checkpoint.releases import LTX_2, published, with_terms
 from mlx_video.models.ltx.checkpoint.source import Source
@@ -36,6 +36,7 @@ from mlx_video.weights import materialize
 
 log = logging.getLogger(__name__)
 
+LoRA = tuple[Path, float]  # a file, and the strength at which it is fused
 Inspect = Callable[[str, list[tuple[str, mx.array]]], None]
 
 
@@ -119,7 +120,7 @@ class Components:
             distilled_lora = search.distilled_lora(layout)
         if files.detailing_lora:
             detailing_lora = search.lora(files.detailing_lora, layout, reference=True)
-        loras = [LoRA(search.lora(file, layout), s) for file, s in files.loras]
+        loras = [(search.lora(file, layout), s) for file, s in files.loras]
         return cls(
             sources, files.residency, loras, distilled_lora, layout, detailing_lora
         )
@@ -215,7 +216,7 @@ class Components:
             )
         files = self.distilled_lora, self.detailing_lora
         strengths = distilled_lora, detailing
-        loras = [LoRA(*each) for each in zip(files, strengths) if each[1]]
+        loras = [each for each in zip(files, strengths) if each[1]]
         with self.lend("transformer", loras) as model:
             yield X0Model(model)
 
@@ -273,7 +274,7 @@ class Components:
         source = source or self.sources[name]
         part = PARTS[name].build(source, self.residency.dtype, self.model_type)
         if self.layout.distillation:
-            fuse_all(name, part, [LoRA(self.layout.distillation)])
+            fuse_all(name, part, [(self.layout.distillation, 1.0)])
         return part, fuse_all(name, part, (*self.loras, *loras))
 
 
