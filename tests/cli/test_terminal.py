@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlx_video import cli, hub, recipes
-from mlx_video.cli import commands, job, progress, terminal
+from mlx_video.cli import commands, jobs, progress, terminal
 from mlx_video.cli.jobs import options_from, output_from
 from mlx_video.cli.progress import Progress
 from mlx_video.clip_settings import ClipSettings
@@ -399,7 +399,7 @@ def test_latents_remember_what_they_were_to_become(here):
     found = Output.recalled(Path("b/y.latents.safetensors"), hostile)
     assert found.path == Path("b/x.mp4")
     with pytest.raises(UserError, match="that you did not: .*profile.wav"):
-        job.ask(JOB, args(), found)
+        jobs.ask(JOB, args(), found)
 
 
 # Records from elsewhere
@@ -417,30 +417,30 @@ def strange(here) -> Job:
 
 def test_files_that_a_record_names_are_asked_for(strange, here, monkeypatch, capsys):
     with pytest.raises(UserError, match="that you did not: .*model.*secret.*--yes"):
-        job.ask(strange, args(), OUTPUT)
-    job.ask(strange, args("--yes"), OUTPUT)
+        jobs.ask(strange, args(), OUTPUT)
+    jobs.ask(strange, args("--yes"), OUTPUT)
     monkeypatch.setattr(sys, "stdin", Terminal())
     for answer, agreed in (("y", True), ("", False), ("no", False)):
         monkeypatch.setattr("builtins.input", lambda _: answer)
         if agreed:
-            job.ask(strange, args(), OUTPUT)
+            jobs.ask(strange, args(), OUTPUT)
         else:
             with pytest.raises(UserError, match="Not opened"):
-                job.ask(strange, args(), OUTPUT)
+                jobs.ask(strange, args(), OUTPUT)
     assert "secret.png" in capsys.readouterr().err
 
 
 def test_what_was_named_or_would_be_used_anyway_is_not_asked_for(strange, here):
-    job.ask(JOB, args(), OUTPUT)
+    jobs.ask(JOB, args(), OUTPUT)
     named = Job(JOB.request, JOB.recipe, strange.files)
-    job.ask(named, args("--model", str(here / "model.safetensors")), OUTPUT)
+    jobs.ask(named, args("--model", str(here / "model.safetensors")), OUTPUT)
 
 
 @pytest.mark.parametrize("yes", [[], ["--yes"]])
 def test_another_repository_is_never_fetched_for_a_record(yes, here):
     evil = Job(JOB.request, JOB.recipe, Files("evil/model"))
     with pytest.raises(UserError, match="names evil/model, which is not here.*--model"):
-        job.ask(evil, args(*yes), OUTPUT)
+        jobs.ask(evil, args(*yes), OUTPUT)
 
 
 # Shells
