@@ -22,6 +22,7 @@ from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.models.ltx.patchify import initial_states, noised, unpatchify
 from mlx_video.models.ltx.upsampler import upsample_normalized
 from mlx_video.models.ltx.video_vae.decoding import choose_tiling, decode_stream
+from mlx_video.plan import machine_bytes
 from mlx_video.previews import Preview, Previews
 from mlx_video.recipes import DECODER_SEED, SAMPLER_SEED, Defaults, Recipe, Stage
 from mlx_video.request import Request
@@ -371,7 +372,7 @@ class Pipeline:
         # A diffusion decoder starts from noise.
         key = mx.random.key((request.seed + DECODER_SEED) % 2**32)
         with self.components.lend("video_decoder") as decoder:
-            budget = self.memory and self.memory - mx.get_active_memory()
+            budget = (self.memory or machine_bytes()) - mx.get_active_memory()
             tiling = choose_tiling(request.tiling, decoder, latent.shape, budget)
             pieces = decode_stream(decoder, latent, tiling, key=key)
             if not self.health:

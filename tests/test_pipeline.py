@@ -22,6 +22,7 @@ from mlx_video.models.ltx.config import LTXModelType
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.ltx import LTXModel
 from mlx_video.models.ltx.patchify import patchify_audio
+from mlx_video.models.ltx.video_vae.decoding import StreamPlan
 from mlx_video.pipeline import Pipeline, Reached, Request
 from mlx_video.recipes import AUDIO_GUIDANCE, VIDEO_GUIDANCE, Recipe, Stage
 from mlx_video.types import AV, Sample, VideoPixelShape, Waveform
@@ -207,6 +208,24 @@ def test_a_decoder_draws_from_a_seed_of_its_own(seed, decoders, model, monkeypat
         *pipeline(model, health=False)._decode_video(latent, request(seed=seed))
     ]
     assert mx.array_equal(keys[0], mx.random.key(decoders))
+
+
+@pytest.mark.parametrize("memory, bound", [(None, 2**40), (2**39, 2**39)])
+def test_decoding_stays_within_what_is_given_or_else_the_machine(
+    memory, bound, model, monkeypatch
+):
+    budgets = []
+
+    def noted(mode, decoder, shape, budget):
+        budgets.append(budget)
+        return StreamPlan()
+
+    monkeypatch.setattr("mlx_video.pipeline.machine_bytes", lambda: 2**40)
+    monkeypatch.setattr("mlx_video.pipeline.choose_tiling", noted)
+    monkeypatch.setattr("mlx_video.pipeline.decode_stream", lambda *_, key: iter(()))
+    ours = replace(pipeline(model, health=False), memory=memory)
+    assert not [*ours._decode_video(mx.zeros((1, 128, 1, 2, 2)), request())]
+    assert bound - 2**38 < budgets[0] <= bound
 
 
 @pytest.mark.parametrize(

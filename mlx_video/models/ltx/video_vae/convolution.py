@@ -39,12 +39,11 @@ def conv3d(
     ``MAX_CONV_ELEMENTS`` is computed in pieces over time that share input frames, with the same result. Raises
     ``UserError`` if a single output frame is too large.
     """
-    form = preferred_form(weight.shape, x.dtype)
-    size = _frames_per_call(x.shape, weight.shape, padding, form)
-    if not size and form is by_product:  # which unfolds what it multiplies
-        form = by_volume
-        size = _frames_per_call(x.shape, weight.shape, padding, form)
-    if not size:
+    # By volume needs the least: by product unfolds what it multiplies.
+    for form in (preferred_form(weight.shape, x.dtype), by_volume):
+        if size := _frames_per_call(x.shape, weight.shape, padding, form):
+            break
+    else:
         raise UserError(
             f"A convolution of {x.shape[3]}x{x.shape[2]} cells with {x.shape[-1]} -> {len(weight)} channels exceeds "
             f"{MAX_CONV_ELEMENTS:,} elements in a single frame. Use smaller spatial tiles, for example "

@@ -3,20 +3,14 @@
 Knows what a plan needs, not how a network computes it.
 """
 
-import math
 from functools import cache, partial
-from typing import TYPE_CHECKING, Iterator, NamedTuple
+from typing import Iterator, NamedTuple
 
 import mlx.core as mx
 
+from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.pacing import each_piece_by_piece
 from mlx_video.models.ltx.video_vae.tiling import TilingConfig
-
-if TYPE_CHECKING:  # they import this module
-    from mlx_video.models.ltx.video_vae.decoder import VideoDecoder
-    from mlx_video.models.ltx.video_vae.diffusion import DiffusionDecoder
-
-    Decoder = VideoDecoder | DiffusionDecoder
 
 PIECE = 80_000_000
 """Elements per convolution: 25 frames of 512 x 768 or 6 of 1024 x 1536, enough to keep a large GPU busy."""
@@ -41,23 +35,15 @@ Tiling = TilingConfig | StreamPlan
 
 
 def choose_tiling(
-    mode: str,
-    decoder: "Decoder",
-    shape: tuple[int, ...],
-    budget: float | None = None,
+    mode: str, decoder: Network, shape: tuple[int, ...], budget: float
 ) -> Tiling:
     """How to decode latents of ``shape`` (B, C, F, H, W) in ``mode``, one of ``tiling.MODES``.
 
     "none" decodes exactly. "auto" is the fastest exact plan within ``budget`` bytes besides the weights, else the tiles
-    with the fewest seams, or what needs least if nothing fits. By default the budget is what the device has left, if MLX
-    knows that.
+    with the fewest seams, or what needs least if nothing fits.
     """
     if mode != "auto":
         return TilingConfig.named(mode) or StreamPlan()
-    if budget is None:
-        info = mx.device_info()
-        memory = info.get("memory_size") or info.get("total_memory") or math.inf
-        budget = memory - mx.get_active_memory()
     needs = cache(partial(decoder.activation_bytes, shape))
     tiles = TilingConfig.conservative, TilingConfig.default, TilingConfig.aggressive
     ways = [*decoder.plans(shape), *(tiling() for tiling in tiles)]
@@ -66,7 +52,7 @@ def choose_tiling(
 
 
 def decode_stream(
-    decoder: "Decoder",
+    decoder: Network,
     latents: mx.array,
     tiling: Tiling = StreamPlan(),
     *,

@@ -147,17 +147,12 @@ def in_pieces(
 def gathered(pieces: Iterator[Piece], elements: int) -> Iterator[Piece]:
     """Consecutive pieces, joined while they have at most ``elements``: small ones do not keep a large GPU busy."""
     waiting: list[mx.array] = []
-
-    def together() -> mx.array:
-        x = mx.concatenate(waiting, axis=1)
-        waiting.clear()
-        return x
-
     for x, last in pieces:
         waiting.append(x)
-        del x
+        del x  # here and below, nothing keeps a piece alive after its use
         if last or 2 * sum(array.size for array in waiting) > elements:
-            yield together(), last
+            waiting = [mx.concatenate(waiting, axis=1)]
+            yield waiting.pop(), last
 
 
 def cut(x: mx.array, cells: int) -> list[mx.array]:

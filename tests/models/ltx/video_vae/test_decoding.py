@@ -204,18 +204,6 @@ def test_the_largest_piece_that_fits():
     )
 
 
-def test_the_machine_is_the_budget(monkeypatch):
-    shape = (1, 128, 5, 4, 60)
-    for name in ("memory_size", "total_memory"):
-        for size, expected in ((2**40, True), (2**10, False)):
-            monkeypatch.setattr(mx, "device_info", lambda: {name: size})
-            assert (
-                choose_tiling("auto", decoder(), shape) == quickest(shape)
-            ) is expected
-    monkeypatch.setattr(mx, "device_info", dict)
-    assert choose_tiling("auto", decoder(), shape) == quickest(shape)
-
-
 @pytest.mark.parametrize(
     "mode, budget, expected",
     [
