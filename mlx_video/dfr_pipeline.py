@@ -41,9 +41,8 @@ class DFRPipeline(Pipeline):
         if round_ < 1:
             return super()._conditions(request, parts, number)
         tiles = []
-        given = request.inputs_of(number)
         for tile in self._layout(request, round_):
-            moved = [g.moved(2**round_, tile.start, tile.end) for g in given]
+            moved = [g.moved(2**round_, tile.start, tile.end) for g in request.inputs]
             shape = self._tile_shape(request, round_, tile)
             tiles.append([g.encode(parts, shape) for g in moved if g is not None])
         return tiles

@@ -103,9 +103,9 @@ class Input(ABC):
         """Sentences on what the user should know about it."""
         return ()
 
+    @abstractmethod
     def moved(self, factor: int, start: int, end: int) -> "Input | None":
         """The input for frames ``start`` to ``end`` of the clip at ``factor`` times its frame rate; ``None`` = outside."""
-        raise NotImplementedError  # as for those of the first stage alone
 
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
         """How many tokens it adds to each stream of a clip whose latents are ``grid``; ``None`` = none."""
@@ -239,6 +239,9 @@ class Keyframes(Input):
             raise UserError(
                 "This model cannot generate keyframes; LTX-2.5 can. Leave out --keyframes."
             )
+
+    def moved(self, factor: int, start: int, end: int) -> None:
+        """Only the first stage uses it."""
 
     def tokens(self, grid: VideoLatentShape) -> AV[int]:
         return AV(self.count * grid.tokens_per_frame)
