@@ -42,16 +42,12 @@ def save(
     metadata  strings to store in the file (not .gif or .webp); ``metadata(path)`` reads them
     Raises ``UserError`` if the file exists, unless ``overwrite``, or a frame is missing or of another size.
     """
-    for _ in saving(clip, path, metadata=metadata, overwrite=overwrite):
+    for _ in saving(clip, path, metadata, overwrite):
         pass
 
 
 def saving(
-    clip: Clip,
-    path: str | Path,
-    *,
-    metadata: Mapping[str, str] | None = None,
-    overwrite: bool = False,
+    clip: Clip, path: str | Path, metadata: Mapping[str, str] | None, overwrite: bool
 ) -> Iterator[int]:
     """``save`` as a generator of how many frames were handed to the encoder; the file appears when it ends."""
     kind = ENCODINGS.get(Path(path).suffix.lower())

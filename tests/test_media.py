@@ -147,7 +147,7 @@ def test_frames_are_taken_one_by_one(tmp_path):
             yield frame
 
     lazy = replace(clip(), frames=frames())
-    for count in media.saving(lazy, tmp_path / "clip.mp4"):
+    for count in media.saving(lazy, tmp_path / "clip.mp4", None, False):
         written.append(count)
     assert written == list(range(1, FRAMES + 1))
 
@@ -292,7 +292,7 @@ def test_a_stopped_save_encodes_no_frame_that_waits(tmp_path, monkeypatch):
         return encode
 
     monkeypatch.setattr(media, "_add_video", slow)
-    saving = media.saving(clip(), tmp_path / "clip.mp4")
+    saving = media.saving(clip(), tmp_path / "clip.mp4", None, False)
     for _ in range(10):
         next(saving)
     Timer(0.2, stopped.set).start()
