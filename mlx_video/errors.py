@@ -32,8 +32,7 @@ def at(*place: object) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.at(*place)
-        raise
+        raise error.at(*place)
 
 
 def field_error(error: Mapping) -> str:
