@@ -1,7 +1,4 @@
-"""Log-mel spectrogram to waveform: what vocoders share, and HiFi-GAN, generator V1 (Kong et al. 2020, arXiv:2010.05646).
-
-Both channels are processed together: their mel bins enter side by side, and two samples come out at a time.
-"""
+"""Log-mel spectrogram to waveform: what vocoders share, and HiFi-GAN, generator V1 (Kong et al. 2020, arXiv:2010.05646)."""
 
 from functools import partial
 from typing import Callable, ClassVar, Sequence
@@ -99,7 +96,7 @@ class Generator(nn.Module):
     def lengthened(
         self, log_mel: mx.array, activation: Callable[[mx.array], mx.array]
     ) -> mx.array:
-        """(B, C, T, bins) -> (B, T * hop, width), all channels side by side; ``activation`` precedes each layer."""
+        """(B, C, T, bins) -> (B, T * hop, width), the channels' bins side by side; ``activation`` precedes each layer."""
         x = self.conv_pre(log_mel.swapaxes(1, 2).flatten(2))
         each = len(self.resblocks) // len(self.ups)
         for i, up in enumerate(self.ups):

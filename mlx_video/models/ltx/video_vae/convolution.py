@@ -1,7 +1,4 @@
-"""Convolution over video, (B, F, H, W, C), and the residual blocks that encoder and decoder share.
-
-Knows padding, and how large one call may be; not the order of blocks.
-"""
+"""Convolution over video, (B, F, H, W, C), and its residual blocks. Knows padding and limits, not the order of blocks."""
 
 from typing import Callable, Iterator, Mapping, Sequence
 

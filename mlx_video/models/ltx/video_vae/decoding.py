@@ -1,7 +1,4 @@
-"""Decode a clip of any length in bounded memory, either exactly or in blended tiles.
-
-Knows what a plan needs, not how a network computes it.
-"""
+"""Decode a clip of any length in bounded memory, exactly or in blended tiles. Knows cuts, not what a network computes."""
 
 from functools import cache, partial
 from typing import Iterator, NamedTuple
@@ -10,7 +7,7 @@ import mlx.core as mx
 
 from mlx_video.models.ltx.loading.parts import Network
 from mlx_video.models.ltx.pacing import each_piece_by_piece
-from mlx_video.models.ltx.video_vae.tiling import TilingConfig
+from mlx_video.models.ltx.video_vae.tiling import TilingConfig, together
 
 PIECE = 80_000_000
 """Elements per convolution: 25 frames of 512 x 768 or 6 of 1024 x 1536, enough to keep a large GPU busy."""
@@ -75,18 +72,12 @@ def decode_stream(
         keep = [(first - start) * cell, (last - start) * cell]
         pieces = each_piece_by_piece(decoder.stream(tile, tiling.elements, key=key))
         streams.append(map(partial(_kept, axis=axis, keep=keep), pieces))
-    yield from map(partial(_joined, axis=axis), zip(*streams, strict=True))
+    yield from map(partial(together, axis=axis), zip(*streams, strict=True))
 
 
 def _kept(pixels: mx.array, axis: int, keep: list[int]) -> mx.array:
     """A tile's contribution, evaluated before the next tile."""
     pixels = mx.contiguous(mx.split(pixels, keep, axis=axis)[1])
-    mx.eval(pixels)
-    return pixels
-
-
-def _joined(tiles: tuple[mx.array, ...], axis: int) -> mx.array:
-    pixels = mx.concatenate(list(tiles), axis=axis)
     mx.eval(pixels)
     return pixels
 

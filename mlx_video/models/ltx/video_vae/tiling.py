@@ -178,8 +178,7 @@ def cuts_of(
 def held_pixels(grid: TileGrid) -> tuple[int, int, int]:
     """How many pixels exist besides the largest tile being computed, in a tile of time, and while tiles are blended.
 
-    Of several largest tiles the last counts, when most others are done. Blending needs several arrays: strips, their sum
-    and the rest; more if tiles of time are blended too.
+    Of several largest tiles the last counts, when most others are done.
     """
     times, rows, columns = grid
     frame = rows[-1].target.stop * (width := columns[-1].target.stop)
@@ -214,17 +213,19 @@ def run_tiles(
     times, rows, columns = grid
 
     def strip(time: Cut, row: Cut) -> mx.array:
-        return _join((tile(time, row, column) for column in columns), columns, axis=4)
+        tiles = (tile(time, row, column) for column in columns)
+        return together(_blend(tiles, columns, axis=4), axis=4)
 
     def frames(time: Cut) -> mx.array:
-        return _join((strip(time, row) for row in rows), rows, axis=3)
+        strips = (strip(time, row) for row in rows)
+        return together(_blend(strips, rows, axis=3), axis=3)
 
     return _blend((frames(time) for time in times), times, axis=2)
 
 
-def _join(tiles: Iterable[mx.array], cuts: list[Cut], axis: int) -> mx.array:
-    """The blended tiles of a whole axis, evaluated."""
-    y = mx.concatenate(list(_blend(tiles, cuts, axis)), axis=axis)
+def together(tiles: Iterable[mx.array], axis: int) -> mx.array:
+    """All ``tiles`` as one array, evaluated."""
+    y = mx.concatenate(list(tiles), axis=axis)
     mx.eval(y)
     return y
 
