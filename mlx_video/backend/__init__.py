@@ -25,9 +25,7 @@ THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 SHARED = 8 * 2**20  # bytes of a weight from which products use several threads
 
 log = logging.getLogger(__name__)
-eager = (
-    False  # whether operations may be evaluated at once: on a CPU after ``suit_cpu``
-)
+eager = False  # whether operations may run at once: on a CPU, after ``suit_cpu``
 
 
 def prepare() -> None:
@@ -194,7 +192,7 @@ def _libraries(packages: Iterable[str], pattern: str) -> Iterator[Path]:
 def _lend_libgfortran() -> None:
     """Load the libgfortran of MLX's wheel as libgfortran.so.5, which OpenBLAS asks for; OSError if there is none.
 
-    Wheels rename their libraries, and the loader goes by the name inside the file: a copy in memory gets its name back.
+    Wheels rename their libraries, and the loader goes by the name inside the file, so a copy in memory gets the usual one.
     """
     library = next(_libraries(BACKENDS.values(), "libgfortran-*.so*"), None)
     if library is None:

@@ -1,4 +1,4 @@
-"""``python -m mlx_video.backend``: report on the MLX backend in use for a bug, or replace it through pip or uv."""
+"""``python -m mlx_video.backend``: what a bug report needs to say of the MLX backend, and a switch to another."""
 
 import argparse
 import platform

@@ -140,7 +140,7 @@ def ask(job: Job, args: argparse.Namespace, output: Output) -> None:
         if absent and not hub.cached_bytes(repo, ["*"]):
             raise UserError(
                 f"The record names {short(name)}, which is not here. If you trust it, name it yourself, for example "
-                f"with --model."
+                "with --model."
             )
     # What only the record says to write, and not beside the clip.
     given, folder = (args.output_audio, args.save_frames), output.path.parent.resolve()
