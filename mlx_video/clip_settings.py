@@ -171,10 +171,7 @@ class ClipSettings:
 def resolve_model(
     files: Files, variant: str, notify: Notice = log.warning
 ) -> tuple[Files, Defaults]:
-    """``files`` by their full paths, with a model, and the defaults of that model.
-
-    ``notify`` is called when the demo model is used because none was named, and before each download.
-    """
+    """``files`` by their full paths with a model, and its defaults; ``notify`` hears of downloads, and of an unnamed model."""
     model = model_of(files := files.resolved(), notify)
     stated = find_defaults(model, variant, notify)
     try:

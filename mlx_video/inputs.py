@@ -97,7 +97,7 @@ class Input(ABC):
         raise NotImplementedError
 
     def check(self, shape: VideoPixelShape, model: Model, opens: bool) -> None:
-        """Raise ``UserError`` if ``model`` cannot use it for a clip of ``shape``; only if it ``opens``, for its files."""
+        """Raise ``UserError`` if ``model`` cannot use it for a clip of ``shape``, or, where it ``opens`` them, its files are wrong."""
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
         """Sentences on what the user should know about it."""
