@@ -31,10 +31,7 @@ def upsample_normalized(
 
 
 class LatentUpsampler(Network):
-    """Residual blocks on the coarse grid, a shuffle to the fine one, and as many residual blocks there.
-
-    Raises ``UserError`` for a factor that no published checkpoint has. Layers take (B, F, H, W, C).
-    """
+    """Residual blocks on the coarse grid, a ``Resample`` to the fine one, and as many residual blocks there."""
 
     CONFIG: ClassVar = UpsamplerConfig
     NAMES: ClassVar = TensorNames(

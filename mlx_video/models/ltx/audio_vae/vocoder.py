@@ -117,8 +117,7 @@ class Generator(nn.Module):
 class Vocoder(Generator, Network):
     """HiFi-GAN: log-mel spectrogram (B, 2, T_mel, 64) -> waveform (B, 2, T_mel * hop) in [-1, 1] at ``sample_rate`` Hz.
 
-    Computes in float32 whatever the weights' dtype: in bfloat16 the same weights leave a hiss 42 dB below the sound (on
-    the tests' checkpoint). Given a float32 input, MLX promotes each weight as it is used.
+    Computes in float32 whatever the weights' dtype: in bfloat16 the tests' checkpoint leaves a hiss 42 dB below the sound.
     """
 
     CONFIG: ClassVar = VocoderConfig

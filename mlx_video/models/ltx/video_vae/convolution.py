@@ -14,9 +14,7 @@ from mlx_video.tensor_names import TensorNames
 MAX_CONV_ELEMENTS = 1_500_000_000
 """The most elements that one convolution may read or write. Metal's kernels returned zeros near 2e9 (ml-explore/mlx#3979)."""
 
-# Input times output channels up to which ``by_product`` is faster.
-NARROW = 128 * 128
-
+NARROW = 128 * 128  # input times output channels up to which ``by_product`` is faster
 KERNEL = 3  # frames, rows and columns of a causal convolution
 
 Triple = tuple[int, int, int]

@@ -27,20 +27,16 @@ LIVE_PIECES = 8  # ... of the size of a piece
 LIVE_WHOLE = 9.7  # ... of the size of the finest grid, for a clip of one piece
 LIVE_TILE = 18.5  # ... of the size of a tile's finest grid; a tile is not paced
 QUEUED = 350e6  # bytes of small results that a GPU may queue besides
-# Copies of kept frames on a GPU, where the next are made before the last are freed.
-AGAIN = 1.6
-# Frames of the largest layer that a CPU computes at once. As fast as all at once for large frames; faster for small ones,
-# which then reuse memory.
-FRAMES_CPU = 8
+AGAIN = 1.6  # copies of kept frames on a GPU, where the next are made before the last are freed
+FRAMES_CPU = 8  # of the largest layer that a CPU computes at once: as fast as all if they are large, faster if small
 # Share of two convolutions' arrays that a CPU holds, if it copies their weights to float32, by the padding: ours, or MLX's.
 PAIRED = {"reflect": 0.92, "zeros": 1.32}
 # Arrays of a convolution's input (normed, activated, padded) and output (sums, bias) that a CPU holds besides the unfolded
 # input, since it runs a few operations ahead.
 ACTIVATED, SUMMED = 9, 1
 BEGUN = 0.4  # share of the next piece that a CPU holds beside the current one; measured as 0 to 0.45
-# Time of a convolution's operation relative to a transformer's, ...
-SLOWER = 1.7  # ... measured on an H200
-SLOWER_CPU = 0.9  # ... and on two CPU cores
+# Time of a convolution's operation relative to a transformer's, measured on an H200 and on two CPU cores.
+SLOWER, SLOWER_CPU = 1.7, 0.9
 
 
 class VideoDecoder(Network):

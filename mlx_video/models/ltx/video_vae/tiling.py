@@ -1,8 +1,7 @@
 """Decode a clip in overlapping, blended tiles, as the official code does. Knows cells, ramps and masks only.
 
-A clip is cut along time, rows and columns; a tile is one ``Cut`` of each. Neighbours overlap, one fading in as the other
-fades out. On this regular grid, blending columns into strips, strips into frames and frames into the clip equals summing
-all weighted tiles and dividing by the sum of weights.
+A tile is one ``Cut`` of time, rows and columns each. On this regular grid, blending columns into strips, strips into frames
+and frames into the clip equals summing all weighted tiles and dividing by the sum of weights.
 """
 
 from dataclasses import astuple, dataclass
