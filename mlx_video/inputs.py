@@ -22,9 +22,8 @@ import mlx.nn as nn
 from mlx_video.conditioning.latent import Condition, VideoConditionByLatentIndex
 from mlx_video.disk import full_path, is_there, short, typed_path
 from mlx_video.errors import UserError, at, check_name
-from mlx_video.models.ltx import condition_tokens
+from mlx_video.models.ltx import condition_tokens, pacing
 from mlx_video.models.ltx.config import LTXModelConfig
-from mlx_video.models.ltx.pacing import piece_by_piece
 from mlx_video.types import AV, Geometry, VideoLatentShape, VideoPixelShape
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ class Image(Input):
         encoder = parts.networks["video_encoder"]
         picture = _picture(self.path)
         pixels = picture.fitted(shape.height, shape.width, parts.image_crf)
-        with piece_by_piece():
+        with pacing.piece_by_piece():
             latent = encoder(pixels).astype(mx.float32)
             mx.eval(latent)
         if self.frame == 0:
