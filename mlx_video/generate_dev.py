@@ -22,7 +22,8 @@ def generate_video_dev(
 
     cfg_scale  guidance strength of the video; 1 is off, ``None`` the checkpoint's default
     two_stage  whether to sample at half size, then refine with the distilled LoRA
-    given      other arguments of ``generate_video``, which raises the same
+    given      other arguments of ``generate_video``
+    Raises as that does.
     """
     settings = ClipSettings("", "dev", steps=steps, cfg=cfg_scale, two_stage=two_stage)
     return generate_video(prompt, output_path, settings=settings, **given)

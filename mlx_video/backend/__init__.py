@@ -190,9 +190,10 @@ def _libraries(packages: Iterable[str], pattern: str) -> Iterator[Path]:
 
 
 def _lend_libgfortran() -> None:
-    """Load the libgfortran of MLX's wheel as libgfortran.so.5, which OpenBLAS asks for; OSError if there is none.
+    """Load the libgfortran of MLX's wheel under the name that OpenBLAS asks for, libgfortran.so.5.
 
-    Wheels rename their libraries, and the loader goes by the name inside the file, so a copy in memory gets the usual one.
+    Wheels rename their libraries, and the loader goes by the name inside the file, so a copy in memory gets the usual name
+    back. Raises OSError if there is no such library.
     """
     library = next(_libraries(BACKENDS.values(), "libgfortran-*.so*"), None)
     if library is None:

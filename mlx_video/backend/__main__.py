@@ -1,4 +1,4 @@
-"""``python -m mlx_video.backend``: what a bug report needs to say of the MLX backend, and a switch to another."""
+"""``python -m mlx_video.backend`` reports on the MLX backend, for bug reports; with a name such as cuda13 it installs that."""
 
 import argparse
 import platform

@@ -20,7 +20,10 @@ DONE, FAULT, BAD_INPUT, BAD_OUTPUT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(argv: Sequence[str] | None = None, before: Sequence[str] = (), **usual) -> int:
-    """Run ``before`` and ``argv``, by default the process's words; returns the exit code. ``usual`` as in ``main_parser``."""
+    """Run ``mlx-video`` with the words ``before`` and ``argv``, by default the process's; returns the exit code.
+
+    usual  other defaults of ``generate``'s options, which --help shows
+    """
     words = [*before, *(sys.argv[1:] if argv is None else argv)]
     # Not by argparse, since its own errors appear as JSON too.
     return guarded(lambda: _commands().run(words, **usual), "--json" in words)
@@ -40,7 +43,10 @@ def _commands() -> ModuleType:
 
 
 def guarded(run: Callable[[], None], json_errors: bool = False) -> int:
-    """The exit code of ``run``. Prints an error as one sentence, also as JSON if ``json_errors``; a bug with its traceback."""
+    """Call ``run``; returns the exit code. Prints an error to stderr as one sentence, a bug with its traceback.
+
+    With ``json_errors``, also prints ``{"error": ...}`` to stdout.
+    """
     try:
         with terminal.interrupts():
             run()

@@ -29,7 +29,7 @@ def add_generate(
     variant: str = "distilled",
     audio: bool | None = None,
 ) -> None:
-    """Add every option of a clip. ``None`` is the checkpoint's default; ``variant`` and ``audio`` are the door's."""
+    """Add every option of a clip; ``None`` = the checkpoint's default. ``variant`` and ``audio`` have the door's."""
     add = add_prompt(parser)
     about = "what to avoid; used only with guidance (default: a list of common faults)"
     add("--negative-prompt", about)
@@ -49,7 +49,7 @@ def add_generate(
 
 
 def add_prompt(parser: argparse.ArgumentParser, seed: int | None = None) -> Add:
-    """Add --prompt and --seed, random by default or ``seed``; returns the function that adds to their group."""
+    """Add --prompt and --seed (by default ``seed``; ``None`` = random); returns the function that adds to their group."""
     add = group(parser, "prompt")
     about = "what to show and to be heard; a quoted prompt needs no --prompt"
     add("--prompt -p", about)
@@ -165,7 +165,7 @@ def _add_memory(add: Add) -> None:
 
 
 def add_decoding(add: Add, tiling: str | None = None) -> None:
-    """Add --tiling, by default ``tiling`` or as the run had it, and --memory-limit."""
+    """Add --memory-limit and --tiling, whose default is ``tiling``; ``None`` = that of the run to finish."""
     about = "decode in tiles; aggressive needs the least memory"
     usual = "" if tiling else " (default: as the run had it)"
     add("--tiling", about + usual, tiling, choices=MODES)

@@ -111,7 +111,10 @@ def group(parser: argparse.ArgumentParser, title="", about: str | None = None) -
 def option(
     to: argparse._ActionsContainer, names: str, about: str, real=None, **how
 ) -> None:
-    """Add an option with ``names`` such as "--output -o"; help shows its default ``real``, which ``Parser.read`` fills in."""
+    """Add an option with ``names`` such as "--output -o" and the default ``real``; ``how`` goes to argparse.
+
+    For argparse the default is ``None``, so that ``Parser.read`` knows what was typed before it fills in ``real``.
+    """
     if isinstance(real, str | int | float) and not isinstance(real, bool):
         about += f" (default: {real})"
     to.add_argument(*names.split(), default=None, help=about, **how).real = real
