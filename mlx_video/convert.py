@@ -17,7 +17,7 @@ from mlx_video.errors import UserError
 from mlx_video.models.ltx.checkpoint import find
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.models.ltx.loading.parts import PARTS, part_of
-from mlx_video.names import *  # noqa: F401,F403  the names that users import from here
+from mlx_video.names import *  # noqa: F401,F403  since scripts import some of them from here
 from mlx_video.weights import CONFIG, write_json
 
 BITS = (2, 3, 4, 5, 6, 8)

@@ -1,4 +1,4 @@
-"""Safe files: typed paths, names that one run owns, files written aside, free space. Turns system errors into sentences."""
+"""Safe files: typed paths, names that one run owns, files written aside, free space, errors in a sentence. Knows no format."""
 
 import errno
 import fcntl

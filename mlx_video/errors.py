@@ -10,7 +10,7 @@ from typing import Iterator, Mapping
 class UserError(ValueError):
     """Bad input, in one sentence that names the value, the rule and a value that works."""
 
-    place: tuple[str, ...] = ()  # the field of a record, after those that hold it
+    place: tuple[str, ...] = ()  # of a record's field, outermost first
 
     def at(self, *place: object) -> "UserError":
         """The error itself, with ``place`` before its own."""

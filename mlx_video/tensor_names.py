@@ -38,7 +38,7 @@ class TensorNames:
         return found
 
     def take(self, weights: Mapping[str, X]) -> dict[str, X] | None:
-        """The values of this network in official ``weights``, under our names; ``None`` if they have our names already."""
+        """The values of this network in official ``weights``, under our names; ``None`` if they have those already."""
         if not any(key.startswith(tuple(self._to_ours)) for key in weights):
             return None
         named = ((self.ours(key), value) for key, value in weights.items())

@@ -1,4 +1,4 @@
-"""Reads, loads and saves the tensors of checkpoint files, all lazy: unused ones are never read. Knows names, not networks."""
+"""Reads, loads and saves the tensors of checkpoint files, lazily: unused ones are never read. Knows names, not networks."""
 
 import json
 from errno import EIO
@@ -33,7 +33,10 @@ KEPT_PRECISION = "scale_shift_table"
 
 
 def read(path: Path) -> tuple[Weights, dict[str, str]]:
-    """Lazy tensors (GGUF's dense) and metadata of a file or a folder of shards. Raises ``UserError`` if one is damaged."""
+    """Lazy tensors and metadata of a file or a folder of shards; GGUF tensors become dense float32.
+
+    Raises ``UserError`` if a file is missing, damaged or of another format.
+    """
     weights, metadata, home = {}, {}, {}
     for file in tensor_files(path):
         header = read_header(file)
@@ -222,7 +225,7 @@ def _problems(expected: Weights, given: Weights) -> list[str]:
 
 
 def save_folder(folder: Path, weights: Weights, config: Mapping[str, object]) -> None:
-    """Write a folder of shards with an index, or nothing at all. Empties ``weights``, so that written shards are freed."""
+    """Write ``weights`` and ``config`` as a folder of shards with an index, or nothing. Empties ``weights``, to free them."""
     with folder_aside(Path(folder)) as scratch:
         shards, home = _batches(weights, SHARD_BYTES), {}
         size = sum(value.nbytes for value in weights.values())

@@ -43,7 +43,10 @@ class Header(NamedTuple):
 
 
 def read_header(file: Path) -> Header:
-    """The header of ``file``, fully checked, since MLX notices a truncated file only during a run. Raises ``UserError``."""
+    """The header of ``file``. Raises ``UserError`` for wrong sizes, types or offsets of tensors, or a wrong file length.
+
+    MLX reads tensors lazily, and would notice a truncated file only during a run.
+    """
     if (kind := sniff(file)) != SAFETENSORS:
         told = FOREIGN.get(kind, f"is not a safetensors file, but a {kind}.")
         raise UserError(f"{file} {told}")

@@ -1,6 +1,7 @@
 """The Hugging Face hub: which files of a repository a run needs, how large they are, and where they are in the cache.
 
-The only room that uses huggingface_hub, which cannot resume an interrupted download: ``download`` receives files instead.
+The only room that uses huggingface_hub. That cannot resume an interrupted download, so ``download`` receives the files.
+Knows repositories, not tensors.
 """
 
 from contextlib import contextmanager

@@ -82,6 +82,7 @@ class About(NamedTuple):
 class Fusion(NamedTuple):
     """What fusing a LoRA into a part of the model did.
 
+    source   the LoRA's file
     matched  paths of the layers that changed
     skipped  names of layers that the part does not have
     dense    those of ``matched`` that were quantized and are now dense: quantizing them again would lose the change
@@ -111,7 +112,10 @@ class Adapter:
 
     @classmethod
     def read(cls, file: Path) -> "Adapter":
-        """The LoRA in ``file``, of any tool, lazily. Raises ``UserError`` if it is none, incomplete or of an unsupported kind."""
+        """The LoRA in ``file``, lazily, in the format of any tool; fp8 is decoded.
+
+        Raises ``UserError`` if it is not a LoRA, incomplete, or of an unsupported kind.
+        """
         file = Path(file)
         weights, metadata = read_dense(file, mx.float32)
         config = file.with_name(ADAPTER_CONFIG)
@@ -205,7 +209,7 @@ class Adapter:
             )
 
     def _homes(self, module: nn.Module) -> dict[str, tuple[str, nn.Module]]:
-        """The changed layers of ``module``: name in the file -> path and layer. Raises ``UserError`` for a wrong shape."""
+        """The layers of ``module`` to change: name in the file -> path and layer. Raises ``UserError`` for a wrong shape."""
         known, layers, homes = layer_names(module), dict(module.named_modules()), {}
         for name, tensors in self.layers.items():
             if path := known.get(_flat(name)):
@@ -218,7 +222,7 @@ class Adapter:
 def fuse(
     module: nn.Module, adapter: Adapter, strength: float = 1.0, part: str = "model"
 ) -> Fusion:
-    """Add ``strength`` times the changes of ``adapter`` to the linear layers of ``module``, the ``part``, in place.
+    """Add ``strength`` times the changes of ``adapter`` to the linear layers of ``module``, in place; ``part`` is its name.
 
     Lazy: computed in float32 when evaluated, then rounded once to the weight's dtype. Raises ``UserError`` if tensors do
     not fit their layer's shape.
