@@ -29,9 +29,9 @@ from mlx_video.inputs import Image, Input, as_input
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.loading.residency import Shelf
 from mlx_video.output import Output, clip_path
-from mlx_video.pipeline import Request
 from mlx_video.recipes import Defaults, Recipe
 from mlx_video.record import Job
+from mlx_video.request import Request
 from mlx_video.run import Options, Sampled, sample, write
 from mlx_video.types import Clip, Sample, Step, Waveform
 

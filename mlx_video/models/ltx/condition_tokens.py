@@ -5,9 +5,13 @@ from typing import NamedTuple, Sequence
 import mlx.core as mx
 import numpy as np
 
-from mlx_video.conditioning.latent import AppendedTokens, GeneratedKeyframes
+from mlx_video.conditioning.latent import (
+    AppendedTokens,
+    GeneratedKeyframes,
+    patchify_video,
+)
 from mlx_video.errors import UserError
-from mlx_video.models.ltx.patchify import patchify_video, position_grid
+from mlx_video.models.ltx.patchify import position_grid
 from mlx_video.types import VideoScale
 
 
