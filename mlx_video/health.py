@@ -1,4 +1,4 @@
-"""Checks the output of each phase for garbage, which raises ``HealthError``. Knows numbers, not models."""
+"""Checks the output of each phase for garbage, and raises ``HealthError`` for it. Knows numbers, not models."""
 
 from collections import Counter
 from typing import Iterable, Iterator
@@ -193,7 +193,10 @@ def _is_steady(channel: np.ndarray, rate: int) -> bool:
 
 
 def check_pixels(chunk: mx.array, cell: VideoScale) -> mx.array:
-    """Check decoded pixels (B, 3, f, H, W), and return them. A decoder without input repeats at the period of a ``cell``."""
+    """Check decoded pixels (B, 3, f, H, W); returns them unchanged.
+
+    ``cell`` is the size of a latent cell: a decoder without input repeats itself from cell to cell.
+    """
     # A non-finite value makes the sum of its row non-finite, and there are fewer sums to check.
     finite = mx.isfinite(chunk.sum(axis=-1)).all()
     x = chunk[..., ::EVERY, ::EVERY]
@@ -224,9 +227,9 @@ def _repeats(chunk: mx.array, cell: VideoScale, row: float, column: float) -> mx
 def watched(frames: Iterable[np.ndarray], still: bool = False) -> Iterator[np.ndarray]:
     """Yield uint8 frames (H, W, 3) unchanged, and judge all of them after the last.
 
-    Raises ``HealthError`` if all are black, of one colour, or (unless the clip may be ``still``) the same; or if many in a
-    row are one exact colour, frozen, flickering between two pictures, or blank on one side. Decoder noise rules that out
-    for real frames, unless clipping hides it: clips may fade or cut to exact black or white.
+    Raises ``HealthError`` if all are black, of one colour, or (unless the clip may be ``still``) the same picture; or if
+    many in a row are one exact colour, frozen, flickering between two pictures, or blank on one side. A decoder's noise
+    rules that out for real frames, except where it is clipped: clips may fade or cut to exact black or white.
     """
     seen = _Seen()
     for frame in frames:

@@ -1,4 +1,4 @@
-"""Writes clips, sound and pictures to files, which appear when complete, and reads metadata. Knows containers and codecs."""
+"""Writes clips, sound and pictures to files, completely or not at all; reads metadata. Knows containers and codecs."""
 
 import wave
 from fractions import Fraction
@@ -188,7 +188,7 @@ def _add_sound(
 
 
 def _pictures(clip: Clip) -> Iterator[av.VideoFrame]:
-    """Copies of the frames, whose memory may be reused. Raises ``UserError`` unless size and number match the clip's shape."""
+    """Copies of the frames, so that their memory may be reused. Raises ``UserError`` unless size and number match the shape."""
     shape, count = clip.shape, 0
     for count, pixels in enumerate(clip.frames, start=1):
         if count > shape.frames:

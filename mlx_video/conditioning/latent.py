@@ -18,7 +18,7 @@ class LatentState(NamedTuple):
     denoise_mask    (1, N, 1)     1 = denoise fully, 0 = keep clean, float32; shared by the batch
     positions       (1, A, N, 2)  [start, end) of each token on each of A axes, float32;
                                   seconds on the time axis, pixels on the others
-    keyframes_mask  (1, N, 1)     1 = the token encodes a single pixel frame; ``None`` = none does
+    keyframes_mask  (1, N, 1)     1 = the token encodes a single pixel frame, as a clip's first latent does; ``None`` = none
     attention_mask  (1, N, N)     how strongly row n attends to column m, 0 to 1; ``None`` = fully everywhere
     own             how many of the first tokens are the stream's own; ``None`` = all
     frozen          whether the stream is given: its noise level is 0 for the network
