@@ -118,7 +118,7 @@ class PromptProjection(nn.Module):
         self.aggregate_embed = nn.Linear((config.text_layers + 1) * D, D, bias=False)
 
     def __call__(self, hidden_states: mx.array, valid: mx.array) -> AV[mx.array]:
-        """(layers + 1, B, T, D), with tokens where ``valid`` (B, T) -> (B, T, D), both the same; normalised in float32."""
+        """(layers + 1, B, T, D), with tokens where ``valid`` (B, T) -> (B, T, D), the same for both streams; in float32."""
         x, shown = hidden_states.astype(mx.float32), valid[None, :, :, None]
         over = (2, 3)
         count = shown.sum(axis=over, keepdims=True) * x.shape[-1]

@@ -121,7 +121,7 @@ def language_model(config: Mapping[str, object]) -> Gemma:
 def hidden_states(model: Gemma, ids: mx.array, mask: mx.array) -> Iterator[mx.array]:
     """The scaled embeddings, the outputs of all layers but the last, and the normalised output of the last; lazy.
 
-    ``ids`` and ``mask`` (1 = token, 0 = padding on the left) are (B, T), each state (B, T, D); rows of padding are finite.
+    ``ids`` and ``mask`` (1 = token, 0 = padding on the left) are (B, T), each state (B, T, D); rows of padding are finite numbers.
     """
     gemma = model.model
     sliding = attention_mask(mask, gemma.window_size)
@@ -139,7 +139,7 @@ def hidden_states(model: Gemma, ids: mx.array, mask: mx.array) -> Iterator[mx.ar
 def attention_mask(mask: mx.array, window: int | None = None) -> mx.array:
     """(B, T) -> (B, 1, T, T), True where a query (row) may see a key (column).
 
-    Tokens see the last ``window`` positions with their own, but no padding; padding sees itself, so no softmax is 0 / 0.
+    Tokens see the last ``window`` positions, also their own, but no padding; padding sees itself, or softmax would be NaN.
     """
     T = mask.shape[1]
     causal = create_causal_mask(T, window_size=window)

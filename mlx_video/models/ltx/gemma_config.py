@@ -100,7 +100,7 @@ class GemmaConfig(Config):
         family = FAMILIES.get(kind) if isinstance(kind, str) else None
         if family is None:
             raise UserError(
-                f"The text encoder must be a Gemma 3 or a Gemma 4; its config.json describes "
+                "The text encoder must be a Gemma 3 or a Gemma 4; its config.json describes "
                 f"{short_repr(kind) if kind else 'no language model'}. LTX-2 was trained with google/gemma-3-12b-it, "
                 "LTX-2.5 with a Gemma 4 of its own."
             )

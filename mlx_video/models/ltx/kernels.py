@@ -1,6 +1,6 @@
 """CUDA kernels for the passes over tokens between matrix products, and how a kernel is launched.
 
-Each reads and writes a token once, and replaces a plain MLX function, which runs elsewhere and provides the gradient.
+Each reads and writes a token once. The plain MLX function that it replaces defines it, runs elsewhere and has its gradient.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,10 @@ class Kernel:
 
 
 def fused(kernel: Kernel) -> Callable[[Callable], Callable]:
-    """Run ``kernel``, where it fits, instead of a function of arrays, x first, then numbers; with the function's gradient."""
+    """Run ``kernel`` instead of the decorated function where it fits, with the function's own gradient.
+
+    The function takes positional arguments only: arrays, x first, then numbers.
+    """
 
     def decorate(plain: Callable) -> Callable:
         launch = mx.custom_function(lambda *arguments: kernel(*arguments))

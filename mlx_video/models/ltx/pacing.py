@@ -1,6 +1,6 @@
 """Limits how much of a network is queued on the device at once. Knows arrays and their order, not their meaning.
 
-A GPU keeps every array of what is queued. So a network marks where pieces of its work end, for its caller to evaluate.
+A GPU keeps all arrays of what is queued. So a network marks where its pieces of work end, and its caller evaluates each.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ PAIR = 384 * 2**20  # ... or of exactly two; a larger one is queued alone
 class Pacer:
     """Queues a few pieces behind the one that runs, or at most one if they are large.
 
-    So memory holds only what these need, the device is rarely idle, and no GPU command takes seconds, as macOS forbids.
+    So memory holds only what these need, the device is rarely idle, and no GPU command runs so long that macOS stops it.
     """
 
     def __init__(self, queued: float, pair: float):

@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al., 2021) over continuous positions, one frequency band per axis, of any meaning."""
+"""Rotary position embeddings (Su et al., 2021) over continuous positions, one frequency band per axis. Knows no axis by name."""
 
 import warnings
 from typing import Sequence
@@ -60,7 +60,10 @@ def precompute_freqs_cis(
 
 
 def apply_rotary(x: mx.array, rope: Rope, rope_type: LTXRopeType) -> mx.array:
-    """Rotate the features of every head (B, N, H, head_dim) in pairs: i and i + head_dim / 2 (split), or 2i and 2i + 1."""
+    """Rotate the feature pairs of every head: (B, N, H, head_dim) -> the same shape and dtype, computed in float32.
+
+    A pair is features i and i + head_dim / 2 (split), or 2i and 2i + 1 (interleaved).
+    """
     if rope_type is LTXRopeType.SPLIT:
         return mx.concatenate(_rotated(*mx.split(x, 2, axis=-1), *rope), axis=-1)
     cos, sin = (mx.unflatten(t[..., ::2], -1, (x.shape[2], -1)) for t in rope)

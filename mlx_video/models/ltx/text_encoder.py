@@ -65,7 +65,7 @@ class GemmaTextEncoder(Network):
         dtype: mx.Dtype | None = None,
         quantization: Mapping[str, int | str] = {},
     ) -> None:
-        """Write a Gemma folder, of the same files if nothing changes; ``dtype`` is ignored: Gemma keeps the one it has."""
+        """Write a Gemma folder, a copy if nothing changes. Ignores ``dtype``: Gemma keeps the one that it was trained in."""
         packed = source.path.is_file()
         if not packed and (source.quantization or not quantization):
             return _copy_files(source.path, folder)

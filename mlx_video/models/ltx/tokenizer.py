@@ -1,4 +1,4 @@
-"""Prompts as ids: the tokenizer of a Gemma folder or a packed file. Imports only tokenizers until Gemma is to write."""
+"""Prompts as ids: the tokenizer of a Gemma folder or a packed file. Needs only the tokenizers library until Gemma writes."""
 
 import re
 from contextlib import contextmanager

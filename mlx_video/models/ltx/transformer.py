@@ -1,4 +1,4 @@
-"""One block of the dual-stream diffusion transformer, and what it reads of each stream; not where that comes from."""
+"""One block of the dual-stream diffusion transformer, and what it reads of each stream. Knows no sampling."""
 
 from dataclasses import dataclass
 from functools import partial

@@ -71,6 +71,7 @@ class VideoEncoderConfig(Config):
 
 
 def _strides(blocks: Iterable[Block]) -> Iterator[tuple[int, int, int]]:
+    """The factors by which each block changes frames, rows and columns."""
     return (STRIDES.get(name.removesuffix("_res"), (1, 1, 1)) for name, _ in blocks)
 
 

@@ -19,7 +19,7 @@ PACE = {"queued": 2 * QUEUED, "pair": math.inf}
 
 
 class X0Model:
-    """The clean sample that ``model`` predicts from latent states; what is the same in every step is computed once."""
+    """The clean sample that ``model`` predicts from latent states. What depends only on arrays that stay the same is kept."""
 
     def __init__(self, model: LTXModel):
         self.model = model

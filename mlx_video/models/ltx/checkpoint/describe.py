@@ -46,7 +46,7 @@ class Description(NamedTuple):
 
 
 def describe(path: str | Path) -> Description:
-    """Describe a path, or a repository or its file as far as the hub's cache has it. Raises as ``identify`` does."""
+    """Describe a path by headers and configs; a repository or its file as far as it is cached. Raises as ``identify`` does."""
     path = find.located(path)
     if not is_there(path):
         path = hub.cached(str(path)) or path

@@ -32,7 +32,7 @@ DEMO_KNOWS = _SUBJECTS.draws if _SUBJECTS else "a small world"
 
 
 def default_model(notify: Callable[[str], None] = log.warning) -> str:
-    """The model to use when none is named: a cached release, else the demo model, of which ``notify`` is told."""
+    """The model to use when none is named: a cached release, else the demo model (``notify`` says so), else LTX-2."""
     for release in RELEASES:
         if hub.cached_bytes(release.repository, tuple(release.transformers.values())):
             return release.repository
@@ -45,7 +45,7 @@ def default_model(notify: Callable[[str], None] = log.warning) -> str:
 
 
 def named(model: str | Path) -> str | Path:
-    """The repository of a release's name, such as "ltx-2.5", else ``model``; raises ``MissingFileError`` if misspelled."""
+    """The repository of a release's name, such as "ltx-2.5", else ``model``. Raises ``MissingFileError`` if misspelled."""
     typed = str(model).lower()
     if typed == DEMO or is_there(typed_path(model)):
         return model
@@ -86,12 +86,12 @@ def located(model: str | Path) -> Path:
 def find_defaults(
     model: str | Path, variant: str, notify: hub.Notify = lambda plan: None
 ) -> Mapping[str, object]:
-    """The defaults of a checkpoint, before anything large is fetched; on the hub, only converted folders state any."""
+    """The defaults that a checkpoint states; fetches no large file. Raises ``MissingFileError`` for a missing path."""
     if found := known(model, variant):
         return found.defaults
     if _is_file(model):
         hub.local(model, file=True)  # raises if it can only be a path
-        return {}
+        return {}  # on the hub, only converted folders are read
     folder = hub.resolve(model, [f"*{CONFIG}"], notify)
     return identify(folder, variant).defaults
 
@@ -157,7 +157,7 @@ class Search:
     notify: hub.Notify
 
     def model(self, model: str | Path, variant: str | None) -> Path:
-        """The file or folder of ``model``, with the needed parts fetched, and a release's other files that are not given."""
+        """The file or folder of ``model``, with the needed parts fetched; of a release, all files that are not given."""
         path = located(model)
         if is_there(path):
             return path

@@ -266,7 +266,7 @@ def is_gemma(source: Source) -> bool:
 
 
 def choose_checkpoint(folder: Path, variant: str | None = None) -> Path:
-    """The only checkpoint file in ``folder``, or of ``variant`` there. Raises ``UserError`` if there is none, or several."""
+    """The only checkpoint in ``folder``, or of ``variant``. Raises ``MissingFileError`` for none, ``UserError`` for more."""
     others = ("lora", "upscaler", "upsampler")
     homes = [folder, *(folder / name for name in TRANSFORMERS)]
     files = sorted(f for home in homes for end in ENDINGS for f in home.glob(f"*{end}"))

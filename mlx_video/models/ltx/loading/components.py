@@ -172,7 +172,7 @@ class Components:
 
     @contextmanager
     def lend(self, name: str, loras: Iterable[LoRA] = ()) -> Iterator[nn.Module]:
-        """Load a part with ``loras`` fused too, lend it for the ``with`` block, and empty it, unless the residency keeps it."""
+        """Lend a part for the ``with`` block, with ``loras`` fused too, then empty it, unless the residency keeps it."""
         loras = tuple(loras)
         mark = self._mark(name, loras)
         part = PARTS[name].network(self.sources[name])

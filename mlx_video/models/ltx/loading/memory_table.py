@@ -1,4 +1,4 @@
-"""How many arrays of its largest size each part holds while it computes, as ``benchmarks/parts.py`` measures them."""
+"""How many arrays of its largest size each part holds at once on each device; measured by ``benchmarks/parts.py``."""
 
 from typing import Iterable, NamedTuple
 
@@ -12,12 +12,12 @@ class Live(NamedTuple):
 
     tokens: float  # transformer
     scores: float  # any attention, in arrays of scores
-    queued: float  # transformer: this many more, at most ``QUEUED`` bytes
+    queued: float  # transformer: as many more may be queued, at most ``QUEUED`` bytes
     connected: float  # both connectors, which are not paced
-    deeper: float  # more for each of their layers
-    hidden_states: float  # that they normalise
+    deeper: float  # connectors: as many more for each of their layers
+    hidden_states: float  # connectors: arrays of all hidden states, to normalise them
     upsample: float  # upsampler of a large grid
-    finer: float  # that of a small grid, which queues at most ``QUEUED_FINER`` bytes
+    finer: float  # upsampler of a small grid, which queues them all, at most ``QUEUED_FINER`` bytes
     spectrogram: float  # audio decoder
     mel: float  # audio encoder
     sound: float  # HiFi-GAN

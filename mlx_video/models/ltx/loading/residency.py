@@ -1,4 +1,4 @@
-"""How a run keeps weights in memory: whole, quantized, block by block, or for the next run. Computes nothing."""
+"""How a run keeps weights in memory: whole, quantized, block by block, or for the next run. Does not know what is worth it."""
 
 import ctypes
 from collections import deque
@@ -37,7 +37,7 @@ class Residency:
     keep: frozenset[str] = frozenset()
 
     def bits(self, network: type[Network], source: Source) -> int | None:
-        """Bits to quantize a network's blocks to on load; ``None`` = as stored: quantized already, or read in each step."""
+        """Bits to which blocks are quantized on load; ``None`` = as stored, such as blocks that are read in each step."""
         passing = self.low_memory and network.STREAMED
         stays = passing or not network.BLOCKS or source.quantization
         return None if stays else self.quantize
@@ -65,7 +65,7 @@ def nbytes(module: nn.Module) -> int:
 
 @contextmanager
 def cache_limited(limit: int | None) -> Iterator[None]:
-    """Keep at most ``limit`` bytes of freed memory in MLX within this block (``None`` = as before), and none after it."""
+    """Within this block MLX keeps at most ``limit`` bytes of freed memory (``None`` changes nothing); after it, none."""
     before = None if limit is None else mx.set_cache_limit(limit)
     try:
         yield
@@ -83,7 +83,10 @@ def default_dtype() -> mx.Dtype:
 
 
 class BlockStream:
-    """A transformer's blocks, two in memory at a time; each pass builds new lazy ones, since arrays that were read stay."""
+    """The blocks of a transformer, read in each pass; two of them are in memory at a time.
+
+    build  returns new blocks with lazy weights, since an array that was read once stays in memory
+    """
 
     def __init__(self, build: Callable[[], Sequence[nn.Module]]):
         self.build = build

@@ -1,4 +1,4 @@
-"""The base of every config, which reads the official ``config`` JSON strictly: it refuses what it does not know."""
+"""The base of every config, which reads the official ``config`` JSON strictly: an unknown key or an unsupported value raises."""
 
 import math
 from contextlib import suppress
