@@ -27,10 +27,11 @@ from mlx_video.hub import MODEL_REPO
 from mlx_video.models.ltx.checkpoint.describe import catalog, describe, entry
 from mlx_video.models.ltx.checkpoint.files import DTYPES
 from mlx_video.models.ltx.checkpoint.find import DEMO
+from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.checkpoint.standins import stood_in
 from mlx_video.models.ltx.loading.components import Components
 from mlx_video.previews import Preview
-from mlx_video.recipes import SEED, VARIANTS
+from mlx_video.recipes import SEED
 from mlx_video.record import Job, read_from
 from mlx_video.run import finish
 from mlx_video.run import run as run_job

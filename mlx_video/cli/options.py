@@ -13,6 +13,7 @@ from mlx_video.errors import UserError
 from mlx_video.inputs import Input
 from mlx_video.models.ltx.checkpoint.files import BITS, DTYPES
 from mlx_video.models.ltx.checkpoint.find import DEMO
+from mlx_video.models.ltx.checkpoint.layouts import VARIANTS
 from mlx_video.models.ltx.video_vae.tiling import MODES
 from mlx_video.run import Options
 
@@ -113,7 +114,7 @@ def _add_guidance(add: Add) -> None:
 
 def _add_model(add: Add, variant: str) -> None:
     about = "distilled: few steps; dev: guided, many steps"
-    add("--variant", about, variant, choices=recipes.VARIANTS)
+    add("--variant", about, variant, choices=VARIANTS)
     about = (
         "DFR, with the distilled LTX-2.5: generates keyframes, then doubles the frame rate ROUNDS times (0 to 2); --num-frames "
         "and --fps describe the clip before that (default: off)"
