@@ -188,7 +188,7 @@ def _add_sound(
 
 
 def _pictures(clip: Clip) -> Iterator[av.VideoFrame]:
-    """Copies of the frames, so that their memory may be reused. Raises ``UserError`` unless size and number match the shape."""
+    """Copies of the frames, so that their memory may be reused. Raises ``UserError`` unless number and sizes fit the clip."""
     shape, count = clip.shape, 0
     for count, pixels in enumerate(clip.frames, start=1):
         if count > shape.frames:

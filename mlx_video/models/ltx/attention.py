@@ -42,7 +42,7 @@ class Attention(nn.Module):
         rope_type: LTXRopeType = LTXRopeType.SPLIT,
         gated: bool = False,
     ):
-        """Keys and values come from ``context_dim`` features, or ``dim``. If ``gated``, queries scale their heads by 0 to 2."""
+        """Keys and values come from ``context_dim`` features, or ``dim``; ``gated``: a query scales its heads by 0 to 2."""
         super().__init__()
         inner, context_dim = heads * head_dim, context_dim or dim
         self.heads, self.scale = heads, head_dim**-0.5

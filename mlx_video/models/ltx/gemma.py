@@ -121,7 +121,7 @@ def language_model(config: Mapping[str, object]) -> Gemma:
 def hidden_states(model: Gemma, ids: mx.array, mask: mx.array) -> Iterator[mx.array]:
     """The scaled embeddings, the outputs of all layers but the last, and the normalised output of the last; lazy.
 
-    ``ids`` and ``mask`` (1 = token, 0 = padding on the left) are (B, T), each state (B, T, D); rows of padding are finite numbers.
+    ``ids`` and ``mask`` (1 = token, 0 = padding on the left) are (B, T), states (B, T, D); rows of padding are finite numbers.
     """
     gemma = model.model
     sliding = attention_mask(mask, gemma.window_size)

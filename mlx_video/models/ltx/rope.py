@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al., 2021) over continuous positions, one frequency band per axis. Knows no axis by name."""
+"""Rotary position embeddings (Su et al., 2021) of continuous positions, a frequency band per axis, whatever the axes mean."""
 
 import warnings
 from typing import Sequence

@@ -1,4 +1,4 @@
-"""The base of every config, which reads the official ``config`` JSON strictly: an unknown key or an unsupported value raises."""
+"""The base of every config, which reads the official ``config`` JSON: unknown keys and unsupported values raise."""
 
 import math
 from contextlib import suppress
