@@ -25,7 +25,8 @@ def ltx2_scheduler(
 ) -> mx.array:
     """Flow-matching schedule, (steps + 1,) float32, shifted towards noise as the clip grows.
 
-    num_tokens  of the clip: 1,024 for ``base_shift``, 4,096 for ``max_shift``, others on a line; ``None`` = 4,096, as officially
+    num_tokens  video tokens; the shift is linear in them, ``base_shift`` at 1,024 and ``max_shift`` at 4,096. ``None`` is
+                4,096, which the official pipelines use for every size
     stretch     whether to move the last sigma before 0 to ``terminal``
     Source: LTX2Scheduler of Lightricks/LTX-2; the shift is that of https://arxiv.org/abs/2403.03206, section 5.3.2.
     """
