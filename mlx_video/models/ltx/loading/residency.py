@@ -1,4 +1,4 @@
-"""How a run keeps weights in memory: whole, quantized, block by block, or for the next run. Does not know what is worth it."""
+"""How a run keeps weights in memory: whole, quantized, by blocks, or for the next run. Does not know what they compute."""
 
 import ctypes
 from collections import deque
