@@ -22,6 +22,7 @@ class Pacer:
     """
 
     def __init__(self, queued: float, pair: float):
+        """Limits in bytes, see ``piece_by_piece``."""
         self.queued, self.pair = queued, pair
         self.queue: deque[tuple[mx.array, int]] = deque()
 
