@@ -22,8 +22,9 @@ from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.loading.components import Components, notify_log
 from mlx_video.models.ltx.loading.geometry import read_geometry
 from mlx_video.models.ltx.loading.parts import PARTS
-from mlx_video.pipeline import Pipeline, Request
+from mlx_video.pipeline import Pipeline
 from mlx_video.recipes import DECODERS, Recipe
+from mlx_video.request import Request
 
 RECORD_KEY = "mlx_video"  # of the record, in a file's metadata
 
@@ -41,7 +42,10 @@ class Job:
     batch_guidance: bool = False
 
     def check(self, model: Model | None = None, opens: bool = True) -> None:
-        """Raise ``UserError`` for what can be known before loading; ``model`` and ``opens`` as in ``Request.check``."""
+        """Raise ``UserError`` for anything wrong that can be known before loading.
+
+        ``model`` is by default looked up; it and ``opens`` as in ``Request.check``.
+        """
         if model is None:
             parts = find.known_parts(find.model_of(self.files), self.recipe.variant)
             transformer = parts.get("transformer")
@@ -139,7 +143,7 @@ def read_from(record: str | Path | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Record:
-    """A record file: the ``job``, and what ran it; read strictly, by pydantic, since the server's FastAPI needs that anyway."""
+    """A record file: the ``job``, and what ran it. Read strictly, by pydantic, which the server's FastAPI needs anyway."""
 
     __pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
