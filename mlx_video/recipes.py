@@ -231,7 +231,7 @@ class Recipe:
         """Raise ``UserError`` for what ``stage`` cannot have in this recipe."""
         if stage.upsampler != upsampler:
             raise UserError(
-                f"A recipe's stages take the upsampler and DFR's rounds the temporal_upsampler; got "
+                "A recipe's stages take the upsampler and DFR's rounds the temporal_upsampler; got "
                 f"{stage.upsampler[:40]!r}."
             )
         if self.rounds is None and stage.detailing:
@@ -268,7 +268,9 @@ def dfr_recipe(rounds: int, detailing: float = 0.0) -> Recipe:
     second = Stage(schedules.STAGE_2_SIGMAS, detailing=detailing)
     stages = Stage(schedules.STAGE_1_SIGMAS, scale=0.5), second
     sampler = Sampler("euler_ancestral", dfr_layout.ROUND_ETA)
-    round_ = Stage(schedules.DFR_ROUND_SIGMAS, sampler=sampler, upsampler=UPSAMPLERS[1])
+    round_ = Stage(
+        schedules.DFR_ROUND_SIGMAS, sampler=sampler, upsampler="temporal_upsampler"
+    )
     return Recipe("distilled", stages, sound=0, rounds=(round_,) * rounds)
 
 
