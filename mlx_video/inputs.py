@@ -1,4 +1,4 @@
-"""What a clip is made from besides the prompt. Each kind is a class; pipeline, plan, record and terminal know only the base."""
+"""What a clip is made from besides the prompt. Each kind is a class; the pipeline, plan, record and terminal know its base."""
 
 import os
 from abc import ABC, abstractmethod
@@ -34,7 +34,7 @@ COMPRESSED = 7.2
 
 
 class Parts(NamedTuple):
-    """What inputs are encoded with: networks by name, and ``Defaults.image_crf`` of their model."""
+    """What inputs are encoded with: the networks that they need, by name; ``image_crf`` as in ``Defaults``."""
 
     networks: Mapping[str, nn.Module]
     geometry: Geometry
@@ -96,7 +96,7 @@ class Input(ABC):
         raise NotImplementedError
 
     def check(self, shape: VideoPixelShape, model: Model, opens: bool) -> None:
-        """Raise ``UserError`` if ``model`` cannot use it for a clip of ``shape``, or, where it ``opens`` them, its files are wrong."""
+        """Raise ``UserError`` if ``model`` cannot use it for a clip of ``shape``, or, if ``opens``, its files are unusable."""
 
     def notices(self, shape: VideoPixelShape) -> tuple[str, ...]:
         """Sentences on what the user should know about it."""

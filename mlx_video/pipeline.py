@@ -58,7 +58,12 @@ class Reached(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a stage made: latents as in ``Sample``, sound as in ``Reached``, and DFR's pictures, (B, C, 1, H, W), by frame."""
+    """What a stage made, for the next.
+
+    latents   video (B, C, F, H, W) and audio (B, C, T, M)
+    sound     audio latents that the clip keeps; ``None`` until their stage is done
+    pictures  DFR's pictures, (B, C, 1, H, W) each, by frame
+    """
 
     latents: AV[mx.array] = AV()
     sound: mx.array | None = None
@@ -329,7 +334,10 @@ class Pipeline:
         done: int = 0,
         queued: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Step, AV[LatentState]]]:
-        """Step ``done`` of stage ``number`` with ``states``, then later ones with theirs, each awaited after ``queued``."""
+        """The steps of stage ``number`` from ``done`` on, each with its evaluated states; the first has ``states``.
+
+        queued  is called when a step is queued on the device, before it is waited for
+        """
         name, stage = self.recipe.phase(number), self.recipe.walk[number]
         total = len(stage.sigmas) - 1
         yield Step(name, done, total, stage.sigmas[done]), states

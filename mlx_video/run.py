@@ -138,7 +138,10 @@ def _prepared(
 def finish(
     job: Job, latents: Path, output: Output, options: Options = Options()
 ) -> Iterator[Event]:
-    """Decode the ``latents`` that a run of ``job`` left, and remove them. Raises ``UserError`` if they do not fit the job."""
+    """Decode the ``latents`` that a run of ``job`` left, and remove them.
+
+    Raises ``UserError`` if they do not fit the job, before any weights are read.
+    """
     job.check()
     output.check(job.request)
     tensors, _ = load_tensors(latents)
