@@ -96,7 +96,7 @@ class Generator(nn.Module):
     def lengthened(
         self, log_mel: mx.array, activation: Callable[[mx.array], mx.array]
     ) -> mx.array:
-        """(B, C, T, bins) -> (B, T * hop, width), the channels' bins side by side; ``activation`` precedes each layer."""
+        """(B, C, T, bins) -> (B, T * hop, width), all channels together; ``activation`` precedes each layer."""
         x = self.conv_pre(log_mel.swapaxes(1, 2).flatten(2))
         each = len(self.resblocks) // len(self.ups)
         for i, up in enumerate(self.ups):

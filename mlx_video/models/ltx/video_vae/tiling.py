@@ -1,7 +1,8 @@
 """Decode a clip in overlapping, blended tiles, as the official code does. Knows cells, ramps and masks only.
 
-A tile is one ``Cut`` of time, rows and columns each. On this regular grid, blending columns into strips, strips into frames
-and frames into the clip equals summing all weighted tiles and dividing by the sum of weights.
+A tile is one ``Cut`` of time, one of rows and one of columns. Neighbours overlap, one fading in as the other fades out. On
+this regular grid, blending columns into strips, strips into frames and frames into the clip equals summing all weighted
+tiles and dividing by the sum of weights.
 """
 
 from dataclasses import astuple, dataclass
