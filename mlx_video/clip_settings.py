@@ -171,7 +171,7 @@ class ClipSettings:
 def resolve_model(
     files: Files, variant: str, notify: Notice = log.warning
 ) -> tuple[Files, Defaults]:
-    """``files`` by their full paths with a model, and its defaults; ``notify`` hears of downloads, and of an unnamed model."""
+    """``files`` by full paths, with a model, and its defaults; ``notify`` is called if none was named, and for downloads."""
     model = model_of(files := files.resolved(), notify)
     stated = find_defaults(model, variant, notify)
     try:

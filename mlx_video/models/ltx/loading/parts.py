@@ -98,7 +98,7 @@ class Network(nn.Module):
         dtype: mx.Dtype | None = None,
         quantization: Mapping[str, int | str] = {},
     ) -> None:
-        """Write it as a folder in our format, with one shard in memory; ``quantization`` is for blocks that have none yet."""
+        """Write it as a folder in our format, one shard at a time; ``quantization`` is for blocks that have none yet."""
         asked = quantization if cls.BLOCKS and not source.quantization else {}
         stated = dict(asked or source.quantization)
         config = dict(source.config) | ({QUANTIZATION: stated} if stated else {})

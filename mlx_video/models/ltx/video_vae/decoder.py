@@ -28,7 +28,7 @@ LIVE_WHOLE = 9.7  # ... of the size of the finest grid, for a clip of one piece
 LIVE_TILE = 18.5  # ... of the size of a tile's finest grid; a tile is not paced
 QUEUED = 350e6  # bytes of small results that a GPU may queue besides
 AGAIN = 1.6  # copies of kept frames on a GPU, where the next are made before the last are freed
-FRAMES_CPU = 8  # that a CPU computes at once in the largest layer: as fast as all of them if large, faster if small
+FRAMES_CPU = 8  # of the largest layer at once on a CPU: as fast as all of them, and faster for small frames
 # Share of two convolutions' arrays that a CPU holds, if it copies their weights to float32, by the padding: ours, or MLX's.
 PAIRED = {"reflect": 0.92, "zeros": 1.32}
 # Arrays of a convolution's input (normed, activated, padded) and output (sums, bias) that a CPU holds besides the unfolded
