@@ -99,7 +99,7 @@ def _lora_from(words: Sequence[str]) -> tuple[str, float]:
 
 
 def output_from(args: argparse.Namespace, job: Job, left: Path | None = None) -> Output:
-    """The files to write: those named, else those of the run whose ``left`` latents or state is given, else after the prompt."""
+    """The files to write: those named, else those of the run that ``left`` latents or a state, else named after the prompt."""
     usual = Output(Path())
     if left is not None:
         usual = Output.recalled(left, load_tensors(left)[1])
