@@ -46,7 +46,9 @@ movement, and do not introduce the still picture.
 
 {STYLE}"""
 
-PLAIN = str.maketrans("“”„‘’–—―", '"""\'\'---')
+PLAIN = str.maketrans(
+    {"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "―": "-"}
+)
 
 
 def enhance_t2v(
