@@ -95,6 +95,7 @@ class DownloadPlan:
                 return Path(hf.snapshot_download(self.repo, allow_patterns=patterns))
 
 
+# Is called with the plans before anything is downloaded, then with progress.
 Notify = Callable[[DownloadPlan | Download], None]
 
 

@@ -31,7 +31,7 @@ def upsample_normalized(
 
 
 class LatentUpsampler(Network):
-    """Residual blocks on the coarse grid, a ``Resample`` to the fine one, and as many residual blocks there."""
+    """Residual blocks on the coarse grid, a ``Resample`` to the fine one, and as many there. All take (B, F, H, W, C)."""
 
     CONFIG: ClassVar = UpsamplerConfig
     NAMES: ClassVar = TensorNames(

@@ -42,7 +42,8 @@ class X0Model:
 
         context        the text connectors' output, (B, L, caption_channels)
         perturbations  one per batch item, or one for all of them
-        Latents and contexts must share a batch size; that of masks and positions may be 1. Raises ``ValueError`` otherwise.
+        Latents and contexts must share a batch size; that of masks and positions may be 1. Raises ``ValueError`` otherwise,
+        or where a latent has no context.
         """
         if absent := [m.value for m in states.present if context[m] is None]:
             raise ValueError(

@@ -157,7 +157,7 @@ class Search:
     notify: hub.Notify
 
     def model(self, model: str | Path, variant: str | None) -> Path:
-        """The file or folder of ``model``, with the needed parts fetched; of a release, all files that are not given."""
+        """The path of ``model``, needed parts fetched, or a release's files not given. Raises as ``hub.plan`` does."""
         path = located(model)
         if is_there(path):
             return path
