@@ -7,12 +7,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from PIL import Image as PILImage
 
 from mlx_video import cli, recipes
 from mlx_video.clip_limits import Grid
 from mlx_video.convert import convert
 from mlx_video.errors import UserError
 from mlx_video.events import Planned
+from mlx_video.inputs import Image
 from mlx_video.models.ltx.checkpoint.files import Files
 from mlx_video.models.ltx.checkpoint.releases import LTX_2_5
 from mlx_video.models.ltx.duration import DurationConfig, DurationHead
@@ -80,6 +82,16 @@ def test_a_run_is_as_long_as_its_prompt_asks_for(telling, tmp_path, monkeypatch)
     assert planned.job.request == replace(request, shape=SHAPE._replace(frames=33), timed=False)  # fmt: skip
     assert len(read_clip(Path("x.mp4"))[0]) == 33
     assert Job.from_record("x.json").request.shape.frames == 33
+
+
+def test_an_image_beyond_the_length_that_was_chosen_is_refused(telling, tmp_path):
+    PILImage.new("RGB", (64, 32), "red").save(tmp_path / "red.png")
+    late = Image(str(tmp_path / "red.png"), frame=40)
+    request = Request("a ball", SHAPE._replace(frames=49), inputs=(late,), timed=True)
+    job = Job(request, recipes.distilled(), Files(str(telling)))
+    with pytest.raises(UserError, match="below 33; got 40") as refused:
+        list(run(job, Output(tmp_path / "x.mp4")))
+    assert refused.value.place == ("request", "inputs", "0", "frame")
 
 
 @pytest.mark.slow
