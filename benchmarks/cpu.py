@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
@@ -130,9 +129,12 @@ def mlx_components():
     from mlx_video.models.ltx.loading.residency import Residency
 
     class KeptComponents(RandomComponents):
-        @cache
+        kept = {}  # also by copies, which the pipeline makes
+
         def part(self, name):
-            return self._load(name)
+            if name not in self.kept:
+                self.kept[name] = self._load(name)
+            return self.kept[name]
 
         @contextmanager
         def lend(self, name, *_):
