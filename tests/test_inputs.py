@@ -192,6 +192,15 @@ def test_pictures_that_cannot_stand_there(given, sentence, picture):
 
 
 @pytest.mark.slow
+def test_a_missing_picture_is_refused_by_its_place_unless_no_file_may_be_opened():
+    request = Request("a ball", SHAPE, inputs=(Image("no.png"),))
+    recipe, model = recipes.distilled(), Model(LTX_2.geometry)
+    request.check(recipe, model, opens=False)
+    with pytest.raises(UserError, match="no file or folder no.png") as refused:
+        request.check(recipe, model)
+    assert refused.value.place == ("inputs", "0", "path")
+
+
 def test_a_picture_is_read_once_in_a_run(picture, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     read, count = pictures.read_picture, []

@@ -91,8 +91,7 @@ def serve(args: argparse.Namespace) -> None:
 def _worker(args: argparse.Namespace, data: Path) -> list[str]:
     models = args.model or dict.fromkeys((DEMO, default_model(lambda text: None)))
     for model in models:
-        if hub.local(located(named(model))):  # else the worker opens it
-            ClipSettings("a clip").job(Files(model))
+        _check(model)
     names = "memory_limit", "previews", "keep", "idle"
     settings = {name: vars(args)[name] for name in names}
     settings["models"] = {
@@ -102,6 +101,12 @@ def _worker(args: argparse.Namespace, data: Path) -> list[str]:
     settings["loras"] = dict(map(_lora, args.lora))
     settings["lock"] = str(data / "worker.lock")
     return [sys.executable, "-m", "mlx_video.serve.worker", json.dumps(settings)]
+
+
+def _check(model: str) -> None:
+    """Raise ``UserError`` if a local model can make no clips. The worker opens those on the hub."""
+    if hub.local(located(named(model))):
+        ClipSettings("a clip").job(Files(model))
 
 
 def _lora(words: str) -> tuple[str, str]:

@@ -149,7 +149,7 @@ def gathered(pieces: Iterator[Piece], elements: int) -> Iterator[Piece]:
     waiting: list[mx.array] = []
     for x, last in pieces:
         waiting.append(x)
-        del x  # so that nothing keeps a piece alive after its use, as below
+        del x  # so that no variable here keeps an array alive while the caller uses it; neither does ``waiting``
         if last or 2 * sum(array.size for array in waiting) > elements:
             waiting = [mx.concatenate(waiting, axis=1)]
             yield waiting.pop(), last
